@@ -1,0 +1,1 @@
+"""FLARE and its training."""

@@ -1,0 +1,113 @@
+"""Command lines from typed functions: options, help and YAML configuration come from signature and docstring.
+
+On top of jsonargparse: list options take several values or commas (`--fields displacement temperature`), switches are
+bare flags (`--archive`), and an error that the user can mend is one sentence on stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, get_args, get_origin
+
+from jsonargparse import ArgumentParser
+
+from lpbf_data.errors import LpbfError
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The annotation itself, or the members of a union."""
+    args = get_args(annotation)
+    return args if args and get_origin(annotation) not in (list, tuple, dict) else (annotation,)
+
+
+def _is_list(action: Any) -> bool:
+    return any(get_origin(member) is list for member in _members(getattr(action, "_typehint", None)))
+
+
+def _is_switch(action: Any) -> bool:
+    return getattr(action, "_typehint", None) is bool
+
+
+def make_parser(function: Callable[..., Any], command: str) -> ArgumentParser:
+    """A parser for the parameters of a function.
+
+    Args:
+        function: Typed, with a Google-style docstring.
+        command: How the user calls it, for the help.
+    """
+    summary = (function.__doc__ or "").strip().partition("\n")[0]
+    parser = ArgumentParser(prog=command, description=summary)
+    parser.add_argument("--config", action="config", help="Read options from a YAML file.")
+    parser.add_function_arguments(function, as_group=False)
+    for action in parser._actions:
+        if _is_list(action):
+            action.metavar = f"{action.dest.rpartition('.')[2].upper()} ..."
+            action.option_strings = [name for name in action.option_strings if not name.endswith("+")]
+        elif _is_switch(action):
+            action.metavar = ""
+    return parser
+
+
+def _expand(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
+    """Turn `--list a b,c` into `--list ["a", "b", "c"]` and a bare `--switch` into `--switch true`."""
+    named = {name: action for action in parser._actions for name in action.option_strings}
+    expanded: list[str] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        expanded.append(word)
+        name, equals, value = word.partition("=")
+        action = named.get(name)
+        if action is None:
+            continue
+        if _is_list(action):
+            values = [value] if equals else []
+            while not equals and queue and not queue[0].startswith("--"):
+                values.append(queue.pop(0))
+            expanded[-1] = name
+            expanded.append(_as_json(values))
+        elif _is_switch(action) and not equals and (not queue or queue[0].lower() not in ("true", "false")):
+            expanded.append("true")
+    return expanded
+
+
+def _as_json(values: Sequence[str]) -> str:
+    if len(values) == 1 and values[0].lstrip().startswith("["):
+        return values[0]
+    # A comma separates values, but a path may hold one.
+    parts = [part for v in values for part in ([v] if os.path.exists(v) else v.split(","))]
+    return json.dumps([part for part in parts if part])
+
+
+def run(function: Callable[..., Any], command: str, words: Sequence[str] | None = None) -> NoReturn:
+    """Run a function as a command and exit.
+
+    Status 0 is success, 1 an error told in one sentence on stderr (or what the function returns), 2 options that can't
+    be understood, 130 an interrupt.
+
+    Args:
+        function: The command; it may return an exit status.
+        command: How the user calls it.
+        words: Arguments; those of the process by default.
+    """
+    parser = make_parser(function, command)
+    arguments = parser.parse_args(_expand(parser, sys.argv[1:] if words is None else words))
+    arguments = parser.instantiate_classes(arguments)
+    arguments.pop("config", None)
+    try:
+        status = function(**vars(arguments))
+    except LpbfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        sys.exit(1)
+    sys.exit(status or 0)

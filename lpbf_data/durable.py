@@ -1,0 +1,74 @@
+"""Files that are either whole or absent: write aside, flush, rename; and their checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's content, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_tree(root: Path) -> tuple[str, int]:
+    """SHA-256 over the relative path and SHA-256 of every file of a folder, and the sum of their sizes.
+
+    The order of the file system doesn't matter.
+    """
+    digest, size = hashlib.sha256(), 0
+    for path in sorted((p for p in root.rglob("*") if p.is_file()), key=lambda p: p.relative_to(root).as_posix()):
+        digest.update(f"{path.relative_to(root).as_posix()}\0{sha256_of_file(path)}\n".encode())
+        size += path.stat().st_size
+    return digest.hexdigest(), size
+
+
+def flush_file(path: Path) -> None:
+    """Push a file's content to the disk."""
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_folder(path: Path) -> None:
+    """Push a folder's entries to the disk, so that a rename in it survives a power cut."""
+    if os.name == "nt":  # Windows can't open a folder; its renames are journaled by the file system.
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_tree(root: Path) -> None:
+    """Push every file and folder below (and with) `root` to the disk."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            flush_file(Path(folder) / name)
+        flush_folder(Path(folder))
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a file by new content so that any moment shows the old or the new content, never a part.
+
+    Args:
+        path: The file; its folder is made when absent.
+        data: The whole content.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    flush_folder(path.parent)

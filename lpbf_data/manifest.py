@@ -1,0 +1,191 @@
+"""`manifest.parquet`: one row a case that was found, whatever became of it.
+
+Nested records become flat columns, named as in [record][lpbf_data.record]; three columns are lists of structs
+(`statistics`, `rejections`, `geometry_digests`). Reader and writer share the table below, so a column that one
+knows the other knows too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any, Final, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lpbf_data.errors import FailureReason, SchemaError, StoreError
+from lpbf_data.record import CaseRecord, Failure, Measures, Placement, Rejection, RunInfo, SourceRef
+from lpbf_data.schema import SCHEMA_VERSION
+from lpbf_data.statistics import FieldStatistics
+
+MANIFEST_NAME: Final = "manifest.parquet"
+
+_ARROW: Final = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+_STATISTICS: Final = pa.struct(
+    [
+        pa.field("column", pa.string()),
+        pa.field("count", pa.int64()),
+        pa.field("mean", pa.float64()),
+        pa.field("squared_deviations", pa.float64()),
+        pa.field("minimum", pa.float64()),
+        pa.field("maximum", pa.float64()),
+    ]
+)
+_REJECTION: Final = pa.struct(
+    [pa.field("criterion", pa.string()), pa.field("value", pa.float64()), pa.field("limit", pa.float64())]
+)
+# Parts of a record that become flat columns, in the order of the columns.
+_PARTS: Final[tuple[tuple[str, type], ...]] = (
+    ("source", SourceRef),
+    ("run", RunInfo),
+    ("measures", Measures),
+    ("failure", Failure),
+    ("placement", Placement),
+)
+
+
+def _arrow_type(annotation: str) -> pa.DataType:
+    name = annotation.partition(" | ")[0]
+    return _ARROW["str" if name == "FailureReason" else name]
+
+
+def manifest_schema() -> pa.Schema:
+    """Arrow schema of the manifest."""
+    columns = [pa.field("case_id", pa.string()), pa.field("design_id", pa.string()), pa.field("status", pa.string())]
+    for _, part in _PARTS:
+        columns += [pa.field(f.name, _arrow_type(str(f.type))) for f in dataclasses.fields(part)]
+    columns += [
+        pa.field("geometry_digests", pa.list_(pa.string())),
+        pa.field("rejections", pa.list_(_REJECTION)),
+        pa.field("statistics", pa.list_(_STATISTICS)),
+    ]
+    return pa.schema(columns, metadata={"lpbf_schema_version": str(SCHEMA_VERSION)})
+
+
+def _row_of(record: CaseRecord) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "case_id": record.case_id,
+        "design_id": record.design_id,
+        "status": record.status,
+        "geometry_digests": list(record.geometry_digests),
+        "rejections": [dataclasses.asdict(r) for r in record.rejections],
+        "statistics": [{"column": name, **dataclasses.asdict(s)} for name, s in sorted(record.statistics.items())],
+    }
+    for name, _ in _PARTS:
+        value = getattr(record, name)
+        if value is not None:
+            row |= dataclasses.asdict(value)
+    return row
+
+
+def _record_of(row: dict[str, Any]) -> CaseRecord:
+    def part(kind: type, present: str | None = None) -> Any:
+        if present is not None and row[present] is None:
+            return None
+        return kind(**{f.name: row[f.name] for f in dataclasses.fields(kind)})
+
+    failure = part(Failure, "failure_reason")
+    if failure is not None:
+        failure = dataclasses.replace(failure, failure_reason=FailureReason(failure.failure_reason))
+    return CaseRecord(
+        case_id=row["case_id"],
+        design_id=row["design_id"],
+        source=part(SourceRef),
+        run=part(RunInfo),
+        measures=part(Measures, "num_points"),
+        statistics={s.pop("column"): FieldStatistics(**s) for s in row["statistics"] or ()},
+        geometry_digests=tuple(row["geometry_digests"] or ()),
+        failure=failure,
+        rejections=tuple(Rejection(**r) for r in row["rejections"] or ()),
+        placement=part(Placement, "split"),
+    )
+
+
+def records_to_table(records: Iterable[CaseRecord]) -> pa.Table:
+    """Records as an Arrow table, sorted by case id and source."""
+    ordered = sorted(records, key=lambda r: (r.case_id, r.source.archive, r.source.member))
+    return pa.Table.from_pylist([_row_of(r) for r in ordered], schema=manifest_schema())
+
+
+def table_to_records(table: pa.Table) -> tuple[CaseRecord, ...]:
+    """The inverse of [records_to_table][lpbf_data.manifest.records_to_table]."""
+    return tuple(_record_of(row) for row in table.to_pylist())
+
+
+class Manifest:
+    """The manifest of a data set, columns first.
+
+    Args:
+        table: Arrow table with the columns of [manifest_schema][lpbf_data.manifest.manifest_schema].
+        digest: SHA-256 of the file it was read from, if it was.
+    """
+
+    def __init__(self, table: pa.Table, digest: str | None = None) -> None:
+        self.table = table
+        self.digest = digest
+
+    @cached_property
+    def records(self) -> tuple[CaseRecord, ...]:
+        """Every row as a [CaseRecord][lpbf_data.record.CaseRecord]."""
+        return table_to_records(self.table)
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that hold at least one case, train first."""
+        names = {name for name in pc.unique(self.table["split"]).to_pylist() if name is not None}
+        order = {"train": 0, "validation": 1, "test": 2}
+        return tuple(sorted(names, key=lambda name: (order.get(name, len(order)), name)))
+
+    def of_split(self, split: str) -> pa.Table:
+        """Rows of one split in the order of shard and row."""
+        return self.table.filter(pc.equal(self.table["split"], split)).sort_by(
+            [("shard", "ascending"), ("row", "ascending")]
+        )
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return cast("int", self.table.num_rows)
+
+
+def encode_manifest(records: Iterable[CaseRecord]) -> bytes:
+    """The bytes of `manifest.parquet`; the same records give the same bytes."""
+    sink = io.BytesIO()
+    pq.write_table(records_to_table(records), sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Read a manifest from its bytes.
+
+    Raises:
+        StoreError: If the bytes aren't a Parquet file.
+        SchemaError: If it follows a newer schema, or lacks a column.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{MANIFEST_NAME} can't be read as Parquet ({error}); build the data set again") from error
+    metadata = table.schema.metadata or {}
+    version = int(metadata.get(b"lpbf_schema_version", b"0"))
+    if not 1 <= version <= SCHEMA_VERSION:
+        raise SchemaError(
+            f"{MANIFEST_NAME} has schema version {version}, this package reads 1 to {SCHEMA_VERSION}; "
+            + ("upgrade the package" if version > SCHEMA_VERSION else "it was not written by this project")
+        )
+    if missing := [name for name in manifest_schema().names if name not in table.column_names]:
+        raise SchemaError(f"{MANIFEST_NAME} lacks the column {missing[0]!r}")
+    return Manifest(table, hashlib.sha256(data).hexdigest())
+
+
+def count_by(records: Sequence[CaseRecord], key: Callable[[CaseRecord], Iterable[str]]) -> dict[str, int]:
+    """How many records carry each label, most frequent first."""
+    counts: dict[str, int] = {}
+    for record in records:
+        for label in key(record):
+            counts[label] = counts.get(label, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

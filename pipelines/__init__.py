@@ -1,0 +1,1 @@
+"""From simulator output to a published data set."""

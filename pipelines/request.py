@@ -1,0 +1,97 @@
+"""What a build was asked for, checked before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lpbf_data.errors import UsageError
+from lpbf_data.schema import FieldSpec, resolve_fields
+from pipelines.designs import DesignNamer, design_namer
+from pipelines.select import Filters, SplitRequest, active_limits, parse_splits
+from pipelines.shards import FORMATS
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What a build was asked for, checked.
+
+    Attributes:
+        sources: Folders and archives.
+        out: The data set.
+        limits: Filter limits in force.
+        splits: The option `--splits` as it was written.
+        split_request: The same, read.
+        seed: Seed of the splits.
+        design_id: The option `--design_id` as it was written.
+        namer: The same, read.
+        specs: Fields to store.
+        formats: Formats to store.
+        time_limit: Seconds that a case may take.
+        replace: Whether cases of an earlier build that the sources don't hold may be dropped.
+    """
+
+    sources: tuple[Path, ...]
+    out: Path
+    limits: Mapping[str, float]
+    splits: str
+    split_request: SplitRequest
+    seed: int
+    design_id: str
+    namer: DesignNamer
+    specs: tuple[FieldSpec, ...]
+    formats: tuple[str, ...]
+    time_limit: float
+    replace: bool
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What decides the content of the data set, for `build.json`."""
+        return {
+            "filters": dict(self.limits),
+            "splits": self.splits,
+            "seed": self.seed,
+            "design_id": Path(self.design_id).name if self.design_id.endswith(".csv") else self.design_id,
+            "fields": [spec.name for spec in self.specs],
+            "formats": list(self.formats),
+        }
+
+
+def check_request(
+    src: Sequence[str],
+    out: str,
+    filters: Filters,
+    splits: str,
+    seed: int,
+    design_id: str,
+    fields: Sequence[str],
+    formats: Sequence[str],
+    *,
+    time_limit: float,
+    replace: bool,
+) -> BuildRequest:
+    """Refuse what is out of range before any work starts."""
+    if not src:
+        raise UsageError("--src names no source")
+    if unknown := sorted(set(formats) - set(FORMATS)):
+        raise UsageError(f"unknown format {unknown[0]!r}; known are: {', '.join(FORMATS)}")
+    if not formats:
+        raise UsageError(f"--formats names no format; known are: {', '.join(FORMATS)}")
+    if not time_limit > 0:
+        raise UsageError(f"--time_limit must be positive, not {time_limit}")
+    return BuildRequest(
+        sources=tuple(map(Path, src)),
+        out=Path(out),
+        limits=active_limits(filters),
+        splits=splits,
+        split_request=parse_splits(splits),
+        seed=seed,
+        design_id=design_id,
+        namer=design_namer(design_id),
+        specs=resolve_fields(fields),
+        formats=tuple(name for name in FORMATS if name in formats),
+        time_limit=time_limit,
+        replace=replace,
+    )

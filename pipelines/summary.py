@@ -1,0 +1,95 @@
+"""What a build says at its end: one table on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lpbf_data.manifest import count_by
+from lpbf_data.record import CaseRecord
+
+_MOST_EXAMPLES = 3
+
+
+def human_bytes(size: int) -> str:
+    """A size in the unit that people read.
+
+    >>> human_bytes(1_234_000)
+    '1.2 MB'
+    """
+    value, unit = float(size), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def mixtures(records: Iterable[CaseRecord]) -> list[str]:
+    """A sentence for each of material and machine that the kept cases mix."""
+    kept = [record for record in records if record.status == "kept"]
+    sentences = []
+    for label, name_of in (
+        ("materials", lambda r: r.run.material),
+        ("machines", lambda r: r.run.machine),
+    ):
+        counts = count_by(kept, lambda r, f=name_of: [f(r) or "unknown"])  # type: ignore[misc]
+        if len(counts) > 1:
+            sentences.append(f"mixed {label}: " + ", ".join(f"{name} ({count})" for name, count in counts.items()))
+    return sentences
+
+
+def print_summary(records: Sequence[CaseRecord], out: Path, *, seconds: float, console: Console) -> None:
+    """Print what became of the cases.
+
+    Args:
+        records: Rows of the manifest.
+        out: The data set.
+        seconds: How long the build took.
+        console: Where to print.
+    """
+    table = Table(title=f"data set {out}", show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim", overflow="fold")
+    kept = [record for record in records if record.status == "kept"]
+    failed = [record for record in records if record.failure is not None]
+    table.add_row("found", f"{len(records):,}", f"in {seconds:.1f} s")
+    table.add_row("failed", f"{len(failed):,}")
+    for reason, count in count_by(failed, lambda r: [str(r.failure.failure_reason)] if r.failure else []).items():
+        examples = [r for r in failed if r.failure and r.failure.failure_reason == reason][:_MOST_EXAMPLES]
+        table.add_row(f"  {reason}", f"{count:,}", Text("\n".join(map(_describe_failure, examples))))
+    rejected = [record for record in records if record.status == "rejected"]
+    table.add_row("rejected", f"{len(rejected):,}")
+    for criterion, count in count_by(rejected, lambda r: [x.criterion for x in r.rejections]).items():
+        table.add_row(f"  {criterion}", f"{count:,}")
+    table.add_row("kept", f"{len(kept):,}")
+    for split, count in count_by(kept, lambda r: [r.placement.split if r.placement else ""]).items():
+        table.add_row(f"  {split}", f"{count:,}")
+    table.add_row("points", f"{sum(r.measures.num_points for r in kept if r.measures):,}")
+    table.add_row("bytes", human_bytes(_stored_bytes(kept)))
+    console.print(table)
+    for sentence in mixtures(records):
+        console.print(f"note: {sentence}")
+
+
+def _describe_failure(record: CaseRecord) -> str:
+    failure = record.failure
+    if failure is None:
+        return ""
+    where = f" ({failure.failure_path}" if failure.failure_path else ""
+    where += f", byte {failure.failure_offset}" if failure.failure_offset is not None else ""
+    return f"{record.case_id}: {failure.failure_detail}{where}{')' if where else ''}"
+
+
+def _stored_bytes(kept: Sequence[CaseRecord]) -> int:
+    shards = {}
+    for record in kept:
+        if record.placement is not None:
+            place = record.placement
+            shards[place.split, place.shard] = (place.parquet_bytes or 0) + (place.zarr_bytes or 0)
+    return sum(shards.values())

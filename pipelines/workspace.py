@@ -1,0 +1,160 @@
+"""The folder `.build` in an output folder: what is measured, staged shards, and who is at work.
+
+    .build/lock                  held by the build that works here
+    .build/measured/<key>.parquet   records of a group of cases, with the signature of each case's files
+    .build/measured/<key>.arrow     the build reduced onto each case's points, a record batch a case
+    .build/attempts/<key>        which case of a group is at work, to tell who killed a worker
+    .build/shards/<key>.*        finished shards that aren't in the data set yet
+    .build/commit.json           a commit that has begun
+
+Nothing in it belongs to the data set. Measured groups are kept: another filter, split or selection of fields reads no
+geometry again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from lpbf_data.durable import write_durably
+from lpbf_data.errors import UsageError
+from lpbf_data.manifest import manifest_schema, records_to_table, table_to_records
+from lpbf_data.record import CaseRecord, SourceRef
+from lpbf_data.schema import BUILD_FIELDS, SCHEMA_VERSION
+from pipelines.convert import Measured
+
+MEASURE_VERSION: Final = 1
+"""Raised when measuring changes its results, so that old ones aren't used."""
+
+_REDUCTIONS: Final = pa.schema([pa.field(name, pa.float32()) for name in BUILD_FIELDS])
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRef:
+    """A measured case and where its reductions lie.
+
+    Attributes:
+        record: What was measured.
+        group: Key of its group; empty when it failed.
+        index: Number of its record batch.
+    """
+
+    record: CaseRecord
+    group: str
+    index: int
+
+
+class Workspace:
+    """The folder `.build` of an output folder.
+
+    Args:
+        out: The output folder.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.root = out / ".build"
+        self.measured = self.root / "measured"
+        self.attempts = self.root / "attempts"
+        self.shards = self.root / "shards"
+        self.commit_journal = self.root / "commit.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder; a second build is refused.
+
+        Raises:
+            UsageError: If another build works here.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UsageError(f"another build works in {self.out}; wait for it, or choose another --out") from error
+        try:
+            for folder in (self.measured, self.attempts, self.shards):
+                folder.mkdir(exist_ok=True)
+            yield
+        finally:
+            lock.release()
+
+    def load_measured(self) -> dict[str, MeasuredRef]:
+        """Everything measured so far, by the signature of the case's files and its name."""
+        found: dict[str, MeasuredRef] = {}
+        for path in sorted(self.measured.glob("*.parquet")):
+            table = pq.read_table(path)
+            if table.schema.metadata.get(b"lpbf_measure") != _measure_version():
+                continue
+            indices = table["reduction_index"].to_pylist()
+            signatures = table["signature"].to_pylist()
+            records = table_to_records(table.drop_columns(["reduction_index", "signature"]))
+            for record, signature, index in zip(records, signatures, indices, strict=True):
+                group = path.stem if index >= 0 else ""
+                found[measured_key(record.case_id, record.source, signature)] = MeasuredRef(record, group, index)
+        return found
+
+
+def _measure_version() -> bytes:
+    return f"{MEASURE_VERSION}.{SCHEMA_VERSION}".encode()
+
+
+def measured_key(case_id: str, source: SourceRef, signature: str) -> str:
+    """What a measured case is found again by: its name, its place, and the signature of its files."""
+    return f"{case_id}\0{source.archive}\0{source.member}\0{signature}"
+
+
+def store_measured(folder: Path, key: str, measured: Sequence[Measured], signatures: Sequence[str]) -> None:
+    """Write the results of a group; the records come last, so a group is there whole or not at all.
+
+    Args:
+        folder: The folder `measured` of a workspace.
+        key: Name of the group.
+        measured: One result a case.
+        signatures: Signature of each case's files.
+    """
+    sink = pa.BufferOutputStream()
+    indices: list[int] = []
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(sink, _REDUCTIONS, options=options) as writer:
+        for result in measured:
+            indices.append(-1 if result.reductions is None else max(indices, default=-1) + 1)
+            if result.reductions is not None:
+                writer.write_batch(pa.record_batch(list(map(pa.array, result.reductions)), schema=_REDUCTIONS))
+    write_durably(folder / f"{key}.arrow", sink.getvalue().to_pybytes())
+    extras: dict[str, tuple[str, int]] = {
+        measured_key(result.record.case_id, result.record.source, ""): (signature, index)
+        for result, signature, index in zip(measured, signatures, indices, strict=True)
+    }
+    table = records_to_table(result.record for result in measured)
+    rows = [extras[measured_key(record.case_id, record.source, "")] for record in table_to_records(table)]
+    table = table.append_column("signature", pa.array([signature for signature, _ in rows], type=pa.string()))
+    table = table.append_column("reduction_index", pa.array([index for _, index in rows], type=pa.int64()))
+    metadata: dict[Any, Any] = dict(manifest_schema().metadata) | {b"lpbf_measure": _measure_version()}
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+    write_durably(folder / f"{key}.parquet", sink.getvalue().to_pybytes())
+
+
+def load_reductions(folder: Path, ref: MeasuredRef) -> tuple[NDArray[np.float32], ...]:
+    """Read the reductions of a measured case.
+
+    Args:
+        folder: The folder `measured` of a workspace.
+        ref: The case.
+
+    Returns:
+        One array [N] for each of BUILD_FIELDS.
+    """
+    with pa.memory_map(str(folder / f"{ref.group}.arrow")) as source:
+        batch = pa.ipc.open_file(source).get_batch(ref.index)
+        return tuple(column.to_numpy(zero_copy_only=False).copy() for column in batch.columns)
