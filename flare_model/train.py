@@ -71,7 +71,7 @@ def train(
     data: str,
     *,
     out: str = "runs/first",
-    model: FlareConfig = FlareConfig(),
+    model: FlareConfig = FlareConfig(),  # noqa: B008 (frozen)
     recipe: Recipe = Recipe(),
     seed: int = 0,
     accelerator: Literal["auto", "cpu", "gpu"] = "auto",

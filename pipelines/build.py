@@ -25,7 +25,7 @@ from lpbf_data.record import CaseRecord, Failure, Placement
 from lpbf_data.schema import DEFAULT_FIELDS, SCHEMA_VERSION
 from pipelines.card import make_card
 from pipelines.commit import begin_commit, committed_shards, finish_commit, is_intact, place_of
-from pipelines.engine import Engine, open_engine
+from pipelines.engine import Engine, check_workers, open_engine
 from pipelines.groups import measure_group, plan_groups
 from pipelines.request import BuildRequest, check_request
 from pipelines.select import PUBLISHED, Filters, reject, split_records
@@ -83,6 +83,7 @@ def build(
     Returns:
         Exit status: 0, or 1 when no case was kept.
     """
+    check_workers(workers)
     request = check_request(
         src, out, filters, splits, seed, design_id, fields, formats, time_limit=time_limit, replace=replace
     )

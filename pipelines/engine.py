@@ -90,6 +90,16 @@ class Engine:
             yield result
 
 
+def check_workers(workers: int | None) -> None:
+    """Refuse a number of workers that can't be.
+
+    Raises:
+        UsageError: If it is negative.
+    """
+    if workers is not None and workers < 0:
+        raise UsageError(f"--workers must be 0 or more, not {workers}")
+
+
 @contextlib.contextmanager
 def open_engine(workers: int | None = None, scheduler: str | None = None) -> Iterator[Engine]:
     """Start worker processes on this machine, or join a scheduler.
@@ -101,8 +111,7 @@ def open_engine(workers: int | None = None, scheduler: str | None = None) -> Ite
     Raises:
         UsageError: If the scheduler doesn't answer, or a number is out of range.
     """
-    if workers is not None and workers < 0:
-        raise UsageError(f"--workers must be 0 or more, not {workers}")
+    check_workers(workers)
     if scheduler is not None:
         with _join(scheduler) as client:
             yield Engine(client)

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import struct
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -157,19 +158,16 @@ class _Archive:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
+        weakref.finalize(self, self._file.close)  # the cache forgets an archive; whoever still reads it keeps it open
         try:
             infos = zipfile.ZipFile(self._file).infolist()
         except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError, ValueError) as error:
-            self._file.close()
             raise CaseError(FailureReason.DAMAGED_ARCHIVE, f"not a readable zip archive: {error}") from error
         names = {info.filename.replace("\\", "/"): info for info in infos if not info.is_dir()}
         self.unsafe = sorted(name for name in names if _is_unsafe(name))
         self.cases: dict[str, dict[str, zipfile.ZipInfo]] = {}
         for prefix, relative, name in group_cases(name for name in names if not _is_unsafe(name)):
             self.cases.setdefault(prefix, {})[relative] = names[name]
-
-    def close(self) -> None:
-        self._file.close()
 
     def read(self, name: str, info: zipfile.ZipInfo) -> bytes:
         """Inflate a member; never more than it says, and checked against its CRC-32."""
@@ -299,7 +297,7 @@ def find_cases(sources: Sequence[Path]) -> Found:
     """
     locations: list[CaseLocation] = []
     failures: list[CaseRecord] = []
-    for source in dict.fromkeys(Path(os.path.abspath(s)) for s in sources):
+    for source in sources:
         found = _find_in_source(source)
         locations += found.locations
         failures += found.failures
@@ -321,12 +319,13 @@ def _find_in_source(source: Path) -> Found:
     if not source.exists():
         raise UsageError(f"the source {source} doesn't exist")
     try:
-        return find_in_archive(source, source.name)
+        return find_in_archive(source.absolute(), source.name)
     except (CaseError, OSError) as error:
         raise UsageError(f"the source {source} can't be read: {error}") from error
 
 
 def _find_in_folder(source: Path) -> Found:
+    source = source.absolute()
     locations: list[CaseLocation] = []
     failures: list[CaseRecord] = []
     for folder, names in _walk(source):

@@ -140,7 +140,10 @@ def _refuse_more(reader: Reader) -> None:
     if reader.at_end():
         return
     start = reader.position
-    line = reader.line("end of file").lower()
+    try:
+        line = reader.line("end of file").lower()
+    except CaseError:
+        line = ""
     if line == "part":
         detail = "the file holds several parts; only a single part is supported"
         raise CaseError(FailureReason.UNSUPPORTED_DIALECT, detail, path=reader.path, offset=start)

@@ -14,6 +14,7 @@ from lpbf_data.errors import CaseError, FailureReason
 ByteOrder = Literal["<", ">"]
 
 RECORD: Final = 80
+_LONGEST_LINE: Final = 4096
 _TEXT_PIECE: Final = 1 << 20  # bytes of text that are split into tokens at a time
 
 
@@ -135,12 +136,13 @@ class TextReader:
 
     def line(self, what: str) -> str:
         start = self.position
-        if start >= len(self.data):
+        end = self.data.find(b"\n", start, start + _LONGEST_LINE)
+        if end < 0 and start + _LONGEST_LINE < len(self.data):
+            detail = f"expected a line of text ({what}), found {_LONGEST_LINE} bytes without an end of line"
+            raise CaseError(FailureReason.MALFORMED_FILE, detail, path=self.path, offset=start)
+        if end < 0:  # no line that is read here is the last of its file
             detail = f"expected a line of text ({what}), the file ends"
             raise CaseError(FailureReason.TRUNCATED_FILE, detail, path=self.path, offset=start)
-        end = self.data.find(b"\n", start, start + 4096)
-        if end < 0:
-            end = min(len(self.data), start + 4096)
         self.position = end + 1
         return self.data[start:end].decode("ascii", "replace").strip()
 

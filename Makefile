@@ -1,0 +1,43 @@
+# Everything sets itself up on a fresh machine: a virtual environment in .venv with the pinned packages.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= demo
+# Where real or simulated NetFabb results lie; without it the demo simulates parts of its own.
+SRC ?=
+
+.PHONY: help demo test slow lint format benchmark clean
+
+help: ## Say what can be made.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed ## The main job end to end: results in, data set, a trained model. SRC=folder for your own results.
+	$(BIN)/python -m tests.demo --out $(OUT) $(if $(SRC),--src $(SRC))
+
+lint: $(VENV)/installed ## Style, types, and which package may import which.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint ## The whole fast test suite.
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+slow: $(VENV)/installed ## The tests that take minutes.
+	$(BIN)/python -m pytest -m slow
+
+format: $(VENV)/installed ## Lay the code out.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: $(VENV)/installed ## Measure on this machine; results land in tests/benchmarks/results.
+	$(BIN)/python -m tests.benchmarks.build
+
+clean: ## Remove what was made here.
+	rm -rf $(VENV) demo runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

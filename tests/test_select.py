@@ -1,0 +1,303 @@
+"""Filters, designs and splits."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpbf_data.case import Case
+from lpbf_data.errors import FailureReason, UsageError
+from lpbf_data.record import CaseRecord, Failure, Measures, RunInfo, SourceRef
+from pipelines.designs import design_namer
+from pipelines.fingerprint import geometry_digests
+from pipelines.select import (
+    CRITERIA,
+    Filters,
+    active_limits,
+    assign_splits,
+    group_designs,
+    parse_splits,
+    reject,
+    split_records,
+)
+from tests.netfabb_cases import box_mesh
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "netfabb_case_statistics.csv"
+
+MEASURES = Measures(
+    num_points=1000,
+    num_edges=5000,
+    num_cells=800,
+    aspect_ratio_mean=1.5,
+    aspect_ratio_max=2.0,
+    height=10.0,
+    displacement_z_max=0.3,
+    displacement_z_abs_max=0.4,
+    displacement_max=0.5,
+    von_mises_stress_max=900.0,
+    recoater_clearance_min=95.0,
+    recoater_clearance_min_height=1.0,
+    recoater_interference=False,
+)
+
+
+def record(case_id: str, *, design: str | None = None, digests: tuple[str, ...] = (), **measures: float) -> CaseRecord:
+    return CaseRecord(
+        case_id,
+        SourceRef("x.zip", case_id),
+        design_id=design,
+        measures=dataclasses.replace(MEASURES, **measures),  # type: ignore[arg-type]
+        geometry_digests=digests,
+    )
+
+
+@pytest.mark.parametrize(
+    ("measure", "criterion", "limit"),
+    [
+        ("num_points", "max_points", 50_000),
+        ("num_edges", "max_edges", 250_000),
+        ("aspect_ratio_max", "max_aspect_ratio", 3.0),
+        ("aspect_ratio_mean", "max_aspect_ratio", 3.0),
+        ("displacement_z_max", "max_displacement", 1.0),
+        ("von_mises_stress_max", "max_von_mises_stress", 2000.0),
+    ],
+)
+def test_benchmark_limits_are_inclusive_and_recorded(measure: str, criterion: str, limit: float) -> None:
+    limits = active_limits(Filters())
+    assert reject(record("a", **{measure: limit}), limits).status == "kept"
+    above = limit + (1 if isinstance(limit, int) else 1e-6)
+    (rejection,) = reject(record("a", **{measure: above}), limits).rejections
+    assert (rejection.criterion, rejection.value, rejection.limit) == (criterion, above, limit)
+    assert reject(record("a", **{measure: above}), active_limits(Filters(preset="all"))).status == "kept"
+
+
+def test_every_criterion_is_an_option() -> None:
+    assert {c.name for c in CRITERIA} == {f.name for f in dataclasses.fields(Filters)} - {"preset"}
+
+
+def test_a_value_that_is_no_number_is_rejected() -> None:
+    assert reject(record("a", von_mises_stress_max=float("nan")), active_limits(Filters())).status == "rejected"
+
+
+def test_a_failed_case_is_not_judged() -> None:
+    failed = CaseRecord("a", SourceRef("x", "a"), failure=Failure(FailureReason.NON_FINITE, "x"))
+    assert reject(failed, active_limits(Filters())) is failed
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+def test_impossible_limits_are_refused(value: float) -> None:
+    with pytest.raises(UsageError, match="max_displacement"):
+        active_limits(Filters(max_displacement=value))
+
+
+@pytest.mark.skipif(not REFERENCE.is_file(), reason="the table of published cases isn't beside the repository")
+def test_published_cases_are_filtered_as_published() -> None:
+    """Of 3,398 real simulations the table holds cells and aspect ratios: no kept one may be rejected by them."""
+    limits = active_limits(Filters())
+    with REFERENCE.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3398
+    verdicts = Counter()
+    for row in rows:
+        measured = record(
+            row["case_id"],
+            num_cells=int(row["num_cells"]),
+            aspect_ratio_mean=float(row["aspect_ratio_mean"]),
+            aspect_ratio_max=float(row["aspect_ratio_max"]),
+        )
+        verdicts[row["kept"], reject(measured, limits).status] += 1
+    assert verdicts["1", "kept"] == 1390
+    assert verdicts["1", "rejected"] == 0
+    assert verdicts["0", "rejected"] == sum(
+        max(float(r["aspect_ratio_mean"]), float(r["aspect_ratio_max"])) > 3 for r in rows
+    )
+    designs = design_namer("auto")
+    kept = [r["case_id"] for r in rows if r["kept"] == "1"]
+    shared = Counter(designs(record(case_id)) for case_id in kept)
+    assert sum(count for count in shared.values() if count > 1) == 478
+
+
+@pytest.mark.parametrize(
+    ("rule", "case_id", "stl", "design"),
+    [
+        ("auto", "101635_11b839a3_5", "test.stl", "101635_11b839a3"),
+        ("auto", "101635_11b839a3_13", "20163_3742f394_3_tivus.stl", "101635_11b839a3"),
+        ("auto", "step2", "20163_3742f394_3_tivus.stl", "20163_3742f394"),
+        ("auto", "step2", "test.stl", "step2"),
+        ("auto", "12_11b839a_5", None, "12_11b839a_5"),
+        ("folder", "step2", "20163_3742f394_3_tivus.stl", "step2"),
+        ("stl", "step2", "bracket.stl", "bracket"),
+        ("stl", "101635_11b839a3_5", "20163_3742f394_3.stl", "20163_3742f394"),
+        (r"^(\w+)-", "alpha-1", None, "alpha"),
+        (r"(?P<design>\d+)", "part77_3", None, "77"),
+        (r"^(\w+)-", "nothing", None, "nothing"),
+    ],
+)
+def test_design_ids(rule: str, case_id: str, stl: str | None, design: str) -> None:
+    named = dataclasses.replace(record(case_id), run=RunInfo(stl=stl))
+    assert design_namer(rule)(named) == design
+
+
+def test_design_ids_from_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "designs.csv"
+    path.write_text("case_id,design_id\na,first\nb,first\n")
+    namer = design_namer(str(path))
+    assert [namer(record(x)) for x in ("a", "b", "c")] == ["first", "first", "c"]
+    for wrong in (str(tmp_path / "none.csv"), "(unclosed"):
+        with pytest.raises(UsageError, match="design_id"):
+            design_namer(wrong)
+
+
+def _case(points: np.ndarray, cells: np.ndarray) -> Case:
+    return Case("x", points.astype(np.float32), cells.astype(np.int32))
+
+
+@given(
+    st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4)),
+    st.tuples(*[st.floats(0.3, 3)] * 3),
+    st.tuples(*[st.floats(-30, 30)] * 3),
+    st.floats(0.2, 5),
+    st.integers(0, 2**32 - 1),
+)
+def test_the_same_shape_is_known_again(
+    shape: tuple[int, int, int],
+    edges: tuple[float, float, float],
+    shift: tuple[float, float, float],
+    scale: float,
+    seed: int,
+) -> None:
+    points, cells = box_mesh(shape)
+    mesh = points * np.array(edges)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(points))
+    inverse = np.argsort(order)
+    moved = (mesh * scale + shift)[order]
+    again = inverse[cells][rng.permutation(len(cells))]
+    assert set(geometry_digests(_case(mesh, cells))) & set(geometry_digests(_case(moved, again)))
+    # Another proportion is another design.
+    other = mesh * (1.0, 1.0, 1.02)
+    assert not set(geometry_digests(_case(mesh, cells))) & set(geometry_digests(_case(other, cells)))
+
+
+def test_another_hole_is_another_design() -> None:
+    points, cells = box_mesh((3, 3, 1))
+    first, second = (_case(points, np.delete(cells, hole, axis=0)) for hole in (0, 4))
+    assert not set(geometry_digests(first)) & set(geometry_digests(second))
+
+
+def test_designs_join_by_name_and_by_shape() -> None:
+    groups = group_designs(
+        [
+            record("a", design="d1", digests=("x", "y")),
+            record("b", design="d1", digests=("p",)),
+            record("c", design="d2", digests=("y", "z")),
+            record("d", design="d3", digests=("z",)),
+            record("e", design="d4", digests=("q",)),
+        ]
+    )
+    assert groups == {"a": "d1", "b": "d1", "c": "d1", "d": "d1", "e": "d4"}
+
+
+designs = st.lists(st.integers(1, 12), min_size=1, max_size=60)
+
+
+def _records(sizes: list[int]) -> list[CaseRecord]:
+    return [record(f"{i}_{j}", design=f"design{i}") for i, size in enumerate(sizes) for j in range(size)]
+
+
+@given(designs, st.integers(0, 5), st.randoms())
+def test_no_design_lies_in_two_splits_and_order_does_not_matter(
+    sizes: list[int], seed: int, rng: random.Random
+) -> None:
+    request = parse_splits("train=0.7,validation=0.1,test=0.2")
+    records = _records(sizes)
+    split_of = split_records(records, request, seed)
+    assert set(split_of) == {r.case_id for r in records}
+    per_design: dict[str | None, set[str]] = {}
+    for r in records:
+        per_design.setdefault(r.design_id, set()).add(split_of[r.case_id])
+    assert all(len(splits) == 1 for splits in per_design.values())
+    rng.shuffle(records)
+    moved = [dataclasses.replace(r, source=SourceRef("elsewhere.zip", "y")) for r in records]
+    assert split_records(moved, request, seed) == split_of
+    if len(sizes) >= 3:
+        assert set(split_of.values()) == set(request.fractions)
+
+
+@given(designs, st.integers(0, 5))
+def test_shares_are_as_near_as_whole_designs_allow(sizes: list[int], seed: int) -> None:
+    request = parse_splits("train=0.7,test=0.3")
+    split_of = split_records(_records(sizes), request, seed)
+    train = sum(split == "train" for split in split_of.values())
+    target = 0.7 * sum(sizes)
+    # No single design can be moved to come nearer, unless that would empty a split.
+    for size in sizes:
+        for moved in (train - size, train + size):
+            if 0 < moved < sum(sizes) and abs(moved - target) < abs(train - target) - 1e-6:
+                members = Counter(split_of.values())
+                donor = "train" if moved < train else "test"
+                assert not any(
+                    s == size and split_of[f"{i}_0"] == donor and members[donor] > size for i, s in enumerate(sizes)
+                )
+
+
+def test_many_single_designs_meet_the_shares() -> None:
+    request = parse_splits("train=0.7,validation=0.1,test=0.2")
+    counts = Counter(split_records(_records([1] * 1000), request, 0).values())
+    assert counts == {"train": 700, "validation": 100, "test": 200}
+
+
+def test_another_seed_gives_another_division() -> None:
+    request = parse_splits("train=0.5,test=0.5")
+    records = _records([1] * 40)
+    assert split_records(records, request, 0) != split_records(records, request, 1)
+
+
+def test_earlier_designs_keep_their_split() -> None:
+    request = parse_splits("train=0.7,validation=0.1,test=0.2")
+    first = _records([2] * 30)
+    before = split_records(first, request, 0)
+    after = split_records(_records([2] * 50), request, 0, before)
+    assert {case: after[case] for case in before} == before
+    counts = Counter(after.values())
+    assert counts == {"train": 70, "validation": 10, "test": 20}
+
+
+def test_published_split_is_by_case() -> None:
+    request = parse_splits("published")
+    records = _records([5] * 278)
+    counts = Counter(split_records(records, request, 0).values())
+    assert counts == {"train": 1100, "test": 290}
+    split_of = split_records(records, request, 0)
+    leaks = [i for i in range(278) if len({split_of[f"{i}_{j}"] for j in range(5)}) > 1]
+    assert leaks
+
+
+def test_two_designs_fill_two_of_three_splits() -> None:
+    request = parse_splits("train=0.7,validation=0.1,test=0.2")
+    split_of = split_records(_records([1, 1]), request, 0)
+    assert sorted(split_of.values()) == ["test", "train"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "train", "train=", "train=x", "train=-1", "train=0", "a b=1", "train=nan", "x=inf"]
+)
+def test_unreadable_splits_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--splits"):
+        parse_splits(text)
+
+
+def test_shares_are_scaled() -> None:
+    assert parse_splits("train=7,test=3").fractions == pytest.approx({"train": 0.7, "test": 0.3})
+
+
+def test_assigning_nothing() -> None:
+    assert assign_splits({}, {"train": 1.0}, 0) == {}
