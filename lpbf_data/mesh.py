@@ -27,13 +27,16 @@ _HEX8_CORNERS: Final[NDArray[np.intp]] = np.array(
 )
 
 
-def _edge_keys(cells: NDArray[np.integer[Any]], num_points: int) -> NDArray[np.int64]:
+def _edge_keys(cells: NDArray[np.integer[Any]], num_points: int) -> NDArray[Any]:
     """One sorted integer for each edge of each cell: smaller end times `num_points` plus larger end, [12 E]."""
-    first, second = cells[:, HEX8_EDGES[:, 0]], cells[:, HEX8_EDGES[:, 1]]
-    keys = np.minimum(first, second).astype(np.int64)
-    keys *= num_points
+    # Half the bits sort in half the time, and parts of the benchmark have fewer than 2**16 points.
+    dtype = np.uint32 if num_points < 1 << 16 else np.uint64
+    corners = np.ascontiguousarray(cells.T, dtype=dtype)
+    first, second = corners[HEX8_EDGES[:, 0]], corners[HEX8_EDGES[:, 1]]
+    keys = np.minimum(first, second)
+    keys *= dtype(num_points)
     keys += np.maximum(first, second)
-    flat: NDArray[np.int64] = keys.ravel()
+    flat: NDArray[Any] = keys.ravel()
     flat.sort()
     return flat
 
@@ -57,7 +60,7 @@ def hex_edges(cells: NDArray[np.integer[Any]], *, directed: bool = True) -> NDAr
         return np.empty((2, 0), dtype=np.int64)
     num_points = int(cells.max()) + 1
     keys = _edge_keys(cells, num_points)
-    keys = keys[np.concatenate(([True], keys[1:] != keys[:-1]))]
+    keys = keys[np.concatenate(([True], keys[1:] != keys[:-1]))].astype(np.int64)
     ends = np.stack(np.divmod(keys, num_points))
     if not directed:
         return ends

@@ -32,9 +32,9 @@ ZARR_NAME: Final = "lpbf.zarr"
 CHUNK_LENGTH: Final = 8192
 """Points (or cells) in a chunk, the unit of compression."""
 
-# Several writing threads would order the inner chunks of a shard as they finish: the same input, other bytes.
-_WRITING: Final = {"async.concurrency": 1, "threading.max_workers": 1}
 _READING: Final = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+# Several writing threads would order the inner chunks of a shard as they finish: the same input, other bytes.
+_WRITING: Final = _READING | {"async.concurrency": 1, "threading.max_workers": 1}
 _CF: Final = {"Conventions": "CF-1.12", "featureType": "point"}
 
 

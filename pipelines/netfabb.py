@@ -7,7 +7,6 @@ onto the finished part.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,7 +112,7 @@ class NetfabbRun:
 
     def _bytes(self, name: str) -> bytes:
         data = self._files.read(name)
-        self._read[name] = (len(data), zlib.crc32(data))
+        self._read[name] = (len(data), self._files.crc32(name, data))
         return data
 
     def _text(self, name: str) -> str:

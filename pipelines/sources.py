@@ -65,6 +65,10 @@ class CaseFiles(Protocol):
         """
         ...
 
+    def crc32(self, name: str, data: bytes) -> int:
+        """CRC-32 of a file whose content was just read."""
+        ...
+
     def signature(self) -> str:
         """A hash that changes when the case changes: of names, sizes and CRC-32 or modification times."""
         ...
@@ -113,6 +117,9 @@ class FolderFiles:
         except OSError as error:
             raise CaseError(FailureReason.UNREADABLE_FILE, f"can't be read: {error.strerror}", path=name) from error
 
+    def crc32(self, name: str, data: bytes) -> int:
+        return zlib.crc32(data)
+
     def signature(self) -> str:
         return _digest((name, stat.st_size, stat.st_mtime_ns) for name, stat in self._stats.items())
 
@@ -134,6 +141,9 @@ class ArchiveFiles:
     def read(self, name: str) -> bytes:
         _check_present(name, self._members)
         return self._archive.read(name, self._members[name])
+
+    def crc32(self, name: str, data: bytes) -> int:
+        return self._members[name].CRC  # reading checked it
 
     def signature(self) -> str:
         return self.content_digest()

@@ -148,9 +148,8 @@ def main() -> int:
     if peak > MAX_BYTES:
         print(f"memory: {peak:,} bytes at the peak", file=sys.stderr)
         findings += 1
-    print(
-        f"{options.count:,} inputs in {time.monotonic() - started:.0f} s, peak {peak / 1e6:.1f} MB, findings: {findings}"
-    )
+    seconds = time.monotonic() - started
+    print(f"{options.count:,} inputs in {seconds:.0f} s, peak {peak / 1e6:.1f} MB, findings: {findings}")
     return 1 if findings else 0
 
 

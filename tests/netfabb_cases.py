@@ -69,7 +69,8 @@ class Part:
 
     Attributes:
         case_id: Name of the case.
-        shape: Cells along x, y and z; a layer is one cell high.
+        shape: Cells along x, y and z.
+        layer: Cells that a layer is high.
         cell: Edges of a cell in mm.
         amplitude: Scale of the displacement in mm.
         clearance: Least recoater clearance, met above the first layer.
@@ -81,6 +82,7 @@ class Part:
 
     case_id: str
     shape: tuple[int, int, int] = (3, 2, 3)
+    layer: int = 1
     cell: tuple[float, float, float] = (1.0, 1.0, 1.0)
     amplitude: float = 0.1
     clearance: float = 90.0
@@ -108,10 +110,10 @@ def box_mesh(shape: tuple[int, int, int]) -> tuple[NDArray[np.float32], NDArray[
     return points, cells.reshape(-1, 8)
 
 
-def part_mesh(part: Part, layers: int, *, plate: bool) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """The mesh of a part up to a layer, with or without the plate below it."""
+def part_mesh(part: Part, height: int, *, plate: bool) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """The mesh of a part up to a height in cells, with or without the plate below it."""
     nx, ny, _ = part.shape
-    points, cells = box_mesh((nx, ny, layers + plate))
+    points, cells = box_mesh((nx, ny, height + plate))
     points = points - np.array([nx / 2, ny / 2, float(plate)], dtype=np.float32)
     return (points * np.array(part.cell, dtype=np.float32)).astype(np.float32), cells
 
@@ -122,10 +124,10 @@ def field_values(part: Part, name: str, points: NDArray[np.float32], cells: NDAr
     if name == "Structure_type":
         return (points[cells][:, :, 2].mean(axis=1) > 0).astype(np.float32) * 2
     if name == "Recoater_clearance_%":
-        top = (frame < 2) & (np.abs(points[:, 2] - part.cell[2]) < 1e-4)
+        top = (frame < 2) & (np.abs(points[:, 2] - part.layer * part.cell[2]) < 1e-4)
         return np.where(top, np.float32(part.clearance), np.float32(100)).astype(np.float32)
     if name == "Recoater_status":
-        return (np.abs(points[:, 2] - part.cell[2]) < 1e-4).astype(np.float32) * np.float32(part.clearance < 80)
+        return (np.abs(points[:, 2] - part.layer * part.cell[2]) < 1e-4).astype(np.float32) * np.float32(part.clearance < 80)
     if name == "Temperature":
         return np.full(len(points), 25.0 + 10 * frame, dtype=np.float32)
     columns = [
@@ -142,9 +144,10 @@ def write_part(folder: Path, part: Part) -> Path:
     root = folder / part.case_id
     results = root / "results"
     results.mkdir(parents=True)
-    layers = part.shape[2]
+    height = part.shape[2]
+    tops = [min(top + part.layer, height) for top in range(0, height, part.layer)]
     # Two frames a layer, the end of cooling, and the part alone.
-    frames = [(layer, True) for layer in range(1, layers + 1) for _ in range(2)] + [(layers, True), (layers, False)]
+    frames = [(top, True) for top in tops for _ in range(2)] + [(height, True), (height, False)]
     times = [10.0 * (i + 1) for i in range(len(frames))]
     meshes = list(dict.fromkeys(frames))
     first = [frames.index(mesh) for mesh in meshes]
@@ -173,7 +176,7 @@ def write_part(folder: Path, part: Part) -> Path:
         }
         path.write_bytes(write_case_file(CaseFile(f"{where}{stem}_*.geo", 2, variables, sets)))
     written = f"Finished writing file results\\{stem}.case\n"
-    increments = written * (2 * layers) + " *COOL time increment\n" + written * 2
+    increments = written * (2 * len(tops)) + " *COOL time increment\n" + written * 2
     log = LOG.format(prefix=part.prefix, material=part.material, increments=increments, verdict=part.verdict)
     (root / f"{stem}.out").write_text(log, encoding="utf-8")
     (root / f"{stem}.in").write_text(INPUT.format(stl=part.stl), encoding="utf-8")
