@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import logging
 import os
 from asyncio import CancelledError as AsyncCancelledError
@@ -120,7 +121,7 @@ class Engine:
             return future
 
         window = _IN_FLIGHT * self.num_workers
-        running = as_completed([submit(task) for task, _ in zip(waiting, range(window), strict=False)])
+        running = as_completed([submit(task) for task in itertools.islice(waiting, window)])
         for future in running:
             task, kills = submitted.pop(future.key)
             try:
