@@ -16,6 +16,7 @@ from lpbf_data.errors import CaseError, FailureReason, UsageError
 from lpbf_data.record import CaseRecord, Failure, SourceRef
 from pipelines.archive import archive_at, group_cases
 from pipelines.case_files import ArchiveFiles, CaseLocation, FolderFiles, content_signature
+from pipelines.privacy import strip_local_paths
 
 _RESULTS: Final = "results"
 
@@ -182,7 +183,7 @@ def _unsafe_cases(names: Sequence[str]) -> list[str]:
 def failed_source(name: str, label: str, error: Exception) -> CaseRecord:
     """The record of an archive that can't be opened."""
     if isinstance(error, CaseError):
-        failure = Failure(error.reason, error.detail, label)
+        failure = Failure(error.reason, strip_local_paths(error.detail), label)
     else:
-        failure = Failure(FailureReason.UNREADABLE_FILE, f"can't be read: {error}", label)
+        failure = Failure(FailureReason.UNREADABLE_FILE, strip_local_paths(f"can't be read: {error}"), label)
     return CaseRecord(case_id=name, source=SourceRef(label, "."), failure=failure)
