@@ -7,10 +7,11 @@ already are recognised by their content and not sent again, so an interrupted up
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ from lpbf_data.command_line import run
 from lpbf_data.errors import UsageError
 from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
 from lpbf_data.record import CaseRecord
+from pipelines.croissant import CROISSANT_NAME
 from pipelines.engine import Resources
 from pipelines.privacy import find_local_paths
 from pipelines.summary import human_bytes
@@ -55,6 +57,12 @@ def with_license(card: str, name: str) -> str:
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n{body}"
 
 
+def croissant_with_license(text: str, name: str) -> str:
+    """Croissant metadata that state a licence."""
+    content = json.loads(text) | {"license": name}
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
 def warnings_for(records: Sequence[CaseRecord], name: str) -> list[str]:
     """Sentences that the user should read before publishing.
 
@@ -84,8 +92,8 @@ def local_paths_in(root: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _staged(root: Path, card: str) -> Iterator[Path]:
-    """The published files under one folder, linked rather than copied, with the card in its final form."""
+def _staged(root: Path, changed: Mapping[str, str]) -> Iterator[Path]:
+    """The published files under one folder, linked rather than copied, some of them with another text."""
     staging = root / ".build" / "publish"
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -96,8 +104,9 @@ def _staged(root: Path, card: str) -> Iterator[Path]:
                 os.link(path, target)
             except OSError:
                 shutil.copy2(path, target)
-        (staging / "README.md").unlink()
-        (staging / "README.md").write_text(card, encoding="utf-8")
+        for name, text in changed.items():
+            (staging / name).unlink()  # a link: writing to it would change the original
+            (staging / name).write_text(text, encoding="utf-8")
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -145,7 +154,9 @@ def publish(
     records = decode_manifest((root / MANIFEST_NAME).read_bytes()).records
     for sentence in warnings_for(records, license):
         console.print(f"[bold]warning[/bold]: {sentence}", highlight=False)
-    card = with_license((root / "README.md").read_text(encoding="utf-8"), license)
+    changed = {"README.md": with_license((root / "README.md").read_text(encoding="utf-8"), license)}
+    if (root / CROISSANT_NAME).exists():
+        changed[CROISSANT_NAME] = croissant_with_license((root / CROISSANT_NAME).read_text(encoding="utf-8"), license)
     files = published_files(root)
     size = human_bytes(sum(path.stat().st_size for path in files))
     if dry_run:
@@ -153,7 +164,7 @@ def publish(
             console.print(f"{path.stat().st_size:>12,}  {path.relative_to(root).as_posix()}", highlight=False)
         console.print(f"{len(files):,} files, {size}, would go to {repo}; nothing was sent", highlight=False)
         return 0
-    with _staged(root, card) as folder:
+    with _staged(root, changed) as folder:
         address = _upload(folder, repo, private=private, revision=revision, token=token, cases=verdict.cases)
     console.print(f"{len(files):,} files, {size}: {address}", highlight=False)
     return 0

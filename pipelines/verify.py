@@ -27,6 +27,7 @@ from lpbf_data.mesh import count_hex_edges
 from lpbf_data.parquet_store import ParquetShard
 from lpbf_data.record import CaseRecord, attributes_of
 from lpbf_data.zarr_store import ZARR_NAME, ZarrPart
+from pipelines.card import dataset_version
 from pipelines.documents import BUILD_NAME
 from pipelines.engine import SERIAL, Resources, open_engine
 from pipelines.select import PUBLISHED, group_designs
@@ -205,8 +206,7 @@ def _check_card(root: Path, manifest: Manifest) -> Iterator[Problem]:
         named = {entry["split"] for entry in config["data_files"]}
         if named != set(manifest.splits):
             yield Problem("README.md", f"names the splits {sorted(named)}, the manifest {list(manifest.splits)}")
-        digest = str(manifest.digest)
-        if config["version"].split(".")[1:] != [str(int(digest[:8], 16)), str(int(digest[8:16], 16))]:
+        if config["version"] != dataset_version(str(manifest.digest)):
             yield Problem(
                 "README.md", "has a version that doesn't follow the manifest: plain datasets may give old rows"
             )

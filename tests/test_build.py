@@ -136,6 +136,24 @@ def test_plain_datasets_opens_it_also_after_a_rebuild_in_place(
         assert row["displacement_z"].max() == pytest.approx(row["displacement_z_max"])
 
 
+def test_croissant_metadata_are_valid_and_lead_to_the_data(parts: Path, tmp_path: Path) -> None:
+    import mlcroissant
+
+    out = tmp_path / "lpbf"
+    records = {r.case_id: r for r in run_build(request(parts, out))}
+    described = mlcroissant.Dataset(out / "croissant.json")
+    assert not described.metadata.ctx.issues.errors
+    found = {row["cases/case_id"].decode(): row for row in described.records("cases")}
+    assert set(found) == set(records)
+    for case_id, row in found.items():
+        measures = records[case_id].measures
+        assert measures is not None
+        assert row["cases/num_points"] == measures.num_points == len(row["cases/displacement_z"])
+        assert len(row["cases/cells"]) == 8 * measures.num_cells
+    run_build(request(parts, tmp_path / "zarr", formats=["zarr"]))
+    assert not (tmp_path / "zarr" / "croissant.json").exists()
+
+
 def failure_of(records: tuple[CaseRecord, ...], case_id: str) -> tuple[FailureReason, str | None, int | None]:
     (failure,) = (r.failure for r in records if r.case_id == case_id)
     assert failure is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -59,6 +60,8 @@ def test_everything_but_the_workspace_arrives_in_one_commit(dataset: Path, hub: 
     done = publish(dataset, hub, "--license", "cc-by-nc-4.0")
     assert done.returncode == 0, done.stderr
     expected = {p.relative_to(dataset).as_posix(): p.read_bytes() for p in published_files(dataset)}
+    assert json.loads(hub.files.pop("croissant.json"))["license"] == "cc-by-nc-4.0"
+    assert "license" not in json.loads(expected.pop("croissant.json"))
     card = hub.files.pop("README.md").decode()
     local_card = expected.pop("README.md").decode()
     assert hub.files == expected

@@ -30,6 +30,7 @@ class UploadHub:
         self.files: dict[str, bytes] = {}
         self.deleted: list[str] = []
         self.sent: dict[str, bytes] = {}
+        self._lock = threading.Lock()
         self.times_sent: dict[str, int] = {}
         self.fail_blobs = 0
         self.take_blobs = 1_000_000
@@ -54,12 +55,13 @@ class UploadHub:
         if path.endswith("/objects/batch"):
             return 200, {"transfer": "basic", "objects": [self._blob(o) for o in json.loads(body)["objects"]]}
         if path.startswith("/put/"):
-            if len(self.sent) >= self.take_blobs:
-                return 403, {"error": "no more today"}
             digest = hashlib.sha256(body).hexdigest()
-            self.times_sent[digest] = self.times_sent.get(digest, 0) + 1
             assert path == f"/put/{digest}"
-            self.sent[digest] = body
+            with self._lock:
+                if len(self.sent) >= self.take_blobs:
+                    return 403, {"error": "no more today"}
+                self.times_sent[digest] = self.times_sent.get(digest, 0) + 1
+                self.sent[digest] = body
             return 200, {}
         if "/commit/" in path:
             self._commit(body)
