@@ -59,7 +59,8 @@ def build(
     """Convert NetFabb results into a data set of Parquet shards and Zarr parts.
 
     Args:
-        src: Folders of cases (at any depth), single cases, zip archives, or folders of archives.
+        src: Folders of cases (at any depth), single cases, zip archives, or folders of archives; paths, or URLs such as
+            s3://bucket/batches.
         out: Folder of the data set; the same command run again continues or extends it.
         filters: Limits that a case must meet to be kept.
         splits: Names and shares, or "published" for the plain split by case that mixes bodies of one design.

@@ -19,7 +19,7 @@ class BuildRequest:
     """What a build was asked for, checked.
 
     Attributes:
-        sources: Folders and archives.
+        sources: Folders and archives: paths, or URLs that fsspec reads.
         out: The data set.
         limits: Filter limits in force.
         splits: The option `--splits` as it was written.
@@ -34,7 +34,7 @@ class BuildRequest:
         digest: Whether changed files are told by their content rather than by size and time.
     """
 
-    sources: tuple[Path, ...]
+    sources: tuple[str, ...]
     out: Path
     limits: Mapping[str, float]
     splits: str
@@ -85,7 +85,7 @@ def check_request(
     if not time_limit > 0:
         raise UsageError(f"--time_limit must be positive, not {time_limit}")
     return BuildRequest(
-        sources=tuple(map(Path, src)),
+        sources=tuple(src),
         out=Path(out),
         limits=active_limits(filters),
         splits=splits,
