@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore
 
 from lpbf_data.case import Case, Scalar
@@ -55,7 +55,12 @@ def _write_array(
         dtype=data.dtype,
         chunks=(*data.shape[:-1], chunk),
         shards=(*data.shape[:-1], whole),
-        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=data.dtype.itemsize),
+        compressors=[
+            BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=data.dtype.itemsize),
+            Crc32cCodec(),  # blosc has no checksum: an altered chunk would decode to other numbers without an error
+        ],
+        # Zarr reads a missing chunk as its fill value without a word; no valid case holds these.
+        fill_value=np.nan if data.dtype.kind == "f" else -1,
         dimension_names=dimensions,
         attributes=dict(attributes),
     )
