@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lpbf_data.arrays import TARGET_COLUMN, Arrays, Selection, interleave
 from lpbf_data.case import Case, Scalar
 from lpbf_data.errors import SchemaError, StoreError
 from lpbf_data.record import ATTRIBUTE_TYPES
@@ -171,6 +172,45 @@ class ParquetShard:
         attributes = [name for name in ATTRIBUTE_TYPES if name in self.column_names]
         arrays = [*POINT_COLUMNS, CELL_COLUMN, *(column for spec in specs for column in spec.columns)]
         return case_from_columns(self.read_columns(row, ["case_id", *attributes, *arrays]), specs)
+
+    def case_id(self, row: int) -> str:
+        """Id of a case, from the statistics of its row group where they have it."""
+        column = self._file.metadata.row_group(row).column(self._case_id_column)
+        statistics = column.statistics
+        if statistics is not None and statistics.has_min_max and statistics.min == statistics.max:
+            return str(statistics.min)
+        return str(self.read_columns(row, ["case_id"])["case_id"])
+
+    @cached_property
+    def _case_id_column(self) -> int:
+        return int(self._file.schema_arrow.names.index("case_id"))
+
+    def read_arrays(self, row: int, selection: Selection) -> tuple[Arrays, NDArray[np.int32] | None]:
+        """The selected arrays of one case but those made from its connectivity, and the connectivity if it is needed.
+
+        Args:
+            row: Row group.
+            selection: What to read.
+
+        Raises:
+            SchemaError: If a field isn't stored.
+            StoreError: If the shard is cut or altered.
+        """
+        columns = self.read_columns(row, columns_of(selection))
+        arrays: Arrays = {"pos": interleave([columns[name] for name in POINT_COLUMNS])}
+        if selection.target:
+            arrays["y"] = columns[TARGET_COLUMN].reshape(-1, 1)
+        for spec in selection.fields:
+            arrays[spec.name] = interleave([columns[name] for name in spec.columns])
+        return arrays, columns[CELL_COLUMN].reshape(-1, 8) if selection.reads_cells else None
+
+
+def columns_of(selection: Selection) -> list[str]:
+    """Columns that a selection needs, each once."""
+    names = [*POINT_COLUMNS, *(column for spec in selection.fields for column in spec.columns)]
+    names += [TARGET_COLUMN] if selection.target else []
+    names += [CELL_COLUMN] if selection.reads_cells else []
+    return list(dict.fromkeys(names))
 
 
 def _unwrap(array: pa.Array) -> Any:

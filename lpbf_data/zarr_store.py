@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -23,10 +24,12 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore
 
+from lpbf_data.arrays import TARGET_COMPONENT, TARGET_FIELD, Arrays, Selection
 from lpbf_data.case import Case, Scalar
 from lpbf_data.errors import StoreError
 from lpbf_data.record import ATTRIBUTE_TYPES
 from lpbf_data.schema import FIELDS, SCHEMA_VERSION, FieldSpec
+from lpbf_data.zarr_chunks import ShardedArray, open_sharded_array
 
 ZARR_NAME: Final = "lpbf.zarr"
 CHUNK_LENGTH: Final = 8192
@@ -149,24 +152,29 @@ class ZarrPart:
     Args:
         store: Folder of the part, or any Zarr store.
         name: How errors call it; by default its path.
+
+    Raises:
+        StoreError: If it is missing, cut or altered.
     """
 
     def __init__(self, store: Any, *, name: str | None = None) -> None:
         self.name = name or str(store)
+        self._folder = store if isinstance(store, Path) else None
+        self._short: dict[str, ShardedArray | None] = {}
         try:
             with zarr.config.set(_READING):
                 self._group = zarr.open_group(store, mode="r", zarr_format=3)
-                self._arrays = dict(self._group.arrays())
+                self._arrays = _Arrays(self._group)
             self.case_ids: tuple[str, ...] = tuple(cast("list[str]", self._group.attrs["case_ids"]))
-            self._point_offset = self._read("point_offset", ...)
-            self._cell_offset = self._read("cell_offset", ...)
+            self._offsets = {kind: self._read(f"{kind}_offset", ...).tolist() for kind in ("point", "cell")}
         except (FileNotFoundError, KeyError, ValueError) as error:
             raise StoreError(f"Zarr part {self.name} can't be opened ({error}); build the data set again") from error
 
-    @property
+    @cached_property
     def field_specs(self) -> tuple[FieldSpec, ...]:
         """Fields that the part stores."""
-        return tuple(spec for name, spec in FIELDS.items() if name in self._arrays)
+        stored = set(self._group.array_keys())
+        return tuple(spec for name, spec in FIELDS.items() if name in stored)
 
     def __len__(self) -> int:
         """Number of cases."""
@@ -182,26 +190,49 @@ class ZarrPart:
         except (RuntimeError, ValueError, OSError) as error:
             raise StoreError(f"Zarr part {self.name}, array {name}: {error}; verify the data set") from error
 
+    def _read_span(self, name: str, row: int, kind: str, components: slice = slice(None)) -> NDArray[Any]:
+        """Values of one case, [N or E, components], by the short way where there is one."""
+        start, stop = self._offsets[kind][row], self._offsets[kind][row + 1]
+        if name not in self._short:
+            self._short[name] = None if self._folder is None else open_sharded_array(self._folder / name)
+        short = self._short[name]
+        if short is not None:
+            return short.read(start, stop, components)
+        planar = np.atleast_2d(self._read(name, (..., slice(start, stop))))
+        return np.ascontiguousarray(planar[components].T)
+
+    def read_arrays(self, row: int, selection: Selection) -> tuple[Arrays, NDArray[np.int32] | None]:
+        """The selected arrays of one case but those made from its connectivity, and the connectivity if it is needed.
+
+        Args:
+            row: Number of the case in the part.
+            selection: What to read.
+
+        Raises:
+            StoreError: If a field isn't stored, or a chunk is missing, cut or altered.
+        """
+        arrays: Arrays = {"pos": self._read_span("points", row, "point")}
+        stored = {spec.name: self._read_span(spec.name, row, spec.location) for spec in selection.fields}
+        component = slice(TARGET_COMPONENT, TARGET_COMPONENT + 1)
+        if selection.target and TARGET_FIELD in stored:
+            arrays["y"] = np.ascontiguousarray(stored[TARGET_FIELD][:, component])
+        elif selection.target:
+            arrays["y"] = self._read_span(TARGET_FIELD, row, "point", component)
+        cells = self._read_span("cells", row, "cell") if selection.reads_cells else None
+        return arrays | stored, cells
+
     def read_field(self, row: int, spec: FieldSpec) -> NDArray[np.float32]:
         """Values of one field of one case: [N] for a scalar, [N, components] otherwise.
 
         Args:
             row: Number of the case in the part.
             spec: The field.
-        """
-        offset = self._point_offset if spec.location == "point" else self._cell_offset
-        span = slice(int(offset[row]), int(offset[row + 1]))
-        values = self._read(spec.name, (slice(None), span) if spec.components else span)
-        return np.ascontiguousarray(values.T)
 
-    def read_mesh(self, row: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Points [N, 3] and cells [E, 8] of one case."""
-        points = slice(int(self._point_offset[row]), int(self._point_offset[row + 1]))
-        cells = slice(int(self._cell_offset[row]), int(self._cell_offset[row + 1]))
-        return (
-            np.ascontiguousarray(self._read("points", (slice(None), points)).T),
-            np.ascontiguousarray(self._read("cells", (slice(None), cells)).T),
-        )
+        Raises:
+            StoreError: If it isn't stored, or a chunk is missing, cut or altered.
+        """
+        values = self._read_span(spec.name, row, spec.location)
+        return values if spec.components else values[:, 0]
 
     def read_case(self, row: int, specs: Sequence[FieldSpec] | None = None) -> Case:
         """One case with the given fields (all stored ones by default); its scalars lie in the manifest.
@@ -209,8 +240,27 @@ class ZarrPart:
         Args:
             row: Number of the case in the part.
             specs: Fields to read.
+
+        Raises:
+            StoreError: If a field isn't stored, or a chunk is missing, cut or altered.
         """
         specs = self.field_specs if specs is None else specs
-        points, cells = self.read_mesh(row)
+        points = self._read_span("points", row, "point")
+        cells = self._read_span("cells", row, "cell")
         fields = {spec.name: self.read_field(row, spec) for spec in specs}
         return Case(self.case_ids[row], points, cells, fields)
+
+
+class _Arrays(dict[str, zarr.Array[Any]]):
+    """Arrays of a group, each opened when it is first asked for: a part has some forty, a reader needs a few."""
+
+    def __init__(self, group: zarr.Group) -> None:
+        super().__init__()
+        self._group = group
+
+    def __missing__(self, name: str) -> zarr.Array[Any]:
+        array = self._group[name]
+        if not isinstance(array, zarr.Array):
+            raise KeyError(name)
+        self[name] = array
+        return array
