@@ -6,7 +6,7 @@ BYTE_STREAM_SPLIT, connectivity is DELTA_BINARY_PACKED, both under zstd; every p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Final
@@ -106,20 +106,27 @@ def write_shard(path: Path, cases: Iterable[Case], specs: Sequence[FieldSpec]) -
             writer.write_table(_as_table(case, specs, schema), row_group_size=1)
 
 
+def fields_among(columns: Collection[str]) -> tuple[FieldSpec, ...]:
+    """Fields all of whose components are among some columns."""
+    return tuple(spec for spec in FIELDS.values() if set(spec.columns) <= set(columns))
+
+
 class ParquetShard:
     """Random access to the cases of one shard.
 
     Args:
         source: Path of the shard, or an open binary file (a remote one, say).
         name: How errors call it; by default its path.
+        metadata: Its footer, where that was read before.
+
+    Raises:
+        StoreError: If it is missing, cut or altered.
     """
 
-    def __init__(self, source: Path | IO[bytes], *, name: str | None = None) -> None:
+    def __init__(self, source: Path | IO[bytes], *, name: str | None = None, metadata: Any = None) -> None:
         self.name = name or str(source)
         try:
-            self._file = pq.ParquetFile(
-                source, page_checksum_verification=True, pre_buffer=not isinstance(source, Path)
-            )
+            self._file = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True, pre_buffer=False)
         except FileNotFoundError as error:
             raise StoreError(f"shard {self.name} is missing; run the build again, or fetch the file again") from error
         except (pa.ArrowException, OSError) as error:
@@ -135,7 +142,7 @@ class ParquetShard:
     @cached_property
     def field_specs(self) -> tuple[FieldSpec, ...]:
         """Fields that the shard stores."""
-        return tuple(spec for spec in FIELDS.values() if set(spec.columns) <= self.column_names)
+        return fields_among(self.column_names)
 
     def __len__(self) -> int:
         """Number of cases."""

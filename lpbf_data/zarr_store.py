@@ -180,6 +180,10 @@ class ZarrPart:
         """Number of cases."""
         return len(self.case_ids)
 
+    def case_id(self, row: int) -> str:
+        """Id of a case."""
+        return self.case_ids[row]
+
     def _read(self, name: str, selection: Any) -> NDArray[Any]:
         try:
             with zarr.config.set(_READING):
