@@ -32,14 +32,17 @@ def _is_switch(action: Any) -> bool:
     return getattr(action, "_typehint", None) is bool
 
 
-def make_parser(function: Callable[..., Any], command: str) -> ArgumentParser:
+def make_parser(function: Callable[..., Any], command: str, positional: Sequence[str] = ()) -> ArgumentParser:
     """A parser for the parameters of a function.
 
     Args:
         function: Typed, with a Google-style docstring.
         command: How the user calls it, for the help.
+        positional: Parameters that may be given first and without their names.
     """
     summary = (function.__doc__ or "").strip().partition("\n")[0]
+    if positional:
+        summary += f" Call it as: {command} {' '.join(name.upper() for name in positional)} [options]"
     parser = ArgumentParser(prog=command, description=summary)
     parser.add_argument("--config", action="config", help="Read options from a YAML file.")
     parser.add_function_arguments(function, as_group=False)
@@ -52,8 +55,13 @@ def make_parser(function: Callable[..., Any], command: str) -> ArgumentParser:
     return parser
 
 
-def _expand(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
-    """Turn `--list a b,c` into `--list ["a", "b", "c"]` and a bare `--switch` into `--switch true`."""
+def _expand(parser: ArgumentParser, words: Sequence[str], positional: Sequence[str] = ()) -> list[str]:
+    """Turn `--list a b,c` into JSON, a bare `--switch` into `--switch true`, and name the first words."""
+    bare = 0
+    while bare < min(len(words), len(positional)) and not words[bare].startswith("-"):
+        bare += 1
+    given = zip(positional, words[:bare], strict=False)
+    words = [part for name, word in given for part in (f"--{name}", word)] + list(words[bare:])
     named = {name: action for action in parser._actions for name in action.option_strings}
     expanded: list[str] = []
     queue = list(words)
@@ -83,7 +91,13 @@ def _as_json(values: Sequence[str]) -> str:
     return json.dumps([part for part in parts if part])
 
 
-def run(function: Callable[..., Any], command: str, words: Sequence[str] | None = None) -> NoReturn:
+def run(
+    function: Callable[..., Any],
+    command: str,
+    words: Sequence[str] | None = None,
+    *,
+    positional: Sequence[str] = (),
+) -> NoReturn:
     """Run a function as a command and exit.
 
     Status 0 is success, 1 an error told in one sentence on stderr (or what the function returns), 2 options that can't
@@ -93,9 +107,10 @@ def run(function: Callable[..., Any], command: str, words: Sequence[str] | None 
         function: The command; it may return an exit status.
         command: How the user calls it.
         words: Arguments; those of the process by default.
+        positional: Parameters that may be given first and without their names.
     """
-    parser = make_parser(function, command)
-    arguments = parser.parse_args(_expand(parser, sys.argv[1:] if words is None else words))
+    parser = make_parser(function, command, positional)
+    arguments = parser.parse_args(_expand(parser, sys.argv[1:] if words is None else words, positional))
     arguments = parser.instantiate_classes(arguments)
     arguments.pop("config", None)
     try:
@@ -103,11 +118,15 @@ def run(function: Callable[..., Any], command: str, words: Sequence[str] | None 
     except LpbfError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         with contextlib.suppress(OSError):
             sys.stdout.close()
         sys.exit(1)
+    except OSError as error:
+        # A disk that is full, a folder that can't be written: whatever was whole stays, the rest was set aside.
+        print(f"error: {error}; mend that and run the same command again", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     sys.exit(status or 0)

@@ -60,6 +60,11 @@ class ShardedArray:
         """Size of the first dimension; 1 where there is only one dimension."""
         return self._layout.components
 
+    @property
+    def length(self) -> int:
+        """Size of the last dimension."""
+        return self._layout.length
+
     def _read_index(self) -> NDArray[np.uint64]:
         """Offset and size of each inner chunk, [chunks, 2]."""
         size = 16 * self._layout.num_chunks
@@ -137,6 +142,7 @@ class ShardLayout:
     Attributes:
         dimensions: One or two.
         components: Size of the first dimension of two.
+        length: Size of the last dimension.
         chunk_length: Positions in an inner chunk.
         num_chunks: Inner chunks of the shard.
         dtype: Type of the values.
@@ -144,6 +150,7 @@ class ShardLayout:
 
     dimensions: int
     components: int
+    length: int
     chunk_length: int
     num_chunks: int
     dtype: np.dtype[Any]
@@ -172,7 +179,7 @@ def _layout_of(metadata: dict[str, Any]) -> ShardLayout | None:
     if not known:
         return None
     dtype = _TYPES[metadata["data_type"]]
-    return ShardLayout(len(shape), math.prod(shape[:-1]), inner[-1], outer[-1] // inner[-1], dtype)
+    return ShardLayout(len(shape), math.prod(shape[:-1]), shape[-1], inner[-1], outer[-1] // inner[-1], dtype)
 
 
 def open_sharded_array(folder: Path) -> ShardedArray | None:

@@ -12,8 +12,11 @@ Connectivity is zero-based within its case. A part is written whole by one task.
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, cast
@@ -38,7 +41,15 @@ CHUNK_LENGTH: Final = 8192
 _READING: Final = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
 # Several writing threads would order the inner chunks of a shard as they finish: the same input, other bytes.
 _WRITING: Final = _READING | {"async.concurrency": 1, "threading.max_workers": 1}
+_SETTINGS_LOCK: Final = threading.RLock()
 _CF: Final = {"Conventions": "CF-1.12", "featureType": "point"}
+
+
+@contextmanager
+def _settings(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Zarr's settings hold for the whole process, so only one thread of it may change them at a time."""
+    with _SETTINGS_LOCK, zarr.config.set(dict(settings)):
+        yield
 
 
 def _write_array(
@@ -83,7 +94,7 @@ def write_part(path: Path, cases: Sequence[Case], specs: Sequence[FieldSpec]) ->
         specs: Fields to store beside the mesh.
     """
     shutil.rmtree(path, ignore_errors=True)
-    with zarr.config.set(_WRITING):
+    with _settings(_WRITING):
         group = zarr.create_group(
             LocalStore(path),
             zarr_format=3,
@@ -159,21 +170,30 @@ class ZarrPart:
 
     def __init__(self, store: Any, *, name: str | None = None) -> None:
         self.name = name or str(store)
+        self._store = store
         self._folder = store if isinstance(store, Path) else None
         self._short: dict[str, ShardedArray | None] = {}
         try:
-            with zarr.config.set(_READING):
-                self._group = zarr.open_group(store, mode="r", zarr_format=3)
-                self._arrays = _Arrays(self._group)
-            self.case_ids: tuple[str, ...] = tuple(cast("list[str]", self._group.attrs["case_ids"]))
-            self._offsets = {kind: self._read(f"{kind}_offset", ...).tolist() for kind in ("point", "cell")}
+            self.case_ids: tuple[str, ...] = tuple(self._attributes()["case_ids"])
+            self._offsets = {kind: self._read_all(f"{kind}_offset").tolist() for kind in ("point", "cell")}
         except (FileNotFoundError, KeyError, ValueError) as error:
             raise StoreError(f"Zarr part {self.name} can't be opened ({error}); build the data set again") from error
 
     @cached_property
+    def _group(self) -> zarr.Group:
+        """The part by way of zarr-python."""
+        with _settings(_READING):
+            return zarr.open_group(self._store, mode="r", zarr_format=3)
+
+    def _attributes(self) -> Mapping[str, Any]:
+        if self._folder is None:
+            return cast("Mapping[str, Any]", self._group.attrs)
+        return cast("Mapping[str, Any]", json.loads((self._folder / "zarr.json").read_bytes())["attributes"])
+
+    @cached_property
     def field_specs(self) -> tuple[FieldSpec, ...]:
         """Fields that the part stores."""
-        stored = set(self._group.array_keys())
+        stored = set(self._group.array_keys()) if self._folder is None else {p.name for p in self._folder.iterdir()}
         return tuple(spec for name, spec in FIELDS.items() if name in stored)
 
     def __len__(self) -> int:
@@ -184,22 +204,32 @@ class ZarrPart:
         """Id of a case."""
         return self.case_ids[row]
 
+    def _short_way(self, name: str) -> ShardedArray | None:
+        """The array, where it lies on this machine in the layout that can be read directly."""
+        if name not in self._short:
+            self._short[name] = None if self._folder is None else open_sharded_array(self._folder / name)
+        return self._short[name]
+
     def _read(self, name: str, selection: Any) -> NDArray[Any]:
+        """Values by way of zarr-python."""
         try:
-            with zarr.config.set(_READING):
-                return np.asarray(self._arrays[name][selection])
+            with _settings(_READING):
+                array = self._group[name]
+                return np.asarray(cast("zarr.Array[Any]", array)[selection])
         except KeyError as error:
             stored = ", ".join(spec.name for spec in self.field_specs)
             raise StoreError(f"Zarr part {self.name} has no array {name!r}; its fields are: {stored}") from error
         except (RuntimeError, ValueError, OSError) as error:
             raise StoreError(f"Zarr part {self.name}, array {name}: {error}; verify the data set") from error
 
+    def _read_all(self, name: str) -> NDArray[Any]:
+        short = self._short_way(name)
+        return self._read(name, ...) if short is None else short.read(0, short.length)[:, 0]
+
     def _read_span(self, name: str, row: int, kind: str, components: slice = slice(None)) -> NDArray[Any]:
-        """Values of one case, [N or E, components], by the short way where there is one."""
+        """Values of one case, [N or E, components]."""
         start, stop = self._offsets[kind][row], self._offsets[kind][row + 1]
-        if name not in self._short:
-            self._short[name] = None if self._folder is None else open_sharded_array(self._folder / name)
-        short = self._short[name]
+        short = self._short_way(name)
         if short is not None:
             return short.read(start, stop, components)
         planar = np.atleast_2d(self._read(name, (..., slice(start, stop))))
@@ -253,18 +283,3 @@ class ZarrPart:
         cells = self._read_span("cells", row, "cell")
         fields = {spec.name: self.read_field(row, spec) for spec in specs}
         return Case(self.case_ids[row], points, cells, fields)
-
-
-class _Arrays(dict[str, zarr.Array[Any]]):
-    """Arrays of a group, each opened when it is first asked for: a part has some forty, a reader needs a few."""
-
-    def __init__(self, group: zarr.Group) -> None:
-        super().__init__()
-        self._group = group
-
-    def __missing__(self, name: str) -> zarr.Array[Any]:
-        array = self._group[name]
-        if not isinstance(array, zarr.Array):
-            raise KeyError(name)
-        self[name] = array
-        return array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from lpbf_data.case import Case
 from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.record import CaseRecord, Failure, attributes_of
 from lpbf_data.schema import BUILD_FIELDS, DEFAULT_FIELDS, FieldSpec
+from pipelines.case_files import CaseLocation, is_unchanged, open_case
 from pipelines.fingerprint import geometry_digests
 from pipelines.measure import field_statistics, measure_case, measured_specs
 from pipelines.netfabb import NetfabbRun
-from pipelines.sources import CaseLocation, open_case
+from pipelines.privacy import strip_local_paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +43,12 @@ def failed(location: CaseLocation, error: Exception) -> CaseRecord:
         error: What went wrong; anything but a `CaseError` is told with its type and place, so that it can be reported.
     """
     if isinstance(error, CaseError):
-        failure = Failure(error.reason, error.detail, error.path, error.offset)
+        failure = Failure(error.reason, strip_local_paths(error.detail), error.path, error.offset)
     else:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{frame.filename.replace(chr(92), '/').rpartition('/')[2]}:{frame.lineno}"
         detail = f"{type(error).__name__} at {place}: {error}"
-        failure = Failure(FailureReason.UNEXPECTED_ERROR, detail[:500])
+        failure = Failure(FailureReason.UNEXPECTED_ERROR, strip_local_paths(detail)[:500])
     return CaseRecord(case_id=location.case_id, source=location.source, failure=failure)
 
 
@@ -73,6 +75,7 @@ def measure_location(location: CaseLocation) -> Measured:
             measures=measure_case(case, build, info.recoater_tolerance),
             statistics=field_statistics(case, measured_specs()),
             geometry_digests=geometry_digests(case),
+            package_version=importlib.metadata.version("lpbf-flare"),
         )
     except Exception as error:  # noqa: BLE001 (one broken case must not stop a build)
         return Measured(failed(location, error), None)
@@ -101,7 +104,7 @@ def load_case(
         CaseError: If it can't be read, or isn't what was measured any more.
     """
     files = open_case(location)
-    if files.signature() != location.signature:
+    if not is_unchanged(files, location.signature):
         raise CaseError(FailureReason.SOURCE_CHANGED, "the files changed after they were measured")
     finished = NetfabbRun(location.case_id, files).read_case([spec.name for spec in specs])
     case = _with_reductions(finished, reductions)
