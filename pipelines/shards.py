@@ -28,7 +28,7 @@ from pipelines.measure import MEASURED_FIELDS, field_statistics
 from pipelines.targets import open_target, remove_path
 from pipelines.workspace import MeasuredRef, load_reductions
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 """Raised when the same cases give other bytes, so that staged shards of an older version aren't used."""
 
 FORMATS: Final = ("parquet", "zarr")
