@@ -1,0 +1,14 @@
+"""How the simulator names itself in what it writes, so that nobody takes its results for NetFabb's."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Final
+
+VERSION: Final = importlib.metadata.version("lpbf-flare")
+
+GENERATOR: Final = f"lpbf-flare simulate {VERSION}"
+"""In file descriptions and in a line of its own in every log."""
+
+SOLVER_VERSION: Final = f"{VERSION}-lpbf"
+"""In the place of NetFabb's version, from where it gets into manifests and cards."""
