@@ -10,5 +10,8 @@ VERSION: Final = importlib.metadata.version("lpbf-flare")
 GENERATOR: Final = f"lpbf-flare simulate {VERSION}"
 """In file descriptions and in a line of its own in every log."""
 
-SOLVER_VERSION: Final = f"{VERSION}-lpbf"
+OWN_SOLVER: Final = "-lpbf"
+"""How the solver version of a run ends that this project simulated."""
+
+SOLVER_VERSION: Final = f"{VERSION}{OWN_SOLVER}"
 """In the place of NetFabb's version, from where it gets into manifests and cards."""
