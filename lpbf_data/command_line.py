@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, get_args, get_origin
 
 from jsonargparse import ArgumentParser
@@ -32,17 +32,30 @@ def _is_switch(action: Any) -> bool:
     return getattr(action, "_typehint", None) is bool
 
 
-def make_parser(function: Callable[..., Any], command: str) -> ArgumentParser:
+AddOptions = Callable[[ArgumentParser, Sequence[str]], None]
+"""Adds the options of one parameter to a parser, knowing the whole command line."""
+
+
+def make_parser(
+    function: Callable[..., Any],
+    command: str,
+    words: Sequence[str] = (),
+    plain: Mapping[str, AddOptions] | None = None,
+) -> ArgumentParser:
     """A parser for the parameters of a function.
 
     Args:
         function: Typed, with a Google-style docstring.
         command: How the user calls it, for the help.
+        words: The arguments that are going to be parsed.
+        plain: Parameters with options of their own making, which reach the function as plain dictionaries.
     """
     summary = (function.__doc__ or "").strip().partition("\n")[0]
     parser = ArgumentParser(prog=command, description=summary)
     parser.add_argument("--config", action="config", help="Read options from a YAML file.")
-    parser.add_function_arguments(function, as_group=False)
+    parser.add_function_arguments(function, as_group=False, skip=set(plain or ()))
+    for add_options in (plain or {}).values():
+        add_options(parser, words)
     for action in parser._actions:
         if _is_list(action):
             action.metavar = f"{action.dest.rpartition('.')[2].upper()} ..."
@@ -83,7 +96,12 @@ def _as_json(values: Sequence[str]) -> str:
     return json.dumps([part for part in parts if part])
 
 
-def run(function: Callable[..., Any], command: str, words: Sequence[str] | None = None) -> NoReturn:
+def run(
+    function: Callable[..., Any],
+    command: str,
+    words: Sequence[str] | None = None,
+    plain: Mapping[str, AddOptions] | None = None,
+) -> NoReturn:
     """Run a function as a command and exit.
 
     Status 0 is success, 1 an error told in one sentence on stderr (or what the function returns), 2 options that can't
@@ -93,13 +111,16 @@ def run(function: Callable[..., Any], command: str, words: Sequence[str] | None 
         function: The command; it may return an exit status.
         command: How the user calls it.
         words: Arguments; those of the process by default.
+        plain: Parameters with options of their own making, which reach the function as plain dictionaries.
     """
-    parser = make_parser(function, command)
-    arguments = parser.parse_args(_expand(parser, sys.argv[1:] if words is None else words))
-    arguments = parser.instantiate_classes(arguments)
-    arguments.pop("config", None)
+    words = sys.argv[1:] if words is None else words
     try:
-        status = function(**vars(arguments))
+        parser = make_parser(function, command, words, plain)
+        arguments = parser.parse_args(_expand(parser, words))
+        dictionaries = {name: arguments.pop(name).as_dict() for name in plain or ()}
+        arguments = parser.instantiate_classes(arguments)
+        arguments.pop("config", None)
+        status = function(**(vars(arguments) | dictionaries))
     except LpbfError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
