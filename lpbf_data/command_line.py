@@ -124,11 +124,15 @@ def run(
     except LpbfError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         with contextlib.suppress(OSError):
             sys.stdout.close()
         sys.exit(1)
+    except OSError as error:
+        # A disk that is full, a folder that can't be written: whatever was whole stays, the rest was set aside.
+        print(f"error: {error}; mend that and run the same command again", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     sys.exit(status or 0)

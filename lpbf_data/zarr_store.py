@@ -13,7 +13,9 @@ Connectivity is zero-based within its case. A part is written whole by one task.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -35,7 +37,15 @@ CHUNK_LENGTH: Final = 8192
 _READING: Final = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
 # Several writing threads would order the inner chunks of a shard as they finish: the same input, other bytes.
 _WRITING: Final = _READING | {"async.concurrency": 1, "threading.max_workers": 1}
+_SETTINGS_LOCK: Final = threading.RLock()
 _CF: Final = {"Conventions": "CF-1.12", "featureType": "point"}
+
+
+@contextmanager
+def _settings(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Zarr's settings hold for the whole process, so only one thread of it may change them at a time."""
+    with _SETTINGS_LOCK, zarr.config.set(dict(settings)):
+        yield
 
 
 def _write_array(
@@ -75,7 +85,7 @@ def write_part(path: Path, cases: Sequence[Case], specs: Sequence[FieldSpec]) ->
         specs: Fields to store beside the mesh.
     """
     shutil.rmtree(path, ignore_errors=True)
-    with zarr.config.set(_WRITING):
+    with _settings(_WRITING):
         group = zarr.create_group(
             LocalStore(path),
             zarr_format=3,
@@ -149,7 +159,7 @@ class ZarrPart:
     def __init__(self, store: Any, *, name: str | None = None) -> None:
         self.name = name or str(store)
         try:
-            with zarr.config.set(_READING):
+            with _settings(_READING):
                 self._group = zarr.open_group(store, mode="r", zarr_format=3)
                 self._arrays = dict(self._group.arrays())
             self.case_ids: tuple[str, ...] = tuple(cast("list[str]", self._group.attrs["case_ids"]))
@@ -169,7 +179,7 @@ class ZarrPart:
 
     def _read(self, name: str, selection: Any) -> NDArray[Any]:
         try:
-            with zarr.config.set(_READING):
+            with _settings(_READING):
                 return np.asarray(self._arrays[name][selection])
         except KeyError as error:
             stored = ", ".join(spec.name for spec in self.field_specs)

@@ -16,10 +16,10 @@ from typing import Any, Final
 import zarr
 from zarr.storage import LocalStore
 
-from lpbf_data.durable import flush_folder, sha256_of_file, sha256_of_tree, write_durably
+from lpbf_data.durable import flush_folder, write_durably
 from lpbf_data.manifest import MANIFEST_NAME
 from lpbf_data.zarr_store import ZARR_NAME
-from pipelines.shards import ShardPlan, ShardResult, staged_path
+from pipelines.shards import ShardPlan, staged_path
 from pipelines.workspace import Workspace
 
 _COMMITTED: Final = "committed.json"
@@ -30,24 +30,6 @@ def committed_shards(workspace: Workspace) -> dict[str, dict[str, str]]:
     path = workspace.root / _COMMITTED
     stored: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return stored
-
-
-def is_intact(workspace: Workspace, result: ShardResult, places: Mapping[str, str]) -> bool:
-    """Whether a committed shard still has the bytes that were written.
-
-    Args:
-        workspace: Workspace of the data set.
-        result: What writing it gave.
-        places: Format to path.
-    """
-    for name, digest in result.digests.items():
-        path = workspace.out / places.get(name, "")
-        if name not in places or not path.exists():
-            return False
-        found = sha256_of_file(path) if path.is_file() else sha256_of_tree(path)[0]
-        if found != digest:
-            return False
-    return True
 
 
 def place_of(plan: ShardPlan, format_name: str) -> str:

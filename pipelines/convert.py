@@ -14,10 +14,10 @@ from lpbf_data.case import Case
 from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.record import CaseRecord, Failure, attributes_of
 from lpbf_data.schema import BUILD_FIELDS, DEFAULT_FIELDS, FieldSpec
+from pipelines.case_files import CaseLocation, is_unchanged, open_case
 from pipelines.fingerprint import geometry_digests
 from pipelines.measure import field_statistics, measure_case, measured_specs
 from pipelines.netfabb import NetfabbRun
-from pipelines.sources import CaseLocation, open_case
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def load_case(
         CaseError: If it can't be read, or isn't what was measured any more.
     """
     files = open_case(location)
-    if files.signature() != location.signature:
+    if not is_unchanged(files, location.signature):
         raise CaseError(FailureReason.SOURCE_CHANGED, "the files changed after they were measured")
     finished = NetfabbRun(location.case_id, files).read_case([spec.name for spec in specs])
     case = _with_reductions(finished, reductions)

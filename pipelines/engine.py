@@ -1,15 +1,23 @@
-"""Running tasks on Dask: a cluster of processes on this machine, or a scheduler that runs already."""
+"""Running tasks on Dask: processes on this machine, a scheduler that runs already, or a cluster that is started."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import itertools
 import logging
 import os
+from asyncio import CancelledError as AsyncCancelledError
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import dask
+import yaml
 from distributed import Client, LocalCluster, as_completed
+from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from lpbf_data.errors import UsageError
@@ -18,6 +26,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _IN_FLIGHT: Final = 4  # tasks a worker that are submitted at a time
+_MOST_KILLS: Final = 20  # workers that one task may take along before the build gives up
 _SETTINGS: Final = {
     # A worker that dies takes its task along; the journal of attempts decides when a case is given up, not Dask.
     "distributed.scheduler.allowed-failures": 1000,
@@ -29,6 +38,31 @@ _SETTINGS: Final = {
     "distributed.admin.tick.limit": "60s",
     "distributed.worker.daemon": True,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Who does the work.
+
+    Attributes:
+        workers: Processes on this machine, one thread each; one a core by default; 0 works in this process.
+        scheduler: Address of a running scheduler, say "tcp://node1:8786"; its workers must see the same disk.
+        cluster: "slurm", or a YAML file that names a Dask cluster class and what it takes.
+    """
+
+    workers: int | None = None
+    scheduler: str | None = None
+    cluster: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 0:
+            raise UsageError(f"--workers must be 0 or more, not {self.workers}")
+        if self.scheduler and self.cluster:
+            raise UsageError("--scheduler joins a cluster that runs, --cluster starts one; give one of them")
+
+
+SERIAL: Final = Resources(workers=0)
+"""Work in this process, without Dask."""
 
 
 def available_cores() -> int:
@@ -62,27 +96,40 @@ class Engine:
         Args:
             function: Pure; it and its tasks must pickle.
             tasks: One argument each. Few are in flight at a time, so there may be many.
+
+        Raises:
+            UsageError: If the scheduler goes away, or a task kills one worker after the other.
         """
-        if self._client is None:
+        if self._client is None or not tasks:
             yield from map(function, tasks)
             return
-        waiting = iter(tasks)
-        submitted: dict[Any, Task] = {}
+        try:
+            yield from self._map_on_cluster(function, tasks)
+        except (CancelledError, AsyncCancelledError, CommClosedError, TimeoutError) as error:
+            raise UsageError(
+                f"the Dask scheduler went away ({type(error).__name__}); run the same command again, it continues"
+            ) from error
 
-        def submit(task: Task) -> Any:
+    def _map_on_cluster(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        waiting = iter(tasks)
+        submitted: dict[Any, tuple[Task, int]] = {}
+
+        def submit(task: Task, kills: int = 0) -> Any:
             assert self._client is not None
             future = self._client.submit(function, task, pure=False)
-            submitted[future.key] = task
+            submitted[future.key] = (task, kills)
             return future
 
         window = _IN_FLIGHT * self.num_workers
-        running = as_completed([submit(task) for task, _ in zip(waiting, range(window), strict=False)])
+        running = as_completed([submit(task) for task in itertools.islice(waiting, window)])
         for future in running:
-            task = submitted.pop(future.key)
+            task, kills = submitted.pop(future.key)
             try:
-                result = future.result()
-            except KilledWorker:
-                running.add(submit(task))
+                result: Result = future.result()
+            except KilledWorker as error:
+                if kills >= _MOST_KILLS:
+                    raise UsageError(f"a task took {kills} workers with it: {error}") from error
+                running.add(submit(task, kills + 1))
                 continue
             for following in waiting:
                 running.add(submit(following))
@@ -90,58 +137,73 @@ class Engine:
             yield result
 
 
-def check_workers(workers: int | None) -> None:
-    """Refuse a number of workers that can't be.
+@contextlib.contextmanager
+def open_engine(resources: Resources) -> Iterator[Engine]:
+    """Start worker processes on this machine, join a scheduler, or start a cluster.
 
     Raises:
-        UsageError: If it is negative.
+        UsageError: If the scheduler doesn't answer, or the cluster can't be started.
     """
-    if workers is not None and workers < 0:
-        raise UsageError(f"--workers must be 0 or more, not {workers}")
+    if resources.scheduler is None and resources.cluster is None:
+        count = available_cores() if resources.workers is None else resources.workers
+        if count == 0:
+            yield Engine()
+            return
+    with dask.config.set(_SETTINGS), contextlib.ExitStack() as stack:
+        if resources.scheduler is not None:
+            client = stack.enter_context(_join(resources.scheduler))
+        else:
+            cluster = _start_cluster(resources) if resources.cluster else _local_cluster(count)
+            client = stack.enter_context(Client(stack.enter_context(cluster)))
+        if resources.scheduler or resources.cluster:
+            client.wait_for_workers(1, timeout=3600)
+        yield Engine(client)
 
 
-@contextlib.contextmanager
-def open_engine(workers: int | None = None, scheduler: str | None = None) -> Iterator[Engine]:
-    """Start worker processes on this machine, or join a scheduler.
-
-    Args:
-        workers: Processes, one thread each; one a core by default; 0 works in this process, without Dask.
-        scheduler: Address of a running scheduler, say "tcp://node1:8786"; its workers must see the same disk.
-
-    Raises:
-        UsageError: If the scheduler doesn't answer, or a number is out of range.
-    """
-    check_workers(workers)
-    if scheduler is not None:
-        with _join(scheduler) as client:
-            yield Engine(client)
-        return
-    count = available_cores() if workers is None else workers
-    if count == 0:
-        yield Engine()
-        return
-    with dask.config.set(_SETTINGS):
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
-        with (
-            LocalCluster(
-                n_workers=count,
-                threads_per_worker=1,
-                processes=True,
-                dashboard_address=None,
-                memory_limit=0,
-                silence_logs=logging.CRITICAL,
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            yield Engine(client)
+def _local_cluster(count: int) -> Any:
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    return LocalCluster(
+        n_workers=count,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=None,
+        memory_limit=0,
+        silence_logs=logging.CRITICAL,
+    )
 
 
-@contextlib.contextmanager
-def _join(scheduler: str) -> Iterator[Client]:
+def _join(scheduler: str) -> Client:
     try:
-        client = Client(scheduler, timeout=10)
+        return Client(scheduler, timeout=10)
     except (OSError, ValueError, TimeoutError) as error:
         raise UsageError(f"the Dask scheduler at {scheduler} doesn't answer: {error}") from error
-    with client:
-        client.wait_for_workers(1, timeout=60)
-        yield client
+
+
+def _start_cluster(resources: Resources) -> Any:
+    """A cluster of any Dask class.
+
+    The YAML file holds `class` (say dask_jobqueue.SLURMCluster), `init` (its keyword arguments) and either `workers`
+    (a number) or `adapt` (`minimum` and `maximum`).
+    """
+    name = str(resources.cluster)
+    if name == "slurm":
+        described: dict[str, Any] = {"class": "dask_jobqueue.SLURMCluster", "workers": resources.workers or 1}
+    else:
+        try:
+            described = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+            described = {"init": {}, **described}
+        except (OSError, yaml.YAMLError, TypeError) as error:
+            raise UsageError(f"--cluster {name} is neither slurm nor a readable YAML file: {error}") from error
+    module, _, kind = str(described.get("class", "")).rpartition(".")
+    try:
+        cluster = getattr(importlib.import_module(module), kind)(**described.get("init", {}))
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"--cluster {name}: can't start {described.get('class')!r}: {error}; dask-jobqueue comes with "
+            "pip install 'lpbf-flare[cluster]'"
+        ) from error
+    if "adapt" in described:
+        cluster.adapt(**described["adapt"])
+    elif "workers" in described:
+        cluster.scale(described["workers"])
+    return cluster

@@ -12,8 +12,8 @@ from typing import Final
 from lpbf_data.errors import CaseError
 from lpbf_data.schema import SCHEMA_VERSION
 from pipelines.attempts import Attempts
+from pipelines.case_files import CaseLocation
 from pipelines.convert import Measured, failed, measure_location
-from pipelines.sources import CaseLocation
 from pipelines.workspace import MEASURE_VERSION, store_measured
 
 _MOST_CASES: Final = 32  # a group, while there are few cases

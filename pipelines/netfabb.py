@@ -21,6 +21,7 @@ from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.mesh import hex_corner_volumes
 from lpbf_data.record import RunInfo
 from lpbf_data.schema import BUILD_FIELDS, FIELDS, FieldSpec
+from pipelines.case_files import CaseFiles, digest_of_contents
 from pipelines.ensight import (
     COMPONENTS,
     CaseFile,
@@ -34,7 +35,6 @@ from pipelines.ensight import (
 )
 from pipelines.points import PointIndex
 from pipelines.solver_log import InputSummary, LogSummary, read_input, read_log
-from pipelines.sources import CaseFiles, digest_of_contents
 
 VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
     {

@@ -31,6 +31,7 @@ class BuildRequest:
         formats: Formats to store.
         time_limit: Seconds that a case may take.
         replace: Whether cases of an earlier build that the sources don't hold may be dropped.
+        digest: Whether changed files are told by their content rather than by size and time.
     """
 
     sources: tuple[Path, ...]
@@ -44,7 +45,8 @@ class BuildRequest:
     specs: tuple[FieldSpec, ...]
     formats: tuple[str, ...]
     time_limit: float
-    replace: bool
+    replace: bool = False
+    digest: bool = False
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -70,7 +72,8 @@ def check_request(
     formats: Sequence[str],
     *,
     time_limit: float,
-    replace: bool,
+    replace: bool = False,
+    digest: bool = False,
 ) -> BuildRequest:
     """Refuse what is out of range before any work starts."""
     if not src:
@@ -94,4 +97,37 @@ def check_request(
         formats=tuple(name for name in FORMATS if name in formats),
         time_limit=time_limit,
         replace=replace,
+        digest=digest,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One share of a build: number `index`, from 1, of `count`."""
+
+    index: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        """Name of the part in the workspace."""
+        return f"{self.index:05d}-of-{self.count:05d}"
+
+    def share(self, total: int) -> range:
+        """Which of `total` things belong to it: a run of neighbours."""
+        return range((self.index - 1) * total // self.count, self.index * total // self.count)
+
+
+def parse_part(text: str) -> Part:
+    """Read the option `--part`.
+
+    Raises:
+        UsageError: If it isn't i/N with i from 1 to N.
+
+    >>> parse_part("3/10")
+    Part(index=3, count=10)
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise UsageError(f"--part must be i/N with i from 1 to N, such as 3/10, not {text!r}")
+    return Part(int(index), int(count))

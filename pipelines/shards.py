@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,9 +23,9 @@ from lpbf_data.record import CaseRecord, attributes_of
 from lpbf_data.schema import SCHEMA_VERSION, FieldSpec
 from lpbf_data.statistics import FieldStatistics
 from lpbf_data.zarr_store import ZarrPart, write_part
+from pipelines.case_files import CaseLocation
 from pipelines.convert import failed, load_case
 from pipelines.measure import MEASURED_FIELDS, field_statistics
-from pipelines.sources import CaseLocation
 from pipelines.workspace import MeasuredRef, load_reductions
 
 LAYOUT_VERSION: Final = 1
@@ -36,6 +36,7 @@ FORMATS: Final = ("parquet", "zarr")
 RAW_BYTES: Final = 96_000_000
 """Uncompressed arrays a shard: about 30 MB of Parquet."""
 
+_MOST_BATCHES: Final = 4000
 _LEAST_SHARDS: Final = 4  # a split, while it has cases enough: so that a few workers can share it
 
 
@@ -166,12 +167,21 @@ def _key(cases: Sequence[ShardCase], specs: Sequence[FieldSpec]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """A shard to write, with the folders that it is written from and to."""
+    """A shard to write.
+
+    Attributes:
+        plan: What goes into it.
+        formats: Formats to write.
+        measured: Folder of the reductions.
+        staging: Folder that it is written to.
+        committed: Where it lies in the data set as it stands, by format.
+    """
 
     plan: ShardPlan
     formats: tuple[str, ...]
     measured: Path
     staging: Path
+    committed: Mapping[str, Path] = field(default_factory=dict)
 
 
 def staged_path(staging: Path, key: str, format_name: str) -> Path:
@@ -231,7 +241,7 @@ def write_staged_shard(task: ShardTask) -> ShardResult:
         StoreError: If what was written doesn't read back as what was meant.
     """
     plan = task.plan
-    earlier = load_result(task.staging, plan.key, task.formats)
+    earlier = load_result(task.staging, plan.key, task.formats) or _committed_result(task)
     if earlier is not None:
         return earlier
     cases, failures = _load_cases(task)
@@ -245,6 +255,32 @@ def write_staged_shard(task: ShardTask) -> ShardResult:
     result = ShardResult(plan.key, sizes, digests, statistics)
     store_result(task.staging, result)
     return result
+
+
+def _committed_result(task: ShardTask) -> ShardResult | None:
+    """The result of a shard that lies in the data set, if its bytes are still those that were written."""
+    if set(task.committed) != set(task.formats):
+        return None
+    places = [task.committed[name] for name in task.formats]
+    result = load_result(task.staging, task.plan.key, task.formats, places)
+    if result is None:
+        return None
+    for name, path in task.committed.items():
+        found = sha256_of_file(path) if path.is_file() else sha256_of_tree(path)[0]
+        if found != result.digests[name]:
+            return None
+    return result
+
+
+def write_staged_shards(tasks: Sequence[ShardTask]) -> list[ShardResult]:
+    """Write a batch of shards, one after the other."""
+    return [write_staged_shard(task) for task in tasks]
+
+
+def batch_tasks(tasks: Sequence[ShardTask]) -> list[tuple[ShardTask, ...]]:
+    """Put shards into so few batches that a scheduler isn't overrun."""
+    size = max(1, -(-len(tasks) // _MOST_BATCHES))
+    return [tuple(tasks[start : start + size]) for start in range(0, len(tasks), size)]
 
 
 def _load_cases(task: ShardTask) -> tuple[list[Case], list[CaseRecord]]:

@@ -1,288 +1,23 @@
-"""Where cases lie: folders and zip archives, read in place and with suspicion.
+"""Where cases lie: finding them in folders and archives.
 
 A case is found by its files: `…mechanical.out`, `…mechanical.in` or `…mechanical.case`, or results of a mechanical run
-in a folder `results/`. It can lie at any depth, in a folder or in an archive. Nothing is unpacked to disk.
+in a folder `results/`. It can lie at any depth, in a folder or in an archive.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
-import re
-import struct
-import weakref
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from lpbf_data.errors import CaseError, FailureReason, UsageError
 from lpbf_data.record import CaseRecord, Failure, SourceRef
+from pipelines.archive import archive_at, group_cases
+from pipelines.case_files import ArchiveFiles, CaseLocation, FolderFiles, content_signature
 
-MAX_FILE_BYTES: Final = 1 << 30
-"""Largest file that is read: a hundred times what a part of 50,000 points needs."""
-
-_TOP_FILE: Final = re.compile(r"(?:.*_)?mechanical\.(?:out|in|case)")
-_RESULT_FILE: Final = re.compile(r"(?:.*_)?mechanical.*\.(?:case|geo|ens)")
 _RESULTS: Final = "results"
-
-
-@dataclass(frozen=True, slots=True)
-class CaseLocation:
-    """Where a case lies on this machine, and the name it goes by everywhere.
-
-    Attributes:
-        case_id: Name of the case: that of its folder.
-        container: Absolute path of the case's folder, or of the archive that holds it.
-        prefix: Path inside the archive; None for a folder.
-        source: The same place without any local path.
-        signature: Signature of its files when it was found.
-    """
-
-    case_id: str
-    container: str
-    prefix: str | None
-    source: SourceRef
-    signature: str = ""
-
-
-class CaseFiles(Protocol):
-    """The files of one case; names are relative to it, with forward slashes."""
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """Size of each file, by name."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """Content of a file.
-
-        Raises:
-            CaseError: If it is missing, damaged, too large, or unreadable.
-        """
-        ...
-
-    def crc32(self, name: str, data: bytes) -> int:
-        """CRC-32 of a file whose content was just read."""
-        ...
-
-    def signature(self) -> str:
-        """A hash that changes when the case changes: of names, sizes and CRC-32 or modification times."""
-        ...
-
-    def content_digest(self) -> str:
-        """SHA-256 over name, size and CRC-32 of every file; the same for a folder and its archive."""
-        ...
-
-
-def _digest(entries: Iterable[tuple[str, int, int]]) -> str:
-    lines = "".join(f"{name}\0{size}\0{mark}\n" for name, size, mark in sorted(entries))
-    return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def digest_of_contents(contents: Mapping[str, tuple[int, int]]) -> str:
-    """SHA-256 over name, size and CRC-32 of files.
-
-    Args:
-        contents: Name to size and CRC-32.
-    """
-    return _digest((name, size, crc) for name, (size, crc) in contents.items())
-
-
-class FolderFiles:
-    """Files of a case in a folder."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._stats: dict[str, os.stat_result] = {}
-        for sub in ("", _RESULTS):
-            folder = root / sub
-            if folder.is_dir():
-                for entry in os.scandir(folder):
-                    if entry.is_file():
-                        self._stats[f"{sub}/{entry.name}" if sub else entry.name] = entry.stat()
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        return {name: stat.st_size for name, stat in self._stats.items()}
-
-    def read(self, name: str) -> bytes:
-        _check_present(name, self._stats)
-        _check_size(name, self._stats[name].st_size)
-        try:
-            return (self._root / name).read_bytes()
-        except OSError as error:
-            raise CaseError(FailureReason.UNREADABLE_FILE, f"can't be read: {error.strerror}", path=name) from error
-
-    def crc32(self, name: str, data: bytes) -> int:
-        return zlib.crc32(data)
-
-    def signature(self) -> str:
-        return _digest((name, stat.st_size, stat.st_mtime_ns) for name, stat in self._stats.items())
-
-    def content_digest(self) -> str:
-        return _digest((name, size, zlib.crc32(self.read(name))) for name, size in self.sizes.items())
-
-
-class ArchiveFiles:
-    """Files of a case in a zip archive that stays open."""
-
-    def __init__(self, archive: _Archive, members: Mapping[str, zipfile.ZipInfo]) -> None:
-        self._archive = archive
-        self._members = members
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        return {name: info.file_size for name, info in self._members.items()}
-
-    def read(self, name: str) -> bytes:
-        _check_present(name, self._members)
-        return self._archive.read(name, self._members[name])
-
-    def crc32(self, name: str, data: bytes) -> int:
-        return self._members[name].CRC  # reading checked it
-
-    def signature(self) -> str:
-        return self.content_digest()
-
-    def content_digest(self) -> str:
-        return _digest((name, info.file_size, info.CRC) for name, info in self._members.items())
-
-
-def _check_present(name: str, names: Iterable[str]) -> None:
-    if name not in names:
-        raise CaseError(FailureReason.MISSING_FILE, "the file is missing", path=name)
-
-
-def _check_size(name: str, size: int) -> None:
-    if size > MAX_FILE_BYTES:
-        detail = f"the file has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read"
-        raise CaseError(FailureReason.OVERSIZED_MEMBER, detail, path=name)
-
-
-class _Archive:
-    """An open zip file, its members grouped by case."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        weakref.finalize(self, self._file.close)  # the cache forgets an archive; whoever still reads it keeps it open
-        try:
-            infos = zipfile.ZipFile(self._file).infolist()
-        except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError, ValueError) as error:
-            raise CaseError(FailureReason.DAMAGED_ARCHIVE, f"not a readable zip archive: {error}") from error
-        names = {info.filename.replace("\\", "/"): info for info in infos if not info.is_dir()}
-        self.unsafe = sorted(name for name in names if _is_unsafe(name))
-        self.cases: dict[str, dict[str, zipfile.ZipInfo]] = {}
-        for prefix, relative, name in group_cases(name for name in names if not _is_unsafe(name)):
-            self.cases.setdefault(prefix, {})[relative] = names[name]
-
-    def read(self, name: str, info: zipfile.ZipInfo) -> bytes:
-        """Inflate a member; never more than it says, and checked against its CRC-32."""
-        _check_size(name, info.file_size)
-        raw = self._raw(name, info)
-        if info.compress_type == zipfile.ZIP_DEFLATED:
-            data = self._inflate(name, info, raw)
-        elif info.compress_type == zipfile.ZIP_STORED:
-            data = raw
-        else:
-            detail = f"compression method {info.compress_type} is not supported, only stored and deflated are"
-            raise CaseError(FailureReason.DAMAGED_ARCHIVE, detail, path=name)
-        if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
-            raise CaseError(FailureReason.DAMAGED_ARCHIVE, "the member doesn't match its checksum", path=name)
-        return data
-
-    def _raw(self, name: str, info: zipfile.ZipInfo) -> bytes:
-        if info.flag_bits & 0x1:
-            raise CaseError(FailureReason.DAMAGED_ARCHIVE, "the member is encrypted", path=name)
-        try:
-            self._file.seek(info.header_offset)
-            header = self._file.read(30)
-            if len(header) < 30 or header[:4] != b"PK\3\4":
-                raise CaseError(FailureReason.DAMAGED_ARCHIVE, "the member's header is damaged", path=name)
-            name_length, extra_length = struct.unpack("<HH", header[26:])
-            self._file.seek(name_length + extra_length, os.SEEK_CUR)
-            raw = self._file.read(info.compress_size)
-        except OSError as error:
-            raise CaseError(FailureReason.UNREADABLE_FILE, f"can't be read: {error.strerror}", path=name) from error
-        if len(raw) < info.compress_size:
-            detail = f"{info.compress_size:,} bytes expected, {len(raw):,} are there"
-            raise CaseError(FailureReason.DAMAGED_ARCHIVE, detail, path=name)
-        return raw
-
-    def _inflate(self, name: str, info: zipfile.ZipInfo, raw: bytes) -> bytes:
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        try:
-            data = inflater.decompress(raw, info.file_size + 1)
-        except zlib.error as error:
-            raise CaseError(FailureReason.DAMAGED_ARCHIVE, f"can't be inflated: {error}", path=name) from error
-        if len(data) > info.file_size:
-            detail = f"the member unpacks to more than the {info.file_size:,} bytes that it says"
-            raise CaseError(FailureReason.OVERSIZED_MEMBER, detail, path=name)
-        return data
-
-
-def _is_unsafe(name: str) -> bool:
-    return ".." in name.split("/") or name.startswith("/") or ":" in name.split("/", 1)[0]
-
-
-def group_cases(names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """Tell which names belong to a case.
-
-    Args:
-        names: Paths with forward slashes.
-
-    Yields:
-        Path of the case, name relative to it, and the name itself, for each file of each case.
-
-    >>> sorted(group_cases(["a/b_mechanical.out", "a/results/b_mechanical.case", "a/notes.txt", "readme.txt"]))
-    [('a', 'b_mechanical.out', 'a/b_mechanical.out'), ('a', 'notes.txt', 'a/notes.txt'), \
-('a', 'results/b_mechanical.case', 'a/results/b_mechanical.case')]
-    """
-    split: list[tuple[str, str, str]] = []
-    roots: set[str] = set()
-    for name in names:
-        folder, _, base = name.rpartition("/")
-        above, _, last = folder.rpartition("/")
-        if last == _RESULTS:
-            split.append((above, f"{_RESULTS}/{base}", name))
-            if _RESULT_FILE.fullmatch(base):
-                roots.add(above)
-        else:
-            split.append((folder, base, name))
-            if _TOP_FILE.fullmatch(base):
-                roots.add(folder)
-    yield from (entry for entry in split if entry[0] in roots)
-
-
-@functools.lru_cache(maxsize=2)
-def _open_archive(path: str, size: int, modified: int) -> _Archive:
-    """An archive is opened once a process, and again only when it has changed."""
-    del size, modified
-    return _Archive(Path(path))
-
-
-def _archive_at(path: str) -> _Archive:
-    stat = os.stat(path)
-    return _open_archive(path, stat.st_size, stat.st_mtime_ns)
-
-
-def open_case(location: CaseLocation) -> CaseFiles:
-    """Open the files of a case.
-
-    Raises:
-        CaseError: If the folder or archive can't be read any more.
-    """
-    try:
-        if location.prefix is None:
-            return FolderFiles(Path(location.container))
-        archive = _archive_at(location.container)
-        return ArchiveFiles(archive, archive.cases[location.prefix])
-    except (OSError, KeyError) as error:
-        detail = f"the source {location.source.archive} can't be read any more ({error})"
-        raise CaseError(FailureReason.UNREADABLE_FILE, detail, path=location.source.member) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,8 +28,41 @@ class Found:
     failures: tuple[CaseRecord, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class SourceScan:
+    """What lies in one source, archives unopened.
+
+    Attributes:
+        found: Cases in folders.
+        archives: Archives and how records call them.
+        asked_for: Whether the source is an archive that the user named.
+    """
+
+    found: Found
+    archives: tuple[tuple[Path, str], ...]
+    asked_for: bool = False
+
+
+def no_case_found(sources: Sequence[Path]) -> UsageError:
+    """The error for sources without any case."""
+    names = ", ".join(map(str, sources))
+    return UsageError(
+        f"no NetFabb case found in {names}; a case is a folder with …mechanical.out or results/…mechanical.case"
+    )
+
+
+def sorted_found(parts: Iterable[Found]) -> Found:
+    """Several findings as one, without repeats, in an order that depends on names only."""
+    parts = list(parts)
+    unique = {(x.container, x.prefix): x for part in parts for x in part.locations}.values()
+    return Found(
+        tuple(sorted(unique, key=lambda x: (x.case_id, x.source.archive, x.source.member, x.container))),
+        tuple(failure for part in parts for failure in part.failures),
+    )
+
+
 def find_cases(sources: Sequence[Path]) -> Found:
-    """Find every case below the given folders and archives.
+    """Find every case below the given folders and archives, in this process.
 
     Args:
         sources: Folders of cases, single cases, zip archives, folders of archives, in any mixture.
@@ -305,56 +73,52 @@ def find_cases(sources: Sequence[Path]) -> Found:
     Raises:
         UsageError: If a source doesn't exist or can't be read, or no case is found at all.
     """
-    locations: list[CaseLocation] = []
-    failures: list[CaseRecord] = []
+    parts: list[Found] = []
     for source in sources:
-        found = _find_in_source(source)
-        locations += found.locations
-        failures += found.failures
-    if not locations and not failures:
-        names = ", ".join(map(str, sources))
-        raise UsageError(
-            f"no NetFabb case found in {names}; a case is a folder with …mechanical.out or results/…mechanical.case"
-        )
-    unique = {(x.container, x.prefix): x for x in locations}.values()
-    return Found(
-        tuple(sorted(unique, key=lambda x: (x.case_id, x.source.archive, x.source.member, x.container))),
-        tuple(failures),
-    )
+        scan = scan_source(source)
+        parts.append(scan.found)
+        for path, label in scan.archives:
+            try:
+                parts.append(find_in_archive(path, label))
+            except (CaseError, OSError) as error:
+                if scan.asked_for:
+                    raise UsageError(f"the source {source} can't be read: {error}") from error
+                parts.append(Found((), (failed_source(path.name, label, error),)))
+    found = sorted_found(parts)
+    if not found.locations and not found.failures:
+        raise no_case_found(sources)
+    return found
 
 
-def _find_in_source(source: Path) -> Found:
-    if source.is_dir():
-        return _find_in_folder(source)
+def scan_source(source: Path, *, by_content: bool = False) -> SourceScan:
+    """Look what lies in a source, without opening archives.
+
+    Args:
+        source: A folder or an archive.
+        by_content: Sign the cases of folders by what their files hold, not by size and time.
+
+    Raises:
+        UsageError: If it doesn't exist or can't be read.
+    """
     if not source.exists():
         raise UsageError(f"the source {source} doesn't exist")
-    try:
-        return find_in_archive(source.absolute(), source.name)
-    except (CaseError, OSError) as error:
-        raise UsageError(f"the source {source} can't be read: {error}") from error
-
-
-def _find_in_folder(source: Path) -> Found:
+    if not source.is_dir():
+        return SourceScan(Found(()), ((source.absolute(), source.name),), asked_for=True)
     source = source.absolute()
     locations: list[CaseLocation] = []
-    failures: list[CaseRecord] = []
+    archives: list[tuple[Path, str]] = []
     for folder, names in _walk(source):
         relative = folder.relative_to(source).as_posix()
         if any(prefix == "" for prefix, _, _ in group_cases(names)):
-            member = "." if relative == "." else relative
-            place, signature = SourceRef(source.name, member), FolderFiles(folder).signature()
-            locations.append(CaseLocation(folder.name, str(folder), None, place, signature))
-        for name in names:
-            if name.lower().endswith(".zip") and "/" not in name:
-                label = (folder / name).relative_to(source).as_posix()
-                try:
-                    found = find_in_archive(folder / name, label)
-                except (CaseError, OSError) as error:
-                    failures.append(_failed_source(name, label, error))
-                    continue
-                locations += found.locations
-                failures += found.failures
-    return Found(tuple(locations), tuple(failures))
+            files = FolderFiles(folder)
+            signature = content_signature(files) if by_content else files.signature()
+            locations.append(CaseLocation(folder.name, str(folder), None, SourceRef(source.name, relative), signature))
+        archives += [
+            (folder / name, (folder / name).relative_to(source).as_posix())
+            for name in names
+            if name.lower().endswith(".zip") and "/" not in name
+        ]
+    return SourceScan(Found(tuple(locations)), tuple(archives))
 
 
 def _walk(source: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -388,7 +152,7 @@ def find_in_archive(path: Path, label: str) -> Found:
     Raises:
         CaseError: If it isn't a readable archive.
     """
-    archive = _archive_at(str(path))
+    archive = archive_at(str(path))
     locations = [
         CaseLocation(
             prefix.rpartition("/")[2] or path.stem,
@@ -415,7 +179,8 @@ def _unsafe_cases(names: Sequence[str]) -> list[str]:
     return sorted({name.rpartition("/")[0].removesuffix(f"/{_RESULTS}") or name for name in names})
 
 
-def _failed_source(name: str, label: str, error: Exception) -> CaseRecord:
+def failed_source(name: str, label: str, error: Exception) -> CaseRecord:
+    """The record of an archive that can't be opened."""
     if isinstance(error, CaseError):
         failure = Failure(error.reason, error.detail, label)
     else:

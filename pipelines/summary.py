@@ -77,6 +77,18 @@ def print_summary(records: Sequence[CaseRecord], out: Path, *, seconds: float, c
         console.print(f"note: {sentence}")
 
 
+def say_empty_splits(records: Sequence[CaseRecord], asked: Sequence[str], console: Console) -> None:
+    """Say which of the splits that were asked for stay empty, and why."""
+    filled = {record.placement.split for record in records if record.placement is not None}
+    empty = [name for name in asked if name not in filled]
+    if filled and empty:
+        designs = len({record.design_id for record in records if record.placement is not None})
+        console.print(
+            f"note: {designs} design{'s' * (designs != 1)} can't fill {len(asked)} splits; "
+            f"without cases: {', '.join(empty)} (bodies of one design stay together)"
+        )
+
+
 def _describe_failure(record: CaseRecord) -> str:
     failure = record.failure
     if failure is None:

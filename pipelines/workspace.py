@@ -1,6 +1,8 @@
 """The folder `.build` in an output folder: what is measured, staged shards, and who is at work.
 
     .build/lock                  held by the build that works here
+    .build/parts/<part>.lock     held by a part of a build that works here
+    .build/listings/<key>.json   what an archive holds
     .build/measured/<key>.parquet   records of a group of cases, with the signature of each case's files
     .build/measured/<key>.arrow     the build reduced onto each case's points, a record batch a case
     .build/attempts/<key>        which case of a group is at work, to tell who killed a worker
@@ -13,6 +15,7 @@ geometry again.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +29,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from lpbf_data.durable import write_durably
-from lpbf_data.errors import UsageError
+from lpbf_data.errors import FailureReason, UsageError
 from lpbf_data.manifest import manifest_schema, records_to_table, table_to_records
 from lpbf_data.record import CaseRecord, SourceRef
 from lpbf_data.schema import BUILD_FIELDS, SCHEMA_VERSION
@@ -34,6 +37,17 @@ from pipelines.convert import Measured
 
 MEASURE_VERSION: Final = 1
 """Raised when measuring changes its results, so that old ones aren't used."""
+
+_PASSING: Final = frozenset(
+    {
+        FailureReason.UNREADABLE_FILE,
+        FailureReason.SOURCE_CHANGED,
+        FailureReason.TIME_LIMIT,
+        FailureReason.WORKER_KILLED,
+        FailureReason.UNEXPECTED_ERROR,
+    }
+)
+"""Failures that may have another cause than the files themselves: such a case is tried again by the next build."""
 
 _REDUCTIONS: Final = pa.schema([pa.field(name, pa.float32()) for name in BUILD_FIELDS])
 
@@ -63,33 +77,59 @@ class Workspace:
     def __init__(self, out: Path) -> None:
         self.out = out
         self.root = out / ".build"
+        self.listings = self.root / "listings"
         self.measured = self.root / "measured"
         self.attempts = self.root / "attempts"
         self.shards = self.root / "shards"
+        self.parts = self.root / "parts"
         self.commit_journal = self.root / "commit.json"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder; a second build is refused.
+        """Hold the folder alone; a second build is refused, and so is one beside a part that is at work.
 
         Raises:
             UsageError: If another build works here.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.root / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UsageError(f"another build works in {self.out}; wait for it, or choose another --out") from error
-        try:
-            for folder in (self.measured, self.attempts, self.shards):
-                folder.mkdir(exist_ok=True)
+        self._make_folders()
+        with _held(self.root / "lock", self.out):
+            for path in sorted(self.parts.glob("*.lock")):
+                with _held(path, self.out):
+                    pass
             yield
-        finally:
-            lock.release()
 
-    def load_measured(self) -> dict[str, MeasuredRef]:
-        """Everything measured so far, by the signature of the case's files and its name."""
+    @contextmanager
+    def locked_part(self, name: str) -> Iterator[None]:
+        """Hold one part of the work; other parts may be at work beside it, a whole build may not.
+
+        Args:
+            name: Name of the part.
+
+        Raises:
+            UsageError: If a whole build, or the same part, is at work.
+        """
+        self._make_folders()
+        with _held(self.parts / f"{name}.lock", self.out):
+            # Another part looks here as well, for a moment; a build stays.
+            with _held(self.root / "lock", self.out, patience=10.0):
+                pass
+            yield
+
+    def _make_folders(self) -> None:
+        for folder in (self.listings, self.measured, self.attempts, self.shards, self.parts):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def forget_attempts(self) -> None:
+        """Start counting anew who killed workers: a build that was killed is no fault of a case."""
+        for path in self.attempts.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def load_measured(self, *, passing: bool = False) -> dict[str, MeasuredRef]:
+        """Everything measured so far, by the signature of the case's files and its name.
+
+        Args:
+            passing: Give failures too that may have another cause than the files; without it they are tried again.
+        """
         found: dict[str, MeasuredRef] = {}
         for path in sorted(self.measured.glob("*.parquet")):
             table = pq.read_table(path)
@@ -99,9 +139,30 @@ class Workspace:
             signatures = table["signature"].to_pylist()
             records = table_to_records(table.drop_columns(["reduction_index", "signature"]))
             for record, signature, index in zip(records, signatures, indices, strict=True):
+                if _is_passing(record) and not passing:
+                    continue
                 group = path.stem if index >= 0 else ""
-                found[measured_key(record.case_id, record.source, signature)] = MeasuredRef(record, group, index)
+                key = measured_key(record.case_id, record.source, signature)
+                if key not in found or not _is_passing(record):
+                    found[key] = MeasuredRef(record, group, index)
         return found
+
+
+def _is_passing(record: CaseRecord) -> bool:
+    return record.failure is not None and record.failure.failure_reason in _PASSING
+
+
+@contextmanager
+def _held(path: Path, out: Path, patience: float = 1.0) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout as error:
+        raise UsageError(f"another build works in {out}; wait for it, or choose another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _measure_version() -> bytes:

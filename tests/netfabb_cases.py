@@ -127,7 +127,9 @@ def field_values(part: Part, name: str, points: NDArray[np.float32], cells: NDAr
         top = (frame < 2) & (np.abs(points[:, 2] - part.layer * part.cell[2]) < 1e-4)
         return np.where(top, np.float32(part.clearance), np.float32(100)).astype(np.float32)
     if name == "Recoater_status":
-        return (np.abs(points[:, 2] - part.layer * part.cell[2]) < 1e-4).astype(np.float32) * np.float32(part.clearance < 80)
+        return (np.abs(points[:, 2] - part.layer * part.cell[2]) < 1e-4).astype(np.float32) * np.float32(
+            part.clearance < 80
+        )
     if name == "Temperature":
         return np.full(len(points), 25.0 + 10 * frame, dtype=np.float32)
     columns = [

@@ -21,6 +21,7 @@ from lpbf_data.manifest import decode_manifest
 from lpbf_data.record import CaseRecord
 from lpbf_data.zarr_store import ZarrPart
 from pipelines.build import build, run_build
+from pipelines.engine import Resources
 from pipelines.ensight import Dialect, Encoding
 from pipelines.request import BuildRequest, check_request
 from pipelines.select import Filters
@@ -63,7 +64,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_lands_on_disk(parts: Path, tmp_path: Path) -> None:
     out = tmp_path / "lpbf"
-    records = run_build(request(parts, out), workers=0)
+    records = run_build(request(parts, out))
     assert len(records) == 8
     assert all(record.status == "kept" for record in records)
     manifest = decode_manifest((out / "manifest.parquet").read_bytes())
@@ -91,28 +92,28 @@ def test_what_lands_on_disk(parts: Path, tmp_path: Path) -> None:
 
 
 def test_bytes_do_not_depend_on_workers_packing_or_repetition(parts: Path, tmp_path: Path) -> None:
-    run_build(request(parts, tmp_path / "serial"), workers=0)
-    run_build(request(parts, tmp_path / "parallel"), workers=2)
+    run_build(request(parts, tmp_path / "serial"))
+    run_build(request(parts, tmp_path / "parallel"), Resources(workers=2))
     assert tree(tmp_path / "serial") == tree(tmp_path / "parallel")
     before = tree(tmp_path / "serial")
-    run_build(request(parts, tmp_path / "serial"), workers=0)
+    run_build(request(parts, tmp_path / "serial"))
     assert tree(tmp_path / "serial") == before
     # From an archive the arrays are the same; only the names of the sources differ.
-    run_build(request(zip_folder(tmp_path / "data.zip", parts), tmp_path / "packed"), workers=0)
+    run_build(request(zip_folder(tmp_path / "data.zip", parts), tmp_path / "packed"))
     shards = {name: digest for name, digest in before.items() if name.startswith(("data/", "lpbf.zarr/"))}
     packed = tree(tmp_path / "packed")
     assert {name: packed[name] for name in shards} == shards
 
 
 def test_a_running_scheduler_is_used(parts: Path, tmp_path: Path) -> None:
-    run_build(request(parts, tmp_path / "serial"), workers=0)
+    run_build(request(parts, tmp_path / "serial"))
     from distributed import LocalCluster
 
     with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
-        run_build(request(parts, tmp_path / "joined"), scheduler=cluster.scheduler_address)
+        run_build(request(parts, tmp_path / "joined"), Resources(scheduler=cluster.scheduler_address))
     assert tree(tmp_path / "joined") == tree(tmp_path / "serial")
     with pytest.raises(UsageError, match="doesn't answer"):
-        run_build(request(parts, tmp_path / "nobody"), scheduler="tcp://127.0.0.1:9")
+        run_build(request(parts, tmp_path / "nobody"), Resources(scheduler="tcp://127.0.0.1:9"))
 
 
 def test_plain_datasets_opens_it_also_after_a_rebuild_in_place(
@@ -121,7 +122,7 @@ def test_plain_datasets_opens_it_also_after_a_rebuild_in_place(
     out = tmp_path / "lpbf"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for limit, kept in ((50_000, 8), (72, 4)):
-        records = run_build(request(parts, out, filters=Filters(max_points=limit)), workers=0)
+        records = run_build(request(parts, out, filters=Filters(max_points=limit)))
         ids = {r.case_id: r for r in records if r.status == "kept"}
         assert len(ids) == kept
         opened = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
@@ -182,7 +183,7 @@ def test_broken_cases_are_told_apart_and_stop_nothing(tmp_path: Path) -> None:
     write_part(src / "second", Part("differs", amplitude=0.1))
     write_part(src / "third", Part("differs", amplitude=0.2))
 
-    records = run_build(request(src, tmp_path / "out"), workers=0)
+    records = run_build(request(src, tmp_path / "out"))
     reasons = {
         "terminated": (FailureReason.SOLVER_TERMINATED, "mechanical.out"),
         "unprepared": (FailureReason.MISSING_FILE, None),
@@ -217,12 +218,12 @@ def test_a_case_that_turns_unreadable_between_measuring_and_writing(parts: Path,
     src = tmp_path / "src"
     shutil.copytree(parts, src)
     out = tmp_path / "out"
-    run_build(request(src, out), workers=0)
+    run_build(request(src, out))
     victim = next(src.glob("*/results/mechanical00_6.dis.ens"))
     # The finished part is intact, an optional field of it is not: only writing can notice.
     broken = victim.with_name("mechanical00_6.sig.ens")
     broken.write_bytes(broken.read_bytes()[:-8])
-    records = run_build(request(src, out, fields=["all"]), workers=0)
+    records = run_build(request(src, out, fields=["all"]))
     failed = [r for r in records if r.failure is not None]
     assert [r.case_id for r in failed] == [victim.parts[-3]]
     assert failed[0].failure is not None
@@ -234,24 +235,24 @@ def test_a_case_that_turns_unreadable_between_measuring_and_writing(parts: Path,
 
 def test_another_filter_reads_no_geometry_again(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
-    run_build(request(parts, out), workers=0)
+    run_build(request(parts, out))
     import pipelines.groups
 
     def refuse(location: object) -> None:
         raise AssertionError("a case was measured again")
 
     monkeypatch.setattr(pipelines.groups, "measure_location", refuse)
-    records = run_build(request(parts, out, filters=Filters(max_points=72)), workers=0)
+    records = run_build(request(parts, out, filters=Filters(max_points=72)))
     assert sum(r.status == "kept" for r in records) == 4
     fresh = tmp_path / "fresh"
     monkeypatch.undo()
-    run_build(request(parts, fresh, filters=Filters(max_points=72)), workers=0)
+    run_build(request(parts, fresh, filters=Filters(max_points=72)))
     names = {p.name for p in (out / "data").iterdir()}
     assert names == {p.name for p in (fresh / "data").iterdir()}
 
 
 def test_rejections_carry_criterion_value_and_limit(parts: Path, tmp_path: Path) -> None:
-    records = run_build(request(parts, tmp_path / "out", filters=Filters(max_points=72)), workers=0)
+    records = run_build(request(parts, tmp_path / "out", filters=Filters(max_points=72)))
     for record in records:
         assert record.measures is not None
         if record.status == "rejected":
@@ -268,15 +269,15 @@ def test_an_output_folder_of_something_else_is_refused(parts: Path, tmp_path: Pa
     out.mkdir()
     (out / "thesis.tex").write_text("…")
     with pytest.raises(UsageError, match="holds something else"):
-        run_build(request(parts, out), workers=0)
+        run_build(request(parts, out))
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="is a file"):
-        run_build(request(parts, tmp_path / "file"), workers=0)
+        run_build(request(parts, tmp_path / "file"))
     other = write_part(tmp_path / "other", Part("unrelated"))
-    run_build(request(parts, tmp_path / "set"), workers=0)
+    run_build(request(parts, tmp_path / "set"))
     with pytest.raises(UsageError, match="8 cases that the sources don't have"):
-        run_build(request(other, tmp_path / "set"), workers=0)
-    records = run_build(request(other, tmp_path / "set", replace=True), workers=0)
+        run_build(request(other, tmp_path / "set"))
+    records = run_build(request(other, tmp_path / "set", replace=True))
     assert [r.case_id for r in records] == ["unrelated"]
     assert len(list((tmp_path / "set" / "data").iterdir())) == 1
 
@@ -285,17 +286,17 @@ def test_two_builds_in_one_folder(parts: Path, tmp_path: Path) -> None:
     from pipelines.workspace import Workspace
 
     with Workspace(tmp_path / "out").locked(), pytest.raises(UsageError, match="another build works"):
-        run_build(request(parts, tmp_path / "out"), workers=0)
+        run_build(request(parts, tmp_path / "out"))
 
 
 def test_growth_keeps_the_split_of_every_design(tmp_path: Path) -> None:
     src, out = tmp_path / "src", tmp_path / "out"
     write_parts(src, 6)
-    before = {r.case_id: r.placement.split for r in run_build(request(src, out), workers=0) if r.placement}
+    before = {r.case_id: r.placement.split for r in run_build(request(src, out)) if r.placement}
     write_part(src, Part("100_11b839a0_77", shape=(9, 9, 2)))
     for i in range(6):
         write_part(src, Part(f"90{i}_11b839b{i}_1", shape=(3, 3 + i, 2)))
-    after = {r.case_id: r.placement.split for r in run_build(request(src, out), workers=0) if r.placement}
+    after = {r.case_id: r.placement.split for r in run_build(request(src, out)) if r.placement}
     assert {case: after[case] for case in before} == before
     assert after["100_11b839a0_77"] == before["100_11b839a0_0"]
     assert len(after) == 13
@@ -304,12 +305,12 @@ def test_growth_keeps_the_split_of_every_design(tmp_path: Path) -> None:
 @pytest.mark.parametrize("formats", [["parquet"], ["zarr"]])
 def test_one_format_alone(parts: Path, tmp_path: Path, formats: list[str]) -> None:
     out = tmp_path / "out"
-    run_build(request(parts, out, formats=formats), workers=0)
+    run_build(request(parts, out, formats=formats))
     assert (out / "data").exists() == (formats == ["parquet"])
     assert (out / "lpbf.zarr").exists() == (formats == ["zarr"])
     # Adding the other one later gives what building both gives.
-    run_build(request(parts, out), workers=0)
-    run_build(request(parts, tmp_path / "both"), workers=0)
+    run_build(request(parts, out))
+    run_build(request(parts, tmp_path / "both"))
     assert tree(out) == tree(tmp_path / "both")
 
 

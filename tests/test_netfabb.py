@@ -10,11 +10,12 @@ import pytest
 
 from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.schema import SOLVER_FIELDS
+from pipelines.case_files import open_case
 from pipelines.ensight import Dialect, Encoding
 from pipelines.netfabb import VARIABLES, NetfabbRun
 from pipelines.points import PointIndex
 from pipelines.solver_log import read_log
-from pipelines.sources import find_cases, open_case
+from pipelines.sources import find_cases
 from tests.netfabb_cases import TERMINATED, Part, field_values, part_mesh, write_part, zip_folder
 from tests.vtk_oracle import VtkFrames
 

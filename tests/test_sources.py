@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from lpbf_data.errors import CaseError, FailureReason, UsageError
+from pipelines.case_files import open_case
 from pipelines.netfabb import NetfabbRun
-from pipelines.sources import find_cases, open_case
+from pipelines.sources import find_cases
 from tests.netfabb_cases import Part, write_part, zip_folder
 
 

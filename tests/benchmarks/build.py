@@ -3,8 +3,8 @@
     python -m tests.benchmarks.build
 
 Both turn the same zip of generated cases (about 20,000 points, five layers, 676 entries a case as in real batches) into
-a data set: read the finished part, reduce the build onto it, count edges, take aspect ratios, write. The straightforward
-version opens the zip for every field and walks over elements in Python, as public extraction scripts do, and writes one
+a data set: read the finished part, reduce the build onto it, count edges, take aspect ratios, write. The plain version
+opens the zip for every field and walks over elements in Python, as public extraction scripts do, and writes one
 compressed npz a case.
 """
 
@@ -41,7 +41,9 @@ def generate(folder: Path, count: int) -> Path:
     archive = folder / "data.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as target:
         for number in range(count):
-            part = Part(f"{1000 + number}_11b839a3_1", (30, 30, 20), 4, (0.8, 0.8, 0.6), amplitude=0.01 + 0.001 * number)
+            part = Part(
+                f"{1000 + number}_11b839a3_1", (30, 30, 20), 4, (0.8, 0.8, 0.6), amplitude=0.01 + 0.001 * number
+            )
             root = write_part(folder / "cases", part)
             for path in sorted(root.rglob("*")):
                 if path.is_file():
@@ -65,10 +67,8 @@ def plain_case(archive: Path, case_id: str, out: Path) -> None:
         count = int.from_bytes(stream.read(4), "little")
         points = np.frombuffer(stream.read(12 * count), "<f4").reshape(3, count).T
         stream.seek(80, io.SEEK_CUR)
-        cells = []
-        for _ in range(int.from_bytes(stream.read(4), "little")):
-            cells.append([n - 1 for n in np.frombuffer(stream.read(32), "<i4").tolist()])
-        return points, cells
+        number_of_cells = int.from_bytes(stream.read(4), "little")
+        return points, [[n - 1 for n in np.frombuffer(stream.read(32), "<i4").tolist()] for _ in range(number_of_cells)]
 
     def variable(frame: int, short: str, width: int) -> np.ndarray:
         return np.frombuffer(read(f"mechanical00_{frame}.{short}.ens")[244:], "<f4").reshape(width, -1).T
@@ -116,7 +116,7 @@ def our_build(archive: Path, out: Path) -> tuple[float, int]:
     started = time.perf_counter()
     # All cases in one shard, as the comparison is meant; a real build of so few would make four.
     with contextlib.redirect_stderr(io.StringIO()), unittest.mock.patch.object(shards, "_LEAST_SHARDS", 1):
-        records = run_build(request, workers=0)
+        records = run_build(request)
     seconds = time.perf_counter() - started
     assert all(record.status == "kept" for record in records), "a generated case was not kept"
     return seconds, sum(p.stat().st_size for p in out.rglob("*") if p.is_file() and ".build" not in p.parts)

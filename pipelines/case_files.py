@@ -1,0 +1,172 @@
+"""The files of one case, in a folder or in an archive."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from lpbf_data.errors import CaseError, FailureReason
+from lpbf_data.record import SourceRef
+from pipelines.archive import Archive, archive_at, check_size
+
+_RESULTS: Final = "results"
+
+
+@dataclass(frozen=True, slots=True)
+class CaseLocation:
+    """Where a case lies on this machine, and the name it goes by everywhere.
+
+    Attributes:
+        case_id: Name of the case: that of its folder.
+        container: Absolute path of the case's folder, or of the archive that holds it.
+        prefix: Path inside the archive; None for a folder.
+        source: The same place without any local path.
+        signature: Signature of its files when it was found.
+    """
+
+    case_id: str
+    container: str
+    prefix: str | None
+    source: SourceRef
+    signature: str = ""
+
+
+class CaseFiles(Protocol):
+    """The files of one case; names are relative to it, with forward slashes."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Size of each file, by name."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            CaseError: If it is missing, damaged, too large, or unreadable.
+        """
+        ...
+
+    def crc32(self, name: str, data: bytes) -> int:
+        """CRC-32 of a file whose content was just read."""
+        ...
+
+    def signature(self) -> str:
+        """A mark that changes when the case changes, from what is known without reading: "kind:hash"."""
+        ...
+
+    def content_digest(self) -> str:
+        """SHA-256 over name, size and CRC-32 of every file; the same for a folder and its archive."""
+        ...
+
+
+def _digest(entries: Iterable[tuple[str, int, int]]) -> str:
+    lines = "".join(f"{name}\0{size}\0{mark}\n" for name, size, mark in sorted(entries))
+    return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def digest_of_contents(contents: Mapping[str, tuple[int, int]]) -> str:
+    """SHA-256 over name, size and CRC-32 of files.
+
+    Args:
+        contents: Name to size and CRC-32.
+    """
+    return _digest((name, size, crc) for name, (size, crc) in contents.items())
+
+
+def content_signature(files: CaseFiles) -> str:
+    """A signature from what the files hold; for a folder, every file is read."""
+    return "content:" + files.content_digest()
+
+
+def is_unchanged(files: CaseFiles, signature: str) -> bool:
+    """Whether the files of a case still have a signature, taken either way."""
+    now = content_signature(files) if signature.startswith("content:") else files.signature()
+    return now == signature
+
+
+class FolderFiles:
+    """Files of a case in a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._stats: dict[str, os.stat_result] = {}
+        for sub in ("", _RESULTS):
+            folder = root / sub
+            if folder.is_dir():
+                for entry in os.scandir(folder):
+                    if entry.is_file():
+                        self._stats[f"{sub}/{entry.name}" if sub else entry.name] = entry.stat()
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        return {name: stat.st_size for name, stat in self._stats.items()}
+
+    def read(self, name: str) -> bytes:
+        _check_present(name, self._stats)
+        check_size(name, self._stats[name].st_size)
+        try:
+            return (self._root / name).read_bytes()
+        except OSError as error:
+            raise CaseError(FailureReason.UNREADABLE_FILE, f"can't be read: {error.strerror}", path=name) from error
+
+    def crc32(self, name: str, data: bytes) -> int:
+        return zlib.crc32(data)
+
+    def signature(self) -> str:
+        return "stat:" + _digest((name, stat.st_size, stat.st_mtime_ns) for name, stat in self._stats.items())
+
+    def content_digest(self) -> str:
+        return _digest((name, size, zlib.crc32(self.read(name))) for name, size in self.sizes.items())
+
+
+class ArchiveFiles:
+    """Files of a case in a zip archive that stays open."""
+
+    def __init__(self, archive: Archive, members: Mapping[str, zipfile.ZipInfo]) -> None:
+        self._archive = archive
+        self._members = members
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        return {name: info.file_size for name, info in self._members.items()}
+
+    def read(self, name: str) -> bytes:
+        _check_present(name, self._members)
+        return self._archive.read(name, self._members[name])
+
+    def crc32(self, name: str, data: bytes) -> int:
+        return self._members[name].CRC  # reading checked it
+
+    def signature(self) -> str:
+        return content_signature(self)
+
+    def content_digest(self) -> str:
+        return _digest((name, info.file_size, info.CRC) for name, info in self._members.items())
+
+
+def _check_present(name: str, names: Iterable[str]) -> None:
+    if name not in names:
+        raise CaseError(FailureReason.MISSING_FILE, "the file is missing", path=name)
+
+
+def open_case(location: CaseLocation) -> CaseFiles:
+    """Open the files of a case.
+
+    Raises:
+        CaseError: If the folder or archive can't be read any more.
+    """
+    try:
+        if location.prefix is None:
+            return FolderFiles(Path(location.container))
+        archive = archive_at(location.container)
+        return ArchiveFiles(archive, archive.cases[location.prefix])
+    except (OSError, KeyError) as error:
+        detail = f"the source {location.source.archive} can't be read any more ({error})"
+        raise CaseError(FailureReason.UNREADABLE_FILE, detail, path=location.source.member) from error

@@ -1,0 +1,51 @@
+"""The files that stand beside the shards: manifest, `build.json`, card."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from typing import Final
+
+from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
+from lpbf_data.record import CaseRecord
+from lpbf_data.schema import SCHEMA_VERSION
+from pipelines.card import make_card
+from pipelines.request import BuildRequest
+from pipelines.select import PUBLISHED
+
+BUILD_NAME: Final = "build.json"
+
+_VERSIONED: Final = ("lpbf-flare", "numpy", "pyarrow", "zarr", "zarrs", "numcodecs")
+
+
+def make_documents(request: BuildRequest, manifest: bytes) -> dict[str, bytes]:
+    """File name to content.
+
+    Args:
+        request: What was built.
+        manifest: The encoded manifest.
+    """
+    digest = hashlib.sha256(manifest).hexdigest()
+    records = decode_manifest(manifest).records
+    card = make_card(records, request.specs, request.formats, request.limits, request.splits, digest)
+    return {
+        "README.md": card,
+        BUILD_NAME: _build_json(request, records, digest),
+        MANIFEST_NAME: manifest,
+    }
+
+
+def _build_json(request: BuildRequest, records: Sequence[CaseRecord], manifest_sha256: str) -> bytes:
+    sources = sorted(f"{r.case_id}\0{r.source.source_digest}" for r in records)
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "configuration": request.configuration,
+        "leaks_between_splits": request.splits == PUBLISHED,
+        "sources": sorted({record.source.archive for record in records}),
+        "sources_sha256": hashlib.sha256("\n".join(sources).encode("utf-8", "surrogatepass")).hexdigest(),
+        "manifest_sha256": manifest_sha256,
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+    }
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

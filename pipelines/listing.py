@@ -1,0 +1,173 @@
+"""Listing what the sources hold: folders here and now, archives in parallel, each archive once.
+
+Reading the directory of an archive of a few hundred parts takes seconds to tens of seconds, so its listing is kept in
+the workspace and used again while the archive's size and modification time stay what they were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lpbf_data.durable import write_durably
+from lpbf_data.errors import CaseError, FailureReason, UsageError
+from lpbf_data.record import CaseRecord, Failure, SourceRef
+from pipelines.case_files import CaseLocation, open_case
+from pipelines.engine import Engine
+from pipelines.sources import (
+    Found,
+    SourceScan,
+    failed_source,
+    find_in_archive,
+    no_case_found,
+    scan_source,
+    sorted_found,
+)
+from pipelines.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveTask:
+    """An archive to list.
+
+    Attributes:
+        path: The archive.
+        label: How records call it.
+        asked_for: Whether the user named it, so that it must be readable.
+        cache: Folder of the listings.
+    """
+
+    path: Path
+    label: str
+    asked_for: bool
+    cache: Path
+
+
+def list_archive(task: ArchiveTask) -> Found:
+    """List an archive, or read the listing of an earlier time.
+
+    Raises:
+        UsageError: If the user named it and it can't be read.
+    """
+    try:
+        stat = task.path.stat()
+        name = json.dumps([str(task.path), task.label, stat.st_size, stat.st_mtime_ns])
+        kept = task.cache / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
+        if kept.exists():
+            return _decode(json.loads(kept.read_text(encoding="utf-8")))
+        found = find_in_archive(task.path, task.label)
+        write_durably(kept, json.dumps(_encode(found)).encode())
+    except (CaseError, OSError) as error:
+        if task.asked_for:
+            raise UsageError(f"the source {task.path} can't be read: {error}") from error
+        return Found((), (failed_source(task.path.name, task.label, error),))
+    return found
+
+
+def _encode(found: Found) -> dict[str, Any]:
+    failures = [dataclasses.asdict(r.failure) | {"member": r.source.member} for r in found.failures if r.failure]
+    sources = [x.source for x in found.locations] + [record.source for record in found.failures]
+    return {
+        "archive": sources[0].archive if sources else "",
+        "cases": [[x.case_id, x.container, x.prefix, x.source.member, x.signature] for x in found.locations],
+        "failures": failures,
+    }
+
+
+def _decode(stored: dict[str, Any]) -> Found:
+    archive = stored["archive"]
+    locations = tuple(
+        CaseLocation(case_id, container, prefix, SourceRef(archive, member), signature)
+        for case_id, container, prefix, member, signature in stored["cases"]
+    )
+    failures = []
+    for entry in stored["failures"]:
+        member = entry.pop("member")
+        failure = Failure(**(entry | {"failure_reason": FailureReason(entry["failure_reason"])}))
+        failures.append(CaseRecord(case_id=member, source=SourceRef(archive, member), failure=failure))
+    return Found(locations, tuple(failures))
+
+
+def scan_sources(sources: Sequence[Path], *, by_content: bool = False) -> list[SourceScan]:
+    """Look what lies in each source, without opening archives.
+
+    Args:
+        sources: Folders and archives.
+        by_content: Sign the cases of folders by what their files hold, not by size and time.
+
+    Raises:
+        UsageError: If a source doesn't exist or can't be read, or there is neither case nor archive.
+    """
+    scans = [scan_source(source, by_content=by_content) for source in sources]
+    if not any(scan.found.locations or scan.archives for scan in scans):
+        raise no_case_found(sources)
+    return scans
+
+
+def list_sources(sources: Sequence[Path], scans: Sequence[SourceScan], engine: Engine, workspace: Workspace) -> Found:
+    """Find every case of the sources.
+
+    Args:
+        sources: Folders and archives.
+        scans: What was seen in them.
+        engine: Lists archives in parallel.
+        workspace: Keeps the listings.
+
+    Returns:
+        Locations and failures, in an order that depends on their names only.
+
+    Raises:
+        UsageError: If an archive that the user named can't be read, or no case is found.
+    """
+    found = [scan.found for scan in scans]
+    tasks = [
+        ArchiveTask(path, label, scan.asked_for, workspace.listings) for scan in scans for path, label in scan.archives
+    ]
+    with tqdm(total=len(tasks), desc="list", unit="archive", disable=not tasks) as bar:
+        for one in engine.map(list_archive, tasks):
+            found.append(one)
+            bar.update()
+    everything = sorted_found(found)
+    if not everything.locations and not everything.failures:
+        raise no_case_found(sources)
+    return everything
+
+
+def drop_duplicates(locations: Sequence[CaseLocation]) -> tuple[list[CaseLocation], list[CaseRecord]]:
+    """Cases of one id are one case when their bytes agree, and none when they don't.
+
+    Args:
+        locations: Every case that was found.
+
+    Returns:
+        One location an id, and a failure for each case whose id another case with other content has.
+    """
+    by_id: dict[str, list[CaseLocation]] = {}
+    for location in locations:
+        by_id.setdefault(location.case_id, []).append(location)
+    unique: list[CaseLocation] = []
+    failures: list[CaseRecord] = []
+    for case_id, places in by_id.items():
+        if len(places) == 1 or len({_content(place) for place in places}) == 1:
+            unique.append(places[0])
+            continue
+        for place in places:
+            others = ", ".join(f"{o.source.archive}:{o.source.member}" for o in places if o is not place)
+            detail = f"another case with other content has the same id: {others}"
+            failure = Failure(FailureReason.DUPLICATE_CASE, detail)
+            failures.append(CaseRecord(case_id=case_id, source=place.source, failure=failure))
+    return unique, failures
+
+
+def _content(location: CaseLocation) -> str:
+    try:
+        return open_case(location).content_digest()
+    except CaseError as error:  # unreadable: equal to nothing but itself
+        return f"{location.container}\0{location.prefix}\0{error}"

@@ -1,0 +1,160 @@
+"""The stages of a build, each a function of what the one before gave: measure, select, write."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from lpbf_data.record import CaseRecord, Placement
+from pipelines.case_files import CaseLocation
+from pipelines.commit import committed_shards, place_of
+from pipelines.engine import Engine
+from pipelines.groups import GroupTask, measure_group
+from pipelines.request import BuildRequest
+from pipelines.select import reject, split_records
+from pipelines.shards import (
+    ShardCase,
+    ShardPlan,
+    ShardResult,
+    ShardTask,
+    batch_tasks,
+    plan_shards,
+    write_staged_shards,
+)
+from pipelines.workspace import MeasuredRef, Workspace, measured_key
+
+
+def key_of(location: CaseLocation) -> str:
+    """What a measured case is found again by."""
+    return measured_key(location.case_id, location.source, location.signature)
+
+
+def measured_cases(
+    locations: Sequence[CaseLocation], known: Mapping[str, MeasuredRef]
+) -> tuple[dict[str, ShardCase], list[CaseLocation]]:
+    """Divide cases into those measured already, by case id, and those to measure."""
+    found = {x.case_id: ShardCase(x, known[key_of(x)]) for x in locations if key_of(x) in known}
+    return found, [x for x in locations if key_of(x) not in known]
+
+
+def measure(engine: Engine, tasks: Sequence[GroupTask], *, total: int, done: int) -> None:
+    """Measure groups of cases into the workspace.
+
+    Args:
+        engine: Who works.
+        tasks: The groups.
+        total: Cases in all, for the progress bar.
+        done: Cases measured before.
+    """
+    with tqdm(total=total, initial=done, desc="measure", unit="case") as bar:
+        failures = 0
+        for result in engine.map(measure_group, tasks):
+            failures += result.failures
+            bar.update(result.cases)
+            bar.set_postfix(failed=failures)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is kept, and where it goes.
+
+    Attributes:
+        records: Case id to record, with design and rejections; failed ones included.
+        plans: The shards.
+    """
+
+    records: Mapping[str, CaseRecord]
+    plans: tuple[ShardPlan, ...]
+
+
+def select(request: BuildRequest, cases: Mapping[str, ShardCase], earlier: Mapping[str, str]) -> Selection:
+    """Filter, split and plan; reads no array.
+
+    Args:
+        request: Limits, splits, designs, fields.
+        cases: Every measured case, failed ones included.
+        earlier: Case id to split in an earlier build of the same set.
+    """
+    records = {}
+    for case_id, case in cases.items():
+        named = dataclasses.replace(case.record, design_id=request.namer(case.record))
+        records[case_id] = reject(named, request.limits)
+    split_of = split_records(list(records.values()), request.split_request, request.seed, earlier)
+    chosen = {
+        case_id: ShardCase(
+            cases[case_id].location, MeasuredRef(records[case_id], cases[case_id].ref.group, cases[case_id].ref.index)
+        )
+        for case_id in split_of
+    }
+    return Selection(records, tuple(plan_shards(split_of, chosen, request.specs)))
+
+
+def shard_tasks(workspace: Workspace, request: BuildRequest, plans: Iterable[ShardPlan]) -> list[ShardTask]:
+    """Tasks for shards; one that lies in the data set already is only checked."""
+    committed = committed_shards(workspace)
+    tasks = []
+    for plan in plans:
+        places = committed.get(plan.key, {})
+        kept = {name: workspace.out / places[name] for name in request.formats if name in places}
+        tasks.append(ShardTask(plan, request.formats, workspace.measured, workspace.shards, kept))
+    return tasks
+
+
+def write(engine: Engine, tasks: Sequence[ShardTask]) -> dict[str, ShardResult]:
+    """Write shards into the workspace; results by key."""
+    sizes = {task.plan.key: len(task.plan.cases) for task in tasks}
+    results: dict[str, ShardResult] = {}
+    with tqdm(total=sum(sizes.values()), desc="write", unit="case") as bar:
+        for batch in engine.map(write_staged_shards, batch_tasks(tasks)):
+            for result in batch:
+                results[result.key] = result
+                bar.update(sizes[result.key])
+    return results
+
+
+def write_all(
+    engine: Engine,
+    workspace: Workspace,
+    request: BuildRequest,
+    cases: Mapping[str, ShardCase],
+    earlier: Mapping[str, str],
+) -> tuple[list[CaseRecord], tuple[ShardPlan, ...]]:
+    """Write every shard; a case that can't be read any more fails, and the rest is planned anew.
+
+    Returns:
+        Records with the place of each kept case, and the shards.
+    """
+    cases = dict(cases)
+    while True:
+        selection = select(request, cases, earlier)
+        results = write(engine, shard_tasks(workspace, request, selection.plans))
+        failures = [record for result in results.values() for record in result.failures]
+        if not failures:
+            return _placed(selection, results, request.formats), selection.plans
+        for record in failures:
+            cases[record.case_id] = ShardCase(cases[record.case_id].location, MeasuredRef(record, "", -1))
+
+
+def _placed(selection: Selection, results: Mapping[str, ShardResult], formats: Sequence[str]) -> list[CaseRecord]:
+    """Records with the place of each kept case, and statistics that were taken when it was written."""
+    placed = dict(selection.records)
+    for plan in selection.plans:
+        result = results[plan.key]
+        shard: dict[str, Any] = {}
+        for name, what in (("parquet", "file"), ("zarr", "part")):
+            if name in formats:
+                shard[f"{name}_{what}"] = place_of(plan, name)
+                shard[f"{name}_bytes"] = result.sizes[name]
+                shard[f"{name}_sha256"] = result.digests[name]
+        for row, case in enumerate(plan.cases):
+            record = placed[case.record.case_id]
+            placed[record.case_id] = dataclasses.replace(
+                record,
+                statistics=dict(record.statistics) | dict(result.statistics.get(record.case_id, {})),
+                placement=Placement(plan.split, plan.index, row, **shard),
+            )
+    return list(placed.values())
