@@ -20,7 +20,7 @@ except ImportError:  # The package "lightning" brings its own copy.
         Precision,
     )
 
-__all__ = ["Fabric", "Precision", "open_fabric"]
+__all__ = ["Fabric", "Precision", "device_of", "open_fabric"]
 
 _CUBLAS: Final = ":4096:8"
 
@@ -68,3 +68,16 @@ def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> t
     )
     fabric.launch()
     return fabric, precision
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The device to predict on.
+
+    Raises:
+        UsageError: If there is no GPU where one is asked for.
+    """
+    if accelerator not in ("auto", "cpu", "gpu"):
+        raise UsageError(f"--accelerator must be auto, cpu or gpu, not {accelerator}")
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise UsageError("--accelerator gpu, but PyTorch finds no GPU here; use auto or cpu")
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")

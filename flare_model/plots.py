@@ -8,7 +8,8 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
 
 mpl.rcParams["axes.spines.top"] = False
 mpl.rcParams["axes.spines.right"] = False
@@ -63,5 +64,41 @@ def plot_histogram(path: Path, series: Mapping[str, ArrayLike], label: str) -> N
         axis.hist(v[np.isfinite(v)], bins=edges.tolist(), alpha=0.6, label=name)
     axis.set_xlabel(label)
     axis.set_ylabel("cases")
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def plot_spectrum(path: Path, eigenvalues: Sequence[NDArray[np.float64]]) -> None:
+    """Eigenvalues of the heads, one panel a block, one line a head, after Figure 7 of the FLARE paper.
+
+    Args:
+        path: The PNG.
+        eigenvalues: Of each block, [H, M], largest first.
+    """
+    columns = min(4, len(eigenvalues))
+    rows = -(-len(eigenvalues) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.7 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    epsilon = float(np.finfo(np.float32).eps)
+    for number, panel in enumerate(panels.flat):
+        if number >= len(eigenvalues):
+            panel.set_visible(False)
+            continue
+        of_block = eigenvalues[number]
+        index = np.arange(1, of_block.shape[1] + 1)
+        for head in of_block:
+            # Zeros have no place on a logarithmic axis; they are drawn at its foot.
+            panel.plot(index, np.maximum(head, epsilon**2), linewidth=1)
+        panel.axvline(of_block.shape[1], color="tab:red", linestyle="--", linewidth=1, label="number of latents")
+        panel.axhline(epsilon, color="black", linestyle="--", linewidth=1, label="FP32 precision")
+        panel.set_yscale("log")
+        panel.set_ylim(epsilon**1.5, 3)
+        panel.set_title(f"block {number + 1}")
+    for panel in panels[:, 0]:
+        panel.set_ylabel("eigenvalue")
+    for panel in panels[-1]:
+        panel.set_xlabel("index")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=120)

@@ -13,7 +13,7 @@ from lpbf_data.record import CaseRecord
 from lpbf_data.schema import SCHEMA_VERSION
 from pipelines.card import make_card
 from pipelines.request import BuildRequest
-from pipelines.select import PUBLISHED
+from pipelines.split_rules import PUBLISHED
 
 BUILD_NAME: Final = "build.json"
 
