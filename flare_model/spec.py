@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from torch import nn
 
 from lpbf_data.errors import UsageError
@@ -68,17 +68,21 @@ class ModelSpec:
         Raises:
             UsageError: If the class can't be imported, is no torch module, or doesn't take these arguments.
         """
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(import_class(self.class_path), "model")
+        model_class = import_class(self.class_path)
+        annotations = _parameters(model_class)
         try:
-            parsed = parser.parse_object({"model": dict(self.init_args)})
-            model = parser.instantiate_classes(parsed)["model"]
-        except (ArgumentError, TypeError, ValueError) as error:
-            raise UsageError(
-                f"the model {self.class_path} can't be made from {dict(self.init_args)}: {error}"
-            ) from error
-        assert isinstance(model, nn.Module)
-        return model
+            arguments = {name: _instance(annotations.get(name), value) for name, value in self.init_args.items()}
+            return model_class(**arguments)
+        except (TypeError, ValueError) as error:
+            given = dict(self.init_args)
+            raise UsageError(f"the model {self.class_path} can't be made from {given}: {error}") from error
+
+
+def _instance(annotation: Any, value: Any) -> Any:
+    """A dataclass from its dictionary; anything else as it is."""
+    if inspect.isclass(annotation) and dataclasses.is_dataclass(annotation) and isinstance(value, Mapping):
+        return annotation(**value)
+    return value
 
 
 def spec_of(model: nn.Module) -> ModelSpec:
