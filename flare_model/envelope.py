@@ -39,6 +39,7 @@ class Envelope:
         height: Extent along z, mm.
         aspect_ratio_max: Aspect ratio of a part's worst cell.
         materials: Materials by name; empty when none was recorded.
+        num_points_median: Median of the points of a part; None where it wasn't recorded.
     """
 
     num_cases: int
@@ -46,6 +47,7 @@ class Envelope:
     height: Range
     aspect_ratio_max: Range
     materials: tuple[str, ...] = ()
+    num_points_median: float | None = None
 
     @classmethod
     def of(cls, records: Iterable[CaseRecord]) -> Envelope:
@@ -57,7 +59,8 @@ class Envelope:
             return Range(min(values), max(values))
 
         materials = tuple(sorted({material for _, material in measured if material}))
-        return cls(len(measured), span("num_points"), span("height"), span("aspect_ratio_max"), materials)
+        median = float(np.median([measures.num_points for measures, _ in measured]))
+        return cls(len(measured), span("num_points"), span("height"), span("aspect_ratio_max"), materials, median)
 
 
 def outside(

@@ -37,8 +37,8 @@ def _norms(values: Tensor, offsets: Tensor) -> Tensor:
     wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
     squares = case_sums(wide.square(), offsets)
     # The root has no derivative at zero; an exact prediction must not turn the gradient into NaN.
-    positive = squares > 0
-    return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
+    zero = squares == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, squares).sqrt())
 
 
 def relative_l2(prediction: Tensor, truth: Tensor, offsets: Tensor) -> Tensor:

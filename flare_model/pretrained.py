@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor
 
 from flare_model.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Description, read_checkpoint, write_checkpoint
 from lpbf_data.errors import StoreError
 
+_CARD: Final = """---
+{{ card_data }}
+---
 
-class Pretrained(PyTorchModelHubMixin, library_name="lpbf-flare", license="mit", tags=["lpbf", "flare"]):
+# {{ title }}
+
+{{ about }}
+
+```python
+from flare_model import {{ loader }}
+
+model = {{ loader }}{{ method }}("{{ repo_id | default('path/or/hub-id', true) }}")
+```
+
+{{ details }}
+"""
+
+
+class Pretrained(
+    PyTorchModelHubMixin,
+    library_name="lpbf-flare",
+    license="mit",
+    tags=["laser powder bed fusion", "surrogate"],
+    model_card_template=_CARD,
+):
     """A module that can be saved, loaded and shared through the Hugging Face hub; `push_to_hub` comes with it.
 
     What is written is the checkpoint of [checkpoint][flare_model.checkpoint], whichever way it is written.
@@ -35,6 +59,18 @@ class Pretrained(PyTorchModelHubMixin, library_name="lpbf-flare", license="mit",
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_checkpoint(save_directory, self.stored_weights(), self.description())
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card that goes with the checkpoint: what it is, what it predicts, how to open it."""
+        description = self.description()
+        name = description.model.class_path.rpartition(".")[2]
+        words = {"title": name, "about": f"A bare {name}.", "loader": name, "method": ".from_pretrained"}
+        if description.usage is not None:
+            targets = ", ".join(description.usage.targets)
+            about = f"Predicts {targets} at the points of a part made by laser powder bed fusion; points in mm."
+            words |= {"about": about, "loader": "from_pretrained", "method": ""}
+        details = json.dumps({"model": dict(description.model.init_args), "origin": dict(description.origin)}, indent=1)
+        return super().generate_model_card(*args, **words, details=f"```json\n{details}\n```", **kwargs)
 
     @classmethod
     def from_pretrained(

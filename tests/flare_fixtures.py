@@ -1,55 +1,18 @@
-"""What the tests of flare_model share: a small data set, a tiny model, a trained run."""
+"""Fixtures of the tests of flare_model: a small data set, and a short run on it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from flare_model.checkpoint import Normalisation, Usage
-from flare_model.model import Flare, FlareConfig
-from flare_model.recipe import Recipe
-from flare_model.surrogate import Surrogate
 from flare_model.train import train
 from pipelines.build import build
-from tests.netfabb_cases import Part, write_part
-
-TINY: dict[str, Any] = {
-    "class_path": "Flare",
-    "init_args": {"config": {"channels": 16, "num_blocks": 1, "num_heads": 2, "num_latents": 8}},
-}
-
-
-def tiny_flare(**sizes: int) -> Flare:
-    """A small FLARE with weights large enough that its heads attend to something."""
-    torch.manual_seed(0)
-    model = Flare(FlareConfig(**({"channels": 16, "num_blocks": 2, "num_heads": 4, "num_latents": 6} | sizes)))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(12)
-    return model.eval()
-
-
-def tiny_surrogate(**sizes: int) -> Surrogate:
-    """The same between normalisations."""
-    usage = Usage(Normalisation(target_mean=(0.02,), target_std=(0.3,)), ("displacement_z",))
-    return Surrogate(tiny_flare(**sizes), usage).eval()
-
-
-def write_cases(folder: Path, count: int = 12) -> Path:
-    """Boxes of one to three layers that bend alike, so that there is something to learn."""
-    for number in range(count):
-        shape = (2 + number % 3, 2 + number // 3 % 2, 1 + number % 3)
-        part = Part(f"1000{number:02d}_11b839a{number:x}_1", shape=shape, amplitude=0.1, clearance=60.0 + 3 * number)
-        write_part(folder, part)
-    return folder
+from tests.flare_support import LEARNING, TINY, write_cases
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+def box_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A data set of twelve parts: 8 train, 2 validation, 2 test."""
     root = tmp_path_factory.mktemp("flare")
     cases = write_cases(root / "cases")
@@ -58,8 +21,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def trained(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_run(box_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a short run."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    assert train(dataset, out=str(folder), model=TINY, recipe=Recipe(epochs=4)) == 0
+    assert train(box_dataset, out=str(folder), model=TINY, recipe=LEARNING) == 0
     return folder

@@ -24,7 +24,7 @@ from flare_model.spec import ModelSpec
 from flare_model.transformer import SelfAttention, Transformer, TransformerConfig
 from flare_model.transolver import PhysicsAttention, Transolver, TransolverConfig
 from lpbf_data.errors import UsageError
-from tests.flare_fixtures import tiny_flare
+from tests.flare_support import tiny_flare
 
 
 def count(model: torch.nn.Module) -> int:
