@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from flare_model.batches import Batch
 from flare_model.checkpoint import WEIGHTS_NAME
-from flare_model.data import Loader, Split
+from flare_model.data import Split, has_split, open_loader
 from flare_model.devices import device_of
 from flare_model.interference import (
     Risk,
@@ -110,7 +110,7 @@ def _evaluate_one(
     identity = {
         "checkpoint": checkpoint,
         "weights_sha256": _weights_digest(Path(checkpoint)),
-        "manifest_sha256": split.manifest.digest,
+        "data_sha256": split.data_digest,
         "split": split.name,
         "case_ids_sha256": split.digest,
         "false_alarms": false_alarms,
@@ -148,11 +148,9 @@ def predictions(surrogate: Surrogate, split: Split) -> Iterator[tuple[Batch, NDA
     """
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
     features = resolve_targets(surrogate.usage.features, "the checkpoint")
-    for target in (*targets, *features):
-        for column in target.columns:
-            split.statistics(column)
+    opened = Split(split.data, split.name, (*targets, *features))
     device = surrogate.point_scale.device
-    for ragged in tqdm(Loader(split, targets, features), desc=split.name, unit="case", total=len(split.records)):
+    for ragged in tqdm(open_loader(opened), desc=split.name, unit="case", total=len(opened)):
         batch = Batch.of(ragged, targets, features)
         moved = batch.to(device)
         with torch.inference_mode():
@@ -164,7 +162,6 @@ def judge(surrogate: Surrogate, split: Split) -> tuple[list[CaseScore], list[Ris
     """Score the model, "predict zero" and "predict the training mean" on every case of a split."""
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
     mean = np.array(surrogate.usage.normalisation.target_mean, dtype=np.float32)
-    records = {record.case_id: record for record in split.records}
     risky = risk_target(surrogate.usage.targets)
     scores: list[CaseScore] = []
     risks: list[Risk] = []
@@ -176,8 +173,8 @@ def judge(surrogate: Surrogate, split: Split) -> tuple[list[CaseScore], list[Ris
             c = columns[target.name]
             of_target = {name: values[:, c] for name, values in given.items()}
             scores += score_case(case_id, target.name, target.unit, truth[:, c], of_target, mean[c].tolist())
-        record = records[case_id]
-        if risky is not None and record.measures is not None:
+        record = split.records.get(case_id)
+        if risky is not None and record is not None and record.measures is not None:
             hit, tolerance = record.measures.recoater_interference, record.run.recoater_tolerance
             risks.append(assess(case_id, risky, prediction[:, columns[risky]], hit=hit, tolerance=tolerance))
     return scores, risks
@@ -199,8 +196,8 @@ def _interference(surrogate: Surrogate, split: Split, risks: list[Risk], false_a
     found: dict[str, Any] = {"target": risk_target(surrogate.usage.targets), "ranking_quality": ranking_quality(risks)}
     by_rule = detect_by_rule(risks)
     detections = {} if by_rule is None else {"by_the_solvers_rule": by_rule}
-    if split.name != "validation" and "validation" in split.manifest.splits:
-        _, seen = judge(surrogate, Split(split.data, "validation", split.manifest))
+    if split.name != "validation" and has_split(split.data, "validation"):
+        _, seen = judge(surrogate, Split(split.data, "validation"))
         if any(not risk.hit for risk in seen):
             detections["by_threshold"] = detect(risks, choose_threshold(seen, false_alarms))
     for name, detection in detections.items():

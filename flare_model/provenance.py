@@ -26,11 +26,11 @@ def provenance(splits: dict[str, Split], device: torch.device) -> dict[str, Any]
         splits: The splits that the run reads, by name; one or more.
         device: Where it trains.
     """
-    manifest = next(iter(splits.values())).manifest
+    first = next(iter(splits.values()))
     return {
         "data": {
-            "manifest_sha256": manifest.digest,
-            "splits": {n: {"cases": len(s.records), "case_ids_sha256": s.digest} for n, s in splits.items()},
+            "sha256": first.data_digest,
+            "splits": {n: {"cases": len(s), "case_ids_sha256": s.digest} for n, s in splits.items()},
         },
         "code": {"sha256": code_digest(), "commit": _commit()},
         "versions": {"python": platform.python_version(), **_versions()},

@@ -26,7 +26,7 @@ class Settings:
         recipe: How it is trained.
         seed: Seed of weights and order.
         max_steps: Stop after so many steps, and cut the schedule to them.
-        max_points: Points that a training case is thinned to at random.
+        thin_to: Points that a training case is thinned to at random, others in each epoch.
         validate_every: Epochs between validations.
         checkpoint_every: Steps between checkpoints.
         num_workers: Processes that read ahead.
@@ -40,7 +40,7 @@ class Settings:
     recipe: Recipe = field(default_factory=Recipe)
     seed: int = 0
     max_steps: int | None = None
-    max_points: int | None = None
+    thin_to: int | None = None
     validate_every: int = 1
     checkpoint_every: int = 1000
     num_workers: int = 0
@@ -51,7 +51,7 @@ class Settings:
             raise UsageError("--targets names nothing to predict")
         if both := {t.name for t in self.targets} & {f.name for f in self.features}:
             raise UsageError(f"{min(both)} can't be both a target and a feature")
-        for name in ("max_steps", "max_points", "validate_every", "checkpoint_every"):
+        for name in ("max_steps", "thin_to", "validate_every", "checkpoint_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name} must be 1 or more, not {value}")
@@ -68,7 +68,7 @@ class Settings:
             "recipe": asdict(self.recipe),
             "seed": self.seed,
             "max_steps": self.max_steps,
-            "max_points": self.max_points,
+            "thin_to": self.thin_to,
             "validate_every": self.validate_every,
         }
 

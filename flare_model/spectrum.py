@@ -24,7 +24,7 @@ from torch import Tensor
 
 from flare_model.backbone import Block
 from flare_model.batches import Batch
-from flare_model.data import Loader, Split
+from flare_model.data import Split, open_loader
 from flare_model.mixer import FlareMixer
 from flare_model.model import Flare
 from flare_model.plots import plot_spectrum
@@ -201,7 +201,7 @@ def spectrum(
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(soft_wrap=True)
     rows = []
-    for batch in _chosen(surrogate, Split(data, split), cases, case):
+    for batch in _chosen(surrogate, data, split, cases, case):
         points, features = _scaled(surrogate, batch)
         found = list(spectra(model, points, features))
         rows += [(batch.case_ids[0], s) for s in found]
@@ -217,15 +217,15 @@ def spectrum(
     return 0
 
 
-def _chosen(surrogate: Surrogate, split: Split, cases: int, wanted: list[str]) -> Iterator[Batch]:
+def _chosen(surrogate: Surrogate, data: str, name: str, cases: int, wanted: list[str]) -> Iterator[Batch]:
     """The cases asked for."""
-    known = {record.case_id for record in split.records}
-    if unknown := [name for name in wanted if name not in known]:
-        raise UsageError(f"the split {split.name} of {split.data} has no case {unknown[0]!r}")
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
     features = resolve_targets(surrogate.usage.features, "the checkpoint")
+    split = Split(data, name, (*targets, *features))
+    if unknown := [case_id for case_id in wanted if case_id not in split.case_ids]:
+        raise UsageError(f"the split {name} of {data} has no case {unknown[0]!r}")
     left = len(wanted) if wanted else cases
-    for ragged in Loader(split, targets, features):
+    for ragged in open_loader(split):
         if left == 0:
             return
         if not wanted or ragged.case_ids[0] in wanted:

@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 
 from flare_model.configs import spell_out_config
-from flare_model.data import Split
+from flare_model.data import Split, has_split
 from flare_model.devices import Fabric, Precision, open_fabric
 from flare_model.provenance import provenance
 from flare_model.recipe import Recipe
@@ -26,8 +26,6 @@ from flare_model.trainer import Trainer
 from lpbf_data.command_line import run
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import SchemaError, UsageError
-from lpbf_data.folder import DatasetFolder
-from lpbf_data.reader import read_manifest
 
 CONFIG_NAME: Final = "config.yaml"
 RUN_NAME: Final = "run.json"
@@ -44,7 +42,7 @@ def train(
     recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
     seed: list[int] = [0],  # noqa: B006
     max_steps: int | None = None,
-    max_points: int | None = None,
+    thin_to: int | None = None,
     validate_every: int = 1,
     checkpoint_every: int = 1000,
     num_workers: int = 0,
@@ -61,7 +59,7 @@ def train(
         recipe: How to train.
         seed: Seeds of weights and order; with several, one run each, in folders of their own.
         max_steps: Stop after so many steps; the schedule is cut to them.
-        max_points: Thin training cases at random to so many points.
+        thin_to: Thin training cases to so many points, drawn at random in each epoch.
         validate_every: Epochs between validations.
         checkpoint_every: Steps between checkpoints to go on from.
         num_workers: Processes that read ahead.
@@ -77,7 +75,7 @@ def train(
         data=data,
         recipe=recipe,
         max_steps=max_steps,
-        max_points=max_points,
+        thin_to=thin_to,
         validate_every=validate_every,
         checkpoint_every=checkpoint_every,
         num_workers=num_workers,
@@ -104,12 +102,10 @@ def open_splits(settings: Settings) -> dict[str, Split]:
     Raises:
         UsageError: If there is no train split, or a target has no relative error in one of its cases.
     """
-    manifest = read_manifest(DatasetFolder(settings.data))
-    names = [name for name in ("train", "validation") if name == "train" or name in manifest.splits]
-    splits: dict[str, Split] = {name: Split(settings.data, name, manifest) for name in names}
-    for target in (*settings.targets, *settings.features):
-        for column in target.columns:
-            splits["train"].statistics(column)
+    needed = (*settings.targets, *settings.features)
+    splits = {"train": Split(settings.data, "train", needed)}
+    if has_split(settings.data, "validation"):
+        splits["validation"] = Split(settings.data, "validation", needed)
     for target in settings.targets:
         zero = splits["train"].zero_cases(target)
         if zero and settings.recipe.loss == "relative_l2":
@@ -200,7 +196,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def main() -> None:
     """Entry point of `lpbf-train`."""
     words = model_words(spell_out_config(sys.argv[1:]))
-    run(train, "python -m flare_model.train", words, {"model": add_model_options})
+    run(train, "python -m flare_model.train", words, plain={"model": add_model_options})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -16,9 +15,8 @@ from tqdm import tqdm
 
 from flare_model.batches import Batch, grouped
 from flare_model.checkpoint import Description, Usage, write_checkpoint
-from flare_model.data import Loader, Split, normalisation_of
+from flare_model.data import Split, normalisation_of, open_loader
 from flare_model.devices import Fabric, Precision
-from flare_model.envelope import Envelope
 from flare_model.metrics import RelativeL2, relative_l2
 from flare_model.protocol import check_contract
 from flare_model.recipe import make_optimizer, make_schedule
@@ -28,6 +26,7 @@ from flare_model.surrogate import Surrogate
 from flare_model.targets import spans
 from flare_model.training_state import latest_state, random_state, read_state, set_random_state, write_state
 from lpbf_data.errors import LpbfError, UsageError
+from lpbf_data.loader import Loader
 
 _FLUSH_EVERY: Final = 10
 """Steps between looks at the losses; each look waits for the device."""
@@ -57,10 +56,20 @@ class Trainer:
         self.settings, self.fabric, self.precision, self.folder = settings, fabric, precision, folder
         self.splits, self.recipe = splits, settings.recipe
         fabric.seed_everything(settings.seed, verbose=False)
-        self.loader = self._open(splits["train"], self.recipe.batch_size, shuffle=True)
-        self.batches_an_epoch = math.ceil(len(splits["train"].records) // fabric.world_size / self.recipe.batch_size)
+        self.loader = open_loader(
+            splits["train"],
+            batch_size=self.recipe.batch_size,
+            shuffle=True,
+            seed=settings.seed,
+            num_workers=settings.num_workers,
+            thin_to=settings.thin_to,
+        )
+        self.batches_an_epoch = len(self.loader)
         if self.batches_an_epoch == 0:
             raise UsageError(f"the split train has fewer cases than the {fabric.world_size} processes that train on it")
+        # Every case once, whatever the number of processes: nobody waits for another here.
+        validation = splits.get("validation")
+        self.validation = None if validation is None else open_loader(validation, uneven="keep")
         steps = self.recipe.epochs * math.ceil(self.batches_an_epoch / self.recipe.accumulate)
         self.steps = min(steps, settings.max_steps or steps)
         self.step = self.epoch = self.taken = 0
@@ -70,18 +79,6 @@ class Trainer:
         self._pending: list[tuple[Tensor, float, tuple[str, ...]]] = []
         self._make_model()
 
-    def _open(self, split: Split, batch_size: int, *, shuffle: bool = False) -> Loader:
-        settings = self.settings
-        return Loader(
-            split,
-            settings.targets,
-            settings.features,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=settings.seed,
-            num_workers=settings.num_workers,
-        )
-
     def _make_model(self) -> None:
         """The surrogate, its average if any, optimiser and schedule."""
         settings, recipe, train = self.settings, self.recipe, self.splits["train"]
@@ -89,7 +86,7 @@ class Trainer:
             normalisation_of(train, settings.targets, settings.features),
             tuple(t.name for t in settings.targets),
             tuple(f.name for f in settings.features),
-            Envelope.of(train.records),
+            train.envelope,
         )
         model = settings.model.build()
         check_contract(
@@ -134,7 +131,7 @@ class Trainer:
 
     def _rest_of_epoch(self) -> Iterator[Batch]:
         """Batches of the epoch that haven't been taken; every rank takes equally many."""
-        for ragged in itertools.islice(self.loader, self.batches_an_epoch - self.taken):
+        for ragged in self.loader:
             if self.step == self.steps:
                 return
             self.taken += 1
@@ -230,8 +227,8 @@ class Trainer:
 
     def validate(self) -> None:
         """Judge the model on the validation split, and keep it if it is the best so far."""
-        if "validation" in self.splits:
-            errors = self.errors_on("validation")
+        if self.validation is not None:
+            errors = self.errors_on(self.validation)
             self.validated = {name: error.mean for name, error in errors.items()}
             mean = sum(self.validated.values()) / len(self.validated)
             if self.log:
@@ -245,13 +242,13 @@ class Trainer:
             self._publish()
 
     @torch.no_grad()
-    def errors_on(self, split: str) -> dict[str, RelativeL2]:
-        """Relative L2 error of each target over a split, over all ranks."""
+    def errors_on(self, loader: Loader) -> dict[str, RelativeL2]:
+        """Relative L2 error of each target over an epoch of a loader, over all ranks."""
         totals = {t.name: RelativeL2() for t in self.settings.targets}
         columns = spans(self.settings.targets)
         self.judged.eval()
         with self.fabric.autocast():
-            for ragged in self._open(self.splits[split], 1):
+            for ragged in loader:
                 batch = Batch.of(ragged, self.settings.targets, self.settings.features).to(self.fabric.device)
                 prediction = self.predict(self.judged, batch)
                 for name, c in columns.items():
@@ -264,7 +261,7 @@ class Trainer:
     def description(self, **origin: Any) -> Description:
         """What a checkpoint of this run says of itself."""
         about = {"seed": self.settings.seed, "recipe": self.settings.identity["recipe"], **origin}
-        about["manifest_sha256"] = self.splits["train"].manifest.digest
+        about["data_sha256"] = self.splits["train"].data_digest
         return Description(self.settings.model, self.surrogate.usage, about)
 
     def _publish(self) -> None:

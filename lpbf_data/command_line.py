@@ -39,6 +39,7 @@ AddOptions = Callable[[ArgumentParser, Sequence[str]], None]
 def make_parser(
     function: Callable[..., Any],
     command: str,
+    positional: Sequence[str] = (),
     words: Sequence[str] = (),
     plain: Mapping[str, AddOptions] | None = None,
 ) -> ArgumentParser:
@@ -47,10 +48,13 @@ def make_parser(
     Args:
         function: Typed, with a Google-style docstring.
         command: How the user calls it, for the help.
+        positional: Parameters that may be given first and without their names.
         words: The arguments that are going to be parsed.
         plain: Parameters with options of their own making, which reach the function as plain dictionaries.
     """
     summary = (function.__doc__ or "").strip().partition("\n")[0]
+    if positional:
+        summary += f" Call it as: {command} {' '.join(name.upper() for name in positional)} [options]"
     parser = ArgumentParser(prog=command, description=summary)
     parser.add_argument("--config", action="config", help="Read options from a YAML file.")
     parser.add_function_arguments(function, as_group=False, skip=set(plain or ()))
@@ -65,8 +69,13 @@ def make_parser(
     return parser
 
 
-def _expand(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
-    """Turn `--list a b,c` into `--list ["a", "b", "c"]` and a bare `--switch` into `--switch true`."""
+def _expand(parser: ArgumentParser, words: Sequence[str], positional: Sequence[str] = ()) -> list[str]:
+    """Turn `--list a b,c` into JSON, a bare `--switch` into `--switch true`, and name the first words."""
+    bare = 0
+    while bare < min(len(words), len(positional)) and not words[bare].startswith("-"):
+        bare += 1
+    given = zip(positional, words[:bare], strict=False)
+    words = [part for name, word in given for part in (f"--{name}", word)] + list(words[bare:])
     named = {name: action for action in parser._actions for name in action.option_strings}
     expanded: list[str] = []
     queue = list(words)
@@ -100,6 +109,8 @@ def run(
     function: Callable[..., Any],
     command: str,
     words: Sequence[str] | None = None,
+    *,
+    positional: Sequence[str] = (),
     plain: Mapping[str, AddOptions] | None = None,
 ) -> NoReturn:
     """Run a function as a command and exit.
@@ -111,12 +122,13 @@ def run(
         function: The command; it may return an exit status.
         command: How the user calls it.
         words: Arguments; those of the process by default.
+        positional: Parameters that may be given first and without their names.
         plain: Parameters with options of their own making, which reach the function as plain dictionaries.
     """
     words = sys.argv[1:] if words is None else words
     try:
-        parser = make_parser(function, command, words, plain)
-        arguments = parser.parse_args(_expand(parser, words))
+        parser = make_parser(function, command, positional, words, plain)
+        arguments = parser.parse_args(_expand(parser, words, positional))
         dictionaries = {name: arguments.pop(name).as_dict() for name in plain or ()}
         arguments = parser.instantiate_classes(arguments)
         arguments.pop("config", None)

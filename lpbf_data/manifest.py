@@ -60,6 +60,7 @@ def manifest_schema() -> pa.Schema:
     for _, part in _PARTS:
         columns += [pa.field(f.name, _arrow_type(str(f.type))) for f in dataclasses.fields(part)]
     columns += [
+        pa.field("package_version", pa.string()),
         pa.field("geometry_digests", pa.list_(pa.string())),
         pa.field("rejections", pa.list_(_REJECTION)),
         pa.field("statistics", pa.list_(_STATISTICS)),
@@ -72,6 +73,7 @@ def _row_of(record: CaseRecord) -> dict[str, Any]:
         "case_id": record.case_id,
         "design_id": record.design_id,
         "status": record.status,
+        "package_version": record.package_version,
         "geometry_digests": list(record.geometry_digests),
         "rejections": [dataclasses.asdict(r) for r in record.rejections],
         "statistics": [{"column": name, **dataclasses.asdict(s)} for name, s in sorted(record.statistics.items())],
@@ -103,6 +105,7 @@ def _record_of(row: dict[str, Any]) -> CaseRecord:
         failure=failure,
         rejections=tuple(Rejection(**r) for r in row["rejections"] or ()),
         placement=part(Placement, "split"),
+        package_version=row["package_version"],
     )
 
 

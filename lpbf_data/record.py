@@ -147,6 +147,7 @@ class CaseRecord:
         failure: Why it failed.
         rejections: Filter criteria it doesn't meet.
         placement: Where it lies in the data set.
+        package_version: Version of this package that measured it.
     """
 
     case_id: str
@@ -159,6 +160,7 @@ class CaseRecord:
     failure: Failure | None = None
     rejections: tuple[Rejection, ...] = ()
     placement: Placement | None = None
+    package_version: str | None = None
 
     @property
     def status(self) -> str:

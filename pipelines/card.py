@@ -17,10 +17,19 @@ from lpbf_data.schema import SCHEMA_VERSION, FieldSpec
 from lpbf_data.statistics import total
 from pipelines.select import ordered_splits
 
-_INTRODUCTION: Final = (
+INTRODUCTION: Final = (
     "Finished parts after release from the build plate, one row a part: hexahedral mesh, displacement and more at "
     "every point, and the recoater clearance over the build. Lengths in mm, stresses in MPa, temperatures in °C."
 )
+
+
+def dataset_version(manifest_sha256: str) -> str:
+    """Version of a data set: another manifest, another version.
+
+    >>> dataset_version("00000001" + "0000000f" + "0" * 48)
+    '1.1.15'
+    """
+    return f"{SCHEMA_VERSION}.{int(manifest_sha256[:8], 16)}.{int(manifest_sha256[8:16], 16)}"
 
 
 def _metadata(splits: Sequence[str], manifest_sha256: str, *, parquet: bool, num_rows: int) -> dict[str, Any]:
@@ -36,7 +45,7 @@ def _metadata(splits: Sequence[str], manifest_sha256: str, *, parquet: bool, num
         metadata["configs"] = [
             {
                 "config_name": "default",
-                "version": f"{SCHEMA_VERSION}.{int(manifest_sha256[:8], 16)}.{int(manifest_sha256[8:16], 16)}",
+                "version": dataset_version(manifest_sha256),
                 "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits],
             }
         ]
@@ -96,7 +105,7 @@ def make_card(
     lines = [
         "# Laser powder bed fusion simulations",
         "",
-        _INTRODUCTION,
+        INTRODUCTION,
         "",
         *_table(["split", "cases"], [[name, str(per_split[name])] for name in names]),
         f"Found {len(records)} cases: {status.get('kept', 0)} kept, {status.get('rejected', 0)} rejected by the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pipelines.case_files import CaseLocation, is_unchanged, open_case
 from pipelines.fingerprint import geometry_digests
 from pipelines.measure import field_statistics, measure_case, measured_specs
 from pipelines.netfabb import NetfabbRun
+from pipelines.privacy import strip_local_paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +43,12 @@ def failed(location: CaseLocation, error: Exception) -> CaseRecord:
         error: What went wrong; anything but a `CaseError` is told with its type and place, so that it can be reported.
     """
     if isinstance(error, CaseError):
-        failure = Failure(error.reason, error.detail, error.path, error.offset)
+        failure = Failure(error.reason, strip_local_paths(error.detail), error.path, error.offset)
     else:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{frame.filename.replace(chr(92), '/').rpartition('/')[2]}:{frame.lineno}"
         detail = f"{type(error).__name__} at {place}: {error}"
-        failure = Failure(FailureReason.UNEXPECTED_ERROR, detail[:500])
+        failure = Failure(FailureReason.UNEXPECTED_ERROR, strip_local_paths(detail)[:500])
     return CaseRecord(case_id=location.case_id, source=location.source, failure=failure)
 
 
@@ -73,6 +75,7 @@ def measure_location(location: CaseLocation) -> Measured:
             measures=measure_case(case, build, info.recoater_tolerance),
             statistics=field_statistics(case, measured_specs()),
             geometry_digests=geometry_digests(case),
+            package_version=importlib.metadata.version("lpbf-flare"),
         )
     except Exception as error:  # noqa: BLE001 (one broken case must not stop a build)
         return Measured(failed(location, error), None)

@@ -11,7 +11,8 @@ from typing import Final
 from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
 from lpbf_data.record import CaseRecord
 from lpbf_data.schema import SCHEMA_VERSION
-from pipelines.card import make_card
+from pipelines.card import INTRODUCTION, dataset_version, make_card
+from pipelines.croissant import CROISSANT_NAME, make_croissant
 from pipelines.request import BuildRequest
 from pipelines.split_rules import PUBLISHED
 
@@ -30,11 +31,14 @@ def make_documents(request: BuildRequest, manifest: bytes) -> dict[str, bytes]:
     digest = hashlib.sha256(manifest).hexdigest()
     records = decode_manifest(manifest).records
     card = make_card(records, request.specs, request.formats, request.limits, request.splits, digest)
-    return {
+    documents = {
         "README.md": card,
         BUILD_NAME: _build_json(request, records, digest),
         MANIFEST_NAME: manifest,
     }
+    if "parquet" in request.formats and any(record.status == "kept" for record in records):
+        documents[CROISSANT_NAME] = make_croissant(records, request.specs, dataset_version(digest), INTRODUCTION)
+    return documents
 
 
 def _build_json(request: BuildRequest, records: Sequence[CaseRecord], manifest_sha256: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,11 @@ def trained_run(box_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("runs") / "trained"
     assert train(box_dataset, out=str(folder), model=TINY, recipe=LEARNING) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded cases go where the tests are, not into the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LPBF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

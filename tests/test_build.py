@@ -28,7 +28,7 @@ from pipelines.select import Filters
 from tests.netfabb_cases import TERMINATED, Part, write_part, zip_folder
 
 
-def request(src: Path, out: Path, **changes: object) -> BuildRequest:
+def request(src: Path | str, out: Path | str, **changes: object) -> BuildRequest:
     options: dict[str, object] = {
         "filters": Filters(),
         "splits": "train=0.5,test=0.5",
@@ -134,6 +134,24 @@ def test_plain_datasets_opens_it_also_after_a_rebuild_in_place(
         assert len(row["x"]) == row["num_points"]
         assert len(row["cells"]) == 8 * row["num_cells"]
         assert row["displacement_z"].max() == pytest.approx(row["displacement_z_max"])
+
+
+def test_croissant_metadata_are_valid_and_lead_to_the_data(parts: Path, tmp_path: Path) -> None:
+    import mlcroissant
+
+    out = tmp_path / "lpbf"
+    records = {r.case_id: r for r in run_build(request(parts, out))}
+    described = mlcroissant.Dataset(out / "croissant.json")
+    assert not described.metadata.ctx.issues.errors
+    found = {row["cases/case_id"].decode(): row for row in described.records("cases")}
+    assert set(found) == set(records)
+    for case_id, row in found.items():
+        measures = records[case_id].measures
+        assert measures is not None
+        assert row["cases/num_points"] == measures.num_points == len(row["cases/displacement_z"])
+        assert len(row["cases/cells"]) == 8 * measures.num_cells
+    run_build(request(parts, tmp_path / "zarr", formats=["zarr"]))
+    assert not (tmp_path / "zarr" / "croissant.json").exists()
 
 
 def failure_of(records: tuple[CaseRecord, ...], case_id: str) -> tuple[FailureReason, str | None, int | None]:
@@ -285,7 +303,7 @@ def test_an_output_folder_of_something_else_is_refused(parts: Path, tmp_path: Pa
 def test_two_builds_in_one_folder(parts: Path, tmp_path: Path) -> None:
     from pipelines.workspace import Workspace
 
-    with Workspace(tmp_path / "out").locked(), pytest.raises(UsageError, match="another build works"):
+    with Workspace(tmp_path / "out" / ".build", "out").locked(), pytest.raises(UsageError, match="another build works"):
         run_build(request(parts, tmp_path / "out"))
 
 

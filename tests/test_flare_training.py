@@ -33,12 +33,14 @@ from flare_model.trainer import DivergedError, Trainer
 from flare_model.training_state import latest_state
 from lpbf_data.batching import RaggedBatch
 from lpbf_data.errors import CaseError, UsageError
+from lpbf_data.loader import Loader
 from pipelines.build import build
 from tests.flare_support import LEARNING, TINY, tiny_flare, write_cases
 from tests.netfabb_cases import Part, write_part
 from tests.test_flare_checkpoints import POINTWISE, Pointwise
 
 pytest_plugins = ["tests.flare_fixtures"]
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def losses(folder: Path) -> list[tuple[str, str, str]]:
@@ -64,7 +66,7 @@ def test_training_lowers_the_loss(trained_run: Path) -> None:
 def test_a_run_leaves_everything_that_made_it(trained_run: Path, box_dataset: str) -> None:
     about = json.loads((trained_run / "run.json").read_text())
     manifest = (Path(box_dataset) / "manifest.parquet").read_bytes()
-    assert about["data"]["manifest_sha256"] == hashlib.sha256(manifest).hexdigest()
+    assert about["data"]["sha256"] == hashlib.sha256(manifest).hexdigest()
     assert about["data"]["splits"]["train"]["cases"] == 8
     assert "test" not in about["data"]["splits"]
     assert about["configuration"]["seed"] == 0
@@ -76,7 +78,7 @@ def test_a_run_leaves_everything_that_made_it(trained_run: Path, box_dataset: st
     assert result["validation"]["displacement_z"] == best
     assert (trained_run / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((trained_run / "tensorboard").iterdir())
-    assert from_pretrained(trained_run).origin["manifest_sha256"] == about["data"]["manifest_sha256"]
+    assert from_pretrained(trained_run).origin["data_sha256"] == about["data"]["sha256"]
 
 
 def test_a_finished_run_is_not_trained_again(trained_run: Path, box_dataset: str) -> None:
@@ -109,7 +111,7 @@ def test_the_best_weights_by_validation_are_kept(
     made_up = iter([0.5, 0.2, 0.9])
     kept = []
 
-    def judge(self: Trainer, split: str) -> dict[str, Any]:
+    def judge(self: Trainer, loader: Loader) -> dict[str, Any]:
         kept.append({k: v.clone() for k, v in self.surrogate.model.state_dict().items()})
         return {"displacement_z": type("Error", (), {"mean": next(made_up)})}
 
@@ -304,16 +306,17 @@ def test_any_model_trains_by_its_class_path(box_dataset: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"targets": ["cauchy_stress"]}, "holds no cauchy_stress_xx"),
+        ({"targets": ["cauchy_stress"]}, "has no field 'cauchy_stress'"),
         ({"targets": ["no_such_field"]}, "no field 'no_such_field'"),
         ({"targets": ["structure_type"]}, "no field 'structure_type' at points"),
         ({"targets": []}, "names nothing"),
         ({"targets": ["temperature", "temperature"]}, "twice"),
         ({"features": ["displacement_z"]}, "both a target and a feature"),
-        ({"features": ["elastic_strain"]}, "holds no elastic_strain_xx"),
+        ({"features": ["elastic_strain"]}, "has no field 'elastic_strain'"),
         ({"seed": []}, "--seed"),
         ({"seed": [1, 1]}, "different numbers"),
         ({"max_steps": 0}, "--max_steps must be 1 or more"),
+        ({"thin_to": 0}, "--thin_to must be 1 or more"),
         ({"num_workers": -1}, "--num_workers"),
         ({"recipe": Recipe(precision="16-mixed"), "accelerator": "cpu"}, "16-mixed needs a GPU"),
         ({"recipe": Recipe(activation_checkpointing=True), "model": {"class_path": POINTWISE}}, "no attribute"),

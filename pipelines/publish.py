@@ -1,0 +1,201 @@
+"""`python -m pipelines.publish lpbf/ --repo user/name --license …`: a verified data set onto the Hugging Face hub.
+
+What doesn't verify isn't published, nor what states no licence. One commit carries everything; files that the hub has
+already are recognised by their content and not sent again, so an interrupted upload continues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import yaml
+from huggingface_hub import HfApi
+from rich.console import Console
+
+from lpbf_data.command_line import run
+from lpbf_data.errors import UsageError
+from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
+from lpbf_data.record import CaseRecord
+from pipelines.croissant import CROISSANT_NAME
+from pipelines.engine import Resources
+from pipelines.privacy import find_local_paths
+from pipelines.summary import human_bytes
+from pipelines.verify import verify_dataset
+
+FUSION_ID: Final = re.compile(r"\d+_[0-9a-f]{8}_\d+")
+"""Case ids of parts from the Fusion 360 Gallery, whose licence allows non-commercial research only."""
+
+_REPO: Final = re.compile(r"[\w.-]+/[\w.-]+")
+_LICENSE: Final = re.compile(r"[a-z0-9][a-z0-9.-]*")
+
+
+def published_files(root: Path) -> list[Path]:
+    """The files of a data set that are published: all but the workspace, sorted.
+
+    Args:
+        root: The data set.
+    """
+    return sorted(path for path in root.rglob("*") if path.is_file() and ".build" not in path.relative_to(root).parts)
+
+
+def with_license(card: str, name: str) -> str:
+    """A card whose metadata state a licence.
+
+    Args:
+        card: The card.
+        name: Identifier of the licence, as the hub knows it.
+    """
+    _, front, body = card.split("---\n", 2)
+    metadata = {"license": name} | {k: v for k, v in yaml.safe_load(front).items() if k != "license"}
+    return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n{body}"
+
+
+def croissant_with_license(text: str, name: str) -> str:
+    """Croissant metadata that state a licence."""
+    content = json.loads(text) | {"license": name}
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def warnings_for(records: Sequence[CaseRecord], name: str) -> list[str]:
+    """Sentences that the user should read before publishing.
+
+    Args:
+        records: Rows of the manifest.
+        name: The licence.
+    """
+    parts = [r.case_id for r in records if r.status == "kept" and FUSION_ID.fullmatch(r.case_id)]
+    simulated_here = all("lpbf" in (r.run.solver_version or "") for r in records if r.status == "kept")
+    if parts and not simulated_here and "-nc" not in name:
+        sentence = (
+            f"{len(parts):,} case ids look like parts of the Fusion 360 Gallery ({parts[0]}), whose licence allows "
+            f"non-commercial research only; is {name} yours to give?"
+        )
+        return [sentence]
+    return []
+
+
+def local_paths_in(root: Path) -> list[str]:
+    """Paths of this machine that would be published in manifest, card or description."""
+    texts = [path.read_text(encoding="utf-8") for path in (root / "README.md", root / "build.json") if path.exists()]
+    table = decode_manifest((root / MANIFEST_NAME).read_bytes()).table
+    for name in table.column_names:
+        if str(table.schema.field(name).type) == "string":
+            texts += [text for text in table[name].unique().to_pylist() if text]
+    return sorted({path for text in texts for path in find_local_paths(text)})
+
+
+@contextlib.contextmanager
+def _staged(root: Path, changed: Mapping[str, str]) -> Iterator[Path]:
+    """The published files under one folder, linked rather than copied, some of them with another text."""
+    staging = root / ".build" / "publish"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        for path in published_files(root):
+            target = staging / path.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, target)
+            except OSError:
+                shutil.copy2(path, target)
+        for name, text in changed.items():
+            (staging / name).unlink()  # a link: writing to it would change the original
+            (staging / name).write_text(text, encoding="utf-8")
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def publish(
+    data: str,
+    *,
+    repo: str,
+    license: str | None = None,  # noqa: A002 (the word of the hub)
+    private: bool = False,
+    revision: str = "main",
+    token: str | None = None,
+    dry_run: bool = False,
+    workers: int | None = None,
+) -> int:
+    """Verify a data set and upload it to the Hugging Face hub.
+
+    Args:
+        data: Folder of the data set.
+        repo: Where to, user/name; it is made when absent.
+        license: Identifier of the licence, such as cc-by-4.0; nothing is published without.
+        private: Make the repository a private one.
+        revision: Branch to commit to.
+        token: Access token; that of `hf auth login` or HF_TOKEN by default.
+        dry_run: Verify, say what would be uploaded, and send nothing.
+        workers: Processes that verify, one a core by default; 0 works in this process.
+
+    Returns:
+        Exit status.
+    """
+    console = Console(soft_wrap=True)
+    root = Path(data)
+    if not _REPO.fullmatch(repo):
+        raise UsageError(f"--repo must be user/name, not {repo!r}")
+    if license is None or not _LICENSE.fullmatch(license):
+        raise UsageError(
+            "a data set is published under a stated licence only: --license cc-by-4.0, cc-by-nc-sa-4.0, other, …"
+        )
+    verdict = verify_dataset(root, Resources(workers))
+    if verdict.problems:
+        raise UsageError(f"{data} doesn't verify: {verdict.problems[0]}; see python -m pipelines.verify {data}")
+    if paths := local_paths_in(root):
+        raise UsageError(f"{data} names a path of this machine, {paths[0]}; build it again before you publish it")
+    records = decode_manifest((root / MANIFEST_NAME).read_bytes()).records
+    for sentence in warnings_for(records, license):
+        console.print(f"[bold]warning[/bold]: {sentence}", highlight=False)
+    changed = {"README.md": with_license((root / "README.md").read_text(encoding="utf-8"), license)}
+    if (root / CROISSANT_NAME).exists():
+        changed[CROISSANT_NAME] = croissant_with_license((root / CROISSANT_NAME).read_text(encoding="utf-8"), license)
+    files = published_files(root)
+    size = human_bytes(sum(path.stat().st_size for path in files))
+    if dry_run:
+        for path in files:
+            console.print(f"{path.stat().st_size:>12,}  {path.relative_to(root).as_posix()}", highlight=False)
+        console.print(f"{len(files):,} files, {size}, would go to {repo}; nothing was sent", highlight=False)
+        return 0
+    with _staged(root, changed) as folder:
+        address = _upload(folder, repo, private=private, revision=revision, token=token, cases=verdict.cases)
+    console.print(f"{len(files):,} files, {size}: {address}", highlight=False)
+    return 0
+
+
+def _upload(folder: Path, repo: str, *, private: bool, revision: str, token: str | None, cases: int) -> str:
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+        if revision != "main":
+            api.create_branch(repo, branch=revision, repo_type="dataset", exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            repo_type="dataset",
+            revision=revision,
+            commit_message=f"Data set of {cases:,} cases",
+            delete_patterns=["data/*", "lpbf.zarr/*"],
+        )
+    except Exception as error:  # the client raises errors of whatever HTTP library it is built on
+        raise UsageError(
+            f"the hub at {api.endpoint} didn't take it: {error}; what it has already isn't sent again, so run the same "
+            "command once more"
+        ) from error
+    return str(done.commit_url)
+
+
+def main() -> None:
+    """Entry point of `lpbf-publish`."""
+    run(publish, "python -m pipelines.publish", positional=["data"])
+
+
+if __name__ == "__main__":
+    main()

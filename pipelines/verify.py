@@ -1,0 +1,307 @@
+"""`python -m pipelines.verify lpbf/`: is a data set what its manifest says, to the last byte?
+
+Every shard is hashed, decoded and held against the manifest, and its Parquet file against its Zarr part; then the
+splits are checked for leaks. Bounded by reading and hashing; a shard is one task.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from lpbf_data.case import Case
+from lpbf_data.command_line import run
+from lpbf_data.durable import sha256_of_file, sha256_of_tree
+from lpbf_data.errors import LpbfError, StoreError, UsageError
+from lpbf_data.manifest import MANIFEST_NAME, Manifest, decode_manifest
+from lpbf_data.mesh import count_hex_edges
+from lpbf_data.parquet_store import ParquetShard
+from lpbf_data.record import CaseRecord, attributes_of
+from lpbf_data.zarr_store import ZARR_NAME, ZarrPart
+from pipelines.card import dataset_version
+from pipelines.documents import BUILD_NAME
+from pipelines.engine import SERIAL, Resources, open_engine
+from pipelines.select import group_designs
+from pipelines.split_rules import PUBLISHED
+from pipelines.summary import human_bytes
+
+_MOST_SHOWN: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that isn't as it should be: where, and what."""
+
+    file: str
+    what: str
+    row: int | None = None
+    case_id: str | None = None
+
+    def __str__(self) -> str:
+        """One line for people."""
+        row = "" if self.row is None else f", row {self.row}"
+        case = "" if self.case_id is None else f", case {self.case_id}"
+        return f"{self.file}{row}{case}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCheck:
+    """A shard to check: the records of its cases in the order of the rows."""
+
+    root: Path
+    records: tuple[CaseRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What checking gave."""
+
+    problems: tuple[Problem, ...]
+    cases: int = 0
+    bytes_read: int = 0
+
+
+def check_shard(task: ShardCheck) -> Verdict:
+    """Hash and decode one shard in every format, and hold it against the manifest.
+
+    Args:
+        task: The shard.
+    """
+    place = task.records[0].placement
+    assert place is not None
+    problems: list[Problem] = []
+    size = 0
+    shards: list[tuple[str, ParquetShard | ZarrPart]] = []
+    for name, expected, sha256 in (
+        (place.parquet_file, place.parquet_bytes, place.parquet_sha256),
+        (place.zarr_part, place.zarr_bytes, place.zarr_sha256),
+    ):
+        if name is None:
+            continue
+        path = task.root / name
+        if not path.exists():
+            problems.append(Problem(name, "is missing"))
+            continue
+        digest, found = sha256_of_tree(path) if path.is_dir() else (sha256_of_file(path), path.stat().st_size)
+        size += found
+        if digest != sha256:
+            problems.append(
+                Problem(name, f"has SHA-256 {digest[:12]}… and {found:,} bytes, not {expected:,} as written")
+            )
+        try:
+            shards.append((name, ZarrPart(path) if path.is_dir() else ParquetShard(path)))
+        except LpbfError as error:
+            problems.append(Problem(name, str(error)))
+    for name, shard in shards:
+        if len(shard) != len(task.records):
+            problems.append(Problem(name, f"holds {len(shard)} cases, the manifest says {len(task.records)}"))
+    for row, record in enumerate(task.records):
+        problems += _check_row(shards, row, record)
+    return Verdict(tuple(problems), len(task.records), size)
+
+
+def _check_row(
+    shards: Sequence[tuple[str, ParquetShard | ZarrPart]], row: int, record: CaseRecord
+) -> Iterator[Problem]:
+    """One case in every format, against the manifest and against each other."""
+    first: tuple[str, Case] | None = None
+    for name, shard in shards:
+        if row >= len(shard):
+            continue
+        try:
+            case = shard.read_case(row)  # its construction checks shapes, finite values and connectivity
+        except LpbfError as error:
+            yield Problem(name, str(error), row, record.case_id)
+            continue
+        for what in _differences(case, record):
+            yield Problem(name, what, row, record.case_id)
+        if first is None:
+            first = (name, case)
+        elif what := _unequal(first[1], case):
+            yield Problem(name, f"{what} differs from {first[0]}", row, record.case_id)
+
+
+def _differences(case: Case, record: CaseRecord) -> Iterator[str]:
+    """What a stored case has other than its record says."""
+    measures = record.measures
+    if case.case_id != record.case_id:
+        yield f"holds case {case.case_id!r}"
+        return
+    if measures is None:
+        yield "has no measures in the manifest"
+        return
+    counted = (case.num_points, case.num_cells, count_hex_edges(case.cells))
+    if counted != (measures.num_points, measures.num_cells, measures.num_edges):
+        yield f"has {counted[0]} points, {counted[1]} cells and {counted[2]} edges"
+    wanted = attributes_of(record)
+    if wrong := [name for name, value in case.attributes.items() if value != wanted[name]]:
+        yield f"says {wrong[0]} = {case.attributes[wrong[0]]!r}, the manifest {wanted[wrong[0]]!r}"
+    for column, stats in record.statistics.items():
+        values = _column(case, column)
+        if values is None:
+            yield f"has no column {column}"
+        elif (float(values.min()), float(values.max())) != (stats.minimum, stats.maximum):
+            yield f"{column} runs from {values.min()} to {values.max()}, not {stats.minimum} to {stats.maximum}"
+
+
+def _column(case: Case, column: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None:
+    from lpbf_data.schema import FIELDS
+
+    for name, values in case.fields.items():
+        columns = FIELDS[name].columns
+        if column in columns:
+            return values[:, columns.index(column)] if FIELDS[name].components else values
+    return None
+
+
+def _unequal(one: Case, other: Case) -> str:
+    """Name of the first array that two cases don't share; empty when they are equal."""
+    if not np.array_equal(one.points, other.points):
+        return "points"
+    if not np.array_equal(one.cells, other.cells):
+        return "cells"
+    names = sorted(set(one.fields) | set(other.fields))
+    empty = np.empty(0)
+    return next((n for n in names if not np.array_equal(one.fields.get(n, empty), other.fields.get(n, empty))), "")
+
+
+def check_documents(root: Path, manifest: Manifest) -> Iterator[Problem]:
+    """`build.json`, the card, and the splits, against the manifest."""
+    try:
+        described = json.loads((root / BUILD_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        yield Problem(BUILD_NAME, f"can't be read: {error}")
+        described = {}
+    if described and described.get("manifest_sha256") != manifest.digest:
+        yield Problem(MANIFEST_NAME, f"has SHA-256 {str(manifest.digest)[:12]}…, {BUILD_NAME} says another")
+    yield from _check_card(root, manifest)
+    kept = [record for record in manifest.records if record.placement is not None]
+    if described.get("configuration", {}).get("splits") != PUBLISHED:
+        yield from _find_leaks(manifest.records)
+    known = {n for r in kept if r.placement for n in (r.placement.parquet_file, r.placement.zarr_part) if n}
+    lying = [*root.glob("data/*"), *(path for path in root.glob(f"{ZARR_NAME}/*/*") if path.is_dir())]
+    for path in lying:
+        if path.relative_to(root).as_posix() not in known:
+            yield Problem(path.relative_to(root).as_posix(), "isn't in the manifest")
+    ids = [record.case_id for record in kept]
+    for case_id in sorted({case_id for case_id in ids if ids.count(case_id) > 1}) if len(set(ids)) < len(ids) else []:
+        yield Problem(MANIFEST_NAME, "is kept twice", None, case_id)
+
+
+def _check_card(root: Path, manifest: Manifest) -> Iterator[Problem]:
+    try:
+        front = yaml.safe_load((root / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    except (OSError, IndexError, yaml.YAMLError) as error:
+        yield Problem("README.md", f"has no readable metadata: {error}")
+        return
+    for config in front.get("configs", []):
+        named = {entry["split"] for entry in config["data_files"]}
+        if named != set(manifest.splits):
+            yield Problem("README.md", f"names the splits {sorted(named)}, the manifest {list(manifest.splits)}")
+        if config["version"] != dataset_version(str(manifest.digest)):
+            yield Problem(
+                "README.md", "has a version that doesn't follow the manifest: plain datasets may give old rows"
+            )
+
+
+def _find_leaks(records: Sequence[CaseRecord]) -> Iterator[Problem]:
+    """Designs that lie in more than one split."""
+    design_of = group_designs([record for record in records if record.measures is not None])
+    splits: dict[str, dict[str, str]] = {}
+    for record in records:
+        if record.placement is not None:
+            splits.setdefault(design_of[record.case_id], {})[record.placement.split] = record.case_id
+    for design, cases in sorted(splits.items()):
+        if len(cases) > 1:
+            listed = ", ".join(f"{case} in {split}" for split, case in sorted(cases.items()))
+            yield Problem(MANIFEST_NAME, f"design {design} lies in several splits: {listed}")
+
+
+def shard_checks(root: Path, records: Iterable[CaseRecord]) -> list[ShardCheck]:
+    """One check a shard, from the places in the manifest."""
+    shards: dict[tuple[str, int], list[CaseRecord]] = {}
+    for record in records:
+        if record.placement is not None:
+            shards.setdefault((record.placement.split, record.placement.shard), []).append(record)
+    ordered = (sorted(cases, key=lambda r: r.placement.row if r.placement else 0) for cases in shards.values())
+    return [ShardCheck(root, tuple(cases)) for cases in ordered]
+
+
+def verify_dataset(root: Path, resources: Resources = SERIAL) -> Verdict:
+    """Check a data set.
+
+    Args:
+        root: Its folder.
+        resources: Who does the work.
+
+    Returns:
+        Problems, in the order of shards and rows; none when it is sound.
+
+    Raises:
+        UsageError: If there is no data set.
+    """
+    path = root / MANIFEST_NAME
+    if not path.exists():
+        raise UsageError(
+            f"{root} has no {MANIFEST_NAME}: it is no data set, or a build of it was interrupted; build it"
+        )
+    data = path.read_bytes()
+    try:
+        manifest = decode_manifest(data)
+    except (StoreError, LpbfError) as error:
+        return Verdict((Problem(MANIFEST_NAME, str(error)),), 0, len(data))
+    problems = list(check_documents(root, manifest))
+    tasks = shard_checks(root, manifest.records)
+    cases = size = 0
+    with open_engine(resources) as engine, tqdm(total=len(tasks), desc="verify", unit="shard") as bar:
+        for verdict in engine.map(check_shard, tasks):
+            problems += verdict.problems
+            cases += verdict.cases
+            size += verdict.bytes_read
+            bar.update()
+    return Verdict(tuple(sorted(problems, key=lambda p: (p.file, p.row or 0, p.what))), cases, size)
+
+
+def verify(data: str, *, workers: int | None = None, scheduler: str | None = None) -> int:
+    """Check a data set: checksums, schema, counts, both formats, finite values, connectivity, splits without leaks.
+
+    Args:
+        data: Folder of the data set.
+        workers: Worker processes on this machine, one a core by default; 0 works in this process.
+        scheduler: Address of a running Dask scheduler to use instead.
+
+    Returns:
+        Exit status: 0 when it is sound, 1 otherwise.
+    """
+    verdict = verify_dataset(Path(data), Resources(workers, scheduler))
+    console = Console(soft_wrap=True)
+    table = Table(title=f"data set {data}", show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("cases", f"{verdict.cases:,}")
+    table.add_row("read", human_bytes(verdict.bytes_read))
+    table.add_row("problems", f"{len(verdict.problems):,}")
+    console.print(table)
+    for problem in verdict.problems[:_MOST_SHOWN]:
+        console.print(str(problem), markup=False, highlight=False)
+    if len(verdict.problems) > _MOST_SHOWN:
+        console.print(f"… and {len(verdict.problems) - _MOST_SHOWN:,} more")
+    return 1 if verdict.problems else 0
+
+
+def main() -> None:
+    """Entry point of `lpbf-verify`."""
+    run(verify, "python -m pipelines.verify", positional=["data"])
+
+
+if __name__ == "__main__":
+    main()
