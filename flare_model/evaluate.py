@@ -84,10 +84,9 @@ def evaluate(
     folders = seeds_of(checkpoint)
     summaries = []
     for folder in folders:
-        place = Path(out or Path(folder) / "evaluation") / (
-            split if len(folders) == 1 else f"{split}/{Path(folder).name}"
-        )
-        place = Path(out) if out and len(folders) == 1 else place
+        place = Path(folder) / "evaluation" / split
+        if out is not None:
+            place = Path(out) if len(folders) == 1 else Path(out) / Path(folder).name
         summaries.append(_evaluate_one(folder, judged, place, false_alarms, worst, trust, device_of(accelerator)))
         show(summaries[-1], f"{folder} on {data}, split {split}", console)
         console.print(f"numbers, cases and pictures in {place}")

@@ -52,7 +52,8 @@ class Prediction:
         if truth is None or not truth.any():
             return None
         offsets = torch.tensor([0, len(truth)])
-        return float(relative_l2(torch.from_numpy(self.fields[target]), torch.from_numpy(truth), offsets))
+        given, known = (torch.from_numpy(np.array(values)) for values in (self.fields[target], truth))
+        return float(relative_l2(given, known, offsets))
 
     def point_data(self) -> dict[str, NDArray[np.float32]]:
         """Predictions, and truth and error where it is known, as a file shows them."""

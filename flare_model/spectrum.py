@@ -73,8 +73,9 @@ def spectra(model: Flare, points: Tensor, features: Tensor | None = None) -> Ite
 def block_inputs(model: Flare, points: Tensor, features: Tensor | None = None) -> Iterator[tuple[Block, Tensor]]:
     """Every block with what enters it, [N, C], computed in chunks of points; the forward pass of the model."""
     known = points if features is None else torch.cat([points, features], dim=-1)
+    known = known.to(next(model.parameters()).dtype)
     with torch.autocast(points.device.type, enabled=False):
-        x = torch.cat([model.enter(part) for part in torch.split(known.float(), 1 << 16)])
+        x = torch.cat([model.enter(part) for part in torch.split(known, 1 << 16)])
         for block in model.blocks:
             assert isinstance(block, Block)
             yield block, x

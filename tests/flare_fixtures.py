@@ -17,7 +17,12 @@ def box_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A data set of twelve parts: 8 train, 2 validation, 2 test."""
     root = tmp_path_factory.mktemp("flare")
     cases = write_cases(root / "cases")
-    assert build([str(cases)], out=str(root / "lpbf"), workers=0, splits="train=8,validation=2,test=2") == 0
+    assert (
+        build(
+            [str(cases)], out=str(root / "lpbf"), workers=0, splits="train=8,validation=2,test=2", formats=["parquet"]
+        )
+        == 0
+    )
     return str(root / "lpbf")
 
 

@@ -180,7 +180,7 @@ def test_a_changed_run_is_not_continued(box_dataset: str, trained_run: Path, tmp
             recipe=LEARNING,
         )
     other = tmp_path / "lpbf"
-    build([str(write_cases(tmp_path / "cases", 6))], out=str(other), workers=0)
+    build([str(write_cases(tmp_path / "cases", 6))], out=str(other), workers=0, formats=["parquet"])
     with pytest.raises(UsageError, match="another data set"):
         go(str(other), trained_run, recipe=LEARNING)
 
@@ -349,7 +349,7 @@ def test_a_truth_that_is_zero_everywhere_is_named_before_training(tmp_path: Path
     cases = write_cases(tmp_path / "cases", 3)
     write_part(cases, Part("200000_22b839a0_1", amplitude=0.0))
     data = str(tmp_path / "lpbf")
-    build([str(cases)], out=data, workers=0, splits="train=1")
+    build([str(cases)], out=data, workers=0, splits="train=1", formats=["parquet"])
     with pytest.raises(UsageError, match="zero everywhere in 1 training cases, 200000_22b839a0_1 among them"):
         go(data, tmp_path / "run")
     go(data, tmp_path / "mse", recipe=Recipe(epochs=1, loss="mse"))
@@ -360,7 +360,7 @@ def test_without_a_validation_split_the_last_weights_are_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = str(tmp_path / "lpbf")
-    build([str(write_cases(tmp_path / "cases", 3))], out=data, workers=0, splits="train=1")
+    build([str(write_cases(tmp_path / "cases", 3))], out=data, workers=0, splits="train=1", formats=["parquet"])
     run = go(data, tmp_path / "run", recipe=Recipe(epochs=2))
     assert "no validation split" in capsys.readouterr().out
     assert from_pretrained(run).origin["step"] == 6
