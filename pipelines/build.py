@@ -65,9 +65,9 @@ def build(
         out: Folder of the data set, or a URL of an object store such as s3://bucket/lpbf; the same command run again
             continues or extends it.
         filters: Limits that a case must meet to be kept.
-        splits: Names and shares; in place of a share, tallest:0.2, largest_displacement:0.2 or design:<regex> for a
-            split that asks for extrapolation; or "published" for the plain split by case that mixes bodies of one
-            design.
+        splits: Names and shares; in place of a share, tallest:0.2, largest_displacement:0.2, design:<regex> or
+            source:<regex> for a split that asks for extrapolation; or "published" for the plain split by case that
+            mixes bodies of one design.
         seed: Seed of the splits.
         design_id: How a design is told: auto, folder, stl, a regular expression on the case id, or a CSV file with the
             columns case_id and design_id.

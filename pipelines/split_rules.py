@@ -23,14 +23,21 @@ EXTREMES: Final[dict[str, Callable[[Measures], float]]] = {
 """Rules for splits that ask for extrapolation, and the measure by which each orders designs."""
 
 
+NAMES: Final[dict[str, Callable[[CaseRecord], str]]] = {
+    "design": lambda record: record.design_id or record.case_id,
+    "source": lambda record: f"{record.source.archive}/{record.source.member}",
+}
+"""Rules for splits that hold out a family, and the name in which each searches."""
+
+
 @dataclass(frozen=True, slots=True)
 class HeldOut:
     """A split that asks a model to extrapolate, chosen before all others.
 
     Attributes:
-        rule: One of EXTREMES, or "design".
+        rule: One of EXTREMES or NAMES.
         share: For an extreme: share of the kept cases.
-        pattern: For "design": regular expression that is searched in the design id.
+        pattern: For a name: regular expression that is searched in it.
     """
 
     rule: str
@@ -65,7 +72,8 @@ def parse_splits(text: str) -> SplitRequest:
         text: "published", or names with shares such as "train=0.7,validation=0.1,test=0.2", which are scaled to add up
             to one. A split that asks for extrapolation has a rule in place of a share: "test=tallest:0.2" and
             "test=largest_displacement:0.2" hold out a share of the cases, whole designs with the tallest parts or the
-            largest Z displacement; "test=design:bracket" holds out the designs whose id a regular expression finds.
+            largest Z displacement; "test=design:bracket" holds out the designs whose id a regular expression finds, "test=source:bracket" those
+            of which a case comes from an archive or folder whose name it finds.
 
     Raises:
         UsageError: If it can't be read.
@@ -97,8 +105,8 @@ def parse_splits(text: str) -> SplitRequest:
 def _unreadable(part: str) -> UsageError:
     return UsageError(
         f"--splits can't be read at {part!r}; write names with positive shares, such as "
-        "train=0.7,validation=0.1,test=0.2, or with a rule, such as test=tallest:0.2, test=largest_displacement:0.2 or "
-        "test=design:bracket, or the word published"
+        "train=0.7,validation=0.1,test=0.2, or with a rule, such as test=tallest:0.2, test=largest_displacement:0.2, "
+        "test=design:bracket or test=source:bracket, or the word published"
     )
 
 
@@ -115,7 +123,7 @@ def _parse_share(text: str, part: str) -> float:
 def _parse_rule(rule: str, argument: str, part: str) -> HeldOut:
     if rule in EXTREMES:
         return HeldOut(rule, share=_parse_share(argument, part))
-    if rule != "design" or not argument:
+    if rule not in NAMES or not argument:
         raise _unreadable(part)
     try:
         re.compile(argument)
@@ -138,9 +146,9 @@ def hold_out(groups: Mapping[str, Sequence[CaseRecord]], held_out: Mapping[str, 
     chosen: dict[str, str] = {}
     for split, rule in held_out.items():
         free = [name for name in groups if name not in chosen]
-        if rule.rule == "design":
-            pattern = re.compile(rule.pattern)
-            taken = [name for name in free if any(pattern.search(r.design_id or r.case_id) for r in groups[name])]
+        if rule.rule in NAMES:
+            pattern, name_of = re.compile(rule.pattern), NAMES[rule.rule]
+            taken = [name for name in free if any(pattern.search(name_of(r)) for r in groups[name])]
         else:
             taken = _most_extreme(groups, free, EXTREMES[rule.rule], rule.share * total)
         chosen |= dict.fromkeys(taken, split)

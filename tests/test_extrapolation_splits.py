@@ -48,6 +48,16 @@ def test_a_family_is_held_out_by_the_name_of_its_designs() -> None:
     assert set(split_of.values()) == {"train", "validation", "brackets"}
 
 
+def test_a_family_is_held_out_by_where_its_cases_lie() -> None:
+    records = [case(f"c{i}", f"d{i // 2}") for i in range(12)]
+    placed = [
+        dataclasses.replace(r, source=SourceRef("lattices" if i in (2, 7) else "plates", r.case_id))
+        for i, r in enumerate(records)
+    ]
+    split_of = split_records(placed, parse_splits("train=1,test=source:^lattices/"), 0)
+    assert {i for i, s in split_of.items() if s == "test"} == {"c2", "c3", "c6", "c7"}
+
+
 def test_a_rule_is_followed_when_a_data_set_grows() -> None:
     before = [case(f"c{i}", f"d{i}", height=float(i)) for i in range(10)]
     request = parse_splits("train=1,test=tallest:0.1")
