@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
 
@@ -20,8 +21,12 @@ from lpbf_data.manifest import MANIFEST_NAME
 from lpbf_data.mesh import hex_aspect_ratio
 from lpbf_data.reader import SplitReader
 
-MESH_SUFFIXES: Final = (".vtu", ".vtk", ".xdmf", ".inp", ".msh")
+MESH_SUFFIXES: Final = (".vtu", ".vtk", ".xdmf", ".inp", ".msh", ".case")
 """Meshes that are read through meshio."""
+
+READERS: Final = "flare_model.mesh_readers"
+"""Entry points that name modules to import before a mesh is read; they make formats known to meshio. EnSight's is one:
+this package and the one that reads simulator output don't import each other."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,8 @@ def read_part(path: Path) -> Part:
 
 
 def _read_mesh(path: Path) -> Part:
+    for reader in entry_points(group=READERS):
+        reader.load()
     try:
         mesh = meshio.read(path)
     except (Exception, SystemExit) as error:  # meshio's readers raise anything, and exit on some files.

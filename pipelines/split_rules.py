@@ -72,8 +72,8 @@ def parse_splits(text: str) -> SplitRequest:
         text: "published", or names with shares such as "train=0.7,validation=0.1,test=0.2", which are scaled to add up
             to one. A split that asks for extrapolation has a rule in place of a share: "test=tallest:0.2" and
             "test=largest_displacement:0.2" hold out a share of the cases, whole designs with the tallest parts or the
-            largest Z displacement; "test=design:bracket" holds out the designs whose id a regular expression finds, "test=source:bracket" those
-            of which a case comes from an archive or folder whose name it finds.
+            largest Z displacement; "test=design:bracket" holds out the designs whose id a regular expression finds,
+            "test=source:bracket" those of which a case comes from an archive or folder whose name it finds.
 
     Raises:
         UsageError: If it can't be read.
