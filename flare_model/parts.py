@@ -141,5 +141,6 @@ def _read_mesh(path: Path) -> Part:
         raise StoreError(f"{path}: points must be [N, 3] finite numbers")
     if cells.size and not (cells.min() >= 0 and cells.max() < len(points)):
         raise StoreError(f"{path}: a cell names a point that isn't there")
-    fields = {name: np.asarray(values, np.float32) for name, values in mesh.point_data.items()}
+    # NetFabb writes "Displacement" and "von_Mises_stress" for what is called displacement and von_mises_stress here.
+    fields = {name.lower(): np.asarray(values, np.float32) for name, values in mesh.point_data.items()}
     return Part(path.stem, points, cells, fields)

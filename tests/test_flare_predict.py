@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import meshio
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import flare_model.parts
 from flare_model import from_pretrained
 from flare_model.predict import predict
 from flare_model.recipe import Recipe
@@ -17,6 +19,7 @@ from flare_model.train import train
 from lpbf_data import load_dataset
 from lpbf_data.errors import LpbfError, UsageError
 from tests.flare_support import TINY
+from tests.netfabb_cases import Part, write_part
 
 pytest_plugins = ["tests.flare_fixtures"]
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -95,6 +98,18 @@ def test_a_part_unlike_the_training_is_predicted_with_a_warning(
     assert "mm out of the build volume along x" in said
     assert "its height 96 mm lies outside 24 … 24 mm" in said
     assert (tmp_path / "out/odd.vtu").exists()
+
+
+def test_a_netfabb_result_is_predicted_with_its_truth(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader comes through an entry point, as an installed package brings it."""
+    reader = EntryPoint("ensight", "pipelines.ensight", "flare_model.mesh_readers")
+    monkeypatch.setattr(flare_model.parts, "entry_points", lambda group: [reader])
+    root = write_part(tmp_path, Part("200000_22b839a0_1", cell=(6.0, 6.0, 12.0), shape=(2, 2, 2)))
+    assert predict(str(trained_run), [str(root / "mechanical.case")], out=str(tmp_path / "out")) == 0
+    mesh, truth = meshio.read(tmp_path / "out/mechanical.vtu"), meshio.read(root / "mechanical.case")
+    np.testing.assert_array_equal(mesh.point_data["displacement_z"], truth.point_data["Displacement"][:, 2])
 
 
 @pytest.mark.parametrize(
