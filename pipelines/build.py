@@ -65,7 +65,9 @@ def build(
         out: Folder of the data set, or a URL of an object store such as s3://bucket/lpbf; the same command run again
             continues or extends it.
         filters: Limits that a case must meet to be kept.
-        splits: Names and shares, or "published" for the plain split by case that mixes bodies of one design.
+        splits: Names and shares; in place of a share, tallest:0.2, largest_displacement:0.2, design:<regex> or
+            source:<regex> for a split that asks for extrapolation; or "published" for the plain split by case that
+            mixes bodies of one design.
         seed: Seed of the splits.
         design_id: How a design is told: auto, folder, stl, a regular expression on the case id, or a CSV file with the
             columns case_id and design_id.
@@ -104,7 +106,7 @@ def build(
     started = time.monotonic()
     records = run_build(request, resources, only_join=finalise)
     print_summary(records, request.out, seconds=time.monotonic() - started, console=console)
-    say_empty_splits(records, list(request.split_request.fractions), console)
+    say_empty_splits(records, request.split_request.names, console)
     if not any(record.status == "kept" for record in records):
         raise UsageError(f"no case was kept; {request.out}/{MANIFEST_NAME} has the reason for each")
     return 0

@@ -14,7 +14,7 @@ from lpbf_data.schema import SCHEMA_VERSION
 from pipelines.card import INTRODUCTION, dataset_version, make_card
 from pipelines.croissant import CROISSANT_NAME, make_croissant
 from pipelines.request import BuildRequest
-from pipelines.select import PUBLISHED
+from pipelines.split_rules import PUBLISHED
 
 BUILD_NAME: Final = "build.json"
 

@@ -33,7 +33,8 @@ from pipelines.card import dataset_version
 from pipelines.documents import BUILD_NAME
 from pipelines.engine import SERIAL, Resources, open_engine
 from pipelines.places import fetch, is_url, list_remote, read_bytes
-from pipelines.select import PUBLISHED, group_designs
+from pipelines.select import group_designs
+from pipelines.split_rules import PUBLISHED
 from pipelines.summary import human_bytes
 from pipelines.targets import FolderTarget
 
