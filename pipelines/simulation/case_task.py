@@ -34,6 +34,7 @@ from pipelines.simulation.run_log import RunNames
 from pipelines.simulation.stiffness import SolverError
 
 _CUBES = 1.0  # aspect ratio of the cells of a part that came as a file
+_FEWEST_PLANES = 2  # of cells: one alone shrinks freely when it is cut, and would not warp
 _MESHING, _SOLVING, _ASKED_FOR = 2001, 2002, 2003  # numbers of errors in logs
 
 
@@ -179,7 +180,7 @@ class _Run:
                 )
             else:
                 surface, ratio = on_build_plate(load_surface(task.part)), _CUBES
-            mesh = voxelize_to_size(surface, task.num_points, ratio, layer=layer)
+            mesh = voxelize_to_size(surface, task.num_points, ratio, layer=layer, planes=_FEWEST_PLANES)
         except GeometryError as error:
             raise _StoppedError(_MESHING, f"The part can't be meshed: {error}") from error
         return surface, mesh
@@ -188,7 +189,7 @@ class _Run:
         if self.task.failure is not None and self.task.failure.kind is FailureKind.PREPARATION:
             raise _StoppedError(_ASKED_FOR, "The part could not be prepared (a failure that was asked for)")
         surface, mesh = self._mesh()
-        refinement = choose_refinement(mesh.spacing[2])
+        refinement = choose_refinement(mesh)
         simulation = BuildSimulation(mesh, MATERIALS[self.task.material], refinement=refinement)
         writer = ResultWriter(self.folder, self.names, simulation, self.task.encoding)
         self._write_setup(writer, surface)
