@@ -16,6 +16,7 @@ from lpbf_data.record import CaseRecord
 from lpbf_data.schema import SCHEMA_VERSION, FieldSpec
 from lpbf_data.statistics import total
 from pipelines.select import ordered_splits
+from pipelines.simulation.identity import OWN_SOLVER
 
 INTRODUCTION: Final = (
     "Finished parts after release from the build plate, one row a part: hexahedral mesh, displacement and more at "
@@ -77,6 +78,15 @@ def _mixtures(kept: Sequence[CaseRecord]) -> list[str]:
     return [*lines, ""]
 
 
+def _origin(kept: Sequence[CaseRecord]) -> list[str]:
+    """Says which cases this project simulated itself."""
+    own = sum((record.run.solver_version or "").endswith(OWN_SOLVER) for record in kept)
+    if not own:
+        return []
+    whose = "Every case was" if own == len(kept) else f"{own} of {len(kept)} cases were"
+    return [f"**{whose} simulated by this project (`python -m pipelines.simulate`), not by NetFabb.**", ""]
+
+
 def make_card(
     records: Sequence[CaseRecord],
     specs: Sequence[FieldSpec],
@@ -119,6 +129,7 @@ def make_card(
         *(_table(["failure", "cases"], [[n, str(c)] for n, c in failures.items()]) if failures else []),
         "## Simulation",
         "",
+        *_origin(kept),
         *_mixtures(kept),
         "## Columns",
         "",
