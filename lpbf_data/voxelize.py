@@ -99,6 +99,18 @@ def load_surface(path: Path) -> Surface:
         raise GeometryError(f"{path}: {error}") from error
 
 
+def on_build_plate(surface: Surface, *, centre: bool = False) -> Surface:
+    """Move a surface so that its lowest point lies at z = 0.
+
+    Args:
+        surface: The surface.
+        centre: Move the middle of its extents to x = y = 0 as well.
+    """
+    low, high = surface.bounds
+    shift = np.array([*(low + high)[:2] / 2 * centre, low[2]])
+    return Surface(surface.vertices - shift, surface.triangles)
+
+
 def write_stl(path: Path, surface: Surface) -> None:
     """Write a surface as a binary STL file.
 

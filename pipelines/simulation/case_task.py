@@ -18,7 +18,7 @@ from lpbf_data.case import Case
 from lpbf_data.durable import flush_tree, write_durably
 from lpbf_data.errors import GeometryError
 from lpbf_data.record import CaseRecord, SourceRef
-from lpbf_data.voxelize import Surface, VoxelMesh, load_surface, voxelize_to_size
+from lpbf_data.voxelize import Surface, VoxelMesh, load_surface, on_build_plate, voxelize_to_size
 from pipelines.measure import measure_case
 from pipelines.netfabb import BuildReduction
 from pipelines.select import Filters, active_limits, reject
@@ -269,14 +269,3 @@ def _record(case_id: str, simulation: BuildSimulation, last: Frame) -> CaseRecor
     build = BuildReduction(none, none, min(least, FULL_CLEARANCE), None)
     measures = measure_case(case, build, simulation.process.recoater_tolerance)
     return CaseRecord(case_id=case_id, source=SourceRef(case_id, "."), measures=measures)
-
-
-def on_build_plate(surface: Surface) -> Surface:
-    """Move a surface so that its lowest point lies at z = 0.
-
-    Args:
-        surface: The surface.
-    """
-    moved = surface.vertices.copy()
-    moved[:, 2] -= moved[:, 2].min()
-    return Surface(moved, surface.triangles)
