@@ -1,39 +1,59 @@
 """What a simulated part is, how it lies on disk, and how it is served.
 
-    >>> from lpbf_data import load_dataset  # doctest: +SKIP
+    >>> from lpbf_data import load_dataset, make_loader  # doctest: +SKIP
     >>> train = load_dataset("lpbf/", split="train")  # doctest: +SKIP
+    >>> for batch in make_loader("lpbf/", "train", batch_size=4, shuffle=True):  # doctest: +SKIP
+    ...     print(batch.pos.shape, batch.y.shape, batch.offsets)
 
 torch is loaded with the first use of a data set, not with the package.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 from lpbf_data.case import Case
 from lpbf_data.errors import CaseError, LpbfError, SchemaError, StoreError, UsageError
 
 if TYPE_CHECKING:
+    from lpbf_data.analysis import open_zarr
+    from lpbf_data.batching import RaggedBatch
     from lpbf_data.datasets import CaseDataset, CaseStream, load_dataset
+    from lpbf_data.loader import Loader, make_loader
+    from lpbf_data.sampling import NodeBudgetSampler
 
 __all__ = [
     "Case",
     "CaseDataset",
     "CaseError",
     "CaseStream",
+    "Loader",
     "LpbfError",
+    "NodeBudgetSampler",
+    "RaggedBatch",
     "SchemaError",
     "StoreError",
     "UsageError",
     "load_dataset",
+    "make_loader",
+    "open_zarr",
 ]
 
-_NEEDS_TORCH = ("CaseDataset", "CaseStream", "load_dataset")
+# Loaded when they are first asked for: most of them need torch, and open_zarr needs xarray.
+_LATER: Final = {
+    "CaseDataset": "datasets",
+    "CaseStream": "datasets",
+    "Loader": "loader",
+    "NodeBudgetSampler": "sampling",
+    "RaggedBatch": "batching",
+    "load_dataset": "datasets",
+    "make_loader": "loader",
+    "open_zarr": "analysis",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NEEDS_TORCH:
-        from lpbf_data import datasets
-
-        return getattr(datasets, name)
+    if name in _LATER:
+        return getattr(import_module(f"lpbf_data.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,121 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
-import torch
-from torch.utils.data import IterableDataset, get_worker_info
+import numpy as np
+from numpy.typing import NDArray
 from torch_geometric.data import Dataset
 
+from lpbf_data.arrays import TARGET_FIELD, Selection
+from lpbf_data.cache import DEFAULT_SIZE, CollectionKey, open_cache
 from lpbf_data.errors import UsageError
 from lpbf_data.folder import DatasetFolder
-from lpbf_data.graph import case_to_data, case_to_tensors
 from lpbf_data.reader import SplitReader
-from lpbf_data.sampling import epoch_order, share_of
-from lpbf_data.schema import FieldSpec
+from lpbf_data.samples import CaseSamples, SampleFormat, Transform
+from lpbf_data.sampling import Uneven
+from lpbf_data.statistics import FieldStatistics
+from lpbf_data.stream import CaseStream, OnError
+from lpbf_data.tensors import CaseTensors
 
-SampleFormat = Literal["pyg", "torch"]
-Transform = Callable[[Any], Any]
+__all__ = ["CaseDataset", "CaseStream", "load_dataset"]
 
-
-@dataclass(frozen=True)
-class Sampler:
-    """How a case becomes a sample.
-
-    Attributes:
-        specs: Fields to read.
-        format: "pyg" for `torch_geometric.data.Data`, "torch" for a dict of tensors.
-        edges: Derive `edge_index`.
-        cells: Give the cells.
-        transform: Applied to every sample.
-    """
-
-    specs: tuple[FieldSpec, ...]
-    format: SampleFormat = "pyg"
-    edges: bool = False
-    cells: bool = True
-    transform: Transform | None = None
-
-    def sample(self, reader: SplitReader, index: int) -> Any:
-        """Read a case and make a sample of it."""
-        case = reader.read(index, self.specs)
-        convert = case_to_data if self.format == "pyg" else case_to_tensors
-        sample = convert(case, edges=self.edges, cells=self.cells)
-        return sample if self.transform is None else self.transform(sample)
+Cache = str | Path | bool | None
 
 
 class CaseDataset(Dataset):  # type: ignore[misc]
-    """A split with random access: `len`, indexing, slices.
+    """A split with random access: `len`, indexing, slices; samples as [load_dataset][lpbf_data.load_dataset] says.
 
     Args:
-        reader: The split.
-        sampler: How a case becomes a sample.
+        samples: The cases.
     """
 
-    def __init__(self, reader: SplitReader, sampler: Sampler) -> None:
+    def __init__(self, samples: CaseSamples) -> None:
         super().__init__(root=None, transform=None)
-        self.reader = reader
-        self.sampler = sampler
+        self.samples = samples
 
     @property
     def case_ids(self) -> list[str]:
         """Case ids in the order of the samples."""
-        return [self.reader.addresses[i].case_id for i in self.indices()]
+        return [self.samples.case_id(index) for index in self.indices()]
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Points of each case, in the order of the samples."""
+        return self.samples.sizes[list(self.indices())]
+
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        """Names of the tensors of a sample."""
+        return self.samples.tensors.selection.names
 
     def len(self) -> int:
         """Number of cases."""
-        return len(self.reader)
+        return len(self.samples)
 
     def get(self, idx: int) -> Any:
         """One sample."""
-        return self.sampler.sample(self.reader, idx)
+        return self.samples.sample(idx)
 
+    def statistics(self) -> dict[str, FieldStatistics]:
+        """Statistics of each column over the cases, by the names of the columns, such as "displacement_z".
 
-class CaseStream(IterableDataset[Any]):
-    """A split as a stream, shared among the ranks of a process group and the workers of a DataLoader.
+        From the manifest; for the published layout, which has none, from the values of the selected fields.
+        """
+        return self.samples.statistics(self.indices())
 
-    Together they see every case exactly once an epoch.
-
-    Args:
-        reader: The split.
-        sampler: How a case becomes a sample.
-        shuffle: Draw a new permutation of all cases for each epoch.
-        seed: Seed of the permutations.
-    """
-
-    def __init__(self, reader: SplitReader, sampler: Sampler, *, shuffle: bool = False, seed: int = 0) -> None:
-        self.reader = reader
-        self.sampler = sampler
-        self.shuffle = shuffle
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation of the next iteration."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        """Number of cases that this rank sees in an epoch."""
-        rank, ranks = _rank()
-        return len(range(rank, len(self.reader), ranks))
-
-    def __iter__(self) -> Iterator[Any]:
-        """Samples of this rank and worker."""
-        rank, ranks = _rank()
-        worker = get_worker_info()
-        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        order = epoch_order(len(self.reader), shuffle=self.shuffle, seed=self.seed, epoch=self.epoch)
-        for index in share_of(share_of(order, rank, ranks), number, workers):
-            yield self.sampler.sample(self.reader, int(index))
-
-
-def _rank() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
+    def metadata(self, idx: int) -> dict[str, Any]:
+        """What the published layout has in `_metadata` of a case, read without unpickling; empty for other layouts."""
+        return self.samples.tensors.reader.read_metadata(self.indices()[idx])
 
 
 def load_dataset(
@@ -131,35 +84,80 @@ def load_dataset(
     transform: Transform | None = None,
     shuffle: bool = False,
     seed: int = 0,
+    uneven: Uneven = "drop",
+    batch_size: int = 1,
+    on_error: OnError = "raise",
+    cache: Cache = None,
+    cache_size: int | str = DEFAULT_SIZE,
+    in_memory: bool = False,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    offline: bool | None = None,
 ) -> CaseDataset | CaseStream:
     """Open one split of a data set.
 
     Args:
-        name: A local folder or a URL that fsspec knows.
+        name: A local folder; else a URL that fsspec knows; else an id of the Hugging Face hub, such as
+            "vedantpuri/LPBF_FLARE".
         split: "train", "validation", "test", or whatever the build was asked for.
         streaming: A stream instead of random access.
         format: "pyg" for `torch_geometric.data.Data`, "torch" for a dict of tensors.
-        fields: Fields to read; all stored ones by default. Fewer fields are read faster.
+        fields: Fields to read; all stored ones by default. Fewer fields are read faster; `[]` reads points and target.
         edges: Derive `edge_index` [2, num_edges] from the cells.
         cells: Give the cells [E, 8].
         transform: Applied to every sample.
         shuffle: For a stream: a new permutation of all cases for each epoch.
-        seed: Seed of the permutations.
+        seed: Seed of the permutations, and of random transforms.
+        uneven: For a stream shared by ranks: what becomes of the last cases; see [Uneven][lpbf_data.sampling.Uneven].
+        batch_size: For a stream read by a DataLoader with workers: its batch size.
+        on_error: For a stream: "raise", or "skip" to leave out what can't be read.
+        cache: Where decoded cases are kept: a folder; None for LPBF_CACHE or the user's cache folder; False for none.
+        cache_size: Bytes that the whole cache may take, as a number or such as "20 GB".
+        in_memory: Read all cases now and keep them in memory.
+        revision: For the hub: branch, tag or commit.
+        cache_dir: For the hub: where huggingface_hub keeps files.
+        token: For the hub: token; the saved one by default.
+        offline: For the hub: use only what lies on this machine; as HF_HUB_OFFLINE says by default.
 
     Returns:
-        A data set whose samples have `pos` [N, 3] in mm, `y` [N, 1] (Z displacement, mm), the fields [N, components],
-        `cells`, `edge_index` and `case_id`.
+        A data set whose samples have `pos` [N, 3] in mm, `y` [N, 1] (Z displacement, mm) where displacement is stored,
+        the fields [N, components], `cells`, `edge_index` and `case_id`.
 
     Raises:
-        UsageError: If there is no such data set, split or field.
+        UsageError: If there is no such data set, split or field, or the options don't fit together.
         StoreError: If it can't be read.
     """
-    if format not in ("pyg", "torch"):
-        raise UsageError(f"unknown format {format!r}; known are: pyg, torch")
+    _check("format", format, get_args(SampleFormat))
+    _check("on_error", on_error, get_args(OnError))
+    _check("uneven", uneven, get_args(Uneven))
+    if batch_size < 1:
+        raise UsageError(f"batch_size must be positive, not {batch_size}")
     if shuffle and not streaming:
-        raise UsageError("shuffle is for streams; shuffle random access with the DataLoader")
-    reader = SplitReader(DatasetFolder(name), split)
-    sampler = Sampler(reader.select_fields(fields), format, edges, cells, transform)
-    if streaming:
-        return CaseStream(reader, sampler, shuffle=shuffle, seed=seed)
-    return CaseDataset(reader, sampler)
+        raise UsageError("shuffle is for streams; shuffle random access with the DataLoader, or use make_loader")
+    folder = DatasetFolder(name, revision=revision, cache_dir=cache_dir, token=token, offline=offline)
+    reader = SplitReader(folder, split)
+    target = TARGET_FIELD in {spec.name for spec in reader.field_specs}
+    tensors = CaseTensors(reader, Selection(reader.select_fields(fields), target, cells, edges))
+    if in_memory:
+        tensors.load_into_memory()
+    else:
+        no_network = getattr(folder.files, "offline", False)
+        tensors.cache = open_cache(_collection_key(tensors), cache, cache_size, offline=no_network)
+    samples = CaseSamples(tensors, format, transform)
+    if not streaming:
+        return CaseDataset(samples)
+    return CaseStream(samples, shuffle=shuffle, seed=seed, uneven=uneven, batch_size=batch_size, on_error=on_error)
+
+
+def _check(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"unknown {name} {value!r}; known are: {', '.join(known)}")
+
+
+def _collection_key(tensors: CaseTensors) -> CollectionKey:
+    """What decides the decoded tensors."""
+    reader = tensors.reader
+    local = reader.folder.local
+    source = reader.folder.files.identity if local is None else str(local.resolve())
+    return CollectionKey(source, reader.catalog.digest, reader.split, tensors.selection.names, local is not None)

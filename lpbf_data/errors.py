@@ -26,6 +26,10 @@ class StoreError(LpbfError):
     """A shard, part or manifest that is missing, cut short or altered."""
 
 
+class MissingFileError(StoreError):
+    """A file that a data set should have and hasn't."""
+
+
 class FailureReason(StrEnum):
     """Why one simulated case could not become part of a data set."""
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
 from torch_geometric.data import Data
 
+from lpbf_data.arrays import TARGET_FIELD, Selection, arrays_of_case
 from lpbf_data.case import Case
-from lpbf_data.mesh import hex_edges
-
-TARGET_FIELD = "displacement"
+from lpbf_data.schema import FIELDS
+from lpbf_data.tensors import as_tensors, tensor_arrays
 
 
 def case_to_tensors(case: Case, *, edges: bool = False, cells: bool = True) -> dict[str, Any]:
@@ -24,24 +22,11 @@ def case_to_tensors(case: Case, *, edges: bool = False, cells: bool = True) -> d
 
     Returns:
         `pos` [N, 3] in mm; `y` [N, 1], the Z displacement in mm, where displacement is there; every field of the case,
-        [N, components]; `cells` [E, 8]; `edge_index` [2, num_edges]; `case_id`.
+        [N, components]; `cells` [E, 8] int64; `edge_index` [2, num_edges] int64; `case_id`.
     """
-    tensors: dict[str, Any] = {"pos": _tensor(case.points)}
-    if TARGET_FIELD in case.fields:
-        tensors["y"] = _tensor(case.fields[TARGET_FIELD][:, 2:3])
-    for name, values in case.fields.items():
-        tensors[name] = _tensor(values.reshape(len(values), -1))
-    if cells:
-        tensors["cells"] = _tensor(case.cells).long()
-    if edges:
-        tensors["edge_index"] = torch.from_numpy(hex_edges(case.cells))
-    tensors["case_id"] = case.case_id
-    return tensors
-
-
-def _tensor(values: np.ndarray[Any, Any]) -> torch.Tensor:
-    # Arrays read from shards are read-only views; a tensor must own what it may write to.
-    return torch.from_numpy(np.array(values, order="C"))
+    fields = tuple(FIELDS[name] for name in case.fields)
+    selection = Selection(fields, target=TARGET_FIELD in case.fields, cells=cells, edges=edges)
+    return {**as_tensors(tensor_arrays(arrays_of_case(case, selection))), "case_id": case.case_id}
 
 
 class CaseData(Data):  # type: ignore[misc]

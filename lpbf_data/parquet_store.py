@@ -6,7 +6,7 @@ BYTE_STREAM_SPLIT, connectivity is DELTA_BINARY_PACKED, both under zstd; every p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Final
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lpbf_data.arrays import TARGET_COLUMN, Arrays, Selection, interleave
 from lpbf_data.case import Case, Scalar
 from lpbf_data.errors import SchemaError, StoreError
 from lpbf_data.record import ATTRIBUTE_TYPES
@@ -105,20 +106,27 @@ def write_shard(path: Path, cases: Iterable[Case], specs: Sequence[FieldSpec]) -
             writer.write_table(_as_table(case, specs, schema), row_group_size=1)
 
 
+def fields_among(columns: Collection[str]) -> tuple[FieldSpec, ...]:
+    """Fields all of whose components are among some columns."""
+    return tuple(spec for spec in FIELDS.values() if set(spec.columns) <= set(columns))
+
+
 class ParquetShard:
     """Random access to the cases of one shard.
 
     Args:
         source: Path of the shard, or an open binary file (a remote one, say).
         name: How errors call it; by default its path.
+        metadata: Its footer, where that was read before.
+
+    Raises:
+        StoreError: If it is missing, cut or altered.
     """
 
-    def __init__(self, source: Path | IO[bytes], *, name: str | None = None) -> None:
+    def __init__(self, source: Path | IO[bytes], *, name: str | None = None, metadata: Any = None) -> None:
         self.name = name or str(source)
         try:
-            self._file = pq.ParquetFile(
-                source, page_checksum_verification=True, pre_buffer=not isinstance(source, Path)
-            )
+            self._file = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True, pre_buffer=False)
         except FileNotFoundError as error:
             raise StoreError(f"shard {self.name} is missing; run the build again, or fetch the file again") from error
         except (pa.ArrowException, OSError) as error:
@@ -134,7 +142,7 @@ class ParquetShard:
     @cached_property
     def field_specs(self) -> tuple[FieldSpec, ...]:
         """Fields that the shard stores."""
-        return tuple(spec for spec in FIELDS.values() if set(spec.columns) <= self.column_names)
+        return fields_among(self.column_names)
 
     def __len__(self) -> int:
         """Number of cases."""
@@ -171,6 +179,45 @@ class ParquetShard:
         attributes = [name for name in ATTRIBUTE_TYPES if name in self.column_names]
         arrays = [*POINT_COLUMNS, CELL_COLUMN, *(column for spec in specs for column in spec.columns)]
         return case_from_columns(self.read_columns(row, ["case_id", *attributes, *arrays]), specs)
+
+    def case_id(self, row: int) -> str:
+        """Id of a case, from the statistics of its row group where they have it."""
+        column = self._file.metadata.row_group(row).column(self._case_id_column)
+        statistics = column.statistics
+        if statistics is not None and statistics.has_min_max and statistics.min == statistics.max:
+            return str(statistics.min)
+        return str(self.read_columns(row, ["case_id"])["case_id"])
+
+    @cached_property
+    def _case_id_column(self) -> int:
+        return int(self._file.schema_arrow.names.index("case_id"))
+
+    def read_arrays(self, row: int, selection: Selection) -> tuple[Arrays, NDArray[np.int32] | None]:
+        """The selected arrays of one case but those made from its connectivity, and the connectivity if it is needed.
+
+        Args:
+            row: Row group.
+            selection: What to read.
+
+        Raises:
+            SchemaError: If a field isn't stored.
+            StoreError: If the shard is cut or altered.
+        """
+        columns = self.read_columns(row, columns_of(selection))
+        arrays: Arrays = {"pos": interleave([columns[name] for name in POINT_COLUMNS])}
+        if selection.target:
+            arrays["y"] = columns[TARGET_COLUMN].reshape(-1, 1)
+        for spec in selection.fields:
+            arrays[spec.name] = interleave([columns[name] for name in spec.columns])
+        return arrays, columns[CELL_COLUMN].reshape(-1, 8) if selection.reads_cells else None
+
+
+def columns_of(selection: Selection) -> list[str]:
+    """Columns that a selection needs, each once."""
+    names = [*POINT_COLUMNS, *(column for spec in selection.fields for column in spec.columns)]
+    names += [TARGET_COLUMN] if selection.target else []
+    names += [CELL_COLUMN] if selection.reads_cells else []
+    return list(dict.fromkeys(names))
 
 
 def _unwrap(array: pa.Array) -> Any:

@@ -12,23 +12,27 @@ Connectivity is zero-based within its case. A part is written whole by one task.
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore
 
+from lpbf_data.arrays import TARGET_COMPONENT, TARGET_FIELD, Arrays, Selection
 from lpbf_data.case import Case, Scalar
 from lpbf_data.errors import StoreError
 from lpbf_data.record import ATTRIBUTE_TYPES
 from lpbf_data.schema import FIELDS, SCHEMA_VERSION, FieldSpec
+from lpbf_data.zarr_chunks import ShardedArray, open_sharded_array
 
 ZARR_NAME: Final = "lpbf.zarr"
 CHUNK_LENGTH: Final = 8192
@@ -65,7 +69,12 @@ def _write_array(
         dtype=data.dtype,
         chunks=(*data.shape[:-1], chunk),
         shards=(*data.shape[:-1], whole),
-        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=data.dtype.itemsize),
+        compressors=[
+            BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=data.dtype.itemsize),
+            Crc32cCodec(),  # blosc has no checksum: an altered chunk would decode to other numbers without an error
+        ],
+        # Zarr reads a missing chunk as its fill value without a word; no valid case holds these.
+        fill_value=np.nan if data.dtype.kind == "f" else -1,
         dimension_names=dimensions,
         attributes=dict(attributes),
     )
@@ -154,38 +163,97 @@ class ZarrPart:
     Args:
         store: Folder of the part, or any Zarr store.
         name: How errors call it; by default its path.
+
+    Raises:
+        StoreError: If it is missing, cut or altered.
     """
 
     def __init__(self, store: Any, *, name: str | None = None) -> None:
         self.name = name or str(store)
+        self._store = store
+        self._folder = store if isinstance(store, Path) else None
+        self._short: dict[str, ShardedArray | None] = {}
         try:
-            with _settings(_READING):
-                self._group = zarr.open_group(store, mode="r", zarr_format=3)
-                self._arrays = dict(self._group.arrays())
-            self.case_ids: tuple[str, ...] = tuple(cast("list[str]", self._group.attrs["case_ids"]))
-            self._point_offset = self._read("point_offset", ...)
-            self._cell_offset = self._read("cell_offset", ...)
+            self.case_ids: tuple[str, ...] = tuple(self._attributes()["case_ids"])
+            self._offsets = {kind: self._read_all(f"{kind}_offset").tolist() for kind in ("point", "cell")}
         except (FileNotFoundError, KeyError, ValueError) as error:
             raise StoreError(f"Zarr part {self.name} can't be opened ({error}); build the data set again") from error
 
-    @property
+    @cached_property
+    def _group(self) -> zarr.Group:
+        """The part by way of zarr-python."""
+        with _settings(_READING):
+            return zarr.open_group(self._store, mode="r", zarr_format=3)
+
+    def _attributes(self) -> Mapping[str, Any]:
+        if self._folder is None:
+            return cast("Mapping[str, Any]", self._group.attrs)
+        return cast("Mapping[str, Any]", json.loads((self._folder / "zarr.json").read_bytes())["attributes"])
+
+    @cached_property
     def field_specs(self) -> tuple[FieldSpec, ...]:
         """Fields that the part stores."""
-        return tuple(spec for name, spec in FIELDS.items() if name in self._arrays)
+        stored = set(self._group.array_keys()) if self._folder is None else {p.name for p in self._folder.iterdir()}
+        return tuple(spec for name, spec in FIELDS.items() if name in stored)
 
     def __len__(self) -> int:
         """Number of cases."""
         return len(self.case_ids)
 
+    def case_id(self, row: int) -> str:
+        """Id of a case."""
+        return self.case_ids[row]
+
+    def _short_way(self, name: str) -> ShardedArray | None:
+        """The array, where it lies on this machine in the layout that can be read directly."""
+        if name not in self._short:
+            self._short[name] = None if self._folder is None else open_sharded_array(self._folder / name)
+        return self._short[name]
+
     def _read(self, name: str, selection: Any) -> NDArray[Any]:
+        """Values by way of zarr-python."""
         try:
             with _settings(_READING):
-                return np.asarray(self._arrays[name][selection])
+                array = self._group[name]
+                return np.asarray(cast("zarr.Array[Any]", array)[selection])
         except KeyError as error:
             stored = ", ".join(spec.name for spec in self.field_specs)
             raise StoreError(f"Zarr part {self.name} has no array {name!r}; its fields are: {stored}") from error
         except (RuntimeError, ValueError, OSError) as error:
             raise StoreError(f"Zarr part {self.name}, array {name}: {error}; verify the data set") from error
+
+    def _read_all(self, name: str) -> NDArray[Any]:
+        short = self._short_way(name)
+        return self._read(name, ...) if short is None else short.read(0, short.length)[:, 0]
+
+    def _read_span(self, name: str, row: int, kind: str, components: slice = slice(None)) -> NDArray[Any]:
+        """Values of one case, [N or E, components]."""
+        start, stop = self._offsets[kind][row], self._offsets[kind][row + 1]
+        short = self._short_way(name)
+        if short is not None:
+            return short.read(start, stop, components)
+        planar = np.atleast_2d(self._read(name, (..., slice(start, stop))))
+        return np.ascontiguousarray(planar[components].T)
+
+    def read_arrays(self, row: int, selection: Selection) -> tuple[Arrays, NDArray[np.int32] | None]:
+        """The selected arrays of one case but those made from its connectivity, and the connectivity if it is needed.
+
+        Args:
+            row: Number of the case in the part.
+            selection: What to read.
+
+        Raises:
+            StoreError: If a field isn't stored, or a chunk is missing, cut or altered.
+        """
+        arrays: Arrays = {"pos": self._read_span("points", row, "point")}
+        stored = {spec.name: self._read_span(spec.name, row, spec.location) for spec in selection.fields}
+        component = slice(TARGET_COMPONENT, TARGET_COMPONENT + 1)
+        if selection.target and TARGET_FIELD in stored:
+            arrays["y"] = np.ascontiguousarray(stored[TARGET_FIELD][:, component])
+        elif selection.target:
+            arrays["y"] = self._read_span(TARGET_FIELD, row, "point", component)
+        cells = self._read_span("cells", row, "cell") if selection.reads_cells else None
+        return arrays | stored, cells
 
     def read_field(self, row: int, spec: FieldSpec) -> NDArray[np.float32]:
         """Values of one field of one case: [N] for a scalar, [N, components] otherwise.
@@ -193,20 +261,12 @@ class ZarrPart:
         Args:
             row: Number of the case in the part.
             spec: The field.
-        """
-        offset = self._point_offset if spec.location == "point" else self._cell_offset
-        span = slice(int(offset[row]), int(offset[row + 1]))
-        values = self._read(spec.name, (slice(None), span) if spec.components else span)
-        return np.ascontiguousarray(values.T)
 
-    def read_mesh(self, row: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Points [N, 3] and cells [E, 8] of one case."""
-        points = slice(int(self._point_offset[row]), int(self._point_offset[row + 1]))
-        cells = slice(int(self._cell_offset[row]), int(self._cell_offset[row + 1]))
-        return (
-            np.ascontiguousarray(self._read("points", (slice(None), points)).T),
-            np.ascontiguousarray(self._read("cells", (slice(None), cells)).T),
-        )
+        Raises:
+            StoreError: If it isn't stored, or a chunk is missing, cut or altered.
+        """
+        values = self._read_span(spec.name, row, spec.location)
+        return values if spec.components else values[:, 0]
 
     def read_case(self, row: int, specs: Sequence[FieldSpec] | None = None) -> Case:
         """One case with the given fields (all stored ones by default); its scalars lie in the manifest.
@@ -214,8 +274,12 @@ class ZarrPart:
         Args:
             row: Number of the case in the part.
             specs: Fields to read.
+
+        Raises:
+            StoreError: If a field isn't stored, or a chunk is missing, cut or altered.
         """
         specs = self.field_specs if specs is None else specs
-        points, cells = self.read_mesh(row)
+        points = self._read_span("points", row, "point")
+        cells = self._read_span("cells", row, "cell")
         fields = {spec.name: self.read_field(row, spec) for spec in specs}
         return Case(self.case_ids[row], points, cells, fields)

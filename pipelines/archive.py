@@ -10,10 +10,10 @@ import weakref
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Final
 
 from lpbf_data.errors import CaseError, FailureReason
+from pipelines.places import mark_of, open_binary
 
 MAX_FILE_BYTES: Final = 1 << 30
 """Largest file that is read: a hundred times what a part of 50,000 points needs."""
@@ -26,8 +26,8 @@ _RESULTS: Final = "results"
 class Archive:
     """An open zip file, its members grouped by case."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
+    def __init__(self, place: str) -> None:
+        self._file = open_binary(place)
         weakref.finalize(self, self._file.close)  # the cache forgets an archive; whoever still reads it keeps it open
         try:
             infos = zipfile.ZipFile(self._file).infolist()
@@ -125,18 +125,17 @@ def check_size(name: str, size: int) -> None:
 
 
 @functools.lru_cache(maxsize=2)
-def _open_archive(path: str, size: int, modified: int) -> Archive:
+def _open_archive(place: str, size: int, mark: str) -> Archive:
     """An archive is opened once a process, and again only when it has changed."""
-    del size, modified
-    return Archive(Path(path))
+    del size, mark
+    return Archive(place)
 
 
-def archive_at(path: str) -> Archive:
-    """The archive at a path, as it is now.
+def archive_at(place: str) -> Archive:
+    """The archive at a path or URL, as it is now.
 
     Raises:
         CaseError: If it isn't a readable archive.
         OSError: If it can't be read.
     """
-    stat = os.stat(path)
-    return _open_archive(path, stat.st_size, stat.st_mtime_ns)
+    return _open_archive(place, *mark_of(place))

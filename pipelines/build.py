@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
@@ -33,6 +32,7 @@ from pipelines.select import Filters
 from pipelines.shards import FORMATS
 from pipelines.stages import measure, measured_cases, select, shard_tasks, write, write_all
 from pipelines.summary import print_summary, say_empty_splits
+from pipelines.targets import Target, open_target
 from pipelines.workspace import Workspace
 
 
@@ -53,14 +53,17 @@ def build(
     finalise: bool = False,
     plan: bool = False,
     digest: bool = False,
+    workspace: str | None = None,
     time_limit: float = 600.0,
     replace: bool = False,
 ) -> int:
     """Convert NetFabb results into a data set of Parquet shards and Zarr parts.
 
     Args:
-        src: Folders of cases (at any depth), single cases, zip archives, or folders of archives.
-        out: Folder of the data set; the same command run again continues or extends it.
+        src: Folders of cases (at any depth), single cases, zip archives, or folders of archives; paths, or URLs such as
+            s3://bucket/batches.
+        out: Folder of the data set, or a URL of an object store such as s3://bucket/lpbf; the same command run again
+            continues or extends it.
         filters: Limits that a case must meet to be kept.
         splits: Names and shares, or "published" for the plain split by case that mixes bodies of one design.
         seed: Seed of the splits.
@@ -76,6 +79,7 @@ def build(
         finalise: Join what the parts did.
         plan: Say what would be done, and do nothing.
         digest: Tell changed files in folders by their content, not by size and time; reads every file.
+        workspace: Folder that the build works in: .build in the data set, or here when that is on an object store.
         time_limit: Seconds that reading and measuring one case may take.
         replace: Let the data set drop cases of an earlier build that the sources don't hold.
 
@@ -85,13 +89,13 @@ def build(
     resources = Resources(workers, scheduler, cluster)
     request = check_request(
         src, out, filters, splits, seed, design_id, fields, formats,
-        time_limit=time_limit, replace=replace, digest=digest,
+        time_limit=time_limit, replace=replace, digest=digest, workspace=workspace,
     )  # fmt: skip
     if sum((part is not None, finalise, plan)) > 1:
         raise UsageError("--part, --finalise and --plan exclude each other")
     console = Console(soft_wrap=True)
     if plan:
-        _check_output(request.out)
+        _open_target(request)
         print_forecast(forecast(request, resources), request, console)
         return 0
     if part is not None:
@@ -102,7 +106,7 @@ def build(
     print_summary(records, request.out, seconds=time.monotonic() - started, console=console)
     say_empty_splits(records, list(request.split_request.fractions), console)
     if not any(record.status == "kept" for record in records):
-        raise UsageError(f"no case was kept; {request.out / MANIFEST_NAME} has the reason for each")
+        raise UsageError(f"no case was kept; {request.out}/{MANIFEST_NAME} has the reason for each")
     return 0
 
 
@@ -113,6 +117,7 @@ class Preparation:
     Attributes:
         engine: Who works.
         workspace: Where.
+        target: Where the data set goes.
         locations: One location a case.
         failures: Cases and archives that can't even be opened, or whose ids clash.
         earlier: Case id to split in an earlier build of the same set.
@@ -120,23 +125,26 @@ class Preparation:
 
     engine: Engine
     workspace: Workspace
+    target: Target
     locations: Sequence[CaseLocation]
     failures: Sequence[CaseRecord]
     earlier: Mapping[str, str]
 
 
 @contextmanager
-def prepared(request: BuildRequest, resources: Resources, workspace: Workspace) -> Iterator[Preparation]:
+def prepared(
+    request: BuildRequest, resources: Resources, workspace: Workspace, target: Target
+) -> Iterator[Preparation]:
     """List the sources and hold them against what the output folder has; the workspace is locked by the caller."""
     scans = scan_sources(request.sources, by_content=request.digest)
     with open_engine(resources) as engine:
         found = list_sources(request.sources, scans, engine, workspace)
         manifest = _earlier_manifest(
-            request, {x.case_id for x in found.locations} | {record.case_id for record in found.failures}
+            request, target, {x.case_id for x in found.locations} | {record.case_id for record in found.failures}
         )
         locations, duplicates = drop_duplicates(found.locations)
         failures = (*duplicates, *found.failures)
-        yield Preparation(engine, workspace, locations, failures, _earlier_splits(request, manifest))
+        yield Preparation(engine, workspace, target, locations, failures, _earlier_splits(request, target, manifest))
 
 
 def run_build(
@@ -156,12 +164,12 @@ def run_build(
         UsageError: If nothing is found, a source can't be read, the output folder holds something else, or another
             build works in it.
     """
-    _check_output(request.out)
+    target = _open_target(request)
     scan_sources(request.sources)  # refuse before a folder is made
-    workspace = Workspace(request.out)
+    workspace = Workspace(request.workspace, request.out)
     with workspace.locked():
-        finish_commit(workspace)
-        with prepared(request, resources, workspace) as ready:
+        finish_commit(workspace, target)
+        with prepared(request, resources, workspace, target) as ready:
             cases, missing = measured_cases(ready.locations, workspace.load_measured())
             if missing and only_join:
                 raise UsageError(
@@ -174,10 +182,10 @@ def run_build(
             )
             measure(ready.engine, tasks, total=len(ready.locations), done=len(cases))
             cases, _ = measured_cases(ready.locations, workspace.load_measured(passing=True))
-            records, plans = write_all(ready.engine, workspace, request, cases, ready.earlier)
+            records, plans = write_all(ready.engine, workspace, target, request, cases, ready.earlier)
         manifest = encode_manifest((*records, *ready.failures))
-        begin_commit(workspace, plans, request.formats, make_documents(request, manifest))
-        finish_commit(workspace)
+        begin_commit(workspace, target, plans, request.formats, make_documents(request, manifest))
+        finish_commit(workspace, target)
     return decode_manifest(manifest).records
 
 
@@ -195,10 +203,10 @@ def run_part(request: BuildRequest, part: Part, resources: Resources = SERIAL) -
     Raises:
         UsageError: As for `run_build`.
     """
-    _check_output(request.out)
+    target = _open_target(request)
     scan_sources(request.sources)
-    workspace = Workspace(request.out)
-    with workspace.locked_part(part.name), prepared(request, resources, workspace) as ready:
+    workspace = Workspace(request.workspace, request.out)
+    with workspace.locked_part(part.name), prepared(request, resources, workspace, target) as ready:
         attempts = workspace.attempts / part.name
         shutil.rmtree(attempts, ignore_errors=True)
         attempts.mkdir()
@@ -217,23 +225,24 @@ def run_part(request: BuildRequest, part: Part, resources: Resources = SERIAL) -
             )
         plans = select(request, cases, ready.earlier).plans
         share = [plans[i] for i in part.share(len(plans))]
-        write(ready.engine, shard_tasks(workspace, request, share))
+        write(ready.engine, shard_tasks(workspace, target, request, share))
     return f"part {part.index} of {part.count}: {len(share):,} of {len(plans):,} shards written; --finalise joins them"
 
 
-def _check_output(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"the output {out} is a file; choose another --out")
-    if out.is_dir() and any(out.iterdir()) and not any((out / n).exists() for n in (".build", MANIFEST_NAME)):
-        raise UsageError(f"the output folder {out} holds something else; choose another --out")
+def _open_target(request: BuildRequest) -> Target:
+    target = open_target(request.out)
+    # A workspace of ours tells that an unfinished data set is ours as well.
+    if target.is_foreign() and not request.workspace.exists():
+        raise UsageError(f"the output folder {request.out} holds something else; choose another --out")
+    return target
 
 
-def _earlier_manifest(request: BuildRequest, found: set[str]) -> Manifest | None:
+def _earlier_manifest(request: BuildRequest, target: Target, found: set[str]) -> Manifest | None:
     """The manifest of an earlier build of the same set; refuse to drop cases that the sources don't hold."""
-    path = request.out / MANIFEST_NAME
-    if not path.exists():
+    data = target.read(MANIFEST_NAME)
+    if data is None:
         return None
-    manifest = decode_manifest(path.read_bytes())
+    manifest = decode_manifest(data)
     missing = sorted({r.case_id for r in manifest.records if r.status == "kept" and r.case_id not in found})
     if missing and not request.replace:
         raise UsageError(
@@ -243,12 +252,12 @@ def _earlier_manifest(request: BuildRequest, found: set[str]) -> Manifest | None
     return manifest
 
 
-def _earlier_splits(request: BuildRequest, manifest: Manifest | None) -> dict[str, str]:
+def _earlier_splits(request: BuildRequest, target: Target, manifest: Manifest | None) -> dict[str, str]:
     """Case id to split in the earlier build, if that was divided by the same rule."""
-    path = request.out / BUILD_NAME
-    if manifest is None or not path.exists():
+    data = target.read(BUILD_NAME)
+    if manifest is None or data is None:
         return {}
-    before = json.loads(path.read_text(encoding="utf-8")).get("configuration", {})
+    before = json.loads(data).get("configuration", {})
     if any(before.get(name) != request.configuration[name] for name in ("splits", "seed", "design_id")):
         return {}
     return {r.case_id: r.placement.split for r in manifest.records if r.placement is not None}

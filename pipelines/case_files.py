@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.record import SourceRef
 from pipelines.archive import Archive, archive_at, check_size
+from pipelines.places import is_url, list_remote, read_bytes
 
 _RESULTS: Final = "results"
 
@@ -24,7 +25,7 @@ class CaseLocation:
 
     Attributes:
         case_id: Name of the case: that of its folder.
-        container: Absolute path of the case's folder, or of the archive that holds it.
+        container: Absolute path or URL of the case's folder, or of the archive that holds it.
         prefix: Path inside the archive; None for a folder.
         source: The same place without any local path.
         signature: Signature of its files when it was found.
@@ -66,7 +67,7 @@ class CaseFiles(Protocol):
         ...
 
 
-def _digest(entries: Iterable[tuple[str, int, int]]) -> str:
+def _digest(entries: Iterable[tuple[str, int, int | str]]) -> str:
     lines = "".join(f"{name}\0{size}\0{mark}\n" for name, size, mark in sorted(entries))
     return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -92,38 +93,58 @@ def is_unchanged(files: CaseFiles, signature: str) -> bool:
 
 
 class FolderFiles:
-    """Files of a case in a folder."""
+    """Files of a case in a folder.
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._stats: dict[str, os.stat_result] = {}
-        for sub in ("", _RESULTS):
-            folder = root / sub
-            if folder.is_dir():
-                for entry in os.scandir(folder):
-                    if entry.is_file():
-                        self._stats[f"{sub}/{entry.name}" if sub else entry.name] = entry.stat()
+    Args:
+        place: The folder: a path or a URL.
+
+    Raises:
+        OSError: If it can't be listed.
+    """
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._marks = _list_remote(place) if is_url(place) else _list_local(Path(place))
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        return {name: stat.st_size for name, stat in self._stats.items()}
+        return {name: size for name, (size, _) in self._marks.items()}
 
     def read(self, name: str) -> bytes:
-        _check_present(name, self._stats)
-        check_size(name, self._stats[name].st_size)
+        _check_present(name, self._marks)
+        check_size(name, self._marks[name][0])
         try:
-            return (self._root / name).read_bytes()
+            return read_bytes(f"{self._place}/{name}")
         except OSError as error:
-            raise CaseError(FailureReason.UNREADABLE_FILE, f"can't be read: {error.strerror}", path=name) from error
+            detail = f"can't be read: {error.strerror or error}"
+            raise CaseError(FailureReason.UNREADABLE_FILE, detail, path=name) from error
 
     def crc32(self, name: str, data: bytes) -> int:
         return zlib.crc32(data)
 
     def signature(self) -> str:
-        return "stat:" + _digest((name, stat.st_size, stat.st_mtime_ns) for name, stat in self._stats.items())
+        return "stat:" + _digest((name, size, mark) for name, (size, mark) in self._marks.items())
 
     def content_digest(self) -> str:
         return _digest((name, size, zlib.crc32(self.read(name))) for name, size in self.sizes.items())
+
+
+def _list_local(root: Path) -> dict[str, tuple[int, str]]:
+    """Size and modification time of the files of a case."""
+    marks = {}
+    for sub in ("", _RESULTS):
+        folder = root / sub
+        if not sub or folder.is_dir():
+            for entry in os.scandir(folder):
+                if entry.is_file():
+                    stat = entry.stat()
+                    marks[f"{sub}/{entry.name}" if sub else entry.name] = (stat.st_size, str(stat.st_mtime_ns))
+    return marks
+
+
+def _list_remote(url: str) -> dict[str, tuple[int, str]]:
+    found = list_remote(url, depth=2)
+    return {name: mark for name, mark in found.items() if name.rpartition("/")[0] in ("", _RESULTS)}
 
 
 class ArchiveFiles:
@@ -164,9 +185,9 @@ def open_case(location: CaseLocation) -> CaseFiles:
     """
     try:
         if location.prefix is None:
-            return FolderFiles(Path(location.container))
+            return FolderFiles(location.container)
         archive = archive_at(location.container)
         return ArchiveFiles(archive, archive.cases[location.prefix])
     except (OSError, KeyError) as error:
-        detail = f"the source {location.source.archive} can't be read any more ({error})"
+        detail = f"the source {location.source.archive} can't be read any more"
         raise CaseError(FailureReason.UNREADABLE_FILE, detail, path=location.source.member) from error

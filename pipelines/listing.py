@@ -21,6 +21,7 @@ from lpbf_data.errors import CaseError, FailureReason, UsageError
 from lpbf_data.record import CaseRecord, Failure, SourceRef
 from pipelines.case_files import CaseLocation, open_case
 from pipelines.engine import Engine
+from pipelines.places import mark_of
 from pipelines.sources import (
     Found,
     SourceScan,
@@ -38,13 +39,13 @@ class ArchiveTask:
     """An archive to list.
 
     Attributes:
-        path: The archive.
+        place: The archive: a path or a URL.
         label: How records call it.
         asked_for: Whether the user named it, so that it must be readable.
         cache: Folder of the listings.
     """
 
-    path: Path
+    place: str
     label: str
     asked_for: bool
     cache: Path
@@ -57,17 +58,16 @@ def list_archive(task: ArchiveTask) -> Found:
         UsageError: If the user named it and it can't be read.
     """
     try:
-        stat = task.path.stat()
-        name = json.dumps([str(task.path), task.label, stat.st_size, stat.st_mtime_ns])
+        name = json.dumps([task.place, task.label, *mark_of(task.place)])
         kept = task.cache / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
         if kept.exists():
             return _decode(json.loads(kept.read_text(encoding="utf-8")))
-        found = find_in_archive(task.path, task.label)
+        found = find_in_archive(task.place, task.label)
         write_durably(kept, json.dumps(_encode(found)).encode())
     except (CaseError, OSError) as error:
         if task.asked_for:
-            raise UsageError(f"the source {task.path} can't be read: {error}") from error
-        return Found((), (failed_source(task.path.name, task.label, error),))
+            raise UsageError(f"the source {task.place} can't be read: {error}") from error
+        return Found((), (failed_source(task.place, task.label, error),))
     return found
 
 
@@ -95,7 +95,7 @@ def _decode(stored: dict[str, Any]) -> Found:
     return Found(locations, tuple(failures))
 
 
-def scan_sources(sources: Sequence[Path], *, by_content: bool = False) -> list[SourceScan]:
+def scan_sources(sources: Sequence[str], *, by_content: bool = False) -> list[SourceScan]:
     """Look what lies in each source, without opening archives.
 
     Args:
@@ -111,7 +111,7 @@ def scan_sources(sources: Sequence[Path], *, by_content: bool = False) -> list[S
     return scans
 
 
-def list_sources(sources: Sequence[Path], scans: Sequence[SourceScan], engine: Engine, workspace: Workspace) -> Found:
+def list_sources(sources: Sequence[str], scans: Sequence[SourceScan], engine: Engine, workspace: Workspace) -> Found:
     """Find every case of the sources.
 
     Args:
@@ -128,7 +128,9 @@ def list_sources(sources: Sequence[Path], scans: Sequence[SourceScan], engine: E
     """
     found = [scan.found for scan in scans]
     tasks = [
-        ArchiveTask(path, label, scan.asked_for, workspace.listings) for scan in scans for path, label in scan.archives
+        ArchiveTask(place, label, scan.asked_for, workspace.listings)
+        for scan in scans
+        for place, label in scan.archives
     ]
     with tqdm(total=len(tasks), desc="list", unit="archive", disable=not tasks) as bar:
         for one in engine.map(list_archive, tasks):

@@ -59,6 +59,7 @@ VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
 FULL_CLEARANCE: Final = 100.0
 """What the solver writes where the recoater wasn't measured: the clearance of an undeformed surface."""
 
+_MAX_TEXT_BYTES: Final = 1 << 26  # a real log has some 25 kB
 _SUPPORTS: Final = (4.0, 5.0)
 _BELOW_PLATE: Final = -1e-3  # mm; the finished part stands on z = 0
 
@@ -116,6 +117,9 @@ class NetfabbRun:
         return data
 
     def _text(self, name: str) -> str:
+        if self._files.sizes.get(name, 0) > _MAX_TEXT_BYTES:
+            detail = f"the text has {self._files.sizes[name]:,} bytes; at most {_MAX_TEXT_BYTES:,} are read"
+            raise CaseError(FailureReason.OVERSIZED_MEMBER, detail, path=name)
         data = self._bytes(name)
         try:
             return data.decode("utf-8")

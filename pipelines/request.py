@@ -10,8 +10,10 @@ from typing import Any
 from lpbf_data.errors import UsageError
 from lpbf_data.schema import FieldSpec, resolve_fields
 from pipelines.designs import DesignNamer, design_namer
+from pipelines.places import is_url
 from pipelines.select import Filters, SplitRequest, active_limits, parse_splits
 from pipelines.shards import FORMATS
+from pipelines.targets import default_workspace
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,9 @@ class BuildRequest:
     """What a build was asked for, checked.
 
     Attributes:
-        sources: Folders and archives.
-        out: The data set.
+        sources: Folders and archives: paths, or URLs that fsspec reads.
+        out: The data set: a folder, or a URL of an object store.
+        workspace: The folder that the build works in.
         limits: Filter limits in force.
         splits: The option `--splits` as it was written.
         split_request: The same, read.
@@ -34,8 +37,9 @@ class BuildRequest:
         digest: Whether changed files are told by their content rather than by size and time.
     """
 
-    sources: tuple[Path, ...]
-    out: Path
+    sources: tuple[str, ...]
+    out: str
+    workspace: Path
     limits: Mapping[str, float]
     splits: str
     split_request: SplitRequest
@@ -74,6 +78,7 @@ def check_request(
     time_limit: float,
     replace: bool = False,
     digest: bool = False,
+    workspace: str | None = None,
 ) -> BuildRequest:
     """Refuse what is out of range before any work starts."""
     if not src:
@@ -85,8 +90,9 @@ def check_request(
     if not time_limit > 0:
         raise UsageError(f"--time_limit must be positive, not {time_limit}")
     return BuildRequest(
-        sources=tuple(map(Path, src)),
-        out=Path(out),
+        sources=tuple(src),
+        out=out.rstrip("/") if is_url(out) else out,
+        workspace=Path(workspace) if workspace else default_workspace(out),
         limits=active_limits(filters),
         splits=splits,
         split_request=parse_splits(splits),

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +25,10 @@ from lpbf_data.zarr_store import ZarrPart, write_part
 from pipelines.case_files import CaseLocation
 from pipelines.convert import failed, load_case
 from pipelines.measure import MEASURED_FIELDS, field_statistics
+from pipelines.targets import open_target, remove_path
 from pipelines.workspace import MeasuredRef, load_reductions
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 """Raised when the same cases give other bytes, so that staged shards of an older version aren't used."""
 
 FORMATS: Final = ("parquet", "zarr")
@@ -174,14 +174,16 @@ class ShardTask:
         formats: Formats to write.
         measured: Folder of the reductions.
         staging: Folder that it is written to.
-        committed: Where it lies in the data set as it stands, by format.
+        out: Where the data set lies.
+        committed: Name of the shard in the data set as it stands, by format.
     """
 
     plan: ShardPlan
     formats: tuple[str, ...]
     measured: Path
     staging: Path
-    committed: Mapping[str, Path] = field(default_factory=dict)
+    out: str = ""
+    committed: Mapping[str, str] = field(default_factory=dict)
 
 
 def staged_path(staging: Path, key: str, format_name: str) -> Path:
@@ -189,20 +191,17 @@ def staged_path(staging: Path, key: str, format_name: str) -> Path:
     return staging / f"{key}.{format_name}"
 
 
-def load_result(
-    staging: Path, key: str, formats: Sequence[str], places: Sequence[Path] | None = None
-) -> ShardResult | None:
+def load_result(staging: Path, key: str, formats: Sequence[str], *, staged: bool = True) -> ShardResult | None:
     """The result of a shard that is written already, in every format asked for; None otherwise.
 
     Args:
         staging: Folder of the staged shards.
         key: Key of the shard.
         formats: Formats that are needed.
-        places: Where the shard lies in each format; staged by default.
+        staged: Whether its files must be staged; otherwise they lie in the data set.
     """
     path = staging / f"{key}.json"
-    places = [staged_path(staging, key, name) for name in formats] if places is None else places
-    if not path.exists() or not all(place.exists() for place in places):
+    if not path.exists() or (staged and not all(staged_path(staging, key, name).exists() for name in formats)):
         return None
     stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if not set(formats) <= set(stored["digests"]):
@@ -261,15 +260,12 @@ def _committed_result(task: ShardTask) -> ShardResult | None:
     """The result of a shard that lies in the data set, if its bytes are still those that were written."""
     if set(task.committed) != set(task.formats):
         return None
-    places = [task.committed[name] for name in task.formats]
-    result = load_result(task.staging, task.plan.key, task.formats, places)
+    result = load_result(task.staging, task.plan.key, task.formats, staged=False)
     if result is None:
         return None
-    for name, path in task.committed.items():
-        found = sha256_of_file(path) if path.is_file() else sha256_of_tree(path)[0]
-        if found != result.digests[name]:
-            return None
-    return result
+    target = open_target(task.out)
+    intact = (target.is_intact(n, result.digests[f], result.sizes[f]) for f, n in task.committed.items())
+    return result if all(intact) else None
 
 
 def write_staged_shards(tasks: Sequence[ShardTask]) -> list[ShardResult]:
@@ -299,7 +295,7 @@ def _write_format(name: str, task: ShardTask, cases: Sequence[Case]) -> tuple[in
     """Write aside, flush, read back, rename. Size and SHA-256 of what lies there then."""
     final = staged_path(task.staging, task.plan.key, name)
     aside = task.staging / f".{task.plan.key}.{os.getpid()}.{name}"
-    _remove(aside)
+    remove_path(aside)
     try:
         if name == "parquet":
             write_shard(aside, cases, task.plan.specs)
@@ -311,19 +307,12 @@ def _write_format(name: str, task: ShardTask, cases: Sequence[Case]) -> tuple[in
             flush_tree(aside)
             _check_shard(ZarrPart(aside), cases, task.plan.specs)
             digest, size = sha256_of_tree(aside)
-        _remove(final)
+        remove_path(final)
         aside.replace(final)
         flush_folder(task.staging)
     finally:
-        _remove(aside)
+        remove_path(aside)
     return size, digest
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _check_shard(shard: ParquetShard | ZarrPart, cases: Sequence[Case], specs: Sequence[FieldSpec]) -> None:

@@ -16,6 +16,7 @@ from lpbf_data.errors import CaseError, FailureReason, UsageError
 from lpbf_data.record import CaseRecord, Failure, SourceRef
 from pipelines.archive import archive_at, group_cases
 from pipelines.case_files import ArchiveFiles, CaseLocation, FolderFiles, content_signature
+from pipelines.places import is_remote_file, is_url, list_remote
 from pipelines.privacy import strip_local_paths
 
 _RESULTS: Final = "results"
@@ -40,11 +41,11 @@ class SourceScan:
     """
 
     found: Found
-    archives: tuple[tuple[Path, str], ...]
+    archives: tuple[tuple[str, str], ...]
     asked_for: bool = False
 
 
-def no_case_found(sources: Sequence[Path]) -> UsageError:
+def no_case_found(sources: Sequence[str]) -> UsageError:
     """The error for sources without any case."""
     names = ", ".join(map(str, sources))
     return UsageError(
@@ -62,7 +63,7 @@ def sorted_found(parts: Iterable[Found]) -> Found:
     )
 
 
-def find_cases(sources: Sequence[Path]) -> Found:
+def find_cases(sources: Sequence[str | Path]) -> Found:
     """Find every case below the given folders and archives, in this process.
 
     Args:
@@ -75,7 +76,7 @@ def find_cases(sources: Sequence[Path]) -> Found:
         UsageError: If a source doesn't exist or can't be read, or no case is found at all.
     """
     parts: list[Found] = []
-    for source in sources:
+    for source in map(str, sources):
         scan = scan_source(source)
         parts.append(scan.found)
         for path, label in scan.archives:
@@ -84,41 +85,69 @@ def find_cases(sources: Sequence[Path]) -> Found:
             except (CaseError, OSError) as error:
                 if scan.asked_for:
                     raise UsageError(f"the source {source} can't be read: {error}") from error
-                parts.append(Found((), (failed_source(path.name, label, error),)))
+                parts.append(Found((), (failed_source(path, label, error),)))
     found = sorted_found(parts)
     if not found.locations and not found.failures:
-        raise no_case_found(sources)
+        raise no_case_found(list(map(str, sources)))
     return found
 
 
-def scan_source(source: Path, *, by_content: bool = False) -> SourceScan:
+def scan_source(source: str, *, by_content: bool = False) -> SourceScan:
     """Look what lies in a source, without opening archives.
 
     Args:
-        source: A folder or an archive.
+        source: A folder or an archive: a path, or a URL that fsspec reads.
         by_content: Sign the cases of folders by what their files hold, not by size and time.
 
     Raises:
         UsageError: If it doesn't exist or can't be read.
     """
-    if not source.exists():
+    if is_url(source):
+        return _scan_remote(source.rstrip("/"), by_content=by_content)
+    path = Path(source)
+    if not path.exists():
         raise UsageError(f"the source {source} doesn't exist")
-    if not source.is_dir():
-        return SourceScan(Found(()), ((source.absolute(), source.name),), asked_for=True)
-    source = source.absolute()
+    path = path.absolute()
+    if not path.is_dir():
+        return SourceScan(Found(()), ((str(path), path.name),), asked_for=True)
     locations: list[CaseLocation] = []
-    archives: list[tuple[Path, str]] = []
-    for folder, names in _walk(source):
-        relative = folder.relative_to(source).as_posix()
+    archives: list[tuple[str, str]] = []
+    for folder, names in _walk(path):
+        relative = folder.relative_to(path).as_posix()
         if any(prefix == "" for prefix, _, _ in group_cases(names)):
-            files = FolderFiles(folder)
-            signature = content_signature(files) if by_content else files.signature()
-            locations.append(CaseLocation(folder.name, str(folder), None, SourceRef(source.name, relative), signature))
+            locations.append(_locate(str(folder), folder.name, SourceRef(path.name, relative), by_content=by_content))
         archives += [
-            (folder / name, (folder / name).relative_to(source).as_posix())
+            (str(folder / name), (folder / name).relative_to(path).as_posix())
             for name in names
             if name.lower().endswith(".zip") and "/" not in name
         ]
+    return SourceScan(Found(tuple(locations)), tuple(archives))
+
+
+def _locate(container: str, case_id: str, source: SourceRef, *, by_content: bool) -> CaseLocation:
+    files = FolderFiles(container)
+    signature = content_signature(files) if by_content else files.signature()
+    return CaseLocation(case_id, container, None, source, signature)
+
+
+def _scan_remote(url: str, *, by_content: bool) -> SourceScan:
+    name = url.rpartition("/")[2]
+    if is_remote_file(url):
+        return SourceScan(Found(()), ((url, name),), asked_for=True)
+    try:
+        names = sorted(list_remote(url))
+        locations = [
+            _locate(
+                f"{url}/{prefix}" if prefix else url,
+                prefix.rpartition("/")[2] or name,
+                SourceRef(name, prefix or "."),
+                by_content=by_content,
+            )
+            for prefix in sorted({prefix for prefix, _, _ in group_cases(names)})
+        ]
+    except OSError as error:
+        raise UsageError(f"the source {url} can't be read: {error}") from error
+    archives = [(f"{url}/{path}", path) for path in names if path.lower().endswith(".zip")]
     return SourceScan(Found(tuple(locations)), tuple(archives))
 
 
@@ -143,21 +172,22 @@ def _walk(source: Path) -> Iterator[tuple[Path, list[str]]]:
         yield Path(folder), sorted([*names, *inside])
 
 
-def find_in_archive(path: Path, label: str) -> Found:
+def find_in_archive(place: str, label: str) -> Found:
     """Find the cases of one archive.
 
     Args:
-        path: The archive.
+        place: The archive: a path or a URL.
         label: How records call it.
 
     Raises:
         CaseError: If it isn't a readable archive.
     """
-    archive = archive_at(str(path))
+    archive = archive_at(place)
+    stem = Path(place.rpartition("/")[2]).stem
     locations = [
         CaseLocation(
-            prefix.rpartition("/")[2] or path.stem,
-            str(path),
+            prefix.rpartition("/")[2] or stem,
+            place,
             prefix,
             SourceRef(label, prefix or "."),
             ArchiveFiles(archive, members).signature(),
@@ -180,10 +210,11 @@ def _unsafe_cases(names: Sequence[str]) -> list[str]:
     return sorted({name.rpartition("/")[0].removesuffix(f"/{_RESULTS}") or name for name in names})
 
 
-def failed_source(name: str, label: str, error: Exception) -> CaseRecord:
+def failed_source(place: str, label: str, error: Exception) -> CaseRecord:
     """The record of an archive that can't be opened."""
     if isinstance(error, CaseError):
         failure = Failure(error.reason, strip_local_paths(error.detail), label)
     else:
         failure = Failure(FailureReason.UNREADABLE_FILE, strip_local_paths(f"can't be read: {error}"), label)
+    name = place.replace("\\", "/").rpartition("/")[2]
     return CaseRecord(case_id=name, source=SourceRef(label, "."), failure=failure)

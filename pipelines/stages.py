@@ -25,6 +25,7 @@ from pipelines.shards import (
     plan_shards,
     write_staged_shards,
 )
+from pipelines.targets import Target
 from pipelines.workspace import MeasuredRef, Workspace, measured_key
 
 
@@ -93,14 +94,17 @@ def select(request: BuildRequest, cases: Mapping[str, ShardCase], earlier: Mappi
     return Selection(records, tuple(plan_shards(split_of, chosen, request.specs)))
 
 
-def shard_tasks(workspace: Workspace, request: BuildRequest, plans: Iterable[ShardPlan]) -> list[ShardTask]:
+def shard_tasks(
+    workspace: Workspace, target: Target, request: BuildRequest, plans: Iterable[ShardPlan]
+) -> list[ShardTask]:
     """Tasks for shards; one that lies in the data set already is only checked."""
     committed = committed_shards(workspace)
     tasks = []
     for plan in plans:
         places = committed.get(plan.key, {})
-        kept = {name: workspace.out / places[name] for name in request.formats if name in places}
-        tasks.append(ShardTask(plan, request.formats, workspace.measured, workspace.shards, kept))
+        reusable = target.can_take_back or all(places.get(name) == place_of(plan, name) for name in request.formats)
+        kept = {name: places[name] for name in request.formats if name in places} if reusable else {}
+        tasks.append(ShardTask(plan, request.formats, workspace.measured, workspace.shards, request.out, kept))
     return tasks
 
 
@@ -119,6 +123,7 @@ def write(engine: Engine, tasks: Sequence[ShardTask]) -> dict[str, ShardResult]:
 def write_all(
     engine: Engine,
     workspace: Workspace,
+    target: Target,
     request: BuildRequest,
     cases: Mapping[str, ShardCase],
     earlier: Mapping[str, str],
@@ -131,7 +136,7 @@ def write_all(
     cases = dict(cases)
     while True:
         selection = select(request, cases, earlier)
-        results = write(engine, shard_tasks(workspace, request, selection.plans))
+        results = write(engine, shard_tasks(workspace, target, request, selection.plans))
         failures = [record for result in results.values() for record in result.failures]
         if not failures:
             return _placed(selection, results, request.formats), selection.plans

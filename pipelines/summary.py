@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -43,7 +42,7 @@ def mixtures(records: Iterable[CaseRecord]) -> list[str]:
     return sentences
 
 
-def print_summary(records: Sequence[CaseRecord], out: Path, *, seconds: float, console: Console) -> None:
+def print_summary(records: Sequence[CaseRecord], out: str, *, seconds: float, console: Console) -> None:
     """Print what became of the cases.
 
     Args:

@@ -1,4 +1,4 @@
-"""The folder `.build` in an output folder: what is measured, staged shards, and who is at work.
+"""The folder that a build works in, `.build` in its output folder: what is measured, staged shards, who is at work.
 
     .build/lock                  held by the build that works here
     .build/parts/<part>.lock     held by a part of a build that works here
@@ -68,20 +68,22 @@ class MeasuredRef:
 
 
 class Workspace:
-    """The folder `.build` of an output folder.
+    """The folder that a build works in.
 
     Args:
-        out: The output folder.
+        root: The folder, made when absent.
+        out: Where the data set goes, for messages.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, root: Path, out: str) -> None:
+        self.root = root
         self.out = out
-        self.root = out / ".build"
         self.listings = self.root / "listings"
         self.measured = self.root / "measured"
         self.attempts = self.root / "attempts"
         self.shards = self.root / "shards"
         self.parts = self.root / "parts"
+        self.documents = self.root / "documents"
         self.commit_journal = self.root / "commit.json"
 
     @contextmanager
@@ -153,7 +155,7 @@ def _is_passing(record: CaseRecord) -> bool:
 
 
 @contextmanager
-def _held(path: Path, out: Path, patience: float = 1.0) -> Iterator[None]:
+def _held(path: Path, out: str, patience: float = 1.0) -> Iterator[None]:
     lock = FileLock(path)
     try:
         lock.acquire(timeout=patience)

@@ -28,7 +28,7 @@ from pipelines.select import Filters
 from tests.netfabb_cases import TERMINATED, Part, write_part, zip_folder
 
 
-def request(src: Path, out: Path, **changes: object) -> BuildRequest:
+def request(src: Path | str, out: Path | str, **changes: object) -> BuildRequest:
     options: dict[str, object] = {
         "filters": Filters(),
         "splits": "train=0.5,test=0.5",
@@ -303,7 +303,7 @@ def test_an_output_folder_of_something_else_is_refused(parts: Path, tmp_path: Pa
 def test_two_builds_in_one_folder(parts: Path, tmp_path: Path) -> None:
     from pipelines.workspace import Workspace
 
-    with Workspace(tmp_path / "out").locked(), pytest.raises(UsageError, match="another build works"):
+    with Workspace(tmp_path / "out" / ".build", "out").locked(), pytest.raises(UsageError, match="another build works"):
         run_build(request(parts, tmp_path / "out"))
 
 

@@ -1,0 +1,73 @@
+"""The Zarr parts of a split as one xarray data set, lazily through dask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lpbf_data.catalog import read_manifest
+from lpbf_data.errors import StoreError, UsageError
+from lpbf_data.folder import DatasetFolder
+
+if TYPE_CHECKING:
+    import xarray
+
+_RAGGED = ("point", "cell", "case")
+
+
+def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
+    """A whole split for analysis: every array of every part, joined along points, cells and cases, and read by need.
+
+    A dask chunk is one part, some 10 to 20 MB an array. Which values belong to which case, `num_points` and `num_cells`
+    say, and `point_offset` and `cell_offset`, which count through the split.
+
+        >>> parts = open_zarr("lpbf/", "train")  # doctest: +SKIP
+        >>> parts.von_mises_stress.max().compute()  # doctest: +SKIP
+
+    Args:
+        name: The data set: a local folder, a URL, or an id of the Hugging Face hub.
+        split: Its split.
+        **where: `revision`, `cache_dir`, `token` and `offline`, for the hub.
+
+    Raises:
+        UsageError: If there is no such data set or split, or xarray isn't installed.
+        StoreError: If the data set has no Zarr parts, or they can't be read.
+    """
+    try:
+        import xarray
+    except ImportError as error:
+        raise UsageError("open_zarr needs xarray; install it with: pip install 'lpbf-flare[xarray]'") from error
+    folder = DatasetFolder(name, **where)
+    manifest = read_manifest(folder)
+    if split not in manifest.splits:
+        raise UsageError(f"{folder.name} has no split {split!r}; it has: {', '.join(manifest.splits)}")
+    names = [part for part in dict.fromkeys(manifest.of_split(split)["zarr_part"].to_pylist()) if part is not None]
+    if not names:
+        raise StoreError(f"{folder.name} has no Zarr parts; build it with --formats zarr, or with both formats")
+    try:
+        parts = [
+            xarray.open_zarr(folder.files.zarr_store(part), consolidated=False, chunks=dict.fromkeys(_RAGGED, -1))
+            for part in names
+        ]
+    except (OSError, KeyError, ValueError) as error:
+        raise StoreError(f"the Zarr parts of {folder.name} can't be opened: {error}; verify the data set") from error
+    return _joined(parts)
+
+
+def _joined(parts: list[xarray.Dataset]) -> xarray.Dataset:
+    """Parts end to end along each ragged dimension, with offsets that count through all of them."""
+    import xarray
+
+    joined = {}
+    for dimension in _RAGGED:
+        along = [
+            part[[name for name, values in part.data_vars.items() if dimension in values.dims]].drop_attrs(deep=False)
+            for part in parts
+        ]
+        joined[dimension] = xarray.concat(along, dim=dimension, data_vars="all", coords="minimal", compat="override")
+    whole = xarray.merge(joined.values(), compat="no_conflicts", join="exact")
+    for kind in ("point", "cell"):
+        counts = whole[f"num_{kind}s"].values
+        offsets = [0, *counts.cumsum().tolist()]
+        attributes = parts[0][f"{kind}_offset"].attrs
+        whole[f"{kind}_offset"] = xarray.DataArray(offsets, dims=f"{kind}_boundary", attrs=attributes)
+    return whole.assign_attrs({name: value for name, value in parts[0].attrs.items() if name != "case_ids"})

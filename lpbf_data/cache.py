@@ -1,0 +1,374 @@
+"""Cases decoded once and kept on this machine's disk, memory-mapped by all workers and ranks.
+
+One file a case, in the safetensors format: the tensors of a sample as they are in memory. A file is written aside and
+renamed, so it is whole or absent; its checksums are compared when a process first maps it, so that a file torn by a
+power cut is decoded again. Processes share what is there without a server: the folder is the state.
+
+    <root>/<collection>/collection.json     what it was decoded from
+    <root>/<collection>/used                when it was last opened; locked while somebody has it open
+    <root>/<collection>/00000/0000017.safetensors
+
+A collection is what one selection of arrays gives for one split of one data set. When the cache is full, collections
+that nobody has open and that can be decoded again are removed, the longest unused first. Cases of the collection at
+work are never exchanged for one another: an epoch visits each case once, in random order, so the newcomer is no more
+likely to be needed than the one it would replace. Keeping is also better: of a cache that holds a share f of the cases,
+keeping serves f of them, and replacing the least recently used serves about f²/2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import threading
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import google_crc32c
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from lpbf_data.arrays import Arrays
+from lpbf_data.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; there, an open file can't be removed anyway
+    fcntl = None  # type: ignore[assignment]
+
+Tensors = dict[str, torch.Tensor]
+
+CACHE_VERSION: Final = 1
+DEFAULT_SIZE: Final = "64 GB"
+_RESERVE: Final = 1 << 30
+"""Bytes of the disk that stay free: checkpoints have to be written somewhere."""
+
+_MAPPED: Final = 8192
+_SCAN_EVERY: Final = 64 << 20
+_LOCKS: Final = 64
+_LOCK_SECONDS: Final = 120.0
+_STALE_SECONDS: Final = 3600.0
+_UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_DTYPES: Final = {"F32": torch.float32, "I64": torch.int64}
+
+
+class CacheWarning(UserWarning):
+    """The cache can't be used, or no further."""
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes, from a number or a text.
+
+    Raises:
+        UsageError: If it is no size.
+
+    >>> parse_size("1.5 GB")
+    1500000000
+    """
+    text = str(size).strip().upper()
+    number = text.rstrip("KMGTB ")
+    try:
+        count = float(number) * _UNITS[text[len(number) :].strip()]
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"a cache size is a number of bytes or a text such as '20 GB', not {size!r}") from error
+    if not 0 < count < 2**63:
+        raise UsageError(f"a cache size must be positive, not {size!r}")
+    return int(count)
+
+
+def default_root() -> Path:
+    """Where the cache lies: LPBF_CACHE, or a folder in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("LPBF_CACHE") or Path(base) / "lpbf_data")
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionKey:
+    """What decides the tensors of a collection, and where they can be decoded from again.
+
+    Attributes:
+        source: The data set: a local path, a URL or a repository and its commit.
+        digest: Hash of its contents.
+        split: The split.
+        names: Names of the tensors of a sample.
+        local: Whether the source is a folder on this machine.
+        version: Version of the cache's own format.
+    """
+
+    source: str
+    digest: str
+    split: str
+    names: tuple[str, ...]
+    local: bool
+    version: int = CACHE_VERSION
+
+    @property
+    def folder(self) -> str:
+        """Name of the collection's folder."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+
+
+class CachedCases:
+    """The cases of one collection. Pickles without open files.
+
+    Args:
+        root: Folder of the whole cache.
+        key: The collection.
+        size: Bytes that the whole cache may take.
+        offline: Nothing can be fetched again, so nothing that was fetched is removed.
+    """
+
+    def __init__(self, root: Path, key: CollectionKey, size: int, *, offline: bool = False) -> None:
+        self.root = root
+        self.size = size
+        self.offline = offline
+        self.folder = root / key.folder
+        self.writable = True
+        self._mapped: OrderedDict[int, Tensors] = OrderedDict()
+        self._unscanned: int | None = None
+        self._used: int | None = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "collection.json").write_text(json.dumps(asdict(key), indent=1), encoding="utf-8")
+            (self.folder / "used").touch()
+        except OSError as error:
+            self._stop(f"can't be written to ({error})")
+        self._mark_used()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_mapped": OrderedDict(), "_used": None, "_unscanned": None}
+
+    def _mark_used(self) -> None:
+        """Hold a shared lock for as long as the process lives: nobody removes a collection that is in use."""
+        if self._used is None and fcntl is not None:
+            with contextlib.suppress(OSError):
+                self._used = os.open(self.folder / "used", os.O_RDONLY)
+                fcntl.flock(self._used, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def __del__(self) -> None:
+        if getattr(self, "_used", None) is not None:
+            os.close(self._used)  # type: ignore[arg-type]
+
+    def path(self, index: int) -> Path:
+        """File of a case."""
+        return self.folder / f"{index // 1000:05d}" / f"{index:07d}.safetensors"
+
+    def __contains__(self, index: int) -> bool:
+        """Whether the case seems to be there; `get` says for sure."""
+        return index in self._mapped or self.path(index).exists()
+
+    @contextlib.contextmanager
+    def lock(self, name: object) -> Iterator[None]:
+        """Keep other processes from decoding the same thing meanwhile; no lock where the file system has none."""
+        number = int(hashlib.sha256(str(name).encode()).hexdigest(), 16) % _LOCKS
+        held = FileLock(self.folder / f"{number:02d}.lock", timeout=_LOCK_SECONDS)
+        with contextlib.ExitStack() as stack:
+            if self.writable:
+                with contextlib.suppress(OSError, RuntimeError):
+                    stack.enter_context(held)
+            yield
+
+    def get(self, index: int, stamp: str) -> Tensors | None:
+        """Tensors of a case, mapped from its file; not to be written to. None when it isn't there or isn't intact.
+
+        Args:
+            index: Its number.
+            stamp: State of what it is decoded from; a file with another stamp is out of date.
+        """
+        found = self._mapped.get(index)
+        if found is not None:
+            return found
+        try:
+            found = _map(self.path(index), stamp)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        self._mapped[index] = found
+        if len(self._mapped) > _MAPPED:
+            self._mapped.popitem(last=False)
+        return found
+
+    def put(self, index: int, arrays: Arrays, stamp: str) -> None:
+        """Keep a case, if there is room. Never raises: training goes on without a cache.
+
+        Args:
+            index: Its number.
+            arrays: Its arrays in the types that the tensors have.
+            stamp: State of what it was decoded from.
+        """
+        size = sum(values.nbytes for values in arrays.values())
+        if not self.writable or not self._has_room(size):
+            return
+        contiguous = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+        checksums = {name: _checksum(values) for name, values in contiguous.items()}
+        path = self.path(index)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _aside(path) as aside:
+                save_file(contiguous, aside, {"stamp": stamp, "crc32c": json.dumps(checksums)})
+                aside.replace(path)
+        except (OSError, SafetensorError) as error:
+            self._stop(f"can't be written to any more ({error})")
+
+    def _stop(self, why: str) -> None:
+        self.writable = False
+        worker = torch.utils.data.get_worker_info()
+        if worker is None or worker.id == 0:  # one warning is enough
+            warnings.warn(
+                f"the cache {self.root} {why}; what it doesn't hold yet is decoded anew each time. Choose another "
+                "folder with cache=… or LPBF_CACHE, or turn it off with cache=False",
+                CacheWarning,
+                stacklevel=3,
+            )
+
+    def _has_room(self, size: int) -> bool:
+        """Whether so many bytes more fit, after making room where that is possible."""
+        if self._unscanned is None or self._unscanned + size > min(_SCAN_EVERY, self.size // 64):
+            free = make_room(self.root, self.size, size, keep=self.folder, offline=self.offline)
+            self._unscanned = 0
+            if free < 0:
+                self._stop(f"is full ({self.size / 1e9:.3g} GB, or its disk)")
+                return False
+        self._unscanned += size
+        return True
+
+
+def _checksum(values: NDArray[Any]) -> int:
+    return int(google_crc32c.value(values.reshape(-1).view(np.uint8)))
+
+
+@contextlib.contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A temporary name beside a file, gone in the end."""
+    aside = path.with_name(f"{path.stem}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        yield aside
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _map(path: Path, stamp: str) -> Tensors:
+    """Tensors that lie in a file, after comparing their checksums.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If it is cut, altered or out of date.
+    """
+    with path.open("rb") as file:
+        # Pages of a private mapping are shared until somebody writes to them, and nobody does; a read-only mapping
+        # would make torch warn.
+        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    start = 8 + int.from_bytes(view[:8], "little")
+    header: dict[str, Any] = json.loads(view[8:start])
+    notes = header.pop("__metadata__")
+    checksums = json.loads(notes["crc32c"])
+    if notes["stamp"] != stamp or set(checksums) != set(header):
+        raise ValueError("out of date")
+    tensors: Tensors = {}
+    for name, entry in header.items():
+        dtype, (first, last) = _DTYPES[entry["dtype"]], entry["data_offsets"]
+        count = (last - first) // dtype.itemsize
+        tensor = torch.frombuffer(view, dtype=dtype, count=count, offset=start + first)
+        if _checksum(tensor.numpy()) != checksums[name]:
+            raise ValueError("altered")
+        tensors[name] = tensor.reshape(entry["shape"])
+    return {name: tensors[name] for name in checksums}
+
+
+def make_room(root: Path, size: int, needed: int, *, keep: Path, offline: bool) -> int:
+    """Remove collections until so many bytes fit.
+
+    Args:
+        root: The cache.
+        size: Bytes that it may take.
+        needed: Bytes to be written.
+        keep: A collection that stays.
+        offline: Collections that were fetched stay too.
+
+    Returns:
+        Bytes that are left then; negative when they don't fit.
+    """
+    sizes = {folder: _size_of(folder) for folder in root.iterdir() if folder.is_dir()}
+    total = sum(sizes.values()) + needed
+
+    def left() -> int:
+        return min(size - total, shutil.disk_usage(root).free - _RESERVE)
+
+    for folder in sorted((f for f in sizes if f != keep), key=_last_used):
+        if left() >= 0:
+            break
+        if _can_go(folder, offline=offline):
+            shutil.rmtree(folder, ignore_errors=True)
+            total -= sizes[folder]
+    return left()
+
+
+def _size_of(folder: Path) -> int:
+    """Bytes of the files of a collection; what a killed writer left behind is removed."""
+    total, now = 0, time.time()
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place) / name
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                if name.endswith(".tmp") and now - status.st_mtime > _STALE_SECONDS:
+                    path.unlink()
+                else:
+                    total += status.st_size
+    return total
+
+
+def _last_used(folder: Path) -> float:
+    try:
+        return (folder / "used").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _can_go(folder: Path, *, offline: bool) -> bool:
+    """Whether nobody has a collection open, and what it was decoded from is still there."""
+    try:
+        key: Mapping[str, Any] = json.loads((folder / "collection.json").read_text(encoding="utf-8"))
+        if offline if not key["local"] else not Path(key["source"]).exists():
+            return False
+        if fcntl is not None:
+            descriptor = os.open(folder / "used", os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                os.close(descriptor)
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
+
+
+def open_cache(
+    key: CollectionKey, cache: str | Path | Literal[True, False] | None, size: int | str, *, offline: bool = False
+) -> CachedCases | None:
+    """The cached cases of a collection.
+
+    Args:
+        key: The collection.
+        cache: A folder; True or None for the default one; False for no cache.
+        size: Bytes that the whole cache may take, as a number or such as "20 GB".
+        offline: Nothing can be fetched again.
+
+    Raises:
+        UsageError: If the size is none.
+    """
+    limit = parse_size(size)
+    if cache is False:
+        return None
+    root = default_root() if cache is None or cache is True else Path(cache).expanduser()
+    return CachedCases(root, key, limit, offline=offline)

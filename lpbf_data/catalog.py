@@ -1,0 +1,122 @@
+"""Which cases a split has and where they lie: from the manifest of a build, or the index of the published layout."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lpbf_data.errors import MissingFileError, SchemaError, StoreError, UsageError
+from lpbf_data.folder import DatasetFolder
+from lpbf_data.manifest import MANIFEST_NAME, Manifest, decode_manifest
+from lpbf_data.npz_store import find_index, read_index
+
+Layout = Literal["parquet", "zarr", "npz"]
+
+
+@dataclass(frozen=True, slots=True)
+class CaseAddress:
+    """Where a case of a split lies.
+
+    Attributes:
+        case_id: Its id.
+        shard: The file or part that holds it.
+        row: Its number there.
+        num_points: Its number of points.
+        shard_bytes: Size of the shard, where it is one of a build.
+    """
+
+    case_id: str
+    shard: str
+    row: int
+    num_points: int
+    shard_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """The cases of a split.
+
+    Attributes:
+        layout: "parquet" or "zarr" for a data set of this project, "npz" for the one that is published today.
+        addresses: Its cases.
+        digest: Hash of what decides the contents: of the manifest, or of index, repository and commit.
+    """
+
+    layout: Layout
+    addresses: tuple[CaseAddress, ...]
+    digest: str
+
+
+def read_manifest(folder: DatasetFolder) -> Manifest:
+    """The manifest of a data set.
+
+    Raises:
+        MissingFileError: If there is none: a build is at work, was interrupted, or never ran.
+        StoreError: If it can't be read.
+        SchemaError: If it follows a newer schema.
+    """
+    try:
+        return decode_manifest(folder.read(MANIFEST_NAME))
+    except MissingFileError as error:
+        raise MissingFileError(
+            f"{folder.name} has no {MANIFEST_NAME}; a build may be at work or was interrupted: run it again"
+        ) from error
+    except StoreError as error:
+        raise StoreError(f"{folder.name}: {error}") from error
+    except SchemaError as error:
+        raise SchemaError(f"{folder.name}: {error}") from error
+
+
+def read_catalog(folder: DatasetFolder, split: str) -> Catalog:
+    """The cases of a split, in the order of shard and row, or of the index.
+
+    Raises:
+        UsageError: If the data set has no such split.
+        StoreError: If there is neither a manifest nor an index, or it can't be read.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except StoreError as no_manifest:
+        index = _find_index(folder, no_manifest)
+        _check_split(folder, split, tuple(index))
+        return _catalog_of_index(folder, index[split])
+    _check_split(folder, split, manifest.splits)
+    return _catalog_of_manifest(manifest, split)
+
+
+def _find_index(folder: DatasetFolder, no_manifest: StoreError) -> dict[str, tuple[str, ...]]:
+    """The index files of the published layout; the manifest's error stands if there are none either."""
+    unreadable = not isinstance(no_manifest, MissingFileError)
+    if unreadable and not folder.is_remote:
+        raise no_manifest
+    try:
+        index = find_index(folder)
+    except StoreError:
+        raise no_manifest from None
+    if not index:
+        raise no_manifest
+    return index
+
+
+def _check_split(folder: DatasetFolder, split: str, known: Sequence[str]) -> None:
+    if split not in known:
+        listed = ", ".join(known) or "none: no case was kept"
+        raise UsageError(f"{folder.name} has no split {split!r}; it has: {listed}")
+
+
+def _catalog_of_manifest(manifest: Manifest, split: str) -> Catalog:
+    rows = manifest.of_split(split)
+    layout: Layout = "parquet" if rows["parquet_file"].null_count == 0 else "zarr"
+    shard = "parquet_file" if layout == "parquet" else "zarr_part"
+    columns = (rows[name].to_pylist() for name in ("case_id", shard, "row", "num_points", f"{layout}_bytes"))
+    addresses = tuple(CaseAddress(*row) for row in zip(*columns, strict=True))
+    return Catalog(layout, addresses, str(manifest.digest))
+
+
+def _catalog_of_index(folder: DatasetFolder, names: tuple[str, ...]) -> Catalog:
+    rows = read_index(folder, names)
+    addresses = tuple(CaseAddress(row.case_id, row.file, 0, row.num_points) for row in rows)
+    content = [folder.files.identity, *(f"{row.case_id}\0{row.file}\0{row.num_points}" for row in rows)]
+    return Catalog("npz", addresses, hashlib.sha256("\n".join(content).encode()).hexdigest())

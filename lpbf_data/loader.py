@@ -1,0 +1,280 @@
+"""`make_loader`: batches for training, read ahead, with a position that is exact on any number of ranks and workers.
+
+The order is decided in this process. Workers are told which cases to read, and a DataLoader gives their batches back
+in that order, so how many workers there are changes nothing. What was handed to the caller is counted here, batch by
+batch; what was read ahead doesn't count.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from lpbf_data.batch_source import COLLATE, BatchSource, Collate, Order, Served
+from lpbf_data.cache import DEFAULT_SIZE
+from lpbf_data.datasets import Cache, CaseDataset, load_dataset
+from lpbf_data.errors import UsageError
+from lpbf_data.read_ahead import ReadAhead
+from lpbf_data.samples import CaseSamples, Transform
+from lpbf_data.sampling import Sharing, Uneven, epoch_order
+from lpbf_data.stream import CaseStream, OnError, SkippedCaseWarning, State, check_state
+
+StartMethod = Literal["fork", "spawn", "forkserver"]
+
+
+class Loader:
+    """Batches of one epoch after the other; made by [make_loader][lpbf_data.make_loader].
+
+    Each `for` loop gives what is left of the epoch at work, and then the loader stands at the next one. Left early, the
+    next loop goes on behind the last batch that was given.
+
+    Attributes:
+        dataset: The cases, with random access.
+        epoch: Number of the epoch at work.
+        rank: Whose batches these are.
+        world_size: Number of ranks.
+        seconds_waiting: Time that the caller spent waiting for batches, in all.
+        skipped: Id to reason for cases that were left out because they couldn't be read.
+    """
+
+    def __init__(
+        self, dataset: CaseDataset, batches: BatchSource, sharing: Sharing, rank: int, *, shuffle: bool, read_ahead: int
+    ) -> None:
+        self.dataset = dataset
+        self.epoch = 0
+        self.rank = rank
+        self.world_size = sharing.ranks
+        self.seconds_waiting = 0.0
+        self.skipped: dict[str, str] = {}
+        self._batches = batches
+        self._sharing = sharing
+        self._shuffle = shuffle
+        self._read_ahead = read_ahead
+        self._position = 0
+        self._pin = False
+        self._workers: DataLoader[Served] | None = None
+        self._places = batches.places
+        self._sizes = dataset.sizes
+        self._digest = dataset.samples.digest(self._places)
+        sharing.check_sizes(self._sizes)
+
+    def start_workers(self, count: int, start_method: StartMethod | None) -> None:
+        """Let processes read.
+
+        Args:
+            count: Number of processes; 0 for none.
+            start_method: How to start them; torch's default when None.
+        """
+        if count:
+            self.dataset.samples.tensors.share_memory()
+            self._workers = DataLoader(
+                self._batches,
+                batch_size=None,
+                sampler=_Orders(self),
+                num_workers=count,
+                collate_fn=_unchanged,
+                multiprocessing_context=start_method,
+                persistent_workers=True,
+            )
+
+    def pin_memory(self) -> None:
+        """Give batches in page-locked memory."""
+        self._pin = True
+
+    def _order(self) -> NDArray[np.int64]:
+        return epoch_order(len(self._places), shuffle=self._shuffle, seed=self._batches.seed, epoch=self.epoch)
+
+    def orders(self) -> Iterator[Order]:
+        """What is left of the epoch for this rank."""
+        for step in self._sharing.steps(self._order(), self._sizes, self._position):
+            if step.shares[self.rank]:
+                yield Order(self.epoch, tuple(self._places[case] for case in step.shares[self.rank]), step.handed)
+
+    def __len__(self) -> int:
+        """Number of batches in a whole epoch; it may vary from epoch to epoch where batches have a budget of points."""
+        return self._sharing.num_steps(self.rank, self._order(), self._sizes)
+
+    def __iter__(self) -> Iterator[Any]:
+        """What is left of the epoch."""
+        self._skip_finished()
+        source = (self._batches[order] for order in self.orders()) if self._workers is None else iter(self._workers)
+        waited = self.seconds_waiting
+        with ReadAhead(source, self._read_ahead, _pinned if self._pin else None) as ready:
+            for served in ready:
+                self.seconds_waiting = waited + ready.seconds_waiting
+                self._position += served.handed
+                self._report(served.skipped)
+                yield served.batch
+        self.epoch, self._position = self.epoch + 1, 0
+
+    def _skip_finished(self) -> None:
+        if self._is_finished():
+            self.epoch, self._position = self.epoch + 1, 0
+
+    def _is_finished(self) -> bool:
+        """Whether nothing is left of the epoch, for any rank, though it was begun."""
+        left = self._sharing.steps(self._order(), self._sizes, self._position)
+        return self._position > 0 and next(left, None) is None
+
+    def _report(self, skipped: dict[str, str]) -> None:
+        for case_id, reason in skipped.items():
+            if case_id not in self.skipped:
+                warnings.warn(f"left out: {reason}", SkippedCaseWarning, stacklevel=3)
+                self.skipped[case_id] = reason
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch, unless it is the one at work."""
+        self._skip_finished()
+        if epoch != self.epoch:
+            self.epoch, self._position = epoch, 0
+
+    def state_dict(self) -> State:
+        """Where training stands: plain numbers and texts, the same on all ranks after the same number of batches.
+
+        `consumed` counts the cases of the epoch that were handed out on all ranks together.
+        """
+        finished = self._is_finished()
+        return {
+            "seed": self._batches.seed,
+            "shuffle": int(self._shuffle),
+            "epoch": self.epoch + finished,
+            "consumed": 0 if finished else self._position,
+            "count": len(self._places),
+            "digest": self._digest,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Take up a position, with any number of ranks and workers and any batch size.
+
+        Raises:
+            UsageError: If it belongs to other data, or to another seed or way of shuffling.
+        """
+        mine = self.state_dict()
+        check_state(state, mine)
+        if state["seed"] != mine["seed"]:
+            raise UsageError(f"the saved state has seed={state['seed']}, the loader has seed={mine['seed']}")
+        self.epoch, self._position = int(state["epoch"]), int(state["consumed"])
+
+
+class _Orders:
+    """The orders of a loader, for the sampler of a DataLoader: made anew for each epoch."""
+
+    def __init__(self, loader: Loader) -> None:
+        # The loader holds the DataLoader, which holds this: without a cycle, workers end with their loader.
+        self._loader = weakref.ref(loader)
+
+    def __iter__(self) -> Iterator[Order]:
+        loader = self._loader()
+        return iter(()) if loader is None else loader.orders()
+
+
+def _unchanged(served: Any) -> Any:
+    return served
+
+
+def _pinned(served: Served) -> Served:
+    return served._replace(batch=served.batch.pin_memory())
+
+
+def make_loader(
+    data: str | Path | CaseDataset | CaseStream,
+    split: str = "train",
+    *,
+    batch_size: int | None = 1,
+    max_points: int | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+    num_workers: int = 0,
+    fields: Sequence[str] | None = None,
+    cells: bool = False,
+    edges: bool = False,
+    transform: Transform | None = None,
+    collate: Collate = "ragged",
+    rank: int | None = None,
+    world_size: int | None = None,
+    uneven: Uneven = "drop",
+    on_error: OnError = "raise",
+    cache: Cache = None,
+    cache_size: int | str = DEFAULT_SIZE,
+    in_memory: bool = False,
+    pin_memory: bool | None = None,
+    start_method: StartMethod | None = None,
+    read_ahead: int = 2,
+    **where: Any,
+) -> Loader:
+    """Batches for training.
+
+    Args:
+        data: The data set by its name, as [load_dataset][lpbf_data.load_dataset] takes it; or an opened one, which
+            has its own fields, cells, edges and cache.
+        split: Its split.
+        batch_size: Cases a rank and step; together with `max_points` the largest number of them, None for any.
+        max_points: Points a rank and step at most; steps are balanced over the ranks.
+        shuffle: Draw a new permutation of all cases for each epoch.
+        seed: Seed of the permutations, and of random transforms.
+        num_workers: Processes that read; 0 reads in a thread of this one, enough for cached data.
+        fields: Fields to read beside points and target; all stored ones by default, `[]` for none.
+        cells: Give the cells.
+        edges: Derive the edges.
+        transform: Applied to every sample, a dict of tensors (PyG data with collate="pyg").
+        collate: "ragged" for [RaggedBatch][lpbf_data.batching.RaggedBatch], "pyg" for `torch_geometric.data.Batch`, or
+            a function of a list of samples.
+        rank: Whose batches; as torch.distributed says by default.
+        world_size: Number of ranks; as torch.distributed says by default.
+        uneven: What becomes of the last cases of an epoch; see [Uneven][lpbf_data.sampling.Uneven].
+        on_error: "raise", or "skip" to leave out what can't be read, with a warning, and count it in `skipped`.
+        cache: Where decoded cases are kept; see [load_dataset][lpbf_data.load_dataset].
+        cache_size: Bytes that the whole cache may take.
+        in_memory: Read all cases now and keep them in memory.
+        pin_memory: Give batches in page-locked memory; where there is a GPU by default.
+        start_method: How workers are started: "fork", "spawn" or "forkserver"; torch's default when None.
+        read_ahead: Batches to have ready in this process.
+        **where: `revision`, `cache_dir`, `token` and `offline`, for the hub.
+
+    Raises:
+        UsageError: If there is no such data set, split or field, or the options don't fit together.
+        StoreError: If it can't be read.
+    """
+    rank, world_size = _rank_of(rank, world_size)
+    if not callable(collate) and collate not in COLLATE:
+        raise UsageError(f"unknown collate {collate!r}; known are: {', '.join(COLLATE)}, or a function")
+    if num_workers < 0 or read_ahead < 1:
+        raise UsageError(f"num_workers={num_workers} must not be negative, read_ahead={read_ahead} must be positive")
+    sharing = Sharing(world_size, batch_size, max_points, uneven)
+    if isinstance(data, str | Path):
+        data = load_dataset(
+            data, split, fields=fields, cells=cells, edges=edges, cache=cache, cache_size=cache_size,
+            in_memory=in_memory, on_error=on_error, **where,
+        )  # fmt: skip
+    if not isinstance(data, CaseDataset | CaseStream):
+        raise UsageError(f"data must be a name or an opened data set, not {type(data).__name__}")
+    dataset = data if isinstance(data, CaseDataset) else CaseDataset(data.samples)
+    samples = dataset.samples
+    samples = CaseSamples(samples.tensors, "pyg" if collate == "pyg" else "torch", transform or samples.transform)
+    batches = BatchSource(samples, list(dataset.indices()), collate, seed, on_error)
+    loader = Loader(dataset, batches, sharing, rank, shuffle=shuffle, read_ahead=read_ahead)
+    if pin_memory or (pin_memory is None and torch.cuda.is_available()):
+        loader.pin_memory()
+    loader.start_workers(num_workers, start_method)
+    return loader
+
+
+def _rank_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Rank and number of ranks, from the process group where they aren't given."""
+    if (rank is None) != (world_size is None):
+        raise UsageError("give both rank and world_size, or neither")
+    if rank is None or world_size is None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
+    if not 0 <= rank < world_size:
+        raise UsageError(f"rank={rank} must lie between 0 and world_size - 1 = {world_size - 1}")
+    return rank, world_size

@@ -1,0 +1,133 @@
+"""The tensors of the cases of a split: from memory, from the cache, or decoded from the shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lpbf_data.arrays import Arrays, Selection
+from lpbf_data.cache import CachedCases, Tensors
+from lpbf_data.reader import SplitReader
+
+
+class CaseTensors:
+    """Tensors of the cases of a split. Pickles without open files.
+
+    Args:
+        reader: The split.
+        selection: What to read of each case.
+        cache: Where decoded cases are kept, if anywhere.
+    """
+
+    def __init__(self, reader: SplitReader, selection: Selection, cache: CachedCases | None = None) -> None:
+        self.reader = reader
+        self.selection = selection
+        self.cache = cache
+        self._memory: _Memory | None = None
+
+    def __len__(self) -> int:
+        """Number of cases."""
+        return len(self.reader)
+
+    def views(self, index: int) -> Tensors:
+        """Tensors of a case that must not be written to: they may be those of the cache.
+
+        Args:
+            index: Its number in the split.
+
+        Raises:
+            StoreError: If it can't be read.
+        """
+        return self._find(index)[0]
+
+    def sample(self, index: int) -> Tensors:
+        """Tensors of a case that belong to the caller.
+
+        Args:
+            index: Its number in the split.
+
+        Raises:
+            StoreError: If it can't be read.
+        """
+        tensors, shared = self._find(index)
+        return {name: values.clone() for name, values in tensors.items()} if shared else tensors
+
+    def _find(self, index: int) -> tuple[Tensors, bool]:
+        """Tensors of a case, and whether others look at the same memory."""
+        if self._memory is not None:
+            return self._memory[index], True
+        if self.cache is None:
+            return as_tensors(tensor_arrays(self.reader.read_arrays(index, self.selection))), False
+        stamp = self.reader.stamp(index)
+        found = self.cache.get(index, stamp)
+        return (self._decode(index, stamp), False) if found is None else (found, True)
+
+    def _decode(self, index: int, stamp: str) -> Tensors:
+        """Decode a case for the cache, and with it what is worth fetching along."""
+        assert self.cache is not None
+        # Neighbours of a shard elsewhere come together: who waits for one of them shouldn't fetch it too.
+        remote = self.reader.folder.is_remote
+        with self.cache.lock(self.reader.addresses[index].shard if remote else index):
+            found = self.cache.get(index, stamp)  # another process may have been faster
+            if found is not None:
+                return {name: values.clone() for name, values in found.items()}
+            ahead = self.reader.ahead_of(index) if self.cache.writable else []
+            wanted = [index, *(other for other in ahead if other not in self.cache)]
+            decoded = self.reader.read_many(wanted, self.selection)
+            for other, arrays in zip(wanted, decoded, strict=False):
+                self.cache.put(other, tensor_arrays(arrays), self.reader.stamp(other))
+        return as_tensors(tensor_arrays(decoded[0]))
+
+    def load_into_memory(self) -> None:
+        """Read every case now and keep it.
+
+        Raises:
+            StoreError: If a case can't be read.
+        """
+        if self._memory is None:
+            self._memory = _Memory([self.views(index) for index in range(len(self))])
+
+    def share_memory(self) -> None:
+        """Put what is kept in memory where worker processes see it too."""
+        if self._memory is not None:
+            self._memory.share()
+
+
+class _Memory:
+    """All cases, joined name by name: a handful of large blocks of memory instead of many thousand small ones."""
+
+    def __init__(self, cases: list[Tensors]) -> None:
+        self._shapes = [{name: values.shape for name, values in case.items()} for case in cases]
+        names = list(cases[0])
+        self._starts = {name: np.cumsum([0, *(case[name].numel() for case in cases)]).tolist() for name in names}
+        self._blocks = {name: torch.cat([case.pop(name).reshape(-1) for case in cases]) for name in names}
+
+    def __getitem__(self, index: int) -> Tensors:
+        return {name: self._view(name, index, shape) for name, shape in self._shapes[index].items()}
+
+    def _view(self, name: str, index: int, shape: torch.Size) -> Tensor:
+        starts = self._starts[name]
+        return self._blocks[name][starts[index] : starts[index + 1]].view(shape)
+
+    def share(self) -> None:
+        for block in self._blocks.values():
+            block.share_memory_()  # type: ignore[no-untyped-call]
+
+
+def tensor_arrays(arrays: Arrays) -> Arrays:
+    """Arrays in the types of tensors: torch indexes with 64-bit integers."""
+    return {name: values.astype(np.int64) if values.dtype.kind == "i" else values for name, values in arrays.items()}
+
+
+def as_tensors(arrays: Mapping[str, NDArray[Any]]) -> Tensors:
+    """Arrays as tensors that may be written to; what is a view of something else is copied."""
+    return {name: torch.from_numpy(_owned(values)) for name, values in arrays.items()}
+
+
+def _owned(values: NDArray[Any]) -> NDArray[Any]:
+    return values if values.flags.writeable and values.flags.c_contiguous and values.base is None else values.copy("C")

@@ -1,0 +1,101 @@
+"""Places that sources lie at: paths of this machine, and URLs that fsspec reads (`s3://bucket/batches`, …)."""
+
+from __future__ import annotations
+
+import posixpath
+from pathlib import Path
+from typing import IO, Any, cast
+
+import fsspec
+
+from lpbf_data.errors import UsageError
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether a place is a URL.
+
+    >>> is_url("s3://bucket/batches"), is_url("netfabb_out/")
+    (True, False)
+    """
+    return "://" in str(place)
+
+
+def _resolve(url: str) -> tuple[Any, str]:
+    try:
+        return fsspec.core.url_to_fs(url)  # type: ignore[no-any-return]
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"can't open {url}: {error}") from error
+
+
+def open_binary(place: str) -> IO[bytes]:
+    """A file to read from and to seek in.
+
+    Raises:
+        OSError: If it isn't there or can't be read.
+    """
+    if not is_url(place):
+        return Path(place).open("rb")
+    system, path = _resolve(place)
+    return cast("IO[bytes]", system.open(path, "rb"))
+
+
+def read_bytes(place: str) -> bytes:
+    """Content of a file.
+
+    Raises:
+        OSError: If it isn't there or can't be read.
+    """
+    if not is_url(place):
+        return Path(place).read_bytes()
+    system, path = _resolve(place)
+    return cast("bytes", system.cat_file(path))
+
+
+def mark_of(place: str) -> tuple[int, str]:
+    """Size of a file, and a mark that changes with its content as far as the place tells without reading it.
+
+    Raises:
+        OSError: If it isn't there.
+    """
+    if not is_url(place):
+        stat = Path(place).stat()
+        return stat.st_size, str(stat.st_mtime_ns)
+    system, path = _resolve(place)
+    return _mark(system.info(path))
+
+
+def _mark(info: dict[str, Any]) -> tuple[int, str]:
+    keys = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created")
+    return int(info["size"] or 0), next((str(info[key]) for key in keys if info.get(key)), "")
+
+
+def list_remote(url: str, *, depth: int | None = None) -> dict[str, tuple[int, str]]:
+    """Files below a URL: relative name to size and mark.
+
+    Args:
+        url: A folder.
+        depth: How deep to look.
+
+    Raises:
+        OSError: If it isn't there or can't be listed.
+    """
+    system, root = _resolve(url)
+    if not system.exists(root):
+        raise FileNotFoundError(f"{url} doesn't exist")
+    found = system.find(root, maxdepth=depth, detail=True)
+    return {posixpath.relpath(name, root): _mark(info) for name, info in found.items() if info["type"] == "file"}
+
+
+def is_remote_file(url: str) -> bool:
+    """Whether a URL is a file rather than a folder.
+
+    Raises:
+        UsageError: If there is nothing.
+    """
+    system, path = _resolve(url)
+    try:
+        if not system.exists(path):
+            raise UsageError(f"the source {url} doesn't exist")
+        return bool(system.isfile(path))
+    except OSError as error:
+        raise UsageError(f"the source {url} can't be read: {error}") from error
