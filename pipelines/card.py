@@ -18,6 +18,8 @@ from lpbf_data.statistics import total
 from pipelines.select import ordered_splits
 from pipelines.simulation.identity import OWN_SOLVER
 
+TITLE: Final = "Laser powder bed fusion simulations"
+
 INTRODUCTION: Final = (
     "Finished parts after release from the build plate, one row a part: hexahedral mesh, displacement and more at "
     "every point, and the recoater clearance over the build. Lengths in mm, stresses in MPa, temperatures in °C."
@@ -38,7 +40,7 @@ def _metadata(splits: Sequence[str], manifest_sha256: str, *, parquet: bool, num
     sizes = (("n<1K", 1_000), ("1K<n<10K", 10_000), ("10K<n<100K", 100_000), ("100K<n<1M", 1_000_000))
     size = next((name for name, limit in sizes if num_rows < limit), "n>1M")
     metadata: dict[str, Any] = {
-        "pretty_name": "Laser powder bed fusion simulations",
+        "pretty_name": TITLE,
         "tags": ["additive-manufacturing", "laser-powder-bed-fusion", "finite-elements", "mesh", "surrogate-modeling"],
         "size_categories": [size],
     }
@@ -113,7 +115,7 @@ def make_card(
     rejected = count_by(records, lambda r: [x.criterion for x in r.rejections])
     failures = count_by(records, lambda r: [str(r.failure.failure_reason)] if r.failure else [])
     lines = [
-        "# Laser powder bed fusion simulations",
+        f"# {TITLE}",
         "",
         INTRODUCTION,
         "",

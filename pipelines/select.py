@@ -125,6 +125,23 @@ def group_designs(records: Sequence[CaseRecord]) -> dict[str, str]:
     return {record.case_id: names[find(f"case\0{record.case_id}")] for record in records}
 
 
+def leaking_designs(records: Sequence[CaseRecord]) -> dict[str, dict[str, str]]:
+    """Designs that lie in more than one split.
+
+    Args:
+        records: Records with or without a place.
+
+    Returns:
+        Design to one case id of each split that it lies in.
+    """
+    design_of = group_designs([record for record in records if record.measures is not None])
+    splits: dict[str, dict[str, str]] = {}
+    for record in records:
+        if record.placement is not None:
+            splits.setdefault(design_of[record.case_id], {})[record.placement.split] = record.case_id
+    return {design: cases for design, cases in sorted(splits.items()) if len(cases) > 1}
+
+
 def assign_splits(
     groups: Mapping[str, Sequence[str]],
     fractions: Mapping[str, float],

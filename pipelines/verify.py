@@ -33,7 +33,7 @@ from pipelines.card import dataset_version
 from pipelines.documents import BUILD_NAME
 from pipelines.engine import SERIAL, Resources, open_engine
 from pipelines.places import fetch, is_url, list_remote, read_bytes
-from pipelines.select import group_designs
+from pipelines.select import leaking_designs
 from pipelines.split_rules import PUBLISHED
 from pipelines.summary import human_bytes
 from pipelines.targets import FolderTarget
@@ -243,15 +243,9 @@ def _check_card(root: str, manifest: Manifest) -> Iterator[Problem]:
 
 def _find_leaks(records: Sequence[CaseRecord]) -> Iterator[Problem]:
     """Designs that lie in more than one split."""
-    design_of = group_designs([record for record in records if record.measures is not None])
-    splits: dict[str, dict[str, str]] = {}
-    for record in records:
-        if record.placement is not None:
-            splits.setdefault(design_of[record.case_id], {})[record.placement.split] = record.case_id
-    for design, cases in sorted(splits.items()):
-        if len(cases) > 1:
-            listed = ", ".join(f"{case} in {split}" for split, case in sorted(cases.items()))
-            yield Problem(MANIFEST_NAME, f"design {design} lies in several splits: {listed}")
+    for design, cases in leaking_designs(records).items():
+        listed = ", ".join(f"{case} in {split}" for split, case in sorted(cases.items()))
+        yield Problem(MANIFEST_NAME, f"design {design} lies in several splits: {listed}")
 
 
 def shard_checks(root: str, records: Iterable[CaseRecord]) -> list[ShardCheck]:

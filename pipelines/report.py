@@ -1,0 +1,186 @@
+"""`python -m pipelines.report lpbf/`: the data set as a page that opens without a network.
+
+Everything on it comes from the manifest, `build.json` and the shards; no time, place or name of this machine gets in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from tqdm import tqdm
+
+from lpbf_data.command_line import run
+from lpbf_data.durable import write_durably
+from lpbf_data.errors import StoreError, UsageError
+from lpbf_data.folder import DatasetFolder
+from lpbf_data.predictions import PredictionFile
+from pipelines.documents import BUILD_NAME
+from pipelines.exhibits import (
+    Deviation,
+    Exhibit,
+    KeptCases,
+    choose_cases,
+    choose_for_mosaic,
+    judge_predictions,
+    make_exhibits,
+    shown_fields,
+)
+from pipelines.pictures import Artist
+from pipelines.report_page import PageContent, render_page
+from pipelines.summary import human_bytes
+
+REPORT_NAME: Final = "report.html"
+MOST_PARTS: Final = 300
+"""Parts in the gallery unless asked otherwise."""
+
+_MOST_BYTES: Final = 27_000_000
+"""Of surfaces and pictures as they stand in the page, so that all of it stays under 30 MB."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report that was made.
+
+    Attributes:
+        page: The page.
+        exhibits: Parts that it shows; the pictures of some of them are kept.
+        problem: Why it has no pictures, where it has none.
+    """
+
+    page: bytes
+    exhibits: tuple[Exhibit, ...]
+    problem: str | None
+
+
+def make_report(folder: DatasetFolder, *, most_parts: int = MOST_PARTS, predictions: Path | None = None) -> Report:
+    """Make the report of a data set.
+
+    Args:
+        folder: The data set.
+        most_parts: Most parts in the gallery.
+        predictions: File of predictions to show beside the truth.
+
+    Raises:
+        StoreError: If the data set or the predictions can't be read.
+        UsageError: If the predictions belong to another data set.
+    """
+    cases = KeptCases(folder)
+    configuration = _configuration(folder)
+    predicted = None if predictions is None else _open_predictions(predictions, cases)
+    deviations = () if predicted is None else tuple(judge_predictions(cases, predicted))
+    if predicted is not None and not deviations:
+        raise UsageError(f"{predictions} predicts no case that {folder.name} holds")
+    fields = shown_fields(cases.field_specs)
+    chosen = choose_cases(cases.manifest.records, most_parts, deviations)
+    with Artist() as artist:
+        made = make_exhibits(
+            cases, chosen, fields, artist, predictions=predicted, with_pixels=choose_for_mosaic(chosen)
+        )
+        exhibits = _within_budget(tqdm(made, total=len(chosen), desc="report", unit="part"))
+    content = PageContent(
+        records=cases.manifest.records,
+        manifest_sha256=str(cases.manifest.digest),
+        limits=configuration["filters"],
+        splits=configuration["splits"],
+        specs=cases.field_specs,
+        fields=fields,
+        exhibits=exhibits,
+        gallery_note=_gallery_note(cases, exhibits, deviations),
+        deviations=deviations,
+        predictor="" if predicted is None else predicted.model,
+    )
+    return Report(render_page(content), exhibits, artist.problem)
+
+
+def _configuration(folder: DatasetFolder) -> dict[str, Any]:
+    """What `build.json` says of limits and splits.
+
+    Raises:
+        StoreError: If it can't be read.
+    """
+    try:
+        described = json.loads(folder.read(BUILD_NAME))["configuration"]
+        filters = {str(name): float(limit) for name, limit in described["filters"].items()}
+        return {"filters": filters, "splits": str(described["splits"])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{folder.name}/{BUILD_NAME} can't be read ({error}); build the data set again") from error
+
+
+def _open_predictions(path: Path, cases: KeptCases) -> PredictionFile:
+    predicted = PredictionFile(path)
+    if predicted.manifest_sha256 != cases.manifest.digest:
+        raise UsageError(f"{path} was predicted for another build of the data set; predict again")
+    return predicted
+
+
+def _within_budget(exhibits: Any) -> tuple[Exhibit, ...]:
+    """As many as fit into the page, in their order; base64 takes four bytes for three."""
+    chosen: list[Exhibit] = []
+    left = _MOST_BYTES
+    for exhibit in exhibits:
+        left -= (len(exhibit.surface) + len(exhibit.still or b"")) * 4 // 3 + 1000
+        if left < 0 and chosen:
+            exhibits.close()
+            break
+        chosen.append(exhibit)
+    return tuple(chosen)
+
+
+def _gallery_note(cases: KeptCases, exhibits: Sequence[Exhibit], deviations: Sequence[Deviation]) -> str:
+    kept = sum(record.placement is not None for record in cases.manifest.records)
+    opening = "Coloured by Z displacement after release from the build plate; open one to turn, cut and deform it."
+    if len(exhibits) == kept:
+        return opening
+    first = "the largest errors of prediction" if deviations else "the least recoater clearance"
+    return (
+        f"{opening} This is a sample: {len(exhibits):,} of {kept:,} kept parts, a third of them those with {first}, "
+        "the others drawn by a hash of their ids. The table below has every case."
+    )
+
+
+def report(
+    data: str,
+    *,
+    predictions: str | None = None,
+    out: str | None = None,
+    gallery: int = MOST_PARTS,
+) -> int:
+    """Make the report of a data set: one page that opens without a network.
+
+    Args:
+        data: Folder of the data set; a URL or an id of the Hugging Face hub as well.
+        predictions: File of predictions that `python -m flare_model.evaluate` wrote, to show beside the truth.
+        out: Where to write the page; report.html in the data set by default, here for one that lies elsewhere.
+        gallery: Most parts to embed as pictures and in 3D; larger sets show a sample.
+
+    Returns:
+        Exit status.
+    """
+    if gallery < 1:
+        raise UsageError(f"--gallery must be 1 or more, not {gallery}")
+    folder = DatasetFolder(data)
+    path = Path(out) if out is not None else (folder.local or Path()) / REPORT_NAME
+    if path.is_dir():
+        raise UsageError(f"--out {path} is a folder; name the file, such as {path / REPORT_NAME}")
+    made = make_report(folder, most_parts=gallery, predictions=None if predictions is None else Path(predictions))
+    write_durably(path, made.page)
+    console = Console(soft_wrap=True)
+    if made.problem:
+        console.print(f"note: {made.problem}; the page draws the parts itself", highlight=False, markup=False)
+    words = f"{path}: {human_bytes(len(made.page))}, {len(made.exhibits):,} parts in 3D"
+    console.print(words, highlight=False, markup=False)
+    return 0
+
+
+def main() -> None:
+    """Entry point of `lpbf-report`."""
+    run(report, "python -m pipelines.report", positional=["data"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+// Bundles the libraries that the report is drawn with, and their licences: `npm ci && npm run build`.
+import { build } from "esbuild";
+import { readFileSync, readdirSync, writeFileSync } from "node:fs";
+
+const result = await build({
+  entryPoints: ["vendor.js"],
+  outfile: "vendor.min.js",
+  bundle: true,
+  minify: true,
+  format: "iife",
+  globalName: "vendor",
+  target: "es2022",
+  legalComments: "none", // the licences stand in a file of their own, and on the page
+  metafile: true,
+});
+
+const used = Object.entries(result.metafile.outputs["vendor.min.js"].inputs).filter(([, { bytesInOutput }]) => bytesInOutput);
+const folders = new Set(used.map(([path]) => path.match(/^node_modules\/(?:@[^/]+\/)?[^/]+/)?.[0]).filter(Boolean));
+const namesOf = new Map();
+for (const folder of [...folders].sort()) {
+  const { name, version } = JSON.parse(readFileSync(`${folder}/package.json`, "utf8"));
+  const file = readdirSync(folder).find((entry) => /^licen[cs]e/i.test(entry));
+  if (!file) throw new Error(`${name} has no licence file`);
+  const text = readFileSync(`${folder}/${file}`, "utf8").trim();
+  namesOf.set(text, [...(namesOf.get(text) ?? []), `${name} ${version}`]);
+}
+const parts = [...namesOf].map(([text, names]) => `${names.join(", ")}\n\n${text}\n`);
+writeFileSync("vendor.LICENSES.txt", parts.join(`\n${"-".repeat(80)}\n\n`));

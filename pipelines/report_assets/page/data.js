@@ -1,0 +1,36 @@
+// What the page carries: deflated and in base64 inside of script elements that aren't scripts.
+
+/** The bytes of an embedded block. */
+async function readBlock(id) {
+  const text = byId(id).textContent;
+  const packed = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Response(stream).arrayBuffer();
+}
+
+/** Tables, fields, palettes. A column of few different texts is stored as codes. */
+async function readPageData() {
+  const data = JSON.parse(new TextDecoder().decode(await readBlock("page-data")));
+  for (const [name, column] of Object.entries(data.cases)) {
+    if (!Array.isArray(column)) data.cases[name] = column.codes.map((code) => column.values[code]);
+  }
+  for (const [name, text] of Object.entries(data.palettes)) {
+    data.palettes[name] = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  }
+  return data;
+}
+
+/** Wait until the whole page has been read: surfaces lie at its end. */
+function whenWhole() {
+  if (document.readyState !== "loading") return Promise.resolve();
+  return new Promise((resolve) => document.addEventListener("DOMContentLoaded", resolve, { once: true }));
+}
+
+/** A palette as a CSS gradient. */
+function paletteGradient(palette) {
+  const stops = Array.from({ length: 17 }, (_, i) => {
+    const at = 3 * Math.round((i / 16) * 255);
+    return `rgb(${palette[at]} ${palette[at + 1]} ${palette[at + 2]})`;
+  });
+  return `linear-gradient(to right, ${stops.join(", ")})`;
+}

@@ -1,0 +1,92 @@
+// Puts the page together; called when every script of it has been read.
+
+async function main() {
+  const data = await readPageData();
+  const { cases } = data;
+  data.exhibitOf = new Map(data.exhibits.map((row, number) => [row, number]));
+  data.worstError = [];
+  for (const { row, relative_l2: error } of data.errors) data.worstError[row] = Math.max(data.worstError[row] ?? 0, error ?? 0);
+  const viewer = new Viewer(data);
+  const parts = wireGallery(data, viewer);
+  fillCaseTable(byId("case-table"), data, viewer);
+  if (data.errors.length) fillPredictionTable(byId("prediction-table"), data, viewer);
+  document.documentElement.dataset.ready = "true";
+  document.documentElement.dataset.readyAfter = performance.now().toFixed(0);
+  // Nothing waits for the histograms: they come when the page can be used.
+  setTimeout(() => {
+    fillCharts(byId("charts"), data);
+    drawMissingStills(data, parts);
+    openFromAddress();
+  });
+
+  function openFromAddress() {
+    const asked = new URLSearchParams(location.hash.slice(1)).get("part");
+    const row = asked === null ? -1 : cases.case_id.indexOf(asked);
+    if (data.exhibitOf.has(row)) viewer.open(data.exhibitOf.get(row));
+  }
+}
+
+const UNKNOWN = "–";
+
+function fillCaseTable(place, data, viewer) {
+  const { cases } = data;
+  const rows = [...cases.case_id.keys()];
+  const of = (name) => (row) => cases[name][row];
+  const isRisk = (row) => cases.recoater_interference[row] === true;
+  rows.sort((a, b) => isRisk(b) - isRisk(a) || (cases.recoater_clearance_min[a] ?? Infinity) - (cases.recoater_clearance_min[b] ?? Infinity) || a - b);
+  const number = (name, label) => ({ label, kind: "number", value: of(name) });
+  const text = (name, label) => ({ label, kind: "text", value: of(name) });
+  const statuses = [...new Set(cases.status)].sort();
+  const splits = [...new Set(cases.split.filter((name) => name !== null))];
+  fillTable(place, {
+    label: "cases",
+    columns: [
+      text("case_id", "case"),
+      text("status", "status"),
+      text("split", "split"),
+      { label: "blade", kind: "flag", value: (row) => (isRisk(row) ? 1 : cases.recoater_interference[row] === null ? null : 0), show: (row) => ({ true: "at risk", false: "clear" })[cases.recoater_interference[row]] ?? UNKNOWN },
+      number("recoater_clearance_min", "least clearance, %"),
+      number("recoater_clearance_min_height", "at z, mm"),
+      number("displacement_z_max", "largest Z displacement, mm"),
+      number("von_mises_stress_max", "largest stress, MPa"),
+      number("height", "height, mm"),
+      number("num_points", "points"),
+      number("num_cells", "cells"),
+      number("aspect_ratio_max", "aspect ratio"),
+      text("material", "material"),
+      text("design_id", "design"),
+      text("reason", "why rejected or failed"),
+    ],
+    rows,
+    open: (row) => viewer.open(data.exhibitOf.get(row)),
+    canOpen: (row) => data.exhibitOf.has(row),
+    isRisk,
+    filters: [
+      { label: "status", options: [{ label: "any", keep: () => true }, ...statuses.map((name) => ({ label: name, keep: (row) => cases.status[row] === name }))] },
+      { label: "split", options: [{ label: "any", keep: () => true }, ...splits.map((name) => ({ label: name, keep: (row) => cases.split[row] === name }))] },
+      { label: "blade", options: [{ label: "any", keep: () => true }, { label: "at risk", keep: isRisk }, { label: "clear", keep: (row) => cases.recoater_interference[row] === false }] },
+    ],
+  });
+}
+
+function fillPredictionTable(place, data, viewer) {
+  const { cases, errors } = data;
+  const columns = [...new Set(errors.map(({ column }) => column))];
+  const number = (name, label) => ({ label, kind: "number", value: (error) => error[name] });
+  const options = columns.map((name) => ({ label: name, keep: ({ column }) => column === name }));
+  fillTable(place, {
+    label: "predictions",
+    columns: [
+      { label: "case", kind: "text", value: ({ row }) => cases.case_id[row] },
+      { label: "split", kind: "text", value: ({ row }) => cases.split[row] },
+      { label: "predicted", kind: "text", value: ({ column }) => column },
+      number("relative_l2", "relative L2 error"),
+      { label: "mean error", kind: "number", value: (error) => error.mean_error, show: ({ mean_error: mean, unit }) => formatQuantity(mean, unit) },
+      { label: "largest error", kind: "number", value: (error) => error.max_error, show: ({ max_error: most, unit }) => formatQuantity(most, unit) },
+    ],
+    rows: errors,
+    open: ({ row }) => viewer.open(data.exhibitOf.get(row)),
+    canOpen: ({ row }) => data.exhibitOf.has(row),
+    filters: columns.length > 1 ? [{ label: "predicted", options: [{ label: "any", keep: () => true }, ...options] }] : [],
+  });
+}
