@@ -1,4 +1,4 @@
-"""A data set in numbers, from its manifest alone: what the card and the report say, and the figures published before."""
+"""Counts and figures of a whole data set, as numbers: what the report and the card say of it, found in the manifest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from lpbf_data.manifest import count_by
 from lpbf_data.record import CaseRecord, Measures
-from pipelines.select import PUBLISHED, group_designs, leaking_designs, ordered_splits, parse_splits
+from pipelines.select import group_designs, leaking_designs, ordered_splits
+from pipelines.split_rules import PUBLISHED, parse_splits
 
 PUBLISHED_SOURCE: Final = (
     "Puri et al., FLARE: Fast Low-rank Attention Routing Engine, arXiv:2508.12594, appendix G, Table 6 "
