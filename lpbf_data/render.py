@@ -185,7 +185,7 @@ def _draw(pyvista: Any, plotter: Any, panel: Panel, style: dict[str, Any]) -> No
         plotter.add_text(panel.label, position="upper_edge", font_size=_FONT, color="black")
     plotter.enable_parallel_projection()
     plotter.view_isometric()
-    plotter.camera.zoom(0.95)
+    plotter.camera.zoom(0.9)
 
 
 def _draw_bar(pyvista: Any, plotter: Any, title: str, style: dict[str, Any]) -> None:

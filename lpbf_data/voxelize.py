@@ -350,9 +350,9 @@ def voxelize_to_size(
     Args:
         surface: The surface.
         num_points: Points asked for.
-        aspect_ratio: Height of a cell over its width.
+        aspect_ratio: Height of a cell over its width; it is met as far as a whole number of cells fits into the part.
         layer: Thickness of a powder layer in mm, of which the height of a cell is a multiple; None for any height.
-        planes: Fewest planes of cells; a flat part then gets more points than were asked for.
+        planes: Fewest planes of cells; a flat part of few points then gets cells that are lower than was asked for.
 
     Returns:
         The mesh that comes closest; thin walls can ask for more points than were wanted.
@@ -361,22 +361,21 @@ def voxelize_to_size(
         GeometryError: If the surface can't be meshed with anything near to that many points.
     """
     width = (surface.volume / (0.7 * num_points * aspect_ratio)) ** (1 / 3)
-    widest = float(np.ptp(surface.bounds[:, 2])) / (planes * aspect_ratio)
+    extent = float(np.ptp(surface.bounds[:, 2]))
     best: VoxelMesh | None = None
     trouble: GeometryError | None = None
     for _ in range(_ATTEMPTS):
-        width = min(width, widest)
-        height = width * aspect_ratio
+        height = extent / max(planes, round(extent / (width * aspect_ratio)))
         if layer is not None:
-            height = max(1, round(height / layer)) * layer
+            height = max(1, math.floor(height / layer + 1e-6)) * layer
         try:
-            mesh = voxelize(surface, (height / aspect_ratio, height))
+            mesh = voxelize(surface, (width, height))
         except GeometryError as error:
             trouble, width = error, 0.8 * width
             continue
         if best is None or _distance(mesh, num_points) < _distance(best, num_points):
             best = mesh
-        if _distance(mesh, num_points) < _CLOSE_ENOUGH or (width == widest and mesh.num_points > num_points):
+        if _distance(mesh, num_points) < _CLOSE_ENOUGH:
             break
         width *= (mesh.num_points / num_points) ** (1 / 2.5)
     if best is None:

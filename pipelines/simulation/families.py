@@ -75,10 +75,12 @@ def _settle(solid: Manifold) -> Manifold:
 
 
 def _union(*solids: Manifold) -> Manifold:
-    whole = solids[0]
-    for solid in solids[1:]:
-        whole = _settle(whole + solid)
-    return whole
+    """All solids in one; neighbours are joined first, so that most steps are small."""
+    parts = list(solids)
+    while len(parts) > 1:
+        pairs = [_settle(parts[i] + parts[i + 1]) for i in range(0, len(parts) - 1, 2)]
+        parts = pairs + parts[2 * len(pairs) :]
+    return parts[0]
 
 
 def _cut(solid: Manifold, *tools: Manifold) -> Manifold:

@@ -20,14 +20,15 @@ from pipelines.simulation.layers import choose_refinement
 from pipelines.simulation.materials import MATERIALS
 
 PICTURE: Final = Path("pipelines/simulation/pictures/families.png")
-_STANDING: Final = ("truss", "shaft", "tee", "cantilever", "clevis", "bracket")
+_UP: Final = {"truss": 1, "shaft": 2, "tee": 2, "cantilever": 2, "clevis": 1, "bracket": 2, "bridge": 1}
+_LIMITS: Final = (-0.5, 0.5)  # mm; overhangs without supports move more
 
 
 def family_panel(name: str) -> Panel:
-    """One part of a family, its parameters in the middle of their ranges, but for its counts."""
+    """One part of a family, its parameters in the middle of their ranges."""
     family = FAMILIES[name]
-    shares = {key: 0.7 if span.whole else 0.5 for key, span in family.ranges.items()}
-    surface = part_surface(name, parameters_of(family, shares), 2 if name in _STANDING else 0)
+    shares = {key: 0.6 if span.whole else 0.5 for key, span in family.ranges.items()}
+    surface = part_surface(name, parameters_of(family, shares), _UP.get(name, 0))
     mesh = voxelize_to_size(surface, 6000, 1.0, layer=0.04, planes=2)
     simulation = BuildSimulation(mesh, MATERIALS["Ti64"], refinement=choose_refinement(mesh))
     *_, last = simulation.frames()
@@ -38,7 +39,7 @@ def family_panel(name: str) -> Panel:
 def main() -> None:
     """Simulate one part of each family and draw them."""
     panels = [family_panel(name) for name in FAMILIES]
-    render_panels(panels, PICTURE, columns=5, panel_size=(300, 250))
+    render_panels(panels, PICTURE, columns=5, panel_size=(300, 250), limits=_LIMITS)
     print(PICTURE, PICTURE.stat().st_size)
 
 
