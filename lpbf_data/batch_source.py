@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, NamedTuple
 from torch.utils.data import Dataset
 
 from lpbf_data.batching import collate_pyg, collate_ragged
-from lpbf_data.errors import StoreError
+from lpbf_data.errors import LpbfError, StoreError
 from lpbf_data.samples import CaseSamples
 from lpbf_data.stream import OnError
 
@@ -27,11 +27,12 @@ class Order(NamedTuple):
 
 
 class Served(NamedTuple):
-    """A batch, how many cases its step handed out, and what couldn't be read."""
+    """A batch, how many cases its step handed out, and what couldn't be read: left out, or the error to raise."""
 
     batch: Any
     handed: int
     skipped: dict[str, str]
+    error: LpbfError | None = None
 
 
 class BatchSource(Dataset[Served]):
@@ -47,6 +48,13 @@ class BatchSource(Dataset[Served]):
         self.on_error = on_error
 
     def __getitem__(self, order: Order) -> Served:
+        try:
+            return self._serve(order)
+        except LpbfError as error:
+            # A value among others: a DataLoader would wrap it in pages of text, and wait long for its workers to end.
+            return Served(None, order.handed, {}, error)
+
+    def _serve(self, order: Order) -> Served:
         # Joining copies, so that the cache's own tensors can be joined; transforms and other functions get copies.
         direct = self.collate is collate_ragged and self.samples.transform is None
         skipped: dict[str, str] = {}

@@ -10,6 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lpbf_data.recycling import RECYCLER
+
 _APART: Final = frozenset({"pos", "y", "case_id", "cells", "edge_index"})
 
 
@@ -59,7 +61,7 @@ def collate_ragged(samples: Sequence[Mapping[str, Any]]) -> RaggedBatch:
     """Join samples in the format "torch".
 
     Args:
-        samples: Dicts of tensors, as `load_dataset(…, format="torch")` gives them.
+        samples: Dicts of tensors, as `load_dataset(…, format="torch")` gives them, or of arrays.
 
     Raises:
         KeyError: If a sample has no points or no target.
@@ -68,10 +70,10 @@ def collate_ragged(samples: Sequence[Mapping[str, Any]]) -> RaggedBatch:
     offsets = [0, *itertools.accumulate(len(sample["pos"]) for sample in samples)]
 
     def join(name: str) -> Tensor:
-        return torch.cat([sample[name] for sample in samples])
+        return _join([sample[name] for sample in samples])
 
-    def join_shifted(name: str, dim: int) -> Tensor:
-        return torch.cat([s[name] + start for s, start in zip(samples, offsets, strict=False)], dim=dim)
+    def join_shifted(name: str, axis: int) -> Tensor:
+        return _join([s[name] + start for s, start in zip(samples, offsets, strict=False)], axis)
 
     return RaggedBatch(
         pos=join("pos"),
@@ -82,6 +84,13 @@ def collate_ragged(samples: Sequence[Mapping[str, Any]]) -> RaggedBatch:
         cells=join_shifted("cells", 0) if "cells" in first else None,
         edge_index=join_shifted("edge_index", 1) if "edge_index" in first else None,
     )
+
+
+def _join(parts: Sequence[Any], axis: int = 0) -> Tensor:
+    """Tensors or arrays one behind the other; always a copy."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts), dim=axis)
+    return torch.from_numpy(RECYCLER.join(parts, axis))
 
 
 def collate_pyg(samples: Sequence[Any]) -> Any:

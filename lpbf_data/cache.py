@@ -48,7 +48,6 @@ try:
 except ImportError:  # Windows has no flock; there, an open file can't be removed anyway
     fcntl = None  # type: ignore[assignment]
 
-Tensors = dict[str, torch.Tensor]
 Cache = str | Path | bool | None
 """Where to keep decoded cases: a folder; True or None for the default one; False for nowhere."""
 
@@ -63,7 +62,7 @@ _LOCKS: Final = 64
 _LOCK_SECONDS: Final = 120.0
 _STALE_SECONDS: Final = 3600.0
 _UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_DTYPES: Final = {"F32": torch.float32, "I64": torch.int64}
+_DTYPES: Final[dict[str, np.dtype[Any]]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 
 class CacheWarning(UserWarning):
@@ -138,7 +137,7 @@ class CachedCases:
         self.offline = offline
         self.folder = root / key.folder
         self.writable = True
-        self._mapped: OrderedDict[int, Tensors] = OrderedDict()
+        self._mapped: OrderedDict[int, Arrays] = OrderedDict()
         self._unscanned: int | None = None
         self._used: int | None = None
         try:
@@ -182,8 +181,8 @@ class CachedCases:
                     stack.enter_context(held)
             yield
 
-    def get(self, index: int, stamp: str) -> Tensors | None:
-        """Tensors of a case, mapped from its file; not to be written to. None when it isn't there or isn't intact.
+    def get(self, index: int, stamp: str) -> Arrays | None:
+        """Arrays of a case, mapped from its file, read-only. None when it isn't there or isn't intact.
 
         Args:
             index: Its number.
@@ -260,32 +259,29 @@ def _aside(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def _map(path: Path, stamp: str) -> Tensors:
-    """Tensors that lie in a file, after comparing their checksums.
+def _map(path: Path, stamp: str) -> Arrays:
+    """Arrays that lie in a file, read-only, after comparing their checksums.
 
     Raises:
         OSError: If there is no such file.
         ValueError: If it is cut, altered or out of date.
     """
     with path.open("rb") as file:
-        # Pages of a private mapping are shared until somebody writes to them, and nobody does; a read-only mapping
-        # would make torch warn.
-        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     start = 8 + int.from_bytes(view[:8], "little")
     header: dict[str, Any] = json.loads(view[8:start])
     notes = header.pop("__metadata__")
     checksums = json.loads(notes["crc32c"])
     if notes["stamp"] != stamp or set(checksums) != set(header):
         raise ValueError("out of date")
-    tensors: Tensors = {}
-    for name, entry in header.items():
-        dtype, (first, last) = _DTYPES[entry["dtype"]], entry["data_offsets"]
-        count = (last - first) // dtype.itemsize
-        tensor = torch.frombuffer(view, dtype=dtype, count=count, offset=start + first)
-        if _checksum(tensor.numpy()) != checksums[name]:
+    arrays: Arrays = {}
+    for name, checksum in checksums.items():
+        dtype, (first, last) = _DTYPES[header[name]["dtype"]], header[name]["data_offsets"]
+        values = np.frombuffer(view, dtype, (last - first) // dtype.itemsize, start + first)
+        if _checksum(values) != checksum:
             raise ValueError("altered")
-        tensors[name] = tensor.reshape(entry["shape"])
-    return {name: tensors[name] for name in checksums}
+        arrays[name] = values.reshape(header[name]["shape"])
+    return arrays
 
 
 def make_room(root: Path, size: int, needed: int, *, keep: Path, offline: bool) -> int:

@@ -25,7 +25,7 @@ from lpbf_data.errors import UsageError
 from lpbf_data.ranks import check_rank, rank_of_process
 from lpbf_data.read_ahead import ReadAhead
 from lpbf_data.samples import CaseSamples, Transform
-from lpbf_data.sampling import Sharing, Uneven, epoch_order
+from lpbf_data.sampling import Sharing, Step, Uneven, epoch_order
 from lpbf_data.stream import CaseStream, OnError, SkippedCaseWarning, State, check_state
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
@@ -95,9 +95,8 @@ class Loader:
 
     def orders(self) -> Iterator[Order]:
         """What is left of the epoch for this rank."""
-        for step in self._sharing.steps(self._order(), self._sizes, self._position):
-            if step.shares[self.rank]:
-                yield Order(self.epoch, tuple(self._places[case] for case in step.shares[self.rank]), step.handed)
+        steps = self._sharing.steps(self._order(), self._sizes, self._position)
+        return _orders_of(steps, self.rank, self.epoch, self._places)
 
     def __len__(self) -> int:
         """Number of batches in a whole epoch; it may vary from epoch to epoch where batches have a budget of points."""
@@ -111,6 +110,8 @@ class Loader:
         with ReadAhead(source, self._read_ahead, _pinned if self._pin else None) as ready:
             for served in ready:
                 self.seconds_waiting = waited + ready.seconds_waiting
+                if served.error is not None:
+                    raise served.error
                 self._position += served.handed
                 self._report(served.skipped)
                 yield served.batch
@@ -165,11 +166,19 @@ class Loader:
         self.epoch, self._position = int(state["epoch"]), int(state["consumed"])
 
 
+def _orders_of(steps: Iterator[Step], rank: int, epoch: int, places: Sequence[int]) -> Iterator[Order]:
+    # A function and no method: held by the DataLoader, which the loader holds, it must not hold the loader.
+    for step in steps:
+        if step.shares[rank]:
+            yield Order(epoch, tuple(places[case] for case in step.shares[rank]), step.handed)
+
+
 class _Orders:
     """The orders of a loader, for the sampler of a DataLoader: made anew for each epoch."""
 
     def __init__(self, loader: Loader) -> None:
-        # The loader holds the DataLoader, which holds this: without a cycle, workers end with their loader.
+        # Were loader and DataLoader to hold each other, workers would end late: a garbage collection closes the queue
+        # that tells them to end before it ends them, and each is waited for in vain for five seconds.
         self._loader = weakref.ref(loader)
 
     def __iter__(self) -> Iterator[Order]:
@@ -182,7 +191,7 @@ def _unchanged(served: Any) -> Any:
 
 
 def _pinned(served: Served) -> Served:
-    return served._replace(batch=served.batch.pin_memory())
+    return served if served.error is not None else served._replace(batch=served.batch.pin_memory())
 
 
 def make_loader(

@@ -106,6 +106,11 @@ def write_shard(path: Path, cases: Iterable[Case], specs: Sequence[FieldSpec]) -
             writer.write_table(_as_table(case, specs, schema), row_group_size=1)
 
 
+def reason_of(error: Exception) -> str:
+    """What Arrow says, in one line and without a full stop."""
+    return " ".join(str(error).split()).rstrip(".")
+
+
 def fields_among(columns: Collection[str]) -> tuple[FieldSpec, ...]:
     """Fields all of whose components are among some columns."""
     return tuple(spec for spec in FIELDS.values() if set(spec.columns) <= set(columns))
@@ -131,7 +136,7 @@ class ParquetShard:
             raise StoreError(f"shard {self.name} is missing; run the build again, or fetch the file again") from error
         except (pa.ArrowException, OSError) as error:
             raise StoreError(
-                f"shard {self.name} can't be read ({error}); verify or build the data set again"
+                f"shard {self.name} can't be read ({reason_of(error)}); verify or build the data set again"
             ) from error
 
     @cached_property
@@ -165,7 +170,8 @@ class ParquetShard:
         try:
             table = self._file.read_row_group(row, columns=list(names), use_threads=False)
         except (pa.ArrowException, OSError, IndexError) as error:
-            raise StoreError(f"shard {self.name}, row {row}: {error}; verify or build the data set again") from error
+            reason = reason_of(error)
+            raise StoreError(f"shard {self.name}, row {row}: {reason}; verify or build the data set again") from error
         return {name: _unwrap(table.column(name).chunk(0)) for name in names}
 
     def read_case(self, row: int, specs: Sequence[FieldSpec] | None = None) -> Case:

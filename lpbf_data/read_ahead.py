@@ -36,18 +36,17 @@ class ReadAhead(Generic[T]):
         self._thread.start()
 
     def _run(self, source: Iterator[T], finish: Callable[[T], T] | None) -> None:
-        error: BaseException | None = None
         try:
             for value in source:
                 if not self._offer(value if finish is None else finish(value)):
                     break
-        except BaseException as raised:  # noqa: BLE001 (it is raised again where the values are taken)
-            error = raised
+        except BaseException as error:  # noqa: BLE001 (it is raised again where the values are taken)
+            self._error = error
         finally:
             with contextlib.suppress(AttributeError):
                 source.close()  # type: ignore[attr-defined]
             with self._changed:
-                self._error, self._ended = error, True
+                self._ended = True
                 self._changed.notify_all()
 
     def _offer(self, value: T) -> bool:
@@ -69,9 +68,12 @@ class ReadAhead(Generic[T]):
             if self._ready:
                 self._changed.notify_all()
                 return self._ready.popleft()
-            if self._error is not None:
-                raise self._error
-            raise StopIteration
+            # Nothing may hold the error here: its traceback holds the source, whose workers should end with it.
+            error, self._error = self._error, None
+            try:
+                raise StopIteration if error is None else error
+            finally:
+                del error
 
     def __enter__(self) -> ReadAhead[T]:
         return self

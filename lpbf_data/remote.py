@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from lpbf_data.errors import StoreError
 from lpbf_data.folder import Files
 from lpbf_data.footers import KeptFooters
-from lpbf_data.parquet_store import ParquetShard, fields_among
+from lpbf_data.parquet_store import ParquetShard, fields_among, reason_of
 from lpbf_data.ranges import FetchedFile, Range, merge_ranges
 from lpbf_data.schema import FieldSpec
 
@@ -49,7 +49,8 @@ class RemoteShard:
         try:
             self.metadata = pq.read_metadata(cast("IO[bytes]", FetchedFile(size, [self._tail])))
         except (pa.ArrowException, OSError) as error:
-            raise StoreError(f"the footer of shard {self.name} can't be read: {error}; publish it again") from error
+            reason = reason_of(error)
+            raise StoreError(f"the footer of shard {self.name} can't be read: {reason}; publish it again") from error
 
     def _read_footer(self, guess: int) -> bytes:
         """The end of the file from the footer on, or some more of it."""

@@ -76,7 +76,7 @@ class CaseSamples:
         return self.transform(sample)
 
     def view(self, index: int) -> dict[str, Any]:
-        """The tensors of a case and its id, not to be written to and without the transform."""
+        """The arrays of a case and its id, not to be written to and without the transform."""
         return {**self.tensors.views(index), "case_id": self.case_id(index)}
 
     def digest(self, indices: Iterable[int]) -> str:
@@ -108,9 +108,9 @@ class CaseSamples:
         """Statistics of the selected columns of one case."""
         views, found = self.tensors.views(index), {}
         if "y" in views:
-            found[TARGET_COLUMN] = FieldStatistics.of(views["y"].numpy())
+            found[TARGET_COLUMN] = FieldStatistics.of(views["y"])
         for spec in self.tensors.selection.fields:
-            values = views[spec.name].numpy()
+            values = views[spec.name]
             found |= {name: FieldStatistics.of(values[:, i]) for i, name in enumerate(FIELDS[spec.name].columns)}
         return found
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lpbf_data.arrays import Arrays, Selection
-from lpbf_data.cache import CachedCases, Tensors
+from lpbf_data.cache import CachedCases
 from lpbf_data.reader import SplitReader
+from lpbf_data.recycling import RECYCLER
+
+Tensors = dict[str, torch.Tensor]
 
 
 class CaseTensors:
@@ -34,8 +35,8 @@ class CaseTensors:
         """Number of cases."""
         return len(self.reader)
 
-    def views(self, index: int) -> Tensors:
-        """Tensors of a case that must not be written to: they may be those of the cache.
+    def views(self, index: int) -> Arrays:
+        """Arrays of a case that must not be written to: they may be those of the cache.
 
         Args:
             index: Its number in the split.
@@ -54,20 +55,20 @@ class CaseTensors:
         Raises:
             StoreError: If it can't be read.
         """
-        tensors, shared = self._find(index)
-        return {name: values.clone() for name, values in tensors.items()} if shared else tensors
+        arrays, shared = self._find(index)
+        return as_tensors({name: RECYCLER.copy(values) for name, values in arrays.items()} if shared else arrays)
 
-    def _find(self, index: int) -> tuple[Tensors, bool]:
-        """Tensors of a case, and whether others look at the same memory."""
+    def _find(self, index: int) -> tuple[Arrays, bool]:
+        """Arrays of a case, and whether others look at the same memory."""
         if self._memory is not None:
             return self._memory[index], True
         if self.cache is None:
-            return as_tensors(tensor_arrays(self.reader.read_arrays(index, self.selection))), False
+            return tensor_arrays(self.reader.read_arrays(index, self.selection)), False
         stamp = self.reader.stamp(index)
         found = self.cache.get(index, stamp)
-        return (self._decode(index, stamp), False) if found is None else (found, True)
+        return self._decode(index, stamp) if found is None else (found, True)
 
-    def _decode(self, index: int, stamp: str) -> Tensors:
+    def _decode(self, index: int, stamp: str) -> tuple[Arrays, bool]:
         """Decode a case for the cache, and with it what is worth fetching along."""
         assert self.cache is not None
         # Neighbours of a shard elsewhere come together: who waits for one of them shouldn't fetch it too.
@@ -75,13 +76,13 @@ class CaseTensors:
         with self.cache.lock(self.reader.addresses[index].shard if remote else index):
             found = self.cache.get(index, stamp)  # another process may have been faster
             if found is not None:
-                return {name: values.clone() for name, values in found.items()}
+                return found, True
             along = self.reader.neighbours(index) if self.cache.writable else []
             wanted = [index, *(other for other in along if other not in self.cache)]
-            decoded = self.reader.read_many(wanted, self.selection)
+            decoded = [tensor_arrays(arrays) for arrays in self.reader.read_many(wanted, self.selection)]
             for other, arrays in zip(wanted, decoded, strict=False):
-                self.cache.put(other, tensor_arrays(arrays), self.reader.stamp(other))
-        return as_tensors(tensor_arrays(decoded[0]))
+                self.cache.put(other, arrays, self.reader.stamp(other))
+        return decoded[0], False
 
     def load_into_memory(self) -> None:
         """Read every case now and keep it.
@@ -101,33 +102,49 @@ class CaseTensors:
 class _Memory:
     """All cases, joined name by name: a handful of large blocks of memory instead of many thousand small ones."""
 
-    def __init__(self, cases: list[Tensors]) -> None:
+    def __init__(self, cases: list[Arrays]) -> None:
         self._shapes = [{name: values.shape for name, values in case.items()} for case in cases]
         names = list(cases[0])
-        self._starts = {name: np.cumsum([0, *(case[name].numel() for case in cases)]).tolist() for name in names}
-        self._blocks = {name: torch.cat([case.pop(name).reshape(-1) for case in cases]) for name in names}
+        self._starts = {name: np.cumsum([0, *(case[name].size for case in cases)]).tolist() for name in names}
+        self._blocks = {name: np.concatenate([case.pop(name).reshape(-1) for case in cases]) for name in names}
 
-    def __getitem__(self, index: int) -> Tensors:
+    def __getitem__(self, index: int) -> Arrays:
         return {name: self._view(name, index, shape) for name, shape in self._shapes[index].items()}
 
-    def _view(self, name: str, index: int, shape: torch.Size) -> Tensor:
+    def _view(self, name: str, index: int, shape: tuple[int, ...]) -> NDArray[Any]:
         starts = self._starts[name]
-        return self._blocks[name][starts[index] : starts[index + 1]].view(shape)
+        return self._blocks[name][starts[index] : starts[index + 1]].reshape(shape)
 
     def share(self) -> None:
-        for block in self._blocks.values():
-            block.share_memory_()  # type: ignore[no-untyped-call]
+        # Pickled for a spawned worker, an array is copied, and a tensor in shared memory isn't.
+        self._shared = {
+            name: torch.from_numpy(block).share_memory_()  # type: ignore[no-untyped-call]
+            for name, block in self._blocks.items()
+        }
+        self._blocks = {name: block.numpy() for name, block in self._shared.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_blocks"} | (
+            {} if hasattr(self, "_shared") else {"_blocks": self._blocks}
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        if hasattr(self, "_shared"):
+            self._blocks = {name: block.numpy() for name, block in self._shared.items()}
 
 
 def tensor_arrays(arrays: Arrays) -> Arrays:
-    """Arrays in the types of tensors: torch indexes with 64-bit integers."""
-    return {name: values.astype(np.int64) if values.dtype.kind == "i" else values for name, values in arrays.items()}
-
-
-def as_tensors(arrays: Mapping[str, NDArray[Any]]) -> Tensors:
-    """Arrays as tensors that may be written to; what is a view of something else is copied."""
-    return {name: torch.from_numpy(_owned(values)) for name, values in arrays.items()}
+    """Arrays in the types of tensors (torch indexes with 64-bit integers), each in memory of its own."""
+    return {
+        name: _owned(values.astype(np.int64) if values.dtype.kind == "i" else values) for name, values in arrays.items()
+    }
 
 
 def _owned(values: NDArray[Any]) -> NDArray[Any]:
     return values if values.flags.writeable and values.flags.c_contiguous and values.base is None else values.copy("C")
+
+
+def as_tensors(arrays: Arrays) -> Tensors:
+    """Arrays as tensors, without a copy."""
+    return {name: torch.from_numpy(values) for name, values in arrays.items()}

@@ -1,0 +1,332 @@
+"""Serving against a memory copy, the published loader and plain `datasets`, in one process on one core.
+
+    python -m tests.benchmarks.serving
+
+All read the same generated cases (hexahedral parts of some 25,000 points with smooth fields) from a warm page cache. In
+every round each competitor reads all cases once, in a random order, so that whatever else the machine does hits all of
+them; a ratio is the median over the rounds of the ratio within a round. Reads and streams are timed by the processor
+time of the process, which other work on the machine stretches less than it stretches the time on the wall.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lpbf_data import Loader, load_dataset, make_loader
+from lpbf_data.case import Case
+from lpbf_data.datasets import CaseDataset
+from tests.benchmarks.machine import describe_machine, save_result
+from tests.data_hub_server import serve_hub
+from tests.data_support import make_case, write_dataset, write_published
+
+PUBLISHED = {"fields": ["displacement", "temperature", "von_mises_stress"], "cells": True}
+TRAINING: dict[str, Any] = {"fields": [], "cells": False}
+STEPS = {"64 ms": 0.064, "20 ms": 0.020}
+LAUNCHING = 0.3  # share of a step in which Python launches kernels and holds its lock; in the rest it waits for the GPU
+
+warnings.filterwarnings("ignore", message="`torch.jit.script`")
+
+
+def make_corpus(folder: Path, count: int) -> dict[str, Path]:
+    """The same cases in both layouts, and the first of the layouts without its Zarr parts."""
+    sizes = np.random.default_rng(1).integers(5_000, 31_000, count)
+    cases = [make_case(seed, int(size)) for seed, size in enumerate(sizes)]
+    places = {name: folder / name for name in ("parquet", "zarr", "published", "hub20k")}
+    for name in ("parquet", "zarr"):
+        places[name].mkdir()
+        write_dataset(places[name], {"train": cases}, shards=max(count // 30, 1), formats=[name])
+    write_published(places["published"], {"train": cases})
+    places["hub20k"].mkdir()
+    alike: list[Case] = [make_case(1000 + seed, 14_500) for seed in range(min(count, 60))]
+    write_dataset(places["hub20k"], {"train": alike}, shards=2, formats=["parquet"])
+    return places
+
+
+def published_reader(folder: Path) -> Callable[[int], Any]:
+    """What the published loader does for a case: every array of its file, as tensors."""
+    files = sorted((folder / "train").glob("*.npz"))
+
+    def read(index: int) -> Any:
+        tensors = {}
+        with np.load(files[index], allow_pickle=True) as data:
+            for name in data.files:
+                value = data[name]
+                if name == "_metadata":
+                    tensors[name] = json.loads(value[0])
+                elif value.dtype.kind == "f":
+                    tensors[name] = torch.from_numpy(value.astype(np.float32))
+                else:
+                    tensors[name] = torch.from_numpy(value.astype(np.int64))
+        return tensors
+
+    return read
+
+
+def memory_copier(dataset: CaseDataset) -> Callable[[int], Any]:
+    """Copy the bytes of a case from memory to memory that is there already: the least that serving could cost."""
+    sources, most = [], 0
+    for index in range(len(dataset)):
+        values = [v.numpy().reshape(-1).view(np.uint8) for v in dataset[index].values() if isinstance(v, torch.Tensor)]
+        sources.append(np.concatenate(values))
+        most = max(most, sources[-1].nbytes)
+    target = np.empty(most, np.uint8)
+
+    def copy(index: int) -> None:
+        np.copyto(target[: sources[index].nbytes], sources[index])
+
+    return copy
+
+
+def seconds_a_case(read: Callable[[int], Any], order: Iterable[int]) -> float:
+    """Mean time of a read."""
+    numbers = list(order)
+    started = time.process_time()
+    for index in numbers:
+        read(index)
+    return (time.process_time() - started) / len(numbers)
+
+
+def compare(readers: Mapping[str, Callable[[int], Any]], count: int, rounds: int) -> dict[str, list[float]]:
+    """Time a case of every reader in every round; each starts a round in turn."""
+    for read in readers.values():
+        seconds_a_case(read, range(count))
+    times: dict[str, list[float]] = {name: [] for name in readers}
+    for number in range(rounds):
+        names = sorted(readers, key=lambda name: (hash((name, number)), name))
+        for name in names:
+            order = random.Random(number).sample(range(count), count)
+            times[name].append(seconds_a_case(readers[name], order))
+    return times
+
+
+def summarise(times: Mapping[str, list[float]], base: str = "memcpy") -> dict[str, Any]:
+    """Milliseconds a case, and how often the time of the base fits."""
+    return {
+        name: {
+            "ms": round(statistics.median(values) * 1e3, 4),
+            f"times_{base}": round(statistics.median(v / b for v, b in zip(values, times[base], strict=True)), 3),
+        }
+        for name, values in times.items()
+    }
+
+
+def reading(places: Mapping[str, Path], cache: Path, rounds: int) -> dict[str, Any]:
+    """Random reads of whole cases, and of what training reads."""
+    results = {}
+    for label, selection in (("published_fields", PUBLISHED), ("points_and_target", TRAINING)):
+        options = {"format": "torch"} | selection
+
+        def opened(name: str, options: dict[str, Any] = options, **more: Any) -> CaseDataset:
+            return load_dataset(places[name], **(options | more))  # type: ignore[return-value]
+
+        sources = {
+            "parquet": opened("parquet", cache=False),
+            "zarr": opened("zarr", cache=False),
+            "cache": opened("parquet", cache=cache),
+            "cache_pyg": opened("parquet", cache=cache, format="pyg"),
+            "memory": opened("parquet", in_memory=True),
+        }
+        readers: dict[str, Callable[[int], Any]] = {name: source.__getitem__ for name, source in sources.items()}
+        readers |= {"memcpy": memory_copier(sources["cache"]), "published_npz": published_reader(places["published"])}
+        count = len(sources["cache"])
+        results[label] = summarise(compare(readers, count, rounds))
+    return results
+
+
+def streaming(places: Mapping[str, Path], cache: Path, rounds: int) -> dict[str, Any]:
+    """A shuffled epoch: plain `datasets` with its default shuffle, and this package without and with its cache."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    files = sorted(map(str, places["parquet"].glob("data/*.parquet")))
+    columns = ["case_id", "x", "y", "z", "displacement_x", "displacement_y", "displacement_z", "temperature"]
+    columns += ["von_mises_stress", "cells"]
+
+    def plain(form: str | None) -> Iterable[Any]:
+        stream = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True, columns=columns)
+        return stream.shuffle(seed=0) if form is None else stream.shuffle(seed=0).with_format(form)
+
+    def ours(where: Any) -> Iterable[Any]:
+        options: dict[str, Any] = {"streaming": True, "shuffle": True, "format": "torch"} | PUBLISHED
+        return load_dataset(places["parquet"], cache=where, **options)
+
+    epochs = {
+        "datasets_default": lambda: plain(None),
+        "datasets_numpy": lambda: plain("numpy"),
+        "lpbf_first_epoch": lambda: ours(False),
+        "lpbf_cached": lambda: ours(cache),
+    }
+    times: dict[str, list[float]] = {name: [] for name in epochs}
+    for _ in range(rounds):
+        for name, make in epochs.items():
+            stream = make()
+            started = time.process_time()
+            count = sum(1 for _ in stream)
+            times[name].append((time.process_time() - started) / count)
+    rates = {
+        name: round(statistics.median(d / v for d, v in zip(times["datasets_default"], values, strict=True)), 1)
+        for name, values in times.items()
+    }
+    return {
+        name: {"ms": round(statistics.median(values) * 1e3, 3), "times_faster_than_datasets": rates[name]}
+        for name, values in times.items()
+    }
+
+
+def hub(places: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+    """The first batch from a hub on the loopback interface, and an epoch."""
+    results = {}
+    repositories = {"user/lpbf": {"main": places["parquet"]}, "user/published": {"main": places["published"]}}
+    with serve_hub(repositories) as server, environment(HF_ENDPOINT=server.url):
+        for name in repositories:
+            options: dict[str, Any] = {"shuffle": True, "cache": folder / name, "cache_dir": folder / f"{name}-hub"}
+            server.log.clear()
+            started = time.perf_counter()
+            loader = make_loader(name, read_ahead=1, **options, **TRAINING)
+            for _ in loader:
+                break
+            seconds, requests = time.perf_counter() - started, len(server.log)
+            for _ in loader:
+                pass
+            results[name.partition("/")[2]] = {
+                "requests_for_first_batch": requests,
+                "seconds_to_first_batch": round(seconds, 3),
+                "requests_for_epoch": len(server.log),
+                "cases": len(loader),
+            }
+    return results
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Set environment variables for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def resuming(places: Mapping[str, Path], cache: Path) -> dict[str, Any]:
+    """Time from a saved state to the next batch, the best of three tries, wherever the epoch was cut."""
+    results = {}
+    for label, options in (("one case", {}), ("budget of points", {"batch_size": None, "max_points": 100_000})):
+        loader = make_loader(places["parquet"], shuffle=True, cache=cache, **TRAINING, **options)
+        saved = [loader.state_dict() for _ in loader][:-1]
+        best = [min(seconds_to_resume(loader, state) for _ in range(3)) for state in saved]
+        results[label] = {"median_ms": round(statistics.median(best) * 1e3, 3), "max_ms": round(max(best) * 1e3, 3)}
+    return results
+
+
+def seconds_to_resume(loader: Loader, state: dict[str, Any]) -> float:
+    """Time from a saved state to the next batch."""
+    started = time.perf_counter()
+    loader.load_state_dict(state)
+    next(iter(loader))
+    return time.perf_counter() - started
+
+
+def memory_over_epochs(places: Mapping[str, Path], cache: Path, epochs: int = 10) -> dict[str, Any]:
+    """Resident megabytes after each epoch; `anonymous` leaves out pages of mapped files, which the system can drop."""
+    found: dict[str, list[float]] = {"resident": [], "anonymous": []}
+    loader = make_loader(places["parquet"], shuffle=True, batch_size=2, cache=cache, **PUBLISHED)
+    for _ in range(epochs):
+        for _ in loader:
+            pass
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        found["resident"].append(round(int(status["VmRSS"].split()[0]) / 1e3, 1))
+        found["anonymous"].append(round(int(status["RssAnon"].split()[0]) / 1e3, 1))
+    return found
+
+
+def waiting(places: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+    """Share of a step that training waits for data, at 20,000-point cases, for steps of a given length.
+
+    The step is played: Python works for 30 % of it and holds its lock, as when it launches kernels, and sleeps for the
+    rest, as when it waits for the GPU. The loader reads in a thread of the same process on the same cores.
+    """
+    results: dict[str, Any] = {}
+    for label, seconds in STEPS.items():
+        cache = folder / label
+        loader = make_loader(places["hub20k"], shuffle=True, cache=cache, **TRAINING)
+        shares = []
+        for _ in range(3):
+            before, started = loader.seconds_waiting, time.perf_counter()
+            points = 0
+            for batch in loader:
+                points += len(batch.pos)
+                work_until = time.perf_counter() + LAUNCHING * seconds
+                while time.perf_counter() < work_until:
+                    pass
+                time.sleep((1 - LAUNCHING) * seconds)
+            shares.append((loader.seconds_waiting - before) / (time.perf_counter() - started))
+        results[label] = {
+            "points_a_case": round(points / len(loader)),
+            "first_epoch_percent": round(100 * shares[0], 3),
+            "cached_percent": round(100 * max(shares[1:]), 3),
+        }
+    return results
+
+
+def sizes(places: Mapping[str, Path]) -> dict[str, float]:
+    """Megabytes of a 20,000-point case in each format, by the mean over the points."""
+    points = int(load_dataset(places["parquet"], cache=False).sizes.sum())  # type: ignore[union-attr]
+
+    def total(folder: Path) -> float:
+        return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / points * 20_000 / 1e6
+
+    stored = {"parquet": "data", "zarr": "lpbf.zarr", "published": "train"}
+    return {name: round(total(places[name] / part), 4) for name, part in stored.items()}
+
+
+def main() -> None:
+    """Run and save."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--cases", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(prefix="lpbf-serving-"))
+    try:
+        places = make_corpus(folder, arguments.cases)
+        cache = folder / "cache"
+        result = {
+            "machine": describe_machine(("numpy", "pyarrow", "zarr", "torch", "torch-geometric", "datasets")),
+            "cases": arguments.cases,
+            "points_a_case": float(load_dataset(places["parquet"], cache=False).sizes.mean()),  # type: ignore[union-attr]
+            "mb_of_20000_points": sizes(places),
+            "memory_over_ten_epochs_mb": memory_over_epochs(places, cache),
+            "read_a_case": reading(places, cache, arguments.rounds),
+            "stream_an_epoch": streaming(places, cache, min(arguments.rounds, 3)),
+            "hub": hub(places, folder / "hub"),
+            "resume": resuming(places, cache),
+            "waiting_share": waiting(places, folder / "waiting"),
+        }
+        print(json.dumps(result, indent=2))
+        print(save_result("serving", result))
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
