@@ -64,7 +64,8 @@ def panel_values(panel: Panel) -> NDArray[np.float32] | None:
         return np.linalg.norm(values, axis=1).astype(np.float32)
     if panel.component not in spec.components:
         raise UsageError(f"{panel.field} has no component {panel.component!r}; it has: {', '.join(spec.components)}")
-    return values[:, spec.components.index(panel.component)]
+    column: NDArray[np.float32] = values[:, spec.components.index(panel.component)]
+    return column
 
 
 def color_limits(panels: Sequence[Panel]) -> tuple[float, float]:

@@ -118,7 +118,7 @@ def test_the_summary_is_what_an_independent_computation_gives(
     box_dataset: str, trained_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "150")
-    assert evaluate(str(trained_run), box_dataset) == 0
+    assert evaluate(str(trained_run), box_dataset, worst=1) == 0
     said = capsys.readouterr().out
     summary = json.loads((trained_run / "evaluation/test/summary.json").read_text())
     surrogate = from_pretrained(trained_run)
@@ -152,6 +152,8 @@ def test_the_summary_is_what_an_independent_computation_gives(
     assert "predict zero" in said
     for name in ("displacement_z_relative_l2.png", "displacement_z_error.png"):
         assert (trained_run / "evaluation/test" / name).read_bytes().startswith(b"\x89PNG")
+    worst = max((r for r in rows if r["predictor"] == "model"), key=lambda r: r["relative_l2"])["case_id"]
+    assert (trained_run / f"evaluation/test/worst/displacement_z_{worst}.png").stat().st_size > 5000
 
 
 def test_the_test_split_is_read_once(
@@ -161,17 +163,17 @@ def test_the_test_split_is_read_once(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    evaluate(str(trained_run), box_dataset, out=str(tmp_path / "kept"))
+    evaluate(str(trained_run), box_dataset, worst=0, out=str(tmp_path / "kept"))
     first = capsys.readouterr().out
 
     def judge(*_: object) -> None:
         raise AssertionError("the split was read again")
 
     monkeypatch.setattr(evaluate_module, "judge", judge)
-    evaluate(str(trained_run), box_dataset, out=str(tmp_path / "kept"))
+    evaluate(str(trained_run), box_dataset, worst=0, out=str(tmp_path / "kept"))
     assert capsys.readouterr().out == first
     with pytest.raises(AssertionError, match="read again"):
-        evaluate(str(trained_run), box_dataset, out=str(tmp_path / "kept"), false_alarms=0.5)
+        evaluate(str(trained_run), box_dataset, worst=0, out=str(tmp_path / "kept"), false_alarms=0.5)
 
 
 def test_several_seeds_and_targets_and_the_risk_field(
@@ -180,7 +182,7 @@ def test_several_seeds_and_targets_and_the_risk_field(
     targets = ["build_clearance_min", "displacement"]
     train(box_dataset, out=str(tmp_path), model=TINY, targets=targets, seed=[0, 1], recipe=Recipe(epochs=1))
     capsys.readouterr()
-    evaluate(str(tmp_path), box_dataset)
+    evaluate(str(tmp_path), box_dataset, worst=0)
     said = capsys.readouterr().out
     summaries = [json.loads((tmp_path / f"seed-{s}/evaluation/test/summary.json").read_text()) for s in (0, 1)]
     values = [s["scores"]["displacement"]["model"]["relative_l2"] for s in summaries]
