@@ -120,9 +120,8 @@ def test_a_surface_is_meshed_as_the_simulator_does_and_drawn(
     box = trimesh.creation.box((12.0, 12.0, 24.0))
     box.apply_translation((40.0, 0.0, 100.0))
     box.export(tmp_path / "box.stl")
-    assert (
-        predict(str(trained_run), [str(tmp_path / "box.stl")], out=str(tmp_path / "out"), points=400, centre=True) == 0
-    )
+    source = [str(tmp_path / "box.stl")]
+    assert predict(str(trained_run), source, out=str(tmp_path / "out"), points=400, centre=True) == 0
     mesh = meshio.read(tmp_path / "out/box.vtu")
     surface = on_build_plate(load_surface(tmp_path / "box.stl"), centre=True)
     wanted = voxelize_to_size(surface, 400, layer=0.04)
