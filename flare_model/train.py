@@ -125,7 +125,7 @@ def run_once(
         Steps, and validation errors of the checkpoint that was chosen.
 
     Raises:
-        UsageError: If the folder holds a run of another configuration or data set.
+        UsageError: If the folder holds a run of another configuration or data set, or something else.
     """
     about = provenance(splits, fabric.device)
     _check_same_run(settings, about, folder)
@@ -134,8 +134,8 @@ def run_once(
         found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return found
     if fabric.is_global_zero and not (folder / RUN_NAME).exists():
-        write_durably(folder / CONFIG_NAME, yaml.safe_dump(settings.options, sort_keys=False).encode())
         _write_json(folder / RUN_NAME, {"configuration": settings.identity, **about})
+        write_durably(folder / CONFIG_NAME, yaml.safe_dump(settings.options, sort_keys=False).encode())
     fabric.barrier()
     trainer = Trainer(settings, fabric, precision, folder, splits)
     trainer.fit()
@@ -154,6 +154,8 @@ def run_once(
 def _check_same_run(settings: Settings, about: dict[str, Any], folder: Path) -> None:
     path = folder / RUN_NAME
     if not path.exists():
+        if folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
+            raise UsageError(f"{folder} holds something else than a run; give another --out")
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))

@@ -120,14 +120,16 @@ class Trainer:
         self.log = RunLog(self.folder, self.step) if self.fabric.is_global_zero else None
         self._started, self._points = time.monotonic(), 0
         shown = self.fabric.is_global_zero
-        with tqdm(total=self.steps, initial=self.step, desc="train", unit="step", disable=not shown) as self.bar:
-            while self.step < self.steps:
-                self.loader.set_epoch(self.epoch)
-                for group in grouped(self._rest_of_epoch(), self.recipe.accumulate):
-                    self._optimise(group)
-                    self._after_step()
-        if self.log:
-            self.log.close()
+        try:
+            with tqdm(total=self.steps, initial=self.step, desc="train", unit="step", disable=not shown) as self.bar:
+                while self.step < self.steps:
+                    self.loader.set_epoch(self.epoch)
+                    for group in grouped(self._rest_of_epoch(), self.recipe.accumulate):
+                        self._optimise(group)
+                        self._after_step()
+        finally:
+            if self.log:
+                self.log.close()
 
     def _rest_of_epoch(self) -> Iterator[Batch]:
         """Batches of the epoch that haven't been taken; every rank takes equally many."""

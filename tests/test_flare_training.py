@@ -185,6 +185,13 @@ def test_a_changed_run_is_not_continued(box_dataset: str, trained_run: Path, tmp
         go(str(other), trained_run, recipe=LEARNING)
 
 
+def test_a_folder_with_something_else_is_left_alone(box_dataset: str, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UsageError, match="holds something else than a run"):
+        go(box_dataset, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_differences_are_named() -> None:
     assert changes({"a": 1, "b": {"c": [1], "d": 2}}, {"b": {"c": [2], "d": 2}, "e": 0}) == [
         "--a: 1 → None",
@@ -291,6 +298,7 @@ def test_a_diverging_loss_stops_the_run_and_names_the_case(box_dataset: str, tmp
     kept = from_pretrained(tmp_path, trust=f"{__name__}.Exploding")
     assert all(p.isfinite().all() for p in kept.parameters())
     assert len(losses(tmp_path)) == 40
+    assert (tmp_path / "curves.png").exists()
 
 
 def test_any_model_trains_by_its_class_path(box_dataset: str, tmp_path: Path) -> None:
