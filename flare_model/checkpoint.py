@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from flare_model.envelope import Envelope, Range
+from flare_model.metrics import floor_of
 from flare_model.spec import ModelSpec
+from flare_model.targets import resolve_targets, spans
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import SchemaError, StoreError, UsageError
 
@@ -62,6 +64,11 @@ class Usage:
     targets: tuple[str, ...]
     features: tuple[str, ...] = ()
     envelope: Envelope | None = None
+
+    def floors(self) -> dict[str, float]:
+        """Target to the root mean square up to which a truth counts as zero everywhere."""
+        std = self.normalisation.target_std
+        return {name: floor_of(std[c]) for name, c in spans(resolve_targets(self.targets, "the checkpoint")).items()}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from flare_model.checkpoint import Normalisation
 from flare_model.envelope import BUILD_VOLUME, Envelope
+from flare_model.metrics import floor_of
 from flare_model.targets import Target
 from lpbf_data.batching import collate_ragged
 from lpbf_data.datasets import CaseDataset, load_dataset
@@ -78,12 +79,14 @@ class Split:
         return Envelope.of(self.records.values()) if self.records else None
 
     def zero_cases(self, target: Target) -> list[str]:
-        """Ids of the cases in which a target is zero everywhere, as far as the manifest tells."""
-        return [
-            case_id
-            for case_id, record in self.records.items()
-            if all(record.statistics[c].minimum == 0 == record.statistics[c].maximum for c in target.columns)
-        ]
+        """Ids of the cases in which a target is zero everywhere but for rounding, as far as the manifest tells."""
+        floor = floor_of([self.statistics[column].std or 1.0 for column in target.columns])
+
+        def largest(record: CaseRecord) -> float:
+            found = [record.statistics[column] for column in target.columns]
+            return max(max(-s.minimum, s.maximum) for s in found)
+
+        return [case_id for case_id, record in self.records.items() if largest(record) <= floor]
 
 
 def has_split(data: str, name: str) -> bool:

@@ -94,7 +94,7 @@ def outside(
         return reasons
     tall = float(np.ptp(points[:, 2]))
     checks = [
-        ("points", float(len(points)), envelope.num_points, ""),
+        ("number of points", float(len(points)), envelope.num_points, ""),
         ("height", tall, envelope.height, " mm"),
         ("worst aspect ratio", aspect_ratio, envelope.aspect_ratio_max, ""),
     ]

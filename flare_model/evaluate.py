@@ -40,7 +40,7 @@ from flare_model.pictures import draw_prediction
 from flare_model.plots import plot_histogram
 from flare_model.predict import predict_part
 from flare_model.scores import CaseScore, columns_of, score_case, summarise, unit_of_errors
-from flare_model.surrogate import Surrogate, from_pretrained
+from flare_model.surrogate import Surrogate, from_pretrained, results_folder
 from flare_model.targets import resolve_targets, spans
 from lpbf_data.command_line import run
 from lpbf_data.durable import write_durably
@@ -87,7 +87,7 @@ def evaluate(
     folders = seeds_of(checkpoint)
     summaries = []
     for folder in folders:
-        place = Path(folder) / "evaluation" / split
+        place = results_folder(folder, "evaluation") / split
         if out is not None:
             place = Path(out) if len(folders) == 1 else Path(out) / Path(folder).name
         summaries.append(_evaluate_one(folder, judged, place, false_alarms, worst, trust, device_of(accelerator)))
@@ -167,14 +167,15 @@ def judge(surrogate: Surrogate, split: Split) -> tuple[list[CaseScore], list[Ris
     risky = risk_target(surrogate.usage.targets)
     scores: list[CaseScore] = []
     risks: list[Risk] = []
-    columns = spans(targets)
+    columns, floors = spans(targets), surrogate.usage.floors()
     for batch, prediction in predictions(surrogate, split):
         case_id, truth = batch.case_ids[0], batch.targets.numpy()
         given = {"model": prediction, "zero": np.zeros_like(truth), "mean": np.broadcast_to(mean, truth.shape)}
         for target in targets:
             c = columns[target.name]
             of_target = {name: values[:, c] for name, values in given.items()}
-            scores += score_case(case_id, target.name, target.unit, truth[:, c], of_target, mean[c].tolist())
+            floor = floors[target.name]
+            scores += score_case(case_id, target.name, target.unit, truth[:, c], of_target, mean[c].tolist(), floor)
         record = split.records.get(case_id)
         if risky is not None and record is not None and record.measures is not None:
             hit, tolerance = record.measures.recoater_interference, record.run.recoater_tolerance

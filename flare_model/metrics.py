@@ -6,6 +6,7 @@ B cases, ΣN points of all of them together, F numbers a point.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +15,18 @@ from torch import Tensor
 
 PUBLISHED_MEAN: Final = 0.45099
 PUBLISHED_STD: Final = 0.34213
+
+NEGLIGIBLE: Final = 1e-5
+"""A truth that is smaller than this share of the field's standard deviation is zero but for the solver's rounding."""
+
+
+def floor_of(std: Sequence[float]) -> float:
+    """Root mean square below which a truth counts as zero everywhere, and its case has no relative error.
+
+    Args:
+        std: Standard deviation of each component over the training points.
+    """
+    return NEGLIGIBLE * math.hypot(*std)
 
 
 def case_sums(values: Tensor, offsets: Tensor) -> Tensor:
@@ -77,6 +90,35 @@ def published_lpbf_error(prediction: Tensor, truth: Tensor, offsets: Tensor) -> 
     return PUBLISHED_STD * _norms(prediction - truth, offsets) / _norms(PUBLISHED_STD * truth + PUBLISHED_MEAN, offsets)
 
 
+def has_truth(truth: Tensor, offsets: Tensor, floor: float = 0.0) -> Tensor:
+    """Which cases have a relative error.
+
+    Args:
+        truth: [ΣN, F].
+        offsets: First point of each case and the end of the last, [B + 1].
+        floor: Root mean square up to which a truth counts as zero everywhere.
+
+    Returns:
+        [B] bool.
+    """
+    counts = offsets.diff().to(truth.device)
+    return _norms(truth, offsets) > floor * counts.sqrt()
+
+
+def relative_l2_loss(prediction: Tensor, truth: Tensor, offsets: Tensor, floor: float = 0.0) -> Tensor:
+    """Mean over the cases of `relative_l2`; cases without a relative error add nothing, and have no gradient.
+
+    Args:
+        prediction: [ΣN, F], in physical units.
+        truth: [ΣN, F].
+        offsets: First point of each case and the end of the last, [B + 1].
+        floor: Root mean square up to which a truth counts as zero everywhere.
+    """
+    defined = has_truth(truth, offsets, floor)
+    size = torch.where(defined, _norms(truth, offsets), 1.0)
+    return torch.where(defined, _norms(prediction - truth, offsets) / size, 0.0).mean()
+
+
 @dataclass(frozen=True)
 class RelativeL2:
     """Mean relative L2 error over cases; adds over batches and ranks.
@@ -92,9 +134,9 @@ class RelativeL2:
     without_truth: int = 0
 
     @classmethod
-    def of(cls, prediction: Tensor, truth: Tensor, offsets: Tensor) -> RelativeL2:
-        """The errors of a batch; arguments as for `relative_l2`."""
-        defined = _norms(truth, offsets) > 0
+    def of(cls, prediction: Tensor, truth: Tensor, offsets: Tensor, floor: float = 0.0) -> RelativeL2:
+        """The errors of a batch; arguments as for `relative_l2_loss`."""
+        defined = has_truth(truth, offsets, floor)
         errors = relative_l2(prediction, truth, offsets)[defined]
         return cls(float(errors.sum()), int(defined.sum()), int((~defined).sum()))
 

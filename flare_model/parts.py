@@ -1,5 +1,4 @@
-"""Parts to predict on: cases of a data set, hexahedral meshes that meshio reads, closed surfaces as the simulator
-meshes them.
+"""Parts to predict on: cases of a data set, hexahedral meshes, and closed surfaces, meshed as the simulator does.
 
 N points, E cells of one part.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,10 @@ from flare_model.targets import Target, resolve_target
 from lpbf_data.case import Case
 from lpbf_data.render import MAGNITUDE, Panel, render_panels
 from lpbf_data.schema import FIELDS
+
+_SIZE: Final = (420, 360)
+_ALONE: Final = (640, 480)
+"""Pixels of a panel among others and of one alone, which must hold the whole colour bar."""
 
 
 def draw_prediction(
@@ -33,7 +38,7 @@ def draw_prediction(
         shown = {"truth": truth, "prediction": prediction, "prediction - truth": prediction - truth}
     panels = [_panel(part, target, label, values) for label, values in shown.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    render_panels(panels, path)
+    render_panels(panels, path, panel_size=_SIZE if len(panels) > 1 else _ALONE)
 
 
 def _panel(part: Part, target: Target, label: str, values: NDArray[np.float32]) -> Panel:

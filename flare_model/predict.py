@@ -18,7 +18,7 @@ from rich.console import Console
 
 from flare_model.devices import device_of
 from flare_model.envelope import outside
-from flare_model.metrics import relative_l2
+from flare_model.metrics import has_truth, relative_l2
 from flare_model.parts import Meshing, Part, Unreadable, find_parts
 from flare_model.pictures import draw_prediction
 from flare_model.scores import unit_of_errors
@@ -37,6 +37,7 @@ class Prediction:
         part: The part.
         fields: Target to prediction in physical units, [N, components] float32.
         truth: Target to truth where it is known, [N, components] float32.
+        errors: Target to relative L2 error; None where the truth is zero everywhere.
         warnings: Why the part is unlike those of the training.
         seconds: Time of the prediction.
     """
@@ -44,17 +45,9 @@ class Prediction:
     part: Part
     fields: Mapping[str, NDArray[np.float32]]
     truth: Mapping[str, NDArray[np.float32]]
+    errors: Mapping[str, float | None]
     warnings: tuple[str, ...]
     seconds: float
-
-    def relative_l2(self, target: str) -> float | None:
-        """Relative L2 error of a target; None where the truth isn't known or is zero everywhere."""
-        truth = self.truth.get(target)
-        if truth is None or not truth.any():
-            return None
-        offsets = torch.tensor([0, len(truth)])
-        given, known = (torch.from_numpy(np.array(values)) for values in (self.fields[target], truth))
-        return float(relative_l2(given, known, offsets))
 
     def point_data(self) -> dict[str, NDArray[np.float32]]:
         """Predictions, and truth and error where it is known, as a file shows them."""
@@ -87,16 +80,19 @@ def predict_part(surrogate: Surrogate, part: Part) -> Prediction:
     with torch.inference_mode():
         found = surrogate(points, known).cpu().numpy()
     seconds = time.perf_counter() - started
-    columns = spans(targets)
-    truth = {t.name: part.column(t.name, t.field, t.components) for t in targets}
+    columns, floors = spans(targets), surrogate.usage.floors()
+    fields = {name: found[:, c] for name, c in columns.items()}
+    known_truth = {t.name: part.column(t.name, t.field, t.components) for t in targets}
+    truth = {name: values for name, values in known_truth.items() if values is not None}
+    errors = {name: _relative_l2(fields[name], values, floors[name]) for name, values in truth.items()}
     reasons = outside(surrogate.usage.envelope, part.points, aspect_ratio=part.aspect_ratio, material=part.material)
-    return Prediction(
-        part,
-        {name: found[:, c] for name, c in columns.items()},
-        {name: values for name, values in truth.items() if values is not None},
-        tuple(reasons),
-        seconds,
-    )
+    return Prediction(part, fields, truth, errors, tuple(reasons), seconds)
+
+
+def _relative_l2(prediction: NDArray[np.float32], truth: NDArray[np.float32], floor: float) -> float | None:
+    given, known = (torch.from_numpy(np.array(values)) for values in (prediction, truth))
+    offsets = torch.tensor([0, len(known)])
+    return float(relative_l2(given, known, offsets)) if bool(has_truth(known, offsets, floor)) else None
 
 
 def _needed(part: Part, feature: Target) -> NDArray[np.float32]:
@@ -184,7 +180,7 @@ def _say(prediction: Prediction, console: Console, complaints: Console) -> None:
         values = prediction.fields[target.name]
         factor, unit = unit_of_errors(target.unit)
         words.append(f"{target.name} {values.min():.4g} … {values.max():.4g} {target.unit}")
-        error = prediction.relative_l2(target.name)
+        error = prediction.errors.get(target.name)
         if error is not None:
             mean = float(np.linalg.norm(values - prediction.truth[target.name], axis=1).mean()) * factor
             words[-1] += f" (relative L2 error {error:.4f}, mean error {mean:.4g} {unit})"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flare_model.metrics import published_lpbf_error, relative_l2
+from flare_model.metrics import has_truth, published_lpbf_error, relative_l2
 
 _MICROMETRES: Final = 1000.0
 
@@ -66,6 +66,7 @@ def score_case(
     truth: NDArray[np.float32],
     predictions: Mapping[str, NDArray[np.float32]],
     training_mean: Sequence[float],
+    floor: float = 0.0,
 ) -> list[CaseScore]:
     """Score several predictions of one field of one case.
 
@@ -76,17 +77,19 @@ def score_case(
         truth: [N, F].
         predictions: Predictor to prediction, [N, F].
         training_mean: Mean over the training points, [F].
+        floor: Root mean square up to which a truth counts as zero everywhere.
     """
     factor, _ = unit_of_errors(unit)
     wide = truth.astype(np.float64)
     deviations = float(np.square(wide - np.asarray(training_mean)).sum()) * factor**2
     offsets = torch.tensor([0, len(truth)])
     known = torch.from_numpy(wide)
+    defined = bool(has_truth(known, offsets, floor))
     rows = []
     for predictor, prediction in predictions.items():
         given = torch.from_numpy(prediction.astype(np.float64))
         lengths = np.linalg.norm(prediction.astype(np.float64) - wide, axis=1) * factor
-        relative = float(relative_l2(given, known, offsets)) if wide.any() else None
+        relative = float(relative_l2(given, known, offsets)) if defined else None
         published = float(published_lpbf_error(given, known, offsets)) if target == "displacement_z" else None
         rows.append(
             CaseScore(

@@ -28,7 +28,7 @@ from flare_model.data import Split, open_loader
 from flare_model.mixer import FlareMixer
 from flare_model.model import Flare
 from flare_model.plots import plot_spectrum
-from flare_model.surrogate import Surrogate, from_pretrained
+from flare_model.surrogate import Surrogate, from_pretrained, results_folder
 from flare_model.targets import resolve_targets
 from lpbf_data.command_line import run
 from lpbf_data.durable import write_durably
@@ -198,7 +198,7 @@ def spectrum(
         raise UsageError(f"the spectrum is that of FLARE's mixers; {checkpoint} holds a {type(model).__name__}")
     if cases < 1:
         raise UsageError(f"--cases must be 1 or more, not {cases}")
-    folder = Path(out or Path(checkpoint) / "spectrum")
+    folder = Path(out) if out is not None else results_folder(checkpoint, "spectrum")
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(soft_wrap=True)
     rows = []

@@ -82,6 +82,16 @@ class Surrogate(nn.Module, Pretrained):
         return cls(model, description.usage, description.model, description.origin).eval()
 
 
+def results_folder(checkpoint: str, kind: str) -> Path:
+    """Where results about a checkpoint go by default: beside it, or, for one from the hub, into the working directory.
+
+    >>> results_folder("someone/model", "evaluation").as_posix()
+    'someone--model/evaluation'
+    """
+    home = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint.replace("/", "--"))
+    return home / kind
+
+
 def from_pretrained(name: str | Path, *, trust: str | None = None, **download: Any) -> Surrogate:
     """A trained surrogate from the folder of a run or a checkpoint, or from the Hugging Face hub.
 

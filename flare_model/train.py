@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -100,7 +101,7 @@ def open_splits(settings: Settings) -> dict[str, Split]:
     """The splits that training reads; never the test split.
 
     Raises:
-        UsageError: If there is no train split, or a target has no relative error in one of its cases.
+        UsageError: If there is no train split, or a target has no relative error in any of its cases.
     """
     needed = (*settings.targets, *settings.features)
     splits = {"train": Split(settings.data, "train", needed)}
@@ -109,11 +110,19 @@ def open_splits(settings: Settings) -> dict[str, Split]:
     for target in settings.targets:
         zero = splits["train"].zero_cases(target)
         if zero and settings.recipe.loss == "relative_l2":
-            raise UsageError(
-                f"{target.name} is zero everywhere in {len(zero)} training cases, {zero[0]} among them, so that they "
-                "have no relative error; leave them out of the data set, or train with --recipe.loss mse"
-            )
+            _say_zero(target.name, zero, len(splits["train"]))
     return splits
+
+
+def _say_zero(target: str, zero: Sequence[str], cases: int) -> None:
+    """Cases without a relative error add nothing to the loss; a split of nothing else can't be trained on."""
+    cure = "leave them out of the data set, or train with --recipe.loss mse"
+    where = f"{target} is zero everywhere in {len(zero)} of {cases} training cases, {zero[0]} among them"
+    if len(zero) == cases:
+        raise UsageError(f"{where}; such cases have no relative error: {cure}")
+    Console(stderr=True, soft_wrap=True).print(
+        f"warning: {where}; without a relative error they add nothing to the loss: {cure}", style=None
+    )
 
 
 def run_once(
@@ -125,7 +134,7 @@ def run_once(
         Steps, and validation errors of the checkpoint that was chosen.
 
     Raises:
-        UsageError: If the folder holds a run of another configuration or data set.
+        UsageError: If the folder holds a run of another configuration or data set, or something else.
     """
     about = provenance(splits, fabric.device)
     _check_same_run(settings, about, folder)
@@ -134,8 +143,8 @@ def run_once(
         found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return found
     if fabric.is_global_zero and not (folder / RUN_NAME).exists():
-        write_durably(folder / CONFIG_NAME, yaml.safe_dump(settings.options, sort_keys=False).encode())
         _write_json(folder / RUN_NAME, {"configuration": settings.identity, **about})
+        write_durably(folder / CONFIG_NAME, yaml.safe_dump(settings.options, sort_keys=False).encode())
     fabric.barrier()
     trainer = Trainer(settings, fabric, precision, folder, splits)
     trainer.fit()
@@ -154,6 +163,8 @@ def run_once(
 def _check_same_run(settings: Settings, about: dict[str, Any], folder: Path) -> None:
     path = folder / RUN_NAME
     if not path.exists():
+        if folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
+            raise UsageError(f"{folder} holds something else than a run; give another --out")
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ from flare_model.batches import Batch, grouped
 from flare_model.checkpoint import Description, Usage, write_checkpoint
 from flare_model.data import Split, normalisation_of, open_loader
 from flare_model.devices import Fabric, Precision
-from flare_model.metrics import RelativeL2, relative_l2
+from flare_model.metrics import RelativeL2, relative_l2_loss
 from flare_model.protocol import check_contract
 from flare_model.recipe import make_optimizer, make_schedule
 from flare_model.run_log import TRAINING_NAME, VALIDATION_NAME, RunLog
@@ -120,14 +120,16 @@ class Trainer:
         self.log = RunLog(self.folder, self.step) if self.fabric.is_global_zero else None
         self._started, self._points = time.monotonic(), 0
         shown = self.fabric.is_global_zero
-        with tqdm(total=self.steps, initial=self.step, desc="train", unit="step", disable=not shown) as self.bar:
-            while self.step < self.steps:
-                self.loader.set_epoch(self.epoch)
-                for group in grouped(self._rest_of_epoch(), self.recipe.accumulate):
-                    self._optimise(group)
-                    self._after_step()
-        if self.log:
-            self.log.close()
+        try:
+            with tqdm(total=self.steps, initial=self.step, desc="train", unit="step", disable=not shown) as self.bar:
+                while self.step < self.steps:
+                    self.loader.set_epoch(self.epoch)
+                    for group in grouped(self._rest_of_epoch(), self.recipe.accumulate):
+                        self._optimise(group)
+                        self._after_step()
+        finally:
+            if self.log:
+                self.log.close()
 
     def _rest_of_epoch(self) -> Iterator[Batch]:
         """Batches of the epoch that haven't been taken; every rank takes equally many."""
@@ -189,8 +191,11 @@ class Trainer:
         prediction = self.predict(self.wrapped, batch)
         if self.recipe.loss == "mse":
             return ((prediction - batch.targets) / self.surrogate.target_std).square().mean()
-        columns = spans(self.settings.targets).values()
-        errors = [relative_l2(prediction[:, c], batch.targets[:, c], batch.offsets).mean() for c in columns]
+        floors, columns = self.surrogate.usage.floors(), spans(self.settings.targets)
+        errors = [
+            relative_l2_loss(prediction[:, c], batch.targets[:, c], batch.offsets, floors[name])
+            for name, c in columns.items()
+        ]
         return torch.stack(errors).mean()
 
     def _flush(self) -> None:
@@ -245,14 +250,14 @@ class Trainer:
     def errors_on(self, loader: Loader) -> dict[str, RelativeL2]:
         """Relative L2 error of each target over an epoch of a loader, over all ranks."""
         totals = {t.name: RelativeL2() for t in self.settings.targets}
-        columns = spans(self.settings.targets)
+        columns, floors = spans(self.settings.targets), self.surrogate.usage.floors()
         self.judged.eval()
         with self.fabric.autocast():
             for ragged in loader:
                 batch = Batch.of(ragged, self.settings.targets, self.settings.features).to(self.fabric.device)
                 prediction = self.predict(self.judged, batch)
                 for name, c in columns.items():
-                    totals[name] += RelativeL2.of(prediction[:, c], batch.targets[:, c], batch.offsets)
+                    totals[name] += RelativeL2.of(prediction[:, c], batch.targets[:, c], batch.offsets, floors[name])
         self.judged.train()
         sums = torch.tensor([[t.total, t.cases, t.without_truth] for t in totals.values()], dtype=torch.float64)
         sums = cast("Tensor", self.fabric.all_reduce(sums.to(self.fabric.device), reduce_op="sum")).cpu()

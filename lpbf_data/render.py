@@ -61,7 +61,7 @@ def panel_values(panel: Panel) -> NDArray[np.float32] | None:
     if not spec.components:
         return values
     if panel.component == MAGNITUDE and len(spec.components) == 3:
-        lengths: NDArray[np.float32] = np.linalg.norm(values, axis=1)
+        lengths: NDArray[np.float32] = np.linalg.norm(values, axis=1).astype(np.float32)
         return lengths
     if panel.component not in spec.components:
         raise UsageError(f"{panel.field} has no component {panel.component!r}; it has: {', '.join(spec.components)}")
@@ -185,7 +185,7 @@ def _draw(pyvista: Any, plotter: Any, panel: Panel, style: dict[str, Any]) -> No
         plotter.add_text(panel.label, position="upper_edge", font_size=_FONT, color="black")
     plotter.enable_parallel_projection()
     plotter.view_isometric()
-    plotter.camera.zoom(0.9)
+    plotter.camera.zoom(0.95)
 
 
 def _draw_bar(pyvista: Any, plotter: Any, title: str, style: dict[str, Any]) -> None:

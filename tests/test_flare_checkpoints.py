@@ -344,5 +344,5 @@ def test_parts_outside_of_the_training_are_told_with_reasons() -> None:
     assert "height 70 mm lies outside 1 … 20 mm" in reasons[2]
     assert "worst aspect ratio 9" in reasons[3]
     assert "in718 is none of those seen in training: ti64" in reasons[4]
-    assert "points 2" in outside(envelope, inside[:2])[0]
+    assert "number of points 2" in outside(envelope, inside[:2])[0]
     assert outside(None, inside) == []

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -26,12 +27,21 @@ from flare_model.interference import (
     ranking_quality,
     risk_target,
 )
-from flare_model.metrics import RelativeL2, published_lpbf_error, relative_l2
+from flare_model.metrics import (
+    RelativeL2,
+    floor_of,
+    has_truth,
+    published_lpbf_error,
+    relative_l2,
+    relative_l2_loss,
+)
 from flare_model.recipe import Recipe
 from flare_model.scores import score_case, summarise
 from flare_model.train import train
 from lpbf_data import load_dataset
 from lpbf_data.errors import LpbfError, UsageError
+from lpbf_data.mesh import hex_edges
+from tests.data_support import make_case
 from tests.flare_support import TINY
 
 pytest_plugins = ["tests.flare_fixtures"]
@@ -70,6 +80,28 @@ def test_an_error_is_never_no_number(first: np.ndarray, second: np.ndarray) -> N
 def test_a_number_that_is_none_is_not_hidden() -> None:
     values = torch.tensor([[1.0], [math.nan]])
     assert relative_l2(values, torch.ones(2, 1), torch.tensor([0, 2])).isnan().all()
+
+
+def test_a_truth_of_rounding_noise_has_no_relative_error() -> None:
+    """A solver leaves 1e-9 mm where nothing moves; an error of 20 µm would be a relative one of twenty thousand."""
+    truth = torch.tensor([[0.1], [-0.2], [1e-9], [-1e-9]])
+    prediction = (truth + 0.02).requires_grad_()
+    offsets, floor = torch.tensor([0, 2, 4]), floor_of([0.1])
+    assert has_truth(truth, offsets, floor).tolist() == [True, False]
+    found = RelativeL2.of(prediction.detach(), truth, offsets, floor)
+    assert (found.cases, found.without_truth) == (1, 1)
+    wanted = math.hypot(0.02, 0.02) / math.hypot(0.1, 0.2)
+    assert found.mean == pytest.approx(wanted, rel=1e-4)
+    loss = relative_l2_loss(prediction, truth, offsets, floor)
+    loss.backward()
+    assert loss.item() == pytest.approx(wanted / 2, rel=1e-4)
+    assert prediction.grad is not None
+    assert prediction.grad[2:].abs().max() == 0
+    assert prediction.grad[:2].abs().min() > 0
+    nothing = torch.zeros(2, 1)
+    relative_l2_loss(nothing.clone().requires_grad_(), nothing, torch.tensor([0, 2])).backward()
+    (row,) = score_case("a", "displacement_z", "mm", truth[2:].numpy(), {"model": truth[:2].numpy()}, [0.0], floor)
+    assert row.relative_l2 is None
 
 
 def test_errors_of_batches_add_up() -> None:
@@ -118,7 +150,7 @@ def test_the_summary_is_what_an_independent_computation_gives(
     box_dataset: str, trained_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "150")
-    assert evaluate(str(trained_run), box_dataset) == 0
+    assert evaluate(str(trained_run), box_dataset, worst=1) == 0
     said = capsys.readouterr().out
     summary = json.loads((trained_run / "evaluation/test/summary.json").read_text())
     surrogate = from_pretrained(trained_run)
@@ -152,6 +184,8 @@ def test_the_summary_is_what_an_independent_computation_gives(
     assert "predict zero" in said
     for name in ("displacement_z_relative_l2.png", "displacement_z_error.png"):
         assert (trained_run / "evaluation/test" / name).read_bytes().startswith(b"\x89PNG")
+    worst = max((r for r in rows if r["predictor"] == "model"), key=lambda r: r["relative_l2"])["case_id"]
+    assert (trained_run / f"evaluation/test/worst/displacement_z_{worst}.png").stat().st_size > 5000
 
 
 def test_the_test_split_is_read_once(
@@ -161,17 +195,17 @@ def test_the_test_split_is_read_once(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    evaluate(str(trained_run), box_dataset, out=str(tmp_path / "kept"))
+    evaluate(str(trained_run), box_dataset, worst=0, out=str(tmp_path / "kept"))
     first = capsys.readouterr().out
 
     def judge(*_: object) -> None:
         raise AssertionError("the split was read again")
 
     monkeypatch.setattr(evaluate_module, "judge", judge)
-    evaluate(str(trained_run), box_dataset, out=str(tmp_path / "kept"))
+    evaluate(str(trained_run), box_dataset, worst=0, out=str(tmp_path / "kept"))
     assert capsys.readouterr().out == first
     with pytest.raises(AssertionError, match="read again"):
-        evaluate(str(trained_run), box_dataset, out=str(tmp_path / "kept"), false_alarms=0.5)
+        evaluate(str(trained_run), box_dataset, worst=0, out=str(tmp_path / "kept"), false_alarms=0.5)
 
 
 def test_several_seeds_and_targets_and_the_risk_field(
@@ -180,7 +214,7 @@ def test_several_seeds_and_targets_and_the_risk_field(
     targets = ["build_clearance_min", "displacement"]
     train(box_dataset, out=str(tmp_path), model=TINY, targets=targets, seed=[0, 1], recipe=Recipe(epochs=1))
     capsys.readouterr()
-    evaluate(str(tmp_path), box_dataset)
+    evaluate(str(tmp_path), box_dataset, worst=0)
     said = capsys.readouterr().out
     summaries = [json.loads((tmp_path / f"seed-{s}/evaluation/test/summary.json").read_text()) for s in (0, 1)]
     values = [s["scores"]["displacement"]["model"]["relative_l2"] for s in summaries]
@@ -266,3 +300,41 @@ def test_a_checkpoint_of_another_data_set_says_what_is_missing(trained_run: Path
     build([str(write_cases(tmp_path / "cases", 3))], out=data, workers=0, splits="train=1", fields=["temperature"])
     with pytest.raises(UsageError, match="no field 'displacement'"):
         evaluate(str(trained_run), data, split="train")
+
+
+def write_published(folder: Path) -> str:
+    """Five parts as they are published today: an index in Parquet, and a compressed npz a case."""
+    (folder / "data").mkdir(parents=True)
+    for split, seeds in (("train", range(3)), ("test", range(3, 5))):
+        (folder / split).mkdir()
+        rows = []
+        for seed in seeds:
+            case = make_case(seed, case_id=f"c{seed}")
+            edges, name = hex_edges(case.cells), f"{split}/c{seed}.npz"
+            fields = {"temp": "temperature", "vmstr": "von_mises_stress"}
+            np.savez_compressed(
+                folder / name,
+                pos=case.points,
+                edge_index=edges,
+                elems=case.cells,
+                disp=case.fields["displacement"],
+                **{short: case.fields[long][:, None] for short, long in fields.items()},
+            )
+            sizes = {"num_nodes": case.num_points, "num_edges": edges.shape[1]}
+            rows.append({"case_id": f"c{seed}", "file": name, **sizes, "metadata": "{}"})
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"data/{split}-00000-of-00001.parquet")
+    return str(folder)
+
+
+def test_the_published_layout_trains_and_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_published(tmp_path / "hub")
+    assert train(data, out=str(tmp_path / "run"), model=TINY, recipe=Recipe(epochs=2)) == 0
+    assert "no validation split" in capsys.readouterr().out
+    surrogate = from_pretrained(tmp_path / "run")
+    assert surrogate.usage.envelope is None
+    truth = np.concatenate([make_case(seed).fields["displacement"][:, 2] for seed in range(3)])
+    assert surrogate.usage.normalisation.target_mean[0] == pytest.approx(float(truth.astype(float).mean()), rel=1e-4)
+    assert evaluate(str(tmp_path / "run"), data, worst=0) == 0
+    summary = json.loads((tmp_path / "run/evaluation/test/summary.json").read_text())
+    assert summary["scores"]["displacement_z"]["zero"]["relative_l2"] == pytest.approx(1)
+    assert summary["interference"] is None

@@ -10,6 +10,7 @@ import meshio
 import numpy as np
 import pytest
 import torch
+import trimesh
 
 import flare_model.parts
 from flare_model import from_pretrained
@@ -18,6 +19,7 @@ from flare_model.recipe import Recipe
 from flare_model.train import train
 from lpbf_data import load_dataset
 from lpbf_data.errors import LpbfError, UsageError
+from lpbf_data.voxelize import load_surface, on_build_plate, voxelize_to_size
 from tests.flare_support import TINY
 from tests.netfabb_cases import Part, write_part
 
@@ -112,6 +114,40 @@ def test_a_netfabb_result_is_predicted_with_its_truth(
     np.testing.assert_array_equal(mesh.point_data["displacement_z"], truth.point_data["Displacement"][:, 2])
 
 
+def test_a_surface_is_meshed_as_the_simulator_does_and_drawn(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box = trimesh.creation.box((12.0, 12.0, 24.0))
+    box.apply_translation((40.0, 0.0, 100.0))
+    box.export(tmp_path / "box.stl")
+    source = [str(tmp_path / "box.stl")]
+    assert predict(str(trained_run), source, out=str(tmp_path / "out"), points=400, centre=True) == 0
+    mesh = meshio.read(tmp_path / "out/box.vtu")
+    surface = on_build_plate(load_surface(tmp_path / "box.stl"), centre=True)
+    wanted = voxelize_to_size(surface, 400, layer=0.04)
+    np.testing.assert_allclose(mesh.points, wanted.points, atol=1e-4)
+    np.testing.assert_array_equal(mesh.cells_dict["hexahedron"], wanted.cells)
+    np.testing.assert_allclose(mesh.points.min(0), [-6, -6, 0], atol=1e-5)
+    levels = np.diff(np.unique(mesh.points[:, 2].round(4)))
+    np.testing.assert_allclose(levels / 0.04, np.round(levels / 0.04), atol=0.02)
+    picture = (tmp_path / "out/box_displacement_z.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert "out of the build volume" not in capsys.readouterr().err
+    predict(str(trained_run), source, out=str(tmp_path / "off"), points=400, pictures=False)
+    assert "16 mm out of the build volume along x" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "off").iterdir()] == ["box.vtu"]
+
+
+def test_a_surface_has_as_many_points_as_parts_of_the_training(trained_run: Path, tmp_path: Path) -> None:
+    trimesh.creation.box((12.0, 12.0, 24.0)).export(tmp_path / "box.stl")
+    predict(str(trained_run), [str(tmp_path / "box.stl")], out=str(tmp_path / "out"), pictures=False)
+    envelope = from_pretrained(trained_run).usage.envelope
+    assert envelope is not None
+    assert envelope.num_points_median is not None
+    count = len(meshio.read(tmp_path / "out/box.vtu").points)
+    assert abs(count - envelope.num_points_median) < 0.5 * envelope.num_points_median
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
@@ -119,12 +155,16 @@ def test_a_netfabb_result_is_predicted_with_its_truth(
         ("text.txt", "can't predict on a .txt"),
         ("empty", "neither a data set nor a folder"),
         ("garbage.vtu", "can't be read as a mesh"),
+        ("open.stl", "not watertight"),
     ],
 )
 def test_what_is_no_part_is_refused(trained_run: Path, tmp_path: Path, source: str, words: str) -> None:
     (tmp_path / "text.txt").write_text("x")
     (tmp_path / "garbage.vtu").write_text("<VTKFile")
     (tmp_path / "empty").mkdir()
+    holed = trimesh.creation.box()
+    holed.update_faces(np.arange(len(holed.faces)) > 0)
+    holed.export(tmp_path / "open.stl")
     with pytest.raises(LpbfError, match=words):
         predict(str(trained_run), [str(tmp_path / source)], out=str(tmp_path / "out"))
 

@@ -185,6 +185,13 @@ def test_a_changed_run_is_not_continued(box_dataset: str, trained_run: Path, tmp
         go(str(other), trained_run, recipe=LEARNING)
 
 
+def test_a_folder_with_something_else_is_left_alone(box_dataset: str, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UsageError, match="holds something else than a run"):
+        go(box_dataset, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_differences_are_named() -> None:
     assert changes({"a": 1, "b": {"c": [1], "d": 2}}, {"b": {"c": [2], "d": 2}, "e": 0}) == [
         "--a: 1 → None",
@@ -291,6 +298,7 @@ def test_a_diverging_loss_stops_the_run_and_names_the_case(box_dataset: str, tmp
     kept = from_pretrained(tmp_path, trust=f"{__name__}.Exploding")
     assert all(p.isfinite().all() for p in kept.parameters())
     assert len(losses(tmp_path)) == 40
+    assert (tmp_path / "curves.png").exists()
 
 
 def test_any_model_trains_by_its_class_path(box_dataset: str, tmp_path: Path) -> None:
@@ -345,15 +353,31 @@ def test_impossible_recipes_are_refused(numbers: dict[str, Any], words: str) -> 
         Recipe(**numbers)
 
 
-def test_a_truth_that_is_zero_everywhere_is_named_before_training(tmp_path: Path) -> None:
+def test_a_truth_that_is_zero_everywhere_is_named_and_adds_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cases = write_cases(tmp_path / "cases", 3)
     write_part(cases, Part("200000_22b839a0_1", amplitude=0.0))
     data = str(tmp_path / "lpbf")
     build([str(cases)], out=data, workers=0, splits="train=1", formats=["parquet"])
-    with pytest.raises(UsageError, match="zero everywhere in 1 training cases, 200000_22b839a0_1 among them"):
-        go(data, tmp_path / "run")
+    go(data, tmp_path / "run", recipe=Recipe(epochs=2))
+    warning = capsys.readouterr().err
+    assert "zero everywhere in 1 of 4 training cases, 200000_22b839a0_1 among them" in warning
+    assert "or train with --recipe.loss mse" in warning
+    found = [float(loss) for _, loss, _ in losses(tmp_path / "run")]
+    assert found.count(0.0) == 2
+    assert all(0 <= loss < 10 for loss in found)
     go(data, tmp_path / "mse", recipe=Recipe(epochs=1, loss="mse"))
-    assert all(math.isfinite(float(loss)) for _, loss, _ in losses(tmp_path / "mse"))
+    assert "zero everywhere" not in capsys.readouterr().err
+    assert all(float(loss) > 0 for _, loss, _ in losses(tmp_path / "mse"))
+
+
+def test_nothing_but_zeros_can_not_be_trained_on(tmp_path: Path) -> None:
+    write_part(tmp_path / "cases", Part("200000_22b839a0_1", amplitude=0.0))
+    data = str(tmp_path / "lpbf")
+    build([str(tmp_path / "cases")], out=data, workers=0, splits="train=1", formats=["parquet"])
+    with pytest.raises(UsageError, match="zero everywhere in 1 of 1 training cases"):
+        go(data, tmp_path / "run")
 
 
 def test_without_a_validation_split_the_last_weights_are_kept(

@@ -217,7 +217,7 @@ def main() -> None:
     table.content = {
         "what": "FLARE, Transformer and Transolver on a simulated corpus, split by design"
         if asked.size == "full"
-        else "REDUCED: small models and few steps on a CPU; these figures show that everything runs, not how models compare",
+        else "REDUCED: small models, few steps, one CPU core; the figures show that all runs, not how models compare",
         "command": "python -m tests.benchmarks.train_models --data lpbf/ --work runs/numbers"
         + (" --size reduced" if asked.size == "reduced" else ""),
         "data": {
