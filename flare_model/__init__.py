@@ -1,1 +1,51 @@
-"""FLARE and its training."""
+"""FLARE and its training.
+
+    >>> from flare_model import Flare, FlareConfig
+    >>> model = Flare(FlareConfig(in_dim=3, out_dim=1, channels=64, num_blocks=8, num_heads=8, num_latents=128))
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    625473
+
+torch is loaded with the first use of a name, not with the package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from flare_model.model import Flare, FlareConfig
+    from flare_model.spec import ModelSpec
+    from flare_model.surrogate import Surrogate, from_pretrained
+    from flare_model.transformer import Transformer, TransformerConfig
+    from flare_model.transolver import Transolver, TransolverConfig
+
+__all__ = [
+    "Flare",
+    "FlareConfig",
+    "ModelSpec",
+    "Surrogate",
+    "Transformer",
+    "TransformerConfig",
+    "Transolver",
+    "TransolverConfig",
+    "from_pretrained",
+]
+
+_HOME: Final = {
+    "Flare": "model",
+    "FlareConfig": "model",
+    "ModelSpec": "spec",
+    "Surrogate": "surrogate",
+    "Transformer": "transformer",
+    "TransformerConfig": "transformer",
+    "Transolver": "transolver",
+    "TransolverConfig": "transolver",
+    "from_pretrained": "surrogate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"flare_model.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

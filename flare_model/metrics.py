@@ -1,4 +1,7 @@
-"""Errors of predictions, case by case, in physical units."""
+"""Errors of predictions, case by case, in physical units.
+
+B cases, ΣN points of all of them together, F numbers a point.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,29 @@ PUBLISHED_MEAN: Final = 0.45099
 PUBLISHED_STD: Final = 0.34213
 
 
-def _norms(values: Tensor, offsets: Tensor) -> Tensor:
-    """Euclidean norm of each case, [B], accumulated in float32 or better."""
+def case_sums(values: Tensor, offsets: Tensor) -> Tensor:
+    """Sum over the points and numbers of each case, in float32 or better.
+
+    Args:
+        values: [ΣN, F].
+        offsets: First point of each case and the end of the last, [B + 1], on any device.
+
+    Returns:
+        [B].
+    """
     wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    counts = offsets.diff()
-    case = torch.repeat_interleave(torch.arange(len(counts), device=values.device), counts)
-    squares = wide.square().flatten(1).sum(1)
-    return torch.zeros(len(counts), dtype=squares.dtype, device=values.device).index_add(0, case, squares).sqrt()
+    counts = offsets.diff().to(values.device)
+    case = torch.repeat_interleave(torch.arange(len(counts), device=values.device), counts, output_size=len(values))
+    return torch.zeros(len(counts), dtype=wide.dtype, device=values.device).index_add(0, case, wide.flatten(1).sum(1))
+
+
+def _norms(values: Tensor, offsets: Tensor) -> Tensor:
+    """Euclidean norm of each case, [B]."""
+    wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    squares = case_sums(wide.square(), offsets)
+    # The root has no derivative at zero; an exact prediction must not turn the gradient into NaN.
+    zero = squares == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, squares).sqrt())
 
 
 def relative_l2(prediction: Tensor, truth: Tensor, offsets: Tensor) -> Tensor:

@@ -5,11 +5,12 @@ B meshes, N points, C channels, H heads, D = C / H channels a head, M latents.
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everyone uses)
-from torch import Tensor
+from torch import Tensor, nn
+
+from flare_model.layout import Layout
+from flare_model.pointwise import ResMLP
 
 
 def mix(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -44,9 +45,41 @@ def mix_ragged(queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor) -
     Returns:
         [ΣN, H, D].
     """
-    bounds = offsets.tolist()
-    mixed = [
-        mix(queries, keys[a:b].transpose(0, 1).unsqueeze(0), values[a:b].transpose(0, 1).unsqueeze(0))
-        for a, b in itertools.pairwise(bounds)
-    ]
-    return torch.cat([one.squeeze(0).transpose(0, 1) for one in mixed])
+    return mix_meshes(queries, keys, values, Layout.of(keys.flatten(1), offsets, None))
+
+
+def mix_meshes(queries: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
+    """The same for meshes laid out in any way: keys and values are [B, N, H, D] or [ΣN, H, D], and so is the result."""
+
+    def one_batch(keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        return mix(queries, keys.transpose(1, 2), values.transpose(1, 2), mask).transpose(1, 2)
+
+    return layout.attend(one_batch, keys, values)
+
+
+class FlareMixer(nn.Module):
+    """Token mixing through latents (section 3.2): learned queries, keys and values from deep networks.
+
+    Args:
+        channels: C.
+        num_heads: H; it divides C.
+        num_latents: M, latent tokens a head.
+        layers: Residual layers in the key and value networks.
+    """
+
+    def __init__(self, channels: int, num_heads: int, num_latents: int, layers: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.latent_queries = nn.Parameter(torch.empty(num_heads, num_latents, channels // num_heads))
+        self.keys = ResMLP(channels, channels, channels, layers)
+        self.values = ResMLP(channels, channels, channels, layers)
+        self.leave = nn.Linear(channels, channels)
+        nn.init.normal_(self.latent_queries, std=0.1)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """[B, N, C] or [ΣN, C] to the same."""
+        keys = self.keys(x).unflatten(-1, (self.num_heads, -1))
+        values = self.values(x).unflatten(-1, (self.num_heads, -1))
+        mixed = mix_meshes(self.latent_queries.to(keys.dtype), keys, values, layout)
+        out: Tensor = self.leave(mixed.flatten(-2))
+        return out

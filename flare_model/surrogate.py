@@ -1,136 +1,99 @@
-"""A model with what is needed to use it: millimetres in, physical units out."""
+"""A model between its normalisations: millimetres in, physical units out."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Self
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from flare_model.model import Flare, FlareConfig
-from lpbf_data.durable import write_durably
-from lpbf_data.errors import SchemaError, StoreError
-
-WEIGHTS_NAME: Final = "model.safetensors"
-CONFIG_NAME: Final = "config.json"
-CHECKPOINT_VERSION: Final = 1
-
-BUILD_VOLUME: Final = (30.0, 30.0, 60.0)
-"""Half width, half depth and height of the build volume in mm; points are divided by it (paper, G.2)."""
+from flare_model.checkpoint import Description, Usage, restore_model
+from flare_model.pretrained import Pretrained
+from flare_model.spec import ModelSpec, spec_of
+from lpbf_data.errors import SchemaError
 
 
-@dataclass(frozen=True)
-class Normalisation:
-    """How millimetres become what the model sees, and back.
-
-    Attributes:
-        point_scale: Points are divided by it, [3], mm.
-        target_mean: Mean of the target over the training points, one a component.
-        target_std: Standard deviation of the same.
-    """
-
-    point_scale: tuple[float, float, float] = BUILD_VOLUME
-    target_mean: tuple[float, ...] = (0.0,)
-    target_std: tuple[float, ...] = (1.0,)
-
-
-class Surrogate(nn.Module):
-    """A model between its normalisations.
+class Surrogate(nn.Module, Pretrained):
+    """A model with what is needed to use it.
 
     Args:
-        model: Predicts normalised targets from normalised points.
-        normalisation: How they are normalised.
+        model: Any model that keeps to [protocol][flare_model.protocol].
+        usage: Its normalisations, targets and features.
+        spec: How it was made; found out for the models of this package.
+        origin: How it came about.
     """
 
     point_scale: Tensor
     target_mean: Tensor
     target_std: Tensor
+    feature_mean: Tensor
+    feature_std: Tensor
 
-    def __init__(self, model: Flare, normalisation: Normalisation) -> None:
+    def __init__(
+        self, model: nn.Module, usage: Usage, spec: ModelSpec | None = None, origin: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.model = model
-        self.normalisation = normalisation
-        self.register_buffer("point_scale", torch.tensor(normalisation.point_scale), persistent=False)
-        self.register_buffer("target_mean", torch.tensor(normalisation.target_mean), persistent=False)
-        self.register_buffer("target_std", torch.tensor(normalisation.target_std), persistent=False)
+        self.usage = usage
+        self.spec = spec or spec_of(model)
+        self.origin = dict(origin or {})
+        for name, values in vars(usage.normalisation).items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
 
-    def forward(self, points: Tensor, offsets: Tensor) -> Tensor:
-        """Predict the target in physical units.
+    def forward(
+        self, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Predict the targets in physical units.
 
         Args:
-            points: Points in mm, [ΣN, 3].
-            offsets: First point of each case and the end of the last, [B + 1].
+            points: Points in mm, [ΣN, 3]; [B, N, 3] where the model takes padded meshes.
+            features: Features in their own units, [ΣN, F]; None where the model takes none.
+            offsets: First point of each mesh and the end of the last, [B + 1]; None for a single mesh.
+            mask: True where a point exists, [B, N]; for padded meshes.
 
         Returns:
-            [ΣN, F] float32.
+            [ΣN, T] or [B, N, T], float32.
         """
-        normalised: Tensor = self.model(points / self.point_scale, offsets)
+        scaled = points / self.point_scale
+        known = None if features is None else (features - self.feature_mean) / self.feature_std
+        padded = {} if mask is None else {"mask": mask}
+        normalised: Tensor = self.model(scaled, known, offsets, **padded)
         return normalised.float() * self.target_std + self.target_mean
 
+    def description(self) -> Description:
+        """What a checkpoint says of it."""
+        return Description(self.spec, self.usage, self.origin)
 
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """What a checkpoint says of itself beside its weights.
+    def stored_weights(self) -> dict[str, Tensor]:
+        """Weights of the bare model; the rest lies in the description."""
+        return dict(self.model.state_dict())
 
-    Attributes:
-        model: Sizes of the model.
-        normalisation: Its normalisations.
-        target: Name of what it predicts.
-        origin: How it came about: data, epochs, errors, versions.
-    """
-
-    model: FlareConfig
-    normalisation: Normalisation
-    target: str
-    origin: Mapping[str, Any] = field(default_factory=dict)
-
-
-def save_checkpoint(folder: Path, surrogate: Surrogate, info: CheckpointInfo) -> None:
-    """Write a checkpoint: weights as safetensors, the rest as JSON. Each file is replaced whole.
-
-    Args:
-        folder: Where to; made when absent.
-        surrogate: What to save.
-        info: What to say of it.
-    """
-    state = {name: values.detach().cpu().contiguous() for name, values in surrogate.model.state_dict().items()}
-    write_durably(folder / WEIGHTS_NAME, safetensors.torch.save(state))
-    content = {"checkpoint_version": CHECKPOINT_VERSION, **asdict(info)}
-    write_durably(folder / CONFIG_NAME, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    @classmethod
+    def restored(cls, weights: dict[str, Tensor], description: Description, *, folder: Path, trust: str | None) -> Self:
+        """The surrogate of a checkpoint."""
+        if description.usage is None:
+            name = description.model.class_path.rpartition(".")[2]
+            raise SchemaError(
+                f"the checkpoint {folder} holds a bare model without normalisation; open it with {name}.from_pretrained"
+            )
+        model = restore_model(weights, description.model, folder=folder, trust=trust)
+        return cls(model, description.usage, description.model, description.origin).eval()
 
 
-def load_checkpoint(folder: Path) -> tuple[Surrogate, CheckpointInfo]:
-    """Read a checkpoint. Nothing in it is executed.
+def from_pretrained(name: str | Path, *, trust: str | None = None, **download: Any) -> Surrogate:
+    """A trained surrogate from the folder of a run or a checkpoint, or from the Hugging Face hub.
 
     Args:
-        folder: Where it lies.
+        name: A folder, or an id on the hub.
+        trust: Class path of a model outside of this package that may be imported.
+        download: Options of `huggingface_hub.snapshot_download`.
 
     Returns:
-        The surrogate on the CPU, in evaluation mode, and what the checkpoint says of itself.
+        The surrogate on the CPU, in evaluation mode.
 
     Raises:
-        StoreError: If a file is missing or can't be read.
-        SchemaError: If it is of another version or shape.
+        LpbfError: As `Pretrained.from_pretrained` says.
     """
-    try:
-        content = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        weights = safetensors.torch.load_file(folder / WEIGHTS_NAME)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise StoreError(f"no readable checkpoint in {folder}: {error}") from error
-    version = content.get("checkpoint_version")
-    if version != CHECKPOINT_VERSION:
-        raise SchemaError(f"the checkpoint {folder} has version {version}, this package reads {CHECKPOINT_VERSION}")
-    normalisation = Normalisation(**{name: tuple(values) for name, values in content["normalisation"].items()})
-    info = CheckpointInfo(FlareConfig(**content["model"]), normalisation, content["target"], content["origin"])
-    surrogate = Surrogate(Flare(info.model), normalisation)
-    try:
-        surrogate.model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise SchemaError(f"the weights in {folder} don't fit the model that its {CONFIG_NAME} describes") from error
-    return surrogate.eval(), info
+    return Surrogate.from_pretrained(name, trust=trust, **download)

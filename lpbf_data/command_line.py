@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, get_args, get_origin
 
 from jsonargparse import ArgumentParser
@@ -32,20 +32,34 @@ def _is_switch(action: Any) -> bool:
     return getattr(action, "_typehint", None) is bool
 
 
-def make_parser(function: Callable[..., Any], command: str, positional: Sequence[str] = ()) -> ArgumentParser:
+AddOptions = Callable[[ArgumentParser, Sequence[str]], None]
+"""Adds the options of one parameter to a parser, knowing the whole command line."""
+
+
+def make_parser(
+    function: Callable[..., Any],
+    command: str,
+    positional: Sequence[str] = (),
+    words: Sequence[str] = (),
+    plain: Mapping[str, AddOptions] | None = None,
+) -> ArgumentParser:
     """A parser for the parameters of a function.
 
     Args:
         function: Typed, with a Google-style docstring.
         command: How the user calls it, for the help.
         positional: Parameters that may be given first and without their names.
+        words: The arguments that are going to be parsed.
+        plain: Parameters with options of their own making, which reach the function as plain dictionaries.
     """
     summary = (function.__doc__ or "").strip().partition("\n")[0]
     if positional:
         summary += f" Call it as: {command} {' '.join(name.upper() for name in positional)} [options]"
     parser = ArgumentParser(prog=command, description=summary)
     parser.add_argument("--config", action="config", help="Read options from a YAML file.")
-    parser.add_function_arguments(function, as_group=False)
+    parser.add_function_arguments(function, as_group=False, skip=set(plain or ()))
+    for add_options in (plain or {}).values():
+        add_options(parser, words)
     for action in parser._actions:
         if _is_list(action):
             action.metavar = f"{action.dest.rpartition('.')[2].upper()} ..."
@@ -97,6 +111,7 @@ def run(
     words: Sequence[str] | None = None,
     *,
     positional: Sequence[str] = (),
+    plain: Mapping[str, AddOptions] | None = None,
 ) -> NoReturn:
     """Run a function as a command and exit.
 
@@ -108,13 +123,16 @@ def run(
         command: How the user calls it.
         words: Arguments; those of the process by default.
         positional: Parameters that may be given first and without their names.
+        plain: Parameters with options of their own making, which reach the function as plain dictionaries.
     """
-    parser = make_parser(function, command, positional)
-    arguments = parser.parse_args(_expand(parser, sys.argv[1:] if words is None else words, positional))
-    arguments = parser.instantiate_classes(arguments)
-    arguments.pop("config", None)
+    words = sys.argv[1:] if words is None else words
     try:
-        status = function(**vars(arguments))
+        parser = make_parser(function, command, positional, words, plain)
+        arguments = parser.parse_args(_expand(parser, words, positional))
+        dictionaries = {name: arguments.pop(name).as_dict() for name in plain or ()}
+        arguments = parser.instantiate_classes(arguments)
+        arguments.pop("config", None)
+        status = function(**(vars(arguments) | dictionaries))
     except LpbfError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -18,6 +18,10 @@ class UsageError(LpbfError):
     """A request that can't be met: an option out of range, a folder that isn't there, a split that doesn't exist."""
 
 
+class GeometryError(LpbfError):
+    """A surface that can't be meshed: not watertight, empty, or with walls thinner than the cells."""
+
+
 class SchemaError(LpbfError):
     """Stored data that doesn't follow the published schema, or follows one this version doesn't know."""
 

@@ -86,6 +86,21 @@ def list_remote(url: str, *, depth: int | None = None) -> dict[str, tuple[int, s
     return {posixpath.relpath(name, root): _mark(info) for name, info in found.items() if info["type"] == "file"}
 
 
+def fetch(place: str, target: Path) -> None:
+    """Copy a file or a folder with all in it onto this machine.
+
+    Args:
+        place: A URL.
+        target: Where to; must not exist.
+
+    Raises:
+        OSError: If it isn't there or can't be read.
+    """
+    system, path = _resolve(place)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    system.get(path, str(target), recursive=not system.isfile(path))
+
+
 def is_remote_file(url: str) -> bool:
     """Whether a URL is a file rather than a folder.
 

@@ -11,8 +11,9 @@ from lpbf_data.errors import UsageError
 from lpbf_data.schema import FieldSpec, resolve_fields
 from pipelines.designs import DesignNamer, design_namer
 from pipelines.places import is_url
-from pipelines.select import Filters, SplitRequest, active_limits, parse_splits
+from pipelines.select import Filters, active_limits
 from pipelines.shards import FORMATS
+from pipelines.split_rules import SplitRequest, parse_splits
 from pipelines.targets import default_workspace
 
 
@@ -35,6 +36,7 @@ class BuildRequest:
         time_limit: Seconds that a case may take.
         replace: Whether cases of an earlier build that the sources don't hold may be dropped.
         digest: Whether changed files are told by their content rather than by size and time.
+        report: Whether report and pictures are added.
     """
 
     sources: tuple[str, ...]
@@ -51,6 +53,7 @@ class BuildRequest:
     time_limit: float
     replace: bool = False
     digest: bool = False
+    report: bool = False
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -78,6 +81,7 @@ def check_request(
     time_limit: float,
     replace: bool = False,
     digest: bool = False,
+    report: bool = False,
     workspace: str | None = None,
 ) -> BuildRequest:
     """Refuse what is out of range before any work starts."""
@@ -104,6 +108,7 @@ def check_request(
         time_limit=time_limit,
         replace=replace,
         digest=digest,
+        report=report,
     )
 
 

@@ -11,11 +11,8 @@ from typing import Final, Literal
 
 from lpbf_data.errors import UsageError
 from lpbf_data.record import CaseRecord, Measures, Rejection
+from pipelines.split_rules import SplitRequest, hold_out
 
-PUBLISHED: Final = "published"
-"""Name of the plain split by case, 1100 to 290, which puts bodies of one design on both sides."""
-
-_PUBLISHED_FRACTIONS: Final = {"train": 1100 / 1390, "test": 290 / 1390}
 _SPLIT_NAMES: Final = ("train", "validation", "test")
 
 
@@ -96,51 +93,6 @@ def reject(record: CaseRecord, limits: Mapping[str, float]) -> CaseRecord:
         and not (value := criterion.value_of(record.measures)) <= limits[criterion.name]
     )
     return dataclasses.replace(record, rejections=rejections, placement=None)
-
-
-@dataclass(frozen=True, slots=True)
-class SplitRequest:
-    """How kept cases are divided.
-
-    Attributes:
-        fractions: Split name to share; shares add up to one.
-        by_design: Keep the cases of one design together.
-    """
-
-    fractions: Mapping[str, float]
-    by_design: bool = True
-
-
-def parse_splits(text: str) -> SplitRequest:
-    """Read the option `--splits`.
-
-    Args:
-        text: "published", or names with shares such as "train=0.7,validation=0.1,test=0.2". Shares are scaled to add
-            up to one.
-
-    Raises:
-        UsageError: If it can't be read.
-
-    >>> parse_splits("train=3,test=1").fractions
-    {'train': 0.75, 'test': 0.25}
-    """
-    if text == PUBLISHED:
-        return SplitRequest(_PUBLISHED_FRACTIONS, by_design=False)
-    fractions: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, share = part.partition("=")
-        name = name.strip()
-        try:
-            fractions[name] = float(share)
-        except ValueError:
-            equals = ""
-        if not equals or not name.isidentifier() or not (math.isfinite(fractions[name]) and fractions[name] > 0):
-            raise UsageError(
-                f"--splits can't be read at {part!r}; write names with positive shares, such as "
-                "train=0.7,validation=0.1,test=0.2, or the word published"
-            )
-    whole = sum(fractions.values())
-    return SplitRequest({name: share / whole for name, share in fractions.items()})
 
 
 def group_designs(records: Sequence[CaseRecord]) -> dict[str, str]:
@@ -303,18 +255,21 @@ def split_records(
         records: All records; failed and rejected ones help to tell designs but get no split.
         request: What was asked for.
         seed: Seed of the division.
-        earlier: Case id to split in an earlier build of the same set; its designs stay where they are.
+        earlier: Case id to split in an earlier build of the same set; its designs stay where they are, but for splits
+            that ask for extrapolation: those follow their rule.
 
     Returns:
         Case id to split, for every kept case.
     """
     measured = [record for record in records if record.measures is not None]
     design_of = group_designs(measured)
-    kept = [record.case_id for record in measured if record.status == "kept"]
+    kept = {record.case_id: record for record in measured if record.status == "kept"}
     group_of = design_of if request.by_design else {case_id: case_id for case_id in kept}
     groups: dict[str, list[str]] = {}
     for case_id in sorted(kept):
         groups.setdefault(group_of[case_id], []).append(case_id)
+    apart = hold_out({n: [kept[i] for i in cases] for n, cases in groups.items()}, request.held_out, len(kept))
+    rest = {name: cases for name, cases in groups.items() if name not in apart}
     fixed = {group_of[case]: split for case, split in sorted((earlier or {}).items()) if case in group_of}
-    chosen = assign_splits(groups, request.fractions, seed, fixed)
+    chosen = apart | assign_splits(rest, request.fractions, seed, fixed)
     return {case_id: chosen[name] for name, cases in groups.items() for case_id in cases}

@@ -152,7 +152,10 @@ def _scan_remote(url: str, *, by_content: bool) -> SourceScan:
 
 
 def _walk(source: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders below `source` with the names in them and in their `results`; links are followed, cycles are not."""
+    """Folders below `source` with the names in them and in their `results`; links are followed, cycles are not.
+
+    Hidden folders below it are left out.
+    """
     seen: set[tuple[int, int]] = set()
     try:
         os.listdir(source)
@@ -164,7 +167,8 @@ def _walk(source: Path) -> Iterator[tuple[Path, list[str]]]:
             folders.clear()
             continue
         seen.add((stat.st_dev, stat.st_ino))
-        folders.sort()
+        # Hidden folders are other programs' workplaces; a simulation keeps its unfinished cases in one.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         inner = Path(folder) / _RESULTS
         inside = [f"{_RESULTS}/{name}" for name in os.listdir(inner)] if inner.is_dir() else []
         if _RESULTS in folders:

@@ -6,7 +6,9 @@ splits are checked for leaks. Bounded by reading and hashing; a shard is one tas
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +32,11 @@ from lpbf_data.zarr_store import ZARR_NAME, ZarrPart
 from pipelines.card import dataset_version
 from pipelines.documents import BUILD_NAME
 from pipelines.engine import SERIAL, Resources, open_engine
-from pipelines.select import PUBLISHED, leaking_designs
+from pipelines.places import fetch, is_url, list_remote, read_bytes
+from pipelines.select import leaking_designs
+from pipelines.split_rules import PUBLISHED
 from pipelines.summary import human_bytes
+from pipelines.targets import FolderTarget
 
 _MOST_SHOWN: Final = 50
 
@@ -54,9 +59,9 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ShardCheck:
-    """A shard to check: the records of its cases in the order of the rows."""
+    """A shard to check: where the data set lies, and the records of the shard's cases in the order of the rows."""
 
-    root: Path
+    root: str
     records: tuple[CaseRecord, ...]
 
 
@@ -72,9 +77,24 @@ class Verdict:
 def check_shard(task: ShardCheck) -> Verdict:
     """Hash and decode one shard in every format, and hold it against the manifest.
 
+    A shard of a remote data set is copied onto this machine for as long as it takes.
+
     Args:
         task: The shard.
     """
+    if not is_url(task.root):
+        return _check_files(Path(task.root), task)
+    place = task.records[0].placement
+    assert place is not None
+    with tempfile.TemporaryDirectory() as folder:
+        for name in filter(None, (place.parquet_file, place.zarr_part)):
+            # What can't be fetched is missing, and is told so below.
+            with contextlib.suppress(OSError):
+                fetch(f"{task.root}/{name}", Path(folder) / name)
+        return _check_files(Path(folder), task)
+
+
+def _check_files(root: Path, task: ShardCheck) -> Verdict:
     place = task.records[0].placement
     assert place is not None
     problems: list[Problem] = []
@@ -86,7 +106,7 @@ def check_shard(task: ShardCheck) -> Verdict:
     ):
         if name is None:
             continue
-        path = task.root / name
+        path = root / name
         if not path.exists():
             problems.append(Problem(name, "is missing"))
             continue
@@ -173,10 +193,10 @@ def _unequal(one: Case, other: Case) -> str:
     return next((n for n in names if not np.array_equal(one.fields.get(n, empty), other.fields.get(n, empty))), "")
 
 
-def check_documents(root: Path, manifest: Manifest) -> Iterator[Problem]:
+def check_documents(root: str, manifest: Manifest) -> Iterator[Problem]:
     """`build.json`, the card, and the splits, against the manifest."""
     try:
-        described = json.loads((root / BUILD_NAME).read_text(encoding="utf-8"))
+        described = json.loads(read_bytes(f"{root}/{BUILD_NAME}"))
     except (OSError, ValueError) as error:
         yield Problem(BUILD_NAME, f"can't be read: {error}")
         described = {}
@@ -187,18 +207,27 @@ def check_documents(root: Path, manifest: Manifest) -> Iterator[Problem]:
     if described.get("configuration", {}).get("splits") != PUBLISHED:
         yield from _find_leaks(manifest.records)
     known = {n for r in kept if r.placement for n in (r.placement.parquet_file, r.placement.zarr_part) if n}
-    lying = [*root.glob("data/*"), *(path for path in root.glob(f"{ZARR_NAME}/*/*") if path.is_dir())]
-    for path in lying:
-        if path.relative_to(root).as_posix() not in known:
-            yield Problem(path.relative_to(root).as_posix(), "isn't in the manifest")
+    for name in sorted(_shards_at(root) - known):
+        yield Problem(name, "isn't in the manifest")
     ids = [record.case_id for record in kept]
     for case_id in sorted({case_id for case_id in ids if ids.count(case_id) > 1}) if len(set(ids)) < len(ids) else []:
         yield Problem(MANIFEST_NAME, "is kept twice", None, case_id)
 
 
-def _check_card(root: Path, manifest: Manifest) -> Iterator[Problem]:
+def _shards_at(root: str) -> set[str]:
+    """Parquet files and Zarr parts that lie there."""
+    if not is_url(root):
+        return set(FolderTarget(Path(root)).shards())
+    names = list_remote(root)
+    parts = {
+        "/".join(name.split("/")[:3]) for name in names if name.startswith(f"{ZARR_NAME}/") and name.count("/") > 2
+    }
+    return parts | {name for name in names if name.startswith("data/")}
+
+
+def _check_card(root: str, manifest: Manifest) -> Iterator[Problem]:
     try:
-        front = yaml.safe_load((root / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+        front = yaml.safe_load(read_bytes(f"{root}/README.md").decode().split("---\n")[1])
     except (OSError, IndexError, yaml.YAMLError) as error:
         yield Problem("README.md", f"has no readable metadata: {error}")
         return
@@ -219,7 +248,7 @@ def _find_leaks(records: Sequence[CaseRecord]) -> Iterator[Problem]:
         yield Problem(MANIFEST_NAME, f"design {design} lies in several splits: {listed}")
 
 
-def shard_checks(root: Path, records: Iterable[CaseRecord]) -> list[ShardCheck]:
+def shard_checks(root: str, records: Iterable[CaseRecord]) -> list[ShardCheck]:
     """One check a shard, from the places in the manifest."""
     shards: dict[tuple[str, int], list[CaseRecord]] = {}
     for record in records:
@@ -229,11 +258,11 @@ def shard_checks(root: Path, records: Iterable[CaseRecord]) -> list[ShardCheck]:
     return [ShardCheck(root, tuple(cases)) for cases in ordered]
 
 
-def verify_dataset(root: Path, resources: Resources = SERIAL) -> Verdict:
+def verify_dataset(root: str | Path, resources: Resources = SERIAL) -> Verdict:
     """Check a data set.
 
     Args:
-        root: Its folder.
+        root: Its folder: a path, or a URL that fsspec reads.
         resources: Who does the work.
 
     Returns:
@@ -242,18 +271,19 @@ def verify_dataset(root: Path, resources: Resources = SERIAL) -> Verdict:
     Raises:
         UsageError: If there is no data set.
     """
-    path = root / MANIFEST_NAME
-    if not path.exists():
+    place = str(root).rstrip("/")
+    try:
+        data = read_bytes(f"{place}/{MANIFEST_NAME}")
+    except OSError as error:
         raise UsageError(
             f"{root} has no {MANIFEST_NAME}: it is no data set, or a build of it was interrupted; build it"
-        )
-    data = path.read_bytes()
+        ) from error
     try:
         manifest = decode_manifest(data)
     except (StoreError, LpbfError) as error:
         return Verdict((Problem(MANIFEST_NAME, str(error)),), 0, len(data))
-    problems = list(check_documents(root, manifest))
-    tasks = shard_checks(root, manifest.records)
+    problems = list(check_documents(place, manifest))
+    tasks = shard_checks(place, manifest.records)
     cases = size = 0
     with open_engine(resources) as engine, tqdm(total=len(tasks), desc="verify", unit="shard") as bar:
         for verdict in engine.map(check_shard, tasks):
@@ -268,14 +298,14 @@ def verify(data: str, *, workers: int | None = None, scheduler: str | None = Non
     """Check a data set: checksums, schema, counts, both formats, finite values, connectivity, splits without leaks.
 
     Args:
-        data: Folder of the data set.
+        data: The data set: a folder, or a URL that fsspec reads, such as s3://bucket/lpbf or hf://datasets/user/name.
         workers: Worker processes on this machine, one a core by default; 0 works in this process.
         scheduler: Address of a running Dask scheduler to use instead.
 
     Returns:
         Exit status: 0 when it is sound, 1 otherwise.
     """
-    verdict = verify_dataset(Path(data), Resources(workers, scheduler))
+    verdict = verify_dataset(data, Resources(workers, scheduler))
     console = Console(soft_wrap=True)
     table = Table(title=f"data set {data}", show_header=False, title_justify="left")
     table.add_column()

@@ -70,6 +70,17 @@ def seeds() -> dict[str, tuple[bytes, tuple[Reader, ...]]]:
     return found
 
 
+def real_seeds(samples: Path) -> dict[str, tuple[bytes, tuple[Reader, ...]]]:
+    """Geometries, case files and logs of real output below a folder, and what reads them."""
+    readers: dict[str, tuple[Reader, ...]] = {
+        "*_mechanical_?.geo": (read_geometry, read_points),
+        "*_mechanical.case": (_read_whole_case,),
+        "*_mechanical.out": (lambda data: read_log(data.decode("utf-8", "replace")),),
+        "*_mechanical.in": (lambda data: read_input(data.decode("utf-8", "replace")),),
+    }
+    return {path.name: (path.read_bytes(), r) for pattern, r in readers.items() for path in samples.rglob(pattern)}
+
+
 def _read_whole_case(data: bytes) -> object:
     case = read_case_file(data)
     frames = range(min(len(case.frames.times), 100))
@@ -115,9 +126,11 @@ def attempt(data: bytes, readers: tuple[Reader, ...]) -> str:
     return f"took {seconds:.1f} s" if seconds > MAX_SECONDS else ""
 
 
-def run(count: int, seed: int = 0) -> Iterator[tuple[str, bytes, str]]:
+def run(
+    count: int, seed: int = 0, more: dict[str, tuple[bytes, tuple[Reader, ...]]] | None = None
+) -> Iterator[tuple[str, bytes, str]]:
     """Name of the seed, input and complaint for every finding among `count` mutated inputs."""
-    corpus = seeds()
+    corpus = seeds() | (more or {})
     rng = random.Random(seed)
     names = sorted(corpus)
     for _ in range(count):
@@ -133,12 +146,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples", type=Path, help="folder of real output to mutate as well")
     options = parser.parse_args()
     tracemalloc.start()
     findings = 0
     started = time.monotonic()
     folder = Path(__file__).parent / "findings"
-    for name, data, complaint in run(options.count, options.seed):
+    for name, data, complaint in run(
+        options.count, options.seed, real_seeds(options.samples) if options.samples else None
+    ):
         folder.mkdir(exist_ok=True)
         path = folder / f"{name}-{findings}.bin"
         path.write_bytes(data)

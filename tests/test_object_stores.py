@@ -12,10 +12,12 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
+from lpbf_data import load_dataset
 from lpbf_data.errors import UsageError
 from pipelines.build import run_build
 from pipelines.sources import find_cases
 from pipelines.targets import ObjectTarget, default_workspace, open_target
+from pipelines.verify import verify_dataset
 from tests.netfabb_cases import Part, write_part, zip_folder
 from tests.test_build import request, tree, write_parts
 
@@ -78,6 +80,17 @@ def test_a_data_set_is_committed_to_an_object_store(
     run_build(request(parts, tmp_path / "local"))
     assert tree(download(s3, "bucket/lpbf", tmp_path / "copy")) == tree(tmp_path / "local")
     assert all(record.status == "kept" for record in records)
+    assert verify_dataset(url).problems == ()
+    victim = next(f"bucket/lpbf/{name}" for name in remote_tree(s3, "bucket/lpbf") if name.startswith("data/"))
+    data = bytearray(s3.cat_file(victim))
+    data[len(data) // 2] ^= 1
+    s3.pipe_file(victim, bytes(data))
+    assert any(victim.endswith(problem.file) for problem in verify_dataset(url).problems)
+    data[len(data) // 2] ^= 1
+    s3.pipe_file(victim, bytes(data))
+    rows = load_dataset(url, "train")
+    assert sorted(rows.case_ids) == sorted(r.case_id for r in records if r.placement and r.placement.split == "train")
+    assert len(rows[0].pos) == len(rows[0].y)
     # The same command again sends nothing but the documents; growth and shrinkage leave nothing stale behind.
     put: list[str] = []
     original = ObjectTarget.place

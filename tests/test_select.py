@@ -24,10 +24,10 @@ from pipelines.select import (
     active_limits,
     assign_splits,
     group_designs,
-    parse_splits,
     reject,
     split_records,
 )
+from pipelines.split_rules import parse_splits
 from tests.netfabb_cases import box_mesh
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "netfabb_case_statistics.csv"

@@ -1,0 +1,118 @@
+"""What all models share: a projection in, blocks of token mixing and pointwise networks, a projection out.
+
+B meshes, N points, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+from flare_model.checkpoint import Description, restore_model
+from flare_model.layout import Layout
+from flare_model.pretrained import Pretrained
+from flare_model.spec import spec_of
+from lpbf_data.errors import UsageError
+
+
+class Block(nn.Module):
+    """A mixer and a pointwise network, each behind a LayerNorm and beside a residual (FLARE, equation 10).
+
+    Args:
+        channels: C.
+        mixer: Called with x and a [Layout][flare_model.layout.Layout]; the only place where points meet.
+        pointwise: Called with x.
+    """
+
+    def __init__(self, channels: int, mixer: nn.Module, pointwise: nn.Module) -> None:
+        super().__init__()
+        self.mixer_norm = nn.LayerNorm(channels)
+        self.mixer = mixer
+        self.pointwise_norm = nn.LayerNorm(channels)
+        self.pointwise = pointwise
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """[B, N, C] or [ΣN, C] to the same."""
+        x = x + self.mixer(self.mixer_norm(x), layout)
+        out: Tensor = x + self.pointwise(self.pointwise_norm(x))
+        return out
+
+
+class Backbone(nn.Module, Pretrained):
+    """Blocks between two projections; see [protocol][flare_model.protocol] for what goes in and out.
+
+    Args:
+        in_dim: Numbers a point comes with: its coordinates and its features.
+        channels: C.
+        enter: Projects in_dim onto C.
+        blocks: The blocks.
+        leave: Projects C, normalised, onto what is predicted.
+    """
+
+    def __init__(self, in_dim: int, channels: int, enter: nn.Module, blocks: Iterable[Block], leave: nn.Module) -> None:
+        super().__init__()
+        self.in_dim = in_dim
+        self.enter = enter
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(channels)
+        self.leave = leave
+        self.activation_checkpointing = False
+        """Keep only what enters each block, and compute the rest again in the backward pass."""
+
+    def forward(
+        self, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Predict at every point.
+
+        Args:
+            points: Coordinates, [B, N, 3] for equal or padded meshes; [ΣN, 3] for joined ones, or for a single mesh.
+            features: What else is known of the points, as many numbers a point as in_dim leaves.
+            offsets: First point of each joined mesh and the end of the last, [B + 1].
+            mask: True where a point exists, [B, N]; for padded meshes.
+
+        Returns:
+            [B, N, out_dim] or [ΣN, out_dim]; where the mask is False it means nothing.
+
+        Raises:
+            UsageError: If the shapes don't fit together.
+        """
+        known = points if features is None else torch.cat([points, features], dim=-1)
+        if known.shape[-1] != self.in_dim:
+            raise UsageError(f"the model takes {self.in_dim} numbers a point, but got {known.shape[-1]}")
+        single = known.dim() == 2 and offsets is None
+        if single:
+            known = known.unsqueeze(0)
+        layout = Layout.of(known, offsets, mask)
+        # Both projections keep float32 under autocast: in 16 bits a coordinate of 30 mm is off by up to 0.06 mm, and a
+        # prediction has two digits. They are pointwise and a twentieth of the work.
+        with torch.autocast(known.device.type, enabled=False):
+            hidden = self.enter(known)
+        for block in self.blocks:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                hidden = torch.utils.checkpoint.checkpoint(block, hidden, layout, use_reentrant=False)
+            else:
+                hidden = block(hidden, layout)
+        with torch.autocast(known.device.type, enabled=False):
+            out: Tensor = self.leave(self.norm(hidden.to(known.dtype)))
+        return out.squeeze(0) if single else out
+
+    def description(self) -> Description:
+        """What a checkpoint says of it."""
+        return Description(spec_of(self))
+
+    def stored_weights(self) -> dict[str, Tensor]:
+        """What to store."""
+        return dict(self.state_dict())
+
+    @classmethod
+    def restored(cls, weights: dict[str, Tensor], description: Description, *, folder: Path, trust: str | None) -> Self:
+        """The bare model of a checkpoint, whether it was stored alone or as part of a surrogate."""
+        model = restore_model(weights, description.model, folder=folder, trust=trust)
+        if not isinstance(model, cls):
+            raise UsageError(f"the checkpoint {folder} holds a {type(model).__name__}, not a {cls.__name__}")
+        return model

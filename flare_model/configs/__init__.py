@@ -1,0 +1,33 @@
+"""Configurations that come with the package, by name: `--config lpbf`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+def config_names() -> list[str]:
+    """Names of the configurations."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def config_path(name: str) -> Path | None:
+    """Where the configuration of a name lies; None when there is none of that name."""
+    path = FOLDER / f"{name.removesuffix('.yaml')}.yaml"
+    return path if path.parent == FOLDER and path.exists() else None
+
+
+def spell_out_config(words: Sequence[str]) -> list[str]:
+    """Replace names of configurations that come with the package by their paths.
+
+    A file of that name in the working directory goes first.
+    """
+    spelled: list[str] = []
+    for word in words:
+        option, equals, value = word.partition("=")
+        named = value if option == "--config" and equals else word if spelled[-1:] == ["--config"] else None
+        path = config_path(named) if named is not None and not Path(named).exists() else None
+        spelled.append(word if path is None else f"{option}={path}" if equals else str(path))
+    return spelled

@@ -1,0 +1,143 @@
+"""Does the recoater hit the part? What predicted fields say of it, against what the simulation said.
+
+A score is larger the likelier a hit. Where the target is the clearance itself, the solver's own rule decides: a hit is
+a clearance below the tolerance. Otherwise a threshold on the score is chosen where truth may be looked at, on the
+validation split, for a stated rate of false alarms, and only used on the test split.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+DEFAULT_TOLERANCE: Final = 80.0
+"""Clearance below which NetFabb reports interference unless its input says otherwise, percent of a layer."""
+
+RISK_TARGETS: Final = ("build_clearance_min", "build_displacement_z_max", "displacement_z", "displacement")
+"""Targets that tell of interference, the most direct one first."""
+
+
+@dataclass(frozen=True)
+class Risk:
+    """What is predicted of one case, and what the simulation found.
+
+    Attributes:
+        case_id: The case.
+        score: Larger where a hit is likelier.
+        hit: Whether the simulation found one.
+        by_rule: Whether the solver's rule, applied to the prediction, finds one; None where it can't be applied.
+    """
+
+    case_id: str
+    score: float
+    hit: bool
+    by_rule: bool | None
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How well hits are found.
+
+    Attributes:
+        hits: Cases in which the recoater hits.
+        found: How many of them raise an alarm.
+        clear: Cases in which it doesn't.
+        false_alarms: How many of those raise an alarm.
+        threshold: Score above which an alarm is raised; None for the solver's rule.
+    """
+
+    hits: int
+    found: int
+    clear: int
+    false_alarms: int
+    threshold: float | None = None
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the hits that are found."""
+        return self.found / self.hits if self.hits else None
+
+    @property
+    def false_alarm_rate(self) -> float | None:
+        """Share of the cases without a hit that raise an alarm."""
+        return self.false_alarms / self.clear if self.clear else None
+
+
+def risk_target(targets: Sequence[str]) -> str | None:
+    """The target that tells most directly of interference; None when none does."""
+    return next((name for name in RISK_TARGETS if name in targets), None)
+
+
+def assess(
+    case_id: str,
+    target: str,
+    prediction: NDArray[np.float32],
+    *,
+    hit: bool,
+    tolerance: float | None,
+) -> Risk:
+    """What a prediction says of one case.
+
+    Args:
+        case_id: The case.
+        target: One of RISK_TARGETS.
+        prediction: [N, F].
+        hit: Whether the simulation found interference.
+        tolerance: Recoater tolerance of the simulation, percent of a layer; NetFabb's default when None.
+    """
+    if target == "build_clearance_min":
+        least = float(prediction.min())
+        return Risk(case_id, -least, hit, least < (DEFAULT_TOLERANCE if tolerance is None else tolerance))
+    return Risk(case_id, float(prediction[:, -1].max()), hit, None)
+
+
+def choose_threshold(risks: Sequence[Risk], false_alarm_rate: float) -> float:
+    """The lowest threshold that keeps the rate of false alarms.
+
+    Args:
+        risks: Cases whose truth may be looked at.
+        false_alarm_rate: Largest share of cases without a hit that may raise an alarm.
+
+    >>> risks = [Risk("a", 1.0, False, None), Risk("b", 2.0, False, None), Risk("c", 3.0, True, None)]
+    >>> choose_threshold(risks, 0.5), choose_threshold(risks, 0.0)
+    (1.0, 2.0)
+    """
+    clear = sorted((risk.score for risk in risks if not risk.hit), reverse=True)
+    allowed = math.floor(false_alarm_rate * len(clear) + 1e-9)
+    return clear[allowed] if allowed < len(clear) else -math.inf
+
+
+def detect(risks: Sequence[Risk], threshold: float) -> Detection:
+    """Hits found and false alarms raised by a threshold."""
+    return _count(risks, {risk.case_id: risk.score > threshold for risk in risks}, threshold)
+
+
+def detect_by_rule(risks: Sequence[Risk]) -> Detection | None:
+    """The same by the solver's rule; None where it can't be applied."""
+    alarms = {risk.case_id: risk.by_rule for risk in risks if risk.by_rule is not None}
+    return _count(risks, alarms, None) if len(alarms) == len(risks) and risks else None
+
+
+def _count(risks: Sequence[Risk], alarms: Mapping[str, bool], threshold: float | None) -> Detection:
+    hits = [risk.case_id for risk in risks if risk.hit]
+    clear = [risk.case_id for risk in risks if not risk.hit]
+    return Detection(len(hits), sum(alarms[i] for i in hits), len(clear), sum(alarms[i] for i in clear), threshold)
+
+
+def ranking_quality(risks: Sequence[Risk]) -> float | None:
+    """Chance that a case with a hit scores above one without (the area under the ROC curve); None without both.
+
+    >>> ranking_quality([Risk("a", 1.0, False, None), Risk("b", 2.0, True, None)])
+    1.0
+    """
+    hits = np.array([risk.score for risk in risks if risk.hit])
+    clear = np.array([risk.score for risk in risks if not risk.hit])
+    if not len(hits) or not len(clear):
+        return None
+    above = (hits[:, None] > clear).mean() + 0.5 * (hits[:, None] == clear).mean()
+    return float(above)

@@ -1,0 +1,131 @@
+"""How the points of a batch divide into meshes, and attention that never leaves a mesh.
+
+B meshes, N points, ΣN points of all meshes together.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from lpbf_data.errors import UsageError
+
+_MAX_PADDING: Final = 1.5
+"""Joined meshes are padded when that makes them at most so much longer; otherwise they are taken one by one."""
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Where joined points go in a padded batch and come back from.
+
+    Attributes:
+        index: Number of the joined point at each place of the padded batch, [B, N]; any point where there is none.
+        exists: True where there is one, [B, N].
+        place: Place of each joined point in the flattened padded batch, [ΣN].
+    """
+
+    index: Tensor
+    exists: Tensor
+    place: Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the points of a batch divide into meshes; made once a forward pass, used by every mixer.
+
+    Attributes:
+        offsets: First point of each joined mesh and the end of the last, [B + 1]; None for a batch [B, N].
+        mask: True where a point exists, [B, N]; for padded batches.
+        sizes: Points of each joined mesh, where the host knows them.
+        padding: Set where joined meshes are better padded than taken one by one.
+    """
+
+    offsets: Tensor | None = None
+    mask: Tensor | None = None
+    sizes: tuple[int, ...] | None = None
+    padding: Padding | None = None
+
+    @classmethod
+    def of(cls, points: Tensor, offsets: Tensor | None, mask: Tensor | None) -> Layout:
+        """The layout of a batch.
+
+        Args:
+            points: [B, N, …], or [ΣN, …] with offsets.
+            offsets: First point of each mesh and the end of the last, [B + 1], on any device.
+            mask: True where a point exists, [B, N].
+
+        Raises:
+            UsageError: If the shapes don't fit together, or a mesh has no points.
+        """
+        if offsets is None:
+            if mask is not None and mask.shape != points.shape[:2]:
+                raise UsageError(f"the mask must be {tuple(points.shape[:2])}, but is {tuple(mask.shape)}")
+            return cls(mask=mask)
+        if points.dim() != 2 or mask is not None:
+            raise UsageError(
+                "joined meshes are points [ΣN, …] with offsets; padded ones [B, N, …] with a mask: not both"
+            )
+        if torch.compiler.is_compiling() or len(offsets) == 2:
+            # Reading the sizes would break the graph, or wait for the device; one mesh needs none.
+            return cls(offsets=offsets)
+        bounds = offsets.tolist()
+        sizes = tuple(b - a for a, b in itertools.pairwise(bounds))
+        if bounds[0] != 0 or bounds[-1] != len(points) or min(sizes) < 1:
+            raise UsageError(
+                f"offsets must rise from 0 to the number of points, {len(points)}, with a point or more in every mesh; "
+                f"they are {bounds}"
+            )
+        worthwhile = max(sizes) * len(sizes) <= _MAX_PADDING * len(points)
+        return cls(
+            offsets=offsets, sizes=sizes, padding=_padding(offsets.to(points.device), sizes) if worthwhile else None
+        )
+
+    def attend(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """Apply a function of whole meshes to every mesh of the batch.
+
+        Args:
+            function: Takes tensors [B, N, …] and `mask`, [B, N] or None; returns [B, N, …].
+            tensors: What it takes, laid out as this layout says.
+
+        Returns:
+            Its result, laid out in the same way.
+        """
+        if self.offsets is None:
+            return function(*tensors, mask=self.mask)
+        if len(self.offsets) == 2:
+            return function(*(t.unsqueeze(0) for t in tensors), mask=None).squeeze(0)
+        if self.sizes is None:
+            return self._attend_without_sizes(function, *tensors)
+        if self.padding is not None:
+            padded = function(*(t[self.padding.index] for t in tensors), mask=self.padding.exists)
+            return padded.flatten(0, 1)[self.padding.place]
+        meshes = zip(*(torch.split(t, list(self.sizes)) for t in tensors), strict=True)
+        return torch.cat([function(*(t.unsqueeze(0) for t in mesh), mask=None).squeeze(0) for mesh in meshes])
+
+    def _attend_without_sizes(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """Every mesh as a mask over all points: B times the work, but one graph for all sizes."""
+        assert self.offsets is not None
+        offsets, count = self.offsets.to(tensors[0].device), len(tensors[0])
+        points = torch.arange(count, device=offsets.device)
+        owner = torch.bucketize(points, offsets[1:], right=True)
+        meshes = torch.arange(len(offsets) - 1, device=offsets.device)
+        everywhere = (t.unsqueeze(0).expand(len(offsets) - 1, *t.shape) for t in tensors)
+        return function(*everywhere, mask=owner == meshes[:, None])[owner, points]
+
+
+def _padding(offsets: Tensor, sizes: tuple[int, ...]) -> Padding:
+    longest = max(sizes)
+    along = torch.arange(longest, device=offsets.device)
+    counts = offsets.diff()
+    exists = along < counts[:, None]
+    index = torch.where(exists, offsets[:-1, None] + along, offsets[:-1, None])
+    first = torch.arange(len(sizes), device=offsets.device) * longest - offsets[:-1]
+    place = torch.arange(sum(sizes), device=offsets.device) + torch.repeat_interleave(
+        first, counts, output_size=sum(sizes)
+    )
+    return Padding(index, exists, place)

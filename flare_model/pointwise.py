@@ -1,0 +1,70 @@
+"""Networks that look at one point at a time."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+
+class ResMLP(nn.Module):
+    """A residual pointwise network (FLARE, appendix A).
+
+    Args:
+        in_dim: Numbers that come in.
+        hidden: Width of the residual layers.
+        out_dim: Numbers that go out.
+        layers: Residual layers.
+        input_residual: Add the input to the first layer where the widths agree.
+        output_residual: Add the last hidden state to the output where the widths agree.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden: int,
+        out_dim: int,
+        layers: int,
+        *,
+        input_residual: bool = True,
+        output_residual: bool = True,
+    ) -> None:
+        super().__init__()
+        self.enter = nn.Linear(in_dim, hidden)
+        self.layers = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
+        self.leave = nn.Linear(hidden, out_dim)
+        self.input_residual = input_residual and in_dim == hidden
+        self.output_residual = output_residual and hidden == out_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, in_dim] to […, out_dim]."""
+        hidden = F.gelu(self.enter(x), approximate="tanh")
+        if self.input_residual:
+            hidden = x + hidden
+        for layer in self.layers:
+            hidden = hidden + F.gelu(layer(hidden), approximate="tanh")
+        out: Tensor = self.leave(hidden)
+        return out + hidden if self.output_residual else out
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between them, as in "Attention is all you need".
+
+    Args:
+        in_dim: Numbers that come in.
+        hidden: Width of the hidden layer.
+        out_dim: Numbers that go out.
+        gelu: The exact GELU ("none") or its tanh form.
+    """
+
+    def __init__(self, in_dim: int, hidden: int, out_dim: int, gelu: Literal["none", "tanh"] = "tanh") -> None:
+        super().__init__()
+        self.enter = nn.Linear(in_dim, hidden)
+        self.leave = nn.Linear(hidden, out_dim)
+        self.gelu: Literal["none", "tanh"] = gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, in_dim] to […, out_dim]."""
+        out: Tensor = self.leave(F.gelu(self.enter(x), approximate=self.gelu))
+        return out

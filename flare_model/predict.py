@@ -1,0 +1,190 @@
+"""`python -m flare_model.predict --checkpoint runs/first --src part.vtu`: predict on parts, and draw the result.
+
+Each part becomes a VTU file for ParaView and a picture. Where the truth is known, both show it, and the error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import meshio
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from flare_model.devices import device_of
+from flare_model.envelope import outside
+from flare_model.metrics import relative_l2
+from flare_model.parts import Part, Unreadable, find_parts
+from flare_model.scores import unit_of_errors
+from flare_model.surrogate import Surrogate, from_pretrained
+from flare_model.targets import Target, resolve_targets, spans
+from lpbf_data.command_line import run
+from lpbf_data.durable import write_durably
+from lpbf_data.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of a part.
+
+    Attributes:
+        part: The part.
+        fields: Target to prediction in physical units, [N, components] float32.
+        truth: Target to truth where it is known, [N, components] float32.
+        warnings: Why the part is unlike those of the training.
+        seconds: Time of the prediction.
+    """
+
+    part: Part
+    fields: Mapping[str, NDArray[np.float32]]
+    truth: Mapping[str, NDArray[np.float32]]
+    warnings: tuple[str, ...]
+    seconds: float
+
+    def relative_l2(self, target: str) -> float | None:
+        """Relative L2 error of a target; None where the truth isn't known or is zero everywhere."""
+        truth = self.truth.get(target)
+        if truth is None or not truth.any():
+            return None
+        offsets = torch.tensor([0, len(truth)])
+        given, known = (torch.from_numpy(np.array(values)) for values in (self.fields[target], truth))
+        return float(relative_l2(given, known, offsets))
+
+    def point_data(self) -> dict[str, NDArray[np.float32]]:
+        """Predictions, and truth and error where it is known, as a file shows them."""
+        shown: dict[str, NDArray[np.float32]] = {}
+        for name, values in self.fields.items():
+            shown[f"{name}_predicted"] = values
+            if name in self.truth:
+                shown |= {name: self.truth[name], f"{name}_error": values - self.truth[name]}
+        return {name: v[:, 0] if v.shape[1] == 1 else v for name, v in shown.items()}
+
+
+def predict_part(surrogate: Surrogate, part: Part) -> Prediction:
+    """Predict on one part.
+
+    Args:
+        surrogate: The model.
+        part: The part.
+
+    Raises:
+        UsageError: If the model needs a field that the part doesn't come with.
+    """
+    targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
+    features = resolve_targets(surrogate.usage.features, "the checkpoint")
+    device = surrogate.point_scale.device
+    known = None
+    if features:
+        known = torch.from_numpy(np.concatenate([_needed(part, f) for f in features], axis=1)).to(device)
+    points = torch.from_numpy(np.array(part.points)).to(device)
+    started = time.perf_counter()
+    with torch.inference_mode():
+        found = surrogate(points, known).cpu().numpy()
+    seconds = time.perf_counter() - started
+    columns = spans(targets)
+    truth = {t.name: part.column(t.name, t.field, t.components) for t in targets}
+    reasons = outside(surrogate.usage.envelope, part.points, aspect_ratio=part.aspect_ratio, material=part.material)
+    return Prediction(
+        part,
+        {name: found[:, c] for name, c in columns.items()},
+        {name: values for name, values in truth.items() if values is not None},
+        tuple(reasons),
+        seconds,
+    )
+
+
+def _needed(part: Part, feature: Target) -> NDArray[np.float32]:
+    values = part.column(feature.name, feature.field, feature.components)
+    if values is None:
+        raise UsageError(
+            f"the model needs the field {feature.name} at every point, which {part.name} doesn't come with"
+        )
+    return values
+
+
+def write_vtu(path: Path, prediction: Prediction) -> None:
+    """Write a prediction as a VTU file, which ParaView opens."""
+    aside = path.with_name(f".{path.stem}.tmp.vtu")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mesh = meshio.Mesh(
+        prediction.part.points, [("hexahedron", prediction.part.cells)], point_data=prediction.point_data()
+    )
+    try:
+        mesh.write(aside)
+        write_durably(path, aside.read_bytes())
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def predict(
+    checkpoint: str,
+    src: list[str],
+    *,
+    out: str = "predictions",
+    split: str = "test",
+    case: list[str] = [],  # noqa: B006 (read only; shown as the default in the help)
+    trust: str | None = None,
+    accelerator: str = "auto",
+) -> int:
+    """Predict on parts with a trained model.
+
+    Args:
+        checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub.
+        src: Data sets, hexahedral meshes (VTU and others), or folders of meshes.
+        out: Folder of the results, a VTU file and a picture a part.
+        split: Which split of a data set.
+        case: Ids of cases of a data set; all of the split by default.
+        trust: Class path of a model outside of this package that may be imported.
+        accelerator: auto, cpu or gpu.
+
+    Returns:
+        Exit status: 0, or 1 when a part could not be predicted on.
+    """
+    device = device_of(accelerator)
+    surrogate = from_pretrained(checkpoint, trust=trust).to(device)
+    console, complaints = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+    failed = 0
+    for source in src:
+        for part in find_parts(source, split=split, cases=case):
+            if isinstance(part, Unreadable):
+                complaints.print(f"error: {part.error}", style=None)
+                failed += 1
+                continue
+            prediction = predict_part(surrogate, part)
+            write_vtu(Path(out) / f"{part.name}.vtu", prediction)
+            _say(prediction, console, complaints)
+    console.print(f"predictions in {out}")
+    return 1 if failed else 0
+
+
+def _say(prediction: Prediction, console: Console, complaints: Console) -> None:
+    part = prediction.part
+    words = []
+    for target in resolve_targets(tuple(prediction.fields), "the checkpoint"):
+        values = prediction.fields[target.name]
+        factor, unit = unit_of_errors(target.unit)
+        words.append(f"{target.name} {values.min():.4g} … {values.max():.4g} {target.unit}")
+        error = prediction.relative_l2(target.name)
+        if error is not None:
+            mean = float(np.linalg.norm(values - prediction.truth[target.name], axis=1).mean()) * factor
+            words[-1] += f" (relative L2 error {error:.4f}, mean error {mean:.4g} {unit})"
+    console.print(f"{part.name}: {len(part.points):,} points in {prediction.seconds:.2f} s: {'; '.join(words)}")
+    if prediction.warnings:
+        complaints.print(
+            f"warning: {part.name} is unlike the parts that the model was trained on: {'; '.join(prediction.warnings)}",
+            style=None,
+        )
+
+
+def main() -> None:
+    """Entry point of `lpbf-predict`."""
+    run(predict, "python -m flare_model.predict")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""How a model is trained: the numbers of the recipe, and the optimiser and schedule that they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+from lpbf_data.errors import UsageError
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+Loss = Literal["relative_l2", "mse"]
+CompileMode = Literal["off", "default", "reduce-overhead", "max-autotune"]
+
+_POSITIVE: Final = (
+    "epochs",
+    "batch_size",
+    "accumulate",
+    "learning_rate",
+    "clip_norm",
+    "start_divisor",
+    "end_divisor",
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; the defaults are what the FLARE paper says for LPBF (appendix C.3, Table 4).
+
+    Args:
+        epochs: Times that every case is seen (Table 4: 250).
+        batch_size: Cases in a batch, on each device (C.3: 1 for 3D problems).
+        accumulate: Batches in a step of the optimiser.
+        loss: relative_l2 (C.3), the mean over cases of each one's relative error in physical units; or mse, the mean
+            over points of squared errors in units of the target's standard deviation, for targets that may be zero
+            everywhere in a part or lie far from zero.
+        learning_rate: Peak of the OneCycle schedule (Table 4: 1e-3).
+        warmup: Share of the steps in which the learning rate rises (C.3: 10 %); cosine decay follows.
+        start_divisor: Peak over the rate of the first step. The paper is silent, PyTorch's default is taken; the
+            published code divides by 1e4.
+        end_divisor: Peak over the rate of the last step. The paper is silent, PyTorch's default is taken; the published
+            code divides by 1e4.
+        cycle_beta1: Let beta1 run from 0.95 to 0.85 and back while the rate rises and falls, as the published code
+            does. The paper says 0.9 throughout.
+        weight_decay: Of AdamW (Table 4: 1e-4).
+        decay: What the weight decay acts on: all parameters, as the paper's silence says; or, as in the published code,
+            all but the biases and the latent queries.
+        clip_norm: Largest norm of the gradient (C.3: 1).
+        ema_decay: Decay of an exponential moving average of the weights, which is then what is judged and kept; 0 for
+            none (the paper uses none).
+        precision: auto is bf16-mixed on a GPU and 32-true elsewhere. The paper's LPBF runs are FP32 (with TF32).
+        tf32: Let FP32 matrix products on a GPU round their inputs to TF32, as the published runs did.
+        compile: Compile the model with torch.compile in this mode; reduce-overhead uses CUDA graphs.
+        round_points: Fill each batch up to a multiple of so many points, so that CUDA graphs meet few sizes; 0 for not.
+        activation_checkpointing: Keep only what enters a block and compute the rest again in the backward pass.
+        deterministic: Ask for deterministic kernels on a GPU, where there are any.
+    """
+
+    epochs: int = 250
+    batch_size: int = 1
+    accumulate: int = 1
+    loss: Loss = "relative_l2"
+    learning_rate: float = 1e-3
+    warmup: float = 0.1
+    start_divisor: float = 25.0
+    end_divisor: float = 2.5e5
+    cycle_beta1: bool = False
+    weight_decay: float = 1e-4
+    decay: Literal["all", "published"] = "all"
+    clip_norm: float = 1.0
+    ema_decay: float = 0.0
+    precision: Precision = "auto"
+    tf32: bool = False
+    compile: CompileMode = "off"
+    round_points: int = 0
+    activation_checkpointing: bool = False
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UsageError(f"--recipe.{name} must be positive, not {getattr(self, name)}")
+        if not 0 < self.warmup < 1:
+            raise UsageError(f"--recipe.warmup must lie between 0 and 1, not {self.warmup}")
+        if not 0 <= self.ema_decay < 1:
+            raise UsageError(f"--recipe.ema_decay must lie between 0 and 1, not {self.ema_decay}")
+        for name in ("weight_decay", "round_points"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"--recipe.{name} must not be negative, but is {getattr(self, name)}")
+
+
+def choose_precision(asked: Precision, *, on_gpu: bool) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
+    """The precision to train in.
+
+    Raises:
+        UsageError: If 16-mixed is asked for on a CPU, which has no float16 arithmetic worth the name.
+    """
+    if asked == "16-mixed" and not on_gpu:
+        raise UsageError("--recipe.precision 16-mixed needs a GPU; use 32-true or bf16-mixed on a CPU")
+    if asked == "auto":
+        return "bf16-mixed" if on_gpu else "32-true"
+    return asked
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW as the recipe says (betas 0.9 and 0.999)."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            spared = recipe.decay == "published" and (name.endswith("bias") or "latent" in name)
+            groups[not spared].append(parameter)
+    parameters = [
+        {"params": members, "weight_decay": recipe.weight_decay if decayed else 0.0}
+        for decayed, members in groups.items()
+        if members
+    ]
+    return torch.optim.AdamW(parameters, lr=recipe.learning_rate, betas=(0.9, 0.999))
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> OneCycleLR:
+    """OneCycle over all steps of the run: the rate rises to its peak, then falls along a cosine.
+
+    Args:
+        optimizer: What it drives.
+        recipe: Peak, share of the rise, both ends, beta1.
+        steps: Steps of the run.
+    """
+    return OneCycleLR(
+        optimizer,
+        recipe.learning_rate,
+        total_steps=max(steps, 2),
+        pct_start=recipe.warmup,
+        cycle_momentum=recipe.cycle_beta1,
+        div_factor=recipe.start_divisor,
+        # PyTorch counts from the rate of the first step.
+        final_div_factor=recipe.end_divisor / recipe.start_divisor,
+    )

@@ -1,0 +1,91 @@
+"""The vanilla Transformer as FLARE's paper compares with it (appendix C.3): all points attend to all points.
+
+B meshes, N points, C channels, H heads, D = C / H channels a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from flare_model.backbone import Backbone, Block
+from flare_model.layout import Layout
+from flare_model.model import initialise_linear
+from flare_model.pointwise import FeedForward, ResMLP
+from flare_model.sizes import check_sizes
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of a model; the defaults are those of the paper (Table 2: 660k parameters).
+
+    Args:
+        in_dim: Numbers a point comes with; 3 for its coordinates.
+        out_dim: Numbers predicted at a point.
+        channels: C, width of the model (C.3: 80).
+        num_blocks: Blocks, each a mixer and a pointwise network (C.3: 8).
+        num_heads: H; it divides C (C.3: 5, so that D = 16).
+        mlp_ratio: Width of the pointwise networks' hidden layer over C (C.3: 4).
+        projection_layers: Residual layers in the projections, which are those of FLARE (C.3).
+    """
+
+    in_dim: int = 3
+    out_dim: int = 1
+    channels: int = 80
+    num_blocks: int = 8
+    num_heads: int = 5
+    mlp_ratio: int = 4
+    projection_layers: int = 2
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention among the points of a mesh; query, key and value projections without biases.
+
+    Args:
+        channels: C.
+        num_heads: H; it divides C.
+    """
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.enter = nn.Linear(channels, 3 * channels, bias=False)
+        self.leave = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """[B, N, C] or [ΣN, C] to the same."""
+        queries, keys, values = self.enter(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        out: Tensor = self.leave(layout.attend(_attend, queries, keys, values).flatten(-2))
+        return out
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, N, H, D] each, and so is the result."""
+    exists = None if mask is None else mask[:, None, None, :]
+    queries, keys, values = (t.transpose(1, 2) for t in (queries, keys, values))
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=exists).transpose(1, 2)
+
+
+class Transformer(Backbone):
+    """The vanilla Transformer between the projections of FLARE.
+
+    Args:
+        config: Sizes of the model.
+    """
+
+    def __init__(self, config: TransformerConfig = TransformerConfig()) -> None:
+        width, layers = config.channels, config.projection_layers
+        blocks = (
+            Block(width, SelfAttention(width, config.num_heads), FeedForward(width, width * config.mlp_ratio, width))
+            for _ in range(config.num_blocks)
+        )
+        enter = ResMLP(config.in_dim, width, width, layers, input_residual=False)
+        leave = ResMLP(width, width, config.out_dim, layers, output_residual=False)
+        super().__init__(config.in_dim, width, enter, blocks, leave)
+        self.config = config
+        self.apply(initialise_linear)

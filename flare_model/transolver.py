@@ -1,0 +1,138 @@
+"""Transolver without convolution (Wu et al. 2024, arXiv:2402.02366): points gather in slices, and slices attend.
+
+B meshes, N points, C channels, H heads, D = C / H channels a head, G slices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from flare_model.backbone import Backbone, Block
+from flare_model.layout import Layout
+from flare_model.pointwise import FeedForward
+from flare_model.sizes import check_sizes
+
+
+@dataclass(frozen=True)
+class TransolverConfig:
+    """Sizes of a model; the defaults are those of the FLARE paper's comparison (Table 2: 713k parameters).
+
+    Table 2 gives the count alone. These sizes, those of Transolver's own scripts for its irregular and 2D benchmarks,
+    give 713,665 parameters for 2 inputs.
+
+    Args:
+        in_dim: Numbers a point comes with; 3 for its coordinates.
+        out_dim: Numbers predicted at a point.
+        channels: C, width of the model.
+        num_blocks: Blocks, each a mixer and a pointwise network.
+        num_heads: H; it divides C.
+        num_slices: G, slices a head.
+        mlp_ratio: Width of the pointwise networks' hidden layer over C.
+    """
+
+    in_dim: int = 3
+    out_dim: int = 1
+    channels: int = 128
+    num_blocks: int = 8
+    num_heads: int = 8
+    num_slices: int = 64
+    mlp_ratio: int = 1
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+
+
+class PhysicsAttention(nn.Module):
+    """Points are softly assigned to slices, the slices' means attend to each other, and points take back their share.
+
+    The projections onto slices and inside the attention are shared by the heads, as in Transolver's code. It bounds
+    the temperature in its mixers for structured meshes alone; here it is always bounded, so that it can't reach zero.
+
+    Args:
+        channels: C.
+        num_heads: H; it divides C.
+        num_slices: G.
+    """
+
+    def __init__(self, channels: int, num_heads: int, num_slices: int) -> None:
+        super().__init__()
+        depth = channels // num_heads
+        self.num_heads = num_heads
+        self.temperature = nn.Parameter(torch.full((num_heads, 1), 0.5))
+        self.assign = nn.Linear(channels, channels)
+        self.values = nn.Linear(channels, channels)
+        self.slices = nn.Linear(depth, num_slices)
+        self.slice_attention = nn.Linear(depth, 3 * depth, bias=False)
+        self.leave = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """[B, N, C] or [ΣN, C] to the same."""
+        scores = self.slices(self.assign(x).unflatten(-1, (self.num_heads, -1)))
+        weights = torch.softmax(scores / self.temperature.clamp(0.1, 5.0), dim=-1)
+        values = self.values(x).unflatten(-1, (self.num_heads, -1))
+        out: Tensor = self.leave(layout.attend(self._attend, weights.to(values.dtype), values).flatten(-2))
+        return out
+
+    def _attend(self, weights: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Weights [B, N, H, G] and values [B, N, H, D] to [B, N, H, D]."""
+        if mask is not None:
+            weights = weights * mask[:, :, None, None]
+        sums = torch.einsum("bnhg,bnhd->bhgd", weights, values)
+        means = sums / (weights.sum(dim=1) + 1e-5).unsqueeze(-1)
+        queries, keys, slice_values = self.slice_attention(means).chunk(3, dim=-1)
+        attended = F.scaled_dot_product_attention(queries, keys, slice_values)
+        return torch.einsum("bnhg,bhgd->bnhd", weights, attended)
+
+
+class PlaceholderProjection(nn.Module):
+    """Transolver's projection in: two linear layers, and a learned vector that stands for features that aren't there.
+
+    Args:
+        in_dim: Numbers a point comes with.
+        channels: C.
+    """
+
+    def __init__(self, in_dim: int, channels: int) -> None:
+        super().__init__()
+        self.network = FeedForward(in_dim, 2 * channels, channels, gelu="none")
+        self.placeholder = nn.Parameter(torch.rand(channels) / channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, in_dim] to […, C]."""
+        out: Tensor = self.network(x) + self.placeholder
+        return out
+
+
+class Transolver(Backbone):
+    """Transolver: physics attention between its own, shallow projections.
+
+    Args:
+        config: Sizes of the model.
+    """
+
+    def __init__(self, config: TransolverConfig = TransolverConfig()) -> None:
+        width = config.channels
+        blocks = (
+            Block(
+                width,
+                PhysicsAttention(width, config.num_heads, config.num_slices),
+                FeedForward(width, width * config.mlp_ratio, width, gelu="none"),
+            )
+            for _ in range(config.num_blocks)
+        )
+        enter = PlaceholderProjection(config.in_dim, width)
+        super().__init__(config.in_dim, width, enter, blocks, nn.Linear(width, config.out_dim))
+        self.config = config
+        self.apply(_initialise)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Weights of linear layers from a truncated normal distribution of width 0.02, biases 0, as Transolver's code."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,220 @@
+"""`python -m pipelines.simulate --out netfabb_out/`: simulated builds in the form of NetFabb's results.
+
+Plan the parts, simulate each in a worker, put its folder in place when it is whole. The same command run again goes on
+where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from lpbf_data.command_line import run
+from lpbf_data.durable import write_durably
+from lpbf_data.errors import UsageError
+from pipelines.engine import Resources, open_engine
+from pipelines.simulation.archives import archive_path, archived, plan_archives, write_archive
+from pipelines.simulation.case_task import CaseOutcome, CaseTask, load_outcome, run_case
+from pipelines.simulation.corpus import PartPlan
+from pipelines.simulation.failures import plan_failure
+from pipelines.simulation.families import FAMILIES
+from pipelines.simulation.materials import MaterialName
+from pipelines.simulation.request import Naming, SimulationOptions, SimulationRequest, check_request
+from pipelines.simulation.result_writer import EncodingName
+
+_WORKPLACE: Final = ".simulate"
+_EXAMPLES: Final = 3
+
+
+def simulate(
+    out: str,
+    *,
+    cases: int = 24,
+    seed: int = 0,
+    points: int = 2000,
+    material: MaterialName = "Ti64",
+    families: list[str] = list(FAMILIES),  # noqa: B006 (read only; shown as the default in the help)
+    stl: list[str] = [],  # noqa: B006
+    encoding: EncodingName = "binary",
+    naming: Naming = "batch",
+    archive: bool = False,
+    failure_rate: float = 0.0,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    cluster: str | None = None,
+) -> int:
+    """Simulate laser powder bed fusion of many parts and write results as NetFabb does.
+
+    Args:
+        out: Folder of the results; the same command run again continues or extends it.
+        cases: Number of parts.
+        seed: Another seed gives other parts.
+        points: Median number of points of a part.
+        material: Material of the parts.
+        families: Families of parts to draw from.
+        stl: Surface files to simulate instead of drawn parts; they must be watertight, in mm.
+        encoding: Binary or text results.
+        naming: File names of a batch run (test.stl, mechanical.out) or of an interactive one (<case>_mechanical.out).
+        archive: Pack cases into zip archives, a hundred each.
+        failure_rate: Share of cases that end as failed runs do.
+        workers: Worker processes on this machine, one a core by default; 0 works in this process.
+        scheduler: Address of a running Dask scheduler to use instead, such as tcp://node1:8786.
+        cluster: Start a Dask cluster instead: slurm, or a YAML file with class, init and workers or adapt.
+
+    Returns:
+        Exit status: 0, or 1 when no case was completed.
+    """
+    options = SimulationOptions(
+        cases, seed, points, material, tuple(families), tuple(stl), encoding, naming, archive, failure_rate
+    )
+    resources = Resources(workers, scheduler, cluster)
+    outcomes = run_simulation(check_request(out, options), resources)
+    print_outcomes(outcomes, Path(out), Console(soft_wrap=True))
+    return 0 if any(outcome.status == "completed" for outcome in outcomes) else 1
+
+
+def run_simulation(request: SimulationRequest, resources: Resources) -> tuple[CaseOutcome, ...]:
+    """Simulate every part that isn't finished yet.
+
+    Args:
+        request: What to simulate.
+        resources: Who does the work.
+
+    Returns:
+        What came of each case, in their order.
+
+    Raises:
+        UsageError: If the folder holds something else, or another simulation works there.
+    """
+    with _workplace(request) as place:
+        packed = archived(request.out) if request.options.archive else 0
+        ready = place / "ready" if request.options.archive else request.out
+        tasks, outcomes = _plan_tasks(request, place, ready, packed)
+        with tqdm(total=len(request.parts), initial=len(outcomes), desc="simulate", unit="case") as bar:
+            if tasks:
+                with open_engine(resources) as engine:
+                    for outcome in engine.map(run_case, tasks):
+                        outcomes[outcome.case_id] = outcome
+                        bar.update()
+                        bar.set_postfix(failed=sum(one.status == "failed" for one in outcomes.values()))
+        if request.options.archive:
+            _pack(request, ready, packed)
+    return tuple(outcomes[case_id] for case_id, _ in request.parts)
+
+
+@contextmanager
+def _workplace(request: SimulationRequest) -> Iterator[Path]:
+    """The folder `.simulate` of the output: what came of finished cases, and cases that aren't finished."""
+    place = request.out / _WORKPLACE
+    _check_output(request, place)
+    for name in ("outcomes", "staging", "ready"):
+        (place / name).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(f"another simulation works in {request.out}; wait for it, or choose another --out") from error
+    try:
+        write_durably(place / "request.json", (json.dumps(request.configuration, indent=1) + "\n").encode())
+        shutil.rmtree(place / "staging")
+        (place / "staging").mkdir()
+        yield place
+    finally:
+        lock.release()
+
+
+def _check_output(request: SimulationRequest, place: Path) -> None:
+    out, known = request.out, place / "request.json"
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"the output {out} is a file; choose another --out")
+    if known.exists():
+        before = json.loads(known.read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(request.configuration))
+        changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+        if changed:
+            raise UsageError(f"{out} was simulated with another {', '.join(changed)}; choose another --out")
+    elif out.is_dir() and any(out.iterdir()) and not place.is_dir():
+        raise UsageError(f"the output folder {out} holds something else; choose another --out")
+
+
+def _plan_tasks(
+    request: SimulationRequest, place: Path, ready: Path, packed: int
+) -> tuple[list[CaseTask], dict[str, CaseOutcome]]:
+    """Cases to simulate, and what came of those that are finished."""
+    options = request.options
+    tasks: list[CaseTask] = []
+    outcomes: dict[str, CaseOutcome] = {}
+    for number, (case_id, part) in enumerate(request.parts):
+        outcome = load_outcome(place / "outcomes", case_id)
+        if outcome is not None and (number < packed or (ready / case_id).is_dir()):
+            outcomes[case_id] = outcome
+            continue
+        tasks.append(
+            CaseTask(
+                case_id,
+                part,
+                part.num_points if isinstance(part, PartPlan) else options.points,
+                options.material,
+                options.encoding,
+                options.naming == "interactive",
+                plan_failure(options.seed, case_id, options.failure_rate),
+                (place / "staging").absolute(),
+                ready.absolute(),
+                (place / "outcomes").absolute(),
+            )
+        )
+    return tasks, outcomes
+
+
+def _pack(request: SimulationRequest, ready: Path, packed: int) -> None:
+    for first, last in plan_archives(packed, len(request.parts)):
+        folders = [ready / case_id for case_id, _ in request.parts[first:last]]
+        write_archive(archive_path(request.out, (first, last)), folders)
+        for folder in folders:
+            shutil.rmtree(folder)
+
+
+def print_outcomes(outcomes: Sequence[CaseOutcome], out: Path, console: Console) -> None:
+    """Print what became of the cases; `pipelines.build` on the same folder counts the same.
+
+    Args:
+        outcomes: What came of each case.
+        out: Folder of the results.
+        console: Where to print.
+    """
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    completed = [outcome for outcome in outcomes if outcome.status == "completed"]
+    beyond = [outcome for outcome in completed if outcome.rejected_by]
+    table = Table(title=f"simulated builds {out}", show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("cases", f"{len(outcomes):,}")
+    table.add_row("failed", f"{len(failed):,}")
+    table.add_row("completed", f"{len(completed):,}")
+    table.add_row("  within the published limits", f"{len(completed) - len(beyond):,}")
+    table.add_row("  beyond them", f"{len(beyond):,}")
+    for criterion, count in sorted(Counter(name for one in beyond for name in one.rejected_by).items()):
+        table.add_row(f"    {criterion}", f"{count:,}")
+    table.add_row("points", f"{sum(outcome.num_points for outcome in completed):,}")
+    console.print(table)
+    for outcome in [one for one in failed if not one.asked_for][:_EXAMPLES]:
+        console.print(f"{outcome.case_id} failed: {outcome.reason}", markup=False)
+
+
+def main() -> None:
+    """Entry point of `lpbf-simulate`."""
+    run(simulate, "python -m pipelines.simulate")
+
+
+if __name__ == "__main__":
+    main()

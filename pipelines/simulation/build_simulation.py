@@ -1,0 +1,175 @@
+"""One build from the first layer to the part that was cut free, as a sequence of frames.
+
+Two frames a group of layers, when it is added and when it has shrunk; then the end of cooling, and the state after the
+part is cut from the build plate. The build plate carries the part and lifts it by its own thermal expansion, but
+doesn't deform under it: nodes on it are clamped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpbf_data.voxelize import VoxelMesh
+from pipelines.simulation.elements import elastic_element
+from pipelines.simulation.layers import COOLING, LayerGroup, plan_layers
+from pipelines.simulation.materials import Material, Process
+from pipelines.simulation.mechanics import MechanicalState, Mechanics
+from pipelines.simulation.recoater import RecoaterPass, clearance_percent, pass_over
+from pipelines.simulation.thermal import PLATE_LEVELS, LayerTemperature, temperature_history
+
+FULL_CLEARANCE: Final = 100.0
+"""Clearance where none is measured, percent."""
+
+Phase = Literal["added", "shrunk", "cooled", "cut"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The part at one moment; nodes and cells that are there come first in the mesh.
+
+    Attributes:
+        number: From 1.
+        time: s.
+        phase: What has just happened.
+        group: Number of the latest group of layers.
+        num_cells: Cells that are there.
+        state: Displacement, strain and stress.
+        temperature: °C, [n].
+        plate_temperature: °C at `thermal.PLATE_LEVELS`.
+        plate_rise: Upward displacement at `thermal.PLATE_LEVELS`, mm.
+        clearance: Recoater clearance, percent of a powder layer, [n].
+    """
+
+    number: int
+    time: float
+    phase: Phase
+    group: int
+    num_cells: int
+    state: MechanicalState
+    temperature: NDArray[np.float64]
+    plate_temperature: NDArray[np.float64]
+    plate_rise: NDArray[np.float64]
+    clearance: NDArray[np.float64]
+
+    @property
+    def num_points(self) -> int:
+        """Nodes that are there."""
+        return len(self.temperature)
+
+
+class BuildSimulation:
+    """A build, planned and ready to run.
+
+    Args:
+        mesh: The part, its bottom at z = 0.
+        material: Its material.
+        process: Process parameters; those of the material by default.
+        refinement: A group of layers holds 2^refinement planes of cells.
+    """
+
+    def __init__(
+        self, mesh: VoxelMesh, material: Material, process: Process | None = None, *, refinement: int = 0
+    ) -> None:
+        self.mesh, self.material = mesh, material
+        self.process = material.process if process is None else process
+        self.refinement = refinement
+        self.groups = plan_layers(mesh, self.process, refinement)
+        self.passes: list[RecoaterPass] = []
+        self.temperatures: tuple[LayerTemperature, ...] = ()
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the whole build."""
+        return 2 * len(self.groups) + 2
+
+    def frame_times(self) -> tuple[float, ...]:
+        """Times of all frames, s."""
+        times = [time for group in self.groups for time in (group.start, group.end)]
+        return (*times, times[-1] + COOLING, times[-1] + 2 * COOLING)
+
+    def frames(self, *, held: NDArray[np.bool_] | None = None) -> Iterator[Frame]:
+        """Run the build.
+
+        Args:
+            held: Nodes of the lowest plane that the cut leaves on the build plate; none by default.
+
+        Yields:
+            The frames in their order.
+
+        Raises:
+            SolverError: If a temperature or a displacement isn't found.
+        """
+        self.passes.clear()
+        self.temperatures = temperature_history(self.mesh, self.groups, self.material, self.process)
+        mechanics = Mechanics(
+            self.mesh,
+            elastic_element(self.mesh.spacing, self.material.young, self.material.poisson),
+            self.material.inherent_strain,
+            tuple(group.end_plane for group in self.groups),
+        )
+        for group, heat in zip(self.groups, self.temperatures, strict=True):
+            yield from self._build_group(mechanics, group, heat)
+        yield from self._finish(mechanics, held)
+
+    def _build_group(self, mechanics: Mechanics, group: LayerGroup, heat: LayerTemperature) -> Iterator[Frame]:
+        rise = self._plate_rise(heat.plate)
+        added = mechanics.add_layer(self._thermal_strain(heat.nodes, group), rise[-1])
+        shrunk = mechanics.shrink_layer()
+        clearance = np.full(mechanics.num_points, FULL_CLEARANCE)
+        if group is not self.groups[-1]:
+            top = self.mesh.point_indices[: mechanics.num_points, 2] == group.end_plane
+            upward = shrunk.displacement[top, 2]
+            clearance[top] = clearance_percent(upward, group, self.process)
+            self.passes.append(pass_over(upward, group, self.process))
+        number = 2 * group.number - 1
+        first = Frame(
+            number,
+            group.start,
+            "added",
+            group.number,
+            mechanics.num_cells,
+            added,
+            heat.nodes,
+            heat.plate,
+            rise,
+            clearance,
+        )
+        yield first
+        yield dataclasses.replace(first, number=number + 1, time=group.end, phase="shrunk", state=shrunk)
+
+    def _finish(self, mechanics: Mechanics, held: NDArray[np.bool_] | None) -> Iterator[Frame]:
+        times, last = self.frame_times(), self.groups[-1].number
+        points, ambient = mechanics.num_points, self.process.ambient
+        still = Frame(
+            self.num_frames - 1,
+            times[-2],
+            "cooled",
+            last,
+            mechanics.num_cells,
+            mechanics.heat(0.0, 0.0),
+            np.full(points, ambient),
+            np.full(len(PLATE_LEVELS), ambient),
+            np.zeros(len(PLATE_LEVELS)),
+            np.full(points, FULL_CLEARANCE),
+        )
+        yield still
+        released = mechanics.release(held)
+        yield dataclasses.replace(still, number=self.num_frames, time=times[-1], phase="cut", state=released)
+
+    def _thermal_strain(self, temperature: NDArray[np.float64], group: LayerGroup) -> NDArray[np.float64]:
+        """Expansion of each cell that is there, against ambient temperature."""
+        cells = self.mesh.cells[self.mesh.indices[:, 2] < group.end_plane]
+        warmth: NDArray[np.float64] = temperature[cells].mean(axis=1) - self.process.ambient
+        return self.material.expansion * warmth
+
+    def _plate_rise(self, temperature: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Upward displacement at the plate's levels; it can't widen, so it grows the more upwards."""
+        squeeze = (1 + self.material.poisson) / (1 - self.material.poisson)
+        warmth = (temperature[1:] + temperature[:-1]) / 2 - self.process.ambient
+        return np.concatenate([[0.0], np.cumsum(self.material.expansion * squeeze * warmth * np.diff(PLATE_LEVELS))])

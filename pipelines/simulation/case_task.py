@@ -1,0 +1,281 @@
+"""One case from plan to files: mesh the part, run the build, write its results, and say what came of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from lpbf_data.case import Case
+from lpbf_data.durable import flush_tree, write_durably
+from lpbf_data.errors import GeometryError
+from lpbf_data.record import CaseRecord, SourceRef
+from lpbf_data.voxelize import Surface, VoxelMesh, load_surface, voxelize_to_size
+from pipelines.measure import measure_case
+from pipelines.netfabb import BuildReduction
+from pipelines.select import Filters, active_limits, reject
+from pipelines.simulation import run_log
+from pipelines.simulation.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
+from pipelines.simulation.corpus import PartPlan, part_surface
+from pipelines.simulation.failures import FailureKind, PlannedFailure, cut_short
+from pipelines.simulation.fields import von_mises
+from pipelines.simulation.layers import choose_refinement
+from pipelines.simulation.materials import MATERIALS
+from pipelines.simulation.result_writer import EncodingName, ResultWriter
+from pipelines.simulation.run_log import RunNames
+from pipelines.simulation.stiffness import SolverError
+
+_CUBES = 1.0  # aspect ratio of the cells of a part that came as a file
+_MESHING, _SOLVING, _ASKED_FOR = 2001, 2002, 2003  # numbers of errors in logs
+
+
+@dataclass(frozen=True)
+class CaseTask:
+    """A case to simulate.
+
+    Attributes:
+        case_id: Its name.
+        part: The part, drawn or as a surface file.
+        num_points: Points that its mesh should have.
+        material: Name of the material.
+        encoding: Binary or text results.
+        interactive: Whether file names start with the case's name, as in interactive runs.
+        failure: How it is to fail, if it is.
+        staging: Folder in which it is written.
+        target: Folder to which it is moved when it is whole.
+        outcomes: Folder that takes what came of it.
+    """
+
+    case_id: str
+    part: PartPlan | Path
+    num_points: int
+    material: str
+    encoding: EncodingName
+    interactive: bool
+    failure: PlannedFailure | None
+    staging: Path
+    target: Path
+    outcomes: Path
+
+
+@dataclass(frozen=True)
+class CaseOutcome:
+    """What came of a case.
+
+    Attributes:
+        case_id: The case.
+        status: Whether it was completed.
+        reason: Why it wasn't.
+        asked_for: Whether the failure was asked for.
+        rejected_by: Limits of the published data set that it exceeds.
+        num_points: Points of the finished part.
+        height: mm.
+        displacement_z_max: mm.
+        recoater_clearance_min: Percent of a layer.
+    """
+
+    case_id: str
+    status: Literal["completed", "failed"]
+    reason: str = ""
+    asked_for: bool = False
+    rejected_by: tuple[str, ...] = field(default_factory=tuple)
+    num_points: int = 0
+    height: float = 0.0
+    displacement_z_max: float = 0.0
+    recoater_clearance_min: float = 0.0
+
+
+class _StoppedError(Exception):
+    """The run ends here, for a reason that its log gives."""
+
+    def __init__(self, code: int, reason: str, *, silent: bool = False) -> None:
+        self.code, self.reason, self.silent = code, reason, silent
+        super().__init__(reason)
+
+
+def outcome_path(folder: Path, case_id: str) -> Path:
+    """File that tells what came of a case.
+
+    Args:
+        folder: Folder of the outcomes.
+        case_id: The case.
+    """
+    return folder / f"{case_id}.json"
+
+
+def load_outcome(folder: Path, case_id: str) -> CaseOutcome | None:
+    """What came of a case in an earlier run; None when it isn't finished.
+
+    Args:
+        folder: Folder of the outcomes.
+        case_id: The case.
+    """
+    path = outcome_path(folder, case_id)
+    if not path.exists():
+        return None
+    content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return CaseOutcome(**{**content, "rejected_by": tuple(content["rejected_by"])})
+
+
+def run_case(task: CaseTask) -> CaseOutcome:
+    """Simulate a case and put its folder in place; the folder is there whole or not at all.
+
+    Args:
+        task: The case.
+
+    Returns:
+        What came of it; a part that can't be meshed or solved is a failed run, not an error.
+    """
+    folder = task.staging / task.case_id
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "results").mkdir(parents=True)
+    with threadpool_limits(limits=1):
+        outcome = _Run(task, folder).run()
+    flush_tree(folder)
+    target = task.target / task.case_id
+    shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
+    content = json.dumps(asdict(outcome), indent=1) + "\n"
+    write_durably(outcome_path(task.outcomes, task.case_id), content.encode("utf-8"))
+    return outcome
+
+
+class _Run:
+    """The run of one case; its log grows as it goes on."""
+
+    def __init__(self, task: CaseTask, folder: Path) -> None:
+        self.task, self.folder = task, folder
+        prefix = f"{task.case_id}_" if task.interactive else ""
+        self.names = RunNames(prefix, f"{task.case_id}.stl" if task.interactive else "test.stl")
+        self.logs = {kind: run_log.log_opening(kind, self.names) for kind in ("mechanical", "thermal")}
+
+    def run(self) -> CaseOutcome:
+        try:
+            return self._simulate()
+        except _StoppedError as stop:
+            if not stop.silent:
+                self.logs["mechanical"] += run_log.log_failure(stop.code, stop.reason)
+            return CaseOutcome(self.task.case_id, "failed", reason=stop.reason, asked_for=self.task.failure is not None)
+        finally:
+            for kind, text in self.logs.items():
+                (self.folder / f"{self.names.prefix}{kind}.out").write_bytes(text.encode("utf-8"))
+
+    def _mesh(self) -> tuple[Surface, VoxelMesh]:
+        task, material = self.task, MATERIALS[self.task.material]
+        layer = material.process.layer_thickness
+        try:
+            if isinstance(task.part, PartPlan):
+                surface, ratio = (
+                    part_surface(task.part.family, task.part.parameters, task.part.up),
+                    task.part.aspect_ratio,
+                )
+            else:
+                surface, ratio = on_build_plate(load_surface(task.part)), _CUBES
+            mesh = voxelize_to_size(surface, task.num_points, ratio, layer=layer)
+        except GeometryError as error:
+            raise _StoppedError(_MESHING, f"The part can't be meshed: {error}") from error
+        return surface, mesh
+
+    def _simulate(self) -> CaseOutcome:
+        if self.task.failure is not None and self.task.failure.kind is FailureKind.PREPARATION:
+            raise _StoppedError(_ASKED_FOR, "The part could not be prepared (a failure that was asked for)")
+        surface, mesh = self._mesh()
+        refinement = choose_refinement(mesh.spacing[2])
+        simulation = BuildSimulation(mesh, MATERIALS[self.task.material], refinement=refinement)
+        writer = ResultWriter(self.folder, self.names, simulation, self.task.encoding)
+        self._write_setup(writer, surface)
+        try:
+            last = self._write_frames(writer)
+        except SolverError as error:
+            writer.write_results()
+            raise _StoppedError(_SOLVING, f"The solver gave up: {error}") from error
+        writer.write_results()
+        writer.write_global_clearance()
+        writer.write_text("mechanical_recoater.txt", run_log.recoater_table(simulation.passes))
+        return self._outcome(simulation, last)
+
+    def _write_setup(self, writer: ResultWriter, surface: Surface) -> None:
+        simulation = writer.simulation
+        writer.write_setup(surface)
+        text = run_log.log_material(simulation.material, simulation.process, simulation.mesh, simulation.refinement)
+        text += run_log.log_surface(surface, self.names.stl) + run_log.log_mesh(simulation, surface)
+        for kind in self.logs:
+            self.logs[kind] += text
+            content = run_log.input_file(kind, simulation, self.names, ascii_results=self.task.encoding == "ascii")
+            writer.write_text(f"{kind}.in", content)
+
+    def _write_frames(self, writer: ResultWriter) -> Frame:
+        """Write every frame, and tell the log; the last frame is returned."""
+        simulation, frames = writer.simulation, writer.simulation.frames()
+        for group in simulation.groups:
+            pair = list(itertools.islice(frames, 2))
+            if group.number == 1:
+                self.logs["thermal"] += run_log.thermal_log_steps(simulation)
+                writer.write_thermal()
+            for frame in pair:
+                writer.write_frame(frame)
+            self.logs["mechanical"] += run_log.log_group(simulation, group, pair, self.names)
+            self._fail_if_asked(writer, group.number)
+        pair = list(frames)
+        for frame in pair:
+            writer.write_frame(frame)
+        self.logs["mechanical"] += run_log.log_end(simulation, pair, self.names)
+        return pair[-1]
+
+    def _fail_if_asked(self, writer: ResultWriter, group: int) -> None:
+        failure = self.task.failure
+        if failure is None or group < 1 + int(failure.share * len(writer.simulation.groups)):
+            return
+        if failure.kind is FailureKind.TERMINATED:
+            writer.write_results()
+            raise _StoppedError(
+                _ASKED_FOR, f"The solver stopped after layer group {group} (a failure that was asked for)"
+            )
+        cut_short(self.folder / "results" / f"{self.names.prefix}mechanical00_{2 * group}.dis.ens", failure.share)
+        raise _StoppedError(_ASKED_FOR, f"killed after layer group {group}, as was asked for", silent=True)
+
+    def _outcome(self, simulation: BuildSimulation, last: Frame) -> CaseOutcome:
+        record = reject(_record(self.task.case_id, simulation, last), active_limits(Filters()))
+        assert record.measures is not None
+        return CaseOutcome(
+            self.task.case_id,
+            "completed",
+            rejected_by=tuple(rejection.criterion for rejection in record.rejections),
+            num_points=record.measures.num_points,
+            height=record.measures.height,
+            displacement_z_max=record.measures.displacement_z_max,
+            recoater_clearance_min=record.measures.recoater_clearance_min,
+        )
+
+
+def _record(case_id: str, simulation: BuildSimulation, last: Frame) -> CaseRecord:
+    """The measures that a reader of the results should find."""
+    fields: dict[str, NDArray[np.float32]] = {
+        "displacement": last.state.displacement.astype(np.float32),
+        "von_mises_stress": von_mises(last.state.stress).astype(np.float32),
+    }
+    case = Case(case_id, simulation.mesh.points.astype(np.float32), simulation.mesh.cells, fields)
+    least = min((one.clearance for one in simulation.passes), default=FULL_CLEARANCE)
+    none = np.empty(0, dtype=np.float32)
+    build = BuildReduction(none, none, min(least, FULL_CLEARANCE), None)
+    measures = measure_case(case, build, simulation.process.recoater_tolerance)
+    return CaseRecord(case_id=case_id, source=SourceRef(case_id, "."), measures=measures)
+
+
+def on_build_plate(surface: Surface) -> Surface:
+    """Move a surface so that its lowest point lies at z = 0.
+
+    Args:
+        surface: The surface.
+    """
+    moved = surface.vertices.copy()
+    moved[:, 2] -= moved[:, 2].min()
+    return Surface(moved, surface.triangles)

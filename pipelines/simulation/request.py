@@ -1,0 +1,131 @@
+"""What a simulation was asked for, checked before any work starts."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from lpbf_data.errors import UsageError
+from lpbf_data.voxelize import load_surface
+from pipelines.simulation.corpus import PartPlan, plan_corpus
+from pipelines.simulation.families import FAMILIES
+from pipelines.simulation.identity import VERSION
+from pipelines.simulation.materials import MATERIALS
+from pipelines.simulation.result_writer import EncodingName
+
+Naming = Literal["batch", "interactive"]
+
+_MOST_CASES: Final = 1_000_000
+_POINTS: Final = (50, 200_000)
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class SimulationOptions:
+    """Options as they were given.
+
+    Attributes:
+        cases: Number of parts.
+        seed: Another seed gives other parts.
+        points: Median number of points of a part.
+        material: Name of the material.
+        families: Families of parts to draw from.
+        stl: Surface files to simulate instead of drawn parts.
+        encoding: Binary or text results.
+        naming: File names of a batch or of an interactive run.
+        archive: Whether cases are packed into zip archives.
+        failure_rate: Share of cases that fail on purpose.
+    """
+
+    cases: int = 24
+    seed: int = 0
+    points: int = 2000
+    material: str = "Ti64"
+    families: tuple[str, ...] = tuple(FAMILIES)
+    stl: tuple[str, ...] = ()
+    encoding: EncodingName = "binary"
+    naming: Naming = "batch"
+    archive: bool = False
+    failure_rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class SimulationRequest:
+    """What was asked for, checked.
+
+    Attributes:
+        out: Folder of the results.
+        options: Options that it came from.
+        parts: Case ids and parts: drawn, or surface files.
+        surface_digests: SHA-256 of each surface file.
+    """
+
+    out: Path
+    options: SimulationOptions
+    parts: tuple[tuple[str, PartPlan | Path], ...]
+    surface_digests: Mapping[str, str]
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What decides the content of a case; an output folder keeps to one. The number of cases isn't part of it."""
+        content = asdict(self.options) | {"version": VERSION, "stl": dict(self.surface_digests)}
+        content["families"] = [] if self.surface_digests else list(self.options.families)
+        del content["cases"]
+        return content
+
+
+def check_request(out: str, options: SimulationOptions) -> SimulationRequest:
+    """Check options before any work starts.
+
+    Args:
+        out: Folder of the results.
+        options: The options.
+
+    Raises:
+        UsageError: If an option is impossible.
+        GeometryError: If a surface file can't be simulated.
+    """
+    _check_numbers(options)
+    if options.material not in MATERIALS:
+        raise UsageError(f"unknown --material {options.material}; known are: {', '.join(MATERIALS)}")
+    known = ", ".join(FAMILIES)
+    if unknown := sorted(set(options.families) - set(FAMILIES)):
+        raise UsageError(f"unknown --families {', '.join(unknown)}; known are: {known}")
+    if not options.families:
+        raise UsageError(f"--families names none; known are: {known}")
+    if options.stl:
+        surfaces = _check_surfaces(options.stl)
+        digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in surfaces}
+        return SimulationRequest(Path(out), options, surfaces, digests)
+    plans = plan_corpus(options.seed, options.cases, options.points, options.families)
+    return SimulationRequest(Path(out), options, tuple((plan.case_id, plan) for plan in plans), {})
+
+
+def _check_numbers(options: SimulationOptions) -> None:
+    if not 1 <= options.cases <= _MOST_CASES:
+        raise UsageError(f"--cases must be 1 to {_MOST_CASES:,}, not {options.cases}")
+    if not 0 <= options.seed < 2**63:
+        raise UsageError(f"--seed must be 0 or more, not {options.seed}")
+    if not _POINTS[0] <= options.points <= _POINTS[1]:
+        raise UsageError(f"--points must be {_POINTS[0]} to {_POINTS[1]:,}, not {options.points}")
+    if not (math.isfinite(options.failure_rate) and 0 <= options.failure_rate <= 1):
+        raise UsageError(f"--failure_rate must be 0 to 1, not {options.failure_rate}")
+
+
+def _check_surfaces(names: Sequence[str]) -> tuple[tuple[str, Path], ...]:
+    parts: dict[str, Path] = {}
+    for name in names:
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"the surface file {name} doesn't exist")
+        load_surface(path)
+        case_id = _UNSAFE.sub("_", path.stem).strip(".") or "part"
+        if case_id in parts:
+            raise UsageError(f"two surface files give cases the name {case_id}; rename one of them")
+        parts[case_id] = path.absolute()
+    return tuple(parts.items())

@@ -1,0 +1,566 @@
+"""Training: it learns, stops where it should, and goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from flare_model import from_pretrained
+from flare_model.batches import Batch, grouped
+from flare_model.devices import open_fabric
+from flare_model.metrics import relative_l2
+from flare_model.recipe import Recipe, choose_precision, make_optimizer, make_schedule
+from flare_model.run_log import RunLog, read_table
+from flare_model.settings import changes, make_settings
+from flare_model.spec import ModelSpec
+from flare_model.targets import resolve_target, resolve_targets, spans, stack_targets
+from flare_model.train import main, open_splits, train
+from flare_model.trainer import DivergedError, Trainer
+from flare_model.training_state import latest_state
+from lpbf_data.batching import RaggedBatch
+from lpbf_data.errors import CaseError, UsageError
+from lpbf_data.loader import Loader
+from pipelines.build import build
+from tests.flare_support import LEARNING, TINY, tiny_flare, write_cases
+from tests.netfabb_cases import Part, write_part
+from tests.test_flare_checkpoints import POINTWISE, Pointwise
+
+pytest_plugins = ["tests.flare_fixtures"]
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def losses(folder: Path) -> list[tuple[str, str, str]]:
+    """Step, loss and learning rate as they were written, digit by digit."""
+    with (folder / "training.csv").open(newline="") as file:
+        return [(row["step"], row["loss"], row["learning_rate"]) for row in csv.DictReader(file)]
+
+
+def go(dataset: str, folder: Path, model: dict[str, Any] = TINY, **options: Any) -> Path:
+    recipe = options.pop("recipe", Recipe(epochs=2))
+    assert train(dataset, out=str(folder), model=model, recipe=recipe, **options) == 0
+    return folder
+
+
+def test_training_lowers_the_loss(trained_run: Path) -> None:
+    table = read_table(trained_run / "training.csv")
+    assert len(table["loss"]) == 6 * 8
+    assert sum(table["loss"][-8:]) < 0.6 * sum(table["loss"][:8])
+    errors = read_table(trained_run / "validation.csv")["displacement_z"]
+    assert errors[-1] < 0.6 * errors[0]
+
+
+def test_a_run_leaves_everything_that_made_it(trained_run: Path, box_dataset: str) -> None:
+    about = json.loads((trained_run / "run.json").read_text())
+    manifest = (Path(box_dataset) / "manifest.parquet").read_bytes()
+    assert about["data"]["sha256"] == hashlib.sha256(manifest).hexdigest()
+    assert about["data"]["splits"]["train"]["cases"] == 8
+    assert "test" not in about["data"]["splits"]
+    assert about["configuration"]["seed"] == 0
+    assert about["versions"]["torch"] == torch.__version__
+    assert len(about["code"]["sha256"]) == 64
+    result = json.loads((trained_run / "result.json").read_text())
+    assert result["steps"] == 48
+    best = min(read_table(trained_run / "validation.csv")["displacement_z"])
+    assert result["validation"]["displacement_z"] == best
+    assert (trained_run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((trained_run / "tensorboard").iterdir())
+    assert from_pretrained(trained_run).origin["data_sha256"] == about["data"]["sha256"]
+
+
+def test_a_finished_run_is_not_trained_again(trained_run: Path, box_dataset: str) -> None:
+    before = (trained_run / "model.safetensors").stat().st_mtime_ns
+    go(box_dataset, trained_run, recipe=LEARNING)
+    assert (trained_run / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_configuration_of_a_run_starts_the_same_run(trained_run: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "flare_model.train",
+        "--config",
+        str(trained_run / "config.yaml"),
+        "--out",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path) == losses(trained_run)
+    assert "points_s" in done.stderr
+    assert "data_wait" in done.stderr
+
+
+def test_the_best_weights_by_validation_are_kept(
+    box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of validation errors made up to fall and rise again, the lowest decides."""
+    made_up = iter([0.5, 0.2, 0.9])
+    kept = []
+
+    def judge(self: Trainer, loader: Loader) -> dict[str, Any]:
+        kept.append({k: v.clone() for k, v in self.surrogate.model.state_dict().items()})
+        return {"displacement_z": type("Error", (), {"mean": next(made_up)})}
+
+    monkeypatch.setattr(Trainer, "errors_on", judge)
+    go(box_dataset, tmp_path, recipe=Recipe(epochs=3))
+    published = from_pretrained(tmp_path)
+    assert published.origin["step"] == 16
+    for name, values in published.model.state_dict().items():
+        assert torch.equal(values, kept[1][name])
+    assert any(not torch.equal(v, kept[2][k]) for k, v in published.model.state_dict().items())
+
+
+KILLING = """
+import os, signal, sys
+import flare_model.training_state
+from flare_model.recipe import Recipe
+from flare_model.train import train
+from flare_model.trainer import Trainer
+from tests.flare_support import TINY
+
+data, out, step, writing = sys.argv[1:]
+if writing == "True":
+    def flush(root):
+        if f"{int(step):08d}" in root.name:
+            os.kill(os.getpid(), signal.SIGKILL)
+    flare_model.training_state.flush_tree = flush
+else:
+    plain = Trainer._optimise
+    def optimise(self, group):
+        plain(self, group)
+        if self.step == int(step):
+            os.kill(os.getpid(), signal.SIGKILL)
+    Trainer._optimise = optimise
+train(data, out=out, model=TINY, recipe=Recipe(epochs=5, accumulate=2, ema_decay=0.8), checkpoint_every=3)
+"""
+
+
+def test_a_run_killed_anywhere_goes_on_number_for_number(box_dataset: str, tmp_path: Path) -> None:
+    """Killed between checkpoints, then while one was being written, then finished: the same digits."""
+    recipe = Recipe(epochs=5, accumulate=2, ema_decay=0.8)
+    whole = go(box_dataset, tmp_path / "whole", recipe=recipe, checkpoint_every=3)
+    cut = tmp_path / "cut"
+    for step, writing, left in ((5, False, 3), (12, True, 9)):
+        command = [sys.executable, "-c", KILLING, box_dataset, str(cut), str(step), str(writing)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        latest = latest_state(cut)
+        assert latest is not None
+        assert latest.name == f"step-{left:08d}"
+    go(box_dataset, cut, recipe=recipe, checkpoint_every=3)
+    assert len(losses(whole)) == 20
+    assert losses(cut) == losses(whole)
+    assert (cut / "validation.csv").read_text() == (whole / "validation.csv").read_text()
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert [p.name for p in (cut / "checkpoints").iterdir()] == ["step-00000020"]
+
+
+def test_a_changed_run_is_not_continued(box_dataset: str, trained_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--recipe.learning_rate: 0.005 → 0.5"):
+        go(box_dataset, trained_run, recipe=replace(LEARNING, learning_rate=0.5))
+    with pytest.raises(UsageError, match=r"init_args.config.num_blocks: 1 → 3"):
+        go(
+            box_dataset,
+            trained_run,
+            model={"class_path": "Flare", "init_args": {"config": {"num_blocks": 3}}},
+            recipe=LEARNING,
+        )
+    other = tmp_path / "lpbf"
+    build([str(write_cases(tmp_path / "cases", 6))], out=str(other), workers=0, formats=["parquet"])
+    with pytest.raises(UsageError, match="another data set"):
+        go(str(other), trained_run, recipe=LEARNING)
+
+
+def test_differences_are_named() -> None:
+    assert changes({"a": 1, "b": {"c": [1], "d": 2}}, {"b": {"c": [2], "d": 2}, "e": 0}) == [
+        "--a: 1 → None",
+        "--b.c: [1] → [2]",
+        "--e: None → 0",
+    ]
+
+
+def test_several_seeds_give_mean_and_standard_deviation(
+    box_dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go(box_dataset, tmp_path, seed=[0, 3], recipe=Recipe(epochs=1))
+    errors = [json.loads((tmp_path / f"seed-{s}" / "result.json").read_text())["validation"] for s in (0, 3)]
+    spread = json.loads((tmp_path / "seeds.json").read_text())["validation"]["displacement_z"]
+    first, second = (e["displacement_z"] for e in errors)
+    assert first != second
+    assert spread["mean"] == pytest.approx((first + second) / 2)
+    assert spread["standard_deviation"] == pytest.approx(abs(first - second) / math.sqrt(2))
+    assert f"{spread['mean']:.4f} ± {spread['standard_deviation']:.4f} over 2 seeds" in capsys.readouterr().out
+    assert losses(tmp_path / "seed-3") == losses(go(box_dataset, tmp_path / "alone", seed=[3], recipe=Recipe(epochs=1)))
+
+
+def test_accumulated_batches_make_the_step_of_a_large_one(box_dataset: str, tmp_path: Path) -> None:
+    """Batches of unlike numbers of points, and a last group that is smaller."""
+    large = go(box_dataset, tmp_path / "large", recipe=Recipe(epochs=2, batch_size=3))
+    small = go(box_dataset, tmp_path / "small", recipe=Recipe(epochs=2, batch_size=1, accumulate=3))
+    ours, wanted = losses(small), losses(large)
+    assert len(ours) == len(wanted) == 6
+    for (_, a, _), (_, b, _) in zip(ours, wanted, strict=True):
+        assert float(a) == pytest.approx(float(b), rel=1e-4)
+
+
+def test_rounding_the_points_up_changes_no_loss(box_dataset: str, tmp_path: Path) -> None:
+    plain = go(box_dataset, tmp_path / "plain", recipe=Recipe(epochs=1, batch_size=2))
+    filled = go(box_dataset, tmp_path / "filled", recipe=Recipe(epochs=1, batch_size=2, round_points=64))
+    for (_, a, _), (_, b, _) in zip(losses(filled), losses(plain), strict=True):
+        assert float(a) == pytest.approx(float(b), rel=1e-4)
+
+
+def test_the_average_is_the_exponential_moving_average(
+    box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    plain = Trainer._optimise
+
+    def optimise(self: Trainer, group: list[Batch]) -> None:
+        plain(self, group)
+        seen.append(self.surrogate.model.norm.weight.detach().clone())
+
+    monkeypatch.setattr(Trainer, "_optimise", optimise)
+    go(box_dataset, tmp_path, recipe=Recipe(epochs=1, ema_decay=0.7))
+    average = seen[0]
+    for weights in seen[1:]:
+        average = 0.7 * average + 0.3 * weights
+    kept = from_pretrained(tmp_path).model.norm.weight
+    torch.testing.assert_close(kept, average)
+    assert not torch.allclose(kept, seen[-1], atol=1e-6)
+
+
+def test_two_processes_make_the_steps_of_one(box_dataset: str, tmp_path: Path) -> None:
+    """Half of each batch on either process: the same cases, the same losses, the same weights."""
+    single = go(box_dataset, tmp_path / "single", recipe=Recipe(epochs=3, batch_size=4), accelerator="cpu")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    options = {
+        "data": box_dataset,
+        "out": str(tmp_path / "both"),
+        "recipe.epochs": 3,
+        "recipe.batch_size": 2,
+        "accelerator": "cpu",
+    }
+    options |= {f"model.config.{name}": value for name, value in TINY["init_args"]["config"].items()}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    done = subprocess.run(
+        [*torchrun, "-m", "flare_model.train", *words],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    ours, wanted = losses(tmp_path / "both"), losses(single)
+    assert [row[0] for row in ours] == [row[0] for row in wanted]
+    for (_, a, _), (_, b, _) in zip(ours, wanted, strict=True):
+        assert float(a) == pytest.approx(float(b), rel=1e-4)
+    weights, alone = (from_pretrained(f).model.state_dict() for f in (tmp_path / "both", single))
+    for name, values in weights.items():
+        torch.testing.assert_close(values, alone[name], atol=1e-4, rtol=1e-3)
+    errors, others = (read_table(f / "validation.csv")["displacement_z"] for f in (tmp_path / "both", single))
+    assert errors == pytest.approx(others, rel=1e-3)
+
+
+class Exploding(Pointwise):
+    """Gives NaN from its fortieth batch on."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        self.calls = getattr(self, "calls", 0) + self.training
+        return super().forward(*inputs) * (math.nan if self.calls > 40 else 1.0)
+
+
+def test_a_diverging_loss_stops_the_run_and_names_the_case(box_dataset: str, tmp_path: Path) -> None:
+    model = {"class_path": f"{__name__}.Exploding"}
+    with pytest.raises(DivergedError, match=r"became nan at step 41, in case 1000\d\d_11b839a.*step-00000040"):
+        go(box_dataset, tmp_path, model=model, recipe=Recipe(epochs=20), checkpoint_every=4)
+    kept = from_pretrained(tmp_path, trust=f"{__name__}.Exploding")
+    assert all(p.isfinite().all() for p in kept.parameters())
+    assert len(losses(tmp_path)) == 40
+
+
+def test_any_model_trains_by_its_class_path(box_dataset: str, tmp_path: Path) -> None:
+    model = {"class_path": POINTWISE, "init_args": {"width": 5}}
+    go(box_dataset, tmp_path, model=model, targets=["displacement", "von_mises_stress"], features=["temperature"])
+    surrogate = from_pretrained(tmp_path, trust=POINTWISE)
+    assert surrogate.model.network[0].weight.shape == (5, 4)
+    assert surrogate(torch.rand(6, 3), torch.rand(6, 1)).shape == (6, 4)
+    columns = read_table(tmp_path / "validation.csv")
+    assert columns["mean"][0] == pytest.approx((columns["displacement"][0] + columns["von_mises_stress"][0]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"targets": ["cauchy_stress"]}, "has no field 'cauchy_stress'"),
+        ({"targets": ["no_such_field"]}, "no field 'no_such_field'"),
+        ({"targets": ["structure_type"]}, "no field 'structure_type' at points"),
+        ({"targets": []}, "names nothing"),
+        ({"targets": ["temperature", "temperature"]}, "twice"),
+        ({"features": ["displacement_z"]}, "both a target and a feature"),
+        ({"features": ["elastic_strain"]}, "has no field 'elastic_strain'"),
+        ({"seed": []}, "--seed"),
+        ({"seed": [1, 1]}, "different numbers"),
+        ({"max_steps": 0}, "--max_steps must be 1 or more"),
+        ({"thin_to": 0}, "--thin_to must be 1 or more"),
+        ({"num_workers": -1}, "--num_workers"),
+        ({"recipe": Recipe(precision="16-mixed"), "accelerator": "cpu"}, "16-mixed needs a GPU"),
+        ({"recipe": Recipe(activation_checkpointing=True), "model": {"class_path": POINTWISE}}, "no attribute"),
+    ],
+)
+def test_impossible_requests_are_refused(box_dataset: str, tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        go(box_dataset, tmp_path / "run", **options)
+    assert not (tmp_path / "run" / "training.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"warmup": 1.0}, "warmup"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"weight_decay": -1e-9}, "weight_decay"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"round_points": -1}, "round_points"),
+    ],
+)
+def test_impossible_recipes_are_refused(numbers: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=f"--recipe.{words}"):
+        Recipe(**numbers)
+
+
+def test_a_truth_that_is_zero_everywhere_is_named_before_training(tmp_path: Path) -> None:
+    cases = write_cases(tmp_path / "cases", 3)
+    write_part(cases, Part("200000_22b839a0_1", amplitude=0.0))
+    data = str(tmp_path / "lpbf")
+    build([str(cases)], out=data, workers=0, splits="train=1", formats=["parquet"])
+    with pytest.raises(UsageError, match="zero everywhere in 1 training cases, 200000_22b839a0_1 among them"):
+        go(data, tmp_path / "run")
+    go(data, tmp_path / "mse", recipe=Recipe(epochs=1, loss="mse"))
+    assert all(math.isfinite(float(loss)) for _, loss, _ in losses(tmp_path / "mse"))
+
+
+def test_without_a_validation_split_the_last_weights_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(tmp_path / "lpbf")
+    build([str(write_cases(tmp_path / "cases", 3))], out=data, workers=0, splits="train=1", formats=["parquet"])
+    run = go(data, tmp_path / "run", recipe=Recipe(epochs=2))
+    assert "no validation split" in capsys.readouterr().out
+    assert from_pretrained(run).origin["step"] == 6
+
+
+def ragged(values: list[float]) -> RaggedBatch:
+    y = torch.tensor(values)[:, None]
+    return RaggedBatch(
+        torch.zeros(len(values), 3), y, torch.tensor([0, 2, len(values)]), ("a", "b"), {"temperature": y}
+    )
+
+
+def test_a_value_that_is_no_number_names_its_case() -> None:
+    targets = resolve_targets(["temperature"], "--targets")
+    assert Batch.of(ragged([1, 2, 3, 4]), targets, ()).targets.tolist() == [[1], [2], [3], [4]]
+    for values, case in (([1, math.nan, 3, 4], "a"), ([1, 2, math.inf, 4], "b")):
+        with pytest.raises(CaseError, match=f"case {case}: non_finite: a value of temperature"):
+            Batch.of(ragged(values), targets, ())
+
+
+def test_filling_adds_a_mesh_of_its_own() -> None:
+    batch = Batch.of(ragged([1, 2, 3, 4]), resolve_targets(["temperature"], ""), ())
+    for multiple, total in ((4, 8), (5, 5), (3, 6)):
+        points, features, offsets = batch.filled(multiple)
+        assert len(points) == total
+        assert features is None
+        assert offsets.tolist() == [0, 2, 4, total]
+
+
+def test_groups_of_batches() -> None:
+    assert list(grouped(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_the_loss_is_the_mean_over_targets_of_the_mean_over_cases(box_dataset: str, tmp_path: Path) -> None:
+    settings = make_settings(
+        ModelSpec(**TINY), ["displacement", "temperature"], [], data=box_dataset, accelerator="cpu"
+    )
+    fabric, precision = open_fabric(settings.recipe, "cpu")
+    trainer = Trainer(settings, fabric, precision, tmp_path, open_splits(settings))
+    group = [Batch.of(r, settings.targets, ()) for r in trainer.loader][:2]
+    for batch in group:
+        prediction = trainer.surrogate(batch.points, None, batch.offsets)
+        wanted = [
+            ((prediction[:, c] - batch.targets[:, c]).norm() / batch.targets[:, c].norm())
+            for c in (slice(0, 3), slice(3, 4))
+        ]
+        torch.testing.assert_close(trainer.loss(batch), (wanted[0] + wanted[1]) / 2)
+
+
+def test_targets_by_name() -> None:
+    targets = resolve_targets(["displacement_z", "von_mises_stress", "displacement"], "--targets")
+    assert {n: (s.start, s.stop) for n, s in spans(targets).items()} == {
+        "displacement_z": (0, 1),
+        "von_mises_stress": (1, 2),
+        "displacement": (2, 5),
+    }
+    fields = {"displacement": torch.arange(6.0).view(2, 3), "von_mises_stress": torch.tensor([7.0, 8.0])}
+    assert stack_targets(fields, targets).tolist() == [[2, 7, 0, 1, 2], [5, 8, 3, 4, 5]]
+    assert resolve_target("cauchy_stress_xy").components == (3,)
+
+
+def test_the_schedule_is_the_papers() -> None:
+    """10 % of the steps up to the peak, then a cosine; beta1 stays where it is."""
+    model = tiny_flare()
+    optimizer = make_optimizer(model, Recipe())
+    schedule = make_schedule(optimizer, Recipe(), 200)
+    rates, betas = [], set()
+    for _ in range(200):
+        rates.append(optimizer.param_groups[0]["lr"])
+        betas.add(optimizer.param_groups[0]["betas"])
+        optimizer.step()
+        if len(rates) < 200:
+            schedule.step()
+    assert betas == {(0.9, 0.999)}
+    assert rates[0] == pytest.approx(1e-3 / 25)
+    assert rates.index(max(rates)) == 19
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[-1] == pytest.approx(1e-3 / 2.5e5)
+    middle = 19 + 90
+    assert rates[middle] == pytest.approx(1e-3 * (1 + math.cos(math.pi * 90 / 180)) / 2, rel=1e-3)
+
+
+def test_the_published_code_is_an_option() -> None:
+    path = Path(make_schedule.__code__.co_filename).parent / "configs" / "lpbf_published_code.yaml"
+    recipe = Recipe(**yaml.safe_load(path.read_text())["recipe"])
+    model = tiny_flare()
+    optimizer = make_optimizer(model, recipe)
+    schedule = make_schedule(optimizer, recipe, 100)
+    spared = next(g for g in optimizer.param_groups if g["weight_decay"] == 0)["params"]
+    names = {n for n, p in model.named_parameters() if any(p is s for s in spared)}
+    assert names == {n for n, _ in model.named_parameters() if n.endswith("bias") or "latent_queries" in n}
+    rates, betas = [], []
+    for step in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        betas.append(optimizer.param_groups[0]["betas"][0])
+        optimizer.step()
+        if step < 99:
+            schedule.step()
+    assert (rates[0], rates[-1]) == (pytest.approx(1e-7), pytest.approx(1e-7))
+    assert (betas[0], min(betas), betas[-1]) == (pytest.approx(0.95), pytest.approx(0.85), pytest.approx(0.95))
+
+
+def test_everything_decays_by_default() -> None:
+    model = tiny_flare()
+    (group,) = make_optimizer(model, Recipe(weight_decay=0.5)).param_groups
+    assert group["weight_decay"] == 0.5
+    assert len(group["params"]) == len(list(model.parameters()))
+
+
+def test_precision_is_chosen_by_device() -> None:
+    assert choose_precision("auto", on_gpu=True) == "bf16-mixed"
+    assert choose_precision("auto", on_gpu=False) == "32-true"
+    assert choose_precision("16-mixed", on_gpu=True) == "16-mixed"
+    assert choose_precision("bf16-mixed", on_gpu=False) == "bf16-mixed"
+
+
+def test_bf16_learns_as_well_and_leaves_coordinates_alone(
+    box_dataset: str, tmp_path: Path, trained_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    plain = Pointwise.forward
+
+    def forward(self: Pointwise, points: Tensor, *others: Tensor) -> Tensor:
+        seen.add(points.dtype)
+        return plain(self, points, *others)
+
+    monkeypatch.setattr(Pointwise, "forward", forward)
+    go(box_dataset, tmp_path / "any", model={"class_path": POINTWISE}, recipe=Recipe(epochs=1, precision="bf16-mixed"))
+    assert seen == {torch.float32}
+    half = go(box_dataset, tmp_path / "half", recipe=replace(LEARNING, precision="bf16-mixed"))
+    errors, full = (read_table(f / "validation.csv")["displacement_z"][-1] for f in (half, trained_run))
+    assert errors == pytest.approx(full, rel=0.2)
+    assert losses(half) != losses(trained_run)
+
+
+def test_tables_go_on_where_the_checkpoint_was(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, 0)
+    for step in range(1, 6):
+        log.write("training.csv", {"step": step, "loss": step / 10, "learning_rate": 0.1})
+    log.close()
+    with (tmp_path / "training.csv").open("a") as file:
+        file.write("6,0.")
+    log = RunLog(tmp_path, 3)
+    log.write("training.csv", {"step": 4, "loss": 9.0, "learning_rate": 0.1})
+    log.close()
+    assert read_table(tmp_path / "training.csv")["loss"] == [0.1, 0.2, 0.3, 9.0]
+    assert read_table(tmp_path / "none.csv") == {}
+
+
+def test_a_model_that_is_none_is_refused_in_one_sentence(
+    box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--data", box_dataset, "--out", str(tmp_path), "--model", "my.Model"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: there is no model 'my.Model'")
+    assert said.count("\n") == 1
+
+
+def test_relative_errors_of_exact_predictions_have_gradients() -> None:
+    truth = torch.tensor([[1.0], [2.0], [0.0], [0.0]])
+    prediction = truth.clone().requires_grad_()
+    errors = relative_l2(prediction, truth, torch.tensor([0, 2, 4]))
+    errors.sum().backward()
+    assert errors.tolist() == [0, 0]
+    assert prediction.grad is not None
+    assert prediction.grad.abs().max() == 0
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_to_the_same_losses(box_dataset: str, tmp_path: Path) -> None:
+    plain = go(box_dataset, tmp_path / "plain", recipe=Recipe(epochs=1, batch_size=2))
+    fast = go(box_dataset, tmp_path / "fast", recipe=Recipe(epochs=1, batch_size=2, compile="default"))
+    for (_, a, _), (_, b, _) in zip(losses(fast), losses(plain), strict=True):
+        assert float(a) == pytest.approx(float(b), rel=1e-3)
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU here")
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "32-true"])
+def test_every_precision_learns_on_a_gpu(box_dataset: str, tmp_path: Path, precision: Any) -> None:
+    run = go(box_dataset, tmp_path, recipe=replace(LEARNING, precision=precision), accelerator="gpu")
+    errors = read_table(run / "validation.csv")["displacement_z"]
+    assert errors[-1] < 0.6 * errors[0]
+    latest = latest_state(run)
+    assert latest is not None
+    scaler = torch.load(latest / "training.pt", weights_only=True)["precision"]
+    assert bool(scaler) == (precision == "16-mixed")
+
+
+@needs_gpu
+def test_cuda_graphs_give_the_same_losses(box_dataset: str, tmp_path: Path) -> None:
+    recipes = [
+        Recipe(epochs=2, precision="32-true", round_points=64, compile=mode) for mode in ("off", "reduce-overhead")
+    ]
+    runs = [go(box_dataset, tmp_path / r.compile, recipe=r, accelerator="gpu") for r in recipes]
+    for (_, a, _), (_, b, _) in zip(losses(runs[1]), losses(runs[0]), strict=True):
+        assert float(a) == pytest.approx(float(b), rel=1e-3)
