@@ -314,7 +314,6 @@ def _page_data(content: PageContent) -> dict[str, Any]:
         "reason": [_reason(record) for record in records],
         "recoater_interference": measured("recoater_interference"),
         "recoater_clearance_min_height": measured("recoater_clearance_min_height"),
-        "num_cells": measured("num_cells"),
     }
     cases |= {quantity.name: measured(quantity.name) for quantity in QUANTITIES}
     quantities = []
