@@ -35,7 +35,10 @@ from flare_model.interference import (
     ranking_quality,
     risk_target,
 )
+from flare_model.parts import Part, find_parts
+from flare_model.pictures import draw_prediction
 from flare_model.plots import plot_histogram
+from flare_model.predict import predict_part
 from flare_model.scores import CaseScore, columns_of, score_case, summarise, unit_of_errors
 from flare_model.surrogate import Surrogate, from_pretrained
 from flare_model.targets import resolve_targets, spans
@@ -224,6 +227,12 @@ def _draw(out: Path, surrogate: Surrogate, scores: Sequence[CaseScore], split: S
         plot_histogram(out / f"{target.name}_relative_l2.png", relative, f"relative L2 error of {target.name}")
         errors = {"model": [s.mean_error for s in rows if s.predictor == "model"]}
         plot_histogram(out / f"{target.name}_error.png", errors, f"mean absolute error of {target.name}, {unit}")
+        mine = sorted((s for s in rows if s.predictor == "model"), key=lambda s: -(s.relative_l2 or 0.0))[:worst]
+        for part in find_parts(split.data, split=split.name, cases=[s.case_id for s in mine]) if mine else ():
+            assert isinstance(part, Part)
+            prediction = predict_part(surrogate, part)
+            place = out / "worst" / f"{target.name}_{part.name}.png"
+            draw_prediction(place, part, target.name, prediction.fields[target.name], prediction.truth[target.name])
 
 
 def show(summary: dict[str, Any], title: str, console: Console) -> None:

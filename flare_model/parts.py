@@ -1,4 +1,5 @@
-"""Parts to predict on: cases of a data set, hexahedral meshes that meshio reads, closed surfaces.
+"""Parts to predict on: cases of a data set, hexahedral meshes that meshio reads, closed surfaces as the simulator
+meshes them.
 
 N points, E cells of one part.
 """
@@ -20,9 +21,16 @@ from lpbf_data.folder import DatasetFolder
 from lpbf_data.manifest import MANIFEST_NAME
 from lpbf_data.mesh import hex_aspect_ratio
 from lpbf_data.reader import SplitReader
+from lpbf_data.voxelize import load_surface, on_build_plate, voxelize_to_size
 
 MESH_SUFFIXES: Final = (".vtu", ".vtk", ".xdmf", ".inp", ".msh", ".case")
 """Meshes that are read through meshio."""
+
+SURFACE_SUFFIXES: Final = (".stl", ".obj", ".ply", ".3mf", ".off")
+"""Closed surfaces in mm, which are filled with hexahedra."""
+
+LAYER: Final = 0.04
+"""Powder layer in mm of which the height of a hexahedron is a multiple, as in the published data set (G.2)."""
 
 READERS: Final = "flare_model.mesh_readers"
 """Entry points that name modules to import before a mesh is read; they make formats known to meshio. EnSight's is one:
@@ -70,13 +78,29 @@ class Unreadable:
     error: LpbfError
 
 
-def find_parts(source: str, *, split: str, cases: Sequence[str]) -> Iterator[Part | Unreadable]:
+@dataclass(frozen=True)
+class Meshing:
+    """How a surface becomes a mesh.
+
+    Attributes:
+        num_points: Points that the mesh should have.
+        centre: Move the middle of the part to x = y = 0; its lowest point always comes to z = 0.
+    """
+
+    num_points: int = 2000
+    centre: bool = False
+
+
+def find_parts(
+    source: str, *, split: str = "test", cases: Sequence[str] = (), meshing: Meshing = Meshing()
+) -> Iterator[Part | Unreadable]:
     """The parts of a source, one after the other.
 
     Args:
         source: A data set, a mesh, a surface, or a folder of meshes and surfaces.
         split: Which split of a data set.
         cases: Ids of cases of a data set; all of the split when empty.
+        meshing: How surfaces become meshes.
 
     Raises:
         UsageError: If there is no such source, or nothing to predict on in it.
@@ -85,16 +109,17 @@ def find_parts(source: str, *, split: str, cases: Sequence[str]) -> Iterator[Par
     if "://" in source or (path / MANIFEST_NAME).exists():
         yield from _cases(source, split, cases)
     elif path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in MESH_SUFFIXES)
+        known = (*MESH_SUFFIXES, *SURFACE_SUFFIXES)
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in known)
         if not files:
-            raise UsageError(f"{source} is neither a data set nor a folder with {', '.join(MESH_SUFFIXES)} in it")
+            raise UsageError(f"{source} is neither a data set nor a folder with {', '.join(known)} in it")
         for file in files:
             try:
-                yield read_part(file)
+                yield read_part(file, meshing)
             except LpbfError as error:
                 yield Unreadable(file.stem, error)
     elif path.is_file():
-        yield read_part(path)
+        yield read_part(path, meshing)
     else:
         raise UsageError(f"there is no {source} to predict on")
 
@@ -111,18 +136,32 @@ def _cases(source: str, split: str, cases: Sequence[str]) -> Iterator[Part]:
         yield Part(case_id, case.points, case.cells, case.fields, str(material) if material else None)
 
 
-def read_part(path: Path) -> Part:
+def read_part(path: Path, meshing: Meshing = Meshing()) -> Part:
     """Read one file.
+
+    Args:
+        path: A hexahedral mesh or a closed surface.
+        meshing: How a surface becomes a mesh.
 
     Raises:
         UsageError: If its suffix is unknown.
         StoreError: If it can't be read, or holds no hexahedra.
+        GeometryError: If it is a surface that isn't closed, or can't be meshed.
     """
     if path.suffix.lower() in MESH_SUFFIXES:
         return _read_mesh(path)
+    if path.suffix.lower() in SURFACE_SUFFIXES:
+        return _mesh_surface(path, meshing)
     raise UsageError(
-        f"{path}: can't predict on a {path.suffix or 'file without suffix'}; known are: {', '.join(MESH_SUFFIXES)}"
+        f"{path}: can't predict on a {path.suffix or 'file without suffix'}; known are: "
+        f"{', '.join((*MESH_SUFFIXES, *SURFACE_SUFFIXES))}"
     )
+
+
+def _mesh_surface(path: Path, meshing: Meshing) -> Part:
+    surface = on_build_plate(load_surface(path), centre=meshing.centre)
+    mesh = voxelize_to_size(surface, meshing.num_points, layer=LAYER)
+    return Part(path.stem, mesh.points.astype(np.float32), mesh.cells)
 
 
 def _read_mesh(path: Path) -> Part:

@@ -1,4 +1,4 @@
-"""`python -m flare_model.predict --checkpoint runs/first --src part.vtu`: predict on parts, and draw the result.
+"""`python -m flare_model.predict --checkpoint runs/first --src part.stl`: predict on parts, and draw the result.
 
 Each part becomes a VTU file for ParaView and a picture. Where the truth is known, both show it, and the error.
 """
@@ -19,7 +19,8 @@ from rich.console import Console
 from flare_model.devices import device_of
 from flare_model.envelope import outside
 from flare_model.metrics import relative_l2
-from flare_model.parts import Part, Unreadable, find_parts
+from flare_model.parts import Meshing, Part, Unreadable, find_parts
+from flare_model.pictures import draw_prediction
 from flare_model.scores import unit_of_errors
 from flare_model.surrogate import Surrogate, from_pretrained
 from flare_model.targets import Target, resolve_targets, spans
@@ -128,6 +129,9 @@ def predict(
     out: str = "predictions",
     split: str = "test",
     case: list[str] = [],  # noqa: B006 (read only; shown as the default in the help)
+    points: int | None = None,
+    centre: bool = False,
+    pictures: bool = True,
     trust: str | None = None,
     accelerator: str = "auto",
 ) -> int:
@@ -135,10 +139,14 @@ def predict(
 
     Args:
         checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub.
-        src: Data sets, hexahedral meshes (VTU and others), or folders of meshes.
-        out: Folder of the results, a VTU file and a picture a part.
+        src: Data sets, hexahedral meshes (VTU and others), closed surfaces (STL and others; lengths in mm), or folders
+            of meshes and surfaces.
+        out: Folder of the results, a VTU file a part and a picture a target.
         split: Which split of a data set.
         case: Ids of cases of a data set; all of the split by default.
+        points: Points that a surface is meshed with; by default the median of the parts that the model was trained on.
+        centre: Move the middle of a surface to x = y = 0; its lowest point is put on the build plate in any case.
+        pictures: Draw every part.
         trust: Class path of a model outside of this package that may be imported.
         accelerator: auto, cpu or gpu.
 
@@ -146,17 +154,24 @@ def predict(
         Exit status: 0, or 1 when a part could not be predicted on.
     """
     device = device_of(accelerator)
+    if points is not None and points < 8:
+        raise UsageError(f"--points must be 8 or more, not {points}")
     surrogate = from_pretrained(checkpoint, trust=trust).to(device)
+    envelope = surrogate.usage.envelope
+    usual = envelope.num_points_median if envelope else None
+    meshing = Meshing(points or round(usual or Meshing.num_points), centre)
     console, complaints = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
     failed = 0
     for source in src:
-        for part in find_parts(source, split=split, cases=case):
+        for part in find_parts(source, split=split, cases=case, meshing=meshing):
             if isinstance(part, Unreadable):
                 complaints.print(f"error: {part.error}", style=None)
                 failed += 1
                 continue
             prediction = predict_part(surrogate, part)
             write_vtu(Path(out) / f"{part.name}.vtu", prediction)
+            for name, values in prediction.fields.items() if pictures else ():
+                draw_prediction(Path(out) / f"{part.name}_{name}.png", part, name, values, prediction.truth.get(name))
             _say(prediction, console, complaints)
     console.print(f"predictions in {out}")
     return 1 if failed else 0

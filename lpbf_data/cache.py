@@ -30,7 +30,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import google_crc32c
 import numpy as np
@@ -49,6 +49,8 @@ except ImportError:  # Windows has no flock; there, an open file can't be remove
     fcntl = None  # type: ignore[assignment]
 
 Tensors = dict[str, torch.Tensor]
+Cache = str | Path | bool | None
+"""Where to keep decoded cases: a folder; True or None for the default one; False for nowhere."""
 
 CACHE_VERSION: Final = 1
 DEFAULT_SIZE: Final = "64 GB"
@@ -353,22 +355,12 @@ def _can_go(folder: Path, *, offline: bool) -> bool:
     return True
 
 
-def open_cache(
-    key: CollectionKey, cache: str | Path | Literal[True, False] | None, size: int | str, *, offline: bool = False
-) -> CachedCases | None:
-    """The cached cases of a collection.
+def cache_root(cache: Cache) -> Path | None:
+    """Folder of the cache.
 
     Args:
-        key: The collection.
-        cache: A folder; True or None for the default one; False for no cache.
-        size: Bytes that the whole cache may take, as a number or such as "20 GB".
-        offline: Nothing can be fetched again.
-
-    Raises:
-        UsageError: If the size is none.
+        cache: What the user asked for.
     """
-    limit = parse_size(size)
     if cache is False:
         return None
-    root = default_root() if cache is None or cache is True else Path(cache).expanduser()
-    return CachedCases(root, key, limit, offline=offline)
+    return default_root() if cache is None or cache is True else Path(cache).expanduser()

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from torch_geometric.data import Dataset
 
 from lpbf_data.arrays import TARGET_FIELD, Selection
-from lpbf_data.cache import DEFAULT_SIZE, CollectionKey, open_cache
+from lpbf_data.cache import DEFAULT_SIZE, Cache, CachedCases, CollectionKey, cache_root, parse_size
 from lpbf_data.errors import UsageError
 from lpbf_data.folder import DatasetFolder
+from lpbf_data.footers import KeptFooters
+from lpbf_data.ranks import check_rank
 from lpbf_data.reader import SplitReader
 from lpbf_data.samples import CaseSamples, SampleFormat, Transform
 from lpbf_data.sampling import Uneven
@@ -22,8 +24,6 @@ from lpbf_data.stream import CaseStream, OnError
 from lpbf_data.tensors import CaseTensors
 
 __all__ = ["CaseDataset", "CaseStream", "load_dataset"]
-
-Cache = str | Path | bool | None
 
 
 class CaseDataset(Dataset):  # type: ignore[misc]
@@ -86,6 +86,8 @@ def load_dataset(
     seed: int = 0,
     uneven: Uneven = "drop",
     batch_size: int = 1,
+    rank: int | None = None,
+    world_size: int | None = None,
     on_error: OnError = "raise",
     cache: Cache = None,
     cache_size: int | str = DEFAULT_SIZE,
@@ -111,6 +113,8 @@ def load_dataset(
         seed: Seed of the permutations, and of random transforms.
         uneven: For a stream shared by ranks: what becomes of the last cases; see [Uneven][lpbf_data.sampling.Uneven].
         batch_size: For a stream read by a DataLoader with workers: its batch size.
+        rank: For a stream: whose turns; as torch.distributed says by default.
+        world_size: For a stream: number of ranks.
         on_error: For a stream: "raise", or "skip" to leave out what can't be read.
         cache: Where decoded cases are kept: a folder; None for LPBF_CACHE or the user's cache folder; False for none.
         cache_size: Bytes that the whole cache may take, as a number or such as "20 GB".
@@ -131,23 +135,27 @@ def load_dataset(
     _check("format", format, get_args(SampleFormat))
     _check("on_error", on_error, get_args(OnError))
     _check("uneven", uneven, get_args(Uneven))
+    ranks = check_rank(rank, world_size)
     if batch_size < 1:
         raise UsageError(f"batch_size must be positive, not {batch_size}")
     if shuffle and not streaming:
         raise UsageError("shuffle is for streams; shuffle random access with the DataLoader, or use make_loader")
     folder = DatasetFolder(name, revision=revision, cache_dir=cache_dir, token=token, offline=offline)
-    reader = SplitReader(folder, split)
+    root, limit = cache_root(cache), parse_size(cache_size)
+    reader = SplitReader(folder, split, None if root is None else KeptFooters(root / "footers"))
     target = TARGET_FIELD in {spec.name for spec in reader.field_specs}
     tensors = CaseTensors(reader, Selection(reader.select_fields(fields), target, cells, edges))
     if in_memory:
         tensors.load_into_memory()
-    else:
+    elif root is not None:
         no_network = getattr(folder.files, "offline", False)
-        tensors.cache = open_cache(_collection_key(tensors), cache, cache_size, offline=no_network)
+        tensors.cache = CachedCases(root, _collection_key(tensors), limit, offline=no_network)
     samples = CaseSamples(tensors, format, transform)
     if not streaming:
         return CaseDataset(samples)
-    return CaseStream(samples, shuffle=shuffle, seed=seed, uneven=uneven, batch_size=batch_size, on_error=on_error)
+    return CaseStream(
+        samples, shuffle=shuffle, seed=seed, uneven=uneven, batch_size=batch_size, on_error=on_error, ranks=ranks
+    )
 
 
 def _check(name: str, value: str, known: tuple[str, ...]) -> None:

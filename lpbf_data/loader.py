@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from lpbf_data.batch_source import COLLATE, BatchSource, Collate, Order, Served
-from lpbf_data.cache import DEFAULT_SIZE
-from lpbf_data.datasets import Cache, CaseDataset, load_dataset
+from lpbf_data.cache import DEFAULT_SIZE, Cache
+from lpbf_data.datasets import CaseDataset, load_dataset
 from lpbf_data.errors import UsageError
+from lpbf_data.ranks import check_rank, rank_of_process
 from lpbf_data.read_ahead import ReadAhead
 from lpbf_data.samples import CaseSamples, Transform
 from lpbf_data.sampling import Sharing, Uneven, epoch_order
@@ -243,7 +244,7 @@ def make_loader(
         UsageError: If there is no such data set, split or field, or the options don't fit together.
         StoreError: If it can't be read.
     """
-    rank, world_size = _rank_of(rank, world_size)
+    rank, world_size = check_rank(rank, world_size) or rank_of_process()
     if not callable(collate) and collate not in COLLATE:
         raise UsageError(f"unknown collate {collate!r}; known are: {', '.join(COLLATE)}, or a function")
     if num_workers < 0 or read_ahead < 1:
@@ -265,16 +266,3 @@ def make_loader(
         loader.pin_memory()
     loader.start_workers(num_workers, start_method)
     return loader
-
-
-def _rank_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Rank and number of ranks, from the process group where they aren't given."""
-    if (rank is None) != (world_size is None):
-        raise UsageError("give both rank and world_size, or neither")
-    if rank is None or world_size is None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return 0, 1
-    if not 0 <= rank < world_size:
-        raise UsageError(f"rank={rank} must lie between 0 and world_size - 1 = {world_size - 1}")
-    return rank, world_size

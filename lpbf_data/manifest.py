@@ -170,7 +170,7 @@ def decode_manifest(data: bytes) -> Manifest:
         SchemaError: If it follows a newer schema, or lacks a column.
     """
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = pq.read_table(pa.BufferReader(data), use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise StoreError(f"{MANIFEST_NAME} can't be read as Parquet ({error}); build the data set again") from error
     metadata = table.schema.metadata or {}

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
-
-_END: Final = object()
-_PATIENCE: Final = 0.1
 
 
 class ReadAhead(Generic[T]):
@@ -30,44 +27,51 @@ class ReadAhead(Generic[T]):
 
     def __init__(self, source: Iterator[T], depth: int, finish: Callable[[T], T] | None = None) -> None:
         self.seconds_waiting = 0.0
-        self._ready: queue.Queue[Any] = queue.Queue(depth)
-        self._stop = threading.Event()
+        self._depth = depth
+        self._ready: deque[T] = deque()
+        self._error: BaseException | None = None
+        self._ended = self._stopped = False
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, args=(source, finish), name="lpbf-read-ahead", daemon=True)
         self._thread.start()
 
     def _run(self, source: Iterator[T], finish: Callable[[T], T] | None) -> None:
+        error: BaseException | None = None
         try:
             for value in source:
-                if not self._offer((value if finish is None else finish(value), None)):
-                    return
-            self._offer((_END, None))
-        except BaseException as error:  # noqa: BLE001 (it is raised where the values are taken)
-            self._offer((_END, error))
+                if not self._offer(value if finish is None else finish(value)):
+                    break
+        except BaseException as raised:  # noqa: BLE001 (it is raised again where the values are taken)
+            error = raised
         finally:
             with contextlib.suppress(AttributeError):
                 source.close()  # type: ignore[attr-defined]
+            with self._changed:
+                self._error, self._ended = error, True
+                self._changed.notify_all()
 
-    def _offer(self, item: tuple[Any, BaseException | None]) -> bool:
-        """Wait for room; whether anybody still wants values."""
-        while not self._stop.is_set():
-            with contextlib.suppress(queue.Full):
-                self._ready.put(item, timeout=_PATIENCE)
-                return True
-        return False
+    def _offer(self, value: T) -> bool:
+        """Put a value where the caller finds it, once there is room; whether anybody still wants values."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._ready) < self._depth or self._stopped)
+            self._ready.append(value)
+            self._changed.notify_all()
+            return not self._stopped
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
         started = time.perf_counter()
-        value, error = self._ready.get()
-        self.seconds_waiting += time.perf_counter() - started
-        if error is not None:
-            raise error
-        if value is _END:
-            self._ready.put((_END, None))
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._ended)
+            self.seconds_waiting += time.perf_counter() - started
+            if self._ready:
+                self._changed.notify_all()
+                return self._ready.popleft()
+            if self._error is not None:
+                raise self._error
             raise StopIteration
-        return value  # type: ignore[no-any-return]
 
     def __enter__(self) -> ReadAhead[T]:
         return self
@@ -75,5 +79,7 @@ class ReadAhead(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
         self._thread.join()

@@ -19,6 +19,7 @@ from lpbf_data.case import Case
 from lpbf_data.catalog import CaseAddress, read_catalog, read_manifest
 from lpbf_data.errors import CaseError, SchemaError, StoreError, UsageError
 from lpbf_data.folder import DatasetFolder
+from lpbf_data.footers import KeptFooters
 from lpbf_data.npz_store import NPZ_FIELDS, NpzCase
 from lpbf_data.parquet_store import ParquetShard, columns_of
 from lpbf_data.remote import RemoteShard
@@ -41,14 +42,16 @@ class SplitReader:
     Args:
         folder: The data set.
         split: Its split.
+        footers: Where footers of shards elsewhere are kept, if anywhere.
 
     Raises:
         UsageError: If the data set has no such split.
         StoreError: If there is neither a manifest nor an index.
     """
 
-    def __init__(self, folder: DatasetFolder, split: str) -> None:
+    def __init__(self, folder: DatasetFolder, split: str, footers: KeptFooters | None = None) -> None:
         self.folder = folder
+        self._footers = footers
         self.split = split
         self.catalog = read_catalog(folder, split)
         self.addresses = self.catalog.addresses
@@ -108,7 +111,7 @@ class SplitReader:
         path = files.local_path(name)
         if path is not None:
             return ParquetShard(path, name=label)
-        return RemoteShard(files, name, address.shard_bytes, self._rows_of[name])
+        return RemoteShard(files, name, address.shard_bytes, self._rows_of[name], self._footers)
 
     def read(self, index: int, specs: Sequence[FieldSpec]) -> Case:
         """One case.
@@ -197,26 +200,27 @@ class SplitReader:
         with _Telling(self.folder.name, self.addresses[index]):
             return self._open_npz(self.addresses[index]).read_metadata()
 
-    def ahead_of(self, index: int) -> list[int]:
-        """Cases behind this one in its shard that are worth fetching with it: some 8 MB, where it lies elsewhere.
+    def neighbours(self, index: int) -> list[int]:
+        """Cases around this one in its shard that are worth fetching with it: some 8 MB, where it lies elsewhere.
 
         Args:
             index: Number of a case in the split.
         """
-        address = self.addresses[index]
+        shard = self._open.get(self.addresses[index].shard)
         # The first case of a shard is fetched alone: it should arrive soon, and its neighbours may never be asked for.
-        shard = self._open.get(address.shard)
         if not isinstance(shard, RemoteShard):
             return []
-        size, ahead = shard.row_bytes(address.row), []
-        for other in range(index + 1, len(self.addresses)):
-            if self.addresses[other].shard != address.shard:
-                break
-            size += shard.row_bytes(self.addresses[other].row)
-            if size > _READ_AHEAD:
-                break
-            ahead.append(other)
-        return ahead
+        size = shard.row_bytes(self.addresses[index].row)
+        found: list[int] = []
+        for direction, end in ((1, len(self.addresses)), (-1, -1)):
+            for other in range(index + direction, end, direction):
+                if self.addresses[other].shard != self.addresses[index].shard:
+                    break
+                size += shard.row_bytes(self.addresses[other].row)
+                if size > _READ_AHEAD:
+                    return found
+                found.append(other)
+        return found
 
     def stamp(self, index: int) -> str:
         """State of the files that a case of a local data set lies in: sizes and times of change; else nothing.

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import IO, Any, Final, cast
+from typing import IO, Final, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lpbf_data.errors import StoreError
 from lpbf_data.folder import Files
+from lpbf_data.footers import KeptFooters
 from lpbf_data.parquet_store import ParquetShard, fields_among
 from lpbf_data.ranges import FetchedFile, Range, merge_ranges
 from lpbf_data.schema import FieldSpec
 
 _TRAILER: Final = 8  # length of the footer, and the magic number
 _FOOTER_OF_ROW: Final = 5_000
-_FOOTER_LEAST: Final = 32_000
+_FOOTER_LEAST: Final = 65_536  # what Arrow reads at once
 
 
 class RemoteShard:
@@ -28,29 +29,35 @@ class RemoteShard:
         relative: Its name there.
         size: Its size, as the manifest has it.
         rows: Its number of rows, for a guess of the size of its footer.
+        kept: Where footers are kept, if anywhere.
+
+    Raises:
+        StoreError: If it can't be read.
     """
 
-    def __init__(self, files: Files, relative: str, size: int, rows: int) -> None:
+    def __init__(self, files: Files, relative: str, size: int, rows: int, kept: KeptFooters | None = None) -> None:
         self.name = f"{files.identity}/{relative}"
         self._files = files
         self._relative = relative
         self._size = size
-        self.metadata, self._tail = self._read_footer(_FOOTER_LEAST + _FOOTER_OF_ROW * rows)
+        tail = None if kept is None else kept.get(f"{self.name}\0{size}")
+        if tail is None:
+            tail = self._read_footer(min(_FOOTER_LEAST + _FOOTER_OF_ROW * rows, size))
+            if kept is not None:
+                kept.put(f"{self.name}\0{size}", tail)
+        self._tail = (size - len(tail), tail)
+        try:
+            self.metadata = pq.read_metadata(cast("IO[bytes]", FetchedFile(size, [self._tail])))
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"the footer of shard {self.name} can't be read: {error}; publish it again") from error
 
-    def _read_footer(self, guess: int) -> tuple[Any, tuple[int, bytes]]:
-        start = max(self._size - guess, 0)
-        tail = self._files.read_range(self._relative, start, self._size)
+    def _read_footer(self, guess: int) -> bytes:
+        """The end of the file from the footer on, or some more of it."""
+        tail = self._files.read_range(self._relative, self._size - guess, self._size)
         needed = int.from_bytes(tail[-_TRAILER:-4], "little") + _TRAILER
         if tail[-4:] != b"PAR1" or needed > self._size:
             raise StoreError(f"shard {self.name} doesn't end as a Parquet file; it is cut or altered: publish it again")
-        if needed > len(tail):
-            start = self._size - needed
-            tail = self._files.read_range(self._relative, start, self._size)
-        try:
-            metadata = pq.read_metadata(cast("IO[bytes]", FetchedFile(self._size, [(start, tail)])))
-        except (pa.ArrowException, OSError) as error:
-            raise StoreError(f"the footer of shard {self.name} can't be read: {error}; publish it again") from error
-        return metadata, (start, tail)
+        return tail if needed <= guess else self._files.read_range(self._relative, self._size - needed, self._size)
 
     def __len__(self) -> int:
         """Number of cases."""

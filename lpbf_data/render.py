@@ -61,7 +61,8 @@ def panel_values(panel: Panel) -> NDArray[np.float32] | None:
     if not spec.components:
         return values
     if panel.component == MAGNITUDE and len(spec.components) == 3:
-        return np.linalg.norm(values, axis=1).astype(np.float32)
+        lengths: NDArray[np.float32] = np.linalg.norm(values, axis=1)
+        return lengths
     if panel.component not in spec.components:
         raise UsageError(f"{panel.field} has no component {panel.component!r}; it has: {', '.join(spec.components)}")
     return values[:, spec.components.index(panel.component)]

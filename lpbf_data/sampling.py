@@ -43,7 +43,8 @@ def epoch_order(count: int, *, shuffle: bool, seed: int, epoch: int) -> NDArray[
     """
     if not shuffle:
         return np.arange(count, dtype=np.int64)
-    return np.random.default_rng([seed, epoch]).permutation(count).astype(np.int64)
+    # The bits of a NumPy bit generator stay the same from version to version; how `permutation` uses them may not.
+    return np.argsort(np.random.PCG64([seed, epoch]).random_raw(count), kind="stable")
 
 
 @dataclass(frozen=True, slots=True)

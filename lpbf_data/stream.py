@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lpbf_data.errors import StoreError, UsageError
+from lpbf_data.ranks import rank_of_process
 from lpbf_data.samples import CaseSamples
 from lpbf_data.sampling import Uneven, epoch_order
 
@@ -28,7 +29,8 @@ class CaseStream(IterableDataset[Any]):
 
     Iterated directly, `state_dict` says where the stream stands. In the workers of torchdata's StatefulDataLoader it
     does too, for the same number of workers. With a plain DataLoader the workers' copies move and this one doesn't:
-    tell it by `advance` how many samples were handed to you, and it knows where to go on.
+    tell it by `advance` how many samples were handed to you, and it knows where to go on. (Workers that live on after a
+    loop was left early are told by `stream.load_state_dict(stream.state_dict())`.)
 
     Args:
         samples: The cases.
@@ -38,6 +40,7 @@ class CaseStream(IterableDataset[Any]):
         batch_size: Batch size of the DataLoader that reads the stream with workers, so that they take turns batch by
             batch; `advance` is exact only then.
         on_error: "raise", or "skip" to leave out what can't be read, with a warning.
+        ranks: Rank and number of ranks; as torch.distributed says when None.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class CaseStream(IterableDataset[Any]):
         uneven: Uneven = "drop",
         batch_size: int = 1,
         on_error: OnError = "raise",
+        ranks: tuple[int, int] | None = None,
     ) -> None:
         self.samples = samples
         self.shuffle = shuffle
@@ -57,9 +61,8 @@ class CaseStream(IterableDataset[Any]):
         self.batch_size = batch_size
         self.on_error = on_error
         self.skipped: dict[str, str] = {}
-        self._ranks: tuple[int, int] | None = None
-        # Epoch and position as the owner of the stream last set them, and how often it did: seen by workers that live
-        # on from epoch to epoch.
+        self._ranks = ranks
+        # Epoch and position as they were last set between two loops, and how often: for workers that live on.
         self._set = torch.zeros(3, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._known = 0
         # The epoch at work, where in it the iteration began, samples that it gave since, and samples before its first.
@@ -71,11 +74,7 @@ class CaseStream(IterableDataset[Any]):
         return self.__dict__ | {"_ranks": self._rank()}
 
     def _rank(self) -> tuple[int, int]:
-        if self._ranks is not None:
-            return self._ranks
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return 0, 1
+        return self._ranks or rank_of_process()
 
     @property
     def epoch(self) -> int:
@@ -94,13 +93,15 @@ class CaseStream(IterableDataset[Any]):
             consumed: Number of samples; other ranks got as many.
         """
         position = self._base + consumed * self._rank()[1]
-        if position >= self._end():
-            self._go_to(self._epoch + 1, 0)
-        else:
-            self._go_to(self._epoch, position)
+        # Not told to workers: one that is slow to start would leave out what others have handed over meanwhile.
+        self._stand_at(*((self._epoch + 1, 0) if position >= self._end() else (self._epoch, position)))
+
+    def _stand_at(self, epoch: int, position: int) -> None:
+        self._epoch, self._base, self._taken, self._resumed = epoch, position, 0, 0
 
     def _go_to(self, epoch: int, position: int) -> None:
-        self._epoch, self._base, self._taken, self._resumed = epoch, position, 0, 0
+        """Stand there, and tell workers that live on."""
+        self._stand_at(epoch, position)
         self._set[0], self._set[1] = epoch, position
         self._set[2] += 1
         self._known = int(self._set[2])

@@ -76,8 +76,8 @@ class CaseTensors:
             found = self.cache.get(index, stamp)  # another process may have been faster
             if found is not None:
                 return {name: values.clone() for name, values in found.items()}
-            ahead = self.reader.ahead_of(index) if self.cache.writable else []
-            wanted = [index, *(other for other in ahead if other not in self.cache)]
+            along = self.reader.neighbours(index) if self.cache.writable else []
+            wanted = [index, *(other for other in along if other not in self.cache)]
             decoded = self.reader.read_many(wanted, self.selection)
             for other, arrays in zip(wanted, decoded, strict=False):
                 self.cache.put(other, tensor_arrays(arrays), self.reader.stamp(other))

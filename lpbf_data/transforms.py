@@ -163,7 +163,8 @@ class SubsamplePoints:
         kept = np.sort(generator.choice(total, min(self.count, total), replace=False))
         index = torch.from_numpy(kept)
         changes = {name: sample[name][index] for name in _point_values(sample, total)}
-        return _replace(sample, changes | {"point_index": index, "num_points": total}, _CONNECTIVITY)
+        changes |= {"point_index": index, "num_points": torch.tensor([total])}
+        return _replace(sample, changes, _CONNECTIVITY)
 
     def inverse(self, sample: Any) -> Any:
         """All points again, with NaN where a point wasn't drawn."""

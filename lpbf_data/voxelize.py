@@ -99,6 +99,18 @@ def load_surface(path: Path) -> Surface:
         raise GeometryError(f"{path}: {error}") from error
 
 
+def on_build_plate(surface: Surface, *, centre: bool = False) -> Surface:
+    """Move a surface so that its lowest point lies at z = 0.
+
+    Args:
+        surface: The surface.
+        centre: Move the middle of its extents to x = y = 0 as well.
+    """
+    low, high = surface.bounds
+    shift = np.array([*(low + high)[:2] / 2 * centre, low[2]])
+    return Surface(surface.vertices - shift, surface.triangles)
+
+
 def write_stl(path: Path, surface: Surface) -> None:
     """Write a surface as a binary STL file.
 
@@ -331,7 +343,7 @@ def voxelize(surface: Surface, cell: tuple[float, float], *, samples: int = _SAM
 
 
 def voxelize_to_size(
-    surface: Surface, num_points: int, aspect_ratio: float = 1.0, *, layer: float | None = None
+    surface: Surface, num_points: int, aspect_ratio: float = 1.0, *, layer: float | None = None, planes: int = 1
 ) -> VoxelMesh:
     """Mesh the inside of a surface with about a number of points.
 
@@ -340,6 +352,7 @@ def voxelize_to_size(
         num_points: Points asked for.
         aspect_ratio: Height of a cell over its width.
         layer: Thickness of a powder layer in mm, of which the height of a cell is a multiple; None for any height.
+        planes: Fewest planes of cells; a flat part then gets more points than were asked for.
 
     Returns:
         The mesh that comes closest; thin walls can ask for more points than were wanted.
@@ -348,9 +361,11 @@ def voxelize_to_size(
         GeometryError: If the surface can't be meshed with anything near to that many points.
     """
     width = (surface.volume / (0.7 * num_points * aspect_ratio)) ** (1 / 3)
+    widest = float(np.ptp(surface.bounds[:, 2])) / (planes * aspect_ratio)
     best: VoxelMesh | None = None
     trouble: GeometryError | None = None
     for _ in range(_ATTEMPTS):
+        width = min(width, widest)
         height = width * aspect_ratio
         if layer is not None:
             height = max(1, round(height / layer)) * layer
@@ -361,7 +376,7 @@ def voxelize_to_size(
             continue
         if best is None or _distance(mesh, num_points) < _distance(best, num_points):
             best = mesh
-        if _distance(mesh, num_points) < _CLOSE_ENOUGH:
+        if _distance(mesh, num_points) < _CLOSE_ENOUGH or (width == widest and mesh.num_points > num_points):
             break
         width *= (mesh.num_points / num_points) ** (1 / 2.5)
     if best is None:

@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.data_support import make_case, write_dataset
+from lpbf_data.case import Case
+from tests.data_hub_server import Hub, serve_hub
+from tests.data_support import make_case, write_dataset, write_published
+
+SPLITS = {"train": range(17), "validation": range(17, 21), "test": range(21, 23)}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Caches of this test alone."""
+    monkeypatch.setenv("LPBF_CACHE", str(tmp_path / "lpbf-cache"))
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    return tmp_path / "lpbf-cache"
 
 
 @pytest.fixture(scope="session")
-def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of 23 small cases: 17 train in 3 shards, 4 validation, 2 test. Not to be written to."""
+def small_cases() -> dict[str, list[Case]]:
+    """23 small cases: 17 train, 4 validation, 2 test."""
+    return {name: [make_case(seed) for seed in seeds] for name, seeds in SPLITS.items()}
+
+
+@pytest.fixture(scope="session")
+def small_dataset(small_cases: dict[str, list[Case]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small cases as a data set of three shards a split, in both formats. Not to be written to."""
     folder = tmp_path_factory.mktemp("data") / "lpbf"
     folder.mkdir()
-    splits = {"train": range(17), "validation": range(17, 21), "test": range(21, 23)}
-    return write_dataset(folder, {name: [make_case(seed) for seed in seeds] for name, seeds in splits.items()})
+    return write_dataset(folder, small_cases)
+
+
+@pytest.fixture(scope="session")
+def published_dataset(small_cases: dict[str, list[Case]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small cases in the layout that is published today. Not to be written to."""
+    folder = tmp_path_factory.mktemp("published")
+    return write_published(folder, {name: small_cases[name] for name in ("train", "test")})
+
+
+@pytest.fixture
+def hub(small_dataset: Path, published_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on the loopback interface with `user/lpbf` in our layout and `user/published` in the published one."""
+    with serve_hub({"user/lpbf": {"main": small_dataset}, "user/published": {"main": published_dataset}}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub

@@ -39,6 +39,7 @@ class Hub:
         faults: What the next downloads meet, one each: a status, "cut" (the connection breaks in the middle), or None.
         delay: Seconds before each answer.
         redirect: Send downloads to another path, as the hub sends large files to other servers.
+        elsewhere: Address of that other server; this one when empty.
         expired: Answer so many redirected downloads with 403, as signed addresses do when their time is over.
         token: Token without which repositories aren't there.
         ignore_ranges: Answer with whole files.
@@ -49,6 +50,7 @@ class Hub:
     faults: list[int | str | None] = field(default_factory=list)
     delay: float = 0.0
     redirect: bool = False
+    elsewhere: str = ""
     expired: int = 0
     token: str | None = None
     ignore_ranges: bool = False
@@ -149,7 +151,9 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": etag, "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if not here:
             headers |= {"X-Linked-Etag": etag, "X-Linked-Size": str(len(data))}
-            return self._send(302, b"", headers | {"Location": f"/cdn/{repository}/{commit}/{name}"})
+            return self._send(
+                302, b"", headers | {"Location": f"{self.hub.elsewhere}/cdn/{repository}/{commit}/{name}"}
+            )
         fault = self.hub.faults.pop(0) if self.command == "GET" and self.hub.faults else None
         if isinstance(fault, int):
             return self._send(fault, b"fault", {"Retry-After": "0"} if fault == 429 else {})

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lpbf_data.case import Case
 from lpbf_data.durable import sha256_of_file, sha256_of_tree
 from lpbf_data.manifest import MANIFEST_NAME, encode_manifest
-from lpbf_data.mesh import count_hex_edges, hex_aspect_ratio
+from lpbf_data.mesh import count_hex_edges, hex_aspect_ratio, hex_edges
 from lpbf_data.parquet_store import write_shard
 from lpbf_data.record import CaseRecord, Measures, Placement, SourceRef, attributes_of
 from lpbf_data.schema import BUILD_FIELDS, DEFAULT_FIELDS, FIELDS
@@ -170,3 +173,34 @@ def _write_shard(
         digest, size = sha256_of_tree(path)
         stored |= {"zarr_bytes": size, "zarr_sha256": digest}
     return stored
+
+
+def write_published(folder: Path, splits: Mapping[str, Sequence[Case]]) -> Path:
+    """A data set in the layout of the published one: a Parquet index, and one compressed npz a case.
+
+    Args:
+        folder: Where to write it.
+        splits: Split to cases.
+    """
+    (folder / "data").mkdir(parents=True)
+    for split, cases in splits.items():
+        (folder / split).mkdir()
+        rows = []
+        for case in cases:
+            text = json.dumps({"metadata": {"case_name": case.case_id, "time_steps": 1}})
+            edges = hex_edges(case.cells)
+            np.savez_compressed(
+                folder / split / f"{case.case_id}.npz",
+                pos=case.points,
+                edge_index=edges,
+                elems=case.cells,
+                temp=case.fields["temperature"][:, None],
+                disp=case.fields["displacement"],
+                vmstr=case.fields["von_mises_stress"][:, None],
+                _metadata=np.array([text], dtype=object),
+            )
+            place = {"case_id": case.case_id, "file": f"{split}/{case.case_id}.npz"}
+            counts = {"num_nodes": case.num_points, "num_edges": edges.shape[1]}
+            rows.append(place | counts | {"metadata": json.dumps(json.loads(text)["metadata"])})
+        pq.write_table(pa.Table.from_pylist(rows), folder / "data" / f"{split}-00000-of-00001.parquet")
+    return folder

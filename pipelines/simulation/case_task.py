@@ -18,7 +18,7 @@ from lpbf_data.case import Case
 from lpbf_data.durable import flush_tree, write_durably
 from lpbf_data.errors import GeometryError
 from lpbf_data.record import CaseRecord, SourceRef
-from lpbf_data.voxelize import Surface, VoxelMesh, load_surface, voxelize_to_size
+from lpbf_data.voxelize import Surface, VoxelMesh, load_surface, on_build_plate, voxelize_to_size
 from pipelines.measure import measure_case
 from pipelines.netfabb import BuildReduction
 from pipelines.select import Filters, active_limits, reject
@@ -34,6 +34,7 @@ from pipelines.simulation.run_log import RunNames
 from pipelines.simulation.stiffness import SolverError
 
 _CUBES = 1.0  # aspect ratio of the cells of a part that came as a file
+_FEWEST_PLANES = 2  # of cells: one alone shrinks freely when it is cut, and would not warp
 _MESHING, _SOLVING, _ASKED_FOR = 2001, 2002, 2003  # numbers of errors in logs
 
 
@@ -179,7 +180,7 @@ class _Run:
                 )
             else:
                 surface, ratio = on_build_plate(load_surface(task.part)), _CUBES
-            mesh = voxelize_to_size(surface, task.num_points, ratio, layer=layer)
+            mesh = voxelize_to_size(surface, task.num_points, ratio, layer=layer, planes=_FEWEST_PLANES)
         except GeometryError as error:
             raise _StoppedError(_MESHING, f"The part can't be meshed: {error}") from error
         return surface, mesh
@@ -188,7 +189,7 @@ class _Run:
         if self.task.failure is not None and self.task.failure.kind is FailureKind.PREPARATION:
             raise _StoppedError(_ASKED_FOR, "The part could not be prepared (a failure that was asked for)")
         surface, mesh = self._mesh()
-        refinement = choose_refinement(mesh.spacing[2])
+        refinement = choose_refinement(mesh)
         simulation = BuildSimulation(mesh, MATERIALS[self.task.material], refinement=refinement)
         writer = ResultWriter(self.folder, self.names, simulation, self.task.encoding)
         self._write_setup(writer, surface)
@@ -268,14 +269,3 @@ def _record(case_id: str, simulation: BuildSimulation, last: Frame) -> CaseRecor
     build = BuildReduction(none, none, min(least, FULL_CLEARANCE), None)
     measures = measure_case(case, build, simulation.process.recoater_tolerance)
     return CaseRecord(case_id=case_id, source=SourceRef(case_id, "."), measures=measures)
-
-
-def on_build_plate(surface: Surface) -> Surface:
-    """Move a surface so that its lowest point lies at z = 0.
-
-    Args:
-        surface: The surface.
-    """
-    moved = surface.vertices.copy()
-    moved[:, 2] -= moved[:, 2].min()
-    return Surface(moved, surface.triangles)

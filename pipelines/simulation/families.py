@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from manifold3d import CrossSection, Manifold
+from manifold3d import CrossSection, JoinType, Manifold
 
 Parameters = Mapping[str, float]
 
@@ -112,6 +112,18 @@ def _ribbed_plate(p: Parameters) -> Manifold:
         for y in _spaced(p["holes"], 0, width)
     ]
     return _union(_cut(plate, *holes), *ribs)
+
+
+def _plate(p: Parameters) -> Manifold:
+    width, thick, corner = p["width"], p["thickness"], p["corner"]
+    outline = CrossSection.square((60 - 2 * corner, width - 2 * corner)).translate((corner, corner))
+    body = outline.offset(corner, JoinType.Round, 2.0, _SEGMENTS).extrude(thick)
+    holes = [
+        _post(x, y, (-1, thick + 1), p["hole"] * min(25 / p["columns"], width / (2 * p["rows"])))
+        for x in _spaced(p["columns"], 5, 55)
+        for y in _spaced(p["rows"], 0, width)
+    ]
+    return _cut(_settle(body), *holes)
 
 
 def _flange(p: Parameters) -> Manifold:
@@ -283,12 +295,22 @@ _WHOLE: Final = 1.0  # a third number marks a parameter that counts
 
 _TABLE: Final = (
     _family(
+        "plate",
+        _plate,
+        width=(20, 60),
+        thickness=(4, 9),
+        corner=(1, 9),
+        columns=(1, 5, _WHOLE),
+        rows=(1, 4, _WHOLE),
+        hole=(0.25, 0.7),
+    ),
+    _family(
         "ribbed_plate",
         _ribbed_plate,
         width=(25, 60),
-        thickness=(3, 7),
+        thickness=(3, 6),
         ribs=(1, 4, _WHOLE),
-        rib_height=(4, 24),
+        rib_height=(3, 16),
         rib_thickness=(3, 6),
         holes=(1, 3, _WHOLE),
         hole_radius=(1.5, 4),
@@ -297,16 +319,16 @@ _TABLE: Final = (
         "flange",
         _flange,
         radius=(22, 30),
-        thickness=(4, 10),
+        thickness=(3.5, 8),
         hub_share=(0.35, 0.6),
-        hub_height=(4, 40),
+        hub_height=(2, 24),
         bore_share=(0.4, 0.75),
         bolts=(3, 8, _WHOLE),
     ),
     _family(
         "bracket",
         _bracket,
-        width=(15, 50),
+        width=(8, 40),
         thickness=(4, 8),
         height=(25, 60),
         web_thickness=(3, 6),
@@ -317,7 +339,7 @@ _TABLE: Final = (
     _family(
         "bridge",
         _bridge,
-        width=(8, 40),
+        width=(5, 32),
         deck=(4, 10),
         height=(8, 35),
         bays=(1, 4, _WHOLE),
@@ -327,8 +349,8 @@ _TABLE: Final = (
     _family(
         "tee",
         _tee,
-        radius=(10, 20),
-        wall=(3, 6),
+        radius=(7, 15),
+        wall=(2.5, 4.5),
         length=(30, 60),
         branch_share=(0.4, 0.8),
         branch_height=(0.3, 0.7),
@@ -347,7 +369,7 @@ _TABLE: Final = (
         "housing",
         _housing,
         width=(30, 60),
-        height=(12, 45),
+        height=(8, 36),
         wall=(3, 6),
         floor=(3, 7),
         window=(0.2, 0.8),
@@ -356,7 +378,7 @@ _TABLE: Final = (
     _family(
         "cantilever",
         _cantilever,
-        width=(8, 40),
+        width=(5, 30),
         column=(8, 18),
         height=(25, 55),
         arm_thickness=(3.5, 7),
@@ -367,11 +389,11 @@ _TABLE: Final = (
     _family(
         "heat_sink",
         _heat_sink,
-        width=(20, 60),
+        width=(8, 60),
         base=(4, 9),
         fins=(3, 8, _WHOLE),
         fin=(2.8, 4.5),
-        fin_height=(8, 40),
+        fin_height=(4, 30),
         slots=(0, 2, _WHOLE),
         slot=(2, 6),
     ),
@@ -380,30 +402,30 @@ _TABLE: Final = (
         _gear,
         teeth=(8, 22, _WHOLE),
         root_share=(0.72, 0.88),
-        face=(6, 26),
+        face=(5, 18),
         helix=(0, 25),
         web=(3, 6),
         pockets=(3, 6, _WHOLE),
-        hub_height=(0, 15),
+        hub_height=(0, 10),
     ),
     _family(
         "shaft",
         _shaft,
-        end_radius=(7, 14),
-        shoulder_radius=(10, 20),
-        collar_radius=(14, 30),
-        neck_radius=(6, 14),
-        end_length=(8, 25),
+        end_radius=(5, 9),
+        shoulder_radius=(7, 12),
+        collar_radius=(9, 20),
+        neck_radius=(4.5, 9),
+        end_length=(10, 30),
         shoulder_length=(5, 20),
         collar_length=(4, 12),
-        neck_length=(8, 25),
+        neck_length=(10, 30),
         key=(2, 6),
     ),
     _family(
         "clevis",
         _clevis,
-        gap=(8, 24),
-        lug_thickness=(4, 10),
+        gap=(5, 18),
+        lug_thickness=(3, 8),
         lug_radius=(7, 14),
         reach=(16, 42),
         pin=(0.35, 0.6),
@@ -413,8 +435,8 @@ _TABLE: Final = (
     _family(
         "impeller",
         _impeller,
-        disc=(3, 6),
-        height=(10, 34),
+        disc=(3, 5),
+        height=(8, 24),
         hub_share=(0.3, 0.5),
         blades=(4, 9, _WHOLE),
         sweep=(0, 70),

@@ -27,6 +27,7 @@ COOLING: Final = 50_000.0
 """Time for cooling, and again for the cut, s."""
 
 _DEEPEST: Final = 4
+_FEWEST_GROUPS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,17 @@ class LayerGroup:
         return self.start + self.duration
 
 
-def choose_refinement(cell_height: float) -> int:
+def choose_refinement(mesh: VoxelMesh) -> int:
     """How often a group is halved to give a cell, so that groups come near to `GROUP_THICKNESS`.
 
-    >>> choose_refinement(0.6), choose_refinement(2.4), choose_refinement(5.0)
-    (2, 0, 0)
+    A low part gets thinner groups: one that is added at once shrinks freely when it is cut, and wouldn't warp.
+
+    Args:
+        mesh: The part.
     """
-    return min(max(0, round(math.log2(GROUP_THICKNESS / cell_height))), _DEEPEST)
+    planes = int(mesh.indices[:, 2].max()) + 1
+    wanted = round(math.log2(GROUP_THICKNESS / mesh.spacing[2]))
+    return max(0, min(wanted, _DEEPEST, int(math.log2(planes / _FEWEST_GROUPS)) if planes >= _FEWEST_GROUPS else 0))
 
 
 def layers_per_cell(cell_height: float, process: Process) -> int:

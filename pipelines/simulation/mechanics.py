@@ -40,7 +40,7 @@ class MechanicalState:
         displacement: mm, [n, 3].
         strain: Elastic strain, mean over the elements at a node, [n, 6]; order of `elements.STRAINS`.
         stress: MPa, the same way, [n, 6].
-        imbalance: Force out of balance at the free nodes, relative to the forces of the stress-free strains.
+        imbalance: Force out of balance at the free nodes, relative to the largest force of stress-free strains so far.
     """
 
     displacement: NDArray[np.float64]
@@ -78,7 +78,7 @@ class Mechanics:
         self._birth = np.zeros((mesh.num_cells, 8, 3))
         self._free_strain = np.zeros((mesh.num_cells, 6))
         self._shrunk = np.zeros(mesh.num_cells, dtype=bool)
-        self._lift = 0.0
+        self._lift = self._largest_pull = 0.0
         self._layers = self.num_cells = 0
         self.num_points = self._base
 
@@ -155,24 +155,25 @@ class Mechanics:
         cells = self._mesh.cells[: self.num_cells]
         return (self._displacement[cells] - self._birth[: self.num_cells]).reshape(-1, 24)
 
-    def _forces(self) -> tuple[NDArray[np.float64], float]:
-        """Forces out of balance at the nodes, [n, 3], and a force to compare them with."""
+    def _forces(self) -> NDArray[np.float64]:
+        """Forces out of balance at the nodes, [n, 3]."""
         pull = self._free_strain[: self.num_cells] @ self._element.load.T
         forces = pull - self._stretch() @ self._element.stiffness
         flat = self._mesh.cells[: self.num_cells].ravel()
         summed = [np.bincount(flat, weights=forces[:, axis::3].ravel(), minlength=self.num_points) for axis in range(3)]
-        return np.stack(summed, axis=1), float(np.linalg.norm(pull))
+        self._largest_pull = max(self._largest_pull, float(np.linalg.norm(pull)))
+        return np.stack(summed, axis=1)
 
-    def _free_imbalance(self, forces: NDArray[np.float64], scale: float) -> float:
+    def _imbalance(self, forces: NDArray[np.float64]) -> float:
         free = np.concatenate([forces[: self._base][~self._held], forces[self._base :]])
-        return float(np.linalg.norm(free)) / scale if scale else 0.0
+        return float(np.linalg.norm(free)) / self._largest_pull if self._largest_pull else 0.0
 
     def _balance(self) -> MechanicalState:
-        forces, scale = self._forces()
-        if self._free_imbalance(forces, scale) > 0:
+        forces = self._forces()
+        if self._imbalance(forces) > 0:
             self._displacement[: self.num_points] += self._stiffness.solve(forces)
-            forces, scale = self._forces()
-        imbalance = self._free_imbalance(forces, scale)
+            forces = self._forces()
+        imbalance = self._imbalance(forces)
         if not imbalance < LARGEST_IMBALANCE:
             raise SolverError(f"forces stay out of balance by a share of {imbalance:.1e}")
         strain = self._nodal_strain()

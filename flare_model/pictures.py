@@ -1,0 +1,50 @@
+"""Predictions as pictures: truth, prediction and error side by side on one colour scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flare_model.parts import Part
+from flare_model.targets import Target, resolve_target
+from lpbf_data.case import Case
+from lpbf_data.render import MAGNITUDE, Panel, render_panels
+from lpbf_data.schema import FIELDS
+
+
+def draw_prediction(
+    path: Path, part: Part, name: str, prediction: NDArray[np.float32], truth: NDArray[np.float32] | None
+) -> None:
+    """Draw one target of one part.
+
+    Args:
+        path: The PNG.
+        part: The part.
+        name: The target.
+        prediction: [N, components], in physical units.
+        truth: The same, where it is known.
+    """
+    target = resolve_target(name)
+    shown: Mapping[str, NDArray[np.float32]] = {"prediction": prediction}
+    if truth is not None:
+        shown = {"truth": truth, "prediction": prediction, "prediction - truth": prediction - truth}
+    panels = [_panel(part, target, label, values) for label, values in shown.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    render_panels(panels, path)
+
+
+def _panel(part: Part, target: Target, label: str, values: NDArray[np.float32]) -> Panel:
+    """A part coloured by a target: by its component, the length of a vector, or the zz of a tensor."""
+    spec = FIELDS[target.field]
+    whole = np.zeros((len(part.points), spec.num_components), np.float32)
+    whole[:, list(target.components)] = values
+    case = Case(part.name, part.points, part.cells, {spec.name: whole if spec.components else whole[:, 0]})
+    component = None
+    if target.width == 1 and spec.components:
+        component = spec.components[target.components[0]]
+    elif spec.components:
+        component = MAGNITUDE if len(spec.components) == 3 else "zz"
+    return Panel(case, label, spec.name, component)

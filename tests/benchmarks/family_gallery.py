@@ -1,0 +1,46 @@
+"""The picture of the families of parts: one of each, simulated, coloured by its final displacement along z.
+
+python -m tests.benchmarks.family_gallery
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from lpbf_data.case import Case
+from lpbf_data.render import Panel, render_panels
+from lpbf_data.voxelize import voxelize_to_size
+from pipelines.simulation.build_simulation import BuildSimulation
+from pipelines.simulation.corpus import parameters_of, part_surface
+from pipelines.simulation.families import FAMILIES
+from pipelines.simulation.layers import choose_refinement
+from pipelines.simulation.materials import MATERIALS
+
+PICTURE: Final = Path("pipelines/simulation/pictures/families.png")
+_STANDING: Final = ("truss", "shaft", "tee", "cantilever", "clevis", "bracket")
+
+
+def family_panel(name: str) -> Panel:
+    """One part of a family, its parameters in the middle of their ranges, but for its counts."""
+    family = FAMILIES[name]
+    shares = {key: 0.7 if span.whole else 0.5 for key, span in family.ranges.items()}
+    surface = part_surface(name, parameters_of(family, shares), 2 if name in _STANDING else 0)
+    mesh = voxelize_to_size(surface, 6000, 1.0, layer=0.04, planes=2)
+    simulation = BuildSimulation(mesh, MATERIALS["Ti64"], refinement=choose_refinement(mesh))
+    *_, last = simulation.frames()
+    fields = {"displacement": last.state.displacement.astype(np.float32)}
+    return Panel(Case(name, mesh.points.astype(np.float32), mesh.cells, fields), name.replace("_", " "))
+
+
+def main() -> None:
+    """Simulate one part of each family and draw them."""
+    panels = [family_panel(name) for name in FAMILIES]
+    render_panels(panels, PICTURE, columns=5, panel_size=(300, 250))
+    print(PICTURE, PICTURE.stat().st_size)
+
+
+if __name__ == "__main__":
+    main()

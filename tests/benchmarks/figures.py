@@ -1,0 +1,28 @@
+"""Figures for the README files beside the code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def line_figure(
+    path: Path, x_values: Sequence[float], curves: Mapping[str, Sequence[float]], *, x: str, y: str, title: str
+) -> None:
+    """Curves over one axis; those called "measured …" as points."""
+    figure, axes = plt.subplots(figsize=(6.4, 3.8), dpi=110)
+    for name, values in curves.items():
+        style = "o" if name.startswith("measured") else "-"
+        axes.plot(x_values, values, style, label=name, markersize=5, linewidth=1.6)
+    axes.set(xlabel=x, ylabel=y, title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})
+    plt.close(figure)

@@ -1,0 +1,69 @@
+"""A whole split as one xarray data set, lazily."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+
+from lpbf_data import open_zarr
+from lpbf_data.errors import StoreError, UsageError
+from tests.data_support import make_case, write_dataset
+
+pytest_plugins = ["tests.data_fixtures"]
+
+
+@pytest.fixture
+def whole(small_dataset: Path) -> Any:
+    return open_zarr(str(small_dataset), "train")
+
+
+def test_parts_lie_end_to_end(whole: Any, small_cases: Any) -> None:
+    by_id = {case.case_id: case for case in small_cases["train"]}
+    assert whole.sizes["case"] == 17
+    for number, name in enumerate(whole.case_id.values.tolist()):
+        case = by_id[name]
+        points = slice(*whole.point_offset.values[number : number + 2])
+        cells = slice(*whole.cell_offset.values[number : number + 2])
+        np.testing.assert_array_equal(whole.points[:, points].values.T, case.points)
+        np.testing.assert_array_equal(whole.displacement[:, points].values.T, case.fields["displacement"])
+        np.testing.assert_array_equal(whole.cells[:, cells].values.T, case.cells)
+        assert int(whole.num_points[number]) == case.num_points
+    assert whole.von_mises_stress.attrs["units"] == "MPa"
+    assert whole.attrs["Conventions"].startswith("CF")
+
+
+def test_nothing_is_read_before_it_is_asked_for(whole: Any, small_dataset: Path) -> None:
+    for name in ("points", "displacement", "von_mises_stress", "cells", "height"):
+        assert dask.is_dask_collection(whole[name].data)
+    assert whole.von_mises_stress.data.npartitions == 3
+
+
+def test_a_percentile_over_the_whole_split(whole: Any, small_cases: Any) -> None:
+    """The example of the README."""
+    lazy = whole.von_mises_stress.chunk(point=-1).quantile([0.5, 0.99])
+    assert dask.is_dask_collection(lazy.data)
+    values = np.concatenate([case.fields["von_mises_stress"] for case in small_cases["train"]])
+    np.testing.assert_allclose(lazy.compute(), np.quantile(values.astype(np.float64), [0.5, 0.99]), rtol=1e-6)
+    assert float(whole.von_mises_stress.max()) == values.max()
+
+
+def test_what_is_not_there_is_told(small_dataset: Path, published_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no split 'extra'; it has: train, validation, test"):
+        open_zarr(str(small_dataset), "extra")
+    with pytest.raises(StoreError, match=r"has no manifest\.parquet"):
+        open_zarr(str(published_dataset), "train")
+    write_dataset(tmp_path, {"train": [make_case(1)]}, formats=["parquet"])
+    with pytest.raises(StoreError, match="has no Zarr parts"):
+        open_zarr(str(tmp_path), "train")
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    program = "import lpbf_data, sys; print(sorted({'torch', 'torch_geometric', 'xarray'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,150 @@
+"""Transforms undo themselves, keep what they are given, and draw the same for the same case and epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpbf_data import load_dataset
+from lpbf_data.errors import UsageError
+from lpbf_data.mesh import hex_edges
+from lpbf_data.transforms import AddHexEdges, Compose, ScalePoints, Standardise, SubsamplePoints
+
+pytest_plugins = ["tests.data_fixtures"]
+
+
+@pytest.fixture(params=["torch", "pyg"])
+def sample(request: pytest.FixtureRequest, small_dataset: Path) -> Any:
+    return load_dataset(small_dataset, format=request.param)[4]
+
+
+def snapshot(sample: Any) -> dict[str, torch.Tensor]:
+    names = sample if isinstance(sample, dict) else sample.keys()
+    return {name: sample[name].clone() for name in names if isinstance(sample[name], torch.Tensor)}
+
+
+def test_points_are_divided_by_the_build_volume(sample: Any) -> None:
+    before = snapshot(sample)
+    scale = ScalePoints()
+    scaled = scale(sample)
+    np.testing.assert_allclose(scaled["pos"], before["pos"] / torch.tensor([30.0, 30.0, 60.0]))
+    np.testing.assert_allclose(scale.inverse(scaled)["pos"], before["pos"], rtol=1e-6)
+    assert torch.equal(sample["pos"], before["pos"])
+    assert type(scaled) is type(sample)
+
+
+def test_standardised_training_data_has_mean_zero_and_spread_one(small_dataset: Path) -> None:
+    train = load_dataset(small_dataset, format="torch")
+    standardise = Standardise.of(train, ["y", "displacement", "von_mises_stress", "temperature"])
+    samples = [standardise(train[index]) for index in range(len(train))]
+    for name in ("y", "displacement", "von_mises_stress"):
+        values = torch.cat([sample[name] for sample in samples]).double()
+        assert values.mean(dim=0).abs().max() < 1e-4
+        assert (values.std(dim=0, correction=0) - 1).abs().max() < 1e-4
+    # The temperature is 25 everywhere: nothing to divide by.
+    assert torch.cat([sample["temperature"] for sample in samples]).abs().max() < 1e-4
+    original, restored = train[3], standardise.inverse(samples[3])
+    for name in ("y", "displacement", "von_mises_stress", "temperature"):
+        torch.testing.assert_close(restored[name], original[name], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(standardise.restore("y", samples[3]["y"]), original["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_standardise_uses_the_statistics_of_its_split(small_dataset: Path, small_cases: Any) -> None:
+    for split in ("train", "validation"):
+        standardise = Standardise.of(load_dataset(small_dataset, split))
+        values = np.concatenate([case.fields["displacement"][:, 2] for case in small_cases[split]]).astype(np.float64)
+        assert standardise.mean["y"][0] == pytest.approx(values.mean())
+        assert standardise.std["y"][0] == pytest.approx(values.std())
+    part = load_dataset(small_dataset)[2:5]
+    few = np.concatenate([case.fields["displacement"][:, 2] for case in small_cases["train"][2:5]])
+    assert Standardise.of(part).mean["y"][0] == pytest.approx(few.astype(np.float64).mean())
+
+
+@pytest.mark.parametrize("count", [1, 7, 10_000])
+def test_a_subset_is_a_subset_and_comes_back(sample: Any, count: int) -> None:
+    before = snapshot(sample)
+    subsample = SubsamplePoints(count)
+    drawn = subsample(sample, np.random.default_rng(3))
+    kept = min(count, len(before["pos"]))
+    index = drawn["point_index"]
+    assert len(index) == len(set(index.tolist())) == kept
+    for name in ("pos", "y", "displacement", "temperature"):
+        assert torch.equal(drawn[name], before[name][index])
+    assert "cells" not in drawn
+    whole = subsample.inverse(drawn)
+    for name in ("pos", "y", "displacement"):
+        assert whole[name].shape == before[name].shape
+        assert torch.equal(whole[name][index], before[name][index])
+        assert int(whole[name][:, 0].isnan().sum()) == len(before["pos"]) - kept
+    assert "point_index" not in whole
+    assert all(torch.equal(sample[name], values) for name, values in before.items())
+
+
+@given(st.integers(0, 2**32), st.integers(2, 40))
+def test_every_point_is_as_likely_as_any_other(seed: int, count: int) -> None:
+    sample = {"pos": torch.arange(120.0).reshape(40, 3), "case_id": "a"}
+    subsample = SubsamplePoints(count)
+    first = subsample(sample, np.random.default_rng(seed))["point_index"]
+    assert torch.equal(first, subsample(sample, np.random.default_rng(seed))["point_index"])
+
+
+def test_subsets_cover_all_points_evenly() -> None:
+    sample = {"pos": torch.zeros(50, 3), "case_id": "a"}
+    generator = np.random.default_rng(0)
+    counts = torch.zeros(50)
+    for _ in range(4000):
+        counts[SubsamplePoints(10)(sample, generator)["point_index"]] += 1
+    # Binomial: mean 800, standard deviation 25.
+    assert (counts - 800).abs().max() < 5 * 25
+
+
+def test_edges_are_those_of_the_mesh(sample: Any) -> None:
+    added = AddHexEdges()(sample)
+    np.testing.assert_array_equal(added["edge_index"], hex_edges(sample["cells"].numpy()))
+    assert "edge_index" not in sample
+    assert "edge_index" not in AddHexEdges().inverse(added)
+    with pytest.raises(UsageError, match="cells=True"):
+        AddHexEdges()({"pos": sample["pos"]})
+
+
+def test_a_chain_goes_there_and_back(small_dataset: Path) -> None:
+    train = load_dataset(small_dataset, format="torch")
+    chain = Compose(ScalePoints(), Standardise.of(train), SubsamplePoints(15))
+    assert chain.random
+    assert not Compose(ScalePoints()).random
+    sample = train[6]
+    drawn = chain(sample, np.random.default_rng(1))
+    assert len(drawn["pos"]) == 15
+    index = drawn["point_index"]
+    back = chain.inverse(drawn)
+    torch.testing.assert_close(back["pos"][index], sample["pos"][index], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(back["y"][index], sample["y"][index], rtol=1e-4, atol=1e-5)
+
+
+def test_data_sets_apply_them(small_dataset: Path) -> None:
+    plain = load_dataset(small_dataset, format="torch")
+    scaled = load_dataset(small_dataset, format="torch", transform=ScalePoints())
+    torch.testing.assert_close(scaled[2]["pos"], plain[2]["pos"] / torch.tensor([30.0, 30.0, 60.0]))
+    subset = load_dataset(small_dataset, transform=SubsamplePoints(11))
+    assert subset[2].pos.shape == (11, 3)
+    assert torch.equal(subset[2].pos, subset[2].pos)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: ScalePoints((1.0, 0.0, 1.0)), "three positive lengths"),
+        (lambda d: SubsamplePoints(0), "at least one point"),
+        (lambda d: Standardise.of(d, ["speed"]), "unknown field 'speed'"),
+        (lambda d: Standardise.of(d, ["cauchy_stress"]), "no statistics of 'cauchy_stress_xx'"),
+    ],
+)
+def test_impossible_transforms_are_refused(small_dataset: Path, make: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make(load_dataset(small_dataset))
