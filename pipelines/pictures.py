@@ -81,6 +81,8 @@ def draw_part(drawing: Drawing, size: tuple[int, int] = STILL_SIZE) -> Pixels:
     Returns:
         [height, width, 4] uint8.
     """
+    from PIL import Image
+
     pyvista = import_pyvista()
     plotter = _easel(size[0] * _SAMPLES, size[1] * _SAMPLES)
     plotter.clear_actors()
@@ -96,10 +98,7 @@ def draw_part(drawing: Drawing, size: tuple[int, int] = STILL_SIZE) -> Pixels:
     _aim(plotter.camera, drawing.points, size[0] / size[1])
     plotter.render()
     pixels = plotter.screenshot(None, transparent_background=True, return_img=True)
-    wide = np.asarray(pixels, dtype=np.float64).reshape(size[1], _SAMPLES, size[0], _SAMPLES, 4)
-    alpha = wide[..., 3:].mean(axis=(1, 3))
-    colours = (wide[..., :3] * wide[..., 3:]).mean(axis=(1, 3)) / np.maximum(alpha, 1)
-    drawn: Pixels = np.rint(np.concatenate([np.minimum(colours, 255), alpha], axis=2)).astype(np.uint8)
+    drawn: Pixels = np.asarray(Image.fromarray(pixels).reduce(_SAMPLES))
     return drawn
 
 
