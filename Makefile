@@ -6,10 +6,10 @@ OUT ?= demo
 # Where real or simulated NetFabb results lie; without it the demo simulates parts of its own.
 SRC ?=
 
-.PHONY: help demo test slow lint format benchmark clean
+.PHONY: help demo test slow lint format report_assets benchmark clean
 
 help: ## Say what can be made.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,9 @@ slow: $(VENV)/installed ## The tests that take minutes.
 format: $(VENV)/installed ## Lay the code out.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+report_assets: ## Bundle the JavaScript of the report anew and lint the page's own; needs node and npm, users don't.
+	cd pipelines/report_assets && npm ci && npm run lint && npm run build
 
 benchmark: $(VENV)/installed ## Measure on this machine; results land in tests/benchmarks/results.
 	$(BIN)/python -m tests.benchmarks.build

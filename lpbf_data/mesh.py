@@ -132,7 +132,7 @@ def boundary_faces(cells: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """Quadrilaterals that belong to one cell only: the surface of the mesh.
 
     Where the mesh is refined and nodes hang, the faces between coarse and fine cells are matched by no partner and
-    are part of the result too.
+    are part of the result too; [outer_faces][lpbf_data.surface.outer_faces] leaves them out.
 
     Args:
         cells: Zero-based connectivity, [E, 8].

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from lpbf_data.case import Case
 from lpbf_data.errors import UsageError
-from lpbf_data.mesh import boundary_faces
 from lpbf_data.schema import FIELDS
+from lpbf_data.surface import outer_faces
 
 MAGNITUDE: Final = "magnitude"
 """In the place of a component: the length of a vector."""
@@ -115,7 +115,7 @@ def render_panels(
     if len(titles) > 1:
         raise UsageError(f"one colour scale can't serve different quantities: {', '.join(sorted(titles))}")
     low, high = color_limits(panels) if limits is None else limits
-    pyvista = _import_pyvista()
+    pyvista = import_pyvista()
     across = columns or len(panels)
     rows = -(-len(panels) // across)
     weights = [1.0] * rows + ([_BAR_SHARE] if titles else [])
@@ -140,7 +140,7 @@ def render_panels(
     return low, high
 
 
-def _import_pyvista() -> Any:
+def import_pyvista() -> Any:
     """PyVista, with VTK silent about the screens that it tries before it finds that there is none."""
     import pyvista
     from vtkmodules.vtkCommonCore import vtkLogger
@@ -170,7 +170,7 @@ def _draw(pyvista: Any, plotter: Any, panel: Panel, style: dict[str, Any]) -> No
     points = case.points.astype(np.float64)
     if panel.exaggeration:
         points = points + panel.exaggeration * case.fields["displacement"]
-    faces = boundary_faces(case.cells)
+    faces = outer_faces(case.points, case.cells)
     surface = pyvista.PolyData(points, np.insert(faces, 0, 4, axis=1).ravel())
     look = {"show_edges": len(faces) < _MOST_EDGES, "edge_color": "#50545a", "line_width": 0.4}
     look |= {"ambient": 0.45, "diffuse": 0.6, "specular": 0.0}

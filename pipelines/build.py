@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from lpbf_data.record import CaseRecord
 from lpbf_data.schema import DEFAULT_FIELDS
 from pipelines.case_files import CaseLocation
 from pipelines.commit import begin_commit, finish_commit
-from pipelines.documents import BUILD_NAME, make_documents
+from pipelines.documents import BUILD_NAME, NOT_ALWAYS_THERE, make_documents
 from pipelines.engine import SERIAL, Engine, Resources, open_engine
 from pipelines.forecast import forecast, print_forecast
 from pipelines.groups import plan_groups
@@ -30,6 +31,7 @@ from pipelines.listing import drop_duplicates, list_sources, scan_sources
 from pipelines.request import BuildRequest, Part, check_request, parse_part
 from pipelines.select import Filters
 from pipelines.shards import FORMATS
+from pipelines.showcase import add_showcase
 from pipelines.stages import measure, measured_cases, select, shard_tasks, write, write_all
 from pipelines.summary import print_summary, say_empty_splits
 from pipelines.targets import Target, open_target
@@ -56,6 +58,7 @@ def build(
     workspace: str | None = None,
     time_limit: float = 600.0,
     replace: bool = False,
+    no_report: bool = False,
 ) -> int:
     """Convert NetFabb results into a data set of Parquet shards and Zarr parts.
 
@@ -84,6 +87,7 @@ def build(
         workspace: Folder that the build works in: .build in the data set, or here when that is on an object store.
         time_limit: Seconds that reading and measuring one case may take.
         replace: Let the data set drop cases of an earlier build that the sources don't hold.
+        no_report: Leave out report.html and the pictures on the card.
 
     Returns:
         Exit status: 0, or 1 when no case was kept.
@@ -92,6 +96,7 @@ def build(
     request = check_request(
         src, out, filters, splits, seed, design_id, fields, formats,
         time_limit=time_limit, replace=replace, digest=digest, workspace=workspace,
+        report=not no_report,
     )  # fmt: skip
     if sum((part is not None, finalise, plan)) > 1:
         raise UsageError("--part, --finalise and --plan exclude each other")
@@ -186,8 +191,10 @@ def run_build(
             cases, _ = measured_cases(ready.locations, workspace.load_measured(passing=True))
             records, plans = write_all(ready.engine, workspace, target, request, cases, ready.earlier)
         manifest = encode_manifest((*records, *ready.failures))
-        begin_commit(workspace, target, plans, request.formats, make_documents(request, manifest))
+        begin_commit(workspace, target, plans, request.formats, make_documents(request, manifest), NOT_ALWAYS_THERE)
         finish_commit(workspace, target)
+        if request.report and (complaint := add_showcase(request, target)):
+            print(f"note: {complaint}", file=sys.stderr)
     return decode_manifest(manifest).records
 
 

@@ -6,7 +6,10 @@ manifest: `datasets` caches by the card, and would give old rows after a rebuild
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import yaml
@@ -15,8 +18,21 @@ from lpbf_data.manifest import count_by
 from lpbf_data.record import CaseRecord
 from lpbf_data.schema import SCHEMA_VERSION, FieldSpec
 from lpbf_data.statistics import total
+from pipelines.overview import (
+    PUBLISHED_SOURCE,
+    QUANTITIES,
+    SUMMARY_ROWS,
+    balance_splits,
+    count_failures,
+    count_rejections,
+    format_number,
+    fusion_parts,
+    is_simulated_here,
+    leak_sentence,
+    solver_sentence,
+    table_6,
+)
 from pipelines.select import ordered_splits
-from pipelines.simulation.identity import OWN_SOLVER
 
 TITLE: Final = "Laser powder bed fusion simulations"
 
@@ -35,14 +51,70 @@ def dataset_version(manifest_sha256: str) -> str:
     return f"{SCHEMA_VERSION}.{int(manifest_sha256[:8], 16)}.{int(manifest_sha256[8:16], 16)}"
 
 
+_SIZES: Final = (
+    ("n<1K", 1e3), ("1K<n<10K", 1e4), ("10K<n<100K", 1e5), ("100K<n<1M", 1e6), ("1M<n<10M", 1e7), ("10M<n<100M", 1e8)
+)  # fmt: skip
+"""Names that the hub has for numbers of rows, and what each ends at."""
+
+_METHOD: Final = (
+    "The solver builds a part layer by layer (several powder layers lumped into one of elements) on a plate, cools it "
+    "down and cuts it off; what is stored is the state after that, on a mesh of hexahedra along the axes, and two "
+    "fields that reduce the build onto the finished part: `build_clearance_min` and `build_displacement_z_max`."
+)
+
+_MESH: Final = (
+    "`x, y, z` (mm) are the points, `cells` the zero-based hexahedra (eight numbers each, node order of VTK). Figures "
+    "are over all points, or cells, of the kept cases."
+)
+
+_LIMITS: Final = (
+    "Everything is simulated; nothing here was measured on a machine.",
+    "Meshes are of boxes along the axes: slanted and round surfaces are staircases with corners that raise the stress.",
+    "Layers are lumped, so what happens within one layer of elements isn't resolved.",
+    "The history of the build isn't stored, only the finished part and two reductions over the build.",
+    "`von_mises_stress` is in MPa by its size; the result files don't name its unit.",
+)
+
+_CITATION: Final = """```bibtex
+@article{puri2025flare,
+  title   = {{FLARE}: Fast Low-rank Attention Routing Engine},
+  author  = {Puri, Vedant and Joglekar, Aditya and Ferguson, Kevin and Chen, Yu-hsuan and Zhang, Yongjie Jessica and
+             Kara, Levent Burak},
+  journal = {arXiv preprint arXiv:2508.12594},
+  year    = {2025}
+}
+```"""
+
+
+@dataclass(frozen=True, slots=True)
+class CardPicture:
+    """A picture on the card.
+
+    Attributes:
+        path: Where it lies in the data set.
+        alternative: What it shows, for those who don't see it.
+    """
+
+    path: str
+    alternative: str
+
+
+def plain(text: str) -> str:
+    r"""A text of somebody else's as it is, whatever Markdown or HTML it holds.
+
+    >>> plain("a|b <script> *c*")
+    'a\\|b &lt;script&gt; \\*c\\*'
+    """
+    return re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
 def _metadata(splits: Sequence[str], manifest_sha256: str, *, parquet: bool, num_rows: int) -> dict[str, Any]:
     """YAML of the card. The version of the configuration is what `datasets` keys its cache by."""
-    sizes = (("n<1K", 1_000), ("1K<n<10K", 10_000), ("10K<n<100K", 100_000), ("100K<n<1M", 1_000_000))
-    size = next((name for name, limit in sizes if num_rows < limit), "n>1M")
     metadata: dict[str, Any] = {
         "pretty_name": TITLE,
+        "task_categories": ["graph-ml"],
         "tags": ["additive-manufacturing", "laser-powder-bed-fusion", "finite-elements", "mesh", "surrogate-modeling"],
-        "size_categories": [size],
+        "size_categories": [next((name for name, limit in _SIZES if num_rows < limit), "100M<n<1B")],
     }
     if parquet and splits:
         metadata["configs"] = [
@@ -56,37 +128,9 @@ def _metadata(splits: Sequence[str], manifest_sha256: str, *, parquet: bool, num
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table of cells that are Markdown already."""
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    return lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows] + [""]
-
-
-def _fields(kept: Sequence[CaseRecord], specs: Sequence[FieldSpec]) -> list[str]:
-    rows = []
-    for spec in specs:
-        for column in spec.columns:
-            stats = total(r.statistics[column] for r in kept if column in r.statistics)
-            numbers = [f"{v:.6g}" for v in (stats.mean, stats.std, stats.minimum, stats.maximum)]
-            rows.append([f"`{column}`", spec.unit, spec.description, *(numbers if stats.count else ["–"] * 4)])
-    return _table(["column", "unit", "what", "mean", "s.d.", "least", "largest"], rows)
-
-
-def _mixtures(kept: Sequence[CaseRecord]) -> list[str]:
-    """Materials, machines and solver versions, and a warning where there are several."""
-    lines = []
-    for label, attribute in (("material", "material"), ("machine", "machine"), ("solver version", "solver_version")):
-        counts = count_by(kept, lambda r, a=attribute: [str(getattr(r.run, a) or "unknown")])  # type: ignore[misc]
-        listed = ", ".join(f"{name} ({count})" for name, count in counts.items())
-        lines.append(f"- {label}: {listed}" + (" – **mixed**" if len(counts) > 1 else ""))
-    return [*lines, ""]
-
-
-def _origin(kept: Sequence[CaseRecord]) -> list[str]:
-    """Says which cases this project simulated itself."""
-    own = sum((record.run.solver_version or "").endswith(OWN_SOLVER) for record in kept)
-    if not own:
-        return []
-    whose = "Every case was" if own == len(kept) else f"{own} of {len(kept)} cases were"
-    return [f"**{whose} simulated by this project (`python -m pipelines.simulate`), not by NetFabb.**", ""]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows] + [""]
 
 
 def make_card(
@@ -96,6 +140,7 @@ def make_card(
     limits: Mapping[str, float],
     splits: str,
     manifest_sha256: str,
+    pictures: Sequence[CardPicture] = (),
 ) -> bytes:
     """Write the card of a data set.
 
@@ -106,52 +151,164 @@ def make_card(
         limits: Filter limits in force.
         splits: The option `--splits`.
         manifest_sha256: SHA-256 of the manifest.
+        pictures: Pictures that lie in the data set.
     """
     kept = [record for record in records if record.status == "kept"]
-    per_split = count_by(kept, lambda r: [r.placement.split if r.placement else ""])
-    names = ordered_splits(per_split)
+    names = ordered_splits(record.placement.split for record in kept if record.placement is not None)
     metadata = _metadata(names, manifest_sha256, parquet="parquet" in formats, num_rows=len(kept))
-    status = count_by(records, lambda r: [r.status])
-    rejected = count_by(records, lambda r: [x.criterion for x in r.rejections])
-    failures = count_by(records, lambda r: [str(r.failure.failure_reason)] if r.failure else [])
-    lines = [
-        f"# {TITLE}",
-        "",
-        INTRODUCTION,
-        "",
-        *_table(["split", "cases"], [[name, str(per_split[name])] for name in names]),
-        f"Found {len(records)} cases: {status.get('kept', 0)} kept, {status.get('rejected', 0)} rejected by the "
-        f"filter, {status.get('failed', 0)} failed. `manifest.parquet` has a row for each, with the reasons. "
-        f"Splits: `{splits}`"
-        + (", by case: bodies of one design lie on both sides." if splits == "published" else ", by whole designs."),
-        "",
-        *_table(
-            ["criterion", "limit", "rejected"], [[n, f"{v:g}", str(rejected.get(n, 0))] for n, v in limits.items()]
-        ),
-        *(_table(["failure", "cases"], [[n, str(c)] for n, c in failures.items()]) if failures else []),
-        "## Simulation",
-        "",
-        *_origin(kept),
-        *_mixtures(kept),
-        "## Columns",
-        "",
-        "`x, y, z` (mm) are the points, `cells` the zero-based hexahedra (eight numbers each, node order of VTK).",
-        "",
-        *_fields(kept, specs),
+    own = sum(map(is_simulated_here, kept))
+    lines = [f"# {TITLE}", "", INTRODUCTION, ""]
+    if own:
+        whose = "Every case was" if own == len(kept) else f"{own} of {len(kept)} cases were"
+        lines += [f"**{whose} simulated by this project (`python -m pipelines.simulate`), not by NetFabb.**", ""]
+    for picture in pictures:
+        lines += [f"![{plain(picture.alternative)}]({picture.path})", ""]
+    if pictures:
+        lines += ["`report.html` shows every case: download it and open it in a browser; it needs no network.", ""]
+    lines += [
+        *_how_made(records, limits),
+        *_splits(records, splits),
+        *_statistics(records),
+        *_columns(kept, specs),
         *_loading(names, formats),
+        *_known_limits(records, limits, splits),
+        *_rights(records),
     ]
     front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n{chr(10).join(lines)}".encode()
+    return f"---\n{front}---\n{chr(10).join(lines)}".encode("utf-8", "replace")
+
+
+def _how_made(records: Sequence[CaseRecord], limits: Mapping[str, float]) -> list[str]:
+    """Solver, materials, machines; what was found, and what became of it."""
+    kept = [record for record in records if record.status == "kept"]
+    status = count_by(records, lambda r: [r.status])
+    lines = ["## How it was made", "", plain(solver_sentence(records)), ""]
+    for label, attribute in (
+        ("material", "material"),
+        ("machine", "machine"),
+        ("solver version", "solver_version"),
+        ("powder layer, mm", "layer_thickness"),
+        ("recoater tolerance, % of a layer", "recoater_tolerance"),
+    ):
+        lines.append(_named(kept, label, attribute))
+    found = (
+        f"Found {len(records)} cases: {status.get('kept', 0)} kept, {status.get('rejected', 0)} rejected by the "
+        f"filter, {status.get('failed', 0)} failed. `manifest.parquet` has a row for each, with the reasons."
+    )
+    lines += ["", _METHOD, "", found, ""]
+    if limits:
+        rows = [
+            [f"`{row.criterion}`", f"{row.limit:g}", str(row.cases), str(row.alone)]
+            for row in count_rejections(records, limits)
+        ]
+        lines += _table(["criterion", "limit", "rejected", "by it alone"], rows)
+    if failures := count_failures(records):
+        lines += _table(["failure", "cases"], [[f"`{row.reason}`", str(row.cases)] for row in failures])
+    return lines
+
+
+def _named(kept: Sequence[CaseRecord], label: str, attribute: str) -> str:
+    """One line: values of an attribute with their counts, and a warning where there are several."""
+
+    def name_of(record: CaseRecord) -> str:
+        value = getattr(record.run, attribute)
+        return f"{value:g}" if isinstance(value, float) else plain(str(value or "unknown"))
+
+    counts = count_by(kept, lambda record: [name_of(record)])
+    listed = ", ".join(f"{name} ({count})" for name, count in counts.items())
+    return f"- {label}: {listed}" + (" – **mixed**" if len(counts) > 1 else "")
+
+
+def _splits(records: Sequence[CaseRecord], splits: str) -> list[str]:
+    rows = [
+        [row.name, f"{row.cases:,}", f"{row.designs:,}", f"{100 * row.share:.1f} %", plain(row.asked)]
+        for row in balance_splits(records, splits)
+    ]
+    if not rows:
+        return []
+    lines = ["## Splits", "", leak_sentence(records, splits), ""]
+    return lines + _table(["split", "cases", "designs", "share", "asked for"], rows)
+
+
+def _statistics(records: Sequence[CaseRecord]) -> list[str]:
+    """Table 6 of the paper for this set, beside the published figures."""
+    here = table_6(records)
+    if not here:
+        return []
+    rows = []
+    for name, label in SUMMARY_ROWS.items():
+        cells = [label]
+        for quantity in QUANTITIES:
+            published = "" if quantity.published is None else f" ({format_number(getattr(quantity.published, name))})"
+            cells.append(f"{format_number(getattr(here[quantity.name], name))}{published}")
+        rows.append(cells)
+    source = f"Over the kept cases; in brackets the published set: {PUBLISHED_SOURCE}."
+    return ["## Statistics", "", source, "", *_table(["", *(q.heading for q in QUANTITIES)], rows)]
+
+
+def _columns(kept: Sequence[CaseRecord], specs: Sequence[FieldSpec]) -> list[str]:
+    rows = []
+    for spec in specs:
+        for column in spec.columns:
+            stats = total(r.statistics[column] for r in kept if column in r.statistics)
+            numbers = [f"{v:.6g}" for v in (stats.mean, stats.std, stats.minimum, stats.maximum)]
+            rows.append([f"`{column}`", spec.unit, spec.description, *(numbers if stats.count else ["–"] * 4)])
+    return [
+        "## Columns",
+        "",
+        _MESH,
+        "",
+        *_table(["column", "unit", "what", "mean", "s.d.", "least", "largest"], rows),
+    ]
 
 
 def _loading(splits: Sequence[str], formats: Sequence[str]) -> list[str]:
     split = splits[0] if splits else "train"
-    lines = ["## Loading", "", "```python", "from lpbf_data import load_dataset", ""]
+    lines = ["## Loading", "", "With the package that made it, as graphs for PyTorch:", ""]
+    lines += ["```python", "from lpbf_data import load_dataset", ""]
     lines += [f'cases = load_dataset("path/or/hub-id", split="{split}")  # torch_geometric data', "```", ""]
     if "parquet" in formats:
-        lines += ["```python", "import datasets", ""]
+        lines += ["With plain `datasets`, as rows:", "", "```python", "import datasets", ""]
         lines += [f'rows = datasets.load_dataset("path/or/hub-id", split="{split}").with_format("numpy")', "```", ""]
     if "zarr" in formats:
-        lines += ["```python", "import xarray", ""]
+        lines += ["With Zarr or xarray, as CF contiguous ragged arrays:", "", "```python", "import xarray", ""]
         lines += [f'part = xarray.open_zarr("lpbf.zarr/{split}/00000", consolidated=False)', "```", ""]
     return lines
+
+
+def _known_limits(records: Sequence[CaseRecord], limits: Mapping[str, float], splits: str) -> list[str]:
+    """What a user should know before trusting the data."""
+    kept = [record for record in records if record.status == "kept"]
+    found = list(_LIMITS)
+    if limits:
+        found.append(
+            "The filter leaves out large, distorted and strongly deformed parts; a model that learns from the rest "
+            "doesn't know them."
+        )
+    if any(map(is_simulated_here, kept)):
+        found.append(
+            "The open simulator solves linear elasticity with modified inherent strains: plasticity and contact are "
+            "left out."
+        )
+    if splits == "published":
+        found.append("Splits are by case: a model can know a test part by another body of the same design.")
+    for label, attribute in (("materials", "material"), ("machines", "machine"), ("solvers", "solver_version")):
+        if len({getattr(record.run, attribute) for record in kept}) > 1:
+            found.append(f"Cases of several {label} are mixed.")
+    return ["## Known limits", "", *(f"- {sentence}" for sentence in found), ""]
+
+
+def _rights(records: Sequence[CaseRecord]) -> list[str]:
+    """Licence and citation. A licence is never assumed."""
+    stated = (
+        "As the metadata above state; where they state none, none was given, and `python -m pipelines.publish` asks "
+        "for it."
+    )
+    lines = ["## Licence", "", stated]
+    if parts := fusion_parts(records):
+        lines.append(
+            f"{len(parts):,} case ids have the form of those of the Fusion 360 Gallery, whose licence allows "
+            "non-commercial research only; that holds for data made from its geometries too."
+        )
+    paper = "The set follows, and is laid out for comparison with, the data set of this paper's appendix G:"
+    return [*lines, "", "## Citation", "", paper, "", _CITATION, ""]

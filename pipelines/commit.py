@@ -41,6 +41,7 @@ def begin_commit(
     plans: Sequence[ShardPlan],
     formats: Sequence[str],
     documents: Mapping[str, bytes],
+    outdated: Sequence[str] = (),
 ) -> None:
     """Write the journal of a commit; from here on it will be carried out.
 
@@ -50,6 +51,7 @@ def begin_commit(
         plans: Every shard of the new data set.
         formats: Formats that they are written in.
         documents: File name to content, the manifest among them.
+        outdated: Names of other files and folders that an earlier build may have left; they are removed.
     """
     before = committed_shards(workspace)
     stage: list[list[str]] = []
@@ -68,7 +70,9 @@ def begin_commit(
     journal = {
         "stage": stage,
         "place": place,
-        "remove": sorted(name for name in target.shards() if name not in keep),
+        "remove": sorted(
+            {name for name in target.shards() if name not in keep} | {n for n in outdated if n not in documents}
+        ),
         "documents": sorted(documents, key=lambda name: (name == MANIFEST_NAME, name)),
         "committed": wanted,
         "zarr": sorted({final.split("/")[1] for final in keep if final.startswith(f"{ZARR_NAME}/")}),

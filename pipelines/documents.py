@@ -11,12 +11,18 @@ from typing import Final
 from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
 from lpbf_data.record import CaseRecord
 from lpbf_data.schema import SCHEMA_VERSION
-from pipelines.card import INTRODUCTION, dataset_version, make_card
+from pipelines.card import INTRODUCTION, CardPicture, dataset_version, make_card
 from pipelines.croissant import CROISSANT_NAME, make_croissant
 from pipelines.request import BuildRequest
 from pipelines.split_rules import PUBLISHED
 
 BUILD_NAME: Final = "build.json"
+CARD_NAME: Final = "README.md"
+REPORT_NAME: Final = "report.html"
+PICTURES_NAME: Final = "pictures"
+
+NOT_ALWAYS_THERE: Final = (CROISSANT_NAME, REPORT_NAME, PICTURES_NAME)
+"""What an earlier build may have left and this one may not make."""
 
 _VERSIONED: Final = ("lpbf-flare", "numpy", "pyarrow", "zarr", "zarrs", "numcodecs")
 
@@ -30,15 +36,27 @@ def make_documents(request: BuildRequest, manifest: bytes) -> dict[str, bytes]:
     """
     digest = hashlib.sha256(manifest).hexdigest()
     records = decode_manifest(manifest).records
-    card = make_card(records, request.specs, request.formats, request.limits, request.splits, digest)
     documents = {
-        "README.md": card,
+        CARD_NAME: make_card_of(request, manifest),
         BUILD_NAME: _build_json(request, records, digest),
         MANIFEST_NAME: manifest,
     }
     if "parquet" in request.formats and any(record.status == "kept" for record in records):
         documents[CROISSANT_NAME] = make_croissant(records, request.specs, dataset_version(digest), INTRODUCTION)
     return documents
+
+
+def make_card_of(request: BuildRequest, manifest: bytes, pictures: Sequence[CardPicture] = ()) -> bytes:
+    """The card of a data set that was built.
+
+    Args:
+        request: What was built.
+        manifest: The encoded manifest.
+        pictures: Pictures that lie in the data set.
+    """
+    digest = hashlib.sha256(manifest).hexdigest()
+    records = decode_manifest(manifest).records
+    return make_card(records, request.specs, request.formats, request.limits, request.splits, digest, pictures)
 
 
 def _build_json(request: BuildRequest, records: Sequence[CaseRecord], manifest_sha256: str) -> bytes:

@@ -1,7 +1,8 @@
-"""Counts and figures of a whole data set, as numbers: what the report and the card say of it, found in the manifest."""
+"""A data set in numbers, from its manifest alone: what card and report say, beside the figures published before."""
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,23 @@ import numpy as np
 from lpbf_data.manifest import count_by
 from lpbf_data.record import CaseRecord, Measures
 from pipelines.select import group_designs, leaking_designs, ordered_splits
+from pipelines.simulation.identity import OWN_SOLVER
 from pipelines.split_rules import PUBLISHED, parse_splits
 
 PUBLISHED_SOURCE: Final = (
     "Puri et al., FLARE: Fast Low-rank Attention Routing Engine, arXiv:2508.12594, appendix G, Table 6 "
     "(1,390 parts simulated with Autodesk Netfabb)"
 )
+
+
+def format_number(value: float) -> str:
+    """A number as people read it: thousands apart, four significant digits.
+
+    >>> format_number(20972), format_number(0.43794), format_number(-0.000485)
+    ('20,972', '0.4379', '−0.000485')
+    """
+    text = f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 10_000 else f"{value:,.4g}"
+    return text.replace("-", "−")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +183,7 @@ class SplitBalance:
         cases: Kept cases.
         designs: Designs that they belong to.
         share: Its share of the kept cases.
-        asked: The share that was asked for.
+        asked: What was asked for: a share, or the rule of a split that asks for extrapolation.
         at_risk: Cases with recoater interference.
         num_points: Median number of points.
         displacement_z_max: Median of the largest Z displacement, mm.
@@ -181,10 +193,20 @@ class SplitBalance:
     cases: int
     designs: int
     share: float
-    asked: float
+    asked: str
     at_risk: int
     num_points: float
     displacement_z_max: float
+
+
+def _asked_for(splits: str) -> dict[str, str]:
+    """Split to the share or rule that `--splits` gives it."""
+    request = parse_splits(splits)
+    whole = " of the rest" if request.held_out else ""
+    asked = {name: f"{100 * share:.1f} %{whole}" for name, share in request.fractions.items()}
+    for name, rule in request.held_out.items():
+        asked[name] = f"{rule.rule}: {rule.pattern or f'{100 * rule.share:.1f} %'}"
+    return asked
 
 
 def balance_splits(records: Sequence[CaseRecord], splits: str) -> list[SplitBalance]:
@@ -196,7 +218,7 @@ def balance_splits(records: Sequence[CaseRecord], splits: str) -> list[SplitBala
     """
     placed = [(r.placement.split, r, r.measures) for r in records if r.placement is not None and r.measures is not None]
     design_of = group_designs([record for record in records if record.measures is not None])
-    asked = parse_splits(splits).fractions
+    asked = _asked_for(splits)
     found = []
     for name in ordered_splits(split for split, _, _ in placed):
         mine = [(record, measures) for split, record, measures in placed if split == name]
@@ -206,7 +228,7 @@ def balance_splits(records: Sequence[CaseRecord], splits: str) -> list[SplitBala
                 len(mine),
                 len({design_of[record.case_id] for record, _ in mine}),
                 len(mine) / len(placed),
-                asked.get(name, 0.0),
+                asked.get(name, "–"),
                 sum(m.recoater_interference for _, m in mine),
                 statistics.median(m.num_points for _, m in mine),
                 statistics.median(m.displacement_z_max for _, m in mine),
@@ -234,9 +256,25 @@ def leak_sentence(records: Sequence[CaseRecord], splits: str) -> str:
     return f"{sides}; a model can know the test split by heart. Build the data set again."
 
 
+FUSION_ID: Final = re.compile(r"\d+_[0-9a-f]{8}_\d+")
+"""Case ids of parts from the Fusion 360 Gallery, whose licence allows non-commercial research only."""
+
+
+def fusion_parts(records: Sequence[CaseRecord]) -> list[str]:
+    """Ids of kept cases that look like parts of the Fusion 360 Gallery and weren't simulated by this project.
+
+    The project's own simulator gives ids of the same form to parts of its own making.
+
+    Args:
+        records: Rows of the manifest.
+    """
+    kept = [record for record in records if record.status == "kept" and not is_simulated_here(record)]
+    return [record.case_id for record in kept if FUSION_ID.fullmatch(record.case_id)]
+
+
 def is_simulated_here(record: CaseRecord) -> bool:
     """Whether a case comes from this project's simulator rather than from Netfabb, by what its log says."""
-    return "lpbf" in (record.run.solver_version or "")
+    return (record.run.solver_version or "").endswith(OWN_SOLVER)
 
 
 def solver_sentence(records: Sequence[CaseRecord]) -> str:

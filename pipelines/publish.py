@@ -25,12 +25,10 @@ from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
 from lpbf_data.record import CaseRecord
 from pipelines.croissant import CROISSANT_NAME
 from pipelines.engine import Resources
+from pipelines.overview import fusion_parts
 from pipelines.privacy import find_local_paths
 from pipelines.summary import human_bytes
 from pipelines.verify import verify_dataset
-
-FUSION_ID: Final = re.compile(r"\d+_[0-9a-f]{8}_\d+")
-"""Case ids of parts from the Fusion 360 Gallery, whose licence allows non-commercial research only."""
 
 _REPO: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENSE: Final = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -70,9 +68,7 @@ def warnings_for(records: Sequence[CaseRecord], name: str) -> list[str]:
         records: Rows of the manifest.
         name: The licence.
     """
-    parts = [r.case_id for r in records if r.status == "kept" and FUSION_ID.fullmatch(r.case_id)]
-    simulated_here = all("lpbf" in (r.run.solver_version or "") for r in records if r.status == "kept")
-    if parts and not simulated_here and "-nc" not in name:
+    if (parts := fusion_parts(records)) and "-nc" not in name:
         sentence = (
             f"{len(parts):,} case ids look like parts of the Fusion 360 Gallery ({parts[0]}), whose licence allows "
             f"non-commercial research only; is {name} yours to give?"
@@ -182,7 +178,7 @@ def _upload(folder: Path, repo: str, *, private: bool, revision: str, token: str
             repo_type="dataset",
             revision=revision,
             commit_message=f"Data set of {cases:,} cases",
-            delete_patterns=["data/*", "lpbf.zarr/*"],
+            delete_patterns=["data/*", "lpbf.zarr/*", "pictures/*", "report.html"],
         )
     except Exception as error:  # the client raises errors of whatever HTTP library it is built on
         raise UsageError(

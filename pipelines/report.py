@@ -19,7 +19,7 @@ from lpbf_data.durable import write_durably
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.folder import DatasetFolder
 from lpbf_data.predictions import PredictionFile
-from pipelines.documents import BUILD_NAME
+from pipelines.documents import BUILD_NAME, REPORT_NAME
 from pipelines.exhibits import (
     Deviation,
     Exhibit,
@@ -34,7 +34,6 @@ from pipelines.pictures import Artist
 from pipelines.report_page import PageContent, render_page
 from pipelines.summary import human_bytes
 
-REPORT_NAME: Final = "report.html"
 MOST_PARTS: Final = 300
 """Parts in the gallery unless asked otherwise."""
 

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import importlib.metadata
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ from pipelines.overview import (
     balance_splits,
     count_failures,
     count_rejections,
+    format_number,
     leak_sentence,
     solver_sentence,
     table_6,
@@ -149,16 +151,6 @@ def _pack(content: Any) -> str:
     return _base64(zlib.compress(text.encode(), 9))
 
 
-def format_number(value: float) -> str:
-    """A number as people read it: thousands apart, four significant digits.
-
-    >>> format_number(20972), format_number(0.43794), format_number(-0.000485)
-    ('20,972', '0.4379', '−0.000485')
-    """
-    text = f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 10_000 else f"{value:,.4g}"
-    return text.replace("-", "−")
-
-
 def _sections(content: PageContent) -> list[dict[str, str]]:
     names = {"gallery": "Parts", "predictions": "Predictions", "cases": "Cases", "distributions": "Distributions"}
     names |= {"table-6": "Beside the published set", "rejected": "Rejected and failed", "splits": "Splits"}
@@ -262,7 +254,7 @@ def _splits(content: PageContent) -> list[dict[str, str]]:
             "cases": f"{row.cases:,}",
             "designs": f"{row.designs:,}",
             "share": f"{100 * row.share:.1f} %",
-            "asked": f"{100 * row.asked:.1f} %",
+            "asked": row.asked,
             "at_risk": f"{row.at_risk:,}",
             "num_points": format_number(row.num_points),
             "displacement_z_max": format_number(row.displacement_z_max),
@@ -293,6 +285,11 @@ def _reason(record: CaseRecord) -> str | None:
     return ", ".join(f"{r.criterion} {r.value:.4g} > {r.limit:g}" for r in record.rejections) or None
 
 
+def _rounded(value: float) -> float | None:
+    """A number with six digits; None for one that JSON doesn't know."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
 def _as_codes(values: Sequence[str | None]) -> dict[str, Any]:
     known = list(dict.fromkeys(values))
     number = {value: code for code, value in enumerate(known)}
@@ -306,7 +303,7 @@ def _page_data(content: PageContent) -> dict[str, Any]:
 
     def measured(name: str) -> list[Any]:
         values = [None if record.measures is None else getattr(record.measures, name) for record in records]
-        return [float(f"{value:.6g}") if isinstance(value, float) else value for value in values]
+        return [_rounded(value) if isinstance(value, float) else value for value in values]
 
     cases: dict[str, Any] = {
         "case_id": [record.case_id for record in records],
@@ -317,7 +314,6 @@ def _page_data(content: PageContent) -> dict[str, Any]:
         "reason": [_reason(record) for record in records],
         "recoater_interference": measured("recoater_interference"),
         "recoater_clearance_min_height": measured("recoater_clearance_min_height"),
-        "num_cells": measured("num_cells"),
     }
     cases |= {quantity.name: measured(quantity.name) for quantity in QUANTITIES}
     quantities = []

@@ -36,6 +36,7 @@ class BuildRequest:
         time_limit: Seconds that a case may take.
         replace: Whether cases of an earlier build that the sources don't hold may be dropped.
         digest: Whether changed files are told by their content rather than by size and time.
+        report: Whether report and pictures are added.
     """
 
     sources: tuple[str, ...]
@@ -52,6 +53,7 @@ class BuildRequest:
     time_limit: float
     replace: bool = False
     digest: bool = False
+    report: bool = False
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -79,6 +81,7 @@ def check_request(
     time_limit: float,
     replace: bool = False,
     digest: bool = False,
+    report: bool = False,
     workspace: str | None = None,
 ) -> BuildRequest:
     """Refuse what is out of range before any work starts."""
@@ -105,6 +108,7 @@ def check_request(
         time_limit=time_limit,
         replace=replace,
         digest=digest,
+        report=report,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,9 +31,9 @@ from lpbf_data.parquet_store import ParquetShard
 from lpbf_data.record import CaseRecord, attributes_of
 from lpbf_data.zarr_store import ZARR_NAME, ZarrPart
 from pipelines.card import dataset_version
-from pipelines.documents import BUILD_NAME
+from pipelines.documents import BUILD_NAME, PICTURES_NAME, REPORT_NAME
 from pipelines.engine import SERIAL, Resources, open_engine
-from pipelines.places import fetch, is_url, list_remote, read_bytes
+from pipelines.places import fetch, is_url, list_remote, mark_of, read_bytes
 from pipelines.select import leaking_designs
 from pipelines.split_rules import PUBLISHED
 from pipelines.summary import human_bytes
@@ -203,6 +204,7 @@ def check_documents(root: str, manifest: Manifest) -> Iterator[Problem]:
     if described and described.get("manifest_sha256") != manifest.digest:
         yield Problem(MANIFEST_NAME, f"has SHA-256 {str(manifest.digest)[:12]}…, {BUILD_NAME} says another")
     yield from _check_card(root, manifest)
+    yield from _check_report(root, manifest)
     kept = [record for record in manifest.records if record.placement is not None]
     if described.get("configuration", {}).get("splits") != PUBLISHED:
         yield from _find_leaks(manifest.records)
@@ -227,10 +229,16 @@ def _shards_at(root: str) -> set[str]:
 
 def _check_card(root: str, manifest: Manifest) -> Iterator[Problem]:
     try:
-        front = yaml.safe_load(read_bytes(f"{root}/README.md").decode().split("---\n")[1])
-    except (OSError, IndexError, yaml.YAMLError) as error:
+        card = read_bytes(f"{root}/README.md").decode()
+        front = yaml.safe_load(card.split("---\n")[1])
+    except (OSError, IndexError, UnicodeError, yaml.YAMLError) as error:
         yield Problem("README.md", f"has no readable metadata: {error}")
         return
+    for picture in re.findall(rf"\]\(({PICTURES_NAME}/[^)]*)\)", card):
+        try:
+            mark_of(f"{root}/{picture}")
+        except OSError:
+            yield Problem("README.md", f"shows {picture}, which is missing")
     for config in front.get("configs", []):
         named = {entry["split"] for entry in config["data_files"]}
         if named != set(manifest.splits):
@@ -239,6 +247,16 @@ def _check_card(root: str, manifest: Manifest) -> Iterator[Problem]:
             yield Problem(
                 "README.md", "has a version that doesn't follow the manifest: plain datasets may give old rows"
             )
+
+
+def _check_report(root: str, manifest: Manifest) -> Iterator[Problem]:
+    """A report isn't always there; where it is, it must show this data set."""
+    try:
+        found = re.search(rb'name="lpbf-manifest-sha256" content="([0-9a-f]*)"', read_bytes(f"{root}/{REPORT_NAME}"))
+    except OSError:
+        return
+    if found is None or found[1].decode() != manifest.digest:
+        yield Problem(REPORT_NAME, "shows another state of the data set; make it again with python -m pipelines.report")
 
 
 def _find_leaks(records: Sequence[CaseRecord]) -> Iterator[Problem]:

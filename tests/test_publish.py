@@ -28,7 +28,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("publish")
     for i in range(4):
         write_part(folder / "src", Part(f"{100 + i}_11b839a{i}_1", shape=(3 + i, 9, 9)))
-    run_build(request(folder / "src", folder / "lpbf"))
+    run_build(request(folder / "src", folder / "lpbf", report=True))
     return folder / "lpbf"
 
 
@@ -64,6 +64,7 @@ def test_everything_but_the_workspace_arrives_in_one_commit(dataset: Path, hub: 
     assert "license" not in json.loads(expected.pop("croissant.json"))
     card = hub.files.pop("README.md").decode()
     local_card = expected.pop("README.md").decode()
+    assert {"report.html", "pictures/parts.png", "pictures/distributions.png"} <= set(expected)
     assert hub.files == expected
     assert hub.commits == 1
     assert not any(".build" in name for name in hub.files)
@@ -71,7 +72,7 @@ def test_everything_but_the_workspace_arrives_in_one_commit(dataset: Path, hub: 
     assert front["license"] == "cc-by-nc-4.0"
     assert front["configs"] == yaml.safe_load(local_card.split("---\n")[1])["configs"]
     assert card.split("---\n", 2)[2] == local_card.split("---\n", 2)[2]
-    assert "license" not in local_card
+    assert "license" not in yaml.safe_load(local_card.split("---\n")[1])
     assert not (dataset / ".build" / "publish").exists()
 
 

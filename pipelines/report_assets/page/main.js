@@ -51,7 +51,6 @@ function fillCaseTable(place, data, viewer) {
       number("von_mises_stress_max", "largest stress, MPa"),
       number("height", "height, mm"),
       number("num_points", "points"),
-      number("num_cells", "cells"),
       number("aspect_ratio_max", "aspect ratio"),
       text("material", "material"),
       text("design_id", "design"),

@@ -99,6 +99,7 @@ class PartView {
 
   /** What the panes show: [{ values, range: [low, high], palette }]. */
   setPanes(panes) {
+    const isOtherSize = panes.length !== this.panes.length;
     this.panes = panes.map(({ values, range: [low, high], palette }) => {
       const span = high - low || 1;
       const coordinates = new Float32Array(2 * values.length).fill(0.5);
@@ -106,6 +107,7 @@ class PartView {
       return { values, texture: this.textures[palette], coordinates: new vendor.BufferAttribute(coordinates, 2) };
     });
     this.resize();
+    if (isOtherSize) this.lookAlong(this.camera.position.clone().sub(this.controls.target));
   }
 
   /** Add the displacement, so many times. */
@@ -135,14 +137,18 @@ class PartView {
 
   /** Go to one of the named views. */
   look(view) {
-    const direction = new vendor.Vector3(...VIEWS[view]).normalize();
+    this.lookAlong(new vendor.Vector3(...VIEWS[view]));
+  }
+
+  /** See the whole part, from where a direction points to. */
+  lookAlong(direction) {
     const pane = this.canvas.clientWidth / Math.max(this.panes.length, 1) / Math.max(this.canvas.clientHeight, 1) || 1;
     const angle = (this.camera.fov * Math.PI) / 360;
     const distance = (1.05 * this.radius) / Math.sin(Math.min(angle, Math.atan(Math.tan(angle) * pane)));
     this.camera.near = distance / 100;
     this.camera.far = distance * 20;
     this.controls.target.copy(this.centre);
-    this.camera.position.copy(this.centre).addScaledVector(direction, distance);
+    this.camera.position.copy(this.centre).addScaledVector(direction.normalize(), distance);
     this.camera.updateProjectionMatrix();
     this.controls.update();
     this.draw();

@@ -1,0 +1,184 @@
+"""How long a report takes, how large it gets, and how soon a browser can use it.
+
+    python -m tests.benchmarks.report
+    python -m tests.benchmarks.report --cases 1000 --points 20000 --gallery 300
+
+A data set of made-up parts (voxel bodies with smooth fields, about 20,000 points as in the published one) is written
+first; then the report is made in a process of its own, whose memory is measured, and opened in Chromium from disk. For
+comparison the same surfaces are written as JSON of rounded numbers in base64 after deflation, as is often done, and
+the surfaces of the meshes are taken by VTK.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import functools
+import hashlib
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from lpbf_data.case import Case
+from lpbf_data.folder import DatasetFolder
+from lpbf_data.manifest import MANIFEST_NAME
+from lpbf_data.surface import extract_surface
+from pipelines.documents import BUILD_NAME
+from pipelines.exhibits import KeptCases, column_of, fields_of, shown_fields
+from pipelines.surface_codec import encode_surface
+from tests.benchmarks.machine import describe_machine, save_result
+from tests.browser import FLAGS, find_chromium
+from tests.data_support import make_case, write_dataset
+
+IN_A_SHARD = 20
+COMPARED = 30  # parts that are written as JSON too
+
+
+class MadeCases(Sequence[Case]):
+    """Parts that are made when they are asked for: a thousand don't fit into memory."""
+
+    def __init__(self, count: int, points: int) -> None:
+        self._count = count
+        self._make = functools.lru_cache(maxsize=2 * IN_A_SHARD)(lambda seed: make_case(seed, points))
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Case: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Case]: ...
+    def __getitem__(self, index: int | slice) -> Case | Sequence[Case]:
+        return self._make(index) if isinstance(index, int) else [self._make(i) for i in range(self._count)[index]]
+
+
+def make_dataset(folder: Path, count: int, points: int) -> Path:
+    """A data set without Zarr: the report reads one format."""
+    folder.mkdir()
+    write_dataset(folder, {"train": MadeCases(count, points)}, shards=-(-count // IN_A_SHARD), formats=["parquet"])
+    described = {
+        "configuration": {"filters": {"max_points": 50_000}, "splits": "train=1"},
+        "manifest_sha256": hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest(),
+    }
+    (folder / BUILD_NAME).write_text(json.dumps(described), encoding="utf-8")
+    return folder
+
+
+def measure_command(dataset: Path, page: Path, gallery: int) -> dict[str, float]:
+    """Seconds and peak memory of the command, the process that draws included."""
+    words = [sys.executable, "-m", "pipelines.report", str(dataset), "--out", str(page), "--gallery", str(gallery)]
+    started = time.perf_counter()
+    subprocess.run(words, check=True, capture_output=True)
+    seconds = time.perf_counter() - started
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {"seconds": seconds, "cpu_seconds": used.ru_utime + used.ru_stime, "peak_mb": used.ru_maxrss / 1000}
+
+
+def measure_reading(dataset: Path, gallery: int) -> float:
+    """Seconds that reading the same cases takes, and nothing else."""
+    cases = KeptCases(DatasetFolder(dataset))
+    names = fields_of(field.column for field in shown_fields(cases.field_specs))
+    started = time.perf_counter()
+    for record in cases.manifest.records[:gallery]:
+        cases.read(record.case_id, names)
+    return time.perf_counter() - started
+
+
+def compare_bytes(dataset: Path) -> dict[str, float]:
+    """Bytes a part in the page: as it is stored there, and as JSON."""
+    cases = KeptCases(DatasetFolder(dataset))
+    fields = shown_fields(cases.field_specs)
+    packed = plain = points = 0
+    for record in cases.manifest.records[:COMPARED]:
+        case = cases.read(record.case_id, fields_of(field.column for field in fields))
+        surface = extract_surface(case.points, case.cells)
+        numbers = surface.point_numbers
+        columns = {field.column: column_of(case, field.column)[numbers] for field in fields}
+        packed += len(base64.b64encode(encode_surface(case.points[numbers], surface.faces, columns)))
+        content = {
+            "points": np.round(case.points[numbers].astype(float), 3).tolist(),
+            "faces": surface.faces.tolist(),
+            "columns": {name: [float(f"{v:.4g}") for v in values] for name, values in columns.items()},
+        }
+        text = json.dumps(content, separators=(",", ":")).encode()
+        plain += len(base64.b64encode(zlib.compress(text, 9)))
+        points += len(numbers)
+    return {
+        "surface_points_a_part": points / COMPARED,
+        "bytes_a_part": packed / COMPARED,
+        "json_bytes_a_part": plain / COMPARED,
+        "ratio": plain / packed,
+    }
+
+
+def measure_browser(page: Path, times: int = 5) -> dict[str, Any]:
+    """Milliseconds from opening the page to its use, and from a click to a part in 3D; medians."""
+    from playwright.sync_api import sync_playwright
+
+    ready, opened, whole = [], [], []
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=find_chromium(), headless=True, args=FLAGS)
+        for _ in range(times):
+            tab = browser.new_page(viewport={"width": 1400, "height": 900})
+            tab.goto(page.resolve().as_uri(), wait_until="commit")
+            tab.wait_for_selector("html[data-ready]")
+            ready.append(float(tab.evaluate("document.documentElement.dataset.readyAfter")))
+            tab.wait_for_load_state("load")
+            whole.append(float(tab.evaluate("performance.getEntriesByType('navigation')[0].domComplete")))
+            before = time.perf_counter()
+            tab.locator(".part:visible").first.click()
+            tab.wait_for_selector("#viewer-canvas[data-shown]")
+            opened.append(1000 * (time.perf_counter() - before))
+            tab.close()
+        version = browser.version
+        browser.close()
+    middle = {
+        name: float(np.median(v)) for name, v in (("usable", ready), ("read_whole", whole), ("part_opens", opened))
+    }
+    return {"chromium": version, "milliseconds": middle}
+
+
+def measure(count: int, points: int, gallery: int) -> dict[str, Any]:
+    """Everything on one data set."""
+    with tempfile.TemporaryDirectory() as name:
+        dataset, page = make_dataset(Path(name) / "lpbf", count, points), Path(name) / "report.html"
+        command = measure_command(dataset, page, gallery)
+        reading = measure_reading(dataset, gallery)
+        result = {
+            "cases": count,
+            "points_a_case": KeptCases(DatasetFolder(dataset)).manifest.table["num_points"].to_numpy().mean(),
+            "parts_in_3d": page.read_text(encoding="utf-8").count('id="surface-'),
+            **{f"report_{key}": value for key, value in command.items()},
+            "reading_the_same_cases_seconds": reading,
+            "report_against_reading": command["seconds"] / reading,
+            "page_mb": page.stat().st_size / 1e6,
+            **compare_bytes(dataset),
+            "browser": measure_browser(page),
+        }
+    return {key: round(value, 3) if isinstance(value, float) else value for key, value in result.items()}
+
+
+def main() -> None:
+    """Measure and save the figures."""
+    parser = argparse.ArgumentParser(description="Benchmark of the report.")
+    parser.add_argument("--cases", type=int, default=1000)
+    parser.add_argument("--points", type=int, default=20_000)
+    parser.add_argument("--gallery", type=int, default=300)
+    asked = parser.parse_args()
+    result = measure(asked.cases, asked.points, asked.gallery)
+    packages = ("numpy", "pyarrow", "pyvista", "vtk", "playwright")
+    print(json.dumps(result, indent=2))
+    print(save_result("report", {"machine": describe_machine(packages), "report": result}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""A real Chromium without a window and without a network, to open pages of this project in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page, Route
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def find_chromium() -> str | None:
+    """Path of a Chromium: that of the environment, or Debian's."""
+    return os.environ.get("LPBF_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@contextmanager
+def open_browser() -> Iterator[Browser]:
+    """Start the browser; the test is skipped, with the reason, where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
+    path = find_chromium()
+    if path is None:
+        pytest.skip("no Chromium on this machine (apt-get install chromium, or name one in LPBF_CHROMIUM)")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=path, headless=True, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Visit:
+    """A page opened from disk; every request but that for the page itself is refused and written down.
+
+    Args:
+        browser: The browser.
+        path: The page.
+        scheme: "light" or "dark".
+        fragment: What stands behind the #.
+    """
+
+    def __init__(self, browser: Browser, path: Path, scheme: str = "light", fragment: str = "") -> None:
+        self.refused: list[str] = []
+        self.errors: list[str] = []
+        self.context = browser.new_context(
+            viewport={"width": 1400, "height": 900},
+            color_scheme=scheme,  # type: ignore[arg-type]
+            reduced_motion="reduce",
+        )
+        self.page: Page = self.context.new_page()
+        address = path.resolve().as_uri()
+
+        def judge(route: Route) -> None:
+            if route.request.url.partition("#")[0] == address:
+                route.continue_()
+            else:
+                self.refused.append(route.request.url)
+                route.abort()
+
+        self.context.route("**/*", judge)
+        self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(address + fragment)
+        self.page.wait_for_selector("html[data-ready]")
+
+    def close(self) -> None:
+        """Leave the page."""
+        self.context.close()
