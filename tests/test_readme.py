@@ -116,7 +116,7 @@ def test_it_is_published(reader: Reader) -> None:
 def test_the_python_runs(reader: Reader) -> None:
     """What is said to come from the hub comes from one on the loopback interface."""
     (program,) = blocks("python")
-    check = "\nassert train[0].y.shape == (len(train[0].pos), 1)\nassert len(list(stream)) == len(train)\nnext(iter(loader))"
+    check = "\nassert part.y.shape == (len(part.pos), 1)\nassert len(list(stream)) == len(train)\nnext(iter(loader))"
     with serve_hub({"vedantpuri/LPBF_FLARE": {"main": reader.folder / "lpbf"}}) as hub:
         reader.environment["HF_ENDPOINT"] = hub.url
         try:
@@ -137,7 +137,7 @@ def test_a_trained_model_is_evaluated_and_looked_into(trained: Reader) -> None:
 
 
 def test_a_part_of_ones_own_is_predicted(trained: Reader) -> None:
-    surface = sorted((trained.folder / "netfabb_out").rglob("*.stl"))[0]
+    surface = min((trained.folder / "netfabb_out").rglob("*.stl"))
     shutil.copy(surface, trained.folder / "part.stl")
     trained.runs("flare_model.predict")
     assert list(trained.folder.rglob("*part*.vtu"))
