@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors import safe_open
 
 import lpbf_data.cache as cache_module
 from lpbf_data import load_dataset
@@ -79,25 +79,28 @@ def test_selections_do_not_meet(small_dataset: Path, own_cache: Path) -> None:
     assert len([p for p in own_cache.iterdir() if p.is_dir()]) == 4
 
 
-def test_cached_files_open_with_safetensors(small_dataset: Path, own_cache: Path) -> None:
+def test_cached_files_open_with_arrow(small_dataset: Path, own_cache: Path) -> None:
     sample = load_dataset(small_dataset, format="torch", cells=False)[5]
-    (path,) = own_cache.glob("*/00000/0000005.safetensors")
-    with safe_open(path, "pt") as file:
-        assert torch.equal(file.get_tensor("displacement"), sample["displacement"])
+    (path,) = own_cache.glob("*/00000/0000005.arrow")
+    with pa.memory_map(str(path)) as file:
+        table = pa.ipc.open_file(file).read_all()
+    assert table.schema.field("pos").type == pa.list_(pa.list_(pa.float32(), 3))
+    for name in ("pos", "y", "displacement"):
+        assert table[name][0].as_py() == sample[name].tolist()
     described = json.loads((path.parents[1] / "collection.json").read_text())
     assert described["split"] == "train"
     assert described["names"][:2] == ["pos", "y"]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign", "header"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign", "footer"])
 def test_a_damaged_file_is_decoded_again(small_dataset: Path, own_cache: Path, damage: str) -> None:
     wanted = load_dataset(small_dataset, format="torch")[2]
-    (path,) = own_cache.glob("*/00000/0000002.safetensors")
+    (path,) = own_cache.glob("*/00000/0000002.arrow")
     content = bytearray(path.read_bytes())
     if damage == "flip":
         content[-100] ^= 1
-    elif damage == "header":
-        content[3] ^= 0xFF
+    elif damage == "footer":
+        content[-8] ^= 0xFF
     changed = {"cut": content[:-50], "empty": b"", "foreign": b"not a tensor file"}.get(damage, content)
     path.write_bytes(changed)
     again = load_dataset(small_dataset, format="torch")[2]
@@ -175,10 +178,10 @@ def test_the_cache_is_bounded_and_removes_what_was_unused_longest(tmp_path: Path
     keys = [CollectionKey("somewhere", f"digest {n}", "train", ("pos", "y"), local=False) for n in range(4)]
     for age, key in enumerate(keys):
         cases = CachedCases(tmp_path, key, size)
-        fill(cases, 40)
+        fill(cases, 36)
         del cases
         os.utime(tmp_path / key.folder / "used", (1000 + age, 1000 + age))
-        assert sum(p.stat().st_size for p in tmp_path.rglob("*.safetensors")) <= size
+        assert sum(p.stat().st_size for p in tmp_path.rglob("*.arrow")) <= size
     assert [(tmp_path / key.folder).exists() for key in keys] == [False, True, True, True]
 
 
@@ -204,7 +207,7 @@ def test_only_what_can_be_decoded_again_and_is_not_in_use_is_removed(tmp_path: P
     second = CachedCases(tmp_path / "cache", KEY, 2_000_000, offline=reason == "offline")
     with pytest.warns(CacheWarning, match="is full"):
         fill(second, 120)
-    assert len(list((tmp_path / "cache" / old.folder).rglob("*.safetensors"))) == 50
+    assert len(list((tmp_path / "cache" / old.folder).rglob("*.arrow"))) == 50
 
 
 def test_keeping_serves_a_share_and_replacing_its_half_square() -> None:
@@ -243,8 +246,8 @@ def test_a_full_disk_warns_once_and_training_goes_on(small_dataset: Path, monkey
             raise OSError(errno.ENOSPC, "No space left on device")
         written.append(cache_module_save(*args))
 
-    cache_module_save = cache_module.save_file
-    monkeypatch.setattr(cache_module, "save_file", save)
+    cache_module_save = cache_module.write_arrays
+    monkeypatch.setattr(cache_module, "write_arrays", save)
     with pytest.warns(CacheWarning, match="No space left") as caught:
         samples = [dataset[index] for index in range(17)]
     assert len(caught) == 1
