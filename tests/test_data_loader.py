@@ -227,9 +227,9 @@ def test_eight_ranks_share_seventeen_cases_as_asked(
     assert all(loader.state_dict() == loaders[0].state_dict() for loader in loaders)
 
 
-def train_one_rank(rank: int, ranks: int, folder: str, place: str, results: Any) -> None:
+def train_one_rank(rank: int, ranks: int, folder: str, place: str, uneven: Any, results: Any) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=ranks)
-    loader = make_loader(folder, batch_size=2, shuffle=True, fields=[])
+    loader = make_loader(folder, batch_size=2, shuffle=True, fields=[], uneven=uneven)
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 1))
     for _ in range(2):
         for batch in loader:
@@ -238,12 +238,14 @@ def train_one_rank(rank: int, ranks: int, folder: str, place: str, results: Any)
     torch.distributed.destroy_process_group()
 
 
-def test_distributed_training_does_not_hang_at_uneven_ends(small_dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("uneven", ["drop", "pad"])
+def test_distributed_training_does_not_hang_at_uneven_ends(small_dataset: Path, tmp_path: Path, uneven: str) -> None:
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     place = str(tmp_path / "rendezvous")
     processes = [
-        context.Process(target=train_one_rank, args=(rank, 3, str(small_dataset), place, results)) for rank in range(3)
+        context.Process(target=train_one_rank, args=(rank, 3, str(small_dataset), place, uneven, results))
+        for rank in range(3)
     ]
     for process in processes:
         process.start()
