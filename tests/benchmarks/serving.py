@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from lpbf_data import Loader, load_dataset, make_loader
+from lpbf_data import CaseStream, Loader, load_dataset, make_loader
 from lpbf_data.case import Case
 from lpbf_data.datasets import CaseDataset
 from lpbf_data.sampling import epoch_order
@@ -237,11 +237,18 @@ def resuming(places: Mapping[str, Path], cache: Path) -> dict[str, Any]:
         loader = make_loader(places["parquet"], shuffle=True, cache=cache, **TRAINING, **options)
         saved = [loader.state_dict() for _ in loader][:-1]
         best = [min(seconds_to_resume(loader, state) for _ in range(5)) for state in saved]
-        results[label] = {"median_ms": round(statistics.median(best) * 1e3, 3), "max_ms": round(max(best) * 1e3, 3)}
-    return results
+        results[label] = times_of(best)
+    stream: Any = load_dataset(places["parquet"], streaming=True, shuffle=True, cache=cache, **TRAINING)
+    saved = [stream.state_dict() for _ in stream][:-1]
+    return results | {"stream": times_of([min(seconds_to_resume(stream, s) for _ in range(5)) for s in saved])}
 
 
-def seconds_to_resume(loader: Loader, state: dict[str, Any]) -> float:
+def times_of(seconds: list[float]) -> dict[str, float]:
+    """Median and maximum in milliseconds."""
+    return {"median_ms": round(statistics.median(seconds) * 1e3, 3), "max_ms": round(max(seconds) * 1e3, 3)}
+
+
+def seconds_to_resume(loader: Loader | CaseStream, state: dict[str, Any]) -> float:
     """Time from a saved state to the next batch."""
     started = time.perf_counter()
     loader.load_state_dict(state)
