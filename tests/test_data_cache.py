@@ -283,7 +283,7 @@ def test_a_disk_that_takes_no_more_warns_once_and_training_goes_on(small_dataset
 
 
 def test_a_read_only_cache_serves_what_it_has_and_warns_once(small_dataset: Path) -> None:
-    open_to_all = Path(tempfile.mkdtemp(prefix="lpbf-test-", dir="/tmp"))
+    open_to_all = Path(tempfile.mkdtemp(prefix="lpbf-test-"))
     try:
         shutil.copytree(small_dataset, open_to_all / "lpbf")
         dataset = load_dataset(open_to_all / "lpbf", format="torch", cache=open_to_all / "cache")
