@@ -158,7 +158,7 @@ def test_the_table_searches_and_filters(visit: Visit) -> None:
     search.fill("")
     page.locator("#case-table label", has_text="status").get_by_role("combobox").select_option(label="rejected")
     assert set(column(visit, 2)) == {"rejected"}
-    assert all("max_points" in text for text in column(visit, 14))
+    assert all("max_points" in text for text in column(visit, 12))
     page.locator("#case-table label", has_text="status").get_by_role("combobox").select_option(label="any")
     page.locator("#case-table label", has_text="blade").get_by_role("combobox").select_option(label="at risk")
     assert column(visit, 1) == ["risky"]
@@ -175,7 +175,7 @@ def test_hostile_names_appear_as_text(visit: Visit) -> None:
         assert page.locator("#viewer-title").inner_text() == name
         page.keyboard.press("Escape")
     search.fill("failed")
-    assert "</script><script>window.pwned=1</script>" in column(visit, 14)[0]
+    assert "</script><script>window.pwned=1</script>" in column(visit, 12)[0]
     assert page.locator("main img").count() == page.locator(".part img").count()
 
 
@@ -277,8 +277,15 @@ def test_cut_parts_are_read_below_the_cut(visit: Visit) -> None:
     box = page.locator("#viewer-canvas").bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    said = page.locator("#viewer-readout").inner_text()
-    assert "z 0.00 mm" in said  # through the shell onto its bottom
+    assert page.locator("#viewer-readout").inner_text().endswith("z 1.50 mm: inside, where no values are embedded")
+    # The section is hatched: two greys that nothing else on the part has, and none of the fields' colours.
+    drawn = pixels(visit)
+    middle = drawn[drawn.shape[0] // 2 - 40 : drawn.shape[0] // 2 + 40, drawn.shape[1] // 2 - 40 :][:, :80]
+    assert not colourful(middle).any()
+    assert {105, 168} <= set(middle[..., 0].ravel().tolist())
+    page.get_by_label("Cut above z").fill(page.get_by_label("Cut above z").get_attribute("max") or "")
+    assert colourful(pixels(visit)).mean() > 0.02
+    assert page.locator("#viewer-readout").inner_text() == ""
 
 
 def test_everything_works_with_keys(visit: Visit) -> None:
@@ -427,14 +434,16 @@ def test_real_parts_are_closed_and_whole_when_cut(browser: Browser, samples: Pat
     visit.page.get_by_label("Cut above z").fill("4.4")
     box = visit.page.locator("#viewer-canvas").bounding_box()
     assert box is not None
-    heights = set()
+    heights: dict[bool, set[float]] = {True: set(), False: set()}
     for across in range(-100, 101, 10):
         visit.page.mouse.move(box["x"] + box["width"] / 2 + across, box["y"] + box["height"] / 2 + across / 3)
-        if found := re.findall(r"z (\S+) mm", visit.page.locator("#viewer-readout").inner_text()):
-            heights.add(float(found[0]))
-    # Looking straight down, there are only faces of the outside: the bottom, or a step of it.
+        if found := re.findall(r"z (\S+) mm: (inside)?", visit.page.locator("#viewer-readout").inner_text()):
+            heights[bool(found[0][1])].add(float(found[0][0]))
+    # Looking straight down, there is the section, or faces of the outside: no wall between cells.
     outside = {round(float(z), 2) for z in np.unique(cases.read("step2", []).points[:, 2])}
-    assert heights
-    assert heights <= outside
+    assert heights[True] == {4.4}
+    assert heights[False] <= outside
+    drawn = pixels(visit)
+    assert (np.ptp(drawn.astype(int), axis=2) == 0).mean() > 0.05
     assert visit.errors == []
     visit.close()

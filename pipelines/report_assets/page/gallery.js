@@ -70,7 +70,8 @@ async function drawMissingStills(data, parts) {
       view.scene.remove(view.plate);
       view.setPanes([{ values, range: [-furthest, furthest], palette: "signed" }]);
       view.look("corner");
-      target.querySelector(".still").replaceWith(element("img", { src: canvas.toDataURL("image/webp", 0.8), alt: "" }));
+      const alt = target.getAttribute("aria-label");
+      target.querySelector(".still").replaceWith(element("img", { src: canvas.toDataURL("image/webp", 0.8), alt }));
     }
   }, { rootMargin: "300px" });
   missing.forEach((part) => observer.observe(part));

@@ -5,7 +5,7 @@ const ROWS_A_PAGE = 50;
 /**
  * Fill a place with a table.
  *
- * columns: [{ label, kind: "text" | "number" | "flag", value(row), show?(row) }]; the first may be a link.
+ * columns: [{ label, kind: "text" | "number" | "flag", isLong?, value(row), show?(row) }]; the first may be a link.
  * rows: any values; order: how they lie at first; open(row): what a click on the first column does, null for none.
  * filters: [{ label, options: [{ label, keep(row) }] }]; isRisk(row): marked.
  */
@@ -63,8 +63,8 @@ function fillTable(place, { label, columns, rows, open, canOpen, filters = [], i
       link.addEventListener("click", () => open(row));
       return element("td", { className: "text" }, link);
     }
-    const classes = [column.kind === "text" ? "text" : "", column.kind === "flag" && column.value(row) ? "alarm-text" : ""];
-    return element("td", { className: classes.join(" ").trim() }, column.kind === "text" ? element("bdi", {}, text) : text);
+    const classes = [column.kind === "text" ? "text" : "", column.isLong ? "long" : "", column.kind === "flag" && column.value(row) ? "alarm-text" : ""];
+    return element("td", { className: classes.filter(Boolean).join(" ") }, column.kind === "text" ? element("bdi", {}, text) : text);
   }
 
   function update(change) {
