@@ -405,6 +405,44 @@ def test_the_page_draws_the_pictures_that_it_came_without(browser: Browser, data
     visit.close()
 
 
+def test_the_smallest_data_sets_have_a_page_that_works(browser: Browser, tmp_path: Path) -> None:
+    write_part(tmp_path / "one", Part("alone", shape=(3, 3, 3)))
+    write_part(tmp_path / "none", Part("failed", verdict=HOSTILE_LOG))
+    for name in ("one", "none"):
+        run_build(request(tmp_path / name, tmp_path / f"lpbf-{name}", splits="train=1", report=True))
+    visit = Visit(browser, tmp_path / "lpbf-one" / "report.html")
+    open_part(visit, "alone")
+    assert visit.page.locator("#viewer-previous").is_disabled()
+    assert visit.page.locator("#viewer-next").is_disabled()
+    visit.page.keyboard.press("Escape")
+    visit.page.wait_for_selector("#charts figure")
+    assert "1 kept cases from 64 to 64" in (visit.page.locator("#charts svg").first.get_attribute("aria-label") or "")
+    assert (visit.errors, visit.refused) == ([], [])
+    visit.close()
+    visit = Visit(browser, tmp_path / "lpbf-none" / "report.html")
+    assert column(visit, 1) == ["failed"]
+    visit.page.wait_for_selector("#charts .note")
+    assert "No case could be measured." in visit.page.locator("#charts").inner_text()
+    assert visit.page.locator("#gallery").inner_text().endswith("No part was kept.")
+    assert (visit.errors, visit.refused) == ([], [])
+    visit.close()
+
+
+def test_a_narrow_window_shows_everything_without_scrolling_sideways(visit: Visit) -> None:
+    page = visit.page
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_selector("#charts figure")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    open_part(visit, "risky")
+    assert colourful(pixels(visit)).mean() > 0.01
+    slider = page.get_by_label("Cut above z")
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    assert box is not None
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 390
+
+
 def test_an_address_opens_a_part(browser: Browser, dataset: Path, report: Report) -> None:
     visit = Visit(browser, dataset / "report.html", fragment="#part=risky")
     wait_for_part(visit, "risky")

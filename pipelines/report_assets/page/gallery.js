@@ -8,6 +8,7 @@ function wireGallery(data, viewer) {
   const parts = [...place.querySelectorAll("[data-exhibit]")];
   const more = byId("more-parts");
   const order = byId("gallery-order");
+  if (!parts.length) return parts;
   let all = parts.length <= PARTS_AT_FIRST;
 
   function arrange() {
