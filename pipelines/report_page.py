@@ -281,7 +281,7 @@ def _named(kept: Sequence[CaseRecord], attribute: str) -> str:
 
 def _reason(record: CaseRecord) -> str | None:
     if record.failure is not None:
-        return f"{record.failure.failure_reason}: {record.failure.failure_detail}"
+        return f"{record.failure.failure_reason}: {record.failure.description}"
     return (
         ", ".join(f"{r.criterion} {format_number(r.value)} > {format_number(r.limit)}" for r in record.rejections)
         or None

@@ -179,6 +179,21 @@ def test_hostile_names_appear_as_text(visit: Visit) -> None:
     assert page.locator("main img").count() == page.locator(".part img").count()
 
 
+def test_hostile_file_names_appear_as_text(browser: Browser, tmp_path: Path) -> None:
+    """NetFabb names files after the case, and a failure names the file."""
+    name = "<script>window.pwned=1<b>файл'部品\""
+    folder = write_part(tmp_path / "src", Part(name, interactive=True))
+    victim = next(folder.rglob("*.geo"))
+    victim.write_bytes(victim.read_bytes()[:100])
+    run_build(request(tmp_path / "src", tmp_path / "lpbf", report=True))
+    visit = Visit(browser, tmp_path / "lpbf" / "report.html")
+    assert victim.name in column(visit, 12)[0]
+    assert victim.name in visit.page.locator("#rejected").inner_text()
+    assert visit.page.evaluate("window.pwned") is None
+    assert (visit.errors, visit.refused) == ([], [])
+    visit.close()
+
+
 def test_histograms_are_drawn_and_told_in_words(visit: Visit) -> None:
     page = visit.page
     page.wait_for_selector("#charts figure")

@@ -40,6 +40,7 @@ function fillCaseTable(place, data, viewer) {
   const splits = [...new Set(cases.split.filter((name) => name !== null))];
   fillTable(place, {
     label: "cases",
+    hint: "id, design, material, reason …",
     columns: [
       text("case_id", "case"),
       text("status", "status"),
@@ -75,6 +76,7 @@ function fillPredictionTable(place, data, viewer) {
   const options = columns.map((name) => ({ label: name, keep: ({ column }) => column === name }));
   fillTable(place, {
     label: "predictions",
+    hint: "id, split, column …",
     columns: [
       { label: "case", kind: "text", value: ({ row }) => cases.case_id[row] },
       { label: "split", kind: "text", value: ({ row }) => cases.split[row] },
