@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pipelines.build import run_build
 from pipelines.select import Filters
+from tests.browser import open_browser
 from tests.netfabb_cases import TERMINATED, Part, write_part
 from tests.test_build import request, write_parts
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ HOSTILE = (
     "деталь 部品 قطعة 🔧",
     "a|b `c` [d](javascript:window.pwned=1) *e*",
 )
+HOSTILE_LOG = "*** ERROR: 1\n</script><script>window.pwned=1</script>\n\nAnalysis terminated"
 
 
 def records_of(dataset: Path) -> tuple[CaseRecord, ...]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,33 +9,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
 
 from lpbf_data.folder import DatasetFolder
 from lpbf_data.predictions import write_predictions
 from pipelines.build import run_build
-from pipelines.exhibits import KeptCases, make_exhibits, shown_fields
-from pipelines.pictures import Artist
+from pipelines.exhibits import KeptCases
 from pipelines.report import Report, make_report
 from pipelines.select import Filters
 from pipelines.surface_codec import decode_surface
-from tests.browser import Visit, open_browser
+from tests.browser import Visit, colourful, column, open_part, pixels, wait_for_part
 from tests.netfabb_cases import Part, write_part
+from tests.report_support import HOSTILE_LOG
 from tests.test_build import request
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+pytest_plugins = ["tests.report_fixtures"]
+
 HOSTILE_NAMES = ("\"><img src=x onerror='window.pwned=1'>", "<b>деталь部品قطعة", "a'b\"c&amp;{{7*7}}")
-HOSTILE_LOG = "*** ERROR: 1\n</script><script>window.pwned=1</script>\n\nAnalysis terminated"
 ASSETS = Path(__file__).parents[1] / "pipelines" / "report_assets"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with open_browser() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -84,32 +75,6 @@ def visit(browser: Browser, dataset: Path, report: Report) -> Iterator[Visit]:
     assert opened.errors == []
     assert opened.page.evaluate("window.pwned") is None
     opened.close()
-
-
-def column(visit: Visit, number: int, table: str = "#case-table") -> list[str]:
-    return visit.page.locator(f"{table} tbody tr td:nth-child({number})").all_inner_texts()
-
-
-def pixels(visit: Visit, selector: str = "#viewer-canvas") -> NDArray[np.uint8]:
-    """What an element looks like, [height, width, 3]."""
-    visit.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    with Image.open(io.BytesIO(visit.page.locator(selector).first.screenshot())) as picture:
-        return np.asarray(picture.convert("RGB")).copy()
-
-
-def wait_for_part(visit: Visit, name: str) -> None:
-    visit.page.wait_for_function("name => document.getElementById('viewer-canvas').dataset.shown === name", arg=name)
-
-
-def open_part(visit: Visit, name: str) -> None:
-    visit.page.locator(".part", has_text=name).first.click()
-    wait_for_part(visit, name)
-
-
-def colourful(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Where a picture is neither background nor grey."""
-    wide = picture.astype(int)
-    return np.asarray(np.ptp(wide, axis=2) > 40)
 
 
 def test_the_table_opens_with_parts_at_risk_first(visit: Visit) -> None:
@@ -177,21 +142,6 @@ def test_hostile_names_appear_as_text(visit: Visit) -> None:
     search.fill("failed")
     assert "</script><script>window.pwned=1</script>" in column(visit, 12)[0]
     assert page.locator("main img").count() == page.locator(".part img").count()
-
-
-def test_hostile_file_names_appear_as_text(browser: Browser, tmp_path: Path) -> None:
-    """NetFabb names files after the case, and a failure names the file."""
-    name = "<script>window.pwned=1<b>файл'部品\""
-    folder = write_part(tmp_path / "src", Part(name, interactive=True))
-    victim = next(folder.rglob("*.geo"))
-    victim.write_bytes(victim.read_bytes()[:100])
-    run_build(request(tmp_path / "src", tmp_path / "lpbf", report=True))
-    visit = Visit(browser, tmp_path / "lpbf" / "report.html")
-    assert victim.name in column(visit, 12)[0]
-    assert victim.name in visit.page.locator("#rejected").inner_text()
-    assert visit.page.evaluate("window.pwned") is None
-    assert (visit.errors, visit.refused) == ([], [])
-    visit.close()
 
 
 def test_histograms_are_drawn_and_told_in_words(visit: Visit) -> None:
@@ -420,29 +370,6 @@ def test_the_page_draws_the_pictures_that_it_came_without(browser: Browser, data
     visit.close()
 
 
-def test_the_smallest_data_sets_have_a_page_that_works(browser: Browser, tmp_path: Path) -> None:
-    write_part(tmp_path / "one", Part("alone", shape=(3, 3, 3)))
-    write_part(tmp_path / "none", Part("failed", verdict=HOSTILE_LOG))
-    for name in ("one", "none"):
-        run_build(request(tmp_path / name, tmp_path / f"lpbf-{name}", splits="train=1", report=True))
-    visit = Visit(browser, tmp_path / "lpbf-one" / "report.html")
-    open_part(visit, "alone")
-    assert visit.page.locator("#viewer-previous").is_disabled()
-    assert visit.page.locator("#viewer-next").is_disabled()
-    visit.page.keyboard.press("Escape")
-    visit.page.wait_for_selector("#charts figure")
-    assert "1 kept cases from 64 to 64" in (visit.page.locator("#charts svg").first.get_attribute("aria-label") or "")
-    assert (visit.errors, visit.refused) == ([], [])
-    visit.close()
-    visit = Visit(browser, tmp_path / "lpbf-none" / "report.html")
-    assert column(visit, 1) == ["failed"]
-    visit.page.wait_for_selector("#charts .note")
-    assert "No case could be measured." in visit.page.locator("#charts").inner_text()
-    assert visit.page.locator("#gallery").inner_text().endswith("No part was kept.")
-    assert (visit.errors, visit.refused) == ([], [])
-    visit.close()
-
-
 def test_a_narrow_window_shows_everything_without_scrolling_sideways(visit: Visit) -> None:
     page = visit.page
     page.set_viewport_size({"width": 390, "height": 844})
@@ -463,40 +390,5 @@ def test_an_address_opens_a_part(browser: Browser, dataset: Path, report: Report
     wait_for_part(visit, "risky")
     visit.page.keyboard.press("Escape")
     assert visit.page.evaluate("location.hash") == ""
-    assert visit.errors == []
-    visit.close()
-
-
-def test_real_parts_are_closed_and_whole_when_cut(browser: Browser, samples: Path, tmp_path: Path) -> None:
-    """Seen from inside, a refined mesh shows no walls between its coarse and fine cells."""
-    run_build(request(samples, tmp_path / "lpbf"))
-    cases = KeptCases(DatasetFolder(tmp_path / "lpbf"))
-    fields = shown_fields(cases.field_specs)
-    ids = [record.case_id for record in cases.manifest.records]
-    with Artist() as artist:
-        exhibits = list(make_exhibits(cases, ids, fields, artist))
-    assert artist.problem is None
-    for exhibit, count in zip(exhibits, (760, 2090), strict=True):
-        shown = decode_surface(exhibit.surface)
-        assert abs(len(shown.faces) - count) < 20
-        assert all(math.isfinite(v) for values in shown.columns.values() for v in values)
-    (tmp_path / "page.html").write_bytes(make_report(DatasetFolder(tmp_path / "lpbf")).page)
-    visit = Visit(browser, tmp_path / "page.html")
-    open_part(visit, "step2")
-    visit.page.get_by_role("button", name="top").click()
-    visit.page.get_by_label("Cut above z").fill("4.4")
-    box = visit.page.locator("#viewer-canvas").bounding_box()
-    assert box is not None
-    heights: dict[bool, set[float]] = {True: set(), False: set()}
-    for across in range(-100, 101, 10):
-        visit.page.mouse.move(box["x"] + box["width"] / 2 + across, box["y"] + box["height"] / 2 + across / 3)
-        if found := re.findall(r"z (\S+) mm: (inside)?", visit.page.locator("#viewer-readout").inner_text()):
-            heights[bool(found[0][1])].add(float(found[0][0]))
-    # Looking straight down, there is the section, or faces of the outside: no wall between cells.
-    outside = {round(float(z), 2) for z in np.unique(cases.read("step2", []).points[:, 2])}
-    assert heights[True] == {4.4}
-    assert heights[False] <= outside
-    drawn = pixels(visit)
-    assert (np.ptp(drawn.astype(int), axis=2) == 0).mean() > 0.05
     assert visit.errors == []
     visit.close()
