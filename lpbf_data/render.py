@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -142,6 +144,10 @@ def render_panels(
 
 def import_pyvista() -> Any:
     """PyVista, with VTK silent about the screens that it tries before it finds that there is none."""
+    # Software OpenGL and triton both bring LLVM. Loaded after the first picture, as torch_geometric does, triton ends the
+    # process; loaded before it, it does no harm.
+    with contextlib.suppress(ImportError):
+        import_module("triton")
     import pyvista
     from vtkmodules.vtkCommonCore import vtkLogger
 

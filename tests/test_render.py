@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +67,16 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="different quantities"):
         render_panels([Panel(part()), Panel(part(), field="temperature")], tmp_path / "x.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_set_opens_after_a_picture_was_drawn(tmp_path: Path) -> None:
+    """Mesa's LLVM and triton's don't get along in one process unless triton came first."""
+    program = (
+        "from tests.test_render import part, Panel, render_panels\n"
+        "from pathlib import Path\n"
+        f"render_panels([Panel(part())], Path({str(tmp_path / 'x.png')!r}), panel_size=(160, 120))\n"
+        "import torch_geometric.data\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "x.png").is_file()

@@ -155,12 +155,13 @@ def whole_build(src: Path, resources: Resources = SERIAL, *, one_shard: bool = T
         shutil.rmtree(out.parent)
 
 
+def local_cluster(count: int) -> LocalCluster:
+    return LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0)
+
+
 def with_workers(src: Path, count: int) -> float:
     """Seconds of a build on a cluster that runs already."""
-    with (
-        LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0) as cluster,
-        Client(cluster) as client,
-    ):
+    with local_cluster(count) as cluster, Client(cluster) as client:
         client.run(lambda: __import__("pipelines.stages") and None)
         whole_build(src, Resources(scheduler=cluster.scheduler_address), one_shard=False)
         return min(whole_build(src, Resources(scheduler=cluster.scheduler_address), one_shard=False) for _ in range(3))
@@ -212,7 +213,9 @@ def memory(count: int) -> dict[str, Any]:
         many_small_cases(folder / "data.zip", count)
         samples: list[tuple[float, int]] = []
         stop = threading.Event()
-        with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0) as cluster:
+        with LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0
+        ) as cluster:
             worker = psutil.Process(next(iter(cluster.workers.values())).pid)
             started = time.monotonic()
 
