@@ -144,8 +144,8 @@ def render_panels(
 
 def import_pyvista() -> Any:
     """PyVista, with VTK silent about the screens that it tries before it finds that there is none."""
-    # Software OpenGL and triton both bring LLVM. Loaded after the first picture, as torch_geometric does, triton ends the
-    # process; loaded before it, it does no harm.
+    # Software OpenGL and triton both bring LLVM. Loaded after the first picture, as torch_geometric does, triton ends
+    # the process; loaded before it, it does no harm.
     with contextlib.suppress(ImportError):
         import_module("triton")
     import pyvista
