@@ -78,7 +78,7 @@ def load_dataset(
     *,
     streaming: bool = False,
     format: SampleFormat = "pyg",  # noqa: A002 (the word that users of `datasets` know)
-    fields: Sequence[str] | None = None,
+    fields: Sequence[str] | str | None = None,
     edges: bool = False,
     cells: bool = True,
     transform: Transform | None = None,

@@ -239,15 +239,16 @@ class SplitReader:
                 self._stamps[name] = _stamp_of(root / name)
         return self._stamps[name]
 
-    def select_fields(self, names: Sequence[str] | None) -> tuple[FieldSpec, ...]:
-        """Specifications of the fields asked for; all stored ones by default.
+    def select_fields(self, names: Sequence[str] | str | None) -> tuple[FieldSpec, ...]:
+        """Specifications of the fields asked for, or of the one; all stored ones by default.
 
         Raises:
             UsageError: If one isn't stored.
         """
         stored = self.field_specs
-        if names is None:
+        if names is None or names == "all":
             return stored
+        names = [names] if isinstance(names, str) else names
         if missing := [name for name in names if name not in {spec.name for spec in stored}]:
             known = ", ".join(spec.name for spec in stored)
             raise UsageError(f"{self.folder.name} has no field {missing[0]!r}; it has: {known}")

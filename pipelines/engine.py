@@ -166,7 +166,7 @@ def _local_cluster(count: int) -> Any:
         n_workers=count,
         threads_per_worker=1,
         processes=True,
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",  # a free port: Dask serves its health there even without a dashboard
         memory_limit=0,
         silence_logs=logging.CRITICAL,
     )

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.data_fixtures import hub, own_cache, published_dataset, small_cases, small_dataset
 from tests.netfabb_cases import Part, write_part
+
+__all__ = ["hub", "own_cache", "part_folder", "published_dataset", "samples", "small_cases", "small_dataset"]
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,6 @@ from lpbf_data import open_zarr
 from lpbf_data.errors import StoreError, UsageError
 from tests.data_support import make_case, write_dataset
 
-pytest_plugins = ["tests.data_fixtures"]
-
 
 @pytest.fixture
 def whole(small_dataset: Path) -> Any:

@@ -24,8 +24,6 @@ from lpbf_data.cache import CachedCases, CacheWarning, CollectionKey, parse_size
 from lpbf_data.errors import StoreError, UsageError
 from tests.data_support import make_case, write_dataset
 
-pytest_plugins = ["tests.data_fixtures"]
-
 KEY = CollectionKey("somewhere", "digest", "train", ("pos", "y"), local=False)
 
 

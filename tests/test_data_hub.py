@@ -20,8 +20,6 @@ from lpbf_data.errors import StoreError, UsageError
 from tests.data_hub_server import Hub, commit_of, serve_hub
 from tests.data_support import make_case, write_dataset
 
-pytest_plugins = ["tests.data_fixtures"]
-
 
 @pytest.fixture
 def there(tmp_path: Path) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from lpbf_data.stream import SkippedCaseWarning
 from lpbf_data.transforms import Compose, ScalePoints, SubsamplePoints
 from tests.data_support import make_case, write_dataset
 
-pytest_plugins = ["tests.data_fixtures"]
 many_workers = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 SLOW_TO_START = [pytest.param(2, name, marks=pytest.mark.slow) for name in ("spawn", "forkserver")]
 quick = settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

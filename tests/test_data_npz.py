@@ -25,8 +25,6 @@ from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.npz_store import NpzCase
 from lpbf_data.pickled_text import read_pickled_text
 
-pytest_plugins = ["tests.data_fixtures"]
-
 
 class Payload:
     """What an attacker would store: unpickling it runs a command."""

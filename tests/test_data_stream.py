@@ -22,8 +22,6 @@ from lpbf_data.sampling import epoch_order
 from lpbf_data.stream import SkippedCaseWarning
 from tests.data_support import make_case, write_dataset
 
-pytest_plugins = ["tests.data_fixtures"]
-
 # Tests run with more workers than a small machine has cores.
 many_workers = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 quick = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -16,8 +16,6 @@ from lpbf_data.errors import UsageError
 from lpbf_data.mesh import hex_edges
 from lpbf_data.transforms import AddHexEdges, Compose, ScalePoints, Standardise, SubsamplePoints
 
-pytest_plugins = ["tests.data_fixtures"]
-
 
 @pytest.fixture(params=["torch", "pyg"])
 def sample(request: pytest.FixtureRequest, small_dataset: Path) -> Any:

@@ -35,6 +35,7 @@ from pipelines.simulation.stiffness import SolverError
 
 _CUBES = 1.0  # aspect ratio of the cells of a part that came as a file
 _FEWEST_PLANES = 2  # of cells: one alone shrinks freely when it is cut, and would not warp
+_FAR = 4.0  # times as many points as were asked for: a sign that thin walls force the cells to be narrow
 _MESHING, _SOLVING, _ASKED_FOR = 2001, 2002, 2003  # numbers of errors in logs
 
 
@@ -180,10 +181,9 @@ class _Run:
                 )
             else:
                 surface, ratio = on_build_plate(load_surface(task.part)), _CUBES
-            mesh = voxelize_to_size(surface, task.num_points, ratio, layer=layer, planes=_FEWEST_PLANES)
+            return surface, _mesh_near(surface, task.num_points, ratio, layer)
         except GeometryError as error:
             raise _StoppedError(_MESHING, f"The part can't be meshed: {error}") from error
-        return surface, mesh
 
     def _simulate(self) -> CaseOutcome:
         if self.task.failure is not None and self.task.failure.kind is FailureKind.PREPARATION:
@@ -255,6 +255,23 @@ class _Run:
             displacement_z_max=record.measures.displacement_z_max,
             recoater_clearance_min=record.measures.recoater_clearance_min,
         )
+
+
+def _mesh_near(surface: Surface, num_points: int, aspect_ratio: float, layer: float) -> VoxelMesh:
+    """The mesh that comes closest to a number of points.
+
+    Thin walls may be whole only with cells so narrow that there would be hundreds of times as many points; then the
+    cells get lower, down to cubes.
+    """
+    best: VoxelMesh | None = None
+    while best is None or best.num_points > _FAR * num_points:
+        mesh = voxelize_to_size(surface, num_points, aspect_ratio, layer=layer, planes=_FEWEST_PLANES)
+        if best is None or mesh.num_points < best.num_points:
+            best = mesh
+        if aspect_ratio <= _CUBES:
+            break
+        aspect_ratio = max(_CUBES, aspect_ratio / 2)
+    return best
 
 
 def _record(case_id: str, simulation: BuildSimulation, last: Frame) -> CaseRecord:
