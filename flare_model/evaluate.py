@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -45,9 +45,12 @@ from flare_model.targets import resolve_targets, spans
 from lpbf_data.command_line import run
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import UsageError
+from lpbf_data.predictions import write_predictions
 
 SUMMARY_NAME: Final = "summary.json"
 CASES_NAME: Final = "cases.parquet"
+PREDICTIONS_NAME: Final = "predictions.parquet"
+"""What `python -m pipelines.report --predictions` shows beside the truth."""
 
 
 def evaluate(
@@ -118,10 +121,13 @@ def _evaluate_one(
         "false_alarms": false_alarms,
     }
     known = _stored(out / SUMMARY_NAME)
-    if known is not None and known["identity"] == identity and identity["weights_sha256"]:
+    is_known = known is not None and known["identity"] == identity and identity["weights_sha256"]
+    if known is not None and is_known and (out / PREDICTIONS_NAME).exists():
         return known
     surrogate = from_pretrained(checkpoint, trust=trust).to(device)
-    scores, risks = judge(surrogate, split)
+    kept: dict[str, NDArray[np.float32]] = {}
+    scores, risks = judge(surrogate, split, kept.__setitem__)
+    _write_predictions(out / PREDICTIONS_NAME, checkpoint, surrogate, split, kept)
     summary: dict[str, Any] = {"identity": identity, "origin": surrogate.origin, "scores": _summaries(scores)}
     summary["interference"] = _interference(surrogate, split, risks, false_alarms)
     _write(out, summary, scores)
@@ -160,8 +166,16 @@ def predictions(surrogate: Surrogate, split: Split) -> Iterator[tuple[Batch, NDA
         yield batch, prediction.cpu().numpy()
 
 
-def judge(surrogate: Surrogate, split: Split) -> tuple[list[CaseScore], list[Risk]]:
-    """Score the model, "predict zero" and "predict the training mean" on every case of a split."""
+def judge(
+    surrogate: Surrogate, split: Split, keep: Callable[[str, NDArray[np.float32]], None] | None = None
+) -> tuple[list[CaseScore], list[Risk]]:
+    """Score the model, "predict zero" and "predict the training mean" on every case of a split.
+
+    Args:
+        surrogate: The model.
+        split: The split.
+        keep: Is given every case id and prediction, [N, T].
+    """
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
     mean = np.array(surrogate.usage.normalisation.target_mean, dtype=np.float32)
     risky = risk_target(surrogate.usage.targets)
@@ -170,6 +184,8 @@ def judge(surrogate: Surrogate, split: Split) -> tuple[list[CaseScore], list[Ris
     columns, floors = spans(targets), surrogate.usage.floors()
     for batch, prediction in predictions(surrogate, split):
         case_id, truth = batch.case_ids[0], batch.targets.numpy()
+        if keep is not None:
+            keep(case_id, prediction)
         given = {"model": prediction, "zero": np.zeros_like(truth), "mean": np.broadcast_to(mean, truth.shape)}
         for target in targets:
             c = columns[target.name]
@@ -214,6 +230,14 @@ def _write(out: Path, summary: dict[str, Any], scores: Sequence[CaseScore]) -> N
     pq.write_table(pa.table(columns_of(scores)), sink, compression="zstd")
     write_durably(out / CASES_NAME, sink.getvalue().to_pybytes())
     write_durably(out / SUMMARY_NAME, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _write_predictions(
+    path: Path, checkpoint: str, surrogate: Surrogate, split: Split, kept: Mapping[str, NDArray[np.float32]]
+) -> None:
+    columns = [column for target in resolve_targets(surrogate.usage.targets, "") for column in target.columns]
+    rows = ((case_id, dict(zip(columns, values.T, strict=True))) for case_id, values in kept.items())
+    write_predictions(path, rows, list(dict.fromkeys(columns)), split.data_digest, Path(checkpoint).name)
 
 
 def _draw(out: Path, surrogate: Surrogate, scores: Sequence[CaseScore], split: Split, worst: int) -> None:

@@ -13,11 +13,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lpbf_data.statistics import NEGLIGIBLE
+
 PUBLISHED_MEAN: Final = 0.45099
 PUBLISHED_STD: Final = 0.34213
-
-NEGLIGIBLE: Final = 1e-5
-"""A truth that is smaller than this share of the field's standard deviation is zero but for the solver's rounding."""
 
 
 def floor_of(std: Sequence[float]) -> float:

@@ -72,9 +72,11 @@ class BatchSource(Dataset[Served]):
     def _candidates(self, order: Order, samples: list[Any]) -> Iterator[int]:
         """The cases of a batch; and others after them while none could be read: all ranks need a batch."""
         yield from order.cases
+        if samples:
+            return
         behind = self.places.index(order.cases[-1]) + 1
         for other in [*self.places[behind:], *self.places[:behind]]:
+            yield other
             if samples:
                 return
-            yield other
         raise StoreError("no case of the split can be read")

@@ -1,12 +1,12 @@
 """Cases decoded once and kept on this machine's disk, memory-mapped by all workers and ranks.
 
-One file a case, in the safetensors format: the tensors of a sample as they are in memory. A file is written aside and
-renamed, so it is whole or absent; its checksums are compared when a process first maps it, so that a file torn by a
-power cut is decoded again. Processes share what is there without a server: the folder is the state.
+One Arrow file a case holds the tensors of a sample as they are in memory. A file is written aside and renamed, so it is
+whole or absent; its checksums are compared when a process first maps it, so that a file torn by a power cut is decoded
+again. Processes share what is there without a server: the folder is the state.
 
     <root>/<collection>/collection.json     what it was decoded from
     <root>/<collection>/used                when it was last opened; locked while somebody has it open
-    <root>/<collection>/00000/0000017.safetensors
+    <root>/<collection>/00000/0000017.arrow
 
 A collection is what one selection of arrays gives for one split of one data set. When the cache is full, collections
 that nobody has open and that can be decoded again are removed, the longest unused first. Cases of the collection at
@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 import shutil
 import threading
@@ -32,15 +31,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import google_crc32c
-import numpy as np
 import torch
 from filelock import FileLock
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from lpbf_data.arrays import Arrays
+from lpbf_data.arrow_store import map_arrays, write_arrays
 from lpbf_data.errors import UsageError
 
 try:
@@ -51,7 +46,7 @@ except ImportError:  # Windows has no flock; there, an open file can't be remove
 Cache = str | Path | bool | None
 """Where to keep decoded cases: a folder; True or None for the default one; False for nowhere."""
 
-CACHE_VERSION: Final = 1
+CACHE_VERSION: Final = 2
 DEFAULT_SIZE: Final = "64 GB"
 _RESERVE: Final = 1 << 30
 """Bytes of the disk that stay free: checkpoints have to be written somewhere."""
@@ -62,7 +57,6 @@ _LOCKS: Final = 64
 _LOCK_SECONDS: Final = 120.0
 _STALE_SECONDS: Final = 3600.0
 _UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_DTYPES: Final[dict[str, np.dtype[Any]]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 
 class CacheWarning(UserWarning):
@@ -164,7 +158,7 @@ class CachedCases:
 
     def path(self, index: int) -> Path:
         """File of a case."""
-        return self.folder / f"{index // 1000:05d}" / f"{index:07d}.safetensors"
+        return self.folder / f"{index // 1000:05d}" / f"{index:07d}.arrow"
 
     def __contains__(self, index: int) -> bool:
         """Whether the case seems to be there; `get` says for sure."""
@@ -192,8 +186,8 @@ class CachedCases:
         if found is not None:
             return found
         try:
-            found = _map(self.path(index), stamp)
-        except (OSError, ValueError, KeyError, TypeError):
+            found = map_arrays(self.path(index), stamp)
+        except (OSError, ValueError):
             return None
         self._mapped[index] = found
         if len(self._mapped) > _MAPPED:
@@ -211,15 +205,13 @@ class CachedCases:
         size = sum(values.nbytes for values in arrays.values())
         if not self.writable or not self._has_room(size):
             return
-        contiguous = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
-        checksums = {name: _checksum(values) for name, values in contiguous.items()}
         path = self.path(index)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _aside(path) as aside:
-                save_file(contiguous, aside, {"stamp": stamp, "crc32c": json.dumps(checksums)})
+                write_arrays(aside, arrays, stamp)
                 aside.replace(path)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             self._stop(f"can't be written to any more ({error})")
 
     def _stop(self, why: str) -> None:
@@ -245,10 +237,6 @@ class CachedCases:
         return True
 
 
-def _checksum(values: NDArray[Any]) -> int:
-    return int(google_crc32c.value(values.reshape(-1).view(np.uint8)))
-
-
 @contextlib.contextmanager
 def _aside(path: Path) -> Iterator[Path]:
     """A temporary name beside a file, gone in the end."""
@@ -257,31 +245,6 @@ def _aside(path: Path) -> Iterator[Path]:
         yield aside
     finally:
         aside.unlink(missing_ok=True)
-
-
-def _map(path: Path, stamp: str) -> Arrays:
-    """Arrays that lie in a file, read-only, after comparing their checksums.
-
-    Raises:
-        OSError: If there is no such file.
-        ValueError: If it is cut, altered or out of date.
-    """
-    with path.open("rb") as file:
-        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    start = 8 + int.from_bytes(view[:8], "little")
-    header: dict[str, Any] = json.loads(view[8:start])
-    notes = header.pop("__metadata__")
-    checksums = json.loads(notes["crc32c"])
-    if notes["stamp"] != stamp or set(checksums) != set(header):
-        raise ValueError("out of date")
-    arrays: Arrays = {}
-    for name, checksum in checksums.items():
-        dtype, (first, last) = _DTYPES[header[name]["dtype"]], header[name]["data_offsets"]
-        values = np.frombuffer(view, dtype, (last - first) // dtype.itemsize, start + first)
-        if _checksum(values) != checksum:
-            raise ValueError("altered")
-        arrays[name] = values.reshape(header[name]["shape"])
-    return arrays
 
 
 def make_room(root: Path, size: int, needed: int, *, keep: Path, offline: bool) -> int:

@@ -62,6 +62,7 @@ class Loader:
         self._position = 0
         self._pin = False
         self._workers: DataLoader[Served] | None = None
+        self._drawn: tuple[int, NDArray[np.int64]] | None = None
         self._places = batches.places
         self._sizes = dataset.sizes
         self._digest = dataset.samples.digest(self._places)
@@ -91,7 +92,11 @@ class Loader:
         self._pin = True
 
     def _order(self) -> NDArray[np.int64]:
-        return epoch_order(len(self._places), shuffle=self._shuffle, seed=self._batches.seed, epoch=self.epoch)
+        """Order of the epoch at work; drawn once an epoch, since that takes 0.1 s for a million cases."""
+        if self._drawn is None or self._drawn[0] != self.epoch:
+            order = epoch_order(len(self._places), shuffle=self._shuffle, seed=self._batches.seed, epoch=self.epoch)
+            self._drawn = self.epoch, order
+        return self._drawn[1]
 
     def orders(self) -> Iterator[Order]:
         """What is left of the epoch for this rank."""

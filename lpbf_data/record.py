@@ -103,6 +103,13 @@ class Failure:
     failure_path: str | None = None
     failure_offset: int | None = None
 
+    @property
+    def description(self) -> str:
+        """The sentence, with file and byte in brackets where they are known."""
+        places = [self.failure_path or "", "" if self.failure_offset is None else f"byte {self.failure_offset}"]
+        where = ", ".join(filter(None, places))
+        return f"{self.failure_detail} ({where})" if where else self.failure_detail
+
 
 @dataclass(frozen=True, slots=True)
 class Rejection:

@@ -163,7 +163,8 @@ class Sharing:
         shares: list[list[int]] = [[] for _ in range(self.ranks)]
         loads = [(0, rank) for rank in range(self.ranks)]
         handed = 0
-        for case in order[position:].tolist():
+        for place in range(position, len(order)):  # of a long order, only what the step takes is looked at
+            case = int(order[place])
             # A rank with all the cases it may have leaves the heap; the step ends with the first case that doesn't fit.
             while loads and len(shares[loads[0][1]]) >= most:
                 heapq.heappop(loads)

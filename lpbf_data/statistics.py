@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+NEGLIGIBLE: Final = 1e-5
+"""A truth that is smaller than this share of the field's standard deviation is zero but for the solver's rounding."""
 
 
 @dataclass(frozen=True, slots=True)

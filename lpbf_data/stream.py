@@ -39,7 +39,9 @@ class CaseStream(IterableDataset[Any]):
         uneven: What becomes of the last cases of an epoch; see [Uneven][lpbf_data.sampling.Uneven].
         batch_size: Batch size of the DataLoader that reads the stream with workers, so that they take turns batch by
             batch; `advance` is exact only then.
-        on_error: "raise", or "skip" to leave out what can't be read, with a warning.
+        on_error: "raise", or "skip" to leave out what can't be read, with a warning. In workers of a DataLoader,
+            batches then close up over what is left out, and positions are exact no more; those of
+            [make_loader][lpbf_data.make_loader] stay exact.
         ranks: Rank and number of ranks; as torch.distributed says when None.
     """
 

@@ -164,7 +164,10 @@ def make_card(
     for picture in pictures:
         lines += [f"![{plain(picture.alternative)}]({picture.path})", ""]
     if pictures:
-        lines += ["`report.html` shows every case: download it and open it in a browser; it needs no network.", ""]
+        lines += [
+            "`report.html` lists every case and shows parts in 3D; download it and open it, it needs no network.",
+            "",
+        ]
     lines += [
         *_how_made(records, limits),
         *_splits(records, splits),
@@ -192,18 +195,18 @@ def _how_made(records: Sequence[CaseRecord], limits: Mapping[str, float]) -> lis
     ):
         lines.append(_named(kept, label, attribute))
     found = (
-        f"Found {len(records)} cases: {status.get('kept', 0)} kept, {status.get('rejected', 0)} rejected by the "
-        f"filter, {status.get('failed', 0)} failed. `manifest.parquet` has a row for each, with the reasons."
+        f"Found {len(records):,} cases: {status.get('kept', 0):,} kept, {status.get('rejected', 0):,} rejected by the "
+        f"filter, {status.get('failed', 0):,} failed. `manifest.parquet` has a row for each, with the reasons."
     )
     lines += ["", _METHOD, "", found, ""]
     if limits:
         rows = [
-            [f"`{row.criterion}`", f"{row.limit:g}", str(row.cases), str(row.alone)]
+            [f"`{row.criterion}`", format_number(row.limit), f"{row.cases:,}", f"{row.alone:,}"]
             for row in count_rejections(records, limits)
         ]
         lines += _table(["criterion", "limit", "rejected", "by it alone"], rows)
     if failures := count_failures(records):
-        lines += _table(["failure", "cases"], [[f"`{row.reason}`", str(row.cases)] for row in failures])
+        lines += _table(["failure", "cases"], [[f"`{row.reason}`", f"{row.cases:,}"] for row in failures])
     return lines
 
 
@@ -262,17 +265,41 @@ def _columns(kept: Sequence[CaseRecord], specs: Sequence[FieldSpec]) -> list[str
     ]
 
 
+_WAYS: Final = {
+    "": (
+        "With the package that made it, as graphs for PyTorch:",
+        """from lpbf_data import load_dataset
+
+cases = load_dataset("path/or/hub-id", split="{split}")  # a torch_geometric data set
+graph = cases[0]  # pos [N, 3] mm, y [N, 1] Z displacement mm, cells [E, 8], every field by its name""",
+    ),
+    "parquet": (
+        "With plain `datasets`, as rows:",
+        """import datasets
+
+rows = datasets.load_dataset("path/or/hub-id", split="{split}").with_format("numpy")
+displacement_z = rows[0]["displacement_z"]  # [N] mm""",
+    ),
+    "zarr": (
+        "With Zarr or xarray, as CF contiguous ragged arrays, the cases of a part one after the other:",
+        """import xarray
+
+part = xarray.open_zarr("path/lpbf.zarr/{split}/00000", consolidated=False)
+first, end = part["point_offset"][:2].values  # the points of its first case
+displacement_z = part["displacement"][2, first:end].values  # [N] mm""",
+    ),
+}
+"""Ways to load a data set: the format that it takes (none: any), what it is, and the code."""
+
+
 def _loading(splits: Sequence[str], formats: Sequence[str]) -> list[str]:
-    split = splits[0] if splits else "train"
-    lines = ["## Loading", "", "With the package that made it, as graphs for PyTorch:", ""]
-    lines += ["```python", "from lpbf_data import load_dataset", ""]
-    lines += [f'cases = load_dataset("path/or/hub-id", split="{split}")  # torch_geometric data', "```", ""]
-    if "parquet" in formats:
-        lines += ["With plain `datasets`, as rows:", "", "```python", "import datasets", ""]
-        lines += [f'rows = datasets.load_dataset("path/or/hub-id", split="{split}").with_format("numpy")', "```", ""]
-    if "zarr" in formats:
-        lines += ["With Zarr or xarray, as CF contiguous ragged arrays:", "", "```python", "import xarray", ""]
-        lines += [f'part = xarray.open_zarr("lpbf.zarr/{split}/00000", consolidated=False)', "```", ""]
+    """How to load the data set; nothing where it holds no case."""
+    if not splits:
+        return []
+    lines = ["## Loading", ""]
+    for needed, (words, code) in _WAYS.items():
+        if not needed or needed in formats:
+            lines += [words, "", "```python", code.format(split=splits[0]), "```", ""]
     return lines
 
 

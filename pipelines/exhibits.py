@@ -24,6 +24,7 @@ from lpbf_data.predictions import PredictionFile
 from lpbf_data.reader import SplitReader
 from lpbf_data.record import CaseRecord
 from lpbf_data.schema import FIELDS, FieldSpec
+from lpbf_data.statistics import NEGLIGIBLE, total
 from lpbf_data.surface import Surface, extract_surface
 from pipelines.pictures import Artist, Drawing, Pixels, encode_still
 from pipelines.surface_codec import encode_surface
@@ -133,7 +134,7 @@ class Deviation:
     Attributes:
         case_id: The case.
         column: The predicted column.
-        relative_l2: ‖prediction - truth‖ / ‖truth‖; None where the truth is zero everywhere.
+        relative_l2: ‖prediction - truth‖ / ‖truth‖; None where the truth is zero but for the solver's rounding.
         mean_error: Mean of the absolute error, in the unit of the column.
         max_error: Largest absolute error.
     """
@@ -156,15 +157,21 @@ def judge_predictions(cases: KeptCases, predictions: PredictionFile) -> list[Dev
         StoreError: If a case or its prediction can't be read.
     """
     found = []
-    for record in cases.manifest.records:
-        if record.case_id not in predictions.case_ids or record.placement is None or record.measures is None:
+    kept = [record for record in cases.manifest.records if record.placement is not None]
+    floors = {
+        column: NEGLIGIBLE * total(record.statistics[column] for record in kept if column in record.statistics).std
+        for column in predictions.columns
+    }
+    for record in kept:
+        if record.case_id not in predictions.case_ids or record.measures is None:
             continue
         case = cases.read(record.case_id, fields_of(predictions.columns))
         for column, predicted in predictions.read(record.case_id, case.num_points).items():
             truth = column_of(case, column).astype(np.float64)
             error = predicted.astype(np.float64) - truth
             norm = float(np.linalg.norm(truth))
-            relative = float(np.linalg.norm(error)) / norm if norm else None
+            is_known = norm > floors[column] * np.sqrt(len(truth))
+            relative = float(np.linalg.norm(error)) / norm if is_known else None
             distances = np.abs(error)
             found.append(Deviation(record.case_id, column, relative, float(distances.mean()), float(distances.max())))
     return sorted(found, key=lambda e: (-np.inf if e.relative_l2 is None else -e.relative_l2, e.case_id, e.column))

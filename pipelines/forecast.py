@@ -120,9 +120,14 @@ def print_forecast(told: Forecast, request: BuildRequest, console: Console) -> N
     table.add_row("cases", f"{told.cases:,} in {told.containers:,} folders and archives")
     table.add_row("to read", human_bytes(told.source_bytes))
     table.add_row("tasks to measure", f"{told.tasks:,}")
-    minutes = told.seconds / 60
-    table.add_row("time, about", f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h")
+    table.add_row("time, about", _duration(told.seconds))
     table.add_row("data set, about", human_bytes(round(told.data_bytes)))
     table.add_row("kept for later builds, about", human_bytes(round(told.workspace_bytes)))
     table.add_row("estimated from", f"{told.sampled} cases, {told.kept:.0%} of them kept")
     console.print(table)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -169,7 +169,7 @@ def count_failures(records: Sequence[CaseRecord], most_examples: int = 3) -> lis
     found = []
     for reason, cases in counts.items():
         failed = [r for r in records if r.failure is not None and str(r.failure.failure_reason) == reason]
-        examples = tuple((r.case_id, r.failure.failure_detail) for r in failed[:most_examples] if r.failure)
+        examples = tuple((r.case_id, r.failure.description) for r in failed[:most_examples] if r.failure)
         found.append(FailureCount(reason, cases, examples))
     return found
 

@@ -115,7 +115,7 @@ def render_page(content: PageContent) -> bytes:
         "published_source": PUBLISHED_SOURCE,
         "table_6": _table_6(content.records),
         "rejections": [
-            {**asdict(row), "limit": f"{row.limit:g}", "cases": f"{row.cases:,}", "alone": f"{row.alone:,}"}
+            {**asdict(row), "limit": format_number(row.limit), "cases": f"{row.cases:,}", "alone": f"{row.alone:,}"}
             for row in count_rejections(content.records, content.limits)
         ],
         "failures": _failures(content.records),
@@ -281,8 +281,11 @@ def _named(kept: Sequence[CaseRecord], attribute: str) -> str:
 
 def _reason(record: CaseRecord) -> str | None:
     if record.failure is not None:
-        return f"{record.failure.failure_reason}: {record.failure.failure_detail}"
-    return ", ".join(f"{r.criterion} {r.value:.4g} > {r.limit:g}" for r in record.rejections) or None
+        return f"{record.failure.failure_reason}: {record.failure.description}"
+    return (
+        ", ".join(f"{r.criterion} {format_number(r.value)} > {format_number(r.limit)}" for r in record.rejections)
+        or None
+    )
 
 
 def _rounded(value: float) -> float | None:

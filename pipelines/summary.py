@@ -89,12 +89,7 @@ def say_empty_splits(records: Sequence[CaseRecord], asked: Sequence[str], consol
 
 
 def _describe_failure(record: CaseRecord) -> str:
-    failure = record.failure
-    if failure is None:
-        return ""
-    where = f" ({failure.failure_path}" if failure.failure_path else ""
-    where += f", byte {failure.failure_offset}" if failure.failure_offset is not None else ""
-    return f"{record.case_id}: {failure.failure_detail}{where}{')' if where else ''}"
+    return f"{record.case_id}: {record.failure.description}" if record.failure is not None else ""
 
 
 def _stored_bytes(kept: Sequence[CaseRecord]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,7 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -84,3 +88,29 @@ class Visit:
     def close(self) -> None:
         """Leave the page."""
         self.context.close()
+
+
+def column(visit: Visit, number: int, table: str = "#case-table") -> list[str]:
+    return visit.page.locator(f"{table} tbody tr td:nth-child({number})").all_inner_texts()
+
+
+def pixels(visit: Visit, selector: str = "#viewer-canvas") -> NDArray[np.uint8]:
+    """What an element looks like, [height, width, 3]."""
+    visit.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    with Image.open(io.BytesIO(visit.page.locator(selector).first.screenshot())) as picture:
+        return np.asarray(picture.convert("RGB")).copy()
+
+
+def wait_for_part(visit: Visit, name: str) -> None:
+    visit.page.wait_for_function("name => document.getElementById('viewer-canvas').dataset.shown === name", arg=name)
+
+
+def open_part(visit: Visit, name: str) -> None:
+    visit.page.locator(".part", has_text=name).first.click()
+    wait_for_part(visit, name)
+
+
+def colourful(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where a picture is neither background nor grey."""
+    wide = picture.astype(int)
+    return np.asarray(np.ptp(wide, axis=2) > 40)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
+import tempfile
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors import safe_open
 
 import lpbf_data.cache as cache_module
 from lpbf_data import load_dataset
@@ -77,25 +80,28 @@ def test_selections_do_not_meet(small_dataset: Path, own_cache: Path) -> None:
     assert len([p for p in own_cache.iterdir() if p.is_dir()]) == 4
 
 
-def test_cached_files_open_with_safetensors(small_dataset: Path, own_cache: Path) -> None:
+def test_cached_files_open_with_arrow(small_dataset: Path, own_cache: Path) -> None:
     sample = load_dataset(small_dataset, format="torch", cells=False)[5]
-    (path,) = own_cache.glob("*/00000/0000005.safetensors")
-    with safe_open(path, "pt") as file:
-        assert torch.equal(file.get_tensor("displacement"), sample["displacement"])
+    (path,) = own_cache.glob("*/00000/0000005.arrow")
+    with pa.memory_map(str(path)) as file:
+        table = pa.ipc.open_file(file).read_all()
+    assert table.schema.field("pos").type == pa.list_(pa.list_(pa.float32(), 3))
+    for name in ("pos", "y", "displacement"):
+        assert table[name][0].as_py() == sample[name].tolist()
     described = json.loads((path.parents[1] / "collection.json").read_text())
     assert described["split"] == "train"
     assert described["names"][:2] == ["pos", "y"]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign", "header"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign", "footer"])
 def test_a_damaged_file_is_decoded_again(small_dataset: Path, own_cache: Path, damage: str) -> None:
     wanted = load_dataset(small_dataset, format="torch")[2]
-    (path,) = own_cache.glob("*/00000/0000002.safetensors")
+    (path,) = own_cache.glob("*/00000/0000002.arrow")
     content = bytearray(path.read_bytes())
     if damage == "flip":
         content[-100] ^= 1
-    elif damage == "header":
-        content[3] ^= 0xFF
+    elif damage == "footer":
+        content[-8] ^= 0xFF
     changed = {"cut": content[:-50], "empty": b"", "foreign": b"not a tensor file"}.get(damage, content)
     path.write_bytes(changed)
     again = load_dataset(small_dataset, format="torch")[2]
@@ -173,10 +179,10 @@ def test_the_cache_is_bounded_and_removes_what_was_unused_longest(tmp_path: Path
     keys = [CollectionKey("somewhere", f"digest {n}", "train", ("pos", "y"), local=False) for n in range(4)]
     for age, key in enumerate(keys):
         cases = CachedCases(tmp_path, key, size)
-        fill(cases, 40)
+        fill(cases, 36)
         del cases
         os.utime(tmp_path / key.folder / "used", (1000 + age, 1000 + age))
-        assert sum(p.stat().st_size for p in tmp_path.rglob("*.safetensors")) <= size
+        assert sum(p.stat().st_size for p in tmp_path.rglob("*.arrow")) <= size
     assert [(tmp_path / key.folder).exists() for key in keys] == [False, True, True, True]
 
 
@@ -202,7 +208,7 @@ def test_only_what_can_be_decoded_again_and_is_not_in_use_is_removed(tmp_path: P
     second = CachedCases(tmp_path / "cache", KEY, 2_000_000, offline=reason == "offline")
     with pytest.warns(CacheWarning, match="is full"):
         fill(second, 120)
-    assert len(list((tmp_path / "cache" / old.folder).rglob("*.safetensors"))) == 50
+    assert len(list((tmp_path / "cache" / old.folder).rglob("*.arrow"))) == 50
 
 
 def test_keeping_serves_a_share_and_replacing_its_half_square() -> None:
@@ -232,23 +238,89 @@ def test_a_cache_that_cannot_be_written_to_warns_once_and_is_not_needed(small_da
         assert len([dataset[index]["pos"] for index in range(17)]) == 17
 
 
-def test_a_full_disk_warns_once_and_training_goes_on(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = load_dataset(small_dataset, format="torch")
-    written = []
+def read_all(folder: str, cache: Path, results: Any) -> None:
+    """Read every case twice; gives the warnings, and the sums of what was read."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = load_dataset(folder, format="torch", cache=cache)
+        sums = [[float(dataset[index]["pos"].double().sum()) for index in range(17)] for _ in range(2)]
+    results.put(([str(w.message) for w in caught if w.category is CacheWarning], sums))
 
-    def save(*args: Any) -> None:
-        if len(written) == 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        written.append(cache_module_save(*args))
 
-    cache_module_save = cache_module.save_file
-    monkeypatch.setattr(cache_module, "save_file", save)
-    with pytest.warns(CacheWarning, match="No space left") as caught:
-        samples = [dataset[index] for index in range(17)]
-    assert len(caught) == 1
-    assert len(samples) == 17
-    assert all(torch.equal(dataset[i]["pos"], samples[i]["pos"]) for i in range(17))
-    assert not list(dataset.samples.tensors.cache.folder.rglob("*.tmp"))
+def in_a_process(prepare: Callable[[], None], small_dataset: Path, cache: Path) -> tuple[list[str], Any]:
+    """What `read_all` gives in a process of its own, after it did something to itself."""
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+
+    def run() -> None:
+        prepare()
+        read_all(str(small_dataset), cache, results)
+
+    process = context.Process(target=run)
+    process.start()
+    found: tuple[list[str], Any] = results.get(timeout=60)
+    process.join()
+    return found
+
+
+def test_a_disk_that_takes_no_more_warns_once_and_training_goes_on(small_dataset: Path, tmp_path: Path) -> None:
+    """The system refuses to make files longer than the cases of this test are."""
+    wanted = in_a_process(lambda: None, small_dataset, tmp_path / "good")[1]
+    limit = min(path.stat().st_size for path in (tmp_path / "good").rglob("*.arrow")) + 1
+
+    def refuse() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    messages, found = in_a_process(refuse, small_dataset, tmp_path / "cache")
+    assert len(messages) == 1
+    assert "can't be written to any more" in messages[0]
+    assert "File too large" in messages[0]
+    assert found == wanted
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    assert all(path.stat().st_size <= limit for path in (tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_a_read_only_cache_serves_what_it_has_and_warns_once(small_dataset: Path) -> None:
+    open_to_all = Path(tempfile.mkdtemp(prefix="lpbf-test-"))
+    try:
+        shutil.copytree(small_dataset, open_to_all / "lpbf")
+        dataset = load_dataset(open_to_all / "lpbf", format="torch", cache=open_to_all / "cache")
+        wanted = [float(dataset[index]["pos"].double().sum()) for index in range(17)]
+        files = sorted(open_to_all.rglob("*.arrow"))
+        files[-1].unlink()
+        for path in [open_to_all, *open_to_all.rglob("*")]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+
+        def become_nobody() -> None:
+            if os.geteuid() == 0:  # whom no permission keeps out
+                os.seteuid(65534)
+
+        messages, found = in_a_process(become_nobody, open_to_all / "lpbf", open_to_all / "cache")
+        assert len(messages) == 1
+        assert "can't be written to" in messages[0]
+        assert found == [wanted, wanted]
+        assert sorted(open_to_all.rglob("*.arrow")) == files[:-1]
+    finally:
+        for path in [open_to_all, *open_to_all.rglob("*")]:
+            if path.is_dir():
+                path.chmod(0o755)
+        shutil.rmtree(open_to_all)
+
+
+def test_a_reader_killed_in_its_first_epoch_leaves_a_good_cache(small_dataset: Path, tmp_path: Path) -> None:
+    wanted = in_a_process(lambda: None, small_dataset, tmp_path / "good")
+    context = multiprocessing.get_context("fork")
+    for number in range(4):
+        process = context.Process(target=read_all, args=(str(small_dataset), tmp_path / "cache", context.Queue()))
+        process.start()
+        while len(list((tmp_path / "cache").rglob("*.arrow"))) < 3 * number + 1:
+            time.sleep(0.001)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    started = time.monotonic()
+    assert in_a_process(lambda: None, small_dataset, tmp_path / "cache") == wanted
+    assert time.monotonic() - started < cache_module._LOCK_SECONDS  # no lock outlives its holder
 
 
 def test_a_little_of_the_disk_stays_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,30 @@ def test_tokens(hub: Hub, there: dict[str, Any]) -> None:
     assert len([r for r in hub.log if r.authorization == "Bearer hf_secret"]) >= 3
 
 
+def test_the_environment_of_huggingface_hub_counts(hub: Hub, tmp_path: Path) -> None:
+    """HF_TOKEN, HF_HOME and HF_HUB_OFFLINE, in processes of their own: they are read when it is imported."""
+    program = """
+from lpbf_data import load_dataset
+print(float(load_dataset("user/lpbf", "test", format="torch")[0]["pos"].sum()))
+"""
+    hub.token = "hf_secret"
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_secret"}
+
+    def run(**more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-W", "ignore", "-c", program]
+        return subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=300, check=False)
+
+    online = run()
+    assert online.returncode == 0, online.stderr
+    hub.log.clear()
+    offline = run(HF_HUB_OFFLINE="1")
+    assert offline.stdout == online.stdout
+    elsewhere = run(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
+    assert "offline mode is on" in elsewhere.stderr
+    assert "hf download user/lpbf" in elsewhere.stderr
+    assert not hub.log
+
+
 def test_the_token_goes_to_the_hub_alone(hub: Hub, there: dict[str, Any]) -> None:
     with serve_hub(hub.repositories) as storage:
         hub.token, hub.redirect, hub.elsewhere = "hf_secret", True, storage.url

@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
-from lpbf_data import Loader, RaggedBatch, load_dataset, make_loader
+from lpbf_data import Loader, NodeBudgetSampler, RaggedBatch, load_dataset, make_loader
+from lpbf_data.batching import collate_ragged
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.sampling import epoch_order
 from lpbf_data.stream import SkippedCaseWarning
@@ -188,6 +191,28 @@ def test_any_ranks_batches_budgets_and_interruptions(small_dataset: Path, data: 
     assert sorted(served) == sorted(sizes)
 
 
+@many_workers
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"max_points": 400, "batch_size": None}])
+def test_one_rank_then_eight_then_three(small_dataset: Path, options: dict[str, Any]) -> None:
+    served: list[str] = []
+    state = open_loader(small_dataset).state_dict()
+    for ranks, workers, steps in ((1, 2, 2), (8, 0, 1), (3, 1, 99)):
+        loaders = [
+            open_loader(small_dataset, rank=r, world_size=ranks, num_workers=workers, uneven="keep", **options)
+            for r in range(ranks)
+        ]
+        states = []
+        for loader in loaders:
+            loader.load_state_dict(state)
+            if loader.epoch == 0:
+                served += flat([batch.case_ids for _, batch in zip(range(steps), loader, strict=False)])
+            states.append(loader.state_dict())
+        state = states[0]
+        assert steps == 99 or all(other == state for other in states)
+    assert sorted(served) == sorted(expected(small_dataset, 0))
+    assert state["epoch"] == 1
+
+
 @pytest.mark.parametrize(
     ("uneven", "count", "steps"), [("drop", 16, [2] * 8), ("pad", 24, [3] * 8), ("keep", 17, [3] + [2] * 7)]
 )
@@ -201,9 +226,9 @@ def test_eight_ranks_share_seventeen_cases_as_asked(
     assert all(loader.state_dict() == loaders[0].state_dict() for loader in loaders)
 
 
-def train_one_rank(rank: int, ranks: int, folder: str, place: str, results: Any) -> None:
+def train_one_rank(rank: int, ranks: int, folder: str, place: str, uneven: Any, results: Any) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=ranks)
-    loader = make_loader(folder, batch_size=2, shuffle=True, fields=[])
+    loader = make_loader(folder, batch_size=2, shuffle=True, fields=[], uneven=uneven)
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 1))
     for _ in range(2):
         for batch in loader:
@@ -212,12 +237,14 @@ def train_one_rank(rank: int, ranks: int, folder: str, place: str, results: Any)
     torch.distributed.destroy_process_group()
 
 
-def test_distributed_training_does_not_hang_at_uneven_ends(small_dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("uneven", ["drop", "pad"])
+def test_distributed_training_does_not_hang_at_uneven_ends(small_dataset: Path, tmp_path: Path, uneven: str) -> None:
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     place = str(tmp_path / "rendezvous")
     processes = [
-        context.Process(target=train_one_rank, args=(rank, 3, str(small_dataset), place, results)) for rank in range(3)
+        context.Process(target=train_one_rank, args=(rank, 3, str(small_dataset), place, uneven, results))
+        for rank in range(3)
     ]
     for process in processes:
         process.start()
@@ -252,6 +279,44 @@ def test_pyg_batches(small_dataset: Path) -> None:
         assert torch.equal(batch.ptr, other.offsets)
         for name in ("pos", "y", "cells", "edge_index"):
             assert torch.equal(batch[name], getattr(other, name))
+
+
+def test_a_plain_dataloader_with_a_budget_of_points(small_dataset: Path) -> None:
+    dataset = load_dataset(small_dataset, format="torch", fields=[], cells=False)
+    served: list[str] = []
+    for rank in range(2):
+        sampler = NodeBudgetSampler(dataset.sizes, 300, shuffle=True, rank=rank, world_size=2, uneven="keep")
+        batches: Any = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate_ragged)
+        for batch in batches:
+            assert len(batch.pos) == batch.offsets[-1] <= 300
+            served += batch.case_ids
+    assert sorted(served) == sorted(dataset.case_ids)
+
+
+class Pinnable:
+    """A batch that remembers in which thread it was pinned."""
+
+    def __init__(self, samples: Any) -> None:
+        self.count = len(samples)
+        self.pinned_in = ""
+
+    def pin_memory(self) -> Pinnable:
+        self.pinned_in = threading.current_thread().name
+        return self
+
+
+@many_workers
+@pytest.mark.parametrize("workers", [0, 1])
+def test_memory_is_pinned_beside_training_and_in_this_process(small_dataset: Path, workers: int) -> None:
+    loader = open_loader(small_dataset, collate=Pinnable, pin_memory=True, batch_size=5, num_workers=workers)
+    batches = list(loader)
+    assert [batch.count for batch in batches] == [5, 5, 5, 2]
+    assert {batch.pinned_in for batch in batches} == {"lpbf-read-ahead"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
+def test_batches_arrive_in_page_locked_memory(small_dataset: Path) -> None:
+    assert all(batch.pos.is_pinned() and batch.offsets.is_pinned() for batch in open_loader(small_dataset))
 
 
 def spoil(sample: dict[str, Any]) -> dict[str, Any]:
@@ -315,9 +380,9 @@ def test_a_slice_of_a_data_set_is_a_data_set(small_dataset: Path) -> None:
         loader.load_state_dict(open_loader(small_dataset).state_dict())
 
 
-@pytest.fixture
-def damaged(tmp_path: Path) -> Path:
-    """Six cases in two shards, the second of which is cut to its footer."""
+@pytest.fixture(params=["altered"])
+def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Six cases in two shards; of the second only the footer is whole, or it is cut, or missing."""
     folder = tmp_path / "damaged"
     folder.mkdir()
     write_dataset(folder, {"train": [make_case(seed) for seed in range(6)]}, shards=2, formats=["parquet"])
@@ -325,13 +390,18 @@ def damaged(tmp_path: Path) -> Path:
     content = bytearray(shard.read_bytes())
     footer = 8 + int.from_bytes(content[-8:-4], "little")
     content[4:-footer] = bytes(len(content) - footer - 4)
-    shard.write_bytes(content)
+    if request.param == "altered":
+        shard.write_bytes(content)
+    elif request.param == "cut":
+        shard.write_bytes(content[:-100])
+    else:
+        shard.unlink()
     return folder
 
 
 @many_workers
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("damaged", ["altered", "cut", "missing"], indirect=True)
+@pytest.mark.parametrize(("workers", "batch_size"), [(0, 1), (0, 4), (2, 1), (2, 4)])
 def test_skipped_cases_are_counted_and_no_step_is_lost(damaged: Path, workers: int, batch_size: int) -> None:
     loader = make_loader(damaged, shuffle=True, batch_size=batch_size, num_workers=workers, on_error="skip")
     bad = load_dataset(damaged).case_ids[3:]
@@ -344,6 +414,7 @@ def test_skipped_cases_are_counted_and_no_step_is_lost(damaged: Path, workers: i
 
 
 @many_workers
+@pytest.mark.parametrize("damaged", ["altered", "cut", "missing"], indirect=True)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_cannot_be_read_is_told(damaged: Path, workers: int) -> None:
     loader = make_loader(damaged, num_workers=workers)

@@ -24,6 +24,8 @@ from lpbf_data import load_dataset, make_loader
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.npz_store import NpzCase
 from lpbf_data.pickled_text import read_pickled_text
+from lpbf_data.stream import SkippedCaseWarning
+from tests.data_hub_server import serve_hub
 
 
 class Payload:
@@ -138,6 +140,24 @@ def test_a_file_that_is_no_archive_is_refused_and_does_nothing(
     with pytest.raises(StoreError, match="is no npz file"):
         load_dataset(folder, "test")[0]
     assert not mark.exists()
+
+
+def test_payloads_on_a_hub_do_nothing(published_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, mark = tmp_path / "hostile", tmp_path / "ran"
+    shutil.copytree(published_dataset, folder)
+    files = sorted((folder / "train").glob("*.npz"))
+    payload = np.array([Payload(mark)], dtype=object)
+    for path, member in zip(files, ("_metadata", "pos", "elems", "temp", "disp", "vmstr"), strict=False):
+        rewrite(path, **{member: payload})
+    files[6].write_bytes(pickle.dumps(Payload(mark)))
+    with serve_hub({"user/hostile": {"main": folder}}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        loader = make_loader("user/hostile", cells=True, on_error="skip", cache_dir=tmp_path / "hub")
+        with pytest.warns(SkippedCaseWarning):
+            served = {case_id for batch in loader for case_id in batch.case_ids}
+    assert not mark.exists()
+    assert set(loader.skipped) == {path.stem for path in files[1:7]}
+    assert files[0].stem in served
 
 
 def test_the_payload_is_alive(tmp_path: Path) -> None:

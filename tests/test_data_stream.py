@@ -105,6 +105,22 @@ def test_any_ranks_any_interruptions_every_case_once(small_dataset: Path, plan: 
     assert sorted(served) == sorted(expected(stream, 0))
 
 
+def test_one_rank_then_eight_then_three(small_dataset: Path) -> None:
+    served: list[str] = []
+    state = open_stream(small_dataset).state_dict()
+    for ranks, steps in ((1, 4), (8, 1), (3, 99)):
+        parts = []
+        for rank in range(ranks):
+            stream = open_stream(small_dataset, uneven="keep", rank=rank, world_size=ranks)
+            stream.load_state_dict(state)
+            parts.append(take(stream, steps))
+        served += [case for got, _ in parts for case in got]
+        state = parts[0][1]
+        assert all(other == state for _, other in parts)
+    assert sorted(served) == sorted(expected(open_stream(small_dataset), 0))
+    assert state["epoch"] == 1
+
+
 @pytest.mark.parametrize(("uneven", "count"), [("drop", 15), ("pad", 20), ("keep", 17)])
 def test_five_ranks_share_seventeen_cases_as_asked(small_dataset: Path, uneven: str, count: int) -> None:
     streams = [open_stream(small_dataset, uneven=uneven, rank=rank, world_size=5) for rank in range(5)]
@@ -116,10 +132,22 @@ def test_five_ranks_share_seventeen_cases_as_asked(small_dataset: Path, uneven: 
 
 
 @many_workers
-@pytest.mark.parametrize(("workers", "batch_size"), [(0, 3), (1, 4), (2, 1), (3, 2)])
-def test_a_plain_dataloader_with_advance(small_dataset: Path, workers: int, batch_size: int) -> None:
+@pytest.mark.parametrize(
+    ("workers", "batch_size", "method"),
+    [
+        (0, 3, None),
+        (1, 4, "fork"),
+        (2, 1, "fork"),
+        (3, 2, "fork"),
+        (8, 1, "fork"),
+        pytest.param(2, 2, "spawn", marks=pytest.mark.slow),
+        pytest.param(8, 1, "spawn", marks=pytest.mark.slow),
+    ],
+)
+def test_a_plain_dataloader_with_advance(small_dataset: Path, workers: int, batch_size: int, method: Any) -> None:
     stream = open_stream(small_dataset, batch_size=batch_size)
-    loader: Any = DataLoader(stream, batch_size=batch_size, num_workers=workers, collate_fn=collate_ragged)
+    options: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": method}
+    loader: Any = DataLoader(stream, batch_size=batch_size, collate_fn=collate_ragged, **options)
     served: list[str] = []
     for number, batch in enumerate(loader):
         served += batch.case_ids

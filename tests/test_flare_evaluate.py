@@ -40,7 +40,11 @@ from flare_model.scores import score_case, summarise
 from flare_model.train import train
 from lpbf_data import load_dataset
 from lpbf_data.errors import LpbfError, UsageError
+from lpbf_data.folder import DatasetFolder
 from lpbf_data.mesh import hex_edges
+from lpbf_data.predictions import PredictionFile
+from pipelines.exhibits import KeptCases, judge_predictions
+from pipelines.report import report
 from tests.data_support import make_case
 from tests.flare_support import TINY
 
@@ -186,6 +190,28 @@ def test_the_summary_is_what_an_independent_computation_gives(
         assert (trained_run / "evaluation/test" / name).read_bytes().startswith(b"\x89PNG")
     worst = max((r for r in rows if r["predictor"] == "model"), key=lambda r: r["relative_l2"])["case_id"]
     assert (trained_run / f"evaluation/test/worst/displacement_z_{worst}.png").stat().st_size > 5000
+
+
+def test_the_report_shows_what_was_evaluated(box_dataset: str, tmp_path: Path) -> None:
+    """From training to the page: the file that `evaluate` leaves is the one that the report reads."""
+    targets = ["von_mises_stress", "displacement"]
+    train(box_dataset, out=str(tmp_path / "run"), model=TINY, targets=targets, recipe=Recipe(epochs=1))
+    evaluate(str(tmp_path / "run"), box_dataset, worst=0)
+    path = tmp_path / "run/evaluation/test/predictions.parquet"
+    assert report(box_dataset, predictions=str(path), out=str(tmp_path / "page.html")) == 0
+    kept = PredictionFile(path)
+    assert kept.columns == ("von_mises_stress", "displacement_x", "displacement_y", "displacement_z")
+    surrogate = from_pretrained(tmp_path / "run")
+    for sample in load_dataset(box_dataset, "test", format="torch", fields=["displacement"]):
+        with torch.no_grad():
+            expected = surrogate(sample["pos"]).numpy()
+        found = kept.read(sample["case_id"], len(expected))
+        np.testing.assert_allclose(np.stack(list(found.values()), axis=1), expected, rtol=1e-5, atol=1e-5)
+    summary = json.loads((tmp_path / "run/evaluation/test/summary.json").read_text())
+    deviations = judge_predictions(KeptCases(DatasetFolder(box_dataset)), kept)
+    stress = [d.relative_l2 for d in deviations if d.column == "von_mises_stress" and d.relative_l2 is not None]
+    assert np.mean(stress) == pytest.approx(summary["scores"]["von_mises_stress"]["model"]["relative_l2"], rel=1e-5)
+    assert f"von_mises_stress {np.mean(stress):.4f}" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_the_test_split_is_read_once(

@@ -1,4 +1,4 @@
-"""Report, pictures and card: what they say, that nothing hostile gets in, and that a build never depends on them."""
+"""Report and pictures: what they say, that nothing hostile gets in, and that a build never depends on them."""
 
 from __future__ import annotations
 
@@ -15,61 +15,35 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from huggingface_hub import DatasetCard
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from lpbf_data.errors import LpbfError, SchemaError, StoreError, UsageError
 from lpbf_data.folder import DatasetFolder
-from lpbf_data.manifest import decode_manifest
 from lpbf_data.predictions import PredictionFile, write_predictions
-from lpbf_data.record import CaseRecord
 from lpbf_data.schema import DEFAULT_FIELDS, resolve_fields
 from lpbf_data.surface import extract_surface
 from pipelines.build import build, run_build
-from pipelines.card import make_card
 from pipelines.engine import Resources
 from pipelines.exhibits import KeptCases, choose_cases, judge_predictions, shown_fields
 from pipelines.overview import QUANTITIES, Summary, leak_sentence, solver_sentence, table_6
-from pipelines.pictures import Drawing, draw_part
+from pipelines.pictures import Artist, Drawing
 from pipelines.report import Report, make_report
 from pipelines.report_page import ASSETS, PageContent, render_page
 from pipelines.select import Filters
 from pipelines.surface_codec import COLUMN_BITS, COORDINATE_BITS, decode_surface, encode_surface
 from pipelines.verify import verify_dataset
 from tests.netfabb_cases import TERMINATED, Part, box_mesh, write_part
-from tests.test_build import request, tree, write_parts
+from tests.report_support import HOSTILE, hostile_records, records_of
+from tests.test_build import request, tree
 
-HOSTILE = (
-    "</script><script>window.pwned=1</script>",
-    "\"><img src=x onerror='window.pwned=1'>",
-    "{{ 7*7 }} ${7*7} <!-- --> &lt;b&gt;",
-    "деталь 部品 قطعة 🔧",
-    "a|b `c` [d](javascript:window.pwned=1) *e*",
-)
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set with report: eight good parts, one that failed, limits that reject some."""
-    folder = tmp_path_factory.mktemp("report")
-    write_parts(folder / "src")
-    write_part(folder / "src", Part("900_11b839a3_1", clearance=60.0, shape=(4, 4, 3)))
-    write_part(folder / "src", Part("901_11b839a3_1", verdict=TERMINATED))
-    run_build(request(folder / "src", folder / "lpbf", filters=Filters(max_points=100), report=True))
-    return folder / "lpbf"
+pytest_plugins = ["tests.report_fixtures"]
 
 
 @pytest.fixture(scope="module")
 def whole(built: Path) -> Report:
     """The report of all its kept cases."""
     return make_report(DatasetFolder(built))
-
-
-def records_of(dataset: Path) -> tuple[CaseRecord, ...]:
-    return decode_manifest((dataset / "manifest.parquet").read_bytes()).records
 
 
 class Page(HTMLParser):
@@ -259,8 +233,13 @@ def test_parts_are_drawn_as_they_are() -> None:
     points, cells = box_mesh((4, 3, 2))
     surface = extract_surface(points, cells)
     values = points[surface.point_numbers, 2] - 1
-    above = draw_part(Drawing(points[surface.point_numbers], surface.faces, values))
-    below = draw_part(Drawing(points[surface.point_numbers], surface.faces, -values))
+    with Artist() as artist:  # not here: an OpenGL in this process may not go together with what other tests load
+        drawings = [Drawing(points[surface.point_numbers], surface.faces, sign * values) for sign in (1, -1, 1)]
+        started = [artist.start(drawing) for drawing in drawings]
+        above, below, again = (artist.finish(future) for future in started)
+    assert artist.problem is None
+    assert above is not None
+    assert below is not None
     assert above.shape == (240, 320, 4)
     solid = above[..., 3] == 255
     assert 0.2 < solid.mean() < 0.8
@@ -276,60 +255,7 @@ def test_parts_are_drawn_as_they_are() -> None:
     top = (rows[0] + 25, 160)
     assert above[top][0] > above[top][2] + 60
     assert below[top][2] > below[top][0] + 60
-    assert np.array_equal(above, draw_part(Drawing(points[surface.point_numbers], surface.faces, values)))
-
-
-def test_pictures_of_the_card_show_something(built: Path) -> None:
-    for name, least_colours in (("parts", 100), ("distributions", 5)):
-        with Image.open(built / "pictures" / f"{name}.png") as picture:
-            assert picture.width > 500
-            assert len(picture.convert("RGB").getcolors(1 << 24) or []) > least_colours
-        assert (built / "pictures" / f"{name}.png").stat().st_size < 400_000
-
-
-def test_the_card_is_valid_for_the_hub_and_complete(built: Path) -> None:
-    card = DatasetCard.load(built / "README.md")
-    data = card.data.to_dict()
-    assert data["size_categories"] == ["n<1K"]
-    assert {entry["split"] for entry in data["configs"][0]["data_files"]} == {"train", "test"}
-    assert "license" not in data
-    text = card.content
-    for heading in ("How it was made", "Splits", "Statistics", "Columns", "Loading", "Known limits", "Licence"):
-        assert f"\n## {heading}\n" in text
-    assert "Fusion 360 Gallery" in text
-    assert "arXiv:2508.12594" in text
-    assert text.count("```python") == 3
-    for picture in re.findall(r"!\[([^\]]+)\]\((.*?)\)", text):
-        assert len(picture[0]) > 40
-        assert (built / picture[1]).exists()
-    rows = re.findall(r"^\| (\S.*?) \| ([\d,.]+) \((20,972)\)", text, re.MULTILINE)
-    assert [row[0] for row in rows] == ["mean"]
-
-
-def test_the_card_of_own_simulations_says_so(built: Path) -> None:
-    records = [
-        dataclasses.replace(r, run=dataclasses.replace(r.run, solver_version="0.1.0-lpbf")) for r in records_of(built)
-    ]
-    specs = resolve_fields(DEFAULT_FIELDS)
-    text = make_card(records, specs, ["parquet"], {}, "train=0.5,test=0.5", "0" * 64).decode()
-    assert "**Every case was simulated by this project (`python -m pipelines.simulate`), not by NetFabb.**" in text
-    assert "Fusion 360" not in text
-
-
-def hostile_records(dataset: Path) -> list[CaseRecord]:
-    """Records with other people's words wherever words can stand."""
-    records = list(records_of(dataset))
-    for number, words in enumerate(HOSTILE):
-        record = records[number]
-        run = dataclasses.replace(record.run, material=words, machine=words, solver_version=words)
-        records[number] = dataclasses.replace(record, case_id=words, design_id=words, run=run)
-    failed = next(i for i, record in enumerate(records) if record.failure is not None)
-    failure = records[failed].failure
-    assert failure is not None
-    records[failed] = dataclasses.replace(
-        records[failed], failure=dataclasses.replace(failure, failure_detail=HOSTILE[0])
-    )
-    return records
+    assert np.array_equal(above, again)
 
 
 def test_hostile_texts_stay_texts_on_the_page(built: Path, whole: Report) -> None:
@@ -346,16 +272,6 @@ def test_hostile_texts_stay_texts_on_the_page(built: Path, whole: Report) -> Non
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     said = "".join(page.texts)
     assert all(words in said for words in HOSTILE)
-
-
-def test_hostile_texts_stay_texts_on_the_card(built: Path) -> None:
-    specs = resolve_fields(DEFAULT_FIELDS)
-    text = make_card(hostile_records(built), specs, ["parquet"], {}, "train=1", "0" * 64).decode()
-    _, front, body = text.split("---\n", 2)
-    assert set(yaml.safe_load(front)) == {"pretty_name", "task_categories", "tags", "size_categories", "configs"}
-    assert not re.search(r"<(script|img|!--)", body)
-    assert "](javascript" not in body
-    assert "деталь 部品 قطعة 🔧" in body
 
 
 def test_samples_are_chosen_by_hash_and_hold_the_riskiest(built: Path) -> None:

@@ -158,7 +158,7 @@ def whole_build(src: Path, resources: Resources = SERIAL, *, one_shard: bool = T
 def with_workers(src: Path, count: int) -> float:
     """Seconds of a build on a cluster that runs already."""
     with (
-        LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster,
+        LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0) as cluster,
         Client(cluster) as client,
     ):
         client.run(lambda: __import__("pipelines.stages") and None)
@@ -212,7 +212,7 @@ def memory(count: int) -> dict[str, Any]:
         many_small_cases(folder / "data.zip", count)
         samples: list[tuple[float, int]] = []
         stop = threading.Event()
-        with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster:
+        with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0) as cluster:
             worker = psutil.Process(next(iter(cluster.workers.values())).pid)
             started = time.monotonic()
 

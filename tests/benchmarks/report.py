@@ -1,21 +1,24 @@
 """How long a report takes, how large it gets, and how soon a browser can use it.
 
     python -m tests.benchmarks.report
-    python -m tests.benchmarks.report --cases 1000 --points 20000 --gallery 300
+    python -m tests.benchmarks.report --cases 1000 --points 15400 --gallery 300
 
-A data set of made-up parts (voxel bodies with smooth fields, about 20,000 points as in the published one) is written
-first; then the report is made in a process of its own, whose memory is measured, and opened in Chromium from disk. For
-comparison the same surfaces are written as JSON of rounded numbers in base64 after deflation, as is often done, and
-the surfaces of the meshes are taken by VTK.
+A data set of made-up parts (voxel bodies with smooth fields, about 21,000 points as in the published one) is written
+first; then the report is made in a process of its own, whose memory is measured, and opened in Chromium from disk. The
+least time of several runs counts.
+Where other work runs beside it, the seconds of the processors say more than those on the wall: two of them do it. For
+comparison the same surfaces are written as JSON of rounded numbers in base64 after deflation, as is often done.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import functools
 import hashlib
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -27,6 +30,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+import psutil
 
 from lpbf_data.case import Case
 from lpbf_data.folder import DatasetFolder
@@ -40,6 +44,7 @@ from tests.browser import FLAGS, find_chromium
 from tests.data_support import make_case, write_dataset
 
 IN_A_SHARD = 20
+RUNS = 3
 COMPARED = 30  # parts that are written as JSON too
 
 
@@ -74,13 +79,32 @@ def make_dataset(folder: Path, count: int, points: int) -> Path:
 
 
 def measure_command(dataset: Path, page: Path, gallery: int) -> dict[str, float]:
-    """Seconds and peak memory of the command, the process that draws included."""
+    """Seconds and peak memory of the command, the process that draws included; on two processors, if there are more."""
     words = [sys.executable, "-m", "pipelines.report", str(dataset), "--out", str(page), "--gallery", str(gallery)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
-    subprocess.run(words, check=True, capture_output=True)
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as command:
+        family = psutil.Process(command.pid)
+        family.cpu_affinity(family.cpu_affinity()[:2])
+        peak = 0
+        while command.poll() is None:
+            peak = max(peak, _resident_bytes(family))
+            time.sleep(0.1)
+    assert command.returncode == 0, command.returncode
     seconds = time.perf_counter() - started
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {"seconds": seconds, "cpu_seconds": used.ru_utime + used.ru_stime, "peak_mb": used.ru_maxrss / 1000}
+    cpu_seconds = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak / 1e6}
+
+
+def _resident_bytes(family: psutil.Process) -> int:
+    """Resident memory of a process and all that it started, pages that they share counted again."""
+    found = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in (family, *family.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += process.memory_info().rss
+    return found
 
 
 def measure_reading(dataset: Path, gallery: int) -> float:
@@ -151,13 +175,18 @@ def measure(count: int, points: int, gallery: int) -> dict[str, Any]:
     """Everything on one data set."""
     with tempfile.TemporaryDirectory() as name:
         dataset, page = make_dataset(Path(name) / "lpbf", count, points), Path(name) / "report.html"
-        command = measure_command(dataset, page, gallery)
+        tenth = measure_command(make_dataset(Path(name) / "tenth", count // 10, points), page, gallery // 10)
+        command = min((measure_command(dataset, page, gallery) for _ in range(RUNS)), key=lambda run: run["seconds"])
+        load = os.getloadavg()[0]
         reading = measure_reading(dataset, gallery)
         result = {
             "cases": count,
             "points_a_case": KeptCases(DatasetFolder(dataset)).manifest.table["num_points"].to_numpy().mean(),
             "parts_in_3d": page.read_text(encoding="utf-8").count('id="surface-'),
             **{f"report_{key}": value for key, value in command.items()},
+            "load_average": load,
+            "peak_mb_of_a_tenth": tenth["peak_mb"],
+            "peak_against_a_tenth": command["peak_mb"] / tenth["peak_mb"],
             "reading_the_same_cases_seconds": reading,
             "report_against_reading": command["seconds"] / reading,
             "page_mb": page.stat().st_size / 1e6,
@@ -171,7 +200,7 @@ def main() -> None:
     """Measure and save the figures."""
     parser = argparse.ArgumentParser(description="Benchmark of the report.")
     parser.add_argument("--cases", type=int, default=1000)
-    parser.add_argument("--points", type=int, default=20_000)
+    parser.add_argument("--points", type=int, default=15_400)
     parser.add_argument("--gallery", type=int, default=300)
     asked = parser.parse_args()
     result = measure(asked.cases, asked.points, asked.gallery)

@@ -1,6 +1,7 @@
 // Histograms of what is measured, drawn with Observable Plot.
 
 const CHART_HEIGHT = 190;
+const BINS = 28;
 
 /** Fill a place with one histogram a quantity. */
 function fillCharts(place, data) {
@@ -43,11 +44,26 @@ function axisOf(rows, limit) {
   let low = shown.reduce((least, value) => Math.min(least, value), Infinity);
   let high = shown.reduce((most, value) => Math.max(most, value), -Infinity);
   const room = 0.5 * (high - low) || Math.abs(high) || 1;
-  if (limit !== null && limit > high && limit <= high + room) high = limit;
+  // A limit is worth three quarters of the axis, no more.
+  if (limit !== null && limit > high && limit <= high + 6 * room) high = limit;
   const near = rows.map(({ value }) => value).filter((value) => value >= low - room && value <= high + room);
   low = near.reduce((least, value) => Math.min(least, value), low);
   high = near.reduce((most, value) => Math.max(most, value), high);
   return low < high ? [low, high] : [low - 0.5, high + 0.5];
+}
+
+/** Cases in the fullest bin. */
+function highestBar(rows, [low, high]) {
+  const counts = new Uint32Array(BINS + 1);
+  for (const { value } of rows) counts[Math.min(Math.floor((BINS * (value - low)) / (high - low)), BINS - 1)]++;
+  return counts.reduce((most, count) => Math.max(most, count), 0);
+}
+
+/** About three whole numbers from 0 up. */
+function wholeTicks(most) {
+  const power = 10 ** Math.floor(Math.log10(Math.max(most, 1)));
+  const step = Math.max(1, [0.5, 1, 2, 5].map((factor) => factor * power).find((size) => most / size <= 4));
+  return Array.from({ length: Math.floor(most / step) + 1 }, (_, i) => i * step);
 }
 
 function makeChart(cases, measured, quantity) {
@@ -55,16 +71,17 @@ function makeChart(cases, measured, quantity) {
   const domain = axisOf(all, quantity.limit);
   const rows = all.filter(({ value }) => value >= domain[0] && value <= domain[1]);
   const beyond = all.length - rows.length;
+  const edges = Array.from({ length: BINS + 1 }, (_, i) => domain[0] + (i / BINS) * (domain[1] - domain[0]));
   const marks = [
     vendor.axisX({ ticks: 4, label: null }),
-    vendor.axisY({ ticks: 3, label: null, tickFormat: (count) => (Number.isInteger(count) ? formatNumber(count) : "") }),
-    vendor.rectY(rows, vendor.binX({ y: "count" }, { x: "value", fill: "status", thresholds: 28, insetLeft: 0.5, insetRight: 0.5 })),
+    vendor.axisY({ ticks: wholeTicks(highestBar(rows, domain)), label: null, tickFormat: formatNumber }),
+    vendor.rectY(rows, vendor.binX({ y: "count" }, { x: "value", fill: "status", thresholds: edges, insetLeft: 0.5, insetRight: 0.5 })),
     vendor.ruleY([0]),
   ];
   if (quantity.limit !== null && quantity.limit <= domain[1]) marks.push(vendor.ruleX([quantity.limit], { strokeDasharray: "4 3" }));
   const svg = vendor.plot({
     width: 360, height: CHART_HEIGHT, marginLeft: 40, marginBottom: 44,
-    x: { domain, nice: true },
+    x: { domain },
     y: { nice: true },
     color: { domain: ["kept", "rejected"], range: ["var(--kept)", "var(--rejected)"] },
     marks,

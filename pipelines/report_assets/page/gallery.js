@@ -8,6 +8,7 @@ function wireGallery(data, viewer) {
   const parts = [...place.querySelectorAll("[data-exhibit]")];
   const more = byId("more-parts");
   const order = byId("gallery-order");
+  if (!parts.length) return parts;
   let all = parts.length <= PARTS_AT_FIRST;
 
   function arrange() {
@@ -70,7 +71,8 @@ async function drawMissingStills(data, parts) {
       view.scene.remove(view.plate);
       view.setPanes([{ values, range: [-furthest, furthest], palette: "signed" }]);
       view.look("corner");
-      target.querySelector(".still").replaceWith(element("img", { src: canvas.toDataURL("image/webp", 0.8), alt: "" }));
+      const alt = target.getAttribute("aria-label");
+      target.querySelector(".still").replaceWith(element("img", { src: canvas.toDataURL("image/webp", 0.8), alt }));
     }
   }, { rootMargin: "300px" });
   missing.forEach((part) => observer.observe(part));

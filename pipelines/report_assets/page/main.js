@@ -40,6 +40,7 @@ function fillCaseTable(place, data, viewer) {
   const splits = [...new Set(cases.split.filter((name) => name !== null))];
   fillTable(place, {
     label: "cases",
+    hint: "id, design, material, reason …",
     columns: [
       text("case_id", "case"),
       text("status", "status"),
@@ -52,9 +53,9 @@ function fillCaseTable(place, data, viewer) {
       number("height", "height, mm"),
       number("num_points", "points"),
       number("aspect_ratio_max", "aspect ratio"),
+      { ...text("reason", "why rejected or failed"), isLong: true },
       text("material", "material"),
       text("design_id", "design"),
-      text("reason", "why rejected or failed"),
     ],
     rows,
     open: (row) => viewer.open(data.exhibitOf.get(row)),
@@ -75,6 +76,7 @@ function fillPredictionTable(place, data, viewer) {
   const options = columns.map((name) => ({ label: name, keep: ({ column }) => column === name }));
   fillTable(place, {
     label: "predictions",
+    hint: "id, split, column …",
     columns: [
       { label: "case", kind: "text", value: ({ row }) => cases.case_id[row] },
       { label: "split", kind: "text", value: ({ row }) => cases.split[row] },

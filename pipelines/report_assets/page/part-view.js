@@ -24,10 +24,10 @@ class PartView {
   constructor(canvas, palettes, onTurn = () => {}) {
     this.canvas = canvas;
     this.onTurn = onTurn;
-    this.renderer = new vendor.WebGLRenderer({ canvas, antialias: true, alpha: true });
+    this.renderer = new vendor.WebGLRenderer({ canvas, antialias: true, alpha: true, stencil: true });
     this.renderer.setPixelRatio(Math.min(window.devicePixelRatio, 2));
     this.cutPlane = new vendor.Plane(new vendor.Vector3(0, 0, -1), 0);
-    this.renderer.clippingPlanes = [this.cutPlane];
+    this.renderer.localClippingEnabled = true;
     this.textures = Object.fromEntries(Object.entries(palettes).map(([name, palette]) => [name, paletteTexture(palette)]));
     this.camera = new vendor.PerspectiveCamera(30, 1, 0.1, 5000);
     this.camera.up.set(0, 0, 1);
@@ -41,10 +41,10 @@ class PartView {
   makeScene() {
     this.scene = new vendor.Scene();
     this.material = new vendor.MeshLambertMaterial({
-      map: this.textures.plain, flatShading: true, side: vendor.DoubleSide, polygonOffset: true, polygonOffsetFactor: 1, polygonOffsetUnits: 1,
+      map: this.textures.plain, flatShading: true, side: vendor.DoubleSide, polygonOffset: true, polygonOffsetFactor: 1, polygonOffsetUnits: 1, clippingPlanes: [this.cutPlane],
     });
     this.mesh = new vendor.Mesh(new vendor.BufferGeometry(), this.material);
-    this.lines = new vendor.LineSegments(new vendor.BufferGeometry(), new vendor.LineBasicMaterial({ color: 0x000000, transparent: true, opacity: 0.4 }));
+    this.lines = new vendor.LineSegments(new vendor.BufferGeometry(), new vendor.LineBasicMaterial({ color: 0x000000, transparent: true, opacity: 0.4, clippingPlanes: [this.cutPlane] }));
     this.hasMesh = false;
     // The light comes from the eye's upper left, so that a picture has its colours wherever one looks from.
     const light = new vendor.DirectionalLight(0xffffff, 1.75);
@@ -52,6 +52,7 @@ class PartView {
     light.target.position.set(0, 0, 0);
     this.camera.add(light, light.target);
     this.scene.add(this.camera, new vendor.AmbientLight(0xffffff, 1.5), this.mesh, this.lines);
+    this.section = new Section(this.scene, this.cutPlane);
   }
 
   /** Show another part; the camera goes to its first place. */
@@ -68,6 +69,7 @@ class PartView {
     this.edges = edgesOf(surface);
     this.panes = [];
     this.measure();
+    this.section.setPart(this.mesh.geometry, this.centre, this.radius);
     this.addPlate();
     this.setMesh(this.hasMesh);
     this.setCut(this.high[2]);
@@ -125,6 +127,7 @@ class PartView {
   setCut(height) {
     const isWhole = height > this.high[2] - 1e-4 * this.radius; // a slider doesn't give its end to the last digit
     this.cutPlane.constant = isWhole ? 1e6 : height;
+    this.section.setHeight(isWhole ? null : height);
     this.draw();
   }
 
@@ -195,7 +198,7 @@ class PartView {
     this.onTurn();
   }
 
-  /** What lies under a place of the canvas: position before deformation and value; null for nothing. */
+  /** What lies under a place of the canvas: position before deformation, and value (null inside of the part); null for nothing. */
   pick(x, y) {
     if (!this.panes?.length) return null;
     const each = this.canvas.clientWidth / this.panes.length;
@@ -204,6 +207,12 @@ class PartView {
     this.raycaster.setFromCamera(pointer, this.camera);
     const hit = this.raycaster.intersectObject(this.mesh).find(({ point }) => point.z <= this.cutPlane.constant);
     if (!hit) return null;
+    const number = this.panes.indexOf(pane);
+    if (hit.face.normal.dot(this.raycaster.ray.direction) > 0) {
+      // A face seen from behind: the ray came in through the section.
+      const at = this.raycaster.ray.intersectPlane(this.cutPlane, new vendor.Vector3());
+      return at && { position: at.toArray(), value: null, pane: number };
+    }
     const corners = [hit.face.a, hit.face.b, hit.face.c];
     const at = corners.map((corner) => new vendor.Vector3().fromBufferAttribute(this.positions, corner));
     const weights = barycentric(hit.point, at);
@@ -211,7 +220,7 @@ class PartView {
     return {
       position: [0, 1, 2].map((a) => mix((corner) => this.surface.points[3 * corner + a])),
       value: mix((corner) => pane.values[corner]),
-      pane: this.panes.indexOf(pane),
+      pane: number,
     };
   }
 }

@@ -5,14 +5,15 @@ const ROWS_A_PAGE = 50;
 /**
  * Fill a place with a table.
  *
- * columns: [{ label, kind: "text" | "number" | "flag", value(row), show?(row) }]; the first may be a link.
+ * hint: what can be searched for.
+ * columns: [{ label, kind: "text" | "number" | "flag", isLong?, value(row), show?(row) }]; the first may be a link.
  * rows: any values; order: how they lie at first; open(row): what a click on the first column does, null for none.
  * filters: [{ label, options: [{ label, keep(row) }] }]; isRisk(row): marked.
  */
-function fillTable(place, { label, columns, rows, open, canOpen, filters = [], isRisk = () => false }) {
+function fillTable(place, { label, hint, columns, rows, open, canOpen, filters = [], isRisk = () => false }) {
   const texts = rows.map((row) => columns.filter((c) => c.kind === "text").map((c) => c.value(row) ?? "").join("\n").toLowerCase());
   const state = { query: "", sorted: null, descending: false, page: 0, choices: filters.map(() => 0) };
-  const search = element("input", { type: "search", placeholder: "id, design, material, reason …", "aria-label": `Search in ${label}` });
+  const search = element("input", { type: "search", placeholder: hint, "aria-label": `Search in ${label}` });
   const count = element("output", { className: "count" });
   const selects = filters.map((filter, number) => {
     const select = element("select", {}, ...filter.options.map((option, i) => element("option", { value: i }, option.label)));
@@ -63,8 +64,8 @@ function fillTable(place, { label, columns, rows, open, canOpen, filters = [], i
       link.addEventListener("click", () => open(row));
       return element("td", { className: "text" }, link);
     }
-    const classes = [column.kind === "text" ? "text" : "", column.kind === "flag" && column.value(row) ? "alarm-text" : ""];
-    return element("td", { className: classes.join(" ").trim() }, column.kind === "text" ? element("bdi", {}, text) : text);
+    const classes = [column.kind === "text" ? "text" : "", column.isLong ? "long" : "", column.kind === "flag" && column.value(row) ? "alarm-text" : ""];
+    return element("td", { className: classes.filter(Boolean).join(" ") }, column.kind === "text" ? element("bdi", {}, text) : text);
   }
 
   function update(change) {

@@ -23,7 +23,8 @@ class Viewer {
       button.addEventListener("click", () => this.view.look(button.dataset.view));
     }
     this.canvas.addEventListener("pointermove", (event) => this.showReadout(event));
-    this.canvas.addEventListener("pointerleave", () => (byId("viewer-readout").value = ""));
+    this.canvas.addEventListener("pointerleave", () => this.forgetReadout());
+    byId("viewer-controls").addEventListener("input", () => this.forgetReadout()); // what it said holds no longer
     this.dialog.addEventListener("keydown", (event) => this.pressKey(event));
   }
 
@@ -153,16 +154,20 @@ class Viewer {
     this.view.setCut(height);
   }
 
+  forgetReadout() {
+    byId("viewer-readout").value = "";
+  }
+
   showReadout(event) {
-    const output = byId("viewer-readout");
     const found = event.buttons ? null : this.view?.pick(event.offsetX, event.offsetY);
     if (!found) {
-      output.value = "";
+      this.forgetReadout();
       return;
     }
     const [x, y, z] = found.position.map((value) => value.toFixed(2).replace("-", "−"));
     const name = this.view.panes.length > 1 ? `${PANE_NAMES[found.pane]} ` : "";
-    output.value = `x ${x}, y ${y}, z ${z} mm: ${name}${formatQuantity(found.value, this.shownField.unit)}`;
+    const value = found.value === null ? "inside, where no values are embedded" : formatQuantity(found.value, this.shownField.unit);
+    byId("viewer-readout").value = `x ${x}, y ${y}, z ${z} mm: ${name}${value}`;
   }
 
   showFacts(row) {

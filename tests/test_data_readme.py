@@ -1,0 +1,40 @@
+"""Every Python block of the package's README runs, one after the other, as a reader would run them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lpbf_data
+from tests.data_hub_server import serve_hub
+from tests.data_support import make_case, write_dataset, write_published
+
+pytest_plugins = ["tests.data_fixtures"]
+
+README = Path(lpbf_data.__file__).with_name("README.md")
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [make_case(seed, 5_000) for seed in range(16)]
+    (tmp_path / "lpbf").mkdir()
+    write_dataset(tmp_path / "lpbf", {"train": cases})
+    write_published(tmp_path / "published", {"train": cases[:2]})
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    with serve_hub({"vedantpuri/LPBF_FLARE": {"main": tmp_path / "published"}}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        for number, block in enumerate(BLOCKS):
+            exec(compile(block, f"{README.name}, block {number}", "exec"), names)
+    assert len(BLOCKS) >= 7
+    assert names["part"].case_id == cases[0].case_id
+    assert names["state"]["consumed"] == 6
+    assert names["other"].state_dict()["consumed"] == 6
+    assert names["saved"]["epoch"] == 1
+    exact = float(names["stress"])
+    assert exact <= names["percentile"] <= exact + 0.5
