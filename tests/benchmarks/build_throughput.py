@@ -212,7 +212,9 @@ def memory(count: int) -> dict[str, Any]:
         many_small_cases(folder / "data.zip", count)
         samples: list[tuple[float, int]] = []
         stop = threading.Event()
-        with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0) as cluster:
+        with LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0
+        ) as cluster:
             worker = psutil.Process(next(iter(cluster.workers.values())).pid)
             started = time.monotonic()
 

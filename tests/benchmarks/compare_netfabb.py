@@ -60,7 +60,7 @@ def compare_fields(ours: NDArray[np.float64], theirs: NDArray[np.float32]) -> di
     }
 
 
-def inherent_strain_of(case: Case) -> dict[str, list[float]]:
+def inherent_strain_of(case: Case) -> dict[str, Any]:
     """The inherent strain that a NetFabb result implies: what it calls elastic strain, less stress over stiffness.
 
     Its "elastic strain" holds the inherent strain too; the stress tells the elastic part. Mean and spread over the
@@ -70,8 +70,16 @@ def inherent_strain_of(case: Case) -> dict[str, list[float]]:
     stress, strain = (case.fields[n].astype(np.float64) for n in ("cauchy_stress", "elastic_strain"))
     trace = stress[:, :3].sum(axis=1, keepdims=True)
     elastic = ((1 + material.poisson) * stress[:, :3] - material.poisson * trace) / material.young
-    rest = (strain[:, :3] - elastic)[case.points[:, 2] > 2.0]
-    return {"mean": rest.mean(axis=0).round(5).tolist(), "standard_deviation": rest.std(axis=0).round(5).tolist()}
+    whole, heights = strain[:, :3] - elastic, case.points[:, 2].round(2)
+    rest = whole[heights > 2.0]
+    return {
+        "mean": rest.mean(axis=0).round(5).tolist(),
+        "standard_deviation": rest.std(axis=0).round(5).tolist(),
+        "mean_along_x_by_height": {
+            f"{height:g} mm": round(float(whole[heights == height, 0].mean()), 5)
+            for height in np.unique(heights[heights >= 0])
+        },
+    }
 
 
 def compare_part(name: str, folder: Path) -> tuple[dict[str, Any], list[Panel]]:
