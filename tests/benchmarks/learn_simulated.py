@@ -35,7 +35,6 @@ TRAINING: Final = (
     *("--model.init_args.config.initial_deviation", "0.08"),
     *("--thin_to", "512", "--symmetries", "true"),
     *("--recipe.learning_rate", "1e-3"),
-    *("--recipe.epochs", "120"),
     *("--validate_every", "10"),
 )
 """An eighth of the paper's model, each part thinned to other 512 points in each epoch."""
@@ -58,6 +57,11 @@ def run(commands: list[dict[str, Any]], *words: str) -> None:
     print(noted, flush=True)
 
 
+def shorten(command: str, work: Path, src: str) -> str:
+    """A command without the places of this machine."""
+    return command.replace(src, "netfabb_out").replace(str(work), "runs/learn")
+
+
 def describe_data(data: Path) -> dict[str, Any]:
     """Parts, designs and points of each split."""
     records = [r for r in decode_manifest((data / "manifest.parquet").read_bytes()).records if r.placement]
@@ -78,14 +82,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("runs/learn"), help="folder that everything goes to")
     parser.add_argument("--src", help="results that were simulated before, with the same options")
+    parser.add_argument("--epochs", type=int, default=120, help="epochs to train; 300 take about half an hour")
     options = parser.parse_args()
     work: Path = options.work
     src, data, folder = options.src or str(work / "netfabb_out"), work / "lpbf", work / "run"
     commands: list[dict[str, Any]] = []
+    epochs = ("--recipe.epochs", str(options.epochs))
     if options.src is None:
         run(commands, "-m", "pipelines.simulate", "--out", src, *SIMULATION, "--workers", "1")
     run(commands, "-m", "pipelines.build", "--src", src, "--out", str(data), *SPLITS, "--workers", "1", "--no_report")
-    run(commands, "-m", "flare_model.train", "--data", str(data), "--out", str(folder), *TRAINING)
+    run(commands, "-m", "flare_model.train", "--data", str(data), "--out", str(folder), *TRAINING, *epochs)
     training = commands[-1]
     run(commands, "-m", "flare_model.evaluate", "--checkpoint", str(folder), "--data", str(data))
     summary = json.loads((folder / "evaluation" / "test" / "summary.json").read_text(encoding="utf-8"))
@@ -96,7 +102,7 @@ def main() -> None:
     result = {
         "machine": describe_machine(("numpy", "torch", "pyamg", "scikit-fem")),
         "simulation": list(SIMULATION),
-        "commands": commands,
+        "commands": [{**one, "command": shorten(one["command"], work, src)} for one in commands],
         "data": describe_data(data),
         "validation": validation,
         "scores": scores,
