@@ -21,7 +21,7 @@ from lpbf_data.reader import read_manifest
 from lpbf_data.record import CaseRecord
 from lpbf_data.sampling import Uneven
 from lpbf_data.statistics import FieldStatistics
-from lpbf_data.transforms import SubsamplePoints
+from lpbf_data.transforms import Compose, RandomSymmetry, SubsamplePoints
 
 
 class Split:
@@ -136,6 +136,7 @@ def open_loader(
     seed: int = 0,
     num_workers: int = 0,
     thin_to: int | None = None,
+    symmetries: bool = False,
     uneven: Uneven = "drop",
 ) -> Loader:
     """Batches of a split, epoch after epoch, with a position that can be saved and taken up again.
@@ -147,8 +148,10 @@ def open_loader(
         seed: Seed of the orders, and of thinning.
         num_workers: Processes that read ahead.
         thin_to: Points that a case is thinned to at random.
+        symmetries: Show each case under one of the symmetries of a square build plate, drawn at random.
         uneven: What becomes of cases that can't be shared out evenly among processes.
     """
+    transforms = [*([RandomSymmetry()] if symmetries else []), *([Thin(thin_to)] if thin_to else [])]
     has_displacement = split.dataset.samples.tensors.selection.target
     return make_loader(
         split.dataset,
@@ -156,7 +159,7 @@ def open_loader(
         shuffle=shuffle,
         seed=seed,
         num_workers=num_workers,
-        transform=Thin(thin_to) if thin_to else None,
+        transform=Compose(*transforms) if transforms else None,
         collate="ragged" if has_displacement else _join_without_displacement,
         uneven=uneven,
     )

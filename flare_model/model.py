@@ -6,6 +6,7 @@ B meshes, N points, C channels, H heads, D = C / H channels a head, M latents.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -29,6 +30,8 @@ class FlareConfig:
         projection_layers: Residual layers in the input and output projections.
         mixer_layers: Residual layers in the key and value networks.
         pointwise_layers: Residual layers in the pointwise network of a block.
+        initial_deviation: Standard deviation of the weights of linear layers before training. 0.02 is what the paper's
+            code has; with few cases and little time 0.08, near to PyTorch's own for this width, learns much sooner.
     """
 
     in_dim: int = 3
@@ -40,6 +43,7 @@ class FlareConfig:
     projection_layers: int = 2
     mixer_layers: int = 3
     pointwise_layers: int = 3
+    initial_deviation: float = 0.02
 
     def __post_init__(self) -> None:
         check_sizes(self)
@@ -66,12 +70,12 @@ class Flare(Backbone):
         leave = ResMLP(width, width, config.out_dim, layers, output_residual=False)
         super().__init__(config.in_dim, width, enter, blocks, leave)
         self.config = config
-        self.apply(initialise_linear)
+        self.apply(partial(initialise_linear, deviation=config.initial_deviation))
 
 
-def initialise_linear(module: nn.Module) -> None:
-    """Weights of linear layers N(0, 0.02), biases 0, as in the paper's code."""
+def initialise_linear(module: nn.Module, deviation: float = 0.02) -> None:
+    """Weights of linear layers normal with a standard deviation (0.02 in the paper's code), biases 0."""
     if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=deviation)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

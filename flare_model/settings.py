@@ -27,6 +27,7 @@ class Settings:
         seed: Seed of weights and order.
         max_steps: Stop after so many steps, and cut the schedule to them.
         thin_to: Points that a training case is thinned to at random, others in each epoch.
+        symmetries: Show each training case mirrored and turned at random, as a square build plate allows.
         validate_every: Epochs between validations.
         checkpoint_every: Steps between checkpoints.
         num_workers: Processes that read ahead.
@@ -41,6 +42,7 @@ class Settings:
     seed: int = 0
     max_steps: int | None = None
     thin_to: int | None = None
+    symmetries: bool = False
     validate_every: int = 1
     checkpoint_every: int = 1000
     num_workers: int = 0
@@ -70,6 +72,7 @@ class Settings:
             "max_steps": self.max_steps,
             "thin_to": self.thin_to,
             "validate_every": self.validate_every,
+            **({"symmetries": True} if self.symmetries else {}),
         }
 
     @property

@@ -10,18 +10,24 @@ _LARGEST: Final = 1 << 20
 _DEEPEST: Final = 1 << 10
 """No size of a model is larger, no model deeper; a checkpoint that says so is damaged or hostile."""
 
+_WIDEST: Final = 10.0
+
 
 def check_sizes(config: Any) -> None:
     """Refuse sizes that no model can have.
 
     Args:
         config: A dataclass of whole numbers with `channels` and `num_heads` among them; names that end in "_layers"
-            may be 0.
+            may be 0. Names that end in "_deviation" are numbers above 0.
 
     Raises:
         UsageError: If one is out of range, or the heads don't divide the channels.
     """
     for name, value in vars(config).items():
+        if name.endswith("_deviation"):
+            if not (isinstance(value, float) and 0 < value < _WIDEST):
+                raise UsageError(f"the model's {name} must be a number above 0 and below {_WIDEST:g}, not {value!r}")
+            continue
         least = 0 if name.endswith("_layers") else 1
         most = _DEEPEST if name.endswith(("_layers", "_blocks")) else _LARGEST
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:

@@ -44,6 +44,7 @@ def train(
     seed: list[int] = [0],  # noqa: B006
     max_steps: int | None = None,
     thin_to: int | None = None,
+    symmetries: bool = False,
     validate_every: int = 1,
     checkpoint_every: int = 1000,
     num_workers: int = 0,
@@ -61,6 +62,8 @@ def train(
         seed: Seeds of weights and order; with several, one run each, in folders of their own.
         max_steps: Stop after so many steps; the schedule is cut to them.
         thin_to: Thin training cases to so many points, drawn at random in each epoch.
+        symmetries: Show training cases mirrored along x and y and with both exchanged, drawn at random in each epoch;
+            for targets that follow, such as displacements, where neither direction is preferred.
         validate_every: Epochs between validations.
         checkpoint_every: Steps between checkpoints to go on from.
         num_workers: Processes that read ahead.
@@ -77,6 +80,7 @@ def train(
         recipe=recipe,
         max_steps=max_steps,
         thin_to=thin_to,
+        symmetries=symmetries,
         validate_every=validate_every,
         checkpoint_every=checkpoint_every,
         num_workers=num_workers,

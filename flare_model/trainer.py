@@ -63,6 +63,7 @@ class Trainer:
             seed=settings.seed,
             num_workers=settings.num_workers,
             thin_to=settings.thin_to,
+            symmetries=settings.symmetries,
         )
         self.batches_an_epoch = len(self.loader)
         if self.batches_an_epoch == 0:

@@ -33,6 +33,9 @@ BUILD_VOLUME: Final = (30.0, 30.0, 60.0)
 """Divisors of the points in mm that the benchmark uses (paper, appendix C)."""
 
 _CONNECTIVITY: Final = ("cells", "edge_index")
+_EXCHANGED: Final = str.maketrans("xy", "yx")
+_MIRRORED_CELL: Final = [1, 0, 3, 2, 5, 4, 7, 6]
+"""Corners of a mirrored hexahedron in the order that keeps its volume positive."""
 
 
 def _replace(sample: Any, changes: Mapping[str, Any], remove: Sequence[str] = ()) -> Any:
@@ -189,6 +192,54 @@ def _point_values(sample: Any, count: int) -> list[str]:
         and name not in at_cells
         and sample[name].shape[:1] == (count,)
     ]
+
+
+@dataclass(frozen=True)
+class RandomSymmetry:
+    """One of the eight symmetries of a square build plate, drawn at random: mirrored along x, along y, both exchanged.
+
+    A part that is built mirrored or turned by a quarter moves the same way, as long as material, scanning and plate
+    prefer neither x nor y. Vectors and tensors go along; directions of principal stress have no sign of their own.
+    """
+
+    random: ClassVar[bool] = True
+
+    def __call__(self, sample: Any, generator: np.random.Generator | None = None) -> Any:
+        """Draw a symmetry and apply it.
+
+        Args:
+            sample: A sample; `y` is a Z displacement, which stays.
+            generator: What to draw from.
+        """
+        generator = np.random.default_rng() if generator is None else generator
+        mirror_x, mirror_y, exchange = (bool(drawn) for drawn in generator.integers(2, size=3))
+        return self.apply(sample, mirror_x=mirror_x, mirror_y=mirror_y, exchange=exchange)
+
+    def apply(self, sample: Any, *, mirror_x: bool, mirror_y: bool, exchange: bool) -> Any:
+        """Apply a symmetry.
+
+        Args:
+            sample: A sample.
+            mirror_x: Mirror along x.
+            mirror_y: Mirror along y.
+            exchange: Then exchange x and y.
+        """
+
+        def moved(values: Tensor, components: Sequence[str]) -> Tensor:
+            signs = [(-1.0) ** (mirror_x * name.count("x") + mirror_y * name.count("y")) for name in components]
+            values = values * values.new_tensor(signs)
+            if not exchange:
+                return values
+            exchanged = ["".join(sorted(name.translate(_EXCHANGED))) for name in components]
+            return values[:, [list(components).index(name) for name in exchanged]]
+
+        names = list(sample) if isinstance(sample, dict) else list(sample.keys())
+        fields = [name for name in names if name in FIELDS and FIELDS[name].components]
+        changes = {name: moved(sample[name], FIELDS[name].components) for name in fields}
+        changes["pos"] = moved(sample["pos"], "xyz")
+        if "cells" in names and (mirror_x + mirror_y + exchange) % 2:
+            changes["cells"] = sample["cells"][:, _MIRRORED_CELL]
+        return _replace(sample, changes)
 
 
 @dataclass(frozen=True)

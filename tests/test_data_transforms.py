@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lpbf_data import load_dataset
 from lpbf_data.errors import UsageError
 from lpbf_data.mesh import hex_edges
-from lpbf_data.transforms import AddHexEdges, Compose, ScalePoints, Standardise, SubsamplePoints
+from lpbf_data.transforms import AddHexEdges, Compose, RandomSymmetry, ScalePoints, Standardise, SubsamplePoints
 
 
 @pytest.fixture(params=["torch", "pyg"])
@@ -146,3 +146,50 @@ def test_data_sets_apply_them(small_dataset: Path) -> None:
 def test_impossible_transforms_are_refused(small_dataset: Path, make: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make(load_dataset(small_dataset))
+
+
+@pytest.mark.parametrize("bits", range(8))
+def test_a_symmetry_moves_points_vectors_and_tensors_alike(sample: Any, bits: int) -> None:
+    mirror_x, mirror_y, exchange = bool(bits & 1), bool(bits & 2), bool(bits & 4)
+    matrix = np.diag([-1.0 if mirror_x else 1.0, -1.0 if mirror_y else 1.0, 1.0])
+    if exchange:
+        matrix = matrix[[1, 0, 2]]
+    before = snapshot(sample)
+    moved = RandomSymmetry().apply(sample, mirror_x=mirror_x, mirror_y=mirror_y, exchange=exchange)
+    for name in ("pos", "displacement"):
+        np.testing.assert_allclose(moved[name], before[name].numpy() @ matrix.T, rtol=1e-6)
+    assert torch.equal(moved["y"], before["y"])
+    assert torch.equal(moved["von_mises_stress"], before["von_mises_stress"])
+    assert type(moved) is type(sample)
+    assert torch.equal(sample["pos"], before["pos"])
+
+
+@pytest.mark.parametrize("bits", range(8))
+def test_a_symmetry_turns_a_stress_tensor_as_its_matrix_says(bits: int) -> None:
+    mirror_x, mirror_y, exchange = bool(bits & 1), bool(bits & 2), bool(bits & 4)
+    matrix = np.diag([-1.0 if mirror_x else 1.0, -1.0 if mirror_y else 1.0, 1.0])
+    if exchange:
+        matrix = matrix[[1, 0, 2]]
+    xx, yy, zz, xy, xz, yz = components = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    tensor = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+    cube = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]])
+    sample = {
+        "pos": torch.tensor(cube, dtype=torch.float32),
+        "cauchy_stress": torch.tensor([components] * 8),
+        "cells": torch.arange(8).unsqueeze(0),
+    }
+    moved = RandomSymmetry().apply(sample, mirror_x=mirror_x, mirror_y=mirror_y, exchange=exchange)
+    expected = matrix @ tensor @ matrix.T
+    found = moved["cauchy_stress"][3].tolist()
+    assert found == [expected[i, j] for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))]
+    corners = moved["pos"][moved["cells"][0]].numpy()
+    edges = corners[[1, 3, 4]] - corners[0]
+    assert np.linalg.det(edges) == pytest.approx(1)  # a mirrored cell isn't inside out
+
+
+def test_symmetries_are_drawn_evenly_and_again_the_same() -> None:
+    sample = {"pos": torch.tensor([[1.0, 2.0, 3.0]])}
+    seen = {tuple(RandomSymmetry()(sample, np.random.default_rng(seed))["pos"][0].tolist()) for seed in range(100)}
+    assert len(seen) == 8
+    twice = [RandomSymmetry()(sample, np.random.default_rng(5))["pos"] for _ in range(2)]
+    assert torch.equal(*twice)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -81,11 +82,21 @@ def test_the_models_to_beat_have_the_published_sizes_in_two_dimensions() -> None
         ({"num_blocks": 10**9}, "num_blocks must be a whole number from 1 to 1024"),
         ({"channels": 64.0}, "not 64.0"),
         ({"mixer_layers": -1}, "mixer_layers"),
+        ({"initial_deviation": 0.0}, "initial_deviation must be a number above 0"),
+        ({"initial_deviation": float("nan")}, "initial_deviation"),
     ],
 )
-def test_impossible_sizes_are_refused(sizes: dict[str, int], words: str) -> None:
+def test_impossible_sizes_are_refused(sizes: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         FlareConfig(**sizes)
+
+
+@pytest.mark.parametrize("deviation", [0.02, 0.08])
+def test_weights_start_as_wide_as_asked(deviation: float) -> None:
+    model = Flare(FlareConfig(num_blocks=2, initial_deviation=deviation))
+    weights = torch.cat([m.weight.flatten() for m in model.modules() if isinstance(m, torch.nn.Linear)])
+    assert float(weights.detach().std()) == pytest.approx(deviation, rel=0.02)
+    assert Flare(FlareConfig()).config.initial_deviation == 0.02  # the paper's code
 
 
 def explicit_mix(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

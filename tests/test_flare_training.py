@@ -185,6 +185,20 @@ def test_a_changed_run_is_not_continued(box_dataset: str, trained_run: Path, tmp
         go(str(other), trained_run, recipe=LEARNING)
 
 
+def test_symmetries_change_what_is_seen_and_nothing_else(box_dataset: str, tmp_path: Path) -> None:
+    plain, turned, again = (
+        go(box_dataset, tmp_path / name, symmetries=symmetries)
+        for name, symmetries in (("plain", False), ("turned", True), ("again", True))
+    )
+    tables = [read_table(folder / "training.csv")["loss"] for folder in (plain, turned, again)]
+    assert tables[0] != tables[1] == tables[2]
+    about = [json.loads((folder / "run.json").read_text())["configuration"] for folder in (plain, turned)]
+    assert "symmetries" not in about[0]  # a run of before goes on
+    assert about[1] == about[0] | {"symmetries": True}
+    with pytest.raises(UsageError, match="symmetries"):
+        go(box_dataset, tmp_path / "turned")
+
+
 def test_a_folder_with_something_else_is_left_alone(box_dataset: str, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(UsageError, match="holds something else than a run"):

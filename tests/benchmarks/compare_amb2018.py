@@ -40,6 +40,9 @@ MEASURED_15_5: Final = (1.168, 0.914, 0.695, 0.516, 0.358, 0.231, 0.133, 0.076, 
 VOLUME: Final = 3732.5
 """Volume of NIST's STL file of the part, mm³."""
 
+CELL: Final = 0.5
+"""Edge of a cell, mm: the height of a ridge, and 25 powder layers."""
+
 _GAPS: Final = (5.0, 7.5, 12.0)  # left ends of the 2 mm gaps between legs, every 14 mm
 _BLOCK: Final = 56.0  # where the end block begins
 # EOS M270: 195 W, 800 mm/s, 20 µm layers of 52 s each, of which half is scanning four parts.
@@ -81,14 +84,14 @@ def main() -> None:
     surface = bridge()
     assert abs(surface.volume - VOLUME) < 0.1, surface.volume
     results = {}
-    for cell in (0.5, 0.25):
-        mesh = voxelize(surface, (0.5, cell))
-        simulation = BuildSimulation(mesh, material, PROCESS, refinement=0)
+    mesh = voxelize(surface, (CELL, CELL))
+    for refinement in (1, 0):
+        simulation = BuildSimulation(mesh, material, PROCESS, refinement=refinement)
         started = time.process_time()
         frames = list(simulation.frames(held=held_nodes(mesh)))
         rise = ridge_rise(mesh, frames[-2], frames[-1])
         fit = float(np.dot(rise, MEASURED) / np.dot(rise, rise))
-        results[f"layers of {cell} mm"] = {
+        results[f"groups of layers of {CELL * 2**refinement} mm"] = {
             "points": mesh.num_points,
             "layer_groups": len(simulation.groups),
             "rise_mm": [round(value, 4) for value in rise],
@@ -98,7 +101,7 @@ def main() -> None:
             "rms_difference_after_that_mm": round(float(np.sqrt(np.mean((fit * np.array(rise) - MEASURED) ** 2))), 4),
             "cpu_seconds": round(time.process_time() - started, 1),
         }
-        print(cell, results[f"layers of {cell} mm"])
+        print(results)
     save_result(
         "compare_amb2018",
         {
