@@ -337,6 +337,21 @@ def test_the_schedule_is_the_papers() -> None:
     assert rates[middle] == pytest.approx(1e-3 * (1 + math.cos(math.pi * 90 / 180)) / 2, rel=1e-3)
 
 
+def test_the_shortest_runs_have_a_schedule() -> None:
+    """Runs of ten steps and fewer rise too, and end where long ones end."""
+    for steps in range(1, 30):
+        optimizer = make_optimizer(tiny_flare(), Recipe())
+        schedule = make_schedule(optimizer, Recipe(), steps)
+        rates = [schedule.get_last_lr()[0]]
+        for _ in range(max(steps, 2) - 1):
+            optimizer.step()
+            schedule.step()
+            rates.append(schedule.get_last_lr()[0])
+        assert rates[0] == pytest.approx(1e-3 / 25)
+        assert rates[-1] == pytest.approx(1e-3 / 2.5e5)
+        assert steps < 3 or max(rates) > 0.5e-3
+
+
 def test_the_published_code_is_an_option() -> None:
     path = Path(make_schedule.__code__.co_filename).parent / "configs" / "lpbf_published_code.yaml"
     recipe = Recipe(**yaml.safe_load(path.read_text())["recipe"])
