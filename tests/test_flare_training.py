@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flare_model import from_pretrained
 from flare_model.batches import Batch, grouped
-from flare_model.devices import open_fabric
+from flare_model.devices import device_of, open_fabric
 from flare_model.metrics import relative_l2
 from flare_model.recipe import Recipe, choose_precision, make_optimizer, make_schedule
 from flare_model.run_log import read_table
@@ -384,6 +384,14 @@ def test_precision_is_chosen_by_device() -> None:
     assert choose_precision("auto", on_gpu=False) == "32-true"
     assert choose_precision("16-mixed", on_gpu=True) == "16-mixed"
     assert choose_precision("bf16-mixed", on_gpu=False) == "bf16-mixed"
+
+
+@pytest.mark.parametrize("start", [lambda: open_fabric(Recipe(), "cpu"), lambda: device_of("cpu")])
+def test_attention_stays_away_from_kernels_that_plan_for_every_size(start: Any) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(enabled=True)
+    start()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()
 
 
 def test_bf16_learns_as_well_and_leaves_coordinates_alone(
