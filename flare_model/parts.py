@@ -31,6 +31,10 @@ SURFACE_SUFFIXES: Final = (".stl", ".obj", ".ply", ".3mf", ".off")
 LAYER: Final = 0.04
 """Powder layer in mm of which the height of a hexahedron is a multiple, as in the published data set (G.2)."""
 
+RESULT: Final = "mechanical.case"
+"""How the name of the file with a simulated part ends, in the folder of its results; the other files there are no parts
+of their own."""
+
 READERS: Final = "flare_model.mesh_readers"
 """Entry points that name modules to import before a mesh is read; they make formats known to meshio. EnSight's is one:
 this package and the one that reads simulator output don't import each other."""
@@ -96,7 +100,7 @@ def find_parts(
     """The parts of a source, one after the other.
 
     Args:
-        source: A data set, a mesh, a surface, or a folder of meshes and surfaces.
+        source: A data set, a mesh, a surface, the results of a simulation, or a folder of any of these but the first.
         split: Which split of a data set.
         cases: Ids of cases of a data set; all of the split when empty.
         meshing: How surfaces become meshes.
@@ -108,19 +112,40 @@ def find_parts(
     if "://" in source or (path / MANIFEST_NAME).exists():
         yield from _cases(source, split, cases)
     elif path.is_dir():
-        known = (*MESH_SUFFIXES, *SURFACE_SUFFIXES)
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in known)
-        if not files:
-            raise UsageError(f"{source} is neither a data set nor a folder with {', '.join(known)} in it")
-        for file in files:
+        for file in _files_in(path):
             try:
                 yield read_part(file, meshing)
             except LpbfError as error:
-                yield Unreadable(file.stem, error)
+                yield Unreadable(_name_of(file), error)
     elif path.is_file():
         yield read_part(path, meshing)
     else:
         raise UsageError(f"there is no {source} to predict on")
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """The parts in a folder: its own result, or its meshes and surfaces and the results in the folders below."""
+    if own := _results_in(folder):
+        return own
+    known = (*MESH_SUFFIXES, *SURFACE_SUFFIXES)
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in known)
+    files += [result for below in sorted(folder.iterdir()) if below.is_dir() for result in _results_in(below)]
+    if not files:
+        raise UsageError(
+            f"{folder} is neither a data set nor a folder with {', '.join(known)} or results of simulations in it"
+        )
+    return files
+
+
+def _results_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.name == RESULT or p.name.endswith(f"_{RESULT}"))
+
+
+def _name_of(path: Path) -> str:
+    """Name of a part: that of its file, or of the simulation whose result the file is."""
+    if path.name == RESULT:
+        return path.resolve().parent.name
+    return path.name.removesuffix(f"_{RESULT}") if path.name.endswith(f"_{RESULT}") else path.stem
 
 
 def _cases(source: str, split: str, cases: Sequence[str]) -> Iterator[Part]:
@@ -181,4 +206,4 @@ def _read_mesh(path: Path) -> Part:
         raise StoreError(f"{path}: a cell names a point that isn't there")
     # NetFabb writes "Displacement" and "von_Mises_stress" for what is called displacement and von_mises_stress here.
     fields = {name.lower(): np.asarray(values, np.float32) for name, values in mesh.point_data.items()}
-    return Part(path.stem, points, cells, fields)
+    return Part(_name_of(path), points, cells, fields)

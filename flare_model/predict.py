@@ -135,8 +135,8 @@ def predict(
 
     Args:
         checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub.
-        src: Data sets, hexahedral meshes (VTU and others), closed surfaces (STL and others; lengths in mm), or folders
-            of meshes and surfaces.
+        src: Data sets, hexahedral meshes (VTU and others), closed surfaces (STL and others; lengths in mm), folders of
+            simulation results, or folders of any of these but the first.
         out: Folder of the results, a VTU file a part and a picture a target.
         split: Which split of a data set.
         case: Ids of cases of a data set; all of the split by default.

@@ -128,11 +128,13 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) 
         recipe: Peak, share of the rise, both ends, beta1.
         steps: Steps of the run.
     """
+    total = max(steps, 2)
     return OneCycleLR(
         optimizer,
         recipe.learning_rate,
-        total_steps=max(steps, 2),
-        pct_start=recipe.warmup,
+        total_steps=total,
+        # A rise that is to end with the very first step makes PyTorch divide by zero.
+        pct_start=max(recipe.warmup, 1.5 / total),
         cycle_momentum=recipe.cycle_beta1,
         div_factor=recipe.start_divisor,
         # PyTorch counts from the rate of the first step.

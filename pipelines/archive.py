@@ -10,6 +10,7 @@ import weakref
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from lpbf_data.errors import CaseError, FailureReason
@@ -23,65 +24,103 @@ _RESULT_FILE: Final = re.compile(r"(?:.*_)?mechanical.*\.(?:case|geo|ens)")
 _RESULTS: Final = "results"
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in an archive, as the archive's directory tells.
+
+    Attributes:
+        offset: Where its header begins.
+        packed_size: Bytes that it takes in the archive.
+        size: Bytes that it has.
+        crc32: Their CRC-32.
+        method: How it is compressed: 0 stored, 8 deflated.
+        flags: Flags of the zip format; bit 0 says that it is encrypted.
+    """
+
+    offset: int
+    packed_size: int
+    size: int
+    crc32: int
+    method: int
+    flags: int
+
+
+class ArchiveReader:
+    """An open zip file of which members are read; its directory isn't.
+
+    Attributes:
+        file: The open file.
+        mark: Size and time of change that it was opened with.
+    """
+
+    def __init__(self, place: str, mark: tuple[int, str]) -> None:
+        self.file = open_binary(place)
+        self.mark = mark
+        weakref.finalize(self, self.file.close)  # the cache forgets a reader; whoever still reads keeps it open
+
+    def read(self, name: str, member: Member) -> bytes:
+        """Inflate a member; never more than it says, and checked against its CRC-32."""
+        check_size(name, member.size)
+        raw = self._raw(name, member)
+        if member.method == zipfile.ZIP_DEFLATED:
+            data = self._inflate(name, member, raw)
+        elif member.method == zipfile.ZIP_STORED:
+            data = raw
+        else:
+            detail = f"compression method {member.method} is not supported, only stored and deflated are"
+            raise CaseError(FailureReason.DAMAGED_ARCHIVE, detail, path=name)
+        if len(data) != member.size or zlib.crc32(data) != member.crc32:
+            raise CaseError(FailureReason.DAMAGED_ARCHIVE, "the member doesn't match its checksum", path=name)
+        return data
+
+    def _raw(self, name: str, member: Member) -> bytes:
+        if member.flags & 0x1:
+            raise CaseError(FailureReason.DAMAGED_ARCHIVE, "the member is encrypted", path=name)
+        try:
+            self.file.seek(member.offset)
+            header = self.file.read(30)
+            if len(header) < 30 or header[:4] != b"PK\3\4":
+                raise CaseError(FailureReason.DAMAGED_ARCHIVE, "the member's header is damaged", path=name)
+            name_length, extra_length = struct.unpack("<HH", header[26:])
+            self.file.seek(name_length + extra_length, os.SEEK_CUR)
+            raw = self.file.read(member.packed_size)
+        except OSError as error:
+            raise CaseError(FailureReason.UNREADABLE_FILE, f"can't be read: {error.strerror}", path=name) from error
+        if len(raw) < member.packed_size:
+            detail = f"{member.packed_size:,} bytes expected, {len(raw):,} are there"
+            raise CaseError(FailureReason.DAMAGED_ARCHIVE, detail, path=name)
+        return raw
+
+    def _inflate(self, name: str, member: Member, raw: bytes) -> bytes:
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            data = inflater.decompress(raw, member.size + 1)
+        except zlib.error as error:
+            raise CaseError(FailureReason.DAMAGED_ARCHIVE, f"can't be inflated: {error}", path=name) from error
+        if len(data) > member.size:
+            detail = f"the member unpacks to more than the {member.size:,} bytes that it says"
+            raise CaseError(FailureReason.OVERSIZED_MEMBER, detail, path=name)
+        return data
+
+
 class Archive:
-    """An open zip file, its members grouped by case."""
+    """The directory of a zip file, its members grouped by case."""
 
     def __init__(self, place: str) -> None:
-        self._file = open_binary(place)
-        weakref.finalize(self, self._file.close)  # the cache forgets an archive; whoever still reads it keeps it open
+        self.reader = reader_at(place)
         try:
-            infos = zipfile.ZipFile(self._file).infolist()
+            infos = zipfile.ZipFile(self.reader.file).infolist()
         except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError, ValueError) as error:
             raise CaseError(FailureReason.DAMAGED_ARCHIVE, f"not a readable zip archive: {error}") from error
         names = {info.filename.replace("\\", "/"): info for info in infos if not info.is_dir()}
         self.unsafe = sorted(name for name in names if _is_unsafe(name))
-        self.cases: dict[str, dict[str, zipfile.ZipInfo]] = {}
+        self.cases: dict[str, dict[str, Member]] = {}
         for prefix, relative, name in group_cases(name for name in names if not _is_unsafe(name)):
-            self.cases.setdefault(prefix, {})[relative] = names[name]
+            self.cases.setdefault(prefix, {})[relative] = _member(names[name])
 
-    def read(self, name: str, info: zipfile.ZipInfo) -> bytes:
-        """Inflate a member; never more than it says, and checked against its CRC-32."""
-        check_size(name, info.file_size)
-        raw = self._raw(name, info)
-        if info.compress_type == zipfile.ZIP_DEFLATED:
-            data = self._inflate(name, info, raw)
-        elif info.compress_type == zipfile.ZIP_STORED:
-            data = raw
-        else:
-            detail = f"compression method {info.compress_type} is not supported, only stored and deflated are"
-            raise CaseError(FailureReason.DAMAGED_ARCHIVE, detail, path=name)
-        if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
-            raise CaseError(FailureReason.DAMAGED_ARCHIVE, "the member doesn't match its checksum", path=name)
-        return data
 
-    def _raw(self, name: str, info: zipfile.ZipInfo) -> bytes:
-        if info.flag_bits & 0x1:
-            raise CaseError(FailureReason.DAMAGED_ARCHIVE, "the member is encrypted", path=name)
-        try:
-            self._file.seek(info.header_offset)
-            header = self._file.read(30)
-            if len(header) < 30 or header[:4] != b"PK\3\4":
-                raise CaseError(FailureReason.DAMAGED_ARCHIVE, "the member's header is damaged", path=name)
-            name_length, extra_length = struct.unpack("<HH", header[26:])
-            self._file.seek(name_length + extra_length, os.SEEK_CUR)
-            raw = self._file.read(info.compress_size)
-        except OSError as error:
-            raise CaseError(FailureReason.UNREADABLE_FILE, f"can't be read: {error.strerror}", path=name) from error
-        if len(raw) < info.compress_size:
-            detail = f"{info.compress_size:,} bytes expected, {len(raw):,} are there"
-            raise CaseError(FailureReason.DAMAGED_ARCHIVE, detail, path=name)
-        return raw
-
-    def _inflate(self, name: str, info: zipfile.ZipInfo, raw: bytes) -> bytes:
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        try:
-            data = inflater.decompress(raw, info.file_size + 1)
-        except zlib.error as error:
-            raise CaseError(FailureReason.DAMAGED_ARCHIVE, f"can't be inflated: {error}", path=name) from error
-        if len(data) > info.file_size:
-            detail = f"the member unpacks to more than the {info.file_size:,} bytes that it says"
-            raise CaseError(FailureReason.OVERSIZED_MEMBER, detail, path=name)
-        return data
+def _member(info: zipfile.ZipInfo) -> Member:
+    return Member(info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type, info.flag_bits)
 
 
 def _is_unsafe(name: str) -> bool:
@@ -124,11 +163,26 @@ def check_size(name: str, size: int) -> None:
         raise CaseError(FailureReason.OVERSIZED_MEMBER, detail, path=name)
 
 
+@functools.lru_cache(maxsize=64)
+def _open_reader(place: str, size: int, mark: str) -> ArchiveReader:
+    """An archive is opened once a process, and again only when it has changed."""
+    return ArchiveReader(place, (size, mark))
+
+
 @functools.lru_cache(maxsize=2)
 def _open_archive(place: str, size: int, mark: str) -> Archive:
-    """An archive is opened once a process, and again only when it has changed."""
+    """A directory of tens of thousands of members takes its time and room: two at a time are kept."""
     del size, mark
     return Archive(place)
+
+
+def reader_at(place: str) -> ArchiveReader:
+    """The archive at a path or URL, as it is now, its directory unread.
+
+    Raises:
+        OSError: If it can't be read.
+    """
+    return _open_reader(place, *mark_of(place))
 
 
 def archive_at(place: str) -> Archive:

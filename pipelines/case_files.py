@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from typing import Final, Protocol
 
 from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.record import SourceRef
-from pipelines.archive import Archive, archive_at, check_size
+from pipelines.archive import ArchiveReader, Member, archive_at, check_size, reader_at
+from pipelines.member_index import IndexRange, read_members
 from pipelines.places import is_url, list_remote, read_bytes
 
 _RESULTS: Final = "results"
@@ -29,6 +29,7 @@ class CaseLocation:
         prefix: Path inside the archive; None for a folder.
         source: The same place without any local path.
         signature: Signature of its files when it was found.
+        index: Where its archive's members are written down; None where the archive's own directory is read.
     """
 
     case_id: str
@@ -36,6 +37,7 @@ class CaseLocation:
     prefix: str | None
     source: SourceRef
     signature: str = ""
+    index: IndexRange | None = None
 
 
 class CaseFiles(Protocol):
@@ -150,26 +152,26 @@ def _list_remote(url: str) -> dict[str, tuple[int, str]]:
 class ArchiveFiles:
     """Files of a case in a zip archive that stays open."""
 
-    def __init__(self, archive: Archive, members: Mapping[str, zipfile.ZipInfo]) -> None:
-        self._archive = archive
+    def __init__(self, reader: ArchiveReader, members: Mapping[str, Member]) -> None:
+        self._reader = reader
         self._members = members
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        return {name: info.file_size for name, info in self._members.items()}
+        return {name: member.size for name, member in self._members.items()}
 
     def read(self, name: str) -> bytes:
         _check_present(name, self._members)
-        return self._archive.read(name, self._members[name])
+        return self._reader.read(name, self._members[name])
 
     def crc32(self, name: str, data: bytes) -> int:
-        return self._members[name].CRC  # reading checked it
+        return self._members[name].crc32  # reading checked it
 
     def signature(self) -> str:
         return content_signature(self)
 
     def content_digest(self) -> str:
-        return _digest((name, info.file_size, info.CRC) for name, info in self._members.items())
+        return _digest((name, member.size, member.crc32) for name, member in self._members.items())
 
 
 def _check_present(name: str, names: Iterable[str]) -> None:
@@ -186,8 +188,10 @@ def open_case(location: CaseLocation) -> CaseFiles:
     try:
         if location.prefix is None:
             return FolderFiles(location.container)
-        archive = archive_at(location.container)
-        return ArchiveFiles(archive, archive.cases[location.prefix])
+        reader = reader_at(location.container)
+        if location.index is not None and (members := read_members(location.index, reader.mark)) is not None:
+            return ArchiveFiles(reader, members)
+        return ArchiveFiles(reader, archive_at(location.container).cases[location.prefix])
     except (OSError, KeyError) as error:
         detail = f"the source {location.source.archive} can't be read any more"
         raise CaseError(FailureReason.UNREADABLE_FILE, detail, path=location.source.member) from error

@@ -1,7 +1,8 @@
 """Listing what the sources hold: folders here and now, archives in parallel, each archive once.
 
 Reading the directory of an archive of a few hundred parts takes seconds to tens of seconds, so its listing is kept in
-the workspace and used again while the archive's size and modification time stay what they were.
+the workspace and used again while the archive's size and modification time stay what they were; beside it lies an
+index of the members, so that a case is read without the archive's own directory.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tqdm import tqdm
 
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import CaseError, FailureReason, UsageError
 from lpbf_data.record import CaseRecord, Failure, SourceRef
+from pipelines.archive import archive_at
 from pipelines.case_files import CaseLocation, open_case
 from pipelines.engine import Engine
+from pipelines.member_index import IndexRange, write_index
 from pipelines.places import mark_of
 from pipelines.sources import (
     Found,
@@ -32,6 +35,8 @@ from pipelines.sources import (
     sorted_found,
 )
 from pipelines.workspace import Workspace
+
+_LISTING_VERSION: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +63,16 @@ def list_archive(task: ArchiveTask) -> Found:
         UsageError: If the user named it and it can't be read.
     """
     try:
-        name = json.dumps([task.place, task.label, *mark_of(task.place)])
+        mark = mark_of(task.place)
+        name = json.dumps([_LISTING_VERSION, task.place, task.label, *mark])
         kept = task.cache / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
-        if kept.exists():
-            return _decode(json.loads(kept.read_text(encoding="utf-8")))
-        found = find_in_archive(task.place, task.label)
-        write_durably(kept, json.dumps(_encode(found)).encode())
+        index = kept.with_suffix(".arrow")
+        if not (kept.exists() and index.exists()):
+            found = find_in_archive(task.place, task.label)
+            cases = archive_at(task.place).cases
+            ranges = write_index(index, (cases[x.prefix or ""] for x in found.locations), mark)
+            write_durably(kept, json.dumps(_encode(found, ranges)).encode())
+        found = _decode(json.loads(kept.read_text(encoding="utf-8")), index)
     except (CaseError, OSError) as error:
         if task.asked_for:
             raise UsageError(f"the source {task.place} can't be read: {error}") from error
@@ -71,21 +80,26 @@ def list_archive(task: ArchiveTask) -> Found:
     return found
 
 
-def _encode(found: Found) -> dict[str, Any]:
+def _encode(found: Found, ranges: Sequence[IndexRange]) -> dict[str, Any]:
     failures = [dataclasses.asdict(r.failure) | {"member": r.source.member} for r in found.failures if r.failure]
     sources = [x.source for x in found.locations] + [record.source for record in found.failures]
     return {
         "archive": sources[0].archive if sources else "",
-        "cases": [[x.case_id, x.container, x.prefix, x.source.member, x.signature] for x in found.locations],
+        "cases": [
+            [x.case_id, x.container, x.prefix, x.source.member, x.signature, rows.first, rows.count]
+            for x, rows in zip(found.locations, ranges, strict=True)
+        ],
         "failures": failures,
     }
 
 
-def _decode(stored: dict[str, Any]) -> Found:
+def _decode(stored: dict[str, Any], index: Path) -> Found:
     archive = stored["archive"]
     locations = tuple(
-        CaseLocation(case_id, container, prefix, SourceRef(archive, member), signature)
-        for case_id, container, prefix, member, signature in stored["cases"]
+        CaseLocation(
+            case_id, container, prefix, SourceRef(archive, member), signature, IndexRange(str(index), first, count)
+        )
+        for case_id, container, prefix, member, signature, first, count in stored["cases"]
     )
     failures = []
     for entry in stored["failures"]:

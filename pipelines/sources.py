@@ -194,7 +194,7 @@ def find_in_archive(place: str, label: str) -> Found:
             place,
             prefix,
             SourceRef(label, prefix or "."),
-            ArchiveFiles(archive, members).signature(),
+            ArchiveFiles(archive.reader, members).signature(),
         )
         for prefix, members in archive.cases.items()
     ]

@@ -1,7 +1,13 @@
-"""What the tests of flare_model share: tiny models, small parts."""
+"""What the tests of flare_model share: tiny models, small parts, runs of training."""
 
 from __future__ import annotations
 
+import csv
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +17,7 @@ from flare_model.checkpoint import Normalisation, Usage
 from flare_model.model import Flare, FlareConfig
 from flare_model.recipe import Recipe
 from flare_model.surrogate import Surrogate
+from flare_model.train import train
 from tests.netfabb_cases import Part, write_part
 
 TINY: dict[str, Any] = {
@@ -49,3 +56,48 @@ def write_cases(folder: Path, count: int = 12) -> Path:
         )
         write_part(folder, part)
     return folder
+
+
+def losses(folder: Path) -> list[tuple[str, str, str]]:
+    """Step, loss and learning rate as they were written, digit by digit."""
+    with (folder / "training.csv").open(newline="") as file:
+        return [(row["step"], row["loss"], row["learning_rate"]) for row in csv.DictReader(file)]
+
+
+def go(dataset: str, folder: Path, model: dict[str, Any] = TINY, **options: Any) -> Path:
+    recipe = options.pop("recipe", Recipe(epochs=2))
+    assert train(dataset, out=str(folder), model=model, recipe=recipe, **options) == 0
+    return folder
+
+
+KILLING = """
+import json, os, signal, sys
+import flare_model.training_state
+from flare_model.recipe import Recipe
+from flare_model.train import train
+from flare_model.trainer import Trainer
+from tests.flare_support import TINY
+
+data, out, step, writing, recipe, options = sys.argv[1:]
+if writing == "True":
+    def flush(root):
+        if f"{int(step):08d}" in root.name:
+            os.kill(os.getpid(), signal.SIGKILL)
+    flare_model.training_state.flush_tree = flush
+else:
+    plain = Trainer._optimise
+    def optimise(self, group):
+        plain(self, group)
+        if self.step == int(step):
+            os.kill(os.getpid(), signal.SIGKILL)
+    Trainer._optimise = optimise
+train(data, out=out, model=TINY, recipe=Recipe(**json.loads(recipe)), **json.loads(options))
+"""
+
+
+def kill(dataset: str, folder: Path, step: int, recipe: Recipe, *, writing: bool = False, **options: Any) -> None:
+    """Train until a step is done, or its checkpoint is being written, and die there."""
+    words = [dataset, str(folder), str(step), str(writing), json.dumps(asdict(recipe)), json.dumps(options)]
+    command = [sys.executable, "-c", KILLING, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr

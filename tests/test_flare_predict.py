@@ -108,10 +108,15 @@ def test_a_netfabb_result_is_predicted_with_its_truth(
     """The reader comes through an entry point, as an installed package brings it."""
     reader = EntryPoint("ensight", "pipelines.ensight", "flare_model.mesh_readers")
     monkeypatch.setattr(flare_model.parts, "entry_points", lambda group: [reader])
-    root = write_part(tmp_path, Part("200000_22b839a0_1", cell=(6.0, 6.0, 12.0), shape=(2, 2, 2)))
-    assert predict(str(trained_run), [str(root / "mechanical.case")], out=str(tmp_path / "out")) == 0
-    mesh, truth = meshio.read(tmp_path / "out/mechanical.vtu"), meshio.read(root / "mechanical.case")
-    np.testing.assert_array_equal(mesh.point_data["displacement_z"], truth.point_data["Displacement"][:, 2])
+    root = write_part(tmp_path / "cases", Part("200000_22b839a0_1", cell=(6.0, 6.0, 12.0), shape=(2, 2, 2)))
+    write_part(tmp_path / "cases", Part("200001_22b839a0_1", shape=(2, 2, 2)))
+    truth = meshio.read(root / "mechanical.case").point_data["Displacement"][:, 2]
+    for source, count in ((root / "mechanical.case", 1), (root, 1), (tmp_path / "cases", 2)):
+        out = tmp_path / f"out-{source.name}"
+        assert predict(str(trained_run), [str(source)], out=str(out), pictures=False) == 0
+        assert len(list(out.iterdir())) == count
+        mesh = meshio.read(out / "200000_22b839a0_1.vtu")
+        np.testing.assert_array_equal(mesh.point_data["displacement_z"], truth)
 
 
 def test_a_surface_is_meshed_as_the_simulator_does_and_drawn(

@@ -1,25 +1,36 @@
 """The numbers of the training system, in one command.
 
-    python -m tests.benchmarks.train_models --data lpbf/ --work runs/numbers
+    python -m tests.benchmarks.train_models --data lpbf/ --work runs/numbers --processes 16 --minutes 4
 
 On a GPU, with a corpus of 1,000 parts or more in train, validation and test splits by design, this trains and judges
 
 - FLARE, the Transformer and Transolver in the paper's sizes under one recipe, three seeds each;
-- FLARE in bf16-mixed and in FP32 at equal steps;
-- FLARE on the least recoater clearance over the build, for recall at a stated rate of false alarms;
+- FLARE in bf16-mixed and in FP32 at equal steps, three seeds each;
+- FLARE on the least recoater clearance over the build, for recall at a stated rate of false alarms, beside the recall
+  that all models reach by the displacement that they predict;
 - FLARE with other numbers of blocks and latents, judged on validation.
 
-Every run goes on where it was stopped, so the command may be cut and given again. `--size reduced` shrinks models and
-steps until a laptop's CPU does it; its figures say so, and compare nothing but whether everything runs.
+The models are small and leave most of a GPU idle, so that runs share it: each in a process of its own, as many at a
+time as `--processes` says; under NVIDIA's MPS their kernels run side by side, otherwise they take turns. `--minutes`
+chooses the number of epochs, the same for all runs, by a rehearsal of a few steps of all of them; `--epochs` states it.
+Runs go on where they were stopped, so the command may be cut and given again with the same `--epochs`. `--size reduced`
+shrinks models and steps until a laptop's CPU does it; its figures say so, and compare nothing but whether everything
+runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
+import multiprocessing
 import os
 import statistics
+import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +48,14 @@ from flare_model.surrogate import Surrogate
 from flare_model.train import train
 from tests.benchmarks.machine import describe_machine, save_result
 
+BENCHMARK = "displacement_z"
 RISK = "build_clearance_min"
 FALSE_ALARMS = 0.1
+VALIDATIONS = 4
+"""Times that a run looks at the validation split."""
+
+SHORT, LONG = 10, 40
+"""Steps of the two rehearsals; the difference of their times is that of steps alone."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +65,13 @@ class Size:
     models: dict[str, dict[str, Any]]
     sweep: tuple[tuple[int, int], ...]  # blocks, latents
     recipe: Recipe
-    sweep_epochs: int
     seeds: tuple[int, ...]
 
 
 FULL = Size(
     models={"Flare": {}, "Transformer": {}, "Transolver": {}},
-    sweep=((2, 32), (2, 128), (4, 32), (4, 128), (8, 32), (8, 128)),
+    sweep=((2, 32), (2, 128), (8, 32), (8, 128)),
     recipe=Recipe(epochs=100, batch_size=4),
-    sweep_epochs=40,
     seeds=(0, 1, 2),
 )
 REDUCED = Size(
@@ -67,105 +82,202 @@ REDUCED = Size(
     },
     sweep=((1, 4), (1, 16), (2, 4), (2, 16)),
     recipe=Recipe(epochs=8, batch_size=4),
-    sweep_epochs=4,
     seeds=(0, 1),
 )
 
 
-class Table:
-    """Runs models, and keeps the numbers of all jobs in one file from job to job."""
+@dataclass(frozen=True)
+class Run:
+    """One model, one recipe, one seed.
 
-    def __init__(self, data: str, work: Path, size: Size, name: str) -> None:
-        self.data, self.work, self.size, self.name = data, work, size, name
-        self.content: dict[str, Any] = {}
+    Attributes:
+        place: Folder below the work folder; runs that differ in the seed alone share one.
+        model: Class path and init args.
+        recipe: How it is trained.
+        target: What it predicts.
+        seed: Its seed.
+        judged: Whether it is judged on the test split; of others the validation error is all.
+    """
 
-    def run(self, job: str, model: dict[str, Any], recipe: Recipe, seeds: tuple[int, ...], target: str) -> Path:
-        """Train in a folder of its own; finished runs are taken as they are."""
-        folder = self.work / job
-        train(self.data, out=str(folder), model=model, targets=[target], recipe=recipe, seed=list(seeds))
-        return folder
+    place: str
+    model: dict[str, Any]
+    recipe: Recipe
+    target: str
+    seed: int
+    judged: bool = True
 
-    def judge(self, folder: Path) -> list[dict[str, Any]]:
-        """Summaries on the test split, one a seed."""
-        evaluate(str(folder), self.data, false_alarms=FALSE_ALARMS, worst=0)
-        found = sorted(folder.glob("seed-*/evaluation/test/summary.json")) or [folder / "evaluation/test/summary.json"]
-        return [json.loads(path.read_text()) for path in found]
-
-    def save(self, job: str, numbers: Any) -> None:
-        """Add the numbers of a job; each job's numbers stand on disk as soon as it is done."""
-        self.content[job] = numbers
-        print(f"{job}: {json.dumps(numbers)}", flush=True)
-        save_result(self.name, self.content)
+    def folder(self, work: Path) -> Path:
+        """Where it lies."""
+        return work / self.place / f"seed-{self.seed}"
 
 
-def spread(values: list[float | None]) -> dict[str, float] | None:
+def plan(size: Size, *, gpu: bool) -> list[Run]:
+    """All runs, the longest first; what two questions ask for is trained once."""
+    mixed = replace(size.recipe, precision="bf16-mixed" if gpu else "32-true")
+    other = replace(size.recipe, precision="32-true" if gpu else "bf16-mixed")
+    flare = size.models["Flare"]
+
+    def model(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
+        return {"class_path": name, "init_args": {"config": sizes}}
+
+    runs = []
+    for seed in size.seeds:
+        runs.append(Run(f"precision/{other.precision}", model("Flare", flare), other, BENCHMARK, seed))
+        runs += [Run(f"models/{n}", model(n, sizes), mixed, BENCHMARK, seed) for n, sizes in size.models.items()]
+    risk = replace(mixed, loss="mse")
+    runs.append(Run(f"interference/{RISK}", model("Flare", flare), risk, RISK, size.seeds[0]))
+    whole = asdict(FlareConfig(**flare))
+    for blocks, latents in sorted(size.sweep, reverse=True):
+        if (blocks, latents) != (whole["num_blocks"], whole["num_latents"]):
+            sizes = flare | {"num_blocks": blocks, "num_latents": latents}
+            runs.append(
+                Run(f"sweep/{blocks}x{latents}", model("Flare", sizes), mixed, BENCHMARK, size.seeds[0], judged=False)
+            )
+    return runs
+
+
+def rehearse(run: Run, data: str, work: Path, steps: int) -> None:
+    """A few steps of a run, in a folder that is not used again."""
+    with _quiet(work / "rehearsal" / f"{run.place.replace('/', '-')}-{run.seed}-{steps}.log"):
+        out = run.folder(work / "rehearsal" / str(steps))
+        train(
+            data,
+            out=str(out),
+            model=run.model,
+            targets=[run.target],
+            recipe=run.recipe,
+            seed=[run.seed],
+            max_steps=steps,
+            validate_every=steps + 1,
+        )
+
+
+def carry_out(run: Run, data: str, work: Path) -> float:
+    """Train a run, and judge it on the test split where that is asked for; returns the minutes of training."""
+    folder = run.folder(work)
+    with _quiet(folder.with_suffix(".log")):
+        started = time.monotonic()
+        every = max(1, run.recipe.epochs // VALIDATIONS)
+        train(
+            data,
+            out=str(folder),
+            model=run.model,
+            targets=[run.target],
+            recipe=run.recipe,
+            seed=[run.seed],
+            validate_every=every,
+        )
+        minutes = (time.monotonic() - started) / 60
+        if run.judged:
+            evaluate(str(folder), data, false_alarms=FALSE_ALARMS, worst=0)
+    return minutes
+
+
+@contextlib.contextmanager
+def _quiet(log: Path) -> Any:
+    """What a run prints goes into a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        yield
+
+
+def prepare() -> None:
+    """One thread a process: the processes are the parallelism."""
+    torch.set_num_threads(1)
+
+
+def choose_epochs(pool: ProcessPoolExecutor, runs: Sequence[Run], asked: argparse.Namespace, steps: int) -> int:
+    """As many epochs as fit into the minutes.
+
+    Args:
+        pool: Where the runs will be carried out.
+        runs: All of them.
+        asked: The command line.
+        steps: Steps of an epoch.
+    """
+    times, began = [], time.monotonic()
+    for count in (1, SHORT, LONG):  # The first is for imports, caches and the GPU's libraries.
+        started = time.monotonic()
+        list(pool.map(rehearse, runs, *zip(*[(asked.data, asked.work, count)] * len(runs), strict=True)))
+        times.append(time.monotonic() - started)
+    a_step = (times[2] - times[1]) / (LONG - SHORT)
+    around = max(0.0, times[1] - SHORT * a_step)  # opening, validating, writing
+    left = (asked.minutes * 60 - (time.monotonic() - began)) / 1.15 - around * VALIDATIONS  # With a reserve.
+    seconds = ", ".join(f"{seconds:.1f}" for seconds in times)
+    print(f"rehearsals: {seconds} s; {1000 * a_step:.1f} ms a step of all runs, {around:.1f} s around it", flush=True)
+    return max(2, math.floor(left / (a_step * steps)))
+
+
+def spread(values: Sequence[float | None]) -> dict[str, float] | None:
     """Mean and standard deviation; None where a value is missing."""
     known = [value for value in values if value is not None]
-    if len(known) < len(values):
+    if not known or len(known) < len(values):
         return None
     return {"mean": statistics.fmean(known), "sd": statistics.stdev(known) if len(known) > 1 else 0.0}
 
 
-def models(table: Table) -> dict[str, Any]:
-    """FLARE, the Transformer and Transolver under one recipe."""
-    found: dict[str, Any] = {}
-    for name, sizes in table.size.models.items():
-        model = {"class_path": name, "init_args": {"config": sizes}}
-        started = time.monotonic()
-        summaries = table.judge(
-            table.run(f"models/{name}", model, table.size.recipe, table.size.seeds, "displacement_z")
-        )
-        scores = [summary["scores"]["displacement_z"] for summary in summaries]
-        found[name] = {
-            "parameters": sum(p.numel() for p in ModelSpec(**model).fitted(3, 1).build().parameters()),
-            **{k: spread([s["model"][k] for s in scores]) for k in ("relative_l2", "published", "mean_error", "r2")},
-            "minutes": round((time.monotonic() - started) / 60, 2),
-        }
-        found["predict zero"] = {k: scores[0]["zero"][k] for k in ("relative_l2", "published", "mean_error", "r2")}
-        found["predict the mean"] = {k: scores[0]["mean"][k] for k in ("relative_l2", "published", "mean_error", "r2")}
-    return found
+def summaries(work: Path, place: str) -> list[dict[str, Any]]:
+    """What `evaluate` left about the seeds of a place."""
+    return [json.loads(path.read_text()) for path in sorted((work / place).glob("seed-*/evaluation/test/summary.json"))]
 
 
-def precisions(table: Table) -> dict[str, Any]:
-    """FLARE in bf16-mixed and in FP32 at equal steps."""
-    model = {"class_path": "Flare", "init_args": {"config": table.size.models["Flare"]}}
-    found = {}
-    for precision in ("bf16-mixed", "32-true"):
-        recipe = replace(table.size.recipe, precision=precision)
-        started = time.monotonic()
-        summaries = table.judge(table.run(f"precision/{precision}", model, recipe, table.size.seeds, "displacement_z"))
-        found[precision] = {
-            "relative_l2": spread([s["scores"]["displacement_z"]["model"]["relative_l2"] for s in summaries]),
-            "minutes": round((time.monotonic() - started) / 60, 2),
-        }
-    return found
+def scored(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Errors on the test split over the seeds."""
+    model = [summary["scores"][BENCHMARK]["model"] for summary in found]
+    return {k: spread([s[k] for s in model]) for k in ("relative_l2", "published", "mean_error", "p95_error", "r2")}
 
 
-def interference(table: Table) -> dict[str, Any]:
-    """Recall of recoater interference from predicted clearance, and from predicted displacement."""
-    model = {"class_path": "Flare", "init_args": {"config": table.size.models["Flare"]}}
-    recipe = replace(table.size.recipe, loss="mse")
-    found: dict[str, Any] = {"false_alarm_rate_asked": FALSE_ALARMS}
-    for target in (RISK, "build_displacement_z_max"):
-        (summary,) = table.judge(table.run(f"interference/{target}", model, recipe, table.size.seeds[:1], target))
-        found[target] = summary["interference"]
-    return found
+def interference(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Recall and false alarms over the seeds, by each way of raising an alarm."""
+    out: dict[str, Any] = {"ranking_quality": spread([s["interference"]["ranking_quality"] for s in found])}
+    for way in ("by_threshold", "by_the_solvers_rule"):
+        if all(way in summary["interference"] for summary in found):
+            rows = [summary["interference"][way] for summary in found]
+            out[way] = {name: spread([row[name] for row in rows]) for name in ("recall", "false_alarm_rate")}
+            out[way] |= {name: rows[0][name] for name in ("hits", "clear")}
+    return out
 
 
-def sweep(table: Table) -> list[dict[str, Any]]:
-    """Validation error over blocks and latents, and its curve."""
+def tables(size: Size, work: Path, runs: Sequence[Run], minutes: dict[tuple[str, int], float]) -> dict[str, Any]:
+    """The figures of all runs."""
+    out: dict[str, Any] = {"models": {}, "precisions": {}, "interference": {"false_alarm_rate_asked": FALSE_ALARMS}}
+    for run in runs:
+        kind, name = run.place.split("/")
+        if kind == "sweep" or (found := summaries(work, run.place)) == []:
+            continue
+        if kind == "interference":
+            out[kind][f"Flare on {RISK}"] = interference(found)
+            continue
+        took = {"minutes": spread([m for (place, _), m in minutes.items() if place == run.place])}
+        numbers = {"precision": run.recipe.precision, "seeds": len(found), **scored(found), **took}
+        if kind == "models":
+            built = ModelSpec(**run.model).fitted(3, 1).build()
+            out["models"][name] = {"parameters": sum(p.numel() for p in built.parameters()), **numbers}
+            out["interference"][f"{name} on {BENCHMARK}"] = interference(found)
+            of_test = found[0]["scores"][BENCHMARK]
+            out["predict zero"] = {k: of_test["zero"][k] for k in ("relative_l2", "published", "mean_error", "r2")}
+            out["predict the mean"] = {k: of_test["mean"][k] for k in ("relative_l2", "published", "mean_error", "r2")}
+        if kind == "precision" or name == "Flare":
+            out["precisions"][run.recipe.precision] = numbers
+    out["sweep"] = swept(size, work)
+    return out
+
+
+def swept(size: Size, work: Path) -> list[dict[str, Any]]:
+    """Validation error over blocks and latents, of the first seed."""
+    whole = asdict(FlareConfig(**size.models["Flare"]))
     rows = []
-    for blocks, latents in table.size.sweep:
-        config = table.size.models["Flare"] | {"num_blocks": blocks, "num_latents": latents}
-        recipe = replace(table.size.recipe, epochs=table.size.sweep_epochs)
-        model = {"class_path": "Flare", "init_args": {"config": config}}
-        folder = table.run(f"sweep/{blocks}x{latents}", model, recipe, table.size.seeds[:1], "displacement_z")
-        error = json.loads((folder / "result.json").read_text())["validation"]["displacement_z"]
-        rows.append({"blocks": blocks, "latents": latents, "validation_relative_l2": error})
+    for blocks, latents in size.sweep:
+        same = (blocks, latents) == (whole["num_blocks"], whole["num_latents"])
+        place = "models/Flare" if same else f"sweep/{blocks}x{latents}"
+        path = work / place / f"seed-{size.seeds[0]}" / "result.json"
+        if path.exists():
+            error = json.loads(path.read_text())["validation"][BENCHMARK]
+            rows.append({"blocks": blocks, "latents": latents, "validation_relative_l2": error})
     return rows
 
 
-def draw_sweep(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+def draw_sweep(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """The curve: one line a number of latents."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
@@ -184,7 +296,7 @@ def draw_sweep(rows: list[dict[str, Any]], path: Path, title: str) -> None:
 
 def prediction_seconds(points: int = 20_000) -> dict[str, float]:
     """Time to predict on the CPU with the paper's LPBF model."""
-    surrogate = Surrogate(Flare(FlareConfig()), Usage(Normalisation(), ("displacement_z",))).eval()
+    surrogate = Surrogate(Flare(FlareConfig()), Usage(Normalisation(), (BENCHMARK,))).eval()
     part = torch.rand(points, 3) * 60
     times = []
     with torch.inference_mode():
@@ -195,7 +307,27 @@ def prediction_seconds(points: int = 20_000) -> dict[str, float]:
     return {"points": points, "threads": torch.get_num_threads(), "seconds": round(statistics.median(times[1:]), 3)}
 
 
-JOBS = {"models": models, "precisions": precisions, "interference": interference, "sweep": sweep}
+def describe(asked: argparse.Namespace, recipe: Recipe, size: Size) -> dict[str, Any]:
+    """What the figures are of."""
+    splits = {name: Split(asked.data, name) for name in ("train", "validation", "test")}
+    gpu = torch.cuda.is_available()
+    command = "python -m tests.benchmarks.train_models --data lpbf/ --work runs/numbers"
+    return {
+        "what": "FLARE, Transformer and Transolver on a simulated corpus, split by design"
+        if asked.size == "full"
+        else "REDUCED: small models, few steps, one CPU core; the figures show that all runs, not how models compare",
+        "command": f"{command} --size {asked.size} --epochs {recipe.epochs} --processes {asked.processes}",
+        "data": {
+            "sha256": splits["train"].data_digest,
+            "cases": {name: len(split) for name, split in splits.items()},
+            "points_mean": round(statistics.fmean(splits["train"].dataset.sizes.tolist())),
+        },
+        "recipe": asdict(recipe),
+        "steps": recipe.epochs * math.ceil(len(splits["train"]) / recipe.batch_size),
+        "seeds": size.seeds,
+        "machine": describe_machine(("numpy", "torch", "pyarrow"))
+        | {"gpu": torch.cuda.get_device_name() if gpu else None, "threads": torch.get_num_threads()},
+    }
 
 
 def main() -> None:
@@ -204,39 +336,42 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs; given again, they go on")
     parser.add_argument("--size", choices=("full", "reduced"), default="full")
     parser.add_argument("--epochs", type=int, help="other than the size's")
+    parser.add_argument("--minutes", type=float, help="choose the epochs so that all takes about so long")
     parser.add_argument("--batch_size", type=int, help="other than the size's")
-    parser.add_argument("--compile", default="off", choices=("off", "default", "reduce-overhead"))
-    parser.add_argument("--only", nargs="+", choices=tuple(JOBS), default=list(JOBS))
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time")
     asked = parser.parse_args()
     size = FULL if asked.size == "full" else REDUCED
     changed = {name: value for name in ("epochs", "batch_size") if (value := getattr(asked, name)) is not None}
-    size = replace(size, recipe=replace(size.recipe, compile=asked.compile, **changed))
-    table = Table(asked.data, asked.work, size, "train_models" if asked.size == "full" else "train_models_reduced")
-    splits = {name: Split(asked.data, name) for name in ("train", "validation", "test")}
-    gpu = torch.cuda.is_available()
-    table.content = {
-        "what": "FLARE, Transformer and Transolver on a simulated corpus, split by design"
-        if asked.size == "full"
-        else "REDUCED: small models, few steps, one CPU core; the figures show that all runs, not how models compare",
-        "command": "python -m tests.benchmarks.train_models --data lpbf/ --work runs/numbers"
-        + (" --size reduced" if asked.size == "reduced" else ""),
-        "data": {
-            "sha256": splits["train"].data_digest,
-            "cases": {name: len(split) for name, split in splits.items()},
-            "points_mean": round(statistics.fmean(splits["train"].dataset.sizes.tolist())),
-        },
-        "recipe": asdict(size.recipe),
-        "seeds": size.seeds,
-        "machine": describe_machine(("numpy", "torch", "pyarrow"))
-        | {"gpu": torch.cuda.get_device_name() if gpu else None, "threads": torch.get_num_threads()},
-    }
-    for job in asked.only:
-        numbers = JOBS[job](table)
-        table.save(job, numbers)
-        if job == "sweep":
-            title = "FLARE" if asked.size == "full" else "FLARE, reduced: small models, few steps"
-            draw_sweep(numbers, Path(__file__).parent / "results" / f"{table.name}_sweep.png", title)
-    table.save("prediction_on_the_cpu", prediction_seconds())
+    size = replace(size, recipe=replace(size.recipe, **changed))
+    name = "train_models" if asked.size == "full" else "train_models_reduced"
+    prepare()
+    spawn = multiprocessing.get_context("spawn")  # A forked process can't use the GPU.
+    with ProcessPoolExecutor(asked.processes, mp_context=spawn, initializer=prepare) as pool:
+        runs = plan(size, gpu=torch.cuda.is_available())
+        if asked.minutes:
+            steps = math.ceil(len(Split(asked.data, "train")) / size.recipe.batch_size)
+            epochs = choose_epochs(pool, runs, asked, steps)
+            runs = [replace(run, recipe=replace(run.recipe, epochs=epochs)) for run in runs]
+            size = replace(size, recipe=replace(size.recipe, epochs=epochs))
+        content = describe(asked, size.recipe, size)
+        print(json.dumps(content), flush=True)
+        started, failed = time.monotonic(), False
+        minutes: dict[tuple[str, int], float] = {}
+        waiting = {pool.submit(carry_out, run, asked.data, asked.work): run for run in runs}
+        for done in as_completed(waiting):
+            run = waiting[done]
+            failed |= done.exception() is not None
+            if done.exception() is None:
+                minutes[run.place, run.seed] = done.result()
+            said = done.exception() or "done"
+            print(f"{time.monotonic() - started:6.1f} s: {run.place}, seed {run.seed}: {said}", flush=True)
+            save_result(name, content | tables(size, asked.work, runs, minutes))
+    title = "FLARE" if asked.size == "full" else "FLARE, reduced: small models, few steps"
+    content |= tables(size, asked.work, runs, minutes)
+    content["prediction_on_the_cpu"] = prediction_seconds()
+    path = save_result(name, content)
+    draw_sweep(content["sweep"], path.with_name(f"{name}_sweep.png"), title)
+    sys.exit(int(failed))
 
 
 if __name__ == "__main__":
