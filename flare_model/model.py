@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from flare_model.backbone import Backbone, Block
-from flare_model.mixer import FlareMixer
+from flare_model.mixer import IMPLEMENTATIONS, FlareMixer, Implementation
 from flare_model.pointwise import ResMLP
 from flare_model.sizes import check_sizes
+from lpbf_data.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class FlareConfig:
         projection_layers: Residual layers in the input and output projections.
         mixer_layers: Residual layers in the key and value networks.
         pointwise_layers: Residual layers in the pointwise network of a block.
+        mixer: How to mix: triton for the GPU's kernels, sdpa for two attention calls, reference for matrices written
+            out, auto for the kernels where they can run and sdpa elsewhere.
     """
 
     in_dim: int = 3
@@ -40,9 +43,12 @@ class FlareConfig:
     projection_layers: int = 2
     mixer_layers: int = 3
     pointwise_layers: int = 3
+    mixer: Implementation = "auto"
 
     def __post_init__(self) -> None:
-        check_sizes(self)
+        check_sizes(self, names=("mixer",))
+        if self.mixer not in IMPLEMENTATIONS:
+            raise UsageError(f"the model's mixer must be one of {', '.join(IMPLEMENTATIONS)}, not {self.mixer!r}")
 
 
 class Flare(Backbone):
@@ -57,7 +63,7 @@ class Flare(Backbone):
         blocks = (
             Block(
                 width,
-                FlareMixer(width, config.num_heads, config.num_latents, config.mixer_layers),
+                FlareMixer(width, config.num_heads, config.num_latents, config.mixer_layers, config.mixer),
                 ResMLP(width, width, width, config.pointwise_layers),
             )
             for _ in range(config.num_blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Final
 
 from lpbf_data.errors import UsageError
@@ -11,17 +12,20 @@ _DEEPEST: Final = 1 << 10
 """No size of a model is larger, no model deeper; a checkpoint that says so is damaged or hostile."""
 
 
-def check_sizes(config: Any) -> None:
+def check_sizes(config: Any, names: Collection[str] = ()) -> None:
     """Refuse sizes that no model can have.
 
     Args:
         config: A dataclass of whole numbers with `channels` and `num_heads` among them; names that end in "_layers"
             may be 0.
+        names: Fields that are no sizes.
 
     Raises:
         UsageError: If one is out of range, or the heads don't divide the channels.
     """
     for name, value in vars(config).items():
+        if name in names:
+            continue
         least = 0 if name.endswith("_layers") else 1
         most = _DEEPEST if name.endswith(("_layers", "_blocks")) else _LARGEST
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:

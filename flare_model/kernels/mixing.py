@@ -15,11 +15,7 @@ from torch import Tensor
 from flare_model.kernels.decode import decode_kernel
 from flare_model.kernels.encode import encode_kernel, merge_encoded_kernel
 from flare_model.kernels.gradients import latent_gradient_kernel, point_gradient_kernel, sum_slices_kernel
-from flare_model.kernels.tuning import INTERPRETED, Kernel, Tiles, tiles_of
-
-DEPTHS: Final = (4, 8, 16, 32)
-DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32)
-MOST_LATENTS: Final = 1024
+from flare_model.kernels.tuning import Kernel, Tiles, tiles_of
 
 _MERGED_LATENTS: Final = 16
 _MERGED_SLICES: Final = 16
@@ -90,6 +86,7 @@ class _Points:
             "JOINED": self.offsets is not None,
             "num_warps": tiles.warps,
             "num_stages": tiles.stages,
+            **({} if tiles.registers is None else {"maxnreg": tiles.registers}),
         }
 
 
@@ -266,25 +263,6 @@ def _backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
 
 mix_operator.register_autograd(_backward, setup_context=_remember)
-
-
-def unsupported(queries: Tensor, keys: Tensor) -> str | None:
-    """Why the kernels can't mix these, as half a sentence; None where they can.
-
-    Args:
-        queries: [H, M, D].
-        keys: [..., H, D].
-    """
-    depth, num_latents = queries.shape[2], queries.shape[1]
-    if not (keys.is_cuda or INTERPRETED):
-        return f"they run on CUDA devices, not on {keys.device.type}"
-    if keys.dtype not in DTYPES:
-        return f"they take float16, bfloat16 and float32, not {str(keys.dtype).removeprefix('torch.')}"
-    if depth not in DEPTHS:
-        return f"they take heads of {', '.join(map(str, DEPTHS))} channels, not of {depth}"
-    if num_latents > MOST_LATENTS:
-        return f"they take up to {MOST_LATENTS} latents, not {num_latents}"
-    return None
 
 
 def mix(

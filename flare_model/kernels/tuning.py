@@ -23,6 +23,7 @@ class Tiles:
         warps: Warps of a program.
         stages: Tiles of points that are on their way at a time.
         programs: Programs to have about, where there are points enough.
+        registers: Most registers of a thread; None leaves it to the compiler.
     """
 
     points: int
@@ -30,6 +31,7 @@ class Tiles:
     warps: int = 4
     stages: int = 3
     programs: int = 2112
+    registers: int | None = None
 
 
 _SMALL: Final = Tiles(points=16, latents=16, programs=12)
