@@ -68,28 +68,24 @@ def point_gradient_kernel(
     queries, keys, values, decoded, grad_decoded, point_normalisers, encoded, grad_encoded, latent_normalisers,
     mask, offsets, grad_queries, grad_keys, grad_values,
     num_meshes, num_points, num_latents, total_points, slice_length, search_steps, latent,
-    HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, LATENTS: tl.constexpr, POINTS: tl.constexpr,
-    PRECISION: tl.constexpr, JOINED: tl.constexpr, MASKED: tl.constexpr, UNEVEN: tl.constexpr, ADD: tl.constexpr,
+    HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, LATENTS: tl.constexpr, TILES: tl.constexpr,
+    POINTS: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr, MASKED: tl.constexpr,
+    UNEVEN: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """Pass two. One slice of points, one head, one tile of latents: dK and dV, and a share of dQ, [slices, H, M, D].
+    """Pass two. One slice of points, one head, TILES tiles of latents: dK, dV and a share of dQ, [slices, H, M, D].
 
-    With ADD, dK and dV are added to what earlier tiles of latents left.
+    With ADD, dK and dV are added to what earlier latents left.
     """
-    TYPE: tl.constexpr = keys.dtype.element_ty
     head = tl.program_id(0) % HEADS
     slot = tl.program_id(0) // HEADS
     mesh, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
     row = mesh.to(tl.int64) * HEADS + head
-    q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH).to(TYPE)
-    z = load_latents(encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
-    dz = load_latents(grad_encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
-    latents = latent + tl.arange(0, LATENTS)
-    # Where there is no latent, no point weighs anything in its encoding.
-    level = tl.load(latent_normalisers + row * num_latents + latents, mask=latents < num_latents, other=float("inf"))
-    drop = tl.sum(z * dz, 1)
-    z, dz = z.to(TYPE), dz.to(TYPE)
-    operands = (q, z, dz, level, drop, latents < num_latents)
-    dq = tl.zeros((LATENTS, WIDTH), tl.float32)
+    operands = ()
+    dq = ()
+    for tile in tl.static_range(TILES):
+        operands += (_operands(queries, encoded, grad_encoded, latent_normalisers, head, row, latent + tile * LATENTS,
+                               num_latents, keys.dtype.element_ty, LATENTS, DEPTH, WIDTH),)  # fmt: skip
+        dq += (tl.zeros((LATENTS, WIDTH), tl.float32),)
     points = (keys, values, decoded, grad_decoded, point_normalisers + head.to(tl.int64) * total_points, mask)
     # Whole tiles need no mask; with a mask of points every tile does.
     whole = 0 if MASKED else tl.maximum(count, 0) // POINTS * POINTS
@@ -99,7 +95,24 @@ def point_gradient_kernel(
     for start in range(whole, count, POINTS):
         dq = _advance(dq, operands, points, grad_keys, grad_values, first, start, count, head,
                       HEADS, DEPTH, WIDTH, POINTS, PRECISION, MASKED, UNEVEN, ADD, True)  # fmt: skip
-    store_latents(grad_queries, dq, slot.to(tl.int64) * HEADS + head, latent, num_latents, LATENTS, DEPTH, WIDTH)
+    for tile in tl.static_range(TILES):
+        store_latents(grad_queries, dq[tile], slot.to(tl.int64) * HEADS + head, latent + tile * LATENTS, num_latents,
+                      LATENTS, DEPTH, WIDTH)  # fmt: skip
+
+
+@triton.jit
+def _operands(
+    queries, encoded, grad_encoded, normalisers, head, row, latent, num_latents,
+    TYPE: tl.constexpr, LATENTS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """What a tile of latents brings: Q, Z, dZ, L, Δ, and which of them exist."""
+    q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
+    z = load_latents(encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
+    dz = load_latents(grad_encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
+    latents = latent + tl.arange(0, LATENTS)
+    # Where there is no latent, no point weighs anything in its encoding.
+    level = tl.load(normalisers + row * num_latents + latents, mask=latents < num_latents, other=float("inf"))
+    return q.to(TYPE), z.to(TYPE), dz.to(TYPE), level, tl.sum(z * dz, 1), latents < num_latents
 
 
 @triton.jit
@@ -120,23 +133,27 @@ def _advance(
     if MASKED:
         exists = tl.load(mask + first + place, mask=exists, other=0) != 0
     delta = tl.sum(dy.to(tl.float32) * y.to(tl.float32), 1)
-    ds, dv = _differentiate(k, v, dy, normaliser, delta, exists, operands, PRECISION, UNEVEN, EDGE)
-    dk = tl.dot(ds, operands[0], input_precision=PRECISION)
-    dq = tl.dot(tl.trans(ds), k, dq, input_precision=PRECISION)
+    dk = tl.zeros((POINTS, WIDTH), tl.float32)
+    dv = tl.zeros((POINTS, WIDTH), tl.float32)
     if ADD:
         dk += load_points(grad_keys, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
         dv += load_points(grad_values, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
+    advanced = ()
+    for tile in tl.static_range(len(dq)):
+        ds, dv = _differentiate(k, v, dy, normaliser, delta, exists, dv, operands[tile], PRECISION, UNEVEN, EDGE)
+        dk = tl.dot(ds, operands[tile][0], dk, input_precision=PRECISION)
+        advanced += (tl.dot(tl.trans(ds), k, dq[tile], input_precision=PRECISION),)
     store_points(grad_keys, dk, first, start, count, head, HEADS, DEPTH, WIDTH, POINTS)
     store_points(grad_values, dv, first, start, count, head, HEADS, DEPTH, WIDTH, POINTS)
-    return dq
+    return advanced
 
 
 @triton.jit
 def _differentiate(
-    k, v, dy, normaliser, delta, exists, operands,
+    k, v, dy, normaliser, delta, exists, dv, operands,
     PRECISION: tl.constexpr, UNEVEN: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the scores, and of the values: [POINTS, LATENTS] and [POINTS, WIDTH]."""
+    """Gradients of the scores, [POINTS, LATENTS], and dV with what a tile of latents adds, [POINTS, WIDTH]."""
     EXACT: tl.constexpr = k.dtype == tl.float32
     q, z, dz, level, drop, latent_exists = operands
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
@@ -148,6 +165,6 @@ def _differentiate(
         # Where there is no point, the score is 0, but L may lie far below.
         scores = tl.where(exists[:, None], scores, float("-inf"))
     weights = exp_of_difference(scores, level[None, :], EXACT)
-    dv = tl.dot(weights.to(k.dtype), dz, input_precision=PRECISION)
+    dv = tl.dot(weights.to(k.dtype), dz, dv, input_precision=PRECISION)
     ds += weights * (tl.dot(v, tl.trans(dz), input_precision=PRECISION) - drop[None, :])
     return ds.to(k.dtype), dv

@@ -17,6 +17,8 @@ from flare_model.kernels.encode import encode_kernel, merge_encoded_kernel
 from flare_model.kernels.gradients import latent_gradient_kernel, point_gradient_kernel, sum_slices_kernel
 from flare_model.kernels.tuning import Kernel, Tiles, tiles_of
 
+_MOST_TILES: Final = 4
+"""Tiles of latents that pass two of the gradient takes at a time: dQ of all of them lies in registers."""
 _MERGED_LATENTS: Final = 16
 _MERGED_SLICES: Final = 16
 
@@ -163,14 +165,16 @@ def _point_gradients(
     tiles, latents = points.tiles("point_gradient")
     length, slices = points.slices(tiles, points.heads)
     parts = encoded.new_empty(slices, points.heads, points.num_latents, points.depth)
-    several = points.num_latents > latents
+    together = latents * min(_MOST_TILES, triton.cdiv(points.num_latents, latents))
+    several = points.num_latents > together
     gradients = [torch.empty_like(t, dtype=torch.float32 if several else t.dtype) for t in (points.keys, values)]
-    for latent in range(0, points.num_latents, latents):
+    for latent in range(0, points.num_latents, together):
         point_gradient_kernel[(slices * points.heads,)](
             queries, points.keys, values, decoded, grad_decoded, point_normalisers, encoded, grad_encoded,
             latent_normalisers, points.mask, points.offsets, parts, *gradients,
             **points.place(length), total_points=points.total, latent=latent, **points.constants(tiles, latents),
-            MASKED=points.mask is not None, UNEVEN=points.num_latents % latents != 0, ADD=latent > 0,
+            TILES=together // latents, MASKED=points.mask is not None, UNEVEN=points.num_latents % together != 0,
+            ADD=latent > 0,
         )  # fmt: skip
     grad_keys, grad_values = (t.to(values.dtype) for t in gradients)
     return parts.sum(0).to(queries.dtype), grad_keys, grad_values

@@ -1,0 +1,60 @@
+"""Timing on a GPU, and what it is, for the JSON of the gpu benchmarks."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def milliseconds(function: Callable[[], Any], budget: float = 150.0, most: int = 50) -> float:
+    """Median time of a call by events on the device, after warming up.
+
+    Args:
+        function: What to time.
+        budget: Milliseconds to spend, about.
+        most: Most repetitions.
+    """
+    function()
+    torch.cuda.synchronize()
+    first = _once(function)
+    count = max(3, min(most, int(budget / max(first, 1e-3))))
+    return statistics.median(_once(function) for _ in range(count))
+
+
+def _once(function: Callable[[], Any]) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    function()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end))
+
+
+def peak_gib(function: Callable[[], Any]) -> float:
+    """Most memory that tensors take during a call, GiB."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
+def describe_gpu() -> dict[str, Any]:
+    """Name, clocks, driver and versions."""
+    import triton
+
+    fields = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit", "temperature.gpu")
+    answer = subprocess.run(
+        ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    return {
+        **dict(zip(fields, (part.strip() for part in answer.splitlines()[0].split(",")), strict=True)),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": triton.__version__,
+    }
