@@ -10,16 +10,25 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def as_shift(x, EXACT: tl.constexpr):
+    """What to add to scores in `exp_of_difference` for exp(scores - x)."""
+    if EXACT:
+        return -x
+    else:
+        return x * -LOG2E
+
+
+@triton.jit
 def exp_of_difference(scores, shift, EXACT: tl.constexpr):
-    """exp(scores - shift), where no score is larger than its shift by more than rounding.
+    """exp(scores - x) with shift = as_shift(x), where no score is larger than x by more than rounding.
 
     In float32 the difference comes first, as it loses nothing. Otherwise one multiply-add does both steps: what the
     product with log2(e) rounds is smaller than what operands of 16 bits have lost already.
     """
     if EXACT:
-        return tl.exp2((scores - shift) * LOG2E)
+        return tl.exp2((scores + shift) * LOG2E)
     else:
-        return tl.exp2(tl.fma(scores, LOG2E, shift * -LOG2E))
+        return tl.exp2(tl.fma(scores, LOG2E, shift))
 
 
 @triton.jit

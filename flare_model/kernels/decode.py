@@ -6,7 +6,7 @@ B meshes, N points, C channels, H heads, D = C / H channels a head, M latents.
 import triton
 import triton.language as tl
 
-from flare_model.kernels.arithmetic import exp_of_difference, load_latents, load_points, store_points
+from flare_model.kernels.arithmetic import as_shift, exp_of_difference, load_latents, load_points, store_points
 from flare_model.kernels.meshes import slice_of_mesh
 
 
@@ -68,8 +68,9 @@ def _advance(
     if UNEVEN:
         scores = tl.where((latent + tl.arange(0, LATENTS) < num_latents)[None, :], scores, float("-inf"))
     highest = tl.maximum(top, tl.max(scores, 1))
-    weights = exp_of_difference(scores, highest[:, None], EXACT)
-    decay = exp_of_difference(top, highest, EXACT)
+    shift = as_shift(highest, EXACT)
+    weights = exp_of_difference(scores, shift[:, None], EXACT)
+    decay = exp_of_difference(top, shift, EXACT)
     if WIDTH == DEPTH:
         total = total * decay + tl.sum(weights, 1)
     moment = tl.dot(weights.to(k.dtype), z, moment * decay[:, None], input_precision=PRECISION)

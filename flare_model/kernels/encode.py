@@ -6,7 +6,7 @@ B meshes, N points, C channels, H heads, D = C / H channels a head, M latents.
 import triton
 import triton.language as tl
 
-from flare_model.kernels.arithmetic import exp_of_difference, load_latents, load_points, store_latents
+from flare_model.kernels.arithmetic import as_shift, exp_of_difference, load_latents, load_points, store_latents
 from flare_model.kernels.meshes import slice_of_mesh, slices_of_mesh
 
 
@@ -68,6 +68,7 @@ def _advance(top, total, moment, q, k, v, exists, DEPTH: tl.constexpr, WIDTH: tl
     if exists is not None:
         # A tile in which no point exists must not subtract -∞ from -∞.
         shift = tl.where(highest == float("-inf"), 0.0, highest)
+    shift = as_shift(shift, EXACT)
     weights = exp_of_difference(scores, shift[:, None], EXACT)
     decay = exp_of_difference(top, shift, EXACT)
     if WIDTH == DEPTH:
@@ -102,7 +103,7 @@ def merge_encoded_kernel(
         place = (slots.to(tl.int64) * HEADS + head)[:, None] * num_latents + latents[None, :]
         tops = tl.load(maxima + place, mask=exists, other=float("-inf"))
         highest = tl.maximum(top, tl.max(tops, 0))
-        shift = tl.where(highest == float("-inf"), 0.0, highest)
+        shift = as_shift(tl.where(highest == float("-inf"), 0.0, highest), EXACT=True)
         scales = exp_of_difference(tops, shift[None, :], EXACT=True)
         decay = exp_of_difference(top, shift, EXACT=True)
         total = total * decay + tl.sum(tl.load(sums + place, mask=exists, other=0.0) * scales, 0)

@@ -12,7 +12,14 @@ weights of decoding and E = exp(s - L) those of encoding:
 import triton
 import triton.language as tl
 
-from flare_model.kernels.arithmetic import exp_of_difference, load_latents, load_points, store_latents, store_points
+from flare_model.kernels.arithmetic import (
+    as_shift,
+    exp_of_difference,
+    load_latents,
+    load_points,
+    store_latents,
+    store_points,
+)
 from flare_model.kernels.meshes import slice_of_mesh, slices_of_mesh
 
 
@@ -40,7 +47,7 @@ def latent_gradient_kernel(
         row = normalisers + head.to(tl.int64) * total_points + first
         normaliser = tl.load(row + points, mask=points < count, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        weights = exp_of_difference(scores, normaliser[None, :], EXACT)
+        weights = exp_of_difference(scores, as_shift(normaliser, EXACT)[None, :], EXACT)
         gradient = tl.dot(weights.to(k.dtype), dy, gradient, input_precision=PRECISION)
     store_latents(grad_encoded, gradient, slot.to(tl.int64) * HEADS + head, latent, num_latents, LATENTS, DEPTH, WIDTH)
 
@@ -65,7 +72,7 @@ def sum_slices_kernel(
 
 @triton.jit
 def point_gradient_kernel(
-    queries, keys, values, decoded, grad_decoded, point_normalisers, encoded, grad_encoded, latent_normalisers,
+    queries, keys, values, decoded, grad_decoded, point_normalisers, encoded, grad_encoded, latent_shifts, deltas,
     mask, offsets, grad_queries, grad_keys, grad_values,
     num_meshes, num_points, num_latents, total_points, slice_length, search_steps, latent,
     HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, LATENTS: tl.constexpr, TILES: tl.constexpr,
@@ -74,26 +81,28 @@ def point_gradient_kernel(
 ):  # fmt: skip
     """Pass two. One slice of points, one head, TILES tiles of latents: dK, dV and a share of dQ, [slices, H, M, D].
 
-    With ADD, dK and dV are added to what earlier latents left.
+    latent_shifts is what `as_shift` makes of L, deltas are -Δ, both [B, H, M], float32. With ADD, dK and dV are added
+    to what earlier latents left.
     """
     head = tl.program_id(0) % HEADS
     slot = tl.program_id(0) // HEADS
     mesh, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
     row = mesh.to(tl.int64) * HEADS + head
+    levels = (latent_shifts + row * num_latents, deltas + row * num_latents, latent, num_latents)
     operands = ()
     dq = ()
     for tile in tl.static_range(TILES):
-        operands += (_operands(queries, encoded, grad_encoded, latent_normalisers, head, row, latent + tile * LATENTS,
-                               num_latents, keys.dtype.element_ty, LATENTS, DEPTH, WIDTH),)  # fmt: skip
+        operands += (_operands(queries, encoded, grad_encoded, head, row, latent + tile * LATENTS, num_latents,
+                               keys.dtype.element_ty, LATENTS, DEPTH, WIDTH),)  # fmt: skip
         dq += (tl.zeros((LATENTS, WIDTH), tl.float32),)
     points = (keys, values, decoded, grad_decoded, point_normalisers + head.to(tl.int64) * total_points, mask)
     # Whole tiles need no mask; with a mask of points every tile does.
     whole = 0 if MASKED else tl.maximum(count, 0) // POINTS * POINTS
     for start in range(0, whole, POINTS):
-        dq = _advance(dq, operands, points, grad_keys, grad_values, first, start, count, head,
+        dq = _advance(dq, operands, levels, points, grad_keys, grad_values, first, start, count, head,
                       HEADS, DEPTH, WIDTH, POINTS, PRECISION, MASKED, UNEVEN, ADD, False)  # fmt: skip
     for start in range(whole, count, POINTS):
-        dq = _advance(dq, operands, points, grad_keys, grad_values, first, start, count, head,
+        dq = _advance(dq, operands, levels, points, grad_keys, grad_values, first, start, count, head,
                       HEADS, DEPTH, WIDTH, POINTS, PRECISION, MASKED, UNEVEN, ADD, True)  # fmt: skip
     for tile in tl.static_range(TILES):
         store_latents(grad_queries, dq[tile], slot.to(tl.int64) * HEADS + head, latent + tile * LATENTS, num_latents,
@@ -102,22 +111,19 @@ def point_gradient_kernel(
 
 @triton.jit
 def _operands(
-    queries, encoded, grad_encoded, normalisers, head, row, latent, num_latents,
+    queries, encoded, grad_encoded, head, row, latent, num_latents,
     TYPE: tl.constexpr, LATENTS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """What a tile of latents brings: Q, Z, dZ, L, Δ, and which of them exist."""
+    """What a tile of latents brings to the products: Q, Z, dZ."""
     q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
     z = load_latents(encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
     dz = load_latents(grad_encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
-    latents = latent + tl.arange(0, LATENTS)
-    # Where there is no latent, no point weighs anything in its encoding.
-    level = tl.load(normalisers + row * num_latents + latents, mask=latents < num_latents, other=float("inf"))
-    return q.to(TYPE), z.to(TYPE), dz.to(TYPE), level, tl.sum(z * dz, 1), latents < num_latents
+    return q.to(TYPE), z.to(TYPE), dz.to(TYPE)
 
 
 @triton.jit
 def _advance(
-    dq, operands, points, grad_keys, grad_values, first, start, count, head,
+    dq, operands, levels, points, grad_keys, grad_values, first, start, count, head,
     HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, POINTS: tl.constexpr, PRECISION: tl.constexpr,
     MASKED: tl.constexpr, UNEVEN: tl.constexpr, ADD: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
@@ -140,7 +146,8 @@ def _advance(
         dv += load_points(grad_values, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
     advanced = ()
     for tile in tl.static_range(len(dq)):
-        ds, dv = _differentiate(k, v, dy, normaliser, delta, exists, dv, operands[tile], PRECISION, UNEVEN, EDGE)
+        ds, dv = _differentiate(k, v, dy, normaliser, delta, exists, dv, operands[tile], levels, tile,
+                                PRECISION, UNEVEN, EDGE)  # fmt: skip
         dk = tl.dot(ds, operands[tile][0], dk, input_precision=PRECISION)
         advanced += (tl.dot(tl.trans(ds), k, dq[tile], input_precision=PRECISION),)
     store_points(grad_keys, dk, first, start, count, head, HEADS, DEPTH, WIDTH, POINTS)
@@ -150,21 +157,31 @@ def _advance(
 
 @triton.jit
 def _differentiate(
-    k, v, dy, normaliser, delta, exists, dv, operands,
+    k, v, dy, normaliser, delta, exists, dv, operands, levels, tile,
     PRECISION: tl.constexpr, UNEVEN: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the scores, [POINTS, LATENTS], and dV with what a tile of latents adds, [POINTS, WIDTH]."""
     EXACT: tl.constexpr = k.dtype == tl.float32
-    q, z, dz, level, drop, latent_exists = operands
+    LATENTS: tl.constexpr = operands[0].shape[0]
+    q, z, dz = operands
+    shifts, deltas, latent, num_latents = levels
+    # Read again for every tile: kept, they would take as many registers as the weights.
+    latents = latent + tile * LATENTS + tl.arange(0, LATENTS)
+    # Where there is no latent, no point weighs anything in its encoding.
+    shift = tl.load(shifts + latents, mask=latents < num_latents if UNEVEN else None, other=float("-inf") if UNEVEN else None)
+    drop = tl.load(deltas + latents, mask=latents < num_latents if UNEVEN else None, other=0.0 if UNEVEN else None)
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-    weights = exp_of_difference(scores, normaliser[:, None], EXACT)
-    if UNEVEN:
-        weights = tl.where(latent_exists[None, :], weights, 0.0)
-    ds = weights * (tl.dot(dy, tl.trans(z), input_precision=PRECISION) - delta[:, None])
+    among_points = scores
     if EDGE:
         # Where there is no point, the score is 0, but L may lie far below.
-        scores = tl.where(exists[:, None], scores, float("-inf"))
-    weights = exp_of_difference(scores, level[None, :], EXACT)
-    dv = tl.dot(weights.to(k.dtype), dz, dv, input_precision=PRECISION)
-    ds += weights * (tl.dot(v, tl.trans(dz), input_precision=PRECISION) - drop[None, :])
+        among_points = tl.where(exists[:, None], scores, float("-inf"))
+    encoding = exp_of_difference(among_points, shift[None, :], EXACT)
+    dv = tl.dot(encoding.to(k.dtype), dz, dv, input_precision=PRECISION)
+    start = tl.broadcast_to(drop[None, :], scores.shape)
+    ds = encoding * tl.dot(v, tl.trans(dz), start, input_precision=PRECISION)
+    decoding = exp_of_difference(scores, as_shift(normaliser, EXACT)[:, None], EXACT)
+    if UNEVEN:
+        decoding = tl.where((latents < num_latents)[None, :], decoding, 0.0)
+    start = tl.broadcast_to(-delta[:, None], scores.shape)
+    ds += decoding * tl.dot(dy, tl.trans(z), start, input_precision=PRECISION)
     return ds.to(k.dtype), dv

@@ -5,6 +5,7 @@ B meshes, N points, ΣN points of all meshes together, C channels, H heads, D = 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -167,11 +168,13 @@ def _point_gradients(
     parts = encoded.new_empty(slices, points.heads, points.num_latents, points.depth)
     together = latents * min(_MOST_TILES, triton.cdiv(points.num_latents, latents))
     several = points.num_latents > together
+    shifts = latent_normalisers * (-1.0 if values.dtype == torch.float32 else -math.log2(math.e))
+    deltas = -(encoded * grad_encoded).sum(-1)
     gradients = [torch.empty_like(t, dtype=torch.float32 if several else t.dtype) for t in (points.keys, values)]
     for latent in range(0, points.num_latents, together):
         point_gradient_kernel[(slices * points.heads,)](
             queries, points.keys, values, decoded, grad_decoded, point_normalisers, encoded, grad_encoded,
-            latent_normalisers, points.mask, points.offsets, parts, *gradients,
+            shifts, deltas, points.mask, points.offsets, parts, *gradients,
             **points.place(length), total_points=points.total, latent=latent, **points.constants(tiles, latents),
             TILES=together // latents, MASKED=points.mask is not None, UNEVEN=points.num_latents % together != 0,
             ADD=latent > 0,
