@@ -5,22 +5,14 @@ B meshes, N points, C channels, H heads, D = C / H channels a head, M latents.
 
 from __future__ import annotations
 
-import functools
-import logging
-from typing import Final, Literal
-
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everyone uses)
 from torch import Tensor, nn
 
+from flare_model.implementation import Implementation, compute_dtype, mix_by_kernels
 from flare_model.layout import Layout
 from flare_model.pointwise import ResMLP
 from lpbf_data.errors import UsageError
-
-Implementation = Literal["auto", "sdpa", "triton", "reference"]
-IMPLEMENTATIONS: Final = ("auto", "sdpa", "triton", "reference")
-
-_log = logging.getLogger(__name__)
 
 
 def mix(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -82,12 +74,9 @@ def mix_meshes(
     Raises:
         UsageError: If the kernels are asked for by name where they can't run.
     """
-    if implementation in ("auto", "triton"):
-        device, dtype = keys.device.type, keys.dtype
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        if use_kernels(device, dtype, queries.shape[2], queries.shape[1], by_name=implementation == "triton"):
-            return _mix_by_kernels(queries.to(dtype), keys.to(dtype), values.to(dtype), layout)
+    dtype = compute_dtype(keys)
+    if mix_by_kernels(implementation, keys.device.type, dtype, queries.shape[2], queries.shape[1]):
+        return _mix_by_kernels(queries.to(dtype), keys.to(dtype), values.to(dtype), layout)
     one_mesh = mix_explicitly if implementation == "reference" else mix
 
     def one_batch(keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -108,43 +97,6 @@ def _mix_by_kernels(queries: Tensor, keys: Tensor, values: Tensor, layout: Layou
     return mixing.mix(queries, keys, values, offsets=layout.offsets)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def use_kernels(device: str, dtype: torch.dtype, depth: int, num_latents: int, *, by_name: bool) -> bool:
-    """Whether the kernels mix; where they can't, that is logged once.
-
-    Args:
-        device: Type of the device.
-        dtype: Of keys and values.
-        depth: D.
-        num_latents: M.
-        by_name: Whether nothing else will do.
-
-    Raises:
-        UsageError: If the kernels are asked for by name where they can't run.
-    """
-    reason = _why_not(device, dtype, depth, num_latents)
-    if reason is None:
-        return device == "cuda" or by_name
-    if by_name:
-        raise UsageError(f"mixer=triton asks for the kernels, but {reason}; auto takes what can run")
-    if device == "cuda":
-        _log_once(f"mixing by two attention calls instead of the kernels: {reason}")
-    return False
-
-
-def _why_not(device: str, dtype: torch.dtype, depth: int, num_latents: int) -> str | None:
-    try:
-        from flare_model.kernels.support import unsupported
-    except ImportError:
-        return "Triton 3.6 or newer is not installed here"
-    return unsupported(device, dtype, depth, num_latents)
-
-
-@functools.cache
-def _log_once(message: str) -> None:
-    _log.info(message)
-
-
 class FlareMixer(nn.Module):
     """Token mixing through latents (section 3.2): learned queries, keys and values from deep networks.
 
@@ -163,15 +115,23 @@ class FlareMixer(nn.Module):
         self.num_heads = num_heads
         self.implementation: Implementation = implementation
         self.latent_queries = nn.Parameter(torch.empty(num_heads, num_latents, channels // num_heads))
-        self.keys = ResMLP(channels, channels, channels, layers)
-        self.values = ResMLP(channels, channels, channels, layers)
+        self.keys = ResMLP(channels, channels, channels, layers, implementation=implementation)
+        self.values = ResMLP(channels, channels, channels, layers, implementation=implementation)
         self.leave = nn.Linear(channels, channels)
         nn.init.normal_(self.latent_queries, std=0.1)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[B, N, C] or [ΣN, C] to the same."""
-        keys = self.keys(x).unflatten(-1, (self.num_heads, -1))
-        values = self.values(x).unflatten(-1, (self.num_heads, -1))
-        mixed = mix_meshes(self.latent_queries.to(keys.dtype), keys, values, layout, self.implementation)
-        out: Tensor = self.leave(mixed.flatten(-2))
+        out: Tensor = self.leave(self.mix(*self.project(x), layout))
         return out
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, each laid out as x; looks at one point at a time."""
+        return self.keys(x), self.values(x)
+
+    def mix(self, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
+        """Keys and values to mixed values, laid out alike; the only place where points meet."""
+        heads = (self.num_heads, -1)
+        keys, values = keys.unflatten(-1, heads), values.unflatten(-1, heads)
+        mixed = mix_meshes(self.latent_queries.to(keys.dtype), keys, values, layout, self.implementation)
+        return mixed.flatten(-2)

@@ -18,8 +18,6 @@ from flare_model.kernels.encode import encode_kernel, merge_encoded_kernel
 from flare_model.kernels.gradients import latent_gradient_kernel, point_gradient_kernel, sum_slices_kernel
 from flare_model.kernels.tuning import Kernel, Tiles, tiles_of
 
-_MOST_TILES: Final = 4
-"""Tiles of latents that pass two of the gradient takes at a time: dQ of all of them lies in registers."""
 _MERGED_LATENTS: Final = 16
 _MERGED_SLICES: Final = 16
 
@@ -51,7 +49,7 @@ class _Points:
 
     def tiles(self, kernel: Kernel) -> tuple[Tiles, int]:
         """How to cut a kernel, and the latents of a tile."""
-        tiles = tiles_of(kernel, self.num_latents, self.keys.element_size())
+        tiles = tiles_of(kernel, self.depth, self.num_latents, self.keys.element_size())
         return tiles, max(16, min(tiles.latents, triton.next_power_of_2(self.num_latents)))
 
     def slices(self, tiles: Tiles, programs_a_slice: int) -> tuple[int, int]:
@@ -166,7 +164,7 @@ def _point_gradients(
     tiles, latents = points.tiles("point_gradient")
     length, slices = points.slices(tiles, points.heads)
     parts = encoded.new_empty(slices, points.heads, points.num_latents, points.depth)
-    together = latents * min(_MOST_TILES, triton.cdiv(points.num_latents, latents))
+    together = latents * min(tiles.unrolled, triton.cdiv(points.num_latents, latents))
     several = points.num_latents > together
     shifts = latent_normalisers * (-1.0 if values.dtype == torch.float32 else -math.log2(math.e))
     deltas = -(encoded * grad_encoded).sum(-1)

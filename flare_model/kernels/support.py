@@ -13,6 +13,10 @@ DEPTHS: Final = (4, 8, 16, 32)
 DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32)
 MOST_LATENTS: Final = 1024
 
+NETWORK_CHANNELS: Final = 64
+"""At 128 channels the gradients of five matrices don't fit into the registers of a multiprocessor."""
+MOST_LAYERS: Final = 5
+
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 6):
     raise ImportError(f"the kernels need Triton 3.6 or newer, not {triton.__version__}")
 
@@ -26,7 +30,7 @@ def unsupported(device: str, dtype: torch.dtype, depth: int, num_latents: int) -
         depth: D, channels of a head.
         num_latents: M.
     """
-    if device != "cuda" and not (device == "cpu" and INTERPRETED):
+    if not _runs_on(device):
         return f"they run on CUDA devices (on a CPU in Triton's interpreter: TRITON_INTERPRET=1), not on {device}"
     if dtype not in DTYPES:
         return f"they take float16, bfloat16 and float32, not {str(dtype).removeprefix('torch.')}"
@@ -35,3 +39,20 @@ def unsupported(device: str, dtype: torch.dtype, depth: int, num_latents: int) -
     if num_latents > MOST_LATENTS:
         return f"they take up to {MOST_LATENTS} latents, not {num_latents}"
     return None
+
+
+def takes_network(device: str, dtype: torch.dtype, channels: int, layers: int) -> bool:
+    """Whether the kernels apply a residual pointwise network of equal widths.
+
+    Args:
+        device: Type of the device.
+        dtype: Of its products.
+        channels: C.
+        layers: Its layers, the first and the last among them.
+    """
+    half = dtype in (torch.float16, torch.bfloat16)
+    return _runs_on(device) and half and channels == NETWORK_CHANNELS and layers <= MOST_LAYERS
+
+
+def _runs_on(device: str) -> bool:
+    return device == "cuda" or (device == "cpu" and INTERPRETED)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flare_model.kernels import mixing
+from flare_model.kernels.support import DTYPES
 from tests.benchmarks.gpu_timing import describe_gpu, milliseconds
 
 EXPONENTIALS_A_SECOND = 3.7e12
@@ -48,10 +49,10 @@ def _sdpa_times(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Any]:
             try:
                 gradient = torch.randn_like(forward())
                 both = milliseconds(
-                    lambda f=forward, g=gradient, x=leaves: torch.autograd.grad(f(), x, g), 150.0, 5
+                    lambda f=forward, g=gradient, x=leaves: torch.autograd.grad(f(), x, g), 150.0, 5, 2
                 )
                 with torch.no_grad():
-                    times[name] = (milliseconds(forward, 60.0, 5), both)
+                    times[name] = (milliseconds(forward, 60.0, 5, 2), both)
             except RuntimeError:
                 continue  # The backend doesn't take this shape.
         best = min(times, key=lambda name: times[name][1])
@@ -126,8 +127,10 @@ def errors(dtype: torch.dtype, seeds: int = 3) -> dict[str, Any]:
 
 def main(out: str = "tests/benchmarks/results/gpu_mixer.json") -> None:
     """Measure, write, print."""
-    accuracy = {str(dtype).removeprefix("torch."): errors(dtype) for dtype in mixing_types()}
-    for name, found in accuracy.items():
+    accuracy = {}
+    for dtype in DTYPES:
+        name, found = str(dtype).removeprefix("torch."), errors(dtype)
+        accuracy[name] = found
         print(name, {k: (f"{e['triton']:.2e}", f"{e['sdpa']:.2e}", round(e["ratio"], 3)) for k, e in found.items()}, flush=True)
     rows = []
     for points in (1_000_000, 20_000):
@@ -137,13 +140,6 @@ def main(out: str = "tests/benchmarks/results/gpu_mixer.json") -> None:
             print(points, shape, *(f"{k} {row[k]:.3f}" for k in ("forward_ms", "both_ms", "sdpa_forward_ms", "sdpa_both_ms", "ratio_both", "times_lower_bound")), [c["backend"] for c in row["sdpa"].values()], flush=True)  # fmt: skip
             torch.cuda.empty_cache()
     Path(out).write_text(json.dumps({"gpu": describe_gpu(), "errors": accuracy, "rows": rows}, indent=1) + "\n", encoding="utf-8")  # fmt: skip
-
-
-def mixing_types() -> tuple[torch.dtype, ...]:
-    """Types that the kernels take."""
-    from flare_model.kernels.support import DTYPES
-
-    return DTYPES
 
 
 if __name__ == "__main__":
