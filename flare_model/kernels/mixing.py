@@ -5,7 +5,6 @@ B meshes, N points, ΣN points of all meshes together, C channels, H heads, D = 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,8 +14,13 @@ from torch import Tensor
 
 from flare_model.kernels.decode import decode_kernel
 from flare_model.kernels.encode import encode_kernel, merge_encoded_kernel
-from flare_model.kernels.gradients import latent_gradient_kernel, point_gradient_kernel, sum_slices_kernel
-from flare_model.kernels.tuning import Kernel, Tiles, tiles_of
+from flare_model.kernels.gradients import (
+    latent_gradient_kernel,
+    point_gradient_kernel,
+    scale_latents_kernel,
+    sum_slices_kernel,
+)
+from flare_model.kernels.tuning import INTERPRETED, Kernel, Tiles, tiles_of
 
 _MERGED_LATENTS: Final = 16
 _MERGED_SLICES: Final = 16
@@ -166,16 +170,23 @@ def _point_gradients(
     parts = encoded.new_empty(slices, points.heads, points.num_latents, points.depth)
     together = latents * min(tiles.unrolled, triton.cdiv(points.num_latents, latents))
     several = points.num_latents > together
-    shifts = latent_normalisers * (-1.0 if values.dtype == torch.float32 else -math.log2(math.e))
-    deltas = -(encoded * grad_encoded).sum(-1)
+    size = latent_normalisers.numel()
+    scales, bounds = encoded.new_empty(4, size), encoded.new_empty(points.meshes * points.heads, 2)
+    exact = values.dtype == torch.float32
+    scale_latents_kernel[(len(bounds),)](
+        encoded, grad_encoded, latent_normalisers, scales, bounds, size, points.num_latents,
+        DEPTH=points.depth, LATENTS=triton.next_power_of_2(points.num_latents), EXACT=exact,
+    )  # fmt: skip
+    uneven = points.num_latents % together != 0
+    # The quick way needs the range of bfloat16, which the interpreter can't multiply: there float16 stands in.
+    quick = values.dtype == (torch.float16 if INTERPRETED else torch.bfloat16) and points.mask is None and not uneven
     gradients = [torch.empty_like(t, dtype=torch.float32 if several else t.dtype) for t in (points.keys, values)]
     for latent in range(0, points.num_latents, together):
         point_gradient_kernel[(slices * points.heads,)](
             queries, points.keys, values, decoded, grad_decoded, point_normalisers, encoded, grad_encoded,
-            shifts, deltas, points.mask, points.offsets, parts, *gradients,
+            scales, bounds, points.mask, points.offsets, parts, *gradients,
             **points.place(length), total_points=points.total, latent=latent, **points.constants(tiles, latents),
-            TILES=together // latents, MASKED=points.mask is not None, UNEVEN=points.num_latents % together != 0,
-            ADD=latent > 0,
+            TILES=together // latents, MASKED=points.mask is not None, UNEVEN=uneven, ADD=latent > 0, QUICK=quick,
         )  # fmt: skip
     grad_keys, grad_values = (t.to(values.dtype) for t in gradients)
     return parts.sum(0).to(queries.dtype), grad_keys, grad_values
