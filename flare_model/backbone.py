@@ -20,7 +20,7 @@ from flare_model.pretrained import Pretrained
 from flare_model.spec import spec_of
 from lpbf_data.errors import UsageError
 
-_CHUNK: Final = 1 << 20
+_CHUNK: Final = 1 << 19
 """Points of a chunk, where the backward pass computes things again."""
 
 
@@ -49,7 +49,7 @@ class Block(nn.Module):
     def forward_in_chunks(self, x: Tensor, layout: Layout) -> Tensor:
         """The same, with all but the mixing itself in chunks of points, of which nothing but their input is kept."""
         if not isinstance(self.mixer, FlareMixer):
-            return self(x, layout)
+            return self.forward(x, layout)
         mixer = self.mixer
         keys, values = in_chunks(lambda part: mixer.project(self.mixer_norm(part)), x)
         (out,) = in_chunks(self._leave, x, mixer.mix(keys, values, layout))
@@ -69,7 +69,7 @@ def in_chunks(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> 
         function: Takes tensors [..., N, C] and returns such.
         tensors: What it takes.
     """
-    chunks = zip(*(tensor.split(_CHUNK, dim=-2) for tensor in tensors), strict=True)
+    chunks = zip(*(torch.split(tensor, _CHUNK, dim=-2) for tensor in tensors), strict=True)
     parts = [torch.utils.checkpoint.checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]
     return parts[0] if len(parts) == 1 else tuple(torch.cat(part, dim=-2) for part in zip(*parts, strict=True))
 

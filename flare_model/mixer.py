@@ -131,7 +131,7 @@ class FlareMixer(nn.Module):
 
     def mix(self, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
         """Keys and values to mixed values, laid out alike; the only place where points meet."""
-        heads = (self.num_heads, -1)
-        keys, values = keys.unflatten(-1, heads), values.unflatten(-1, heads)
+        heads = (*keys.shape[:-1], self.num_heads, keys.shape[-1] // self.num_heads)
+        keys, values = keys.reshape(heads), values.reshape(heads)
         mixed = mix_meshes(self.latent_queries.to(keys.dtype), keys, values, layout, self.implementation)
         return mixed.flatten(-2)

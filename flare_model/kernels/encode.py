@@ -25,7 +25,7 @@ def encode_kernel(
     head = tl.program_id(0) % HEADS
     latent = (tl.program_id(0) // HEADS) % tiles * LATENTS
     slot = tl.program_id(0) // HEADS // tiles
-    mesh, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
+    _, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
     q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH).to(keys.dtype.element_ty)
     top = tl.full((LATENTS,), float("-inf"), tl.float32)
     total = tl.zeros((LATENTS,), tl.float32)

@@ -8,8 +8,9 @@ weights of decoding and E = exp(s - L) those of encoding:
     dS = P ∘ (dY Zᵀ - δ) + E ∘ (V dZᵀ - Δ),  δ_n = dY_n · Y_n,  Δ_m = dZ_m · Z_m
     dK = dS Q,  dQ = dSᵀ K
 
-The exponentials are what costs, and E = P ∘ a bᵀ with a = exp(l - c), b = exp(c - L): where no factor leaves the range of
-float32, one exponential does for both, and b goes into the operands dZ and Δ. That is the quick way. c is the largest L.
+The exponentials are what costs, and E = P ∘ a bᵀ with a = exp(l - c), b = exp(c - L): where no factor leaves the range
+of float32, one exponential does for both, and b goes into the operands dZ and Δ. That is the quick way; c is the
+largest L.
 """
 
 import triton
@@ -77,7 +78,7 @@ def sum_slices_kernel(
 @triton.jit
 def scale_latents_kernel(
     encoded, grad_encoded, normalisers, scales, bounds, size, num_latents,
-    DEPTH: tl.constexpr, LATENTS: tl.constexpr, EXACT: tl.constexpr,
+    DEPTH: tl.constexpr, LATENTS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """What pass two needs to know of the latents of one mesh and head.
 
@@ -93,12 +94,14 @@ def scale_latents_kernel(
     lowest = tl.min(tl.where(exists, level, float("inf")), 0)
     z = load_latents(encoded, row, 0, num_latents, 0.0, LATENTS, DEPTH, DEPTH)
     dz = load_latents(grad_encoded, row, 0, num_latents, 0.0, LATENTS, DEPTH, DEPTH)
-    drop = -tl.sum(z * dz, 1)
     stretch = tl.exp2(tl.minimum((highest - level) * LOG2E, 100.0))
-    tl.store(scales + place, as_shift(level, EXACT), mask=exists)
+    # Δ is made of dZ as the products will see it: what rounding it does to V dZᵀ then cancels over the points.
+    drop = -tl.sum(z * dz.to(TYPE).to(tl.float32), 1)
+    stretched = -tl.sum(z * (dz * stretch[:, None]).to(TYPE).to(tl.float32), 1)
+    tl.store(scales + place, as_shift(level, TYPE == tl.float32), mask=exists)
     tl.store(scales + size + place, drop, mask=exists)
     tl.store(scales + 2 * size + place, stretch, mask=exists)
-    tl.store(scales + 3 * size + place, drop * stretch, mask=exists)
+    tl.store(scales + 3 * size + place, stretched, mask=exists)
     tl.store(bounds + 2 * row, highest)
     # Below it, P vanishes only where E is smaller than exp(-40).
     tl.store(bounds + 2 * row + 1, tl.where(highest - lowest < 40.0, lowest + 40.0, float("-inf")))
@@ -121,7 +124,7 @@ def point_gradient_kernel(
     slot = tl.program_id(0) // HEADS
     mesh, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
     row = mesh.to(tl.int64) * HEADS + head
-    size = num_meshes.to(tl.int64) * HEADS * num_latents
+    size = tl.cast(num_meshes, tl.int64) * HEADS * num_latents
     levels = (scales + row * num_latents, size, tl.load(bounds + 2 * row), latent, num_latents)
     normalisers = point_normalisers + head.to(tl.int64) * total_points
     points = (keys, values, decoded, grad_decoded, normalisers, mask)
@@ -195,7 +198,8 @@ def _advance(
     advanced = ()
     for tile in tl.static_range(len(dq)):
         if QUICK:
-            ds, dv = _differentiate_quickly(k, v, dy, normaliser, delta, factor, dv, operands[tile], levels, tile, PRECISION)
+            ds, dv = _differentiate_quickly(k, v, dy, normaliser, delta, factor, dv, operands[tile], levels, tile,
+                                            PRECISION)  # fmt: skip
         else:
             ds, dv = _differentiate(k, v, dy, normaliser, delta, exists, dv, operands[tile], levels, tile,
                                     PRECISION, UNEVEN, EDGE)  # fmt: skip
@@ -226,7 +230,8 @@ def _differentiate_quickly(
     start = tl.broadcast_to(-delta[:, None], scores.shape)
     slope = tl.dot(dy, tl.trans(z), start, input_precision=PRECISION)
     start = tl.broadcast_to(drop[None, :], scores.shape)
-    slope = tl.fma(tl.dot(v, tl.trans(dz), start, input_precision=PRECISION), tl.broadcast_to(factor[:, None], scores.shape), slope)
+    more = tl.dot(v, tl.trans(dz), start, input_precision=PRECISION)
+    slope = tl.fma(more, tl.broadcast_to(factor[:, None], scores.shape), slope)
     return (weights * slope).to(k.dtype), dv
 
 
@@ -243,8 +248,12 @@ def _differentiate(
     # Read again for every tile: kept, they would take half as many registers as the weights.
     latents = latent + tile * LATENTS + tl.arange(0, LATENTS)
     # Where there is no latent, no point weighs anything in its encoding.
-    shift = tl.load(shifts + latents, mask=latents < num_latents if UNEVEN else None, other=float("-inf") if UNEVEN else None)
-    drop = tl.load(shifts + size + latents, mask=latents < num_latents if UNEVEN else None, other=0.0 if UNEVEN else None)
+    if UNEVEN:
+        shift = tl.load(shifts + latents, mask=latents < num_latents, other=float("-inf"))
+        drop = tl.load(shifts + size + latents, mask=latents < num_latents, other=0.0)
+    else:
+        shift = tl.load(shifts + latents)
+        drop = tl.load(shifts + size + latents)
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     among_points = scores
     if EDGE:

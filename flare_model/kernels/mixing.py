@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from flare_model.kernels.decode import decode_kernel
@@ -22,6 +23,7 @@ from flare_model.kernels.gradients import (
 )
 from flare_model.kernels.tuning import INTERPRETED, Kernel, Tiles, tiles_of
 
+_TYPES: Final = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 _MERGED_LATENTS: Final = 16
 _MERGED_SLICES: Final = 16
 
@@ -53,7 +55,7 @@ class _Points:
 
     def tiles(self, kernel: Kernel) -> tuple[Tiles, int]:
         """How to cut a kernel, and the latents of a tile."""
-        tiles = tiles_of(kernel, self.depth, self.num_latents, self.keys.element_size())
+        tiles = tiles_of(kernel, self.num_latents, self.keys.element_size())
         return tiles, max(16, min(tiles.latents, triton.next_power_of_2(self.num_latents)))
 
     def slices(self, tiles: Tiles, programs_a_slice: int) -> tuple[int, int]:
@@ -172,10 +174,9 @@ def _point_gradients(
     several = points.num_latents > together
     size = latent_normalisers.numel()
     scales, bounds = encoded.new_empty(4, size), encoded.new_empty(points.meshes * points.heads, 2)
-    exact = values.dtype == torch.float32
     scale_latents_kernel[(len(bounds),)](
         encoded, grad_encoded, latent_normalisers, scales, bounds, size, points.num_latents,
-        DEPTH=points.depth, LATENTS=triton.next_power_of_2(points.num_latents), EXACT=exact,
+        DEPTH=points.depth, LATENTS=triton.next_power_of_2(points.num_latents), TYPE=_TYPES[values.dtype],
     )  # fmt: skip
     uneven = points.num_latents % together != 0
     # The quick way needs the range of bfloat16, which the interpreter can't multiply: there float16 stands in.
@@ -250,7 +251,7 @@ def mix_backward_operator(
 
 def _device(tensor: Tensor) -> Any:
     """Kernels are launched on the current device: make it that of a tensor."""
-    return torch.cuda.device_of(tensor)
+    return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
 
 
 @mix_operator.register_fake
@@ -297,7 +298,10 @@ def mix(
         As the keys.
     """
     keys, values = keys.contiguous(), values.contiguous()
+    mixed: Tensor
     if offsets is not None:
         offsets = offsets.to(keys.device)
-        return mix_operator(queries.contiguous(), keys[None], values[None], None, offsets)[0][0]
-    return mix_operator(queries.contiguous(), keys, values, None if mask is None else mask.contiguous(), None)[0]
+        mixed = mix_operator(queries.contiguous(), keys[None], values[None], None, offsets)[0][0]
+    else:
+        mixed = mix_operator(queries.contiguous(), keys, values, None if mask is None else mask.contiguous(), None)[0]
+    return mixed

@@ -82,7 +82,7 @@ def network_gradient_kernel(
     x, weights, biases, gradient, grad_x, grad_weights, grad_biases, count,
     LAYERS: tl.constexpr, C: tl.constexpr, POINTS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """dx [N, C], and each program's share of dW [programs, LAYERS, C, C] and db [programs, LAYERS, C], float32."""
+    """Gradient of x, [N, C], and each program's share of dW [programs, LAYERS, C, C] and db [programs, LAYERS, C], float32."""
     w = _weights(weights, LAYERS, C, TYPE)
     ones = tl.full((POINTS, 16), 1.0, TYPE)
     dw = ()
@@ -111,7 +111,9 @@ def network_gradient_kernel(
     for layer in tl.static_range(LAYERS):
         row = tl.program_id(0) * LAYERS + layer
         tl.store(grad_weights + row * C * C + channels[:, None] * C + channels[None, :], dw[layer])
-        tl.store(grad_biases + row * C + channels, tl.sum(tl.where((tl.arange(0, 16) == 0)[None, :], db[layer], 0.0), 1))
+        tl.store(
+            grad_biases + row * C + channels, tl.sum(tl.where((tl.arange(0, 16) == 0)[None, :], db[layer], 0.0), 1)
+        )
 
 
 @triton.jit

@@ -26,7 +26,7 @@ _PROGRAMS_A_MULTIPROCESSOR: Final = 4
 def _programs(x: Tensor, points: int, per_multiprocessor: int) -> int:
     """Programs for a tensor of points; each takes tile after tile."""
     count = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
-    return max(1, min(triton.cdiv(x.numel() // x.shape[-1], points), count * per_multiprocessor))
+    return int(max(1, min(triton.cdiv(x.numel() // x.shape[-1], points), count * per_multiprocessor)))
 
 
 @torch.library.custom_op(
@@ -47,7 +47,7 @@ def network_operator(x: Tensor, weights: Tensor, biases: Tensor, dtype: torch.dt
         As x, of that type.
     """
     out = torch.empty_like(x, dtype=dtype)
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         network_kernel[(_programs(x, _POINTS, _PROGRAMS_A_MULTIPROCESSOR),)](
             x, weights, biases, out, x.numel() // x.shape[-1],
             LAYERS=len(weights), C=x.shape[-1], POINTS=_POINTS, TYPE=DTYPES[dtype], num_warps=4, num_stages=2,
@@ -67,7 +67,7 @@ def network_backward_operator(
     programs = _programs(x, _GRADIENT_POINTS, 1)
     grad_x = torch.empty_like(x)
     grad_weights, grad_biases = weights.new_empty(programs, *weights.shape), biases.new_empty(programs, *biases.shape)
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         network_gradient_kernel[(programs,)](
             x, weights, biases, gradient, grad_x, grad_weights, grad_biases, x.numel() // x.shape[-1],
             LAYERS=len(weights), C=x.shape[-1], POINTS=_GRADIENT_POINTS, TYPE=DTYPES[dtype], num_warps=8, num_stages=1,

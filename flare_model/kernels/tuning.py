@@ -45,16 +45,15 @@ _ENCODE: Final = Tiles(points=64, latents=64)
 _DECODE_FEW: Final = Tiles(points=64, latents=128, stages=4)
 _DECODE_MANY: Final = Tiles(points=64, latents=128, stages=1)
 _LATENT_GRADIENT: Final = Tiles(points=32, latents=128, warps=2)
-_POINT_GRADIENT: Final = Tiles(points=64, latents=64, warps=2, stages=2)
-_POINT_GRADIENT_NARROW: Final = Tiles(points=32, latents=64, warps=2, stages=2)
+_POINT_GRADIENT_FEW: Final = Tiles(points=64, latents=64, warps=2, stages=2)
+_POINT_GRADIENT_MANY: Final = Tiles(points=64, latents=64, warps=4, stages=2)
 
 
-def tiles_of(kernel: Kernel, depth: int, num_latents: int, element_size: int) -> Tiles:
+def tiles_of(kernel: Kernel, num_latents: int, element_size: int) -> Tiles:
     """How to cut a kernel.
 
     Args:
         kernel: Which.
-        depth: D.
         num_latents: M.
         element_size: Bytes of a number of the keys.
     """
@@ -68,4 +67,4 @@ def tiles_of(kernel: Kernel, depth: int, num_latents: int, element_size: int) ->
         return _DECODE_FEW if num_latents <= 128 else _DECODE_MANY
     if kernel == "latent_gradient":
         return _LATENT_GRADIENT
-    return _POINT_GRADIENT if depth > 4 else _POINT_GRADIENT_NARROW
+    return _POINT_GRADIENT_FEW if num_latents <= 128 else _POINT_GRADIENT_MANY

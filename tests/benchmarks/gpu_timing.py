@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import statistics
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+
+
+@contextlib.contextmanager
+def exclusive() -> Iterator[None]:
+    """Have the GPU alone: benchmarks may compile side by side, but they measure one after the other.
+
+    Holds for processes that share the lock file that GPU_LOCK names; without it, this does nothing.
+    """
+    name = os.environ.get("GPU_LOCK")
+    if not name:
+        yield
+        return
+    with open(name, "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def milliseconds(function: Callable[[], Any], budget: float = 150.0, most: int = 20, calls: int = 4) -> float:
@@ -23,9 +44,10 @@ def milliseconds(function: Callable[[], Any], budget: float = 150.0, most: int =
     """
     function()
     torch.cuda.synchronize()
-    first = _once(function, calls)
-    count = max(2, min(most, int(budget / calls / max(first, 1e-3))))
-    return statistics.median(_once(function, calls) for _ in range(count))
+    with exclusive():
+        first = _once(function, calls)
+        count = max(2, min(most, int(budget / calls / max(first, 1e-3))))
+        return statistics.median(_once(function, calls) for _ in range(count))
 
 
 def _once(function: Callable[[], Any], calls: int) -> float:
