@@ -104,6 +104,21 @@ def test_errors_are_no_larger_than_those_of_attention(dtype: torch.dtype) -> Non
     assert (squares["kernels"] / len(pairs)).sqrt().max() < TOLERANCE[dtype]
 
 
+def test_rounding_cancels_over_the_points() -> None:
+    """Where the gradient has a mean, a Δ that doesn't see dZ as the products do would double the error."""
+    squares = torch.zeros(2, 4)
+    for seed in range(2):
+        q, k, v, g = sample((1, 8, 16, 240), seed)
+        truth = oracle((q, k, v), g + 0.5, HALVES[-1])
+        for row, function in zip(squares, (mix, by_attention), strict=True):
+            found = differentiate(function, (q, k, v), g + 0.5, HALVES[-1])
+            row += torch.tensor([((a - b).norm() / b.norm()).square() for a, b in zip(found, truth, strict=True)])
+    kernels, attention = squares.sqrt()
+    assert (kernels <= 1.1 * attention).all()
+    if DEVICE == "cpu":  # The attention calls of a CPU make this error.
+        assert (kernels[1:3] < 0.75 * attention[1:3]).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, HALVES[-1]])
 @pytest.mark.parametrize("name", ["extreme", "constant", "one point", "one latent", "masked", "several tiles"])
 def test_awkward_inputs(name: str, dtype: torch.dtype) -> None:
@@ -184,7 +199,7 @@ def test_slices_cover_every_mesh_once_beyond_32_bits(sizes: list[int], cuts: int
 
 
 def test_the_same_input_gives_the_same_bits() -> None:
-    q, k, v, g = sample((2, 8, 20, 200))
+    q, k, v, g = sample((1, 8, 20, 120))
     first, again = (differentiate(mix, (q, k, v), g, HALVES[-1]) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 

@@ -94,7 +94,8 @@ def scale_latents_kernel(
     lowest = tl.min(tl.where(exists, level, float("inf")), 0)
     z = load_latents(encoded, row, 0, num_latents, 0.0, LATENTS, DEPTH, DEPTH)
     dz = load_latents(grad_encoded, row, 0, num_latents, 0.0, LATENTS, DEPTH, DEPTH)
-    stretch = tl.exp2(tl.minimum((highest - level) * LOG2E, 100.0))
+    spread: tl.constexpr = 40.0 if TYPE == tl.bfloat16 else 6.0
+    stretch = tl.exp2(tl.minimum(highest - level, spread) * LOG2E)
     # Δ is made of dZ as the products will see it: what rounding it does to V dZᵀ then cancels over the points.
     drop = -tl.sum(z * dz.to(TYPE).to(tl.float32), 1)
     stretched = -tl.sum(z * (dz * stretch[:, None]).to(TYPE).to(tl.float32), 1)
@@ -104,7 +105,7 @@ def scale_latents_kernel(
     tl.store(scales + 3 * size + place, stretched, mask=exists)
     tl.store(bounds + 2 * row, highest)
     # Below it, P vanishes only where E is smaller than exp(-40).
-    tl.store(bounds + 2 * row + 1, tl.where(highest - lowest < 40.0, lowest + 40.0, float("-inf")))
+    tl.store(bounds + 2 * row + 1, tl.where(highest - lowest < spread, lowest + 40.0, float("-inf")))
 
 
 @triton.jit

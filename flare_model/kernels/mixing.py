@@ -225,8 +225,8 @@ def mix_operator(
 @torch.library.custom_op(
     "flare_model::mix_backward",
     mutates_args=(),
-    schema="(Tensor gradient, Tensor queries, Tensor keys, Tensor values, Tensor? mask, Tensor? offsets, Tensor decoded,"
-    " Tensor encoded, Tensor latent_normalisers, Tensor point_normalisers) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor gradient, Tensor queries, Tensor keys, Tensor values, Tensor? mask, Tensor? offsets,"
+    " Tensor decoded, Tensor encoded, Tensor latent_normalisers, Tensor point_normalisers) -> (Tensor, Tensor, Tensor)",
 )
 def mix_backward_operator(
     gradient: Tensor,

@@ -82,7 +82,7 @@ def network_gradient_kernel(
     x, weights, biases, gradient, grad_x, grad_weights, grad_biases, count,
     LAYERS: tl.constexpr, C: tl.constexpr, POINTS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of x, [N, C], and each program's share of dW [programs, LAYERS, C, C] and db [programs, LAYERS, C], float32."""
+    """Gradient of x, [N, C], and each program's share of those of weights and biases, with the programs in front."""
     w = _weights(weights, LAYERS, C, TYPE)
     ones = tl.full((POINTS, 16), 1.0, TYPE)
     dw = ()
