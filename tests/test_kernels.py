@@ -112,7 +112,7 @@ def test_rounding_cancels_over_the_points() -> None:
         truth = oracle((q, k, v), g + 0.5, HALVES[-1])
         for row, function in zip(squares, (mix, by_attention), strict=True):
             found = differentiate(function, (q, k, v), g + 0.5, HALVES[-1])
-            row += torch.tensor([((a - b).norm() / b.norm()).square() for a, b in zip(found, truth, strict=True)])
+            row.add_(torch.tensor([((a - b).norm() / b.norm()).square() for a, b in zip(found, truth, strict=True)]))
     kernels, attention = squares.sqrt()
     assert (kernels <= 1.1 * attention).all()
     if DEVICE == "cpu":  # The attention calls of a CPU make this error.
