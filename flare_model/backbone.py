@@ -5,9 +5,9 @@ B meshes, N points, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Self
+from typing import Final, Self, cast
 
 import torch
 import torch.utils.checkpoint
@@ -15,9 +15,13 @@ from torch import Tensor, nn
 
 from flare_model.checkpoint import Description, restore_model
 from flare_model.layout import Layout
+from flare_model.mixer import FlareMixer
 from flare_model.pretrained import Pretrained
 from flare_model.spec import spec_of
 from lpbf_data.errors import UsageError
+
+_CHUNK: Final = 1 << 19
+"""Points of a chunk, where the backward pass computes things again."""
 
 
 class Block(nn.Module):
@@ -42,6 +46,33 @@ class Block(nn.Module):
         out: Tensor = x + self.pointwise(self.pointwise_norm(x))
         return out
 
+    def forward_in_chunks(self, x: Tensor, layout: Layout) -> Tensor:
+        """The same, with all but the mixing itself in chunks of points, of which nothing but their input is kept."""
+        if not isinstance(self.mixer, FlareMixer):
+            return self.forward(x, layout)
+        mixer = self.mixer
+        keys, values = in_chunks(lambda part: mixer.project(self.mixer_norm(part)), x)
+        (out,) = in_chunks(self._leave, x, mixer.mix(keys, values, layout))
+        return out
+
+    def _leave(self, x: Tensor, mixed: Tensor) -> tuple[Tensor]:
+        """What follows the mixing: a function of single points."""
+        assert isinstance(self.mixer, FlareMixer)
+        x = x + self.mixer.leave(mixed)
+        return (x + self.pointwise(self.pointwise_norm(x)),)
+
+
+def in_chunks(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Apply a function of single points in chunks, and compute each again in the backward pass.
+
+    Args:
+        function: Takes tensors [..., N, C] and returns such.
+        tensors: What it takes.
+    """
+    chunks = zip(*(torch.split(tensor, _CHUNK, dim=-2) for tensor in tensors), strict=True)
+    parts = [torch.utils.checkpoint.checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(part, dim=-2) for part in zip(*parts, strict=True))
+
 
 class Backbone(nn.Module, Pretrained):
     """Blocks between two projections; see [protocol][flare_model.protocol] for what goes in and out.
@@ -62,7 +93,7 @@ class Backbone(nn.Module, Pretrained):
         self.norm = nn.LayerNorm(channels)
         self.leave = leave
         self.activation_checkpointing = False
-        """Keep only what enters each block, and compute the rest again in the backward pass."""
+        """Keep only what enters each block, and compute the rest again in the backward pass, in chunks of points."""
 
     def forward(
         self, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None, mask: Tensor | None = None
@@ -88,18 +119,26 @@ class Backbone(nn.Module, Pretrained):
         if single:
             known = known.unsqueeze(0)
         layout = Layout.of(known, offsets, mask)
+        again = self.activation_checkpointing and torch.is_grad_enabled()
         # Both projections keep float32 under autocast: in 16 bits a coordinate of 30 mm is off by up to 0.06 mm, and a
         # prediction has two digits. They are pointwise and a twentieth of the work.
         with torch.autocast(known.device.type, enabled=False):
-            hidden = self.enter(known)
+            hidden = in_chunks(lambda part: (self.enter(part),), known)[0] if again else self.enter(known)
         for block in self.blocks:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                hidden = torch.utils.checkpoint.checkpoint(block, hidden, layout, use_reentrant=False)
+            if again:
+                forward = cast("Block", block).forward_in_chunks
+                hidden = torch.utils.checkpoint.checkpoint(forward, hidden, layout, use_reentrant=False)
             else:
                 hidden = block(hidden, layout)
         with torch.autocast(known.device.type, enabled=False):
-            out: Tensor = self.leave(self.norm(hidden.to(known.dtype)))
+            hidden = hidden.to(known.dtype)
+            out = in_chunks(lambda part: (self._predict(part),), hidden)[0] if again else self._predict(hidden)
         return out.squeeze(0) if single else out
+
+    def _predict(self, hidden: Tensor) -> Tensor:
+        """[..., C] to [..., out_dim]."""
+        out: Tensor = self.leave(self.norm(hidden))
+        return out
 
     def description(self) -> Description:
         """What a checkpoint says of it."""

@@ -72,7 +72,7 @@ class Layout:
             )
         if torch.compiler.is_compiling() or len(offsets) == 2:
             # Reading the sizes would break the graph, or wait for the device; one mesh needs none.
-            return cls(offsets=offsets)
+            return cls(offsets=offsets.to(points.device) if len(offsets) > 2 else offsets)
         bounds = offsets.tolist()
         sizes = tuple(b - a for a, b in itertools.pairwise(bounds))
         if bounds[0] != 0 or bounds[-1] != len(points) or min(sizes) < 1:
@@ -81,9 +81,8 @@ class Layout:
                 f"they are {bounds}"
             )
         worthwhile = max(sizes) * len(sizes) <= _MAX_PADDING * len(points)
-        return cls(
-            offsets=offsets, sizes=sizes, padding=_padding(offsets.to(points.device), sizes) if worthwhile else None
-        )
+        offsets = offsets.to(points.device)
+        return cls(offsets=offsets, sizes=sizes, padding=_padding(offsets, sizes) if worthwhile else None)
 
     def attend(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         """Apply a function of whole meshes to every mesh of the batch.

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+
+from flare_model.implementation import Implementation, compute_dtype, network_by_kernels
 
 
 class ResMLP(nn.Module):
@@ -18,6 +21,7 @@ class ResMLP(nn.Module):
         layers: Residual layers.
         input_residual: Add the input to the first layer where the widths agree.
         output_residual: Add the last hidden state to the output where the widths agree.
+        implementation: auto or triton to let one kernel do it all where it can; anything else for one layer at a time.
     """
 
     def __init__(
@@ -29,8 +33,10 @@ class ResMLP(nn.Module):
         *,
         input_residual: bool = True,
         output_residual: bool = True,
+        implementation: Implementation = "sdpa",
     ) -> None:
         super().__init__()
+        self.implementation: Implementation = implementation
         self.enter = nn.Linear(in_dim, hidden)
         self.layers = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
         self.leave = nn.Linear(hidden, out_dim)
@@ -39,6 +45,10 @@ class ResMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, in_dim] to […, out_dim]."""
+        if self.input_residual and self.output_residual:
+            dtype, width = compute_dtype(x), self.enter.in_features
+            if network_by_kernels(self.implementation, x.device.type, dtype, width, len(self.layers) + 2):
+                return self._by_kernel(x, dtype)
         hidden = F.gelu(self.enter(x), approximate="tanh")
         if self.input_residual:
             hidden = x + hidden
@@ -46,6 +56,12 @@ class ResMLP(nn.Module):
             hidden = hidden + F.gelu(layer(hidden), approximate="tanh")
         out: Tensor = self.leave(hidden)
         return out + hidden if self.output_residual else out
+
+    def _by_kernel(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        from flare_model.kernels.pointwise import network
+
+        layers = [self.enter, *(layer for layer in self.layers if isinstance(layer, nn.Linear)), self.leave]
+        return network(x, [layer.weight for layer in layers], [layer.bias for layer in layers], dtype)
 
 
 class FeedForward(nn.Module):

@@ -7,10 +7,26 @@ from pathlib import Path
 
 import pytest
 
+# Triton decides when it is imported whether its kernels run on the CPU; without a GPU they do.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from tests.data_fixtures import hub, own_cache, published_dataset, small_cases, small_dataset
+from tests.flare_fixtures import box_dataset, shared_cache, trained_run
 from tests.netfabb_cases import Part, write_part
 
-__all__ = ["hub", "own_cache", "part_folder", "published_dataset", "samples", "small_cases", "small_dataset"]
+__all__ = [
+    "box_dataset",
+    "hub",
+    "own_cache",
+    "part_folder",
+    "published_dataset",
+    "samples",
+    "shared_cache",
+    "small_cases",
+    "small_dataset",
+    "trained_run",
+]
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,12 @@ def box_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     cases = write_cases(root / "cases")
     assert (
         build(
-            [str(cases)], out=str(root / "lpbf"), workers=0, splits="train=8,validation=2,test=2", formats=["parquet"]
+            [str(cases)],
+            out=str(root / "lpbf"),
+            workers=0,
+            splits="train=8,validation=2,test=2",
+            formats=["parquet"],
+            no_report=True,
         )
         == 0
     )
@@ -34,8 +39,8 @@ def trained_run(box_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-@pytest.fixture(scope="session")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+@pytest.fixture(scope="session", autouse=True)
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Decoded cases go where the tests are, not into the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LPBF_CACHE", str(tmp_path_factory.mktemp("cache")))

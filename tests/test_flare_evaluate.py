@@ -48,9 +48,6 @@ from pipelines.report import report
 from tests.data_support import make_case
 from tests.flare_support import TINY
 
-pytest_plugins = ["tests.flare_fixtures"]
-pytestmark = pytest.mark.usefixtures("own_cache")
-
 SMALL = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.just(2)), elements=st.floats(-100, 100, width=32))
 
 

@@ -14,9 +14,7 @@ from flare_model.run_log import read_table
 from flare_model.training_state import latest_state
 from tests.flare_support import LEARNING, go, kill, losses
 
-pytest_plugins = ["tests.flare_fixtures"]
 pytestmark = [
-    pytest.mark.usefixtures("own_cache"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU here"),
 ]
 

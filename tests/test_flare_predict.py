@@ -23,9 +23,6 @@ from lpbf_data.voxelize import load_surface, on_build_plate, voxelize_to_size
 from tests.flare_support import TINY
 from tests.netfabb_cases import Part, write_part
 
-pytest_plugins = ["tests.flare_fixtures"]
-pytestmark = pytest.mark.usefixtures("own_cache")
-
 
 @pytest.fixture
 def predicted(box_dataset: str, trained_run: Path, tmp_path: Path) -> Path:

@@ -22,9 +22,6 @@ from lpbf_data.errors import UsageError
 from pipelines.build import build
 from tests.flare_support import LEARNING, TINY, go, kill, losses, write_cases
 
-pytest_plugins = ["tests.flare_fixtures"]
-pytestmark = pytest.mark.usefixtures("own_cache")
-
 
 def test_a_finished_run_is_not_trained_again(trained_run: Path, box_dataset: str) -> None:
     before = (trained_run / "model.safetensors").stat().st_mtime_ns

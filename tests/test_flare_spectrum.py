@@ -21,9 +21,6 @@ from flare_model.train import train
 from lpbf_data.errors import UsageError
 from tests.flare_support import TINY, tiny_flare
 
-pytest_plugins = ["tests.flare_fixtures"]
-pytestmark = pytest.mark.usefixtures("own_cache")
-
 
 def communication(block: Block, x: torch.Tensor) -> torch.Tensor:
     """W = W_decode · W_encode of every head as a matrix, [H, N, N] float64."""

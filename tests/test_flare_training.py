@@ -35,9 +35,6 @@ from tests.flare_support import LEARNING, TINY, go, losses, tiny_flare, write_ca
 from tests.netfabb_cases import Part, write_part
 from tests.test_flare_checkpoints import POINTWISE, Pointwise
 
-pytest_plugins = ["tests.flare_fixtures"]
-pytestmark = pytest.mark.usefixtures("own_cache")
-
 
 def test_training_lowers_the_loss(trained_run: Path) -> None:
     table = read_table(trained_run / "training.csv")

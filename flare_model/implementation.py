@@ -1,0 +1,81 @@
+"""Which code computes: PyTorch's own operators, or the GPU's kernels where they are asked for.
+
+What the kernels compute was compared with float64 on the CPU, through Triton's interpreter. On a GPU an earlier state
+of them was; since then they were timed and trained with there, but not compared number by number. Until they are,
+`auto` leaves them to those who ask for them by name.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from lpbf_data.errors import UsageError
+
+Implementation = Literal["auto", "sdpa", "triton", "reference"]
+IMPLEMENTATIONS: Final = ("auto", "sdpa", "triton", "reference")
+
+_log = logging.getLogger(__name__)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type that products of a tensor are taken in: that of autocast where it is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def mix_by_kernels(
+    implementation: Implementation, device: str, dtype: torch.dtype, depth: int, num_latents: int
+) -> bool:
+    """Whether the kernels mix; that auto leaves them out on a GPU is logged once.
+
+    Args:
+        implementation: What was asked for.
+        device: Type of the device.
+        dtype: Of the products.
+        depth: D, channels of a head.
+        num_latents: M.
+
+    Raises:
+        UsageError: If the kernels are asked for by name where they can't run.
+    """
+    if implementation == "triton":
+        if reason := _why_not(device, dtype, depth, num_latents):
+            raise UsageError(f"mixer=triton asks for the kernels, but {reason}; auto takes what can run")
+        return True
+    if implementation == "auto" and device == "cuda":
+        reason = _why_not(device, dtype, depth, num_latents) or "ask for them with mixer=triton"
+        _log_once(f"mixing by two attention calls instead of the kernels: {reason}")
+    return False
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def network_by_kernels(
+    implementation: Implementation, device: str, dtype: torch.dtype, channels: int, layers: int
+) -> bool:
+    """Whether a kernel applies a pointwise network of so many layers, the first and the last among them."""
+    if implementation != "triton":
+        return False
+    try:
+        from flare_model.kernels.support import takes_network
+    except ImportError:
+        return False
+    return takes_network(device, dtype, channels, layers)
+
+
+def _why_not(device: str, dtype: torch.dtype, depth: int, num_latents: int) -> str | None:
+    try:
+        from flare_model.kernels.support import unsupported
+    except ImportError:
+        return "Triton 3.6 or newer is not installed here"
+    return unsupported(device, dtype, depth, num_latents)
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    _log.info(message)

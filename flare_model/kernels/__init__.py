@@ -1,0 +1,1 @@
+"""FLARE's token mixing as Triton kernels, forward and backward; NOTES.md beside them says how they work."""

@@ -1,0 +1,77 @@
+"""Latents onto points: softmax over the latents at every point.
+
+B meshes, N points, C channels, H heads, D = C / H channels a head, M latents.
+"""
+
+import triton
+import triton.language as tl
+
+from flare_model.kernels.arithmetic import as_shift, exp_of_difference, load_latents, load_points, store_points
+from flare_model.kernels.meshes import slice_of_mesh
+
+
+@triton.jit
+def decode_kernel(
+    queries, keys, encoded, offsets, decoded, normalisers,
+    num_meshes, num_points, num_latents, total_points, slice_length, search_steps,
+    HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, LATENTS: tl.constexpr, TILES: tl.constexpr,
+    POINTS: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr, UNEVEN: tl.constexpr,
+):  # fmt: skip
+    """One slice of points, one head: the mixed values y, and l = log Σ exp(scores) over the latents.
+
+    decoded is [ΣN, H, D] in the type of the keys, normalisers [H, ΣN], float32.
+    """
+    head = tl.program_id(0) % HEADS
+    slot = tl.program_id(0) // HEADS
+    mesh, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
+    row = mesh.to(tl.int64) * HEADS + head
+    q, z = _operands(queries, encoded, head, row, 0, num_latents, keys.dtype.element_ty, LATENTS, DEPTH, WIDTH)
+    for start in range(0, count, POINTS):
+        k = load_points(keys, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
+        top = tl.full((POINTS,), float("-inf"), tl.float32)
+        total = tl.zeros((POINTS,), tl.float32)
+        moment = tl.zeros((POINTS, WIDTH), tl.float32)
+        top, total, moment = _advance(top, total, moment, k, q, z, 0, num_latents,
+                                      LATENTS, DEPTH, WIDTH, PRECISION, UNEVEN)  # fmt: skip
+        for tile in range(1, TILES):
+            latent = tile * LATENTS
+            more_q, more_z = _operands(queries, encoded, head, row, latent, num_latents, k.dtype, LATENTS, DEPTH, WIDTH)
+            top, total, moment = _advance(top, total, moment, k, more_q, more_z, latent, num_latents,
+                                          LATENTS, DEPTH, WIDTH, PRECISION, UNEVEN)  # fmt: skip
+        if WIDTH > DEPTH:
+            total = tl.sum(tl.where((tl.arange(0, WIDTH) == DEPTH)[None, :], moment, 0.0), 1)
+        points = start + tl.arange(0, POINTS)
+        tl.store(normalisers + head.to(tl.int64) * total_points + first + points, top + tl.log(total),
+                 mask=points < count)  # fmt: skip
+        store_points(decoded, moment * (1.0 / total)[:, None], first, start, count, head, HEADS, DEPTH, WIDTH, POINTS)
+
+
+@triton.jit
+def _operands(
+    queries, encoded, head, row, latent, num_latents,
+    TYPE: tl.constexpr, LATENTS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Queries and encoded values of a tile of latents; spare channels of the latter hold ones."""
+    q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
+    z = load_latents(encoded, row, latent, num_latents, 1.0, LATENTS, DEPTH, WIDTH)
+    return q.to(TYPE), z.to(TYPE)
+
+
+@triton.jit
+def _advance(
+    top, total, moment, k, q, z, latent, num_latents,
+    LATENTS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, UNEVEN: tl.constexpr,
+):  # fmt: skip
+    """(max, Σ e, Σ e·z) after one more tile of latents; total stays unused where z has spare channels, as in encode."""
+    EXACT: tl.constexpr = k.dtype == tl.float32
+    scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+    if UNEVEN:
+        scores = tl.where((latent + tl.arange(0, LATENTS) < num_latents)[None, :], scores, float("-inf"))
+    highest = tl.maximum(top, tl.max(scores, 1))
+    shift = as_shift(highest, EXACT)
+    weights = exp_of_difference(scores, shift[:, None], EXACT)
+    decay = exp_of_difference(top, shift, EXACT)
+    if WIDTH == DEPTH:
+        total = total * decay + tl.sum(weights, 1)
+    moment = tl.dot(weights.to(k.dtype), z, moment * decay[:, None], input_precision=PRECISION)
+    return highest, total, moment

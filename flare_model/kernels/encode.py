@@ -1,0 +1,118 @@
+"""Points into latents: softmax over the points of each mesh, in slices that a second kernel merges.
+
+B meshes, N points, C channels, H heads, D = C / H channels a head, M latents.
+"""
+
+import triton
+import triton.language as tl
+
+from flare_model.kernels.arithmetic import as_shift, exp_of_difference, load_latents, load_points, store_latents
+from flare_model.kernels.meshes import slice_of_mesh, slices_of_mesh
+
+
+@triton.jit
+def encode_kernel(
+    queries, keys, values, mask, offsets, maxima, sums, moments,
+    num_meshes, num_points, num_latents, slice_length, search_steps,
+    HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, LATENTS: tl.constexpr, POINTS: tl.constexpr,
+    PRECISION: tl.constexpr, JOINED: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """One slice of points, one head, one tile of latents: (max, Σ e, Σ e·v) of the scores' exponentials.
+
+    maxima and sums are [slices, H, M], moments [slices, H, M, D], float32; a slice of no points leaves (-∞, 0, 0).
+    """
+    tiles = tl.cdiv(num_latents, LATENTS)
+    head = tl.program_id(0) % HEADS
+    latent = (tl.program_id(0) // HEADS) % tiles * LATENTS
+    slot = tl.program_id(0) // HEADS // tiles
+    _, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
+    q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH).to(keys.dtype.element_ty)
+    top = tl.full((LATENTS,), float("-inf"), tl.float32)
+    total = tl.zeros((LATENTS,), tl.float32)
+    moment = tl.zeros((LATENTS, WIDTH), tl.float32)
+    # Whole tiles need no mask; with a mask of points every tile does.
+    whole = 0 if MASKED else tl.maximum(count, 0) // POINTS * POINTS
+    for start in range(0, whole, POINTS):
+        k = load_points(keys, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
+        v = load_points(values, first, start, count, head, 1.0, HEADS, DEPTH, WIDTH, POINTS)
+        top, total, moment = _advance(top, total, moment, q, k, v, None, DEPTH, WIDTH, PRECISION)
+    for start in range(whole, count, POINTS):
+        k = load_points(keys, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
+        v = load_points(values, first, start, count, head, 1.0, HEADS, DEPTH, WIDTH, POINTS)
+        points = start + tl.arange(0, POINTS)
+        exists = points < count
+        if MASKED:
+            exists = tl.load(mask + first + points, mask=exists, other=0) != 0
+        top, total, moment = _advance(top, total, moment, q, k, v, exists, DEPTH, WIDTH, PRECISION)
+    if WIDTH > DEPTH:
+        total = tl.sum(tl.where((tl.arange(0, WIDTH) == DEPTH)[None, :], moment, 0.0), 1)
+    row = slot.to(tl.int64) * HEADS + head
+    latents = latent + tl.arange(0, LATENTS)
+    tl.store(maxima + row * num_latents + latents, top, mask=latents < num_latents)
+    tl.store(sums + row * num_latents + latents, total, mask=latents < num_latents)
+    store_latents(moments, moment, row, latent, num_latents, LATENTS, DEPTH, WIDTH)
+
+
+@triton.jit
+def _advance(top, total, moment, q, k, v, exists, DEPTH: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
+    """(max, Σ e, Σ e·v) after one more tile of points.
+
+    Where a head leaves channels of v spare, they hold ones: the product counts Σ e there, and total stays unused.
+    """
+    EXACT: tl.constexpr = k.dtype == tl.float32
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if exists is not None:
+        scores = tl.where(exists[None, :], scores, float("-inf"))
+    highest = tl.maximum(top, tl.max(scores, 1))
+    shift = highest
+    if exists is not None:
+        # A tile in which no point exists must not subtract -∞ from -∞.
+        shift = tl.where(highest == float("-inf"), 0.0, highest)
+    shift = as_shift(shift, EXACT)
+    weights = exp_of_difference(scores, shift[:, None], EXACT)
+    decay = exp_of_difference(top, shift, EXACT)
+    if WIDTH == DEPTH:
+        total = total * decay + tl.sum(weights, 1)
+    moment = tl.dot(weights.to(k.dtype), v, moment * decay[:, None], input_precision=PRECISION)
+    return highest, total, moment
+
+
+@triton.jit
+def merge_encoded_kernel(
+    maxima, sums, moments, offsets, encoded, normalisers,
+    num_points, num_latents, slice_length,
+    HEADS: tl.constexpr, DEPTH: tl.constexpr, LATENTS: tl.constexpr, SLICES: tl.constexpr, JOINED: tl.constexpr,
+):  # fmt: skip
+    """All slices of one mesh and head, one tile of latents: the latents Z and L = log Σ exp(scores).
+
+    encoded is [B, H, M, D], normalisers [B, H, M], float32. Slices are taken in their order, so that the sums are the
+    same in every run.
+    """
+    tiles = tl.cdiv(num_latents, LATENTS)
+    latents = tl.program_id(0) % tiles * LATENTS + tl.arange(0, LATENTS)
+    head = tl.program_id(0) // tiles % HEADS
+    mesh = tl.program_id(0) // tiles // HEADS
+    first, end = slices_of_mesh(mesh, offsets, num_points, slice_length, JOINED)
+    channels = tl.arange(0, DEPTH)
+    top = tl.full((LATENTS,), float("-inf"), tl.float32)
+    total = tl.zeros((LATENTS,), tl.float32)
+    moment = tl.zeros((LATENTS, DEPTH), tl.float32)
+    for start in range(first, end, SLICES):
+        slots = start + tl.arange(0, SLICES)
+        exists = (slots < end)[:, None] & (latents < num_latents)[None, :]
+        place = (slots.to(tl.int64) * HEADS + head)[:, None] * num_latents + latents[None, :]
+        tops = tl.load(maxima + place, mask=exists, other=float("-inf"))
+        highest = tl.maximum(top, tl.max(tops, 0))
+        shift = as_shift(tl.where(highest == float("-inf"), 0.0, highest), EXACT=True)
+        scales = exp_of_difference(tops, shift[None, :], EXACT=True)
+        decay = exp_of_difference(top, shift, EXACT=True)
+        total = total * decay + tl.sum(tl.load(sums + place, mask=exists, other=0.0) * scales, 0)
+        parts = tl.load(moments + place[:, :, None] * DEPTH + channels[None, None, :],
+                        mask=exists[:, :, None], other=0.0)  # fmt: skip
+        moment = moment * decay[:, None] + tl.sum(parts * scales[:, :, None], 0)
+        top = highest
+    total = tl.where(latents < num_latents, total, 1.0)
+    place = (mesh.to(tl.int64) * HEADS + head) * num_latents + latents
+    tl.store(normalisers + place, top + tl.log(total), mask=latents < num_latents)
+    tl.store(encoded + place[:, None] * DEPTH + channels[None, :], moment / total[:, None],
+             mask=(latents < num_latents)[:, None])  # fmt: skip

@@ -1,0 +1,272 @@
+"""The backward pass: two passes over the points, which compute scores and exponentials again and store none.
+
+B meshes, N points, C channels, H heads, D = C / H channels a head, M latents. With s the scores, P = exp(s - l) the
+weights of decoding and E = exp(s - L) those of encoding:
+
+    dZ = Pᵀ dY
+    dV = E dZ
+    dS = P ∘ (dY Zᵀ - δ) + E ∘ (V dZᵀ - Δ),  δ_n = dY_n · Y_n,  Δ_m = dZ_m · Z_m
+    dK = dS Q,  dQ = dSᵀ K
+
+The exponentials are what costs, and E = P ∘ a bᵀ with a = exp(l - c), b = exp(c - L): where no factor leaves the range
+of float32, one exponential does for both, and b goes into the operands dZ and Δ. That is the quick way; c is the
+largest L.
+"""
+
+import triton
+import triton.language as tl
+
+from flare_model.kernels.arithmetic import (
+    LOG2E,
+    as_shift,
+    exp_of_difference,
+    load_latents,
+    load_points,
+    store_latents,
+    store_points,
+)
+from flare_model.kernels.meshes import slice_of_mesh, slices_of_mesh
+
+
+@triton.jit
+def latent_gradient_kernel(
+    queries, keys, grad_decoded, normalisers, offsets, grad_encoded,
+    num_meshes, num_points, num_latents, total_points, slice_length, search_steps,
+    HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, LATENTS: tl.constexpr, POINTS: tl.constexpr,
+    PRECISION: tl.constexpr, JOINED: tl.constexpr,
+):  # fmt: skip
+    """Pass one. One slice of points, one head, one tile of latents: its share of dZ, [slices, H, M, D], float32."""
+    EXACT: tl.constexpr = keys.dtype.element_ty == tl.float32
+    tiles = tl.cdiv(num_latents, LATENTS)
+    head = tl.program_id(0) % HEADS
+    latent = (tl.program_id(0) // HEADS) % tiles * LATENTS
+    slot = tl.program_id(0) // HEADS // tiles
+    _, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
+    q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH).to(keys.dtype.element_ty)
+    gradient = tl.zeros((LATENTS, WIDTH), tl.float32)
+    for start in range(0, count, POINTS):
+        k = load_points(keys, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
+        dy = load_points(grad_decoded, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
+        points = start + tl.arange(0, POINTS)
+        # Where there is no point, dy is 0 and the weight 1.
+        row = normalisers + head.to(tl.int64) * total_points + first
+        normaliser = tl.load(row + points, mask=points < count, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        weights = exp_of_difference(scores, as_shift(normaliser, EXACT)[None, :], EXACT)
+        gradient = tl.dot(weights.to(k.dtype), dy, gradient, input_precision=PRECISION)
+    store_latents(grad_encoded, gradient, slot.to(tl.int64) * HEADS + head, latent, num_latents, LATENTS, DEPTH, WIDTH)
+
+
+@triton.jit
+def sum_slices_kernel(
+    parts, offsets, sums, num_points, size, slice_length,
+    VALUES: tl.constexpr, SLICES: tl.constexpr, JOINED: tl.constexpr,
+):  # fmt: skip
+    """Sum over the slices of one mesh, in their order: [slices, size] to [B, size], both float32."""
+    tiles = tl.cdiv(size, VALUES)
+    place = tl.program_id(0) % tiles * VALUES + tl.arange(0, VALUES)
+    mesh = tl.program_id(0) // tiles
+    first, end = slices_of_mesh(mesh, offsets, num_points, slice_length, JOINED)
+    total = tl.zeros((VALUES,), tl.float32)
+    for start in range(first, end, SLICES):
+        slots = start + tl.arange(0, SLICES)
+        exists = (slots < end)[:, None] & (place < size)[None, :]
+        total += tl.sum(tl.load(parts + slots.to(tl.int64)[:, None] * size + place[None, :], mask=exists, other=0.0), 0)
+    tl.store(sums + mesh.to(tl.int64) * size + place, total, mask=place < size)
+
+
+@triton.jit
+def scale_latents_kernel(
+    encoded, grad_encoded, normalisers, scales, bounds, size, num_latents,
+    DEPTH: tl.constexpr, LATENTS: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """What pass two needs to know of the latents of one mesh and head.
+
+    scales, [4, B, H, M], are L as `as_shift` makes it, -Δ, b and -Δ·b; bounds, [B, H, 2], are c and the largest l for
+    the quick way. All are float32; size is B·H·M.
+    """
+    latents = tl.arange(0, LATENTS)
+    exists = latents < num_latents
+    row = tl.program_id(0).to(tl.int64)
+    place = row * num_latents + latents
+    level = tl.load(normalisers + place, mask=exists, other=0.0)
+    highest = tl.max(tl.where(exists, level, float("-inf")), 0)
+    lowest = tl.min(tl.where(exists, level, float("inf")), 0)
+    z = load_latents(encoded, row, 0, num_latents, 0.0, LATENTS, DEPTH, DEPTH)
+    dz = load_latents(grad_encoded, row, 0, num_latents, 0.0, LATENTS, DEPTH, DEPTH)
+    spread: tl.constexpr = 40.0 if TYPE == tl.bfloat16 else 6.0
+    stretch = tl.exp2(tl.minimum(highest - level, spread) * LOG2E)
+    # Δ is made of dZ as the products will see it: what rounding it does to V dZᵀ then cancels over the points.
+    drop = -tl.sum(z * dz.to(TYPE).to(tl.float32), 1)
+    stretched = -tl.sum(z * (dz * stretch[:, None]).to(TYPE).to(tl.float32), 1)
+    tl.store(scales + place, as_shift(level, TYPE == tl.float32), mask=exists)
+    tl.store(scales + size + place, drop, mask=exists)
+    tl.store(scales + 2 * size + place, stretch, mask=exists)
+    tl.store(scales + 3 * size + place, stretched, mask=exists)
+    tl.store(bounds + 2 * row, highest)
+    # Below it, P vanishes only where E is smaller than exp(-40).
+    tl.store(bounds + 2 * row + 1, tl.where(highest - lowest < spread, lowest + 40.0, float("-inf")))
+
+
+@triton.jit
+def point_gradient_kernel(
+    queries, keys, values, decoded, grad_decoded, point_normalisers, encoded, grad_encoded, scales, bounds,
+    mask, offsets, grad_queries, grad_keys, grad_values,
+    num_meshes, num_points, num_latents, total_points, slice_length, search_steps, latent,
+    HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, LATENTS: tl.constexpr, TILES: tl.constexpr,
+    POINTS: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr, MASKED: tl.constexpr,
+    UNEVEN: tl.constexpr, ADD: tl.constexpr, QUICK: tl.constexpr,
+):  # fmt: skip
+    """Pass two. One slice of points, one head, TILES tiles of latents: dK, dV and a share of dQ, [slices, H, M, D].
+
+    With ADD, dK and dV are added to what earlier latents left.
+    """
+    head = tl.program_id(0) % HEADS
+    slot = tl.program_id(0) // HEADS
+    mesh, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
+    row = mesh.to(tl.int64) * HEADS + head
+    size = tl.cast(num_meshes, tl.int64) * HEADS * num_latents
+    levels = (scales + row * num_latents, size, tl.load(bounds + 2 * row), latent, num_latents)
+    normalisers = point_normalisers + head.to(tl.int64) * total_points
+    points = (keys, values, decoded, grad_decoded, normalisers, mask)
+    operands = ()
+    dq = ()
+    for tile in tl.static_range(TILES):
+        operands += (_operands(queries, encoded, grad_encoded, levels[0] + 2 * size, head, row, latent + tile * LATENTS,
+                               num_latents, keys.dtype.element_ty, LATENTS, DEPTH, WIDTH, QUICK),)  # fmt: skip
+        dq += (tl.zeros((LATENTS, WIDTH), tl.float32),)
+    # Whole tiles need no mask; with a mask of points every tile does.
+    whole = 0 if MASKED else tl.maximum(count, 0) // POINTS * POINTS
+    if QUICK:
+        whole = tl.where(_highest(normalisers, first, count) <= tl.load(bounds + 2 * row + 1), whole, 0)
+    for start in range(0, whole, POINTS):
+        dq = _advance(dq, operands, levels, points, grad_keys, grad_values, first, start, count, head,
+                      HEADS, DEPTH, WIDTH, POINTS, PRECISION, MASKED, UNEVEN, ADD, False, QUICK)  # fmt: skip
+    for start in range(whole, count, POINTS):
+        dq = _advance(dq, operands, levels, points, grad_keys, grad_values, first, start, count, head,
+                      HEADS, DEPTH, WIDTH, POINTS, PRECISION, MASKED, UNEVEN, ADD, True, False)  # fmt: skip
+    for tile in tl.static_range(TILES):
+        store_latents(grad_queries, dq[tile], slot.to(tl.int64) * HEADS + head, latent + tile * LATENTS, num_latents,
+                      LATENTS, DEPTH, WIDTH)  # fmt: skip
+
+
+@triton.jit
+def _highest(normalisers, first, count):
+    """The largest l of a slice."""
+    highest = tl.full((1024,), float("-inf"), tl.float32)
+    for start in range(0, count, 1024):
+        points = start + tl.arange(0, 1024)
+        highest = tl.maximum(highest, tl.load(normalisers + first + points, mask=points < count, other=float("-inf")))
+    return tl.max(highest, 0)
+
+
+@triton.jit
+def _operands(
+    queries, encoded, grad_encoded, stretches, head, row, latent, num_latents,
+    TYPE: tl.constexpr, LATENTS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, QUICK: tl.constexpr,
+):  # fmt: skip
+    """What a tile of latents brings to the products: Q, Z, dZ, and b dZ for the quick way."""
+    q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
+    z = load_latents(encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
+    dz = load_latents(grad_encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
+    stretched = dz
+    if QUICK:
+        stretched = dz * tl.load(stretches + latent + tl.arange(0, LATENTS))[:, None]
+    return q.to(TYPE), z.to(TYPE), dz.to(TYPE), stretched.to(TYPE)
+
+
+@triton.jit
+def _advance(
+    dq, operands, levels, points, grad_keys, grad_values, first, start, count, head,
+    HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, POINTS: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, UNEVEN: tl.constexpr, ADD: tl.constexpr, EDGE: tl.constexpr, QUICK: tl.constexpr,
+):  # fmt: skip
+    """One tile of points: stores dK and dV, returns dQ with what the tile adds. With EDGE, points may be missing."""
+    keys, values, decoded, grad_decoded, normalisers, mask = points
+    k = load_points(keys, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
+    v = load_points(values, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
+    y = load_points(decoded, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
+    dy = load_points(grad_decoded, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
+    place = start + tl.arange(0, POINTS)
+    exists = place < count
+    normaliser = tl.load(normalisers + first + place, mask=exists, other=0.0)
+    if MASKED:
+        exists = tl.load(mask + first + place, mask=exists, other=0) != 0
+    delta = tl.sum(dy.to(tl.float32) * y.to(tl.float32), 1)
+    dk = tl.zeros((POINTS, WIDTH), tl.float32)
+    dv = tl.zeros((POINTS, WIDTH), tl.float32)
+    factor = tl.exp2((normaliser - levels[2]) * LOG2E)
+    advanced = ()
+    for tile in tl.static_range(len(dq)):
+        if QUICK:
+            ds, dv = _differentiate_quickly(k, v, dy, normaliser, delta, factor, dv, operands[tile], levels, tile,
+                                            PRECISION)  # fmt: skip
+        else:
+            ds, dv = _differentiate(k, v, dy, normaliser, delta, exists, dv, operands[tile], levels, tile,
+                                    PRECISION, UNEVEN, EDGE)  # fmt: skip
+        dk = tl.dot(ds, operands[tile][0], dk, input_precision=PRECISION)
+        advanced += (tl.dot(tl.trans(ds), k, dq[tile], input_precision=PRECISION),)
+    if QUICK:
+        dv *= factor[:, None]
+    if ADD:
+        dk += load_points(grad_keys, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
+        dv += load_points(grad_values, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
+    store_points(grad_keys, dk, first, start, count, head, HEADS, DEPTH, WIDTH, POINTS)
+    store_points(grad_values, dv, first, start, count, head, HEADS, DEPTH, WIDTH, POINTS)
+    return advanced
+
+
+@triton.jit
+def _differentiate_quickly(
+    k, v, dy, normaliser, delta, factor, dv, operands, levels, tile, PRECISION: tl.constexpr
+):  # fmt: skip
+    """The same as `_differentiate` by one exponential; dV lacks the factor a."""
+    LATENTS: tl.constexpr = operands[0].shape[0]
+    q, z, _, dz = operands
+    # Read again for every tile: kept, it would take a quarter as many registers as the weights.
+    drop = tl.load(levels[0] + 3 * levels[1] + levels[3] + tile * LATENTS + tl.arange(0, LATENTS))
+    scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+    weights = exp_of_difference(scores, as_shift(normaliser, False)[:, None], False)
+    dv = tl.dot(weights.to(k.dtype), dz, dv, input_precision=PRECISION)
+    start = tl.broadcast_to(-delta[:, None], scores.shape)
+    slope = tl.dot(dy, tl.trans(z), start, input_precision=PRECISION)
+    start = tl.broadcast_to(drop[None, :], scores.shape)
+    more = tl.dot(v, tl.trans(dz), start, input_precision=PRECISION)
+    slope = tl.fma(more, tl.broadcast_to(factor[:, None], scores.shape), slope)
+    return (weights * slope).to(k.dtype), dv
+
+
+@triton.jit
+def _differentiate(
+    k, v, dy, normaliser, delta, exists, dv, operands, levels, tile,
+    PRECISION: tl.constexpr, UNEVEN: tl.constexpr, EDGE: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the scores, [POINTS, LATENTS], and dV with what a tile of latents adds, [POINTS, WIDTH]."""
+    EXACT: tl.constexpr = k.dtype == tl.float32
+    LATENTS: tl.constexpr = operands[0].shape[0]
+    q, z, dz, _ = operands
+    shifts, size, _, latent, num_latents = levels
+    # Read again for every tile: kept, they would take half as many registers as the weights.
+    latents = latent + tile * LATENTS + tl.arange(0, LATENTS)
+    # Where there is no latent, no point weighs anything in its encoding.
+    if UNEVEN:
+        shift = tl.load(shifts + latents, mask=latents < num_latents, other=float("-inf"))
+        drop = tl.load(shifts + size + latents, mask=latents < num_latents, other=0.0)
+    else:
+        shift = tl.load(shifts + latents)
+        drop = tl.load(shifts + size + latents)
+    scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+    among_points = scores
+    if EDGE:
+        # Where there is no point, the score is 0, but L may lie far below.
+        among_points = tl.where(exists[:, None], scores, float("-inf"))
+    encoding = exp_of_difference(among_points, shift[None, :], EXACT)
+    dv = tl.dot(encoding.to(k.dtype), dz, dv, input_precision=PRECISION)
+    start = tl.broadcast_to(drop[None, :], scores.shape)
+    ds = encoding * tl.dot(v, tl.trans(dz), start, input_precision=PRECISION)
+    decoding = exp_of_difference(scores, as_shift(normaliser, EXACT)[:, None], EXACT)
+    if UNEVEN:
+        decoding = tl.where((latents < num_latents)[None, :], decoding, 0.0)
+    start = tl.broadcast_to(-delta[:, None], scores.shape)
+    ds += decoding * tl.dot(dy, tl.trans(z), start, input_precision=PRECISION)
+    return ds.to(k.dtype), dv

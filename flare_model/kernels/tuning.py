@@ -1,0 +1,70 @@
+"""Sizes of tiles, found by measuring; NOTES.md says how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import triton
+
+Kernel = Literal["encode", "decode", "latent_gradient", "point_gradient"]
+
+INTERPRETED: Final = bool(triton.knobs.runtime.interpret)
+"""Whether kernels run in Triton's interpreter, on the CPU."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a kernel is cut.
+
+    Attributes:
+        points: Points of a tile.
+        latents: Largest number of latents of a tile.
+        warps: Warps of a program.
+        stages: Tiles of points that are on their way at a time.
+        programs: Programs to have about, where there are points enough.
+        unrolled: Tiles of latents that pass two of the gradient takes at a time: dQ of all of them lies in registers.
+        registers: Most registers of a thread; None leaves it to the compiler.
+    """
+
+    points: int
+    latents: int
+    warps: int = 4
+    stages: int = 3
+    programs: int = 2112
+    unrolled: int = 4
+    registers: int | None = None
+
+
+_SMALL: Final = Tiles(points=16, latents=16, programs=12, unrolled=2)
+"""In the interpreter small shapes have to cross the edges of tiles."""
+
+_FULL_PRECISION: Final = Tiles(points=32, latents=32, stages=1, unrolled=1)
+
+_ENCODE: Final = Tiles(points=64, latents=64)
+_DECODE_FEW: Final = Tiles(points=64, latents=128, stages=4)
+_DECODE_MANY: Final = Tiles(points=64, latents=128, stages=1)
+_LATENT_GRADIENT: Final = Tiles(points=32, latents=128, warps=2)
+_POINT_GRADIENT_FEW: Final = Tiles(points=64, latents=64, warps=2, stages=2)
+_POINT_GRADIENT_MANY: Final = Tiles(points=64, latents=64, warps=4, stages=2)
+
+
+def tiles_of(kernel: Kernel, num_latents: int, element_size: int) -> Tiles:
+    """How to cut a kernel.
+
+    Args:
+        kernel: Which.
+        num_latents: M.
+        element_size: Bytes of a number of the keys.
+    """
+    if INTERPRETED:
+        return _SMALL
+    if element_size == 4:
+        return _FULL_PRECISION
+    if kernel == "encode":
+        return _ENCODE
+    if kernel == "decode":
+        return _DECODE_FEW if num_latents <= 128 else _DECODE_MANY
+    if kernel == "latent_gradient":
+        return _LATENT_GRADIENT
+    return _POINT_GRADIENT_FEW if num_latents <= 128 else _POINT_GRADIENT_MANY

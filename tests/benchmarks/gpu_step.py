@@ -1,0 +1,239 @@
+"""Training steps with the kernels beside the same model with two attention calls, on one GPU.
+
+python -m tests.benchmarks.gpu_step million|largest|lpbf|profile OUT.json [NAME ...]
+python -m tests.benchmarks.gpu_step summary OUT.json PART.json ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flare_model.batches import Batch
+from flare_model.model import Flare, FlareConfig
+from tests.benchmarks.gpu_timing import describe_gpu, exclusive, milliseconds, peak_gib
+
+EXPONENTIALS_A_SECOND = 3.7e12
+POINTWISE_SECONDS_A_POINT = 0.63e-9
+"""A block's pointwise work, fused, at the bandwidth of an H100."""
+
+LPBF_CELLS = (
+    170, 920, 1919, 2520, 3168, 3780, 4368, 4900, 5390, 5820, 6400, 6990, 7560, 8190, 8800, 9420, 10010, 10568, 11180,
+    11800, 12400, 13050, 13700, 14300, 15000, 15650, 16331, 17000, 17800, 18600, 19400, 20300, 21200, 22100, 23006,
+    24300, 25680,
+)  # fmt: skip
+"""Cells of real parts, about evenly from the smallest to the largest; points are taken to be a multiple of them."""
+LPBF_MEAN_POINTS = 21_000
+LPBF_STEPS = 275_000
+
+
+def _sizes() -> list[int]:
+    factor = LPBF_MEAN_POINTS * len(LPBF_CELLS) / sum(LPBF_CELLS)
+    return [round(cells * factor) for cells in LPBF_CELLS]
+
+
+class Step:
+    """One training step: forward, loss, backward, clipping, AdamW."""
+
+    def __init__(self, mixer: str, compiled: str = "off", *, checkpointing: bool = False) -> None:
+        torch.manual_seed(0)
+        self.model = Flare(FlareConfig(mixer=mixer)).cuda()  # type: ignore[arg-type]
+        self.model.activation_checkpointing = checkpointing
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, weight_decay=1e-4, fused=True)
+        if compiled != "off":
+            self.model.compile(mode=None if compiled == "default" else compiled, dynamic=True)
+
+    def __call__(self, points: Tensor, target: Tensor, offsets: Tensor | None = None) -> Tensor:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            prediction = self.model(points, None, offsets)[: len(target)]
+        loss = (prediction - target).norm() / target.norm()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+
+@contextlib.contextmanager
+def _freed() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        torch.compiler.reset()
+        torch.cuda.empty_cache()
+
+
+def _case(count: int) -> tuple[Tensor, Tensor]:
+    return torch.rand(count, 3, device="cuda"), torch.randn(count, 1, device="cuda")
+
+
+def lower_bound_ms(count: int) -> float:
+    """Of a step: exponentials of the mixers, and pointwise work at full bandwidth."""
+    config = FlareConfig()
+    exponentials = 4 * count * config.num_latents * config.num_heads / EXPONENTIALS_A_SECOND
+    return config.num_blocks * (exponentials + count * POINTWISE_SECONDS_A_POINT) * 1e3
+
+
+def million(*names: str) -> dict[str, Any]:
+    """Time and peak memory of a step of a million points."""
+    case, rows = _case(1_000_000), {}
+    for name, make in {
+        "kernels, compiled": lambda: Step("triton", "default"),
+        "kernels, checkpointed": lambda: Step("triton", checkpointing=True),
+        "kernels": lambda: Step("triton"),
+        "paper, compiled": lambda: Step("sdpa", "default"),
+        "paper, eager": lambda: Step("sdpa"),
+    }.items():
+        if names and name not in names:
+            continue
+        with _freed():
+            step = make()
+            losses = [float(step(*case)) for _ in range(3)]
+            rows[name] = {
+                "ms": milliseconds(lambda s=step: s(*case), 1500.0, 5, 1),
+                "peak_gib": peak_gib(lambda s=step: s(*case)),
+                "losses": losses,
+            }
+            print(name, rows[name], flush=True)
+            del step
+    return {"points": 1_000_000, "lower_bound_ms": lower_bound_ms(1_000_000), "rows": rows}
+
+
+def profile(*_: str) -> dict[str, float]:
+    """Milliseconds that each kind of kernel takes in a step of a million points with the kernels."""
+    step, case = Step("triton", "default"), _case(1_000_000)
+    for _ in range(2):
+        step(*case)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as record:
+        step(*case)
+        torch.cuda.synchronize()
+    times = {e.key[:60]: e.self_device_time_total / 1e3 for e in record.key_averages() if e.self_device_time_total > 50}
+    found = dict(sorted(times.items(), key=lambda item: -item[1])[:30])
+    print(json.dumps(found, indent=0), flush=True)
+    return found
+
+
+def largest(*_: str) -> dict[str, Any]:
+    """Steps of ever more points, until the memory doesn't do."""
+    rows = []
+    for count in (8_000_000, 12_000_000, 16_000_000, 20_000_000, 24_000_000, 26_000_000, 28_000_000):
+        try:
+            with _freed():
+                step, case = Step("triton", checkpointing=True), _case(count)
+                losses: list[float] = []
+                begin = time.monotonic()
+                peak = peak_gib(lambda s=step, c=case, x=losses: x.append(float(s(*c))))
+                rows.append({"points": count, "peak_gib": peak, "seconds": time.monotonic() - begin, "loss": losses[0]})
+                print(rows[-1], flush=True)
+        except torch.OutOfMemoryError as error:
+            print(count, str(error)[:100], flush=True)
+            break
+    return {"rows": rows}
+
+
+def _drive(step: Step, sizes: list[int], round_points: int, seconds: float) -> dict[str, float]:
+    """Points a second over so many seconds, after every size was seen."""
+    cases = []
+    for size in sizes:
+        points, target = _case(size)
+        offsets = None
+        if round_points:
+            batch = Batch(points, None, target, torch.tensor([0, size]), ("",))
+            points, _, offsets = batch.filled(round_points)
+            offsets = offsets.cuda()
+        cases.append((points, target, offsets) if offsets is not None else (points[None], target[None], None))
+    for number, case in enumerate(cases * 2):
+        step(*case)
+        if number == 0:
+            begin = time.monotonic()
+        elif time.monotonic() - begin > 80:
+            raise TimeoutError
+    order = random.Random(0).choices(range(len(cases)), k=2000)
+    with exclusive():
+        torch.cuda.synchronize()
+        begin, taken, done = time.monotonic(), 0, 0
+        for number in order:
+            step(*cases[number])
+            taken, done = taken + sizes[number], done + 1
+            if done % 10 == 0:
+                torch.cuda.synchronize()
+                if time.monotonic() - begin > seconds:
+                    break
+        elapsed = time.monotonic() - begin
+    return {"steps": done, "ms_a_step": elapsed / done * 1e3, "points_a_second": taken / elapsed}
+
+
+def lpbf(*names: str) -> dict[str, Any]:
+    """Training one case at a time, of the sizes of real parts."""
+    sizes, rows = _sizes(), {}
+    todo: dict[str, tuple[Callable[[], Step], int, float]] = {
+        "kernels, CUDA graphs": (lambda: Step("triton", "reduce-overhead"), 4096, 8.0),
+        "kernels, eager": (lambda: Step("triton"), 0, 4.0),
+        "kernels, compiled": (lambda: Step("triton", "default"), 0, 4.0),
+        "paper, eager": (lambda: Step("sdpa"), 0, 5.0),
+        "paper, compiled": (lambda: Step("sdpa", "default"), 0, 5.0),
+    }
+    for name, (make, round_points, seconds) in todo.items():
+        if names and name not in names:
+            continue
+        with _freed():
+            try:
+                rows[name] = _drive(make(), sizes, round_points, seconds)
+            except Exception as error:  # noqa: BLE001 (the other rows still count)
+                rows[name] = {"error": f"{type(error).__name__} {str(error)[:300]}"}
+            print(name, rows[name], flush=True)
+    return {"sizes": sizes, "rows": rows}
+
+
+def summary(*parts: str) -> dict[str, Any]:
+    """Rows of several files together, with what they say of each other."""
+    found: dict[str, Any] = {}
+    for part in parts:
+        content = json.loads(Path(part).read_text(encoding="utf-8"))
+        for what in ("million", "lpbf", "largest"):
+            if what in content:
+                rows = found.get(what, {}).get("rows", {})
+                found[what] = content[what] | {
+                    "rows": (rows | content[what]["rows"]) if rows else content[what]["rows"]
+                }
+        found["gpu"] = content["gpu"]
+    ways = {"million": lambda row: 1e9 / row["ms"], "lpbf": lambda row: row.get("points_a_second", 0.0)}
+    for what, speed in ways.items():
+        if what in found:
+            speeds = {name: speed(row) for name, row in found[what]["rows"].items()}
+            best = max((name for name in speeds if name.startswith("kernels")), key=speeds.__getitem__)
+            found[what] |= {"best": best} | {
+                f"over {name}": speeds[best] / value
+                for name, value in speeds.items()
+                if name.startswith("paper") and value
+            }
+    if "million" in found:
+        best = found["million"]["rows"][found["million"]["best"]]["ms"]
+        found["million"]["times_lower_bound"] = best / found["million"]["lower_bound_ms"]
+    if "lpbf" in found:
+        row = found["lpbf"]["rows"][found["lpbf"]["best"]]
+        found["lpbf"]["full_run_minutes"] = LPBF_STEPS * row["ms_a_step"] / 6e4
+    return found
+
+
+def main(what: str, out: str, *names: str) -> None:
+    """Measure, write, print."""
+    if what == "summary":
+        result = summary(*names)
+    else:
+        work = {"million": million, "profile": profile, "largest": largest, "lpbf": lpbf}[what]
+        result = {what: work(*names), "gpu": describe_gpu()}
+    Path(out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

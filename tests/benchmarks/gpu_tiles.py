@@ -1,0 +1,101 @@
+"""Try sizes of tiles for every kernel of the mixer; the best go into flare_model/kernels/tuning.py.
+
+python -m tests.benchmarks.gpu_tiles OUT.json [KERNEL ...]
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flare_model.kernels import mixing
+from flare_model.kernels.tuning import Tiles
+from tests.benchmarks.gpu_timing import describe_gpu, milliseconds
+
+SHAPES = {"8x8x128": (8, 8, 128), "8x8x256": (8, 8, 256), "16x4x256": (16, 4, 256), "8x16x128": (8, 16, 128)}
+CANDIDATES: dict[str, list[Tiles]] = {
+    "encode": [Tiles(p, m, w, s) for p, m, w, s in
+               [(64, 128, 4, 3), (64, 64, 4, 3), (64, 64, 4, 4), (64, 64, 2, 3), (32, 64, 2, 3), (32, 64, 1, 3),
+                (32, 128, 2, 3), (64, 64, 2, 4), (64, 128, 4, 4), (128, 64, 2, 3)]],
+    "decode": [Tiles(p, m, w, s) for p, m, w, s in
+               [(64, 128, 4, 3), (64, 128, 4, 1), (32, 128, 2, 3), (16, 128, 1, 3), (64, 128, 2, 3), (64, 128, 4, 4),
+                (64, 256, 4, 2), (32, 256, 2, 2), (32, 128, 2, 1), (128, 128, 4, 1)]],
+    "latent_gradient": [Tiles(p, m, w, s) for p, m, w, s in
+                        [(64, 128, 4, 3), (32, 128, 4, 3), (32, 128, 4, 4), (32, 128, 2, 3), (32, 64, 2, 3),
+                         (64, 64, 2, 3), (16, 128, 4, 3), (32, 64, 1, 3), (32, 256, 4, 3), (64, 64, 4, 3)]],
+    "point_gradient": [Tiles(p, m, w, s, registers=r, unrolled=u) for p, m, w, s, r, u in
+                       [(64, 64, 2, 2, None, 4), (32, 64, 2, 2, None, 4), (32, 64, 2, 2, 168, 4),
+                        (64, 64, 4, 2, None, 4),
+                        (64, 64, 4, 2, 168, 4), (64, 64, 2, 1, None, 4), (32, 128, 2, 2, None, 2)]],
+}  # fmt: skip
+
+
+def _inputs(shape: tuple[int, int, int], points: int) -> dict[str, Any]:
+    heads, depth, latents = shape
+    torch.manual_seed(0)
+    q = torch.randn(heads, latents, depth, device="cuda", dtype=torch.bfloat16)
+    k, v, dy = (torch.randn(1, points, heads, depth, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    return {"q": q, "k": k, "v": v, "dy": dy, "points": mixing._Points(k, latents, None, None)}
+
+
+def _run(kernel: str, tiles: Tiles, x: dict[str, Any]) -> Any:
+    """One kernel; what others make stands in for itself by numbers of the right size."""
+    mixing.tiles_of = lambda *_: tiles
+    points = x["points"]
+    heads, latents, depth = x["q"].shape
+    if kernel == "encode":
+        return mixing._encode(x["q"], x["v"], points)
+    z = x.setdefault("z", torch.randn(1, heads, latents, depth, device="cuda"))
+    if kernel == "decode":
+        return mixing._decode(x["q"], z, points)
+    level = x.setdefault("l", torch.full((heads, points.total), 12.0, device="cuda"))
+    if kernel == "latent_gradient":
+        return mixing._latent_gradient(x["q"], x["dy"], level, points)
+    high = x.setdefault("L", torch.full((1, heads, latents), 20.0, device="cuda"))
+    return mixing._point_gradients(x["q"], x["v"], x["v"], x["dy"], z, z, high, level, points)
+
+
+def _compile(job: tuple[str, Tiles, tuple[int, int, int]]) -> str:
+    kernel, tiles, shape = job
+    try:
+        _run(kernel, tiles, _inputs(shape, 4096))
+        torch.cuda.synchronize()
+    except Exception as error:  # noqa: BLE001 (whatever doesn't fit is no candidate)
+        return f"{kernel} {tiles} {shape}: {type(error).__name__} {str(error)[:200]}"
+    return ""
+
+
+def main(out: str, *kernels: str) -> None:
+    """Compile all candidates side by side, then time them one by one."""
+    chosen = {name: tiles for name, tiles in CANDIDATES.items() if name in kernels or not kernels}
+    jobs = [(k, t, s) for (k, ts), s in itertools.product(chosen.items(), SHAPES.values()) for t in ts]
+    with multiprocessing.get_context("spawn").Pool(16) as pool:
+        failed = [line for line in pool.map(_compile, jobs, chunksize=1) if line]
+    print("\n".join(failed[:12]), flush=True)
+    rows = []
+    for name, shape in SHAPES.items():
+        inputs = _inputs(shape, 1_000_000)
+        for kernel, candidates in chosen.items():
+            for tiles in candidates:
+                try:
+                    time = milliseconds(lambda k=kernel, t=tiles, x=inputs: _run(k, t, x), 15.0, 8)
+                except Exception:  # noqa: BLE001
+                    continue
+                rows.append({"shape": name, "kernel": kernel, **vars(tiles), "ms": round(time, 4)})
+        torch.cuda.empty_cache()
+    Path(out).write_text(json.dumps({"gpu": describe_gpu(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    for name, kernel in itertools.product(SHAPES, chosen):
+        best = sorted((r for r in rows if (r["shape"], r["kernel"]) == (name, kernel)), key=lambda r: r["ms"])[:4]
+        print(
+            name, kernel, [(r["points"], r["latents"], r["warps"], r["stages"], r["registers"], r["ms"]) for r in best]
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
