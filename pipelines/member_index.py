@@ -80,12 +80,16 @@ def read_members(rows: IndexRange, mark: tuple[int, str]) -> dict[str, Member] |
         Members by their names within the case; None when the index is gone or tells of another state of the archive.
     """
     try:
+        if rows.first < 0 or rows.count < 1:
+            return None
         with pa.memory_map(rows.path) as file:
             table = pa.ipc.open_file(file).read_all()
             if (table.schema.metadata or {}).get(b"archive") != _text(mark).encode():
                 return None
             own = table.slice(rows.first, rows.count).to_pylist()
     except (OSError, pa.ArrowException):
+        return None
+    if len(own) != rows.count:
         return None
     return {row.pop("name"): Member(**row) for row in own}
 

@@ -1,0 +1,78 @@
+"""The index of an archive's members: the same files as the archive's own directory tells, or none."""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from lpbf_data.errors import CaseError
+from pipelines.archive import Archive, archive_at
+from pipelines.case_files import CaseLocation, open_case
+from pipelines.listing import ArchiveTask, list_archive
+from pipelines.member_index import IndexRange, read_members
+from tests.netfabb_cases import Part, write_part, zip_folder
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    for number in range(3):
+        write_part(tmp_path / "cases", Part(f"{number}_11b839a3_1", shape=(2, 2, 1 + number)))
+    return zip_folder(tmp_path / "data.zip", tmp_path / "cases")
+
+
+def listed(archive: Path) -> tuple[CaseLocation, ...]:
+    (archive.parent / "listings").mkdir(exist_ok=True)
+    return list_archive(ArchiveTask(str(archive), archive.name, True, archive.parent / "listings")).locations
+
+
+def test_cases_open_without_the_directory(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locations = listed(archive)
+    plain = {x.prefix: open_case(dataclasses.replace(x, index=None)) for x in locations}
+    monkeypatch.setattr(Archive, "__init__", lambda *_: pytest.fail("the archive's directory was read"))
+    assert len(locations) == 3
+    for location in locations:
+        files = open_case(location)
+        assert dict(files.sizes) == dict(plain[location.prefix].sizes)
+        assert files.signature() == location.signature
+        assert all(files.read(name) == plain[location.prefix].read(name) for name in files.sizes)
+
+
+def test_an_index_that_is_gone_cut_or_old_is_not_used(archive: Path) -> None:
+    location = listed(archive)[1]
+    assert location.index is not None
+    mark = (archive.stat().st_size, str(archive.stat().st_mtime_ns))
+    assert read_members(location.index, mark) is not None
+    assert read_members(location.index, (mark[0] + 1, mark[1])) is None
+    index = Path(location.index.path)
+    whole = index.read_bytes()
+    for kept in (0, 7, len(whole) // 2, len(whole) - 1):
+        index.write_bytes(whole[:kept])
+        assert read_members(location.index, mark) is None
+        assert open_case(location).signature() == location.signature
+    index.unlink()
+    assert open_case(location).signature() == location.signature
+    # The next listing writes it again.
+    assert listed(archive)[1].index == location.index
+    assert index.read_bytes() == whole
+
+
+def test_rows_that_lie_read_nothing_that_is_not_there(archive: Path) -> None:
+    location = listed(archive)[0]
+    assert location.index is not None
+    mark = (archive.stat().st_size, str(archive.stat().st_mtime_ns))
+    for first, count in ((10**9, 5), (-1, 2), (0, -1)):
+        assert not read_members(IndexRange(location.index.path, first, count), mark)
+
+
+def test_a_changed_archive_is_told_by_its_own_directory(archive: Path) -> None:
+    location = listed(archive)[0]
+    with zipfile.ZipFile(archive, "a") as target:
+        target.writestr(f"{location.prefix}/results/more.txt", "x")
+    assert "results/more.txt" in open_case(location).sizes
+    assert open_case(location).signature() != location.signature
+    archive.write_bytes(b"no zip")
+    with pytest.raises(CaseError):
+        archive_at(str(archive))
