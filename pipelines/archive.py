@@ -8,10 +8,11 @@ import re
 import struct
 import weakref
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
+
+from zlib_ng import zlib_ng as zlib  # inflates half again as fast as the standard library's
 
 from lpbf_data.errors import CaseError, FailureReason
 from pipelines.places import mark_of, open_binary
@@ -95,7 +96,7 @@ class ArchiveReader:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
             data = inflater.decompress(raw, member.size + 1)
-        except zlib.error as error:
+        except zlib.error as error:  # type: ignore[misc]  # its stub hides that it is one
             raise CaseError(FailureReason.DAMAGED_ARCHIVE, f"can't be inflated: {error}", path=name) from error
         if len(data) > member.size:
             detail = f"the member unpacks to more than the {member.size:,} bytes that it says"

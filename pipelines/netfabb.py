@@ -61,6 +61,7 @@ FULL_CLEARANCE: Final = 100.0
 
 _MAX_TEXT_BYTES: Final = 1 << 26  # a real log has some 25 kB
 _SUPPORTS: Final = (4.0, 5.0)
+_NONE: Final = np.empty(0, dtype=np.intp)
 _BELOW_PLATE: Final = -1e-3  # mm; the finished part stands on z = 0
 
 
@@ -269,12 +270,12 @@ class NetfabbRun:
         clearance = np.full(len(points), np.inf, dtype=np.float32)
         upward = np.full(len(points), -np.inf, dtype=np.float32)
         least, height = FULL_CLEARANCE, None
-        name, frame_points, dialect, here, there = "", np.empty((0, 3), np.float32), Dialect(), None, None
+        name, frame_points, dialect, here, there = "", np.empty((0, 3), np.float32), Dialect(), _NONE, _NONE
         for frame in range(self.num_build_frames):
             if self._geometry_name(frame) != name:
-                name = self._geometry_name(frame)
+                name, before = self._geometry_name(frame), frame_points
                 frame_points, dialect = read_points(self._bytes(name), name)
-                here, there = index.match(frame_points)
+                here, there = _match_grown(index, frame_points, before, here, there)
             count = len(frame_points)
             frame_clearance = self._variable("recoater_clearance", frame, dialect, count)
             frame_upward = self._variable("displacement", frame, dialect, count)[:, 2]
@@ -318,6 +319,21 @@ class NetfabbRun:
 
     def _stl(self) -> str | None:
         return next((name for name in sorted(self._files.sizes) if name.lower().endswith(".stl")), None)
+
+
+def _match_grown(
+    index: PointIndex,
+    points: NDArray[np.float32],
+    before: NDArray[np.float32],
+    here: NDArray[np.intp],
+    there: NDArray[np.intp],
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Match the points of a frame; where they begin with those of the frame before, only the new ones are looked up."""
+    known = len(before)
+    if known == 0 or not np.array_equal(points[:known], before):
+        return index.match(points)
+    new_here, new_there = index.match(points[known:])
+    return np.concatenate((here, new_here)), np.concatenate((there, new_there + known))
 
 
 def _check_cells(geometry: Geometry, path: str) -> None:
