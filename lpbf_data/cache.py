@@ -22,8 +22,8 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 import time
+import uuid
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -240,7 +240,7 @@ class CachedCases:
 @contextlib.contextmanager
 def _aside(path: Path) -> Iterator[Path]:
     """A temporary name beside a file, gone in the end."""
-    aside = path.with_name(f"{path.stem}.{os.getpid()}.{threading.get_ident()}.tmp")
+    aside = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.tmp")
     try:
         yield aside
     finally:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -71,7 +73,7 @@ def write_durably(path: Path, data: bytes) -> None:
         data: The whole content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with aside.open("wb") as file:
             file.write(data)
@@ -82,3 +84,15 @@ def write_durably(path: Path, data: bytes) -> None:
         aside.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what writers that were killed left aside; nobody else may be writing there.
+
+    Args:
+        folder: The folder; those below it are left alone.
+        name: Name of the file that was being written; any by default.
+    """
+    pattern = name if name == "*" else glob.escape(name)
+    for left in folder.glob(f".{pattern}.*.tmp"):
+        left.unlink(missing_ok=True)

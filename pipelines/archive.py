@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import struct
+import threading
 import weakref
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,8 @@ from pipelines.places import mark_of, open_binary
 
 MAX_FILE_BYTES: Final = 1 << 30
 """Largest file that is read: a hundred times what a part of 50,000 points needs."""
+
+_MOST: Final = 1 << 62  # bytes; whatever says that it has more lies
 
 _TOP_FILE: Final = re.compile(r"(?:.*_)?mechanical\.(?:out|in|case)")
 _RESULT_FILE: Final = re.compile(r"(?:.*_)?mechanical.*\.(?:case|geo|ens)")
@@ -57,6 +60,7 @@ class ArchiveReader:
     def __init__(self, place: str, mark: tuple[int, str]) -> None:
         self.file = open_binary(place)
         self.mark = mark
+        self.lock = threading.Lock()  # threads of one worker share the file, and with it the place to read from
         weakref.finalize(self, self.file.close)  # the cache forgets a reader; whoever still reads keeps it open
 
     def read(self, name: str, member: Member) -> bytes:
@@ -78,13 +82,14 @@ class ArchiveReader:
         if member.flags & 0x1:
             raise CaseError(FailureReason.DAMAGED_ARCHIVE, "the member is encrypted", path=name)
         try:
-            self.file.seek(member.offset)
-            header = self.file.read(30)
-            if len(header) < 30 or header[:4] != b"PK\3\4":
-                raise CaseError(FailureReason.DAMAGED_ARCHIVE, "the member's header is damaged", path=name)
-            name_length, extra_length = struct.unpack("<HH", header[26:])
-            self.file.seek(name_length + extra_length, os.SEEK_CUR)
-            raw = self.file.read(member.packed_size)
+            with self.lock:
+                self.file.seek(member.offset)
+                header = self.file.read(30)
+                if len(header) < 30 or header[:4] != b"PK\3\4":
+                    raise CaseError(FailureReason.DAMAGED_ARCHIVE, "the member's header is damaged", path=name)
+                name_length, extra_length = struct.unpack("<HH", header[26:])
+                self.file.seek(name_length + extra_length, os.SEEK_CUR)
+                raw = self.file.read(member.packed_size)
         except OSError as error:
             raise CaseError(FailureReason.UNREADABLE_FILE, f"can't be read: {error.strerror}", path=name) from error
         if len(raw) < member.packed_size:
@@ -109,11 +114,18 @@ class Archive:
 
     def __init__(self, place: str) -> None:
         self.reader = reader_at(place)
+        mark = self.reader.mark
         try:
-            infos = zipfile.ZipFile(self.reader.file).infolist()
+            with self.reader.lock:
+                infos = zipfile.ZipFile(self.reader.file).infolist()
         except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError, ValueError) as error:
             raise CaseError(FailureReason.DAMAGED_ARCHIVE, f"not a readable zip archive: {error}") from error
         names = {info.filename.replace("\\", "/"): info for info in infos if not info.is_dir()}
+        size = mark[0]
+        for name, info in names.items():
+            if not (0 <= info.header_offset < size and info.compress_size <= size and info.file_size < _MOST):
+                detail = "the archive's directory says that this member lies outside of the archive"
+                raise CaseError(FailureReason.DAMAGED_ARCHIVE, detail, path=name)
         self.unsafe = sorted(name for name in names if _is_unsafe(name))
         self.cases: dict[str, dict[str, Member]] = {}
         for prefix, relative, name in group_cases(name for name in names if not _is_unsafe(name)):

@@ -188,7 +188,12 @@ def run_build(
                 missing, ready.engine.num_workers, workspace.measured, workspace.attempts, request.time_limit
             )
             measure(ready.engine, tasks, total=len(ready.locations), done=len(cases))
-            cases, _ = measured_cases(ready.locations, workspace.load_measured(passing=True))
+            cases, missing = measured_cases(ready.locations, workspace.load_measured(passing=True))
+            if missing:
+                raise UsageError(
+                    f"{len(missing):,} cases were measured, but {workspace.measured} doesn't hold them, "
+                    f"{missing[0].case_id} among them; let all workers see this folder, and run the same command again"
+                )
             records, plans = write_all(ready.engine, workspace, target, request, cases, ready.earlier)
         manifest = encode_manifest((*records, *ready.failures))
         begin_commit(workspace, target, plans, request.formats, make_documents(request, manifest), NOT_ALWAYS_THERE)

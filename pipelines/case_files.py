@@ -190,7 +190,9 @@ def open_case(location: CaseLocation) -> CaseFiles:
             return FolderFiles(location.container)
         reader = reader_at(location.container)
         if location.index is not None and (members := read_members(location.index, reader.mark)) is not None:
-            return ArchiveFiles(reader, members)
+            files = ArchiveFiles(reader, members)
+            if files.signature() == location.signature:
+                return files
         return ArchiveFiles(reader, archive_at(location.container).cases[location.prefix])
     except (OSError, KeyError) as error:
         detail = f"the source {location.source.archive} can't be read any more"

@@ -67,17 +67,26 @@ def list_archive(task: ArchiveTask) -> Found:
         name = json.dumps([_LISTING_VERSION, task.place, task.label, *mark])
         kept = task.cache / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
         index = kept.with_suffix(".arrow")
-        if not (kept.exists() and index.exists()):
-            found = find_in_archive(task.place, task.label)
-            cases = archive_at(task.place).cases
-            ranges = write_index(index, (cases[x.prefix or ""] for x in found.locations), mark)
-            write_durably(kept, json.dumps(_encode(found, ranges)).encode())
-        found = _decode(json.loads(kept.read_text(encoding="utf-8")), index)
+        if (known := _read_listing(kept, index)) is not None:
+            return known
+        found = find_in_archive(task.place, task.label)
+        cases = archive_at(task.place).cases
+        ranges = write_index(index, (cases[x.prefix or ""] for x in found.locations), mark)
+        listing = json.dumps(_encode(found, ranges)).encode()
+        write_durably(kept, listing)
+        return _decode(json.loads(listing), index)
     except (CaseError, OSError) as error:
         if task.asked_for:
             raise UsageError(f"the source {task.place} can't be read: {error}") from error
         return Found((), (failed_source(task.place, task.label, error),))
-    return found
+
+
+def _read_listing(kept: Path, index: Path) -> Found | None:
+    """A listing of an earlier time; None where there is none, or it is damaged."""
+    try:
+        return _decode(json.loads(kept.read_bytes()), index) if index.exists() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _encode(found: Found, ranges: Sequence[IndexRange]) -> dict[str, Any]:

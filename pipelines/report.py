@@ -15,7 +15,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from lpbf_data.command_line import run
-from lpbf_data.durable import write_durably
+from lpbf_data.durable import remove_leftovers, write_durably
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.folder import DatasetFolder
 from lpbf_data.predictions import PredictionFile
@@ -167,6 +167,7 @@ def report(
     if path.is_dir():
         raise UsageError(f"--out {path} is a folder; name the file, such as {path / REPORT_NAME}")
     made = make_report(folder, most_parts=gallery, predictions=None if predictions is None else Path(predictions))
+    remove_leftovers(path.parent, path.name)
     write_durably(path, made.page)
     console = Console(soft_wrap=True)
     if made.problem:

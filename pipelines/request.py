@@ -96,7 +96,7 @@ def check_request(
     return BuildRequest(
         sources=tuple(src),
         out=out.rstrip("/") if is_url(out) else out,
-        workspace=Path(workspace) if workspace else default_workspace(out),
+        workspace=(Path(workspace) if workspace else default_workspace(out)).absolute(),
         limits=active_limits(filters),
         splits=splits,
         split_request=parse_splits(splits),

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -294,7 +294,7 @@ def _load_cases(task: ShardTask) -> tuple[list[Case], list[CaseRecord]]:
 def _write_format(name: str, task: ShardTask, cases: Sequence[Case]) -> tuple[int, str]:
     """Write aside, flush, read back, rename. Size and SHA-256 of what lies there then."""
     final = staged_path(task.staging, task.plan.key, name)
-    aside = task.staging / f".{task.plan.key}.{os.getpid()}.{name}"
+    aside = task.staging / f".{task.plan.key}.{uuid.uuid4().hex}.{name}"
     remove_path(aside)
     try:
         if name == "parquet":

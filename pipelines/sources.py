@@ -126,7 +126,10 @@ def scan_source(source: str, *, by_content: bool = False) -> SourceScan:
 
 def _locate(container: str, case_id: str, source: SourceRef, *, by_content: bool) -> CaseLocation:
     files = FolderFiles(container)
-    signature = content_signature(files) if by_content else files.signature()
+    try:
+        signature = content_signature(files) if by_content else files.signature()
+    except CaseError:  # one file that can't be read; measuring tells which, and stops nothing
+        signature = files.signature()
     return CaseLocation(case_id, container, None, source, signature)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -14,6 +15,7 @@ from pipelines.case_files import CaseLocation
 from pipelines.commit import committed_shards, place_of
 from pipelines.engine import Engine
 from pipelines.groups import GroupTask, measure_group
+from pipelines.places import is_url
 from pipelines.request import BuildRequest
 from pipelines.select import reject, split_records
 from pipelines.shards import (
@@ -99,12 +101,13 @@ def shard_tasks(
 ) -> list[ShardTask]:
     """Tasks for shards; one that lies in the data set already is only checked."""
     committed = committed_shards(workspace)
+    out = request.out if is_url(request.out) else str(Path(request.out).absolute())  # workers may stand elsewhere
     tasks = []
     for plan in plans:
         places = committed.get(plan.key, {})
         reusable = target.can_take_back or all(places.get(name) == place_of(plan, name) for name in request.formats)
         kept = {name: places[name] for name in request.formats if name in places} if reusable else {}
-        tasks.append(ShardTask(plan, request.formats, workspace.measured, workspace.shards, request.out, kept))
+        tasks.append(ShardTask(plan, request.formats, workspace.measured, workspace.shards, out, kept))
     return tasks
 
 

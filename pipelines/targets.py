@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, cast
 
 import fsspec
 
-from lpbf_data.durable import flush_folder, sha256_of_file, sha256_of_tree, write_durably
+from lpbf_data.durable import flush_folder, remove_leftovers, sha256_of_file, sha256_of_tree, write_durably
 from lpbf_data.errors import UsageError
 from lpbf_data.manifest import MANIFEST_NAME
 from lpbf_data.zarr_store import ZARR_NAME
@@ -86,7 +86,9 @@ class FolderTarget:
         return path.read_bytes() if path.exists() else None
 
     def write(self, name: str, data: bytes) -> None:
-        write_durably(self.root / name, data)
+        path = self.root / name
+        remove_leftovers(path.parent, path.name)
+        write_durably(path, data)
 
     def remove(self, name: str) -> None:
         remove_path(self.root / name)

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from lpbf_data.durable import write_durably
+from lpbf_data.durable import remove_leftovers, write_durably
 from lpbf_data.errors import FailureReason, UsageError
 from lpbf_data.manifest import manifest_schema, records_to_table, table_to_records
 from lpbf_data.record import CaseRecord, SourceRef
@@ -98,6 +98,8 @@ class Workspace:
             for path in sorted(self.parts.glob("*.lock")):
                 with _held(path, self.out):
                     pass
+            for folder in (self.root, self.listings, self.measured, self.shards, self.documents):
+                remove_leftovers(folder)
             yield
 
     @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,46 @@ def test_a_changed_archive_is_told_by_its_own_directory(archive: Path) -> None:
     archive.write_bytes(b"no zip")
     with pytest.raises(CaseError):
         archive_at(str(archive))
+
+
+def test_threads_of_a_worker_share_an_archive(archive: Path) -> None:
+    locations = listed(archive)
+    expected = [{name: open_case(x).read(name) for name in open_case(x).sizes} for x in locations]
+
+    def read(number: int) -> bool:
+        files = open_case(locations[number % 3])
+        return all(files.read(name) == data for name, data in expected[number % 3].items())
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(60)))
+
+
+def test_an_index_with_altered_bytes_changes_nothing(archive: Path) -> None:
+    """Each byte of the index in turn; a fresh file each time, as the index is mapped into memory."""
+    location = listed(archive)[0]
+    assert location.index is not None
+    whole = Path(location.index.path).read_bytes()
+    plain = dataclasses.replace(location, index=None)
+    for place in range(0, len(whole), 97):
+        altered = bytearray(whole)
+        altered[place] ^= 0x41
+        path = archive.parent / f"altered{place}.arrow"
+        path.write_bytes(altered)
+        moved = dataclasses.replace(location, index=dataclasses.replace(location.index, path=str(path)))
+        assert dict(open_case(moved).sizes) == dict(open_case(plain).sizes)
+
+
+def test_a_directory_that_points_outside_is_a_failure_of_its_archive(archive: Path) -> None:
+    data = bytearray(archive.read_bytes())
+    entry = data.index(b"PK\1\2")
+    data[entry + 42 : entry + 46] = (1 << 31).to_bytes(4, "little")
+    archive.write_bytes(data)
+    with pytest.raises(CaseError, match="outside of the archive"):
+        archive_at(str(archive))
+
+
+def test_a_damaged_listing_is_made_again(archive: Path) -> None:
+    locations = listed(archive)
+    (kept,) = (archive.parent / "listings").glob("*.json")
+    kept.write_bytes(kept.read_bytes()[:50])
+    assert listed(archive) == locations

@@ -14,7 +14,7 @@ import pytest
 from lpbf_data.errors import CaseError, FailureReason, UsageError
 from pipelines.case_files import open_case
 from pipelines.netfabb import NetfabbRun
-from pipelines.sources import find_cases
+from pipelines.sources import find_cases, scan_source
 from tests.netfabb_cases import Part, write_part, zip_folder
 
 
@@ -235,3 +235,12 @@ def test_a_file_that_vanishes(tmp_path: Path) -> None:
     with pytest.raises(CaseError) as caught:
         files.read("mechanical.out")
     assert caught.value.reason is FailureReason.UNREADABLE_FILE
+
+
+def test_a_file_too_large_to_read_does_not_stop_a_scan_by_content(tmp_path: Path) -> None:
+    for name in "ab":
+        write_part(tmp_path, Part(name))
+    with (tmp_path / "a" / "results" / "notes.bin").open("wb") as file:
+        file.truncate((1 << 30) + 1)
+    found = scan_source(str(tmp_path), by_content=True).found
+    assert {x.case_id: x.signature.partition(":")[0] for x in found.locations} == {"a": "stat", "b": "content"}
