@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("runs/learn"), help="folder that everything goes to")
     parser.add_argument("--src", help="results that were simulated before, with the same options")
-    parser.add_argument("--epochs", type=int, default=120, help="epochs to train; 300 take about half an hour")
+    parser.add_argument("--epochs", type=int, default=300, help="epochs to train; 300 take about half an hour")
     options = parser.parse_args()
     work: Path = options.work
     src, data, folder = options.src or str(work / "netfabb_out"), work / "lpbf", work / "run"
