@@ -3,6 +3,7 @@
     .build/lock                  held by the build that works here
     .build/parts/<part>.lock     held by a part of a build that works here
     .build/listings/<key>.json   what an archive holds
+    .build/listings/<key>.arrow  where its members lie
     .build/measured/<key>.parquet   records of a group of cases, with the signature of each case's files
     .build/measured/<key>.arrow     the build reduced onto each case's points, a record batch a case
     .build/attempts/<key>        which case of a group is at work, to tell who killed a worker
