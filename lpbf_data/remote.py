@@ -69,6 +69,10 @@ class RemoteShard:
         """Fields that the shard stores."""
         return fields_among(self.metadata.schema.to_arrow_schema().names)
 
+    def has_row(self, row: int) -> bool:
+        """Whether there is such a row: manifests can name others."""
+        return 0 <= row < len(self)
+
     def row_bytes(self, row: int) -> int:
         """Size of a row as it is stored, with all its columns: the gaps between those wanted are fetched too."""
         group = self.metadata.row_group(row)
@@ -95,7 +99,7 @@ class RemoteShard:
         Raises:
             StoreError: If they can't be fetched, or lie outside the file.
         """
-        if outside := [row for row in rows if not 0 <= row < len(self)]:
+        if outside := [row for row in rows if not self.has_row(row)]:
             raise StoreError(f"shard {self.name} has {len(self)} rows, the manifest says it has row {outside[0]}")
         ranges = merge_ranges(self._ranges(rows, columns))
         if ranges and (ranges[0][0] < 0 or ranges[-1][1] > self._size):
