@@ -111,7 +111,8 @@ class SplitReader:
         path = files.local_path(name)
         if path is not None:
             return ParquetShard(path, name=label)
-        return RemoteShard(files, name, address.shard_bytes, self._rows_of[name], self._footers)
+        checksum = self.catalog.checksums[name]
+        return RemoteShard(files, name, address.shard_bytes, self._rows_of[name], self._footers, checksum)
 
     def read(self, index: int, specs: Sequence[FieldSpec]) -> Case:
         """One case.

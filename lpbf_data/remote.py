@@ -30,21 +30,31 @@ class RemoteShard:
         size: Its size, as the manifest has it.
         rows: Its number of rows, for a guess of the size of its footer.
         kept: Where footers are kept, if anywhere.
+        checksum: Its SHA-256, as the manifest has it: a shard that is built anew can have name and size of the old one.
 
     Raises:
         StoreError: If it can't be read.
     """
 
-    def __init__(self, files: Files, relative: str, size: int, rows: int, kept: KeptFooters | None = None) -> None:
+    def __init__(
+        self,
+        files: Files,
+        relative: str,
+        size: int,
+        rows: int,
+        kept: KeptFooters | None = None,
+        checksum: str | None = None,
+    ) -> None:
         self.name = f"{files.identity}/{relative}"
         self._files = files
         self._relative = relative
         self._size = size
-        tail = None if kept is None else kept.get(f"{self.name}\0{size}")
+        content = f"{self.name}\0{size}\0{checksum or ''}"
+        tail = None if kept is None else kept.get(content)
         if tail is None:
             tail = self._read_footer(min(_FOOTER_LEAST + _FOOTER_OF_ROW * rows, size))
             if kept is not None:
-                kept.put(f"{self.name}\0{size}", tail)
+                kept.put(content, tail)
         self._tail = (size - len(tail), tail)
         try:
             self.metadata = pq.read_metadata(cast("IO[bytes]", FetchedFile(size, [self._tail])))
