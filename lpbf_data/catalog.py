@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lpbf_data.errors import MissingFileError, SchemaError, StoreError, UsageError
@@ -42,11 +42,13 @@ class Catalog:
         layout: "parquet" or "zarr" for a data set of this project, "npz" for the one that is published today.
         addresses: Its cases.
         digest: Hash of what decides the contents: of the manifest, or of index, repository and commit.
+        checksums: SHA-256 of each shard, where the manifest has one.
     """
 
     layout: Layout
     addresses: tuple[CaseAddress, ...]
     digest: str
+    checksums: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def read_manifest(folder: DatasetFolder) -> Manifest:
@@ -112,7 +114,8 @@ def _catalog_of_manifest(manifest: Manifest, split: str) -> Catalog:
     shard = "parquet_file" if layout == "parquet" else "zarr_part"
     columns = (rows[name].to_pylist() for name in ("case_id", shard, "row", "num_points", f"{layout}_bytes"))
     addresses = tuple(CaseAddress(*row) for row in zip(*columns, strict=True))
-    return Catalog(layout, addresses, str(manifest.digest))
+    checksums = dict(zip(rows[shard].to_pylist(), rows[f"{layout}_sha256"].to_pylist(), strict=True))
+    return Catalog(layout, addresses, str(manifest.digest), checksums)
 
 
 def _catalog_of_index(folder: DatasetFolder, names: tuple[str, ...]) -> Catalog:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lpbf_data.errors import FailureReason, SchemaError, StoreError
-from lpbf_data.record import CaseRecord, Failure, Measures, Placement, Rejection, RunInfo, SourceRef
+from lpbf_data.record import CaseRecord, Failure, Measures, Placement, Rejection, RunInfo, SourceRef, is_case_id
 from lpbf_data.schema import SCHEMA_VERSION
 from lpbf_data.statistics import FieldStatistics
 
@@ -167,7 +167,7 @@ def decode_manifest(data: bytes) -> Manifest:
 
     Raises:
         StoreError: If the bytes aren't a Parquet file.
-        SchemaError: If it follows a newer schema, or lacks a column.
+        SchemaError: If it follows a newer schema, lacks a column, or a kept case has an id that can't name a file.
     """
     try:
         table = pq.read_table(pa.BufferReader(data), use_threads=False)
@@ -182,6 +182,12 @@ def decode_manifest(data: bytes) -> Manifest:
         )
     if missing := [name for name in manifest_schema().names if name not in table.column_names]:
         raise SchemaError(f"{MANIFEST_NAME} lacks the column {missing[0]!r}")
+    # Cases that failed may have any: an archive's members are called as its maker liked.
+    kept = table.filter(pc.is_valid(table["split"]))["case_id"].to_pylist()
+    if refused := [case_id for case_id in kept if not is_case_id(case_id)]:
+        raise SchemaError(
+            f"{MANIFEST_NAME} has a case with the id {refused[0]!r}, which can't name a file; build the data set again"
+        )
     return Manifest(table, hashlib.sha256(data).hexdigest())
 
 

@@ -111,7 +111,8 @@ class SplitReader:
         path = files.local_path(name)
         if path is not None:
             return ParquetShard(path, name=label)
-        return RemoteShard(files, name, address.shard_bytes, self._rows_of[name], self._footers)
+        checksum = self.catalog.checksums[name]
+        return RemoteShard(files, name, address.shard_bytes, self._rows_of[name], self._footers, checksum)
 
     def read(self, index: int, specs: Sequence[FieldSpec]) -> Case:
         """One case.
@@ -178,6 +179,8 @@ class SplitReader:
             if store is None:
                 arrays, cells = self._open_npz(address).read_arrays(selection)
             else:
+                if not 0 <= address.row < len(store):
+                    raise StoreError(f"the shard has {len(store)} rows; build the data set again")
                 stored = store.case_id(address.row)
                 if stored != address.case_id:
                     raise StoreError(f"it holds case {stored}; build the data set again")
@@ -208,7 +211,7 @@ class SplitReader:
         """
         shard = self._open.get(self.addresses[index].shard)
         # The first case of a shard is fetched alone: it should arrive soon, and its neighbours may never be asked for.
-        if not isinstance(shard, RemoteShard):
+        if not isinstance(shard, RemoteShard) or not shard.has_row(self.addresses[index].row):
             return []
         size = shard.row_bytes(self.addresses[index].row)
         found: list[int] = []
@@ -216,6 +219,8 @@ class SplitReader:
             for other in range(index + direction, end, direction):
                 if self.addresses[other].shard != self.addresses[index].shard:
                     break
+                if not shard.has_row(self.addresses[other].row):
+                    continue  # an error of that case alone
                 size += shard.row_bytes(self.addresses[other].row)
                 if size > _READ_AHEAD:
                     return found

@@ -177,6 +177,15 @@ class CaseRecord:
         return "rejected" if self.rejections else "kept"
 
 
+def is_case_id(name: str | None) -> bool:
+    r"""Whether a kept case can have this id: one that can name a file.
+
+    >>> [is_case_id(name) for name in ("300_11b839ff_1", "", "..", "../a", "a\\b")]
+    [True, False, False, False, False]
+    """
+    return name is not None and name not in ("", ".", "..") and not any(sign in name for sign in "/\\\0")
+
+
 _SHARED_RUN_INFO: Final = ("solver_version", "material", "machine", "layer_thickness", "recoater_tolerance")
 
 ATTRIBUTE_TYPES: Final[dict[str, type]] = {

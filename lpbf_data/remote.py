@@ -30,21 +30,31 @@ class RemoteShard:
         size: Its size, as the manifest has it.
         rows: Its number of rows, for a guess of the size of its footer.
         kept: Where footers are kept, if anywhere.
+        checksum: Its SHA-256, as the manifest has it: a shard that is built anew can have name and size of the old one.
 
     Raises:
         StoreError: If it can't be read.
     """
 
-    def __init__(self, files: Files, relative: str, size: int, rows: int, kept: KeptFooters | None = None) -> None:
+    def __init__(
+        self,
+        files: Files,
+        relative: str,
+        size: int,
+        rows: int,
+        kept: KeptFooters | None = None,
+        checksum: str | None = None,
+    ) -> None:
         self.name = f"{files.identity}/{relative}"
         self._files = files
         self._relative = relative
         self._size = size
-        tail = None if kept is None else kept.get(f"{self.name}\0{size}")
+        content = f"{self.name}\0{size}\0{checksum or ''}"
+        tail = None if kept is None else kept.get(content)
         if tail is None:
             tail = self._read_footer(min(_FOOTER_LEAST + _FOOTER_OF_ROW * rows, size))
             if kept is not None:
-                kept.put(f"{self.name}\0{size}", tail)
+                kept.put(content, tail)
         self._tail = (size - len(tail), tail)
         try:
             self.metadata = pq.read_metadata(cast("IO[bytes]", FetchedFile(size, [self._tail])))
@@ -68,6 +78,10 @@ class RemoteShard:
     def field_specs(self) -> tuple[FieldSpec, ...]:
         """Fields that the shard stores."""
         return fields_among(self.metadata.schema.to_arrow_schema().names)
+
+    def has_row(self, row: int) -> bool:
+        """Whether there is such a row: manifests can name others."""
+        return 0 <= row < len(self)
 
     def row_bytes(self, row: int) -> int:
         """Size of a row as it is stored, with all its columns: the gaps between those wanted are fetched too."""
@@ -95,7 +109,7 @@ class RemoteShard:
         Raises:
             StoreError: If they can't be fetched, or lie outside the file.
         """
-        if outside := [row for row in rows if not 0 <= row < len(self)]:
+        if outside := [row for row in rows if not self.has_row(row)]:
             raise StoreError(f"shard {self.name} has {len(self)} rows, the manifest says it has row {outside[0]}")
         ranges = merge_ranges(self._ranges(rows, columns))
         if ranges and (ranges[0][0] < 0 or ranges[-1][1] > self._size):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lpbf_data.case import Case
 from lpbf_data.errors import CaseError, FailureReason
-from lpbf_data.record import CaseRecord, Failure, attributes_of
+from lpbf_data.record import CaseRecord, Failure, attributes_of, is_case_id
 from lpbf_data.schema import BUILD_FIELDS, DEFAULT_FIELDS, FieldSpec
 from pipelines.case_files import CaseLocation, is_unchanged, open_case
 from pipelines.fingerprint import geometry_digests
@@ -62,6 +62,9 @@ def measure_location(location: CaseLocation) -> Measured:
         A record in every event; a case that can't be used has its reason there.
     """
     try:
+        if not is_case_id(location.case_id):
+            detail = f"a case can't be called {location.case_id!r}; rename its folder or archive"
+            raise CaseError(FailureReason.UNSAFE_MEMBER, detail)
         run = NetfabbRun(location.case_id, open_case(location))
         finished = run.read_case(DEFAULT_FIELDS)
         build = run.reduce_build(finished.points)

@@ -107,7 +107,7 @@ def scan_source(source: str, *, by_content: bool = False) -> SourceScan:
     path = Path(source)
     if not path.exists():
         raise UsageError(f"the source {source} doesn't exist")
-    path = path.absolute()
+    path = path.resolve() if path.name == ".." else path.absolute()  # its name is a case's, and a link's may be meant
     if not path.is_dir():
         return SourceScan(Found(()), ((str(path), path.name),), asked_for=True)
     locations: list[CaseLocation] = []

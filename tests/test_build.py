@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from lpbf_data import load_dataset
 from lpbf_data.durable import sha256_of_file, sha256_of_tree
 from lpbf_data.errors import FailureReason, UsageError
 from lpbf_data.manifest import decode_manifest
@@ -25,6 +26,7 @@ from pipelines.engine import Resources
 from pipelines.ensight import Dialect, Encoding
 from pipelines.request import BuildRequest, check_request
 from pipelines.select import Filters
+from pipelines.sources import find_cases
 from tests.netfabb_cases import TERMINATED, Part, write_part, zip_folder
 
 
@@ -387,3 +389,18 @@ def test_nothing_kept_is_an_error_with_a_manifest(tmp_path: Path) -> None:
     assert "no case was kept" in done.stderr
     assert "solver_terminated" in done.stdout
     assert len(decode_manifest((tmp_path / "lpbf" / "manifest.parquet").read_bytes())) == 1
+
+
+def test_no_case_is_kept_under_a_name_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = write_parts(tmp_path / "netfabb_out", 2)
+    inside, odd = sorted(parts.iterdir())
+    (inside / "inner").mkdir()
+    monkeypatch.chdir(inside / "inner")
+    assert [location.case_id for location in find_cases([".."]).locations] == [inside.name]
+    odd.rename(parts / "odd\\name")
+    records = run_build(request(parts, tmp_path / "out", splits="train=1"))
+    assert {record.case_id: record.status for record in records} == {inside.name: "kept", "odd\\name": "failed"}
+    (failure,) = (record.failure for record in records if record.failure)
+    assert failure.failure_reason is FailureReason.UNSAFE_MEMBER
+    assert "rename its folder" in failure.failure_detail
+    assert len(load_dataset(tmp_path / "out", cache=False)) == 1

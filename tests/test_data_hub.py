@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,10 @@ import torch
 from huggingface_hub import snapshot_download
 
 from lpbf_data import load_dataset, make_loader, open_zarr
+from lpbf_data.durable import sha256_of_file
 from lpbf_data.errors import StoreError, UsageError
+from lpbf_data.manifest import MANIFEST_NAME, decode_manifest, encode_manifest
+from lpbf_data.record import CaseRecord, Placement
 from tests.data_hub_server import Hub, commit_of, serve_hub
 from tests.data_support import make_case, write_dataset
 
@@ -32,6 +37,12 @@ def assert_same_samples(first: Any, second: Any) -> None:
     for index in range(len(first)):
         one, other = first[index], second[index]
         assert all(torch.equal(one[name], other[name]) for name in one if name != "case_id")
+
+
+def replace_placements(folder: Path, change: Callable[[CaseRecord], Placement | None]) -> None:
+    path = folder / MANIFEST_NAME
+    records = decode_manifest(path.read_bytes()).records
+    path.write_bytes(encode_manifest([dataclasses.replace(r, placement=change(r)) for r in records]))
 
 
 def test_our_layout(hub: Hub, small_dataset: Path, there: dict[str, Any]) -> None:
@@ -329,3 +340,55 @@ def test_cut_and_altered_shards_on_the_hub(hub: Hub, small_cases: Any, tmp_path:
     shard.unlink()
     with pytest.raises(StoreError, match="has no data/train"):
         load_dataset("user/set", cache=False, **there)[0]
+
+
+@pytest.mark.parametrize("row", [5, 2**40, -1])
+@pytest.mark.parametrize("layout", ["parquet", "zarr"])
+def test_rows_that_do_not_exist_are_errors_of_their_case_alone(
+    hub: Hub, small_cases: Any, tmp_path: Path, there: Any, layout: str, row: int
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write_dataset(folder, {"train": small_cases["train"][:5]}, shards=1, formats=[layout])
+    astray = small_cases["train"][2].case_id
+
+    def misplace(record: CaseRecord) -> Placement | None:
+        wrong = record.case_id == astray and record.placement is not None
+        return dataclasses.replace(record.placement, row=row) if wrong else record.placement
+
+    replace_placements(folder, misplace)
+    hub.repositories["user/set"] = {"main": folder}
+    # Of Zarr nothing is fetched along; through the hub its many small files would only take their time.
+    for place, options in ((folder, {}), ("user/set", there))[: 2 if layout == "parquet" else 1]:
+        dataset = load_dataset(place, format="torch", **options)
+        index = dataset.case_ids.index(astray)
+        healthy = [number for number in range(5) if number != index]
+        assert [dataset[number]["case_id"] for number in healthy] == [dataset.case_ids[number] for number in healthy]
+        with pytest.raises(StoreError, match=rf"case {astray} \(shard .*, row {row}\): .* 5 rows"):
+            dataset[index]
+        loader = make_loader(place, batch_size=5, on_error="skip", **options)
+        with pytest.warns(UserWarning, match=astray):
+            (batch,) = loader
+        assert list(batch.case_ids) == [dataset.case_ids[number] for number in healthy]
+        assert set(loader.skipped) == {astray}
+
+
+def test_a_footer_of_an_older_build_is_not_used(small_cases: Any, tmp_path: Path) -> None:
+    """Both builds have one shard of the same name and size; their footers differ."""
+    builds = [tmp_path / name for name in ("older", "newer")]
+    for number, folder in enumerate(builds):
+        folder.mkdir()
+        write_dataset(folder, {"train": small_cases["train"][3 * number :][:3]}, shards=1, formats=["parquet"])
+    (older,), (newer,) = (list(folder.glob("data/*.parquet")) for folder in builds)
+    size = max(older.stat().st_size, newer.stat().st_size) + 1
+    for folder, shard in zip(builds, (older, newer), strict=True):
+        content = shard.read_bytes()
+        footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+        shard.write_bytes(content[:footer] + bytes(size - len(content)) + content[footer:])
+        stored = {"parquet_bytes": size, "parquet_sha256": sha256_of_file(shard)}
+        replace_placements(folder, lambda r, new=stored: dataclasses.replace(r.placement, **new))  # type: ignore[misc]
+    memory = fsspec.filesystem("memory")
+    for folder in builds:
+        memory.put(f"{folder}/", "/rebuilt/", recursive=True)
+        remote = load_dataset("memory://rebuilt", format="torch")
+        assert_same_samples(remote, load_dataset(folder, format="torch", cache=False))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import dask
 import numpy as np
@@ -205,6 +207,16 @@ def test_other_manifests_are_refused() -> None:
     with pytest.raises(SchemaError, match="num_points"):
         decode_manifest(encode(table.drop_columns(["num_points"])))
     assert isinstance(decode_manifest(encode(table)), Manifest)
+
+
+@pytest.mark.parametrize("case_id", ["", ".", "..", "/", "../evil", "a/b", "C:\\a", "a\0.png", None])
+def test_ids_that_cannot_name_a_file_are_refused_for_kept_cases_alone(case_id: Any) -> None:
+    failed = dataclasses.replace(RECORDS[2], case_id="../evil")
+    assert decode_manifest(encode_manifest([RECORDS[0], failed])).records[0].case_id == "../evil"
+    kept = next(record for record in RECORDS if record.placement is not None)
+    with pytest.raises(SchemaError, match=re.escape(f"the id {case_id!r},")):
+        decode_manifest(encode_manifest([dataclasses.replace(kept, case_id=case_id)]))
+    assert len(decode_manifest(encode_manifest([dataclasses.replace(kept, case_id="..a. é")]))) == 1
 
 
 def test_a_case_checks_itself() -> None:
