@@ -26,6 +26,7 @@ from flare_model.batches import Batch
 from flare_model.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from flare_model.data import Split, has_split, open_loader
 from flare_model.devices import device_of
+from flare_model.file_names import FileNames
 from flare_model.interference import (
     Risk,
     assess,
@@ -257,10 +258,11 @@ def _draw(out: Path, surrogate: Surrogate, scores: Sequence[CaseScore], split: S
         errors = {"model": [s.mean_error for s in rows if s.predictor == "model"]}
         plot_histogram(out / f"{target.name}_error.png", errors, f"mean absolute error of {target.name}, {unit}")
         mine = sorted((s for s in rows if s.predictor == "model"), key=lambda s: -(s.relative_l2 or 0.0))[:worst]
+        names = FileNames()
         for part in find_parts(split.data, split=split.name, cases=[s.case_id for s in mine]) if mine else ():
             assert isinstance(part, Part)
             prediction = predict_part(surrogate, part)
-            place = out / "worst" / f"{target.name}_{part.name}.png"
+            place = out / "worst" / f"{target.name}_{names.name(part.name)}.png"
             draw_prediction(place, part, target.name, prediction.fields[target.name], prediction.truth[target.name])
 
 
