@@ -23,9 +23,10 @@ from rich.table import Table
 from tqdm import tqdm
 
 from flare_model.batches import Batch
-from flare_model.checkpoint import WEIGHTS_NAME
+from flare_model.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from flare_model.data import Split, has_split, open_loader
 from flare_model.devices import device_of
+from flare_model.file_names import FileNames
 from flare_model.interference import (
     Risk,
     assess,
@@ -39,12 +40,13 @@ from flare_model.parts import Part, find_parts
 from flare_model.pictures import draw_prediction
 from flare_model.plots import plot_histogram
 from flare_model.predict import predict_part
+from flare_model.pretrained import fetch_checkpoint
 from flare_model.scores import CaseScore, columns_of, score_case, summarise, unit_of_errors
 from flare_model.surrogate import Surrogate, from_pretrained, results_folder
 from flare_model.targets import resolve_targets, spans
 from lpbf_data.command_line import run
 from lpbf_data.durable import write_durably
-from lpbf_data.errors import UsageError
+from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.predictions import write_predictions
 
 SUMMARY_NAME: Final = "summary.json"
@@ -112,23 +114,24 @@ def seeds_of(checkpoint: str) -> list[str]:
 def _evaluate_one(
     checkpoint: str, split: Split, out: Path, false_alarms: float, worst: int, trust: str | None, device: torch.device
 ) -> dict[str, Any]:
+    loaded = fetch_checkpoint(checkpoint)
     identity = {
-        "checkpoint": checkpoint,
-        "weights_sha256": _weights_digest(Path(checkpoint)),
+        "weights_sha256": _digest(loaded / WEIGHTS_NAME),
+        "config_sha256": _digest(loaded / CONFIG_NAME),
         "data_sha256": split.data_digest,
         "split": split.name,
         "case_ids_sha256": split.digest,
         "false_alarms": false_alarms,
     }
     known = _stored(out / SUMMARY_NAME)
-    is_known = known is not None and known["identity"] == identity and identity["weights_sha256"]
-    if known is not None and is_known and (out / PREDICTIONS_NAME).exists():
+    if known is not None and known["identity"] == identity and (out / PREDICTIONS_NAME).exists():
         return known
-    surrogate = from_pretrained(checkpoint, trust=trust).to(device)
+    surrogate = from_pretrained(loaded, trust=trust).to(device)
     kept: dict[str, NDArray[np.float32]] = {}
     scores, risks = judge(surrogate, split, kept.__setitem__)
     _write_predictions(out / PREDICTIONS_NAME, checkpoint, surrogate, split, kept)
-    summary: dict[str, Any] = {"identity": identity, "origin": surrogate.origin, "scores": _summaries(scores)}
+    summary: dict[str, Any] = {"checkpoint": checkpoint, "identity": identity, "origin": surrogate.origin}
+    summary["scores"] = _summaries(scores)
     summary["interference"] = _interference(surrogate, split, risks, false_alarms)
     _write(out, summary, scores)
     _draw(out, surrogate, scores, split, worst)
@@ -143,9 +146,11 @@ def _stored(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _weights_digest(folder: Path) -> str | None:
-    path = folder / WEIGHTS_NAME
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise StoreError(f"no readable checkpoint in {path.parent} ({error}); training writes one") from error
 
 
 def predictions(surrogate: Surrogate, split: Split) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
@@ -253,10 +258,11 @@ def _draw(out: Path, surrogate: Surrogate, scores: Sequence[CaseScore], split: S
         errors = {"model": [s.mean_error for s in rows if s.predictor == "model"]}
         plot_histogram(out / f"{target.name}_error.png", errors, f"mean absolute error of {target.name}, {unit}")
         mine = sorted((s for s in rows if s.predictor == "model"), key=lambda s: -(s.relative_l2 or 0.0))[:worst]
+        names = FileNames()
         for part in find_parts(split.data, split=split.name, cases=[s.case_id for s in mine]) if mine else ():
             assert isinstance(part, Part)
             prediction = predict_part(surrogate, part)
-            place = out / "worst" / f"{target.name}_{part.name}.png"
+            place = out / "worst" / f"{target.name}_{names.name(part.name)}.png"
             draw_prediction(place, part, target.name, prediction.fields[target.name], prediction.truth[target.name])
 
 

@@ -18,6 +18,7 @@ from lpbf_data.errors import UsageError
 
 Implementation = Literal["auto", "sdpa", "triton", "reference"]
 IMPLEMENTATIONS: Final = ("auto", "sdpa", "triton", "reference")
+OPTION: Final = "--model.init_args.config.mixer"
 
 _log = logging.getLogger(__name__)
 
@@ -46,10 +47,10 @@ def mix_by_kernels(
     """
     if implementation == "triton":
         if reason := _why_not(device, dtype, depth, num_latents):
-            raise UsageError(f"mixer=triton asks for the kernels, but {reason}; auto takes what can run")
+            raise UsageError(f"{OPTION} triton asks for the kernels, but {reason}; {OPTION} auto takes what can run")
         return True
     if implementation == "auto" and device == "cuda":
-        reason = _why_not(device, dtype, depth, num_latents) or "ask for them with mixer=triton"
+        reason = _why_not(device, dtype, depth, num_latents) or f"ask for them with {OPTION} triton"
         _log_once(f"mixing by two attention calls instead of the kernels: {reason}")
     return False
 

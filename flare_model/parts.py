@@ -19,7 +19,7 @@ from lpbf_data.errors import LpbfError, StoreError, UsageError
 from lpbf_data.folder import DatasetFolder
 from lpbf_data.manifest import MANIFEST_NAME
 from lpbf_data.mesh import hex_aspect_ratio
-from lpbf_data.reader import SplitReader
+from lpbf_data.reader import SplitReader, read_manifest
 from lpbf_data.voxelize import load_surface, on_build_plate, voxelize_to_size
 
 MESH_SUFFIXES: Final = (".vtu", ".vtk", ".xdmf", ".inp", ".msh", ".case")
@@ -45,7 +45,7 @@ class Part:
     """A part to predict on.
 
     Attributes:
-        name: Name of the part, and of the files written for it.
+        name: Name of the part, as its file or the manifest says; files for it are named by `FileNames`.
         points: Coordinates in mm, [N, 3] float32.
         cells: Zero-based hexahedra, [E, 8] int32.
         fields: What is known at the points, by field name or component, [N] or [N, components].
@@ -154,10 +154,11 @@ def _cases(source: str, split: str, cases: Sequence[str]) -> Iterator[Part]:
     if unknown := [name for name in cases if name not in places]:
         raise UsageError(f"the split {split} of {source} has no case {unknown[0]!r}")
     specs = tuple(spec for spec in reader.field_specs if spec.location == "point")
+    manifest = None if reader.catalog.layout == "npz" else read_manifest(reader.folder)
+    materials = {record.case_id: record.run.material for record in manifest.records} if manifest else {}
     for case_id in cases or places:
         case = reader.read(places[case_id], specs)
-        material = case.attributes.get("material")
-        yield Part(case_id, case.points, case.cells, case.fields, str(material) if material else None)
+        yield Part(case_id, case.points, case.cells, case.fields, materials.get(case_id))
 
 
 def read_part(path: Path, meshing: Meshing = Meshing()) -> Part:

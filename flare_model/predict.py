@@ -18,6 +18,7 @@ from rich.console import Console
 
 from flare_model.devices import device_of
 from flare_model.envelope import outside
+from flare_model.file_names import FileNames
 from flare_model.metrics import has_truth, relative_l2
 from flare_model.parts import Meshing, Part, Unreadable, find_parts
 from flare_model.pictures import draw_prediction
@@ -157,7 +158,7 @@ def predict(
     usual = envelope.num_points_median if envelope else None
     meshing = Meshing(points or round(usual or Meshing.num_points), centre)
     console, complaints = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
-    failed = 0
+    names, failed = FileNames(), 0
     for source in src:
         for part in find_parts(source, split=split, cases=case, meshing=meshing):
             if isinstance(part, Unreadable):
@@ -165,15 +166,16 @@ def predict(
                 failed += 1
                 continue
             prediction = predict_part(surrogate, part)
-            write_vtu(Path(out) / f"{part.name}.vtu", prediction)
+            file = names.name(part.name)
+            write_vtu(Path(out) / f"{file}.vtu", prediction)
             for name, values in prediction.fields.items() if pictures else ():
-                draw_prediction(Path(out) / f"{part.name}_{name}.png", part, name, values, prediction.truth.get(name))
-            _say(prediction, console, complaints)
+                draw_prediction(Path(out) / f"{file}_{name}.png", part, name, values, prediction.truth.get(name))
+            _say(prediction, file, console, complaints)
     console.print(f"predictions in {out}")
     return 1 if failed else 0
 
 
-def _say(prediction: Prediction, console: Console, complaints: Console) -> None:
+def _say(prediction: Prediction, file: str, console: Console, complaints: Console) -> None:
     part = prediction.part
     words = []
     for target in resolve_targets(tuple(prediction.fields), "the checkpoint"):
@@ -184,7 +186,9 @@ def _say(prediction: Prediction, console: Console, complaints: Console) -> None:
         if error is not None:
             mean = float(np.linalg.norm(values - prediction.truth[target.name], axis=1).mean()) * factor
             words[-1] += f" (relative L2 error {error:.4f}, mean error {mean:.4g} {unit})"
-    console.print(f"{part.name}: {len(part.points):,} points in {prediction.seconds:.2f} s: {'; '.join(words)}")
+    place = "" if file == part.name else f" (written as {file})"
+    seconds = f"{prediction.seconds:.2f} s"
+    console.print(f"{part.name}{place}: {len(part.points):,} points in {seconds}: {'; '.join(words)}")
     if prediction.warnings:
         complaints.print(
             f"warning: {part.name} is unlike the parts that the model was trained on: {'; '.join(prediction.warnings)}",

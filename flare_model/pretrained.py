@@ -32,6 +32,27 @@ model = {{ loader }}{{ method }}("{{ repo_id | default('path/or/hub-id', true) }
 """
 
 
+def fetch_checkpoint(name: str, **download: Any) -> Path:
+    """The folder that a checkpoint is read from: itself, or a snapshot of one on the Hugging Face hub.
+
+    Args:
+        name: A folder, or an id on the hub.
+        download: Options of `huggingface_hub.snapshot_download`.
+
+    Raises:
+        StoreError: If it is neither.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME], **download))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise StoreError(
+            f"{name} is neither a folder nor a model on the Hugging Face hub that can be reached: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
 class Pretrained(
     PyTorchModelHubMixin,
     library_name="lpbf-flare",
@@ -91,15 +112,6 @@ class Pretrained(
             SchemaError: If it is of another version or shape.
             UsageError: If it needs trust.
         """
-        name = str(pretrained_model_name_or_path)
-        folder = Path(name)
-        if not folder.is_dir():
-            try:
-                folder = Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME], **download))
-            except (OSError, HfHubHTTPError, HFValidationError) as error:
-                raise StoreError(
-                    f"{name} is neither a folder nor a model on the Hugging Face hub that can be reached: "
-                    f"{str(error).splitlines()[0]}"
-                ) from error
+        folder = fetch_checkpoint(str(pretrained_model_name_or_path), **download)
         weights, description = read_checkpoint(folder)
         return cls.restored(weights, description, folder=folder, trust=trust)

@@ -25,6 +25,7 @@ from torch import Tensor
 from flare_model.backbone import Block
 from flare_model.batches import Batch
 from flare_model.data import Split, open_loader
+from flare_model.file_names import FileNames
 from flare_model.mixer import FlareMixer
 from flare_model.model import Flare
 from flare_model.plots import plot_spectrum
@@ -201,12 +202,12 @@ def spectrum(
     folder = Path(out) if out is not None else results_folder(checkpoint, "spectrum")
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(soft_wrap=True)
-    rows = []
+    names, rows = FileNames(), []
     for batch in _chosen(surrogate, data, split, cases, case):
         points, features = _scaled(surrogate, batch)
         found = list(spectra(model, points, features))
         rows += [(batch.case_ids[0], s) for s in found]
-        plot_spectrum(folder / f"{batch.case_ids[0]}.png", [s.eigenvalues for s in found])
+        plot_spectrum(folder / f"{names.name(batch.case_ids[0])}.png", [s.eigenvalues for s in found])
         for s in found:
             above = (s.eigenvalues > 1e-2).sum(axis=1)
             console.print(

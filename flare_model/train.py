@@ -135,7 +135,7 @@ def run_once(
     """One run with one seed, from its latest checkpoint if there is one.
 
     Returns:
-        Steps, and validation errors of the checkpoint that was chosen.
+        Steps, and validation errors of the checkpoint that was chosen; None for a target without an error.
 
     Raises:
         UsageError: If the folder holds a run of another configuration or data set, or something else.
@@ -188,19 +188,20 @@ def _check_same_run(settings: Settings, about: dict[str, Any], folder: Path) -> 
 def _report(results: dict[int, dict[str, Any]], folders: dict[int, Path], out: Path, console: Console) -> None:
     """Say what came out, with mean and standard deviation where there are several seeds."""
     for seed, result in results.items():
-        errors = (
-            ", ".join(f"{name} {error:.4f}" for name, error in result["validation"].items()) or "no validation split"
-        )
+        words = [f"{name} {'–' if e is None else format(e, '.4f')}" for name, e in result["validation"].items()]
+        errors = ", ".join(words) or "no validation split"
         console.print(f"seed {seed}: validation relative L2: {errors} (step {result['best_step']}); {folders[seed]}")
     if len(results) == 1:
         return
-    spread = {}
+    spread: dict[str, dict[str, float] | None] = {}
     for name in next(iter(results.values()))["validation"]:
         values = [result["validation"][name] for result in results.values()]
-        spread[name] = {"mean": statistics.fmean(values), "standard_deviation": statistics.stdev(values)}
-        console.print(
-            f"{name}: {spread[name]['mean']:.4f} ± {spread[name]['standard_deviation']:.4f} over {len(values)} seeds"
-        )
+        if None in values:
+            spread[name] = None
+            continue
+        mean, deviation = statistics.fmean(values), statistics.stdev(values)
+        spread[name] = {"mean": mean, "standard_deviation": deviation}
+        console.print(f"{name}: {mean:.4f} ± {deviation:.4f} over {len(values)} seeds")
     _write_json(out / "seeds.json", {"validation": spread, "seeds": list(results.values())})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -37,6 +37,13 @@ _ema: Any = get_ema_multi_avg_fn  # It has no annotations.
 
 class DivergedError(LpbfError):
     """The loss of a run is no finite number any more."""
+
+
+def _mean_of(errors: Mapping[str, RelativeL2]) -> float:
+    """Mean over the targets that have an error; infinite where none has, or where a prediction is no finite number."""
+    means = [error.mean for error in errors.values() if error.cases]
+    mean = sum(means) / len(means) if means else math.inf
+    return mean if math.isfinite(mean) else math.inf
 
 
 class Trainer:
@@ -76,7 +83,7 @@ class Trainer:
         self.step = self.epoch = self.taken = 0
         self.best: dict[str, Any] = {"error": math.inf, "step": 0}
         self.best_weights: dict[str, Tensor] = {}
-        self.validated: dict[str, float] = {}
+        self.validated: dict[str, float | None] = {}
         self._pending: list[tuple[Tensor, float, tuple[str, ...]]] = []
         self._make_model()
 
@@ -235,14 +242,15 @@ class Trainer:
         """Judge the model on the validation split, and keep it if it is the best so far."""
         if self.validation is not None:
             errors = self.errors_on(self.validation)
-            self.validated = {name: error.mean for name, error in errors.items()}
-            mean = sum(self.validated.values()) / len(self.validated)
+            means = {name: error.mean for name, error in errors.items()}
+            self.validated = {name: error if math.isfinite(error) else None for name, error in means.items()}
+            mean = _mean_of(errors)
             if self.log:
-                row = {"step": self.step, "epoch": self.epoch, "mean": mean, **self.validated}
-                self.log.write(VALIDATION_NAME, row)
+                self.log.write(VALIDATION_NAME, {"step": self.step, "epoch": self.epoch, "mean": mean, **means})
         else:
             mean = -self.step  # Without a validation split the latest is the best.
-        if mean < self.best["error"] or not self.best_weights:
+        # As long as no validation gave a number, there is nothing to choose by, and the latest is the best.
+        if mean < self.best["error"] or not math.isfinite(self.best["error"]):
             self.best = {"error": mean, "step": self.step, "errors": self.validated}
             self.best_weights = {k: v.detach().cpu().clone() for k, v in self.judged.stored_weights().items()}
             self._publish()

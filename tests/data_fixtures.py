@@ -15,11 +15,12 @@ SPLITS = {"train": range(17), "validation": range(17, 21), "test": range(21, 23)
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Caches of this test alone."""
-    monkeypatch.setenv("LPBF_CACHE", str(tmp_path / "lpbf-cache"))
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Caches of this test alone, outside of its own folder, which some tests need empty."""
+    folder = tmp_path_factory.mktemp("own") / "lpbf-cache"
+    monkeypatch.setenv("LPBF_CACHE", str(folder))
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
-    return tmp_path / "lpbf-cache"
+    return folder
 
 
 @pytest.fixture(scope="session")

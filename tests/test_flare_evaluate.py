@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from flare_model import evaluate as evaluate_module
-from flare_model import from_pretrained
+from flare_model import from_pretrained, pretrained
+from flare_model.checkpoint import read_checkpoint, write_checkpoint
 from flare_model.evaluate import evaluate
 from flare_model.interference import (
     Risk,
@@ -37,6 +40,7 @@ from flare_model.metrics import (
 )
 from flare_model.recipe import Recipe
 from flare_model.scores import score_case, summarise
+from flare_model.surrogate import Surrogate
 from flare_model.train import train
 from lpbf_data import load_dataset
 from lpbf_data.errors import LpbfError, UsageError
@@ -229,6 +233,32 @@ def test_the_test_split_is_read_once(
     assert capsys.readouterr().out == first
     with pytest.raises(AssertionError, match="read again"):
         evaluate(str(trained_run), box_dataset, worst=0, out=str(tmp_path / "kept"), false_alarms=0.5)
+
+
+def test_the_test_split_is_read_once_under_any_name_of_the_checkpoint(
+    box_dataset: str, trained_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As an id on the hub, as a folder, and as the same folder spelled otherwise; other weights are another matter."""
+    copy, kept = tmp_path / "copy", str(tmp_path / "kept")
+    copy.mkdir()
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(trained_run / name, copy)
+    read: list[str] = []
+
+    def judge(surrogate: Surrogate, split: evaluate_module.Split, *rest: Any) -> Any:
+        read.append(split.name)
+        return judge_itself(surrogate, split, *rest)
+
+    judge_itself = evaluate_module.judge
+    monkeypatch.setattr(evaluate_module, "judge", judge)
+    monkeypatch.setattr(pretrained, "snapshot_download", lambda name, **_: {"someone/model": str(copy)}[name])
+    for name in ("someone/model", "someone/model", str(trained_run), f"{trained_run}/../{trained_run.name}/"):
+        evaluate(name, box_dataset, worst=0, out=kept)
+        assert read.count("test") == 1
+    weights, description = read_checkpoint(copy)
+    write_checkpoint(copy, {name: values + 0.01 for name, values in weights.items()}, description)
+    evaluate("someone/model", box_dataset, worst=0, out=kept)
+    assert read.count("test") == 2
 
 
 def test_several_seeds_and_targets_and_the_risk_field(

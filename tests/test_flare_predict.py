@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -97,6 +98,22 @@ def test_a_part_unlike_the_training_is_predicted_with_a_warning(
     assert "mm out of the build volume along x" in said
     assert "its height 96 mm lies outside 24 … 24 mm" in said
     assert (tmp_path / "out/odd.vtu").exists()
+
+
+def test_a_case_of_another_material_is_predicted_with_a_warning(
+    box_dataset: str, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    surrogate = from_pretrained(trained_run)
+    envelope = surrogate.usage.envelope
+    assert envelope is not None
+    assert envelope.materials
+    predict(str(trained_run), [box_dataset], out=str(tmp_path / "same"), pictures=False)
+    assert "material" not in capsys.readouterr().err
+    surrogate.usage = replace(surrogate.usage, envelope=replace(envelope, materials=("IN718",)))
+    surrogate.save_pretrained(tmp_path / "other")
+    predict(str(tmp_path / "other"), [box_dataset], out=str(tmp_path / "out"), pictures=False)
+    said = capsys.readouterr().err
+    assert said.count(f"its material {envelope.materials[0]} is none of those seen in training: IN718") == 2
 
 
 def test_a_netfabb_result_is_predicted_with_its_truth(

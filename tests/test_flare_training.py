@@ -29,7 +29,6 @@ from flare_model.train import main, open_splits
 from flare_model.trainer import DivergedError, Trainer
 from lpbf_data.batching import RaggedBatch
 from lpbf_data.errors import CaseError, UsageError
-from lpbf_data.loader import Loader
 from pipelines.build import build
 from tests.flare_support import LEARNING, TINY, go, losses, tiny_flare, write_cases
 from tests.netfabb_cases import Part, write_part
@@ -77,26 +76,6 @@ def test_the_configuration_of_a_run_starts_the_same_run(trained_run: Path, tmp_p
     assert losses(tmp_path) == losses(trained_run)
     assert "points_s" in done.stderr
     assert "data_wait" in done.stderr
-
-
-def test_the_best_weights_by_validation_are_kept(
-    box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of validation errors made up to fall and rise again, the lowest decides."""
-    made_up = iter([0.5, 0.2, 0.9])
-    kept = []
-
-    def judge(self: Trainer, loader: Loader) -> dict[str, Any]:
-        kept.append({k: v.clone() for k, v in self.surrogate.model.state_dict().items()})
-        return {"displacement_z": type("Error", (), {"mean": next(made_up)})}
-
-    monkeypatch.setattr(Trainer, "errors_on", judge)
-    go(box_dataset, tmp_path, recipe=Recipe(epochs=3))
-    published = from_pretrained(tmp_path)
-    assert published.origin["step"] == 16
-    for name, values in published.model.state_dict().items():
-        assert torch.equal(values, kept[1][name])
-    assert any(not torch.equal(v, kept[2][k]) for k, v in published.model.state_dict().items())
 
 
 def test_several_seeds_give_mean_and_standard_deviation(

@@ -307,7 +307,7 @@ def test_an_empty_case_is_refused() -> None:
     ],
 )
 def test_what_the_kernels_do_not_take(arguments: tuple[str, torch.dtype, int, int], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError, match=f"^--model.init_args.config.mixer triton asks for the kernels, .*{words}"):
         implementation.mix_by_kernels("triton", *arguments)
     assert not implementation.mix_by_kernels("auto", *arguments)
     assert support.unsupported("cuda", torch.bfloat16, 8, 1024) is None
@@ -325,7 +325,9 @@ def test_auto_says_how_to_ask_for_the_kernels(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.INFO, "flare_model.implementation"):
         assert not implementation.mix_by_kernels("auto", "cuda", torch.bfloat16, 8, 128)
         assert implementation.mix_by_kernels("triton", "cuda", torch.bfloat16, 8, 128)
-    assert [r.message.endswith("ask for them with mixer=triton") for r in caplog.records] == [True]
+    assert [r.message.endswith("ask for them with --model.init_args.config.mixer triton") for r in caplog.records] == [
+        True
+    ]
 
 
 @pytest.mark.usefixtures("fresh_log")
