@@ -14,9 +14,12 @@ if not Path("/dev/nvidiactl").exists():
 from tests.data_fixtures import hub, own_cache, published_dataset, small_cases, small_dataset
 from tests.flare_fixtures import box_dataset, shared_cache, trained_run
 from tests.netfabb_cases import Part, write_part
+from tests.report_fixtures import browser, built
 
 __all__ = [
     "box_dataset",
+    "browser",
+    "built",
     "hub",
     "own_cache",
     "part_folder",

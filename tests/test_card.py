@@ -23,8 +23,6 @@ from pipelines.exhibits import KeptCases
 from pipelines.publish import with_license
 from tests.report_support import hostile_records, records_of
 
-pytest_plugins = ["tests.report_fixtures"]
-
 
 def test_the_card_is_valid_for_the_hub_and_complete(built: Path) -> None:
     card = DatasetCard.load(built / "README.md")

@@ -12,8 +12,6 @@ import lpbf_data
 from tests.data_hub_server import serve_hub
 from tests.data_support import make_case, write_dataset, write_published
 
-pytest_plugins = ["tests.data_fixtures"]
-
 README = Path(lpbf_data.__file__).with_name("README.md")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 

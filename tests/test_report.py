@@ -37,8 +37,6 @@ from tests.netfabb_cases import TERMINATED, Part, box_mesh, write_part
 from tests.report_support import HOSTILE, hostile_records, records_of
 from tests.test_build import request, tree
 
-pytest_plugins = ["tests.report_fixtures"]
-
 
 @pytest.fixture(scope="module")
 def whole(built: Path) -> Report:

@@ -25,7 +25,6 @@ from tests.test_build import request
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-pytest_plugins = ["tests.report_fixtures"]
 
 HOSTILE_NAMES = ("\"><img src=x onerror='window.pwned=1'>", "<b>деталь部品قطعة", "a'b\"c&amp;{{7*7}}")
 ASSETS = Path(__file__).parents[1] / "pipelines" / "report_assets"

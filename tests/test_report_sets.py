@@ -23,8 +23,6 @@ from tests.test_build import request
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-pytest_plugins = ["tests.report_fixtures"]
-
 
 def test_hostile_file_names_appear_as_text(browser: Browser, tmp_path: Path) -> None:
     """NetFabb names files after the case, and a failure names the file."""
