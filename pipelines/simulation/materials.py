@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-MaterialName = Literal["Ti64", "Inc625", "SS316L", "AlSi10Mg"]
+MaterialName = Literal["Ti64", "Inc625", "SS316L", "15-5PH", "AlSi10Mg"]
 
 Table = tuple[tuple[float, float], ...]
 
@@ -175,6 +175,23 @@ _TABLE: Final = (
         sources=(
             "yield strength (horizontal), expansion, density: EOS StainlessSteel 316L-4441, M 290, 20 µm, as made",
             "modulus, conductivity, specific heat: AISI 316, asm.matweb.com; Poisson's ratio: makeitfrom.com, 316L",
+        ),
+    ),
+    Material(
+        name="15-5PH",
+        young=197.5e3,
+        poisson=0.285,
+        yield_strength=925.0,
+        expansion=1.08e-5,
+        density=7.78e-6,
+        conductivity=((20.0, 1.41e-2),),
+        specific_heat=((20.0, 460.0),),
+        process=_AM250,
+        sources=(
+            "middle of what is reported as built by LPBF, additive.tools/materials/15-5ph: yield 820 … 1030 MPa,",
+            "modulus 190 … 205 GPa, expansion 10.2 … 11.4e-6 1/K, conductivity 13 … 15.2 W/(m K), density",
+            "Poisson's ratio 0.27 … 0.30: azom.com, article 6786",
+            "specific heat 0.11 BTU/(lb °F): customary for ferritic and martensitic chromium steels",
         ),
     ),
     Material(

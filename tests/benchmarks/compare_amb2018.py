@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from manifold3d import CrossSection, Manifold
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from lpbf_data.voxelize import Surface, VoxelMesh, surface_of_arrays, voxelize
 from pipelines.simulation.build_simulation import BuildSimulation, Frame
-from pipelines.simulation.materials import MATERIALS, Process
+from pipelines.simulation.materials import MATERIALS, Material, Process
 from tests.benchmarks.figures import line_figure
 from tests.benchmarks.machine import describe_machine, save_result
 
@@ -35,7 +35,10 @@ MEASURED: Final = (1.276, 0.997, 0.754, 0.551, 0.387, 0.250, 0.146, 0.065, 0.012
 """Rise of each ridge of part AMB2018-01-625-CBM-B1-P3 after the cut, mm."""
 
 MEASURED_15_5: Final = (1.168, 0.914, 0.695, 0.516, 0.358, 0.231, 0.133, 0.076, 0.008, 0.002, -0.001)
-"""The same for 15-5PH steel (part AMB2018-01-15.5-CBM-B3-P3), for comparison."""
+"""The same for 15-5PH steel (part AMB2018-01-15.5-CBM-B3-P3)."""
+
+STEELS: Final = {"IN625": ("Inc625", MEASURED), "15-5PH": ("15-5PH", MEASURED_15_5)}
+"""Names of the materials at NIST: name in our table, measured rise."""
 
 VOLUME: Final = 3732.5
 """Volume of NIST's STL file of the part, mm³."""
@@ -78,44 +81,54 @@ def held_nodes(mesh: VoxelMesh) -> NDArray[np.bool_]:
     return held
 
 
-def main() -> None:
-    """Simulate, compare, draw."""
-    material = MATERIALS["Inc625"]
-    surface = bridge()
-    assert abs(surface.volume - VOLUME) < 0.1, surface.volume
+def simulate(mesh: VoxelMesh, material: Material, measured: tuple[float, ...]) -> dict[str, Any]:
+    """The bridge with thick and with thin groups of layers, beside what was measured."""
     results = {}
-    mesh = voxelize(surface, (CELL, CELL))
     for refinement in (1, 0):
         simulation = BuildSimulation(mesh, material, PROCESS, refinement=refinement)
         started = time.process_time()
         frames = list(simulation.frames(held=held_nodes(mesh)))
         rise = ridge_rise(mesh, frames[-2], frames[-1])
-        fit = float(np.dot(rise, MEASURED) / np.dot(rise, rise))
+        fit = float(np.dot(rise, measured) / np.dot(rise, rise))
         results[f"groups of layers of {CELL * 2**refinement} mm"] = {
             "points": mesh.num_points,
             "layer_groups": len(simulation.groups),
             "rise_mm": [round(value, 4) for value in rise],
-            "ridge_1_ratio": round(rise[0] / MEASURED[0], 3),
-            "correlation": round(float(np.corrcoef(rise, MEASURED)[0, 1]), 5),
+            "ridge_1_ratio": round(rise[0] / measured[0], 3),
+            "correlation": round(float(np.corrcoef(rise, measured)[0, 1]), 5),
             "factor_that_would_fit_best": round(fit, 3),
-            "rms_difference_after_that_mm": round(float(np.sqrt(np.mean((fit * np.array(rise) - MEASURED) ** 2))), 4),
+            "rms_difference_after_that_mm": round(float(np.sqrt(np.mean((fit * np.array(rise) - measured) ** 2))), 4),
             "cpu_seconds": round(time.process_time() - started, 1),
         }
-        print(results)
+    return results
+
+
+def main() -> None:
+    """Simulate, compare, draw."""
+    surface = bridge()
+    assert abs(surface.volume - VOLUME) < 0.1, surface.volume
+    mesh = voxelize(surface, (CELL, CELL))
+    results, curves = {}, {}
+    for name, (known_as, measured) in STEELS.items():
+        material = MATERIALS[known_as]
+        simulated = simulate(mesh, material, measured)
+        results[name] = {
+            "inherent_strain": material.inherent_strain,
+            "measured_mm": measured,
+            "simulated": simulated,
+        }
+        curves[f"measured, {name}"] = measured
+        curves |= {f"simulated, {name}, {groups}": content["rise_mm"] for groups, content in simulated.items()}
+        print(name, simulated)
     save_result(
         "compare_amb2018",
         {
             "machine": describe_machine(("numpy", "scipy", "pyamg")),
-            "inherent_strain": material.inherent_strain,
             "process": dataclasses.asdict(PROCESS),
             "x_mm": RIDGES,
-            "measured_mm": MEASURED,
-            "measured_15_5PH_mm": MEASURED_15_5,
-            "simulated": results,
+            "materials": results,
         },
     )
-    curves = {"measured, IN625": MEASURED, "measured, 15-5PH": MEASURED_15_5}
-    curves |= {f"simulated, IN625, {name}": content["rise_mm"] for name, content in results.items()}
     line_figure(
         Path("pipelines/simulation/pictures/amb2018.png"),
         RIDGES,
