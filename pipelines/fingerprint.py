@@ -44,10 +44,11 @@ def geometry_digests(case: Case) -> tuple[str, ...]:
     span = ranks.max(axis=1) + 1
     keys = (ranks[0] * span[1] + ranks[1]) * span[2] + ranks[2]
     # A cell is known by its least and its largest corner: all are boxes, or nearly so.
-    corners = np.sort(keys[case.cells], axis=1)[:, [0, 7]]
+    corners = keys[case.cells]
+    least, largest_corner = corners.min(axis=1), corners.max(axis=1)
     shape = hashlib.sha256(span.tobytes())
     shape.update(np.sort(keys).tobytes())
-    shape.update(np.sort(corners[:, 0] * (int(keys.max()) + 1) + corners[:, 1]).tobytes())
+    shape.update(np.sort(least * (int(keys.max()) + 1) + largest_corner).tobytes())
     ratios = np.log(np.maximum(extents[1:], 1e-9 * largest) / max(float(extents[0]), 1e-9 * largest)) / _RATIO_BIN
     digests = []
     for shift in _SHIFTS:
