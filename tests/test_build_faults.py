@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -121,8 +122,10 @@ def test_a_killed_worker_is_replaced(parts: Path, undisturbed: dict[str, str], t
 
     def kill_workers() -> None:
         while not stop.is_set() and len(killed) < 2:
-            children = psutil.Process().children(recursive=True)
-            workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+            workers = []
+            with contextlib.suppress(psutil.Error):  # processes come and go while they are looked at
+                children = psutil.Process().children(recursive=True)
+                workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
             if workers and list((tmp_path / "lpbf" / ".build" / "attempts").glob("*")):
                 workers[-1].kill()
                 killed.append(workers[-1].pid)

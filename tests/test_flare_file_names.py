@@ -17,6 +17,7 @@ from flare_model.evaluate import evaluate
 from flare_model.file_names import FileNames
 from flare_model.predict import predict
 from flare_model.spectrum import spectrum
+from lpbf_data.errors import SchemaError
 from lpbf_data.folder import DatasetFolder
 from lpbf_data.reader import SplitReader
 
@@ -55,13 +56,11 @@ def test_parts_of_one_name_are_written_beside_each_other(
         np.testing.assert_array_equal(meshio.read(tmp_path / "out" / name).points, meshio.read(source).points)
 
 
-@pytest.fixture
-def foreign_dataset(box_dataset: str, tmp_path: Path) -> str:
-    """The data set with case ids that lead elsewhere."""
-    folder = tmp_path / "deep/down/foreign"
+def renamed(box_dataset: str, folder: Path, name: str) -> str:
+    """The data set with other case ids in its test split."""
     shutil.copytree(box_dataset, folder)
     addresses = SplitReader(DatasetFolder(box_dataset), "test").addresses
-    new = {address.case_id: f"../../outside {number}" for number, address in enumerate(addresses)}
+    new = {address.case_id: f"{name}{number}" for number, address in enumerate(addresses)}
     for path in [folder / "manifest.parquet", *{folder / address.shard for address in addresses}]:
         table = pq.read_table(path)
         ids = [new.get(i, i) for i in table["case_id"].to_pylist()]
@@ -70,15 +69,24 @@ def foreign_dataset(box_dataset: str, tmp_path: Path) -> str:
     return str(folder)
 
 
-def test_case_ids_that_lead_elsewhere_stay_in_the_folder_of_the_results(
-    foreign_dataset: str, trained_run: Path, tmp_path: Path
-) -> None:
+def test_case_ids_that_lead_elsewhere_are_refused(box_dataset: str, trained_run: Path, tmp_path: Path) -> None:
+    foreign_dataset = renamed(box_dataset, tmp_path / "deep/down/foreign", "../../outside ")
+    out, before = tmp_path / "a/b/c/out", set(tmp_path.rglob("*"))
+    with pytest.raises(SchemaError, match="can't name a file"):
+        predict(str(trained_run), [foreign_dataset], out=str(out))
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_case_ids_with_odd_letters_become_names_of_files(box_dataset: str, trained_run: Path, tmp_path: Path) -> None:
+    foreign_dataset = renamed(box_dataset, tmp_path / "deep/down/foreign", ".. out:*side ")
     out, before = tmp_path / "a/b/c/out", set(tmp_path.rglob("*"))
     checkpoint = str(trained_run)
     predict(checkpoint, [foreign_dataset], out=str(out / "predicted"))
     evaluate(checkpoint, foreign_dataset, out=str(out / "judged"))
     spectrum(checkpoint, foreign_dataset, out=str(out / "spectrum"), split="test")
     assert [p for p in set(tmp_path.rglob("*")) - before if p.is_file() and out not in p.parents] == []
-    assert {p.name for p in (out / "predicted").glob("*.vtu")} == {"_.._outside_0.vtu", "_.._outside_1.vtu"}
-    assert len(list((out / "judged/worst").glob("displacement_z__.._outside_*.png"))) == 2
-    assert len(list((out / "spectrum").glob("_.._outside_*.png"))) >= 1
+    assert {p.name for p in (out / "predicted").glob("*.vtu")} == {
+        f"{FileNames().name(f'.. out:*side {i}')}.vtu" for i in (0, 1)
+    }
+    assert len(list((out / "judged/worst").glob("displacement_z_*out__side_*.png"))) == 2
+    assert len(list((out / "spectrum").glob("*out__side_*.png"))) >= 1

@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ import torch
 from lpbf_data import CaseStream, Loader, load_dataset, make_loader
 from lpbf_data.case import Case
 from lpbf_data.datasets import CaseDataset
+from lpbf_data.parquet_store import ParquetShard
 from lpbf_data.sampling import epoch_order
+from lpbf_data.schema import DEFAULT_FIELDS, resolve_fields
 from tests.benchmarks.machine import describe_machine, save_result
 from tests.data_hub_server import serve_hub
 from tests.data_support import make_case, write_dataset, write_published
@@ -45,10 +48,22 @@ LAUNCHING = 0.3  # share of a step in which Python launches kernels and holds it
 warnings.filterwarnings("ignore", message="`torch.jit.script`")
 
 
-def make_corpus(folder: Path, count: int) -> dict[str, Path]:
+def simulated_cases(data: Path, count: int) -> list[Case]:
+    """Cases of a data set that was built, in turn and under new names until there are `count`."""
+    shards = [ParquetShard(path) for path in sorted((data / "data").glob("*.parquet"))]
+    rows = [(shard, row) for shard in shards for row in range(len(shard))]
+    found = [shard.read_case(row, resolve_fields(DEFAULT_FIELDS)) for shard, row in rows]
+    made = (replace(found[i % len(found)], case_id=f"{i:05d}_{i:08x}_0", attributes={}) for i in range(count))
+    return list(made)
+
+
+def make_corpus(folder: Path, count: int, data: Path | None) -> dict[str, Path]:
     """The same cases in both layouts, and the first of the layouts without its Zarr parts."""
     sizes = np.random.default_rng(1).integers(5_000, 31_000, count)
-    cases = [make_case(seed, int(size)) for seed, size in enumerate(sizes)]
+    if data is None:
+        cases = [make_case(seed, int(size)) for seed, size in enumerate(sizes)]
+    else:
+        cases = simulated_cases(data, count)
     places = {name: folder / name for name in ("parquet", "zarr", "published", "hub20k")}
     for name in ("parquet", "zarr"):
         places[name].mkdir()
@@ -360,15 +375,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--data", type=Path, help="a data set whose cases are taken in turn; else made up ones")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="lpbf-serving-"))
     try:
-        places = make_corpus(folder, arguments.cases)
+        places = make_corpus(folder, arguments.cases, arguments.data)
         cache = folder / "cache"
         result = {
             "machine": describe_machine(("numpy", "pyarrow", "zarr", "torch", "torch-geometric", "datasets")),
             "cases": arguments.cases,
+            "cases_from": "simulated" if arguments.data else "made up",
             "points_a_case": float(load_dataset(places["parquet"], cache=False).sizes.mean()),  # type: ignore[union-attr]
             "mb_of_20000_points": sizes(places),
             "load_before": os.getloadavg()[0],
