@@ -248,7 +248,7 @@ def test_distributed_training_does_not_hang_at_uneven_ends(small_dataset: Path, 
     ]
     for process in processes:
         process.start()
-    found = sorted(results.get(timeout=90) for _ in processes)
+    found = sorted(results.get(timeout=300) for _ in processes)
     for process in processes:
         process.join()
     assert [entry[:4] for entry in found] == [(rank, 2, rank, 3) for rank in range(3)]

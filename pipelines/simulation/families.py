@@ -145,7 +145,8 @@ def _bracket(p: Parameters) -> Manifold:
     gussets = [
         profile.extrude(web).rotate((90, 0, 0)).translate((0, y + web / 2, 0)) for y in _spaced(p["gussets"], 0, width)
     ]
-    holes = [_post(38, y, (-1, thick + 1), p["hole_radius"]) for y in _spaced(p["holes"], 0, width)]
+    radius = min(p["hole_radius"], 0.35 * width / p["holes"])  # holes that meet would cut the foot in two
+    holes = [_post(38, y, (-1, thick + 1), radius) for y in _spaced(p["holes"], 0, width)]
     return _union(_cut(foot, *holes), wall, *gussets)
 
 
