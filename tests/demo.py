@@ -45,6 +45,15 @@ def unseen_cases(data: Path) -> list[str]:
     return sorted(r.case_id for r in manifest.records if r.placement and r.placement.split == "test")
 
 
+def print_parts(data: Path, most: int = 8) -> None:
+    """Print size and range of the Z displacement of the parts, if they are few."""
+    kept = [r for r in decode_manifest((data / "manifest.parquet").read_bytes()).records if r.placement and r.measures]
+    for record in kept if len(kept) <= most else ():
+        z = record.statistics["displacement_z"]
+        points = record.measures.num_points if record.measures else 0
+        print(f"  {record.case_id}: {points:,} points, Z displacement {z.minimum:.5f} … {z.maximum:.5f} mm")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder that everything goes to")
@@ -72,6 +81,7 @@ def main() -> None:
         place = ("--out", str(out / "prediction"))
         run("-m", "flare_model.predict", *trained, "--src", str(data), "--case", unseen[0], *place)
     print(f"\ndata set    {data}/ (report.html, README.md, manifest.parquet)")
+    print_parts(data)
     print(f"checkpoint  {training}/")
     if unseen:
         print(f"errors      {training}/evaluation/test/")
