@@ -23,7 +23,7 @@ class Batch:
         features: Features, [ΣN, F]; None where there are none.
         targets: Targets, [ΣN, T].
         offsets: First point of each case and the end of the last, [B + 1]; on the host, so that reading it waits for
-            no device.
+            no device. A filled batch has a mesh more, which is no case.
         case_ids: Case ids.
     """
 
@@ -66,21 +66,41 @@ class Batch:
         points, targets = (t.to(device, non_blocking=True) for t in (self.points, self.targets))
         return replace(self, points=points, features=features, targets=targets)
 
-    def filled(self, multiple: int) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Points, features and offsets with one more mesh, so that the points are a multiple of a number.
+    def on(self, device: torch.device | str) -> Batch:
+        """A copy of the batch on a device, offsets included."""
+        return replace(
+            self,
+            points=self.points.to(device, copy=True),
+            features=None if self.features is None else self.features.to(device, copy=True),
+            targets=self.targets.to(device, copy=True),
+            offsets=self.offsets.to(device, copy=True),
+        )
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All its tensors."""
+        return tuple(t for t in (self.points, self.features, self.targets, self.offsets) if t is not None)
+
+    def filled(self, multiple: int) -> Batch:
+        """The batch with one more mesh, so that the points are a multiple of a number.
 
         CUDA graphs are recorded once a size: fewer sizes, fewer graphs. The filler is a mesh of its own, so that by the
-        contract no other mesh sees it.
+        contract no other mesh sees it, and no case.
 
         Args:
             multiple: What the number of points becomes a multiple of.
         """
         extra = multiple - len(self.points) % multiple
-        points = torch.cat([self.points, self.points.new_zeros(extra, 3)])
-        features = self.features
-        if features is not None:
-            features = torch.cat([features, features.new_zeros(extra, features.shape[1])])
-        return points, features, torch.cat([self.offsets, self.offsets[-1:] + extra])
+
+        def longer(values: Tensor) -> Tensor:
+            return torch.cat([values, values.new_zeros(extra, values.shape[1])])
+
+        return replace(
+            self,
+            points=longer(self.points),
+            features=None if self.features is None else longer(self.features),
+            targets=longer(self.targets),
+            offsets=torch.cat([self.offsets, self.offsets[-1:] + extra]),
+        )
 
 
 def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -1,9 +1,4 @@
-"""Which code computes: PyTorch's own operators, or the GPU's kernels where they are asked for.
-
-What the kernels compute was compared with float64 on the CPU, through Triton's interpreter. On a GPU an earlier state
-of them was; since then they were timed and trained with there, but not compared number by number. Until they are,
-`auto` leaves them to those who ask for them by name.
-"""
+"""Which code computes: the GPU's kernels where they can run, PyTorch's own operators elsewhere."""
 
 from __future__ import annotations
 
@@ -33,7 +28,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def mix_by_kernels(
     implementation: Implementation, device: str, dtype: torch.dtype, depth: int, num_latents: int
 ) -> bool:
-    """Whether the kernels mix; that auto leaves them out on a GPU is logged once.
+    """Whether the kernels mix; why auto leaves them out on a GPU is logged once.
 
     Args:
         implementation: What was asked for.
@@ -45,14 +40,14 @@ def mix_by_kernels(
     Raises:
         UsageError: If the kernels are asked for by name where they can't run.
     """
-    if implementation == "triton":
-        if reason := _why_not(device, dtype, depth, num_latents):
-            raise UsageError(f"{OPTION} triton asks for the kernels, but {reason}; {OPTION} auto takes what can run")
-        return True
-    if implementation == "auto" and device == "cuda":
-        reason = _why_not(device, dtype, depth, num_latents) or f"ask for them with {OPTION} triton"
+    if not _considered(implementation, device):
+        return False
+    reason = _why_not(device, dtype, depth, num_latents)
+    if reason and implementation == "triton":
+        raise UsageError(f"{OPTION} triton asks for the kernels, but {reason}; {OPTION} auto takes what can run")
+    if reason:
         _log_once(f"mixing by two attention calls instead of the kernels: {reason}")
-    return False
+    return reason is None
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -60,13 +55,18 @@ def network_by_kernels(
     implementation: Implementation, device: str, dtype: torch.dtype, channels: int, layers: int
 ) -> bool:
     """Whether a kernel applies a pointwise network of so many layers, the first and the last among them."""
-    if implementation != "triton":
+    if not _considered(implementation, device):
         return False
     try:
         from flare_model.kernels.support import takes_network
     except ImportError:
         return False
     return takes_network(device, dtype, channels, layers)
+
+
+def _considered(implementation: Implementation, device: str) -> bool:
+    """Whether the kernels are asked for; auto takes them on GPUs alone, as an interpreter on a CPU is slow."""
+    return implementation == "triton" or (implementation == "auto" and device == "cuda")
 
 
 def _why_not(device: str, dtype: torch.dtype, depth: int, num_latents: int) -> str | None:

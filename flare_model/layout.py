@@ -70,7 +70,7 @@ class Layout:
             raise UsageError(
                 "joined meshes are points [ΣN, …] with offsets; padded ones [B, N, …] with a mask: not both"
             )
-        if torch.compiler.is_compiling() or len(offsets) == 2:
+        if _recording() or len(offsets) == 2:
             # Reading the sizes would break the graph, or wait for the device; one mesh needs none.
             return cls(offsets=offsets.to(points.device) if len(offsets) > 2 else offsets)
         bounds = offsets.tolist()
@@ -115,6 +115,11 @@ class Layout:
         meshes = torch.arange(len(offsets) - 1, device=offsets.device)
         everywhere = (t.unsqueeze(0).expand(len(offsets) - 1, *t.shape) for t in tensors)
         return function(*everywhere, mask=owner == meshes[:, None])[owner, points]
+
+
+def _recording() -> bool:
+    """Whether operations are being recorded, to be repeated on other values."""
+    return torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 def _padding(offsets: Tensor, sizes: tuple[int, ...]) -> Padding:

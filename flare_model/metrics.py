@@ -104,7 +104,9 @@ def has_truth(truth: Tensor, offsets: Tensor, floor: float = 0.0) -> Tensor:
     return _norms(truth, offsets) > floor * counts.sqrt()
 
 
-def relative_l2_loss(prediction: Tensor, truth: Tensor, offsets: Tensor, floor: float = 0.0) -> Tensor:
+def relative_l2_loss(
+    prediction: Tensor, truth: Tensor, offsets: Tensor, floor: float = 0.0, cases: int | None = None
+) -> Tensor:
     """Mean over the cases of `relative_l2`; cases without a relative error add nothing, and have no gradient.
 
     Args:
@@ -112,10 +114,24 @@ def relative_l2_loss(prediction: Tensor, truth: Tensor, offsets: Tensor, floor: 
         truth: [ΣN, F].
         offsets: First point of each case and the end of the last, [B + 1].
         floor: Root mean square up to which a truth counts as zero everywhere.
+        cases: The mean is over so many of the first; all by default.
     """
     defined = has_truth(truth, offsets, floor)
     size = torch.where(defined, _norms(truth, offsets), 1.0)
-    return torch.where(defined, _norms(prediction - truth, offsets) / size, 0.0).mean()
+    return torch.where(defined, _norms(prediction - truth, offsets) / size, 0.0)[:cases].mean()
+
+
+def mse_loss(residual: Tensor, offsets: Tensor, cases: int) -> Tensor:
+    """Mean square over the points of the first so many cases.
+
+    Args:
+        residual: [ΣN, F].
+        offsets: First point of each case and the end of the last, [B + 1].
+        cases: Cases that count; points behind them don't.
+    """
+    end = offsets[cases].to(residual.device)
+    counts = (torch.arange(len(residual), device=residual.device) < end)[:, None]
+    return torch.where(counts, residual, 0.0).square().sum() / (end * residual.shape[1])
 
 
 @dataclass(frozen=True)

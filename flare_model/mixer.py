@@ -69,7 +69,7 @@ def mix_meshes(
         values: Values of the points.
         layout: How the points divide into meshes.
         implementation: triton for the kernels, sdpa for two attention calls, reference for matrices written out; auto
-            takes the attention calls for now: see [implementation][flare_model.implementation].
+            takes the kernels where they can run, else the attention calls.
 
     Raises:
         UsageError: If the kernels are asked for by name where they can't run.

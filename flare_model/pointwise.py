@@ -21,8 +21,7 @@ class ResMLP(nn.Module):
         layers: Residual layers.
         input_residual: Add the input to the first layer where the widths agree.
         output_residual: Add the last hidden state to the output where the widths agree.
-        implementation: triton to let one kernel do it all where it can; anything else, auto for now included, for one
-            layer at a time.
+        implementation: triton or auto to let one kernel do it all where it can; anything else for one layer at a time.
     """
 
     def __init__(

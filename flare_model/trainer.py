@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -17,11 +18,12 @@ from flare_model.batches import Batch, grouped
 from flare_model.checkpoint import Description, Usage, write_checkpoint
 from flare_model.data import Split, normalisation_of, open_loader
 from flare_model.devices import Fabric, Precision
-from flare_model.metrics import RelativeL2, relative_l2_loss
+from flare_model.metrics import RelativeL2, mse_loss, relative_l2_loss
 from flare_model.protocol import check_contract
 from flare_model.recipe import make_optimizer, make_schedule
 from flare_model.run_log import TRAINING_NAME, VALIDATION_NAME, RunLog
 from flare_model.settings import Settings
+from flare_model.step_graphs import StepGraphs
 from flare_model.surrogate import Surrogate
 from flare_model.targets import spans
 from flare_model.training_state import latest_state, random_state, read_state, set_random_state, write_state
@@ -32,6 +34,7 @@ _FLUSH_EVERY: Final = 10
 """Steps between looks at the losses; each look waits for the device."""
 
 
+_log = logging.getLogger(__name__)
 _ema: Any = get_ema_multi_avg_fn  # It has no annotations.
 
 
@@ -84,7 +87,12 @@ class Trainer:
         self.best: dict[str, Any] = {"error": math.inf, "step": 0}
         self.best_weights: dict[str, Tensor] = {}
         self.validated: dict[str, float | None] = {}
-        self._pending: list[tuple[Tensor, float, tuple[str, ...]]] = []
+        self._pending: list[tuple[Tensor, float | Tensor, tuple[str, ...]]] = []
+        self.recorded = self.recipe.step_graphs and fabric.device.type == "cuda"
+        if self.recorded and fabric.world_size > 1:
+            raise UsageError("--recipe.step_graphs is for one process; leave it out where several train together")
+        if self.recipe.step_graphs and not self.recorded:
+            _log.warning("--recipe.step_graphs is left out: there are no CUDA graphs without a GPU")
         self._make_model()
 
     def _make_model(self) -> None:
@@ -108,7 +116,7 @@ class Trainer:
                 raise UsageError(f"{settings.model.class_path} has no attribute activation_checkpointing to switch on")
             model.activation_checkpointing = True  # type: ignore[assignment]
         self.surrogate = self.judged = Surrogate(model, usage, settings.model)
-        self.optimizer = make_optimizer(self.surrogate, recipe)
+        self.optimizer = make_optimizer(self.surrogate, recipe, self.fabric.device, recorded=self.recorded)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps)
         self.wrapped, self.wrapped_optimizer = self.fabric.setup(self.surrogate, self.optimizer)
         self.average = None
@@ -117,6 +125,7 @@ class Trainer:
             self.judged = Surrogate(self.average.module, usage, settings.model).to(self.fabric.device)
         if recipe.compile != "off":
             model.compile(mode=None if recipe.compile == "default" else recipe.compile, dynamic=True)
+        self.graphs = StepGraphs(self._differentiate, self._update, self.optimizer) if self.recorded else None
 
     def fit(self) -> None:
         """Train to the end, from the latest checkpoint if there is one.
@@ -161,47 +170,57 @@ class Trainer:
 
     def _optimise(self, group: list[Batch]) -> None:
         """One step of the optimiser on one or more batches; the loss is the mean over all their cases."""
-        cases = sum(len(batch) for batch in group)
-        losses = []
-        for number, batch in enumerate(group, start=1):
-            with self.fabric.no_backward_sync(self.wrapped, enabled=number < len(group)):
-                loss = self.loss(batch) * (len(batch) / cases)
-                self.fabric.backward(loss)
-            losses.append(loss.detach())
-            self._points += len(batch.points)
-        self.fabric.clip_gradients(
-            self.wrapped, self.wrapped_optimizer, max_norm=self.recipe.clip_norm, error_if_nonfinite=False
-        )
-        self.wrapped_optimizer.step()
-        self.wrapped_optimizer.zero_grad(set_to_none=True)
-        rate = float(self.schedule.get_last_lr()[0])
+        loss = self.graphs(group[0].filled(self.recipe.multiple)) if self.graphs else self._launch(group)
+        self._points += sum(len(batch.points) for batch in group)
+        rate = self.schedule.get_last_lr()[0]
         if self.step + 1 < self.schedule.total_steps:
             self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.surrogate.model)
         self.step += 1
-        self._pending.append((torch.stack(losses).sum(), rate, tuple(i for batch in group for i in batch.case_ids)))
+        self._pending.append((loss, rate, tuple(i for batch in group for i in batch.case_ids)))
         if self.step % _FLUSH_EVERY == 0:
             self._flush()
 
+    def _launch(self, group: list[Batch]) -> Tensor:
+        """Loss, gradients and the optimiser's step, launched one by one."""
+        cases = sum(len(batch) for batch in group)
+        losses = []
+        for number, batch in enumerate(group, start=1):
+            with self.fabric.no_backward_sync(self.wrapped, enabled=number < len(group)):
+                losses.append(self._differentiate(batch, len(batch) / cases))
+        self._update()
+        self.wrapped_optimizer.zero_grad(set_to_none=True)
+        return torch.stack(losses).sum()
+
+    def _differentiate(self, batch: Batch, share: float = 1.0) -> Tensor:
+        loss = self.loss(batch) * share
+        self.fabric.backward(loss)
+        return loss.detach()
+
+    def _update(self) -> None:
+        self.fabric.clip_gradients(
+            self.wrapped, self.wrapped_optimizer, max_norm=self.recipe.clip_norm, error_if_nonfinite=False
+        )
+        self.wrapped_optimizer.step()
+
     def predict(self, module: torch.nn.Module, batch: Batch) -> Tensor:
         """Predictions of a surrogate for a batch, in physical units, [ΣN, T]."""
-        points, features, offsets = batch.points, batch.features, batch.offsets
-        if self.recipe.round_points:
-            points, features, offsets = batch.filled(self.recipe.round_points)
+        filled = batch.filled(self.recipe.round_points) if self.recipe.round_points else batch
+        offsets = filled.offsets
         if self.recipe.compile != "off":
-            offsets = offsets.to(points.device)  # A graph on the device can't read the host.
-        prediction: Tensor = module(points, features, offsets)
+            offsets = offsets.to(batch.points.device)  # A graph on the device can't read the host.
+        prediction: Tensor = module(filled.points, filled.features, offsets)
         return prediction[: len(batch.points)]
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean over the cases of a batch."""
+        """Mean over the cases of a batch, filled or not."""
         prediction = self.predict(self.wrapped, batch)
         if self.recipe.loss == "mse":
-            return ((prediction - batch.targets) / self.surrogate.target_std).square().mean()
+            return mse_loss((prediction - batch.targets) / self.surrogate.target_std, batch.offsets, len(batch))
         floors, columns = self.surrogate.usage.floors(), spans(self.settings.targets)
         errors = [
-            relative_l2_loss(prediction[:, c], batch.targets[:, c], batch.offsets, floors[name])
+            relative_l2_loss(prediction[:, c], batch.targets[:, c], batch.offsets, floors[name], len(batch))
             for name, c in columns.items()
         ]
         return torch.stack(errors).mean()
@@ -210,7 +229,8 @@ class Trainer:
         """Look at the losses since the last look, and log them; stop when one isn't finite."""
         if not self._pending:
             return
-        losses, rates, cases = zip(*self._pending, strict=True)
+        losses, _, cases = zip(*self._pending, strict=True)
+        rates = [float(rate) for _, rate, _ in self._pending]
         self._pending = []
         own = torch.stack(losses)
         values = cast("Tensor", self.fabric.all_reduce(own, reduce_op="mean")).tolist()
@@ -330,6 +350,9 @@ class Trainer:
             )
         self.surrogate.model.load_state_dict(weights["model"])
         self.optimizer.load_state_dict(rest["optimizer"])
+        for group in self.optimizer.param_groups:
+            if self.recorded:
+                group["lr"] = torch.as_tensor(group["lr"], device=self.fabric.device)
         self.schedule.load_state_dict(rest["schedule"])
         self.precision.load_state_dict(rest["precision"])
         if self.average is not None:

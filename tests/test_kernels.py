@@ -163,7 +163,7 @@ def test_joined_meshes_never_meet(sizes: list[int]) -> None:
         return torch.cat([explicit(q, *part) for part in parts], dim=1)
 
     wanted = differentiate(apart, tuple(t.double() for t in (q, k, v)), g.double(), torch.float64)
-    assert_close(differentiate(joined, (q, k, v), g, torch.float32), wanted, 1e-5)
+    assert_close(differentiate(joined, (q, k, v), g, torch.float32), wanted, 3e-5)
 
 
 @triton.jit
@@ -260,7 +260,11 @@ def test_a_model_with_kernels_is_the_same_model(autocast: bool) -> None:
     reference = gradients(small("reference"), points, autocast=False)
     assert (reference - wanted).norm() < 1e-5 * wanted.norm()
     kernels = gradients(small("triton"), points, autocast=autocast)
-    assert (kernels - wanted).norm() < (1e-2 if autocast else 1e-5) * wanted.norm()
+    if autocast:
+        rounding = (gradients(small("sdpa"), points, autocast=True) - wanted).norm()
+        assert (kernels - wanted).norm() < 1.2 * rounding < 0.1 * wanted.norm()
+    else:
+        assert (kernels - wanted).norm() < 1e-5 * wanted.norm()
 
 
 def test_checkpoints_in_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,13 +325,11 @@ def fresh_log() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("fresh_log")
-def test_auto_says_how_to_ask_for_the_kernels(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_takes_the_kernels_on_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "flare_model.implementation"):
-        assert not implementation.mix_by_kernels("auto", "cuda", torch.bfloat16, 8, 128)
-        assert implementation.mix_by_kernels("triton", "cuda", torch.bfloat16, 8, 128)
-    assert [r.message.endswith("ask for them with --model.init_args.config.mixer triton") for r in caplog.records] == [
-        True
-    ]
+        assert implementation.mix_by_kernels("auto", "cuda", torch.bfloat16, 8, 128)
+        assert implementation.network_by_kernels("auto", "cuda", torch.bfloat16, 64, 5)
+    assert not caplog.records
 
 
 @pytest.mark.usefixtures("fresh_log")

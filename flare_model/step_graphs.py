@@ -1,0 +1,124 @@
+"""Whole training steps as CUDA graphs: one launch for a thousand, where launching takes longer than computing.
+
+A graph is recorded once for each size of batch and replayed on tensors that stay where they are, so that batches are
+copied into them. Fill batches up to few sizes: [filled][flare_model.batches.Batch.filled].
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from flare_model.batches import Batch
+from lpbf_data.errors import LpbfError, UsageError
+
+MOST_SIZES: Final = 256
+"""Recordings that are kept; each takes megabytes. The one that was used longest ago makes room."""
+
+Step = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class _Recording:
+    graph: torch.cuda.CUDAGraph
+    batch: Batch
+    loss: Tensor
+
+    def replay(self, batch: Batch) -> Tensor:
+        """Copy a batch of the same size in, and launch."""
+        for mine, new in zip(self.batch.tensors(), batch.tensors(), strict=True):
+            mine.copy_(new, non_blocking=True)
+        self.graph.replay()
+        return self.loss.clone()
+
+
+class StepGraphs:
+    """Training steps, recorded when a size of batch is met first.
+
+    Args:
+        differentiate: Loss and gradients of a batch whose tensors, offsets included, lie on the device.
+        update: What follows: clipping and the optimiser.
+        optimizer: The optimiser, capturable.
+    """
+
+    def __init__(self, differentiate: Step, update: Callable[[], None], optimizer: torch.optim.Optimizer) -> None:
+        self._differentiate, self._update, self._optimizer = differentiate, update, optimizer
+        self._recordings: OrderedDict[tuple[int, int], _Recording] = OrderedDict()
+        self._pool: Any = None
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """One step.
+
+        Args:
+            batch: A filled batch; its offsets may lie on the host.
+
+        Returns:
+            The loss, on the device.
+
+        Raises:
+            UsageError: If the model does what can't be recorded.
+        """
+        size = (len(batch.points), len(batch.offsets))
+        if size not in self._recordings:
+            self._recordings[size] = self._record(batch)
+            if len(self._recordings) > MOST_SIZES:
+                self._recordings.popitem(last=False)
+        self._recordings.move_to_end(size)
+        return self._recordings[size].replay(batch)
+
+    def _record(self, batch: Batch) -> _Recording:
+        device = batch.points.device
+        static = batch.on(device)
+        try:
+            self._warm_up(static)
+            graph = torch.cuda.CUDAGraph()
+            # Nothing outlives a replay but the loss, which is copied at once: all sizes share their memory.
+            with torch.cuda.graph(graph, pool=self._pool):
+                loss = self._differentiate(static)
+                self._update()
+        except LpbfError:
+            raise
+        except RuntimeError as error:
+            raise UsageError(
+                "a training step of this model can't be recorded as a CUDA graph, which must not read anything back to "
+                f"the host: {str(error).splitlines()[0]}. Train it with --recipe.step_graphs false"
+            ) from error
+        self._pool = self._pool or graph.pool()
+        self._optimizer.zero_grad(set_to_none=True)
+        return _Recording(graph, static, loss.detach())
+
+    def _warm_up(self, static: Batch) -> None:
+        """Let libraries and kernels load; weights and the optimiser's averages stay as they are."""
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            self._differentiate(static)
+            if not self._optimizer.state:
+                make_state(self._optimizer)
+            self._optimizer.zero_grad(set_to_none=True)
+        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.synchronize()
+
+
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Let AdamW make its averages, as it does in its first step, without taking that step.
+
+    Args:
+        optimizer: AdamW whose learning rates are tensors.
+    """
+    rates = [group["lr"].clone() for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"].zero_()
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for state in optimizer.state.values():
+        state["step"].zero_()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"].copy_(rate)
+    optimizer.zero_grad(set_to_none=True)
