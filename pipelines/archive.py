@@ -21,7 +21,7 @@ from pipelines.places import mark_of, open_binary
 MAX_FILE_BYTES: Final = 1 << 30
 """Largest file that is read: a hundred times what a part of 50,000 points needs."""
 
-_MOST: Final = 1 << 62  # bytes; whatever says that it has more lies
+_MOST: Final = 1 << 62  # a directory that says more lies; so much fits an index of 64-bit integers
 
 _TOP_FILE: Final = re.compile(r"(?:.*_)?mechanical\.(?:out|in|case)")
 _RESULT_FILE: Final = re.compile(r"(?:.*_)?mechanical.*\.(?:case|geo|ens)")
@@ -81,6 +81,9 @@ class ArchiveReader:
     def _raw(self, name: str, member: Member) -> bytes:
         if member.flags & 0x1:
             raise CaseError(FailureReason.DAMAGED_ARCHIVE, "the member is encrypted", path=name)
+        if not 0 <= member.offset <= member.offset + member.packed_size <= self.mark[0]:
+            detail = "the archive's directory says that this member lies outside of the archive"
+            raise CaseError(FailureReason.DAMAGED_ARCHIVE, detail, path=name)
         try:
             with self.lock:
                 self.file.seek(member.offset)
@@ -114,18 +117,12 @@ class Archive:
 
     def __init__(self, place: str) -> None:
         self.reader = reader_at(place)
-        mark = self.reader.mark
         try:
             with self.reader.lock:
                 infos = zipfile.ZipFile(self.reader.file).infolist()
         except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError, ValueError) as error:
             raise CaseError(FailureReason.DAMAGED_ARCHIVE, f"not a readable zip archive: {error}") from error
         names = {info.filename.replace("\\", "/"): info for info in infos if not info.is_dir()}
-        size = mark[0]
-        for name, info in names.items():
-            if not (0 <= info.header_offset < size and info.compress_size <= size and info.file_size < _MOST):
-                detail = "the archive's directory says that this member lies outside of the archive"
-                raise CaseError(FailureReason.DAMAGED_ARCHIVE, detail, path=name)
         self.unsafe = sorted(name for name in names if _is_unsafe(name))
         self.cases: dict[str, dict[str, Member]] = {}
         for prefix, relative, name in group_cases(name for name in names if not _is_unsafe(name)):
@@ -133,7 +130,9 @@ class Archive:
 
 
 def _member(info: zipfile.ZipInfo) -> Member:
-    return Member(info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type, info.flag_bits)
+    offset = min(max(info.header_offset, -1), _MOST)
+    packed_size, size = min(info.compress_size, _MOST), min(info.file_size, _MOST)
+    return Member(offset, packed_size, size, info.CRC, info.compress_type, info.flag_bits)
 
 
 def _is_unsafe(name: str) -> bool:

@@ -84,11 +84,11 @@ def read_members(rows: IndexRange, mark: tuple[int, str]) -> dict[str, Member] |
             return None
         with pa.memory_map(rows.path) as file:
             table = pa.ipc.open_file(file).read_all()
-            table.validate(full=True)
             if (table.schema.metadata or {}).get(b"archive") != _text(mark).encode():
                 return None
-            own = table.slice(rows.first, rows.count).to_pylist()
-        members = {row.pop("name"): Member(**row) for row in own}
+            own = table.slice(rows.first, rows.count)
+            own.validate(full=True)
+            members = {row.pop("name"): Member(**row) for row in own.to_pylist()}
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None
     return members if len(members) == rows.count else None

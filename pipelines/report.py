@@ -15,7 +15,6 @@ from rich.console import Console
 from tqdm import tqdm
 
 from lpbf_data.command_line import run
-from lpbf_data.durable import remove_leftovers, write_durably
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.folder import DatasetFolder
 from lpbf_data.predictions import PredictionFile
@@ -33,6 +32,7 @@ from pipelines.exhibits import (
 from pipelines.pictures import Artist
 from pipelines.report_page import PageContent, render_page
 from pipelines.summary import human_bytes
+from pipelines.targets import FolderTarget
 
 MOST_PARTS: Final = 300
 """Parts in the gallery unless asked otherwise."""
@@ -167,8 +167,7 @@ def report(
     if path.is_dir():
         raise UsageError(f"--out {path} is a folder; name the file, such as {path / REPORT_NAME}")
     made = make_report(folder, most_parts=gallery, predictions=None if predictions is None else Path(predictions))
-    remove_leftovers(path.parent, path.name)
-    write_durably(path, made.page)
+    FolderTarget(path.parent).write(path.name, made.page)
     console = Console(soft_wrap=True)
     if made.problem:
         console.print(f"note: {made.problem}; the page draws the parts itself", highlight=False, markup=False)

@@ -295,7 +295,6 @@ def _write_format(name: str, task: ShardTask, cases: Sequence[Case]) -> tuple[in
     """Write aside, flush, read back, rename. Size and SHA-256 of what lies there then."""
     final = staged_path(task.staging, task.plan.key, name)
     aside = task.staging / f".{task.plan.key}.{uuid.uuid4().hex}.{name}"
-    remove_path(aside)
     try:
         if name == "parquet":
             write_shard(aside, cases, task.plan.specs)

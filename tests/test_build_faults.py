@@ -31,6 +31,10 @@ from tests.netfabb_cases import Part, write_part, zip_folder
 from tests.test_build import request, tree, write_parts
 
 RESULT = Path(__file__).parent / "benchmarks" / "results" / "kills.json"
+ANYWHERE = os.environ | {
+    "PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+}
+"""Environment of processes that import this project whatever folder they stand in."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +59,7 @@ def run_command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
-def command(src: Path, out: Path, *more: str, report: bool = False) -> list[str]:
+def command(src: Path | str, out: Path | str, *more: str, report: bool = False) -> list[str]:
     words = [sys.executable, "-m", "pipelines.build", "--src", str(src), "--out", str(out)]
     return [*words, "--splits", "train=0.5,test=0.5", *([] if report else ["--no_report"]), *more]
 
@@ -144,12 +148,13 @@ def test_a_killed_worker_is_replaced(parts: Path, undisturbed: dict[str, str], t
 
 
 class Cluster:
-    """A real scheduler and two real workers on the loopback interface."""
+    """A real scheduler and two real workers on the loopback interface; they stand in a folder of their own."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, folder: Path) -> None:
         self.address = f"tcp://127.0.0.1:{port}"
         dask = [sys.executable, "-m", "dask"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+        quiet |= {"cwd": folder, "env": ANYWHERE}
         self.processes = [
             subprocess.Popen(
                 [*dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], **quiet
@@ -175,15 +180,17 @@ def free_port() -> int:
 
 
 def test_a_scheduler_that_dies_and_comes_back(parts: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    """The build names its folders as it sees them; the workers stand elsewhere."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere" / "deep"
+    here.mkdir()
+    elsewhere.mkdir(parents=True)
     port = free_port()
-    cluster = Cluster(port)
-    out = tmp_path / "lpbf"
+    cluster = Cluster(port, elsewhere)
+    out = here / "lpbf"
+    words = command(os.path.relpath(parts, here), "lpbf", "--scheduler", cluster.address)
     try:
         build = subprocess.Popen(
-            command(parts, out, "--scheduler", cluster.address),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            words, cwd=here, env=ANYWHERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         deadline = time.monotonic() + 120
         while not list(out.glob(".build/attempts/*")) and time.monotonic() < deadline:
@@ -192,14 +199,17 @@ def test_a_scheduler_that_dies_and_comes_back(parts: Path, undisturbed: dict[str
         _, said = build.communicate(timeout=180)
         assert build.returncode == 1, said
         assert "run the same command again" in said
-        cluster = Cluster(port)
-        again = subprocess.run(
-            command(parts, out, "--scheduler", cluster.address), capture_output=True, text=True, check=False
-        )
-        assert again.returncode == 0, again.stderr
+        cluster = Cluster(port, elsewhere)
+        written: list[dict[Path, int]] = []
+        for _ in range(2):
+            again = subprocess.run(words, cwd=here, env=ANYWHERE, capture_output=True, text=True, check=False)
+            assert again.returncode == 0, again.stderr
+            written.append({path: path.stat().st_ino for path in out.glob("data/*.parquet")})
     finally:
         cluster.kill()
     assert tree(out) == undisturbed
+    assert written[0] == written[1]  # the workers found the shards of the first in place
+    assert not any(elsewhere.iterdir())
 
 
 def test_a_cluster_from_a_yaml_file(parts: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:

@@ -11,10 +11,13 @@ import pytest
 
 from lpbf_data.errors import CaseError
 from pipelines.archive import Archive, archive_at
+from pipelines.build import run_build
 from pipelines.case_files import CaseLocation, open_case
 from pipelines.listing import ArchiveTask, list_archive
 from pipelines.member_index import IndexRange, read_members
+from pipelines.places import mark_of
 from tests.netfabb_cases import Part, write_part, zip_folder
+from tests.test_build import request
 
 
 @pytest.fixture
@@ -106,13 +109,51 @@ def test_an_index_with_altered_bytes_changes_nothing(archive: Path) -> None:
         assert dict(open_case(moved).sizes) == dict(open_case(plain).sizes)
 
 
-def test_a_directory_that_points_outside_is_a_failure_of_its_archive(archive: Path) -> None:
+@pytest.mark.parametrize(
+    ("lie", "message"),
+    [
+        ({"header_offset": 1 << 31}, "the archive's directory says that this member lies outside of the archive"),
+        ({"header_offset": (1 << 64) - 1}, "lies outside of the archive"),
+        ({"compress_size": 1 << 31}, "lies outside of the archive"),
+        ({"compress_size": (1 << 64) - 1}, "lies outside of the archive"),
+        ({"file_size": (1 << 64) - 1}, "bytes; at most"),
+    ],
+)
+def test_a_member_that_lies_outside_of_the_archive_fails_its_own_case(
+    archive: Path, lie: dict[str, int], message: str
+) -> None:
+    member = "results/mechanical_3.geo"
+    with zipfile.ZipFile(archive, "a") as target:
+        info = next(entry for entry in target.infolist() if entry.filename.endswith(member))
+        for name, value in lie.items():
+            setattr(info, name, value)
+        target.writestr("readme.txt", "x")  # so that the directory is written again
+    prefix = info.filename.removesuffix(f"/{member}")
+    locations = {location.prefix: location for location in listed(archive)}
+    broken = locations[prefix]
+    for location in (broken, dataclasses.replace(broken, index=None)):
+        with pytest.raises(CaseError, match=message) as caught:
+            open_case(location).read(member)
+        assert caught.value.path == member
+    assert broken.index is not None
+    assert read_members(broken.index, mark_of(str(archive))) is not None  # the index could hold it
+    records = run_build(request(archive, archive.parent / "lpbf"))
+    assert [r.status for r in records if r.case_id != broken.case_id] == ["kept", "kept"]
+    (failure,) = (r.failure for r in records if r.case_id == broken.case_id)
+    assert failure is not None
+    assert message in failure.failure_detail
+    assert failure.failure_path == member
+
+
+def test_a_directory_that_is_moved_reads_nothing_before_the_archive(archive: Path) -> None:
     data = bytearray(archive.read_bytes())
-    entry = data.index(b"PK\1\2")
-    data[entry + 42 : entry + 46] = (1 << 31).to_bytes(4, "little")
+    data[-6:-2] = (int.from_bytes(data[-6:-2], "little") + 100).to_bytes(4, "little")  # where the directory begins
     archive.write_bytes(data)
-    with pytest.raises(CaseError, match="outside of the archive"):
-        archive_at(str(archive))
+    names = [(location, name) for location in listed(archive) for name in open_case(location).sizes]
+    for location, name in names:
+        with pytest.raises(CaseError, match=r"outside of the archive|header is damaged"):
+            open_case(location).read(name)
+    assert min(member.offset for members in archive_at(str(archive)).cases.values() for member in members.values()) < 0
 
 
 def test_a_damaged_listing_is_made_again(archive: Path) -> None:

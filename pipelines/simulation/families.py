@@ -14,9 +14,9 @@ from typing import Final
 
 from manifold3d import CrossSection, JoinType, Manifold
 
-Parameters = Mapping[str, float]
+from pipelines.simulation.solids import SEGMENTS, box, cut, post, ring, rod, settle, spaced, union
 
-_SEGMENTS: Final = 48
+Parameters = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,117 +49,65 @@ class Family:
     build: Callable[[Parameters], Manifold]
 
 
-def _box(x: tuple[float, float], y: tuple[float, float], z: tuple[float, float]) -> Manifold:
-    size = (x[1] - x[0], y[1] - y[0], z[1] - z[0])
-    return Manifold.cube(size).translate((x[0], y[0], z[0]))
-
-
-def _rod(start: tuple[float, float, float], end: tuple[float, float, float], radius: float) -> Manifold:
-    """A round bar between two points, with round ends."""
-    ends = [Manifold.sphere(radius, 16).translate(point) for point in (start, end)]
-    return _settle(Manifold.batch_hull(ends))
-
-
-def _post(x: float, y: float, z: tuple[float, float], radius: float) -> Manifold:
-    return Manifold.cylinder(z[1] - z[0], radius, radius, _SEGMENTS).translate((x, y, z[0]))
-
-
-def _settle(solid: Manifold) -> Manifold:
-    """Work out a solid now.
-
-    Left to itself, manifold joins operations and works on several at a time, in an order that threads decide; equal
-    parameters would give surfaces that differ in their triangles.
-    """
-    solid.num_tri()
-    return solid
-
-
-def _union(*solids: Manifold) -> Manifold:
-    """All solids in one; neighbours are joined first, so that most steps are small."""
-    parts = list(solids)
-    while len(parts) > 1:
-        pairs = [_settle(parts[i] + parts[i + 1]) for i in range(0, len(parts) - 1, 2)]
-        parts = pairs + parts[2 * len(pairs) :]
-    return parts[0]
-
-
-def _cut(solid: Manifold, *tools: Manifold) -> Manifold:
-    for tool in tools:
-        solid = _settle(solid - tool)
-    return solid
-
-
-def _spaced(count: float, low: float, high: float) -> list[float]:
-    """So many places between two ends, with half a gap at each."""
-    number = max(1, round(count))
-    return [low + (i + 0.5) * (high - low) / number for i in range(number)]
-
-
-def _ring(count: float, radius: float) -> list[tuple[float, float]]:
-    number = round(count)
-    angles = [2 * math.pi * i / number for i in range(number)]
-    return [(radius * math.cos(a), radius * math.sin(a)) for a in angles]
-
-
 def _ribbed_plate(p: Parameters) -> Manifold:
     width, thick = p["width"], p["thickness"]
-    plate = _box((0, 60), (0, width), (0, thick))
+    plate = box((0, 60), (0, width), (0, thick))
     ribs = [
-        _box((x - p["rib_thickness"] / 2, x + p["rib_thickness"] / 2), (0, width), (0, thick + p["rib_height"]))
-        for x in _spaced(p["ribs"], 0, 60)
+        box((x - p["rib_thickness"] / 2, x + p["rib_thickness"] / 2), (0, width), (0, thick + p["rib_height"]))
+        for x in spaced(p["ribs"], 0, 60)
     ]
     holes = [
-        _post(x, y, (-1, thick + 1), p["hole_radius"])
-        for x in _spaced(p["ribs"] + 1, -30 / p["ribs"], 60 + 30 / p["ribs"])
-        for y in _spaced(p["holes"], 0, width)
+        post(x, y, (-1, thick + 1), p["hole_radius"])
+        for x in spaced(p["ribs"] + 1, -30 / p["ribs"], 60 + 30 / p["ribs"])
+        for y in spaced(p["holes"], 0, width)
     ]
-    return _union(_cut(plate, *holes), *ribs)
+    return union(cut(plate, *holes), *ribs)
 
 
 def _plate(p: Parameters) -> Manifold:
     width, thick, corner = p["width"], p["thickness"], p["corner"]
     outline = CrossSection.square((60 - 2 * corner, width - 2 * corner)).translate((corner, corner))
-    body = outline.offset(corner, JoinType.Round, 2.0, _SEGMENTS).extrude(thick)
+    body = outline.offset(corner, JoinType.Round, 2.0, SEGMENTS).extrude(thick)
     holes = [
-        _post(x, y, (-1, thick + 1), p["hole"] * min(25 / p["columns"], width / (2 * p["rows"])))
-        for x in _spaced(p["columns"], 5, 55)
-        for y in _spaced(p["rows"], 0, width)
+        post(x, y, (-1, thick + 1), p["hole"] * min(25 / p["columns"], width / (2 * p["rows"])))
+        for x in spaced(p["columns"], 5, 55)
+        for y in spaced(p["rows"], 0, width)
     ]
-    return _cut(_settle(body), *holes)
+    return cut(settle(body), *holes)
 
 
 def _flange(p: Parameters) -> Manifold:
     outer, hub = p["radius"], p["radius"] * p["hub_share"]
-    disc = _union(_post(0, 0, (0, p["thickness"]), outer), _post(0, 0, (0, p["thickness"] + p["hub_height"]), hub))
-    bore = _post(0, 0, (-1, 100), hub * p["bore_share"])
+    disc = union(post(0, 0, (0, p["thickness"]), outer), post(0, 0, (0, p["thickness"] + p["hub_height"]), hub))
+    bore = post(0, 0, (-1, 100), hub * p["bore_share"])
     circle = (outer + hub) / 2
     bolt = min(0.3 * (outer - hub), 0.35 * math.pi * circle / p["bolts"])
-    return _cut(disc, bore, *(_post(x, y, (-1, 100), bolt) for x, y in _ring(p["bolts"], circle)))
+    return cut(disc, bore, *(post(x, y, (-1, 100), bolt) for x, y in ring(p["bolts"], circle)))
 
 
 def _bracket(p: Parameters) -> Manifold:
     width, thick, height = p["width"], p["thickness"], p["height"]
-    foot, wall = _box((0, 50), (0, width), (0, thick)), _box((0, thick), (0, width), (0, height))
+    foot, wall = box((0, 50), (0, width), (0, thick)), box((0, thick), (0, width), (0, height))
     profile = CrossSection([[(0, 0), (0.8 * 50, 0), (0, 0.8 * height)]])
     web = p["web_thickness"]
     gussets = [
-        profile.extrude(web).rotate((90, 0, 0)).translate((0, y + web / 2, 0)) for y in _spaced(p["gussets"], 0, width)
+        profile.extrude(web).rotate((90, 0, 0)).translate((0, y + web / 2, 0)) for y in spaced(p["gussets"], 0, width)
     ]
     radius = min(p["hole_radius"], 0.35 * width / p["holes"])  # holes that meet would cut the foot in two
-    holes = [_post(38, y, (-1, thick + 1), radius) for y in _spaced(p["holes"], 0, width)]
-    return _union(_cut(foot, *holes), wall, *gussets)
+    holes = [post(38, y, (-1, thick + 1), radius) for y in spaced(p["holes"], 0, width)]
+    return union(cut(foot, *holes), wall, *gussets)
 
 
 def _bridge(p: Parameters) -> Manifold:
     width, deck, height = p["width"], p["deck"], p["height"]
-    body = _box((0, 60), (0, width), (0, height + deck))
+    body = box((0, 60), (0, width), (0, height + deck))
     bay = (60 - (p["bays"] + 1) * p["pier"]) / p["bays"]
     for i in range(round(p["bays"])):
         left = p["pier"] + i * (bay + p["pier"])
         spring = height - min(height, bay / 2) * p["arch"]
-        arch = Manifold.cylinder(width + 2, 1, 1, _SEGMENTS).rotate((-90, 0, 0))
+        arch = Manifold.cylinder(width + 2, 1, 1, SEGMENTS).rotate((-90, 0, 0))
         arch = arch.scale((bay / 2, 1, max(height - spring, 1e-3))).translate((left + bay / 2, -1, spring))
-        body = _cut(body, _box((left, left + bay), (-1, width + 1), (-1, spring)), arch)
+        body = cut(body, box((left, left + bay), (-1, width + 1), (-1, spring)), arch)
     return body
 
 
@@ -169,11 +117,11 @@ def _tee(p: Parameters) -> Manifold:
     place = length * p["branch_height"]
 
     def across(radius: float) -> Manifold:
-        side = Manifold.cylinder(outer + p["branch_length"], radius, radius, _SEGMENTS).rotate((0, 90, 0))
+        side = Manifold.cylinder(outer + p["branch_length"], radius, radius, SEGMENTS).rotate((0, 90, 0))
         return side.translate((0, 0, place))
 
-    solid = _union(_post(0, 0, (0, length), outer), across(branch))
-    return _cut(solid, _post(0, 0, (-1, length + 1), outer - wall), across(max(branch - wall, 0.4 * branch)))
+    solid = union(post(0, 0, (0, length), outer), across(branch))
+    return cut(solid, post(0, 0, (-1, length + 1), outer - wall), across(max(branch - wall, 0.4 * branch)))
 
 
 def _truss(p: Parameters) -> Manifold:
@@ -189,31 +137,31 @@ def _truss(p: Parameters) -> Manifold:
                         continue
                     there = (i + step[0], j + step[1], k + step[2])
                     if there[0] <= nx and there[1] <= ny and there[2] <= nz:
-                        bars.append(_rod(here, (there[0] * size, there[1] * size, there[2] * size), radius))
-    frame = _settle(_union(*bars).trim_by_plane((0, 0, 1), 0.0))
-    return _union(frame, _box((0, nx * size), (0, ny * size), (0, radius)))
+                        bars.append(rod(here, (there[0] * size, there[1] * size, there[2] * size), radius))
+    frame = settle(union(*bars).trim_by_plane((0, 0, 1), 0.0))
+    return union(frame, box((0, nx * size), (0, ny * size), (0, radius)))
 
 
 def _housing(p: Parameters) -> Manifold:
     width, height, wall, floor = p["width"], p["height"], p["wall"], p["floor"]
-    hollow = _box((wall, 60 - wall), (wall, width - wall), (floor, height + 1))
-    shell = _cut(_box((0, 60), (0, width), (0, height)), hollow)
+    hollow = box((wall, 60 - wall), (wall, width - wall), (floor, height + 1))
+    shell = cut(box((0, 60), (0, width), (0, height)), hollow)
     boss = min(0.12 * width, 6.0)
     inset = wall + 0.7 * boss
-    bosses = [_post(x, y, (0, 0.8 * height), boss) for x in (inset, 60 - inset) for y in (inset, width - inset)]
-    drills = [_post(x, y, (floor, height), 0.45 * boss) for x in (inset, 60 - inset) for y in (inset, width - inset)]
+    bosses = [post(x, y, (0, 0.8 * height), boss) for x in (inset, 60 - inset) for y in (inset, width - inset)]
+    drills = [post(x, y, (floor, height), 0.45 * boss) for x in (inset, 60 - inset) for y in (inset, width - inset)]
     window = p["window"]
-    cut = _box(
+    opening = box(
         (30 - 20 * window, 30 + 20 * window), (-1, 2 * wall), (0.35 * height, 0.35 * height + 0.5 * height * window)
     )
-    inner = [_box((x - wall / 2, x + wall / 2), (0, width), (0, 0.5 * height)) for x in _spaced(p["walls"], 0, 60)]
+    inner = [box((x - wall / 2, x + wall / 2), (0, width), (0, 0.5 * height)) for x in spaced(p["walls"], 0, 60)]
     inner = inner if p["walls"] >= 1 else []
-    return _cut(_union(shell, *bosses, *inner), *drills, cut)
+    return cut(union(shell, *bosses, *inner), *drills, opening)
 
 
 def _cantilever(p: Parameters) -> Manifold:
     width, arm, height = p["width"], p["arm_thickness"], p["height"]
-    column = _box((0, p["column"]), (0, width), (0, height))
+    column = box((0, p["column"]), (0, width), (0, height))
     arms = []
     for i in range(round(p["arms"])):
         top = height * (1 - 0.4 * i / max(1, round(p["arms"])))
@@ -222,18 +170,18 @@ def _cantilever(p: Parameters) -> Manifold:
         profile += [(p["column"] + reach, top), (0, top)]
         solid = CrossSection([profile]).extrude(width).rotate((90, 0, 0)).translate((0, width, 0))
         arms.append(solid)
-    return _union(column, _box((0, p["column"] + 0.5 * p["reach"]), (0, width), (0, arm)), *arms)
+    return union(column, box((0, p["column"] + 0.5 * p["reach"]), (0, width), (0, arm)), *arms)
 
 
 def _heat_sink(p: Parameters) -> Manifold:
     width, base = p["width"], p["base"]
     fins = [
-        _box((x - p["fin"] / 2, x + p["fin"] / 2), (0, width), (0, base + p["fin_height"]))
-        for x in _spaced(p["fins"], 0, 60)
+        box((x - p["fin"] / 2, x + p["fin"] / 2), (0, width), (0, base + p["fin_height"]))
+        for x in spaced(p["fins"], 0, 60)
     ]
-    slots = [_box((-1, 61), (y - p["slot"] / 2, y + p["slot"] / 2), (base, 200)) for y in _spaced(p["slots"], 0, width)]
-    tower = _union(_box((0, 60), (0, width), (0, base)), *fins)
-    return _cut(tower, *slots) if p["slots"] >= 1 else tower
+    slots = [box((-1, 61), (y - p["slot"] / 2, y + p["slot"] / 2), (base, 200)) for y in spaced(p["slots"], 0, width)]
+    tower = union(box((0, 60), (0, width), (0, base)), *fins)
+    return cut(tower, *slots) if p["slots"] >= 1 else tower
 
 
 def _gear(p: Parameters) -> Manifold:
@@ -244,9 +192,9 @@ def _gear(p: Parameters) -> Manifold:
             angle = 2 * math.pi * (i + offset) / teeth
             outline.append((radius * math.cos(angle), radius * math.sin(angle)))
     wheel = CrossSection([outline]).extrude(p["face"], 8, p["helix"])
-    hub = _post(0, 0, (0, p["face"] + p["hub_height"]), 0.42 * root)
-    pockets = [_post(x, y, (p["web"], 100), 0.19 * root) for x, y in _ring(p["pockets"], 0.68 * root)]
-    return _cut(_union(_cut(wheel, *pockets), hub), _post(0, 0, (-1, 200), 0.24 * root))
+    hub = post(0, 0, (0, p["face"] + p["hub_height"]), 0.42 * root)
+    pockets = [post(x, y, (p["web"], 100), 0.19 * root) for x, y in ring(p["pockets"], 0.68 * root)]
+    return cut(union(cut(wheel, *pockets), hub), post(0, 0, (-1, 200), 0.24 * root))
 
 
 def _shaft(p: Parameters) -> Manifold:
@@ -256,27 +204,27 @@ def _shaft(p: Parameters) -> Manifold:
     for radius, length in zip(radii, lengths, strict=True):
         outline += [(radius, height), (radius, height + length)]
         height += length
-    solid = CrossSection([[*outline, (0.0, height)]]).revolve(_SEGMENTS)
-    key = _box((0.6 * p["end_radius"], 50), (-p["key"] / 2, p["key"] / 2), (-1, 0.8 * p["end_length"]))
-    return _cut(solid, key, _post(0, 0, (0.2 * height, height + 1), 0.45 * min(radii)))
+    solid = CrossSection([[*outline, (0.0, height)]]).revolve(SEGMENTS)
+    key = box((0.6 * p["end_radius"], 50), (-p["key"] / 2, p["key"] / 2), (-1, 0.8 * p["end_length"]))
+    return cut(solid, key, post(0, 0, (0.2 * height, height + 1), 0.45 * min(radii)))
 
 
 def _clevis(p: Parameters) -> Manifold:
     gap, lug, radius, reach = p["gap"], p["lug_thickness"], p["lug_radius"], p["reach"]
     width = 2 * lug + gap
-    base = _box((-p["base_length"] / 2, p["base_length"] / 2), (-width / 2, width / 2), (0, p["base_thickness"]))
+    base = box((-p["base_length"] / 2, p["base_length"] / 2), (-width / 2, width / 2), (0, p["base_thickness"]))
     lugs = []
     for y in (-width / 2, gap / 2):
-        eye = Manifold.cylinder(lug, radius, radius, _SEGMENTS).rotate((-90, 0, 0)).translate((0, y, reach))
-        lugs.append(_union(_box((-radius, radius), (y, y + lug), (0, reach)), eye))
-    pin = Manifold.cylinder(width + 2, 1, 1, _SEGMENTS).scale((p["pin"] * radius, p["pin"] * radius, 1))
+        eye = Manifold.cylinder(lug, radius, radius, SEGMENTS).rotate((-90, 0, 0)).translate((0, y, reach))
+        lugs.append(union(box((-radius, radius), (y, y + lug), (0, reach)), eye))
+    pin = Manifold.cylinder(width + 2, 1, 1, SEGMENTS).scale((p["pin"] * radius, p["pin"] * radius, 1))
     pin = pin.rotate((-90, 0, 0)).translate((0, -width / 2 - 1, reach))
-    return _cut(_union(base, *lugs), pin)
+    return cut(union(base, *lugs), pin)
 
 
 def _impeller(p: Parameters) -> Manifold:
-    disc = _post(0, 0, (0, p["disc"]), 30)
-    hub = Manifold.cylinder(p["height"], 30 * p["hub_share"], 18 * p["hub_share"], _SEGMENTS)
+    disc = post(0, 0, (0, p["disc"]), 30)
+    hub = Manifold.cylinder(p["height"], 30 * p["hub_share"], 18 * p["hub_share"], SEGMENTS)
     inner, outer = 18 * p["hub_share"], 28.0
     rows = []
     for side in (1, -1):
@@ -284,8 +232,8 @@ def _impeller(p: Parameters) -> Manifold:
         angles = [math.radians(p["sweep"] * n / 10) + side * p["blade"] / 2 / r for n, r in enumerate(radii)]
         rows.append([(r * math.cos(a), r * math.sin(a)) for r, a in zip(radii, angles, strict=True)])
     blade = CrossSection([[*rows[1], *reversed(rows[0])]]).extrude(0.9 * p["height"])
-    blades = [_settle(blade.rotate((0, 0, 360 * i / round(p["blades"])))) for i in range(round(p["blades"]))]
-    return _cut(_union(disc, hub, *blades), _post(0, 0, (-1, 200), 8 * p["hub_share"]))
+    blades = [settle(blade.rotate((0, 0, 360 * i / round(p["blades"])))) for i in range(round(p["blades"]))]
+    return cut(union(disc, hub, *blades), post(0, 0, (-1, 200), 8 * p["hub_share"]))
 
 
 def _family(name: str, build: Callable[[Parameters], Manifold], **ranges: tuple[float, ...]) -> Family:

@@ -136,20 +136,24 @@ def plan(size: Size, *, gpu: bool) -> list[Run]:
     return runs
 
 
+def _train(run: Run, data: str, folder: Path, *, validate_every: int, max_steps: int | None = None) -> None:
+    train(
+        data,
+        out=str(folder),
+        model=run.model,
+        targets=[run.target],
+        recipe=run.recipe,
+        seed=[run.seed],
+        max_steps=max_steps,
+        validate_every=validate_every,
+    )
+
+
 def rehearse(run: Run, data: str, work: Path, steps: int) -> None:
     """A few steps of a run, in a folder that is not used again."""
     with _quiet(work / "rehearsal" / f"{run.place.replace('/', '-')}-{run.seed}-{steps}.log"):
-        out = run.folder(work / "rehearsal" / str(steps))
-        train(
-            data,
-            out=str(out),
-            model=run.model,
-            targets=[run.target],
-            recipe=run.recipe,
-            seed=[run.seed],
-            max_steps=steps,
-            validate_every=steps + 1,
-        )
+        folder = run.folder(work / "rehearsal" / str(steps))
+        _train(run, data, folder, validate_every=steps + 1, max_steps=steps)
 
 
 def carry_out(run: Run, data: str, work: Path) -> float:
@@ -157,16 +161,7 @@ def carry_out(run: Run, data: str, work: Path) -> float:
     folder = run.folder(work)
     with _quiet(folder.with_suffix(".log")):
         started = time.monotonic()
-        every = max(1, run.recipe.epochs // VALIDATIONS)
-        train(
-            data,
-            out=str(folder),
-            model=run.model,
-            targets=[run.target],
-            recipe=run.recipe,
-            seed=[run.seed],
-            validate_every=every,
-        )
+        _train(run, data, folder, validate_every=max(1, run.recipe.epochs // VALIDATIONS))
         minutes = (time.monotonic() - started) / 60
         if run.judged:
             evaluate(str(folder), data, false_alarms=FALSE_ALARMS, worst=0)
