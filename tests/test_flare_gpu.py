@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from flare_model.recipe import Recipe
 from flare_model.run_log import read_table
 from flare_model.training_state import latest_state
+from lpbf_data.errors import UsageError
 from tests.flare_support import LEARNING, go, kill, losses
 
 pytestmark = [
@@ -51,3 +53,45 @@ def test_cuda_graphs_give_the_same_losses(box_dataset: str, tmp_path: Path) -> N
     runs = [go(box_dataset, tmp_path / r.compile, recipe=r, accelerator="gpu") for r in recipes]
     for (_, a, _), (_, b, _) in zip(losses(runs[1]), losses(runs[0]), strict=True):
         assert float(a) == pytest.approx(float(b), rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["relative_l2", "mse"])
+def test_steps_as_graphs_are_the_same_steps(box_dataset: str, tmp_path: Path, loss: Any) -> None:
+    """Several sizes, the last batch of an epoch smaller, and a schedule that changes the rate in every step."""
+    recipe = replace(LEARNING, epochs=3, batch_size=3, precision="32-true", loss=loss)
+    recipes = {"plain": recipe, "graphs": replace(recipe, step_graphs=True, round_points=32)}
+    runs = {name: go(box_dataset, tmp_path / name, recipe=r, accelerator="gpu") for name, r in recipes.items()}
+    plain, graphs = (losses(run) for run in runs.values())
+    assert [rate for _, _, rate in graphs] == pytest.approx([rate for _, _, rate in plain], rel=1e-6)
+    assert [float(loss) for _, loss, _ in graphs] == pytest.approx([float(loss) for _, loss, _ in plain], rel=2e-3)
+
+
+def test_a_run_in_graphs_that_was_killed_goes_on(box_dataset: str, tmp_path: Path) -> None:
+    recipe = Recipe(epochs=5, ema_decay=0.8, precision="bf16-mixed", step_graphs=True, round_points=64)
+    whole = go(box_dataset, tmp_path / "whole", recipe=recipe, checkpoint_every=3)
+    kill(box_dataset, tmp_path / "cut", 5, recipe, checkpoint_every=3)
+    cut = go(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=3)
+    pairs = list(zip(losses(cut), losses(whole), strict=True))
+    assert all(float(a) == pytest.approx(float(b), rel=1e-3) for (_, a, _), (_, b, _) in pairs)
+    assert [rate for (_, _, rate), _ in pairs] == [rate for _, (_, _, rate) in pairs]
+
+
+def test_a_model_that_reads_back_cannot_be_recorded(box_dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="can't be recorded as a CUDA graph, which must not"):
+        go(box_dataset, tmp_path, model=READING, recipe=Recipe(epochs=1, step_graphs=True), accelerator="gpu")
+
+
+class Reading(torch.nn.Module):
+    """Waits for the device in every pass."""
+
+    def __init__(self, in_dim: int = 3, out_dim: int = 1) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(in_dim, out_dim)
+
+    def forward(self, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
+        """[ΣN, 3] to [ΣN, 1]."""
+        out: Tensor = self.linear(points * (1.0 + 0.0 * float(points.sum())))
+        return out
+
+
+READING = {"class_path": "tests.test_flare_gpu.Reading", "init_args": {}}

@@ -262,7 +262,7 @@ def test_a_model_with_kernels_is_the_same_model(autocast: bool) -> None:
     kernels = gradients(small("triton"), points, autocast=autocast)
     if autocast:
         rounding = (gradients(small("sdpa"), points, autocast=True) - wanted).norm()
-        assert (kernels - wanted).norm() < 1.2 * rounding < 0.1 * wanted.norm()
+        assert (kernels - wanted).norm() < 2 * rounding < 0.2 * wanted.norm()
     else:
         assert (kernels - wanted).norm() < 1e-5 * wanted.norm()
 
