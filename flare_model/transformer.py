@@ -6,6 +6,7 @@ B meshes, N points, C channels, H heads, D = C / H channels a head.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class TransformerConfig:
         num_heads: H; it divides C (C.3: 5, so that D = 16).
         mlp_ratio: Width of the pointwise networks' hidden layer over C (C.3: 4).
         projection_layers: Residual layers in the projections, which are those of FLARE (C.3).
+        initial_deviation: As FLARE's.
     """
 
     in_dim: int = 3
@@ -38,6 +40,7 @@ class TransformerConfig:
     num_heads: int = 5
     mlp_ratio: int = 4
     projection_layers: int = 2
+    initial_deviation: float = 0.02
 
     def __post_init__(self) -> None:
         check_sizes(self)
@@ -88,4 +91,4 @@ class Transformer(Backbone):
         leave = ResMLP(width, width, config.out_dim, layers, output_residual=False)
         super().__init__(config.in_dim, width, enter, blocks, leave)
         self.config = config
-        self.apply(initialise_linear)
+        self.apply(partial(initialise_linear, deviation=config.initial_deviation))

@@ -6,6 +6,7 @@ B meshes, N points, C channels, H heads, D = C / H channels a head, G slices.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -32,6 +33,7 @@ class TransolverConfig:
         num_heads: H; it divides C.
         num_slices: G, slices a head.
         mlp_ratio: Width of the pointwise networks' hidden layer over C.
+        initial_deviation: As FLARE's, of a normal distribution cut off at 2.
     """
 
     in_dim: int = 3
@@ -41,6 +43,7 @@ class TransolverConfig:
     num_heads: int = 8
     num_slices: int = 64
     mlp_ratio: int = 1
+    initial_deviation: float = 0.02
 
     def __post_init__(self) -> None:
         check_sizes(self)
@@ -127,12 +130,12 @@ class Transolver(Backbone):
         enter = PlaceholderProjection(config.in_dim, width)
         super().__init__(config.in_dim, width, enter, blocks, nn.Linear(width, config.out_dim))
         self.config = config
-        self.apply(_initialise)
+        self.apply(partial(_initialise, deviation=config.initial_deviation))
 
 
-def _initialise(module: nn.Module) -> None:
-    """Weights of linear layers from a truncated normal distribution of width 0.02, biases 0, as Transolver's code."""
+def _initialise(module: nn.Module, deviation: float = 0.02) -> None:
+    """Weights of linear layers from a truncated normal distribution (of 0.02 in Transolver's code), biases 0."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.trunc_normal_(module.weight, std=deviation)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
