@@ -32,8 +32,8 @@ from flare_model.kernels.meshes import slice_of_mesh, slices_of_mesh
 def latent_gradient_kernel(
     queries, keys, grad_decoded, normalisers, offsets, grad_encoded,
     num_meshes, num_points, num_latents, total_points, slice_length, search_steps,
-    HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, LATENTS: tl.constexpr, POINTS: tl.constexpr,
-    PRECISION: tl.constexpr, JOINED: tl.constexpr,
+    HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NARROW: tl.constexpr, LATENTS: tl.constexpr,
+    POINTS: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr,
 ):  # fmt: skip
     """Pass one. One slice of points, one head, one tile of latents: its share of dZ, [slices, H, M, D], float32."""
     EXACT: tl.constexpr = keys.dtype.element_ty == tl.float32
@@ -43,10 +43,10 @@ def latent_gradient_kernel(
     slot = tl.program_id(0) // HEADS // tiles
     _, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
     q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH).to(keys.dtype.element_ty)
-    gradient = tl.zeros((LATENTS, WIDTH), tl.float32)
+    gradient = tl.zeros((LATENTS, NARROW), tl.float32)
     for start in range(0, count, POINTS):
         k = load_points(keys, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
-        dy = load_points(grad_decoded, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
+        dy = load_points(grad_decoded, first, start, count, head, 0.0, HEADS, DEPTH, NARROW, POINTS)
         points = start + tl.arange(0, POINTS)
         # Where there is no point, dy is 0 and the weight 1.
         row = normalisers + head.to(tl.int64) * total_points + first
@@ -54,7 +54,7 @@ def latent_gradient_kernel(
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         weights = exp_of_difference(scores, as_shift(normaliser, EXACT)[None, :], EXACT)
         gradient = tl.dot(weights.to(k.dtype), dy, gradient, input_precision=PRECISION)
-    store_latents(grad_encoded, gradient, slot.to(tl.int64) * HEADS + head, latent, num_latents, LATENTS, DEPTH, WIDTH)
+    store_latents(grad_encoded, gradient, slot.to(tl.int64) * HEADS + head, latent, num_latents, LATENTS, DEPTH, NARROW)
 
 
 @triton.jit
@@ -113,13 +113,14 @@ def point_gradient_kernel(
     queries, keys, values, decoded, grad_decoded, point_normalisers, encoded, grad_encoded, scales, bounds,
     mask, offsets, grad_queries, grad_keys, grad_values,
     num_meshes, num_points, num_latents, total_points, slice_length, search_steps, latent,
-    HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, LATENTS: tl.constexpr, TILES: tl.constexpr,
-    POINTS: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr, MASKED: tl.constexpr,
-    UNEVEN: tl.constexpr, ADD: tl.constexpr, QUICK: tl.constexpr,
+    HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NARROW: tl.constexpr, LATENTS: tl.constexpr,
+    TILES: tl.constexpr, POINTS: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr, MASKED: tl.constexpr,
+    UNEVEN: tl.constexpr, ADD: tl.constexpr, QUICK: tl.constexpr, SPARE: tl.constexpr,
 ):  # fmt: skip
     """Pass two. One slice of points, one head, TILES tiles of latents: dK, dV and a share of dQ, [slices, H, M, D].
 
-    With ADD, dK and dV are added to what earlier latents left.
+    With ADD, dK and dV are added to what earlier latents left. With SPARE, there are three spare channels that take δ and
+    Δ into the products; see `_in_spare_channels`.
     """
     head = tl.program_id(0) % HEADS
     slot = tl.program_id(0) // HEADS
@@ -132,22 +133,22 @@ def point_gradient_kernel(
     operands = ()
     dq = ()
     for tile in tl.static_range(TILES):
-        operands += (_operands(queries, encoded, grad_encoded, levels[0] + 2 * size, head, row, latent + tile * LATENTS,
-                               num_latents, keys.dtype.element_ty, LATENTS, DEPTH, WIDTH, QUICK),)  # fmt: skip
-        dq += (tl.zeros((LATENTS, WIDTH), tl.float32),)
+        operands += (_operands(queries, encoded, grad_encoded, levels, head, row, latent + tile * LATENTS,
+                               keys.dtype.element_ty, LATENTS, DEPTH, WIDTH, NARROW, QUICK, SPARE),)  # fmt: skip
+        dq += (tl.zeros((LATENTS, NARROW), tl.float32),)
     # Whole tiles need no mask; with a mask of points every tile does.
     whole = 0 if MASKED else tl.maximum(count, 0) // POINTS * POINTS
     if QUICK:
         whole = tl.where(_highest(normalisers, first, count) <= tl.load(bounds + 2 * row + 1), whole, 0)
     for start in range(0, whole, POINTS):
         dq = _advance(dq, operands, levels, points, grad_keys, grad_values, first, start, count, head,
-                      HEADS, DEPTH, WIDTH, POINTS, PRECISION, MASKED, UNEVEN, ADD, False, QUICK)  # fmt: skip
+                      HEADS, DEPTH, WIDTH, NARROW, POINTS, PRECISION, MASKED, UNEVEN, ADD, False, QUICK, SPARE)  # fmt: skip
     for start in range(whole, count, POINTS):
         dq = _advance(dq, operands, levels, points, grad_keys, grad_values, first, start, count, head,
-                      HEADS, DEPTH, WIDTH, POINTS, PRECISION, MASKED, UNEVEN, ADD, True, False)  # fmt: skip
+                      HEADS, DEPTH, WIDTH, NARROW, POINTS, PRECISION, MASKED, UNEVEN, ADD, True, False, SPARE)  # fmt: skip
     for tile in tl.static_range(TILES):
         store_latents(grad_queries, dq[tile], slot.to(tl.int64) * HEADS + head, latent + tile * LATENTS, num_latents,
-                      LATENTS, DEPTH, WIDTH)  # fmt: skip
+                      LATENTS, DEPTH, NARROW)  # fmt: skip
 
 
 @triton.jit
@@ -161,30 +162,65 @@ def _highest(normalisers, first, count):
 
 
 @triton.jit
+def _in_spare_channels(tile, addend, DEPTH: tl.constexpr, WIDTH: tl.constexpr):
+    """A tile whose first three spare channels hold a number a row, in three parts, of which each takes what is left.
+
+    Against ones (or minus ones) the product then adds that number in float32, where it would take a register and an
+    instruction for every score to start from it. Three parts of 8 bits are the 24 of a float32.
+    """
+    channels = tl.arange(0, WIDTH)[None, :]
+    for part in tl.static_range(3):
+        rounded = addend.to(tile.dtype)
+        tile = tl.where(channels == DEPTH + part, rounded[:, None], tile)
+        addend -= rounded.to(tl.float32)
+    return tile
+
+
+@triton.jit
 def _operands(
-    queries, encoded, grad_encoded, stretches, head, row, latent, num_latents,
-    TYPE: tl.constexpr, LATENTS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, QUICK: tl.constexpr,
+    queries, encoded, grad_encoded, levels, head, row, latent,
+    TYPE: tl.constexpr, LATENTS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NARROW: tl.constexpr,
+    QUICK: tl.constexpr, SPARE: tl.constexpr,
 ):  # fmt: skip
-    """What a tile of latents brings to the products: Q, Z, dZ, and b dZ for the quick way."""
+    """What a tile of latents brings to the products: Q, Z, (dZ, dZ narrow), (b dZ, b dZ narrow), Q narrow.
+
+    The first pair is for the exact way, the second for the quick one; the narrow ones are multiplied from the right.
+    """
+    scales, size, _, _, num_latents = levels
     q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
-    z = load_latents(encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
+    z = load_latents(encoded, row, latent, num_latents, -1.0, LATENTS, DEPTH, WIDTH)
     dz = load_latents(grad_encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
+    narrow_q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, NARROW)
+    narrow_dz = load_latents(grad_encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, NARROW)
+    latents = latent + tl.arange(0, LATENTS)
     stretched = dz
+    narrow_stretched = narrow_dz
     if QUICK:
-        stretched = dz * tl.load(stretches + latent + tl.arange(0, LATENTS))[:, None]
-    return q.to(TYPE), z.to(TYPE), dz.to(TYPE), stretched.to(TYPE)
+        stretch = tl.load(scales + 2 * size + latents)[:, None]
+        stretched = dz * stretch
+        narrow_stretched = narrow_dz * stretch
+    dz = dz.to(TYPE)
+    stretched = stretched.to(TYPE)
+    if SPARE:
+        drop = tl.load(scales + size + latents, mask=latents < num_latents, other=0.0)
+        dz = _in_spare_channels(dz, drop, DEPTH, WIDTH)
+        if QUICK:
+            stretched = _in_spare_channels(stretched, tl.load(scales + 3 * size + latents), DEPTH, WIDTH)
+    exact = (dz, narrow_dz.to(TYPE))
+    return q.to(TYPE), z.to(TYPE), exact, (stretched, narrow_stretched.to(TYPE)), narrow_q.to(TYPE)
 
 
 @triton.jit
 def _advance(
     dq, operands, levels, points, grad_keys, grad_values, first, start, count, head,
-    HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, POINTS: tl.constexpr, PRECISION: tl.constexpr,
-    MASKED: tl.constexpr, UNEVEN: tl.constexpr, ADD: tl.constexpr, EDGE: tl.constexpr, QUICK: tl.constexpr,
+    HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NARROW: tl.constexpr, POINTS: tl.constexpr,
+    PRECISION: tl.constexpr, MASKED: tl.constexpr, UNEVEN: tl.constexpr, ADD: tl.constexpr, EDGE: tl.constexpr,
+    QUICK: tl.constexpr, SPARE: tl.constexpr,
 ):  # fmt: skip
     """One tile of points: stores dK and dV, returns dQ with what the tile adds. With EDGE, points may be missing."""
     keys, values, decoded, grad_decoded, normalisers, mask = points
     k = load_points(keys, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
-    v = load_points(values, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
+    v = load_points(values, first, start, count, head, 1.0 if SPARE else 0.0, HEADS, DEPTH, WIDTH, POINTS)
     y = load_points(decoded, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
     dy = load_points(grad_decoded, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
     place = start + tl.arange(0, POINTS)
@@ -193,45 +229,51 @@ def _advance(
     if MASKED:
         exists = tl.load(mask + first + place, mask=exists, other=0) != 0
     delta = tl.sum(dy.to(tl.float32) * y.to(tl.float32), 1)
-    dk = tl.zeros((POINTS, WIDTH), tl.float32)
-    dv = tl.zeros((POINTS, WIDTH), tl.float32)
+    if SPARE:
+        dy = _in_spare_channels(dy, delta, DEPTH, WIDTH)
+    # What is multiplied from the right and what is added up needs no more columns than a head has channels.
+    narrow_k = load_points(keys, first, start, count, head, 0.0, HEADS, DEPTH, NARROW, POINTS)
+    dk = tl.zeros((POINTS, NARROW), tl.float32)
+    dv = tl.zeros((POINTS, NARROW), tl.float32)
     factor = tl.exp2((normaliser - levels[2]) * LOG2E)
     advanced = ()
     for tile in tl.static_range(len(dq)):
         if QUICK:
             ds, dv = _differentiate_quickly(k, v, dy, normaliser, delta, factor, dv, operands[tile], levels, tile,
-                                            PRECISION)  # fmt: skip
+                                            PRECISION, SPARE)  # fmt: skip
         else:
             ds, dv = _differentiate(k, v, dy, normaliser, delta, exists, dv, operands[tile], levels, tile,
-                                    PRECISION, UNEVEN, EDGE)  # fmt: skip
-        dk = tl.dot(ds, operands[tile][0], dk, input_precision=PRECISION)
-        advanced += (tl.dot(tl.trans(ds), k, dq[tile], input_precision=PRECISION),)
+                                    PRECISION, UNEVEN, EDGE, SPARE)  # fmt: skip
+        dk = tl.dot(ds, operands[tile][4], dk, input_precision=PRECISION)
+        advanced += (tl.dot(tl.trans(ds), narrow_k, dq[tile], input_precision=PRECISION),)
     if QUICK:
         dv *= factor[:, None]
     if ADD:
-        dk += load_points(grad_keys, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
-        dv += load_points(grad_values, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
-    store_points(grad_keys, dk, first, start, count, head, HEADS, DEPTH, WIDTH, POINTS)
-    store_points(grad_values, dv, first, start, count, head, HEADS, DEPTH, WIDTH, POINTS)
+        dk += load_points(grad_keys, first, start, count, head, 0.0, HEADS, DEPTH, NARROW, POINTS)
+        dv += load_points(grad_values, first, start, count, head, 0.0, HEADS, DEPTH, NARROW, POINTS)
+    store_points(grad_keys, dk, first, start, count, head, HEADS, DEPTH, NARROW, POINTS)
+    store_points(grad_values, dv, first, start, count, head, HEADS, DEPTH, NARROW, POINTS)
     return advanced
 
 
 @triton.jit
 def _differentiate_quickly(
-    k, v, dy, normaliser, delta, factor, dv, operands, levels, tile, PRECISION: tl.constexpr
+    k, v, dy, normaliser, delta, factor, dv, operands, levels, tile, PRECISION: tl.constexpr, SPARE: tl.constexpr
 ):  # fmt: skip
     """The same as `_differentiate` by one exponential; dV lacks the factor a."""
     LATENTS: tl.constexpr = operands[0].shape[0]
-    q, z, _, dz = operands
-    # Read again for every tile: kept, it would take a quarter as many registers as the weights.
-    drop = tl.load(levels[0] + 3 * levels[1] + levels[3] + tile * LATENTS + tl.arange(0, LATENTS))
+    q, z, _, (dz, narrow_dz), _ = operands
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     weights = exp_of_difference(scores, as_shift(normaliser, False)[:, None], False)
-    dv = tl.dot(weights.to(k.dtype), dz, dv, input_precision=PRECISION)
-    start = tl.broadcast_to(-delta[:, None], scores.shape)
-    slope = tl.dot(dy, tl.trans(z), start, input_precision=PRECISION)
-    start = tl.broadcast_to(drop[None, :], scores.shape)
-    more = tl.dot(v, tl.trans(dz), start, input_precision=PRECISION)
+    dv = tl.dot(weights.to(k.dtype), narrow_dz, dv, input_precision=PRECISION)
+    if SPARE:
+        slope = tl.dot(dy, tl.trans(z), input_precision=PRECISION)
+        more = tl.dot(v, tl.trans(dz), input_precision=PRECISION)
+    else:
+        # Read again for every tile: kept, it would take a quarter as many registers as the weights.
+        drop = tl.load(levels[0] + 3 * levels[1] + levels[3] + tile * LATENTS + tl.arange(0, LATENTS))
+        slope = tl.dot(dy, tl.trans(z), tl.broadcast_to(-delta[:, None], scores.shape), input_precision=PRECISION)
+        more = tl.dot(v, tl.trans(dz), tl.broadcast_to(drop[None, :], scores.shape), input_precision=PRECISION)
     slope = tl.fma(more, tl.broadcast_to(factor[:, None], scores.shape), slope)
     return (weights * slope).to(k.dtype), dv
 
@@ -239,34 +281,32 @@ def _differentiate_quickly(
 @triton.jit
 def _differentiate(
     k, v, dy, normaliser, delta, exists, dv, operands, levels, tile,
-    PRECISION: tl.constexpr, UNEVEN: tl.constexpr, EDGE: tl.constexpr,
+    PRECISION: tl.constexpr, UNEVEN: tl.constexpr, EDGE: tl.constexpr, SPARE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the scores, [POINTS, LATENTS], and dV with what a tile of latents adds, [POINTS, WIDTH]."""
     EXACT: tl.constexpr = k.dtype == tl.float32
     LATENTS: tl.constexpr = operands[0].shape[0]
-    q, z, dz, _ = operands
+    q, z, (dz, narrow_dz), _, _ = operands
     shifts, size, _, latent, num_latents = levels
     # Read again for every tile: kept, they would take half as many registers as the weights.
     latents = latent + tile * LATENTS + tl.arange(0, LATENTS)
     # Where there is no latent, no point weighs anything in its encoding.
-    if UNEVEN:
-        shift = tl.load(shifts + latents, mask=latents < num_latents, other=float("-inf"))
-        drop = tl.load(shifts + size + latents, mask=latents < num_latents, other=0.0)
-    else:
-        shift = tl.load(shifts + latents)
-        drop = tl.load(shifts + size + latents)
+    shift = tl.load(shifts + latents, mask=latents < num_latents, other=float("-inf"))
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     among_points = scores
     if EDGE:
         # Where there is no point, the score is 0, but L may lie far below.
         among_points = tl.where(exists[:, None], scores, float("-inf"))
     encoding = exp_of_difference(among_points, shift[None, :], EXACT)
-    dv = tl.dot(encoding.to(k.dtype), dz, dv, input_precision=PRECISION)
-    start = tl.broadcast_to(drop[None, :], scores.shape)
-    ds = encoding * tl.dot(v, tl.trans(dz), start, input_precision=PRECISION)
+    dv = tl.dot(encoding.to(k.dtype), narrow_dz, dv, input_precision=PRECISION)
     decoding = exp_of_difference(scores, as_shift(normaliser, EXACT)[:, None], EXACT)
     if UNEVEN:
         decoding = tl.where((latents < num_latents)[None, :], decoding, 0.0)
-    start = tl.broadcast_to(-delta[:, None], scores.shape)
-    ds += decoding * tl.dot(dy, tl.trans(z), start, input_precision=PRECISION)
-    return ds.to(k.dtype), dv
+    if SPARE:
+        more = tl.dot(v, tl.trans(dz), input_precision=PRECISION)
+        slope = tl.dot(dy, tl.trans(z), input_precision=PRECISION)
+    else:
+        drop = tl.load(shifts + size + latents, mask=latents < num_latents, other=0.0)
+        more = tl.dot(v, tl.trans(dz), tl.broadcast_to(drop[None, :], scores.shape), input_precision=PRECISION)
+        slope = tl.dot(dy, tl.trans(z), tl.broadcast_to(-delta[:, None], scores.shape), input_precision=PRECISION)
+    return (encoding * more + decoding * slope).to(k.dtype), dv

@@ -46,6 +46,11 @@ class _Points:
         return self.keys.shape[3]
 
     @property
+    def narrow(self) -> int:
+        """Columns of what a product of a tile leaves; the matrix units take 8 at a time."""
+        return max(8, self.depth)
+
+    @property
     def meshes(self) -> int:
         return len(self.keys) if self.offsets is None else len(self.offsets) - 1
 
@@ -143,7 +148,7 @@ def _latent_gradient(queries: Tensor, grad_decoded: Tensor, normalisers: Tensor,
     parts = normalisers.new_empty(slices, heads, num_latents, depth)
     latent_gradient_kernel[(slices * rows,)](
         queries, points.keys, grad_decoded, normalisers, points.offsets, parts,
-        **points.place(length), total_points=points.total, **points.constants(tiles, latents),
+        **points.place(length), total_points=points.total, NARROW=points.narrow, **points.constants(tiles, latents),
     )  # fmt: skip
     if points.offsets is None:
         return parts.view(points.meshes, -1, heads, num_latents, depth).sum(1)
@@ -180,14 +185,16 @@ def _point_gradients(
     )  # fmt: skip
     uneven = points.num_latents % together != 0
     # The quick way needs the range of bfloat16, which the interpreter can't multiply: there float16 stands in.
-    quick = values.dtype == (torch.float16 if INTERPRETED else torch.bfloat16) and points.mask is None and not uneven
+    wide = values.dtype == (torch.float16 if INTERPRETED else torch.bfloat16)
+    quick = wide and points.mask is None and not uneven
     gradients = [torch.empty_like(t, dtype=torch.float32 if several else t.dtype) for t in (points.keys, values)]
     for latent in range(0, points.num_latents, together):
         point_gradient_kernel[(slices * points.heads,)](
             queries, points.keys, values, decoded, grad_decoded, point_normalisers, encoded, grad_encoded,
             scales, bounds, points.mask, points.offsets, parts, *gradients,
             **points.place(length), total_points=points.total, latent=latent, **points.constants(tiles, latents),
-            TILES=together // latents, MASKED=points.mask is not None, UNEVEN=uneven, ADD=latent > 0, QUICK=quick,
+            NARROW=points.narrow, TILES=together // latents, MASKED=points.mask is not None, UNEVEN=uneven, ADD=latent > 0, QUICK=quick,
+            SPARE=wide and points.depth <= 12,
         )  # fmt: skip
     grad_keys, grad_values = (t.to(values.dtype) for t in gradients)
     return parts.sum(0).to(queries.dtype), grad_keys, grad_values
