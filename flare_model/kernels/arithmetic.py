@@ -7,6 +7,40 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+def _power_of_two(polynomials: int) -> str:
+    """PTX for 2ˣ, x ≤ 0, of four numbers: so many of them by a polynomial, the rest by the special function unit.
+
+    x = n + f with f in [-1/2, 1/2]; 2ᶠ by its minimax cubic, off by 7.5e-5 of itself, a twentieth of what rounding to
+    bfloat16 loses; n goes into the exponent. Below 2⁻¹²⁶ it stays there.
+    """
+    lines = [".reg .f32 f, t; .reg .b32 n, m;"]
+    for number in range(4):
+        out, x = f"${number}", f"${number + 4}"
+        if number >= polynomials:
+            lines.append(f"ex2.approx.ftz.f32 {out}, {x};")
+            continue
+        lines += [
+            f"max.ftz.f32 f, {x}, 0fC2FC0000;",  # -126
+            "add.rn.ftz.f32 t, f, 0f4B400000;",  # 1.5 · 2²³: rounds to a whole number, in the lowest bits
+            "mov.b32 n, t;",
+            "sub.rn.ftz.f32 t, t, 0f4B400000;",
+            "sub.rn.ftz.f32 f, f, t;",
+            "fma.rn.ftz.f32 t, f, 0f3D61FBB0, 0f3E786F0D;",
+            "fma.rn.ftz.f32 t, t, f, 0f3F31798D;",
+            "fma.rn.ftz.f32 t, t, f, 0f3F7FFB49;",
+            "mov.b32 m, t;",
+            "shl.b32 n, n, 23;",
+            "add.s32 m, m, n;",
+            f"mov.b32 {out}, m;",
+        ]
+    return "{\n" + "\n".join(lines) + "\n}"
+
+
+_ONE_OF_FOUR = tl.constexpr(_power_of_two(1))
+_TWO_OF_FOUR = tl.constexpr(_power_of_two(2))
 
 
 @triton.jit
@@ -29,6 +63,21 @@ def exp_of_difference(scores, shift, EXACT: tl.constexpr):
         return tl.exp2((scores + shift) * LOG2E)
     else:
         return tl.exp2(tl.fma(scores, LOG2E, shift))
+
+
+@triton.jit
+def exps_of_differences(scores, shift, EXACT: tl.constexpr, POLYNOMIALS: tl.constexpr):
+    """The same for a whole tile of scores, with POLYNOMIALS of four exponentials on the multiply-add units.
+
+    The special function units do 16 a clock and multiprocessor, and may be what everything else waits for.
+    """
+    if EXACT or INTERPRETED or POLYNOMIALS == 0:
+        return exp_of_difference(scores, shift, EXACT)
+    else:
+        asm: tl.constexpr = _ONE_OF_FOUR if POLYNOMIALS == 1 else _TWO_OF_FOUR
+        return tl.inline_asm_elementwise(
+            asm, "=f,=f,=f,=f,f,f,f,f", [tl.fma(scores, LOG2E, shift)], dtype=tl.float32, is_pure=True, pack=4
+        )
 
 
 @triton.jit

@@ -6,7 +6,14 @@ B meshes, N points, C channels, H heads, D = C / H channels a head, M latents.
 import triton
 import triton.language as tl
 
-from flare_model.kernels.arithmetic import as_shift, exp_of_difference, load_latents, load_points, store_points
+from flare_model.kernels.arithmetic import (
+    as_shift,
+    exp_of_difference,
+    exps_of_differences,
+    load_latents,
+    load_points,
+    store_points,
+)
 from flare_model.kernels.meshes import slice_of_mesh
 
 
@@ -16,6 +23,7 @@ def decode_kernel(
     num_meshes, num_points, num_latents, total_points, slice_length, search_steps,
     HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, LATENTS: tl.constexpr, TILES: tl.constexpr,
     POINTS: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr, UNEVEN: tl.constexpr,
+    POLYNOMIALS: tl.constexpr,
 ):  # fmt: skip
     """One slice of points, one head: the mixed values y, and l = log Σ exp(scores) over the latents.
 
@@ -32,12 +40,12 @@ def decode_kernel(
         total = tl.zeros((POINTS,), tl.float32)
         moment = tl.zeros((POINTS, WIDTH), tl.float32)
         top, total, moment = _advance(top, total, moment, k, q, z, 0, num_latents,
-                                      LATENTS, DEPTH, WIDTH, PRECISION, UNEVEN)  # fmt: skip
+                                      LATENTS, DEPTH, WIDTH, PRECISION, UNEVEN, POLYNOMIALS)  # fmt: skip
         for tile in range(1, TILES):
             latent = tile * LATENTS
             more_q, more_z = _operands(queries, encoded, head, row, latent, num_latents, k.dtype, LATENTS, DEPTH, WIDTH)
             top, total, moment = _advance(top, total, moment, k, more_q, more_z, latent, num_latents,
-                                          LATENTS, DEPTH, WIDTH, PRECISION, UNEVEN)  # fmt: skip
+                                          LATENTS, DEPTH, WIDTH, PRECISION, UNEVEN, POLYNOMIALS)  # fmt: skip
         if WIDTH > DEPTH:
             total = tl.sum(tl.where((tl.arange(0, WIDTH) == DEPTH)[None, :], moment, 0.0), 1)
         points = start + tl.arange(0, POINTS)
@@ -61,6 +69,7 @@ def _operands(
 def _advance(
     top, total, moment, k, q, z, latent, num_latents,
     LATENTS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, UNEVEN: tl.constexpr,
+    POLYNOMIALS: tl.constexpr,
 ):  # fmt: skip
     """(max, Σ e, Σ e·z) after one more tile of latents; total stays unused where z has spare channels, as in encode."""
     EXACT: tl.constexpr = k.dtype == tl.float32
@@ -69,7 +78,7 @@ def _advance(
         scores = tl.where((latent + tl.arange(0, LATENTS) < num_latents)[None, :], scores, float("-inf"))
     highest = tl.maximum(top, tl.max(scores, 1))
     shift = as_shift(highest, EXACT)
-    weights = exp_of_difference(scores, shift[:, None], EXACT)
+    weights = exps_of_differences(scores, shift[:, None], EXACT, POLYNOMIALS)
     decay = exp_of_difference(top, shift, EXACT)
     if WIDTH == DEPTH:
         total = total * decay + tl.sum(weights, 1)

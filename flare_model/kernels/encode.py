@@ -6,7 +6,14 @@ B meshes, N points, C channels, H heads, D = C / H channels a head, M latents.
 import triton
 import triton.language as tl
 
-from flare_model.kernels.arithmetic import as_shift, exp_of_difference, load_latents, load_points, store_latents
+from flare_model.kernels.arithmetic import (
+    as_shift,
+    exp_of_difference,
+    exps_of_differences,
+    load_latents,
+    load_points,
+    store_latents,
+)
 from flare_model.kernels.meshes import slice_of_mesh, slices_of_mesh
 
 
@@ -15,7 +22,7 @@ def encode_kernel(
     queries, keys, values, mask, offsets, maxima, sums, moments,
     num_meshes, num_points, num_latents, slice_length, search_steps,
     HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, LATENTS: tl.constexpr, POINTS: tl.constexpr,
-    PRECISION: tl.constexpr, JOINED: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr, JOINED: tl.constexpr, MASKED: tl.constexpr, POLYNOMIALS: tl.constexpr,
 ):  # fmt: skip
     """One slice of points, one head, one tile of latents: (max, Σ e, Σ e·v) of the scores' exponentials.
 
@@ -35,7 +42,7 @@ def encode_kernel(
     for start in range(0, whole, POINTS):
         k = load_points(keys, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
         v = load_points(values, first, start, count, head, 1.0, HEADS, DEPTH, WIDTH, POINTS)
-        top, total, moment = _advance(top, total, moment, q, k, v, None, DEPTH, WIDTH, PRECISION)
+        top, total, moment = _advance(top, total, moment, q, k, v, None, DEPTH, WIDTH, PRECISION, POLYNOMIALS)
     for start in range(whole, count, POINTS):
         k = load_points(keys, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
         v = load_points(values, first, start, count, head, 1.0, HEADS, DEPTH, WIDTH, POINTS)
@@ -43,7 +50,7 @@ def encode_kernel(
         exists = points < count
         if MASKED:
             exists = tl.load(mask + first + points, mask=exists, other=0) != 0
-        top, total, moment = _advance(top, total, moment, q, k, v, exists, DEPTH, WIDTH, PRECISION)
+        top, total, moment = _advance(top, total, moment, q, k, v, exists, DEPTH, WIDTH, PRECISION, POLYNOMIALS)
     if WIDTH > DEPTH:
         total = tl.sum(tl.where((tl.arange(0, WIDTH) == DEPTH)[None, :], moment, 0.0), 1)
     row = slot.to(tl.int64) * HEADS + head
@@ -54,7 +61,10 @@ def encode_kernel(
 
 
 @triton.jit
-def _advance(top, total, moment, q, k, v, exists, DEPTH: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr):
+def _advance(
+    top, total, moment, q, k, v, exists,
+    DEPTH: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, POLYNOMIALS: tl.constexpr,
+):  # fmt: skip
     """(max, Σ e, Σ e·v) after one more tile of points.
 
     Where a head leaves channels of v spare, they hold ones: the product counts Σ e there, and total stays unused.
@@ -69,7 +79,7 @@ def _advance(top, total, moment, q, k, v, exists, DEPTH: tl.constexpr, WIDTH: tl
         # A tile in which no point exists must not subtract -∞ from -∞.
         shift = tl.where(highest == float("-inf"), 0.0, highest)
     shift = as_shift(shift, EXACT)
-    weights = exp_of_difference(scores, shift[:, None], EXACT)
+    weights = exps_of_differences(scores, shift[:, None], EXACT, POLYNOMIALS)
     decay = exp_of_difference(top, shift, EXACT)
     if WIDTH == DEPTH:
         total = total * decay + tl.sum(weights, 1)

@@ -20,6 +20,7 @@ from flare_model.kernels.arithmetic import (
     LOG2E,
     as_shift,
     exp_of_difference,
+    exps_of_differences,
     load_latents,
     load_points,
     store_latents,
@@ -33,7 +34,7 @@ def latent_gradient_kernel(
     queries, keys, grad_decoded, normalisers, offsets, grad_encoded,
     num_meshes, num_points, num_latents, total_points, slice_length, search_steps,
     HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NARROW: tl.constexpr, LATENTS: tl.constexpr,
-    POINTS: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr,
+    POINTS: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr, POLYNOMIALS: tl.constexpr,
 ):  # fmt: skip
     """Pass one. One slice of points, one head, one tile of latents: its share of dZ, [slices, H, M, D], float32."""
     EXACT: tl.constexpr = keys.dtype.element_ty == tl.float32
@@ -52,7 +53,7 @@ def latent_gradient_kernel(
         row = normalisers + head.to(tl.int64) * total_points + first
         normaliser = tl.load(row + points, mask=points < count, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        weights = exp_of_difference(scores, as_shift(normaliser, EXACT)[None, :], EXACT)
+        weights = exps_of_differences(scores, as_shift(normaliser, EXACT)[None, :], EXACT, POLYNOMIALS)
         gradient = tl.dot(weights.to(k.dtype), dy, gradient, input_precision=PRECISION)
     store_latents(grad_encoded, gradient, slot.to(tl.int64) * HEADS + head, latent, num_latents, LATENTS, DEPTH, NARROW)
 
@@ -119,8 +120,8 @@ def point_gradient_kernel(
 ):  # fmt: skip
     """Pass two. One slice of points, one head, TILES tiles of latents: dK, dV and a share of dQ, [slices, H, M, D].
 
-    With ADD, dK and dV are added to what earlier latents left. With SPARE, there are three spare channels that take δ and
-    Δ into the products; see `_in_spare_channels`.
+    With ADD, dK and dV are added to what earlier latents left. With SPARE, three spare channels take δ and Δ into the
+    products; see `_in_spare_channels`.
     """
     head = tl.program_id(0) % HEADS
     slot = tl.program_id(0) // HEADS
@@ -142,10 +143,12 @@ def point_gradient_kernel(
         whole = tl.where(_highest(normalisers, first, count) <= tl.load(bounds + 2 * row + 1), whole, 0)
     for start in range(0, whole, POINTS):
         dq = _advance(dq, operands, levels, points, grad_keys, grad_values, first, start, count, head,
-                      HEADS, DEPTH, WIDTH, NARROW, POINTS, PRECISION, MASKED, UNEVEN, ADD, False, QUICK, SPARE)  # fmt: skip
+                      HEADS, DEPTH, WIDTH, NARROW, POINTS, PRECISION, MASKED, UNEVEN, ADD, False, QUICK,
+                      SPARE)  # fmt: skip
     for start in range(whole, count, POINTS):
         dq = _advance(dq, operands, levels, points, grad_keys, grad_values, first, start, count, head,
-                      HEADS, DEPTH, WIDTH, NARROW, POINTS, PRECISION, MASKED, UNEVEN, ADD, True, False, SPARE)  # fmt: skip
+                      HEADS, DEPTH, WIDTH, NARROW, POINTS, PRECISION, MASKED, UNEVEN, ADD, True, False,
+                      SPARE)  # fmt: skip
     for tile in tl.static_range(TILES):
         store_latents(grad_queries, dq[tile], slot.to(tl.int64) * HEADS + head, latent + tile * LATENTS, num_latents,
                       LATENTS, DEPTH, NARROW)  # fmt: skip
@@ -182,9 +185,9 @@ def _operands(
     TYPE: tl.constexpr, LATENTS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NARROW: tl.constexpr,
     QUICK: tl.constexpr, SPARE: tl.constexpr,
 ):  # fmt: skip
-    """What a tile of latents brings to the products: Q, Z, (dZ, dZ narrow), (b dZ, b dZ narrow), Q narrow.
+    """What a tile of latents brings to the products: Q, Z, dZ, b dZ; and narrow, for results, dZ, b dZ, Q.
 
-    The first pair is for the exact way, the second for the quick one; the narrow ones are multiplied from the right.
+    dZ is for the exact way, b dZ for the quick one.
     """
     scales, size, _, _, num_latents = levels
     q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
@@ -206,8 +209,8 @@ def _operands(
         dz = _in_spare_channels(dz, drop, DEPTH, WIDTH)
         if QUICK:
             stretched = _in_spare_channels(stretched, tl.load(scales + 3 * size + latents), DEPTH, WIDTH)
-    exact = (dz, narrow_dz.to(TYPE))
-    return q.to(TYPE), z.to(TYPE), exact, (stretched, narrow_stretched.to(TYPE)), narrow_q.to(TYPE)
+    return (q.to(TYPE), z.to(TYPE), dz, stretched,
+            narrow_dz.to(TYPE), narrow_stretched.to(TYPE), narrow_q.to(TYPE))  # fmt: skip
 
 
 @triton.jit
@@ -244,7 +247,7 @@ def _advance(
         else:
             ds, dv = _differentiate(k, v, dy, normaliser, delta, exists, dv, operands[tile], levels, tile,
                                     PRECISION, UNEVEN, EDGE, SPARE)  # fmt: skip
-        dk = tl.dot(ds, operands[tile][4], dk, input_precision=PRECISION)
+        dk = tl.dot(ds, operands[tile][6], dk, input_precision=PRECISION)
         advanced += (tl.dot(tl.trans(ds), narrow_k, dq[tile], input_precision=PRECISION),)
     if QUICK:
         dv *= factor[:, None]
@@ -262,7 +265,7 @@ def _differentiate_quickly(
 ):  # fmt: skip
     """The same as `_differentiate` by one exponential; dV lacks the factor a."""
     LATENTS: tl.constexpr = operands[0].shape[0]
-    q, z, _, (dz, narrow_dz), _ = operands
+    q, z, _, dz, _, narrow_dz, _ = operands
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     weights = exp_of_difference(scores, as_shift(normaliser, False)[:, None], False)
     dv = tl.dot(weights.to(k.dtype), narrow_dz, dv, input_precision=PRECISION)
@@ -286,7 +289,7 @@ def _differentiate(
     """Gradients of the scores, [POINTS, LATENTS], and dV with what a tile of latents adds, [POINTS, WIDTH]."""
     EXACT: tl.constexpr = k.dtype == tl.float32
     LATENTS: tl.constexpr = operands[0].shape[0]
-    q, z, (dz, narrow_dz), _, _ = operands
+    q, z, dz, _, narrow_dz, _, _ = operands
     shifts, size, _, latent, num_latents = levels
     # Read again for every tile: kept, they would take half as many registers as the weights.
     latents = latent + tile * LATENTS + tl.arange(0, LATENTS)

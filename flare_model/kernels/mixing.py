@@ -85,6 +85,10 @@ class _Points:
             "search_steps": steps,
         }
 
+    def polynomials(self, tiles: Tiles) -> int:
+        """How many of four exponentials are polynomials: in bfloat16 alone, beside whose rounding they are exact."""
+        return tiles.polynomials if self.keys.dtype == torch.bfloat16 else 0
+
     def constants(self, tiles: Tiles, latents: int) -> dict[str, Any]:
         """Compile-time arguments that all kernels over points share."""
         exact = torch.get_float32_matmul_precision() == "highest"
@@ -113,6 +117,7 @@ def _encode(queries: Tensor, values: Tensor, points: _Points) -> tuple[Tensor, T
     encode_kernel[(slices * rows,)](
         queries, points.keys, values, points.mask, points.offsets, maxima, sums, moments,
         **points.place(length), **points.constants(tiles, latents), MASKED=points.mask is not None,
+        POLYNOMIALS=points.polynomials(tiles),
     )  # fmt: skip
     encoded = values.new_empty(points.meshes, heads, num_latents, depth, dtype=torch.float32)
     normalisers = values.new_empty(points.meshes, heads, num_latents, dtype=torch.float32)
@@ -135,6 +140,7 @@ def _decode(queries: Tensor, encoded: Tensor, points: _Points) -> tuple[Tensor, 
         queries, points.keys, encoded, points.offsets, decoded, normalisers,
         **points.place(length), total_points=points.total, **points.constants(tiles, latents),
         TILES=triton.cdiv(points.num_latents, latents), UNEVEN=points.num_latents % latents != 0,
+        POLYNOMIALS=points.polynomials(tiles),
     )  # fmt: skip
     return decoded, normalisers
 
@@ -149,6 +155,7 @@ def _latent_gradient(queries: Tensor, grad_decoded: Tensor, normalisers: Tensor,
     latent_gradient_kernel[(slices * rows,)](
         queries, points.keys, grad_decoded, normalisers, points.offsets, parts,
         **points.place(length), total_points=points.total, NARROW=points.narrow, **points.constants(tiles, latents),
+        POLYNOMIALS=points.polynomials(tiles),
     )  # fmt: skip
     if points.offsets is None:
         return parts.view(points.meshes, -1, heads, num_latents, depth).sum(1)
@@ -193,8 +200,8 @@ def _point_gradients(
             queries, points.keys, values, decoded, grad_decoded, point_normalisers, encoded, grad_encoded,
             scales, bounds, points.mask, points.offsets, parts, *gradients,
             **points.place(length), total_points=points.total, latent=latent, **points.constants(tiles, latents),
-            NARROW=points.narrow, TILES=together // latents, MASKED=points.mask is not None, UNEVEN=uneven, ADD=latent > 0, QUICK=quick,
-            SPARE=wide and points.depth <= 12,
+            NARROW=points.narrow, TILES=together // latents, MASKED=points.mask is not None, UNEVEN=uneven,
+            ADD=latent > 0, QUICK=quick, SPARE=wide and points.depth <= 12,
         )  # fmt: skip
     grad_keys, grad_values = (t.to(values.dtype) for t in gradients)
     return parts.sum(0).to(queries.dtype), grad_keys, grad_values

@@ -24,6 +24,7 @@ class Tiles:
         stages: Tiles of points that are on their way at a time.
         programs: Programs to have about, where there are points enough.
         unrolled: Tiles of latents that pass two of the gradient takes at a time: dQ of all of them lies in registers.
+        polynomials: How many of four exponentials are taken by polynomials, 0 to 2; pass two takes none.
         registers: Most registers of a thread; None leaves it to the compiler.
     """
 
@@ -33,6 +34,7 @@ class Tiles:
     stages: int = 3
     programs: int = 2112
     unrolled: int = 4
+    polynomials: int = 0
     registers: int | None = None
 
 

@@ -20,19 +20,14 @@ from tests.benchmarks.gpu_timing import describe_gpu, milliseconds
 
 SHAPES = {"8x8x128": (8, 8, 128), "8x8x256": (8, 8, 256), "16x4x256": (16, 4, 256), "8x16x128": (8, 16, 128)}
 CANDIDATES: dict[str, list[Tiles]] = {
-    "encode": [Tiles(p, m, w, s) for p, m, w, s in
-               [(64, 128, 4, 3), (64, 64, 4, 3), (64, 64, 4, 4), (64, 64, 2, 3), (32, 64, 2, 3), (32, 64, 1, 3),
-                (32, 128, 2, 3), (64, 64, 2, 4), (64, 128, 4, 4), (128, 64, 2, 3)]],
-    "decode": [Tiles(p, m, w, s) for p, m, w, s in
-               [(64, 128, 4, 3), (64, 128, 4, 1), (32, 128, 2, 3), (16, 128, 1, 3), (64, 128, 2, 3), (64, 128, 4, 4),
-                (64, 256, 4, 2), (32, 256, 2, 2), (32, 128, 2, 1), (128, 128, 4, 1)]],
-    "latent_gradient": [Tiles(p, m, w, s) for p, m, w, s in
-                        [(64, 128, 4, 3), (32, 128, 4, 3), (32, 128, 4, 4), (32, 128, 2, 3), (32, 64, 2, 3),
-                         (64, 64, 2, 3), (16, 128, 4, 3), (32, 64, 1, 3), (32, 256, 4, 3), (64, 64, 4, 3)]],
-    "point_gradient": [Tiles(p, m, w, s, registers=r, unrolled=u) for p, m, w, s, r, u in
-                       [(64, 64, 2, 2, None, 4), (32, 64, 2, 2, None, 4), (32, 64, 2, 2, 168, 4),
-                        (64, 64, 4, 2, None, 4),
-                        (64, 64, 4, 2, 168, 4), (64, 64, 2, 1, None, 4), (32, 128, 2, 2, None, 2)]],
+    "encode": [Tiles(p, m, w, s, polynomials=f) for p, m, w, s, f in
+               [(64, 64, 4, 3, 0), (64, 64, 4, 3, 1), (64, 128, 4, 3, 1), (64, 64, 2, 3, 1), (128, 64, 4, 3, 0)]],
+    "decode": [Tiles(p, m, w, s, polynomials=f) for p, m, w, s, f in
+               [(64, 128, 4, 4, 0), (64, 128, 4, 4, 1), (64, 128, 4, 1, 1), (32, 128, 2, 3, 1), (64, 64, 4, 2, 0)]],
+    "latent_gradient": [Tiles(p, m, w, s, polynomials=f) for p, m, w, s, f in
+                        [(32, 128, 2, 3, 0), (32, 128, 2, 3, 1), (32, 64, 2, 3, 1), (64, 128, 4, 3, 1)]],
+    "point_gradient": [Tiles(p, m, w, s, unrolled=u) for p, m, w, s, u in
+                       [(64, 64, 2, 2, 4), (64, 32, 2, 2, 8), (32, 64, 2, 2, 4), (32, 64, 1, 2, 4), (64, 64, 4, 2, 4)]],
 }  # fmt: skip
 
 
@@ -93,7 +88,9 @@ def main(out: str, *kernels: str) -> None:
     for name, kernel in itertools.product(SHAPES, chosen):
         best = sorted((r for r in rows if (r["shape"], r["kernel"]) == (name, kernel)), key=lambda r: r["ms"])[:4]
         print(
-            name, kernel, [(r["points"], r["latents"], r["warps"], r["stages"], r["registers"], r["ms"]) for r in best]
+            name,
+            kernel,
+            [(r["points"], r["latents"], r["warps"], r["stages"], r["polynomials"], r["ms"]) for r in best],
         )
 
 
