@@ -131,11 +131,10 @@ def point_gradient_kernel(
     levels = (scales + row * num_latents, size, tl.load(bounds + 2 * row), latent, num_latents)
     normalisers = point_normalisers + head.to(tl.int64) * total_points
     points = (keys, values, decoded, grad_decoded, normalisers, mask)
-    operands = ()
+    operands = _all_operands(queries, encoded, grad_encoded, levels, head, row, keys.dtype.element_ty,
+                             LATENTS, TILES, DEPTH, WIDTH, NARROW, QUICK, SPARE)  # fmt: skip
     dq = ()
-    for tile in tl.static_range(TILES):
-        operands += (_operands(queries, encoded, grad_encoded, levels, head, row, latent + tile * LATENTS,
-                               keys.dtype.element_ty, LATENTS, DEPTH, WIDTH, NARROW, QUICK, SPARE),)  # fmt: skip
+    for _ in tl.static_range(TILES):
         dq += (tl.zeros((LATENTS, NARROW), tl.float32),)
     # Whole tiles need no mask; with a mask of points every tile does.
     whole = 0 if MASKED else tl.maximum(count, 0) // POINTS * POINTS
@@ -145,6 +144,10 @@ def point_gradient_kernel(
         dq = _advance(dq, operands, levels, points, grad_keys, grad_values, first, start, count, head,
                       HEADS, DEPTH, WIDTH, NARROW, POINTS, PRECISION, MASKED, UNEVEN, ADD, False, QUICK,
                       SPARE)  # fmt: skip
+    if QUICK:
+        # Made here, they take no room in the loop above.
+        operands = _all_operands(queries, encoded, grad_encoded, levels, head, row, keys.dtype.element_ty,
+                                 LATENTS, TILES, DEPTH, WIDTH, NARROW, False, SPARE)  # fmt: skip
     for start in range(whole, count, POINTS):
         dq = _advance(dq, operands, levels, points, grad_keys, grad_values, first, start, count, head,
                       HEADS, DEPTH, WIDTH, NARROW, POINTS, PRECISION, MASKED, UNEVEN, ADD, True, False,
@@ -180,15 +183,26 @@ def _in_spare_channels(tile, addend, DEPTH: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def _all_operands(
+    queries, encoded, grad_encoded, levels, head, row,
+    TYPE: tl.constexpr, LATENTS: tl.constexpr, TILES: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
+    NARROW: tl.constexpr, QUICK: tl.constexpr, SPARE: tl.constexpr,
+):  # fmt: skip
+    """What each tile of latents brings to the products."""
+    found = ()
+    for tile in tl.static_range(TILES):
+        found += (_operands(queries, encoded, grad_encoded, levels, head, row, levels[3] + tile * LATENTS,
+                            TYPE, LATENTS, DEPTH, WIDTH, NARROW, QUICK, SPARE),)  # fmt: skip
+    return found
+
+
+@triton.jit
 def _operands(
     queries, encoded, grad_encoded, levels, head, row, latent,
     TYPE: tl.constexpr, LATENTS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NARROW: tl.constexpr,
     QUICK: tl.constexpr, SPARE: tl.constexpr,
 ):  # fmt: skip
-    """What a tile of latents brings to the products: Q, Z, dZ, b dZ; and narrow, for results, dZ, b dZ, Q.
-
-    dZ is for the exact way, b dZ for the quick one.
-    """
+    """Q, Z and dZ of a tile of latents, and Q and dZ as narrow as results are; for the quick way b dZ for dZ."""
     scales, size, _, _, num_latents = levels
     q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
     z = load_latents(encoded, row, latent, num_latents, -1.0, LATENTS, DEPTH, WIDTH)
@@ -196,21 +210,17 @@ def _operands(
     narrow_q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, NARROW)
     narrow_dz = load_latents(grad_encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, NARROW)
     latents = latent + tl.arange(0, LATENTS)
-    stretched = dz
-    narrow_stretched = narrow_dz
+    exists = latents < num_latents
+    drops = scales + size
     if QUICK:
-        stretch = tl.load(scales + 2 * size + latents)[:, None]
-        stretched = dz * stretch
-        narrow_stretched = narrow_dz * stretch
+        stretch = tl.load(scales + 2 * size + latents, mask=exists, other=0.0)[:, None]
+        dz *= stretch
+        narrow_dz *= stretch
+        drops = scales + 3 * size
     dz = dz.to(TYPE)
-    stretched = stretched.to(TYPE)
     if SPARE:
-        drop = tl.load(scales + size + latents, mask=latents < num_latents, other=0.0)
-        dz = _in_spare_channels(dz, drop, DEPTH, WIDTH)
-        if QUICK:
-            stretched = _in_spare_channels(stretched, tl.load(scales + 3 * size + latents), DEPTH, WIDTH)
-    return (q.to(TYPE), z.to(TYPE), dz, stretched,
-            narrow_dz.to(TYPE), narrow_stretched.to(TYPE), narrow_q.to(TYPE))  # fmt: skip
+        dz = _in_spare_channels(dz, tl.load(drops + latents, mask=exists, other=0.0), DEPTH, WIDTH)
+    return q.to(TYPE), z.to(TYPE), dz, narrow_q.to(TYPE), narrow_dz.to(TYPE)
 
 
 @triton.jit
@@ -247,7 +257,7 @@ def _advance(
         else:
             ds, dv = _differentiate(k, v, dy, normaliser, delta, exists, dv, operands[tile], levels, tile,
                                     PRECISION, UNEVEN, EDGE, SPARE)  # fmt: skip
-        dk = tl.dot(ds, operands[tile][6], dk, input_precision=PRECISION)
+        dk = tl.dot(ds, operands[tile][3], dk, input_precision=PRECISION)
         advanced += (tl.dot(tl.trans(ds), narrow_k, dq[tile], input_precision=PRECISION),)
     if QUICK:
         dv *= factor[:, None]
@@ -265,7 +275,7 @@ def _differentiate_quickly(
 ):  # fmt: skip
     """The same as `_differentiate` by one exponential; dV lacks the factor a."""
     LATENTS: tl.constexpr = operands[0].shape[0]
-    q, z, _, dz, _, narrow_dz, _ = operands
+    q, z, dz, _, narrow_dz = operands
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     weights = exp_of_difference(scores, as_shift(normaliser, False)[:, None], False)
     dv = tl.dot(weights.to(k.dtype), narrow_dz, dv, input_precision=PRECISION)
@@ -289,7 +299,7 @@ def _differentiate(
     """Gradients of the scores, [POINTS, LATENTS], and dV with what a tile of latents adds, [POINTS, WIDTH]."""
     EXACT: tl.constexpr = k.dtype == tl.float32
     LATENTS: tl.constexpr = operands[0].shape[0]
-    q, z, dz, _, narrow_dz, _, _ = operands
+    q, z, dz, _, narrow_dz = operands
     shifts, size, _, latent, num_latents = levels
     # Read again for every tile: kept, they would take half as many registers as the weights.
     latents = latent + tile * LATENTS + tl.arange(0, LATENTS)

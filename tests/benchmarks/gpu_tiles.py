@@ -22,12 +22,14 @@ SHAPES = {"8x8x128": (8, 8, 128), "8x8x256": (8, 8, 256), "16x4x256": (16, 4, 25
 CANDIDATES: dict[str, list[Tiles]] = {
     "encode": [Tiles(p, m, w, s, polynomials=f) for p, m, w, s, f in
                [(64, 64, 4, 3, 0), (64, 64, 4, 3, 1), (64, 128, 4, 3, 1), (64, 64, 2, 3, 1), (128, 64, 4, 3, 0)]],
-    "decode": [Tiles(p, m, w, s, polynomials=f) for p, m, w, s, f in
-               [(64, 128, 4, 4, 0), (64, 128, 4, 4, 1), (64, 128, 4, 1, 1), (32, 128, 2, 3, 1), (64, 64, 4, 2, 0)]],
+    "decode": [Tiles(p, m, w, s, polynomials=f, registers=r) for p, m, w, s, f, r in
+               [(64, 128, 4, 4, 0, None), (64, 128, 4, 1, 0, None), (64, 128, 4, 1, 1, None), (64, 128, 4, 4, 0, 96),
+                (32, 128, 2, 3, 0, None)]],
     "latent_gradient": [Tiles(p, m, w, s, polynomials=f) for p, m, w, s, f in
-                        [(32, 128, 2, 3, 0), (32, 128, 2, 3, 1), (32, 64, 2, 3, 1), (64, 128, 4, 3, 1)]],
-    "point_gradient": [Tiles(p, m, w, s, unrolled=u) for p, m, w, s, u in
-                       [(64, 64, 2, 2, 4), (64, 32, 2, 2, 8), (32, 64, 2, 2, 4), (32, 64, 1, 2, 4), (64, 64, 4, 2, 4)]],
+                        [(32, 128, 2, 3, 0), (32, 128, 2, 3, 1), (32, 128, 2, 3, 2)]],
+    "point_gradient": [Tiles(p, m, w, s, unrolled=u, registers=r) for p, m, w, s, u, r in
+                       [(64, 32, 2, 2, 8, None), (64, 32, 2, 2, 8, 168), (64, 64, 2, 2, 4, 168), (32, 64, 2, 2, 4, 168),
+                        (32, 64, 2, 1, 4, 168), (32, 64, 2, 1, 4, 128), (32, 64, 2, 2, 4, None), (64, 32, 2, 1, 8, 168)]],
 }  # fmt: skip
 
 
