@@ -68,3 +68,27 @@ def tiles_of(kernel: Kernel, num_latents: int, element_size: int) -> Tiles:
     if kernel == "latent_gradient":
         return _LATENT_GRADIENT
     return _POINT_GRADIENT_FEW if num_latents <= 128 else _POINT_GRADIENT_MANY
+
+
+NETWORK_POINTS: Final = 16 if INTERPRETED else 64
+"""Points of a tile of the pointwise network."""
+
+_TILE_COST: Final = 16
+"""Points that a tile is assumed to cost beyond its own, so that small tiles have to gain something."""
+
+
+def gradient_points(count: int, multiprocessors: int, choices: tuple[int, ...] = (64, 128)) -> int:
+    """Points of a tile, so that few multiprocessors are idle in the last round; each takes a tile a round.
+
+    Args:
+        count: N, points in all.
+        multiprocessors: Of the device.
+        choices: Sizes that a tile may have.
+
+    Example:
+        20,000 points are 157 tiles of 128, two rounds of 132 multiprocessors, or 313 of 64, three shorter ones:
+
+        >>> gradient_points(20_000, 132), gradient_points(16_000, 132), gradient_points(1_000_000, 132)
+        (64, 128, 128)
+    """
+    return min(choices, key=lambda points: triton.cdiv(count, points * multiprocessors) * (points + _TILE_COST))
