@@ -63,9 +63,9 @@ class ResMLP(nn.Module):
         """Whether one kernel does it all for such input."""
         if not (self.input_residual and self.output_residual):
             return False
-        return network_by_kernels(
-            self.implementation, x.device.type, compute_dtype(x), self.enter.in_features, len(self.layers) + 2
-        )
+        dtype, width = compute_dtype(x), self.enter.in_features
+        taken: bool = network_by_kernels(self.implementation, x.device.type, dtype, width, len(self.layers) + 2)
+        return taken
 
     def _by_kernel(self, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
         from flare_model.kernels.pointwise import network

@@ -172,10 +172,9 @@ def test_a_model_whose_networks_take_in_their_norms(
     truth = torch.autograd.grad(wanted.square().sum(), list(plain.parameters()))
     found = torch.autograd.grad(out.square().sum(), list(fast.parameters()))
     assert len(norms) == 2, "the kernels left a norm to PyTorch"
-    assert (out - wanted).norm() < 1e-2 * wanted.norm()
+    assert (out - wanted).norm() < TOLERANCE[HALVES[-1]] * wanted.norm()
     for (name, _), ours, theirs in zip(fast.named_parameters(), found, truth, strict=True):
-        # Gradients of the mixer's own parameters are small differences of large numbers.
-        assert (ours - theirs).norm() < (0.2 if "mixer" in name else 2e-2) * theirs.norm(), name
+        assert (ours - theirs).norm() < 5 * TOLERANCE[HALVES[-1]] * theirs.norm(), name
 
 
 def test_compiling_breaks_no_graph() -> None:
@@ -189,7 +188,8 @@ def test_compiling_breaks_no_graph() -> None:
             out = compiled(norm, some)
         torch.testing.assert_close(out.float(), plain(norm(some)), atol=2e-2, rtol=2e-2)
         out.sum().backward()
-    assert norm.weight.grad is not None and norm.weight.grad.any()
+    assert norm.weight.grad is not None
+    assert norm.weight.grad.any()
 
 
 def test_a_norm_is_left_to_pytorch_where_the_kernels_do_not_apply() -> None:

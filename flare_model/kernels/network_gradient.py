@@ -19,7 +19,8 @@ def network_gradient_kernel(
 ):  # fmt: skip
     """Gradient of x, [N, C], and each program's share of those of weights and vectors, with the programs in front.
 
-    The gradients of all matrices lie in registers.
+    The gradients of all matrices lie in registers, and leave no room for the slopes of the GELUs: those wait in slopes,
+    [programs, LAYERS - 1, POINTS, C] and of TYPE, which stays in the cache.
     """
     w = matrices(weights, LAYERS, C, TYPE)
     dw = ()
@@ -35,22 +36,23 @@ def network_gradient_kernel(
             h, slope = _up(h, w[layer], vectors, layer, C, POINTS, TYPE)
             hidden += (h.to(TYPE),)
             tl.store(slopes + place + layer * POINTS * C, slope)
+        tl.debug_barrier()  # The thread that reads a slope need not be the one that wrote it.
         # Where there is no point the gradient is 0, and so is what the point adds to dW and db.
-        tl.debug_barrier()
         dh = tl.load(gradient + first + place, mask=exists, other=0.0).to(tl.float32)
         new_dw = ()
-        for step in tl.static_range(LAYERS):
+        for layer in tl.static_range(LAYERS - 1, -1, -1):
             behind = dh.to(TYPE)
-            if step > 0:
-                slope = tl.load(slopes + place + (LAYERS - 1 - step) * POINTS * C)
+            if layer < LAYERS - 1:
+                slope = tl.load(slopes + place + layer * POINTS * C)
                 behind = (dh * slope.to(tl.float32)).to(TYPE)
-            new_dw = (tl.dot(tl.trans(behind), hidden[LAYERS - 1 - step], dw[LAYERS - 1 - step]),) + new_dw
-            sums = _add_column(sums, behind, LAYERS - 1 - step, POINTS, TYPE)
-            dh = tl.dot(behind, w[LAYERS - 1 - step], dh)
+            new_dw = (tl.dot(tl.trans(behind), hidden[layer], dw[layer]),) + new_dw
+            sums = _add_column(sums, behind, layer, POINTS, TYPE)
+            dh = tl.dot(behind, w[layer], dh)
         dw = new_dw
         if NORM:
             dh, sums = _through_norm(dh, sums, x + first, vectors, place, exists, epsilon, LAYERS, C, POINTS, TYPE)
         tl.store(grad_x + first + place, dh.to(grad_x.dtype.element_ty), mask=exists)
+        tl.debug_barrier()
     channels = tl.arange(0, C)
     for layer in tl.static_range(LAYERS):
         row = tl.program_id(0) * LAYERS + layer
@@ -66,9 +68,10 @@ def network_descent_kernel(
     """As network_gradient_kernel, where the gradients of the matrices don't fit into the registers.
 
     What enters each layer and the gradient behind its matrix are written to entering and behinds, [LAYERS, length, C]
-    and of TYPE; length is a multiple of POINTS, and behinds is 0 from count on.
+    and of TYPE; length is a multiple of POINTS, and behinds is 0 from count on. Before that behinds holds the slopes.
     """
     w = matrices(weights, LAYERS, C, TYPE)
+    stride = tl.cast(length, tl.int64) * C
     sums = tl.zeros((C, _SUMS), tl.float32)
     for start in range(tl.program_id(0) * POINTS, length, tl.num_programs(0) * POINTS):
         first, place, exists = rows(start, count, C, POINTS)
@@ -76,18 +79,18 @@ def network_descent_kernel(
         tl.store(entering + first + place, h.to(TYPE))
         for layer in tl.static_range(LAYERS - 1):
             h, slope = _up(h, w[layer], vectors, layer, C, POINTS, TYPE)
-            tl.store(behinds + layer * tl.cast(length, tl.int64) * C + first + place, slope)
-            tl.store(entering + (layer + 1) * tl.cast(length, tl.int64) * C + first + place, h.to(TYPE))
+            tl.store(behinds + layer * stride + first + place, slope)
+            tl.store(entering + (layer + 1) * stride + first + place, h.to(TYPE))
         tl.debug_barrier()
         dh = tl.load(gradient + first + place, mask=exists, other=0.0).to(tl.float32)
-        for step in tl.static_range(LAYERS):
+        for layer in tl.static_range(LAYERS - 1, -1, -1):
             behind = dh.to(TYPE)
-            if step > 0:
-                slope = tl.load(behinds + (LAYERS - 1 - step) * tl.cast(length, tl.int64) * C + first + place)
+            if layer < LAYERS - 1:
+                slope = tl.load(behinds + layer * stride + first + place)
                 behind = (dh * slope.to(tl.float32)).to(TYPE)
-            tl.store(behinds + (LAYERS - 1 - step) * tl.cast(length, tl.int64) * C + first + place, behind)
-            sums = _add_column(sums, behind, LAYERS - 1 - step, POINTS, TYPE)
-            dh = tl.dot(behind, w[LAYERS - 1 - step], dh)
+            tl.store(behinds + layer * stride + first + place, behind)
+            sums = _add_column(sums, behind, layer, POINTS, TYPE)
+            dh = tl.dot(behind, w[layer], dh)
         if NORM:
             dh, sums = _through_norm(dh, sums, x + first, vectors, place, exists, epsilon, LAYERS, C, POINTS, TYPE)
         tl.store(grad_x + first + place, dh.to(grad_x.dtype.element_ty), mask=exists)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flare_model.kernels.network import network_kernel
 from flare_model.kernels.network_gradient import network_descent_kernel, network_gradient_kernel
-from flare_model.kernels.tuning import INTERPRETED, NETWORK_POINTS, gradient_points
+from flare_model.kernels.tuning import INTERPRETED, NetworkTiles, gradient_tiles, network_tiles
 
 DTYPES: Final = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -38,15 +38,16 @@ def _multiprocessors(x: Tensor) -> int:
     return int(torch.cuda.get_device_properties(x.device).multi_processor_count) if x.is_cuda else 1
 
 
-def _programs(x: Tensor, count: int, points: int, per_multiprocessor: int = 1) -> int:
+def _programs(x: Tensor, count: int, tiles: NetworkTiles) -> int:
     """Programs for so many points; each takes tile after tile."""
-    return int(max(1, min(triton.cdiv(count, points), _multiprocessors(x) * per_multiprocessor)))
+    return int(max(1, min(triton.cdiv(count, tiles.points), _multiprocessors(x) * tiles.programs)))
 
 
-def _constants(weights: Tensor, vectors: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+def _options(weights: Tensor, vectors: Tensor, dtype: torch.dtype, tiles: NetworkTiles) -> dict[str, Any]:
     """What the kernels are compiled for."""
     layers, channels = weights.shape[:2]
-    return {"LAYERS": layers, "C": channels, "NORM": len(vectors) > layers, "TYPE": DTYPES[dtype]}
+    network = {"LAYERS": layers, "C": channels, "NORM": len(vectors) > layers, "TYPE": DTYPES[dtype]}
+    return network | {"POINTS": tiles.points, "num_warps": tiles.warps, "num_stages": tiles.stages}
 
 
 @torch.library.custom_op(
@@ -68,14 +69,11 @@ def network_operator(x: Tensor, weights: Tensor, vectors: Tensor, epsilon: float
         As x, of that type.
     """
     out = torch.empty_like(x, dtype=dtype)
-    wide = x.shape[-1] > _HELD
-    # Matrices of 128 channels fill the shared memory of a multiprocessor.
-    programs = _programs(x, _count(x), NETWORK_POINTS, 1 if wide else 4)
+    tiles = network_tiles(x.shape[-1])
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-        network_kernel[(programs,)](
-            x, weights, vectors, out, _count(x), epsilon, **_constants(weights, vectors, dtype),
-            POINTS=NETWORK_POINTS, num_warps=4, num_stages=1 if wide else 2,
-        )  # fmt: skip
+        network_kernel[(_programs(x, _count(x), tiles),)](
+            x, weights, vectors, out, _count(x), epsilon, **_options(weights, vectors, dtype, tiles)
+        )
     return out
 
 
@@ -97,17 +95,17 @@ def network_backward_operator(
 def _differentiate_at_once(
     gradient: Tensor, x: Tensor, weights: Tensor, vectors: Tensor, epsilon: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    points = NETWORK_POINTS if INTERPRETED else gradient_points(_count(x), _multiprocessors(x))
-    programs = _programs(x, _count(x), points)
+    tiles = gradient_tiles(x.shape[-1], _count(x), _multiprocessors(x))
+    programs = _programs(x, _count(x), tiles)
     grad_x = torch.empty_like(x)
     grad_weights, grad_vectors = (
         weights.new_empty(programs, *weights.shape),
         vectors.new_empty(programs, *vectors.shape),
     )
-    slopes = x.new_empty(programs, len(weights) - 1, points, x.shape[-1], dtype=dtype)
+    slopes = x.new_empty(programs, len(weights) - 1, tiles.points, x.shape[-1], dtype=dtype)
     network_gradient_kernel[(programs,)](
         x, weights, vectors, gradient, grad_x, grad_weights, grad_vectors, slopes, _count(x), epsilon,
-        **_constants(weights, vectors, dtype), POINTS=points, num_warps=8, num_stages=1,
+        **_options(weights, vectors, dtype, tiles),
     )  # fmt: skip
     return grad_x, grad_weights.sum(0), grad_vectors.sum(0)
 
@@ -118,16 +116,17 @@ def _differentiate_in_chunks(
     grad_x = torch.empty_like(x)
     grad_weights, grad_vectors = torch.zeros_like(weights), torch.zeros_like(vectors)
     layers, width = weights.shape[:2]
-    rows = [tensor.view(-1, width).split(_CHUNK) for tensor in (x, gradient, grad_x)]
+    tiles = gradient_tiles(width, _count(x), _multiprocessors(x))
+    rows = [torch.split(tensor.view(-1, width), _CHUNK) for tensor in (x, gradient, grad_x)]
     for some_x, some_gradient, some_grad_x in zip(*rows, strict=True):
         slices = triton.cdiv(len(some_x), _SLICE)
         entering, behinds = x.new_empty(2, layers, slices * _SLICE, width, dtype=dtype)
-        programs = _programs(x, slices * _SLICE, NETWORK_POINTS)
+        programs = _programs(x, slices * _SLICE, tiles)
         shares = vectors.new_empty(programs, *vectors.shape)
         network_descent_kernel[(programs,)](
             some_x, weights, vectors, some_gradient, some_grad_x, entering, behinds, shares,
             len(some_x), slices * _SLICE, epsilon,
-            **_constants(weights, vectors, dtype), POINTS=NETWORK_POINTS, num_warps=8, num_stages=1,
+            **_options(weights, vectors, dtype, tiles),
         )  # fmt: skip
         products = _products(behinds.view(-1, _SLICE, width).mT, entering.view(-1, _SLICE, width))
         grad_weights += products.view(layers, slices, width, width).sum(1)
