@@ -31,6 +31,9 @@ class Block(nn.Module):
         channels: C.
         mixer: Called with x and a [Layout][flare_model.layout.Layout]; the only place where points meet.
         pointwise: Called with x.
+
+    Either may have a method `behind`, as [ResMLP][flare_model.pointwise.ResMLP] has: it is called with the LayerNorm
+    and what enters that, so that one kernel can do both.
     """
 
     def __init__(self, channels: int, mixer: nn.Module, pointwise: nn.Module) -> None:
@@ -42,16 +45,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[B, N, C] or [ΣN, C] to the same."""
-        x = x + self.mixer(self.mixer_norm(x), layout)
-        out: Tensor = x + self.pointwise(self.pointwise_norm(x))
-        return out
+        x = x + _behind(self.mixer_norm, self.mixer, x, layout)
+        return x + _behind(self.pointwise_norm, self.pointwise, x)
 
     def forward_in_chunks(self, x: Tensor, layout: Layout) -> Tensor:
         """The same, with all but the mixing itself in chunks of points, of which nothing but their input is kept."""
         if not isinstance(self.mixer, FlareMixer):
             return self.forward(x, layout)
         mixer = self.mixer
-        keys, values = in_chunks(lambda part: mixer.project(self.mixer_norm(part)), x)
+        keys, values = in_chunks(lambda part: mixer.project(self.mixer_norm, part), x)
         (out,) = in_chunks(self._leave, x, mixer.mix(keys, values, layout))
         return out
 
@@ -59,7 +61,14 @@ class Block(nn.Module):
         """What follows the mixing: a function of single points."""
         assert isinstance(self.mixer, FlareMixer)
         x = x + self.mixer.leave(mixed)
-        return (x + self.pointwise(self.pointwise_norm(x)),)
+        return (x + _behind(self.pointwise_norm, self.pointwise, x),)
+
+
+def _behind(norm: nn.LayerNorm, module: nn.Module, x: Tensor, *more: object) -> Tensor:
+    """module(norm(x), ...), by the module itself where it can take in a norm."""
+    behind = getattr(module, "behind", None)
+    out: Tensor = module(norm(x), *more) if behind is None else behind(norm, x, *more)
+    return out
 
 
 def in_chunks(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:

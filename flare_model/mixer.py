@@ -122,11 +122,19 @@ class FlareMixer(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[B, N, C] or [ΣN, C] to the same."""
-        out: Tensor = self.leave(self.mix(*self.project(x), layout))
+        out: Tensor = self.leave(self.mix(self.keys(x), self.values(x), layout))
         return out
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, each laid out as x; looks at one point at a time."""
+    def behind(self, norm: nn.LayerNorm, x: Tensor, layout: Layout) -> Tensor:
+        """The mixing of norm(x)."""
+        out: Tensor = self.leave(self.mix(*self.project(norm, x), layout))
+        return out
+
+    def project(self, norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of norm(x), each laid out as x; looks at one point at a time."""
+        if self.keys.by_kernel(x):
+            return self.keys.behind(norm, x), self.values.behind(norm, x)
+        x = norm(x)
         return self.keys(x), self.values(x)
 
     def mix(self, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:

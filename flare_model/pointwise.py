@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
@@ -45,10 +44,8 @@ class ResMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, in_dim] to […, out_dim]."""
-        if self.input_residual and self.output_residual:
-            dtype, width = compute_dtype(x), self.enter.in_features
-            if network_by_kernels(self.implementation, x.device.type, dtype, width, len(self.layers) + 2):
-                return self._by_kernel(x, dtype)
+        if self.by_kernel(x):
+            return self._by_kernel(x, None)
         hidden = F.gelu(self.enter(x), approximate="tanh")
         if self.input_residual:
             hidden = x + hidden
@@ -57,11 +54,23 @@ class ResMLP(nn.Module):
         out: Tensor = self.leave(hidden)
         return out + hidden if self.output_residual else out
 
-    def _by_kernel(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+    def behind(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+        """The network of norm(x), in one kernel with the norm where there is a kernel."""
+        return self._by_kernel(x, norm) if self.by_kernel(x) else self(norm(x))
+
+    def by_kernel(self, x: Tensor) -> bool:
+        """Whether one kernel does it all for such input."""
+        if not (self.input_residual and self.output_residual):
+            return False
+        dtype, width = compute_dtype(x), self.enter.in_features
+        taken: bool = network_by_kernels(self.implementation, x.device.type, dtype, width, len(self.layers) + 2)
+        return taken
+
+    def _by_kernel(self, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
         from flare_model.kernels.pointwise import network
 
         layers = [self.enter, *(layer for layer in self.layers if isinstance(layer, nn.Linear)), self.leave]
-        return network(x, [layer.weight for layer in layers], [layer.bias for layer in layers], dtype)
+        return network(x, [layer.weight for layer in layers], [layer.bias for layer in layers], compute_dtype(x), norm)
 
 
 class FeedForward(nn.Module):

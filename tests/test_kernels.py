@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 pytest.importorskip("triton", reason="the kernels need Triton, which is there for Linux alone")
 
@@ -23,12 +23,10 @@ from flare_model.backbone import in_chunks
 from flare_model.kernels import support
 from flare_model.kernels.meshes import slice_of_mesh
 from flare_model.kernels.mixing import mix, mix_operator
-from flare_model.kernels.pointwise import network
 from flare_model.kernels.tuning import INTERPRETED
 from flare_model.mixer import mix as mix_by_attention
 from flare_model.mixer import mix_explicitly
 from flare_model.model import Flare, FlareConfig
-from flare_model.pointwise import ResMLP
 from lpbf_data.errors import UsageError
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -219,25 +217,6 @@ def test_torch_finds_nothing_wrong_with_the_operators() -> None:
     arguments = (q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), None, None)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     assert set(torch.library.opcheck(mix_operator, arguments, test_utils=tests).values()) == {"SUCCESS"}
-
-
-@pytest.mark.parametrize("dtype", HALVES)
-def test_a_network_in_one_kernel_is_that_network(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    plain = ResMLP(64, 64, 64, 3).to(DEVICE)
-    for parameter in plain.parameters():
-        nn.init.normal_(parameter, std=0.15)
-    layers = [plain.enter, *plain.layers, plain.leave]
-    x, g = torch.randn(37, 64, device=DEVICE), torch.randn(37, 64, device=DEVICE).to(dtype)
-    fast = x.clone().requires_grad_()
-    out = network(fast, [layer.weight for layer in layers], [layer.bias for layer in layers], dtype)
-    ours = [out.double(), *(t.double() for t in torch.autograd.grad(out, [fast, *plain.parameters()], g))]
-    plain.double()
-    exact = x.double().requires_grad_()
-    truth = plain(exact)
-    wanted = [truth, *torch.autograd.grad(truth, [exact, *plain.parameters()], g.double())]
-    for a, b in zip(ours, wanted, strict=True):
-        assert (a - b).norm() < TOLERANCE[dtype] * b.norm()
 
 
 def small(mixer: str, **sizes: int) -> Flare:

@@ -1,7 +1,10 @@
-"""A residual pointwise network, [ResMLP][flare_model.pointwise.ResMLP], in one kernel, and its gradient in another.
+"""A residual pointwise network, [ResMLP][flare_model.pointwise.ResMLP], in one kernel, with the LayerNorm before it.
 
-C channels; layers are counted from 0, the first and the last among them: h₀ = x, h_{i+1} = h_i + gelu(W_i h_i + b_i),
-y = h_n + W_n h_n + b_n. The backward pass computes everything again from x.
+C channels; layers are counted from 0, the first and the last among them: h₀ = x or LayerNorm(x),
+h_{i+1} = h_i + gelu(W_i h_i + b_i), y = h_n + W_n h_n + b_n. Its gradients are in network_gradient.py.
+
+weights are the matrices of all layers, [LAYERS, C, C], vectors their biases, [LAYERS, C]; where there is a LayerNorm,
+two rows of vectors more: what it multiplies by, and what it adds. Both are float32; products are of TYPE.
 """
 
 import triton
@@ -31,7 +34,7 @@ def _gelu(x):
 
 
 @triton.jit
-def _gelu_with_slope(x):
+def gelu_with_slope(x):
     """GELU in its tanh form, and its derivative."""
     square = x * x
     tanh = _tanh(x * tl.fma(square, _SCALE * _CUBE, _SCALE))
@@ -41,15 +44,14 @@ def _gelu_with_slope(x):
 
 
 @triton.jit
-def _rows(start, count, C: tl.constexpr, POINTS: tl.constexpr):
-    """Places of a tile of points, and which of them exist."""
-    points = start + tl.arange(0, POINTS)
-    place = points.to(tl.int64)[:, None] * C + tl.arange(0, C)[None, :]
-    return place, (points < count)[:, None]
+def rows(start, count, C: tl.constexpr, POINTS: tl.constexpr):
+    """Place of a tile's first number, places after that, and which points exist."""
+    points = tl.arange(0, POINTS)[:, None]
+    return tl.cast(start, tl.int64) * C, points * C + tl.arange(0, C)[None, :], points < count - start
 
 
 @triton.jit
-def _weights(weights, LAYERS: tl.constexpr, C: tl.constexpr, TYPE: tl.constexpr):
+def matrices(weights, LAYERS: tl.constexpr, C: tl.constexpr, TYPE: tl.constexpr):
     """Matrices of all layers."""
     place = tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :]
     all_weights = ()
@@ -59,76 +61,42 @@ def _weights(weights, LAYERS: tl.constexpr, C: tl.constexpr, TYPE: tl.constexpr)
 
 
 @triton.jit
-def network_kernel(
-    x, weights, biases, out, count,
-    LAYERS: tl.constexpr, C: tl.constexpr, POINTS: tl.constexpr, TYPE: tl.constexpr,
-):  # fmt: skip
-    """[N, C] to [N, C]. weights [LAYERS, C, C] and biases [LAYERS, C] are float32, products are of TYPE."""
-    w = _weights(weights, LAYERS, C, TYPE)
-    channels = tl.arange(0, C)
-    for start in range(tl.program_id(0) * POINTS, count, tl.num_programs(0) * POINTS):
-        place, exists = _rows(start, count, C, POINTS)
-        h = tl.load(x + place, mask=exists, other=0.0).to(tl.float32)
-        for layer in tl.static_range(LAYERS - 1):
-            bias = tl.broadcast_to(tl.load(biases + layer * C + channels)[None, :], (POINTS, C))
-            h += _gelu(tl.dot(h.to(TYPE), tl.trans(w[layer]), bias))
-        bias = tl.broadcast_to(tl.load(biases + (LAYERS - 1) * C + channels)[None, :], (POINTS, C))
-        h += tl.dot(h.to(TYPE), tl.trans(w[LAYERS - 1]), bias)
-        tl.store(out + place, h.to(out.dtype.element_ty), mask=exists)
+def row_of(vectors, row: tl.constexpr, C: tl.constexpr):
+    """One row of vectors, [1, C]."""
+    return tl.load(vectors + row * C + tl.arange(0, C))[None, :]
 
 
 @triton.jit
-def network_gradient_kernel(
-    x, weights, biases, gradient, grad_x, grad_weights, grad_biases, count,
-    LAYERS: tl.constexpr, C: tl.constexpr, POINTS: tl.constexpr, TYPE: tl.constexpr,
-):  # fmt: skip
-    """Gradient of x, [N, C], and each program's share of those of weights and biases, with the programs in front."""
-    w = _weights(weights, LAYERS, C, TYPE)
-    ones = tl.full((POINTS, 16), 1.0, TYPE)
-    dw = ()
-    db = ()
-    for _ in tl.static_range(LAYERS):
-        dw += (tl.zeros((C, C), tl.float32),)
-        db += (tl.zeros((C, 16), tl.float32),)
-    for start in range(tl.program_id(0) * POINTS, count, tl.num_programs(0) * POINTS):
-        place, exists = _rows(start, count, C, POINTS)
-        hidden, slopes = _again(tl.load(x + place, mask=exists, other=0.0), w, biases, LAYERS, C, POINTS, TYPE)
-        # Where there is no point the gradient is 0, and so is what the point adds to dW and db.
-        dh = tl.load(gradient + place, mask=exists, other=0.0).to(tl.float32)
-        narrow = dh.to(TYPE)
-        new_dw = (tl.dot(tl.trans(narrow), hidden[LAYERS - 1], dw[LAYERS - 1]),)
-        new_db = (tl.dot(tl.trans(narrow), ones, db[LAYERS - 1]),)
-        dh = tl.dot(narrow, w[LAYERS - 1], dh)
-        for step in tl.static_range(LAYERS - 1):
-            narrow = (dh * slopes[LAYERS - 2 - step].to(tl.float32)).to(TYPE)
-            new_dw = (tl.dot(tl.trans(narrow), hidden[LAYERS - 2 - step], dw[LAYERS - 2 - step]),) + new_dw
-            new_db = (tl.dot(tl.trans(narrow), ones, db[LAYERS - 2 - step]),) + new_db
-            dh = tl.dot(narrow, w[LAYERS - 2 - step], dh)
-        dw = new_dw
-        db = new_db
-        tl.store(grad_x + place, dh.to(grad_x.dtype.element_ty), mask=exists)
-    channels = tl.arange(0, C)
-    for layer in tl.static_range(LAYERS):
-        row = tl.program_id(0) * LAYERS + layer
-        tl.store(grad_weights + row * C * C + channels[:, None] * C + channels[None, :], dw[layer])
-        tl.store(
-            grad_biases + row * C + channels, tl.sum(tl.where((tl.arange(0, 16) == 0)[None, :], db[layer], 0.0), 1)
-        )
+def standardised(x, epsilon, C: tl.constexpr):
+    """Rows of mean 0 and variance 1, of float32, and what they were multiplied by, [POINTS, 1]."""
+    centred = x - tl.sum(x, 1)[:, None] / C
+    factor = tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / C + epsilon)
+    return centred * factor, factor
 
 
 @triton.jit
-def _again(
-    x, w, biases, LAYERS: tl.constexpr, C: tl.constexpr, POINTS: tl.constexpr, TYPE: tl.constexpr
-):  # fmt: skip
-    """What enters each layer, and the slope of each GELU, of TYPE."""
-    channels = tl.arange(0, C)
+def first_hidden(x, vectors, epsilon, LAYERS: tl.constexpr, C: tl.constexpr, NORM: tl.constexpr):
+    """h₀, of float32."""
     h = x.to(tl.float32)
-    hidden = (h.to(TYPE),)
-    slopes = ()
-    for layer in tl.static_range(LAYERS - 1):
-        bias = tl.broadcast_to(tl.load(biases + layer * C + channels)[None, :], (POINTS, C))
-        value, slope = _gelu_with_slope(tl.dot(hidden[layer], tl.trans(w[layer]), bias))
-        h += value
-        hidden += (h.to(TYPE),)
-        slopes += (slope.to(TYPE),)
-    return hidden, slopes
+    if NORM:
+        standard, _ = standardised(h, epsilon, C)
+        h = tl.fma(standard, row_of(vectors, LAYERS, C), row_of(vectors, LAYERS + 1, C))
+    return h
+
+
+@triton.jit
+def network_kernel(
+    x, weights, vectors, out, count, epsilon,
+    LAYERS: tl.constexpr, C: tl.constexpr, NORM: tl.constexpr, POINTS: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """[N, C] to [N, C]."""
+    w = matrices(weights, LAYERS, C, TYPE)
+    for start in range(tl.program_id(0) * POINTS, count, tl.num_programs(0) * POINTS):
+        first, place, exists = rows(start, count, C, POINTS)
+        h = first_hidden(tl.load(x + first + place, mask=exists, other=0.0), vectors, epsilon, LAYERS, C, NORM)
+        for layer in tl.static_range(LAYERS - 1):
+            bias = tl.broadcast_to(row_of(vectors, layer, C), (POINTS, C))
+            h += _gelu(tl.dot(h.to(TYPE), tl.trans(w[layer]), bias))
+        bias = tl.broadcast_to(row_of(vectors, LAYERS - 1, C), (POINTS, C))
+        h += tl.dot(h.to(TYPE), tl.trans(w[LAYERS - 1]), bias)
+        tl.store(out + first + place, h.to(out.dtype.element_ty), mask=exists)

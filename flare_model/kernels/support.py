@@ -13,8 +13,7 @@ DEPTHS: Final = (4, 8, 16, 32)
 DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32)
 MOST_LATENTS: Final = 1024
 
-NETWORK_CHANNELS: Final = 64
-"""At 128 channels the gradients of five matrices don't fit into the registers of a multiprocessor."""
+NETWORK_CHANNELS: Final = (64, 128)
 MOST_LAYERS: Final = 5
 
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 6):
@@ -51,7 +50,7 @@ def takes_network(device: str, dtype: torch.dtype, channels: int, layers: int) -
         layers: Its layers, the first and the last among them.
     """
     half = dtype in (torch.float16, torch.bfloat16)
-    return _runs_on(device) and half and channels == NETWORK_CHANNELS and layers <= MOST_LAYERS
+    return _runs_on(device) and half and channels in NETWORK_CHANNELS and layers <= MOST_LAYERS
 
 
 def _runs_on(device: str) -> bool:

@@ -1,0 +1,139 @@
+"""Gradients of a residual pointwise network and of the LayerNorm before it; names as in network.py.
+
+Everything is computed again from x. Sums over points, but for the matrices', are columns of one product: a tile of
+points times a tile that is 1 in one column and 0 elsewhere.
+"""
+
+import triton
+import triton.language as tl
+
+from flare_model.kernels.network import first_hidden, gelu_with_slope, matrices, row_of, rows, standardised
+
+_SUMS = tl.constexpr(16)  # columns, the least width of a product; LAYERS + 2 of them are used
+
+
+@triton.jit
+def network_gradient_kernel(
+    x, weights, vectors, gradient, grad_x, grad_weights, grad_vectors, slopes, count, epsilon,
+    LAYERS: tl.constexpr, C: tl.constexpr, NORM: tl.constexpr, POINTS: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """Gradient of x, [N, C], and each program's share of those of weights and vectors, with the programs in front.
+
+    The gradients of all matrices lie in registers, and leave no room for the slopes of the GELUs: those wait in slopes,
+    [programs, LAYERS - 1, POINTS, C] and of TYPE, which stays in the cache.
+    """
+    w = matrices(weights, LAYERS, C, TYPE)
+    dw = ()
+    for _ in tl.static_range(LAYERS):
+        dw += (tl.zeros((C, C), tl.float32),)
+    sums = tl.zeros((C, _SUMS), tl.float32)
+    slopes += tl.program_id(0) * (LAYERS - 1) * POINTS * C
+    for start in range(tl.program_id(0) * POINTS, count, tl.num_programs(0) * POINTS):
+        first, place, exists = rows(start, count, C, POINTS)
+        h = first_hidden(tl.load(x + first + place, mask=exists, other=0.0), vectors, epsilon, LAYERS, C, NORM)
+        hidden = (h.to(TYPE),)
+        for layer in tl.static_range(LAYERS - 1):
+            h, slope = _up(h, w[layer], vectors, layer, C, POINTS, TYPE)
+            hidden += (h.to(TYPE),)
+            tl.store(slopes + place + layer * POINTS * C, slope)
+        tl.debug_barrier()  # The thread that reads a slope need not be the one that wrote it.
+        # Where there is no point the gradient is 0, and so is what the point adds to dW and db.
+        dh = tl.load(gradient + first + place, mask=exists, other=0.0).to(tl.float32)
+        new_dw = ()
+        for layer in tl.static_range(LAYERS - 1, -1, -1):
+            behind = dh.to(TYPE)
+            if layer < LAYERS - 1:
+                slope = tl.load(slopes + place + layer * POINTS * C)
+                behind = (dh * slope.to(tl.float32)).to(TYPE)
+            new_dw = (tl.dot(tl.trans(behind), hidden[layer], dw[layer]),) + new_dw
+            sums = _add_column(sums, behind, layer, POINTS, TYPE)
+            dh = tl.dot(behind, w[layer], dh)
+        dw = new_dw
+        if NORM:
+            dh, sums = _through_norm(dh, sums, x + first, vectors, place, exists, epsilon, LAYERS, C, POINTS, TYPE)
+        tl.store(grad_x + first + place, dh.to(grad_x.dtype.element_ty), mask=exists)
+        tl.debug_barrier()
+    channels = tl.arange(0, C)
+    for layer in tl.static_range(LAYERS):
+        row = tl.program_id(0) * LAYERS + layer
+        tl.store(grad_weights + row * C * C + channels[:, None] * C + channels[None, :], dw[layer])
+    _store_sums(grad_vectors, sums, LAYERS, C, NORM)
+
+
+@triton.jit
+def network_descent_kernel(
+    x, weights, vectors, gradient, grad_x, entering, behinds, grad_vectors, count, length, epsilon,
+    LAYERS: tl.constexpr, C: tl.constexpr, NORM: tl.constexpr, POINTS: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """As network_gradient_kernel, where the gradients of the matrices don't fit into the registers.
+
+    What enters each layer and the gradient behind its matrix are written to entering and behinds, [LAYERS, length, C]
+    and of TYPE; length is a multiple of POINTS, and behinds is 0 from count on. Before that behinds holds the slopes.
+    """
+    w = matrices(weights, LAYERS, C, TYPE)
+    stride = tl.cast(length, tl.int64) * C
+    sums = tl.zeros((C, _SUMS), tl.float32)
+    for start in range(tl.program_id(0) * POINTS, length, tl.num_programs(0) * POINTS):
+        first, place, exists = rows(start, count, C, POINTS)
+        h = first_hidden(tl.load(x + first + place, mask=exists, other=0.0), vectors, epsilon, LAYERS, C, NORM)
+        tl.store(entering + first + place, h.to(TYPE))
+        for layer in tl.static_range(LAYERS - 1):
+            h, slope = _up(h, w[layer], vectors, layer, C, POINTS, TYPE)
+            tl.store(behinds + layer * stride + first + place, slope)
+            tl.store(entering + (layer + 1) * stride + first + place, h.to(TYPE))
+        tl.debug_barrier()
+        dh = tl.load(gradient + first + place, mask=exists, other=0.0).to(tl.float32)
+        for layer in tl.static_range(LAYERS - 1, -1, -1):
+            behind = dh.to(TYPE)
+            if layer < LAYERS - 1:
+                slope = tl.load(behinds + layer * stride + first + place)
+                behind = (dh * slope.to(tl.float32)).to(TYPE)
+            tl.store(behinds + layer * stride + first + place, behind)
+            sums = _add_column(sums, behind, layer, POINTS, TYPE)
+            dh = tl.dot(behind, w[layer], dh)
+        if NORM:
+            dh, sums = _through_norm(dh, sums, x + first, vectors, place, exists, epsilon, LAYERS, C, POINTS, TYPE)
+        tl.store(grad_x + first + place, dh.to(grad_x.dtype.element_ty), mask=exists)
+    _store_sums(grad_vectors, sums, LAYERS, C, NORM)
+
+
+@triton.jit
+def _up(h, w, vectors, layer: tl.constexpr, C: tl.constexpr, POINTS: tl.constexpr, TYPE: tl.constexpr):
+    """What leaves a layer, and the slope of its GELU, of TYPE."""
+    bias = tl.broadcast_to(row_of(vectors, layer, C), (POINTS, C))
+    value, slope = gelu_with_slope(tl.dot(h.to(TYPE), tl.trans(w), bias))
+    return h + value, slope.to(TYPE)
+
+
+@triton.jit
+def _add_column(sums, values, column: tl.constexpr, POINTS: tl.constexpr, TYPE: tl.constexpr):
+    """Add values, [POINTS, C], over their points to one column of sums, [C, _SUMS]."""
+    ones = tl.broadcast_to(tl.where(tl.arange(0, _SUMS) == column, 1.0, 0.0)[None, :], (POINTS, _SUMS))
+    return tl.dot(tl.trans(values), ones.to(TYPE), sums)
+
+
+@triton.jit
+def _through_norm(
+    dh, sums, x, vectors, place, exists, epsilon,
+    LAYERS: tl.constexpr, C: tl.constexpr, POINTS: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """The gradient before the LayerNorm, and the sums with the gradients of its weight and bias.
+
+    x is read again: it is in the cache still, and registers are scarce.
+    """
+    standard, factor = standardised(tl.load(x + place, mask=exists, other=0.0).to(tl.float32), epsilon, C)
+    sums = _add_column(sums, (dh * standard).to(TYPE), LAYERS, POINTS, TYPE)
+    sums = _add_column(sums, dh.to(TYPE), LAYERS + 1, POINTS, TYPE)
+    dh *= row_of(vectors, LAYERS, C)
+    mean = tl.sum(dh, 1)[:, None] / C
+    slope = tl.sum(dh * standard, 1)[:, None] / C
+    return factor * (dh - mean - standard * slope), sums
+
+
+@triton.jit
+def _store_sums(grad_vectors, sums, LAYERS: tl.constexpr, C: tl.constexpr, NORM: tl.constexpr):
+    """A program's share of the gradients of vectors."""
+    used: tl.constexpr = LAYERS + 2 if NORM else LAYERS
+    column = tl.arange(0, _SUMS)[None, :]
+    place = grad_vectors + (tl.program_id(0) * used + column) * C + tl.arange(0, C)[:, None]
+    tl.store(place, sums, mask=column < used)
