@@ -60,7 +60,7 @@ class _Points:
 
     def tiles(self, kernel: Kernel) -> tuple[Tiles, int]:
         """How to cut a kernel, and the latents of a tile."""
-        tiles = tiles_of(kernel, self.num_latents, self.keys.element_size())
+        tiles = tiles_of(kernel, self.num_latents, self.depth, self.keys.element_size())
         return tiles, max(16, min(tiles.latents, triton.next_power_of_2(self.num_latents)))
 
     def slices(self, tiles: Tiles, programs_a_slice: int) -> tuple[int, int]:

@@ -46,17 +46,19 @@ _FULL_PRECISION: Final = Tiles(points=32, latents=32, stages=1, unrolled=1)
 _ENCODE: Final = Tiles(points=64, latents=64)
 _DECODE_FEW: Final = Tiles(points=64, latents=128, stages=4)
 _DECODE_MANY: Final = Tiles(points=64, latents=128, stages=1)
-_LATENT_GRADIENT: Final = Tiles(points=32, latents=128, warps=2)
-_POINT_GRADIENT_FEW: Final = Tiles(points=64, latents=64, warps=2, stages=2)
-_POINT_GRADIENT_MANY: Final = Tiles(points=64, latents=64, warps=4, stages=2)
+_LATENT_GRADIENT: Final = Tiles(points=32, latents=128, warps=2, polynomials=1)
+_POINT_GRADIENT_FEW: Final = Tiles(points=64, latents=32, warps=2, stages=2)
+_POINT_GRADIENT_WIDE: Final = Tiles(points=64, latents=32, warps=2, stages=2)
+_POINT_GRADIENT_MANY: Final = Tiles(points=32, latents=64, warps=2, stages=2)
 
 
-def tiles_of(kernel: Kernel, num_latents: int, element_size: int) -> Tiles:
+def tiles_of(kernel: Kernel, num_latents: int, depth: int, element_size: int) -> Tiles:
     """How to cut a kernel.
 
     Args:
         kernel: Which.
         num_latents: M.
+        depth: D, channels of a head.
         element_size: Bytes of a number of the keys.
     """
     if INTERPRETED:
@@ -69,7 +71,9 @@ def tiles_of(kernel: Kernel, num_latents: int, element_size: int) -> Tiles:
         return _DECODE_FEW if num_latents <= 128 else _DECODE_MANY
     if kernel == "latent_gradient":
         return _LATENT_GRADIENT
-    return _POINT_GRADIENT_FEW if num_latents <= 128 else _POINT_GRADIENT_MANY
+    if num_latents > 128:
+        return _POINT_GRADIENT_MANY
+    return _POINT_GRADIENT_FEW if depth < 16 else _POINT_GRADIENT_WIDE
 
 
 @dataclass(frozen=True)

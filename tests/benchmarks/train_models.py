@@ -158,6 +158,7 @@ def _train(run: Run, data: str, folder: Path, *, validate_every: int, max_steps:
         targets=[run.target],
         recipe=run.recipe,
         seed=[run.seed],
+        symmetries=True,
         max_steps=max_steps,
         validate_every=validate_every,
     )
