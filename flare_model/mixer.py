@@ -132,7 +132,7 @@ class FlareMixer(nn.Module):
 
     def project(self, norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of norm(x), each laid out as x; looks at one point at a time."""
-        if self.keys.by_kernel(x):
+        if self.keys.takes_norm(x):
             return self.keys.behind(norm, x), self.values.behind(norm, x)
         x = norm(x)
         return self.keys(x), self.values(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
@@ -55,8 +56,16 @@ class ResMLP(nn.Module):
         return out + hidden if self.output_residual else out
 
     def behind(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
-        """The network of norm(x), in one kernel with the norm where there is a kernel."""
-        return self._by_kernel(x, norm) if self.by_kernel(x) else self(norm(x))
+        """The network of norm(x), in one kernel with the norm where `takes_norm` says so."""
+        return self._by_kernel(x, norm) if self.takes_norm(x) else self(norm(x))
+
+    def takes_norm(self, x: Tensor) -> bool:
+        """Whether the kernel does the LayerNorm too.
+
+        When the model is compiled it does not: the compiler joins norms and residuals, and a step of a million points
+        is then faster.
+        """
+        return self.by_kernel(x) and not torch.compiler.is_compiling()
 
     def by_kernel(self, x: Tensor) -> bool:
         """Whether one kernel does it all for such input."""

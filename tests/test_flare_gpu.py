@@ -62,7 +62,7 @@ def test_steps_as_graphs_are_the_same_steps(box_dataset: str, tmp_path: Path, lo
     recipes = {"plain": recipe, "graphs": replace(recipe, step_graphs=True, round_points=32)}
     runs = {name: go(box_dataset, tmp_path / name, recipe=r, accelerator="gpu") for name, r in recipes.items()}
     plain, graphs = (losses(run) for run in runs.values())
-    assert [rate for _, _, rate in graphs] == pytest.approx([rate for _, _, rate in plain], rel=1e-6)
+    assert [float(rate) for _, _, rate in graphs] == pytest.approx([float(rate) for _, _, rate in plain], rel=1e-6)
     assert [float(loss) for _, loss, _ in graphs] == pytest.approx([float(loss) for _, loss, _ in plain], rel=2e-3)
 
 
@@ -72,7 +72,8 @@ def test_a_run_in_graphs_that_was_killed_goes_on(box_dataset: str, tmp_path: Pat
     kill(box_dataset, tmp_path / "cut", 5, recipe, checkpoint_every=3)
     cut = go(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=3)
     pairs = list(zip(losses(cut), losses(whole), strict=True))
-    assert all(float(a) == pytest.approx(float(b), rel=1e-3) for (_, a, _), (_, b, _) in pairs)
+    # Sums over the points of a case are taken in any order on a GPU, unless --recipe.deterministic asks for one.
+    assert all(float(a) == pytest.approx(float(b), rel=5e-3) for (_, a, _), (_, b, _) in pairs)
     assert [rate for (_, _, rate), _ in pairs] == [rate for _, (_, _, rate) in pairs]
 
 

@@ -253,7 +253,7 @@ def test_checkpoints_in_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -
         model = small("triton")
         model.activation_checkpointing = switch
         kept.append(gradients(model, points, autocast=True))
-    assert (kept[0] - kept[1]).norm() < 1e-3 * kept[0].norm()
+    assert (kept[0] - kept[1]).norm() < TOLERANCE[HALVES[-1]] / 4 * kept[0].norm()
     seen: list[int] = []
     (parts,) = in_chunks(lambda part: (seen.append(part.shape[-2]) or part * 2,), points)
     assert seen == [16, 16, 8]

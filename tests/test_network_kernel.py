@@ -17,7 +17,7 @@ from flare_model import implementation
 from flare_model.backbone import Block
 from flare_model.kernels import pointwise
 from flare_model.kernels.pointwise import network, network_operator
-from flare_model.kernels.tuning import INTERPRETED, gradient_points
+from flare_model.kernels.tuning import INTERPRETED
 from flare_model.mixer import FlareMixer
 from flare_model.model import Flare, FlareConfig
 from flare_model.pointwise import FeedForward, ResMLP
@@ -186,7 +186,8 @@ def test_compiling_breaks_no_graph() -> None:
     for some in (x[:20], x[:33]):
         with torch.autocast(DEVICE, dtype=HALVES[-1]):
             out = compiled(norm, some)
-        torch.testing.assert_close(out.float(), plain(norm(some)), atol=2e-2, rtol=2e-2)
+        wanted = plain(norm(some))
+        assert (out - wanted).norm() < TOLERANCE[HALVES[-1]] * wanted.norm()
         out.sum().backward()
     assert norm.weight.grad is not None
     assert norm.weight.grad.any()
@@ -204,9 +205,3 @@ def test_a_norm_is_left_to_pytorch_where_the_kernels_do_not_apply() -> None:
     keys, values = mixer.project(norm, x)
     torch.testing.assert_close((keys, values), (mixer.keys(norm(x)), mixer.values(norm(x))), atol=0, rtol=0)
     assert not hasattr(FeedForward(64, 64, 64), "behind")
-
-
-@pytest.mark.parametrize(("count", "points"), [(1, 64), (8_448, 64), (8_449, 128), (20_000, 64), (33_700, 128)])
-def test_a_tile_leaves_few_multiprocessors_idle(count: int, points: int) -> None:
-    assert gradient_points(count, 132) == points
-    assert gradient_points(10_000_000, 132) == 128

@@ -19,8 +19,8 @@ def network_gradient_kernel(
 ):  # fmt: skip
     """Gradient of x, [N, C], and each program's share of those of weights and vectors, with the programs in front.
 
-    The gradients of all matrices lie in registers, and leave no room for the slopes of the GELUs: those wait in slopes,
-    [programs, LAYERS - 1, POINTS, C] and of TYPE, which stays in the cache.
+    The gradients of all matrices lie in registers. With a LayerNorm they leave no room for the slopes of the GELUs:
+    those wait in slopes, [programs, LAYERS - 1, POINTS, C] and of TYPE, which stays in the cache.
     """
     w = matrices(weights, LAYERS, C, TYPE)
     dw = ()
@@ -32,18 +32,23 @@ def network_gradient_kernel(
         first, place, exists = rows(start, count, C, POINTS)
         h = first_hidden(tl.load(x + first + place, mask=exists, other=0.0), vectors, epsilon, LAYERS, C, NORM)
         hidden = (h.to(TYPE),)
+        held = ()
         for layer in tl.static_range(LAYERS - 1):
             h, slope = _up(h, w[layer], vectors, layer, C, POINTS, TYPE)
             hidden += (h.to(TYPE),)
-            tl.store(slopes + place + layer * POINTS * C, slope)
-        tl.debug_barrier()  # The thread that reads a slope need not be the one that wrote it.
+            if NORM:
+                tl.store(slopes + place + layer * POINTS * C, slope)
+            else:
+                held += (slope,)
+        if NORM:
+            tl.debug_barrier()  # The thread that reads a slope need not be the one that wrote it.
         # Where there is no point the gradient is 0, and so is what the point adds to dW and db.
         dh = tl.load(gradient + first + place, mask=exists, other=0.0).to(tl.float32)
         new_dw = ()
         for layer in tl.static_range(LAYERS - 1, -1, -1):
             behind = dh.to(TYPE)
             if layer < LAYERS - 1:
-                slope = tl.load(slopes + place + layer * POINTS * C)
+                slope = tl.load(slopes + place + layer * POINTS * C) if NORM else held[layer]
                 behind = (dh * slope.to(tl.float32)).to(TYPE)
             new_dw = (tl.dot(tl.trans(behind), hidden[layer], dw[layer]),) + new_dw
             sums = _add_column(sums, behind, layer, POINTS, TYPE)
@@ -52,7 +57,8 @@ def network_gradient_kernel(
         if NORM:
             dh, sums = _through_norm(dh, sums, x + first, vectors, place, exists, epsilon, LAYERS, C, POINTS, TYPE)
         tl.store(grad_x + first + place, dh.to(grad_x.dtype.element_ty), mask=exists)
-        tl.debug_barrier()
+        if NORM:
+            tl.debug_barrier()
     channels = tl.arange(0, C)
     for layer in tl.static_range(LAYERS):
         row = tl.program_id(0) * LAYERS + layer

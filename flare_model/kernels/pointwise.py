@@ -95,14 +95,16 @@ def network_backward_operator(
 def _differentiate_at_once(
     gradient: Tensor, x: Tensor, weights: Tensor, vectors: Tensor, epsilon: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    tiles = gradient_tiles(x.shape[-1], _count(x), _multiprocessors(x))
+    norm = len(vectors) > len(weights)
+    tiles = gradient_tiles(x.shape[-1], norm=norm)
     programs = _programs(x, _count(x), tiles)
     grad_x = torch.empty_like(x)
     grad_weights, grad_vectors = (
         weights.new_empty(programs, *weights.shape),
         vectors.new_empty(programs, *vectors.shape),
     )
-    slopes = x.new_empty(programs, len(weights) - 1, tiles.points, x.shape[-1], dtype=dtype)
+    waiting = (programs, len(weights) - 1, tiles.points, x.shape[-1]) if norm else (1,)
+    slopes = x.new_empty(waiting, dtype=dtype)
     network_gradient_kernel[(programs,)](
         x, weights, vectors, gradient, grad_x, grad_weights, grad_vectors, slopes, _count(x), epsilon,
         **_options(weights, vectors, dtype, tiles),
@@ -116,7 +118,7 @@ def _differentiate_in_chunks(
     grad_x = torch.empty_like(x)
     grad_weights, grad_vectors = torch.zeros_like(weights), torch.zeros_like(vectors)
     layers, width = weights.shape[:2]
-    tiles = gradient_tiles(width, _count(x), _multiprocessors(x))
+    tiles = gradient_tiles(width, norm=len(vectors) > layers)
     rows = [torch.split(tensor.view(-1, width), _CHUNK) for tensor in (x, gradient, grad_x)]
     for some_x, some_gradient, some_grad_x in zip(*rows, strict=True):
         slices = triton.cdiv(len(some_x), _SLICE)

@@ -95,9 +95,6 @@ class NetworkTiles:
 
 _SMALL_NETWORK: Final = NetworkTiles(points=16, warps=1)
 
-_TILE_COST: Final = 16
-"""Points that a tile is assumed to cost beyond its own, so that small tiles have to gain something; not measured."""
-
 
 def network_tiles(channels: int) -> NetworkTiles:
     """How to cut the network itself: matrices of 128 channels fill the shared memory of a multiprocessor."""
@@ -106,34 +103,15 @@ def network_tiles(channels: int) -> NetworkTiles:
     return NetworkTiles(points=64, warps=4, stages=2, programs=4) if channels <= 64 else NetworkTiles(128, warps=8)
 
 
-def gradient_tiles(channels: int, count: int, multiprocessors: int) -> NetworkTiles:
+def gradient_tiles(channels: int, *, norm: bool) -> NetworkTiles:
     """How to cut the gradient of the network.
 
     Args:
         channels: C.
-        count: N, points in all.
-        multiprocessors: Of the device.
+        norm: Whether a LayerNorm goes before it.
     """
     if INTERPRETED:
         return _SMALL_NETWORK
     if channels > 64:
         return NetworkTiles(points=64, warps=8)
-    points = gradient_points(count, multiprocessors)
-    return NetworkTiles(points, warps=points // 16, programs=128 // points)
-
-
-def gradient_points(count: int, multiprocessors: int, choices: tuple[int, ...] = (64, 128)) -> int:
-    """Points of a tile, so that few multiprocessors are idle in the last round, in which each takes a tile.
-
-    Args:
-        count: N, points in all.
-        multiprocessors: Of the device.
-        choices: Sizes that a tile may have.
-
-    Example:
-        20,000 points are 157 tiles of 128, two rounds of 132 multiprocessors, or 313 of 64, three shorter ones:
-
-        >>> gradient_points(20_000, 132), gradient_points(33_000, 132), gradient_points(1_000_000, 132)
-        (64, 128, 128)
-    """
-    return min(choices, key=lambda points: triton.cdiv(count, points * multiprocessors) * (points + _TILE_COST))
+    return NetworkTiles(points=64, warps=4, programs=2) if norm else NetworkTiles(points=128, warps=8)
