@@ -116,7 +116,7 @@ def point_gradient_kernel(
     num_meshes, num_points, num_latents, total_points, slice_length, search_steps, latent,
     HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NARROW: tl.constexpr, LATENTS: tl.constexpr,
     TILES: tl.constexpr, POINTS: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr, MASKED: tl.constexpr,
-    UNEVEN: tl.constexpr, ADD: tl.constexpr, QUICK: tl.constexpr, SPARE: tl.constexpr,
+    UNEVEN: tl.constexpr, ADD: tl.constexpr, QUICK: tl.constexpr, SPARE: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
     """Pass two. One slice of points, one head, TILES tiles of latents: dK, dV and a share of dQ, [slices, H, M, D].
 
@@ -133,6 +133,10 @@ def point_gradient_kernel(
     points = (keys, values, decoded, grad_decoded, normalisers, mask)
     operands = _all_operands(queries, encoded, grad_encoded, levels, head, row, keys.dtype.element_ty,
                              LATENTS, TILES, DEPTH, WIDTH, NARROW, QUICK, SPARE)  # fmt: skip
+    exact_operands = operands
+    if QUICK and not LATE:
+        exact_operands = _all_operands(queries, encoded, grad_encoded, levels, head, row, keys.dtype.element_ty,
+                                       LATENTS, TILES, DEPTH, WIDTH, NARROW, False, SPARE)  # fmt: skip
     dq = ()
     for _ in tl.static_range(TILES):
         dq += (tl.zeros((LATENTS, NARROW), tl.float32),)
@@ -144,12 +148,11 @@ def point_gradient_kernel(
         dq = _advance(dq, operands, levels, points, grad_keys, grad_values, first, start, count, head,
                       HEADS, DEPTH, WIDTH, NARROW, POINTS, PRECISION, MASKED, UNEVEN, ADD, False, QUICK,
                       SPARE)  # fmt: skip
-    if QUICK:
-        # Made here, they take no room in the loop above.
-        operands = _all_operands(queries, encoded, grad_encoded, levels, head, row, keys.dtype.element_ty,
-                                 LATENTS, TILES, DEPTH, WIDTH, NARROW, False, SPARE)  # fmt: skip
+    if QUICK and LATE:
+        exact_operands = _all_operands(queries, encoded, grad_encoded, levels, head, row, keys.dtype.element_ty,
+                                       LATENTS, TILES, DEPTH, WIDTH, NARROW, False, SPARE)  # fmt: skip
     for start in range(whole, count, POINTS):
-        dq = _advance(dq, operands, levels, points, grad_keys, grad_values, first, start, count, head,
+        dq = _advance(dq, exact_operands, levels, points, grad_keys, grad_values, first, start, count, head,
                       HEADS, DEPTH, WIDTH, NARROW, POINTS, PRECISION, MASKED, UNEVEN, ADD, True, False,
                       SPARE)  # fmt: skip
     for tile in tl.static_range(TILES):

@@ -201,7 +201,7 @@ def _point_gradients(
             scales, bounds, points.mask, points.offsets, parts, *gradients,
             **points.place(length), total_points=points.total, latent=latent, **points.constants(tiles, latents),
             NARROW=points.narrow, TILES=together // latents, MASKED=points.mask is not None, UNEVEN=uneven,
-            ADD=latent > 0, QUICK=quick, SPARE=wide and points.depth <= 12,
+            ADD=latent > 0, QUICK=quick, SPARE=wide and points.depth <= 12, LATE=tiles.late,
         )  # fmt: skip
     grad_keys, grad_values = (t.to(values.dtype) for t in gradients)
     return parts.sum(0).to(queries.dtype), grad_keys, grad_values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import triton
@@ -25,6 +25,8 @@ class Tiles:
         programs: Programs to have about, where there are points enough.
         unrolled: Tiles of latents that pass two of the gradient takes at a time: dQ of all of them lies in registers.
         polynomials: How many of four exponentials are taken by polynomials, 0 to 2; pass two takes none.
+        late: In pass two, make the operands of the exact way where they are needed, not before all loops. Which of the
+            two spares more registers differs from shape to shape.
         registers: Most registers of a thread; None leaves it to the compiler.
     """
 
@@ -35,6 +37,7 @@ class Tiles:
     programs: int = 2112
     unrolled: int = 4
     polynomials: int = 0
+    late: bool = False
     registers: int | None = None
 
 
@@ -47,8 +50,7 @@ _ENCODE: Final = Tiles(points=64, latents=64)
 _DECODE_FEW: Final = Tiles(points=64, latents=128, stages=4)
 _DECODE_MANY: Final = Tiles(points=64, latents=128, stages=1)
 _LATENT_GRADIENT: Final = Tiles(points=32, latents=128, warps=2, polynomials=1)
-_POINT_GRADIENT_FEW: Final = Tiles(points=64, latents=32, warps=2, stages=2)
-_POINT_GRADIENT_WIDE: Final = Tiles(points=64, latents=32, warps=2, stages=2)
+_POINT_GRADIENT_FEW: Final = Tiles(points=64, latents=32, warps=2, stages=2, unrolled=8)
 _POINT_GRADIENT_MANY: Final = Tiles(points=32, latents=64, warps=2, stages=2)
 
 
@@ -71,9 +73,7 @@ def tiles_of(kernel: Kernel, num_latents: int, depth: int, element_size: int) ->
         return _DECODE_FEW if num_latents <= 128 else _DECODE_MANY
     if kernel == "latent_gradient":
         return _LATENT_GRADIENT
-    if num_latents > 128:
-        return _POINT_GRADIENT_MANY
-    return _POINT_GRADIENT_FEW if depth < 16 else _POINT_GRADIENT_WIDE
+    return replace(_POINT_GRADIENT_FEW if num_latents <= 128 else _POINT_GRADIENT_MANY, late=depth == 8)
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,9 @@ CANDIDATES: dict[str, list[Tiles]] = {
                 (32, 128, 2, 3, 0, None)]],
     "latent_gradient": [Tiles(p, m, w, s, polynomials=f) for p, m, w, s, f in
                         [(32, 128, 2, 3, 0), (32, 128, 2, 3, 1), (32, 128, 2, 3, 2)]],
-    "point_gradient": [Tiles(p, m, w, s, unrolled=u, registers=r) for p, m, w, s, u, r in
-                       [(64, 32, 2, 2, 8, None), (64, 32, 2, 2, 8, 168), (64, 64, 2, 2, 4, 168),
-                        (32, 64, 2, 2, 4, 168), (32, 64, 2, 1, 4, 168), (32, 64, 2, 1, 4, 128),
-                        (32, 64, 2, 2, 4, None), (64, 32, 2, 1, 8, 168)]],
+    "point_gradient": [Tiles(p, m, w, s, unrolled=u, registers=r, late=x) for p, m, w, s, u, r, x in
+                       [(64, 32, 2, 2, 8, None, False), (64, 32, 2, 2, 8, None, True), (64, 64, 2, 2, 4, 168, True),
+                        (32, 64, 2, 2, 4, None, False), (32, 64, 2, 2, 4, None, True)]],
 }  # fmt: skip
 
 
