@@ -65,11 +65,22 @@ class StepGraphs:
         """
         size = (len(batch.points), len(batch.offsets))
         if size not in self._recordings:
+            self._make_room(size)
             self._recordings[size] = self._record(batch)
-            if len(self._recordings) > MOST_SIZES:
-                self._recordings.popitem(last=False)
         self._recordings.move_to_end(size)
         return self._recordings[size].replay(batch)
+
+    def _make_room(self, size: tuple[int, int]) -> None:
+        """Before a larger size than any so far, start anew: smaller ones then find room in the memory of the largest.
+
+        A graph keeps what it was recorded in, and what is larger than that would lie beside it.
+        """
+        if self._recordings and size[0] > max(points for points, _ in self._recordings):
+            torch.cuda.synchronize()
+            self._recordings.clear()
+            self._pool = None
+        elif len(self._recordings) == MOST_SIZES:
+            self._recordings.popitem(last=False)
 
     def _record(self, batch: Batch) -> _Recording:
         device = batch.points.device
@@ -83,6 +94,11 @@ class StepGraphs:
                 self._update()
         except LpbfError:
             raise
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                f"a training step of {len(batch.points)} points doesn't fit into what is free of the GPU's memory; "
+                "lower --recipe.batch_size, or switch --recipe.activation_checkpointing on"
+            ) from error
         except RuntimeError as error:
             raise UsageError(
                 "a training step of this model can't be recorded as a CUDA graph, which must not read anything back to "
