@@ -18,7 +18,7 @@ from flare_model.batches import Batch
 from lpbf_data.errors import LpbfError, UsageError
 
 MOST_SIZES: Final = 256
-"""Recordings that are kept; each takes megabytes. The one that was used longest ago makes room."""
+"""Recordings that are kept; each takes megabytes. The one that was used longest ago makes room, but for the largest."""
 
 Step = Callable[[Batch], Tensor]
 
@@ -75,12 +75,14 @@ class StepGraphs:
 
         A graph keeps what it was recorded in, and what is larger than that would lie beside it.
         """
-        if self._recordings and size[0] > max(points for points, _ in self._recordings):
+        largest = max((points for points, _ in self._recordings), default=size[0])
+        if size[0] > largest:
             torch.cuda.synchronize()
             self._recordings.clear()
             self._pool = None
         elif len(self._recordings) == MOST_SIZES:
-            self._recordings.popitem(last=False)
+            unused = next((one for one in self._recordings if one[0] < largest), next(iter(self._recordings)))
+            del self._recordings[unused]
 
     def _record(self, batch: Batch) -> _Recording:
         device = batch.points.device
