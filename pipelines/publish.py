@@ -108,6 +108,24 @@ def _staged(root: Path, changed: Mapping[str, str]) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def _contents(root: Path, files: Sequence[Path]) -> list[str]:
+    """A line for each file beside the others at the top, and for each folder there with all that it holds.
+
+    Args:
+        root: The data set.
+        files: Files in it.
+    """
+    kinds: dict[str, list[Path]] = {}
+    for path in files:
+        first, *rest = path.relative_to(root).parts
+        kinds.setdefault(f"{first}/" if rest else first, []).append(path)
+    lines = []
+    for name, members in kinds.items():
+        size = human_bytes(sum(path.stat().st_size for path in members))
+        lines.append(f"{size:>10}  {name}" + (f"  {len(members):,} files" if name.endswith("/") else ""))
+    return lines
+
+
 def publish(
     data: str,
     *,
@@ -156,8 +174,8 @@ def publish(
     files = published_files(root)
     size = human_bytes(sum(path.stat().st_size for path in files))
     if dry_run:
-        for path in files:
-            console.print(f"{path.stat().st_size:>12,}  {path.relative_to(root).as_posix()}", highlight=False)
+        for line in _contents(root, files):
+            console.print(line, highlight=False)
         console.print(f"{len(files):,} files, {size}, would go to {repo}; nothing was sent", highlight=False)
         return 0
     with _staged(root, changed) as folder:
