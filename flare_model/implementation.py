@@ -19,9 +19,10 @@ _log = logging.getLogger(__name__)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The type that products of a tensor are taken in: that of autocast where it is on."""
+    """The type that products of a tensor are taken in: that of autocast where it is on, which leaves float64 alone."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    taken = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if taken else x.dtype
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -65,8 +66,13 @@ def network_by_kernels(
 
 
 def _considered(implementation: Implementation, device: str) -> bool:
-    """Whether the kernels are asked for; auto takes them on GPUs alone, as an interpreter on a CPU is slow."""
-    return implementation == "triton" or (implementation == "auto" and device == "cuda")
+    """Whether the kernels are asked for.
+
+    auto takes them on GPUs alone, as an interpreter on a CPU is slow, and leaves them out of exported models, which are
+    to run elsewhere, without this package.
+    """
+    automatically = implementation == "auto" and device == "cuda" and not torch.compiler.is_exporting()
+    return implementation == "triton" or automatically
 
 
 def _why_not(device: str, dtype: torch.dtype, depth: int, num_latents: int) -> str | None:

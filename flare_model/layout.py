@@ -99,6 +99,11 @@ class Layout:
         if len(self.offsets) == 2:
             return function(*(t.unsqueeze(0) for t in tensors), mask=None).squeeze(0)
         if self.sizes is None:
+            if not torch.compiler.is_compiling() and _capturing():
+                raise UsageError(
+                    "this way of mixing needs to know where meshes end, which a CUDA graph can't ask: train without "
+                    "--recipe.step_graphs, or with a mixer that the kernels compute"
+                )
             return self._attend_without_sizes(function, *tensors)
         if self.padding is not None:
             padded = function(*(t[self.padding.index] for t in tensors), mask=self.padding.exists)
@@ -119,7 +124,11 @@ class Layout:
 
 def _recording() -> bool:
     """Whether operations are being recorded, to be repeated on other values."""
-    return torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+    return torch.compiler.is_compiling() or _capturing()
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _padding(offsets: Tensor, sizes: tuple[int, ...]) -> Padding:

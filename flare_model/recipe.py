@@ -106,6 +106,7 @@ class Recipe:
         for unfit, what in (
             (self.accumulate > 1, f"--recipe.accumulate {self.accumulate}: a graph holds one batch"),
             (self.precision == "16-mixed", "--recipe.precision 16-mixed, whose loss scale is decided by the host"),
+            (self.cycle_beta1, "--recipe.cycle_beta1: a graph keeps the beta1 that it was recorded with"),
             (
                 self.compile not in ("off", "default"),
                 f"--recipe.compile {self.compile}, which records graphs of its own",

@@ -67,7 +67,8 @@ class Settings:
             "model": asdict(self.model),
             "targets": [t.name for t in self.targets],
             "features": [f.name for f in self.features],
-            "recipe": asdict(self.recipe),
+            # Runs that began before there were step graphs go on.
+            "recipe": {k: v for k, v in asdict(self.recipe).items() if k != "step_graphs" or v},
             "seed": self.seed,
             "max_steps": self.max_steps,
             "thin_to": self.thin_to,

@@ -6,6 +6,7 @@ copied into them. Fill batches up to few sizes: [filled][flare_model.batches.Bat
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,10 +45,13 @@ class StepGraphs:
         differentiate: Loss and gradients of a batch whose tensors, offsets included, lie on the device.
         update: What follows: clipping and the optimiser.
         optimizer: The optimiser, capturable.
+        model: What is trained.
     """
 
-    def __init__(self, differentiate: Step, update: Callable[[], None], optimizer: torch.optim.Optimizer) -> None:
-        self._differentiate, self._update, self._optimizer = differentiate, update, optimizer
+    def __init__(
+        self, differentiate: Step, update: Callable[[], None], optimizer: torch.optim.Optimizer, model: torch.nn.Module
+    ) -> None:
+        self._differentiate, self._update, self._optimizer, self._model = differentiate, update, optimizer, model
         self._recordings: OrderedDict[tuple[int, int], _Recording] = OrderedDict()
         self._pool: Any = None
 
@@ -85,33 +89,38 @@ class StepGraphs:
             del self._recordings[unused]
 
     def _record(self, batch: Batch) -> _Recording:
-        device = batch.points.device
-        static = batch.on(device)
+        static = batch.on(batch.points.device)
         try:
             self._warm_up(static)
-            graph = torch.cuda.CUDAGraph()
-            # Nothing outlives a replay but the loss, which is copied at once: all sizes share their memory.
-            with torch.cuda.graph(graph, pool=self._pool):
-                loss = self._differentiate(static)
-                self._update()
-        except LpbfError:
-            raise
+            return self._capture(static)
         except torch.OutOfMemoryError as error:
             raise UsageError(
                 f"a training step of {len(batch.points)} points doesn't fit into what is free of the GPU's memory; "
-                "lower --recipe.batch_size, or switch --recipe.activation_checkpointing on"
+                "lower --recipe.batch_size, thin parts with --thin_to, or switch --recipe.activation_checkpointing on"
             ) from error
+
+    def _capture(self, static: Batch) -> _Recording:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Nothing outlives a replay but the loss, which is copied at once: all sizes share their memory. Other
+            # threads go on meanwhile: one of them reads ahead, and pins memory.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                loss = self._differentiate(static)
+                self._update()
+        except (LpbfError, torch.OutOfMemoryError):
+            raise
         except RuntimeError as error:
             raise UsageError(
                 "a training step of this model can't be recorded as a CUDA graph, which must not read anything back to "
-                f"the host: {str(error).splitlines()[0]}. Train it with --recipe.step_graphs false"
+                f"the host: {str(error).partition(chr(10))[0]}. Train it with --recipe.step_graphs false"
             ) from error
         self._pool = self._pool or graph.pool()
         self._optimizer.zero_grad(set_to_none=True)
         return _Recording(graph, static, loss.detach())
 
     def _warm_up(self, static: Batch) -> None:
-        """Let libraries and kernels load; weights and the optimiser's averages stay as they are."""
+        """Let libraries and kernels load; weights, buffers, averages and random numbers stay as they are."""
+        buffers, random = [buffer.clone() for buffer in self._model.buffers()], torch.cuda.get_rng_state()
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -120,6 +129,9 @@ class StepGraphs:
                 make_state(self._optimizer)
             self._optimizer.zero_grad(set_to_none=True)
         torch.cuda.current_stream().wait_stream(aside)
+        for buffer, value in zip(self._model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+        torch.cuda.set_rng_state(random)
         torch.cuda.synchronize()
 
 
@@ -134,7 +146,10 @@ def make_state(optimizer: torch.optim.Optimizer) -> None:
         group["lr"].zero_()
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+    with warnings.catch_warnings():
+        # It knows no reason to take a step outside of a recording.
+        warnings.filterwarnings("ignore", message=".*[Cc]apturable")
+        optimizer.step()
     for state in optimizer.state.values():
         state["step"].zero_()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):

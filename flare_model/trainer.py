@@ -125,7 +125,7 @@ class Trainer:
             self.judged = Surrogate(self.average.module, usage, settings.model).to(self.fabric.device)
         if recipe.compile != "off":
             model.compile(mode=None if recipe.compile == "default" else recipe.compile, dynamic=True)
-        self.graphs = StepGraphs(self._differentiate, self._update, self.optimizer) if self.recorded else None
+        self.graphs = StepGraphs(self._differentiate, self._update, self.optimizer, model) if self.recorded else None
 
     def fit(self) -> None:
         """Train to the end, from the latest checkpoint if there is one.
@@ -206,7 +206,8 @@ class Trainer:
 
     def predict(self, module: torch.nn.Module, batch: Batch) -> Tensor:
         """Predictions of a surrogate for a batch, in physical units, [ΣN, T]."""
-        filled = batch.filled(self.recipe.round_points) if self.recipe.round_points else batch
+        whole = len(batch.offsets) > len(batch) + 1  # filled already
+        filled = batch.filled(self.recipe.round_points) if self.recipe.round_points and not whole else batch
         offsets = filled.offsets
         if self.recipe.compile != "off":
             offsets = offsets.to(batch.points.device)  # A graph on the device can't read the host.
@@ -349,10 +350,14 @@ class Trainer:
                 f"{self.fabric.world_size}; go on with as many, or give another --out"
             )
         self.surrogate.model.load_state_dict(weights["model"])
-        self.optimizer.load_state_dict(rest["optimizer"])
-        for group in self.optimizer.param_groups:
+        for mine, theirs in zip(self.optimizer.param_groups, rest["optimizer"]["param_groups"], strict=True):
+            # The checkpoint may come from another device.
+            theirs |= {name: mine[name] for name in ("capturable", "fused")}
             if self.recorded:
-                group["lr"] = torch.as_tensor(group["lr"], device=self.fabric.device)
+                theirs["lr"] = torch.as_tensor(theirs["lr"], device=self.fabric.device)
+            else:
+                theirs["lr"] = float(theirs["lr"])
+        self.optimizer.load_state_dict(rest["optimizer"])
         self.schedule.load_state_dict(rest["schedule"])
         self.precision.load_state_dict(rest["precision"])
         if self.average is not None:

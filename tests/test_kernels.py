@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
+import struct
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +23,7 @@ import triton.language as tl
 
 from flare_model import implementation
 from flare_model.backbone import in_chunks
-from flare_model.kernels import support
+from flare_model.kernels import arithmetic, support
 from flare_model.kernels.meshes import slice_of_mesh
 from flare_model.kernels.mixing import mix, mix_operator
 from flare_model.kernels.tuning import INTERPRETED
@@ -309,6 +312,42 @@ def test_auto_takes_the_kernels_on_a_gpu(caplog: pytest.LogCaptureFixture) -> No
         assert implementation.mix_by_kernels("auto", "cuda", torch.bfloat16, 8, 128)
         assert implementation.network_by_kernels("auto", "cuda", torch.bfloat16, 64, 5)
     assert not caplog.records
+
+
+def test_polynomials_are_as_near_as_they_say() -> None:
+    """The constants as they stand in the machine's language, in float32, where a GPU's multiply-add rounds once."""
+    lines = [line for line in arithmetic._power_of_two(1).splitlines() if line.startswith("fma")]
+    cubic = [struct.unpack(">f", bytes.fromhex(word))[0] for line in lines for word in re.findall("0f(.{8})", line)]
+    f = torch.linspace(-0.5, 0.5, 10_001, dtype=torch.float64)
+    value = torch.zeros_like(f)
+    for coefficient in cubic:
+        value = value * f + coefficient
+    assert len(cubic) == 4
+    assert ((value / 2**f) - 1).abs().max() < 7.6e-5
+    assert arithmetic._power_of_two(2).count("ex2") == 2
+
+
+def test_auto_leaves_kernels_out_where_they_do_not_belong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert not implementation.mix_by_kernels("auto", "cuda", torch.bfloat16, 8, 128)
+    with pytest.raises(UsageError, match=r"compute capability 8.0 or more, and this one has 7.5"):
+        implementation.mix_by_kernels("triton", "cuda", torch.bfloat16, 8, 128)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    for memory, taken in ((101_376, False), (232_448, True)):
+        device = SimpleNamespace(shared_memory_per_block_optin=memory)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=device: device)
+        assert implementation.mix_by_kernels("auto", "cuda", torch.bfloat16, 8, 128)
+        assert implementation.network_by_kernels("auto", "cuda", torch.bfloat16, 64, 5) is taken
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    assert not implementation.mix_by_kernels("auto", "cuda", torch.bfloat16, 8, 128)
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    x = torch.zeros(2, dtype=torch.float64, device=DEVICE)
+    with torch.autocast(DEVICE, dtype=HALVES[-1]):
+        assert implementation.compute_dtype(x) == torch.float64
+        assert implementation.compute_dtype(x.float()) == HALVES[-1]
 
 
 @pytest.mark.usefixtures("fresh_log")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ from flare_model.spec import ModelSpec
 from flare_model.step_graphs import StepGraphs, make_state
 from flare_model.train import open_splits
 from flare_model.trainer import Trainer
+from flare_model.training_state import STATE_NAME
 from lpbf_data.errors import UsageError
 from tests.flare_support import TINY, go, losses
 
@@ -32,6 +35,12 @@ def test_what_fills_a_batch_is_no_part_of_its_loss(box_dataset: str, tmp_path: P
     batch = Batch.of(next(iter(trainer.loader)), settings.targets, ())
     assert len(batch) == 3
     torch.testing.assert_close(trainer.loss(batch.filled(64).on("cpu")), trainer.loss(batch))
+    trainer.recipe = replace(recipe, round_points=64)
+    seen: list[int] = []
+    trainer.wrapped.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    for given in (batch, batch.filled(64)):  # What is filled is not filled again.
+        torch.testing.assert_close(trainer.loss(given.on("cpu")), trainer.loss(batch))
+    assert set(seen) == {-(-(len(batch.points) + 1) // 64) * 64}
 
 
 def test_making_the_state_of_an_optimiser_is_no_step() -> None:
@@ -67,7 +76,7 @@ def test_recordings_start_anew_before_a_larger_size(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr("flare_model.step_graphs.MOST_SIZES", 3)
-    graphs = Sizes(lambda _: torch.zeros(()), lambda: None, torch.optim.SGD([torch.zeros(1)]))
+    graphs = Sizes(lambda _: torch.zeros(()), lambda: None, torch.optim.SGD([torch.zeros(1)]), torch.nn.Identity())
     for count in (20, 10, 20, 30, 10, 20, 10, 5, 20, 30):
         points = torch.zeros(count, 3)
         graphs(Batch(points, None, points, torch.tensor([0, count]), ("",)))
@@ -89,8 +98,41 @@ def test_step_graphs_are_left_out_on_a_cpu(box_dataset: str, tmp_path: Path, cap
         ({"accumulate": 2}, "accumulate 2"),
         ({"precision": "16-mixed"}, "16-mixed"),
         ({"compile": "max-autotune"}, "own"),
+        ({"cycle_beta1": True}, "beta1"),
     ],
 )
 def test_what_does_not_go_with_step_graphs(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=f"--recipe.step_graphs doesn't go with .*{words}"):
         Recipe(step_graphs=True, **options)
+
+
+def test_runs_from_before_step_graphs_go_on(box_dataset: str) -> None:
+    identities = [
+        make_settings(
+            ModelSpec(**TINY),
+            ["displacement_z"],
+            [],
+            data=box_dataset,
+            accelerator="cpu",
+            recipe=Recipe(step_graphs=on),
+        ).identity["recipe"]
+        for on in (False, True)
+    ]
+    assert "step_graphs" not in identities[0]
+    assert identities[1]["step_graphs"] is True
+
+
+def test_a_checkpoint_of_recorded_steps_opens_where_none_are_recorded(box_dataset: str, tmp_path: Path) -> None:
+    """As that of a GPU on a CPU: its learning rate is a tensor, and its optimiser says that it is capturable."""
+    recipe = Recipe(epochs=2)
+    whole = go(box_dataset, tmp_path / "whole", recipe=recipe, checkpoint_every=4)
+    cut = go(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=4)
+    folder, *later = sorted((cut / "checkpoints").iterdir())
+    for newer in later:
+        shutil.rmtree(newer)
+    rest = torch.load(folder / STATE_NAME, weights_only=True)
+    for group in rest["optimizer"]["param_groups"]:
+        group |= {"lr": torch.tensor(group["lr"]), "capturable": True, "fused": True}
+    torch.save(rest, folder / STATE_NAME)
+    go(box_dataset, cut, recipe=recipe, checkpoint_every=4)
+    assert [float(loss) for _, loss, _ in losses(cut)] == pytest.approx([float(loss) for _, loss, _ in losses(whole)])

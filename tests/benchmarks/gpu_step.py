@@ -65,7 +65,7 @@ class Step:
         if compiled != "off":
             self.model.compile(mode=None if compiled == "default" else compiled, dynamic=True)
         self.compiled = compiled != "off"
-        self.graphs = StepGraphs(self._differentiate, self._update, self.optimizer) if graphs else None
+        self.graphs = StepGraphs(self._differentiate, self._update, self.optimizer, self.model) if graphs else None
 
     def __call__(self, batch: Batch) -> Tensor:
         if self.graphs:
@@ -160,7 +160,8 @@ def largest(*_: str) -> dict[str, Any]:
                 rows.append({"points": count, "peak_gib": peak, "seconds": time.monotonic() - begin, "loss": losses[0]})
                 print(rows[-1], flush=True)
         except torch.OutOfMemoryError as error:
-            print(count, str(error)[:100], flush=True)
+            rows.append({"points": count, "does_not_fit": str(error)[:200]})
+            print(rows[-1], flush=True)
             break
     return {"rows": rows}
 
