@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from flare_model.envelope import BUILD_VOLUME, Envelope
 from flare_model.metrics import floor_of
 from flare_model.targets import Target
 from lpbf_data.batching import collate_ragged
+from lpbf_data.cached import cached_property
 from lpbf_data.datasets import CaseDataset, load_dataset
 from lpbf_data.errors import UsageError
 from lpbf_data.loader import Loader, make_loader

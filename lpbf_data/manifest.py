@@ -11,13 +11,13 @@ import dataclasses
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from typing import Any, Final, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lpbf_data.cached import cached_property
 from lpbf_data.errors import FailureReason, SchemaError, StoreError
 from lpbf_data.record import CaseRecord, Failure, Measures, Placement, Rejection, RunInfo, SourceRef, is_case_id
 from lpbf_data.schema import SCHEMA_VERSION

@@ -7,7 +7,6 @@ BYTE_STREAM_SPLIT, connectivity is DELTA_BINARY_PACKED, both under zstd; every p
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lpbf_data.arrays import TARGET_COLUMN, Arrays, Selection, interleave
+from lpbf_data.cached import cached_property
 from lpbf_data.case import Case, Scalar
 from lpbf_data.errors import SchemaError, StoreError
 from lpbf_data.record import ATTRIBUTE_TYPES

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
+
+PATIENCE_SECONDS: Final = 60.0
+"""How long the end of an epoch waits for the thread."""
 
 
 class ReadAhead(Generic[T]):
@@ -84,4 +88,11 @@ class ReadAhead(Generic[T]):
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(PATIENCE_SECONDS)
+        if self._thread.is_alive():
+            warnings.warn(
+                f"what reads ahead has not ended within {PATIENCE_SECONDS:g} s and is left to itself: a worker or the "
+                "storage hangs",
+                RuntimeWarning,
+                stacklevel=2,
+            )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import IO, Final, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lpbf_data.cached import cached_property
 from lpbf_data.errors import StoreError
 from lpbf_data.folder import Files
 from lpbf_data.footers import KeptFooters

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ import trimesh
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from lpbf_data.cached import cached_property
 from lpbf_data.errors import GeometryError
 
 _SAMPLES: Final = 1  # NetFabb's rule: a cell belongs to the part when its centre does

@@ -13,11 +13,11 @@ Connectivity is zero-based within its case. A part is written whole by one task.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -28,6 +28,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore
 
 from lpbf_data.arrays import TARGET_COMPONENT, TARGET_FIELD, Arrays, Selection
+from lpbf_data.cached import cached_property
 from lpbf_data.case import Case, Scalar
 from lpbf_data.errors import StoreError
 from lpbf_data.record import ATTRIBUTE_TYPES
@@ -41,15 +42,25 @@ CHUNK_LENGTH: Final = 8192
 _READING: Final = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
 # Several writing threads would order the inner chunks of a shard as they finish: the same input, other bytes.
 _WRITING: Final = _READING | {"async.concurrency": 1, "threading.max_workers": 1}
-_SETTINGS_LOCK: Final = threading.RLock()
+_settings_lock = threading.RLock()
 _CF: Final = {"Conventions": "CF-1.12", "featureType": "point"}
 
 
 @contextmanager
 def _settings(settings: Mapping[str, Any]) -> Iterator[None]:
     """Zarr's settings hold for the whole process, so only one thread of it may change them at a time."""
-    with _SETTINGS_LOCK, zarr.config.set(dict(settings)):
+    with _settings_lock, zarr.config.set(dict(settings)):
         yield
+
+
+def _renew_lock() -> None:
+    """A forked worker has none of the threads that might hold the lock, and would wait for them."""
+    global _settings_lock  # noqa: PLW0603
+    _settings_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _write_array(

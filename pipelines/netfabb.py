@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lpbf_data.cached import cached_property
 from lpbf_data.case import Case
 from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.mesh import hex_corner_volumes

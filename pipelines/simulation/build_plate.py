@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lpbf_data.cached import cached_property
 from lpbf_data.voxelize import VoxelMesh
 from pipelines.simulation.thermal import PLATE_LEVELS
 

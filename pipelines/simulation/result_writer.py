@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lpbf_data.cached import cached_property
 from lpbf_data.schema import FIELDS
 from lpbf_data.voxelize import Surface, write_stl
 from pipelines.ensight import (

@@ -7,7 +7,6 @@ too large for dense blocks: conjugate gradients with smoothed aggregation, whose
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
+from lpbf_data.cached import cached_property
 from lpbf_data.errors import LpbfError
 from lpbf_data.voxelize import VoxelMesh
 
