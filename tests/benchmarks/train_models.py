@@ -1,6 +1,6 @@
 """The numbers of the training system, in one command.
 
-    python -m tests.benchmarks.train_models --data lpbf/ --work runs/numbers --processes 16 --minutes 4
+    python -m tests.benchmarks.train_models --data lpbf/ --work runs/numbers --processes 8 --epochs 30
 
 On a GPU, with a corpus of 1,000 parts or more in train, validation and test splits by design, this trains and judges
 
