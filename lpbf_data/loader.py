@@ -203,7 +203,7 @@ def make_loader(
     data: str | Path | CaseDataset | CaseStream,
     split: str = "train",
     *,
-    batch_size: int | None = 1,
+    batch_size: int | None = None,
     max_points: int | None = None,
     shuffle: bool = False,
     seed: int = 0,
@@ -231,7 +231,8 @@ def make_loader(
         data: The data set by its name, as [load_dataset][lpbf_data.load_dataset] takes it; or an opened one, which
             has its own fields, cells, edges and cache.
         split: Its split.
-        batch_size: Cases a rank and step; together with `max_points` the largest number of them, None for any.
+        batch_size: Cases a rank and step, 1 by default; together with `max_points` the largest number of them, any by
+            default.
         max_points: Points a rank and step at most; steps are balanced over the ranks.
         shuffle: Draw a new permutation of all cases for each epoch.
         seed: Seed of the permutations, and of random transforms.
@@ -261,8 +262,12 @@ def make_loader(
     rank, world_size = check_rank(rank, world_size) or rank_of_process()
     if not callable(collate) and collate not in COLLATE:
         raise UsageError(f"unknown collate {collate!r}; known are: {', '.join(COLLATE)}, or a function")
-    if num_workers < 0 or read_ahead < 1:
-        raise UsageError(f"num_workers={num_workers} must not be negative, read_ahead={read_ahead} must be positive")
+    if num_workers < 0:
+        raise UsageError(f"num_workers={num_workers} must not be negative")
+    if read_ahead < 1:
+        raise UsageError(f"read_ahead={read_ahead} must be positive")
+    if batch_size is None and max_points is None:
+        batch_size = 1
     sharing = Sharing(world_size, batch_size, max_points, uneven)
     if isinstance(data, str | Path):
         data = load_dataset(

@@ -249,7 +249,6 @@ def test_a_killed_worker_is_an_error_and_no_hang(small_dataset: Path) -> None:
         ({"num_workers": -1}, "num_workers=-1"),
         ({"read_ahead": 0}, "read_ahead=0"),
         ({"batch_size": 0}, "batch_size must be positive"),
-        ({"batch_size": None}, "needs a size"),
         ({"max_points": 10}, "max_points=10 is less than"),
         ({"rank": 3, "world_size": 3}, "rank=3 must lie"),
         ({"world_size": 3}, "both rank and world_size"),
@@ -264,3 +263,10 @@ def test_impossible_options_are_refused(small_dataset: Path, options: dict[str, 
 def test_something_else_is_no_data_set() -> None:
     with pytest.raises(UsageError, match="not list"):
         make_loader([])  # type: ignore[arg-type]
+
+
+def test_a_budget_of_points_alone_fills_batches(small_dataset: Path) -> None:
+    sizes = [len(batch) for batch in open_loader(small_dataset, max_points=1_000_000, fields=[])]
+    one_by_one = open_loader(small_dataset, fields=[])
+    assert sizes == [len(one_by_one)]
+    assert [len(batch) for batch in one_by_one] == [1] * sizes[0]

@@ -31,8 +31,8 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             exec(compile(block, f"{README.name}, block {number}", "exec"), names)
     assert len(BLOCKS) >= 7
     assert names["part"].case_id == cases[0].case_id
-    assert names["state"]["consumed"] == 6
-    assert names["other"].state_dict()["consumed"] == 6
+    assert names["state"]["consumed"] == 2
+    assert names["other"].state_dict()["consumed"] == 2
     assert names["saved"]["epoch"] == 1
     exact = float(names["stress"])
     assert exact <= names["percentile"] <= exact + 0.5
