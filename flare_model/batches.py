@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,18 +62,17 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device; the offsets stay on the host."""
-        features = None if self.features is None else self.features.to(device, non_blocking=True)
-        points, targets = (t.to(device, non_blocking=True) for t in (self.points, self.targets))
-        return replace(self, points=points, features=features, targets=targets)
+        return self._changed(lambda values: values.to(device, non_blocking=True), self.offsets)
 
     def on(self, device: torch.device | str) -> Batch:
         """A copy of the batch on a device, offsets included."""
+        return self._changed(lambda values: values.to(device, copy=True), self.offsets.to(device, copy=True))
+
+    def _changed(self, change: Callable[[Tensor], Tensor], offsets: Tensor) -> Batch:
+        """A batch whose values at points are changed."""
+        features = None if self.features is None else change(self.features)
         return replace(
-            self,
-            points=self.points.to(device, copy=True),
-            features=None if self.features is None else self.features.to(device, copy=True),
-            targets=self.targets.to(device, copy=True),
-            offsets=self.offsets.to(device, copy=True),
+            self, points=change(self.points), features=features, targets=change(self.targets), offsets=offsets
         )
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -84,22 +83,17 @@ class Batch:
         """The batch with one more mesh, so that the points are a multiple of a number.
 
         CUDA graphs are recorded once a size: fewer sizes, fewer graphs. The filler is a mesh of its own, so that by the
-        contract no other mesh sees it, and no case.
+        contract no other mesh sees it, and no case. A batch that is filled stays as it is.
 
         Args:
             multiple: What the number of points becomes a multiple of.
         """
+        if len(self.offsets) > len(self) + 1:
+            return self
         extra = multiple - len(self.points) % multiple
-
-        def longer(values: Tensor) -> Tensor:
-            return torch.cat([values, values.new_zeros(extra, values.shape[1])])
-
-        return replace(
-            self,
-            points=longer(self.points),
-            features=None if self.features is None else longer(self.features),
-            targets=longer(self.targets),
-            offsets=torch.cat([self.offsets, self.offsets[-1:] + extra]),
+        return self._changed(
+            lambda values: torch.cat([values, values.new_zeros(extra, values.shape[1])]),
+            torch.cat([self.offsets, self.offsets[-1:] + extra]),
         )
 
 

@@ -206,8 +206,7 @@ class Trainer:
 
     def predict(self, module: torch.nn.Module, batch: Batch) -> Tensor:
         """Predictions of a surrogate for a batch, in physical units, [ΣN, T]."""
-        whole = len(batch.offsets) > len(batch) + 1  # filled already
-        filled = batch.filled(self.recipe.round_points) if self.recipe.round_points and not whole else batch
+        filled = batch.filled(self.recipe.round_points) if self.recipe.round_points else batch
         offsets = filled.offsets
         if self.recipe.compile != "off":
             offsets = offsets.to(batch.points.device)  # A graph on the device can't read the host.
