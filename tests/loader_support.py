@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -23,3 +24,18 @@ def ids_of(batches: Any) -> list[tuple[str, ...]]:
 
 def flat(batches: list[tuple[str, ...]]) -> list[str]:
     return list(itertools.chain.from_iterable(batches))
+
+
+def step_together(loaders: Sequence[Loader], steps: int) -> tuple[list[Any], dict[str, Any]]:
+    """What all ranks are handed in so many steps, or until one of them has no more, and the first one's state then."""
+    iterators = [iter(loader) for loader in loaders]
+    handed: list[Any] = []
+    for _ in range(steps):
+        batches = [next(iterator, None) for iterator in iterators]
+        handed += [batch for batch in batches if batch is not None]
+        if None in batches:
+            break
+    state = loaders[0].state_dict()
+    for iterator in iterators:
+        iterator.close()  # type: ignore[attr-defined]
+    return handed, state

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lpbf_data import Loader, load_dataset, make_loader
 from lpbf_data.errors import UsageError
 from lpbf_data.sampling import epoch_order
-from tests.loader_support import flat, ids_of, many_workers, open_loader
+from tests.loader_support import flat, ids_of, many_workers, open_loader, step_together
 
 quick = settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -110,17 +110,10 @@ def test_any_ranks_batches_budgets_and_interruptions(small_dataset: Path, data: 
         if loaders[0].epoch:
             break
         steps = data.draw(st.integers(0, 4)) if part < 3 else 99
-        iterators = [iter(loader) for loader in loaders]
-        for _ in range(steps):
-            batches = [next(iterator, None) for iterator in iterators]
-            served += [case for batch in batches if batch is not None for case in batch.case_ids]
-            for batch in batches:
-                assert max_points is None or batch is None or len(batch.pos) <= max_points
-            if None in batches:
-                break
-        state = loaders[0].state_dict()
-        for iterator in iterators:
-            iterator.close()  # type: ignore[attr-defined]
+        batches, state = step_together(loaders, steps)
+        served += flat(ids_of(batches))
+        for batch in batches:
+            assert max_points is None or len(batch.pos) <= max_points
         if state["epoch"]:
             break
     assert sorted(served) == sorted(sizes)
@@ -221,15 +214,8 @@ def test_real_workers_cut_and_resumed_anywhere(small_dataset: Path, data: st.Dat
         if state is not None:
             for loader in loaders:
                 loader.load_state_dict(state)
-        iterators = [iter(loader) for loader in loaders]
-        for _ in range(data.draw(st.integers(0, 5)) if part < 2 else 99):
-            batches = [next(iterator, None) for iterator in iterators]
-            served += [case for batch in batches if batch is not None for case in batch.case_ids]
-            if None in batches:
-                break
-        state = loaders[0].state_dict()
-        for iterator in iterators:
-            iterator.close()  # type: ignore[attr-defined]
+        batches, state = step_together(loaders, data.draw(st.integers(0, 5)) if part < 2 else 99)
+        served += flat(ids_of(batches))
         if state["epoch"]:
             break
     assert sorted(served) == sorted(expected(small_dataset, 0))
