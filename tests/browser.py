@@ -102,7 +102,10 @@ def pixels(visit: Visit, selector: str = "#viewer-canvas") -> NDArray[np.uint8]:
 
 
 def wait_for_part(visit: Visit, name: str) -> None:
-    visit.page.wait_for_function("name => document.getElementById('viewer-canvas').dataset.shown === name", arg=name)
+    """Wait until a part is drawn: by an assertion, since wait_for_function evaluates text, which the page forbids."""
+    from playwright.sync_api import expect
+
+    expect(visit.page.locator("#viewer-canvas")).to_have_attribute("data-shown", name)
 
 
 def open_part(visit: Visit, name: str) -> None:

@@ -267,11 +267,11 @@ def test_everything_works_with_keys(visit: Visit) -> None:
     page.keyboard.press("Home")
     assert (pixels(visit) != before).any(axis=2).mean() < 0.02  # the ring of the focus is drawn now
     page.keyboard.press("PageDown")
-    page.wait_for_function("document.getElementById('viewer-canvas').dataset.shown !== 'risky'")
+    page.wait_for_selector("#viewer-canvas:not([data-shown=risky])")
     page.keyboard.press("PageUp")
     wait_for_part(visit, "risky")
     page.keyboard.press("Escape")
-    assert not page.locator("#viewer").is_visible()
+    page.locator("#viewer").wait_for(state="hidden")
     assert page.evaluate("document.activeElement.dataset.exhibit") == part.get_attribute("data-exhibit")
 
 
@@ -363,7 +363,8 @@ def test_the_page_draws_the_pictures_that_it_came_without(browser: Browser, data
     assert bare.count(b'class="still"') == 3
     (tmp_path / "page.html").write_bytes(bare)
     visit = Visit(browser, tmp_path / "page.html", "dark")
-    visit.page.wait_for_function("document.querySelectorAll('.part img').length === 3")
+    visit.page.locator(".part img").nth(2).wait_for()
+    assert visit.page.locator(".part img").count() == 3
     assert colourful(pixels(visit, ".part img")).mean() > 0.01
     assert visit.errors == []
     visit.close()
@@ -388,6 +389,6 @@ def test_an_address_opens_a_part(browser: Browser, dataset: Path, report: Report
     visit = Visit(browser, dataset / "report.html", fragment="#part=risky")
     wait_for_part(visit, "risky")
     visit.page.keyboard.press("Escape")
-    assert visit.page.evaluate("location.hash") == ""
+    visit.page.wait_for_url(lambda url: "#" not in url)  # the dialog tells that it closed a moment later
     assert visit.errors == []
     visit.close()
