@@ -25,6 +25,7 @@ import shutil
 import time
 import uuid
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -150,11 +151,8 @@ class CachedCases:
         if self._used is None and fcntl is not None:
             with contextlib.suppress(OSError):
                 self._used = os.open(self.folder / "used", os.O_RDONLY)
+                weakref.finalize(self, os.close, self._used).atexit = False  # the system closes it then
                 fcntl.flock(self._used, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-    def __del__(self) -> None:
-        if getattr(self, "_used", None) is not None:
-            os.close(self._used)  # type: ignore[arg-type]
 
     def path(self, index: int) -> Path:
         """File of a case."""

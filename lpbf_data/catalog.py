@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from lpbf_data.errors import MissingFileError, SchemaError, StoreError, UsageError
 from lpbf_data.folder import DatasetFolder
@@ -13,6 +13,8 @@ from lpbf_data.manifest import MANIFEST_NAME, Manifest, decode_manifest
 from lpbf_data.npz_store import find_index, read_index
 
 Layout = Literal["parquet", "zarr", "npz"]
+
+_BUILD_WORKSPACE: Final = ".build"  # where a build keeps what it needs to go on
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +64,19 @@ def read_manifest(folder: DatasetFolder) -> Manifest:
     try:
         return decode_manifest(folder.read(MANIFEST_NAME))
     except MissingFileError as error:
-        raise MissingFileError(
-            f"{folder.name} has no {MANIFEST_NAME}; a build may be at work or was interrupted: run it again"
-        ) from error
+        raise MissingFileError(f"{folder.name} has no {MANIFEST_NAME}{_what_lies_there(folder)}") from error
     except StoreError as error:
         raise StoreError(f"{folder.name}: {error}") from error
     except SchemaError as error:
         raise SchemaError(f"{folder.name}: {error}") from error
+
+
+def _what_lies_there(folder: DatasetFolder) -> str:
+    if folder.local is None:
+        return ""
+    if (folder.local / _BUILD_WORKSPACE).exists():
+        return "; a build is at work there or was interrupted: run it again"
+    return f", so it is no data set; where it holds results, python -m pipelines.build --src {folder.name} makes one"
 
 
 def read_catalog(folder: DatasetFolder, split: str) -> Catalog:

@@ -52,6 +52,16 @@ class CaseDataset(Dataset):  # type: ignore[misc]
         """Names of the tensors of a sample."""
         return self.samples.tensors.selection.names
 
+    def __getitem__(self, idx: Any) -> Any:
+        """A sample, or the data set of some of the cases: slice, list of numbers, or mask.
+
+        Raises:
+            IndexError: If there is no such case.
+        """
+        if isinstance(idx, int) and not -len(self) <= idx < len(self):
+            raise IndexError(f"there is no case {idx}: the data set has {len(self)}")
+        return super().__getitem__(idx)
+
     def len(self) -> int:
         """Number of cases."""
         return len(self.samples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -192,7 +192,7 @@ def check_state(state: State, mine: State) -> None:
         UsageError: If it doesn't fit.
     """
     for name in ("seed", "shuffle", "epoch", "consumed", "count", "digest"):
-        if name not in state:
+        if not isinstance(state, Mapping) or name not in state:
             raise UsageError(f"the saved state of the data has no {name!r}; it isn't one of this package")
     if (state["count"], state["digest"]) != (mine["count"], mine["digest"]):
         raise UsageError(

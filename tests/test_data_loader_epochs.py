@@ -185,6 +185,10 @@ def test_distributed_training_does_not_hang_at_uneven_ends(small_dataset: Path, 
 
 def test_a_slice_of_a_data_set_is_a_data_set(small_dataset: Path) -> None:
     part = load_dataset(small_dataset, fields=[])[4:9]
+    assert part[-1].case_id == part[4].case_id
+    for index in (5, -6):
+        with pytest.raises(IndexError, match=f"no case {index}: the data set has 5"):
+            part[index]
     loader = make_loader(part, shuffle=True, batch_size=2)
     assert sorted(flat(ids_of(loader))) == sorted(part.case_ids)
     with pytest.raises(UsageError, match="other data"):

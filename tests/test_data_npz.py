@@ -316,7 +316,10 @@ def test_a_missing_member_or_file_is_named(published_dataset: Path, tmp_path: Pa
 def test_splits_and_folders_that_are_not_there(published_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no split 'validation'; it has: test, train"):
         load_dataset(published_dataset, "validation")
-    with pytest.raises(StoreError, match=r"has no manifest\.parquet"):
+    with pytest.raises(StoreError, match=r"has no manifest\.parquet, so it is no data set; .* pipelines\.build --src"):
+        load_dataset(tmp_path, "train")
+    (tmp_path / ".build").mkdir()
+    with pytest.raises(StoreError, match=r"has no manifest\.parquet; a build is at work there or was interrupted"):
         load_dataset(tmp_path, "train")
     (tmp_path / "data").mkdir()
     pq.write_table(pa.table({"a": [1]}), tmp_path / "data" / "train-00000-of-00001.parquet")

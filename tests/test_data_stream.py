@@ -254,6 +254,8 @@ def test_a_foreign_state_is_refused(small_dataset: Path, change: dict[str, Any],
     state = {name: value for name, value in (stream.state_dict() | change).items() if value is not None}
     with pytest.raises(UsageError, match=message):
         stream.load_state_dict(state)
+    with pytest.raises(UsageError, match="isn't one of this package"):
+        stream.load_state_dict(None)
 
 
 @pytest.fixture
