@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from flare_model.attention import attend_among_points
 from flare_model.backbone import Backbone, Block
 from flare_model.layout import Layout
 from flare_model.model import initialise_linear
@@ -63,15 +63,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[B, N, C] or [ΣN, C] to the same."""
         queries, keys, values = self.enter(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
-        out: Tensor = self.leave(layout.attend(_attend, queries, keys, values).flatten(-2))
+        out: Tensor = self.leave(attend_among_points(queries, keys, values, layout).flatten(-2))
         return out
-
-
-def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """[B, N, H, D] each, and so is the result."""
-    exists = None if mask is None else mask[:, None, None, :]
-    queries, keys, values = (t.transpose(1, 2) for t in (queries, keys, values))
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=exists).transpose(1, 2)
 
 
 class Transformer(Backbone):

@@ -77,7 +77,8 @@ class PhysicsAttention(nn.Module):
         scores = self.slices(self.assign(x).unflatten(-1, (self.num_heads, -1)))
         weights = torch.softmax(scores / self.temperature.clamp(0.1, 5.0), dim=-1)
         values = self.values(x).unflatten(-1, (self.num_heads, -1))
-        out: Tensor = self.leave(layout.attend(self._attend, weights.to(values.dtype), values).flatten(-2))
+        mixed = layout.attend(self._attend, weights.to(values.dtype), values, cheap=True)
+        out: Tensor = self.leave(mixed.flatten(-2))
         return out
 
     def _attend(self, weights: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

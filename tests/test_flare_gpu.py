@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from flare_model.attention import attend_among_points, takes_meshes_together
+from flare_model.layout import Layout
 from flare_model.recipe import Recipe
 from flare_model.run_log import read_table
 from flare_model.training_state import latest_state
@@ -53,6 +56,33 @@ def test_cuda_graphs_give_the_same_losses(box_dataset: str, tmp_path: Path) -> N
     runs = [go(box_dataset, tmp_path / r.compile, recipe=r, accelerator="gpu") for r in recipes]
     for (_, a, _), (_, b, _) in zip(losses(runs[1]), losses(runs[0]), strict=True):
         assert float(a) == pytest.approx(float(b), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["Transformer", "Transolver"])
+def test_rivals_are_recorded_in_16_bits(box_dataset: str, tmp_path: Path, name: str) -> None:
+    sizes = {"channels": 16, "num_blocks": 2, "num_heads": 2}
+    model = {"class_path": name, "init_args": {"config": sizes}}
+    recipe = replace(LEARNING, batch_size=3, precision="bf16-mixed")
+    recipes = {"plain": recipe, "graphs": replace(recipe, step_graphs=True, round_points=32)}
+    runs = {name: go(box_dataset, tmp_path / name, model, recipe=r, accelerator="gpu") for name, r in recipes.items()}
+    plain, graphs = (losses(run) for run in runs.values())
+    assert [float(loss) for _, loss, _ in graphs] == pytest.approx([float(loss) for _, loss, _ in plain], rel=2e-2)
+
+
+def test_meshes_that_attend_in_one_call_are_as_each_alone() -> None:
+    sizes = (1, 130, 777, 64)
+    torch.manual_seed(0)
+    whole = [torch.randn(sum(sizes), 3, 16, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
+    *inputs, gradient = whole
+    layout = Layout.of(whole[0].flatten(1), torch.tensor([0, *itertools.accumulate(sizes)]), None)
+    assert takes_meshes_together(whole[0])
+    results = []
+    for dtype in (torch.bfloat16, torch.float64):  # in float64 every mesh is taken by itself
+        leaves = [t.to(dtype).requires_grad_() for t in inputs]
+        out = attend_among_points(*leaves, replace(layout, padding=None))
+        results.append([out, *torch.autograd.grad(out, leaves, gradient.to(dtype))])
+    for found, truth in zip(*results, strict=True):
+        assert (found - truth).norm() < 0.01 * truth.norm()
 
 
 @pytest.mark.parametrize("loss", ["relative_l2", "mse"])

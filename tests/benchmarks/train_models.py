@@ -12,8 +12,8 @@ On a GPU, with a corpus of 1,000 parts or more in train, validation and test spl
 - FLARE with other numbers of blocks and latents, judged on validation.
 
 Parts are shown mirrored and turned. Each model starts from the standard deviation of weights, of 0.02, 0.05 and 0.08,
-that had the least error on validation after 350 steps of 4 parts thinned to 600 points. FLARE's steps are launched as
-CUDA graphs on a GPU; the others' can't be, as attention calls need to know where meshes end.
+that had the least error on validation after 350 steps of 4 parts thinned to 600 points. On a GPU steps are launched as
+CUDA graphs, but for those of FLARE by attention calls.
 
 The models are small and leave most of a GPU idle, so that runs share it: each in a process of its own, as many at a
 time as `--processes` says; under NVIDIA's MPS their kernels run side by side, otherwise they take turns. `--minutes`
@@ -128,7 +128,7 @@ def plan(size: Size, *, gpu: bool) -> list[Run]:
 
     def add(place: str, name: str, sizes: dict[str, Any], recipe: Recipe, target: str, seed: int) -> None:
         model = {"class_path": name, "init_args": {"config": sizes}}
-        if name == "Flare" and sizes.get("mixer") != "sdpa":
+        if sizes.get("mixer") != "sdpa" and (name == "Flare" or recipe.precision != "32-true"):
             recipe = replace(recipe, **graphs)
         runs.append(Run(place, model, recipe, target, seed, judged=not place.startswith("sweep")))
 
