@@ -86,6 +86,12 @@ class Description:
     origin: Mapping[str, Any] = field(default_factory=dict)
 
 
+def encode_weights(weights: Mapping[str, Tensor]) -> bytes:
+    """Weights as safetensors; those that share their memory, as tied ones do, are stored once each."""
+    apart = {name: values.detach().cpu().clone().contiguous() for name, values in weights.items()}
+    return safetensors.torch.save(apart)
+
+
 def write_checkpoint(folder: Path, weights: Mapping[str, Tensor], description: Description) -> None:
     """Write a checkpoint; each file is replaced whole, and the configuration names the digest of its weights.
 
@@ -94,7 +100,7 @@ def write_checkpoint(folder: Path, weights: Mapping[str, Tensor], description: D
         weights: Parameters and buffers of the model.
         description: What to say of it.
     """
-    data = safetensors.torch.save({name: values.detach().cpu().contiguous() for name, values in weights.items()})
+    data = encode_weights(weights)
     content = {
         "checkpoint_version": CHECKPOINT_VERSION,
         "weights_sha256": hashlib.sha256(data).hexdigest(),
@@ -191,5 +197,5 @@ def _check_shapes(model: nn.Module, weights: Mapping[str, Tensor], folder: objec
         name = min(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise SchemaError(
             f"the weights in {folder} don't fit the model that its {CONFIG_NAME} describes: {name} is "
-            f"{found.get(name)}, the model has {wanted.get(name)}"
+            f"{found.get(name)}, the model has {wanted.get(name)}; copy both files again from one checkpoint"
         )

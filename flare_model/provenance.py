@@ -15,16 +15,18 @@ import torch
 import flare_model
 import lpbf_data
 from flare_model.data import Split
+from flare_model.spec import ModelSpec, import_class
 
 _VERSIONED: Final = ("torch", "numpy", "pyarrow", "zarr", "safetensors", "lightning-fabric", "lpbf-flare")
 
 
-def provenance(splits: dict[str, Split], device: torch.device) -> dict[str, Any]:
+def provenance(splits: dict[str, Split], device: torch.device, model: ModelSpec) -> dict[str, Any]:
     """Versions, device and digests.
 
     Args:
         splits: The splits that the run reads, by name; one or more.
         device: Where it trains.
+        model: What it trains; the code of one from elsewhere has a digest of its own.
     """
     first = next(iter(splits.values()))
     return {
@@ -32,7 +34,7 @@ def provenance(splits: dict[str, Split], device: torch.device) -> dict[str, Any]
             "sha256": first.data_digest,
             "splits": {n: {"cases": len(s), "case_ids_sha256": s.digest} for n, s in splits.items()},
         },
-        "code": {"sha256": code_digest(), "commit": _commit()},
+        "code": {"sha256": code_digest(), "commit": _commit(), **_foreign_code(model)},
         "versions": {"python": platform.python_version(), **_versions()},
         "machine": {
             "platform": platform.platform(),
@@ -52,6 +54,19 @@ def code_digest() -> str:
             digest.update(f"{package.__name__}/{path.relative_to(root).as_posix()}\0".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _foreign_code(model: ModelSpec) -> dict[str, str]:
+    """SHA-256 over name and content of the modules that came with a model from elsewhere; nothing for one of ours."""
+    if model.is_shipped:
+        return {}
+    package = import_class(model.class_path).__module__.partition(".")[0]
+    digest = hashlib.sha256()
+    for name in sorted(name for name in sys.modules if name.partition(".")[0] == package):
+        path = getattr(sys.modules[name], "__file__", None)
+        if path and Path(path).is_file():
+            digest.update(f"{name}\0".encode() + Path(path).read_bytes())
+    return {"model_sha256": digest.hexdigest()}
 
 
 def _versions() -> dict[str, str]:

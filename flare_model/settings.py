@@ -51,7 +51,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.targets:
             raise UsageError("--targets names nothing to predict")
-        if both := {t.name for t in self.targets} & {f.name for f in self.features}:
+        if both := _columns_of(self.targets) & _columns_of(self.features):
             raise UsageError(f"{min(both)} can't be both a target and a feature")
         for name in ("max_steps", "thin_to", "validate_every", "checkpoint_every"):
             value = getattr(self, name)
@@ -87,6 +87,10 @@ class Settings:
             "num_workers": self.num_workers,
             "accelerator": self.accelerator,
         }
+
+
+def _columns_of(targets: Sequence[Target]) -> set[str]:
+    return {column for target in targets for column in target.columns}
 
 
 def make_settings(model: ModelSpec, targets: Sequence[str], features: Sequence[str], **others: Any) -> Settings:

@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import nn
 
-from lpbf_data.errors import UsageError
+from lpbf_data.errors import LpbfError, UsageError
 
 SHIPPED: Final = ("Flare", "Transformer", "Transolver")
 """Models of this package; a checkpoint may name them and no other, unless the caller trusts it."""
@@ -73,9 +73,12 @@ class ModelSpec:
         try:
             arguments = {name: _instance(annotations.get(name), value) for name, value in self.init_args.items()}
             return model_class(**arguments)
-        except (TypeError, ValueError) as error:
+        except LpbfError:
+            raise
+        except Exception as error:  # Whatever a foreign constructor raises.
             given = dict(self.init_args)
-            raise UsageError(f"the model {self.class_path} can't be made from {given}: {error}") from error
+            said = str(error) if isinstance(error, TypeError | ValueError) else f"{type(error).__name__} {error}"
+            raise UsageError(f"the model {self.class_path} can't be made from {given}: {said}") from error
 
 
 def _instance(annotation: Any, value: Any) -> Any:
@@ -106,10 +109,16 @@ def import_class(class_path: str) -> type[nn.Module]:
     module_name, _, name = class_path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name)
+    except SyntaxError as error:
+        raise UsageError(f"the module of the model {class_path} can't be imported: {error}") from error
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(
             f"there is no model {class_path!r} ({error}); give the import path of a class, such as my_package.MyModel, "
             f"or one of {', '.join(SHIPPED)}"
+        ) from error
+    except Exception as error:  # Whatever a foreign module raises while it is imported.
+        raise UsageError(
+            f"the module of the model {class_path} can't be imported: {type(error).__name__}: {error}"
         ) from error
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise UsageError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flare_model.checkpoint import Description, Usage, restore_model
 from flare_model.pretrained import Pretrained
 from flare_model.spec import ModelSpec, spec_of
+from flare_model.targets import resolve_targets
 from lpbf_data.errors import SchemaError
 
 
@@ -79,7 +80,27 @@ class Surrogate(nn.Module, Pretrained):
                 f"the checkpoint {folder} holds a bare model without normalisation; open it with {name}.from_pretrained"
             )
         model = restore_model(weights, description.model, folder=folder, trust=trust)
+        _check_fit(description.model, description.usage, folder)
         return cls(model, description.usage, description.model, description.origin).eval()
+
+
+def _check_fit(spec: ModelSpec, usage: Usage, folder: Path) -> None:
+    """Refuse a checkpoint whose normalisation is of other targets or features than it names, or its model of others."""
+    targets, features = (resolve_targets(names, "the checkpoint") for names in (usage.targets, usage.features))
+    predicted, told = (sum(t.width for t in named) for named in (targets, features))
+    norm = usage.normalisation
+    wanted = {"point_scale": 3, "target_mean": predicted, "target_std": predicted, "feature_mean": told}
+    for name, count in (wanted | {"feature_std": told}).items():
+        if len(getattr(norm, name)) != count:
+            raise SchemaError(
+                f"the checkpoint {folder} doesn't fit together: {name} has {len(getattr(norm, name))} numbers where "
+                f"its targets and features have {count}; copy it again, or train it again"
+            )
+    if spec.fitted(3 + told, predicted).init_args != dict(spec.init_args):
+        raise SchemaError(
+            f"the checkpoint {folder} doesn't fit together: its model is for other numbers of targets or features than "
+            f"{', '.join((*usage.targets, *usage.features))}; copy it again, or train it again"
+        )
 
 
 def results_folder(checkpoint: str, kind: str) -> Path:

@@ -20,7 +20,7 @@ from flare_model.configs import spell_out_config
 from flare_model.data import Split, has_split
 from flare_model.devices import Fabric, Precision, open_fabric
 from flare_model.provenance import provenance
-from flare_model.recipe import Recipe
+from flare_model.recipe import Recipe, choose_precision
 from flare_model.settings import Accelerator, Settings, changes, make_settings
 from flare_model.spec import ModelSpec, add_model_options, model_words
 from flare_model.trainer import Trainer
@@ -91,6 +91,9 @@ def train(
     folders = {s: Path(out) if len(seed) == 1 else Path(out) / f"seed-{s}" for s in seed}
     splits = open_splits(settings)
     fabric, precision = open_fabric(recipe, accelerator)
+    # What decides the numbers of a run is the precision that auto stands for here.
+    taken = choose_precision(recipe.precision, on_gpu=fabric.device.type == "cuda")
+    settings = replace(settings, recipe=replace(recipe, precision=taken))
     fresh = dict(precision.state_dict())
     results = {}
     for s, folder in folders.items():
@@ -140,17 +143,17 @@ def run_once(
     Raises:
         UsageError: If the folder holds a run of another configuration or data set, or something else.
     """
-    about = provenance(splits, fabric.device)
+    about = provenance(splits, fabric.device, settings.model)
     _check_same_run(settings, about, folder)
     result = folder / RESULT_NAME
     if result.exists():
         found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return found
-    if fabric.is_global_zero and not (folder / RUN_NAME).exists():
-        _write_json(folder / RUN_NAME, {"configuration": settings.identity, **about})
-        write_durably(folder / CONFIG_NAME, yaml.safe_dump(settings.options, sort_keys=False).encode())
+    fabric.barrier()  # Nobody writes before all have looked.
+    trainer = Trainer(settings, fabric, precision, folder, splits)  # It refuses a model before anything is written.
+    if fabric.is_global_zero:
+        _write_start(folder, settings, about)
     fabric.barrier()
-    trainer = Trainer(settings, fabric, precision, folder, splits)
     trainer.fit()
     best = trainer.best
     found = {
@@ -162,6 +165,22 @@ def run_once(
     if fabric.is_global_zero:
         _write_json(result, found)
     return found
+
+
+def _write_start(folder: Path, settings: Settings, about: dict[str, Any]) -> None:
+    """What makes the run; when it goes on, what differs from before: versions, code, machine, command."""
+    path = folder / RUN_NAME
+    if not path.exists():
+        _write_json(path, {"configuration": settings.identity, **about})
+        write_durably(folder / CONFIG_NAME, yaml.safe_dump(settings.options, sort_keys=False).encode())
+        return
+    content = json.loads(path.read_text(encoding="utf-8"))
+    latest: dict[str, Any] = content
+    for again in content.get("resumed", []):
+        latest = {**latest, **again}
+    if changed := {name: value for name, value in about.items() if latest.get(name) != value}:
+        content.setdefault("resumed", []).append(changed)
+        _write_json(path, content)
 
 
 def _check_same_run(settings: Settings, about: dict[str, Any], folder: Path) -> None:
@@ -176,6 +195,8 @@ def _check_same_run(settings: Settings, about: dict[str, Any], folder: Path) -> 
     except (ValueError, KeyError, TypeError) as error:
         raise SchemaError(f"{path} doesn't describe a run ({error!r}); give another --out") from error
     now = json.loads(json.dumps(settings.identity))
+    if configuration.get("recipe", {}).get("precision") == "auto":  # Runs once didn't write down what that stood for.
+        configuration["recipe"]["precision"] = now["recipe"]["precision"]
     if found := changes(configuration, now):
         raise UsageError(
             f"{folder} holds a run with another configuration ({'; '.join(found)}); go on with the same one, or give "

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -32,7 +33,8 @@ from lpbf_data.loader import Loader
 
 _FLUSH_EVERY: Final = 10
 """Steps between looks at the losses; each look waits for the device."""
-
+_STATE: Final = ("step", "epoch", "taken", "best", "optimizer", "schedule", "precision", "averaged", "loader", "random")
+"""What a run needs to go on, beside its weights."""
 
 _log = logging.getLogger(__name__)
 _ema: Any = get_ema_multi_avg_fn  # It has no annotations.
@@ -105,12 +107,7 @@ class Trainer:
             train.envelope,
         )
         model = settings.model.build()
-        check_contract(
-            model,
-            len(usage.normalisation.feature_mean),
-            len(usage.normalisation.target_mean),
-            name=settings.model.class_path,
-        )
+        self._check_contract(model, usage)
         if recipe.activation_checkpointing:
             if not hasattr(model, "activation_checkpointing"):
                 raise UsageError(f"{settings.model.class_path} has no attribute activation_checkpointing to switch on")
@@ -126,6 +123,21 @@ class Trainer:
         if recipe.compile != "off":
             model.compile(mode=None if recipe.compile == "default" else recipe.compile, dynamic=True)
         self.graphs = StepGraphs(self._differentiate, self._update, self.optimizer, model) if self.recorded else None
+
+    def _check_contract(self, model: torch.nn.Module, usage: Usage) -> None:
+        """On the host; a model that runs on GPUs alone is checked there."""
+        told, predicted = len(usage.normalisation.feature_mean), len(usage.normalisation.target_mean)
+        check = partial(
+            check_contract, model, told, predicted, name=self.settings.model.class_path,
+            all_used=self.fabric.world_size > 1,
+        )  # fmt: skip
+        try:
+            check()
+        except UsageError:
+            if self.fabric.device.type == "cpu":
+                raise
+            model.to(self.fabric.device)
+            check()
 
     def fit(self) -> None:
         """Train to the end, from the latest checkpoint if there is one.
@@ -162,10 +174,14 @@ class Trainer:
         epoch_done = self.taken == self.batches_an_epoch
         if epoch_done:
             self.epoch, self.taken = self.epoch + 1, 0
-        if finished or (epoch_done and self.epoch % self.settings.validate_every == 0):
+        judging = finished or (epoch_done and self.epoch % self.settings.validate_every == 0)
+        keeping = finished or self.step % self.settings.checkpoint_every == 0
+        if judging or keeping:
             self._flush()
+            self._check_weights()
+        if judging:
             self.validate()
-        if finished or self.step % self.settings.checkpoint_every == 0:
+        if keeping:
             self.checkpoint()
 
     def _optimise(self, group: list[Batch]) -> None:
@@ -249,14 +265,21 @@ class Trainer:
             loss=f"{values[-1]:.4f}", lr=f"{rates[-1]:.1e}", points_s=f"{speed:,.0f}", data_wait=f"{waiting:.0%}"
         )
 
+    def _check_weights(self) -> None:
+        """Stop before weights are kept that are no finite numbers: a gradient can be infinite where the loss is not."""
+        weights = [p.detach() for p in self.surrogate.parameters()]
+        if not bool(torch.stack([values.isfinite().all() for values in weights]).all()):
+            raise DivergedError(self._ended(f"weights are no finite numbers any more at step {self.step}"))
+
     def _diverged(self, step: int, own: float, cases: tuple[str, ...]) -> str:
-        where = f"in case {', '.join(cases)}" if not math.isfinite(own) else "on another process"
+        if math.isfinite(own):
+            return self._ended(f"the loss of another process is no finite number any more at step {step}")
+        return self._ended(f"the loss became {own} at step {step}, in case {', '.join(cases)}")
+
+    def _ended(self, what: str) -> str:
         kept = latest_state(self.folder)
-        return (
-            f"the loss became {own} at step {step}, {where}; "
-            + (f"the last good checkpoint is {kept}. " if kept else "there was no checkpoint yet. ")
-            + "Lower --recipe.learning_rate, or look at the case, and give another --out"
-        )
+        good = f"the last good checkpoint is {kept}" if kept else "there was no checkpoint yet"
+        return f"{what}; {good}. Lower --recipe.learning_rate, or look at the case, and give another --out"
 
     def validate(self) -> None:
         """Judge the model on the validation split, and keep it if it is the best so far."""
@@ -306,7 +329,6 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Write everything that is needed to go on."""
-        self._flush()
         states = self._gather(random_state())
         if self.fabric.is_global_zero:
             weights = {"model": self.surrogate.stored_weights()}
@@ -342,7 +364,7 @@ class Trainer:
         folder = latest_state(self.folder)
         if folder is None:
             return
-        weights, rest = read_state(folder)
+        weights, rest = read_state(folder, _STATE)
         if len(rest["random"]) != self.fabric.world_size:
             raise UsageError(
                 f"the run in {self.folder} was trained by {len(rest['random'])} processes, not by "

@@ -10,7 +10,7 @@ import io
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from flare_model.checkpoint import WEIGHTS_NAME, Description, write_checkpoint
+from flare_model.checkpoint import WEIGHTS_NAME, Description, encode_weights, write_checkpoint
 from lpbf_data.durable import flush_folder, flush_tree, write_durably
 from lpbf_data.errors import StoreError
 
@@ -73,8 +73,7 @@ def write_state(
     write_checkpoint(aside, weights["model"], description)
     for name, values in weights.items():
         if name != "model":
-            stored = {key: v.detach().cpu().contiguous() for key, v in values.items()}
-            write_durably(aside / f"{name}.safetensors", safetensors.torch.save(stored))
+            write_durably(aside / f"{name}.safetensors", encode_weights(values))
     buffer = io.BytesIO()
     torch.save(dict(rest), buffer)
     write_durably(aside / STATE_NAME, buffer.getvalue())
@@ -94,8 +93,12 @@ def latest_state(run: Path) -> Path | None:
     return max(found, default=None)
 
 
-def read_state(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def read_state(folder: Path, parts: Iterable[str] = ()) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Read a checkpoint to go on from; nothing in it is executed.
+
+    Args:
+        folder: Its folder.
+        parts: What it must hold beside the weights.
 
     Returns:
         Name to weights, and everything else.
@@ -106,7 +109,7 @@ def read_state(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, An
     try:
         weights = {p.stem: safetensors.torch.load_file(p) for p in sorted(folder.glob("*.safetensors"))}
         rest = torch.load(folder / STATE_NAME, weights_only=True, map_location="cpu")
-        weights[WEIGHTS_NAME.removesuffix(".safetensors")]
+        _ = weights[WEIGHTS_NAME.removesuffix(".safetensors")], *(rest[part] for part in parts)
     except Exception as error:  # torch.load raises whatever unpickling meets.
         raise StoreError(
             f"the checkpoint {folder} can't be read ({type(error).__name__}: {error}); remove it to start the run again"

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from flare_model import Flare, Surrogate, Transformer, from_pretrained
 from flare_model.checkpoint import Normalisation, Usage
 from flare_model.envelope import Envelope, Range, outside
-from flare_model.protocol import check_contract
 from flare_model.spec import ModelSpec, model_words, spec_of
 from flare_model.training_state import latest_state, random_state, read_state, set_random_state, write_state
 from lpbf_data.errors import LpbfError, SchemaError, StoreError, UsageError
@@ -226,60 +226,6 @@ def test_models_that_are_none_are_refused(path: str, words: str) -> None:
         ModelSpec(path).build()
 
 
-class TooWide(Pointwise):
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return super().forward(*inputs).repeat(1, 2)
-
-
-class Looking(Pointwise):
-    """Subtracts the mean over the batch, so that meshes see each other."""
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        out = super().forward(*inputs)
-        return out + inputs[0].mean()
-
-
-class Failing(Pointwise):
-    def forward(self, *inputs: Tensor) -> Tensor:
-        raise ValueError("no idea")
-
-
-class Listing(Pointwise):
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return super().forward(*inputs).tolist()  # type: ignore[no-any-return]
-
-
-class Infinite(Pointwise):
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return super().forward(*inputs) / 0
-
-
-@pytest.mark.parametrize(
-    ("model", "words"),
-    [
-        (TooWide, r"\[ΣN, T\], here \(144, 1\), but returned \(144, 2\)"),
-        (Looking, "lets one mesh of a batch look at another"),
-        (Failing, r"failed on meshes of \[61, 83\] points \(ValueError: no idea\)"),
-        (Listing, "but returned list"),
-        (Infinite, "aren't finite before any training"),
-    ],
-)
-def test_models_that_break_the_contract_are_refused(model: type[Pointwise], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
-        check_contract(model(3, 1), 0, 1, name="it")
-
-
-def test_a_model_with_nothing_to_train_is_refused() -> None:
-    with pytest.raises(UsageError, match="no parameters to train"):
-        check_contract(nn.Identity(), 0, 1, name="it")
-
-
-def test_models_that_keep_the_contract_pass() -> None:
-    for model, features, targets in ((Pointwise(3, 1), 0, 1), (Pointwise(5, 2), 2, 2), (tiny_flare(), 0, 1)):
-        check_contract(model.train(), features, targets, name="it")
-        assert model.training
-
-
 def state_of(step: int, tmp_path: Path) -> Path:
     surrogate = tiny_surrogate()
     return write_state(
@@ -346,3 +292,23 @@ def test_parts_outside_of_the_training_are_told_with_reasons() -> None:
     assert "in718 is none of those seen in training: ti64" in reasons[4]
     assert "number of points 2" in outside(envelope, inside[:2])[0]
     assert outside(None, inside) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"targets": ["displacement"]}, "target_mean has 1 numbers where"),
+        ({"normalisation": {"target_std": [1.0, 2.0]}}, "target_std has 2 numbers where"),
+        ({"normalisation": {"point_scale": [1.0]}}, "point_scale has 1 numbers where"),
+        (
+            {"targets": ["displacement"], "normalisation": {"target_mean": [0.0] * 3, "target_std": [1.0] * 3}},
+            "its model is for other numbers of targets or features",
+        ),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_together_is_refused(saved: Path, changed: dict[str, Any], words: str) -> None:
+    usage = json.loads((saved / "config.json").read_text())["usage"]
+    norm = usage["normalisation"] | changed.get("normalisation", {})
+    change(saved, usage=usage | changed | {"normalisation": norm})
+    with pytest.raises(SchemaError, match=words):
+        from_pretrained(saved)

@@ -18,7 +18,7 @@ from flare_model.recipe import Recipe
 from flare_model.run_log import RunLog, read_table
 from flare_model.settings import changes
 from flare_model.training_state import latest_state
-from lpbf_data.errors import UsageError
+from lpbf_data.errors import StoreError, UsageError
 from pipelines.build import build
 from tests.flare_support import LEARNING, TINY, go, kill, losses, write_cases
 
@@ -158,3 +158,25 @@ def test_symmetries_change_what_is_seen_and_nothing_else(box_dataset: str, tmp_p
     assert about[1] == about[0] | {"symmetries": True}
     with pytest.raises(UsageError, match="symmetries"):
         go(box_dataset, tmp_path / "turned")
+
+
+def test_what_changed_between_the_starts_of_a_run_is_written_down(box_dataset: str, tmp_path: Path) -> None:
+    kill(box_dataset, tmp_path, 5, Recipe(epochs=2), checkpoint_every=3)
+    path = tmp_path / "run.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | {"versions": about["versions"] | {"torch": "1.0"}}))
+    go(box_dataset, tmp_path, checkpoint_every=3)
+    (again,) = json.loads(path.read_text())["resumed"]
+    assert again["versions"] == about["versions"]
+    assert again["command"] != about["command"]
+    assert "data" not in again
+
+
+def test_a_state_without_a_part_is_told(box_dataset: str, tmp_path: Path) -> None:
+    kill(box_dataset, tmp_path, 5, Recipe(epochs=2), checkpoint_every=3)
+    latest = latest_state(tmp_path)
+    assert latest is not None
+    rest = torch.load(latest / "training.pt", weights_only=True)
+    torch.save({name: value for name, value in rest.items() if name != "random"}, latest / "training.pt")
+    with pytest.raises(StoreError, match=r"can't be read \(KeyError: 'random'\)"):
+        go(box_dataset, tmp_path, checkpoint_every=3)

@@ -166,6 +166,7 @@ def test_any_model_trains_by_its_class_path(box_dataset: str, tmp_path: Path) ->
         ({"targets": []}, "names nothing"),
         ({"targets": ["temperature", "temperature"]}, "twice"),
         ({"features": ["displacement_z"]}, "both a target and a feature"),
+        ({"features": ["displacement"]}, "displacement_z can't be both a target and a feature"),
         ({"features": ["elastic_strain"]}, "has no field 'elastic_strain'"),
         ({"seed": []}, "--seed"),
         ({"seed": [1, 1]}, "different numbers"),
