@@ -81,6 +81,21 @@ class Pretrained(
     def _save_pretrained(self, save_directory: Path) -> None:
         write_checkpoint(save_directory, self.stored_weights(), self.description())
 
+    def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **options: Any) -> str:
+        """Share it on the Hugging Face hub.
+
+        Args:
+            repo_id: Where to, "user/name".
+            model_card_kwargs: More words for the card.
+            options: Those of `PyTorchModelHubMixin.push_to_hub`, such as `private`, `token` and `branch`.
+
+        Returns:
+            Address of the commit.
+        """
+        words = {"repo_id": repo_id} | (model_card_kwargs or {})  # The card says how to open it from there.
+        address: str = super().push_to_hub(repo_id, model_card_kwargs=words, **options)
+        return address
+
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card that goes with the checkpoint: what it is, what it predicts, how to open it."""
         description = self.description()

@@ -192,7 +192,7 @@ assert torch.equal(from_pretrained("someone/surrogate")(points), surrogate(point
         assert done.returncode == 0, done.stderr.decode()
         card = hub.repositories["someone/surrogate"].pop("README.md").decode()
         assert set(hub.repositories["someone/surrogate"]) == {"config.json", "model.safetensors"}
-    assert "from_pretrained" in card
+    assert 'from_pretrained("someone/surrogate")' in card
     assert "displacement_z" in card
 
 
