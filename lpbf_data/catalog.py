@@ -43,9 +43,9 @@ class Catalog:
     Attributes:
         layout: "parquet" or "zarr" for a data set of this project, "npz" for the one that is published today.
         addresses: Its cases.
-        digest: Hash of what decides the contents: of the manifest; of index, repository and commit; or, for npz files in
-            a local folder, of index, and size and time of change of each file of the split. To read
-            their contents would take minutes; a copy that doesn't keep the times is another data set.
+        digest: Hash of what decides the contents: of the manifest; of index, repository and commit; or, for npz files
+            in a local folder, of index, and size and time of change of each file of the split. To read their contents
+            would take minutes; a copy that doesn't keep the times is another data set.
         checksums: SHA-256 of each shard, where the manifest has one.
     """
 
