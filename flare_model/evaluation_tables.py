@@ -39,7 +39,9 @@ def show(summary: Summary, title: str, console: Console) -> None:
                 "zero everywhere in a case like that"
             )
     if not summary["trained_on_this_data"]:
-        console.print("note: this isn't the data set that the model was trained on: its cases may have been trained on")
+        console.print(
+            "note: by its digest, this isn't the data set that the model was trained on: its cases may have been trained on"
+        )
     _show_interference(summary["interference"], console)
 
 

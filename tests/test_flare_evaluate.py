@@ -189,7 +189,7 @@ def test_the_summary_is_what_an_independent_computation_gives(
     assert {row["predictor"] for row in rows} == {"model", "zero", "mean"}
     assert "published" in said
     assert "predict zero" in said
-    assert "note: this isn't the data set" not in said
+    assert "note: by its digest, this isn't the data set" not in said
     for name in ("displacement_z_relative_l2.png", "displacement_z_error.png"):
         assert (trained_run / "evaluation/test" / name).read_bytes().startswith(b"\x89PNG")
     worst = max((r for r in rows if r["predictor"] == "model"), key=lambda r: r["relative_l2"])["case_id"]
@@ -400,7 +400,7 @@ def test_the_published_layout_trains_and_is_judged(
     assert surrogate.usage.normalisation.target_mean[0] == pytest.approx(float(truth.astype(float).mean()), rel=1e-4)
     capsys.readouterr()
     assert evaluate(str(tmp_path / "run"), data, worst=1) == 0
-    assert "note: this isn't the data set" not in capsys.readouterr().out
+    assert "note: by its digest, this isn't the data set" not in capsys.readouterr().out
     assert len(list((tmp_path / "run/evaluation/test/worst").glob("displacement_z_c*.png"))) == 1
     summary = json.loads((tmp_path / "run/evaluation/test/summary.json").read_text())
     assert summary["scores"]["displacement_z"]["zero"]["relative_l2"] == pytest.approx(1)

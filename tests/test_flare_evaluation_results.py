@@ -75,10 +75,13 @@ def test_another_data_set_is_said_and_its_pictures_replace_the_old_ones(
 ) -> None:
     evaluate(str(trained_run), box_dataset, worst=2, out=str(tmp_path))
     (tmp_path / "mine.png").touch()
-    assert "note: this isn't the data set" not in capsys.readouterr().out
+    assert "note: by its digest, this isn't the data set" not in capsys.readouterr().out
     evaluate(str(trained_run), hit_dataset, worst=1, out=str(tmp_path))
     said = capsys.readouterr().out
-    assert "note: this isn't the data set that the model was trained on: its cases may have been trained on" in said
+    assert (
+        "note: by its digest, this isn't the data set that the model was trained on: its cases may have been trained on"
+        in said
+    )
     case_ids = evaluate_module.Split(hit_dataset, "test").case_ids
     (drawn,) = (tmp_path / "worst").iterdir()
     assert drawn.stem.removeprefix("displacement_z_") in case_ids
