@@ -40,7 +40,8 @@ def show(summary: Summary, title: str, console: Console) -> None:
             )
     if not summary["trained_on_this_data"]:
         console.print(
-            "note: by its digest, this isn't the data set that the model was trained on: its cases may have been trained on"
+            "note: by its digest, this isn't the data set that the model was trained on: "
+            "its cases may have been trained on"
         )
     _show_interference(summary["interference"], console)
 

@@ -182,9 +182,7 @@ def predict(
     if points is not None and points < 8:
         raise UsageError(f"--points must be 8 or more, not {points}")
     surrogate = from_pretrained(checkpoint, trust=trust).to(device)
-    envelope = surrogate.usage.envelope
-    usual = envelope.num_points_median if envelope else None
-    meshing = Meshing(points or round(usual or Meshing.num_points), centre)
+    meshing = Meshing(points or _usual_points(surrogate), centre)
     console, complaints = Console(soft_wrap=True, markup=False), Console(stderr=True, soft_wrap=True, markup=False)
     needed = {resolve_target(name).field for name in (*surrogate.usage.targets, *surrogate.usage.features)}
     names, done, failed = FileNames(), 0, 0
@@ -206,6 +204,12 @@ def predict(
     if failed and done + failed > 1:
         complaints.print(f"{done} of {done + failed} parts are predicted", style=None)
     return 1 if failed else 0
+
+
+def _usual_points(surrogate: Surrogate) -> int:
+    """Points that a part of the training has."""
+    envelope = surrogate.usage.envelope
+    return round((envelope.num_points_median if envelope else None) or Meshing.num_points)
 
 
 def _parts(
