@@ -96,13 +96,16 @@ def outside(
     checks = [
         ("number of points", float(len(points)), envelope.num_points, ""),
         ("height", tall, envelope.height, " mm"),
-        ("worst aspect ratio", aspect_ratio, envelope.aspect_ratio_max, ""),
     ]
     reasons += [
         f"its {name} {value:,.6g}{unit} lies outside {seen.least:,.6g} … {seen.largest:,.6g}{unit} seen in training"
         for name, value, seen, unit in checks
-        if value is not None and value not in seen
+        if value not in seen
     ]
+    # Cells that are nearer to cubes than any of the training are no reason to doubt.
+    if aspect_ratio is not None and aspect_ratio > envelope.aspect_ratio_max.largest + _SLACK:
+        largest = envelope.aspect_ratio_max.largest
+        reasons.append(f"its worst aspect ratio {aspect_ratio:,.6g} lies above {largest:,.6g}, the largest in training")
     if material and envelope.materials and material not in envelope.materials:
         reasons.append(f"its material {material} is none of those seen in training: {', '.join(envelope.materials)}")
     return reasons

@@ -5,7 +5,9 @@ N points, E cells of one part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import io
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.errors import LpbfError, StoreError, UsageError
-from lpbf_data.folder import DatasetFolder
+from lpbf_data.folder import DatasetFolder, is_hub_id
 from lpbf_data.manifest import MANIFEST_NAME
 from lpbf_data.mesh import hex_aspect_ratio
+from lpbf_data.npz_store import find_index
 from lpbf_data.reader import SplitReader, read_manifest
 from lpbf_data.voxelize import load_surface, on_build_plate, voxelize_to_size
 
@@ -27,6 +30,8 @@ MESH_SUFFIXES: Final = (".vtu", ".vtk", ".xdmf", ".inp", ".msh", ".case")
 
 SURFACE_SUFFIXES: Final = (".stl", ".obj", ".ply", ".3mf", ".off")
 """Closed surfaces in mm, which are filled with hexahedra."""
+
+_KNOWN: Final = (*MESH_SUFFIXES, *SURFACE_SUFFIXES)
 
 LAYER: Final = 0.04
 """Powder layer in mm of which the height of a hexahedron is a multiple, as in the published data set (G.2)."""
@@ -64,9 +69,10 @@ class Part:
         return float(hex_aspect_ratio(self.points, self.cells).max())
 
     def column(self, name: str, field_name: str, components: Sequence[int]) -> NDArray[np.float32] | None:
-        """A field, or components of one, as [N, components]; None where it isn't known."""
+        """A field, or components of one, as [N, components]; None where it isn't known, or has other components."""
         if name in self.fields:
-            return np.asarray(self.fields[name], np.float32).reshape(len(self.points), -1)
+            values = np.asarray(self.fields[name], np.float32).reshape(len(self.points), -1)
+            return values if values.shape[1] == len(components) else None
         if field_name in self.fields:
             values = np.asarray(self.fields[field_name], np.float32).reshape(len(self.points), -1)
             return values[:, list(components)] if max(components) < values.shape[1] else None
@@ -95,46 +101,58 @@ class Meshing:
 
 
 def find_parts(
-    source: str, *, split: str = "test", cases: Sequence[str] = (), meshing: Meshing = Meshing()
+    source: str,
+    *,
+    split: str = "test",
+    cases: Sequence[str] = (),
+    fields: Collection[str] | None = None,
+    meshing: Meshing = Meshing(),
 ) -> Iterator[Part | Unreadable]:
     """The parts of a source, one after the other.
 
     Args:
-        source: A data set, a mesh, a surface, the results of a simulation, or a folder of any of these but the first.
+        source: A mesh, a surface, the results of a simulation, or a folder of any of these; else a data set: a folder,
+            a URL, or an id of the Hugging Face hub.
         split: Which split of a data set.
         cases: Ids of cases of a data set; all of the split when empty.
+        fields: Fields of a data set that are of use; all by default.
         meshing: How surfaces become meshes.
 
     Raises:
         UsageError: If there is no such source, or nothing to predict on in it.
+        StoreError: If a data set can't be opened.
     """
     path = Path(source)
-    if "://" in source or (path / MANIFEST_NAME).exists():
-        yield from _cases(source, split, cases)
-    elif path.is_dir():
-        for file in _files_in(path):
-            try:
-                yield read_part(file, meshing)
-            except LpbfError as error:
-                yield Unreadable(_name_of(file), error)
-    elif path.is_file():
-        yield read_part(path, meshing)
-    else:
-        raise UsageError(f"there is no {source} to predict on")
+    files = [path] if path.is_file() else _files_in(path) if path.is_dir() else []
+    if not files:
+        _check_data_set(source)
+        yield from cases_of(source, split, cases, fields)
+    for file in files:
+        try:
+            yield read_part(file, meshing)
+        except LpbfError as error:
+            yield Unreadable(_name_of(file), error)
 
 
 def _files_in(folder: Path) -> list[Path]:
     """The parts in a folder: its own result, or its meshes and surfaces and the results in the folders below."""
+    if (folder / MANIFEST_NAME).exists():
+        return []
     if own := _results_in(folder):
         return own
-    known = (*MESH_SUFFIXES, *SURFACE_SUFFIXES)
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in known)
-    files += [result for below in sorted(folder.iterdir()) if below.is_dir() for result in _results_in(below)]
-    if not files:
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in _KNOWN)
+    return files + [result for below in sorted(folder.iterdir()) if below.is_dir() for result in _results_in(below)]
+
+
+def _check_data_set(source: str) -> None:
+    """Refuse what can't be a data set in the words of someone who meant a part."""
+    path = Path(source)
+    if path.is_dir() and not ((path / MANIFEST_NAME).exists() or find_index(DatasetFolder(path))):
         raise UsageError(
-            f"{folder} is neither a data set nor a folder with {', '.join(known)} or results of simulations in it"
+            f"{path} is neither a data set nor a folder with {', '.join(_KNOWN)} or results of simulations in it"
         )
-    return files
+    if not path.is_dir() and "://" not in source and (path.suffix.lower() in _KNOWN or not is_hub_id(source)):
+        raise UsageError(f"there is no {source} to predict on")
 
 
 def _results_in(folder: Path) -> list[Path]:
@@ -148,17 +166,36 @@ def _name_of(path: Path) -> str:
     return path.name.removesuffix(f"_{RESULT}") if path.name.endswith(f"_{RESULT}") else path.stem
 
 
-def _cases(source: str, split: str, cases: Sequence[str]) -> Iterator[Part]:
+def cases_of(
+    source: str, split: str, cases: Sequence[str] = (), fields: Collection[str] | None = None
+) -> Iterator[Part | Unreadable]:
+    """Cases of a data set as parts.
+
+    Args:
+        source: The data set: a folder, a URL, or an id of the Hugging Face hub.
+        split: Which split.
+        cases: Ids of cases; all of the split when empty.
+        fields: Fields to read; all by default.
+
+    Raises:
+        UsageError: If there is no such data set, split or case.
+        StoreError: If the data set can't be opened.
+    """
     reader = SplitReader(DatasetFolder(source), split)
     places = {address.case_id: index for index, address in enumerate(reader.addresses)}
     if unknown := [name for name in cases if name not in places]:
         raise UsageError(f"the split {split} of {source} has no case {unknown[0]!r}")
-    specs = tuple(spec for spec in reader.field_specs if spec.location == "point")
+    at_points = (spec for spec in reader.field_specs if spec.location == "point")
+    specs = tuple(spec for spec in at_points if fields is None or spec.name in fields)
     manifest = None if reader.catalog.layout == "npz" else read_manifest(reader.folder)
     materials = {record.case_id: record.run.material for record in manifest.records} if manifest else {}
     for case_id in cases or places:
-        case = reader.read(places[case_id], specs)
-        yield Part(case_id, case.points, case.cells, case.fields, materials.get(case_id))
+        try:
+            case = reader.read(places[case_id], specs)
+        except LpbfError as error:
+            yield Unreadable(case_id, error)
+        else:
+            yield Part(case_id, case.points, case.cells, case.fields, materials.get(case_id))
 
 
 def read_part(path: Path, meshing: Meshing = Meshing()) -> Part:
@@ -178,8 +215,7 @@ def read_part(path: Path, meshing: Meshing = Meshing()) -> Part:
     if path.suffix.lower() in SURFACE_SUFFIXES:
         return _mesh_surface(path, meshing)
     raise UsageError(
-        f"{path}: can't predict on a {path.suffix or 'file without suffix'}; known are: "
-        f"{', '.join((*MESH_SUFFIXES, *SURFACE_SUFFIXES))}"
+        f"{path}: can't predict on a {path.suffix or 'file without suffix'}; known are: {', '.join(_KNOWN)}"
     )
 
 
@@ -192,10 +228,18 @@ def _mesh_surface(path: Path, meshing: Meshing) -> Part:
 def _read_mesh(path: Path) -> Part:
     for reader in entry_points(group=READERS):
         reader.load()
+    if path.stat().st_size == 0:
+        raise StoreError(f"{path} can't be read as a mesh: the file is empty; write it again")
     try:
-        mesh = meshio.read(path)
-    except (Exception, SystemExit) as error:  # meshio's readers raise anything, and exit on some files.
-        raise StoreError(f"{path} can't be read as a mesh: {error}") from error
+        # meshio's readers raise anything, and say a line of their own and exit on some files.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            mesh = meshio.read(path)
+    except SystemExit as error:
+        raise StoreError(
+            f"{path} can't be read as a mesh: it is cut short or no {path.suffix} file; write it again"
+        ) from error
+    except Exception as error:
+        raise StoreError(f"{path} can't be read as a mesh: {error}; write it again") from error
     blocks = [block.data for block in mesh.cells if block.type == "hexahedron"]
     if not blocks or len(blocks) < len(mesh.cells):
         kinds = ", ".join(sorted({block.type for block in mesh.cells})) or "no cells"
@@ -203,7 +247,9 @@ def _read_mesh(path: Path) -> Part:
     points, cells = np.asarray(mesh.points, np.float32), np.concatenate(blocks).astype(np.int32)
     if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
         raise StoreError(f"{path}: points must be [N, 3] finite numbers")
-    if cells.size and not (cells.min() >= 0 and cells.max() < len(points)):
+    if not cells.size:
+        raise StoreError(f"{path} holds no cells; only hexahedral meshes can be predicted on")
+    if not (cells.min() >= 0 and cells.max() < len(points)):
         raise StoreError(f"{path}: a cell names a point that isn't there")
     # NetFabb writes "Displacement" and "von_Mises_stress" for what is called displacement and von_mises_stress here.
     fields = {name.lower(): np.asarray(values, np.float32) for name, values in mesh.point_data.items()}

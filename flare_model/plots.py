@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
+
+from lpbf_data.durable import write_durably
 
 mpl.rcParams["axes.spines.top"] = False
 mpl.rcParams["axes.spines.right"] = False
@@ -50,7 +53,7 @@ def plot_histogram(path: Path, series: Mapping[str, ArrayLike], label: str) -> N
     """Histograms of several series on one axis.
 
     Args:
-        path: The PNG.
+        path: The PNG, which appears whole or not at all.
         series: Name to values.
         label: What the values are.
     """
@@ -66,7 +69,9 @@ def plot_histogram(path: Path, series: Mapping[str, ArrayLike], label: str) -> N
     axis.set_ylabel("cases")
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120, format="png")
+    write_durably(path, content.getvalue())
 
 
 def plot_spectrum(path: Path, eigenvalues: Sequence[NDArray[np.float64]]) -> None:

@@ -5,8 +5,9 @@ Each part becomes a VTU file for ParaView and a picture. Where the truth is know
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,10 @@ from flare_model.parts import Meshing, Part, Unreadable, find_parts
 from flare_model.pictures import draw_prediction
 from flare_model.scores import unit_of_errors
 from flare_model.surrogate import Surrogate, from_pretrained
-from flare_model.targets import Target, resolve_targets, spans
+from flare_model.targets import Target, resolve_target, resolve_targets, spans
 from lpbf_data.command_line import run
-from lpbf_data.durable import write_durably
-from lpbf_data.errors import UsageError
+from lpbf_data.durable import flush_file, flush_folder
+from lpbf_data.errors import LpbfError, StoreError, UsageError
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,11 @@ class Prediction:
     Attributes:
         part: The part.
         fields: Target to prediction in physical units, [N, components] float32.
-        truth: Target to truth where it is known, [N, components] float32.
+        truth: Target to truth where it is known and finite, [N, components] float32.
         errors: Target to relative L2 error; None where the truth is zero everywhere.
         warnings: Why the part is unlike those of the training.
         seconds: Time of the prediction.
+        broken_truth: Targets whose truth comes with the part, but isn't finite.
     """
 
     part: Part
@@ -49,6 +51,7 @@ class Prediction:
     errors: Mapping[str, float | None]
     warnings: tuple[str, ...]
     seconds: float
+    broken_truth: tuple[str, ...] = ()
 
     def point_data(self) -> dict[str, NDArray[np.float32]]:
         """Predictions, and truth and error where it is known, as a file shows them."""
@@ -68,7 +71,8 @@ def predict_part(surrogate: Surrogate, part: Part) -> Prediction:
         part: The part.
 
     Raises:
-        UsageError: If the model needs a field that the part doesn't come with.
+        UsageError: If the model needs a field that the part doesn't come with, or that isn't finite.
+        StoreError: If the model predicts values that aren't finite.
     """
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
     features = resolve_targets(surrogate.usage.features, "the checkpoint")
@@ -81,13 +85,19 @@ def predict_part(surrogate: Surrogate, part: Part) -> Prediction:
     with torch.inference_mode():
         found = surrogate(points, known).cpu().numpy()
     seconds = time.perf_counter() - started
+    if not np.isfinite(found).all():
+        raise StoreError(
+            f"the model predicts values for {part.name} that aren't finite; look at the part's lengths in mm"
+        )
     columns, floors = spans(targets), surrogate.usage.floors()
     fields = {name: found[:, c] for name, c in columns.items()}
     known_truth = {t.name: part.column(t.name, t.field, t.components) for t in targets}
-    truth = {name: values for name, values in known_truth.items() if values is not None}
+    given = {name: values for name, values in known_truth.items() if values is not None}
+    truth = {name: values for name, values in given.items() if np.isfinite(values).all()}
     errors = {name: _relative_l2(fields[name], values, floors[name]) for name, values in truth.items()}
     reasons = outside(surrogate.usage.envelope, part.points, aspect_ratio=part.aspect_ratio, material=part.material)
-    return Prediction(part, fields, truth, errors, tuple(reasons), seconds)
+    broken = tuple(name for name in given if name not in truth)
+    return Prediction(part, fields, truth, errors, tuple(reasons), seconds, broken)
 
 
 def _relative_l2(prediction: NDArray[np.float32], truth: NDArray[np.float32], floor: float) -> float | None:
@@ -102,21 +112,39 @@ def _needed(part: Part, feature: Target) -> NDArray[np.float32]:
         raise UsageError(
             f"the model needs the field {feature.name} at every point, which {part.name} doesn't come with"
         )
+    if not np.isfinite(values).all():
+        raise UsageError(f"the model needs the field {feature.name}, which isn't finite everywhere in {part.name}")
     return values
 
 
 def write_vtu(path: Path, prediction: Prediction) -> None:
     """Write a prediction as a VTU file, which ParaView opens."""
-    aside = path.with_name(f".{path.stem}.tmp.vtu")
-    path.parent.mkdir(parents=True, exist_ok=True)
     mesh = meshio.Mesh(
         prediction.part.points, [("hexahedron", prediction.part.cells)], point_data=prediction.point_data()
     )
-    try:
-        mesh.write(aside)
-        write_durably(path, aside.read_bytes())
-    finally:
-        aside.unlink(missing_ok=True)
+    mesh.write(path)
+
+
+def write_results(out: Path, file: str, prediction: Prediction, *, pictures: bool) -> None:
+    """Write what belongs to one part: all of it, or nothing where a picture can't be drawn.
+
+    Args:
+        out: Folder of the results.
+        file: Name of the files, without suffix.
+        prediction: The prediction.
+        pictures: Whether to draw a picture a target.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=out) as folder:
+        aside = Path(folder)
+        write_vtu(aside / f"{file}.vtu", prediction)
+        for name, values in prediction.fields.items() if pictures else ():
+            truth = prediction.truth.get(name)
+            draw_prediction(aside / f"{file}_{name}.png", prediction.part, name, values, truth)
+        for path in sorted(aside.iterdir()):
+            flush_file(path)
+            path.replace(out / path.name)
+    flush_folder(out)
 
 
 def predict(
@@ -136,8 +164,8 @@ def predict(
 
     Args:
         checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub.
-        src: Data sets, hexahedral meshes (VTU and others), closed surfaces (STL and others; lengths in mm), folders of
-            simulation results, or folders of any of these but the first.
+        src: Hexahedral meshes (VTU and others), closed surfaces (STL and others; lengths in mm), folders of simulation
+            results, folders of any of these; or data sets: folders, URLs, or ids on the Hugging Face hub.
         out: Folder of the results, a VTU file a part and a picture a target.
         split: Which split of a data set.
         case: Ids of cases of a data set; all of the split by default.
@@ -154,25 +182,45 @@ def predict(
     if points is not None and points < 8:
         raise UsageError(f"--points must be 8 or more, not {points}")
     surrogate = from_pretrained(checkpoint, trust=trust).to(device)
-    envelope = surrogate.usage.envelope
-    usual = envelope.num_points_median if envelope else None
-    meshing = Meshing(points or round(usual or Meshing.num_points), centre)
-    console, complaints = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
-    names, failed = FileNames(), 0
-    for source in src:
-        for part in find_parts(source, split=split, cases=case, meshing=meshing):
+    meshing = Meshing(points or _usual_points(surrogate), centre)
+    console, complaints = Console(soft_wrap=True, markup=False), Console(stderr=True, soft_wrap=True, markup=False)
+    needed = {resolve_target(name).field for name in (*surrogate.usage.targets, *surrogate.usage.features)}
+    names, done, failed = FileNames(), 0, 0
+    for part in _parts(src, split, case, needed, meshing):
+        try:
             if isinstance(part, Unreadable):
-                complaints.print(f"error: {part.error}", style=None)
-                failed += 1
-                continue
+                raise part.error
             prediction = predict_part(surrogate, part)
             file = names.name(part.name)
-            write_vtu(Path(out) / f"{file}.vtu", prediction)
-            for name, values in prediction.fields.items() if pictures else ():
-                draw_prediction(Path(out) / f"{file}_{name}.png", part, name, values, prediction.truth.get(name))
+            write_results(Path(out), file, prediction, pictures=pictures)
+        except LpbfError as error:
+            complaints.print(f"error: {error}", style=None)
+            failed += 1
+        else:
+            done += 1
             _say(prediction, file, console, complaints)
-    console.print(f"predictions in {out}")
+    if done:
+        console.print(f"predictions in {out}")
+    if failed and done + failed > 1:
+        complaints.print(f"{done} of {done + failed} parts are predicted", style=None)
     return 1 if failed else 0
+
+
+def _usual_points(surrogate: Surrogate) -> int:
+    """Points that a part of the training has."""
+    envelope = surrogate.usage.envelope
+    return round((envelope.num_points_median if envelope else None) or Meshing.num_points)
+
+
+def _parts(
+    sources: Sequence[str], split: str, cases: Sequence[str], fields: Collection[str], meshing: Meshing
+) -> Iterator[Part | Unreadable]:
+    """The parts of several sources; one that can't be opened counts as one that can't be read."""
+    for source in sources:
+        try:
+            yield from find_parts(source, split=split, cases=cases, fields=fields, meshing=meshing)
+        except LpbfError as error:
+            yield Unreadable(source, error)
 
 
 def _say(prediction: Prediction, file: str, console: Console, complaints: Console) -> None:
@@ -189,6 +237,11 @@ def _say(prediction: Prediction, file: str, console: Console, complaints: Consol
     place = "" if file == part.name else f" (written as {file})"
     seconds = f"{prediction.seconds:.2f} s"
     console.print(f"{part.name}{place}: {len(part.points):,} points in {seconds}: {'; '.join(words)}")
+    for name in prediction.broken_truth:
+        complaints.print(
+            f"warning: the {name} that {part.name} comes with isn't finite everywhere: no error is shown",
+            style=None,
+        )
     if prediction.warnings:
         complaints.print(
             f"warning: {part.name} is unlike the parts that the model was trained on: {'; '.join(prediction.warnings)}",

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor
 
 from flare_model.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Description, read_checkpoint, write_checkpoint
-from lpbf_data.errors import StoreError
+from lpbf_data.errors import StoreError, UsageError
 
 _CARD: Final = """---
 {{ card_data }}
@@ -32,6 +32,14 @@ model = {{ loader }}{{ method }}("{{ repo_id | default('path/or/hub-id', true) }
 """
 
 
+def seeds_of(checkpoint: str) -> list[str]:
+    """The checkpoints that a name stands for: itself, or one a seed where it is a folder of several runs."""
+    folders = sorted(Path(checkpoint).glob(f"seed-*/{CONFIG_NAME}")) if Path(checkpoint).is_dir() else []
+    if folders and not (Path(checkpoint) / CONFIG_NAME).exists():
+        return [str(path.parent) for path in folders]
+    return [checkpoint]
+
+
 def fetch_checkpoint(name: str, **download: Any) -> Path:
     """The folder that a checkpoint is read from: itself, or a snapshot of one on the Hugging Face hub.
 
@@ -41,7 +49,11 @@ def fetch_checkpoint(name: str, **download: Any) -> Path:
 
     Raises:
         StoreError: If it is neither.
+        UsageError: If it is a folder of several seeds.
     """
+    seeds = seeds_of(name)
+    if seeds != [name]:
+        raise UsageError(f"{name} holds the runs of {len(seeds)} seeds; name one of them, such as {seeds[0]}")
     if Path(name).is_dir():
         return Path(name)
     try:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.case import Case
-from lpbf_data.errors import CaseError, FailureReason
+from lpbf_data.errors import StoreError
 from lpbf_data.mesh import hex_edges
 from lpbf_data.schema import FIELDS, FieldSpec
 
@@ -25,6 +25,8 @@ TARGET_FIELD: Final = "displacement"
 TARGET_COMPONENT: Final = 2
 TARGET_COLUMN: Final = FIELDS[TARGET_FIELD].columns[TARGET_COMPONENT]
 """The benchmark's target: Z displacement."""
+
+_CURE: Final = "; fetch or build the data set again, or leave this case out of it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,43 +106,37 @@ def finish_arrays(arrays: Arrays, cells: NDArray[np.int32] | None, selection: Se
     return arrays
 
 
-def check_arrays(
-    case_id: str, arrays: Mapping[str, NDArray[Any]], cells: NDArray[Any] | None, num_points: int | None
-) -> None:
+def check_arrays(arrays: Mapping[str, NDArray[Any]], cells: NDArray[Any] | None, num_points: int | None) -> None:
     """Refuse what a model must not see: wrong lengths, values that aren't finite, indices out of range.
 
     Args:
-        case_id: The case, for the error.
         arrays: Decoded floating-point arrays, `pos` among them.
         cells: Decoded connectivity, [E, 8].
         num_points: Points that the case must have, when that is known.
 
     Raises:
-        CaseError: If anything is wrong.
+        StoreError: If anything is wrong; whoever reads the case adds where it lies.
     """
     count = len(arrays["pos"])
     if num_points is not None and count != num_points:
-        detail = f"{count} points are stored, {num_points} are announced"
-        raise CaseError(FailureReason.SIZE_MISMATCH, detail, case_id=case_id)
+        raise StoreError(f"{count} points are stored, {num_points} are announced{_CURE}")
     for name, values in arrays.items():
         at_cells = name in FIELDS and FIELDS[name].location == "cell"
         if len(values) != count and not at_cells:
-            detail = f"{name} has {len(values)} values at {count} points"
-            raise CaseError(FailureReason.SIZE_MISMATCH, detail, case_id=case_id)
+            raise StoreError(f"{name} has {len(values)} values at {count} points{_CURE}")
         # A sum is finite only if all its terms are, and is faster than looking at each; an overflow is looked into.
         with np.errstate(over="ignore", invalid="ignore"):
             suspicious = not np.isfinite(np.add.reduce(values, axis=None))
         if suspicious and not np.isfinite(values).all():
-            raise CaseError(FailureReason.NON_FINITE, f"{name} has a value that isn't finite", case_id=case_id)
+            label = f"{name} ({TARGET_COLUMN})" if name == "y" else name
+            raise StoreError(f"{label} has a value that isn't finite{_CURE}")
     if cells is not None:
-        _check_cells(case_id, cells, count)
+        _check_cells(cells, count)
 
 
-def _check_cells(case_id: str, cells: NDArray[Any], num_points: int) -> None:
+def _check_cells(cells: NDArray[Any], num_points: int) -> None:
     if cells.ndim != 2 or cells.shape[1] != 8 or len(cells) == 0:
-        detail = f"cells must be [E, 8], not {cells.shape}"
-        raise CaseError(FailureReason.SIZE_MISMATCH, detail, case_id=case_id)
+        raise StoreError(f"cells must be [E, 8], not {cells.shape}{_CURE}")
     least, largest = int(cells.min()), int(cells.max())
     if least < 0 or largest >= num_points:
-        detail = f"connectivity runs from {least} to {largest}, outside 0 … {num_points - 1}"
-        raise CaseError(FailureReason.INDEX_OUT_OF_RANGE, detail, case_id=case_id)
+        raise StoreError(f"connectivity runs from {least} to {largest}, outside 0 … {num_points - 1}{_CURE}")

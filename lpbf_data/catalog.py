@@ -43,7 +43,9 @@ class Catalog:
     Attributes:
         layout: "parquet" or "zarr" for a data set of this project, "npz" for the one that is published today.
         addresses: Its cases.
-        digest: Hash of what decides the contents: of the manifest, or of index, repository and commit.
+        digest: Hash of what decides the contents: of the manifest; of index, repository and commit; or, for npz files
+            in a local folder, of index, and size and time of change of each file of the split. To read their contents
+            would take minutes; a copy that doesn't keep the times is another data set.
         checksums: SHA-256 of each shard, where the manifest has one.
     """
 
@@ -129,5 +131,17 @@ def _catalog_of_manifest(manifest: Manifest, split: str) -> Catalog:
 def _catalog_of_index(folder: DatasetFolder, names: tuple[str, ...]) -> Catalog:
     rows = read_index(folder, names)
     addresses = tuple(CaseAddress(row.case_id, row.file, 0, row.num_points) for row in rows)
-    content = [folder.files.identity, *(f"{row.case_id}\0{row.file}\0{row.num_points}" for row in rows)]
+    content = [folder.files.identity]
+    content += [f"{row.case_id}\0{row.file}\0{row.num_points}\0{_state_of(folder, row.file)}" for row in rows]
     return Catalog("npz", addresses, hashlib.sha256("\n".join(content).encode()).hexdigest())
+
+
+def _state_of(folder: DatasetFolder, file: str) -> str:
+    """Size and time of change of a file in a local folder; nothing for one elsewhere, or one that isn't there."""
+    if folder.local is None:
+        return ""
+    try:
+        found = (folder.local / file).stat()
+    except OSError:
+        return ""  # reading the case says what is wrong with it
+    return f"{found.st_size} {found.st_mtime_ns}"

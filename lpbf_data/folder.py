@@ -20,6 +20,11 @@ _TRIES: Final = 5
 _FIRST_PAUSE: Final = 0.2
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be that of a data set on the Hugging Face hub, "user/name"."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
 class Files(Protocol):
     """Read access to files by their names relative to the data set."""
 
@@ -74,7 +79,7 @@ class DatasetFolder:
         hub_url = _HUB_URL.fullmatch(self.name)
         if Path(self.name).is_dir():
             self.files = LocalFiles(Path(self.name))
-        elif hub_url or ("://" not in self.name and not isinstance(name, Path) and _HUB_ID.fullmatch(self.name)):
+        elif hub_url or ("://" not in self.name and not isinstance(name, Path) and is_hub_id(self.name)):
             from lpbf_data.hub import HubFiles  # huggingface_hub is loaded by those who use it
 
             repository, asked = (hub_url[1], hub_url[2]) if hub_url else (self.name, None)

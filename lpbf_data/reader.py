@@ -185,7 +185,7 @@ class SplitReader:
                 if stored != address.case_id:
                     raise StoreError(f"it holds case {stored}; build the data set again")
                 arrays, cells = store.read_arrays(address.row, selection)
-            check_arrays(address.case_id, arrays, cells, address.num_points)
+            check_arrays(arrays, cells, address.num_points)
             return finish_arrays(arrays, cells, selection)
 
     def _open_npz(self, address: CaseAddress) -> NpzCase:

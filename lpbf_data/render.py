@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.case import Case
+from lpbf_data.durable import write_durably
 from lpbf_data.errors import UsageError
 from lpbf_data.schema import FIELDS
 from lpbf_data.surface import outer_faces
@@ -96,7 +98,7 @@ def render_panels(
     panel_size: tuple[int, int] = (420, 360),
     limits: tuple[float, float] | None = None,
 ) -> tuple[float, float]:
-    """Draw panels into a PNG file.
+    """Draw panels into a PNG file, which appears whole or not at all.
 
     Args:
         panels: The panels, row by row; coloured ones must show the same quantity.
@@ -160,7 +162,10 @@ def _save(picture: NDArray[np.uint8], path: Path) -> None:
     from PIL import Image
 
     image = Image.fromarray(picture)
-    image.quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
+    content = io.BytesIO()
+    palette = image.quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    palette.save(content, format="png", optimize=True)
+    write_durably(path, content.getvalue())
 
 
 def _bar_title(panel: Panel) -> str:
@@ -199,16 +204,17 @@ def _draw_bar(pyvista: Any, plotter: Any, title: str, style: dict[str, Any]) -> 
     dot = pyvista.PolyData(np.zeros((1, 3)))
     dot.point_data["values"] = np.zeros(1)
     plotter.add_mesh(dot, scalars="values", opacity=0.0, show_scalar_bar=False, **style)
+    # A title of the bar's own would lie on its labels.
+    plotter.add_text(title, position="upper_edge", font_size=_FONT, color="black")
     plotter.add_scalar_bar(
-        title=title,
+        title="",
         vertical=False,
         width=0.7,
-        height=0.6,
+        height=0.5,
         position_x=0.15,
-        position_y=0.2,
+        position_y=0.1,
         n_labels=5,
-        fmt="%.3g",
+        fmt="%.4g",
         color="black",
-        title_font_size=18,
         label_font_size=16,
     )

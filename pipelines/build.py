@@ -111,7 +111,7 @@ def build(
     started = time.monotonic()
     records = run_build(request, resources, only_join=finalise)
     print_summary(records, request.out, seconds=time.monotonic() - started, console=console)
-    say_empty_splits(records, request.split_request.names, console)
+    say_empty_splits(records, request.split_request, console)
     if not any(record.status == "kept" for record in records):
         raise UsageError(f"no case was kept; {request.out}/{MANIFEST_NAME} has the reason for each")
     return 0

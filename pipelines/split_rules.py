@@ -44,6 +44,10 @@ class HeldOut:
     share: float = 0.0
     pattern: str = ""
 
+    def finds(self, record: CaseRecord) -> bool:
+        """Whether the rule applies to a case: an extreme to any, a pattern where it is found in the name."""
+        return self.rule in EXTREMES or re.search(self.pattern, NAMES[self.rule](record)) is not None
+
 
 @dataclass(frozen=True, slots=True)
 class SplitRequest:
@@ -147,8 +151,7 @@ def hold_out(groups: Mapping[str, Sequence[CaseRecord]], held_out: Mapping[str, 
     for split, rule in held_out.items():
         free = [name for name in groups if name not in chosen]
         if rule.rule in NAMES:
-            pattern, name_of = re.compile(rule.pattern), NAMES[rule.rule]
-            taken = [name for name in free if any(pattern.search(name_of(r)) for r in groups[name])]
+            taken = [name for name in free if any(map(rule.finds, groups[name]))]
         else:
             taken = _most_extreme(groups, free, EXTREMES[rule.rule], rule.share * total)
         chosen |= dict.fromkeys(taken, split)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from lpbf_data.manifest import count_by
 from lpbf_data.record import CaseRecord
+from pipelines.split_rules import SplitRequest
 
 _MOST_EXAMPLES = 3
 
@@ -76,14 +77,24 @@ def print_summary(records: Sequence[CaseRecord], out: str, *, seconds: float, co
         console.print(f"note: {sentence}")
 
 
-def say_empty_splits(records: Sequence[CaseRecord], asked: Sequence[str], console: Console) -> None:
+def say_empty_splits(records: Sequence[CaseRecord], asked: SplitRequest, console: Console) -> None:
     """Say which of the splits that were asked for stay empty, and why."""
-    filled = {record.placement.split for record in records if record.placement is not None}
-    empty = [name for name in asked if name not in filled]
-    if filled and empty:
-        designs = len({record.design_id for record in records if record.placement is not None})
+    kept = [record for record in records if record.placement is not None]
+    filled = {record.placement.split for record in kept if record.placement is not None}
+    if not filled:
+        return
+    empty = [name for name in asked.names if name not in filled]
+    for name in [name for name in empty if name in asked.held_out]:
+        if not any(asked.held_out[name].finds(record) for record in kept):
+            rule = f"{name}={asked.held_out[name].rule}:{asked.held_out[name].pattern}"
+            console.print(
+                f"note: the rule {rule} matches no {asked.held_out[name].rule}; without cases: {name}", markup=False
+            )
+            empty.remove(name)
+    if empty:
+        designs = len({record.design_id for record in kept})
         console.print(
-            f"note: {designs} design{'s' * (designs != 1)} can't fill {len(asked)} splits; "
+            f"note: {designs} design{'s' * (designs != 1)} can't fill {len(asked.names)} splits; "
             f"without cases: {', '.join(empty)} (bodies of one design stay together)"
         )
 

@@ -353,6 +353,17 @@ def test_one_design_goes_to_train_and_is_said(tmp_path: Path, capsys: pytest.Cap
     assert "1 design can't fill 3 splits" in capsys.readouterr().out
 
 
+def test_a_rule_that_matches_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(6):
+        shape = (2 + number, 2, 2)  # parts of one shape are one design
+        write_part(tmp_path / "src", Part(f"20016{number}_3742f39{number}_1", shape=shape))
+    splits = "train=0.5,validation=0.5,test=design:zzz"
+    assert build([str(tmp_path / "src")], out=str(tmp_path / "out"), workers=0, splits=splits, no_report=True) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "note: the rule test=design:zzz matches no design; without cases: test" in said
+    assert "can't fill" not in said
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

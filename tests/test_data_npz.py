@@ -271,8 +271,32 @@ def test_arrays_that_do_not_fit_are_refused(
 
 def test_values_that_are_not_finite_are_refused(hostile: Callable[..., Path], small_cases: Any) -> None:
     count = small_cases["test"][0].num_points
-    with pytest.raises(StoreError, match="y has a value that isn't finite"):
-        load_dataset(hostile(disp=np.full((count, 3), np.nan, np.float32)), "test")[0]
+    folder = hostile(disp=np.full((count, 3), np.nan, np.float32))
+    case = small_cases["test"][0].case_id
+    dataset = load_dataset(folder, "test")
+    with pytest.raises(StoreError, match=r"y \(displacement_z\) has a value that isn't finite") as told:
+        dataset[dataset.case_ids.index(case)]
+    said = str(told.value)
+    assert said.startswith(f"case {case} (shard {folder}/test/{case}.npz, row 0): y ")
+    assert said.count(f"case {case}") == 1
+    assert said.endswith("fetch or build the data set again, or leave this case out of it")
+
+
+def test_other_values_are_another_data_set(published_dataset: Path, tmp_path: Path) -> None:
+    """The digest tells changed files apart although the index stays, and what was decoded before isn't served."""
+    folder = tmp_path / "copy"
+    shutil.copytree(published_dataset, folder)
+    before = load_dataset(folder, "test", format="torch")
+    digest, values = before.samples.tensors.reader.catalog.digest, before[0]["y"].clone()
+    assert load_dataset(folder, "test").samples.tensors.reader.catalog.digest == digest
+    train = load_dataset(folder, "train").samples.tensors.reader.catalog.digest
+    path = folder / "test" / f"{before.case_ids[0]}.npz"
+    with np.load(path, allow_pickle=True) as stored:
+        np.savez_compressed(path, **({name: stored[name] for name in stored} | {"disp": 2 * stored["disp"]}))
+    after = load_dataset(folder, "test", format="torch")
+    assert after.samples.tensors.reader.catalog.digest != digest
+    assert load_dataset(folder, "train").samples.tensors.reader.catalog.digest == train
+    np.testing.assert_array_equal(after[0]["y"], 2 * values)
 
 
 def test_other_types_and_orders_of_numbers_are_read(hostile: Callable[..., Path], small_cases: Any) -> None:

@@ -292,6 +292,11 @@ def test_parts_outside_of_the_training_are_told_with_reasons() -> None:
     assert "in718 is none of those seen in training: ti64" in reasons[4]
     assert "number of points 2" in outside(envelope, inside[:2])[0]
     assert outside(None, inside) == []
+    long_cells = Envelope(3, Range(5, 50), Range(1, 20), Range(3, 4), ("ti64",), 20.0)
+    assert outside(long_cells, inside, aspect_ratio=1.0) == []
+    assert outside(long_cells, inside, aspect_ratio=4.5) == [
+        "its worst aspect ratio 4.5 lies above 4, the largest in training"
+    ]
 
 
 @pytest.mark.parametrize(

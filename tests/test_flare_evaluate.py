@@ -47,10 +47,12 @@ from lpbf_data.errors import LpbfError, UsageError
 from lpbf_data.folder import DatasetFolder
 from lpbf_data.mesh import hex_edges
 from lpbf_data.predictions import PredictionFile
+from pipelines.build import build
 from pipelines.exhibits import KeptCases, judge_predictions
 from pipelines.report import report
+from tests.data_hub_server import serve_hub
 from tests.data_support import make_case
-from tests.flare_support import TINY
+from tests.flare_support import TINY, write_cases
 
 SMALL = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.just(2)), elements=st.floats(-100, 100, width=32))
 
@@ -185,8 +187,9 @@ def test_the_summary_is_what_an_independent_computation_gives(
     rows = pq.read_table(trained_run / "evaluation/test/cases.parquet").to_pylist()
     assert len(rows) == 6
     assert {row["predictor"] for row in rows} == {"model", "zero", "mean"}
-    assert "published figure" in said
+    assert "published" in said
     assert "predict zero" in said
+    assert "note: by its digest, this isn't the data set" not in said
     for name in ("displacement_z_relative_l2.png", "displacement_z_error.png"):
         assert (trained_run / "evaluation/test" / name).read_bytes().startswith(b"\x89PNG")
     worst = max((r for r in rows if r["predictor"] == "model"), key=lambda r: r["relative_l2"])["case_id"]
@@ -272,6 +275,15 @@ def test_several_seeds_and_targets_and_the_risk_field(
     summaries = [json.loads((tmp_path / f"seed-{s}/evaluation/test/summary.json").read_text()) for s in (0, 1)]
     values = [s["scores"]["displacement"]["model"]["relative_l2"] for s in summaries]
     assert f"displacement, relative_l2: {np.mean(values):.4g} ± {np.std(values, ddof=1):.2g} over 2 seeds" in said
+    seeds = json.loads((tmp_path / "evaluation/test/seeds.json").read_text())
+    found = seeds["scores"]["displacement"]
+    assert found["relative_l2"]["mean"] == pytest.approx(np.mean(values))
+    assert found["relative_l2"]["standard_deviation"] == pytest.approx(np.std(values, ddof=1))
+    assert found["published"] is None
+    assert [Path(name).name for name in seeds["seeds"]] == ["seed-0", "seed-1"]
+    assert "validation" in json.loads((tmp_path / "seeds.json").read_text())  # that of the training stays
+    evaluate(str(tmp_path), box_dataset, worst=0, out=str(tmp_path / "elsewhere"))
+    assert json.loads((tmp_path / "elsewhere/seeds.json").read_text()) == seeds
     assert summaries[0]["interference"]["target"] == "build_clearance_min"
     assert "by the solver's rule" in said
     rule = summaries[0]["interference"]["by_the_solvers_rule"]
@@ -346,9 +358,6 @@ def test_ranking_quality_counts_pairs() -> None:
 
 
 def test_a_checkpoint_of_another_data_set_says_what_is_missing(trained_run: Path, tmp_path: Path) -> None:
-    from pipelines.build import build
-    from tests.flare_support import write_cases
-
     data = str(tmp_path / "lpbf")
     build([str(write_cases(tmp_path / "cases", 3))], out=data, workers=0, splits="train=1", fields=["temperature"])
     with pytest.raises(UsageError, match="no field 'displacement'"):
@@ -379,7 +388,9 @@ def write_published(folder: Path) -> str:
     return str(folder)
 
 
-def test_the_published_layout_trains_and_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_published_layout_trains_and_is_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = write_published(tmp_path / "hub")
     assert train(data, out=str(tmp_path / "run"), model=TINY, recipe=Recipe(epochs=2)) == 0
     assert "no validation split" in capsys.readouterr().out
@@ -387,7 +398,15 @@ def test_the_published_layout_trains_and_is_judged(tmp_path: Path, capsys: pytes
     assert surrogate.usage.envelope is None
     truth = np.concatenate([make_case(seed).fields["displacement"][:, 2] for seed in range(3)])
     assert surrogate.usage.normalisation.target_mean[0] == pytest.approx(float(truth.astype(float).mean()), rel=1e-4)
-    assert evaluate(str(tmp_path / "run"), data, worst=0) == 0
+    capsys.readouterr()
+    assert evaluate(str(tmp_path / "run"), data, worst=1) == 0
+    assert "note: by its digest, this isn't the data set" not in capsys.readouterr().out
+    assert len(list((tmp_path / "run/evaluation/test/worst").glob("displacement_z_c*.png"))) == 1
     summary = json.loads((tmp_path / "run/evaluation/test/summary.json").read_text())
     assert summary["scores"]["displacement_z"]["zero"]["relative_l2"] == pytest.approx(1)
     assert summary["interference"] is None
+    with serve_hub({"user/published": {"main": Path(data)}}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        assert evaluate(str(tmp_path / "run"), "user/published", worst=1, out=str(tmp_path / "hub-out")) == 0
+    assert len(list((tmp_path / "hub-out/worst").glob("displacement_z_c*.png"))) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,6 +68,24 @@ def test_configurations_go_by_name() -> None:
     assert words[1] == str(FOLDER / "lpbf.yaml")
     assert words[2] == f"--config={FOLDER / 'pipe.yaml'}"
     assert words[3:] == ["--out", "lpbf", "--config", "no/such.yaml"]
+
+
+def test_a_folder_of_the_name_of_a_configuration_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lpbf").mkdir()
+    assert spell_out_config(["--config", "lpbf"]) == ["--config", str(FOLDER / "lpbf.yaml")]
+    (tmp_path / "pipe").write_text("model: {}")
+    assert spell_out_config(["--config", "pipe"]) == ["--config", "pipe"]
+
+
+@pytest.mark.parametrize("words", [["--config", "nothing"], ["--config=nothing"]])
+def test_an_unknown_configuration_lists_those_that_there_are(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        spell_out_config(words)
+    assert left.value.code == 2
+    assert f"--config nothing is neither a file nor one of {', '.join(config_names())}" in capsys.readouterr().err
 
 
 def test_the_models_to_beat_have_the_published_sizes_in_two_dimensions() -> None:

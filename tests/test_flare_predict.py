@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import meshio
 import numpy as np
@@ -15,12 +17,16 @@ import trimesh
 
 import flare_model.parts
 from flare_model import from_pretrained
+from flare_model import predict as predict_module
 from flare_model.predict import predict
 from flare_model.recipe import Recipe
+from flare_model.spectrum import spectrum
 from flare_model.train import train
 from lpbf_data import load_dataset
-from lpbf_data.errors import LpbfError, UsageError
+from lpbf_data.errors import UsageError
 from lpbf_data.voxelize import load_surface, on_build_plate, voxelize_to_size
+from tests.data_hub_server import serve_hub
+from tests.data_support import make_case, write_dataset, write_published
 from tests.flare_support import TINY
 from tests.netfabb_cases import Part, write_part
 
@@ -61,12 +67,15 @@ def test_a_mesh_gives_what_the_case_gave(predicted: Path, trained_run: Path, tmp
     assert set(alone.point_data) == {name}
 
 
-def test_one_case_by_its_id(box_dataset: str, trained_run: Path, tmp_path: Path) -> None:
+def test_one_case_by_its_id(
+    box_dataset: str, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     case_id = load_dataset(box_dataset, "train").case_ids[3]
     predict(str(trained_run), [box_dataset], out=str(tmp_path), split="train", case=[case_id])
     assert [p.name for p in tmp_path.glob("*.vtu")] == [f"{case_id}.vtu"]
-    with pytest.raises(UsageError, match="no case 'nobody'"):
-        predict(str(trained_run), [box_dataset], out=str(tmp_path), case=["nobody"])
+    capsys.readouterr()
+    assert predict(str(trained_run), [box_dataset], out=str(tmp_path / "no"), case=["nobody"]) == 1
+    assert "no case 'nobody'" in capsys.readouterr().err
 
 
 def test_a_folder_goes_on_behind_a_broken_file(
@@ -174,21 +183,32 @@ def test_a_surface_has_as_many_points_as_parts_of_the_training(trained_run: Path
         ("text.txt", "can't predict on a .txt"),
         ("empty", "neither a data set nor a folder"),
         ("garbage.vtu", "can't be read as a mesh"),
+        ("blank.vtu", "can't be read as a mesh: the file is empty"),
+        ("other.vtk", "can't be read as a mesh: it is cut short or no .vtk file"),
+        ("no/part.vtu", "there is no"),
         ("open.stl", "not watertight"),
     ],
 )
-def test_what_is_no_part_is_refused(trained_run: Path, tmp_path: Path, source: str, words: str) -> None:
+def test_what_is_no_part_is_refused(
+    trained_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], source: str, words: str
+) -> None:
     (tmp_path / "text.txt").write_text("x")
     (tmp_path / "garbage.vtu").write_text("<VTKFile")
+    (tmp_path / "blank.vtu").touch()
+    (tmp_path / "other.vtk").write_text("# vtk DataFile Version 9.9\nx\nASCII\nDATASET NOTHING\n")
     (tmp_path / "empty").mkdir()
     holed = trimesh.creation.box()
     holed.update_faces(np.arange(len(holed.faces)) > 0)
     holed.export(tmp_path / "open.stl")
-    with pytest.raises(LpbfError, match=words):
-        predict(str(trained_run), [str(tmp_path / source)], out=str(tmp_path / "out"))
+    assert predict(str(trained_run), [str(tmp_path / source)], out=str(tmp_path / "out")) == 1
+    said = capfd.readouterr()
+    assert words in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+    assert not (tmp_path / "out").exists()
 
 
-def test_features_must_come_with_the_part(box_dataset: str, tmp_path: Path) -> None:
+def test_features_must_come_with_the_part(box_dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, targets = tmp_path / "run", ["displacement", "temperature"]
     train(
         box_dataset, out=str(run), model=TINY, targets=targets, features=["von_mises_stress"], recipe=Recipe(epochs=1)
@@ -198,5 +218,92 @@ def test_features_must_come_with_the_part(box_dataset: str, tmp_path: Path) -> N
     mesh = meshio.read(source)
     assert mesh.point_data["displacement_predicted"].shape == (len(mesh.points), 3)
     assert mesh.point_data["temperature_error"].shape == (len(mesh.points),)
-    with pytest.raises(UsageError, match="needs the field von_mises_stress at every point"):
-        predict(str(run), [str(source)], out=str(tmp_path / "again"))
+    whole, odd = tmp_path / "whole.vtu", tmp_path / "odd.vtu"
+    stress = np.linspace(0, 1, len(mesh.points))
+    meshio.Mesh(mesh.points, mesh.cells, point_data={"von_mises_stress": stress}).write(whole)
+    stress[3] = np.nan
+    meshio.Mesh(mesh.points, mesh.cells, point_data={"von_mises_stress": stress}).write(odd)
+    capsys.readouterr()
+    assert predict(str(run), [str(source), str(odd), str(whole)], out=str(tmp_path / "again")) == 1
+    said = capsys.readouterr().err
+    assert f"needs the field von_mises_stress at every point, which {source.stem} doesn't come with" in said
+    assert "needs the field von_mises_stress, which isn't finite everywhere in odd" in said
+    assert "1 of 3 parts are predicted" in said
+    assert {p.name.split("_")[0].split(".")[0] for p in (tmp_path / "again").iterdir()} == {"whole"}
+
+
+def test_a_truth_that_is_not_finite_is_left_out(
+    predicted: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mesh = meshio.read(next(predicted.glob("*.vtu")))
+    truth = mesh.point_data["displacement_z"].copy()
+    truth[0] = np.nan
+    meshio.Mesh(mesh.points, mesh.cells, point_data={"displacement_z": truth}).write(tmp_path / "odd.vtu")
+    capsys.readouterr()
+    assert predict(str(trained_run), [str(tmp_path / "odd.vtu")], out=str(tmp_path / "out")) == 0
+    said = capsys.readouterr()
+    assert "warning: the displacement_z that odd comes with isn't finite everywhere: no error is shown" in said.err
+    assert "relative L2 error" not in said.out
+    assert set(meshio.read(tmp_path / "out/odd.vtu").point_data) == {"displacement_z_predicted"}
+    assert (tmp_path / "out/odd_displacement_z.png").exists()
+
+
+def test_a_part_whose_picture_can_not_be_drawn_leaves_nothing(
+    box_dataset: str, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_dataset(box_dataset, "test").case_ids[0]
+    draw = predict_module.draw_prediction
+
+    def draw_others(path: Path, part: Any, *rest: Any) -> None:
+        if part.name == first:
+            raise UsageError("it can't be drawn")
+        draw(path, part, *rest)
+
+    monkeypatch.setattr(predict_module, "draw_prediction", draw_others)
+    assert predict(str(trained_run), [box_dataset], out=str(tmp_path / "out")) == 1
+    (other,) = set(load_dataset(box_dataset, "test").case_ids) - {first}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"{other}.vtu", f"{other}_displacement_z.png"]
+
+
+def test_a_bad_source_or_case_does_not_stop_the_others(
+    predicted: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_published(tmp_path / "published", {"test": [make_case(s, case_id=f"c{s}") for s in (0, 1)]})
+    (data / "test/c0.npz").write_bytes(b"cut")
+    (tmp_path / "bad.vtu").write_text("<VTKFile")
+    good = next(predicted.glob("*.vtu"))
+    capsys.readouterr()
+    sources = [str(tmp_path / "bad.vtu"), str(tmp_path / "nothing"), str(data), str(good)]
+    assert predict(str(trained_run), sources, out=str(tmp_path / "out"), pictures=False) == 1
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(["c1.vtu", good.name])
+    said = capsys.readouterr().err
+    for words in ("bad.vtu can't be read", "there is no", "case c0 (shard", "2 of 5 parts are predicted"):
+        assert words in said
+
+
+def test_a_hub_id_and_the_published_layout_are_predicted_on(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [make_case(seed, case_id=f"c{seed}") for seed in (0, 1)]
+    published = write_published(tmp_path / "published", {"test": cases})
+    (tmp_path / "ours").mkdir()
+    ours = write_dataset(tmp_path / "ours", {"test": cases})
+    with serve_hub({"user/lpbf": {"main": ours}, "user/published": {"main": published}}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        for number, source in enumerate((str(published), "user/published", "user/lpbf")):
+            out = tmp_path / f"out-{number}"
+            assert predict(str(trained_run), [source], out=str(out), pictures=False) == 0
+            for case in cases:
+                mesh = meshio.read(out / f"{case.case_id}.vtu")
+                np.testing.assert_array_equal(mesh.point_data["displacement_z"], case.fields["displacement"][:, 2])
+
+
+def test_a_folder_of_several_seeds_asks_for_one(box_dataset: str, trained_run: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        shutil.copytree(trained_run, tmp_path / f"runs/seed-{seed}")
+    words = f"runs holds the runs of 2 seeds; name one of them, such as {tmp_path / 'runs/seed-0'}"
+    with pytest.raises(UsageError, match=re.escape(words)):
+        predict(str(tmp_path / "runs"), [box_dataset], out=str(tmp_path / "out"))
+    with pytest.raises(UsageError, match=re.escape(words)):
+        spectrum(str(tmp_path / "runs"), box_dataset, out=str(tmp_path / "out"))

@@ -49,6 +49,17 @@ def test_a_picture_shows_both_ends_of_the_scale(tmp_path: Path) -> None:
     assert shift[0] * shift[1] < 0
 
 
+@pytest.mark.parametrize(("count", "size"), [(1, (640, 480)), (3, (420, 360))])
+def test_the_title_of_the_colour_bar_lies_above_its_labels(count: int, size: tuple[int, int], tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    render_panels([Panel(part(scale=0.0537))] * count, path, panel_size=size)
+    with Image.open(path) as file:
+        below = np.asarray(file.convert("RGB"))[size[1] :]
+    inked = (below < 110).all(axis=2).any(axis=1)
+    bands = int(np.count_nonzero(np.diff(inked.astype(int), prepend=0) == 1))
+    assert bands == 2  # title, and labels with white between them; the bar itself has no black
+
+
 def test_pictures_are_small_and_rows_can_be_filled(tmp_path: Path) -> None:
     path = tmp_path / "grid.png"
     render_panels([Panel(part(str(n)), str(n), field=None) for n in range(5)], path, columns=3, panel_size=(160, 120))
