@@ -111,10 +111,10 @@ AWKWARD = {
     "constant": (2, 8, 20, 37),
     "one point": (1, 8, 5, 1),
     "one latent": (2, 4, 1, 40),
-    "masked": (2, 8, 20, 37),
-    "ragged": (2, 16, 32, 70),
-    "several meshes": (2, 8, 32, 50),
-    "several meshes, wide heads": (1, 16, 64, 45),
+    "masked": (1, 8, 20, 37),
+    "ragged": (1, 16, 32, 50),
+    "several meshes": (2, 8, 32, 20),
+    "several meshes, wide heads": (1, 16, 64, 20),
     "several passes": (1, 8, 192, 20),
 }
 
@@ -123,7 +123,7 @@ CANCELLING = ("constant", "one point", "one latent")
 
 def awkward(name: str, seed: int) -> tuple[tuple[Tensor, ...], Tensor, list[Function]]:
     """Inputs, a gradient, and the mixing by kernels, by attention and explicitly."""
-    batch = 2 if name.startswith(("masked", "several meshes")) else 1
+    batch = 3 if name.startswith("several meshes") else 2 if name == "masked" else 1
     q, k, v, g = sample(AWKWARD[name], seed, batch)
     functions: list[Function] = [mix, by_attention, explicit]
     if name.startswith("extreme"):  # Scores of 1e4 and more: nearly every weight is 0 or 1.
@@ -136,10 +136,10 @@ def awkward(name: str, seed: int) -> tuple[tuple[Tensor, ...], Tensor, list[Func
         mask = torch.arange(37, device=DEVICE) < torch.tensor([[37], [9]], device=DEVICE)
         functions = [masked(function, mask) for function in functions]
     if name == "ragged":
-        sizes = [1, 33, 16, 20]
+        sizes = [1, 17, 32]
         functions = [ragged(sizes), ragged(sizes, by_attention), ragged(sizes, explicit)]
-    if name.startswith("several meshes"):  # One mesh's levels say nothing of those of the other.
-        k[1] *= 4
+    if name.startswith("several meshes"):  # One mesh's levels say nothing of another's, nor which way it can take.
+        k *= torch.tensor([0.5, 0.2, 4.0], device=DEVICE).view(3, 1, 1, 1)
     return (q, k, v), g, functions
 
 
@@ -149,7 +149,7 @@ def awkward(name: str, seed: int) -> tuple[tuple[Tensor, ...], Tensor, list[Func
 @pytest.mark.parametrize("name", AWKWARD)
 def test_awkward_inputs(name: str, dtype: torch.dtype) -> None:
     errors, terms, sizes = (torch.zeros(n, 4, dtype=torch.float64) for n in (2, 1, 1))
-    for seed in range(10 if DEVICE == "cuda" else 3):
+    for seed in range(10 if DEVICE == "cuda" else 2):
         inputs, gradient, (kernels, attention, exact) = awkward(name, seed)
         rounded = tuple(t.to(dtype).double() for t in inputs)
         truth = differentiate(exact, rounded, gradient.to(dtype).double(), torch.float64)
@@ -161,10 +161,9 @@ def test_awkward_inputs(name: str, dtype: torch.dtype) -> None:
     # Gradients that cancel exactly, as where all points are one, are known to the rounding of their terms.
     least = (0.05 if name in CANCELLING else 0.01) * TOLERANCE[dtype] * sizes[0].sqrt()
     factor = torch.full((4,), 1.1, dtype=torch.float64)
-    if name.startswith(
-        ("extreme", "negative")
-    ):  # A single tie of two scores decides about gradients of queries and keys.
-        factor[1:3] = 2.0
-        # Where the level is 1e4, float32 holds it, and so each weight, to 1e-3: attention on a CPU needs no level.
-        least[3] = 5e-3 * wanted[3]
+    if name.startswith(("extreme", "negative")):
+        # A single tie of two scores decides about gradients of queries and keys; and float32 holds a level of 1e4, and
+        # so each weight, to 1e-3, where attention on a CPU needs no level.
+        factor[1:3] = 1.5
+        least[1:] += torch.tensor([1e-2, 1e-2, 5e-3]) * wanted[1:]
     assert (ours <= factor * theirs + least).all(), (ours, theirs, wanted)
