@@ -74,12 +74,18 @@ def _behind(norm: nn.LayerNorm, module: nn.Module, x: Tensor, *more: object) -> 
 def in_chunks(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
     """Apply a function of single points in chunks, and compute each again in the backward pass.
 
+    When the model is compiled, chunks are computed once: its compiler can't take a number of checkpoints that depends
+    on the number of points. Blocks are computed again there as everywhere.
+
     Args:
         function: Takes tensors [..., N, C] and returns such.
         tensors: What it takes.
     """
     chunks = zip(*(torch.split(tensor, _CHUNK, dim=-2) for tensor in tensors), strict=True)
-    parts = [torch.utils.checkpoint.checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]
+    if torch.compiler.is_compiling():
+        parts = [function(*chunk) for chunk in chunks]
+    else:
+        parts = [torch.utils.checkpoint.checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]
     return parts[0] if len(parts) == 1 else tuple(torch.cat(part, dim=-2) for part in zip(*parts, strict=True))
 
 
@@ -128,6 +134,9 @@ class Backbone(nn.Module, Pretrained):
         if single:
             known = known.unsqueeze(0)
         layout = Layout.of(known, offsets, mask)
+        if mask is not None:
+            # What fills a mesh up may be anything, and a weight of 0 times NaN is NaN.
+            known = known.masked_fill(~mask.unsqueeze(-1), 0.0)
         again = self.activation_checkpointing and torch.is_grad_enabled()
         # Both projections keep float32 under autocast: in 16 bits a coordinate of 30 mm is off by up to 0.06 mm, and a
         # prediction has two digits. They are pointwise and a twentieth of the work.

@@ -15,6 +15,8 @@ Implementation = Literal["auto", "sdpa", "triton", "reference"]
 IMPLEMENTATIONS: Final = ("auto", "sdpa", "triton", "reference")
 OPTION: Final = "--model.init_args.config.mixer"
 
+_NO_TRITON: Final = "Triton 3.6 or newer is not installed here"
+
 _log = logging.getLogger(__name__)
 
 
@@ -27,13 +29,13 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def mix_by_kernels(
-    implementation: Implementation, device: str, dtype: torch.dtype, depth: int, num_latents: int
+    implementation: Implementation, device: torch.device, dtype: torch.dtype, depth: int, num_latents: int
 ) -> bool:
-    """Whether the kernels mix; why auto leaves them out on a GPU is logged once.
+    """Whether the kernels mix; why auto leaves them out on a GPU is said once, as a warning.
 
     Args:
         implementation: What was asked for.
-        device: Type of the device.
+        device: Where the tensors lie.
         dtype: Of the products.
         depth: D, channels of a head.
         num_latents: M.
@@ -43,46 +45,55 @@ def mix_by_kernels(
     """
     if not _considered(implementation, device):
         return False
-    reason = _why_not(device, dtype, depth, num_latents)
+    try:
+        from flare_model.kernels.support import unsupported
+    except ImportError:
+        reason: str | None = _NO_TRITON
+    else:
+        reason = unsupported(device, dtype, depth, num_latents)
     if reason and implementation == "triton":
         raise UsageError(f"{OPTION} triton asks for the kernels, but {reason}; {OPTION} auto takes what can run")
     if reason:
-        _log_once(f"mixing by two attention calls instead of the kernels: {reason}")
+        _warn_once(f"mixing by two attention calls instead of the kernels: {reason}")
     return reason is None
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def network_by_kernels(
-    implementation: Implementation, device: str, dtype: torch.dtype, channels: int, layers: int
+    implementation: Implementation, device: torch.device, dtype: torch.dtype, channels: int, layers: int
 ) -> bool:
-    """Whether a kernel applies a pointwise network of so many layers, the first and the last among them."""
+    """Whether a kernel applies a pointwise network; why it is left out, also by name, is said once, as a warning.
+
+    Args:
+        implementation: What was asked for.
+        device: Where the tensors lie.
+        dtype: Of the products.
+        channels: C.
+        layers: Its layers, the first and the last among them.
+    """
     if not _considered(implementation, device):
         return False
     try:
-        from flare_model.kernels.support import takes_network
+        from flare_model.kernels.support import unsupported_network
     except ImportError:
-        return False
-    return takes_network(device, dtype, channels, layers)
+        reason: str | None = _NO_TRITON
+    else:
+        reason = unsupported_network(device, dtype, channels, layers)
+    if reason:
+        _warn_once(f"pointwise networks by PyTorch's operators instead of the kernels: {reason}")
+    return reason is None
 
 
-def _considered(implementation: Implementation, device: str) -> bool:
+def _considered(implementation: Implementation, device: torch.device) -> bool:
     """Whether the kernels are asked for.
 
     auto takes them on GPUs alone, as an interpreter on a CPU is slow, and leaves them out of exported models, which are
     to run elsewhere, without this package.
     """
-    automatically = implementation == "auto" and device == "cuda" and not torch.compiler.is_exporting()
+    automatically = implementation == "auto" and device.type == "cuda" and not torch.compiler.is_exporting()
     return implementation == "triton" or automatically
 
 
-def _why_not(device: str, dtype: torch.dtype, depth: int, num_latents: int) -> str | None:
-    try:
-        from flare_model.kernels.support import unsupported
-    except ImportError:
-        return "Triton 3.6 or newer is not installed here"
-    return unsupported(device, dtype, depth, num_latents)
-
-
 @functools.cache
-def _log_once(message: str) -> None:
-    _log.info(message)
+def _warn_once(message: str) -> None:
+    _log.warning(message)

@@ -18,6 +18,8 @@ from lpbf_data.errors import UsageError
 _MAX_PADDING: Final = 1.5
 """Joined meshes are padded when that makes them at most so much longer; otherwise they are taken one by one."""
 
+_INTEGERS: Final = (torch.int32, torch.int64)
+
 
 @dataclass(frozen=True)
 class Padding:
@@ -60,18 +62,29 @@ class Layout:
             mask: True where a point exists, [B, N].
 
         Raises:
-            UsageError: If the shapes don't fit together, or a mesh has no points.
+            UsageError: If the shapes don't fit together, or a mesh has no points. Where the host can't know the offsets
+                without waiting, or a graph is recorded, they are checked on their device: lies end as errors of the
+                device, later. Exported models check nothing.
         """
         if offsets is None:
-            if mask is not None and mask.shape != points.shape[:2]:
-                raise UsageError(f"the mask must be {tuple(points.shape[:2])}, but is {tuple(mask.shape)}")
+            if mask is not None:
+                _check_mask(mask, points)
             return cls(mask=mask)
         if points.dim() != 2 or mask is not None:
             raise UsageError(
                 "joined meshes are points [ΣN, …] with offsets; padded ones [B, N, …] with a mask: not both"
             )
-        if _recording() or len(offsets) == 2:
+        if offsets.dim() != 1 or len(offsets) < 2 or offsets.dtype not in _INTEGERS:
+            raise UsageError(
+                "offsets must be two or more whole numbers, the first point of each mesh and the end of the last, "
+                f"in 32 or 64 bits: not {tuple(offsets.shape)} of {str(offsets.dtype).removeprefix('torch.')}"
+            )
+        offsets = offsets.contiguous()
+        if torch.compiler.is_compiling() or (offsets.is_cuda and (_capturing() or len(offsets) == 2)):
             # Reading the sizes would break the graph, or wait for the device; one mesh needs none.
+            if not torch.compiler.is_exporting():
+                rising = (offsets[0] == 0) & (offsets[-1] == len(points)) & (offsets.diff() > 0).all()
+                torch._assert_async(rising, "offsets must rise from 0 to the number of points")
             return cls(offsets=offsets.to(points.device) if len(offsets) > 2 else offsets)
         bounds = offsets.tolist()
         sizes = tuple(b - a for a, b in itertools.pairwise(bounds))
@@ -80,6 +93,8 @@ class Layout:
                 f"offsets must rise from 0 to the number of points, {len(points)}, with a point or more in every mesh; "
                 f"they are {bounds}"
             )
+        if len(offsets) == 2 or _capturing():
+            return cls(offsets=offsets.to(points.device) if len(offsets) > 2 else offsets)
         worthwhile = max(sizes) * len(sizes) <= _MAX_PADDING * len(points)
         offsets = offsets.to(points.device)
         return cls(offsets=offsets, sizes=sizes, padding=_padding(offsets, sizes) if worthwhile else None)
@@ -125,9 +140,11 @@ class Layout:
         return mixed.gather(0, mine).squeeze(0)
 
 
-def _recording() -> bool:
-    """Whether operations are being recorded, to be repeated on other values."""
-    return torch.compiler.is_compiling() or _capturing()
+def _check_mask(mask: Tensor, points: Tensor) -> None:
+    if mask.shape != points.shape[:2]:
+        raise UsageError(f"the mask must be {tuple(points.shape[:2])}, but is {tuple(mask.shape)}")
+    if mask.dtype != torch.bool:
+        raise UsageError(f"the mask must be of bool, True where a point exists, not of {mask.dtype}")
 
 
 def _capturing() -> bool:

@@ -75,7 +75,9 @@ def mix_meshes(
         UsageError: If the kernels are asked for by name where they can't run.
     """
     dtype = compute_dtype(keys)
-    if mix_by_kernels(implementation, keys.device.type, dtype, queries.shape[2], queries.shape[1]):
+    kernels: bool = mix_by_kernels(implementation, keys.device, dtype, queries.shape[2], queries.shape[1])
+    no_meshes = layout.offsets is None and keys.shape[0] == 0
+    if kernels and not no_meshes:
         return _mix_by_kernels(queries.to(dtype), keys.to(dtype), values.to(dtype), layout)
     one_mesh = mix_explicitly if implementation == "reference" else mix
 

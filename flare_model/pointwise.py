@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -69,16 +69,20 @@ class ResMLP(nn.Module):
 
     def by_kernel(self, x: Tensor) -> bool:
         """Whether one kernel does it all for such input."""
-        if not (self.input_residual and self.output_residual):
+        if not (self.input_residual and self.output_residual and self._is_plain()):
             return False
         dtype, width = compute_dtype(x), self.enter.in_features
-        taken: bool = network_by_kernels(self.implementation, x.device.type, dtype, width, len(self.layers) + 2)
+        taken: bool = network_by_kernels(self.implementation, x.device, dtype, width, len(self.layers) + 2)
         return taken
+
+    def _is_plain(self) -> bool:
+        """Whether all layers are what they were made: one that was put in their place may do more than a product."""
+        return all(type(layer) is nn.Linear for layer in (self.enter, *self.layers, self.leave))
 
     def _by_kernel(self, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
         from flare_model.kernels.pointwise import network
 
-        layers = [self.enter, *(layer for layer in self.layers if isinstance(layer, nn.Linear)), self.leave]
+        layers = [cast("nn.Linear", layer) for layer in (self.enter, *self.layers, self.leave)]
         return network(x, [layer.weight for layer in layers], [layer.bias for layer in layers], compute_dtype(x), norm)
 
 

@@ -62,7 +62,8 @@ class Recipe:
             the kernels; on a CPU it is left out.
         round_points: Fill each batch up to a multiple of so many points, so that CUDA graphs meet few sizes; 0 for not,
             but for 1024 under step_graphs.
-        activation_checkpointing: Keep only what enters a block and compute the rest again in the backward pass.
+        activation_checkpointing: Keep only what enters a block and compute the rest again in the backward pass; not
+            with step_graphs.
         deterministic: Ask for deterministic kernels on a GPU, where there are any.
     """
 
@@ -111,6 +112,7 @@ class Recipe:
                 self.compile not in ("off", "default"),
                 f"--recipe.compile {self.compile}, which records graphs of its own",
             ),
+            (self.activation_checkpointing, "--recipe.activation_checkpointing: that was never tried in a recording"),
         ):
             if unfit:
                 raise UsageError(f"--recipe.step_graphs doesn't go with {what}")

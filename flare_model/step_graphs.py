@@ -96,7 +96,8 @@ class StepGraphs:
         except torch.OutOfMemoryError as error:
             raise UsageError(
                 f"a training step of {len(batch.points)} points doesn't fit into what is free of the GPU's memory; "
-                "lower --recipe.batch_size, thin parts with --thin_to, or switch --recipe.activation_checkpointing on"
+                "lower --recipe.batch_size, thin parts with --thin_to, or train with --recipe.activation_checkpointing "
+                "true and --recipe.step_graphs false"
             ) from error
 
     def _capture(self, static: Batch) -> _Recording:

@@ -1,4 +1,4 @@
-"""The GPU's kernels against explicit softmax in float64; without a GPU in Triton's interpreter, on small shapes."""
+"""What the GPU's kernels take and where they run; without a GPU in Triton's interpreter, on small shapes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import itertools
 import logging
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -24,130 +24,17 @@ import triton.language as tl
 from flare_model import implementation
 from flare_model.backbone import in_chunks
 from flare_model.kernels import arithmetic, support
-from flare_model.kernels.meshes import slice_of_mesh
-from flare_model.kernels.mixing import mix, mix_operator
+from flare_model.kernels.meshes import slice_of_mesh, slices_of_mesh
+from flare_model.kernels.mixing import _Points, mix, mix_operator
 from flare_model.kernels.tuning import INTERPRETED
-from flare_model.mixer import mix as mix_by_attention
 from flare_model.mixer import mix_explicitly
 from flare_model.model import Flare, FlareConfig
 from lpbf_data.errors import UsageError
+from tests.kernel_support import DEVICE, HALVES, TOLERANCE, assert_close, differentiate, explicit, sample
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Products of bfloat16 are wrong in the interpreter of some versions.
-HALVES = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+CUDA = torch.device("cuda")
 
 pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no GPU, and TRITON_INTERPRET=0")
-
-# Heads, channels a head, latents, points: no multiples of tiles, and a few that are.
-SHAPES = [(2, 4, 20, 45), (2, 8, 16, 64), (1, 16, 40, 33), (1, 32, 5, 17), (2, 8, 33, 50)]
-
-
-def explicit(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """[B, N, H, D] by matrices of softmax, written out."""
-    scores = torch.einsum("hmd,bnhd->bhmn", queries, keys)
-    among_points = scores if mask is None else scores.masked_fill(~mask[:, None, None, :], -torch.inf)
-    encoded = among_points.softmax(-1) @ values.transpose(1, 2)
-    return (scores.softmax(-2).transpose(-1, -2) @ encoded).transpose(1, 2)
-
-
-def by_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-    return mix_by_attention(queries, keys.transpose(1, 2), values.transpose(1, 2), mask).transpose(1, 2)
-
-
-def sample(
-    shape: tuple[int, int, int, int], seed: int = 0, batch: int = 1, scale: float = 1.0
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries, keys, values and a gradient of the output."""
-    heads, depth, latents, points = shape
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(heads, latents, depth), *[(batch, points, heads, depth)] * 3]
-    q, k, v, g = (torch.randn(s, generator=generator).to(DEVICE) for s in shapes)
-    return q * scale, k, v, g
-
-
-def differentiate(
-    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], gradient: Tensor, dtype: torch.dtype, *more: object
-) -> list[Tensor]:
-    """The output and the gradients, of a function of inputs rounded to a type, in float64."""
-    leaves = [t.to(dtype).detach().requires_grad_() for t in inputs]
-    out = function(*leaves, *more)
-    return [t.double() for t in (out.detach(), *torch.autograd.grad(out, leaves, gradient.to(out.dtype)))]
-
-
-def oracle(inputs: tuple[Tensor, ...], gradient: Tensor, dtype: torch.dtype, *more: object) -> list[Tensor]:
-    """The same by explicit softmax in float64, of the same rounded inputs."""
-    rounded = tuple(t.to(dtype).double() for t in inputs)
-    return differentiate(explicit, rounded, gradient.to(dtype).double(), torch.float64, *more)
-
-
-def assert_close(found: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
-    for name, ours, truth in zip(("output", "queries", "keys", "values"), found, wanted, strict=False):
-        assert ours.isfinite().all(), name
-        # Gradients that cancel exactly, as where all points are one, are known to the rounding of their terms.
-        assert (ours - truth).norm() <= tolerance * max(truth.norm(), 0.05 * ours[0].numel() ** 0.5), name
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
-def test_errors_are_no_larger_than_those_of_attention(dtype: torch.dtype) -> None:
-    """Relative L2 over all shapes and ten seeds; in the interpreter each seed has one shape."""
-    squares = {"kernels": torch.zeros(4), "attention": torch.zeros(4)}
-    pairs = list(itertools.product(SHAPES, range(10))) if DEVICE == "cuda" else [(SHAPES[s % 5], s) for s in range(10)]
-    for shape, seed in pairs:
-        q, k, v, g = sample(shape, seed)
-        truth = oracle((q, k, v), g, dtype)
-        for name, function in (("kernels", mix), ("attention", by_attention)):
-            found = differentiate(function, (q, k, v), g, dtype)
-            squares[name] += torch.tensor(
-                [((a - b).norm() / b.norm()).square() for a, b in zip(found, truth, strict=True)]
-            )
-    assert (squares["kernels"].sqrt() <= 1.1 * squares["attention"].sqrt()).all(), squares
-    assert (squares["kernels"] / len(pairs)).sqrt().max() < TOLERANCE[dtype]
-
-
-def test_rounding_cancels_over_the_points() -> None:
-    """Where the gradient has a mean, a Δ that doesn't see dZ as the products do would double the error."""
-    squares = torch.zeros(2, 4)
-    for seed in range(2):
-        q, k, v, g = sample((1, 8, 16, 240), seed)
-        truth = oracle((q, k, v), g + 0.5, HALVES[-1])
-        for row, function in zip(squares, (mix, by_attention), strict=True):
-            found = differentiate(function, (q, k, v), g + 0.5, HALVES[-1])
-            row.add_(torch.tensor([((a - b).norm() / b.norm()).square() for a, b in zip(found, truth, strict=True)]))
-    kernels, attention = squares.sqrt()
-    assert (kernels <= 1.1 * attention).all()
-    if DEVICE == "cpu":  # The attention calls of a CPU make this error.
-        assert (kernels[1:3] < 0.75 * attention[1:3]).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, HALVES[-1]])
-@pytest.mark.parametrize("name", ["extreme", "constant", "one point", "one latent", "masked", "several tiles"])
-def test_awkward_inputs(name: str, dtype: torch.dtype) -> None:
-    shape = {
-        "one point": (1, 8, 5, 1), "one latent": (2, 4, 1, 40), "several tiles": (1, 8, 70, 20),
-    }.get(name, (2, 8, 20, 37))  # fmt: skip
-    batch = 2 if name == "masked" else 1
-    q, k, v, g = sample(shape, 3, batch)
-    mask = None
-    if name == "extreme":  # Scores of about ±1e4: nearly every weight is 0 or 1.
-        q, k = q * 60, k * 60
-    if name == "constant":
-        q, k, v = (torch.full_like(t, 0.25) for t in (q, k, v))
-    if name == "masked":
-        mask = torch.arange(37, device=DEVICE) < torch.tensor([[37], [9]], device=DEVICE)
-        g = g * mask[:, :, None, None]
-    found = differentiate(mix, (q, k, v), g, dtype, mask)
-    truth = oracle((q, k, v), g, dtype, mask)
-    if mask is not None:
-        found[0], truth[0] = found[0][mask], truth[0][mask]
-    if name != "extreme":
-        assert_close(found, truth, 2 * TOLERANCE[dtype])
-        return
-    # A score of 1e4 is itself known to 1e-3 in float32; gradients of scores vanish but for near ties of two.
-    assert_close([found[0], found[3]], [truth[0], truth[3]], 1e-2)
-    scale = g.norm() * v.norm() * 60
-    assert all(ours.isfinite().all() for ours in found)
-    assert all((found[i] - truth[i]).norm() <= 1e-2 * scale for i in (1, 2))
 
 
 @settings(max_examples=5, deadline=None)
@@ -180,6 +67,7 @@ def _find_slices(
 
 
 @settings(max_examples=8, deadline=None)
+@example(sizes=[(1 << 31) - 5] * 2, cuts=1, equal=True)
 @given(sizes=st.lists(st.integers(1, 3 << 31), min_size=1, max_size=5), cuts=st.integers(1, 7), equal=st.booleans())
 def test_slices_cover_every_mesh_once_beyond_32_bits(sizes: list[int], cuts: int, equal: bool) -> None:
     if equal:
@@ -199,6 +87,30 @@ def test_slices_cover_every_mesh_once_beyond_32_bits(sizes: list[int], cuts: int
         assert all(count <= length for _, count in slices)
 
 
+@triton.jit
+def _find_ranges(offsets, found, num_points, slice_length):
+    first, end = slices_of_mesh(tl.program_id(0), offsets, num_points, slice_length, True)
+    tl.store(found + 2 * tl.program_id(0), first)
+    tl.store(found + 2 * tl.program_id(0) + 1, end)
+
+
+@settings(max_examples=20, deadline=None)
+@example(offsets=[0, 1 << 60, -(1 << 60), 9])
+@given(offsets=st.lists(st.integers(-100, 100) | st.integers(-(1 << 62), 1 << 62), min_size=2, max_size=5))
+def test_offsets_that_lie_lead_nowhere(offsets: list[int]) -> None:
+    """Whatever they say, programs read and write the points and the slices that there are."""
+    number, length, meshes = 50, 16, len(offsets) - 1
+    slots, steps, lies = number // length + meshes, (meshes - 1).bit_length(), torch.tensor(offsets, device=DEVICE)
+    found, ranges = (torch.zeros(n, w, dtype=torch.int64, device=DEVICE) for n, w in ((slots, 3), (meshes, 2)))
+    _find_slices[(slots,)](lies, found, meshes, number, length, steps, JOINED=True)
+    _find_ranges[(meshes,)](lies, ranges, number, length)
+    for mesh, first, count in found.tolist():
+        assert 0 <= mesh < meshes
+        assert 0 <= count <= length
+        assert count == 0 or 0 <= first <= number - count
+    assert all(first >= end or 0 <= first < end <= slots for first, end in ranges.tolist())
+
+
 def test_the_same_input_gives_the_same_bits() -> None:
     q, k, v, g = sample((1, 8, 20, 120))
     first, again = (differentiate(mix, (q, k, v), g, HALVES[-1]) for _ in range(2))
@@ -215,11 +127,76 @@ def test_memory_may_lie_in_any_order() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
 
 
+def test_offsets_and_masks_may_lie_in_any_order() -> None:
+    q, k, v, g = sample((2, 4, 16, 30), batch=2)
+    base = torch.tensor([0, 99, 11, 99, 60], device=DEVICE)[::2]
+    joined = (q, k.flatten(0, 1), v.flatten(0, 1))
+    for offsets in (base, base.int()):
+        assert torch.equal(mix(*joined, offsets=offsets), mix(*joined, offsets=torch.tensor([0, 11, 60])))
+    wide = torch.rand(2, 60, generator=torch.Generator().manual_seed(0)).to(DEVICE) < 0.7
+    for mask in (wide[:, ::2], wide[:1, :30].expand(2, -1)):
+        assert not mask.is_contiguous()
+        plain, strange = (differentiate(mix, (q, k, v), g, torch.float32, m) for m in (mask.contiguous(), mask))
+        assert all(torch.equal(a, b) for a, b in zip(plain, strange, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALVES[-1]])
+def test_a_mesh_of_no_points_adds_nothing(dtype: torch.dtype) -> None:
+    q, k, v, g = sample((2, 8, 20, 37), 3, 2)
+    mask = torch.zeros(2, 37, dtype=torch.bool, device=DEVICE)
+    mask[0] = True
+    found = differentiate(mix, (q, k, v), g, dtype, mask)
+    alone = differentiate(mix, (q, k[:1], v[:1]), g[:1], dtype)
+    assert all(t.isfinite().all() for t in found)
+    torch.testing.assert_close(
+        [found[1], *(t[:1] for t in found[2:])], alone[1:], atol=1e-2 if dtype != torch.float32 else 1e-5, rtol=1e-3
+    )
+    assert not found[2][1].any()
+    assert not found[3][1].any()
+
+
+def test_a_batch_of_no_meshes_has_no_predictions() -> None:
+    for name in ("triton", "sdpa"):
+        model = small(name)
+        out = model(torch.zeros(0, 5, 3, device=DEVICE))
+        assert out.shape == (0, 5, 1)
+        assert not any(t.any() for t in torch.autograd.grad(out.sum(), list(model.parameters())))
+
+
+@pytest.mark.parametrize("api", ["old", "new"])
+def test_float32_is_rounded_to_tf32_on_request_alone(api: str) -> None:
+    backend = torch.backends.cuda.matmul
+    if api == "new" and not hasattr(backend, "fp32_precision"):
+        pytest.skip("this PyTorch has the old way alone")
+
+    def asked(precision: str) -> list[str]:
+        if api == "old":
+            torch.set_float32_matmul_precision({"ieee": "highest", "tf32": "high"}[precision])
+        else:
+            torch.backends.fp32_precision = backend.fp32_precision = precision  # type: ignore[attr-defined]
+        found = []
+        for dtype in (torch.float32, torch.float16):
+            points = _Points(torch.zeros(1, 3, 1, 4, dtype=dtype), 16, None, None)
+            found.append(points.constants(*points.tiles("encode"))["PRECISION"])
+        q, k, v, _ = sample((1, 4, 3, 7))
+        assert mix(q, k, v).isfinite().all()
+        return found
+
+    try:
+        assert asked("tf32") == ["tf32", "ieee"]
+        assert asked("ieee") == ["ieee", "ieee"]
+    finally:
+        if api == "new":
+            torch.backends.fp32_precision = backend.fp32_precision = "none"  # type: ignore[attr-defined]
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_torch_finds_nothing_wrong_with_the_operators() -> None:
     q, k, v, _ = sample((1, 4, 3, 7))
     arguments = (q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), None, None)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     assert set(torch.library.opcheck(mix_operator, arguments, test_utils=tests).values()) == {"SUCCESS"}
+    assert [out.requires_grad for out in mix_operator(*arguments)] == [True, False, False, False]
 
 
 def small(mixer: str, **sizes: int) -> Flare:
@@ -293,24 +270,25 @@ def test_an_empty_case_is_refused() -> None:
     ],
 )
 def test_what_the_kernels_do_not_take(arguments: tuple[str, torch.dtype, int, int], words: str) -> None:
+    device, *sizes = torch.device(arguments[0]), *arguments[1:]
     with pytest.raises(UsageError, match=f"^--model.init_args.config.mixer triton asks for the kernels, .*{words}"):
-        implementation.mix_by_kernels("triton", *arguments)
-    assert not implementation.mix_by_kernels("auto", *arguments)
-    assert support.unsupported("cuda", torch.bfloat16, 8, 1024) is None
+        implementation.mix_by_kernels("triton", device, *sizes)
+    assert not implementation.mix_by_kernels("auto", device, *sizes)
+    assert support.unsupported(torch.device("cuda"), torch.bfloat16, 8, 1024) is None
 
 
 @pytest.fixture
 def fresh_log() -> Iterator[None]:
-    implementation._log_once.cache_clear()
+    implementation._warn_once.cache_clear()
     yield
-    implementation._log_once.cache_clear()
+    implementation._warn_once.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_log")
 def test_auto_takes_the_kernels_on_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "flare_model.implementation"):
-        assert implementation.mix_by_kernels("auto", "cuda", torch.bfloat16, 8, 128)
-        assert implementation.network_by_kernels("auto", "cuda", torch.bfloat16, 64, 5)
+    with caplog.at_level(logging.WARNING, "flare_model.implementation"):
+        assert implementation.mix_by_kernels("auto", CUDA, torch.bfloat16, 8, 128)
+        assert implementation.network_by_kernels("auto", CUDA, torch.bfloat16, 64, 5)
     assert not caplog.records
 
 
@@ -329,18 +307,20 @@ def test_polynomials_are_as_near_as_they_say() -> None:
 
 def test_auto_leaves_kernels_out_where_they_do_not_belong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert not implementation.mix_by_kernels("auto", "cuda", torch.bfloat16, 8, 128)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5) if device.index == 1 else (9, 0))
+    second = torch.device("cuda:1")  # What counts is where the tensors lie, not which device is the current one.
+    assert implementation.mix_by_kernels("auto", CUDA, torch.bfloat16, 8, 128)
+    assert not implementation.mix_by_kernels("auto", second, torch.bfloat16, 8, 128)
     with pytest.raises(UsageError, match=r"compute capability 8.0 or more, and this one has 7.5"):
-        implementation.mix_by_kernels("triton", "cuda", torch.bfloat16, 8, 128)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+        implementation.mix_by_kernels("triton", second, torch.bfloat16, 8, 128)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
     for memory, taken in ((101_376, False), (232_448, True)):
         device = SimpleNamespace(shared_memory_per_block_optin=memory)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=device: device)
-        assert implementation.mix_by_kernels("auto", "cuda", torch.bfloat16, 8, 128)
-        assert implementation.network_by_kernels("auto", "cuda", torch.bfloat16, 64, 5) is taken
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, found=device: found)
+        assert implementation.mix_by_kernels("auto", CUDA, torch.bfloat16, 8, 128)
+        assert implementation.network_by_kernels("auto", CUDA, torch.bfloat16, 64, 5) is taken
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
-    assert not implementation.mix_by_kernels("auto", "cuda", torch.bfloat16, 8, 128)
+    assert not implementation.mix_by_kernels("auto", CUDA, torch.bfloat16, 8, 128)
 
 
 def test_autocast_leaves_float64_alone() -> None:
@@ -351,19 +331,26 @@ def test_autocast_leaves_float64_alone() -> None:
 
 
 @pytest.mark.usefixtures("fresh_log")
-def test_falling_back_on_a_gpu_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "flare_model.implementation"):
+def test_falling_back_is_a_warning_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "flare_model.implementation"):
         for _ in range(3):
-            assert not implementation.mix_by_kernels("auto", "cuda", torch.float64, 8, 16)
+            assert not implementation.mix_by_kernels("auto", CUDA, torch.float64, 8, 16)
+            assert not implementation.network_by_kernels("triton", CUDA, torch.bfloat16, 80, 5)
+            assert not implementation.network_by_kernels("auto", CUDA, torch.bfloat16, 64, 6)
+            assert not implementation.network_by_kernels("sdpa", CUDA, torch.float32, 64, 5)
+    aside = "pointwise networks by PyTorch's operators instead of the kernels: they take networks of "
     assert [r.message for r in caplog.records] == [
-        "mixing by two attention calls instead of the kernels: they take float16, bfloat16 and float32, not float64"
+        "mixing by two attention calls instead of the kernels: they take float16, bfloat16 and float32, not float64",
+        f"{aside}64 or 128 channels, not of 80",
+        f"{aside}up to 5 layers, the first and the last among them, not of 6",
     ]
+    assert all(r.levelno == logging.WARNING for r in caplog.records)
 
 
 def test_a_cpu_takes_the_attention_calls_unless_told_otherwise() -> None:
-    assert not implementation.mix_by_kernels("auto", "cpu", torch.float32, 8, 16)
-    assert not implementation.network_by_kernels("auto", "cpu", torch.float16, 64, 5)
-    assert not implementation.mix_by_kernels("sdpa", "cuda", torch.bfloat16, 8, 16)
+    assert not implementation.mix_by_kernels("auto", torch.device("cpu"), torch.float32, 8, 16)
+    assert not implementation.network_by_kernels("auto", torch.device("cpu"), torch.float16, 64, 5)
+    assert not implementation.mix_by_kernels("sdpa", CUDA, torch.bfloat16, 8, 16)
     with pytest.raises(UsageError, match="mixer must be one of auto, sdpa, triton, reference, not 'fast'"):
         FlareConfig(mixer="fast")  # type: ignore[arg-type]
 

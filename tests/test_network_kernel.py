@@ -111,6 +111,31 @@ def test_the_same_input_gives_the_same_bits(channels: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
 
 
+def test_memory_may_lie_in_any_order() -> None:
+    norm, plain, x, gradient = sample(64, layers=1)
+    found = []
+    for strange in (False, True):
+        some, behind = (t.t().contiguous().t() if strange else t for t in (x, gradient.to(HALVES[-1])))
+        assert some.is_contiguous() is behind.is_contiguous() is not strange
+        some.requires_grad_()
+        found.append(differentiate(by_kernel(some, plain, norm, HALVES[-1]), some, behind, plain, norm))
+    assert all(torch.equal(a, b) for a, b in zip(*(f.values() for f in found), strict=True))
+
+
+def test_layers_that_were_exchanged_are_not_left_out() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    _, plain, x, _ = sample(64, layers=1)
+    plain.implementation = "triton"
+    with torch.autocast(DEVICE, dtype=HALVES[-1]):
+        assert plain.by_kernel(x)
+        for other in (Doubled(64, 64).to(DEVICE), nn.Sequential(nn.Linear(64, 64)).to(DEVICE)):
+            plain.layers[0] = other
+            assert not plain.by_kernel(x)
+
+
 def test_sums_of_products_are_float32() -> None:
     torch.manual_seed(0)
     a, b = (torch.randn(3, 16, 16, device=DEVICE).half() for _ in range(2))
@@ -200,7 +225,7 @@ def test_a_norm_is_left_to_pytorch_where_the_kernels_do_not_apply() -> None:
         assert not plain.by_kernel(x)
         torch.testing.assert_close(plain.behind(norm, x), plain(norm(x)), atol=0, rtol=0)
     for channels, taken in ((64, True), (128, True), (80, False)):
-        assert implementation.network_by_kernels("triton", "cuda", torch.bfloat16, channels, 5) is taken
+        assert implementation.network_by_kernels("triton", torch.device("cuda"), torch.bfloat16, channels, 5) is taken
     mixer = FlareMixer(64, 8, 4, 1, "sdpa").to(DEVICE)
     keys, values = mixer.project(norm, x)
     torch.testing.assert_close((keys, values), (mixer.keys(norm(x)), mixer.values(norm(x))), atol=0, rtol=0)

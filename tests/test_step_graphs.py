@@ -99,6 +99,7 @@ def test_step_graphs_are_left_out_on_a_cpu(box_dataset: str, tmp_path: Path, cap
         ({"precision": "16-mixed"}, "16-mixed"),
         ({"compile": "max-autotune"}, "own"),
         ({"cycle_beta1": True}, "beta1"),
+        ({"activation_checkpointing": True}, "activation_checkpointing"),
     ],
 )
 def test_what_does_not_go_with_step_graphs(options: dict[str, Any], words: str) -> None:

@@ -1,4 +1,7 @@
-"""What all kernels compute with: tiles of points and of latents, and shifted exponentials.
+"""What all kernels compute with: tiles of points and of latents, and exponentials of scores less their level.
+
+A level is the largest of some scores, or log Σ exp of them. In float32 it is kept as it is. In 16 bits it is kept times
+log₂(e), as the exponentials use it: what one kernel has rounded, no other rounds again.
 
 A tile has 16 channels at least, the least depth of a matrix product; heads of 4 or 8 channels leave the rest spare.
 """
@@ -44,20 +47,38 @@ _TWO_OF_FOUR = tl.constexpr(_power_of_two(2))
 
 
 @triton.jit
-def as_shift(x, EXACT: tl.constexpr):
-    """What to add to scores in `exp_of_difference` for exp(scores - x)."""
+def level_of(maximum, EXACT: tl.constexpr):
+    """The largest of some scores as a level."""
     if EXACT:
-        return -x
+        return maximum
     else:
-        return x * -LOG2E
+        return maximum * LOG2E
+
+
+@triton.jit
+def level_of_sum(level, total, EXACT: tl.constexpr):
+    """Log Σ exp(scores) as a level, from total = Σ exp(scores - level)."""
+    if EXACT:
+        return level + tl.log(total)
+    else:
+        return level + tl.log2(total)
+
+
+@triton.jit
+def exp_between(lower, upper, EXACT: tl.constexpr):
+    """What exponentials less one level are worth less another, higher one: exp(lower - upper), 1 where both agree."""
+    if EXACT:
+        return tl.exp2((lower - upper) * LOG2E)
+    else:
+        return tl.exp2(lower - upper)
 
 
 @triton.jit
 def exp_of_difference(scores, shift, EXACT: tl.constexpr):
-    """exp(scores - x) with shift = as_shift(x), where no score is larger than x by more than rounding.
+    """exp(scores - level) from shift = -level, where no score is larger than the level by more than rounding.
 
-    In float32 the difference comes first, as it loses nothing. Otherwise one multiply-add does both steps: what the
-    product with log2(e) rounds is smaller than what operands of 16 bits have lost already.
+    In float32 the difference comes first, as it loses nothing. Otherwise one multiply-add does both steps: the largest
+    score's exponential is off 1 by what rounding the level left, alike wherever that level is used.
     """
     if EXACT:
         return tl.exp2((scores + shift) * LOG2E)
@@ -78,6 +99,43 @@ def exps_of_differences(scores, shift, EXACT: tl.constexpr, POLYNOMIALS: tl.cons
         return tl.inline_asm_elementwise(
             asm, "=f,=f,=f,=f,f,f,f,f", [tl.fma(scores, LOG2E, shift)], dtype=tl.float32, is_pure=True, pack=4
         )
+
+
+@triton.jit
+def no_weights(ROWS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, EXACT: tl.constexpr):
+    """The sum of no weights for each of so many rows; see `add_weights`."""
+    if EXACT or WIDTH > DEPTH:
+        return tl.zeros((ROWS,), tl.float32)
+    else:
+        return tl.zeros((ROWS, 8), tl.float32)
+
+
+@triton.jit
+def add_weights(total, weights, decay, TYPE: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr):
+    """Σ of each row's weights, with a tile more.
+
+    In 16 bits they are added as the product with values takes them, rounded, so that a weight of nearly 1 leaves the
+    value as it is: by a product with ones, in 8 columns. Where a head leaves channels spare, ones in those of the
+    values count, and nothing is done here.
+    """
+    if WIDTH > DEPTH:
+        return total
+    elif TYPE == tl.float32:
+        return total * decay + tl.sum(weights, 1)
+    else:
+        ones = tl.full((weights.shape[1], 8), 1.0, TYPE)
+        return tl.dot(weights.to(TYPE), ones, total * decay[:, None])
+
+
+@triton.jit
+def sum_of_weights(total, moment, DEPTH: tl.constexpr, WIDTH: tl.constexpr):
+    """Σ of each row's weights, from what `add_weights` left and from Σ weight · value."""
+    if WIDTH > DEPTH:
+        return tl.sum(tl.where((tl.arange(0, WIDTH) == DEPTH)[None, :], moment, 0.0), 1)
+    elif len(total.shape) == 2:
+        return tl.max(total, 1)
+    else:
+        return total
 
 
 @triton.jit

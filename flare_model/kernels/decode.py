@@ -7,12 +7,16 @@ import triton
 import triton.language as tl
 
 from flare_model.kernels.arithmetic import (
-    as_shift,
-    exp_of_difference,
+    add_weights,
+    exp_between,
     exps_of_differences,
+    level_of,
+    level_of_sum,
     load_latents,
     load_points,
+    no_weights,
     store_points,
+    sum_of_weights,
 )
 from flare_model.kernels.meshes import slice_of_mesh
 
@@ -25,10 +29,11 @@ def decode_kernel(
     POINTS: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr, UNEVEN: tl.constexpr,
     POLYNOMIALS: tl.constexpr,
 ):  # fmt: skip
-    """One slice of points, one head: the mixed values y, and l = log Σ exp(scores) over the latents.
+    """One slice of points, one head: the mixed values y, and the level l = log Σ exp(scores) over the latents.
 
     decoded is [ΣN, H, D] in the type of the keys, normalisers [H, ΣN], float32.
     """
+    EXACT: tl.constexpr = keys.dtype.element_ty == tl.float32
     head = tl.program_id(0) % HEADS
     slot = tl.program_id(0) // HEADS
     mesh, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
@@ -37,7 +42,7 @@ def decode_kernel(
     for start in range(0, count, POINTS):
         k = load_points(keys, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
         top = tl.full((POINTS,), float("-inf"), tl.float32)
-        total = tl.zeros((POINTS,), tl.float32)
+        total = no_weights(POINTS, DEPTH, WIDTH, EXACT)
         moment = tl.zeros((POINTS, WIDTH), tl.float32)
         top, total, moment = _advance(top, total, moment, k, q, z, 0, num_latents,
                                       LATENTS, DEPTH, WIDTH, PRECISION, UNEVEN, POLYNOMIALS)  # fmt: skip
@@ -46,10 +51,9 @@ def decode_kernel(
             more_q, more_z = _operands(queries, encoded, head, row, latent, num_latents, k.dtype, LATENTS, DEPTH, WIDTH)
             top, total, moment = _advance(top, total, moment, k, more_q, more_z, latent, num_latents,
                                           LATENTS, DEPTH, WIDTH, PRECISION, UNEVEN, POLYNOMIALS)  # fmt: skip
-        if WIDTH > DEPTH:
-            total = tl.sum(tl.where((tl.arange(0, WIDTH) == DEPTH)[None, :], moment, 0.0), 1)
+        total = sum_of_weights(total, moment, DEPTH, WIDTH)
         points = start + tl.arange(0, POINTS)
-        tl.store(normalisers + head.to(tl.int64) * total_points + first + points, top + tl.log(total),
+        tl.store(normalisers + head.to(tl.int64) * total_points + first + points, level_of_sum(top, total, EXACT),
                  mask=points < count)  # fmt: skip
         store_points(decoded, moment * (1.0 / total)[:, None], first, start, count, head, HEADS, DEPTH, WIDTH, POINTS)
 
@@ -71,16 +75,14 @@ def _advance(
     LATENTS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, UNEVEN: tl.constexpr,
     POLYNOMIALS: tl.constexpr,
 ):  # fmt: skip
-    """(max, Σ e, Σ e·z) after one more tile of latents; total stays unused where z has spare channels, as in encode."""
+    """(level of the max, Σ e, Σ e·z) after one more tile of latents."""
     EXACT: tl.constexpr = k.dtype == tl.float32
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     if UNEVEN:
         scores = tl.where((latent + tl.arange(0, LATENTS) < num_latents)[None, :], scores, float("-inf"))
-    highest = tl.maximum(top, tl.max(scores, 1))
-    shift = as_shift(highest, EXACT)
-    weights = exps_of_differences(scores, shift[:, None], EXACT, POLYNOMIALS)
-    decay = exp_of_difference(top, shift, EXACT)
-    if WIDTH == DEPTH:
-        total = total * decay + tl.sum(weights, 1)
+    highest = tl.maximum(top, level_of(tl.max(scores, 1), EXACT))
+    weights = exps_of_differences(scores, -highest[:, None], EXACT, POLYNOMIALS)
+    decay = exp_between(top, highest, EXACT)
+    total = add_weights(total, weights, decay, k.dtype, DEPTH, WIDTH)
     moment = tl.dot(weights.to(k.dtype), z, moment * decay[:, None], input_precision=PRECISION)
     return highest, total, moment

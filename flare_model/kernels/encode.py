@@ -7,12 +7,16 @@ import triton
 import triton.language as tl
 
 from flare_model.kernels.arithmetic import (
-    as_shift,
-    exp_of_difference,
+    add_weights,
+    exp_between,
     exps_of_differences,
+    level_of,
+    level_of_sum,
     load_latents,
     load_points,
+    no_weights,
     store_latents,
+    sum_of_weights,
 )
 from flare_model.kernels.meshes import slice_of_mesh, slices_of_mesh
 
@@ -24,10 +28,11 @@ def encode_kernel(
     HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, LATENTS: tl.constexpr, POINTS: tl.constexpr,
     PRECISION: tl.constexpr, JOINED: tl.constexpr, MASKED: tl.constexpr, POLYNOMIALS: tl.constexpr,
 ):  # fmt: skip
-    """One slice of points, one head, one tile of latents: (max, Σ e, Σ e·v) of the scores' exponentials.
+    """One slice of points, one head, one tile of latents: (level of the max, Σ e, Σ e·v) of the scores' exponentials.
 
     maxima and sums are [slices, H, M], moments [slices, H, M, D], float32; a slice of no points leaves (-∞, 0, 0).
     """
+    EXACT: tl.constexpr = keys.dtype.element_ty == tl.float32
     tiles = tl.cdiv(num_latents, LATENTS)
     head = tl.program_id(0) % HEADS
     latent = (tl.program_id(0) // HEADS) % tiles * LATENTS
@@ -35,7 +40,7 @@ def encode_kernel(
     _, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
     q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH).to(keys.dtype.element_ty)
     top = tl.full((LATENTS,), float("-inf"), tl.float32)
-    total = tl.zeros((LATENTS,), tl.float32)
+    total = no_weights(LATENTS, DEPTH, WIDTH, EXACT)
     moment = tl.zeros((LATENTS, WIDTH), tl.float32)
     # Whole tiles need no mask; with a mask of points every tile does.
     whole = 0 if MASKED else tl.maximum(count, 0) // POINTS * POINTS
@@ -51,8 +56,7 @@ def encode_kernel(
         if MASKED:
             exists = tl.load(mask + first + points, mask=exists, other=0) != 0
         top, total, moment = _advance(top, total, moment, q, k, v, exists, DEPTH, WIDTH, PRECISION, POLYNOMIALS)
-    if WIDTH > DEPTH:
-        total = tl.sum(tl.where((tl.arange(0, WIDTH) == DEPTH)[None, :], moment, 0.0), 1)
+    total = sum_of_weights(total, moment, DEPTH, WIDTH)
     row = slot.to(tl.int64) * HEADS + head
     latents = latent + tl.arange(0, LATENTS)
     tl.store(maxima + row * num_latents + latents, top, mask=latents < num_latents)
@@ -65,24 +69,19 @@ def _advance(
     top, total, moment, q, k, v, exists,
     DEPTH: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, POLYNOMIALS: tl.constexpr,
 ):  # fmt: skip
-    """(max, Σ e, Σ e·v) after one more tile of points.
-
-    Where a head leaves channels of v spare, they hold ones: the product counts Σ e there, and total stays unused.
-    """
+    """(level of the max, Σ e, Σ e·v) after one more tile of points."""
     EXACT: tl.constexpr = k.dtype == tl.float32
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if exists is not None:
         scores = tl.where(exists[None, :], scores, float("-inf"))
-    highest = tl.maximum(top, tl.max(scores, 1))
-    shift = highest
+    highest = tl.maximum(top, level_of(tl.max(scores, 1), EXACT))
+    level = highest
     if exists is not None:
         # A tile in which no point exists must not subtract -∞ from -∞.
-        shift = tl.where(highest == float("-inf"), 0.0, highest)
-    shift = as_shift(shift, EXACT)
-    weights = exps_of_differences(scores, shift[:, None], EXACT, POLYNOMIALS)
-    decay = exp_of_difference(top, shift, EXACT)
-    if WIDTH == DEPTH:
-        total = total * decay + tl.sum(weights, 1)
+        level = tl.where(highest == float("-inf"), 0.0, highest)
+    weights = exps_of_differences(scores, -level[:, None], EXACT, POLYNOMIALS)
+    decay = exp_between(top, level, EXACT)
+    total = add_weights(total, weights, decay, k.dtype, DEPTH, WIDTH)
     moment = tl.dot(weights.to(k.dtype), v, moment * decay[:, None], input_precision=PRECISION)
     return highest, total, moment
 
@@ -92,11 +91,12 @@ def merge_encoded_kernel(
     maxima, sums, moments, offsets, encoded, normalisers,
     num_points, num_latents, slice_length,
     HEADS: tl.constexpr, DEPTH: tl.constexpr, LATENTS: tl.constexpr, SLICES: tl.constexpr, JOINED: tl.constexpr,
+    EXACT: tl.constexpr,
 ):  # fmt: skip
-    """All slices of one mesh and head, one tile of latents: the latents Z and L = log Σ exp(scores).
+    """All slices of one mesh and head, one tile of latents: the latents Z and the level L = log Σ exp(scores).
 
     encoded is [B, H, M, D], normalisers [B, H, M], float32. Slices are taken in their order, so that the sums are the
-    same in every run.
+    same in every run. A mesh of no points leaves zeros.
     """
     tiles = tl.cdiv(num_latents, LATENTS)
     latents = tl.program_id(0) % tiles * LATENTS + tl.arange(0, LATENTS)
@@ -113,16 +113,18 @@ def merge_encoded_kernel(
         place = (slots.to(tl.int64) * HEADS + head)[:, None] * num_latents + latents[None, :]
         tops = tl.load(maxima + place, mask=exists, other=float("-inf"))
         highest = tl.maximum(top, tl.max(tops, 0))
-        shift = as_shift(tl.where(highest == float("-inf"), 0.0, highest), EXACT=True)
-        scales = exp_of_difference(tops, shift[None, :], EXACT=True)
-        decay = exp_of_difference(top, shift, EXACT=True)
+        level = tl.where(highest == float("-inf"), 0.0, highest)
+        scales = exp_between(tops, level[None, :], EXACT)
+        decay = exp_between(top, level, EXACT)
         total = total * decay + tl.sum(tl.load(sums + place, mask=exists, other=0.0) * scales, 0)
         parts = tl.load(moments + place[:, :, None] * DEPTH + channels[None, None, :],
                         mask=exists[:, :, None], other=0.0)  # fmt: skip
         moment = moment * decay[:, None] + tl.sum(parts * scales[:, :, None], 0)
         top = highest
-    total = tl.where(latents < num_latents, total, 1.0)
+    nothing = total == 0.0
+    total = tl.where(nothing, 1.0, total)
+    top = tl.where(nothing, 0.0, top)
     place = (mesh.to(tl.int64) * HEADS + head) * num_latents + latents
-    tl.store(normalisers + place, top + tl.log(total), mask=latents < num_latents)
+    tl.store(normalisers + place, level_of_sum(top, total, EXACT), mask=latents < num_latents)
     tl.store(encoded + place[:, None] * DEPTH + channels[None, :], moment / total[:, None],
              mask=(latents < num_latents)[:, None])  # fmt: skip

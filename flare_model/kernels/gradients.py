@@ -8,17 +8,15 @@ weights of decoding and E = exp(s - L) those of encoding:
     dS = P ∘ (dY Zᵀ - δ) + E ∘ (V dZᵀ - Δ),  δ_n = dY_n · Y_n,  Δ_m = dZ_m · Z_m
     dK = dS Q,  dQ = dSᵀ K
 
-The exponentials are what costs, and E = P ∘ a bᵀ with a = exp(l - c), b = exp(c - L): where no factor leaves the range
-of float32, one exponential does for both, and b goes into the operands dZ and Δ. That is the quick way; c is the
-largest L.
+l and L are levels; see [arithmetic][flare_model.kernels.arithmetic]. The exponentials are what costs, and E = P ∘ a bᵀ
+with a = exp(l - c), b = exp(c - L): where no factor leaves the range of float32, one exponential does for both, and b
+goes into the operands dZ and Δ. That is the quick way; c is the largest L.
 """
 
 import triton
 import triton.language as tl
 
 from flare_model.kernels.arithmetic import (
-    LOG2E,
-    as_shift,
     exp_of_difference,
     exps_of_differences,
     load_latents,
@@ -53,7 +51,7 @@ def latent_gradient_kernel(
         row = normalisers + head.to(tl.int64) * total_points + first
         normaliser = tl.load(row + points, mask=points < count, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        weights = exps_of_differences(scores, as_shift(normaliser, EXACT)[None, :], EXACT, POLYNOMIALS)
+        weights = exps_of_differences(scores, -normaliser[None, :], EXACT, POLYNOMIALS)
         gradient = tl.dot(weights.to(k.dtype), dy, gradient, input_precision=PRECISION)
     store_latents(grad_encoded, gradient, slot.to(tl.int64) * HEADS + head, latent, num_latents, LATENTS, DEPTH, NARROW)
 
@@ -83,8 +81,8 @@ def scale_latents_kernel(
 ):  # fmt: skip
     """What pass two needs to know of the latents of one mesh and head.
 
-    scales, [4, B, H, M], are L as `as_shift` makes it, -Δ, b and -Δ·b; bounds, [B, H, 2], are c and the largest l for
-    the quick way. All are float32; size is B·H·M.
+    scales, [4, B, H, M], are -L, -Δ, b and -Δ·b; bounds, [B, H, 2], are c and the largest l for the quick way, which is
+    for 16 bits alone, so that b and the bounds mean nothing in float32. All are float32; size is B·H·M.
     """
     latents = tl.arange(0, LATENTS)
     exists = latents < num_latents
@@ -95,18 +93,18 @@ def scale_latents_kernel(
     lowest = tl.min(tl.where(exists, level, float("inf")), 0)
     z = load_latents(encoded, row, 0, num_latents, 0.0, LATENTS, DEPTH, DEPTH)
     dz = load_latents(grad_encoded, row, 0, num_latents, 0.0, LATENTS, DEPTH, DEPTH)
-    spread: tl.constexpr = 40.0 if TYPE == tl.bfloat16 else 6.0
-    stretch = tl.exp2(tl.minimum(highest - level, spread) * LOG2E)
+    spread: tl.constexpr = 58.0 if TYPE == tl.bfloat16 else 8.0
+    stretch = tl.exp2(tl.minimum(highest - level, spread))
     # Δ is made of dZ as the products will see it: what rounding it does to V dZᵀ then cancels over the points.
     drop = -tl.sum(z * dz.to(TYPE).to(tl.float32), 1)
     stretched = -tl.sum(z * (dz * stretch[:, None]).to(TYPE).to(tl.float32), 1)
-    tl.store(scales + place, as_shift(level, TYPE == tl.float32), mask=exists)
+    tl.store(scales + place, -level, mask=exists)
     tl.store(scales + size + place, drop, mask=exists)
     tl.store(scales + 2 * size + place, stretch, mask=exists)
     tl.store(scales + 3 * size + place, stretched, mask=exists)
     tl.store(bounds + 2 * row, highest)
-    # Below it, P vanishes only where E is smaller than exp(-40).
-    tl.store(bounds + 2 * row + 1, tl.where(highest - lowest < spread, lowest + 40.0, float("-inf")))
+    # Below it, P vanishes only where E is smaller than 2⁻⁵⁸.
+    tl.store(bounds + 2 * row + 1, tl.where(highest - lowest < spread, lowest + 58.0, float("-inf")))
 
 
 @triton.jit
@@ -251,7 +249,7 @@ def _advance(
     narrow_k = load_points(keys, first, start, count, head, 0.0, HEADS, DEPTH, NARROW, POINTS)
     dk = tl.zeros((POINTS, NARROW), tl.float32)
     dv = tl.zeros((POINTS, NARROW), tl.float32)
-    factor = tl.exp2((normaliser - levels[2]) * LOG2E)
+    factor = tl.exp2(normaliser - levels[2])
     advanced = ()
     for tile in tl.static_range(len(dq)):
         if QUICK:
@@ -280,7 +278,7 @@ def _differentiate_quickly(
     LATENTS: tl.constexpr = operands[0].shape[0]
     q, z, dz, _, narrow_dz = operands
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-    weights = exp_of_difference(scores, as_shift(normaliser, False)[:, None], False)
+    weights = exp_of_difference(scores, -normaliser[:, None], False)
     dv = tl.dot(weights.to(k.dtype), narrow_dz, dv, input_precision=PRECISION)
     if SPARE:
         slope = tl.dot(dy, tl.trans(z), input_precision=PRECISION)
@@ -303,11 +301,11 @@ def _differentiate(
     EXACT: tl.constexpr = k.dtype == tl.float32
     LATENTS: tl.constexpr = operands[0].shape[0]
     q, z, dz, _, narrow_dz = operands
-    shifts, size, _, latent, num_latents = levels
+    scales, size, _, latent, num_latents = levels
     # Read again for every tile: kept, they would take half as many registers as the weights.
     latents = latent + tile * LATENTS + tl.arange(0, LATENTS)
     # Where there is no latent, no point weighs anything in its encoding.
-    shift = tl.load(shifts + latents, mask=latents < num_latents, other=float("-inf"))
+    shift = tl.load(scales + latents, mask=latents < num_latents, other=float("-inf"))
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     among_points = scores
     if EDGE:
@@ -315,14 +313,14 @@ def _differentiate(
         among_points = tl.where(exists[:, None], scores, float("-inf"))
     encoding = exp_of_difference(among_points, shift[None, :], EXACT)
     dv = tl.dot(encoding.to(k.dtype), narrow_dz, dv, input_precision=PRECISION)
-    decoding = exp_of_difference(scores, as_shift(normaliser, EXACT)[:, None], EXACT)
+    decoding = exp_of_difference(scores, -normaliser[:, None], EXACT)
     if UNEVEN:
         decoding = tl.where((latents < num_latents)[None, :], decoding, 0.0)
     if SPARE:
         more = tl.dot(v, tl.trans(dz), input_precision=PRECISION)
         slope = tl.dot(dy, tl.trans(z), input_precision=PRECISION)
     else:
-        drop = tl.load(shifts + size + latents, mask=latents < num_latents, other=0.0)
+        drop = tl.load(scales + size + latents, mask=latents < num_latents, other=0.0)
         more = tl.dot(v, tl.trans(dz), tl.broadcast_to(drop[None, :], scores.shape), input_precision=PRECISION)
         slope = tl.dot(dy, tl.trans(z), tl.broadcast_to(-delta[:, None], scores.shape), input_precision=PRECISION)
     return (encoding * more + decoding * slope).to(k.dtype), dv

@@ -11,6 +11,20 @@ import triton.language as tl
 
 
 @triton.jit
+def _bounds(mesh, offsets, num_points):
+    """First point of a joined mesh, and the end; offsets that lie must not lead out of memory."""
+    start = tl.load(offsets + mesh).to(tl.int64)
+    end = tl.load(offsets + mesh + 1).to(tl.int64)
+    return tl.minimum(tl.maximum(start, 0), num_points), tl.minimum(tl.maximum(end, 0), num_points)
+
+
+@triton.jit
+def _slices_per_mesh(num_points, slice_length):
+    """Slices of a mesh of a batch; rounding up must not leave 32 bits."""
+    return tl.cdiv(tl.cast(num_points, tl.int64), slice_length).to(tl.int32)
+
+
+@triton.jit
 def slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED: tl.constexpr):
     """The mesh of a slice, and its points.
 
@@ -24,7 +38,7 @@ def slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_st
         JOINED: Whether meshes are joined.
 
     Returns:
-        Mesh, first point among the points of all meshes, number of points: 0 or less for a slice of no points.
+        Mesh, first point among the points of all meshes, number of points: 0 for a slice of no points.
     """
     if JOINED:
         mesh = slot * 0
@@ -34,16 +48,12 @@ def slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_st
             begins = (tl.load(offsets + middle).to(tl.int64) // slice_length + middle) <= slot
             mesh = tl.where(begins, middle, mesh)
             beyond = tl.where(begins, beyond, middle)
-        start = tl.load(offsets + mesh).to(tl.int64)
-        end = tl.load(offsets + mesh + 1).to(tl.int64)
+        start, end = _bounds(mesh, offsets, num_points)
         number = slot - (start // slice_length + mesh)
-        first = start + number * slice_length
-        # Offsets that lie must not lead out of memory.
-        first = tl.maximum(first, 0)
-        end = tl.minimum(end, num_points)
-        return mesh, first, tl.minimum(end - first, slice_length).to(tl.int32)
+        first = tl.maximum(start + number * slice_length, 0)
+        return mesh, first, tl.maximum(tl.minimum(end - first, slice_length), 0).to(tl.int32)
     else:
-        per_mesh = tl.cdiv(num_points, slice_length)
+        per_mesh = _slices_per_mesh(num_points, slice_length)
         mesh = slot // per_mesh
         within = (slot % per_mesh).to(tl.int64) * slice_length
         return mesh, mesh.to(tl.int64) * num_points + within, tl.minimum(num_points - within, slice_length).to(tl.int32)
@@ -53,10 +63,9 @@ def slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_st
 def slices_of_mesh(mesh, offsets, num_points, slice_length, JOINED: tl.constexpr):
     """First slice of a mesh, and the one after its last; slices of no points may be among them."""
     if JOINED:
-        start = tl.load(offsets + mesh).to(tl.int64)
-        end = tl.load(offsets + mesh + 1).to(tl.int64)
+        start, end = _bounds(mesh, offsets, num_points)
         first = start // slice_length + mesh
         return first.to(tl.int32), (end // slice_length + mesh + 1).to(tl.int32)
     else:
-        per_mesh = tl.cdiv(num_points, slice_length)
+        per_mesh = _slices_per_mesh(num_points, slice_length)
         return mesh * per_mesh, (mesh + 1) * per_mesh

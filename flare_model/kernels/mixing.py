@@ -91,19 +91,27 @@ class _Points:
 
     def constants(self, tiles: Tiles, latents: int) -> dict[str, Any]:
         """Compile-time arguments that all kernels over points share."""
-        exact = torch.get_float32_matmul_precision() == "highest"
         return {
             "HEADS": self.heads,
             "DEPTH": self.depth,
             "WIDTH": max(16, self.depth),
             "LATENTS": latents,
             "POINTS": tiles.points,
-            "PRECISION": "ieee" if exact else "tf32",
+            "PRECISION": _precision(self.keys.dtype),
             "JOINED": self.offsets is not None,
             "num_warps": tiles.warps,
             "num_stages": tiles.stages,
             **({} if tiles.registers is None else {"maxnreg": tiles.registers}),
         }
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """How products round float32 operands, as it was asked of PyTorch; 16 bits are multiplied as they are."""
+    if dtype != torch.float32:
+        return "ieee"
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def _encode(queries: Tensor, values: Tensor, points: _Points) -> tuple[Tensor, Tensor]:
@@ -126,6 +134,7 @@ def _encode(queries: Tensor, values: Tensor, points: _Points) -> tuple[Tensor, T
         maxima, sums, moments, points.offsets, encoded, normalisers,
         place["num_points"], num_latents, length,
         HEADS=heads, DEPTH=depth, LATENTS=_MERGED_LATENTS, SLICES=_MERGED_SLICES, JOINED=points.offsets is not None,
+        EXACT=points.keys.dtype == torch.float32,
     )  # fmt: skip
     return encoded, normalisers
 
@@ -227,7 +236,7 @@ def mix_operator(
 
     Returns:
         Mixed values, as the keys; and for the backward pass: latents Z [B, H, M, D], their normalisers L [B, H, M] and
-        those of the points l [H, ΣN], float32.
+        those of the points l [H, ΣN], float32; no gradient goes through these.
     """
     points = _Points(keys, queries.shape[1], mask, offsets)
     with _device(keys):
@@ -286,6 +295,7 @@ def _(gradient: Tensor, queries: Tensor, keys: Tensor, values: Tensor, *_: Any) 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs, *output)
+    ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -314,7 +324,7 @@ def mix(
     keys, values = keys.contiguous(), values.contiguous()
     mixed: Tensor
     if offsets is not None:
-        offsets = offsets.to(keys.device)
+        offsets = offsets.to(keys.device).contiguous()
         mixed = mix_operator(queries.contiguous(), keys[None], values[None], None, offsets)[0][0]
     else:
         mixed = mix_operator(queries.contiguous(), keys, values, None if mask is None else mask.contiguous(), None)[0]

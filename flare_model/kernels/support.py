@@ -23,21 +23,19 @@ if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 6):
     raise ImportError(f"the kernels need Triton 3.6 or newer, not {triton.__version__}")
 
 
-def unsupported(device: str, dtype: torch.dtype, depth: int, num_latents: int) -> str | None:
+def unsupported(device: torch.device, dtype: torch.dtype, depth: int, num_latents: int) -> str | None:
     """Why the kernels can't mix such input, as half a sentence; None where they can.
 
     Args:
-        device: Type of the device.
+        device: Where the tensors lie.
         dtype: Of keys and values.
         depth: D, channels of a head.
         num_latents: M.
     """
-    if not _runs_on(device):
-        return f"they run on CUDA devices (on a CPU in Triton's interpreter: TRITON_INTERPRET=1), not on {device}"
-    if device == "cuda" and (lacking := _lacking()):
+    if lacking := _lacking(device):
         return lacking
     if dtype not in DTYPES:
-        return f"they take float16, bfloat16 and float32, not {str(dtype).removeprefix('torch.')}"
+        return f"they take float16, bfloat16 and float32, not {_name(dtype)}"
     if depth not in DEPTHS:
         return f"they take heads of {', '.join(map(str, DEPTHS))} channels, not of {depth}"
     if num_latents > MOST_LATENTS:
@@ -45,38 +43,49 @@ def unsupported(device: str, dtype: torch.dtype, depth: int, num_latents: int) -
     return None
 
 
-def takes_network(device: str, dtype: torch.dtype, channels: int, layers: int) -> bool:
-    """Whether the kernels apply a residual pointwise network of equal widths, on the current device.
+def unsupported_network(device: torch.device, dtype: torch.dtype, channels: int, layers: int) -> str | None:
+    """Why the kernels can't apply a residual network of equal widths, as half a sentence; None where they can.
 
     Args:
-        device: Type of the device.
+        device: Where the tensors lie.
         dtype: Of its products.
         channels: C.
         layers: Its layers, the first and the last among them.
     """
-    half = dtype in (torch.float16, torch.bfloat16)
-    if not (_runs_on(device) and half and channels in _SHARED_MEMORY and layers <= MOST_LAYERS):
-        return False
-    return device != "cuda" or (not _lacking() and _shared_memory() >= _SHARED_MEMORY[channels])
+    if lacking := _lacking(device):
+        return lacking
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"they take products of float16 and bfloat16, not of {_name(dtype)}"
+    if channels not in _SHARED_MEMORY:
+        return f"they take networks of {' or '.join(map(str, _SHARED_MEMORY))} channels, not of {channels}"
+    if layers > MOST_LAYERS:
+        return f"they take networks of up to {MOST_LAYERS} layers, the first and the last among them, not of {layers}"
+    if (there := _shared_memory(device)) < (needed := _SHARED_MEMORY[channels]):
+        return f"{channels} channels need {needed} bytes of a multiprocessor's shared memory, and this GPU has {there}"
+    return None
 
 
-def _lacking() -> str | None:
-    """What keeps the kernels from the current GPU; without one, nothing that is known."""
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _lacking(device: torch.device) -> str | None:
+    """What keeps the kernels from a device; without a GPU, nothing that is known."""
+    if device.type == "cpu" and INTERPRETED:
+        return None
+    if device.type != "cuda":
+        return f"they run on CUDA devices (on a CPU in Triton's interpreter: TRITON_INTERPRET=1), not on {device.type}"
     if torch.version.hip is not None:
         return "they are written for NVIDIA's GPUs"
-    if torch.cuda.is_available() and (capability := torch.cuda.get_device_capability()) < _LEAST_CAPABILITY:
+    if torch.cuda.is_available() and (capability := torch.cuda.get_device_capability(device)) < _LEAST_CAPABILITY:
         least, found = (".".join(map(str, version)) for version in (_LEAST_CAPABILITY, capability))
         return f"they need a GPU of compute capability {least} or more, and this one has {found}"
     return None
 
 
-def _shared_memory() -> int:
-    """Bytes that a program may take of a multiprocessor of the current GPU."""
-    if not torch.cuda.is_available():
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a program may take of a multiprocessor."""
+    if device.type != "cuda" or not torch.cuda.is_available():
         return max(_SHARED_MEMORY.values())
-    properties: Any = torch.cuda.get_device_properties()  # Its annotations lack this one.
+    properties: Any = torch.cuda.get_device_properties(device)  # Its annotations lack this one.
     return int(properties.shared_memory_per_block_optin)
-
-
-def _runs_on(device: str) -> bool:
-    return device == "cuda" or (device == "cpu" and INTERPRETED)
