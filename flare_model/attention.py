@@ -35,9 +35,9 @@ def attend_among_points(queries: Tensor, keys: Tensor, values: Tensor, layout: L
     Returns:
         Of the same shape; rows of points that don't exist mean nothing.
     """
-    if layout.offsets is not None and len(layout.offsets) > 2 and takes_meshes_together(queries):
+    if layout.offsets is not None and layout.offsets.shape[0] > 2 and takes_meshes_together(queries):
         bounds = layout.offsets.to(torch.int32)
-        most = max(layout.sizes) if layout.sizes else len(queries)  # Blocks beyond the end of a mesh end at once.
+        most = max(layout.sizes) if layout.sizes else queries.shape[0]  # Blocks beyond the end of a mesh end at once.
         return cast("Tensor", varlen_attn(queries, keys, values, bounds, bounds, most, most))
     return layout.attend(_attend, queries, keys, values)
 

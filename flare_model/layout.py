@@ -1,6 +1,8 @@
 """How the points of a batch divide into meshes, and attention that never leaves a mesh.
 
 B meshes, N points, ΣN points of all meshes together.
+
+Sizes are taken by `shape` and not by `len`, which would make constants of them in an exported model.
 """
 
 from __future__ import annotations
@@ -74,28 +76,28 @@ class Layout:
             raise UsageError(
                 "joined meshes are points [ΣN, …] with offsets; padded ones [B, N, …] with a mask: not both"
             )
-        if offsets.dim() != 1 or len(offsets) < 2 or offsets.dtype not in _INTEGERS:
+        if offsets.dim() != 1 or offsets.shape[0] < 2 or offsets.dtype not in _INTEGERS:
             raise UsageError(
                 "offsets must be two or more whole numbers, the first point of each mesh and the end of the last, "
                 f"in 32 or 64 bits: not {tuple(offsets.shape)} of {str(offsets.dtype).removeprefix('torch.')}"
             )
         offsets = offsets.contiguous()
-        if torch.compiler.is_compiling() or (offsets.is_cuda and (_capturing() or len(offsets) == 2)):
+        if torch.compiler.is_compiling() or (offsets.is_cuda and (_capturing() or offsets.shape[0] == 2)):
             # Reading the sizes would break the graph, or wait for the device; one mesh needs none.
             if not torch.compiler.is_exporting():
-                rising = (offsets[0] == 0) & (offsets[-1] == len(points)) & (offsets.diff() > 0).all()
+                rising = (offsets[0] == 0) & (offsets[-1] == points.shape[0]) & (offsets.diff() > 0).all()
                 torch._assert_async(rising, "offsets must rise from 0 to the number of points")
-            return cls(offsets=offsets.to(points.device) if len(offsets) > 2 else offsets)
+            return cls(offsets=offsets.to(points.device) if offsets.shape[0] > 2 else offsets)
         bounds = offsets.tolist()
         sizes = tuple(b - a for a, b in itertools.pairwise(bounds))
-        if bounds[0] != 0 or bounds[-1] != len(points) or min(sizes) < 1:
+        if bounds[0] != 0 or bounds[-1] != points.shape[0] or min(sizes) < 1:
             raise UsageError(
-                f"offsets must rise from 0 to the number of points, {len(points)}, with a point or more in every mesh; "
-                f"they are {bounds}"
+                f"offsets must rise from 0 to the number of points, {points.shape[0]}, with a point or more in every "
+                f"mesh; they are {bounds}"
             )
-        if len(offsets) == 2 or _capturing():
-            return cls(offsets=offsets.to(points.device) if len(offsets) > 2 else offsets)
-        worthwhile = max(sizes) * len(sizes) <= _MAX_PADDING * len(points)
+        if offsets.shape[0] == 2 or _capturing():
+            return cls(offsets=offsets.to(points.device) if offsets.shape[0] > 2 else offsets)
+        worthwhile = max(sizes) * len(sizes) <= _MAX_PADDING * points.shape[0]
         offsets = offsets.to(points.device)
         return cls(offsets=offsets, sizes=sizes, padding=_padding(offsets, sizes) if worthwhile else None)
 
@@ -112,7 +114,7 @@ class Layout:
         """
         if self.offsets is None:
             return function(*tensors, mask=self.mask)
-        if len(self.offsets) == 2:
+        if self.offsets.shape[0] == 2:
             return function(*(t.unsqueeze(0) for t in tensors), mask=None).squeeze(0)
         if self.sizes is None:
             if not cheap and not torch.compiler.is_compiling() and _capturing():
@@ -130,11 +132,11 @@ class Layout:
     def _attend_without_sizes(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         """Every mesh as a mask over all points: B times the work, but one graph for all sizes."""
         assert self.offsets is not None
-        offsets, count = self.offsets.to(tensors[0].device), len(tensors[0])
+        offsets, count = self.offsets.to(tensors[0].device), tensors[0].shape[0]
         points = torch.arange(count, device=offsets.device)
         owner = torch.bucketize(points, offsets[1:], right=True)
-        meshes = torch.arange(len(offsets) - 1, device=offsets.device)
-        everywhere = (t.unsqueeze(0).expand(len(offsets) - 1, *t.shape) for t in tensors)
+        meshes = torch.arange(offsets.shape[0] - 1, device=offsets.device)
+        everywhere = (t.unsqueeze(0).expand(offsets.shape[0] - 1, *t.shape) for t in tensors)
         mixed = function(*everywhere, mask=owner == meshes[:, None])
         mine = owner.view(1, -1, *[1] * (mixed.dim() - 2)).expand(1, *mixed.shape[1:])
         return mixed.gather(0, mine).squeeze(0)

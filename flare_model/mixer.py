@@ -29,7 +29,7 @@ def mix(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = Non
     Returns:
         [B, H, N, D]; rows of points that don't exist mean nothing.
     """
-    latents = queries.unsqueeze(0).expand(len(keys), -1, -1, -1)
+    latents = queries.unsqueeze(0).expand(keys.shape[0], -1, -1, -1)
     exists = None if mask is None else mask[:, None, None, :]
     encoded = F.scaled_dot_product_attention(latents, keys, values, attn_mask=exists, scale=1.0)
     return F.scaled_dot_product_attention(keys, latents, encoded, scale=1.0)
@@ -94,7 +94,7 @@ def _mix_by_kernels(queries: Tensor, keys: Tensor, values: Tensor, layout: Layou
         raise UsageError("there is nothing to mix: every mesh needs a point")
     if layout.offsets is None:
         return mixing.mix(queries, keys, values, layout.mask)
-    if len(layout.offsets) == 2:
+    if layout.offsets.shape[0] == 2:
         return mixing.mix(queries, keys[None], values[None])[0]
     return mixing.mix(queries, keys, values, offsets=layout.offsets)
 

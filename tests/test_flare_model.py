@@ -303,6 +303,23 @@ def test_exporting_keeps_the_number_of_points_open(name: str) -> None:
     torch.testing.assert_close(program.module()(points), model(points), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_exporting_keeps_numbers_of_points_and_meshes_open(name: str) -> None:
+    """Joined and padded, of other numbers than it was exported with."""
+    model = MODELS[name]()
+    points, meshes = torch.export.Dim("points", min=8), torch.export.Dim("meshes", min=3)
+    shapes = {"points": {0: points}, "features": None, "offsets": {0: meshes}}
+    joined = torch.export.export(model, (torch.rand(24, 3), None, torch.tensor([0, 5, 9, 24])), dynamic_shapes=shapes)
+    others = torch.rand(31, 3), None, torch.tensor([0, 5, 9, 20, 31])
+    torch.testing.assert_close(joined.module()(*others), model(*others), atol=1e-4, rtol=1e-4)
+    shapes = {"points": {0: meshes, 1: points}, "features": None, "offsets": None, "mask": {0: meshes, 1: points}}
+    mask = torch.arange(12) < torch.tensor([[12], [5], [7], [1]])
+    padded = torch.export.export(model, (torch.rand(4, 12, 3), None, None, mask), dynamic_shapes=shapes)
+    inputs, mask = torch.rand(3, 9, 3), torch.arange(9) < torch.tensor([[9], [2], [4]])
+    found, wanted = (m(inputs, None, None, mask) for m in (padded.module(), model))
+    torch.testing.assert_close(found[mask], wanted[mask], atol=1e-4, rtol=1e-4)
+
+
 def test_activation_checkpointing_changes_no_gradient() -> None:
     model = tiny_flare()
     points = torch.randn(2, 13, 3)
