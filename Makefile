@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-OUT ?= demo
+# Your own results are another data set than the simulated one.
+OUT ?= $(if $(SRC),demo_own,demo)
 # Where real or simulated NetFabb results lie; without it the demo simulates parts of its own.
 SRC ?=
 
