@@ -96,11 +96,19 @@ def _check_fit(spec: ModelSpec, usage: Usage, folder: Path) -> None:
                 f"the checkpoint {folder} doesn't fit together: {name} has {len(getattr(norm, name))} numbers where "
                 f"its targets and features have {count}; copy it again, or train it again"
             )
-    if spec.fitted(3 + told, predicted).init_args != dict(spec.init_args):
+    if _contradict(spec.init_args, spec.fitted(3 + told, predicted).init_args):
         raise SchemaError(
             f"the checkpoint {folder} doesn't fit together: its model is for other numbers of targets or features than "
             f"{', '.join((*usage.targets, *usage.features))}; copy it again, or train it again"
         )
+
+
+def _contradict(stated: Mapping[str, Any], fitting: Mapping[str, Any]) -> bool:
+    """Whether arguments that are stated differ from those that fit; what isn't stated is the model's own default."""
+    return any(
+        _contradict(value, fitting[name]) if isinstance(value, Mapping) else value != fitting[name]
+        for name, value in stated.items()
+    )
 
 
 def results_folder(checkpoint: str, kind: str) -> Path:

@@ -317,3 +317,19 @@ def test_a_checkpoint_that_does_not_fit_together_is_refused(saved: Path, changed
     change(saved, usage=usage | changed | {"normalisation": norm})
     with pytest.raises(SchemaError, match=words):
         from_pretrained(saved)
+
+
+class Fixed(Pointwise):
+    """Knows its numbers by itself."""
+
+    def __init__(self, in_dim: int = 3, out_dim: int = 1) -> None:
+        super().__init__(in_dim, out_dim)
+
+
+def test_a_specification_need_not_state_what_the_model_knows(tmp_path: Path) -> None:
+    usage = Usage(Normalisation(), ("displacement_z",))
+    for model, spec in ((Fixed(), ModelSpec(f"{__name__}.Fixed")), (Flare(), ModelSpec("Flare", {"config": {}}))):
+        surrogate = Surrogate(model, usage, spec).eval()
+        surrogate.save_pretrained(tmp_path / spec.class_path)
+        opened = from_pretrained(tmp_path / spec.class_path, trust=spec.class_path)
+        torch.testing.assert_close(opened(POINTS), surrogate(POINTS))
