@@ -82,23 +82,18 @@ class Layout:
                 f"in 32 or 64 bits: not {tuple(offsets.shape)} of {str(offsets.dtype).removeprefix('torch.')}"
             )
         offsets = offsets.contiguous()
-        if torch.compiler.is_compiling() or (offsets.is_cuda and (_capturing() or offsets.shape[0] == 2)):
+        one, sizes = offsets.shape[0] == 2, None
+        if torch.compiler.is_compiling() or (offsets.is_cuda and (_capturing() or one)):
             # Reading the sizes would break the graph, or wait for the device; one mesh needs none.
-            if not torch.compiler.is_exporting():
-                rising = (offsets[0] == 0) & (offsets[-1] == points.shape[0]) & (offsets.diff() > 0).all()
-                torch._assert_async(rising, "offsets must rise from 0 to the number of points")
-            return cls(offsets=offsets.to(points.device) if offsets.shape[0] > 2 else offsets)
-        bounds = offsets.tolist()
-        sizes = tuple(b - a for a, b in itertools.pairwise(bounds))
-        if bounds[0] != 0 or bounds[-1] != points.shape[0] or min(sizes) < 1:
-            raise UsageError(
-                f"offsets must rise from 0 to the number of points, {points.shape[0]}, with a point or more in every "
-                f"mesh; they are {bounds}"
-            )
-        if offsets.shape[0] == 2 or _capturing():
-            return cls(offsets=offsets.to(points.device) if offsets.shape[0] > 2 else offsets)
-        worthwhile = max(sizes) * len(sizes) <= _MAX_PADDING * points.shape[0]
+            _assert_rising(offsets, points.shape[0])
+        else:
+            sizes = _checked_sizes(offsets, points.shape[0])
+        if one:
+            return cls(offsets=offsets)
         offsets = offsets.to(points.device)
+        if sizes is None or _capturing():
+            return cls(offsets=offsets)
+        worthwhile = max(sizes) * len(sizes) <= _MAX_PADDING * points.shape[0]
         return cls(offsets=offsets, sizes=sizes, padding=_padding(offsets, sizes) if worthwhile else None)
 
     def attend(self, function: Callable[..., Tensor], *tensors: Tensor, cheap: bool = False) -> Tensor:
@@ -147,6 +142,25 @@ def _check_mask(mask: Tensor, points: Tensor) -> None:
         raise UsageError(f"the mask must be {tuple(points.shape[:2])}, but is {tuple(mask.shape)}")
     if mask.dtype != torch.bool:
         raise UsageError(f"the mask must be of bool, True where a point exists, not of {mask.dtype}")
+
+
+def _checked_sizes(offsets: Tensor, num_points: int) -> tuple[int, ...]:
+    """Points of each mesh, which the host knows then."""
+    bounds = offsets.tolist()
+    sizes = tuple(b - a for a, b in itertools.pairwise(bounds))
+    if bounds[0] != 0 or bounds[-1] != num_points or min(sizes) < 1:
+        raise UsageError(
+            f"offsets must rise from 0 to the number of points, {num_points}, with a point or more in every mesh; "
+            f"they are {bounds}"
+        )
+    return sizes
+
+
+def _assert_rising(offsets: Tensor, num_points: int) -> None:
+    """The same check on the device, which nobody waits for; the sizes stay unknown."""
+    if not torch.compiler.is_exporting():
+        rising = (offsets[0] == 0) & (offsets[-1] == num_points) & (offsets.diff() > 0).all()
+        torch._assert_async(rising, "offsets must rise from 0 to the number of points")
 
 
 def _capturing() -> bool:
