@@ -22,7 +22,7 @@ from flare_model.envelope import Envelope, Range
 from flare_model.metrics import floor_of
 from flare_model.spec import ModelSpec
 from flare_model.targets import resolve_targets, spans
-from lpbf_data.durable import write_durably
+from lpbf_data.durable import write_durably, write_json
 from lpbf_data.errors import SchemaError, StoreError, UsageError
 
 WEIGHTS_NAME: Final = "model.safetensors"
@@ -87,7 +87,7 @@ class Description:
 
 
 def encode_weights(weights: Mapping[str, Tensor]) -> bytes:
-    """Weights as safetensors; those that share their memory, as tied ones do, are stored once each."""
+    """Weights as safetensors; those that share their memory, as tied ones do, are stored under each of their names."""
     apart = {name: values.detach().cpu().clone().contiguous() for name, values in weights.items()}
     return safetensors.torch.save(apart)
 
@@ -107,7 +107,7 @@ def write_checkpoint(folder: Path, weights: Mapping[str, Tensor], description: D
         **asdict(description),
     }
     write_durably(folder / WEIGHTS_NAME, data)
-    write_durably(folder / CONFIG_NAME, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(folder / CONFIG_NAME, content)
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Description]:

@@ -6,7 +6,6 @@ that are missing are drawn from the stored predictions.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from flare_model.scores import CaseScore, columns_of
 from flare_model.surrogate import Surrogate, from_pretrained, results_folder
 from flare_model.targets import resolve_targets
 from lpbf_data.command_line import run
-from lpbf_data.durable import sha256_of_file, write_durably
+from lpbf_data.durable import sha256_of_file, write_durably, write_json
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.predictions import write_predictions
 
@@ -91,7 +90,7 @@ def evaluate(
     if len(summaries) > 1:
         home = results_folder(checkpoint, "evaluation") / split if out is None else Path(out)
         spread = spread_of(summaries)
-        _write_json(home / SEEDS_NAME, {"seeds": folders, "identity": summaries[0]["identity"], "scores": spread})
+        write_json(home / SEEDS_NAME, {"seeds": folders, "identity": summaries[0]["identity"], "scores": spread})
         show_spread(spread, len(folders), console)
         console.print(f"mean and standard deviation in {home / SEEDS_NAME}")
     return 0
@@ -113,7 +112,7 @@ def _evaluate_one(
     if summary is None:
         surrogate = from_pretrained(loaded, trust=trust).to(device)
         summary = _judge_into(out, checkpoint, surrogate, split, false_alarms) | {"identity": identity}
-        _write_json(out / SUMMARY_NAME, summary)
+        write_json(out / SUMMARY_NAME, summary)
     rows = pq.read_table(out / CASES_NAME).to_pylist()
     draw_evaluation(out, split, rows, out / PREDICTIONS_NAME, worst)
     return summary
@@ -162,7 +161,7 @@ def _stored(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _digest(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_of_file(path)
     except OSError as error:
         raise StoreError(f"no readable checkpoint in {path.parent} ({error}); training writes one") from error
 
@@ -171,10 +170,6 @@ def _write_cases(path: Path, scores: Sequence[CaseScore]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns_of(scores)), sink, compression="zstd")
     write_durably(path, sink.getvalue().to_pybytes())
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_durably(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _write_predictions(

@@ -15,7 +15,7 @@ from flare_model.parts import Part, Unreadable, cases_of
 from flare_model.pictures import draw_prediction
 from flare_model.plots import plot_histogram
 from flare_model.scores import unit_of_errors
-from flare_model.targets import Target, resolve_target, resolve_targets
+from flare_model.targets import Target, resolve_targets
 from lpbf_data.predictions import PredictionFile
 from lpbf_data.schema import FIELDS
 
@@ -40,7 +40,7 @@ def draw_evaluation(out: Path, split: Split, rows: Sequence[Row], predictions: P
         StoreError: If predictions or a case that is to be drawn can't be read.
     """
     targets = resolve_targets(tuple(dict.fromkeys(row["target"] for row in rows)), "the evaluation")
-    pictures = {place for target in targets for place in _histograms(out, target)}
+    pictures = {place for target in targets for place in _histograms(out, target.name)}
     chosen = {target.name: worst_cases(rows, target.name, worst) for target in targets}
     names = {name: _name_files(out, name, cases) for name, cases in chosen.items()}
     _remove_others(out, pictures | {place for places in names.values() for place in places.values()})
@@ -56,8 +56,8 @@ def worst_cases(rows: Sequence[Row], target: str, count: int) -> list[str]:
     return [row["case_id"] for row in sorted(mine, key=lambda row: -(row["relative_l2"] or 0.0))[:count]]
 
 
-def _histograms(out: Path, target: Target) -> tuple[Path, Path]:
-    return out / f"{target.name}_relative_l2.png", out / f"{target.name}_error.png"
+def _histograms(out: Path, target: str) -> tuple[Path, Path]:
+    return out / f"{target}_relative_l2.png", out / f"{target}_error.png"
 
 
 def _name_files(out: Path, target: str, cases: Sequence[str]) -> dict[str, Path]:
@@ -73,14 +73,13 @@ def clear_pictures(out: Path) -> None:
 def _remove_others(out: Path, wanted: set[Path]) -> None:
     """Remove pictures that an evaluation drew and that aren't wanted; other files stay."""
     for name in [*FIELDS, *(column for spec in FIELDS.values() for column in spec.columns)]:
-        drawn = [out / f"{name}_relative_l2.png", out / f"{name}_error.png", *(out / WORST).glob(f"{name}_*.png")]
-        for path in drawn:
+        for path in (*_histograms(out, name), *(out / WORST).glob(f"{name}_*.png")):
             if path not in wanted:
                 path.unlink(missing_ok=True)
 
 
 def _draw_histograms(out: Path, target: Target, rows: Sequence[Row]) -> None:
-    relative_place, error_place = _histograms(out, target)
+    relative_place, error_place = _histograms(out, target.name)
 
     def values(predictor: str, column: str) -> list[float]:
         return [row[column] for row in rows if row["predictor"] == predictor and row[column] is not None]
@@ -98,7 +97,7 @@ def _draw_worst(target: Target, split: Split, places: Mapping[str, Path], predic
     if not places:
         return
     kept = PredictionFile(predictions)
-    for part in cases_of(split.data, split.name, list(places), {resolve_target(target.name).field}):
+    for part in cases_of(split.data, split.name, list(places), {target.field}):
         if isinstance(part, Unreadable):
             raise part.error
         prediction = _columns(kept, part, target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -10,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flare_model.scores import unit_of_errors
+from flare_model.scores import mean_and_deviation, unit_of_errors
 from flare_model.targets import resolve_target
 
 _NAMES: Final = {"model": "model", "zero": "predict zero", "mean": "predict mean"}
@@ -99,10 +98,7 @@ def spread_of(summaries: Sequence[Summary]) -> dict[str, dict[str, dict[str, flo
     for target in summaries[0]["scores"]:
         found[target] = {}
         for name in _SPREAD:
-            values = [s["scores"][target]["model"][name] for s in summaries]
-            known = all(value is not None for value in values)
-            both = {"mean": statistics.fmean(values), "standard_deviation": statistics.stdev(values)} if known else None
-            found[target][name] = both
+            found[target][name] = mean_and_deviation([s["scores"][target]["model"][name] for s in summaries])
     return found
 
 

@@ -46,14 +46,14 @@ def plot_curves(path: Path, training: Mapping[str, Sequence[float]], validation:
     below.plot(steps, training["learning_rate"], color="tab:green")
     below.set_ylabel("learning rate")
     below.set_xlabel("step")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_histogram(path: Path, series: Mapping[str, ArrayLike], label: str) -> None:
     """Histograms of several series on one axis.
 
     Args:
-        path: The PNG, which appears whole or not at all.
+        path: The PNG.
         series: Name to values.
         label: What the values are.
     """
@@ -69,9 +69,7 @@ def plot_histogram(path: Path, series: Mapping[str, ArrayLike], label: str) -> N
     axis.set_ylabel("cases")
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False)
-    content = io.BytesIO()
-    figure.savefig(content, dpi=120, format="png")
-    write_durably(path, content.getvalue())
+    _save(figure, path)
 
 
 def plot_spectrum(path: Path, eigenvalues: Sequence[NDArray[np.float64]]) -> None:
@@ -106,4 +104,11 @@ def plot_spectrum(path: Path, eigenvalues: Sequence[NDArray[np.float64]]) -> Non
         panel.set_xlabel("index")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a PNG, which appears whole or not at all."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120, format="png")
+    write_durably(path, content.getvalue())

@@ -11,8 +11,8 @@ A model is a `torch.nn.Module` that is called with three tensors and returns one
 
 Three promises come with it. Nothing passes from one mesh to another: what is predicted for a mesh doesn't depend on
 which others share its batch, in training as in evaluation: normalise over channels, not over a batch. Meshes of any size
-are taken, in any number from one on. What comes back are finite
-numbers, of any floating type; millimetres and losses are kept in float32 outside of the model.
+are taken, in any number from one on. What comes back are finite numbers, of any floating type; millimetres and losses are
+kept in float32 outside of the model.
 
 A constructor that takes `in_dim` (3 + F) and `out_dim` (T), itself or in a dataclass that it takes, is given them;
 everything else comes from `--model.init_args`. The models of this package take padded meshes too, [B, N, 3] with a
@@ -33,7 +33,7 @@ is a model, if not a good one: `python -m flare_model.train --data lpbf/ --model
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 import torch
@@ -120,17 +120,19 @@ def _check_output(joined: object, wanted: tuple[int, int], name: str) -> None:
 
 
 def _check_gradients(joined: Tensor, parameters: Mapping[str, nn.Parameter], name: str, *, all_used: bool) -> None:
-    if not joined.requires_grad:
+    gradients: Sequence[Tensor | None] = [None] * len(parameters)
+    if joined.requires_grad:
+        try:
+            gradients = torch.autograd.grad(joined.float().square().sum(), list(parameters.values()), allow_unused=True)
+        except Exception as error:  # Whatever a foreign model raises.
+            raise UsageError(f"the model {name} has no gradient ({_in_one_line(error)})") from error
+    unused = [n for n, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+    if len(unused) == len(parameters):
         raise UsageError(
             f"what the model {name} returns doesn't depend on its parameters, so there is nothing to train; look for a "
             "detach() or no_grad() in it"
         )
-    try:
-        gradients = torch.autograd.grad(joined.float().square().sum(), list(parameters.values()), allow_unused=True)
-    except Exception as error:  # Whatever a foreign model raises.
-        raise UsageError(f"the model {name} has no gradient ({_in_one_line(error)})") from error
-    unused = [n for n, gradient in zip(parameters, gradients, strict=True) if gradient is None]
-    if unused and (all_used or len(unused) == len(parameters)):
+    if unused and all_used:
         raise UsageError(
             f"{len(unused)} parameters of the model {name} have no part in what it returns ({unused[0]}), which "
             "processes that train together wait for; remove them, or set requires_grad to False"

@@ -6,6 +6,7 @@ B cases, N points of one case, F numbers a point.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
@@ -161,3 +162,11 @@ def columns_of(scores: Sequence[CaseScore]) -> dict[str, list[object]]:
     """Scores as columns, for a table on disk."""
     rows = [asdict(score) for score in scores]
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+
+
+def mean_and_deviation(values: Sequence[float | None]) -> dict[str, float] | None:
+    """Mean and sample standard deviation over two seeds or more; None where a seed has no value."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return {"mean": statistics.fmean(known), "standard_deviation": statistics.stdev(known)}

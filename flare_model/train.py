@@ -6,7 +6,6 @@ The loop itself is [trainer][flare_model.trainer]. The same command given again 
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,11 +20,12 @@ from flare_model.data import Split, has_split
 from flare_model.devices import Fabric, Precision, open_fabric
 from flare_model.provenance import provenance
 from flare_model.recipe import Recipe, choose_precision
+from flare_model.scores import mean_and_deviation
 from flare_model.settings import Accelerator, Settings, changes, make_settings
 from flare_model.spec import ModelSpec, add_model_options, model_words
 from flare_model.trainer import Trainer
 from lpbf_data.command_line import run
-from lpbf_data.durable import write_durably
+from lpbf_data.durable import write_durably, write_json
 from lpbf_data.errors import SchemaError, UsageError
 
 CONFIG_NAME: Final = "config.yaml"
@@ -163,7 +163,7 @@ def run_once(
         "validation": best.get("errors", {}),
     }
     if fabric.is_global_zero:
-        _write_json(result, found)
+        write_json(result, found)
     return found
 
 
@@ -171,7 +171,7 @@ def _write_start(folder: Path, settings: Settings, about: dict[str, Any]) -> Non
     """What makes the run; when it goes on, what differs from before: versions, code, machine, command."""
     path = folder / RUN_NAME
     if not path.exists():
-        _write_json(path, {"configuration": settings.identity, **about})
+        write_json(path, {"configuration": settings.identity, **about})
         write_durably(folder / CONFIG_NAME, yaml.safe_dump(settings.options, sort_keys=False).encode())
         return
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -180,7 +180,7 @@ def _write_start(folder: Path, settings: Settings, about: dict[str, Any]) -> Non
         latest = {**latest, **again}
     if changed := {name: value for name, value in about.items() if latest.get(name) != value}:
         content.setdefault("resumed", []).append(changed)
-        _write_json(path, content)
+        write_json(path, content)
 
 
 def _check_same_run(settings: Settings, about: dict[str, Any], folder: Path) -> None:
@@ -216,18 +216,10 @@ def _report(results: dict[int, dict[str, Any]], folders: dict[int, Path], out: P
         return
     spread: dict[str, dict[str, float] | None] = {}
     for name in next(iter(results.values()))["validation"]:
-        values = [result["validation"][name] for result in results.values()]
-        if None in values:
-            spread[name] = None
-            continue
-        mean, deviation = statistics.fmean(values), statistics.stdev(values)
-        spread[name] = {"mean": mean, "standard_deviation": deviation}
-        console.print(f"{name}: {mean:.4f} ± {deviation:.4f} over {len(values)} seeds")
-    _write_json(out / "seeds.json", {"validation": spread, "seeds": list(results.values())})
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_durably(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        both = spread[name] = mean_and_deviation([result["validation"][name] for result in results.values()])
+        if both is not None:
+            console.print(f"{name}: {both['mean']:.4f} ± {both['standard_deviation']:.4f} over {len(results)} seeds")
+    write_json(out / "seeds.json", {"validation": spread, "seeds": list(results.values())})
 
 
 def main() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import os
 import uuid
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 _FLUSHES: Final = 16  # files flushed at a time
 
@@ -96,3 +98,13 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
     pattern = name if name == "*" else glob.escape(name)
     for left in folder.glob(f".{pattern}.*.tmp"):
         left.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a file by JSON that people can read, as `write_durably` does.
+
+    Args:
+        path: The file; its folder is made when absent.
+        content: What to write.
+    """
+    write_durably(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

@@ -84,13 +84,12 @@ def say_empty_splits(records: Sequence[CaseRecord], asked: SplitRequest, console
     if not filled:
         return
     empty = [name for name in asked.names if name not in filled]
-    for name in [name for name in empty if name in asked.held_out]:
-        if not any(asked.held_out[name].finds(record) for record in kept):
-            rule = f"{name}={asked.held_out[name].rule}:{asked.held_out[name].pattern}"
-            console.print(
-                f"note: the rule {rule} matches no {asked.held_out[name].rule}; without cases: {name}", markup=False
-            )
-            empty.remove(name)
+    rules = {name: asked.held_out[name] for name in empty if name in asked.held_out}
+    idle = {name: rule for name, rule in rules.items() if not any(map(rule.finds, kept))}
+    for name, rule in idle.items():
+        words = f"{name}={rule.rule}:{rule.pattern}"
+        console.print(f"note: the rule {words} matches no {rule.rule}; without cases: {name}", markup=False)
+    empty = [name for name in empty if name not in idle]
     if empty:
         designs = len({record.design_id for record in kept})
         console.print(

@@ -30,16 +30,12 @@ def spell_out_config(words: Sequence[str]) -> list[str]:
     for word in words:
         option, equals, value = word.partition("=")
         named = value if option == "--config" and equals else word if spelled[-1:] == ["--config"] else None
-        path = config_path(named) if named is not None and not Path(named).is_file() else None
-        if (
-            named
-            and path is None
-            and Path(named).name == named
-            and not Path(named).suffix
-            and not Path(named).is_file()
-        ):
-            known = ", ".join(config_names())
-            print(f"error: --config {named} is neither a file nor one of {known}", file=sys.stderr)
-            sys.exit(2)
+        path = None
+        if named and not Path(named).is_file():
+            path = config_path(named)
+            if path is None and Path(named).name == named and not Path(named).suffix:
+                known = ", ".join(config_names())
+                print(f"error: --config {named} is neither a file nor one of {known}", file=sys.stderr)
+                sys.exit(2)
         spelled.append(word if path is None else f"{option}={path}" if equals else str(path))
     return spelled
