@@ -15,6 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from flare_model.mesh_tiles import MeshTiles
 from lpbf_data.errors import UsageError
 
 _MAX_PADDING: Final = 1.5
@@ -47,12 +48,14 @@ class Layout:
         mask: True where a point exists, [B, N]; for padded batches.
         sizes: Points of each joined mesh, where the host knows them.
         padding: Set where joined meshes are better padded than taken one by one.
+        num_points: ΣN, for joined meshes.
     """
 
     offsets: Tensor | None = None
     mask: Tensor | None = None
     sizes: tuple[int, ...] | None = None
     padding: Padding | None = None
+    num_points: int = 0
 
     @classmethod
     def of(cls, points: Tensor, offsets: Tensor | None, mask: Tensor | None) -> Layout:
@@ -89,20 +92,25 @@ class Layout:
         else:
             sizes = _checked_sizes(offsets, points.shape[0])
         if one:
-            return cls(offsets=offsets)
+            return cls(offsets=offsets, num_points=points.shape[0])
         offsets = offsets.to(points.device)
         if sizes is None or _capturing():
-            return cls(offsets=offsets)
+            return cls(offsets=offsets, num_points=points.shape[0])
         worthwhile = max(sizes) * len(sizes) <= _MAX_PADDING * points.shape[0]
-        return cls(offsets=offsets, sizes=sizes, padding=_padding(offsets, sizes) if worthwhile else None)
+        padding = _padding(offsets, sizes) if worthwhile else None
+        return cls(offsets=offsets, sizes=sizes, padding=padding, num_points=points.shape[0])
 
-    def attend(self, function: Callable[..., Tensor], *tensors: Tensor, cheap: bool = False) -> Tensor:
+    def tiles(self) -> MeshTiles:
+        """Joined meshes cut into tiles, for what sums over meshes."""
+        assert self.offsets is not None
+        return MeshTiles.of(self.offsets, self.num_points)
+
+    def attend(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         """Apply a function of whole meshes to every mesh of the batch.
 
         Args:
             function: Takes tensors [B, N, …] and `mask`, [B, N] or None; returns [B, N, …].
             tensors: What it takes, laid out as this layout says.
-            cheap: Whether B times its work is still little beside the launches that a CUDA graph saves.
 
         Returns:
             Its result, laid out in the same way.
@@ -112,7 +120,7 @@ class Layout:
         if self.offsets.shape[0] == 2:
             return function(*(t.unsqueeze(0) for t in tensors), mask=None).squeeze(0)
         if self.sizes is None:
-            if not cheap and not torch.compiler.is_compiling() and _capturing():
+            if not torch.compiler.is_compiling() and _capturing():
                 raise UsageError(
                     "this way of mixing needs to know where meshes end, which a CUDA graph can't ask: train without "
                     "--recipe.step_graphs; or, in 16 bits, with the Transformer or a mixer that the kernels compute"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flare_model.backbone import Backbone, Block
 from flare_model.layout import Layout
+from flare_model.mesh_tiles import MeshTiles
 from flare_model.pointwise import FeedForward
 from flare_model.sizes import check_sizes
 
@@ -74,22 +75,31 @@ class PhysicsAttention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[B, N, C] or [ΣN, C] to the same."""
+        if layout.offsets is None:
+            return self._attend(x, layout.mask, None)
+        if layout.offsets.shape[0] == 2:
+            return self._attend(x.unsqueeze(0), None, None).squeeze(0)
+        tiles = layout.tiles()
+        return tiles.join(self._attend(tiles.cut(x), tiles.exists, tiles))
+
+    def _attend(self, x: Tensor, exists: Tensor | None, tiles: MeshTiles | None) -> Tensor:
+        """[B, N, C], or tiles of joined meshes [T, L, C], to the same."""
         scores = self.slices(self.assign(x).unflatten(-1, (self.num_heads, -1)))
         weights = torch.softmax(scores / self.temperature.clamp(0.1, 5.0), dim=-1)
         values = self.values(x).unflatten(-1, (self.num_heads, -1))
-        mixed = layout.attend(self._attend, weights.to(values.dtype), values, cheap=True)
-        out: Tensor = self.leave(mixed.flatten(-2))
-        return out
-
-    def _attend(self, weights: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Weights [B, N, H, G] and values [B, N, H, D] to [B, N, H, D]."""
-        if mask is not None:
-            weights = weights * mask[:, :, None, None]
-        sums = torch.einsum("bnhg,bnhd->bhgd", weights, values)
-        means = sums / (weights.sum(dim=1) + 1e-5).unsqueeze(-1)
+        weights = weights.to(values.dtype)
+        if exists is not None:
+            weights = weights * exists[:, :, None, None]
+        sums, totals = torch.einsum("bnhg,bnhd->bhgd", weights, values), weights.sum(dim=1)
+        if tiles is not None:
+            sums, totals = tiles.total(sums), tiles.total(totals)
+        means = sums / (totals + 1e-5).unsqueeze(-1)
         queries, keys, slice_values = self.slice_attention(means).chunk(3, dim=-1)
         attended = F.scaled_dot_product_attention(queries, keys, slice_values)
-        return torch.einsum("bnhg,bhgd->bnhd", weights, attended)
+        if tiles is not None:
+            attended = tiles.spread(attended).to(weights.dtype)
+        out: Tensor = self.leave(torch.einsum("bnhg,bhgd->bnhd", weights, attended).flatten(-2))
+        return out
 
 
 class PlaceholderProjection(nn.Module):

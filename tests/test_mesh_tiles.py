@@ -1,0 +1,44 @@
+"""Joined meshes in tiles: every point has one place, sums are of one mesh, and gradients come back to their points."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flare_model.mesh_tiles import MeshTiles
+from flare_model.transolver import Transolver, TransolverConfig
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 20))
+def test_sums_over_meshes_and_the_way_back(sizes: list[int], length: int) -> None:
+    offsets = torch.tensor([0, *itertools.accumulate(sizes)])
+    tiles = MeshTiles.of(offsets, sum(sizes), length)
+    x = torch.arange(1.0, sum(sizes) + 1)[:, None].requires_grad_()
+    cut = tiles.cut(x)
+    torch.testing.assert_close(tiles.join(cut), x)
+    sums = tiles.total((cut * tiles.exists[..., None]).sum(1))
+    wanted = torch.stack([part.sum(0) for part in x.split(sizes)])
+    torch.testing.assert_close(sums, wanted, atol=0, rtol=0)
+    weights = torch.randn(len(sizes), 1)
+    (gradient,) = torch.autograd.grad((sums * weights).sum(), x)
+    torch.testing.assert_close(gradient, weights.repeat_interleave(torch.tensor(sizes), 0))
+    spread = tiles.join(tiles.spread(weights)[:, None].expand(-1, length, -1))
+    torch.testing.assert_close(spread, weights.repeat_interleave(torch.tensor(sizes), 0))
+
+
+@pytest.mark.parametrize("sizes", [[300, 1, 256, 700], [5, 3], [512, 512]])
+def test_transolver_mixes_joined_meshes_as_it_does_each(sizes: list[int]) -> None:
+    torch.manual_seed(0)
+    model = Transolver(TransolverConfig(channels=16, num_heads=2, num_blocks=2, num_slices=4, initial_deviation=0.3))
+    model = model.double()
+    weights, points = list(model.parameters()), torch.randn(sum(sizes), 3, dtype=torch.float64)
+    joined = model(points, offsets=torch.tensor([0, *itertools.accumulate(sizes)]))
+    apart = torch.cat([model(part) for part in points.split(sizes)])
+    torch.testing.assert_close(joined, apart, atol=1e-12, rtol=1e-9)
+    found, wanted = (torch.autograd.grad(out.square().sum(), weights) for out in (joined, apart))
+    torch.testing.assert_close(found, wanted, atol=1e-9, rtol=1e-9)
