@@ -162,8 +162,13 @@ def test_awkward_inputs(name: str, dtype: torch.dtype) -> None:
     least = (0.05 if name in CANCELLING else 0.01) * TOLERANCE[dtype] * sizes[0].sqrt()
     factor = torch.full((4,), 1.1, dtype=torch.float64)
     if name.startswith(("extreme", "negative")):
-        # A single tie of two scores decides about gradients of queries and keys; and float32 holds a level of 1e4, and
-        # so each weight, to 1e-3, where attention on a CPU needs no level.
+        # A score of 1e4 is known to 1e-3 in float32, in whatever order its products are added: which of two that tie is
+        # higher is chance, and one tie decides about gradients of queries and keys. For 16 bits levels are in float32
+        # too, and each weight is known to 1e-3 alone, where attention on a CPU needs no level.
         factor[1:3] = 1.5
-        least[1:] += torch.tensor([1e-2, 1e-2, 5e-3]) * wanted[1:]
+        least += torch.tensor([1e-5, 1e-2, 1e-2, 5e-3]) * wanted
+    if name.startswith("several meshes") and dtype == torch.float32:
+        # Scores of 40, rounded D times. A GPU's attention rounds them once or twice: the matrix units add 8 products in
+        # one, from three TF32 parts of each number.
+        factor[3] = 1.5
     assert (ours <= factor * theirs + least).all(), (ours, theirs, wanted)

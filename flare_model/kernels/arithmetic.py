@@ -1,7 +1,8 @@
 """What all kernels compute with: tiles of points and of latents, and exponentials of scores less their level.
 
-A level is the largest of some scores, or log Σ exp of them. In float32 it is kept as it is. In 16 bits it is kept times
-log₂(e), as the exponentials use it: what one kernel has rounded, no other rounds again.
+A level is the largest of some scores, or log Σ exp of them. For inputs in float32 the latter is kept in float64, as
+float32 holds a level of 40 to 2e-6, and each weight no better. For 16 bits levels are in float32 and times log₂(e), as
+the exponentials use them: what one kernel has rounded, no other rounds again.
 
 A tile has 16 channels at least, the least depth of a matrix product; heads of 4 or 8 channels leave the rest spare.
 """
@@ -59,7 +60,7 @@ def level_of(maximum, EXACT: tl.constexpr):
 def level_of_sum(level, total, EXACT: tl.constexpr):
     """Log Σ exp(scores) as a level, from total = Σ exp(scores - level)."""
     if EXACT:
-        return level + tl.log(total)
+        return level.to(tl.float64) + tl.log(total.to(tl.float64))
     else:
         return level + tl.log2(total)
 
@@ -77,11 +78,16 @@ def exp_between(lower, upper, EXACT: tl.constexpr):
 def exp_of_difference(scores, shift, EXACT: tl.constexpr):
     """exp(scores - level) from shift = -level, where no score is larger than the level by more than rounding.
 
-    In float32 the difference comes first, as it loses nothing. Otherwise one multiply-add does both steps: the largest
-    score's exponential is off 1 by what rounding the level left, alike wherever that level is used.
+    In float32 the difference comes first, as it loses nothing, in two parts where the level has 64 bits. Otherwise one
+    multiply-add does both steps: the largest score's exponential is off 1 by what rounding the level left, alike
+    wherever that level is used.
     """
     if EXACT:
-        return tl.exp2((scores + shift) * LOG2E)
+        high = shift.to(tl.float32)
+        difference = scores + high
+        if shift.dtype == tl.float64:
+            difference += (shift - high.to(tl.float64)).to(tl.float32)
+        return tl.exp2(difference * LOG2E)
     else:
         return tl.exp2(tl.fma(scores, LOG2E, shift))
 

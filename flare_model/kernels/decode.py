@@ -31,7 +31,7 @@ def decode_kernel(
 ):  # fmt: skip
     """One slice of points, one head: the mixed values y, and the level l = log Σ exp(scores) over the latents.
 
-    decoded is [ΣN, H, D] in the type of the keys, normalisers [H, ΣN], float32.
+    decoded is [ΣN, H, D] in the type of the keys, normalisers [H, ΣN].
     """
     EXACT: tl.constexpr = keys.dtype.element_ty == tl.float32
     head = tl.program_id(0) % HEADS

@@ -95,7 +95,7 @@ def merge_encoded_kernel(
 ):  # fmt: skip
     """All slices of one mesh and head, one tile of latents: the latents Z and the level L = log Σ exp(scores).
 
-    encoded is [B, H, M, D], normalisers [B, H, M], float32. Slices are taken in their order, so that the sums are the
+    encoded is [B, H, M, D], float32, normalisers [B, H, M]. Slices are taken in their order, so that the sums are the
     same in every run. A mesh of no points leaves zeros.
     """
     tiles = tl.cdiv(num_latents, LATENTS)

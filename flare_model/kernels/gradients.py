@@ -81,14 +81,15 @@ def scale_latents_kernel(
 ):  # fmt: skip
     """What pass two needs to know of the latents of one mesh and head.
 
-    scales, [4, B, H, M], are -L, -Δ, b and -Δ·b; bounds, [B, H, 2], are c and the largest l for the quick way, which is
-    for 16 bits alone, so that b and the bounds mean nothing in float32. All are float32; size is B·H·M.
+    scales, [4, B, H, M], are -L, -Δ, b and -Δ·b, in the type of L; bounds, [B, H, 2], float32, are c and the largest l
+    for the quick way, which is for 16 bits alone, so that b and the bounds mean nothing in float32. size is B·H·M.
     """
     latents = tl.arange(0, LATENTS)
     exists = latents < num_latents
     row = tl.program_id(0).to(tl.int64)
     place = row * num_latents + latents
-    level = tl.load(normalisers + place, mask=exists, other=0.0)
+    exact_level = tl.load(normalisers + place, mask=exists, other=0.0)
+    level = exact_level.to(tl.float32)
     highest = tl.max(tl.where(exists, level, float("-inf")), 0)
     lowest = tl.min(tl.where(exists, level, float("inf")), 0)
     z = load_latents(encoded, row, 0, num_latents, 0.0, LATENTS, DEPTH, DEPTH)
@@ -98,7 +99,7 @@ def scale_latents_kernel(
     # Δ is made of dZ as the products will see it: what rounding it does to V dZᵀ then cancels over the points.
     drop = -tl.sum(z * dz.to(TYPE).to(tl.float32), 1)
     stretched = -tl.sum(z * (dz * stretch[:, None]).to(TYPE).to(tl.float32), 1)
-    tl.store(scales + place, -level, mask=exists)
+    tl.store(scales + place, -exact_level, mask=exists)
     tl.store(scales + size + place, drop, mask=exists)
     tl.store(scales + 2 * size + place, stretch, mask=exists)
     tl.store(scales + 3 * size + place, stretched, mask=exists)
@@ -249,7 +250,7 @@ def _advance(
     narrow_k = load_points(keys, first, start, count, head, 0.0, HEADS, DEPTH, NARROW, POINTS)
     dk = tl.zeros((POINTS, NARROW), tl.float32)
     dv = tl.zeros((POINTS, NARROW), tl.float32)
-    factor = tl.exp2(normaliser - levels[2])
+    factor = tl.exp2(normaliser.to(tl.float32) - levels[2])
     advanced = ()
     for tile in tl.static_range(len(dq)):
         if QUICK:
@@ -305,7 +306,7 @@ def _differentiate(
     # Read again for every tile: kept, they would take half as many registers as the weights.
     latents = latent + tile * LATENTS + tl.arange(0, LATENTS)
     # Where there is no latent, no point weighs anything in its encoding.
-    shift = tl.load(scales + latents, mask=latents < num_latents, other=float("-inf"))
+    shift = tl.load(scales + latents, mask=latents < num_latents, other=-1e38)
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     among_points = scores
     if EDGE:
@@ -320,7 +321,7 @@ def _differentiate(
         more = tl.dot(v, tl.trans(dz), input_precision=PRECISION)
         slope = tl.dot(dy, tl.trans(z), input_precision=PRECISION)
     else:
-        drop = tl.load(scales + size + latents, mask=latents < num_latents, other=0.0)
+        drop = tl.load(scales + size + latents, mask=latents < num_latents, other=0.0).to(tl.float32)
         more = tl.dot(v, tl.trans(dz), tl.broadcast_to(drop[None, :], scores.shape), input_precision=PRECISION)
         slope = tl.dot(dy, tl.trans(z), tl.broadcast_to(-delta[:, None], scores.shape), input_precision=PRECISION)
     return (encoding * more + decoding * slope).to(k.dtype), dv

@@ -23,6 +23,7 @@ from flare_model.kernels.gradients import (
 )
 from flare_model.kernels.tuning import INTERPRETED, Kernel, Tiles, tiles_of
 
+_LEVELS: Final = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
 _TYPES: Final = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 _MERGED_LATENTS: Final = 16
 _MERGED_SLICES: Final = 16
@@ -128,7 +129,7 @@ def _encode(queries: Tensor, values: Tensor, points: _Points) -> tuple[Tensor, T
         POLYNOMIALS=points.polynomials(tiles),
     )  # fmt: skip
     encoded = values.new_empty(points.meshes, heads, num_latents, depth, dtype=torch.float32)
-    normalisers = values.new_empty(points.meshes, heads, num_latents, dtype=torch.float32)
+    normalisers = values.new_empty(points.meshes, heads, num_latents, dtype=_LEVELS[values.dtype])
     place = points.place(length)
     merge_encoded_kernel[(points.meshes * heads * triton.cdiv(num_latents, _MERGED_LATENTS),)](
         maxima, sums, moments, points.offsets, encoded, normalisers,
@@ -144,7 +145,7 @@ def _decode(queries: Tensor, encoded: Tensor, points: _Points) -> tuple[Tensor, 
     tiles, latents = points.tiles("decode")
     length, slices = points.slices(tiles, points.heads)
     decoded = torch.empty_like(points.keys)
-    normalisers = encoded.new_empty(points.heads, points.total)
+    normalisers = encoded.new_empty(points.heads, points.total, dtype=_LEVELS[points.keys.dtype])
     decode_kernel[(slices * points.heads,)](
         queries, points.keys, encoded, points.offsets, decoded, normalisers,
         **points.place(length), total_points=points.total, **points.constants(tiles, latents),
@@ -160,7 +161,7 @@ def _latent_gradient(queries: Tensor, grad_decoded: Tensor, normalisers: Tensor,
     tiles, latents = points.tiles("latent_gradient")
     rows = heads * triton.cdiv(num_latents, latents)
     length, slices = points.slices(tiles, rows)
-    parts = normalisers.new_empty(slices, heads, num_latents, depth)
+    parts = normalisers.new_empty(slices, heads, num_latents, depth, dtype=torch.float32)
     latent_gradient_kernel[(slices * rows,)](
         queries, points.keys, grad_decoded, normalisers, points.offsets, parts,
         **points.place(length), total_points=points.total, NARROW=points.narrow, **points.constants(tiles, latents),
@@ -168,7 +169,7 @@ def _latent_gradient(queries: Tensor, grad_decoded: Tensor, normalisers: Tensor,
     )  # fmt: skip
     if points.offsets is None:
         return parts.view(points.meshes, -1, heads, num_latents, depth).sum(1)
-    sums = normalisers.new_empty(points.meshes, heads, num_latents, depth)
+    sums = parts.new_empty(points.meshes, heads, num_latents, depth)
     size = heads * num_latents * depth
     sum_slices_kernel[(points.meshes * triton.cdiv(size, 64),)](
         parts, points.offsets, sums, points.total, size, length, VALUES=64, SLICES=16, JOINED=True
@@ -194,7 +195,7 @@ def _point_gradients(
     together = latents * min(tiles.unrolled, triton.cdiv(points.num_latents, latents))
     several = points.num_latents > together
     size = latent_normalisers.numel()
-    scales, bounds = encoded.new_empty(4, size), encoded.new_empty(points.meshes * points.heads, 2)
+    scales, bounds = latent_normalisers.new_empty(4, size), encoded.new_empty(points.meshes * points.heads, 2)
     scale_latents_kernel[(len(bounds),)](
         encoded, grad_encoded, latent_normalisers, scales, bounds, size, points.num_latents,
         DEPTH=points.depth, LATENTS=triton.next_power_of_2(points.num_latents), TYPE=_TYPES[values.dtype],
@@ -236,7 +237,8 @@ def mix_operator(
 
     Returns:
         Mixed values, as the keys; and for the backward pass: latents Z [B, H, M, D], their normalisers L [B, H, M] and
-        those of the points l [H, ΣN], float32; no gradient goes through these.
+        those of the points l [H, ΣN]; no gradient goes through these. All are float32, but L and l are float64 where
+        the keys are float32.
     """
     points = _Points(keys, queries.shape[1], mask, offsets)
     with _device(keys):
@@ -285,7 +287,9 @@ def _(
     meshes = keys.shape[0] if offsets is None else offsets.shape[0] - 1
     encoded = queries.new_empty(meshes, heads, num_latents, depth, dtype=torch.float32)
     total = keys.shape[0] * keys.shape[1]
-    return torch.empty_like(values), encoded, encoded.new_empty(encoded.shape[:-1]), encoded.new_empty(heads, total)
+    shapes = (encoded.shape[:-1], (heads, total))
+    high, low = (encoded.new_empty(shape, dtype=_LEVELS[keys.dtype]) for shape in shapes)
+    return torch.empty_like(values), encoded, high, low
 
 
 @mix_backward_operator.register_fake
