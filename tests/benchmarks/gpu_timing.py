@@ -23,6 +23,7 @@ def exclusive() -> Iterator[None]:
     if not name:
         yield
         return
+    torch.cuda.empty_cache()  # While this waits, others may need the memory.
     with open(name, "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
