@@ -1,6 +1,7 @@
 """Try sizes of tiles for every kernel of the mixer; the best go into flare_model/kernels/tuning.py.
 
-python -m tests.benchmarks.gpu_tiles OUT.json [KERNEL ...]
+python -m tests.benchmarks.gpu_tiles OUT.json [KERNEL ...]     sizes of tiles
+python -m tests.benchmarks.gpu_tiles OUT.json programs         the chosen tiles, in more or fewer programs
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ import itertools
 import json
 import multiprocessing
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from flare_model.kernels import mixing
-from flare_model.kernels.tuning import Tiles
+from flare_model.kernels.tuning import Tiles, tiles_of
 from tests.benchmarks.gpu_timing import describe_gpu, milliseconds
 
 SHAPES = {"8x8x128": (8, 8, 128), "8x8x256": (8, 8, 256), "16x4x256": (16, 4, 256), "8x16x128": (8, 16, 128)}
@@ -31,6 +33,17 @@ CANDIDATES: dict[str, list[Tiles]] = {
                        [(64, 32, 2, 2, 8, None, False), (64, 32, 2, 2, 8, None, True), (64, 64, 2, 2, 4, 168, True),
                         (32, 64, 2, 2, 4, None, False), (32, 64, 2, 2, 4, None, True)]],
 }  # fmt: skip
+
+
+PROGRAMS = (1056, 1320, 1584, 1848, 2112, 2376, 2640, 3168, 3696, 4224, 6336, 8448)
+
+
+def _candidates(kernel: str, shape: tuple[int, int, int], *, programs: bool) -> list[Tiles]:
+    """What to try for a kernel and a shape."""
+    if not programs:
+        return CANDIDATES[kernel]
+    _, depth, latents = shape
+    return [replace(tiles_of(kernel, latents, depth, 2), programs=number) for number in PROGRAMS]  # type: ignore[arg-type]
 
 
 def _inputs(shape: tuple[int, int, int], points: int) -> dict[str, Any]:
@@ -70,16 +83,18 @@ def _compile(job: tuple[str, Tiles, tuple[int, int, int]]) -> str:
 
 def main(out: str, *kernels: str) -> None:
     """Compile all candidates side by side, then time them one by one."""
-    chosen = {name: tiles for name, tiles in CANDIDATES.items() if name in kernels or not kernels}
-    jobs = [(k, t, s) for (k, ts), s in itertools.product(chosen.items(), SHAPES.values()) for t in ts]
+    programs = kernels == ("programs",)
+    chosen = [name for name in CANDIDATES if name in kernels or programs or not kernels]
+    pairs = itertools.product(chosen, SHAPES.values())
+    jobs = [(k, t, s) for k, s in pairs for t in _candidates(k, s, programs=programs)]
     with multiprocessing.get_context("spawn").Pool(16) as pool:
         failed = [line for line in pool.map(_compile, jobs, chunksize=1) if line]
     print("\n".join(failed[:12]), flush=True)
     rows = []
     for name, shape in SHAPES.items():
         inputs = _inputs(shape, 1_000_000)
-        for kernel, candidates in chosen.items():
-            for tiles in candidates:
+        for kernel in chosen:
+            for tiles in _candidates(kernel, shape, programs=programs):
                 try:
                     time = milliseconds(lambda k=kernel, t=tiles, x=inputs: _run(k, t, x), 15.0, 8)
                 except Exception:  # noqa: BLE001
@@ -92,7 +107,10 @@ def main(out: str, *kernels: str) -> None:
         print(
             name,
             kernel,
-            [(r["points"], r["latents"], r["warps"], r["stages"], r["polynomials"], r["ms"]) for r in best],
+            [
+                tuple(r[n] for n in ("points", "latents", "warps", "stages", "polynomials", "programs", "ms"))
+                for r in best
+            ],
         )
 
 

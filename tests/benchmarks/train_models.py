@@ -123,7 +123,7 @@ def plan(size: Size, *, gpu: bool) -> list[Run]:
     """All runs, the longest first; what two questions ask for is trained once."""
     names = ("bf16-mixed", "32-true") if gpu else ("32-true", "bf16-mixed")
     mixed, other = (replace(size.recipe, precision=name) for name in names)
-    graphs = {"step_graphs": True, "round_points": 2048} if gpu else {}
+    graphs = {"step_graphs": True, "round_points": 1024} if gpu else {}
     flare, runs = size.models["Flare"], []
 
     def add(place: str, name: str, sizes: dict[str, Any], recipe: Recipe, target: str, seed: int) -> None:
