@@ -102,16 +102,10 @@ def main(out: str, *kernels: str) -> None:
                 rows.append({"shape": name, "kernel": kernel, **vars(tiles), "ms": round(time, 4)})
         torch.cuda.empty_cache()
     Path(out).write_text(json.dumps({"gpu": describe_gpu(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    shown = ("points", "latents", "warps", "stages", "polynomials", "programs", "ms")
     for name, kernel in itertools.product(SHAPES, chosen):
         best = sorted((r for r in rows if (r["shape"], r["kernel"]) == (name, kernel)), key=lambda r: r["ms"])[:4]
-        print(
-            name,
-            kernel,
-            [
-                tuple(r[n] for n in ("points", "latents", "warps", "stages", "polynomials", "programs", "ms"))
-                for r in best
-            ],
-        )
+        print(name, kernel, [tuple(row[column] for column in shown) for row in best])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The numbers of the training system, in one command.
 
-    python -m tests.benchmarks.train_models --data lpbf/ --work runs/numbers --processes 8 --epochs 30
+    python -m tests.benchmarks.train_models --data lpbf/ --work runs/numbers --processes 8
 
 On a GPU, with a corpus of 1,000 parts or more in train, validation and test splits by design, this trains and judges
 
@@ -77,7 +77,7 @@ class Size:
 FULL = Size(
     models={"Flare": {"initial_deviation": 0.05}, "Transformer": {}, "Transolver": {}},
     sweep=((2, 32), (2, 128), (8, 32), (8, 128)),
-    recipe=Recipe(epochs=100, batch_size=8),
+    recipe=Recipe(epochs=50, batch_size=8),
     seeds=(0, 1, 2),
     shorter=4,
 )
@@ -123,7 +123,7 @@ def plan(size: Size, *, gpu: bool) -> list[Run]:
     """All runs, the longest first; what two questions ask for is trained once."""
     names = ("bf16-mixed", "32-true") if gpu else ("32-true", "bf16-mixed")
     mixed, other = (replace(size.recipe, precision=name) for name in names)
-    graphs = {"step_graphs": True, "round_points": 1024} if gpu else {}
+    graphs = {"step_graphs": True, "round_points": 2048} if gpu else {}
     flare, runs = size.models["Flare"], []
 
     def add(place: str, name: str, sizes: dict[str, Any], recipe: Recipe, target: str, seed: int) -> None:
