@@ -33,7 +33,8 @@ class Block(nn.Module):
         pointwise: Called with x.
 
     Either may have a method `behind`, as [ResMLP][flare_model.pointwise.ResMLP] has: it is called with the LayerNorm
-    and what enters that, so that one kernel can do both.
+    and what enters that, so that one kernel can do both. A mixer with a true `tiled` gets joined meshes cut into
+    [tiles][flare_model.mesh_tiles.MeshTiles].
     """
 
     def __init__(self, channels: int, mixer: nn.Module, pointwise: nn.Module) -> None:
@@ -105,6 +106,7 @@ class Backbone(nn.Module, Pretrained):
         self.in_dim = in_dim
         self.enter = enter
         self.blocks = nn.ModuleList(blocks)
+        self._tiled = any(getattr(block.mixer, "tiled", False) for block in self.blocks)
         self.norm = nn.LayerNorm(channels)
         self.leave = leave
         self.activation_checkpointing = False
@@ -133,7 +135,7 @@ class Backbone(nn.Module, Pretrained):
         single = known.dim() == 2 and offsets is None
         if single:
             known = known.unsqueeze(0)
-        layout = Layout.of(known, offsets, mask)
+        layout = Layout.of(known, offsets, mask, tiled=self._tiled)
         if mask is not None:
             # What fills a mesh up may be anything, and a weight of 0 times NaN is NaN.
             known = known.masked_fill(~mask.unsqueeze(-1), 0.0)

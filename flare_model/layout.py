@@ -15,28 +15,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from flare_model.mesh_tiles import MeshTiles
+from flare_model.mesh_tiles import MeshTiles, Places, mesh_of_points
 from lpbf_data.errors import UsageError
 
 _MAX_PADDING: Final = 1.5
 """Joined meshes are padded when that makes them at most so much longer; otherwise they are taken one by one."""
 
 _INTEGERS: Final = (torch.int32, torch.int64)
-
-
-@dataclass(frozen=True)
-class Padding:
-    """Where joined points go in a padded batch and come back from.
-
-    Attributes:
-        index: Number of the joined point at each place of the padded batch, [B, N]; any point where there is none.
-        exists: True where there is one, [B, N].
-        place: Place of each joined point in the flattened padded batch, [ΣN].
-    """
-
-    index: Tensor
-    exists: Tensor
-    place: Tensor
 
 
 @dataclass(frozen=True)
@@ -48,23 +33,24 @@ class Layout:
         mask: True where a point exists, [B, N]; for padded batches.
         sizes: Points of each joined mesh, where the host knows them.
         padding: Set where joined meshes are better padded than taken one by one.
-        num_points: ΣN, for joined meshes.
+        tiles: Joined meshes cut into tiles, for mixers that sum over meshes.
     """
 
     offsets: Tensor | None = None
     mask: Tensor | None = None
     sizes: tuple[int, ...] | None = None
-    padding: Padding | None = None
-    num_points: int = 0
+    padding: Places | None = None
+    tiles: MeshTiles | None = None
 
     @classmethod
-    def of(cls, points: Tensor, offsets: Tensor | None, mask: Tensor | None) -> Layout:
+    def of(cls, points: Tensor, offsets: Tensor | None, mask: Tensor | None, *, tiled: bool = False) -> Layout:
         """The layout of a batch.
 
         Args:
             points: [B, N, …], or [ΣN, …] with offsets.
             offsets: First point of each mesh and the end of the last, [B + 1], on any device.
             mask: True where a point exists, [B, N].
+            tiled: Cut joined meshes into tiles, rather than pad them.
 
         Raises:
             UsageError: If the shapes don't fit together, or a mesh has no points. Where the host can't know the offsets
@@ -92,18 +78,15 @@ class Layout:
         else:
             sizes = _checked_sizes(offsets, points.shape[0])
         if one:
-            return cls(offsets=offsets, num_points=points.shape[0])
+            return cls(offsets=offsets)
         offsets = offsets.to(points.device)
+        tiles = MeshTiles.of(offsets, points.shape[0]) if tiled else None
         if sizes is None or _capturing():
-            return cls(offsets=offsets, num_points=points.shape[0])
-        worthwhile = max(sizes) * len(sizes) <= _MAX_PADDING * points.shape[0]
-        padding = _padding(offsets, sizes) if worthwhile else None
-        return cls(offsets=offsets, sizes=sizes, padding=padding, num_points=points.shape[0])
-
-    def tiles(self) -> MeshTiles:
-        """Joined meshes cut into tiles, for what sums over meshes."""
-        assert self.offsets is not None
-        return MeshTiles.of(self.offsets, self.num_points)
+            return cls(offsets=offsets, tiles=tiles)
+        worthwhile = not tiled and max(sizes) * len(sizes) <= _MAX_PADDING * points.shape[0]
+        return cls(
+            offsets=offsets, sizes=sizes, padding=Places.padded(offsets, sizes) if worthwhile else None, tiles=tiles
+        )
 
     def attend(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         """Apply a function of whole meshes to every mesh of the batch.
@@ -127,17 +110,15 @@ class Layout:
                 )
             return self._attend_without_sizes(function, *tensors)
         if self.padding is not None:
-            padded = function(*(t[self.padding.index] for t in tensors), mask=self.padding.exists)
-            return padded.flatten(0, 1)[self.padding.place]
+            return self.padding.join(function(*map(self.padding.cut, tensors), mask=self.padding.exists))
         meshes = zip(*(torch.split(t, list(self.sizes)) for t in tensors), strict=True)
         return torch.cat([function(*(t.unsqueeze(0) for t in mesh), mask=None).squeeze(0) for mesh in meshes])
 
     def _attend_without_sizes(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         """Every mesh as a mask over all points: B times the work, but one graph for all sizes."""
         assert self.offsets is not None
-        offsets, count = self.offsets.to(tensors[0].device), tensors[0].shape[0]
-        points = torch.arange(count, device=offsets.device)
-        owner = torch.bucketize(points, offsets[1:], right=True)
+        offsets = self.offsets.to(tensors[0].device)
+        owner = mesh_of_points(offsets, tensors[0].shape[0])
         meshes = torch.arange(offsets.shape[0] - 1, device=offsets.device)
         everywhere = (t.unsqueeze(0).expand(offsets.shape[0] - 1, *t.shape) for t in tensors)
         mixed = function(*everywhere, mask=owner == meshes[:, None])
@@ -173,16 +154,3 @@ def _assert_rising(offsets: Tensor, num_points: int) -> None:
 
 def _capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
-def _padding(offsets: Tensor, sizes: tuple[int, ...]) -> Padding:
-    longest = max(sizes)
-    along = torch.arange(longest, device=offsets.device)
-    counts = offsets.diff()
-    exists = along < counts[:, None]
-    index = torch.where(exists, offsets[:-1, None] + along, offsets[:-1, None])
-    first = torch.arange(len(sizes), device=offsets.device) * longest - offsets[:-1]
-    place = torch.arange(sum(sizes), device=offsets.device) + torch.repeat_interleave(
-        first, counts, output_size=sum(sizes)
-    )
-    return Padding(index, exists, place)

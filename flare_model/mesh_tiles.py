@@ -1,12 +1,13 @@
-"""Joined meshes cut into tiles of one length, each of one mesh: sums over every mesh whose size no host has to know.
+"""Joined meshes in rows of one length: padded, a row a mesh, or cut into tiles, many rows a mesh.
 
-B meshes, ΣN points of all meshes together, T tiles of L places, C channels.
+B meshes, ΣN points of all meshes together, R rows of L places, C channels. The sizes of padded meshes must be known;
+those of tiles need not be, and sums over meshes can be taken of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor
@@ -16,23 +17,56 @@ _LENGTH: Final = 256
 
 
 @dataclass(frozen=True)
-class MeshTiles:
-    """Where joined points go in tiles and come back from.
+class Places:
+    """Where joined points go in rows and come back from.
 
     Attributes:
-        index: Number of the joined point at each place, [T, L]; any point where there is none.
-        exists: True where there is one, [T, L].
-        place: Place of each joined point in the flattened tiles, [ΣN].
-        members: 1 where a tile is of a mesh, 0 elsewhere, [B, T], float32.
+        index: Number of the joined point at each place, [R, L]; any point where there is none.
+        exists: True where there is one, [R, L].
+        place: Place of each joined point in the flattened rows, [ΣN].
     """
 
     index: Tensor
     exists: Tensor
     place: Tensor
+
+    @classmethod
+    def padded(cls, offsets: Tensor, sizes: tuple[int, ...]) -> Places:
+        """A row a mesh, on the device of the offsets.
+
+        Args:
+            offsets: First point of each mesh and the end of the last, [B + 1].
+            sizes: Points of each mesh.
+        """
+        along = torch.arange(max(sizes), device=offsets.device)
+        exists = along < offsets.diff()[:, None]
+        index = torch.where(exists, offsets[:-1, None] + along, offsets[:-1, None])
+        mesh = mesh_of_points(offsets, sum(sizes))
+        return cls(index, exists, _places(mesh * max(sizes), mesh, offsets))
+
+    def cut(self, x: Tensor) -> Tensor:
+        """[ΣN, …] to [R, L, …]; where there is no point stands that of another, to which no gradient goes back."""
+        rows: Tensor = _Cut.apply(x, self.index, self.place)  # type: ignore[no-untyped-call]
+        return rows
+
+    def join(self, rows: Tensor) -> Tensor:
+        """[R, L, …] to [ΣN, …]."""
+        x: Tensor = _Join.apply(rows, self.index, self.exists, self.place)  # type: ignore[no-untyped-call]
+        return x
+
+
+@dataclass(frozen=True)
+class MeshTiles(Places):
+    """Many rows a mesh, each of one mesh.
+
+    Attributes:
+        members: 1 where a row is of a mesh, 0 elsewhere, [B, R], float32.
+    """
+
     members: Tensor
 
     @classmethod
-    def of(cls, offsets: Tensor, num_points: int, length: int = _LENGTH) -> MeshTiles:
+    def of(cls, offsets: Tensor, num_points: int, length: int = _LENGTH) -> Self:
         """Cut meshes, on the device of their offsets.
 
         Args:
@@ -44,35 +78,34 @@ class MeshTiles:
         ends = ((offsets.diff() + length - 1) // length).cumsum(0)
         firsts = torch.cat([ends.new_zeros(1), ends])
         # As many as there can be; those behind the last are empty.
-        tiles = torch.arange(num_points // length + meshes.shape[0], device=offsets.device)
-        owner = torch.bucketize(tiles, ends, right=True)
+        rows = torch.arange(num_points // length + meshes.shape[0], device=offsets.device)
+        owner = torch.bucketize(rows, ends, right=True)
         mine = owner.clamp(max=meshes.shape[0] - 1)
         along = torch.arange(length, device=offsets.device)
-        index = (offsets[mine] + (tiles - firsts[mine]) * length)[:, None] + along
+        index = (offsets[mine] + (rows - firsts[mine]) * length)[:, None] + along
         exists = (index < offsets[mine + 1, None]) & (owner == mine)[:, None]
-        points = torch.arange(num_points, device=offsets.device)
-        mesh = torch.bucketize(points, offsets[1:], right=True)
-        place = firsts[mesh] * length + points - offsets[mesh]
-        members = (meshes[:, None] == owner).float()
-        return cls(index.clamp(max=num_points - 1), exists, place, members)
-
-    def cut(self, x: Tensor) -> Tensor:
-        """[ΣN, C] to [T, L, C]; where there is no point stands that of another, from which no gradient comes back."""
-        tiles: Tensor = _Cut.apply(x, self.index, self.place)  # type: ignore[no-untyped-call]
-        return tiles
-
-    def join(self, tiles: Tensor) -> Tensor:
-        """[T, L, C] to [ΣN, C]."""
-        x: Tensor = _Join.apply(tiles, self.index, self.exists, self.place)  # type: ignore[no-untyped-call]
-        return x
+        mesh = mesh_of_points(offsets, num_points)
+        place = _places(firsts[mesh] * length, mesh, offsets)
+        return cls(index.clamp(max=num_points - 1), exists, place, (meshes[:, None] == owner).float())
 
     def total(self, parts: Tensor) -> Tensor:
-        """Sums over the tiles of each mesh, [T, …] to [B, …], float32 at least: in the same order in every run."""
+        """Sums over the rows of each mesh, [R, …] to [B, …], float32 at least: in the same order in every run."""
         return _multiply(self.members, parts)
 
     def spread(self, sums: Tensor) -> Tensor:
-        """What belongs to a mesh to each of its tiles, [B, …] to [T, …], float32 at least."""
+        """What belongs to a mesh to each of its rows, [B, …] to [R, …], float32 at least."""
         return _multiply(self.members.T, sums)
+
+
+def mesh_of_points(offsets: Tensor, num_points: int) -> Tensor:
+    """Number of the mesh of each joined point, [ΣN]."""
+    points = torch.arange(num_points, device=offsets.device)
+    return torch.bucketize(points, offsets[1:], right=True)
+
+
+def _places(row_starts: Tensor, mesh: Tensor, offsets: Tensor) -> Tensor:
+    """Place of each point, from that of the first of its mesh."""
+    return row_starts + torch.arange(mesh.shape[0], device=offsets.device) - offsets[mesh]
 
 
 def _multiply(matrix: Tensor, rows: Tensor) -> Tensor:
@@ -99,11 +132,11 @@ class _Join(torch.autograd.Function):
     """Gather by place; the gradient of a place without a point is 0."""
 
     @staticmethod
-    def forward(ctx: Any, tiles: Tensor, index: Tensor, exists: Tensor, place: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, index: Tensor, exists: Tensor, place: Tensor) -> Tensor:
         ctx.save_for_backward(index, exists)
-        return tiles.flatten(0, 1)[place]
+        return rows.flatten(0, 1)[place]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         index, exists = ctx.saved_tensors
-        return gradient[index] * exists[..., None], None, None, None
+        return gradient[index] * exists[(..., *[None] * (gradient.dim() - 1))], None, None, None

@@ -62,6 +62,8 @@ class PhysicsAttention(nn.Module):
         num_slices: G.
     """
 
+    tiled = True
+
     def __init__(self, channels: int, num_heads: int, num_slices: int) -> None:
         super().__init__()
         depth = channels // num_heads
@@ -79,11 +81,12 @@ class PhysicsAttention(nn.Module):
             return self._attend(x, layout.mask, None)
         if layout.offsets.shape[0] == 2:
             return self._attend(x.unsqueeze(0), None, None).squeeze(0)
-        tiles = layout.tiles()
+        tiles = layout.tiles
+        assert tiles is not None
         return tiles.join(self._attend(tiles.cut(x), tiles.exists, tiles))
 
     def _attend(self, x: Tensor, exists: Tensor | None, tiles: MeshTiles | None) -> Tensor:
-        """[B, N, C], or tiles of joined meshes [T, L, C], to the same."""
+        """[B, N, C], or tiles of joined meshes [R, L, C], to the same."""
         scores = self.slices(self.assign(x).unflatten(-1, (self.num_heads, -1)))
         weights = torch.softmax(scores / self.temperature.clamp(0.1, 5.0), dim=-1)
         values = self.values(x).unflatten(-1, (self.num_heads, -1))

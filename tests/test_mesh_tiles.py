@@ -1,4 +1,4 @@
-"""Joined meshes in tiles: every point has one place, sums are of one mesh, and gradients come back to their points."""
+"""Joined meshes in rows: every point has one place, sums are of one mesh, and gradients come back to their points."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flare_model.mesh_tiles import MeshTiles
+from flare_model.mesh_tiles import MeshTiles, Places
 from flare_model.transolver import Transolver, TransolverConfig
 
 
@@ -29,6 +29,21 @@ def test_sums_over_meshes_and_the_way_back(sizes: list[int], length: int) -> Non
     torch.testing.assert_close(gradient, weights.repeat_interleave(torch.tensor(sizes), 0))
     spread = tiles.join(tiles.spread(weights)[:, None].expand(-1, length, -1))
     torch.testing.assert_close(spread, weights.repeat_interleave(torch.tensor(sizes), 0))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6))
+def test_padded_meshes_lie_a_row_each_and_come_back(sizes: list[int]) -> None:
+    rows = Places.padded(torch.tensor([0, *itertools.accumulate(sizes)]), tuple(sizes))
+    x = torch.randn(sum(sizes), 2, 3, requires_grad=True)
+    cut, weights = rows.cut(x), torch.randn(sum(sizes), 2, 3)
+    for row, exists, part in zip(cut, rows.exists, x.split(sizes), strict=True):
+        torch.testing.assert_close(row[exists], part, atol=0, rtol=0)
+    torch.testing.assert_close(rows.join(cut), x, atol=0, rtol=0)
+    # What stands where there is no point reaches no result, and no gradient.
+    filled = torch.where(rows.exists[..., None, None], cut, 7.0)
+    (gradient,) = torch.autograd.grad((rows.join(filled.square()) * weights).sum(), x)
+    torch.testing.assert_close(gradient, (2 * weights * x).detach())
 
 
 @pytest.mark.parametrize("sizes", [[300, 1, 256, 700], [5, 3], [512, 512]])

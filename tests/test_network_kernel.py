@@ -21,11 +21,8 @@ from flare_model.kernels.tuning import INTERPRETED
 from flare_model.mixer import FlareMixer
 from flare_model.model import Flare, FlareConfig
 from flare_model.pointwise import FeedForward, ResMLP
+from tests.kernel_support import DEVICE, HALVES, TOLERANCE
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Products of bfloat16 are wrong in the interpreter of some versions.
-HALVES = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]
-TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
 # More than one tile and, at 128 channels, more than one chunk; a multiple of neither.
 POINTS = 83 if INTERPRETED else 1000
 
