@@ -47,6 +47,15 @@ _ONE_OF_FOUR = tl.constexpr(_power_of_two(1))
 _TWO_OF_FOUR = tl.constexpr(_power_of_two(2))
 
 
+@triton.constexpr_function
+def slope_type(dtype, quick):
+    """What the products that give slopes are taken in: as the keys, but the interpreter can't multiply bfloat16.
+
+    There float16 stands in for it, which hasn't the range of what the quick way makes.
+    """
+    return tl.float32 if quick and INTERPRETED else dtype
+
+
 @triton.jit
 def level_of(maximum, EXACT: tl.constexpr):
     """The largest of some scores as a level."""
@@ -148,6 +157,7 @@ def sum_of_weights(total, moment, DEPTH: tl.constexpr, WIDTH: tl.constexpr):
 def load_points(
     pointer, first, start, count, head, other,
     HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, POINTS: tl.constexpr,
+    COPIES: tl.constexpr = 1,
 ):  # fmt: skip
     """Channels of one head at a tile of points, [POINTS, WIDTH].
 
@@ -162,11 +172,13 @@ def load_points(
         DEPTH: D.
         WIDTH: Channels of a tile.
         POINTS: Points of a tile.
+        COPIES: How often to have the channels of the head, one after the other.
     """
     points = start + tl.arange(0, POINTS)
     channels = tl.arange(0, WIDTH)
-    place = pointer + (first * HEADS + head) * DEPTH + points[:, None] * (HEADS * DEPTH) + channels[None, :]
-    return tl.load(place, mask=(points < count)[:, None] & (channels < DEPTH)[None, :], other=other)
+    exists = (points < count)[:, None] & (channels < COPIES * DEPTH)[None, :]
+    place = pointer + (first * HEADS + head) * DEPTH + points[:, None] * (HEADS * DEPTH)
+    return tl.load(place + (channels % DEPTH)[None, :], mask=exists, other=other)
 
 
 @triton.jit
@@ -185,7 +197,7 @@ def store_points(
 @triton.jit
 def load_latents(
     pointer, head, first, num_latents, other,
-    LATENTS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
+    LATENTS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, COPIES: tl.constexpr = 1,
 ):  # fmt: skip
     """A tile of the latents of one head, [LATENTS, WIDTH].
 
@@ -198,11 +210,13 @@ def load_latents(
         LATENTS: Latents of a tile.
         DEPTH: D.
         WIDTH: Channels of a tile.
+        COPIES: How often to have the channels of the head, one after the other.
     """
     latents = first + tl.arange(0, LATENTS)
     channels = tl.arange(0, WIDTH)
-    place = pointer + (head * num_latents + latents)[:, None] * DEPTH + channels[None, :]
-    return tl.load(place, mask=(latents < num_latents)[:, None] & (channels < DEPTH)[None, :], other=other)
+    exists = (latents < num_latents)[:, None] & (channels < COPIES * DEPTH)[None, :]
+    place = pointer + (head * num_latents + latents)[:, None] * DEPTH + (channels % DEPTH)[None, :]
+    return tl.load(place, mask=exists, other=other)
 
 
 @triton.jit

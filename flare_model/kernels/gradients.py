@@ -21,6 +21,7 @@ from flare_model.kernels.arithmetic import (
     exps_of_differences,
     load_latents,
     load_points,
+    slope_type,
     store_latents,
     store_points,
 )
@@ -110,50 +111,49 @@ def scale_latents_kernel(
 
 @triton.jit
 def point_gradient_kernel(
-    queries, keys, values, decoded, grad_decoded, point_normalisers, encoded, grad_encoded, scales, bounds,
+    queries, keys, values, decoded, grad_decoded, point_normalisers, encoded, grad_encoded, scales, bounds, finished,
     mask, offsets, grad_queries, grad_keys, grad_values,
     num_meshes, num_points, num_latents, total_points, slice_length, search_steps, latent,
     HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NARROW: tl.constexpr, LATENTS: tl.constexpr,
     TILES: tl.constexpr, POINTS: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr, MASKED: tl.constexpr,
-    UNEVEN: tl.constexpr, ADD: tl.constexpr, QUICK: tl.constexpr, SPARE: tl.constexpr, LATE: tl.constexpr,
+    UNEVEN: tl.constexpr, ADD: tl.constexpr, QUICK: tl.constexpr,
 ):  # fmt: skip
     """Pass two. One slice of points, one head, TILES tiles of latents: dK, dV and a share of dQ, [slices, H, M, D].
 
-    With ADD, dK and dV are added to what earlier latents left. With SPARE, three spare channels take δ and Δ into the
-    products; see `_in_spare_channels`.
+    With ADD, dK and dV are added to what earlier latents left. The quick way notes in finished, [slices, H], which
+    slices were within its range. The exact way does the rest, in a launch of its own, as it takes more registers.
     """
     head = tl.program_id(0) % HEADS
     slot = tl.program_id(0) // HEADS
+    if not QUICK and finished is not None:  # noqa: SIM102 (what the compiler knows, and what the device knows)
+        if tl.load(finished + tl.program_id(0)) != 0:
+            return
     mesh, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
     row = mesh.to(tl.int64) * HEADS + head
     size = tl.cast(num_meshes, tl.int64) * HEADS * num_latents
     levels = (scales + row * num_latents, size, tl.load(bounds + 2 * row), latent, num_latents)
     normalisers = point_normalisers + head.to(tl.int64) * total_points
     points = (keys, values, decoded, grad_decoded, normalisers, mask)
-    operands = _all_operands(queries, encoded, grad_encoded, levels, head, row, keys.dtype.element_ty,
-                             LATENTS, TILES, DEPTH, WIDTH, NARROW, QUICK, SPARE)  # fmt: skip
-    exact_operands = operands
-    if QUICK and not LATE:
-        exact_operands = _all_operands(queries, encoded, grad_encoded, levels, head, row, keys.dtype.element_ty,
-                                       LATENTS, TILES, DEPTH, WIDTH, NARROW, False, SPARE)  # fmt: skip
+    operands = ()
     dq = ()
-    for _ in tl.static_range(TILES):
+    for tile in tl.static_range(TILES):
+        operands += (_operands(queries, encoded, grad_encoded, levels, head, row, latent + tile * LATENTS,
+                               keys.dtype.element_ty, LATENTS, DEPTH, WIDTH, NARROW, QUICK),)  # fmt: skip
         dq += (tl.zeros((LATENTS, NARROW), tl.float32),)
-    # Whole tiles need no mask; with a mask of points every tile does.
+    # Whole tiles need no mask; with a mask of points every tile does. The quick way needs none at all.
     whole = 0 if MASKED else tl.maximum(count, 0) // POINTS * POINTS
     if QUICK:
-        whole = tl.where(_highest(normalisers, first, count) <= tl.load(bounds + 2 * row + 1), whole, 0)
+        within = _highest(normalisers, first, count) <= tl.load(bounds + 2 * row + 1)
+        tl.store(finished + tl.program_id(0), within.to(tl.int8))
+        count = tl.where(within, count, 0)
+        whole = count
     for start in range(0, whole, POINTS):
         dq = _advance(dq, operands, levels, points, grad_keys, grad_values, first, start, count, head,
-                      HEADS, DEPTH, WIDTH, NARROW, POINTS, PRECISION, MASKED, UNEVEN, ADD, False, QUICK,
-                      SPARE)  # fmt: skip
-    if QUICK and LATE:
-        exact_operands = _all_operands(queries, encoded, grad_encoded, levels, head, row, keys.dtype.element_ty,
-                                       LATENTS, TILES, DEPTH, WIDTH, NARROW, False, SPARE)  # fmt: skip
-    for start in range(whole, count, POINTS):
-        dq = _advance(dq, exact_operands, levels, points, grad_keys, grad_values, first, start, count, head,
-                      HEADS, DEPTH, WIDTH, NARROW, POINTS, PRECISION, MASKED, UNEVEN, ADD, True, False,
-                      SPARE)  # fmt: skip
+                      HEADS, DEPTH, WIDTH, NARROW, POINTS, PRECISION, MASKED, UNEVEN, ADD, False, QUICK)  # fmt: skip
+    if not QUICK:
+        for start in range(whole, count, POINTS):
+            dq = _advance(dq, operands, levels, points, grad_keys, grad_values, first, start, count, head,
+                          HEADS, DEPTH, WIDTH, NARROW, POINTS, PRECISION, MASKED, UNEVEN, ADD, True, False)  # fmt: skip
     for tile in tl.static_range(TILES):
         store_latents(grad_queries, dq[tile], slot.to(tl.int64) * HEADS + head, latent + tile * LATENTS, num_latents,
                       LATENTS, DEPTH, NARROW)  # fmt: skip
@@ -170,59 +170,66 @@ def _highest(normalisers, first, count):
 
 
 @triton.jit
-def _in_spare_channels(tile, addend, DEPTH: tl.constexpr, WIDTH: tl.constexpr):
-    """A tile whose first three spare channels hold a number a row, in three parts, of which each takes what is left.
+def _part(numbers, number: tl.constexpr):
+    """One of the parts of 8 bits that make up a float32, as bfloat16 holds them."""
+    for _ in tl.static_range(number):
+        numbers -= _part(numbers, 0)
+    return (numbers.to(tl.uint32, bitcast=True) & 0xFFFF0000).to(tl.float32, bitcast=True)
 
-    Against ones (or minus ones) the product then adds that number in float32, where it would take a register and an
-    instruction for every score to start from it. Three parts of 8 bits are the 24 of a float32.
+
+@triton.jit
+def _with_addends(tile, delta, factor, DEPTH: tl.constexpr, WIDTH: tl.constexpr):
+    """Rows of points whose spare channels hold δ and a, in parts, for the product with `_with_drops`.
+
+    That product then adds -δ - aΔ in float32; as the start of the sums it would take an instruction for every score.
     """
     channels = tl.arange(0, WIDTH)[None, :]
-    for part in tl.static_range(3):
-        rounded = addend.to(tile.dtype)
-        tile = tl.where(channels == DEPTH + part, rounded[:, None], tile)
-        addend -= rounded.to(tl.float32)
+    for number in tl.static_range(3):
+        tile = tl.where(channels == DEPTH + number, _part(delta, number)[:, None], tile)
+    for number in tl.static_range(5):
+        tile = tl.where(channels == DEPTH + 3 + number, _part(factor, number // 3)[:, None], tile)
     return tile
 
 
 @triton.jit
-def _all_operands(
-    queries, encoded, grad_encoded, levels, head, row,
-    TYPE: tl.constexpr, LATENTS: tl.constexpr, TILES: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
-    NARROW: tl.constexpr, QUICK: tl.constexpr, SPARE: tl.constexpr,
-):  # fmt: skip
-    """What each tile of latents brings to the products."""
-    found = ()
-    for tile in tl.static_range(TILES):
-        found += (_operands(queries, encoded, grad_encoded, levels, head, row, levels[3] + tile * LATENTS,
-                            TYPE, LATENTS, DEPTH, WIDTH, NARROW, QUICK, SPARE),)  # fmt: skip
-    return found
+def _with_drops(tile, drop, DEPTH: tl.constexpr, WIDTH: tl.constexpr):
+    """Rows of latents that hold -1 for each part of δ, and parts of -Δ: three for one of a, two for the other."""
+    channels = tl.arange(0, WIDTH)[None, :]
+    for number in tl.static_range(3):
+        tile = tl.where(channels == DEPTH + number, -1.0, tile)
+    for number in tl.static_range(5):
+        tile = tl.where(channels == DEPTH + 3 + number, _part(drop, number % 3)[:, None], tile)
+    return tile
 
 
 @triton.jit
 def _operands(
     queries, encoded, grad_encoded, levels, head, row, latent,
     TYPE: tl.constexpr, LATENTS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NARROW: tl.constexpr,
-    QUICK: tl.constexpr, SPARE: tl.constexpr,
+    QUICK: tl.constexpr,
 ):  # fmt: skip
-    """Q, Z and dZ of a tile of latents, and Q and dZ as narrow as results are; for the quick way b dZ for dZ."""
+    """Q, Z and dZ of a tile of latents, and Q and dZ as narrow as results are; for the quick way b dZ for dZ.
+
+    Where a head leaves as many channels spare as it has, dZ of the quick way comes twice, and Z holds -Δ in them.
+    """
+    SPARE: tl.constexpr = WIDTH >= 2 * DEPTH
+    COPIES: tl.constexpr = 2 if QUICK and SPARE else 1
     scales, size, _, _, num_latents = levels
     q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
-    z = load_latents(encoded, row, latent, num_latents, -1.0, LATENTS, DEPTH, WIDTH)
-    dz = load_latents(grad_encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
+    z = load_latents(encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
+    dz = load_latents(grad_encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH, COPIES)
     narrow_q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, NARROW)
     narrow_dz = load_latents(grad_encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, NARROW)
-    latents = latent + tl.arange(0, LATENTS)
-    exists = latents < num_latents
-    drops = scales + size
     if QUICK:
-        stretch = tl.load(scales + 2 * size + latents, mask=exists, other=0.0)[:, None]
+        latents = latent + tl.arange(0, LATENTS)
+        stretch = tl.load(scales + 2 * size + latents, mask=latents < num_latents, other=0.0)[:, None]
         dz *= stretch
         narrow_dz *= stretch
-        drops = scales + 3 * size
-    dz = dz.to(TYPE)
-    if SPARE:
-        dz = _in_spare_channels(dz, tl.load(drops + latents, mask=exists, other=0.0), DEPTH, WIDTH)
-    return q.to(TYPE), z.to(TYPE), dz, narrow_q.to(TYPE), narrow_dz.to(TYPE)
+        if SPARE:
+            drop = tl.load(scales + 3 * size + latents, mask=latents < num_latents, other=0.0)
+            z = _with_drops(z, drop, DEPTH, WIDTH)
+    slopes: tl.constexpr = slope_type(TYPE, QUICK)
+    return q.to(TYPE), z.to(slopes), dz.to(slopes), narrow_q.to(TYPE), narrow_dz.to(TYPE)
 
 
 @triton.jit
@@ -230,12 +237,15 @@ def _advance(
     dq, operands, levels, points, grad_keys, grad_values, first, start, count, head,
     HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NARROW: tl.constexpr, POINTS: tl.constexpr,
     PRECISION: tl.constexpr, MASKED: tl.constexpr, UNEVEN: tl.constexpr, ADD: tl.constexpr, EDGE: tl.constexpr,
-    QUICK: tl.constexpr, SPARE: tl.constexpr,
+    QUICK: tl.constexpr,
 ):  # fmt: skip
     """One tile of points: stores dK and dV, returns dQ with what the tile adds. With EDGE, points may be missing."""
+    SPARE: tl.constexpr = WIDTH >= 2 * DEPTH
+    COPIES: tl.constexpr = 2 if QUICK and SPARE else 1
     keys, values, decoded, grad_decoded, normalisers, mask = points
+    SLOPES: tl.constexpr = slope_type(keys.dtype.element_ty, QUICK)
     k = load_points(keys, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
-    v = load_points(values, first, start, count, head, 1.0 if SPARE else 0.0, HEADS, DEPTH, WIDTH, POINTS)
+    v = load_points(values, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS, COPIES)
     y = load_points(decoded, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
     dy = load_points(grad_decoded, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
     place = start + tl.arange(0, POINTS)
@@ -244,21 +254,28 @@ def _advance(
     if MASKED:
         exists = tl.load(mask + first + place, mask=exists, other=0) != 0
     delta = tl.sum(dy.to(tl.float32) * y.to(tl.float32), 1)
-    if SPARE:
-        dy = _in_spare_channels(dy, delta, DEPTH, WIDTH)
     # What is multiplied from the right and what is added up needs no more columns than a head has channels.
     narrow_k = load_points(keys, first, start, count, head, 0.0, HEADS, DEPTH, NARROW, POINTS)
     dk = tl.zeros((POINTS, NARROW), tl.float32)
     dv = tl.zeros((POINTS, NARROW), tl.float32)
-    factor = tl.exp2(normaliser.to(tl.float32) - levels[2])
+    if QUICK:
+        # Where there is no point, c could make this infinite, and 0 times it would be no number.
+        factor = tl.where(exists, tl.exp2(normaliser - levels[2]), 0.0)
+        scaled = v.to(tl.float32) * factor[:, None]
+        v, rest = _part(scaled, 0), scaled - _part(scaled, 0)
+        dy = dy.to(tl.float32)
+        if SPARE:
+            v = tl.where(tl.arange(0, WIDTH)[None, :] < DEPTH, v, rest)
+            dy = _with_addends(dy, delta, factor, DEPTH, WIDTH)
+        v, rest, dy = v.to(SLOPES), rest.to(SLOPES), dy.to(SLOPES)
     advanced = ()
     for tile in tl.static_range(len(dq)):
         if QUICK:
-            ds, dv = _differentiate_quickly(k, v, dy, normaliser, delta, factor, dv, operands[tile], levels, tile,
+            ds, dv = _differentiate_quickly(k, v, rest, dy, normaliser, delta, factor, dv, operands[tile], levels, tile,
                                             PRECISION, SPARE)  # fmt: skip
         else:
             ds, dv = _differentiate(k, v, dy, normaliser, delta, exists, dv, operands[tile], levels, tile,
-                                    PRECISION, UNEVEN, EDGE, SPARE)  # fmt: skip
+                                    PRECISION, UNEVEN, EDGE)  # fmt: skip
         dk = tl.dot(ds, operands[tile][3], dk, input_precision=PRECISION)
         advanced += (tl.dot(tl.trans(ds), narrow_k, dq[tile], input_precision=PRECISION),)
     if QUICK:
@@ -273,9 +290,13 @@ def _advance(
 
 @triton.jit
 def _differentiate_quickly(
-    k, v, dy, normaliser, delta, factor, dv, operands, levels, tile, PRECISION: tl.constexpr, SPARE: tl.constexpr
+    k, v, rest, dy, normaliser, delta, factor, dv, operands, levels, tile,
+    PRECISION: tl.constexpr, SPARE: tl.constexpr,
 ):  # fmt: skip
-    """The same as `_differentiate` by one exponential; dV lacks the factor a."""
+    """The same as `_differentiate` by one exponential, with a V for V, in two parts; dV lacks the factor a.
+
+    As one sum takes both products, the second needs no registers of its own.
+    """
     LATENTS: tl.constexpr = operands[0].shape[0]
     q, z, dz, _, narrow_dz = operands
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
@@ -283,20 +304,21 @@ def _differentiate_quickly(
     dv = tl.dot(weights.to(k.dtype), narrow_dz, dv, input_precision=PRECISION)
     if SPARE:
         slope = tl.dot(dy, tl.trans(z), input_precision=PRECISION)
-        more = tl.dot(v, tl.trans(dz), input_precision=PRECISION)
     else:
         # Read again for every tile: kept, it would take a quarter as many registers as the weights.
         drop = tl.load(levels[0] + 3 * levels[1] + levels[3] + tile * LATENTS + tl.arange(0, LATENTS))
-        slope = tl.dot(dy, tl.trans(z), tl.broadcast_to(-delta[:, None], scores.shape), input_precision=PRECISION)
-        more = tl.dot(v, tl.trans(dz), tl.broadcast_to(drop[None, :], scores.shape), input_precision=PRECISION)
-    slope = tl.fma(more, tl.broadcast_to(factor[:, None], scores.shape), slope)
+        start = tl.fma(tl.broadcast_to(drop[None, :], scores.shape), tl.broadcast_to(factor[:, None], scores.shape),
+                       tl.broadcast_to(-delta[:, None], scores.shape))  # fmt: skip
+        slope = tl.dot(dy, tl.trans(z), start, input_precision=PRECISION)
+        slope = tl.dot(rest, tl.trans(dz), slope, input_precision=PRECISION)
+    slope = tl.dot(v, tl.trans(dz), slope, input_precision=PRECISION)
     return (weights * slope).to(k.dtype), dv
 
 
 @triton.jit
 def _differentiate(
     k, v, dy, normaliser, delta, exists, dv, operands, levels, tile,
-    PRECISION: tl.constexpr, UNEVEN: tl.constexpr, EDGE: tl.constexpr, SPARE: tl.constexpr,
+    PRECISION: tl.constexpr, UNEVEN: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the scores, [POINTS, LATENTS], and dV with what a tile of latents adds, [POINTS, WIDTH]."""
     EXACT: tl.constexpr = k.dtype == tl.float32
@@ -317,11 +339,7 @@ def _differentiate(
     decoding = exp_of_difference(scores, -normaliser[:, None], EXACT)
     if UNEVEN:
         decoding = tl.where((latents < num_latents)[None, :], decoding, 0.0)
-    if SPARE:
-        more = tl.dot(v, tl.trans(dz), input_precision=PRECISION)
-        slope = tl.dot(dy, tl.trans(z), input_precision=PRECISION)
-    else:
-        drop = tl.load(scales + size + latents, mask=latents < num_latents, other=0.0).to(tl.float32)
-        more = tl.dot(v, tl.trans(dz), tl.broadcast_to(drop[None, :], scores.shape), input_precision=PRECISION)
-        slope = tl.dot(dy, tl.trans(z), tl.broadcast_to(-delta[:, None], scores.shape), input_precision=PRECISION)
+    drop = tl.load(scales + size + latents, mask=latents < num_latents, other=0.0).to(tl.float32)
+    more = tl.dot(v, tl.trans(dz), tl.broadcast_to(drop[None, :], scores.shape), input_precision=PRECISION)
+    slope = tl.dot(dy, tl.trans(z), tl.broadcast_to(-delta[:, None], scores.shape), input_precision=PRECISION)
     return (encoding * more + decoding * slope).to(k.dtype), dv

@@ -27,6 +27,9 @@ _LEVELS: Final = {torch.float16: torch.float32, torch.bfloat16: torch.float32, t
 _TYPES: Final = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 _MERGED_LATENTS: Final = 16
 _MERGED_SLICES: Final = 16
+_PROGRAMS: Final = 2112
+"""Programs that fill a GPU, whatever a program takes of it."""
+_TILES_A_PROGRAM: Final = 4
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,15 @@ class _Points:
         tiles = tiles_of(kernel, self.num_latents, self.depth, self.keys.element_size())
         return tiles, max(16, min(tiles.latents, triton.next_power_of_2(self.num_latents)))
 
+    def together(self, tiles: Tiles, latents: int) -> int:
+        """Latents that one launch of pass two takes."""
+        return latents * min(tiles.unrolled, -(-self.num_latents // latents))
+
     def slices(self, tiles: Tiles, programs_a_slice: int) -> tuple[int, int]:
         """Points of a slice, and the number of slices; see [meshes][flare_model.kernels.meshes]."""
-        wanted = max(1, tiles.programs // programs_a_slice)
+        # Each program reads latents before its first tile: small meshes are not for many programs.
+        enough = self.total * programs_a_slice // (_TILES_A_PROGRAM * tiles.points)
+        wanted = max(1, min(tiles.programs, max(enough, _PROGRAMS)) // programs_a_slice)
         # Places within a slice are counted in 32 bits.
         most = (1 << 30) // (self.heads * self.depth)
         length = min(triton.cdiv(triton.cdiv(self.total, wanted), tiles.points) * tiles.points, most)
@@ -189,30 +198,32 @@ def _point_gradients(
     points: _Points,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """DQ [H, M, D], dK and dV laid out as the keys."""
-    tiles, latents = points.tiles("point_gradient")
-    length, slices = points.slices(tiles, points.heads)
+    exact, quick = (points.tiles(kernel) for kernel in ("point_gradient", "quick_point_gradient"))
+    # The quick way needs the range of bfloat16, which the interpreter can't multiply: there float16 stands in.
+    wide = values.dtype == (torch.float16 if INTERPRETED else torch.bfloat16)
+    even = points.num_latents % points.together(*quick) == 0
+    ways = (quick, exact) if wide and even and points.mask is None else (exact,)
+    length, slices = points.slices(ways[0][0], points.heads)
     parts = encoded.new_empty(slices, points.heads, points.num_latents, points.depth)
-    together = latents * min(tiles.unrolled, triton.cdiv(points.num_latents, latents))
-    several = points.num_latents > together
+    finished = torch.empty(slices, points.heads, dtype=torch.int8, device=values.device) if len(ways) > 1 else None
     size = latent_normalisers.numel()
     scales, bounds = latent_normalisers.new_empty(4, size), encoded.new_empty(points.meshes * points.heads, 2)
     scale_latents_kernel[(len(bounds),)](
         encoded, grad_encoded, latent_normalisers, scales, bounds, size, points.num_latents,
         DEPTH=points.depth, LATENTS=triton.next_power_of_2(points.num_latents), TYPE=_TYPES[values.dtype],
     )  # fmt: skip
-    uneven = points.num_latents % together != 0
-    # The quick way needs the range of bfloat16, which the interpreter can't multiply: there float16 stands in.
-    wide = values.dtype == (torch.float16 if INTERPRETED else torch.bfloat16)
-    quick = wide and points.mask is None and not uneven
+    several = any(points.num_latents > points.together(*way) for way in ways)
     gradients = [torch.empty_like(t, dtype=torch.float32 if several else t.dtype) for t in (points.keys, values)]
-    for latent in range(0, points.num_latents, together):
-        point_gradient_kernel[(slices * points.heads,)](
-            queries, points.keys, values, decoded, grad_decoded, point_normalisers, encoded, grad_encoded,
-            scales, bounds, points.mask, points.offsets, parts, *gradients,
-            **points.place(length), total_points=points.total, latent=latent, **points.constants(tiles, latents),
-            NARROW=points.narrow, TILES=together // latents, MASKED=points.mask is not None, UNEVEN=uneven,
-            ADD=latent > 0, QUICK=quick, SPARE=wide and points.depth <= 12, LATE=tiles.late,
-        )  # fmt: skip
+    for way in ways:
+        together = points.together(*way)
+        for latent in range(0, points.num_latents, together):
+            point_gradient_kernel[(slices * points.heads,)](
+                queries, points.keys, values, decoded, grad_decoded, point_normalisers, encoded, grad_encoded,
+                scales, bounds, finished, points.mask, points.offsets, parts, *gradients,
+                **points.place(length), total_points=points.total, latent=latent, **points.constants(*way),
+                NARROW=points.narrow, TILES=together // way[1], MASKED=points.mask is not None,
+                UNEVEN=points.num_latents % together != 0, ADD=latent > 0, QUICK=way is not exact,
+            )  # fmt: skip
     grad_keys, grad_values = (t.to(values.dtype) for t in gradients)
     return parts.sum(0).to(queries.dtype), grad_keys, grad_values
 

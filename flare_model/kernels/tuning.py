@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 import triton
 
-Kernel = Literal["encode", "decode", "latent_gradient", "point_gradient"]
+Kernel = Literal["encode", "decode", "latent_gradient", "point_gradient", "quick_point_gradient"]
 
 INTERPRETED: Final = bool(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on the CPU."""
@@ -22,11 +22,9 @@ class Tiles:
         latents: Largest number of latents of a tile.
         warps: Warps of a program.
         stages: Tiles of points that are on their way at a time.
-        programs: Programs to have about, where there are points enough.
+        programs: Programs to have about, where there are points enough for four tiles each; 2,112 elsewhere.
         unrolled: Tiles of latents that pass two of the gradient takes at a time: dQ of all of them lies in registers.
         polynomials: How many of four exponentials are taken by polynomials, 0 to 2; pass two takes none.
-        late: In pass two, make the operands of the exact way where they are needed, not before all loops. Which of the
-            two spares more registers differs from shape to shape.
         registers: Most registers of a thread; None leaves it to the compiler.
     """
 
@@ -37,7 +35,6 @@ class Tiles:
     programs: int = 2112
     unrolled: int = 4
     polynomials: int = 0
-    late: bool = False
     registers: int | None = None
 
 
@@ -46,10 +43,8 @@ _SMALL: Final = Tiles(points=16, latents=16, programs=12, unrolled=2)
 
 _FULL_PRECISION: Final = Tiles(points=32, latents=32, stages=1, unrolled=1)
 
-_ENCODE: Final = Tiles(points=64, latents=64)
-_DECODE_FEW: Final = Tiles(points=64, latents=128, stages=4)
-_DECODE_MANY: Final = Tiles(points=64, latents=128, stages=1)
-_LATENT_GRADIENT: Final = Tiles(points=32, latents=128, warps=2, polynomials=1)
+_DECODE: Final = Tiles(points=64, latents=128, stages=4, programs=6336)
+_QUICK_POINT_GRADIENT: Final = Tiles(points=64, latents=64, warps=2, stages=2, programs=1056)
 _POINT_GRADIENT_FEW: Final = Tiles(points=64, latents=32, warps=2, stages=2, unrolled=8)
 _POINT_GRADIENT_MANY: Final = Tiles(points=32, latents=64, warps=2, stages=2)
 
@@ -67,13 +62,31 @@ def tiles_of(kernel: Kernel, num_latents: int, depth: int, element_size: int) ->
         return _SMALL
     if element_size == 4:
         return _FULL_PRECISION
+    many = num_latents > 128
     if kernel == "encode":
-        return _ENCODE
+        return Tiles(points=64, latents=64, stages=4 if depth >= 16 else 3, programs=4224 if many else 3168)
+    if kernel == "decode" and many:
+        return Tiles(points=64, latents=128, stages=1, programs=6336, registers=96) if depth < 16 else _DECODE
     if kernel == "decode":
-        return _DECODE_FEW if num_latents <= 128 else _DECODE_MANY
+        return replace(_DECODE, registers=96)
     if kernel == "latent_gradient":
-        return _LATENT_GRADIENT
-    return replace(_POINT_GRADIENT_FEW if num_latents <= 128 else _POINT_GRADIENT_MANY, late=depth == 8)
+        return Tiles(points=64 if depth in (4, 16) else 32, latents=128, warps=2, polynomials=1)
+    if kernel == "point_gradient":
+        return _POINT_GRADIENT_MANY if many else _POINT_GRADIENT_FEW
+    return _quick_point_gradient(depth, many=many)
+
+
+def _quick_point_gradient(depth: int, *, many: bool) -> Tiles:
+    """As few registers as let more programs share a multiprocessor, where that pays."""
+    if depth > 16:
+        return replace(_QUICK_POINT_GRADIENT, points=32, latents=32)
+    if depth == 16:
+        return replace(_QUICK_POINT_GRADIENT, stages=2 if many else 3)
+    if depth < 8:
+        return replace(_QUICK_POINT_GRADIENT, latents=32, unrolled=8)
+    if many:
+        return replace(_QUICK_POINT_GRADIENT, warps=4, stages=1, registers=128)
+    return replace(_QUICK_POINT_GRADIENT, registers=168, programs=792)
 
 
 @dataclass(frozen=True)

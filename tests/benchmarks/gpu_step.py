@@ -110,29 +110,27 @@ def lower_bound_ms(count: int) -> float:
 
 def million(*names: str) -> dict[str, Any]:
     """Time and peak memory of a step of a million points."""
-    case, rows = _case(1_000_000), {}
-    for name, make in {
+    steps = {
         "kernels, compiled": lambda: Step("triton", "default"),
         "kernels, checkpointed": lambda: Step("triton", checkpointing=True),
         "kernels": lambda: Step("triton"),
         "paper, compiled": lambda: Step("sdpa", "default"),
         "paper, eager": lambda: Step("sdpa"),
-    }.items():
-        if names and name not in names:
-            continue
-        with _freed():
-            step = make()
-            step(_case(20_000))  # compiles, which others need not wait for
-            with exclusive():
-                losses = [float(step(case)) for _ in range(3)]
-            rows[name] = {
-                "ms": milliseconds(lambda s=step: s(case), 1500.0, 5, 1),
-                "peak_gib": peak_gib(lambda s=step: s(case)),
-                "losses": losses,
-            }
-            print(name, rows[name], flush=True)
-            del step
+    }
+    made = {name: make() for name, make in steps.items() if not names or name in names}
+    for step in made.values():
+        step(_case(20_000))  # compiles, which others need not wait for
+    with exclusive():
+        rows = {name: _measured(step, _case(1_000_000)) for name, step in made.items()}
     return {"points": 1_000_000, "lower_bound_ms": lower_bound_ms(1_000_000), "rows": rows}
+
+
+def _measured(step: Step, case: Batch) -> dict[str, Any]:
+    """Time and memory of a step, with nothing left of the one before."""
+    torch.cuda.empty_cache()
+    losses = [float(step(case)) for _ in range(3)]
+    time = milliseconds(lambda: step(case), 1500.0, 5, 1)
+    return {"ms": time, "peak_gib": peak_gib(lambda: step(case)), "losses": losses}
 
 
 def profile(*_: str) -> dict[str, float]:
@@ -168,30 +166,34 @@ def largest(*_: str) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def _drive(step: Step, sizes: list[int], seconds: float) -> dict[str, float]:
-    """Points a second over so many seconds, after every size was seen."""
+def _compiled(step: Step, sizes: list[int]) -> tuple[list[Batch], float]:
+    """Cases of all sizes, and the seconds that compiling took, which others need not wait for."""
     cases = [_case(size).filled(_ROUNDED) if step.graphs else _case(size) for size in sizes]
     begin = time.monotonic()
     for case in (cases[-1], cases[0], cases[len(cases) // 4]):
-        step(case)  # compiles, which others need not wait for
+        step(case)
     torch.cuda.synchronize()
-    compiling = time.monotonic() - begin
+    return cases, time.monotonic() - begin
+
+
+def _drive(step: Step, cases: list[Batch], sizes: list[int], seconds: float) -> dict[str, float]:
+    """Points a second over so many seconds, after every size was seen."""
+    torch.cuda.reset_peak_memory_stats()
     order = random.Random(0).choices(range(len(cases)), k=2000)
-    with exclusive():
-        begin = time.monotonic()
-        for case in cases * 2:
-            step(case)
-        torch.cuda.synchronize()
-        warming = compiling + time.monotonic() - begin
-        begin, taken, done = time.monotonic(), 0, 0
-        for number in order:
-            step(cases[number])
-            taken, done = taken + sizes[number], done + 1
-            if done % 10 == 0:
-                torch.cuda.synchronize()
-                if time.monotonic() - begin > seconds:
-                    break
-        elapsed = time.monotonic() - begin
+    begin = time.monotonic()
+    for case in cases * 2:
+        step(case)
+    torch.cuda.synchronize()
+    warming = time.monotonic() - begin
+    begin, taken, done = time.monotonic(), 0, 0
+    for number in order:
+        step(cases[number])
+        taken, done = taken + sizes[number], done + 1
+        if done % 10 == 0:
+            torch.cuda.synchronize()
+            if time.monotonic() - begin > seconds:
+                break
+    elapsed = time.monotonic() - begin
     return {
         "steps": done, "ms_a_step": elapsed / done * 1e3, "points_a_second": taken / elapsed, "warming_s": warming,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
@@ -204,7 +206,8 @@ def lpbf(*names: str) -> dict[str, Any]:
     Attention leaves cuDNN's kernel out, as training does: it plans anew for every number of points, for seconds.
     """
     torch.backends.cuda.enable_cudnn_sdp(enabled=False)
-    sizes, rows = _sizes(), {}
+    sizes = _sizes()
+    rows: dict[str, dict[str, float]] = {}
     todo: dict[str, tuple[Callable[[], Step], float]] = {
         "kernels, step graphs": (lambda: Step("triton", graphs=True), 60.0),
         "kernels, compiled, step graphs": (lambda: Step("triton", "default", graphs=True), 60.0),
@@ -212,15 +215,13 @@ def lpbf(*names: str) -> dict[str, Any]:
         "paper, eager": (lambda: Step("sdpa"), 8.0),
         "paper, compiled": (lambda: Step("sdpa", "default"), 8.0),
     }
-    for name, (make, seconds) in todo.items():
-        if names and name not in names:
-            continue
-        with _freed():
-            try:
-                torch.cuda.reset_peak_memory_stats()
-                rows[name] = _drive(make(), sizes, seconds)
-            except Exception as error:  # noqa: BLE001 (the other rows still count)
-                rows[name] = {"error": f"{type(error).__name__} {str(error)[:300]}"}
+    made = {name: make() for name, (make, _) in todo.items() if not names or name in names}
+    ready = {name: _compiled(step, sizes) for name, step in made.items()}
+    with exclusive():
+        for name, step in made.items():
+            cases, compiling = ready[name]
+            rows[name] = _drive(step, cases, sizes, todo[name][1])
+            rows[name]["warming_s"] += compiling
             print(name, rows[name], flush=True)
     return {"sizes": sizes, "rows": rows}
 

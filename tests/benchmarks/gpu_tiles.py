@@ -18,7 +18,7 @@ import torch
 
 from flare_model.kernels import mixing
 from flare_model.kernels.tuning import Tiles, tiles_of
-from tests.benchmarks.gpu_timing import describe_gpu, milliseconds
+from tests.benchmarks.gpu_timing import describe_gpu, exclusive, milliseconds
 
 SHAPES = {"8x8x128": (8, 8, 128), "8x8x256": (8, 8, 256), "16x4x256": (16, 4, 256), "8x16x128": (8, 16, 128)}
 CANDIDATES: dict[str, list[Tiles]] = {
@@ -29,9 +29,10 @@ CANDIDATES: dict[str, list[Tiles]] = {
                 (32, 128, 2, 3, 0, None)]],
     "latent_gradient": [Tiles(p, m, w, s, polynomials=f) for p, m, w, s, f in
                         [(32, 128, 2, 3, 0), (32, 128, 2, 3, 1), (32, 128, 2, 3, 2)]],
-    "point_gradient": [Tiles(p, m, w, s, unrolled=u, registers=r, late=x) for p, m, w, s, u, r, x in
-                       [(64, 32, 2, 2, 8, None, False), (64, 32, 2, 2, 8, None, True), (64, 64, 2, 2, 4, 168, True),
-                        (32, 64, 2, 2, 4, None, False), (32, 64, 2, 2, 4, None, True)]],
+    "quick_point_gradient": [Tiles(p, m, w, s, unrolled=16, registers=r) for p, m, w, s, r in
+                             [(64, 64, 2, 2, None), (64, 64, 2, 2, 168), (64, 64, 2, 3, None), (64, 64, 4, 1, 128),
+                              (64, 64, 4, 3, 168), (64, 32, 2, 2, None), (64, 32, 2, 2, 144), (32, 64, 2, 3, 200),
+                              (32, 32, 2, 3, 144), (32, 32, 2, 2, None), (32, 128, 2, 3, None), (16, 64, 1, 3, None)]],
 }  # fmt: skip
 
 
@@ -47,28 +48,29 @@ def _candidates(kernel: str, shape: tuple[int, int, int], *, programs: bool) -> 
 
 
 def _inputs(shape: tuple[int, int, int], points: int) -> dict[str, Any]:
+    """What the kernels take, and what each leaves for the next."""
     heads, depth, latents = shape
     torch.manual_seed(0)
     q = torch.randn(heads, latents, depth, device="cuda", dtype=torch.bfloat16)
     k, v, dy = (torch.randn(1, points, heads, depth, device="cuda", dtype=torch.bfloat16) for _ in range(3))
-    return {"q": q, "k": k, "v": v, "dy": dy, "points": mixing._Points(k, latents, None, None)}
+    found: dict[str, Any] = {"q": q, "v": v, "dy": dy, "points": mixing._Points(k, latents, None, None)}
+    found["z"], found["L"] = mixing._encode(q, v, found["points"])
+    found["y"], found["l"] = mixing._decode(q, found["z"], found["points"])
+    found["dz"] = mixing._latent_gradient(q, dy, found["l"], found["points"])
+    return found
 
 
 def _run(kernel: str, tiles: Tiles, x: dict[str, Any]) -> Any:
-    """One kernel; what others make stands in for itself by numbers of the right size."""
-    mixing.tiles_of = lambda *_: tiles
-    points = x["points"]
-    heads, latents, depth = x["q"].shape
+    """One kernel with such tiles."""
+    mixing.tiles_of = lambda name, *size: tiles if name == kernel else tiles_of(name, *size)
+    q, points = x["q"], x["points"]
     if kernel == "encode":
-        return mixing._encode(x["q"], x["v"], points)
-    z = x.setdefault("z", torch.randn(1, heads, latents, depth, device="cuda"))
+        return mixing._encode(q, x["v"], points)
     if kernel == "decode":
-        return mixing._decode(x["q"], z, points)
-    level = x.setdefault("l", torch.full((heads, points.total), 12.0, device="cuda"))
+        return mixing._decode(q, x["z"], points)
     if kernel == "latent_gradient":
-        return mixing._latent_gradient(x["q"], x["dy"], level, points)
-    high = x.setdefault("L", torch.full((1, heads, latents), 20.0, device="cuda"))
-    return mixing._point_gradients(x["q"], x["v"], x["v"], x["dy"], z, z, high, level, points)
+        return mixing._latent_gradient(q, x["dy"], x["l"], points)
+    return mixing._point_gradients(q, x["v"], x["y"], x["dy"], x["z"], x["dz"], x["L"], x["l"], points)
 
 
 def _compile(job: tuple[str, Tiles, tuple[int, int, int]]) -> str:
@@ -81,6 +83,22 @@ def _compile(job: tuple[str, Tiles, tuple[int, int, int]]) -> str:
     return ""
 
 
+def _times(kernels: list[str], *, programs: bool) -> list[dict[str, Any]]:
+    """Milliseconds of all candidates, one by one."""
+    rows = []
+    for name, shape in SHAPES.items():
+        inputs = _inputs(shape, 1_000_000)
+        for kernel in kernels:
+            for tiles in _candidates(kernel, shape, programs=programs):
+                try:
+                    time = milliseconds(lambda k=kernel, t=tiles, x=inputs: _run(k, t, x), 15.0, 8)
+                except Exception:  # noqa: BLE001
+                    continue
+                rows.append({"shape": name, "kernel": kernel, **vars(tiles), "ms": round(time, 4)})
+        torch.cuda.empty_cache()
+    return rows
+
+
 def main(out: str, *kernels: str) -> None:
     """Compile all candidates side by side, then time them one by one."""
     programs = kernels == ("programs",)
@@ -90,17 +108,8 @@ def main(out: str, *kernels: str) -> None:
     with multiprocessing.get_context("spawn").Pool(16) as pool:
         failed = [line for line in pool.map(_compile, jobs, chunksize=1) if line]
     print("\n".join(failed[:12]), flush=True)
-    rows = []
-    for name, shape in SHAPES.items():
-        inputs = _inputs(shape, 1_000_000)
-        for kernel in chosen:
-            for tiles in _candidates(kernel, shape, programs=programs):
-                try:
-                    time = milliseconds(lambda k=kernel, t=tiles, x=inputs: _run(k, t, x), 15.0, 8)
-                except Exception:  # noqa: BLE001
-                    continue
-                rows.append({"shape": name, "kernel": kernel, **vars(tiles), "ms": round(time, 4)})
-        torch.cuda.empty_cache()
+    with exclusive():
+        rows = _times(chosen, programs=programs)
     Path(out).write_text(json.dumps({"gpu": describe_gpu(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
     shown = ("points", "latents", "warps", "stages", "polynomials", "programs", "ms")
     for name, kernel in itertools.product(SHAPES, chosen):
