@@ -9,8 +9,11 @@ weights of decoding and E = exp(s - L) those of encoding:
     dK = dS Q,  dQ = dSᵀ K
 
 l and L are levels; see [arithmetic][flare_model.kernels.arithmetic]. The exponentials are what costs, and E = P ∘ a bᵀ
-with a = exp(l - c), b = exp(c - L): where no factor leaves the range of float32, one exponential does for both, and b
-goes into the operands dZ and Δ. That is the quick way; c is the largest L.
+with a = exp(l - c), b = exp(c - L): where no factor leaves the range of float32, one exponential does for both, and
+
+    dS = P ∘ (dY Zᵀ + (a V) (b dZ)ᵀ - δ - a bΔ)
+
+is one sum. That is the quick way; c is the largest L.
 """
 
 import triton
@@ -170,11 +173,17 @@ def _highest(normalisers, first, count):
 
 
 @triton.jit
-def _part(numbers, number: tl.constexpr):
-    """One of the parts of 8 bits that make up a float32, as bfloat16 holds them."""
-    for _ in tl.static_range(number):
-        numbers -= _part(numbers, 0)
+def _first_part(numbers):
+    """The first 8 bits of numbers in float32, which bfloat16 holds as they are."""
     return (numbers.to(tl.uint32, bitcast=True) & 0xFFFF0000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _part(numbers, number: tl.constexpr):
+    """One of three such parts, which make up the numbers."""
+    for _ in tl.static_range(number):
+        numbers -= _first_part(numbers)
+    return _first_part(numbers)
 
 
 @triton.jit
@@ -262,7 +271,8 @@ def _advance(
         # Where there is no point, c could make this infinite, and 0 times it would be no number.
         factor = tl.where(exists, tl.exp2(normaliser - levels[2]), 0.0)
         scaled = v.to(tl.float32) * factor[:, None]
-        v, rest = _part(scaled, 0), scaled - _part(scaled, 0)
+        # a V would be off by as much as bfloat16 rounds, and where V has a mean that is more than what is left of it.
+        v, rest = _first_part(scaled), scaled - _first_part(scaled)
         dy = dy.to(tl.float32)
         if SPARE:
             v = tl.where(tl.arange(0, WIDTH)[None, :] < DEPTH, v, rest)
