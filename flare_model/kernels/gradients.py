@@ -102,7 +102,7 @@ def scale_latents_kernel(
     stretch = tl.exp2(tl.minimum(highest - level, spread))
     # Δ is made of dZ as the products will see it: what rounding it does to V dZᵀ then cancels over the points.
     drop = -tl.sum(z * dz.to(TYPE).to(tl.float32), 1)
-    stretched = -tl.sum(z * (dz * stretch[:, None]).to(TYPE).to(tl.float32), 1)
+    stretched = -tl.sum(z * (dz * stretch[:, None]).to(slope_type(TYPE, True)).to(tl.float32), 1)
     tl.store(scales + place, -exact_level, mask=exists)
     tl.store(scales + size + place, drop, mask=exists)
     tl.store(scales + 2 * size + place, stretch, mask=exists)
@@ -190,8 +190,9 @@ def _part(numbers, number: tl.constexpr):
 def _with_addends(tile, delta, factor, DEPTH: tl.constexpr, WIDTH: tl.constexpr):
     """Rows of points whose spare channels hold δ and a, in parts, for the product with `_with_drops`.
 
-    That product then adds -δ - aΔ in float32; as the start of the sums it would take an instruction for every score.
+    That product then adds -δ - a bΔ in float32; as the start of the sums it would take an instruction for every score.
     """
+    tl.static_assert(DEPTH + 8 <= WIDTH)
     channels = tl.arange(0, WIDTH)[None, :]
     for number in tl.static_range(3):
         tile = tl.where(channels == DEPTH + number, _part(delta, number)[:, None], tile)
@@ -202,7 +203,7 @@ def _with_addends(tile, delta, factor, DEPTH: tl.constexpr, WIDTH: tl.constexpr)
 
 @triton.jit
 def _with_drops(tile, drop, DEPTH: tl.constexpr, WIDTH: tl.constexpr):
-    """Rows of latents that hold -1 for each part of δ, and parts of -Δ: three for one of a, two for the other."""
+    """Rows of latents that hold -1 for each part of δ, and parts of -bΔ: three for one of a, two for the other."""
     channels = tl.arange(0, WIDTH)[None, :]
     for number in tl.static_range(3):
         tile = tl.where(channels == DEPTH + number, -1.0, tile)
@@ -219,7 +220,7 @@ def _operands(
 ):  # fmt: skip
     """Q, Z and dZ of a tile of latents, and Q and dZ as narrow as results are; for the quick way b dZ for dZ.
 
-    Where a head leaves as many channels spare as it has, dZ of the quick way comes twice, and Z holds -Δ in them.
+    Where a head leaves as many channels spare as it has, dZ of the quick way comes twice, and Z holds -bΔ in them.
     """
     SPARE: tl.constexpr = WIDTH >= 2 * DEPTH
     COPIES: tl.constexpr = 2 if QUICK and SPARE else 1
@@ -248,7 +249,10 @@ def _advance(
     PRECISION: tl.constexpr, MASKED: tl.constexpr, UNEVEN: tl.constexpr, ADD: tl.constexpr, EDGE: tl.constexpr,
     QUICK: tl.constexpr,
 ):  # fmt: skip
-    """One tile of points: stores dK and dV, returns dQ with what the tile adds. With EDGE, points may be missing."""
+    """One tile of points: stores dK and dV, returns dQ with what the tile adds.
+
+    With EDGE or QUICK, points may be missing.
+    """
     SPARE: tl.constexpr = WIDTH >= 2 * DEPTH
     COPIES: tl.constexpr = 2 if QUICK and SPARE else 1
     keys, values, decoded, grad_decoded, normalisers, mask = points

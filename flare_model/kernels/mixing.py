@@ -69,7 +69,17 @@ class _Points:
 
     def together(self, tiles: Tiles, latents: int) -> int:
         """Latents that one launch of pass two takes."""
-        return latents * min(tiles.unrolled, -(-self.num_latents // latents))
+        return latents * int(min(tiles.unrolled, triton.cdiv(self.num_latents, latents)))
+
+    def quick_tiles(self) -> tuple[Tiles, int] | None:
+        """How to cut the quick way, whose launches take as many latents each; None where it can't be had."""
+        # It needs the range of bfloat16, which the interpreter can't multiply: there float16 stands in.
+        if self.mask is not None or self.keys.dtype != (torch.float16 if INTERPRETED else torch.bfloat16):
+            return None
+        tiles, latents = self.tiles("quick_point_gradient")
+        while latents >= 16 and self.num_latents % self.together(tiles, latents):
+            latents //= 2
+        return (tiles, latents) if latents >= 16 else None
 
     def slices(self, tiles: Tiles, programs_a_slice: int) -> tuple[int, int]:
         """Points of a slice, and the number of slices; see [meshes][flare_model.kernels.meshes]."""
@@ -198,14 +208,11 @@ def _point_gradients(
     points: _Points,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """DQ [H, M, D], dK and dV laid out as the keys."""
-    exact, quick = (points.tiles(kernel) for kernel in ("point_gradient", "quick_point_gradient"))
-    # The quick way needs the range of bfloat16, which the interpreter can't multiply: there float16 stands in.
-    wide = values.dtype == (torch.float16 if INTERPRETED else torch.bfloat16)
-    even = points.num_latents % points.together(*quick) == 0
-    ways = (quick, exact) if wide and even and points.mask is None else (exact,)
+    exact, quick = points.tiles("point_gradient"), points.quick_tiles()
+    ways = (quick, exact) if quick else (exact,)
     length, slices = points.slices(ways[0][0], points.heads)
     parts = encoded.new_empty(slices, points.heads, points.num_latents, points.depth)
-    finished = torch.empty(slices, points.heads, dtype=torch.int8, device=values.device) if len(ways) > 1 else None
+    finished = torch.empty(slices, points.heads, dtype=torch.int8, device=values.device) if quick else None
     size = latent_normalisers.numel()
     scales, bounds = latent_normalisers.new_empty(4, size), encoded.new_empty(points.meshes * points.heads, 2)
     scale_latents_kernel[(len(bounds),)](

@@ -22,7 +22,7 @@ class Tiles:
         latents: Largest number of latents of a tile.
         warps: Warps of a program.
         stages: Tiles of points that are on their way at a time.
-        programs: Programs to have about, where there are points enough for four tiles each; 2,112 elsewhere.
+        programs: Programs to have about; above 2,112 only as many as leave four tiles of points each.
         unrolled: Tiles of latents that pass two of the gradient takes at a time: dQ of all of them lies in registers.
         polynomials: How many of four exponentials are taken by polynomials, 0 to 2; pass two takes none.
         registers: Most registers of a thread; None leaves it to the compiler.
@@ -65,10 +65,9 @@ def tiles_of(kernel: Kernel, num_latents: int, depth: int, element_size: int) ->
     many = num_latents > 128
     if kernel == "encode":
         return Tiles(points=64, latents=64, stages=4 if depth >= 16 else 3, programs=4224 if many else 3168)
-    if kernel == "decode" and many:
-        return Tiles(points=64, latents=128, stages=1, programs=6336, registers=96) if depth < 16 else _DECODE
     if kernel == "decode":
-        return replace(_DECODE, registers=96)
+        fewer = depth < 16 or (depth == 16 and not many)
+        return replace(_DECODE, stages=1 if many and depth < 16 else 4, registers=96 if fewer else None)
     if kernel == "latent_gradient":
         return Tiles(points=64 if depth in (4, 16) else 32, latents=128, warps=2, polynomials=1)
     if kernel == "point_gradient":

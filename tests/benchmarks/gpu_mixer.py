@@ -134,22 +134,18 @@ def main(out: str = "tests/benchmarks/results/gpu_mixer.json") -> None:
     for shape in SHAPES:
         leaves = [t.requires_grad_() for t in _sample(*shape, 16_384)]
         torch.autograd.grad(mixing.mix(*leaves).sum(), leaves)  # compiles, which others need not wait for
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        name, found = str(dtype).removeprefix("torch."), errors(dtype)
-        accuracy[name] = found
-        print(
-            name,
-            {k: (f"{e['triton']:.2e}", f"{e['sdpa']:.2e}", round(e["ratio"], 3)) for k, e in found.items()},
-            flush=True,
-        )
-        _write(out, accuracy, rows)
     with exclusive():
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            name, found = str(dtype).removeprefix("torch."), errors(dtype)
+            accuracy[name] = found
+            shown = {k: (f"{e['triton']:.2e}", f"{e['sdpa']:.2e}", round(e["ratio"], 3)) for k, e in found.items()}
+            print(name, shown, flush=True)
         for shape in SHAPES:
             row = _row(*shape, 1_000_000)
             rows.append(row)
-            shown = ("forward_ms", "both_ms", "sdpa_forward_ms", "sdpa_both_ms", "ratio_both", "times_lower_bound")
+            figures = ("forward_ms", "both_ms", "sdpa_forward_ms", "sdpa_both_ms", "ratio_both", "times_lower_bound")
             backends = [call["backend"] for call in row["sdpa"].values()]
-            print(shape, *(f"{name} {row[name]:.3f}" for name in shown), backends, flush=True)
+            print(shape, *(f"{name} {row[name]:.3f}" for name in figures), backends, flush=True)
             torch.cuda.empty_cache()
             _write(out, accuracy, rows)
 

@@ -117,20 +117,31 @@ def million(*names: str) -> dict[str, Any]:
         "paper, compiled": lambda: Step("sdpa", "default"),
         "paper, eager": lambda: Step("sdpa"),
     }
-    made = {name: make() for name, make in steps.items() if not names or name in names}
-    for step in made.values():
-        step(_case(20_000))  # compiles, which others need not wait for
+    steps = {name: make for name, make in steps.items() if not names or name in names}
+    for make in steps.values():
+        _compile(make, [_case(20_000)])
+    case, rows = _case(1_000_000), {}
     with exclusive():
-        rows = {name: _measured(step, _case(1_000_000)) for name, step in made.items()}
+        for name, make in steps.items():
+            with _freed():
+                step = make()
+                losses = [float(step(case)) for _ in range(3)]
+                took = milliseconds(lambda s=step: s(case), 1500.0, 5, 1)
+                rows[name] = {"ms": took, "peak_gib": peak_gib(lambda s=step: s(case)), "losses": losses}
+                print(name, rows[name], flush=True)
+                del step
     return {"points": 1_000_000, "lower_bound_ms": lower_bound_ms(1_000_000), "rows": rows}
 
 
-def _measured(step: Step, case: Batch) -> dict[str, Any]:
-    """Time and memory of a step, with nothing left of the one before."""
-    torch.cuda.empty_cache()
-    losses = [float(step(case)) for _ in range(3)]
-    time = milliseconds(lambda: step(case), 1500.0, 5, 1)
-    return {"ms": time, "peak_gib": peak_gib(lambda: step(case)), "losses": losses}
+def _compile(make: Callable[[], Step], cases: list[Batch]) -> float:
+    """Fill the compilers' caches, which others need not wait for; returns the seconds it took."""
+    begin = time.monotonic()
+    with _freed():
+        step = make()
+        for case in cases:
+            step(case.filled(_ROUNDED) if step.graphs else case)
+        torch.cuda.synchronize()
+    return time.monotonic() - begin
 
 
 def profile(*_: str) -> dict[str, float]:
@@ -166,25 +177,16 @@ def largest(*_: str) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def _compiled(step: Step, sizes: list[int]) -> tuple[list[Batch], float]:
-    """Cases of all sizes, and the seconds that compiling took, which others need not wait for."""
-    cases = [_case(size).filled(_ROUNDED) if step.graphs else _case(size) for size in sizes]
-    begin = time.monotonic()
-    for case in (cases[-1], cases[0], cases[len(cases) // 4]):
-        step(case)
-    torch.cuda.synchronize()
-    return cases, time.monotonic() - begin
-
-
-def _drive(step: Step, cases: list[Batch], sizes: list[int], seconds: float) -> dict[str, float]:
+def _drive(step: Step, sizes: list[int], seconds: float) -> dict[str, float]:
     """Points a second over so many seconds, after every size was seen."""
     torch.cuda.reset_peak_memory_stats()
-    order = random.Random(0).choices(range(len(cases)), k=2000)
+    cases = [_case(size).filled(_ROUNDED) if step.graphs else _case(size) for size in sizes]
     begin = time.monotonic()
     for case in cases * 2:
         step(case)
     torch.cuda.synchronize()
     warming = time.monotonic() - begin
+    order = random.Random(0).choices(range(len(cases)), k=2000)
     begin, taken, done = time.monotonic(), 0, 0
     for number in order:
         step(cases[number])
@@ -215,13 +217,14 @@ def lpbf(*names: str) -> dict[str, Any]:
         "paper, eager": (lambda: Step("sdpa"), 8.0),
         "paper, compiled": (lambda: Step("sdpa", "default"), 8.0),
     }
-    made = {name: make() for name, (make, _) in todo.items() if not names or name in names}
-    ready = {name: _compiled(step, sizes) for name, step in made.items()}
+    todo = {name: what for name, what in todo.items() if not names or name in names}
+    few = [_case(size) for size in (sizes[-1], sizes[0], sizes[len(sizes) // 4])]
+    compiling = {name: _compile(make, few) for name, (make, _) in todo.items()}
     with exclusive():
-        for name, step in made.items():
-            cases, compiling = ready[name]
-            rows[name] = _drive(step, cases, sizes, todo[name][1])
-            rows[name]["warming_s"] += compiling
+        for name, (make, seconds) in todo.items():
+            with _freed():
+                rows[name] = _drive(make(), sizes, seconds)
+            rows[name]["warming_s"] += compiling[name]
             print(name, rows[name], flush=True)
     return {"sizes": sizes, "rows": rows}
 
@@ -238,15 +241,13 @@ def summary(*parts: str) -> dict[str, Any]:
                     "rows": (rows | content[what]["rows"]) if rows else content[what]["rows"]
                 }
         found["gpu"] = content["gpu"]
-    ways = {"million": lambda row: 1e9 / row["ms"], "lpbf": lambda row: row.get("points_a_second", 0.0)}
+    ways = {"million": lambda row: 1e9 / row["ms"], "lpbf": lambda row: row["points_a_second"]}
     for what, speed in ways.items():
         if what in found:
             speeds = {name: speed(row) for name, row in found[what]["rows"].items()}
             best = max((name for name in speeds if name.startswith("kernels")), key=speeds.__getitem__)
             found[what] |= {"best": best} | {
-                f"over {name}": speeds[best] / value
-                for name, value in speeds.items()
-                if name.startswith("paper") and value
+                f"over {name}": speeds[best] / value for name, value in speeds.items() if name.startswith("paper")
             }
     if "million" in found:
         best = found["million"]["rows"][found["million"]["best"]]["ms"]
