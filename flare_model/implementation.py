@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from types import ModuleType
 from typing import Final, Literal
 
 import torch
@@ -45,12 +46,8 @@ def mix_by_kernels(
     """
     if not _considered(implementation, device):
         return False
-    try:
-        from flare_model.kernels.support import unsupported
-    except ImportError:
-        reason: str | None = _NO_TRITON
-    else:
-        reason = unsupported(device, dtype, depth, num_latents)
+    support = _support()
+    reason: str | None = support.unsupported(device, dtype, depth, num_latents) if support else _NO_TRITON
     if reason and implementation == "triton":
         raise UsageError(f"{OPTION} triton asks for the kernels, but {reason}; {OPTION} auto takes what can run")
     if reason:
@@ -73,15 +70,20 @@ def network_by_kernels(
     """
     if not _considered(implementation, device):
         return False
-    try:
-        from flare_model.kernels.support import unsupported_network
-    except ImportError:
-        reason: str | None = _NO_TRITON
-    else:
-        reason = unsupported_network(device, dtype, channels, layers)
+    support = _support()
+    reason: str | None = support.unsupported_network(device, dtype, channels, layers) if support else _NO_TRITON
     if reason:
         _warn_once(f"pointwise networks by PyTorch's operators instead of the kernels: {reason}")
     return reason is None
+
+
+def _support() -> ModuleType | None:
+    """What the kernels say of themselves; None where Triton is not installed."""
+    try:
+        from flare_model.kernels import support
+    except ImportError:
+        return None
+    return support
 
 
 def _considered(implementation: Implementation, device: torch.device) -> bool:

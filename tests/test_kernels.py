@@ -6,6 +6,7 @@ import itertools
 import logging
 import re
 import struct
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ pytest.importorskip("triton", reason="the kernels need Triton, which is there fo
 import triton
 import triton.language as tl
 
-from flare_model import implementation
+from flare_model import implementation, kernels
 from flare_model.backbone import in_chunks
 from flare_model.kernels import arithmetic, support
 from flare_model.kernels.meshes import slice_of_mesh, slices_of_mesh
@@ -345,6 +346,21 @@ def test_falling_back_is_a_warning_once(caplog: pytest.LogCaptureFixture) -> Non
         f"{aside}up to 5 layers, the first and the last among them, not of 6",
     ]
     assert all(r.levelno == logging.WARNING for r in caplog.records)
+
+
+@pytest.mark.usefixtures("fresh_log")
+def test_without_triton_attention_calls_mix(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.delattr(kernels, "support")
+    monkeypatch.setitem(sys.modules, "flare_model.kernels.support", None)
+    with caplog.at_level(logging.WARNING, "flare_model.implementation"):
+        assert not implementation.mix_by_kernels("auto", CUDA, torch.bfloat16, 8, 16)
+        assert not implementation.network_by_kernels("triton", CUDA, torch.bfloat16, 64, 5)
+    assert len(caplog.records) == 2
+    assert all("Triton 3.6 or newer is not installed here" in r.message for r in caplog.records)
+    with pytest.raises(
+        UsageError, match=r"triton asks for the kernels, but Triton 3\.6 or newer is not installed here"
+    ):
+        implementation.mix_by_kernels("triton", CUDA, torch.bfloat16, 8, 16)
 
 
 def test_a_cpu_takes_the_attention_calls_unless_told_otherwise() -> None:
