@@ -357,9 +357,7 @@ def test_without_triton_attention_calls_mix(monkeypatch: pytest.MonkeyPatch, cap
         assert not implementation.network_by_kernels("triton", CUDA, torch.bfloat16, 64, 5)
     assert len(caplog.records) == 2
     assert all("Triton 3.6 or newer is not installed here" in r.message for r in caplog.records)
-    with pytest.raises(
-        UsageError, match=r"asks for the kernels, but Triton 3\.6 or newer is not installed here"
-    ):
+    with pytest.raises(UsageError, match=r"asks for the kernels, but Triton 3\.6 or newer is not installed here"):
         implementation.mix_by_kernels("triton", CUDA, torch.bfloat16, 8, 16)
 
 
