@@ -43,5 +43,5 @@ report_assets: ## Bundle the JavaScript of the report anew and lint the page's o
 benchmark: $(VENV)/installed ## Measure on this machine; results land in tests/benchmarks/results.
 	$(BIN)/python -m tests.benchmarks.build
 
-clean: ## Remove what was made here.
-	rm -rf $(VENV) demo runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## Remove the virtual environment, demo folders and caches; runs and data sets stay.
+	rm -rf $(VENV) demo demo_own build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -86,8 +86,10 @@ def outside(
     half_width, half_depth, height = build_volume
     beyond = np.maximum(points.max(0) - (half_width, half_depth, height), (-half_width, -half_depth, 0) - points.min(0))
     reasons = [
-        f"it reaches {distance:.3g} mm out of the build volume along {axis}"
-        for axis, distance in zip("xyz", beyond.tolist(), strict=True)
+        f"it reaches {distance:.3g} mm out of the build volume along {axis} ({bounds} mm)"
+        for axis, distance, bounds in zip(
+            "xyz", beyond.tolist(), (f"±{half_width:g}", f"±{half_depth:g}", f"0 … {height:g}"), strict=True
+        )
         if distance > _SLACK
     ]
     if envelope is None:
@@ -105,7 +107,10 @@ def outside(
     # Cells that are nearer to cubes than any of the training are no reason to doubt.
     if aspect_ratio is not None and aspect_ratio > envelope.aspect_ratio_max.largest + _SLACK:
         largest = envelope.aspect_ratio_max.largest
-        reasons.append(f"its worst aspect ratio {aspect_ratio:,.6g} lies above {largest:,.6g}, the largest in training")
+        reasons.append(
+            f"the aspect ratio of its worst cell, {aspect_ratio:,.6g}, lies above {largest:,.6g}, "
+            "the largest in training"
+        )
     if material and envelope.materials and material not in envelope.materials:
         reasons.append(f"its material {material} is none of those seen in training: {', '.join(envelope.materials)}")
     return reasons

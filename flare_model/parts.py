@@ -17,7 +17,7 @@ import meshio
 import numpy as np
 from numpy.typing import NDArray
 
-from lpbf_data.errors import LpbfError, StoreError, UsageError
+from lpbf_data.errors import GeometryError, LpbfError, StoreError, UsageError
 from lpbf_data.folder import DatasetFolder, is_hub_id
 from lpbf_data.manifest import MANIFEST_NAME
 from lpbf_data.mesh import hex_aspect_ratio
@@ -221,7 +221,10 @@ def read_part(path: Path, meshing: Meshing = Meshing()) -> Part:
 
 def _mesh_surface(path: Path, meshing: Meshing) -> Part:
     surface = on_build_plate(load_surface(path), centre=meshing.centre)
-    mesh = voxelize_to_size(surface, meshing.num_points, layer=LAYER)
+    try:
+        mesh = voxelize_to_size(surface, meshing.num_points, layer=LAYER)
+    except GeometryError as error:
+        raise GeometryError(f"{path}: {error}") from error
     return Part(path.stem, mesh.points.astype(np.float32), mesh.cells)
 
 
@@ -242,8 +245,8 @@ def _read_mesh(path: Path) -> Part:
         raise StoreError(f"{path} can't be read as a mesh: {error}; write it again") from error
     blocks = [block.data for block in mesh.cells if block.type == "hexahedron"]
     if not blocks or len(blocks) < len(mesh.cells):
-        kinds = ", ".join(sorted({block.type for block in mesh.cells})) or "no cells"
-        raise StoreError(f"{path} holds {kinds}; only hexahedral meshes can be predicted on")
+        kinds = ", ".join(sorted({block.type for block in mesh.cells})) or "no cells that can be read"
+        raise StoreError(f"{path} holds {kinds}; only hexahedral meshes (VTK's type 12) can be predicted on")
     points, cells = np.asarray(mesh.points, np.float32), np.concatenate(blocks).astype(np.int32)
     if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
         raise StoreError(f"{path}: points must be [N, 3] finite numbers")

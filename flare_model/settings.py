@@ -82,6 +82,7 @@ class Settings:
         return {
             "data": self.data,
             **self.identity,
+            "model": self.model.chosen,
             "seed": [self.seed],
             "checkpoint_every": self.checkpoint_every,
             "num_workers": self.num_workers,

@@ -62,6 +62,14 @@ class ModelSpec:
                 arguments[name] = dict(arguments.get(name, {})) | {k: v for k, v in numbers.items() if k in known}
         return ModelSpec(self.class_path, arguments)
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The same as options: without the arguments that data and target give, which the command line doesn't take."""
+        return {
+            "class_path": self.class_path,
+            "init_args": {name: value for name, value in self.init_args.items() if name not in _DIMENSIONS},
+        }
+
     def build(self) -> nn.Module:
         """Make the model, with fresh weights.
 

@@ -49,7 +49,7 @@ class Surrogate(nn.Module, Pretrained):
         """Predict the targets in physical units.
 
         Args:
-            points: Points in mm, [ΣN, 3]; [B, N, 3] where the model takes padded meshes.
+            points: Points in mm, [ΣN, 3], of any type; [B, N, 3] where the model takes padded meshes.
             features: Features in their own units, [ΣN, F]; None where the model takes none.
             offsets: First point of each mesh and the end of the last, [B + 1]; None for a single mesh.
             mask: True where a point exists, [B, N]; for padded meshes.
@@ -57,8 +57,11 @@ class Surrogate(nn.Module, Pretrained):
         Returns:
             [ΣN, T] or [B, N, T], float32.
         """
-        scaled = points / self.point_scale
-        known = None if features is None else (features - self.feature_mean) / self.feature_std
+        precision = self.point_scale.dtype
+        scaled = torch.as_tensor(points, dtype=precision) / self.point_scale
+        known = None
+        if features is not None:
+            known = (torch.as_tensor(features, dtype=precision) - self.feature_mean) / self.feature_std
         padded = {} if mask is None else {"mask": mask}
         normalised: Tensor = self.model(scaled, known, offsets, **padded)
         return normalised.float() * self.target_std + self.target_mean

@@ -89,6 +89,8 @@ def train(
     if not seed or len(set(seed)) != len(seed):
         raise UsageError(f"--seed must be one or more different numbers, not {seed}")
     folders = {s: Path(out) if len(seed) == 1 else Path(out) / f"seed-{s}" for s in seed}
+    if len(seed) > 1 and (Path(out) / RUN_NAME).exists():
+        raise UsageError(f"{out} holds a single run; give another --out for several seeds")
     splits = open_splits(settings)
     fabric, precision = open_fabric(recipe, accelerator)
     # What decides the numbers of a run is the precision that auto stands for here.
@@ -187,7 +189,8 @@ def _check_same_run(settings: Settings, about: dict[str, Any], folder: Path) -> 
     path = folder / RUN_NAME
     if not path.exists():
         if folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
-            raise UsageError(f"{folder} holds something else than a run; give another --out")
+            kind = "several runs, one for each seed" if [*folder.glob("seed-*")] else "something else than a run"
+            raise UsageError(f"{folder} holds {kind}; give another --out")
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))

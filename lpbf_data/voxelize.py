@@ -297,7 +297,11 @@ def mesh_of_mask(mask: NDArray[np.bool_], origin: Sequence[float], spacing: Sequ
     """
     indices = np.argwhere(mask)
     if len(indices) == 0:
-        raise GeometryError("no cell of the grid lies inside the surface; ask for more points")
+        size = " × ".join(f"{n * s:.3g}" for n, s in zip(mask.shape, spacing, strict=True))
+        raise GeometryError(
+            f"no cell of the grid of {size} mm lies inside the surface; lengths must be in mm, and if they are, "
+            "ask for more points"
+        )
     order = np.lexsort(indices.T)
     ox, oy, oz = map(float, origin)
     sx, sy, sz = map(float, spacing)

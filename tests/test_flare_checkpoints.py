@@ -57,6 +57,8 @@ def test_a_saved_surrogate_predicts_the_same(saved: Path) -> None:
     torch.testing.assert_close(from_pretrained(saved)(POINTS), tiny_surrogate()(POINTS), rtol=0, atol=0)
     assert from_pretrained(saved).usage == tiny_surrogate().usage
     assert not from_pretrained(saved).training
+    for points in (POINTS.double(), POINTS.double().numpy()):
+        torch.testing.assert_close(from_pretrained(saved)(points), tiny_surrogate()(POINTS), rtol=0, atol=0)
 
 
 def test_a_bare_model_comes_out_of_either_kind_of_checkpoint(saved: Path, tmp_path: Path) -> None:
@@ -286,16 +288,16 @@ def test_parts_outside_of_the_training_are_told_with_reasons() -> None:
     reasons = outside(envelope, inside * [1, 1, 7] + [12, 0, 0], aspect_ratio=9.0, material="in718")
     assert len(reasons) == 5
     assert "mm out of the build volume along x" in reasons[0]
-    assert "10 mm out of the build volume along z" in reasons[1]
+    assert "10 mm out of the build volume along z (0 … " in reasons[1]
     assert "height 70 mm lies outside 1 … 20 mm" in reasons[2]
-    assert "worst aspect ratio 9" in reasons[3]
+    assert "aspect ratio of its worst cell, 9," in reasons[3]
     assert "in718 is none of those seen in training: ti64" in reasons[4]
     assert "number of points 2" in outside(envelope, inside[:2])[0]
     assert outside(None, inside) == []
     long_cells = Envelope(3, Range(5, 50), Range(1, 20), Range(3, 4), ("ti64",), 20.0)
     assert outside(long_cells, inside, aspect_ratio=1.0) == []
     assert outside(long_cells, inside, aspect_ratio=4.5) == [
-        "its worst aspect ratio 4.5 lies above 4, the largest in training"
+        "the aspect ratio of its worst cell, 4.5, lies above 4, the largest in training"
     ]
 
 

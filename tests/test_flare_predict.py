@@ -187,6 +187,7 @@ def test_a_surface_has_as_many_points_as_parts_of_the_training(trained_run: Path
         ("other.vtk", "can't be read as a mesh: it is cut short or no .vtk file"),
         ("no/part.vtu", "there is no"),
         ("open.stl", "not watertight"),
+        ("metres.stl", "metres.stl: no cell of the grid of 0.04 × 0.01 × 0.04 mm lies inside the surface"),
     ],
 )
 def test_what_is_no_part_is_refused(
@@ -200,6 +201,7 @@ def test_what_is_no_part_is_refused(
     holed = trimesh.creation.box()
     holed.update_faces(np.arange(len(holed.faces)) > 0)
     holed.export(tmp_path / "open.stl")
+    trimesh.creation.box((0.04, 0.01, 0.012)).export(tmp_path / "metres.stl")
     assert predict(str(trained_run), [str(tmp_path / source)], out=str(tmp_path / "out")) == 1
     said = capfd.readouterr()
     assert words in said.err

@@ -79,6 +79,18 @@ def test_a_folder_with_something_else_is_left_alone(box_dataset: str, tmp_path: 
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_one_run_and_runs_of_several_seeds_have_folders_of_their_own(
+    box_dataset: str, trained_run: Path, tmp_path: Path
+) -> None:
+    before = sorted(p.name for p in trained_run.iterdir())
+    with pytest.raises(UsageError, match="holds a single run; give another --out for several seeds"):
+        go(box_dataset, trained_run, seed=[0, 1], recipe=LEARNING)
+    assert sorted(p.name for p in trained_run.iterdir()) == before
+    (tmp_path / "seed-0").mkdir()
+    with pytest.raises(UsageError, match="holds several runs, one for each seed; give another --out"):
+        go(box_dataset, tmp_path)
+
+
 def test_differences_are_named() -> None:
     assert changes({"a": 1, "b": {"c": [1], "d": 2}}, {"b": {"c": [2], "d": 2}, "e": 0}) == [
         "--a: 1 → None",

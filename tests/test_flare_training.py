@@ -78,6 +78,15 @@ def test_the_configuration_of_a_run_starts_the_same_run(trained_run: Path, tmp_p
     assert "data_wait" in done.stderr
 
 
+def test_the_configuration_of_a_run_names_what_the_command_line_takes(box_dataset: str, tmp_path: Path) -> None:
+    """Numbers that data and target give are no options of a model."""
+    first = go(box_dataset, tmp_path / "a", model={"class_path": POINTWISE}, recipe=Recipe(epochs=1))
+    command = [sys.executable, "-m", "flare_model.train", "--config", str(first / "config.yaml"), "--out"]
+    done = subprocess.run([*command, str(tmp_path / "b")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "b") == losses(first)
+
+
 def test_several_seeds_give_mean_and_standard_deviation(
     box_dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
