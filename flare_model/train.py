@@ -86,11 +86,7 @@ def train(
         num_workers=num_workers,
         accelerator=accelerator,
     )
-    if not seed or len(set(seed)) != len(seed):
-        raise UsageError(f"--seed must be one or more different numbers, not {seed}")
-    folders = {s: Path(out) if len(seed) == 1 else Path(out) / f"seed-{s}" for s in seed}
-    if len(seed) > 1 and (Path(out) / RUN_NAME).exists():
-        raise UsageError(f"{out} holds a single run; give another --out for several seeds")
+    folders = _folders(Path(out), seed)
     splits = open_splits(settings)
     fabric, precision = open_fabric(recipe, accelerator)
     # What decides the numbers of a run is the precision that auto stands for here.
@@ -104,6 +100,21 @@ def train(
     if fabric.is_global_zero:
         _report(results, folders, Path(out), Console(soft_wrap=True))
     return 0
+
+
+def _folders(out: Path, seeds: Sequence[int]) -> dict[int, Path]:
+    """Where each seed's run goes: into out itself, or one of several into a folder of its own within.
+
+    Raises:
+        UsageError: If the seeds are none or not different, or several would lie beside a single run.
+    """
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise UsageError(f"--seed must be one or more different numbers, not {seeds}")
+    if len(seeds) == 1:
+        return {seeds[0]: out}
+    if (out / RUN_NAME).exists():
+        raise UsageError(f"{out} holds a single run; give another --out for several seeds")
+    return {seed: out / f"seed-{seed}" for seed in seeds}
 
 
 def open_splits(settings: Settings) -> dict[str, Split]:

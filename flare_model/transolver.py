@@ -77,22 +77,19 @@ class PhysicsAttention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[B, N, C] or [ΣN, C] to the same."""
-        if layout.offsets is None:
-            return self._attend(x, layout.mask, None)
-        if layout.offsets.shape[0] == 2:
-            return self._attend(x.unsqueeze(0), None, None).squeeze(0)
         tiles = layout.tiles
-        assert tiles is not None
+        if tiles is None:
+            return layout.attend(self._attend, x)
         return tiles.join(self._attend(tiles.cut(x), tiles.exists, tiles))
 
-    def _attend(self, x: Tensor, exists: Tensor | None, tiles: MeshTiles | None) -> Tensor:
+    def _attend(self, x: Tensor, mask: Tensor | None, tiles: MeshTiles | None = None) -> Tensor:
         """[B, N, C], or tiles of joined meshes [R, L, C], to the same."""
         scores = self.slices(self.assign(x).unflatten(-1, (self.num_heads, -1)))
         weights = torch.softmax(scores / self.temperature.clamp(0.1, 5.0), dim=-1)
         values = self.values(x).unflatten(-1, (self.num_heads, -1))
         weights = weights.to(values.dtype)
-        if exists is not None:
-            weights = weights * exists[:, :, None, None]
+        if mask is not None:
+            weights = weights * mask[:, :, None, None]
         sums, totals = torch.einsum("bnhg,bnhd->bhgd", weights, values), weights.sum(dim=1)
         if tiles is not None:
             sums, totals = tiles.total(sums), tiles.total(totals)

@@ -55,19 +55,25 @@ def squared_errors(
     return torch.stack([(a - b).square().sum() for a, b in zip(found, truth, strict=True)]).cpu()
 
 
+def relative_squares(inputs: tuple[Tensor, ...], gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    """Squared relative errors of output and gradients by the kernels and by attention, [2, 4]."""
+    truth = oracle(inputs, gradient, dtype)
+    norms = torch.stack([t.square().sum() for t in truth]).cpu()
+    both = [squared_errors(inputs, gradient, dtype, truth, function) for function in (mix, by_attention)]
+    return (torch.stack(both) / norms).float()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 def test_errors_are_no_larger_than_those_of_attention(dtype: torch.dtype) -> None:
     """Relative L2 over all shapes and ten seeds; in the interpreter each seed has one shape."""
-    squares = {"kernels": torch.zeros(4), "attention": torch.zeros(4)}
+    squares = torch.zeros(2, 4)
     pairs = list(itertools.product(SHAPES, range(10))) if DEVICE == "cuda" else [(SHAPES[s % 5], s) for s in range(10)]
     for shape, seed in pairs:
-        q, k, v, g = sample(shape, seed)
-        truth = oracle((q, k, v), g, dtype)
-        norms = torch.stack([t.square().sum() for t in truth]).cpu()
-        for name, function in (("kernels", mix), ("attention", by_attention)):
-            squares[name] += (squared_errors((q, k, v), g, dtype, truth, function) / norms).float()
-    assert (squares["kernels"].sqrt() <= 1.1 * squares["attention"].sqrt()).all(), squares
-    assert (squares["kernels"] / len(pairs)).sqrt().max() < TOLERANCE[dtype]
+        *inputs, g = sample(shape, seed)
+        squares += relative_squares(tuple(inputs), g, dtype)
+    kernels, attention = squares
+    assert (kernels.sqrt() <= 1.1 * attention.sqrt()).all(), squares
+    assert (kernels / len(pairs)).sqrt().max() < TOLERANCE[dtype]
 
 
 def test_rounding_cancels_over_the_points() -> None:
@@ -75,10 +81,7 @@ def test_rounding_cancels_over_the_points() -> None:
     squares = torch.zeros(2, 4)
     for seed in range(2):
         q, k, v, g = sample((1, 8, 16, 240), seed)
-        truth = oracle((q, k, v), g + 0.5, HALVES[-1])
-        norms = torch.stack([t.square().sum() for t in truth]).cpu()
-        for row, function in zip(squares, (mix, by_attention), strict=True):
-            row.add_((squared_errors((q, k, v), g + 0.5, HALVES[-1], truth, function) / norms).float())
+        squares += relative_squares((q, k, v), g + 0.5, HALVES[-1])
     kernels, attention = squares.sqrt()
     assert (kernels <= 1.1 * attention).all()
     if DEVICE == "cpu":  # The attention calls of a CPU make this error.
@@ -91,11 +94,8 @@ def test_values_with_a_mean_keep_their_digits(depth: int) -> None:
     squares = torch.zeros(2, 4)
     for seed in range(3):
         q, k, v, g = sample((1, depth, 16, 120), seed)
-        inputs = (q / depth, k, v + 16)  # Levels lie close together, as the quick way asks.
-        truth = oracle(inputs, g, HALVES[-1])
-        norms = torch.stack([t.square().sum() for t in truth]).cpu()
-        for row, function in zip(squares, (mix, by_attention), strict=True):
-            row.add_((squared_errors(inputs, g, HALVES[-1], truth, function) / norms).float())
+        # Levels lie close together, as the quick way asks.
+        squares += relative_squares((q / depth, k, v + 16), g, HALVES[-1])
     kernels, attention = squares.sqrt()
     assert (kernels <= 1.1 * attention).all(), squares
 

@@ -21,14 +21,12 @@ from flare_model.kernels.gradients import (
     scale_latents_kernel,
     sum_slices_kernel,
 )
-from flare_model.kernels.tuning import INTERPRETED, Kernel, Tiles, tiles_of
+from flare_model.kernels.tuning import INTERPRETED, PROGRAMS, Kernel, Tiles, tiles_of
 
 _LEVELS: Final = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
 _TYPES: Final = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 _MERGED_LATENTS: Final = 16
 _MERGED_SLICES: Final = 16
-_PROGRAMS: Final = 2112
-"""Programs that fill a GPU, whatever a program takes of it."""
 _TILES_A_PROGRAM: Final = 4
 
 
@@ -85,7 +83,7 @@ class _Points:
         """Points of a slice, and the number of slices; see [meshes][flare_model.kernels.meshes]."""
         # Each program reads latents before its first tile: small meshes are not for many programs.
         enough = self.total * programs_a_slice // (_TILES_A_PROGRAM * tiles.points)
-        wanted = max(1, min(tiles.programs, max(enough, _PROGRAMS)) // programs_a_slice)
+        wanted = max(1, min(tiles.programs, max(enough, PROGRAMS)) // programs_a_slice)
         # Places within a slice are counted in 32 bits.
         most = (1 << 30) // (self.heads * self.depth)
         length = min(triton.cdiv(triton.cdiv(self.total, wanted), tiles.points) * tiles.points, most)

@@ -13,6 +13,10 @@ INTERPRETED: Final = bool(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on the CPU."""
 
 
+PROGRAMS: Final = 2112
+"""Programs that fill a GPU, whatever a program takes of it."""
+
+
 @dataclass(frozen=True)
 class Tiles:
     """How a kernel is cut.
@@ -22,7 +26,7 @@ class Tiles:
         latents: Largest number of latents of a tile.
         warps: Warps of a program.
         stages: Tiles of points that are on their way at a time.
-        programs: Programs to have about; above 2,112 only as many as leave four tiles of points each.
+        programs: Programs to have about; above PROGRAMS only as many as leave four tiles of points each.
         unrolled: Tiles of latents that pass two of the gradient takes at a time: dQ of all of them lies in registers.
         polynomials: How many of four exponentials are taken by polynomials, 0 to 2; pass two takes none.
         registers: Most registers of a thread; None leaves it to the compiler.
@@ -32,7 +36,7 @@ class Tiles:
     latents: int
     warps: int = 4
     stages: int = 3
-    programs: int = 2112
+    programs: int = PROGRAMS
     unrolled: int = 4
     polynomials: int = 0
     registers: int | None = None
