@@ -1,0 +1,99 @@
+"""What was left out, changed, guessed or repaired on the way, told once and with numbers.
+
+A reader that meets a doubled triangle, a folder of litter or a file without units goes on, but never without a word: it
+returns [Remark][lpbf_data.remarks.Remark]s beside its result. Commands print them once, under their closing table, and
+keep them in the JSON that lies beside the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+MAX_EXAMPLES = 3
+"""So many places are named of each kind; the count tells of the others."""
+
+
+class Treatment(StrEnum):
+    """What was done about something unexpected."""
+
+    LEFT_OUT = "left_out"
+    CHANGED = "changed"
+    GUESSED = "guessed"
+    REPAIRED = "repaired"
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One kind of thing that was left out, changed, guessed or repaired.
+
+    Attributes:
+        treatment: What was done about it.
+        kind: A short name that stays the same from version to version, for programs: `"litter"`, `"merged_facets"`.
+        sentence: What was met and what was done, for people; the same for every place where it was met.
+        count: How often it was met.
+        examples: Where, at most [MAX_EXAMPLES][lpbf_data.remarks.MAX_EXAMPLES] places: files, cases, bodies.
+    """
+
+    treatment: Treatment
+    kind: str
+    sentence: str
+    count: int = 1
+    examples: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The remark on one line, as commands print it."""
+        where = ", ".join(self.examples)
+        if self.count > len(self.examples) > 0:
+            where += ", …"
+        return f"{str(self.treatment).replace('_', ' ')}: {self.sentence}" + (f" ({where})" if where else "")
+
+    def as_dict(self) -> dict[str, object]:
+        """The remark as JSON takes it."""
+        return {
+            "treatment": str(self.treatment),
+            "kind": self.kind,
+            "sentence": self.sentence,
+            "count": self.count,
+            "examples": list(self.examples),
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, object]) -> Remark:
+        """The remark that `as_dict` wrote.
+
+        Raises:
+            ValueError: A treatment that doesn't exist.
+            KeyError: A field is missing.
+            TypeError: A field of another type.
+        """
+        count, examples = stored["count"], stored["examples"]
+        if not isinstance(count, int) or not isinstance(examples, list):
+            raise TypeError("a remark's count is a whole number and its examples a list")
+        return cls(
+            Treatment(str(stored["treatment"])),
+            str(stored["kind"]),
+            str(stored["sentence"]),
+            count,
+            tuple(map(str, examples)),
+        )
+
+
+def merge_remarks(remarks: Iterable[Remark]) -> tuple[Remark, ...]:
+    """Equal remarks as one, counts added and examples joined, in the order in which they first came.
+
+    >>> litter = Remark(Treatment.LEFT_OUT, "litter", "files that the operating system left", examples=("a/._b",))
+    >>> print(*merge_remarks([litter, litter]))
+    left out: files that the operating system left (a/._b, …)
+    """
+    merged: dict[tuple[Treatment, str, str], Remark] = {}
+    for remark in remarks:
+        key = (remark.treatment, remark.kind, remark.sentence)
+        before = merged.get(key)
+        if before is None:
+            merged[key] = replace(remark, examples=tuple(dict.fromkeys(remark.examples))[:MAX_EXAMPLES])
+            continue
+        examples = tuple(dict.fromkeys(before.examples + remark.examples))[:MAX_EXAMPLES]
+        merged[key] = replace(before, count=before.count + remark.count, examples=examples)
+    return tuple(merged.values())
