@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 OUT ?= $(if $(SRC),demo_own,demo)
 # Where real or simulated NetFabb results lie; without it the demo simulates parts of its own.
 SRC ?=
+# Platforms whose pins are checked: linux, macos, windows; all of them without a name.
+PLATFORMS ?=
 
 .PHONY: help demo test slow lint format pins check_pins report_assets benchmark clean
 
@@ -43,7 +45,7 @@ pins: $(VENV)/installed ## Pin all packages anew, for every platform at once; UP
 	  pyproject.toml --output-file constraints.txt
 
 check_pins: $(VENV)/installed ## Do the pins resolve for a stranger, on Linux, macOS and Windows, Python 3.11 to 3.14?
-	$(BIN)/python -m tests.check_pins --pip
+	$(BIN)/python -m tests.check_pins --platforms '$(PLATFORMS)' --pip
 
 report_assets: ## Bundle the JavaScript of the report anew and lint the page's own; needs node and npm, users don't.
 	cd pipelines/report_assets && npm ci && npm run lint && npm run build
