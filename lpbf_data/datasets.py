@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
 from torch_geometric.data import Dataset
 
 from lpbf_data.arrays import TARGET_FIELD, Selection
@@ -15,13 +17,14 @@ from lpbf_data.cache import DEFAULT_SIZE, Cache, CachedCases, CollectionKey, cac
 from lpbf_data.errors import UsageError
 from lpbf_data.folder import DatasetFolder
 from lpbf_data.footers import KeptFooters
-from lpbf_data.ranks import check_rank
+from lpbf_data.ranks import check_rank, check_seed
 from lpbf_data.reader import SplitReader
 from lpbf_data.samples import CaseSamples, SampleFormat, Transform
 from lpbf_data.sampling import Uneven
 from lpbf_data.statistics import FieldStatistics
 from lpbf_data.stream import CaseStream, OnError
 from lpbf_data.tensors import CaseTensors
+from lpbf_data.worker_epochs import shared_numbers
 
 __all__ = ["CaseDataset", "CaseStream", "load_dataset"]
 
@@ -29,13 +32,25 @@ __all__ = ["CaseDataset", "CaseStream", "load_dataset"]
 class CaseDataset(Dataset):  # type: ignore[misc]
     """A split with random access: `len`, indexing, slices; samples as [load_dataset][lpbf_data.load_dataset] says.
 
+    Random transforms draw anew every time that a case is read. After `set_epoch` they draw from (seed, epoch, case)
+    alone: the same in any process, and whenever the case is read.
+
     Args:
         samples: The cases.
+        seed: Seed of random transforms.
     """
 
-    def __init__(self, samples: CaseSamples) -> None:
+    def __init__(self, samples: CaseSamples, seed: int = 0) -> None:
         super().__init__(root=None, transform=None)
         self.samples = samples
+        self.seed = check_seed(seed)
+        # Shared with the workers of a DataLoader that live on: the epoch and one, 0 until one is set.
+        self._epoch = shared_numbers(1)
+        self._reads: Counter[int] = Counter()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let random transforms draw what belongs to an epoch."""
+        self._epoch[0] = epoch + 1
 
     @property
     def case_ids(self) -> list[str]:
@@ -68,7 +83,16 @@ class CaseDataset(Dataset):  # type: ignore[misc]
 
     def get(self, idx: int) -> Any:
         """One sample."""
-        return self.samples.sample(idx)
+        if not getattr(self.samples.transform, "random", False):
+            return self.samples.sample(idx)
+        if (epoch := int(self._epoch) - 1) >= 0:
+            return self.samples.sample(idx, seed=self.seed, epoch=epoch)
+        # Nobody says which epoch it is. A worker's seed differs from iteration to iteration of a DataLoader, unless
+        # workers live on; how often a case was read here, where they do.
+        self._reads[idx] += 1
+        worker = get_worker_info()
+        drawn = [self._reads[idx] - 1] if worker is None else [self._reads[idx] - 1, worker.seed]
+        return self.samples.sample(idx, seed=self.seed, epoch=drawn)
 
     def statistics(self) -> dict[str, FieldStatistics]:
         """Statistics of each column over the cases, by the names of the columns, such as "displacement_z".
@@ -145,6 +169,7 @@ def load_dataset(
     _check("format", format, get_args(SampleFormat))
     _check("on_error", on_error, get_args(OnError))
     _check("uneven", uneven, get_args(Uneven))
+    seed = check_seed(seed)
     ranks = check_rank(rank, world_size)
     if batch_size < 1:
         raise UsageError(f"batch_size must be positive, not {batch_size}")
@@ -162,7 +187,7 @@ def load_dataset(
         tensors.cache = CachedCases(root, _collection_key(tensors), limit, offline=no_network)
     samples = CaseSamples(tensors, format, transform)
     if not streaming:
-        return CaseDataset(samples)
+        return CaseDataset(samples, seed)
     return CaseStream(
         samples, shuffle=shuffle, seed=seed, uneven=uneven, batch_size=batch_size, on_error=on_error, ranks=ranks
     )

@@ -7,11 +7,14 @@ batch; what was read ahead doesn't count.
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,41 +25,50 @@ from lpbf_data.batch_source import COLLATE, BatchSource, Collate, Order, Served
 from lpbf_data.cache import DEFAULT_SIZE, Cache
 from lpbf_data.datasets import CaseDataset, load_dataset
 from lpbf_data.errors import UsageError
-from lpbf_data.ranks import check_rank, rank_of_process
+from lpbf_data.ranks import check_rank, check_seed, rank_of_process
 from lpbf_data.read_ahead import ReadAhead
 from lpbf_data.samples import CaseSamples, Transform
 from lpbf_data.sampling import Sharing, Step, Uneven, epoch_order
 from lpbf_data.stream import CaseStream, OnError, SkippedCaseWarning, State, check_state
 
+_WHERE: Final = ("revision", "cache_dir", "token", "offline")
 StartMethod = Literal["fork", "spawn", "forkserver"]
 
 
 class Loader:
     """Batches of one epoch after the other; made by [make_loader][lpbf_data.make_loader].
 
-    Each `for` loop gives what is left of the epoch at work, and then the loader stands at the next one. Left early, the
-    next loop goes on behind the last batch that was given.
+    Each `for` loop gives a whole epoch, the next one every time, also where the loop before was left early (as
+    Lightning leaves its sanity check). Only a position that was loaded is taken up as it is:
+    `loader.load_state_dict(saved)`, or `loader.load_state_dict(loader.state_dict())` to go on behind the last batch of
+    a loop that was left. Ranks are those of the process group at the time of a loop, which may be made after the loader.
 
     Attributes:
         dataset: The cases, with random access.
         epoch: Number of the epoch at work.
-        rank: Whose batches these are.
-        world_size: Number of ranks.
         seconds_waiting: Time that the caller spent waiting for batches, in all.
         skipped: Id to reason for cases that were left out because they couldn't be read.
     """
 
     def __init__(
-        self, dataset: CaseDataset, batches: BatchSource, sharing: Sharing, rank: int, *, shuffle: bool, read_ahead: int
+        self,
+        dataset: CaseDataset,
+        batches: BatchSource,
+        sharing: Sharing,
+        ranks: tuple[int, int] | None,
+        *,
+        shuffle: bool,
+        read_ahead: int,
     ) -> None:
         self.dataset = dataset
         self.epoch = 0
-        self.rank = rank
-        self.world_size = sharing.ranks
         self.seconds_waiting = 0.0
         self.skipped: dict[str, str] = {}
         self._batches = batches
-        self._sharing = sharing
+        self._shares = sharing
+        self._ranks = ranks
+        # Whether the next loop starts at the position that is set, and whether in the epoch that is.
+        self._placed = self._epoch_set = True
         self._shuffle = shuffle
         self._read_ahead = read_ahead
         self._position = 0
@@ -67,6 +79,20 @@ class Loader:
         self._sizes = dataset.sizes
         self._digest = dataset.samples.digest(self._places)
         sharing.check_sizes(self._sizes)
+
+    @property
+    def rank(self) -> int:
+        """Whose batches these are: as asked for, or as torch.distributed says now."""
+        return (self._ranks or rank_of_process())[0]
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks: as asked for, or as torch.distributed says now."""
+        return (self._ranks or rank_of_process())[1]
+
+    @property
+    def _sharing(self) -> Sharing:
+        return self._shares if self._shares.ranks == self.world_size else replace(self._shares, ranks=self.world_size)
 
     def start_workers(self, count: int, start_method: StartMethod | None) -> None:
         """Let processes read.
@@ -108,8 +134,8 @@ class Loader:
         return self._sharing.num_steps(self.rank, self._order(), self._sizes)
 
     def __iter__(self) -> Iterator[Any]:
-        """What is left of the epoch."""
-        self._skip_finished()
+        """A whole epoch, or what is left of it behind a position that was loaded."""
+        self._begin()
         source = (self._batches[order] for order in self.orders()) if self._workers is None else iter(self._workers)
         waited = self.seconds_waiting
         with ReadAhead(source, self._read_ahead, _pinned if self._pin else None) as ready:
@@ -121,6 +147,14 @@ class Loader:
                 self._report(served.skipped)
                 yield served.batch
         self.epoch, self._position = self.epoch + 1, 0
+
+    def _begin(self) -> None:
+        """Stand where the next loop starts."""
+        if self._placed:
+            self._skip_finished()
+        else:
+            self.epoch, self._position = self.epoch + (self._position > 0 and not self._epoch_set), 0
+        self._placed = self._epoch_set = False
 
     def _skip_finished(self) -> None:
         if self._is_finished():
@@ -138,10 +172,11 @@ class Loader:
                 self.skipped[case_id] = reason
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch, unless it is the one at work."""
+        """Go to the beginning of an epoch; a position in it that was loaded stays."""
         self._skip_finished()
         if epoch != self.epoch:
             self.epoch, self._position = epoch, 0
+        self._epoch_set = True
 
     def state_dict(self) -> State:
         """Where training stands: plain numbers and texts, the same on all ranks after the same number of batches.
@@ -168,7 +203,7 @@ class Loader:
         check_state(state, mine)
         if state["seed"] != mine["seed"]:
             raise UsageError(f"the saved state has seed={state['seed']}, the loader has seed={mine['seed']}")
-        self.epoch, self._position = int(state["epoch"]), int(state["consumed"])
+        self.epoch, self._position, self._placed = int(state["epoch"]), int(state["consumed"]), True
 
 
 def _orders_of(steps: Iterator[Step], rank: int, epoch: int, places: Sequence[int]) -> Iterator[Order]:
@@ -205,8 +240,8 @@ def make_loader(
     *,
     batch_size: int | None = None,
     max_points: int | None = None,
-    shuffle: bool = False,
-    seed: int = 0,
+    shuffle: bool | None = None,
+    seed: int | None = None,
     num_workers: int = 0,
     fields: Sequence[str] | None = None,
     cells: bool = False,
@@ -216,7 +251,7 @@ def make_loader(
     rank: int | None = None,
     world_size: int | None = None,
     uneven: Uneven = "drop",
-    on_error: OnError = "raise",
+    on_error: OnError | None = None,
     cache: Cache = None,
     cache_size: int | str = DEFAULT_SIZE,
     in_memory: bool = False,
@@ -234,8 +269,8 @@ def make_loader(
         batch_size: Cases a rank and step, 1 by default; together with `max_points` the largest number of them, any by
             default.
         max_points: Points a rank and step at most; steps are balanced over the ranks.
-        shuffle: Draw a new permutation of all cases for each epoch.
-        seed: Seed of the permutations, and of random transforms.
+        shuffle: Draw a new permutation of all cases for each epoch; as an opened stream was asked to, else False.
+        seed: Seed of the permutations, and of random transforms; that of an opened data set, else 0.
         num_workers: Processes that read; 0 reads in a thread of this one, enough for cached data.
         fields: Fields to read beside points and target; all stored ones by default, `[]` for none.
         cells: Give the cells.
@@ -246,7 +281,8 @@ def make_loader(
         rank: Whose batches; as torch.distributed says by default.
         world_size: Number of ranks; as torch.distributed says by default.
         uneven: What becomes of the last cases of an epoch; see [Uneven][lpbf_data.sampling.Uneven].
-        on_error: "raise", or "skip" to leave out what can't be read, with a warning, and count it in `skipped`.
+        on_error: "raise", or "skip" to leave out what can't be read, with a warning, and count it in `skipped`; as
+            an opened stream was asked to, else "raise".
         cache: Where decoded cases are kept; see [load_dataset][lpbf_data.load_dataset].
         cache_size: Bytes that the whole cache may take.
         in_memory: Read all cases now and keep them in memory.
@@ -259,7 +295,7 @@ def make_loader(
         UsageError: If there is no such data set, split or field, or the options don't fit together.
         StoreError: If it can't be read.
     """
-    rank, world_size = check_rank(rank, world_size) or rank_of_process()
+    ranks = check_rank(rank, world_size)
     if not callable(collate) and collate not in COLLATE:
         raise UsageError(f"unknown collate {collate!r}; known are: {', '.join(COLLATE)}, or a function")
     if num_workers < 0:
@@ -268,20 +304,60 @@ def make_loader(
         raise UsageError(f"read_ahead={read_ahead} must be positive")
     if batch_size is None and max_points is None:
         batch_size = 1
-    sharing = Sharing(world_size, batch_size, max_points, uneven)
+    sharing = Sharing((ranks or rank_of_process())[1], batch_size, max_points, uneven)
+    _check_words(where, opened=not isinstance(data, str | Path))
     if isinstance(data, str | Path):
         data = load_dataset(
             data, split, fields=fields, cells=cells, edges=edges, cache=cache, cache_size=cache_size,
-            in_memory=in_memory, on_error=on_error, **where,
+            in_memory=in_memory, **where,
         )  # fmt: skip
+    elif given := _of_opening(fields, cells, edges, cache, cache_size, in_memory):
+        raise UsageError(f"an opened data set has its own {given[0]}; give it to load_dataset")
     if not isinstance(data, CaseDataset | CaseStream):
         raise UsageError(f"data must be a name or an opened data set, not {type(data).__name__}")
-    dataset = data if isinstance(data, CaseDataset) else CaseDataset(data.samples)
+    if isinstance(data, CaseStream):
+        shuffle = data.shuffle if shuffle is None else shuffle
+        on_error = on_error or data.on_error
+    seed = data.seed if seed is None else check_seed(seed)
+    on_error = on_error or "raise"
+    if on_error not in get_args(OnError):
+        raise UsageError(f"unknown on_error {on_error!r}; known are: {', '.join(get_args(OnError))}")
+    dataset = data if isinstance(data, CaseDataset) else CaseDataset(data.samples, data.seed)
     samples = dataset.samples
     samples = CaseSamples(samples.tensors, "pyg" if collate == "pyg" else "torch", transform or samples.transform)
     batches = BatchSource(samples, list(dataset.indices()), collate, seed, on_error)
-    loader = Loader(dataset, batches, sharing, rank, shuffle=shuffle, read_ahead=read_ahead)
+    loader = Loader(dataset, batches, sharing, ranks, shuffle=bool(shuffle), read_ahead=read_ahead)
     if pin_memory or (pin_memory is None and torch.cuda.is_available()):
         loader.pin_memory()
     loader.start_workers(num_workers, start_method)
     return loader
+
+
+def _of_opening(
+    fields: Sequence[str] | None, cells: object, edges: object, cache: Cache, cache_size: int | str, in_memory: object
+) -> list[str]:
+    """Names of the options that decide how a data set is opened, as far as they were given."""
+    given = (
+        ("fields", fields is not None),
+        ("cells", bool(cells)),
+        ("edges", bool(edges)),
+        ("cache", cache is not None),
+        ("cache_size", cache_size != DEFAULT_SIZE),
+        ("in_memory", bool(in_memory)),
+    )
+    return [name for name, is_given in given if is_given]
+
+
+def _check_words(where: Mapping[str, Any], *, opened: bool) -> None:
+    """Refuse options that don't exist, or that come too late.
+
+    Raises:
+        UsageError: With the nearest name.
+    """
+    for name in where:
+        if name not in _WHERE:
+            known = [*inspect.signature(make_loader).parameters, *_WHERE]
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UsageError(f"make_loader has no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        if opened:
+            raise UsageError(f"an opened data set has its own {name}; give it to load_dataset")

@@ -1,6 +1,9 @@
-"""Which of several training processes this is."""
+"""Which of several training processes this is, and what their seeds may be."""
 
 from __future__ import annotations
+
+import operator
+from typing import Any
 
 import torch
 
@@ -20,6 +23,24 @@ def check_rank(rank: int | None, world_size: int | None) -> tuple[int, int] | No
     if not 0 <= rank < world_size:
         raise UsageError(f"rank={rank} must lie between 0 and world_size - 1 = {world_size - 1}")
     return rank, world_size
+
+
+def check_seed(seed: Any) -> int:
+    """A seed as a plain number, so that positions that hold it can be saved as JSON.
+
+    Args:
+        seed: A whole number of any kind, NumPy's too.
+
+    Raises:
+        UsageError: If it is none, or negative.
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise UsageError(f"seed={seed!r} must be a whole number, 0 or more")
+    return number
 
 
 def rank_of_process() -> tuple[int, int]:

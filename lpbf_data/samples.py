@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -53,13 +53,13 @@ class CaseSamples:
         """Points of each case."""
         return self.tensors.reader.sizes
 
-    def sample(self, index: int, *, seed: int = 0, epoch: int = 0) -> Any:
+    def sample(self, index: int, *, seed: int = 0, epoch: int | Sequence[int] = 0) -> Any:
         """One sample, the caller's own.
 
         Args:
             index: Number of the case in the split.
             seed: Together with the epoch and the case decides what a random transform draws.
-            epoch: Number of the epoch.
+            epoch: Number of the epoch; or several numbers, where the epoch isn't known, that tell draws apart.
 
         Raises:
             StoreError: If the case can't be read.
@@ -72,7 +72,7 @@ class CaseSamples:
         if self.transform is None:
             return sample
         if getattr(self.transform, "random", False):
-            return self.transform(sample, np.random.default_rng([seed, epoch, index]))
+            return self.transform(sample, np.random.default_rng([seed, *np.atleast_1d(epoch).tolist(), index]))
         return self.transform(sample)
 
     def view(self, index: int) -> dict[str, Any]:

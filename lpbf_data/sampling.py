@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.errors import UsageError
+from lpbf_data.ranks import check_rank, check_seed
 
 Uneven = Literal["drop", "pad", "keep"]
 """What becomes of the last cases of an epoch, fewer than there are ranks, that can't be shared out evenly.
@@ -209,17 +210,20 @@ class NodeBudgetSampler:
         self.sizes = np.asarray(sizes, dtype=np.int64)
         self.sharing = Sharing(world_size, batch_size, max_points, uneven)
         self.sharing.check_sizes(self.sizes)
+        check_rank(rank, world_size)
         self.shuffle = shuffle
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.rank = rank
         self.epoch = 0
+        self._begun = False
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation of the next iteration."""
-        self.epoch = epoch
+        """Choose the permutation of the next iteration; those after it follow one another."""
+        self.epoch, self._begun = epoch, False
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Batches of this rank, as lists of numbers of cases."""
+        """Batches of this rank, as lists of numbers of cases; of the next epoch with every loop."""
+        self.epoch, self._begun = self.epoch + self._begun, True
         order = epoch_order(len(self.sizes), shuffle=self.shuffle, seed=self.seed, epoch=self.epoch)
         for step in self.sharing.steps(order, self.sizes):
             if step.shares[self.rank]:

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lpbf_data.errors import StoreError, UsageError
-from lpbf_data.ranks import rank_of_process
+from lpbf_data.ranks import check_seed, rank_of_process
 from lpbf_data.samples import CaseSamples
 from lpbf_data.sampling import Uneven, epoch_order
+from lpbf_data.worker_epochs import WorkerEpochs, shared_numbers
 
 OnError = Literal["raise", "skip"]
 State = dict[str, Any]
@@ -26,6 +26,10 @@ class SkippedCaseWarning(UserWarning):
 
 class CaseStream(IterableDataset[Any]):
     """A split as a stream. Ranks take turns in the order of the epoch, and so do the workers of a DataLoader.
+
+    Each loop serves a whole epoch, the next one every time, also where the loop before was left early; only a position
+    that was loaded, or an epoch that was set, is taken up as it is. Workers of a DataLoader that end with every epoch
+    keep to that, too.
 
     Iterated directly, `state_dict` says where the stream stands. In the workers of torchdata's StatefulDataLoader it
     does too, for the same number of workers. With a plain DataLoader the workers' copies move and this one doesn't:
@@ -58,15 +62,23 @@ class CaseStream(IterableDataset[Any]):
     ) -> None:
         self.samples = samples
         self.shuffle = shuffle
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.uneven: Uneven = uneven
         self.batch_size = batch_size
         self.on_error = on_error
         self.skipped: dict[str, str] = {}
         self._ranks = ranks
         # Epoch and position as they were last set between two loops, and how often: for workers that live on.
-        self._set = torch.zeros(3, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._set = shared_numbers(3)
         self._known = 0
+        # What workers that end with each epoch leave for the next ones; how often this copy was told where to stand;
+        # the iteration of the DataLoader that a worker serves; whether the next loop starts just where the stream
+        # stands, and whether a saved position was loaded.
+        self._worker_epochs = WorkerEpochs()
+        self._told = 0
+        self._iteration: int | None = None
+        self._placed = True
+        self._loaded = False
         # The epoch at work, where in it the iteration began, samples that it gave since, and samples before its first.
         self._epoch = self._base = self._taken = self._resumed = 0
         self._digest = samples.digest(range(len(samples)))
@@ -100,6 +112,7 @@ class CaseStream(IterableDataset[Any]):
 
     def _stand_at(self, epoch: int, position: int) -> None:
         self._epoch, self._base, self._taken, self._resumed = epoch, position, 0, 0
+        self._told, self._placed = self._told + 1, True
 
     def _go_to(self, epoch: int, position: int) -> None:
         """Stand there, and tell workers that live on."""
@@ -123,7 +136,11 @@ class CaseStream(IterableDataset[Any]):
         """What is left of the epoch for this rank and worker; then the stream stands at the next one."""
         if self._known != int(self._set[2]):
             self._epoch, self._base, self._known = (int(value) for value in self._set)
-            self._resumed = 0
+            self._resumed, self._placed = 0, True
+        elif not self._placed and self._taken:  # a loop that was left early: what it served doesn't come again
+            self._epoch, self._base, self._resumed = self._epoch + 1, 0, 0
+        self._tell_workers()
+        self._placed = False
         rank, ranks = self._rank()
         order = epoch_order(len(self.samples), shuffle=self.shuffle, seed=self.seed, epoch=self._epoch)
         mine = order[_turns(len(order), self._base, rank, ranks, self.uneven)]
@@ -144,6 +161,21 @@ class CaseStream(IterableDataset[Any]):
             self._taken = done
             yield sample
         self._epoch, self._base, self._taken = self._epoch + 1, 0, 0
+
+    def _tell_workers(self) -> None:
+        """In a worker: find the epoch that follows what the workers before served, and say which one it is."""
+        worker = get_worker_info()
+        if worker is None:
+            return
+        iteration = worker.seed - worker.id
+        if self._iteration == iteration:  # a worker that lives on knows its epoch
+            self._worker_epochs.serve(worker.id, iteration, self._epoch, self._told)
+            return
+        self._iteration = iteration
+        loaded = self._placed and self._loaded
+        found = self._worker_epochs.begin(worker.id, iteration, self._epoch, self._told, fixed=loaded)
+        if found is not None:
+            self._epoch, self._base, self._resumed = found, 0, 0
 
     def _skip(self, index: int, error: StoreError) -> None:
         self.skipped[self.samples.case_id(index)] = str(error)
@@ -177,12 +209,13 @@ class CaseStream(IterableDataset[Any]):
             UsageError: If it belongs to other data, or to another way of shuffling.
         """
         check_state(state, self.state_dict())
-        self.seed = int(state["seed"])
+        self.seed = check_seed(state["seed"])
         if get_worker_info() is None:
             self._go_to(int(state["epoch"]), int(state["consumed"]))
         else:
             self._epoch, self._base, self._resumed = (int(state[name]) for name in ("epoch", "consumed", "taken"))
             self._known = int(self._set[2])
+            self._placed = self._loaded = True
 
 
 def check_state(state: State, mine: State) -> None:
