@@ -41,7 +41,7 @@ class Loader:
     Each `for` loop gives a whole epoch, the next one every time, also where the loop before was left early (as
     Lightning leaves its sanity check). Only a position that was loaded is taken up as it is:
     `loader.load_state_dict(saved)`, or `loader.load_state_dict(loader.state_dict())` to go on behind the last batch of
-    a loop that was left. Ranks are those of the process group at the time of a loop, which may be made after the loader.
+    a loop that was left. Ranks are those of the process group at the time of a loop: it may be made after the loader.
 
     Attributes:
         dataset: The cases, with random access.

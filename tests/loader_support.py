@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ many_workers = pytest.mark.filterwarnings("ignore:This DataLoader will create:Us
 
 
 def open_loader(data: Any, **options: Any) -> Loader:
-    chosen: dict[str, Any] = {"shuffle": True, "seed": 5, "fields": []} | options
+    fields = {"fields": []} if isinstance(data, str | Path) else {}  # an opened data set has its own
+    chosen: dict[str, Any] = {"shuffle": True, "seed": 5} | fields | options
     return make_loader(data, **chosen)
 
 

@@ -34,6 +34,7 @@ def first(batch: list[Any]) -> Any:
 
 
 @many_workers
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata 0.11 calls it
 @pytest.mark.parametrize("loader_class", [DataLoader, StatefulDataLoader])
 @pytest.mark.parametrize(("workers", "persistent"), [(0, False), (1, False), (2, False), (2, True), (5, False)])
 def test_epochs_of_a_stream_follow_one_another_in_any_loader(

@@ -72,9 +72,7 @@ def test_what_was_read_ahead_does_not_count(small_dataset: Path, before: int, af
 
 @many_workers
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loop_that_is_left_goes_on_behind_its_last_batch_where_it_is_asked_to(
-    small_dataset: Path, workers: int
-) -> None:
+def test_a_loop_that_is_left_goes_on_behind_its_last_batch_if_asked_to(small_dataset: Path, workers: int) -> None:
     loader = open_loader(small_dataset, num_workers=workers, batch_size=2)
     served = []
     while loader.state_dict()["epoch"] == 0:

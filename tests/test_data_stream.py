@@ -62,6 +62,9 @@ def test_without_shuffle_the_stored_order_is_kept(small_dataset: Path) -> None:
 def test_a_peek_takes_nothing_away(small_dataset: Path) -> None:
     stream = open_stream(small_dataset)
     assert next(iter(stream))["case_id"] == expected(stream, 0)[0]
+    assert ids(stream) == expected(stream, 1)
+    next(iter(stream))
+    stream.set_epoch(0)
     assert ids(stream) == expected(stream, 0)
 
 

@@ -131,6 +131,8 @@ def test_data_sets_apply_them(small_dataset: Path) -> None:
     torch.testing.assert_close(scaled[2]["pos"], plain[2]["pos"] / torch.tensor([30.0, 30.0, 60.0]))
     subset = load_dataset(small_dataset, transform=SubsamplePoints(11))
     assert subset[2].pos.shape == (11, 3)
+    assert not torch.equal(subset[2].pos, subset[2].pos)
+    subset.set_epoch(0)
     assert torch.equal(subset[2].pos, subset[2].pos)
 
 
