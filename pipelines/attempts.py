@@ -1,18 +1,22 @@
 """Who killed the worker: a journal of which case of a group is at work.
 
-A case that hangs is ended with its process once its time is up; one that crashes its process ends it by itself. The
-next process that takes the group reads the journal, and sets a case aside that ran out of time once or killed two
-processes.
+In a worker that is started anew by a nanny, a case that hangs is ended with its process once its time is up; one that
+crashes its process ends it by itself. The next process that takes the group reads the journal, and sets a case aside
+that ran out of time once or killed two processes. Any other process is its user's and stays: there a case works in a
+thread of its own, which is given up once its time is up.
 """
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from lpbf_data.errors import CaseError, FailureReason
 
@@ -20,6 +24,62 @@ MAX_KILLS: Final = 2
 """Processes that a case may take with it before it is set aside."""
 
 _EXIT_STATUS: Final = 75  # EX_TEMPFAIL; the process is started again by its nanny
+
+Result = TypeVar("Result")
+
+
+class _GivenUpError(BaseException):
+    """Ends Python code that runs on in a thread that nobody waits for any more."""
+
+
+def has_nanny() -> bool:
+    """Whether this process is a worker that is started anew when it ends."""
+    if "distributed.worker" not in sys.modules:
+        return False
+    from distributed import get_worker
+
+    try:
+        return bool(get_worker().nanny)
+    except ValueError:  # no worker at all
+        return False
+
+
+def within(seconds: float, function: Callable[[], Result]) -> Result:
+    """The result of a function that may hang.
+
+    It works in a thread of its own. One that is late is told to stop, which Python code obeys; what waits for a disk
+    that doesn't answer stays behind, and doesn't hold the process at its end.
+
+    Args:
+        seconds: Time that it may take.
+        function: What to do.
+
+    Raises:
+        CaseError: If it takes longer.
+        BaseException: Whatever the function raises.
+    """
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:  # noqa: BLE001 (raised again by the caller)
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="case", daemon=True)
+    thread.start()
+    thread.join(None if math.isinf(seconds) else min(seconds, threading.TIMEOUT_MAX))
+    if thread.is_alive():
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_GivenUpError))
+        raise _too_late(seconds)
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _too_late(seconds: float) -> CaseError:
+    return CaseError(FailureReason.TIME_LIMIT, f"reading and measuring it took more than {seconds:g} s")
 
 
 class Attempts:
@@ -53,9 +113,30 @@ class Attempts:
                 kills[starts[-1]] = kills.get(starts[-1], 0) + 1
         return kills, limits
 
+    def run(self, index: int, function: Callable[[], Result]) -> Result:
+        """Work on a case, for as long as it may take.
+
+        Args:
+            index: Its number in the group.
+            function: The work.
+
+        Raises:
+            CaseError: If it takes too long, or took too long or too many processes with it before.
+        """
+        if has_nanny():
+            with self.at(index):
+                return function()
+        self._begin(index)
+        try:
+            return within(self._time_limit, function)
+        except CaseError as error:
+            if error.reason is FailureReason.TIME_LIMIT:
+                self._write(f"limit {index}")
+            raise
+
     @contextmanager
     def at(self, index: int) -> Iterator[None]:
-        """Work on a case.
+        """Work on a case in a process that ends with it when it takes too long.
 
         Args:
             index: Its number in the group.
@@ -63,20 +144,22 @@ class Attempts:
         Raises:
             CaseError: If it took too long, or too many processes with it, before.
         """
-        if index in self._limits:
-            detail = f"reading and measuring it took more than {self._time_limit:g} s"
-            raise CaseError(FailureReason.TIME_LIMIT, detail)
-        if self._kills.get(index, 0) >= MAX_KILLS:
-            detail = f"it took {MAX_KILLS} worker processes with it"
-            raise CaseError(FailureReason.WORKER_KILLED, detail)
-        self._write(f"start {index}")
-        watch = threading.Timer(self._time_limit, self._give_up, [index])
+        self._begin(index)
+        watch = threading.Timer(min(self._time_limit, threading.TIMEOUT_MAX), self._give_up, [index])
         watch.daemon = True
         watch.start()
         try:
             yield
         finally:
             watch.cancel()
+
+    def _begin(self, index: int) -> None:
+        if index in self._limits:
+            raise _too_late(self._time_limit)
+        if self._kills.get(index, 0) >= MAX_KILLS:
+            detail = f"it took {MAX_KILLS} worker processes with it"
+            raise CaseError(FailureReason.WORKER_KILLED, detail)
+        self._write(f"start {index}")
 
     def _give_up(self, index: int) -> None:
         self._write(f"limit {index}")

@@ -30,7 +30,7 @@ from pipelines.groups import plan_groups
 from pipelines.listing import drop_duplicates, list_sources, scan_sources
 from pipelines.request import BuildRequest, Part, check_request, parse_part
 from pipelines.select import Filters
-from pipelines.shards import FORMATS
+from pipelines.shards import FORMATS, ShardResult
 from pipelines.showcase import add_showcase
 from pipelines.stages import measure, measured_cases, select, shard_tasks, write, write_all
 from pipelines.summary import print_summary, say_empty_splits
@@ -185,7 +185,7 @@ def run_build(
                 )
             workspace.forget_attempts()
             tasks = plan_groups(
-                missing, ready.engine.num_workers, workspace.measured, workspace.attempts, request.time_limit
+                missing, ready.engine.workers_to_plan_for, workspace.measured, workspace.attempts, request.time_limit
             )
             measure(ready.engine, tasks, total=len(ready.locations), done=len(cases))
             cases, missing = measured_cases(ready.locations, workspace.load_measured(passing=True))
@@ -239,8 +239,22 @@ def run_part(request: BuildRequest, part: Part, resources: Resources = SERIAL) -
             )
         plans = select(request, cases, ready.earlier).plans
         share = [plans[i] for i in part.share(len(plans))]
-        write(ready.engine, shard_tasks(workspace, target, request, share))
-    return f"part {part.index} of {part.count}: {len(share):,} of {len(plans):,} shards written; --finalise joins them"
+        results = list(write(ready.engine, shard_tasks(workspace, target, request, share)).values())
+    return _said_of_part(part, results, len(plans))
+
+
+def _said_of_part(part: Part, results: Sequence[ShardResult], planned: int) -> str:
+    """A sentence on the shards that a part wrote, and on those that it couldn't."""
+    broken = [result for result in results if result.failures]
+    written = sum(not result.failures for result in results)
+    sentence = f"part {part.index} of {part.count}: {written:,} of {planned:,} shards written"
+    if broken:
+        first = broken[0].failures[0]
+        sentence += (
+            f"; {len(broken):,} not, because cases in them can't be read any more ({first.case_id}: {first.failure}): "
+            "--finalise divides the others anew"
+        )
+    return f"{sentence}; --finalise joins them"
 
 
 def _open_target(request: BuildRequest) -> Target:

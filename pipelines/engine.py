@@ -6,7 +6,9 @@ import contextlib
 import importlib
 import itertools
 import logging
+import math
 import os
+import time
 from asyncio import CancelledError as AsyncCancelledError
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -26,6 +28,9 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _IN_FLIGHT: Final = 4  # tasks a worker that are submitted at a time
+_RECOUNT: Final = 1.0  # seconds between two looks at how many workers there are
+_POLL: Final = 0.01  # seconds between two looks for results; tasks take seconds
+_MAY_GROW_TO: Final = 64  # workers that tasks are cut for, where more may join than are there at the start
 _MOST_KILLS: Final = 20  # workers that one task may take along before the build gives up
 _SETTINGS: Final = {
     # A worker that dies takes its task along; the journal of attempts decides when a case is given up, not Dask.
@@ -77,10 +82,12 @@ class Engine:
 
     Args:
         client: Client of a Dask cluster, or None.
+        may_grow: Whether workers may join while it works.
     """
 
-    def __init__(self, client: Client | None = None) -> None:
+    def __init__(self, client: Client | None = None, *, may_grow: bool = False) -> None:
         self._client = client
+        self._may_grow = may_grow
 
     @property
     def num_workers(self) -> int:
@@ -89,6 +96,11 @@ class Engine:
             return 1
         workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
         return max(1, sum(int(worker["nthreads"]) for worker in workers))
+
+    @property
+    def workers_to_plan_for(self) -> int:
+        """Threads that tasks should be cut for: a cluster often starts with the first of many workers."""
+        return max(self.num_workers, _MAY_GROW_TO) if self._may_grow else self.num_workers
 
     def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
         """Results in the order in which they are finished.
@@ -111,30 +123,47 @@ class Engine:
             ) from error
 
     def _map_on_cluster(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        assert self._client is not None
+        client = self._client
         waiting = iter(tasks)
         submitted: dict[Any, tuple[Task, int]] = {}
+        running = as_completed(loop=client.loop)
 
-        def submit(task: Task, kills: int = 0) -> Any:
-            assert self._client is not None
-            future = self._client.submit(function, task, pure=False)
+        def submit(task: Task, kills: int = 0) -> None:
+            future = client.submit(function, task, pure=False)
             submitted[future.key] = (task, kills)
-            return future
+            running.add(future)
 
-        window = _IN_FLIGHT * self.num_workers
-        running = as_completed([submit(task) for task in itertools.islice(waiting, window)])
-        for future in running:
+        window, counted = 0, -math.inf
+        while True:
+            if time.monotonic() - counted > _RECOUNT:  # workers join and leave, also while nothing is finished
+                window, counted = _IN_FLIGHT * self._count_workers(window // _IN_FLIGHT), time.monotonic()
+            for task in itertools.islice(waiting, max(0, window - len(submitted))):
+                submit(task)
+            if not submitted:
+                return
+            if not running.has_ready():
+                time.sleep(_POLL)
+                continue
+            future = next(running)
             task, kills = submitted.pop(future.key)
             try:
                 result: Result = future.result()
             except KilledWorker as error:
                 if kills >= _MOST_KILLS:
                     raise UsageError(f"a task took {kills} workers with it: {error}") from error
-                running.add(submit(task, kills + 1))
+                submit(task, kills + 1)
                 continue
-            for following in waiting:
-                running.add(submit(following))
-                break
             yield result
+
+    def _count_workers(self, before: int) -> int:
+        """Threads that work now; as many as before where the scheduler doesn't answer, which its tasks will tell."""
+        try:
+            return self.num_workers
+        except (OSError, TimeoutError):
+            if not before:
+                raise
+            return before
 
 
 @contextlib.contextmanager
@@ -157,7 +186,7 @@ def open_engine(resources: Resources) -> Iterator[Engine]:
             client = stack.enter_context(Client(stack.enter_context(cluster)))
         if resources.scheduler or resources.cluster:
             client.wait_for_workers(1, timeout=3600)
-        yield Engine(client)
+        yield Engine(client, may_grow=bool(resources.scheduler or resources.cluster))
 
 
 def _local_cluster(count: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -77,8 +78,7 @@ def measure_group(task: GroupTask) -> GroupResult:
     results: list[Measured] = []
     for index, location in enumerate(task.locations):
         try:
-            with attempts.at(index):
-                results.append(measure_location(location))
+            results.append(attempts.run(index, functools.partial(measure_location, location)))
         except CaseError as error:
             results.append(Measured(failed(location, error), None))
     store_measured(task.measured, task.key, results, [location.signature for location in task.locations])

@@ -148,7 +148,15 @@ class Artist:
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
+            if self.problem is not None:
+                self._end_process()
             self._pool.shutdown(wait=self.problem is None, cancel_futures=True)
+
+    def _end_process(self) -> None:
+        """End the process that draws: it may hang, and this one would wait for it at its own end."""
+        # Python 3.14 has kill_workers() for this; what it does is the same.
+        for process in list((getattr(self._pool, "_processes", None) or {}).values()):
+            process.kill()
 
     def start(self, drawing: Drawing) -> Future[Pixels] | None:
         """Begin a picture; None when nothing can be drawn.
@@ -189,6 +197,7 @@ class Artist:
         else:
             reason = f"{kind}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no further word'}"
         self.problem = f"no pictures were drawn ({reason})"
+        self._end_process()
 
 
 def encode_still(pixels: Pixels) -> bytes:

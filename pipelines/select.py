@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import hashlib
+import heapq
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -180,10 +183,6 @@ def assign_splits(
     return chosen
 
 
-def _count(chosen: Mapping[str, str], split: str) -> int:
-    return sum(s == split for s in chosen.values())
-
-
 def _fill_empty(
     chosen: dict[str, str],
     free: Sequence[str],
@@ -192,10 +191,15 @@ def _fill_empty(
     fractions: Mapping[str, float],
 ) -> None:
     """Give each empty split the smallest group of the split with the most groups, while there are groups enough."""
+    groups = Counter(chosen.values())
     for split in sorted(fractions, key=lambda s: -fractions[s]):
-        donors = [name for name in free if _count(chosen, chosen[name]) > 1]
-        if filled[split] == 0 and donors:
-            name = min(donors, key=lambda n: (-_count(chosen, chosen[n]), size[n], free.index(n)))
+        if filled[split]:
+            continue
+        donors = [name for name in free if groups[chosen[name]] > 1]
+        if donors:
+            name = min(donors, key=lambda n: (-groups[chosen[n]], size[n]))  # the first of equal ones
+            groups[chosen[name]] -= 1
+            groups[split] += 1
             filled[chosen[name]] -= size[name]
             chosen[name] = split
             filled[split] += size[name]
@@ -210,21 +214,22 @@ def _improve(
 ) -> None:
     """Move single groups as long as that brings the splits nearer to their shares and empties none."""
 
-    def gain(name: str, split: str) -> float:
-        here, step = chosen[name], size[name]
+    def gain(step: int, here: str, split: str) -> float:
         before = abs(filled[here] - target[here]) + abs(filled[split] - target[split])
         after = abs(filled[here] - step - target[here]) + abs(filled[split] + step - target[split])
         return before - after
 
-    sizes = sorted(set(size.values()))
+    sizes = sorted({size[name] for name in free})
+    # The first group of each size and split stands for all like it, so a move costs the same with many groups. Positions
+    # are in order, which makes them heaps.
+    alike: dict[tuple[int, str], list[int]] = {}
+    for position, name in enumerate(free):
+        alike.setdefault((size[name], chosen[name]), []).append(position)
     while True:
-        # One group of each size and split stands for all like it, so this stays quick with many groups.
-        samples: dict[tuple[int, str], str] = {}
-        for name in free:
-            samples.setdefault((size[name], chosen[name]), name)
         moves = [
-            (gain(name, split), -sizes.index(step), split, name)
-            for (step, here), name in samples.items()
+            (gain(step, here, split), -bisect.bisect_left(sizes, step), split, free[positions[0]])
+            for (step, here), positions in alike.items()
+            if positions
             for split in target
             if split != here and filled[here] > step
         ]
@@ -232,8 +237,10 @@ def _improve(
         if best[0] <= 1e-9:
             return
         _, _, split, name = best
-        filled[chosen[name]] -= size[name]
-        filled[split] += size[name]
+        step, here = size[name], chosen[name]
+        heapq.heappush(alike.setdefault((step, split), []), heapq.heappop(alike[step, here]))
+        filled[here] -= step
+        filled[split] += step
         chosen[name] = split
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from lpbf_data.record import CaseRecord, attributes_of
 from lpbf_data.schema import SCHEMA_VERSION, FieldSpec
 from lpbf_data.statistics import FieldStatistics
 from lpbf_data.zarr_store import ZarrPart, write_part
+from pipelines.attempts import within
 from pipelines.case_files import CaseLocation
 from pipelines.convert import failed, load_case
 from pipelines.measure import MEASURED_FIELDS, field_statistics
@@ -176,6 +179,7 @@ class ShardTask:
         staging: Folder that it is written to.
         out: Where the data set lies.
         committed: Name of the shard in the data set as it stands, by format.
+        time_limit: Seconds that reading one case may take.
     """
 
     plan: ShardPlan
@@ -184,6 +188,7 @@ class ShardTask:
     staging: Path
     out: str = ""
     committed: Mapping[str, str] = field(default_factory=dict)
+    time_limit: float = math.inf
 
 
 def staged_path(staging: Path, key: str, format_name: str) -> Path:
@@ -285,7 +290,8 @@ def _load_cases(task: ShardTask) -> tuple[list[Case], list[CaseRecord]]:
     for member in task.plan.cases:
         try:
             reductions = load_reductions(task.measured, member.ref)
-            cases.append(load_case(member.location, member.record, reductions, task.plan.specs))
+            load = functools.partial(load_case, member.location, member.record, reductions, task.plan.specs)
+            cases.append(within(task.time_limit, load))
         except CaseError as error:
             failures.append(failed(member.location, error))
     return cases, failures

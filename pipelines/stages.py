@@ -107,7 +107,9 @@ def shard_tasks(
         places = committed.get(plan.key, {})
         reusable = target.can_take_back or all(places.get(name) == place_of(plan, name) for name in request.formats)
         kept = {name: places[name] for name in request.formats if name in places} if reusable else {}
-        tasks.append(ShardTask(plan, request.formats, workspace.measured, workspace.shards, out, kept))
+        tasks.append(
+            ShardTask(plan, request.formats, workspace.measured, workspace.shards, out, kept, request.time_limit)
+        )
     return tasks
 
 

@@ -40,7 +40,7 @@ class Target(Protocol):
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a file or a folder with all in it, if it is there."""
+        """Remove a file or a folder with all in it, if it is there; it stays removed after a power cut."""
         ...
 
     def place(self, staged: Path, name: str) -> None:
@@ -91,7 +91,10 @@ class FolderTarget:
         write_durably(path, data)
 
     def remove(self, name: str) -> None:
-        remove_path(self.root / name)
+        path = self.root / name
+        if path.exists() or path.is_symlink():
+            remove_path(path)
+            flush_folder(path.parent)  # what is done next must not reach the disk before
 
     def place(self, staged: Path, name: str) -> None:
         _move(staged, self.root / name)

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import yaml
@@ -201,6 +201,9 @@ def check_documents(root: str, manifest: Manifest) -> Iterator[Problem]:
     except (OSError, ValueError) as error:
         yield Problem(BUILD_NAME, f"can't be read: {error}")
         described = {}
+    if not isinstance(described, dict) or not isinstance(described.get("configuration", {}), dict):
+        yield Problem(BUILD_NAME, "isn't what a build writes; build again to write it anew")
+        described = {}
     if described and described.get("manifest_sha256") != manifest.digest:
         yield Problem(MANIFEST_NAME, f"has SHA-256 {str(manifest.digest)[:12]}…, {BUILD_NAME} says another")
     yield from _check_card(root, manifest)
@@ -239,14 +242,27 @@ def _check_card(root: str, manifest: Manifest) -> Iterator[Problem]:
             mark_of(f"{root}/{picture}")
         except OSError:
             yield Problem("README.md", f"shows {picture}, which is missing")
-    for config in front.get("configs", []):
-        named = {entry["split"] for entry in config["data_files"]}
-        if named != set(manifest.splits):
-            yield Problem("README.md", f"names the splits {sorted(named)}, the manifest {list(manifest.splits)}")
-        if config["version"] != dataset_version(str(manifest.digest)):
-            yield Problem(
-                "README.md", "has a version that doesn't follow the manifest: plain datasets may give old rows"
-            )
+    # The card may have been edited by hand: its metadata can hold anything.
+    configs = front.get("configs", []) if isinstance(front, dict) else None
+    if not isinstance(configs, list) or not all(isinstance(config, dict) for config in configs):
+        yield Problem("README.md", "has metadata that plain datasets can't read; build again to write the card anew")
+        return
+    has_parquet = any(r.placement is not None and r.placement.parquet_file is not None for r in manifest.records)
+    if has_parquet and not configs:
+        yield Problem("README.md", "names no splits, so plain datasets can't tell them; build again to write it anew")
+    for config in configs:
+        yield from _check_config(config, manifest)
+
+
+def _check_config(config: dict[Any, Any], manifest: Manifest) -> Iterator[Problem]:
+    """One configuration of the card's metadata: its splits, and the version by which plain datasets keep rows."""
+    files = config.get("data_files")
+    entries = files if isinstance(files, list) else []
+    named = {str(entry.get("split")) if isinstance(entry, dict) else "?" for entry in entries}
+    if named != set(manifest.splits):
+        yield Problem("README.md", f"names the splits {sorted(named)}, the manifest {list(manifest.splits)}")
+    if config.get("version") != dataset_version(str(manifest.digest)):
+        yield Problem("README.md", "has a version that doesn't follow the manifest: plain datasets may give old rows")
 
 
 def _check_report(root: str, manifest: Manifest) -> Iterator[Problem]:

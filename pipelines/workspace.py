@@ -5,7 +5,8 @@
     .build/listings/<key>.json   what an archive holds
     .build/listings/<key>.arrow  where its members lie
     .build/measured/<key>.parquet   records of a group of cases, with the signature of each case's files
-    .build/measured/<key>.arrow     the build reduced onto each case's points, a record batch a case
+    .build/measured/<key>.<hash>.arrow   the build reduced onto each case's points, a record batch a case; the
+                                 records name the one that belongs to them
     .build/attempts/<key>        which case of a group is at work, to tell who killed a worker
     .build/shards/<key>.*        finished shards that aren't in the data set yet
     .build/commit.json           a commit that has begun
@@ -16,6 +17,7 @@ geometry again.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,8 +61,8 @@ class MeasuredRef:
 
     Attributes:
         record: What was measured.
-        group: Key of its group; empty when it failed.
-        index: Number of its record batch.
+        group: Name, without suffix, of the file that holds its reductions; empty when it failed.
+        index: Number of its record batch there.
     """
 
     record: CaseRecord
@@ -101,7 +103,15 @@ class Workspace:
                     pass
             for folder in (self.root, self.listings, self.measured, self.shards, self.documents):
                 remove_leftovers(folder)
+            self._remove_unnamed_reductions()
             yield
+
+    def _remove_unnamed_reductions(self) -> None:
+        """Remove reductions that no records name: a group was measured again, or a writer was killed."""
+        named = {_reductions_of(pq.read_schema(path)) for path in self.measured.glob("*.parquet")}
+        for path in self.measured.glob("*.arrow"):
+            if path.stem not in named:
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def locked_part(self, name: str) -> Iterator[None]:
@@ -138,7 +148,9 @@ class Workspace:
         found: dict[str, MeasuredRef] = {}
         for path in sorted(self.measured.glob("*.parquet")):
             table = pq.read_table(path)
-            if table.schema.metadata.get(b"lpbf_measure") != _measure_version():
+            reductions = _reductions_of(table.schema)
+            # Records of an earlier version name none: theirs may have been overwritten by those of another run.
+            if reductions is None or not (self.measured / f"{reductions}.arrow").exists():
                 continue
             indices = table["reduction_index"].to_pylist()
             signatures = table["signature"].to_pylist()
@@ -146,7 +158,7 @@ class Workspace:
             for record, signature, index in zip(records, signatures, indices, strict=True):
                 if _is_passing(record) and not passing:
                     continue
-                group = path.stem if index >= 0 else ""
+                group = reductions if index >= 0 else ""
                 key = measured_key(record.case_id, record.source, signature)
                 if key not in found or not _is_passing(record):
                     found[key] = MeasuredRef(record, group, index)
@@ -174,6 +186,15 @@ def _measure_version() -> bytes:
     return f"{MEASURE_VERSION}.{SCHEMA_VERSION}".encode()
 
 
+def _reductions_of(schema: pa.Schema) -> str | None:
+    """Name of the reductions that belong to the records of a group; None where this version can't use them."""
+    metadata = schema.metadata or {}
+    if metadata.get(b"lpbf_measure") != _measure_version():
+        return None
+    name = metadata.get(b"lpbf_reductions")
+    return None if name is None else name.decode()
+
+
 def measured_key(case_id: str, source: SourceRef, signature: str) -> str:
     """What a measured case is found again by: its name, its place, and the signature of its files."""
     return f"{case_id}\0{source.archive}\0{source.member}\0{signature}"
@@ -181,6 +202,9 @@ def measured_key(case_id: str, source: SourceRef, signature: str) -> str:
 
 def store_measured(folder: Path, key: str, measured: Sequence[Measured], signatures: Sequence[str]) -> None:
     """Write the results of a group; the records come last, so a group is there whole or not at all.
+
+    A group may be measured again, while another part of the build reads what was measured before: the reductions get a
+    name of their content, so that records never meet those of another run.
 
     Args:
         folder: The folder `measured` of a workspace.
@@ -196,7 +220,9 @@ def store_measured(folder: Path, key: str, measured: Sequence[Measured], signatu
             indices.append(-1 if result.reductions is None else max(indices, default=-1) + 1)
             if result.reductions is not None:
                 writer.write_batch(pa.record_batch(list(map(pa.array, result.reductions)), schema=_REDUCTIONS))
-    write_durably(folder / f"{key}.arrow", sink.getvalue().to_pybytes())
+    content = sink.getvalue().to_pybytes()
+    reductions = f"{key}.{hashlib.sha256(content).hexdigest()[:16]}"
+    write_durably(folder / f"{reductions}.arrow", content)
     extras: dict[str, tuple[str, int]] = {
         measured_key(result.record.case_id, result.record.source, ""): (signature, index)
         for result, signature, index in zip(measured, signatures, indices, strict=True)
@@ -205,7 +231,8 @@ def store_measured(folder: Path, key: str, measured: Sequence[Measured], signatu
     rows = [extras[measured_key(record.case_id, record.source, "")] for record in table_to_records(table)]
     table = table.append_column("signature", pa.array([signature for signature, _ in rows], type=pa.string()))
     table = table.append_column("reduction_index", pa.array([index for _, index in rows], type=pa.int64()))
-    metadata: dict[Any, Any] = dict(manifest_schema().metadata) | {b"lpbf_measure": _measure_version()}
+    metadata: dict[Any, Any] = dict(manifest_schema().metadata)
+    metadata |= {b"lpbf_measure": _measure_version(), b"lpbf_reductions": reductions.encode()}
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
     write_durably(folder / f"{key}.parquet", sink.getvalue().to_pybytes())

@@ -250,9 +250,22 @@ def test_shares_are_as_near_as_whole_designs_allow(sizes: list[int], seed: int) 
 
 
 def test_many_single_designs_meet_the_shares() -> None:
+    """So many that a cost in proportion to their square would take half an hour."""
     request = parse_splits("train=0.7,validation=0.1,test=0.2")
-    counts = Counter(split_records(_records([1] * 1000), request, 0).values())
-    assert counts == {"train": 700, "validation": 100, "test": 200}
+    counts = Counter(split_records(_records([1] * 100_000), request, 0).values())
+    assert counts == {"train": 70_000, "validation": 10_000, "test": 20_000}
+
+
+def test_many_designs_that_have_to_move() -> None:
+    """Fixed designs fill a split beyond its share, large ones overfill another: the small ones make up for it."""
+    groups = {f"g{i}": ["x"] * (1 if i % 2 else 3) for i in range(50_000)}
+    fixed = {f"g{i}": "train" for i in range(20_000)}
+    chosen = assign_splits(groups, {"train": 0.5, "validation": 0.1, "test": 0.4}, 0, fixed)
+    assert {name: chosen[name] for name in fixed} == fixed
+    filled = Counter({split: 0 for split in ("train", "validation", "test")})
+    for name, split in chosen.items():
+        filled[split] += len(groups[name])
+    assert filled == {"train": 50_000, "validation": 10_000, "test": 40_000}
 
 
 def test_another_seed_gives_another_division() -> None:
