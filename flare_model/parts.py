@@ -23,7 +23,8 @@ from lpbf_data.manifest import MANIFEST_NAME
 from lpbf_data.mesh import hex_aspect_ratio
 from lpbf_data.npz_store import find_index
 from lpbf_data.reader import SplitReader, read_manifest
-from lpbf_data.voxelize import load_surface, on_build_plate, voxelize_to_size
+from lpbf_data.surface_files import load_surface
+from lpbf_data.voxelize import on_build_plate, voxelize_to_size
 
 MESH_SUFFIXES: Final = (".vtu", ".vtk", ".xdmf", ".inp", ".msh", ".case")
 """Meshes that are read through meshio."""

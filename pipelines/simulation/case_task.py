@@ -18,7 +18,8 @@ from lpbf_data.case import Case
 from lpbf_data.durable import flush_tree, write_durably
 from lpbf_data.errors import GeometryError
 from lpbf_data.record import CaseRecord, SourceRef
-from lpbf_data.voxelize import Surface, VoxelMesh, load_surface, on_build_plate, voxelize_to_size
+from lpbf_data.surface_files import load_surface
+from lpbf_data.voxelize import Surface, VoxelMesh, on_build_plate, voxelize_to_size
 from pipelines.measure import measure_case
 from pipelines.netfabb import BuildReduction
 from pipelines.select import Filters, active_limits, reject

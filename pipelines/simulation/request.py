@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from lpbf_data.errors import UsageError
-from lpbf_data.voxelize import load_surface
+from lpbf_data.surface_files import load_surface
 from pipelines.simulation.corpus import PartPlan, plan_corpus
 from pipelines.simulation.families import FAMILIES
 from pipelines.simulation.identity import VERSION
