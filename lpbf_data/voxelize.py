@@ -474,7 +474,7 @@ def _distance(mesh: VoxelMesh, num_points: int) -> float:
 
 
 def surface_of_arrays(vertices: NDArray[Any], triangles: NDArray[Any]) -> Surface:
-    """A surface from arrays of any number type; vertices at one place become one.
+    """A surface from arrays of any number type; vertices at one place become one, unused ones are left out.
 
     Args:
         vertices: Coordinates in mm, [V, 3].
@@ -486,4 +486,5 @@ def surface_of_arrays(vertices: NDArray[Any], triangles: NDArray[Any]) -> Surfac
     unique, inverse = np.unique(np.asarray(vertices, np.float64), axis=0, return_inverse=True)
     merged = inverse.ravel()[np.asarray(triangles, np.int64)]
     proper = (merged[:, 0] != merged[:, 1]) & (merged[:, 1] != merged[:, 2]) & (merged[:, 2] != merged[:, 0])
-    return Surface(unique, merged[proper])
+    used, numbers = np.unique(merged[proper], return_inverse=True)
+    return Surface(unique[used], numbers.reshape(-1, 3))
