@@ -29,9 +29,9 @@ EXTENT_REFUSED: Final = 0.2
 _TRIALS: Final = (1, 2, 4)  # times as many points as were asked for, to keep a part whole
 _MANY: Final = 1.5  # times as many points as were asked for: from there on it is said
 _RAYS: Final = 500
-_MOST_HITS: Final = 20_000_000  # pairs of rays and triangles in all
-_AT_ONCE: Final = 2_000_000
-_FACING: Final = 0.5  # cosine: sides of a wall face away from each other, those of a wedge don't
+_MOST_HITS: Final = 4_000_000  # pairs of rays and triangles in all
+_AT_ONCE: Final = 500_000
+_FACING: Final = 0.9  # cosine: sides of a wall face away from each other, those of a wedge don't
 _THINNEST: Final = 0.01  # share of the surface that may be thinner still
 
 
@@ -64,8 +64,7 @@ class MeshCheck:
         """About how many points give the thinnest walls a cell; None where they have one."""
         if self.cells_across is None or self.cells_across >= 1:
             return None
-        points = self.num_points * (1.05 / max(self.cells_across, 1e-3)) ** 3
-        return math.ceil(points / 10 ** (digits := max(0, int(math.log10(points)) - 1))) * 10**digits
+        return _round_up(self.num_points * (1.05 / max(self.cells_across, 1e-3)) ** 3)
 
     def differing_axes(self, bound: float) -> tuple[int, ...]:
         """Axes along which mesh and surface differ by more than two cells and a share."""
@@ -79,13 +78,16 @@ class MeshCheck:
 
     def differences(self) -> tuple[str, ...]:
         """What differs by more than the stated bounds, in numbers."""
-        found = []
-        for k in self.differing_axes(EXTENT_SAID):
-            found.append(f"{self.extents[k]:.4g} of {self.surface_extents[k]:.4g} mm along {'xyz'[k]}")
+        found = [
+            f"{self.extents[k]:.4g} of {self.surface_extents[k]:.4g} mm along {'xyz'[k]}"
+            for k in self.differing_axes(EXTENT_SAID)
+        ]
         if abs(self.volume - 1) > VOLUME_SAID:
             found.append(f"{self.volume:.0%} of its volume")
         if self.left_out:
             found.append(f"{self.left_out:,} cells in loose pieces are missing")
+        if self.cells_across is not None and self.cells_across < 1:
+            found.append(f"walls of {self.wall:.2g} mm are {self.cells_across:.2g} cells thick")
         return tuple(found)
 
     def advice(self) -> str:
@@ -187,8 +189,8 @@ def remarks_on(check: MeshCheck, name: str) -> tuple[Remark, ...]:
     if not differences:
         return ()
     sentence = (
-        f"the mesh differs from the surface by more than {VOLUME_SAID:.0%} of its volume, by {EXTENT_SAID:.0%} and two "
-        "cells of an extent, or by loose pieces; more points come closer"
+        f"the mesh differs from the surface: by more than {VOLUME_SAID:.0%} of its volume, by {EXTENT_SAID:.0%} and "
+        "two cells of an extent, by loose pieces, or where walls are thinner than a cell; more points come closer"
     )
     example = f"{name}: {', '.join(differences)}; {check.advice()}"
     return (Remark(Treatment.CHANGED, "mesh_differs", sentence, 1, (example,)),)
@@ -230,4 +232,15 @@ def mesh_faithfully(
             remarks += (Remark(Treatment.CHANGED, "more_points", sentence, 1, (example,)),)
         return mesh, remarks
     assert trouble is not None
-    raise trouble
+    if "need about" in str(trouble) or (wall := thinnest_wall(surface, np.ones(3))) is None:
+        raise trouble
+    needed = _round_up(surface.volume / (0.7 * wall[0] ** 3))
+    if needed <= num_points:
+        raise trouble
+    raise GeometryError(f"{trouble} (its walls of {wall[0]:.2g} mm need about {needed:,})") from trouble
+
+
+def _round_up(points: float) -> int:
+    """A number of points with two digits that say something."""
+    digits = 10 ** max(0, int(math.log10(max(points, 1))) - 1)
+    return math.ceil(points / digits) * digits

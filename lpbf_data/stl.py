@@ -94,7 +94,8 @@ def _text(content: bytes, name: str) -> tuple[NDArray[np.float64], list[Remark]]
     if begun != ended or len(corners) != 3 * begun:
         if counts[b"endsolid"] < counts[b"solid"]:
             raise GeometryError(
-                f"the file is cut short within its facet number {begun:,}, and endsolid is missing; save or copy it again"
+                f"the file is cut short within its facet number {begun:,}, and endsolid is missing; save or copy it "
+                "again"
             )
         raise GeometryError(
             f"it has {begun:,} facets, {ended:,} ends of facets and {len(corners):,} corners; three corners belong to "

@@ -70,7 +70,9 @@ def load_bodies(path: Path, units: Units | None = None) -> SurfaceFile:
         raise GeometryError(f"{path}: {error}") from error
     if len(bodies) > 1:
         sentence = "a file with several bodies became one part a body, each put on the build plate by itself"
-        remarks.append(Remark(Treatment.CHANGED, "several_bodies", sentence, 1, (f"{path.name}: {len(bodies)} bodies",)))
+        remarks.append(
+            Remark(Treatment.CHANGED, "several_bodies", sentence, 1, (f"{path.name}: {len(bodies)} bodies",))
+        )
     return SurfaceFile(bodies, tuple(remarks))
 
 
@@ -228,5 +230,3 @@ def _solid(surface: Surface, triangles: NDArray[np.int64]) -> Any:
     mesh = manifold3d.Mesh64(vertices, (numbers if outward else numbers[:, ::-1]).astype(np.uint64).copy())
     solid = manifold3d.Manifold(mesh)
     return (solid, outward) if solid.status() == manifold3d.Error.NoError else None
-
-

@@ -137,8 +137,8 @@ def _parse(name: str, stream: IO[bytes]) -> _Model:
     parser.StartElementHandler = start
     parser.StartDoctypeDeclHandler = no_document_type
     while chunk := stream.read(_CHUNK):
-        parser.Parse(chunk, False)
-    parser.Parse(b"", True)
+        parser.Parse(chunk)
+    parser.Parse(b"", 1)
     return model
 
 

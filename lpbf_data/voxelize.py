@@ -155,8 +155,10 @@ def fill_fractions(
 def _fill(
     surface: Surface, origin: Sequence[float], spacing: Sequence[float], shape: tuple[int, int, int], samples: int
 ) -> tuple[NDArray[np.float32], float]:
-    """Shares as `fill_fractions` gives them; and by how much the volume of the surface, which counts what lies in
-    several shells several times, exceeds that of their union, in cells."""
+    """Shares as `fill_fractions` gives them, and the surplus of the surface's volume over that of the union in cells.
+
+    The volume of a surface counts what lies in several shells several times.
+    """
     fine = tuple(n * samples for n in shape)
     if math.prod(fine) > _MOST_SAMPLES or max(fine) > _MOST_ALONG:
         raise GeometryError(
@@ -373,8 +375,8 @@ def mesh_of_mask(mask: NDArray[np.bool_], origin: Sequence[float], spacing: Sequ
     if len(indices) == 0:
         size = " × ".join(f"{n * s:.3g}" for n, s in zip(mask.shape, spacing, strict=True))
         raise GeometryError(
-            f"no cell of the grid of {size} mm lies inside the surface; lengths must be in mm, and if they are, "
-            "ask for more points"
+            f"no cell of the grid of {size} mm lies inside the surface; say its unit (--units) if its "
+            "lengths aren't in mm, else ask for more points"
         )
     order = np.lexsort(indices.T)
     ox, oy, oz = map(float, origin)
