@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -15,21 +16,27 @@ from typing import Final
 
 import meshio
 import numpy as np
+from meshio._mesh import num_nodes_per_cell
+from meshio._vtk_common import vtk_to_meshio_type
 from numpy.typing import NDArray
 
 from lpbf_data.errors import GeometryError, LpbfError, StoreError, UsageError
 from lpbf_data.folder import DatasetFolder, is_hub_id
 from lpbf_data.manifest import MANIFEST_NAME
 from lpbf_data.mesh import hex_aspect_ratio
+from lpbf_data.mesh_check import mesh_faithfully
 from lpbf_data.npz_store import find_index
 from lpbf_data.reader import SplitReader, read_manifest
-from lpbf_data.voxelize import load_surface, on_build_plate, voxelize_to_size
+from lpbf_data.remarks import Remark, Treatment
+from lpbf_data.surface_files import SURFACE_SUFFIXES, Units, load_bodies
+from lpbf_data.voxelize import Surface, VoxelMesh, on_build_plate, voxelize_to_size
 
 MESH_SUFFIXES: Final = (".vtu", ".vtk", ".xdmf", ".inp", ".msh", ".case")
 """Meshes that are read through meshio."""
 
-SURFACE_SUFFIXES: Final = (".stl", ".obj", ".ply", ".3mf", ".off")
-"""Closed surfaces in mm, which are filled with hexahedra."""
+_HEXAHEDRA: Final = ("hexahedron", "voxel")
+_FLAT: Final = frozenset({"vertex", "line", "triangle", "quad", "pixel"})  # the boundary of a mesh of hexahedra
+_VOXEL_CORNERS: Final = [0, 1, 3, 2, 4, 5, 7, 6]  # VTK counts the corners of a voxel row by row
 
 _KNOWN: Final = (*MESH_SUFFIXES, *SURFACE_SUFFIXES)
 
@@ -55,6 +62,7 @@ class Part:
         cells: Zero-based hexahedra, [E, 8] int32.
         fields: What is known at the points, by field name or component, [N] or [N, components].
         material: Its material, where known.
+        remarks: What was left out, guessed or repaired on reading it, and where its mesh differs from its surface.
     """
 
     name: str
@@ -62,6 +70,7 @@ class Part:
     cells: NDArray[np.int32]
     fields: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     material: str | None = None
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def aspect_ratio(self) -> float:
@@ -81,10 +90,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A part that can't be read, and why."""
+    """A part that can't be read, why, and what was remarked before."""
 
     name: str
     error: LpbfError
+    remarks: tuple[Remark, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,10 +104,12 @@ class Meshing:
     Attributes:
         num_points: Points that the mesh should have.
         centre: Move the middle of the part to x = y = 0; its lowest point always comes to z = 0.
+        units: Unit of lengths in files of surfaces; None for the one that a file states, or mm.
     """
 
     num_points: int = 2000
     centre: bool = False
+    units: Units | None = None
 
 
 def find_parts(
@@ -129,7 +141,7 @@ def find_parts(
         yield from cases_of(source, split, cases, fields)
     for file in files:
         try:
-            yield read_part(file, meshing)
+            yield from read_parts(file, meshing)
         except LpbfError as error:
             yield Unreadable(_name_of(file), error)
 
@@ -198,12 +210,15 @@ def cases_of(
             yield Part(case_id, case.points, case.cells, case.fields, materials.get(case_id))
 
 
-def read_part(path: Path, meshing: Meshing = Meshing()) -> Part:
+def read_parts(path: Path, meshing: Meshing = Meshing()) -> Iterator[Part | Unreadable]:
     """Read one file.
 
     Args:
-        path: A hexahedral mesh or a closed surface.
+        path: A hexahedral mesh or a file of closed surfaces.
         meshing: How a surface becomes a mesh.
+
+    Returns:
+        The part; of a file with several bodies a part each, named by their numbers, or why one can't be meshed.
 
     Raises:
         UsageError: If its suffix is unknown.
@@ -211,26 +226,40 @@ def read_part(path: Path, meshing: Meshing = Meshing()) -> Part:
         GeometryError: If it is a surface that isn't closed, or can't be meshed.
     """
     if path.suffix.lower() in MESH_SUFFIXES:
-        return _read_mesh(path)
-    if path.suffix.lower() in SURFACE_SUFFIXES:
-        return _mesh_surface(path, meshing)
-    raise UsageError(
-        f"{path}: can't predict on a {path.suffix or 'file without suffix'}; known are: {', '.join(_KNOWN)}"
-    )
+        yield _read_mesh(path)
+    elif path.suffix.lower() in SURFACE_SUFFIXES:
+        found = load_bodies(path, meshing.units)
+        for number, body in enumerate(found.bodies, 1):
+            name = path.stem if len(found.bodies) == 1 else f"{path.stem}_{number}"
+            remarks = found.remarks if number == 1 else ()
+            try:
+                yield _mesh_surface(path, name, body, meshing, remarks)
+            except GeometryError as error:
+                if len(found.bodies) == 1:
+                    raise
+                yield Unreadable(name, error, remarks)
+    else:
+        raise UsageError(
+            f"{path}: can't predict on a {path.suffix or 'file without suffix'}; known are: {', '.join(_KNOWN)}"
+        )
 
 
-def _mesh_surface(path: Path, meshing: Meshing) -> Part:
-    surface = on_build_plate(load_surface(path), centre=meshing.centre)
+def _mesh_surface(path: Path, name: str, body: Surface, meshing: Meshing, remarks: tuple[Remark, ...]) -> Part:
+    def mesher(surface: Surface, num_points: int) -> VoxelMesh:
+        return voxelize_to_size(surface, num_points, layer=LAYER)
+
     try:
-        mesh = voxelize_to_size(surface, meshing.num_points, layer=LAYER)
+        surface = on_build_plate(body, centre=meshing.centre)
+        mesh, differences = mesh_faithfully(surface, meshing.num_points, name, mesher)
     except GeometryError as error:
-        raise GeometryError(f"{path}: {error}") from error
-    return Part(path.stem, mesh.points.astype(np.float32), mesh.cells)
+        raise GeometryError(f"{path}: {'' if name == path.stem else f'body {name}: '}{error}") from error
+    return Part(name, mesh.points.astype(np.float32), mesh.cells, remarks=remarks + differences)
 
 
 def _read_mesh(path: Path) -> Part:
     for reader in entry_points(group=READERS):
         reader.load()
+    _teach_voxels()
     if path.stat().st_size == 0:
         raise StoreError(f"{path} can't be read as a mesh: the file is empty; write it again")
     try:
@@ -243,10 +272,19 @@ def _read_mesh(path: Path) -> Part:
         ) from error
     except Exception as error:
         raise StoreError(f"{path} can't be read as a mesh: {error}; write it again") from error
-    blocks = [block.data for block in mesh.cells if block.type == "hexahedron"]
-    if not blocks or len(blocks) < len(mesh.cells):
+    blocks = [_hexahedra(block) for block in mesh.cells if block.type in _HEXAHEDRA]
+    other = Counter({block.type: 0 for block in mesh.cells if block.type not in _HEXAHEDRA})
+    for block in mesh.cells:
+        if block.type in other:
+            other[block.type] += len(block.data)
+    if not blocks or set(other) - _FLAT:
         kinds = ", ".join(sorted({block.type for block in mesh.cells})) or "no cells that can be read"
-        raise StoreError(f"{path} holds {kinds}; only hexahedral meshes (VTK's type 12) can be predicted on")
+        raise StoreError(f"{path} holds {kinds}; only hexahedral meshes (VTK's types 12 and 11) can be predicted on")
+    remarks: tuple[Remark, ...] = ()
+    if other:
+        sentence = "faces, edges and points beside the hexahedra of a mesh were left out"
+        said = ", ".join(f"{count:,} {kind}" for kind, count in sorted(other.items()))
+        remarks = (Remark(Treatment.LEFT_OUT, "flat_cells", sentence, 1, (f"{path.name}: {said}",)),)
     points, cells = np.asarray(mesh.points, np.float32), np.concatenate(blocks).astype(np.int32)
     if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
         raise StoreError(f"{path}: points must be [N, 3] finite numbers")
@@ -256,4 +294,17 @@ def _read_mesh(path: Path) -> Part:
         raise StoreError(f"{path}: a cell names a point that isn't there")
     # NetFabb writes "Displacement" and "von_Mises_stress" for what is called displacement and von_mises_stress here.
     fields = {name.lower(): np.asarray(values, np.float32) for name, values in mesh.point_data.items()}
-    return Part(_name_of(path), points, cells, fields)
+    return Part(_name_of(path), points, cells, fields, remarks=remarks)
+
+
+def _hexahedra(block: meshio.CellBlock) -> NDArray[np.int64]:
+    """Corners of a block of hexahedra or voxels, in the order of hexahedra, [E, 8]."""
+    cells = np.asarray(block.data, np.int64)
+    return cells[:, _VOXEL_CORNERS] if block.type == "voxel" else cells
+
+
+def _teach_voxels() -> None:
+    """Let meshio read VTK's voxels (type 11), which it leaves out for the order of their corners."""
+    vtk_to_meshio_type.setdefault(11, "voxel")
+    num_nodes_per_cell.setdefault("voxel", 8)
+    num_nodes_per_cell.setdefault("pixel", 4)

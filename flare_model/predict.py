@@ -5,6 +5,7 @@ Each part becomes a VTU file for ParaView and a picture. Where the truth is know
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -27,8 +28,10 @@ from flare_model.scores import unit_of_errors
 from flare_model.surrogate import Surrogate, from_pretrained
 from flare_model.targets import Target, resolve_target, resolve_targets, spans
 from lpbf_data.command_line import run
-from lpbf_data.durable import flush_file, flush_folder
+from lpbf_data.durable import flush_file, flush_folder, write_durably
 from lpbf_data.errors import LpbfError, StoreError, UsageError
+from lpbf_data.remarks import Remark, merge_remarks
+from lpbf_data.surface_files import Units
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ def predict(
     case: list[str] = [],  # noqa: B006 (read only; shown as the default in the help)
     points: int | None = None,
     centre: bool = False,
+    units: Units | None = None,
     pictures: bool = True,
     trust: str | None = None,
     accelerator: str = "auto",
@@ -164,13 +168,14 @@ def predict(
 
     Args:
         checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub.
-        src: Hexahedral meshes (VTU and others), closed surfaces (STL and others; lengths in mm), folders of simulation
-            results, folders of any of these; or data sets: folders, URLs, or ids on the Hugging Face hub.
+        src: Hexahedral meshes (VTU and others), closed surfaces (STL and others), folders of simulation results,
+            folders of any of these; or data sets: folders, URLs, or ids on the Hugging Face hub.
         out: Folder of the results, a VTU file a part and a picture a target.
         split: Which split of a data set.
         case: Ids of cases of a data set; all of the split by default.
         points: Points that a surface is meshed with; by default the median of the parts that the model was trained on.
         centre: Move the middle of a surface to x = y = 0; its lowest point is put on the build plate in any case.
+        units: Unit of lengths in files of surfaces; by default the one that a file states (3MF), else mm.
         pictures: Draw every part.
         trust: Class path of a model outside of this package that may be imported.
         accelerator: auto, cpu or gpu.
@@ -182,11 +187,14 @@ def predict(
     if points is not None and points < 8:
         raise UsageError(f"--points must be 8 or more, not {points}")
     surrogate = from_pretrained(checkpoint, trust=trust).to(device)
-    meshing = Meshing(points or _usual_points(surrogate), centre)
+    meshing = Meshing(points or _usual_points(surrogate), centre, units)
     console, complaints = Console(soft_wrap=True, markup=False), Console(stderr=True, soft_wrap=True, markup=False)
     needed = {resolve_target(name).field for name in (*surrogate.usage.targets, *surrogate.usage.features)}
     names, done, failed = FileNames(), 0, 0
+    remarks: dict[str, tuple[Remark, ...]] = {}
     for part in _parts(src, split, case, needed, meshing):
+        if part.remarks:
+            remarks[part.name] = (*remarks.get(part.name, ()), *part.remarks)
         try:
             if isinstance(part, Unreadable):
                 raise part.error
@@ -201,9 +209,22 @@ def predict(
             _say(prediction, file, console, complaints)
     if done:
         console.print(f"predictions in {out}")
+        _keep_remarks(Path(out), remarks)
+    for remark in merge_remarks(one for found in remarks.values() for one in found):
+        complaints.print(str(remark), style=None)
     if failed and done + failed > 1:
         complaints.print(f"{done} of {done + failed} parts are predicted", style=None)
     return 1 if failed else 0
+
+
+def _keep_remarks(out: Path, remarks: Mapping[str, Sequence[Remark]]) -> None:
+    """Write what was left out, changed, guessed or repaired beside the predictions, by name of the part."""
+    path = out / "remarks.json"
+    if remarks:
+        stored = {name: [remark.as_dict() for remark in found] for name, found in remarks.items()}
+        write_durably(path, (json.dumps(stored, indent=1) + "\n").encode())
+    else:
+        path.unlink(missing_ok=True)  # those of an earlier run
 
 
 def _usual_points(surrogate: Surrogate) -> int:

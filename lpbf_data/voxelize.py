@@ -9,13 +9,12 @@ the simulator, and for predictions on parts that were never simulated.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import trimesh
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -31,7 +30,9 @@ _CORNERS: Final = np.array(
 _ATTEMPTS: Final = 12
 _CLOSE_ENOUGH: Final = 0.04  # relative deviation from the number of points asked for
 _FALLS_APART: Final = 0.9
-_MOST_SAMPLES: Final = 400_000_000
+_MOST_SAMPLES: Final = 64_000_000  # of a grid, 1 byte each, and 4 for a moment; the stated bound is 1 GiB with all else
+_MOST_ALONG: Final = 100_000
+_TILE: Final = 2_000_000  # samples and crossings that are worked on together
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,15 @@ class Surface:
             raise GeometryError("the surface has no triangles")
         if not np.isfinite(self.vertices).all():
             raise GeometryError("a coordinate of the surface is not a finite number")
-        ends = np.concatenate([self.triangles[:, [0, 1]], self.triangles[:, [1, 2]], self.triangles[:, [2, 0]]])
-        keys = ends[:, 0] * len(self.vertices) + ends[:, 1]
-        reverse = ends[:, 1] * len(self.vertices) + ends[:, 0]
-        unmatched = int((~np.isin(keys, reverse)).sum())
-        if unmatched:
+        starts, ends = self.triangles.T.ravel(), self.triangles[:, [1, 2, 0]].T.ravel()
+        least, most = np.minimum(starts, ends), np.maximum(starts, ends)
+        edges = np.unique(least * len(self.vertices) + most, return_inverse=True)[1].ravel()
+        # Each edge is passed as often in one direction as in the other; a facet that is there twice shows here.
+        uneven = np.bincount(edges, np.where(starts < ends, 1, -1)) != 0
+        if uneven.any():
             raise GeometryError(
-                f"the surface is not watertight: {unmatched:,} of {len(keys):,} edges have no neighbour; close its "
-                "holes in a CAD program or with trimesh.repair"
+                f"the surface is not watertight: {int(uneven.sum()):,} of {len(uneven):,} edges have no neighbour, or "
+                "one that is turned or there twice; repair it in a CAD program or with trimesh.repair"
             )
         if self.volume <= 0:
             raise GeometryError("the surface encloses no volume, or its triangles face inwards; flip their orientation")
@@ -78,25 +80,22 @@ class Surface:
         return np.stack([self.vertices.min(axis=0), self.vertices.max(axis=0)])
 
 
-def load_surface(path: Path) -> Surface:
-    """Read a surface from a file of any format that trimesh knows (STL, OBJ, PLY, 3MF, …).
+def inside_surface(vertices: NDArray[np.float64], triangles: NDArray[np.int64], place: NDArray[np.float64]) -> bool:
+    """Whether triangles that face outwards wind around a place more than half a time.
+
+    The solid angles of the triangles are added (Van Oosterom and Strackee, 1983).
 
     Args:
-        path: The file; lengths are taken as mm.
-
-    Raises:
-        GeometryError: If it can't be read or isn't watertight.
+        vertices: [V, 3].
+        triangles: [T, 3].
+        place: [3].
     """
-    try:
-        mesh = trimesh.load_mesh(path, process=True)
-    except Exception as error:  # trimesh raises whatever its readers raise
-        raise GeometryError(f"{path} can't be read as a surface: {error}") from error
-    if not isinstance(mesh, trimesh.Trimesh) or len(mesh.faces) == 0:
-        raise GeometryError(f"{path} holds no triangulated surface")
-    try:
-        return Surface(np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64))
-    except GeometryError as error:
-        raise GeometryError(f"{path}: {error}") from error
+    a, b, c = (vertices[triangles[:, k]] - place for k in range(3))
+    la, lb, lc = (np.linalg.norm(side, axis=1) for side in (a, b, c))
+    above = np.einsum("ij,ij->i", a, np.cross(b, c))
+    below = la * lb * lc + lc * np.einsum("ij,ij->i", a, b)
+    below += lb * np.einsum("ij,ij->i", a, c) + la * np.einsum("ij,ij->i", b, c)
+    return float(2 * np.arctan2(above, below).sum() / (4 * math.pi)) > 0.5
 
 
 def on_build_plate(surface: Surface, *, centre: bool = False) -> Surface:
@@ -118,6 +117,8 @@ def write_stl(path: Path, surface: Surface) -> None:
         path: The file.
         surface: The surface.
     """
+    import trimesh
+
     path.write_bytes(
         trimesh.exchange.stl.export_stl(trimesh.Trimesh(surface.vertices, surface.triangles, process=False))
     )
@@ -131,7 +132,9 @@ def fill_fractions(
     *,
     samples: int = _SAMPLES,
 ) -> NDArray[np.float32]:
-    """Which share of each cell of a grid lies inside a surface.
+    """Which share of each cell of a grid lies inside a surface: where it winds around a place more than no time.
+
+    Shells that overlap or lie in one another are united by this; a shell that faces inwards is a cavity.
 
     Args:
         surface: The surface.
@@ -146,45 +149,112 @@ def fill_fractions(
     Raises:
         GeometryError: If the grid is too fine for the memory.
     """
+    return _fill(surface, origin, spacing, shape, samples)[0]
+
+
+def _fill(
+    surface: Surface, origin: Sequence[float], spacing: Sequence[float], shape: tuple[int, int, int], samples: int
+) -> tuple[NDArray[np.float32], float]:
+    """Shares as `fill_fractions` gives them, and the surplus of the surface's volume over that of the union in cells.
+
+    The volume of a surface counts what lies in several shells several times.
+    """
     fine = tuple(n * samples for n in shape)
-    if math.prod(fine) > _MOST_SAMPLES:
-        raise GeometryError(f"a grid of {shape[0]} × {shape[1]} × {shape[2]} cells is too fine; ask for fewer points")
-    start = np.asarray(origin, np.float64)
-    step = np.asarray(spacing, np.float64) / samples
-    columns, heights, signs = _crossings(surface, start, step, fine[:2])
-    level = np.ceil((heights - start[2]) / step[2] - 0.5)
-    level = np.clip(level, 0, fine[2]).astype(np.int64)
-    changes = np.bincount(columns * (fine[2] + 1) + level, weights=signs, minlength=fine[0] * fine[1] * (fine[2] + 1))
-    winding = np.cumsum(changes.reshape(fine[0], fine[1], fine[2] + 1), axis=2)[:, :, :-1]
-    inside = np.rint(winding) != 0
-    nx, ny, nz = shape
-    shares: NDArray[np.float32] = inside.reshape(nx, samples, ny, samples, nz, samples).mean(
-        axis=(1, 3, 5), dtype=np.float32
-    )
-    return shares
+    if math.prod(fine) > _MOST_SAMPLES or max(fine) > _MOST_ALONG:
+        raise GeometryError(
+            f"a grid of {shape[0]:,} × {shape[1]:,} × {shape[2]:,} cells is too fine (at most {_MOST_SAMPLES:,}); ask "
+            "for fewer points"
+        )
+    start, step = np.asarray(origin, np.float64), np.asarray(spacing, np.float64) / samples
+    shares, surplus = np.empty(shape, np.float32), 0.0
+    lines = max(1, _TILE // (fine[2] + 1))
+    across = max(1, min(shape[1], lines // samples))
+    along = max(1, lines // (across * samples) // samples)
+    for x in range(0, shape[0], along):
+        for y in range(0, shape[1], across):
+            low, high = (x, y), (min(x + along, shape[0]), min(y + across, shape[1]))
+            tile = (samples * low[0], samples * high[0]), (samples * low[1], samples * high[1])
+            winding = _winding(surface, start, step, fine, tile)
+            inside = winding > 0
+            surplus += float(winding.sum(dtype=np.float64) - inside.sum()) / samples**3
+            nx, ny = high[0] - low[0], high[1] - low[1]
+            blocks = inside.reshape(nx, samples, ny, samples, shape[2], samples)
+            shares[low[0] : high[0], low[1] : high[1]] = blocks.mean(axis=(1, 3, 5), dtype=np.float32)
+    return shares, surplus
+
+
+def _winding(
+    surface: Surface,
+    start: NDArray[np.float64],
+    step: NDArray[np.float64],
+    fine: tuple[int, ...],
+    tile: tuple[tuple[int, int], tuple[int, int]],
+) -> NDArray[np.int32]:
+    """How often the surface winds around each sample of some columns, [x, y, z]; 1 inside of one shell."""
+    (x0, x1), (y0, y1) = tile
+    shape = (x1 - x0, y1 - y0, fine[2] + 1)
+    changes = np.zeros(math.prod(shape), np.int32)
+    for lines, heights, signs in _crossings(surface, start, step, tile):
+        level = np.clip(np.ceil((heights - start[2]) / step[2] - 0.5), 0, fine[2]).astype(np.int64)
+        columns = (lines[:, 0] - x0) * shape[1] + lines[:, 1] - y0
+        np.add.at(changes, columns * shape[2] + level, signs)
+    winding = np.cumsum(changes.reshape(shape), axis=2, dtype=np.int32)
+    if winding[:, :, -1].any():
+        raise GeometryError(
+            "the surface isn't closed: lines that enter it don't leave it again; repair it in a CAD program or with "
+            "trimesh.repair"
+        )
+    return winding[:, :, :-1]
 
 
 def _crossings(
-    surface: Surface, start: NDArray[np.float64], step: NDArray[np.float64], shape: tuple[int, ...]
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Where vertical lines meet the surface: number of the line, height, and +1 on entering from below or -1."""
+    surface: Surface,
+    start: NDArray[np.float64],
+    step: NDArray[np.float64],
+    tile: tuple[tuple[int, int], tuple[int, int]],
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int32]]]:
+    """Where vertical lines of a tile meet the surface: the line, [n, 2]; the height; +1 on entering from below or -1.
+
+    It comes in pieces, so that memory doesn't follow the number of triangles times that of lines.
+    """
     flat = (surface.vertices[:, :2] - start[:2]) / step[:2] - 0.5 - _OFF_CENTRE  # lines stand on whole numbers
     corners = flat[surface.triangles]
-    low = np.maximum(np.ceil(corners.min(axis=1)), 0).astype(np.int64)
-    high = np.minimum(np.floor(corners.max(axis=1)), np.array(shape) - 1).astype(np.int64)
+    (x0, x1), (y0, y1) = tile
+    low = np.maximum(np.ceil(corners.min(axis=1)), (x0, y0)).astype(np.int64)
+    high = np.minimum(np.floor(corners.max(axis=1)), (x1 - 1, y1 - 1)).astype(np.int64)
     counts = np.maximum(high - low + 1, 0).prod(axis=1)
-    triangle = np.repeat(np.arange(len(corners)), counts)
-    within = np.arange(len(triangle)) - np.repeat(np.cumsum(counts) - counts, counts)
-    width = np.maximum(high[:, 1] - low[:, 1] + 1, 1)[triangle]
-    line = low[triangle] + np.stack([within // width, within % width], axis=1)
-    sides = [_side(flat, surface.triangles[:, k], surface.triangles[:, (k + 1) % 3], triangle, line) for k in range(3)]
+    met = np.flatnonzero(counts)
+    bounds = np.cumsum(counts[met])
+    first = 0
+    while first < len(met):
+        before = bounds[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(bounds, before + _TILE, side="right")))
+        chosen = met[first:last]
+        yield _crossings_of(surface, flat, chosen, low[chosen], high[chosen])
+        first = last
+
+
+def _crossings_of(
+    surface: Surface,
+    flat: NDArray[np.float64],
+    chosen: NDArray[np.int64],
+    low: NDArray[np.int64],
+    high: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int32]]:
+    """Crossings of some triangles with the lines in their boxes."""
+    counts = (high - low + 1).prod(axis=1)
+    own = np.repeat(np.arange(len(chosen)), counts)
+    within = np.arange(len(own)) - np.repeat(np.cumsum(counts) - counts, counts)
+    width = (high[:, 1] - low[:, 1] + 1)[own]
+    line = low[own] + np.stack([within // width, within % width], axis=1)
+    corners, triangle = surface.triangles[chosen], own
+    sides = [_side(flat, corners[:, k], corners[:, (k + 1) % 3], triangle, line) for k in range(3)]
     area = sides[0][0] + sides[1][0] + sides[2][0]
     hit = (sides[0][1] == sides[1][1]) & (sides[1][1] == sides[2][1]) & (area != 0)
     weights = np.stack([sides[1][0], sides[2][0], sides[0][0]], axis=1)[hit] / area[hit, None]
-    heights = np.einsum("ij,ij->i", weights, surface.vertices[surface.triangles[triangle[hit]], 2])
-    numbers = line[hit, 0] * shape[1] + line[hit, 1]
+    heights = np.einsum("ij,ij->i", weights, surface.vertices[corners[triangle[hit]], 2])
     # Seen from above, a triangle that faces down has its corners clockwise: there a line enters the part.
-    return numbers, heights, np.where(sides[0][1][hit], -1.0, 1.0)
+    return line[hit], heights, np.where(sides[0][1][hit], -1, 1).astype(np.int32)
 
 
 def _side(
@@ -219,12 +289,18 @@ class VoxelMesh:
         spacing: Edges of a cell, mm.
         shape: Cells of the grid along each axis; along x and y it spans the bounding box of the surface.
         indices: Place of each cell in the grid, [E, 3].
+        left_out: Cells inside the surface that don't hang together with the others by faces.
+        lowered: Planes of cells below the first one that has any; the mesh stands so much lower than the surface.
+        surplus: Volume in mm³ that the surface encloses more than once.
     """
 
     origin: tuple[float, float, float]
     spacing: tuple[float, float, float]
     shape: tuple[int, int, int]
     indices: NDArray[np.int64]
+    left_out: int = 0
+    lowered: int = 0
+    surplus: float = 0.0
 
     @cached_property
     def _topology(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
@@ -299,8 +375,8 @@ def mesh_of_mask(mask: NDArray[np.bool_], origin: Sequence[float], spacing: Sequ
     if len(indices) == 0:
         size = " × ".join(f"{n * s:.3g}" for n, s in zip(mask.shape, spacing, strict=True))
         raise GeometryError(
-            f"no cell of the grid of {size} mm lies inside the surface; lengths must be in mm, and if they are, "
-            "ask for more points"
+            f"no cell of the grid of {size} mm lies inside the surface; say its unit (--units) if its "
+            "lengths aren't in mm, else ask for more points"
         )
     order = np.lexsort(indices.T)
     ox, oy, oz = map(float, origin)
@@ -331,8 +407,12 @@ def voxelize(surface: Surface, cell: tuple[float, float], *, samples: int = _SAM
     across = np.maximum(np.rint(size[:2] / cell[0]), 1).astype(int)
     up = max(1, math.ceil(size[2] / cell[1] - 1e-9))
     spacing = (size[0] / across[0], size[1] / across[1], cell[1])
-    mask = fill_fractions(surface, low, spacing, (int(across[0]), int(across[1]), up), samples=samples) > 0.5
+    grid = (int(across[0]), int(across[1]), up)
+    shares, surplus = _fill(surface, low, spacing, grid, samples)
+    mask = shares > 0.5
+    del shares
     labels, pieces = ndimage.label(mask)
+    left_out = 0
     if pieces > 1:
         sizes = np.bincount(labels.ravel())[1:]
         if sizes.max() < _FALLS_APART * sizes.sum():
@@ -341,9 +421,12 @@ def voxelize(surface: Surface, cell: tuple[float, float], *, samples: int = _SAM
                 "cells; ask for more points"
             )
         mask = labels == 1 + int(sizes.argmax())
+        left_out = int(sizes.sum() - sizes.max())
     filled = np.flatnonzero(mask.any(axis=(0, 1)))
     mask = mask[:, :, filled[0] :] if len(filled) else mask
-    return mesh_of_mask(mask, low, spacing)
+    lowered = int(filled[0]) if len(filled) else 0
+    mesh = mesh_of_mask(mask, low, spacing)
+    return replace(mesh, left_out=left_out, lowered=lowered, surplus=surplus * math.prod(spacing))
 
 
 def voxelize_to_size(
@@ -393,7 +476,7 @@ def _distance(mesh: VoxelMesh, num_points: int) -> float:
 
 
 def surface_of_arrays(vertices: NDArray[Any], triangles: NDArray[Any]) -> Surface:
-    """A surface from arrays of any number type; vertices at one place become one.
+    """A surface from arrays of any number type; vertices at one place become one, unused ones are left out.
 
     Args:
         vertices: Coordinates in mm, [V, 3].
@@ -405,4 +488,5 @@ def surface_of_arrays(vertices: NDArray[Any], triangles: NDArray[Any]) -> Surfac
     unique, inverse = np.unique(np.asarray(vertices, np.float64), axis=0, return_inverse=True)
     merged = inverse.ravel()[np.asarray(triangles, np.int64)]
     proper = (merged[:, 0] != merged[:, 1]) & (merged[:, 1] != merged[:, 2]) & (merged[:, 2] != merged[:, 0])
-    return Surface(unique, merged[proper])
+    used, numbers = np.unique(merged[proper], return_inverse=True)
+    return Surface(unique[used], numbers.reshape(-1, 3))

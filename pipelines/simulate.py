@@ -22,6 +22,8 @@ from tqdm import tqdm
 from lpbf_data.command_line import run
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import UsageError
+from lpbf_data.remarks import Remark, merge_remarks
+from lpbf_data.surface_files import Units
 from pipelines.engine import Resources, open_engine
 from pipelines.simulation.archives import archive_path, archived, plan_archives, write_archive
 from pipelines.simulation.case_task import CaseOutcome, CaseTask, load_outcome, run_case
@@ -45,6 +47,7 @@ def simulate(
     material: MaterialName = "Ti64",
     families: list[str] = list(FAMILIES),  # noqa: B006 (read only; shown as the default in the help)
     stl: list[str] = [],  # noqa: B006
+    units: Units | None = None,
     encoding: EncodingName = "binary",
     naming: Naming = "batch",
     archive: bool = False,
@@ -62,7 +65,9 @@ def simulate(
         points: Median number of points of a part.
         material: Material of the parts.
         families: Families of parts to draw from.
-        stl: Surface files to simulate instead of drawn parts; they must be watertight, in mm.
+        stl: Surface files (STL, OBJ, PLY, OFF, 3MF) to simulate instead of drawn parts, a case a body; they must be
+            watertight.
+        units: Unit of lengths in surface files; by default the one that a file states (3MF), else mm.
         encoding: Binary or text results.
         naming: File names of a batch run (test.stl, mechanical.out) or of an interactive one (<case>_mechanical.out).
         archive: Pack cases into zip archives, a hundred each.
@@ -75,11 +80,12 @@ def simulate(
         Exit status: 0, or 1 when no case was completed.
     """
     options = SimulationOptions(
-        cases, seed, points, material, tuple(families), tuple(stl), encoding, naming, archive, failure_rate
+        cases, seed, points, material, tuple(families), tuple(stl), encoding, naming, archive, failure_rate, units
     )
     resources = Resources(workers, scheduler, cluster)
-    outcomes = run_simulation(check_request(out, options), resources)
-    print_outcomes(outcomes, Path(out), Console(soft_wrap=True))
+    request = check_request(out, options)
+    outcomes = run_simulation(request, resources)
+    print_outcomes(outcomes, Path(out), Console(soft_wrap=True), request.remarks)
     return 0 if any(outcome.status == "completed" for outcome in outcomes) else 1
 
 
@@ -126,6 +132,8 @@ def _workplace(request: SimulationRequest) -> Iterator[Path]:
         raise UsageError(f"another simulation works in {request.out}; wait for it, or choose another --out") from error
     try:
         write_durably(place / "request.json", (json.dumps(request.configuration, indent=1) + "\n").encode())
+        remarks = [remark.as_dict() for remark in request.remarks]
+        write_durably(place / "remarks.json", (json.dumps(remarks, indent=1) + "\n").encode())
         shutil.rmtree(place / "staging")
         (place / "staging").mkdir()
         yield place
@@ -184,13 +192,16 @@ def _pack(request: SimulationRequest, ready: Path, packed: int) -> None:
             shutil.rmtree(folder)
 
 
-def print_outcomes(outcomes: Sequence[CaseOutcome], out: Path, console: Console) -> None:
+def print_outcomes(
+    outcomes: Sequence[CaseOutcome], out: Path, console: Console, remarks: Sequence[Remark] = ()
+) -> None:
     """Print what became of the cases; `pipelines.build` on the same folder counts the same.
 
     Args:
         outcomes: What came of each case.
         out: Folder of the results.
         console: Where to print.
+        remarks: What was guessed or repaired before the cases began; those of the cases are added.
     """
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     completed = [outcome for outcome in outcomes if outcome.status == "completed"]
@@ -209,6 +220,8 @@ def print_outcomes(outcomes: Sequence[CaseOutcome], out: Path, console: Console)
     console.print(table)
     for outcome in [one for one in failed if not one.asked_for][:_EXAMPLES]:
         console.print(f"{outcome.case_id} failed: {outcome.reason}", markup=False)
+    for remark in merge_remarks([*remarks, *(one for outcome in outcomes for one in outcome.remarks)]):
+        console.print(str(remark), markup=False, highlight=False)
 
 
 def main() -> None:

@@ -24,7 +24,8 @@ from flare_model.spectrum import spectrum
 from flare_model.train import train
 from lpbf_data import load_dataset
 from lpbf_data.errors import UsageError
-from lpbf_data.voxelize import load_surface, on_build_plate, voxelize_to_size
+from lpbf_data.surface_files import load_surface
+from lpbf_data.voxelize import on_build_plate, voxelize_to_size
 from tests.data_hub_server import serve_hub
 from tests.data_support import make_case, write_dataset, write_published
 from tests.flare_support import TINY

@@ -205,7 +205,9 @@ def test_a_surface_that_is_not_watertight_is_refused_before_work_starts(tmp_path
 def test_a_part_that_cannot_be_meshed_fails_and_the_rest_goes_on(tmp_path: Path) -> None:
     blocks = [trimesh.creation.box(extents=(4, 4, 4)) for _ in range(2)]
     blocks[1].apply_translation((40, 0, 0))
-    trimesh.util.concatenate(blocks).export(tmp_path / "apart.stl")
+    bar = trimesh.creation.box(extents=(40, 0.02, 0.02))
+    bar.apply_translation((20, 0.011, 0.013))
+    trimesh.util.concatenate([*blocks, bar]).export(tmp_path / "apart.stl")
     trimesh.creation.box(extents=(8, 6, 5)).export(tmp_path / "good.stl")
     surfaces = tuple(str(tmp_path / name) for name in ("apart.stl", "good.stl"))
     bad, good = run_small(tmp_path / "out", options(stl=surfaces, points=300))

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from lpbf_data.errors import GeometryError
 from lpbf_data.mesh import hex_corner_volumes
+from lpbf_data.surface_files import load_surface
 from lpbf_data.voxelize import (
     Surface,
     fill_fractions,
-    load_surface,
     mesh_of_mask,
     surface_of_arrays,
     voxelize,

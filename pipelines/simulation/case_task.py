@@ -17,8 +17,11 @@ from threadpoolctl import threadpool_limits
 from lpbf_data.case import Case
 from lpbf_data.durable import flush_tree, write_durably
 from lpbf_data.errors import GeometryError
+from lpbf_data.mesh_check import check_mesh, mesh_faithfully, remarks_on
 from lpbf_data.record import CaseRecord, SourceRef
-from lpbf_data.voxelize import Surface, VoxelMesh, load_surface, on_build_plate, voxelize_to_size
+from lpbf_data.remarks import Remark
+from lpbf_data.surface_files import Units, load_bodies
+from lpbf_data.voxelize import Surface, VoxelMesh, on_build_plate, voxelize_to_size
 from pipelines.measure import measure_case
 from pipelines.netfabb import BuildReduction
 from pipelines.select import Filters, active_limits, reject
@@ -40,12 +43,27 @@ _MESHING, _SOLVING, _ASKED_FOR = 2001, 2002, 2003  # numbers of errors in logs
 
 
 @dataclass(frozen=True)
+class SurfacePart:
+    """A body of a surface file.
+
+    Attributes:
+        path: The file.
+        body: Its number in the file, from 0.
+        units: Unit of the file's lengths; None for what it states, or mm.
+    """
+
+    path: Path
+    body: int = 0
+    units: Units | None = None
+
+
+@dataclass(frozen=True)
 class CaseTask:
     """A case to simulate.
 
     Attributes:
         case_id: Its name.
-        part: The part, drawn or as a surface file.
+        part: The part, drawn or a body of a surface file.
         num_points: Points that its mesh should have.
         material: Name of the material.
         encoding: Binary or text results.
@@ -57,7 +75,7 @@ class CaseTask:
     """
 
     case_id: str
-    part: PartPlan | Path
+    part: PartPlan | SurfacePart
     num_points: int
     material: str
     encoding: EncodingName
@@ -82,6 +100,7 @@ class CaseOutcome:
         height: mm.
         displacement_z_max: mm.
         recoater_clearance_min: Percent of a layer.
+        remarks: What differs between mesh and surface.
     """
 
     case_id: str
@@ -93,6 +112,7 @@ class CaseOutcome:
     height: float = 0.0
     displacement_z_max: float = 0.0
     recoater_clearance_min: float = 0.0
+    remarks: tuple[Remark, ...] = ()
 
 
 class _StoppedError(Exception):
@@ -124,7 +144,8 @@ def load_outcome(folder: Path, case_id: str) -> CaseOutcome | None:
     if not path.exists():
         return None
     content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return CaseOutcome(**{**content, "rejected_by": tuple(content["rejected_by"])})
+    remarks = tuple(Remark.from_dict(stored) for stored in content.get("remarks", ()))
+    return CaseOutcome(**{**content, "rejected_by": tuple(content["rejected_by"]), "remarks": remarks})
 
 
 def run_case(task: CaseTask) -> CaseOutcome:
@@ -145,7 +166,8 @@ def run_case(task: CaseTask) -> CaseOutcome:
     target = task.target / task.case_id
     shutil.rmtree(target, ignore_errors=True)
     folder.rename(target)
-    content = json.dumps(asdict(outcome), indent=1) + "\n"
+    stored = asdict(outcome) | {"remarks": [remark.as_dict() for remark in outcome.remarks]}
+    content = json.dumps(stored, indent=1) + "\n"
     write_durably(outcome_path(task.outcomes, task.case_id), content.encode("utf-8"))
     return outcome
 
@@ -156,6 +178,7 @@ class _Run:
     def __init__(self, task: CaseTask, folder: Path) -> None:
         self.task, self.folder = task, folder
         prefix = f"{task.case_id}_" if task.interactive else ""
+        self.remarks: tuple[Remark, ...] = ()
         self.names = RunNames(prefix, f"{task.case_id}.stl" if task.interactive else "test.stl")
         self.logs = {kind: run_log.log_opening(kind, self.names) for kind in ("mechanical", "thermal")}
 
@@ -175,13 +198,19 @@ class _Run:
         layer = material.process.layer_thickness
         try:
             if isinstance(task.part, PartPlan):
-                surface, ratio = (
-                    part_surface(task.part.family, task.part.parameters, task.part.up),
-                    task.part.aspect_ratio,
-                )
-            else:
-                surface, ratio = on_build_plate(load_surface(task.part)), _CUBES
-            return surface, _mesh_near(surface, task.num_points, ratio, layer)
+                surface = part_surface(task.part.family, task.part.parameters, task.part.up)
+                mesh = _mesh_near(surface, task.num_points, task.part.aspect_ratio, layer)
+                self.remarks += remarks_on(check_mesh(surface, mesh), task.case_id)
+                return surface, mesh
+            bodies = load_bodies(task.part.path, task.part.units).bodies
+            if task.part.body >= len(bodies):
+                raise GeometryError(f"{task.part.path} has changed since the simulation began; start it again")
+            surface = on_build_plate(bodies[task.part.body])
+            mesh, remarks = mesh_faithfully(
+                surface, task.num_points, task.case_id, lambda one, n: _mesh_near(one, n, _CUBES, layer)
+            )
+            self.remarks += remarks
+            return surface, mesh
         except GeometryError as error:
             raise _StoppedError(_MESHING, f"The part can't be meshed: {error}") from error
 
@@ -254,6 +283,7 @@ class _Run:
             height=record.measures.height,
             displacement_z_max=record.measures.displacement_z_max,
             recoater_clearance_min=record.measures.recoater_clearance_min,
+            remarks=self.remarks,
         )
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from lpbf_data.errors import UsageError
-from lpbf_data.voxelize import load_surface
+from lpbf_data.remarks import Remark, merge_remarks
+from lpbf_data.surface_files import MILLIMETRES, SURFACE_SUFFIXES, Units, load_bodies
+from pipelines.simulation.case_task import SurfacePart
 from pipelines.simulation.corpus import PartPlan, plan_corpus
 from pipelines.simulation.families import FAMILIES
 from pipelines.simulation.identity import VERSION
@@ -40,6 +42,7 @@ class SimulationOptions:
         naming: File names of a batch or of an interactive run.
         archive: Whether cases are packed into zip archives.
         failure_rate: Share of cases that fail on purpose.
+        units: Unit of lengths in surface files; None for what a file states, or mm.
     """
 
     cases: int = 24
@@ -52,6 +55,7 @@ class SimulationOptions:
     naming: Naming = "batch"
     archive: bool = False
     failure_rate: float = 0.0
+    units: Units | None = None
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,16 @@ class SimulationRequest:
     Attributes:
         out: Folder of the results.
         options: Options that it came from.
-        parts: Case ids and parts: drawn, or surface files.
-        surface_digests: SHA-256 of each surface file.
+        parts: Case ids and parts: drawn, or bodies of surface files.
+        surface_digests: SHA-256 of the file of each case.
+        remarks: What was guessed or repaired in surface files.
     """
 
     out: Path
     options: SimulationOptions
-    parts: tuple[tuple[str, PartPlan | Path], ...]
+    parts: tuple[tuple[str, PartPlan | SurfacePart], ...]
     surface_digests: Mapping[str, str]
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -76,6 +82,8 @@ class SimulationRequest:
         content = asdict(self.options) | {"version": VERSION, "stl": dict(self.surface_digests)}
         content["families"] = [] if self.surface_digests else list(self.options.families)
         del content["cases"]
+        if content["units"] is None:
+            del content["units"]  # folders of before had no such option
         return content
 
 
@@ -99,9 +107,9 @@ def check_request(out: str, options: SimulationOptions) -> SimulationRequest:
     if not options.families:
         raise UsageError(f"--families names none; known are: {known}")
     if options.stl:
-        surfaces = _check_surfaces(options.stl)
-        digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in surfaces}
-        return SimulationRequest(Path(out), options, surfaces, digests)
+        surfaces, remarks = _check_surfaces(options.stl, options.units)
+        digests = {name: hashlib.sha256(part.path.read_bytes()).hexdigest() for name, part in surfaces}
+        return SimulationRequest(Path(out), options, surfaces, digests, remarks)
     plans = plan_corpus(options.seed, options.cases, options.points, options.families)
     return SimulationRequest(Path(out), options, tuple((plan.case_id, plan) for plan in plans), {})
 
@@ -117,15 +125,26 @@ def _check_numbers(options: SimulationOptions) -> None:
         raise UsageError(f"--failure_rate must be 0 to 1, not {options.failure_rate}")
 
 
-def _check_surfaces(names: Sequence[str]) -> tuple[tuple[str, Path], ...]:
-    parts: dict[str, Path] = {}
+def _check_surfaces(
+    names: Sequence[str], units: Units | None
+) -> tuple[tuple[tuple[str, SurfacePart], ...], tuple[Remark, ...]]:
+    """A case a body: named as the file, and numbered where it holds several."""
+    if units is not None and units not in MILLIMETRES:
+        raise UsageError(f"unknown --units {units}; known are: {', '.join(MILLIMETRES)}")
+    parts: dict[str, SurfacePart] = {}
+    remarks: list[Remark] = []
     for name in names:
         path = Path(name)
         if not path.is_file():
             raise UsageError(f"the surface file {name} doesn't exist")
-        load_surface(path)
-        case_id = _UNSAFE.sub("_", path.stem).strip(".") or "part"
-        if case_id in parts:
-            raise UsageError(f"two surface files give cases the name {case_id}; rename one of them")
-        parts[case_id] = path.absolute()
-    return tuple(parts.items())
+        if path.suffix.lower() not in SURFACE_SUFFIXES:
+            raise UsageError(f"{name}: surfaces are read from {', '.join(SURFACE_SUFFIXES)} files")
+        found = load_bodies(path, units)
+        remarks += found.remarks
+        stem = _UNSAFE.sub("_", path.stem).strip(".") or "part"
+        for body in range(len(found.bodies)):
+            case_id = stem if len(found.bodies) == 1 else f"{stem}_{body + 1}"
+            if case_id in parts:
+                raise UsageError(f"two surface files give cases the name {case_id}; rename one of them")
+            parts[case_id] = SurfacePart(path.absolute(), body, units)
+    return tuple(parts.items()), merge_remarks(remarks)

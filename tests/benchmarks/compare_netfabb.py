@@ -19,7 +19,8 @@ from scipy.spatial import cKDTree
 
 from lpbf_data.case import Case
 from lpbf_data.render import Panel, render_panels
-from lpbf_data.voxelize import VoxelMesh, load_surface, voxelize
+from lpbf_data.surface_files import load_surface
+from lpbf_data.voxelize import VoxelMesh, voxelize
 from pipelines.case_files import FolderFiles
 from pipelines.netfabb import NetfabbRun
 from pipelines.simulation.build_simulation import BuildSimulation, Frame
