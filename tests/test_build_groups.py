@@ -1,4 +1,4 @@
-"""Groups of cases: measured again under kills and beside another part, on a cluster that grows, with a case that hangs."""
+"""Groups of cases: measured again under kills and beside another part, on a growing cluster, with a case that hangs."""
 
 from __future__ import annotations
 
