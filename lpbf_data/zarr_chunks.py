@@ -34,7 +34,8 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 _CRC_BYTES: Final = 4
-_MOST_OPEN: Final = 1024  # shards that a process keeps open, where it may open many files
+_MOST_OPEN: Final = 1024  # arrays that a process keeps open; a quarter of what it may open where that is less
+_ENOUGH: Final = 4096
 _TYPES: Final[dict[str, np.dtype[Any]]] = {
     "float32": np.dtype("<f4"),
     "int32": np.dtype("<i4"),
@@ -55,7 +56,7 @@ class _OpenFiles:
     def take(self) -> bool:
         """Whether one more may be kept open."""
         with self._lock:
-            if self._count >= _most_open():
+            if self._count >= min(_MOST_OPEN, descriptors_allowed() // 4):
                 return False
             self._count += 1
             return True
@@ -70,12 +71,12 @@ class _OpenFiles:
         self._lock = threading.Lock()
 
 
-def _most_open() -> int:
-    """A quarter of the descriptors that this process may have: data loaders, logs and sockets need theirs too."""
+def descriptors_allowed() -> int:
+    """Files that this process may have open, 4,096 at most: that is enough for everything here."""
     if resource is None:
-        return _MOST_OPEN
+        return _ENOUGH
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MOST_OPEN if soft == resource.RLIM_INFINITY else min(_MOST_OPEN, soft // 4)
+    return _ENOUGH if soft == resource.RLIM_INFINITY else min(_ENOUGH, soft)
 
 
 _open_files = _OpenFiles()

@@ -6,8 +6,9 @@ import re
 from typing import Final
 
 _ROOTS: Final = (
-    "home root users tmp work mnt media scratch data opt var private gpfs lustre nfs volumes beegfs ceph afs net cluster "
-    "project projects proj storage store export shared share groups group ptmp cfs vol run srv usr etc workspace content"
+    "home root users tmp work mnt media scratch data opt var private gpfs lustre nfs volumes beegfs ceph afs net "
+    "cluster project projects proj storage store export shared share groups group ptmp cfs vol run srv usr etc "
+    "workspace content"
 )
 _TAIL: Final = r"[^\s'\"|)]*"
 _LOCAL_PATH: Final = re.compile(

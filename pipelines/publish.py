@@ -1,7 +1,8 @@
 """`python -m pipelines.publish lpbf/ --repo user/name --license …`: a verified data set onto the Hugging Face hub.
 
-What doesn't verify isn't published, nor what states no licence, nor a file that doesn't belong to the data set. One commit carries everything; files that the hub has
-already are recognised by their content and not sent again, so an interrupted upload continues.
+What doesn't verify isn't published, nor what states no licence, nor a file that doesn't belong to the data set. One
+commit carries everything; files that the hub has already are recognised by their content and not sent again, so an
+interrupted upload continues.
 """
 
 from __future__ import annotations

@@ -65,9 +65,9 @@ def _draw_parts(exhibits: Sequence[Exhibit], manifest: Manifest) -> bytes | None
 def _describe(pictures: Sequence[str] | dict[str, bytes], manifest: Manifest) -> list[CardPicture]:
     kept = sum(record.status == "kept" for record in manifest.records)
     words = {
-        PARTS_PICTURE: "Some of the parts, coloured by Z displacement after release from the build plate: blue is downward, "
-        "red is upward, each to the figure below it.",
-        DISTRIBUTIONS_PICTURE: f"Histograms of points, edges, aspect ratios, height, largest Z displacement and stress, and "
-        f"least recoater clearance of the {kept:,} kept cases and of the rejected ones.",
+        PARTS_PICTURE: "Some of the parts, coloured by Z displacement after release from the build plate: blue is "
+        "downward, red is upward, each to the figure below it.",
+        DISTRIBUTIONS_PICTURE: "Histograms of points, edges, aspect ratios, height, largest Z displacement and stress, "
+        f"and least recoater clearance of the {kept:,} kept cases and of the rejected ones.",
     }
     return [CardPicture(name, words[name]) for name in pictures]

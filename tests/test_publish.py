@@ -162,8 +162,8 @@ def test_a_path_of_this_machine_is_not_published(dataset: Path, hub: UploadHub) 
 
 
 FOREIGN = (
-    "notes.txt", "data/.env", "data/passwords.csv", "pictures/me.png", "compare.html", ".git/config", "lpbf.zarr/notes.md",
-    "private/token", "lpbf.zarr/train/notes.md",
+    "notes.txt", "data/.env", "data/passwords.csv", "pictures/me.png", "compare.html", ".git/config",
+    "lpbf.zarr/notes.md", "private/token", "lpbf.zarr/train/notes.md",
 )  # fmt: skip
 
 
