@@ -19,7 +19,7 @@ from pipelines.engine import Resources, available_cores
 from pipelines.groups import plan_groups
 from pipelines.request import BuildRequest
 from pipelines.select import reject
-from pipelines.shards import ShardCase, ShardTask, plan_shards, write_staged_shard
+from pipelines.shards import LEAST_SHARDS, RAW_BYTES, ShardCase, ShardPlan, ShardTask, raw_bytes, write_staged_shard
 from pipelines.sources import find_cases
 from pipelines.summary import human_bytes
 from pipelines.workspace import MeasuredRef, Workspace, store_measured
@@ -86,16 +86,26 @@ def forecast(request: BuildRequest, resources: Resources) -> Forecast:
         kept=share,
         tasks=len(groups),
         seconds=(per_case + share * tried.seconds) * len(locations) / workers,
-        data_bytes=tried.data_bytes * share * len(locations),
+        data_bytes=_data_bytes(request, tried, share * len(locations)),
         workspace_bytes=tried.workspace_bytes * len(locations),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """What the cases that were tried take: bytes and seconds a kept case to write, bytes of workspace a case."""
+    """What the cases that were tried take.
 
-    data_bytes: float
+    Attributes:
+        case_bytes: Bytes of a kept case in the data set.
+        shard_bytes: Bytes of a shard beside those of its cases.
+        raw_bytes: Bytes of a kept case's arrays, uncompressed.
+        seconds: Time to write a kept case.
+        workspace_bytes: Bytes that are kept for later builds, a case.
+    """
+
+    case_bytes: float
+    shard_bytes: float
+    raw_bytes: float
     seconds: float
     workspace_bytes: float
 
@@ -126,16 +136,32 @@ def _try_shards(
                 cases[record.case_id] = ShardCase(location, MeasuredRef(record, ref.group, ref.index))
         kept_bytes = _size_of(scratch.measured) / len(measured)
         if not cases:
-            return _Trial(0.0, 0.0, kept_bytes)
+            return _Trial(0.0, 0.0, 0.0, 0.0, kept_bytes)
+        chosen = [cases[case_id] for case_id in sorted(cases)]
         started = time.perf_counter()
-        size = 0
-        for plan in plan_shards(dict.fromkeys(cases, "train"), cases, request.specs):
-            size += sum(
-                write_staged_shard(ShardTask(plan, request.formats, scratch.measured, scratch.shards)).sizes.values()
-            )
-        seconds = time.perf_counter() - started
+        whole = _write_shard(request, scratch, "all", chosen)
+        seconds = (time.perf_counter() - started) / len(chosen)
+        raw = [raw_bytes(case.record, request.specs) for case in chosen]
+        shard = 0.0
+        if len(chosen) > 1:  # two shards of different sizes tell what a shard takes whatever it holds
+            alone = _write_shard(request, scratch, "one", chosen[:1])
+            shard = max(0.0, alone - (whole - alone) / (sum(raw) - raw[0]) * raw[0])
         told = sum(path.stat().st_size for path in scratch.shards.glob("*.json"))
-    return _Trial(size / len(cases), seconds / len(cases), kept_bytes + told / len(measured))
+    per_case = (whole - shard) / len(chosen)
+    return _Trial(per_case, shard, sum(raw) / len(raw), seconds, kept_bytes + told / len(measured))
+
+
+def _write_shard(request: BuildRequest, scratch: Workspace, key: str, cases: Sequence[ShardCase]) -> int:
+    """Bytes of a shard of some cases, in all formats."""
+    plan = ShardPlan("train", 0, 1, key, tuple(cases), request.specs)
+    return sum(write_staged_shard(ShardTask(plan, request.formats, scratch.measured, scratch.shards)).sizes.values())
+
+
+def _data_bytes(request: BuildRequest, tried: _Trial, kept: float) -> float:
+    """Size of a data set of so many kept cases: what they take, and what their shards take beside them."""
+    splits = len(request.split_request.names)
+    shards = min(kept, max(kept * tried.raw_bytes / RAW_BYTES, LEAST_SHARDS * splits))
+    return kept * tried.case_bytes + shards * tried.shard_bytes
 
 
 def _size_of(folder: Path) -> int:
