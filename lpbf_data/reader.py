@@ -24,12 +24,16 @@ from lpbf_data.npz_store import NPZ_FIELDS, NpzCase
 from lpbf_data.parquet_store import ParquetShard, columns_of
 from lpbf_data.remote import RemoteShard
 from lpbf_data.schema import FIELDS, FieldSpec
+from lpbf_data.zarr_chunks import descriptors_allowed
 from lpbf_data.zarr_store import ZarrPart
 
 __all__ = ["SplitReader", "read_manifest"]
 
 _OPEN_SHARDS: Final = 128
-"""Shards kept open, 0.6 MB of footers each: a shuffled epoch comes back to every shard, and reopening costs 0.5 ms."""
+"""Shards kept open, 0.6 MB of footers each: a shuffled epoch comes back to every shard, and reopening costs 0.5 ms.
+
+Fewer where the process may open few files: each of several splits takes an eighth of them at most.
+"""
 
 _READ_AHEAD: Final = 8 << 20
 
@@ -98,7 +102,7 @@ class SplitReader:
         name = address.shard
         if name not in self._open:
             self._open[name] = self._open_shard(address)
-            if len(self._open) > _OPEN_SHARDS:
+            if len(self._open) > min(_OPEN_SHARDS, descriptors_allowed() // 8):
                 self._open.popitem(last=False)
         self._open.move_to_end(name)
         return self._open[name]

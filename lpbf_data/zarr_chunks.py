@@ -13,7 +13,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,12 +28,66 @@ from numpy.typing import NDArray
 
 from lpbf_data.errors import StoreError
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 _CRC_BYTES: Final = 4
+_MOST_OPEN: Final = 1024  # arrays that a process keeps open; a quarter of what it may open where that is less
+_ENOUGH: Final = 4096
 _TYPES: Final[dict[str, np.dtype[Any]]] = {
     "float32": np.dtype("<f4"),
     "int32": np.dtype("<i4"),
     "int64": np.dtype("<i8"),
 }
+
+
+class _OpenFiles:
+    """How many shards this process keeps open: a share of what the operating system allows it.
+
+    One that isn't kept open is opened for every read, which takes some microseconds on a disk of this machine.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def take(self) -> bool:
+        """Whether one more may be kept open."""
+        with self._lock:
+            if self._count >= min(_MOST_OPEN, descriptors_allowed() // 4):
+                return False
+            self._count += 1
+            return True
+
+    def give_back(self) -> None:
+        """One less is kept open."""
+        with self._lock:
+            self._count -= 1
+
+    def renew_lock(self) -> None:
+        """In a forked process, which has none of the threads that might hold the lock."""
+        self._lock = threading.Lock()
+
+
+def descriptors_allowed() -> int:
+    """Files that this process may have open, 4,096 at most: that is enough for everything here."""
+    if resource is None:
+        return _ENOUGH
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _ENOUGH if soft == resource.RLIM_INFINITY else min(_ENOUGH, soft)
+
+
+_open_files = _OpenFiles()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_open_files.renew_lock)
+
+
+def _close(descriptor: int) -> None:
+    os.close(descriptor)
+    _open_files.give_back()
 
 
 class ShardedArray:
@@ -47,13 +104,48 @@ class ShardedArray:
     def __init__(self, folder: Path, layout: ShardLayout) -> None:
         self.name = str(folder)
         self._layout = layout
-        path = folder.joinpath("c", *["0"] * layout.dimensions)
+        self._path = folder.joinpath("c", *["0"] * layout.dimensions)
+        self._kept: int | None = None
+        self._state = (0, 0, 0)
+        self._keep_open()
+        with self._opened() as file:
+            stat = os.fstat(file)
+            self._state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            self._index = self._read_index(file)
+
+    def _keep_open(self) -> None:
+        """Open the file for as long as this array lives, unless the process has enough open."""
+        if not _open_files.take():
+            return
         try:
-            self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._kept = self._open()
+        except BaseException:
+            _open_files.give_back()
+            raise
+        weakref.finalize(self, _close, self._kept)
+
+    def _open(self) -> int:
+        try:
+            return os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except FileNotFoundError as error:
-            raise StoreError(f"{path} is missing; verify the data set, or build it again") from error
-        weakref.finalize(self, os.close, self._file)
-        self._index = self._read_index()
+            raise StoreError(f"{self._path} is missing; verify the data set, or build it again") from error
+        except OSError as error:
+            raise StoreError(f"{self._path} can't be opened: {error}") from error
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """The open file: the one that is kept, or one for this read."""
+        if self._kept is not None:
+            yield self._kept
+            return
+        file = self._open()
+        try:
+            stat = os.fstat(file)
+            if self._state[0] and self._state != (stat.st_ino, stat.st_size, stat.st_mtime_ns):
+                raise StoreError(f"{self._path} was replaced while it was read; open the data set again")
+            yield file
+        finally:
+            os.close(file)
 
     @property
     def components(self) -> int:
@@ -65,11 +157,11 @@ class ShardedArray:
         """Size of the last dimension."""
         return self._layout.length
 
-    def _read_index(self) -> NDArray[np.uint64]:
+    def _read_index(self, file: int) -> NDArray[np.uint64]:
         """Offset and size of each inner chunk, [chunks, 2]."""
         size = 16 * self._layout.num_chunks
-        end = os.fstat(self._file).st_size
-        data = self._read_bytes(max(end - size - _CRC_BYTES, 0), size + _CRC_BYTES)
+        end = os.fstat(file).st_size
+        data = _read_bytes(file, max(end - size - _CRC_BYTES, 0), size + _CRC_BYTES)
         if len(data) != size + _CRC_BYTES or not _is_intact(data):
             raise StoreError(f"the shard index of {self.name} is cut or altered; verify the data set")
         index = data[:size].view("<u8").reshape(-1, 2)
@@ -96,7 +188,8 @@ class ShardedArray:
         out = np.empty((stop - start, len(rows)), self._layout.dtype)
         scratch = np.empty((self.components, length), self._layout.dtype)
         first, last = start // length, (stop - 1) // length
-        stored = self._read_chunks(first, last)
+        with self._opened() as file:
+            stored = self._read_chunks(file, first, last)
         for number in range(first, last + 1):
             low, high = max(start, number * length), min(stop, (number + 1) * length)
             target = out[low - start : high - start]
@@ -109,17 +202,14 @@ class ShardedArray:
                     target[:, column] = chunk[row, low - number * length : high - number * length]
         return out
 
-    def _read_chunks(self, first: int, last: int) -> list[NDArray[np.uint8]]:
+    def _read_chunks(self, file: int, first: int, last: int) -> list[NDArray[np.uint8]]:
         """Stored bytes of consecutive chunks, in one read where they lie one after the other."""
         spans = [(int(offset), int(size)) for offset, size in self._index[first : last + 1]]
         begin, end = spans[0][0], spans[-1][0] + spans[-1][1]
         if end - begin != sum(size for _, size in spans):
-            return [self._read_bytes(offset, size) for offset, size in spans]
-        whole = self._read_bytes(begin, end - begin)
+            return [_read_bytes(file, offset, size) for offset, size in spans]
+        whole = _read_bytes(file, begin, end - begin)
         return [whole[offset - begin : offset - begin + size] for offset, size in spans]
-
-    def _read_bytes(self, offset: int, size: int) -> NDArray[np.uint8]:
-        return np.frombuffer(os.pread(self._file, size, offset), np.uint8)
 
     def _decode(self, number: int, stored: NDArray[np.uint8], out: NDArray[Any]) -> None:
         if len(stored) != int(self._index[number, 1]) or not _is_intact(stored):
@@ -128,6 +218,10 @@ class ShardedArray:
             numcodecs.blosc.decompress(stored[:-_CRC_BYTES], out)
         except (RuntimeError, ValueError) as error:
             raise StoreError(f"chunk {number} of {self.name}: {error}; verify the data set") from error
+
+
+def _read_bytes(file: int, offset: int, size: int) -> NDArray[np.uint8]:
+    return np.frombuffer(os.pread(file, size, offset), np.uint8)
 
 
 def _is_intact(data: NDArray[np.uint8]) -> bool:

@@ -20,6 +20,10 @@ BUILD_NAME: Final = "build.json"
 CARD_NAME: Final = "README.md"
 REPORT_NAME: Final = "report.html"
 PICTURES_NAME: Final = "pictures"
+PARTS_PICTURE: Final = f"{PICTURES_NAME}/parts.png"
+DISTRIBUTIONS_PICTURE: Final = f"{PICTURES_NAME}/distributions.png"
+PICTURES: Final = (PARTS_PICTURE, DISTRIBUTIONS_PICTURE)
+"""Pictures that a build draws."""
 
 NOT_ALWAYS_THERE: Final = (CROISSANT_NAME, REPORT_NAME, PICTURES_NAME)
 """What an earlier build may have left and this one may not make."""

@@ -19,10 +19,10 @@ from pipelines.engine import Resources, available_cores
 from pipelines.groups import plan_groups
 from pipelines.request import BuildRequest
 from pipelines.select import reject
-from pipelines.shards import ShardCase, ShardTask, plan_shards, write_staged_shard
+from pipelines.shards import LEAST_SHARDS, RAW_BYTES, ShardCase, ShardPlan, ShardTask, raw_bytes, write_staged_shard
 from pipelines.sources import find_cases
 from pipelines.summary import human_bytes
-from pipelines.workspace import MeasuredRef, store_measured
+from pipelines.workspace import MeasuredRef, Workspace, store_measured
 
 _SAMPLES = 5
 
@@ -75,41 +75,97 @@ def forecast(request: BuildRequest, resources: Resources) -> Forecast:
     measured = [measure_location(location) for location in sample]
     per_case = (time.perf_counter() - started) / len(sample)
     records = [reject(result.record, request.limits) for result in measured]
-    kept = [(x, m, r) for x, m, r in zip(sample, measured, records, strict=True) if r.status == "kept"]
-    share = len(kept) / len(sample)
-    written, seconds, reductions = _try_shard(request, kept) if kept else (0.0, 0.0, 0.0)
+    share = sum(record.status == "kept" for record in records) / len(sample)
+    groups = plan_groups(locations, workers, Path(), Path(), request.time_limit)
+    tried = _try_shards(request, list(zip(sample, measured, records, strict=True)), len(groups[0].locations))
     return Forecast(
         cases=len(locations),
         containers=len({location.container for location in locations}),
         source_bytes=size,
         sampled=len(sample),
         kept=share,
-        tasks=len(plan_groups(locations, workers, Path(), Path(), request.time_limit)),
-        seconds=(per_case + share * seconds) * len(locations) / workers,
-        data_bytes=written * share * len(locations),
-        workspace_bytes=reductions * len(locations),
+        tasks=len(groups),
+        seconds=(per_case + share * tried.seconds) * len(locations) / workers,
+        data_bytes=_data_bytes(request, tried, share * len(locations)),
+        workspace_bytes=tried.workspace_bytes * len(locations),
     )
 
 
-def _try_shard(
-    request: BuildRequest, kept: Sequence[tuple[CaseLocation, Measured, CaseRecord]]
-) -> tuple[float, float, float]:
-    """Bytes, seconds and kept reductions a case, from writing them as one shard in a scratch folder."""
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """What the cases that were tried take.
+
+    Attributes:
+        case_bytes: Bytes of a kept case in the data set.
+        shard_bytes: Bytes of a shard beside those of its cases.
+        raw_bytes: Bytes of a kept case's arrays, uncompressed.
+        seconds: Time to write a kept case.
+        workspace_bytes: Bytes that are kept for later builds, a case.
+    """
+
+    case_bytes: float
+    shard_bytes: float
+    raw_bytes: float
+    seconds: float
+    workspace_bytes: float
+
+
+def _try_shards(
+    request: BuildRequest, measured: Sequence[tuple[CaseLocation, Measured, CaseRecord]], per_group: int
+) -> _Trial:
+    """Keep what was measured and write the kept cases as a build does, in a scratch folder.
+
+    Args:
+        request: What would be built.
+        measured: Where each case lies, what was measured, and its record with rejections.
+        per_group: Cases that a build would measure and keep together.
+    """
+    cases: dict[str, ShardCase] = {}
     with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        store_measured(scratch, "sample", [m for _, m, _ in kept], ["" for _ in kept])
-        reductions = sum(path.stat().st_size for path in scratch.iterdir()) / len(kept)
-        order = sorted(range(len(kept)), key=lambda i: kept[i][2].case_id)
-        cases = {
-            kept[i][2].case_id: ShardCase(kept[i][0], MeasuredRef(kept[i][2], "sample", number))
-            for number, i in enumerate(order)
-        }
+        scratch = Workspace(Path(name), request.out)
+        with scratch.locked():
+            for start in range(0, len(measured), per_group):
+                group = measured[start : start + per_group]
+                store_measured(
+                    scratch.measured, f"{start}", [m for _, m, _ in group], [x.signature for x, _, _ in group]
+                )
+            refs = {ref.record.case_id: ref for ref in scratch.load_measured(passing=True).values()}
+        for location, _, record in measured:
+            if record.status == "kept":
+                ref = refs[record.case_id]
+                cases[record.case_id] = ShardCase(location, MeasuredRef(record, ref.group, ref.index))
+        kept_bytes = _size_of(scratch.measured) / len(measured)
+        if not cases:
+            return _Trial(0.0, 0.0, 0.0, 0.0, kept_bytes)
+        chosen = [cases[case_id] for case_id in sorted(cases)]
         started = time.perf_counter()
-        size = 0
-        for plan in plan_shards(dict.fromkeys(cases, "train"), cases, request.specs):
-            result = write_staged_shard(ShardTask(plan, request.formats, scratch, scratch))
-            size += sum(result.sizes.values())
-        return size / len(kept), (time.perf_counter() - started) / len(kept), reductions
+        whole = _write_shard(request, scratch, "all", chosen)
+        seconds = (time.perf_counter() - started) / len(chosen)
+        raw = [raw_bytes(case.record, request.specs) for case in chosen]
+        shard = 0.0
+        if len(chosen) > 1:  # two shards of different sizes tell what a shard takes whatever it holds
+            alone = _write_shard(request, scratch, "one", chosen[:1])
+            shard = max(0.0, alone - (whole - alone) / (sum(raw) - raw[0]) * raw[0])
+        told = sum(path.stat().st_size for path in scratch.shards.glob("*.json"))
+    per_case = (whole - shard) / len(chosen)
+    return _Trial(per_case, shard, sum(raw) / len(raw), seconds, kept_bytes + told / len(measured))
+
+
+def _write_shard(request: BuildRequest, scratch: Workspace, key: str, cases: Sequence[ShardCase]) -> int:
+    """Bytes of a shard of some cases, in all formats."""
+    plan = ShardPlan("train", 0, 1, key, tuple(cases), request.specs)
+    return sum(write_staged_shard(ShardTask(plan, request.formats, scratch.measured, scratch.shards)).sizes.values())
+
+
+def _data_bytes(request: BuildRequest, tried: _Trial, kept: float) -> float:
+    """Size of a data set of so many kept cases: what they take, and what their shards take beside them."""
+    splits = len(request.split_request.names)
+    shards = min(kept, max(kept * tried.raw_bytes / RAW_BYTES, LEAST_SHARDS * splits))
+    return kept * tried.case_bytes + shards * tried.shard_bytes
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def print_forecast(told: Forecast, request: BuildRequest, console: Console) -> None:

@@ -5,9 +5,23 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_LOCAL_PATH: Final = re.compile(
-    r"(?<![\w.:/])(?:[A-Za-z]:\\|/)(?:home|root|Users|tmp|work|mnt|media|scratch|data|opt|var|private)[\\/][^\s'\"|)]*"
+_ROOTS: Final = (
+    "home root users tmp work mnt media scratch data opt var private gpfs lustre nfs volumes beegfs ceph afs net "
+    "cluster project projects proj storage store export shared share groups group ptmp cfs vol run srv usr etc "
+    "workspace content"
 )
+_TAIL: Final = r"[^\s'\"|)]*"
+_LOCAL_PATH: Final = re.compile(
+    r"file://" + _TAIL
+    # C:\x, D:/x; in a text of JSON the backslash is doubled. Not the end of "https://".
+    + r"|(?<![\w.])[A-Za-z]:(?:\\{1,2}|/(?!/))" + _TAIL
+    # \\server\share, with its backslashes doubled or not, and //server/share.
+    + r"|(?<![\w\\])\\{2,4}[\w.$-]+\\{1,2}[\w$]" + _TAIL
+    + r"|(?<![\w.:/\\])//[\w.-]+/[\w$]" + _TAIL
+    # What file systems are called, with what is often added: /home2, /nfs-data, /scratch_fast.
+    + rf"|(?<![\w.:/])/(?:{'|'.join(_ROOTS.split())})(?:[\d_-][\w-]*|s)?[\\/]" + _TAIL,
+    re.IGNORECASE,
+)  # fmt: skip
 
 
 def find_local_paths(text: str) -> list[str]:

@@ -1,7 +1,8 @@
 """`python -m pipelines.publish lpbf/ --repo user/name --license …`: a verified data set onto the Hugging Face hub.
 
-What doesn't verify isn't published, nor what states no licence. One commit carries everything; files that the hub has
-already are recognised by their content and not sent again, so an interrupted upload continues.
+What doesn't verify isn't published, nor what states no licence, nor a file that doesn't belong to the data set. One
+commit carries everything; files that the hub has already are recognised by their content and not sent again, so an
+interrupted upload continues.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,24 +24,60 @@ from lpbf_data.command_line import run
 from lpbf_data.errors import UsageError
 from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
 from lpbf_data.record import CaseRecord
+from lpbf_data.remarks import MAX_EXAMPLES, Remark, Treatment
+from lpbf_data.zarr_store import ZARR_NAME
 from pipelines.croissant import CROISSANT_NAME
+from pipelines.documents import BUILD_NAME, CARD_NAME, PICTURES, PICTURES_NAME, REPORT_NAME
 from pipelines.engine import Resources
 from pipelines.overview import fusion_parts
 from pipelines.privacy import find_local_paths
 from pipelines.summary import human_bytes
+from pipelines.targets import WORKSPACE_NAME
 from pipelines.verify import verify_dataset
 
 _REPO: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENSE: Final = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
+_OPTIONAL: Final = (BUILD_NAME, CROISSANT_NAME, REPORT_NAME, *PICTURES)
+
+
 def published_files(root: Path) -> list[Path]:
-    """The files of a data set that are published: all but the workspace, sorted.
+    """The files that a data set consists of: what its manifest names, and the documents that a build writes; sorted.
 
     Args:
         root: The data set.
     """
-    return sorted(path for path in root.rglob("*") if path.is_file() and ".build" not in path.relative_to(root).parts)
+    records = decode_manifest((root / MANIFEST_NAME).read_bytes()).records
+    places = [record.placement for record in records if record.placement is not None]
+    parts = {place.zarr_part for place in places if place.zarr_part is not None}
+    shards = {place.parquet_file for place in places if place.parquet_file is not None}
+    names = {MANIFEST_NAME, CARD_NAME, *shards}
+    # Croissant describes Parquet files: beside none it is left from another build.
+    names |= {name for name in _OPTIONAL if (root / name).is_file() and (name != CROISSANT_NAME or shards)}
+    for part in parts:
+        names |= {path.relative_to(root).as_posix() for path in (root / part).rglob("*") if path.is_file()}
+        names |= {f"{folder}/zarr.json" for folder in (ZARR_NAME, part.rpartition("/")[0])}
+    return sorted(root / name for name in names)
+
+
+def left_out(root: Path, published: Collection[Path]) -> tuple[Remark, ...]:
+    """What lies in the folder and isn't published; the workspace of the build goes without saying.
+
+    Args:
+        root: The data set.
+        published: The files that are.
+    """
+    sent = set(published)
+    others = sorted(
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if path.is_file() and path not in sent and path.relative_to(root).parts[0] != WORKSPACE_NAME
+    )
+    if not others:
+        return ()
+    sentence = f"{len(others):,} files in {root.name or root} don't belong to the data set and aren't sent"
+    return (Remark(Treatment.LEFT_OUT, "foreign_files", sentence, len(others), tuple(others[:MAX_EXAMPLES])),)
 
 
 def with_license(card: str, name: str) -> str:
@@ -79,7 +116,8 @@ def warnings_for(records: Sequence[CaseRecord], name: str) -> list[str]:
 
 def local_paths_in(root: Path) -> list[str]:
     """Paths of this machine that would be published in manifest, card or description."""
-    texts = [path.read_text(encoding="utf-8") for path in (root / "README.md", root / "build.json") if path.exists()]
+    documents = (root / name for name in (CARD_NAME, BUILD_NAME, CROISSANT_NAME))
+    texts = [path.read_text(encoding="utf-8") for path in documents if path.exists()]
     table = decode_manifest((root / MANIFEST_NAME).read_bytes()).table
     for name in table.column_names:
         if str(table.schema.field(name).type) == "string":
@@ -88,12 +126,12 @@ def local_paths_in(root: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _staged(root: Path, changed: Mapping[str, str]) -> Iterator[Path]:
+def _staged(root: Path, files: Sequence[Path], changed: Mapping[str, str]) -> Iterator[Path]:
     """The published files under one folder, linked rather than copied, some of them with another text."""
     staging = root / ".build" / "publish"
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        for path in published_files(root):
+        for path in files:
             target = staging / path.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -169,19 +207,27 @@ def publish(
     for sentence in warnings_for(records, license):
         console.print(f"[bold]warning[/bold]: {sentence}", highlight=False)
     changed = {"README.md": with_license((root / "README.md").read_text(encoding="utf-8"), license)}
-    if (root / CROISSANT_NAME).exists():
-        changed[CROISSANT_NAME] = croissant_with_license((root / CROISSANT_NAME).read_text(encoding="utf-8"), license)
     files = published_files(root)
+    if root / CROISSANT_NAME in files:
+        changed[CROISSANT_NAME] = croissant_with_license((root / CROISSANT_NAME).read_text(encoding="utf-8"), license)
+    remarks = left_out(root, files)
     size = human_bytes(sum(path.stat().st_size for path in files))
     if dry_run:
         for line in _contents(root, files):
             console.print(line, highlight=False)
         console.print(f"{len(files):,} files, {size}, would go to {repo}; nothing was sent", highlight=False)
+        _tell(console, remarks)
         return 0
-    with _staged(root, changed) as folder:
+    with _staged(root, files, changed) as folder:
         address = _upload(folder, repo, private=private, revision=revision, token=token, cases=verdict.cases)
     console.print(f"{len(files):,} files, {size}: {address}", highlight=False)
+    _tell(console, remarks)
     return 0
+
+
+def _tell(console: Console, remarks: Sequence[Remark]) -> None:
+    for remark in remarks:
+        console.print(str(remark), markup=False, highlight=False)
 
 
 def _upload(folder: Path, repo: str, *, private: bool, revision: str, token: str | None, cases: int) -> str:
@@ -196,7 +242,8 @@ def _upload(folder: Path, repo: str, *, private: bool, revision: str, token: str
             repo_type="dataset",
             revision=revision,
             commit_message=f"Data set of {cases:,} cases",
-            delete_patterns=["data/*", "lpbf.zarr/*", "pictures/*", "report.html"],
+            # What an earlier state of the data set left there; files that are sent now stay.
+            delete_patterns=["data/*", f"{ZARR_NAME}/*", f"{PICTURES_NAME}/*", REPORT_NAME, CROISSANT_NAME],
         )
     except Exception as error:  # the client raises errors of whatever HTTP library it is built on
         raise UsageError(

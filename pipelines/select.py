@@ -220,8 +220,8 @@ def _improve(
         return before - after
 
     sizes = sorted({size[name] for name in free})
-    # The first group of each size and split stands for all like it, so a move costs the same with many groups. Positions
-    # are in order, which makes them heaps.
+    # The first group of each size and split stands for all like it, so a move costs the same with many groups.
+    # Positions are in order, which makes them heaps.
     alike: dict[tuple[int, str], list[int]] = {}
     for position, name in enumerate(free):
         alike.setdefault((size[name], chosen[name]), []).append(position)

@@ -40,7 +40,8 @@ RAW_BYTES: Final = 96_000_000
 """Uncompressed arrays a shard: about 30 MB of Parquet."""
 
 _MOST_BATCHES: Final = 4000
-_LEAST_SHARDS: Final = 4  # a split, while it has cases enough: so that a few workers can share it
+LEAST_SHARDS: Final = 4
+"""Shards of a split, while it has cases enough: so that a few workers can share it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ def plan_shards(
             key=lambda case_id: hashlib.sha256(case_id.encode()).digest(),
         )
         sizes = [raw_bytes(cases[case_id].record, specs) for case_id in members]
-        count = min(len(members), max(-(-sum(sizes) // shard_bytes), _LEAST_SHARDS))
+        count = min(len(members), max(-(-sum(sizes) // shard_bytes), LEAST_SHARDS))
         for index, group in enumerate(_divide(members, sizes, count)):
             chosen = tuple(cases[case_id] for case_id in group)
             plans.append(ShardPlan(split, index, count, _key(chosen, specs), chosen, tuple(specs)))

@@ -7,22 +7,18 @@ told in a sentence and leaves the data set as it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from lpbf_data.errors import LpbfError
 from lpbf_data.folder import DatasetFolder
 from lpbf_data.manifest import MANIFEST_NAME, Manifest, decode_manifest
 from pipelines.card import CardPicture
-from pipelines.documents import CARD_NAME, PICTURES_NAME, REPORT_NAME, make_card_of
+from pipelines.documents import CARD_NAME, DISTRIBUTIONS_PICTURE, PARTS_PICTURE, REPORT_NAME, make_card_of
 from pipelines.exhibits import Exhibit
 from pipelines.overview import format_number
 from pipelines.pictures import draw_histograms, draw_mosaic
 from pipelines.report import make_report
 from pipelines.request import BuildRequest
 from pipelines.targets import Target
-
-_PARTS: Final = f"{PICTURES_NAME}/parts.png"
-_DISTRIBUTIONS: Final = f"{PICTURES_NAME}/distributions.png"
 
 
 def add_showcase(request: BuildRequest, target: Target) -> str | None:
@@ -42,9 +38,9 @@ def add_showcase(request: BuildRequest, target: Target) -> str | None:
         manifest = decode_manifest(data)
         pictures = {}
         if drawn := _draw_parts(report.exhibits, manifest):
-            pictures[_PARTS] = drawn
+            pictures[PARTS_PICTURE] = drawn
         if any(record.measures is not None for record in manifest.records):
-            pictures[_DISTRIBUTIONS] = draw_histograms(manifest.records)
+            pictures[DISTRIBUTIONS_PICTURE] = draw_histograms(manifest.records)
         for name, content in pictures.items():
             target.write(name, content)
         target.write(REPORT_NAME, report.page)
@@ -69,9 +65,9 @@ def _draw_parts(exhibits: Sequence[Exhibit], manifest: Manifest) -> bytes | None
 def _describe(pictures: Sequence[str] | dict[str, bytes], manifest: Manifest) -> list[CardPicture]:
     kept = sum(record.status == "kept" for record in manifest.records)
     words = {
-        _PARTS: "Some of the parts, coloured by Z displacement after release from the build plate: blue is downward, "
-        "red is upward, each to the figure below it.",
-        _DISTRIBUTIONS: f"Histograms of points, edges, aspect ratios, height, largest Z displacement and stress, and "
-        f"least recoater clearance of the {kept:,} kept cases and of the rejected ones.",
+        PARTS_PICTURE: "Some of the parts, coloured by Z displacement after release from the build plate: blue is "
+        "downward, red is upward, each to the figure below it.",
+        DISTRIBUTIONS_PICTURE: "Histograms of points, edges, aspect ratios, height, largest Z displacement and stress, "
+        f"and least recoater clearance of the {kept:,} kept cases and of the rejected ones.",
     }
     return [CardPicture(name, words[name]) for name in pictures]

@@ -1,4 +1,4 @@
-"""Groups of cases: measured again under kills and beside another part, on a cluster that grows, with a case that hangs."""
+"""Groups of cases: measured again under kills and beside another part, on a growing cluster, with a case that hangs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 
 from lpbf_data.errors import CaseError, FailureReason
 from pipelines.attempts import has_nanny, within
-from pipelines.build import run_build
+from pipelines.build import run_build, run_part
 from pipelines.convert import measure_location
 from pipelines.engine import Engine, Resources
 from pipelines.groups import GroupTask, measure_group, plan_groups
+from pipelines.request import Part as Share
 from pipelines.shards import ShardTask, plan_shards, write_staged_shard
 from pipelines.sources import find_cases
 from pipelines.stages import measured_cases
 from pipelines.workspace import MeasuredRef, Workspace, load_reductions
 from tests.netfabb_cases import Part, write_part
-from tests.test_build import request, tree
+from tests.test_build import request, tree, write_parts
 
 Reductions = tuple[NDArray[np.float32], ...]
 
@@ -228,7 +229,7 @@ def test_a_case_that_hangs_ends_alone(tmp_path: Path, resources: Resources) -> N
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "sitecustomize.py").write_text(SLOW_DISK)
     program = f"""
-from pipelines.build import run_build
+from pipelines.build import run_build, run_part
 from pipelines.engine import Resources
 from tests.test_build import request
 if __name__ == "__main__":
@@ -271,3 +272,50 @@ def test_what_a_case_raises_or_gives_comes_through() -> None:
     assert within(60.0, lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
         within(60.0, lambda: 1 // 0)
+
+
+def test_shards_that_could_not_be_written_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pipelines.build
+
+    src = write_parts(tmp_path / "src", 8)
+    asked = request(src, tmp_path / "out")
+    original = pipelines.build.select
+
+    def select_and_change(*arguments: object) -> object:
+        for path in src.glob("*_3/results/*.ens"):
+            os.utime(path, (1, 1))
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipelines.build, "select", select_and_change)
+    said = run_part(asked, Share(1, 1))
+    staged = len(list((tmp_path / "out" / ".build" / "shards").glob("*.json")))
+    assert f"part 1 of 1: {staged} of {staged + 1} shards written; 1 not" in said
+    assert "_3: " in said
+    monkeypatch.undo()
+    assert all(record.status == "kept" for record in run_build(asked))
+
+
+def test_the_manifest_is_gone_for_good_before_a_shard_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut must not bring back the old manifest beside new shards: its removal is flushed first."""
+    import pipelines.targets
+
+    src = write_parts(tmp_path / "src", 8)
+    run_build(request(src, tmp_path / "out"))
+    manifest = tmp_path / "out" / "manifest.parquet"
+    done: list[str] = []
+    flush, move = pipelines.targets.flush_folder, pipelines.targets._move
+
+    def flushed(path: Path) -> None:
+        flush(path)
+        if path == manifest.parent and not manifest.exists():
+            done.append("removal flushed")
+
+    def moved(source: Path, target: Path) -> None:
+        done.append("moved")
+        move(source, target)
+
+    monkeypatch.setattr(pipelines.targets, "flush_folder", flushed)
+    monkeypatch.setattr(pipelines.targets, "_move", moved)
+    run_build(request(src, tmp_path / "out", seed=1, splits="train=0.25,test=0.75"))
+    assert "moved" in done
+    assert done[0] == "removal flushed"

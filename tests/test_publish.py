@@ -16,6 +16,7 @@ import yaml
 
 from lpbf_data.manifest import decode_manifest
 from pipelines.build import run_build
+from pipelines.privacy import find_local_paths, strip_local_paths
 from pipelines.publish import published_files, warnings_for
 from tests.netfabb_cases import Part, write_part
 from tests.test_build import request
@@ -158,3 +159,77 @@ def test_a_path_of_this_machine_is_not_published(dataset: Path, hub: UploadHub) 
     assert done.returncode == 1
     assert "/home/somebody/secret/project" in done.stderr
     assert not hub.files
+
+
+FOREIGN = (
+    "notes.txt", "data/.env", "data/passwords.csv", "pictures/me.png", "compare.html", ".git/config",
+    "lpbf.zarr/notes.md", "private/token", "lpbf.zarr/train/notes.md",
+)  # fmt: skip
+
+
+def test_files_that_do_not_belong_to_the_data_set_stay_here(dataset: Path, hub: UploadHub) -> None:
+    expected = set(hub_names(dataset))
+    assert publish(dataset, hub, "--license", "other").returncode == 0
+    assert set(hub.files) == expected
+    hub.files.clear()
+    for name in FOREIGN:
+        (dataset / name).parent.mkdir(exist_ok=True)
+        (dataset / name).write_text("secret")
+    for more in (["--dry_run"], []):
+        done = publish(dataset, hub, "--license", "other", *more)
+        assert done.returncode == 0, done.stderr
+        assert f"left out: {len(FOREIGN)} files in lpbf don't belong to the data set and aren't sent" in done.stdout
+        assert ".git/config" in done.stdout
+    assert set(hub.files) == expected
+    assert not any(content == b"secret" for content in (*hub.files.values(), *hub.sent.values()))
+
+
+def hub_names(dataset: Path) -> list[str]:
+    """Every file of a folder that nobody has put anything into."""
+    paths = (path.relative_to(dataset) for path in dataset.rglob("*") if path.is_file())
+    return [path.as_posix() for path in paths if path.parts[0] != ".build"]
+
+
+def test_without_parquet_no_description_of_parquet_files_is_kept(dataset: Path, hub: UploadHub) -> None:
+    """Neither on the hub, where the set was published with Parquet files, nor from the folder."""
+    assert publish(dataset, hub, "--license", "other").returncode == 0
+    assert "croissant.json" in hub.files
+    old = (dataset / "croissant.json").read_bytes()
+    src = dataset.parent / "src"
+    for i in range(4):
+        write_part(src, Part(f"{100 + i}_11b839a{i}_1", shape=(3 + i, 9, 9)))
+    run_build(request(src, dataset, formats=["zarr"]))
+    assert not (dataset / "croissant.json").exists()
+    (dataset / "croissant.json").write_bytes(old)
+    hub.files.clear()
+    hub.files["croissant.json"] = old
+    assert publish(dataset, hub, "--license", "other").returncode == 0
+    assert "croissant.json" in hub.deleted
+    assert hub.files.get("croissant.json") is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gpfs/u/ada/x.zip", "/gpfs01/x", "/lustre/orion/x", "/nfs/home/x", "/nfs-data/x", "/Volumes/Disk/x.zip",
+        "/mnt/c/x", "/beegfs/x", "/users/ada/x", "/scratch2/x", r"\\server\share\x.zip", "//server/share/x.zip",
+        r"D:\parts\x.zip", "D:/parts/x.zip", r"d:\x", r"E:\\parts\\x.zip", "file:///anywhere/x",
+    ],
+)  # fmt: skip
+def test_paths_of_any_machine_are_found(path: str) -> None:
+    for text in (path, f"can't read {path}: no such file", f'"{path}"', f"({path})", f"{{{path}"):
+        assert find_local_paths(text), text
+        assert not find_local_paths(strip_local_paths(text)), text
+        assert text.count("x") == 0 or "parts" not in strip_local_paths(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://schema.org/x", "hf://datasets/u/name", "s3://bucket/data/x", "results/data/x.ens", "mm/s", "and/or",
+        "path/or/hub-id", "SandBox/12_ab/results", "a\\|b \\_c\\_ d", "10:30", "C: a note", "file name",
+    ],
+)  # fmt: skip
+def test_what_is_no_path_of_a_machine(text: str) -> None:
+    assert find_local_paths(text) == []
+    assert strip_local_paths(text) == text

@@ -262,7 +262,7 @@ def test_many_designs_that_have_to_move() -> None:
     fixed = {f"g{i}": "train" for i in range(20_000)}
     chosen = assign_splits(groups, {"train": 0.5, "validation": 0.1, "test": 0.4}, 0, fixed)
     assert {name: chosen[name] for name in fixed} == fixed
-    filled = Counter({split: 0 for split in ("train", "validation", "test")})
+    filled = Counter(dict.fromkeys(("train", "validation", "test"), 0))
     for name, split in chosen.items():
         filled[split] += len(groups[name])
     assert filled == {"train": 50_000, "validation": 10_000, "test": 40_000}

@@ -170,3 +170,33 @@ def test_no_data_set(tmp_path: Path) -> None:
     (tmp_path / "manifest.parquet").write_bytes(b"nothing")
     (problem,) = verify_dataset(tmp_path).problems
     assert problem.file == "manifest.parquet"
+
+
+@pytest.mark.parametrize(
+    ("front", "said"),
+    [
+        ("configs: [{config_name: default, data_files: []}]", "names the splits"),
+        ("configs: [{config_name: default}]", "names the splits"),
+        ("configs: [{config_name: default, data_files: [{path: data/x}]}]", "names the splits"),
+        ("configs: [{config_name: default, data_files: data/*.parquet}]", "names the splits"),
+        ("configs: default", "metadata that plain datasets can't read"),
+        ("configs: [default]", "metadata that plain datasets can't read"),
+        ("configs:", "metadata that plain datasets can't read"),
+        ("- a list", "metadata that plain datasets can't read"),
+        ("", "metadata that plain datasets can't read"),
+        ("license: mit", "names no splits"),
+        ("configs: [", "no readable metadata"),
+    ],
+)
+def test_an_edited_card_is_told(dataset: Path, front: str, said: str) -> None:
+    body = (dataset / "README.md").read_text().split("---\n", 2)[2]
+    (dataset / "README.md").write_text(f"---\n{front}\n---\n{body}")
+    problems = verify_dataset(dataset).problems
+    assert {problem.file for problem in problems} == {"README.md"}
+    assert said in "; ".join(problem.what for problem in problems)
+
+
+@pytest.mark.parametrize("content", ["[]", '"x"', '{"configuration": []}', "7"])
+def test_another_build_json_is_told(dataset: Path, content: str) -> None:
+    (dataset / "build.json").write_text(content)
+    assert "build.json" in {problem.file for problem in verify_dataset(dataset).problems}
