@@ -16,10 +16,12 @@ from typing import Final
 
 import meshio
 import numpy as np
-from meshio._mesh import num_nodes_per_cell
+from meshio._mesh import num_nodes_per_cell, topological_dimension
 from meshio._vtk_common import vtk_to_meshio_type
+from meshio.vtk._vtk_42 import vtk_type_to_numnodes
 from numpy.typing import NDArray
 
+from flare_model.unfolding import bounded_vtu, check_hdf
 from lpbf_data.errors import GeometryError, LpbfError, StoreError, UsageError
 from lpbf_data.folder import DatasetFolder, is_hub_id
 from lpbf_data.manifest import MANIFEST_NAME
@@ -263,15 +265,22 @@ def _read_mesh(path: Path) -> Part:
     if path.stat().st_size == 0:
         raise StoreError(f"{path} can't be read as a mesh: the file is empty; write it again")
     try:
+        if path.suffix.lower() == ".xdmf":
+            check_hdf(path)
         # meshio's readers raise anything, and say a line of their own and exit on some files.
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), bounded_vtu(path):
             mesh = meshio.read(path)
+    except StoreError:
+        raise
     except SystemExit as error:
         raise StoreError(
             f"{path} can't be read as a mesh: it is cut short or no {path.suffix} file; write it again"
         ) from error
     except Exception as error:
         raise StoreError(f"{path} can't be read as a mesh: {error}; write it again") from error
+    if "cannot handle" in said.getvalue():  # meshio goes on without them
+        raise StoreError(f"{path} holds cells of unknown types; only hexahedral meshes can be predicted on")
     blocks = [_hexahedra(block) for block in mesh.cells if block.type in _HEXAHEDRA]
     other = Counter({block.type: 0 for block in mesh.cells if block.type not in _HEXAHEDRA})
     for block in mesh.cells:
@@ -308,3 +317,6 @@ def _teach_voxels() -> None:
     vtk_to_meshio_type.setdefault(11, "voxel")
     num_nodes_per_cell.setdefault("voxel", 8)
     num_nodes_per_cell.setdefault("pixel", 4)
+    topological_dimension.setdefault("voxel", 3)
+    topological_dimension.setdefault("pixel", 2)
+    vtk_type_to_numnodes[[8, 11]] = 4, 8  # of legacy files
