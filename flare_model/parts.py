@@ -261,14 +261,29 @@ def _mesh_surface(path: Path, name: str, body: Surface, meshing: Meshing, remark
 def _read_mesh(path: Path) -> Part:
     for reader in entry_points(group=READERS):
         reader.load()
+    mesh = _open_mesh(path)
+    cells, remarks = _cells_of(path, mesh)
+    points = np.asarray(mesh.points, np.float32)
+    if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
+        raise StoreError(f"{path}: points must be [N, 3] finite numbers")
+    if not cells.size:
+        raise StoreError(f"{path} holds no cells; only hexahedral meshes can be predicted on")
+    if not (cells.min() >= 0 and cells.max() < len(points)):
+        raise StoreError(f"{path}: a cell names a point that isn't there")
+    # NetFabb writes "Displacement" and "von_Mises_stress" for what is called displacement and von_mises_stress here.
+    fields = {name.lower(): np.asarray(values, np.float32) for name, values in mesh.point_data.items()}
+    return Part(_name_of(path), points, cells, fields, remarks=remarks)
+
+
+def _open_mesh(path: Path) -> meshio.Mesh:
+    """What meshio reads; its readers raise anything, and say a line of their own and exit on some files."""
     _teach_voxels()
     if path.stat().st_size == 0:
         raise StoreError(f"{path} can't be read as a mesh: the file is empty; write it again")
+    said = io.StringIO()
     try:
         if path.suffix.lower() == ".xdmf":
             check_hdf(path)
-        # meshio's readers raise anything, and say a line of their own and exit on some files.
-        said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), bounded_vtu(path):
             mesh = meshio.read(path)
     except StoreError:
@@ -281,10 +296,15 @@ def _read_mesh(path: Path) -> Part:
         raise StoreError(f"{path} can't be read as a mesh: {error}; write it again") from error
     if "cannot handle" in said.getvalue():  # meshio goes on without them
         raise StoreError(f"{path} holds cells of unknown types; only hexahedral meshes can be predicted on")
+    return mesh
+
+
+def _cells_of(path: Path, mesh: meshio.Mesh) -> tuple[NDArray[np.int32], tuple[Remark, ...]]:
+    """Hexahedra of a mesh, [E, 8], and what stood beside them."""
     blocks = [_hexahedra(block) for block in mesh.cells if block.type in _HEXAHEDRA]
-    other = Counter({block.type: 0 for block in mesh.cells if block.type not in _HEXAHEDRA})
+    other: Counter[str] = Counter()
     for block in mesh.cells:
-        if block.type in other:
+        if block.type not in _HEXAHEDRA:
             other[block.type] += len(block.data)
     if not blocks or set(other) - _FLAT:
         kinds = ", ".join(sorted({block.type for block in mesh.cells})) or "no cells that can be read"
@@ -292,18 +312,9 @@ def _read_mesh(path: Path) -> Part:
     remarks: tuple[Remark, ...] = ()
     if other:
         sentence = "faces, edges and points beside the hexahedra of a mesh were left out"
-        said = ", ".join(f"{count:,} {kind}" for kind, count in sorted(other.items()))
-        remarks = (Remark(Treatment.LEFT_OUT, "flat_cells", sentence, 1, (f"{path.name}: {said}",)),)
-    points, cells = np.asarray(mesh.points, np.float32), np.concatenate(blocks).astype(np.int32)
-    if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
-        raise StoreError(f"{path}: points must be [N, 3] finite numbers")
-    if not cells.size:
-        raise StoreError(f"{path} holds no cells; only hexahedral meshes can be predicted on")
-    if not (cells.min() >= 0 and cells.max() < len(points)):
-        raise StoreError(f"{path}: a cell names a point that isn't there")
-    # NetFabb writes "Displacement" and "von_Mises_stress" for what is called displacement and von_mises_stress here.
-    fields = {name.lower(): np.asarray(values, np.float32) for name, values in mesh.point_data.items()}
-    return Part(_name_of(path), points, cells, fields, remarks=remarks)
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(other.items()))
+        remarks = (Remark(Treatment.LEFT_OUT, "flat_cells", sentence, 1, (f"{path.name}: {listed}",)),)
+    return np.concatenate(blocks).astype(np.int32), remarks
 
 
 def _hexahedra(block: meshio.CellBlock) -> NDArray[np.int64]:

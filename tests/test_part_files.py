@@ -27,8 +27,8 @@ from tests.test_surface_files import write_3mf
 GRID = pyvista.ImageData(dimensions=(4, 3, 5), spacing=(2.0, 3.0, 1.0), origin=(-3.0, -3.0, 0.0))
 
 
-def only(path: Path, meshing: Meshing = Meshing()) -> Part:
-    (part,) = read_parts(path, meshing)
+def only(path: Path) -> Part:
+    (part,) = read_parts(path)
     assert isinstance(part, Part)
     return part
 
@@ -74,7 +74,8 @@ def write_xdmf(path: Path, grid: pyvista.UnstructuredGrid) -> None:
     topology = item.format(len(cells), 8, "Int", 8, path.stem, "cells")
     path.write_text(
         f'<Xdmf Version="3.0"><Domain><Grid Name="Grid"><Geometry GeometryType="XYZ">{points}</Geometry>'
-        f'<Topology TopologyType="Hexahedron" NumberOfElements="{len(cells)}">{topology}</Topology></Grid></Domain></Xdmf>'
+        f'<Topology TopologyType="Hexahedron" NumberOfElements="{len(cells)}">{topology}</Topology>'
+        "</Grid></Domain></Xdmf>"
     )
 
 
