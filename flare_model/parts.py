@@ -16,10 +16,12 @@ from typing import Final
 
 import meshio
 import numpy as np
-from meshio._mesh import num_nodes_per_cell
+from meshio._mesh import num_nodes_per_cell, topological_dimension
 from meshio._vtk_common import vtk_to_meshio_type
+from meshio.vtk._vtk_42 import vtk_type_to_numnodes
 from numpy.typing import NDArray
 
+from flare_model.unfolding import bounded_vtu, check_hdf
 from lpbf_data.errors import GeometryError, LpbfError, StoreError, UsageError
 from lpbf_data.folder import DatasetFolder, is_hub_id
 from lpbf_data.manifest import MANIFEST_NAME
@@ -259,33 +261,9 @@ def _mesh_surface(path: Path, name: str, body: Surface, meshing: Meshing, remark
 def _read_mesh(path: Path) -> Part:
     for reader in entry_points(group=READERS):
         reader.load()
-    _teach_voxels()
-    if path.stat().st_size == 0:
-        raise StoreError(f"{path} can't be read as a mesh: the file is empty; write it again")
-    try:
-        # meshio's readers raise anything, and say a line of their own and exit on some files.
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            mesh = meshio.read(path)
-    except SystemExit as error:
-        raise StoreError(
-            f"{path} can't be read as a mesh: it is cut short or no {path.suffix} file; write it again"
-        ) from error
-    except Exception as error:
-        raise StoreError(f"{path} can't be read as a mesh: {error}; write it again") from error
-    blocks = [_hexahedra(block) for block in mesh.cells if block.type in _HEXAHEDRA]
-    other = Counter({block.type: 0 for block in mesh.cells if block.type not in _HEXAHEDRA})
-    for block in mesh.cells:
-        if block.type in other:
-            other[block.type] += len(block.data)
-    if not blocks or set(other) - _FLAT:
-        kinds = ", ".join(sorted({block.type for block in mesh.cells})) or "no cells that can be read"
-        raise StoreError(f"{path} holds {kinds}; only hexahedral meshes (VTK's types 12 and 11) can be predicted on")
-    remarks: tuple[Remark, ...] = ()
-    if other:
-        sentence = "faces, edges and points beside the hexahedra of a mesh were left out"
-        said = ", ".join(f"{count:,} {kind}" for kind, count in sorted(other.items()))
-        remarks = (Remark(Treatment.LEFT_OUT, "flat_cells", sentence, 1, (f"{path.name}: {said}",)),)
-    points, cells = np.asarray(mesh.points, np.float32), np.concatenate(blocks).astype(np.int32)
+    mesh = _open_mesh(path)
+    cells, remarks = _cells_of(path, mesh)
+    points = np.asarray(mesh.points, np.float32)
     if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
         raise StoreError(f"{path}: points must be [N, 3] finite numbers")
     if not cells.size:
@@ -295,6 +273,48 @@ def _read_mesh(path: Path) -> Part:
     # NetFabb writes "Displacement" and "von_Mises_stress" for what is called displacement and von_mises_stress here.
     fields = {name.lower(): np.asarray(values, np.float32) for name, values in mesh.point_data.items()}
     return Part(_name_of(path), points, cells, fields, remarks=remarks)
+
+
+def _open_mesh(path: Path) -> meshio.Mesh:
+    """What meshio reads; its readers raise anything, and say a line of their own and exit on some files."""
+    _teach_voxels()
+    if path.stat().st_size == 0:
+        raise StoreError(f"{path} can't be read as a mesh: the file is empty; write it again")
+    said = io.StringIO()
+    try:
+        if path.suffix.lower() == ".xdmf":
+            check_hdf(path)
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), bounded_vtu(path):
+            mesh = meshio.read(path)
+    except StoreError:
+        raise
+    except SystemExit as error:
+        raise StoreError(
+            f"{path} can't be read as a mesh: it is cut short or no {path.suffix} file; write it again"
+        ) from error
+    except Exception as error:
+        raise StoreError(f"{path} can't be read as a mesh: {error}; write it again") from error
+    if "cannot handle" in said.getvalue():  # meshio goes on without them
+        raise StoreError(f"{path} holds cells of unknown types; only hexahedral meshes can be predicted on")
+    return mesh
+
+
+def _cells_of(path: Path, mesh: meshio.Mesh) -> tuple[NDArray[np.int32], tuple[Remark, ...]]:
+    """Hexahedra of a mesh, [E, 8], and what stood beside them."""
+    blocks = [_hexahedra(block) for block in mesh.cells if block.type in _HEXAHEDRA]
+    other: Counter[str] = Counter()
+    for block in mesh.cells:
+        if block.type not in _HEXAHEDRA:
+            other[block.type] += len(block.data)
+    if not blocks or set(other) - _FLAT:
+        kinds = ", ".join(sorted({block.type for block in mesh.cells})) or "no cells that can be read"
+        raise StoreError(f"{path} holds {kinds}; only hexahedral meshes (VTK's types 12 and 11) can be predicted on")
+    remarks: tuple[Remark, ...] = ()
+    if other:
+        sentence = "faces, edges and points beside the hexahedra of a mesh were left out"
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(other.items()))
+        remarks = (Remark(Treatment.LEFT_OUT, "flat_cells", sentence, 1, (f"{path.name}: {listed}",)),)
+    return np.concatenate(blocks).astype(np.int32), remarks
 
 
 def _hexahedra(block: meshio.CellBlock) -> NDArray[np.int64]:
@@ -308,3 +328,6 @@ def _teach_voxels() -> None:
     vtk_to_meshio_type.setdefault(11, "voxel")
     num_nodes_per_cell.setdefault("voxel", 8)
     num_nodes_per_cell.setdefault("pixel", 4)
+    topological_dimension.setdefault("voxel", 3)
+    topological_dimension.setdefault("pixel", 2)
+    vtk_type_to_numnodes[[8, 11]] = 4, 8  # of legacy files

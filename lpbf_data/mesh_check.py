@@ -242,5 +242,6 @@ def mesh_faithfully(
 
 def _round_up(points: float) -> int:
     """A number of points with two digits that say something."""
-    digits = 10 ** max(0, int(math.log10(max(points, 1))) - 1)
-    return math.ceil(points / digits) * digits
+    digits = int(10 ** max(0, int(math.log10(max(points, 1))) - 1))
+    rounded: int = math.ceil(points / digits) * digits
+    return rounded

@@ -57,7 +57,8 @@ def repair(corners: NDArray[np.float64], name: str) -> tuple[Surface, list[Remar
 def _proper(triangles: NDArray[np.int64]) -> NDArray[np.int64]:
     """Triangles with three different corners."""
     a, b, c = triangles.T
-    return triangles[(a != b) & (b != c) & (c != a)]
+    proper: NDArray[np.int64] = triangles[(a != b) & (b != c) & (c != a)]
+    return proper
 
 
 def edges_of(triangles: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

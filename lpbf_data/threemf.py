@@ -138,7 +138,7 @@ def _parse(name: str, stream: IO[bytes]) -> _Model:
     parser.StartDoctypeDeclHandler = no_document_type
     while chunk := stream.read(_CHUNK):
         parser.Parse(chunk)
-    parser.Parse(b"", 1)
+    parser.Parse(b"", True)  # noqa: FBT003 (positional in the library)
     return model
 
 

@@ -48,11 +48,14 @@ def test_a_faithful_mesh_has_no_remarks() -> None:
 @pytest.mark.parametrize("points", [300, 1000, 2000, 5000])
 def test_a_table_stands_on_its_legs_or_is_refused_with_what_helps(points: int) -> None:
     surface = table(1.0)
+    refused = ""
     try:
         mesh, _ = mesh_faithfully(surface, points, "table", mesher)
     except GeometryError as error:
-        assert "of 30.5 mm along z" in str(error)
-        needed = int(re.search(r"need about ([\d,]+)", str(error))[1].replace(",", ""))
+        refused = str(error)
+    if refused:
+        assert "of 30.5 mm along z" in refused
+        needed = int(re.search(r"need about ([\d,]+)", refused)[1].replace(",", ""))
         mesh, _ = mesh_faithfully(surface, needed, "table", mesher)
     assert float(np.ptp(mesh.points[:, 2])) == pytest.approx(30.5, abs=2 * mesh.spacing[2])
 
@@ -89,13 +92,9 @@ def test_walls_are_measured() -> None:
 
 
 @pytest.mark.parametrize("wall", [0.15, 0.3, 0.6, 1.2])
-def test_a_tube_keeps_its_volume_or_is_refused(wall: float) -> None:
+def test_a_tube_keeps_its_volume_and_more_points_are_said(wall: float) -> None:
     tube = surface_of(trimesh.creation.annulus(10 - wall, 10, 20))
-    try:
-        mesh, remarks = mesh_faithfully(tube, 500, "tube", mesher)
-    except GeometryError as error:
-        assert "points" in str(error)
-        return
+    mesh, remarks = mesh_faithfully(tube, 500, "tube", mesher)
     volume = mesh.num_cells * math.prod(mesh.spacing) / tube.volume
     assert 0.5 <= volume <= 1.5
     assert 0.9 <= volume <= 1.1 or "mesh_differs" in [remark.kind for remark in remarks]

@@ -11,6 +11,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trimesh
 from filelock import FileLock
@@ -191,6 +192,36 @@ def test_a_surface_of_the_users_own_is_simulated(tmp_path: Path) -> None:
     assert final.points[:, 2].min() == 0
     assert 9 < final.points[:, 2].max() < 13
     assert 0.01 < abs(final.fields["displacement"]).max() < 1
+
+
+def test_each_body_of_a_file_is_a_case_and_nothing_is_lost_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    big, small = trimesh.creation.box((0.02, 0.02, 0.02)), trimesh.creation.box((0.008, 0.008, 0.008))
+    small.apply_translation((0.04, 0, 0.01))
+    pair = trimesh.util.concatenate([big, small])
+    pair.faces = np.concatenate([pair.faces, pair.faces[:1]])
+    pair.export(tmp_path / "pair.stl")
+    top = trimesh.creation.box(bounds=[(0, 0, 0.02), (0.04, 0.04, 0.03)])
+    legs = [trimesh.creation.box(bounds=[(x, x, 0), (x + 1e-3, x + 1e-3, 0.021)]) for x in (0.0033, 0.0351)]
+    trimesh.boolean.union([top, *legs], engine="manifold").export(tmp_path / "table.stl")
+    files = [str(tmp_path / name) for name in ("pair.stl", "table.stl")]
+    for _ in range(2):  # the second time from what is kept
+        assert simulate(str(tmp_path / "out"), stl=files, points=400, workers=0, units="m") == 0
+        said = capsys.readouterr().out
+        assert "repaired: facets that were there more than once were merged (pair.stl: 1)" in said
+        assert "one part a body, each put on the build plate by itself (pair.stl: 2 bodies)" in said
+        assert "walls of 1 mm" in said
+    for name, size in (("pair_1", 20), ("pair_2", 8)):
+        case = NetfabbRun(name, open_case(find_cases([tmp_path / "out" / name]).locations[0])).read_case(())
+        np.testing.assert_allclose(np.ptp(case.points, axis=0), size, rtol=0.1)
+        assert case.points[:, 2].min() == 0
+    kept = json.loads((tmp_path / "out/.simulate/outcomes/table.json").read_text())["remarks"]
+    assert kept
+    kinds = {one["kind"] for one in json.loads((tmp_path / "out/.simulate/remarks.json").read_text())}
+    assert kinds == {"merged_facets", "several_bodies"}
+    with pytest.raises(UsageError, match="another units"):
+        simulate(str(tmp_path / "out"), stl=files, points=400, workers=0, units="cm")
 
 
 def test_a_surface_that_is_not_watertight_is_refused_before_work_starts(tmp_path: Path) -> None:
