@@ -13,7 +13,6 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
 
-import meshio
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,9 +20,6 @@ from lpbf_data.errors import GeometryError, LpbfError, StoreError, UsageError
 from lpbf_data.folder import DatasetFolder, is_hub_id
 from lpbf_data.manifest import MANIFEST_NAME
 from lpbf_data.mesh import hex_aspect_ratio
-from lpbf_data.npz_store import find_index
-from lpbf_data.reader import SplitReader, read_manifest
-from lpbf_data.voxelize import load_surface, on_build_plate, voxelize_to_size
 
 MESH_SUFFIXES: Final = (".vtu", ".vtk", ".xdmf", ".inp", ".msh", ".case")
 """Meshes that are read through meshio."""
@@ -146,6 +142,8 @@ def _files_in(folder: Path) -> list[Path]:
 
 def _check_data_set(source: str) -> None:
     """Refuse what can't be a data set in the words of someone who meant a part."""
+    from lpbf_data.npz_store import find_index
+
     path = Path(source)
     if path.is_dir() and not ((path / MANIFEST_NAME).exists() or find_index(DatasetFolder(path))):
         raise UsageError(
@@ -181,6 +179,8 @@ def cases_of(
         UsageError: If there is no such data set, split or case.
         StoreError: If the data set can't be opened.
     """
+    from lpbf_data.reader import SplitReader, read_manifest
+
     reader = SplitReader(DatasetFolder(source), split)
     places = {address.case_id: index for index, address in enumerate(reader.addresses)}
     if unknown := [name for name in cases if name not in places]:
@@ -220,6 +220,8 @@ def read_part(path: Path, meshing: Meshing = Meshing()) -> Part:
 
 
 def _mesh_surface(path: Path, meshing: Meshing) -> Part:
+    from lpbf_data.voxelize import load_surface, on_build_plate, voxelize_to_size
+
     surface = on_build_plate(load_surface(path), centre=meshing.centre)
     try:
         mesh = voxelize_to_size(surface, meshing.num_points, layer=LAYER)
@@ -229,6 +231,8 @@ def _mesh_surface(path: Path, meshing: Meshing) -> Part:
 
 
 def _read_mesh(path: Path) -> Part:
+    import meshio
+
     for reader in entry_points(group=READERS):
         reader.load()
     if path.stat().st_size == 0:

@@ -13,22 +13,14 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
-
-import yaml
-from huggingface_hub import HfApi
-from rich.console import Console
+from typing import TYPE_CHECKING, Final
 
 from lpbf_data.command_line import run
 from lpbf_data.errors import UsageError
-from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
-from lpbf_data.record import CaseRecord
-from pipelines.croissant import CROISSANT_NAME
 from pipelines.engine import Resources
-from pipelines.overview import fusion_parts
-from pipelines.privacy import find_local_paths
-from pipelines.summary import human_bytes
-from pipelines.verify import verify_dataset
+
+if TYPE_CHECKING:
+    from lpbf_data.record import CaseRecord
 
 _REPO: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENSE: Final = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -50,6 +42,8 @@ def with_license(card: str, name: str) -> str:
         card: The card.
         name: Identifier of the licence, as the hub knows it.
     """
+    import yaml
+
     _, front, body = card.split("---\n", 2)
     metadata = {"license": name} | {k: v for k, v in yaml.safe_load(front).items() if k != "license"}
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n{body}"
@@ -68,6 +62,8 @@ def warnings_for(records: Sequence[CaseRecord], name: str) -> list[str]:
         records: Rows of the manifest.
         name: The licence.
     """
+    from pipelines.overview import fusion_parts
+
     if (parts := fusion_parts(records)) and "-nc" not in name:
         sentence = (
             f"{len(parts):,} case ids look like parts of the Fusion 360 Gallery ({parts[0]}), whose licence allows "
@@ -79,6 +75,9 @@ def warnings_for(records: Sequence[CaseRecord], name: str) -> list[str]:
 
 def local_paths_in(root: Path) -> list[str]:
     """Paths of this machine that would be published in manifest, card or description."""
+    from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
+    from pipelines.privacy import find_local_paths
+
     texts = [path.read_text(encoding="utf-8") for path in (root / "README.md", root / "build.json") if path.exists()]
     table = decode_manifest((root / MANIFEST_NAME).read_bytes()).table
     for name in table.column_names:
@@ -115,6 +114,8 @@ def _contents(root: Path, files: Sequence[Path]) -> list[str]:
         root: The data set.
         files: Files in it.
     """
+    from pipelines.summary import human_bytes
+
     kinds: dict[str, list[Path]] = {}
     for path in files:
         first, *rest = path.relative_to(root).parts
@@ -152,15 +153,23 @@ def publish(
     Returns:
         Exit status.
     """
-    console = Console(soft_wrap=True)
-    root = Path(data)
     if not _REPO.fullmatch(repo):
         raise UsageError(f"--repo must be user/name, not {repo!r}")
     if license is None or not _LICENSE.fullmatch(license):
         raise UsageError(
             "a data set is published under a stated licence only: --license cc-by-4.0, cc-by-nc-sa-4.0, other, …"
         )
-    verdict = verify_dataset(root, Resources(workers))
+    resources = Resources(workers)
+    from rich.console import Console
+
+    from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
+    from pipelines.croissant import CROISSANT_NAME
+    from pipelines.summary import human_bytes
+    from pipelines.verify import verify_dataset
+
+    console = Console(soft_wrap=True)
+    root = Path(data)
+    verdict = verify_dataset(root, resources)
     if verdict.problems:
         raise UsageError(f"{data} doesn't verify: {verdict.problems[0]}; see python -m pipelines.verify {data}")
     if paths := local_paths_in(root):
@@ -185,6 +194,8 @@ def publish(
 
 
 def _upload(folder: Path, repo: str, *, private: bool, revision: str, token: str | None, cases: int) -> str:
+    from huggingface_hub import HfApi
+
     api = HfApi(token=token)
     try:
         api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)

@@ -24,12 +24,13 @@ from pipelines.netfabb import BuildReduction
 from pipelines.select import Filters, active_limits, reject
 from pipelines.simulation import run_log
 from pipelines.simulation.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
+from pipelines.simulation.choices import EncodingName
 from pipelines.simulation.corpus import PartPlan, part_surface
 from pipelines.simulation.failures import FailureKind, PlannedFailure, cut_short
 from pipelines.simulation.fields import von_mises
 from pipelines.simulation.layers import choose_refinement
 from pipelines.simulation.materials import MATERIALS
-from pipelines.simulation.result_writer import EncodingName, ResultWriter
+from pipelines.simulation.result_writer import ResultWriter
 from pipelines.simulation.run_log import RunNames
 from pipelines.simulation.stiffness import SolverError
 
