@@ -14,11 +14,12 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from flare_model.model import Flare, FlareConfig
+    from flare_model.model import Flare
+    from flare_model.sizes import FlareConfig, TransformerConfig, TransolverConfig
     from flare_model.spec import ModelSpec
     from flare_model.surrogate import Surrogate, from_pretrained
-    from flare_model.transformer import Transformer, TransformerConfig
-    from flare_model.transolver import Transolver, TransolverConfig
+    from flare_model.transformer import Transformer
+    from flare_model.transolver import Transolver
 
 __all__ = [
     "Flare",
@@ -34,13 +35,13 @@ __all__ = [
 
 _HOME: Final = {
     "Flare": "model",
-    "FlareConfig": "model",
+    "FlareConfig": "sizes",
     "ModelSpec": "spec",
     "Surrogate": "surrogate",
     "Transformer": "transformer",
-    "TransformerConfig": "transformer",
+    "TransformerConfig": "sizes",
     "Transolver": "transolver",
-    "TransolverConfig": "transolver",
+    "TransolverConfig": "sizes",
     "from_pretrained": "surrogate",
 }
 

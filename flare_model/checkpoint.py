@@ -17,6 +17,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from flare_model.envelope import Envelope, Range
 from flare_model.metrics import floor_of
@@ -181,13 +182,28 @@ def restore_model(
         )
     if spec.is_shipped:
         # Shapes first, without memory: a configuration that lies must not allocate what its weights don't fill.
-        with torch.device("meta"):
+        with torch.device("meta"), _ShapesAlone():
             _check_shapes(spec.build(), weights, folder)
     with torch.random.fork_rng(devices=[]):
         model = spec.build()
     _check_shapes(model, weights, folder)
     model.load_state_dict(dict(weights))
     return model.eval()
+
+
+class _ShapesAlone(TorchFunctionMode):
+    """Leaves weights as they are where a model would be given fresh ones.
+
+    Tensors without memory take no numbers, and to draw normal ones for them PyTorch imports its compiler, a second.
+    """
+
+    def __torch_function__(  # type: ignore[no-untyped-def]
+        self, func, types, args=(), kwargs=None
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return given["tensor"] if "tensor" in given else args[0]
+        return func(*args, **given)
 
 
 def _check_shapes(model: nn.Module, weights: Mapping[str, Tensor], folder: object) -> None:

@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import torch
 
 from flare_model.recipe import Recipe, choose_precision
 from lpbf_data.errors import UsageError
 
-try:
+if TYPE_CHECKING:
     from lightning_fabric import Fabric
-    from lightning_fabric.plugins.precision import MixedPrecision, Precision
-except ImportError:  # The package "lightning" brings its own copy.
-    from lightning.fabric import Fabric  # type: ignore[import-not-found, no-redef]
-    from lightning.fabric.plugins.precision import (  # type: ignore[import-not-found, no-redef]
-        MixedPrecision,
-        Precision,
-    )
+    from lightning_fabric.plugins.precision import Precision
 
 __all__ = ["Fabric", "Precision", "device_of", "open_fabric"]
 
 _CUBLAS: Final = ":4096:8"
 
 
-class _InputsAsTheyAre(MixedPrecision):
-    """Mixed precision that leaves inputs alone: in 16 bits a coordinate of 30 mm would be off by up to 0.06 mm."""
+def __getattr__(name: str) -> Any:
+    if name == "Fabric":
+        return _fabric().Fabric
+    if name == "Precision":
+        return _fabric().plugins.precision.Precision
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-    def convert_input(self, data: Any) -> Any:
-        return data
+
+def _fabric() -> Any:
+    """Lightning Fabric, which training alone needs: its loggers import PyTorch's compiler."""
+    try:
+        fabric, _ = importlib.import_module("lightning_fabric"), importlib.import_module("lightning_fabric.plugins")
+    except ImportError:  # The package "lightning" brings its own copy.
+        fabric, _ = importlib.import_module("lightning.fabric"), importlib.import_module("lightning.fabric.plugins")
+    return fabric
+
+
+def _make_precision(name: str, device: str) -> Precision:
+    """The precision of a name.
+
+    Mixed precision leaves inputs alone: in 16 bits a coordinate of 30 mm would be off by up to 0.06 mm.
+    """
+    plugins = _fabric().plugins.precision
+    if name == "32-true":
+        return cast("Precision", plugins.Precision())
+    inputs_as_they_are = type("InputsAsTheyAre", (plugins.MixedPrecision,), {"convert_input": lambda _, data: data})
+    return cast("Precision", inputs_as_they_are(name, device))
 
 
 def _leave_cudnn_attention() -> None:
@@ -60,7 +77,7 @@ def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> t
     if accelerator == "gpu" and not on_gpu:
         raise UsageError("--accelerator gpu, but PyTorch finds no GPU here; use auto or cpu")
     name = choose_precision(recipe.precision, on_gpu=on_gpu)
-    precision = Precision() if name == "32-true" else _InputsAsTheyAre(name, "cuda" if on_gpu else "cpu")
+    precision = _make_precision(name, "cuda" if on_gpu else "cpu")
     _leave_cudnn_attention()
     if on_gpu:
         torch.set_float32_matmul_precision("high" if recipe.tf32 else "highest")
@@ -69,7 +86,7 @@ def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> t
         torch.use_deterministic_algorithms(mode=True, warn_only=True)
     local, world = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     together = torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
-    fabric = Fabric(
+    fabric: Fabric = _fabric().Fabric(
         accelerator="gpu" if on_gpu else "cpu",
         devices=local if together else 1,
         num_nodes=world // local if together else 1,

@@ -9,29 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-from numpy.typing import NDArray
-from rich.console import Console
-
-from flare_model.checkpoint import CONFIG_NAME, WEIGHTS_NAME
-from flare_model.data import Split, has_split
-from flare_model.devices import device_of
-from flare_model.evaluation_pictures import clear_pictures, draw_evaluation
-from flare_model.evaluation_tables import show, show_spread, spread_of
-from flare_model.judging import interference_of, judge, summaries_of
-from flare_model.pretrained import fetch_checkpoint, seeds_of
-from flare_model.scores import CaseScore, columns_of
-from flare_model.surrogate import Surrogate, from_pretrained, results_folder
 from flare_model.targets import resolve_targets
 from lpbf_data.command_line import run
 from lpbf_data.durable import sha256_of_file, write_durably, write_json
 from lpbf_data.errors import StoreError, UsageError
-from lpbf_data.predictions import write_predictions
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from flare_model.data import Split
+    from flare_model.scores import CaseScore
+    from flare_model.surrogate import Surrogate
 
 SUMMARY_NAME: Final = "summary.json"
 """Written after the files that it names by checksum; pictures are drawn from these, again where one is missing."""
@@ -76,6 +68,14 @@ def evaluate(
         raise UsageError(f"--false_alarms must lie between 0 and 1, not {false_alarms}")
     if worst < 0:
         raise UsageError(f"--worst must not be negative, but is {worst}")
+    from rich.console import Console
+
+    from flare_model.data import Split
+    from flare_model.devices import device_of
+    from flare_model.evaluation_tables import show, show_spread, spread_of
+    from flare_model.pretrained import seeds_of
+    from flare_model.surrogate import results_folder
+
     judged = Split(data, split)
     console = Console(soft_wrap=True, markup=False)
     folders = seeds_of(checkpoint)
@@ -99,6 +99,13 @@ def evaluate(
 def _evaluate_one(
     checkpoint: str, split: Split, out: Path, false_alarms: float, worst: int, trust: str | None, device: torch.device
 ) -> dict[str, Any]:
+    import pyarrow.parquet as pq
+
+    from flare_model.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+    from flare_model.evaluation_pictures import draw_evaluation
+    from flare_model.pretrained import fetch_checkpoint
+    from flare_model.surrogate import from_pretrained
+
     loaded = fetch_checkpoint(checkpoint)
     identity = {
         "weights_sha256": _digest(loaded / WEIGHTS_NAME),
@@ -123,9 +130,12 @@ def _judge_into(out: Path, checkpoint: str, surrogate: Surrogate, split: Split, 
 
     Pictures of other numbers go first, so that those that lie beside a summary are always of its numbers.
     """
+    from flare_model import judging
+    from flare_model.evaluation_pictures import clear_pictures
+
     kept: dict[str, NDArray[np.float32]] = {}
-    scores, risks = judge(surrogate, split, kept.__setitem__)
-    interference = interference_of(surrogate, split, risks, false_alarms)
+    scores, risks = judging.judge(surrogate, split, kept.__setitem__)
+    interference = judging.interference_of(surrogate, split, risks, false_alarms)
     clear_pictures(out)
     _write_predictions(out / PREDICTIONS_NAME, checkpoint, surrogate, split, kept)
     _write_cases(out / CASES_NAME, scores)
@@ -134,13 +144,15 @@ def _judge_into(out: Path, checkpoint: str, surrogate: Surrogate, split: Split, 
         "origin": surrogate.origin,
         "trained_on_this_data": _trained_on(surrogate, split),
         "files": {name: sha256_of_file(out / name) for name in (CASES_NAME, PREDICTIONS_NAME)},
-        "scores": summaries_of(scores),
+        "scores": judging.summaries_of(scores),
         "interference": interference,
     }
 
 
 def _trained_on(surrogate: Surrogate, split: Split) -> bool:
     """Whether the data set that is judged is the one of the training; true where the checkpoint doesn't say."""
+    from flare_model.data import Split, has_split
+
     known = surrogate.origin.get("data_sha256")
     if known in (None, split.data_digest):
         return True
@@ -167,6 +179,11 @@ def _digest(path: Path) -> str:
 
 
 def _write_cases(path: Path, scores: Sequence[CaseScore]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from flare_model.scores import columns_of
+
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns_of(scores)), sink, compression="zstd")
     write_durably(path, sink.getvalue().to_pybytes())
@@ -175,6 +192,8 @@ def _write_cases(path: Path, scores: Sequence[CaseScore]) -> None:
 def _write_predictions(
     path: Path, checkpoint: str, surrogate: Surrogate, split: Split, kept: Mapping[str, NDArray[np.float32]]
 ) -> None:
+    from lpbf_data.predictions import write_predictions
+
     columns = [column for target in resolve_targets(surrogate.usage.targets, "") for column in target.columns]
     rows = ((case_id, dict(zip(columns, values.T, strict=True))) for case_id, values in kept.items())
     write_predictions(path, rows, list(dict.fromkeys(columns)), split.data_digest, Path(checkpoint).name)

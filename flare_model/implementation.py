@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from types import ModuleType
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from flare_model.sizes import Implementation
 from lpbf_data.errors import UsageError
 
-Implementation = Literal["auto", "sdpa", "triton", "reference"]
-IMPLEMENTATIONS: Final = ("auto", "sdpa", "triton", "reference")
 OPTION: Final = "--model.init_args.config.mixer"
 
 _NO_TRITON: Final = "Triton 3.6 or newer is not installed here"
 
 _log = logging.getLogger(__name__)
+
+
+def _constant(function: Callable[..., bool]) -> Callable[..., bool]:
+    """Tell PyTorch's compiler that the result is constant.
+
+    torch.compiler.assume_constant_result does no more, but imports the compiler to do it.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -28,7 +37,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if taken else x.dtype
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant
 def mix_by_kernels(
     implementation: Implementation, device: torch.device, dtype: torch.dtype, depth: int, num_latents: int
 ) -> bool:
@@ -55,7 +64,7 @@ def mix_by_kernels(
     return reason is None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant
 def network_by_kernels(
     implementation: Implementation, device: torch.device, dtype: torch.dtype, channels: int, layers: int
 ) -> bool:

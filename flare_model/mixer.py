@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everyone uses)
 from torch import Tensor, nn
 
-from flare_model.implementation import Implementation, compute_dtype, mix_by_kernels
+from flare_model.implementation import compute_dtype, mix_by_kernels
 from flare_model.layout import Layout
 from flare_model.pointwise import ResMLP
+from flare_model.sizes import Implementation
 from lpbf_data.errors import UsageError
 
 

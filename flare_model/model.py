@@ -5,56 +5,14 @@ B meshes, N points, C channels, H heads, D = C / H channels a head, M latents.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
 
 from flare_model.backbone import Backbone, Block
-from flare_model.implementation import IMPLEMENTATIONS, Implementation
 from flare_model.mixer import FlareMixer
 from flare_model.pointwise import ResMLP
-from flare_model.sizes import check_sizes
-from lpbf_data.errors import UsageError
-
-
-@dataclass(frozen=True)
-class FlareConfig:
-    """Sizes of a model; the defaults are those of the paper's LPBF model (Table 2: 625k parameters).
-
-    Args:
-        in_dim: Numbers a point comes with; 3 for its coordinates.
-        out_dim: Numbers predicted at a point.
-        channels: C, width of the model.
-        num_blocks: Blocks, each a mixer and a pointwise network.
-        num_heads: H; it divides C.
-        num_latents: M, latent tokens a head.
-        projection_layers: Residual layers in the input and output projections.
-        mixer_layers: Residual layers in the key and value networks.
-        pointwise_layers: Residual layers in the pointwise network of a block.
-        initial_deviation: Standard deviation of the weights of linear layers before training. 0.02 is what the paper's
-            code has; with few cases and little time 0.08, near to PyTorch's own for this width, learns much sooner.
-        mixer: How to mix: triton for the GPU's kernels, sdpa for two attention calls, reference for matrices written
-            out, auto for the kernels where they can run and sdpa elsewhere. With the kernels, pointwise networks of 64
-            or 128 channels run in one kernel each under 16-bit precision, with the LayerNorm before them.
-    """
-
-    in_dim: int = 3
-    out_dim: int = 1
-    channels: int = 64
-    num_blocks: int = 8
-    num_heads: int = 8
-    num_latents: int = 128
-    projection_layers: int = 2
-    mixer_layers: int = 3
-    pointwise_layers: int = 3
-    initial_deviation: float = 0.02
-    mixer: Implementation = "auto"
-
-    def __post_init__(self) -> None:
-        check_sizes(self, names=("mixer",))
-        if self.mixer not in IMPLEMENTATIONS:
-            raise UsageError(f"the model's mixer must be one of {', '.join(IMPLEMENTATIONS)}, not {self.mixer!r}")
+from flare_model.sizes import FlareConfig
 
 
 class Flare(Backbone):
@@ -64,7 +22,7 @@ class Flare(Backbone):
         config: Sizes of the model.
     """
 
-    def __init__(self, config: FlareConfig = FlareConfig()) -> None:
+    def __init__(self, config: FlareConfig = FlareConfig()) -> None:  # noqa: B008 (frozen)
         width, layers = config.channels, config.projection_layers
         blocks = (
             Block(

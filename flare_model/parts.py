@@ -12,26 +12,22 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import meshio
 import numpy as np
-from meshio._mesh import num_nodes_per_cell, topological_dimension
-from meshio._vtk_common import vtk_to_meshio_type
-from meshio.vtk._vtk_42 import vtk_type_to_numnodes
 from numpy.typing import NDArray
 
-from flare_model.unfolding import bounded_vtu, check_hdf
 from lpbf_data.errors import GeometryError, LpbfError, StoreError, UsageError
 from lpbf_data.folder import DatasetFolder, is_hub_id
 from lpbf_data.manifest import MANIFEST_NAME
 from lpbf_data.mesh import hex_aspect_ratio
-from lpbf_data.mesh_check import mesh_faithfully
-from lpbf_data.npz_store import find_index
-from lpbf_data.reader import SplitReader, read_manifest
 from lpbf_data.remarks import Remark, Treatment
-from lpbf_data.surface_files import SURFACE_SUFFIXES, Units, load_bodies
-from lpbf_data.voxelize import Surface, VoxelMesh, on_build_plate, voxelize_to_size
+from lpbf_data.surface_formats import SURFACE_SUFFIXES, Units
+
+if TYPE_CHECKING:
+    import meshio
+
+    from lpbf_data.voxelize import Surface, VoxelMesh
 
 MESH_SUFFIXES: Final = (".vtu", ".vtk", ".xdmf", ".inp", ".msh", ".case")
 """Meshes that are read through meshio."""
@@ -160,6 +156,8 @@ def _files_in(folder: Path) -> list[Path]:
 
 def _check_data_set(source: str) -> None:
     """Refuse what can't be a data set in the words of someone who meant a part."""
+    from lpbf_data.npz_store import find_index
+
     path = Path(source)
     if path.is_dir() and not ((path / MANIFEST_NAME).exists() or find_index(DatasetFolder(path))):
         raise UsageError(
@@ -195,6 +193,8 @@ def cases_of(
         UsageError: If there is no such data set, split or case.
         StoreError: If the data set can't be opened.
     """
+    from lpbf_data.reader import SplitReader, read_manifest
+
     reader = SplitReader(DatasetFolder(source), split)
     places = {address.case_id: index for index, address in enumerate(reader.addresses)}
     if unknown := [name for name in cases if name not in places]:
@@ -230,6 +230,8 @@ def read_parts(path: Path, meshing: Meshing = Meshing()) -> Iterator[Part | Unre
     if path.suffix.lower() in MESH_SUFFIXES:
         yield _read_mesh(path)
     elif path.suffix.lower() in SURFACE_SUFFIXES:
+        from lpbf_data.surface_files import load_bodies
+
         found = load_bodies(path, meshing.units)
         for number, body in enumerate(found.bodies, 1):
             name = path.stem if len(found.bodies) == 1 else f"{path.stem}_{number}"
@@ -247,6 +249,9 @@ def read_parts(path: Path, meshing: Meshing = Meshing()) -> Iterator[Part | Unre
 
 
 def _mesh_surface(path: Path, name: str, body: Surface, meshing: Meshing, remarks: tuple[Remark, ...]) -> Part:
+    from lpbf_data.mesh_check import mesh_faithfully
+    from lpbf_data.voxelize import on_build_plate, voxelize_to_size
+
     def mesher(surface: Surface, num_points: int) -> VoxelMesh:
         return voxelize_to_size(surface, num_points, layer=LAYER)
 
@@ -259,6 +264,7 @@ def _mesh_surface(path: Path, name: str, body: Surface, meshing: Meshing, remark
 
 
 def _read_mesh(path: Path) -> Part:
+
     for reader in entry_points(group=READERS):
         reader.load()
     mesh = _open_mesh(path)
@@ -280,6 +286,10 @@ def _open_mesh(path: Path) -> meshio.Mesh:
     _teach_voxels()
     if path.stat().st_size == 0:
         raise StoreError(f"{path} can't be read as a mesh: the file is empty; write it again")
+    import meshio
+
+    from flare_model.unfolding import bounded_vtu, check_hdf
+
     said = io.StringIO()
     try:
         if path.suffix.lower() == ".xdmf":
@@ -325,6 +335,10 @@ def _hexahedra(block: meshio.CellBlock) -> NDArray[np.int64]:
 
 def _teach_voxels() -> None:
     """Let meshio read VTK's voxels (type 11), which it leaves out for the order of their corners."""
+    from meshio._mesh import num_nodes_per_cell, topological_dimension
+    from meshio._vtk_common import vtk_to_meshio_type
+    from meshio.vtk._vtk_42 import vtk_type_to_numnodes
+
     vtk_to_meshio_type.setdefault(11, "voxel")
     num_nodes_per_cell.setdefault("voxel", 8)
     num_nodes_per_cell.setdefault("pixel", 4)

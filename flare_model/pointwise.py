@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from flare_model.implementation import Implementation, compute_dtype, network_by_kernels
+from flare_model.implementation import compute_dtype, network_by_kernels
+from flare_model.sizes import Implementation
 
 
 class ResMLP(nn.Module):

@@ -11,27 +11,23 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import meshio
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from rich.console import Console
-
-from flare_model.devices import device_of
-from flare_model.envelope import outside
 from flare_model.file_names import FileNames
-from flare_model.metrics import has_truth, relative_l2
-from flare_model.parts import Meshing, Part, Unreadable, find_parts
-from flare_model.pictures import draw_prediction
-from flare_model.scores import unit_of_errors
-from flare_model.surrogate import Surrogate, from_pretrained
 from flare_model.targets import Target, resolve_target, resolve_targets, spans
 from lpbf_data.command_line import run
 from lpbf_data.durable import flush_file, flush_folder, write_durably
 from lpbf_data.errors import LpbfError, StoreError, UsageError
 from lpbf_data.remarks import Remark, merge_remarks
-from lpbf_data.surface_files import Units
+from lpbf_data.surface_formats import Units
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from rich.console import Console
+
+    from flare_model.parts import Meshing, Part, Unreadable
+    from flare_model.surrogate import Surrogate
 
 
 @dataclass(frozen=True)
@@ -77,6 +73,11 @@ def predict_part(surrogate: Surrogate, part: Part) -> Prediction:
         UsageError: If the model needs a field that the part doesn't come with, or that isn't finite.
         StoreError: If the model predicts values that aren't finite.
     """
+    import numpy as np
+    import torch
+
+    from flare_model.envelope import outside
+
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
     features = resolve_targets(surrogate.usage.features, "the checkpoint")
     device = surrogate.point_scale.device
@@ -104,12 +105,19 @@ def predict_part(surrogate: Surrogate, part: Part) -> Prediction:
 
 
 def _relative_l2(prediction: NDArray[np.float32], truth: NDArray[np.float32], floor: float) -> float | None:
+    import numpy as np
+    import torch
+
+    from flare_model.metrics import has_truth, relative_l2
+
     given, known = (torch.from_numpy(np.array(values)) for values in (prediction, truth))
     offsets = torch.tensor([0, len(known)])
     return float(relative_l2(given, known, offsets)) if bool(has_truth(known, offsets, floor)) else None
 
 
 def _needed(part: Part, feature: Target) -> NDArray[np.float32]:
+    import numpy as np
+
     values = part.column(feature.name, feature.field, feature.components)
     if values is None:
         raise UsageError(
@@ -122,6 +130,8 @@ def _needed(part: Part, feature: Target) -> NDArray[np.float32]:
 
 def write_vtu(path: Path, prediction: Prediction) -> None:
     """Write a prediction as a VTU file, which ParaView opens."""
+    import meshio
+
     mesh = meshio.Mesh(
         prediction.part.points, [("hexahedron", prediction.part.cells)], point_data=prediction.point_data()
     )
@@ -142,6 +152,8 @@ def write_results(out: Path, file: str, prediction: Prediction, *, pictures: boo
         aside = Path(folder)
         write_vtu(aside / f"{file}.vtu", prediction)
         for name, values in prediction.fields.items() if pictures else ():
+            from flare_model.pictures import draw_prediction  # PyVista and VTK
+
             truth = prediction.truth.get(name)
             draw_prediction(aside / f"{file}_{name}.png", prediction.part, name, values, truth)
         for path in sorted(aside.iterdir()):
@@ -183,9 +195,15 @@ def predict(
     Returns:
         Exit status: 0, or 1 when a part could not be predicted on.
     """
-    device = device_of(accelerator)
     if points is not None and points < 8:
         raise UsageError(f"--points must be 8 or more, not {points}")
+    from rich.console import Console
+
+    from flare_model.devices import device_of
+    from flare_model.parts import Meshing, Unreadable
+    from flare_model.surrogate import from_pretrained
+
+    device = device_of(accelerator)
     surrogate = from_pretrained(checkpoint, trust=trust).to(device)
     meshing = Meshing(points or _usual_points(surrogate), centre, units)
     console, complaints = Console(soft_wrap=True, markup=False), Console(stderr=True, soft_wrap=True, markup=False)
@@ -229,6 +247,8 @@ def _keep_remarks(out: Path, remarks: Mapping[str, Sequence[Remark]]) -> None:
 
 def _usual_points(surrogate: Surrogate) -> int:
     """Points that a part of the training has."""
+    from flare_model.parts import Meshing
+
     envelope = surrogate.usage.envelope
     return round((envelope.num_points_median if envelope else None) or Meshing.num_points)
 
@@ -237,6 +257,8 @@ def _parts(
     sources: Sequence[str], split: str, cases: Sequence[str], fields: Collection[str], meshing: Meshing
 ) -> Iterator[Part | Unreadable]:
     """The parts of several sources; one that can't be opened counts as one that can't be read."""
+    from flare_model.parts import Unreadable, find_parts
+
     for source in sources:
         try:
             yield from find_parts(source, split=split, cases=cases, fields=fields, meshing=meshing)
@@ -245,6 +267,10 @@ def _parts(
 
 
 def _say(prediction: Prediction, file: str, console: Console, complaints: Console) -> None:
+    import numpy as np
+
+    from flare_model.scores import unit_of_errors
+
     part = prediction.part
     words = []
     for target in resolve_targets(tuple(prediction.fields), "the checkpoint"):

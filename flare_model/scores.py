@@ -12,10 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-
-from flare_model.metrics import has_truth, published_lpbf_error, relative_l2
 
 _MICROMETRES: Final = 1000.0
 
@@ -80,6 +77,10 @@ def score_case(
         training_mean: Mean over the training points, [F].
         floor: Root mean square up to which a truth counts as zero everywhere.
     """
+    import torch
+
+    from flare_model.metrics import has_truth, published_lpbf_error, relative_l2
+
     factor, _ = unit_of_errors(unit)
     wide = truth.astype(np.float64)
     deviations = float(np.square(wide - np.asarray(training_mean)).sum()) * factor**2

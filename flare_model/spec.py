@@ -5,18 +5,26 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser
-from torch import nn
 
+from flare_model.sizes import FlareConfig, TransformerConfig, TransolverConfig
 from lpbf_data.errors import LpbfError, UsageError
 
-SHIPPED: Final = ("Flare", "Transformer", "Transolver")
-"""Models of this package; a checkpoint may name them and no other, unless the caller trusts it."""
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+    from torch import nn
+
+SHIPPED: Final[Mapping[str, type[Any]]] = {
+    "Flare": FlareConfig,
+    "Transformer": TransformerConfig,
+    "Transolver": TransolverConfig,
+}
+"""Models of this package, with what each is made from; a checkpoint may name them and no other, unless the caller
+trusts it."""
 
 _DIMENSIONS: Final = ("in_dim", "out_dim")
 
@@ -54,13 +62,19 @@ class ModelSpec:
         """
         numbers = dict(zip(_DIMENSIONS, (in_dim, out_dim), strict=True))
         arguments = dict(self.init_args)
-        for name, annotation in _parameters(import_class(self.class_path)).items():
+        for name, annotation in self._parameters().items():
             if name in numbers:
                 arguments[name] = numbers[name]
             elif dataclasses.is_dataclass(annotation):
                 known = {f.name for f in dataclasses.fields(annotation)}
                 arguments[name] = dict(arguments.get(name, {})) | {k: v for k, v in numbers.items() if k in known}
         return ModelSpec(self.class_path, arguments)
+
+    def _parameters(self) -> dict[str, Any]:
+        """Parameters of the constructor; known for the models of this package before torch is imported."""
+        if self.is_shipped:
+            return {"config": SHIPPED[self.class_path.rpartition(".")[2]]}
+        return _parameters(import_class(self.class_path))
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -114,6 +128,8 @@ def import_class(class_path: str) -> type[nn.Module]:
     Raises:
         UsageError: If there is none, or it is no torch module.
     """
+    from torch import nn
+
     module_name, _, name = class_path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name)
@@ -172,9 +188,23 @@ def add_model_options(parser: ArgumentParser, words: Sequence[str]) -> None:
         default=spec.class_path,
         help=f"{', '.join(SHIPPED)}, or the import path of any model that keeps to flare_model.protocol.",
     )
+    if spec.is_shipped:
+        parser.add_function_arguments(_constructor(spec.class_path.rpartition(".")[2]), "model.init_args")
+        return
     parser.add_class_arguments(
         import_class(spec.class_path), "model.init_args", skip=set(_DIMENSIONS), instantiate=False
     )
+
+
+def _constructor(name: str) -> Callable[..., None]:
+    """The signature of a model of this package, for its options: to import the class takes a second or more."""
+    config_class = SHIPPED[name]
+
+    def constructor(config: Any = config_class()) -> None: ...  # noqa: B008 (frozen)
+
+    constructor.__annotations__ = {"config": config_class, "return": None}
+    constructor.__doc__ = f"Arguments of {name}.\n\nArgs:\n    config: Sizes of the model.\n"
+    return constructor
 
 
 def _named_class(words: Sequence[str]) -> str | None:

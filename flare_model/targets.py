@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lpbf_data.errors import UsageError
 from lpbf_data.schema import FIELDS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def stack_targets(fields: Mapping[str, Tensor], targets: Sequence[Target]) -> Te
     Returns:
         [ΣN, T].
     """
+    import torch
+
     columns = []
     for target in targets:
         values = fields[target.field]

@@ -10,23 +10,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
-
-import yaml
-from rich.console import Console
+from typing import TYPE_CHECKING, Any, Final
 
 from flare_model.configs import spell_out_config
-from flare_model.data import Split, has_split
-from flare_model.devices import Fabric, Precision, open_fabric
-from flare_model.provenance import provenance
 from flare_model.recipe import Recipe, choose_precision
 from flare_model.scores import mean_and_deviation
 from flare_model.settings import Accelerator, Settings, changes, make_settings
 from flare_model.spec import ModelSpec, add_model_options, model_words
-from flare_model.trainer import Trainer
 from lpbf_data.command_line import run
 from lpbf_data.durable import write_durably, write_json
 from lpbf_data.errors import SchemaError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from flare_model.data import Split
+    from flare_model.devices import Fabric, Precision
 
 CONFIG_NAME: Final = "config.yaml"
 RUN_NAME: Final = "run.json"
@@ -87,6 +86,10 @@ def train(
         accelerator=accelerator,
     )
     folders = _folders(Path(out), seed)
+    from rich.console import Console
+
+    from flare_model.devices import open_fabric
+
     splits = open_splits(settings)
     fabric, precision = open_fabric(recipe, accelerator)
     # What decides the numbers of a run is the precision that auto stands for here.
@@ -123,6 +126,8 @@ def open_splits(settings: Settings) -> dict[str, Split]:
     Raises:
         UsageError: If there is no train split, or a target has no relative error in any of its cases.
     """
+    from flare_model.data import Split, has_split
+
     needed = (*settings.targets, *settings.features)
     splits = {"train": Split(settings.data, "train", needed)}
     if has_split(settings.data, "validation"):
@@ -136,6 +141,8 @@ def open_splits(settings: Settings) -> dict[str, Split]:
 
 def _say_zero(target: str, zero: Sequence[str], cases: int) -> None:
     """Cases without a relative error add nothing to the loss; a split of nothing else can't be trained on."""
+    from rich.console import Console
+
     cure = "leave them out of the data set, or train with --recipe.loss mse"
     where = f"{target} is zero everywhere in {len(zero)} of {cases} training cases, {zero[0]} among them"
     if len(zero) == cases:
@@ -156,6 +163,9 @@ def run_once(
     Raises:
         UsageError: If the folder holds a run of another configuration or data set, or something else.
     """
+    from flare_model.provenance import provenance
+    from flare_model.trainer import Trainer
+
     about = provenance(splits, fabric.device, settings.model)
     _check_same_run(settings, about, folder)
     result = folder / RESULT_NAME
@@ -182,6 +192,8 @@ def run_once(
 
 def _write_start(folder: Path, settings: Settings, about: dict[str, Any]) -> None:
     """What makes the run; when it goes on, what differs from before: versions, code, machine, command."""
+    import yaml
+
     path = folder / RUN_NAME
     if not path.exists():
         write_json(path, {"configuration": settings.identity, **about})

@@ -20,8 +20,8 @@ from flare_model.checkpoint import Description, Usage, write_checkpoint
 from flare_model.data import Split, normalisation_of, open_loader
 from flare_model.devices import Fabric, Precision
 from flare_model.metrics import RelativeL2, mse_loss, relative_l2_loss
+from flare_model.optimizer import make_optimizer, make_schedule
 from flare_model.protocol import check_contract
-from flare_model.recipe import make_optimizer, make_schedule
 from flare_model.run_log import TRAINING_NAME, VALIDATION_NAME, RunLog
 from flare_model.settings import Settings
 from flare_model.step_graphs import StepGraphs

@@ -5,7 +5,6 @@ B meshes, N points, C channels, H heads, D = C / H channels a head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
@@ -15,35 +14,7 @@ from flare_model.backbone import Backbone, Block
 from flare_model.layout import Layout
 from flare_model.model import initialise_linear
 from flare_model.pointwise import FeedForward, ResMLP
-from flare_model.sizes import check_sizes
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Sizes of a model; the defaults are those of the paper (Table 2: 660k parameters).
-
-    Args:
-        in_dim: Numbers a point comes with; 3 for its coordinates.
-        out_dim: Numbers predicted at a point.
-        channels: C, width of the model (C.3: 80).
-        num_blocks: Blocks, each a mixer and a pointwise network (C.3: 8).
-        num_heads: H; it divides C (C.3: 5, so that D = 16).
-        mlp_ratio: Width of the pointwise networks' hidden layer over C (C.3: 4).
-        projection_layers: Residual layers in the projections, which are those of FLARE (C.3).
-        initial_deviation: As FLARE's.
-    """
-
-    in_dim: int = 3
-    out_dim: int = 1
-    channels: int = 80
-    num_blocks: int = 8
-    num_heads: int = 5
-    mlp_ratio: int = 4
-    projection_layers: int = 2
-    initial_deviation: float = 0.02
-
-    def __post_init__(self) -> None:
-        check_sizes(self)
+from flare_model.sizes import TransformerConfig
 
 
 class SelfAttention(nn.Module):
@@ -74,7 +45,7 @@ class Transformer(Backbone):
         config: Sizes of the model.
     """
 
-    def __init__(self, config: TransformerConfig = TransformerConfig()) -> None:
+    def __init__(self, config: TransformerConfig = TransformerConfig()) -> None:  # noqa: B008 (frozen)
         width, layers = config.channels, config.projection_layers
         blocks = (
             Block(width, SelfAttention(width, config.num_heads), FeedForward(width, width * config.mlp_ratio, width))

@@ -5,7 +5,6 @@ B meshes, N points, C channels, H heads, D = C / H channels a head, G slices.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,38 +15,7 @@ from flare_model.backbone import Backbone, Block
 from flare_model.layout import Layout
 from flare_model.mesh_tiles import MeshTiles
 from flare_model.pointwise import FeedForward
-from flare_model.sizes import check_sizes
-
-
-@dataclass(frozen=True)
-class TransolverConfig:
-    """Sizes of a model; the defaults are those of the FLARE paper's comparison (Table 2: 713k parameters).
-
-    Table 2 gives the count alone. These sizes, those of Transolver's own scripts for its irregular and 2D benchmarks,
-    give 713,665 parameters for 2 inputs.
-
-    Args:
-        in_dim: Numbers a point comes with; 3 for its coordinates.
-        out_dim: Numbers predicted at a point.
-        channels: C, width of the model.
-        num_blocks: Blocks, each a mixer and a pointwise network.
-        num_heads: H; it divides C.
-        num_slices: G, slices a head.
-        mlp_ratio: Width of the pointwise networks' hidden layer over C.
-        initial_deviation: As FLARE's, of a normal distribution cut off at 2.
-    """
-
-    in_dim: int = 3
-    out_dim: int = 1
-    channels: int = 128
-    num_blocks: int = 8
-    num_heads: int = 8
-    num_slices: int = 64
-    mlp_ratio: int = 1
-    initial_deviation: float = 0.02
-
-    def __post_init__(self) -> None:
-        check_sizes(self)
+from flare_model.sizes import TransolverConfig
 
 
 class PhysicsAttention(nn.Module):
@@ -128,7 +96,7 @@ class Transolver(Backbone):
         config: Sizes of the model.
     """
 
-    def __init__(self, config: TransolverConfig = TransolverConfig()) -> None:
+    def __init__(self, config: TransolverConfig = TransolverConfig()) -> None:  # noqa: B008 (frozen)
         width = config.channels
         blocks = (
             Block(

@@ -5,7 +5,7 @@
     >>> for batch in make_loader("lpbf/", "train", batch_size=4, shuffle=True):  # doctest: +SKIP
     ...     print(batch.pos.shape, batch.y.shape, batch.offsets)
 
-torch is loaded with the first use of a data set, not with the package.
+NumPy and torch are loaded with the first use of a case and of a data set, not with the package.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from lpbf_data.case import Case
 from lpbf_data.errors import CaseError, LpbfError, SchemaError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from lpbf_data.analysis import open_zarr
     from lpbf_data.batching import RaggedBatch
+    from lpbf_data.case import Case
     from lpbf_data.datasets import CaseDataset, CaseStream, load_dataset
     from lpbf_data.loader import Loader, make_loader
     from lpbf_data.sampling import NodeBudgetSampler
@@ -40,8 +40,9 @@ __all__ = [
     "open_zarr",
 ]
 
-# Loaded when they are first asked for: most of them need torch, and open_zarr needs xarray.
+# Loaded when they are first asked for: they need NumPy, most of them torch, and open_zarr needs xarray.
 _LATER: Final = {
+    "Case": "case",
     "CaseDataset": "datasets",
     "CaseStream": "datasets",
     "Loader": "loader",

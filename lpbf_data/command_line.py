@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
@@ -52,6 +52,8 @@ def make_parser(
         words: The arguments that are going to be parsed.
         plain: Parameters with options of their own making, which reach the function as plain dictionaries.
     """
+    # Names of types that are left to it, jsonargparse looks for by importing all that is imported for type checking.
+    function.__annotations__ = get_type_hints(function)
     summary = (function.__doc__ or "").strip().partition("\n")[0]
     if positional:
         summary += f" Call it as: {command} {' '.join(name.upper() for name in positional)} [options]"

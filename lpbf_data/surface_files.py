@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +15,10 @@ from scipy.sparse.csgraph import connected_components
 from lpbf_data.errors import GeometryError
 from lpbf_data.remarks import Remark, Treatment
 from lpbf_data.stl import read_stl
+from lpbf_data.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
 from lpbf_data.surface_repair import repair, shells_of
 from lpbf_data.threemf import read_3mf
 from lpbf_data.voxelize import Surface, surface_of_arrays
-
-SURFACE_SUFFIXES: Final = (".stl", ".obj", ".ply", ".3mf", ".off")
-"""Files of closed surfaces that are read."""
-
-Units = Literal["um", "mm", "cm", "m", "inch", "ft"]
-"""Units of length that a file can be in."""
-
-MILLIMETRES: Final[Mapping[str, float]] = MappingProxyType(
-    {"um": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1000.0, "inch": 25.4, "ft": 304.8}
-)
-"""How long each unit is, in mm."""
 
 _USUAL: Final = (1.0, 1000.0)  # mm: the largest extent of parts that machines build
 _MOST_BODIES: Final = 200

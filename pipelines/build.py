@@ -13,29 +13,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from lpbf_data.command_line import run
 from lpbf_data.errors import UsageError
-from lpbf_data.manifest import MANIFEST_NAME, Manifest, decode_manifest, encode_manifest
-from lpbf_data.record import CaseRecord
 from lpbf_data.schema import DEFAULT_FIELDS
-from pipelines.case_files import CaseLocation
-from pipelines.commit import begin_commit, finish_commit
-from pipelines.documents import BUILD_NAME, NOT_ALWAYS_THERE, make_documents
 from pipelines.engine import SERIAL, Engine, Resources, open_engine
-from pipelines.forecast import forecast, print_forecast
-from pipelines.groups import plan_groups
-from pipelines.listing import drop_duplicates, list_sources, scan_sources
-from pipelines.request import BuildRequest, Part, check_request, parse_part
+from pipelines.formats import FORMATS
 from pipelines.select import Filters
-from pipelines.shards import FORMATS, ShardResult
-from pipelines.showcase import add_showcase
-from pipelines.stages import measure, measured_cases, select, shard_tasks, write, write_all
-from pipelines.summary import print_summary, say_empty_splits
-from pipelines.targets import Target, open_target
-from pipelines.workspace import Workspace
+
+if TYPE_CHECKING:
+    from lpbf_data.manifest import Manifest
+    from lpbf_data.record import CaseRecord
+    from pipelines.case_files import CaseLocation
+    from pipelines.request import BuildRequest, Part
+    from pipelines.shards import ShardResult
+    from pipelines.targets import Target
+    from pipelines.workspace import Workspace
 
 
 def build(
@@ -93,13 +87,20 @@ def build(
         Exit status: 0, or 1 when no case was kept.
     """
     resources = Resources(workers, scheduler, cluster)
+    if sum((part is not None, finalise, plan)) > 1:
+        raise UsageError("--part, --finalise and --plan exclude each other")
+    from rich.console import Console
+
+    from lpbf_data.manifest import MANIFEST_NAME
+    from pipelines.forecast import forecast, print_forecast
+    from pipelines.request import check_request, parse_part
+    from pipelines.summary import print_summary, say_empty_splits
+
     request = check_request(
         src, out, filters, splits, seed, design_id, fields, formats,
         time_limit=time_limit, replace=replace, digest=digest, workspace=workspace,
         report=not no_report,
     )  # fmt: skip
-    if sum((part is not None, finalise, plan)) > 1:
-        raise UsageError("--part, --finalise and --plan exclude each other")
     console = Console(soft_wrap=True)
     if plan:
         _open_target(request)
@@ -143,6 +144,8 @@ def prepared(
     request: BuildRequest, resources: Resources, workspace: Workspace, target: Target
 ) -> Iterator[Preparation]:
     """List the sources and hold them against what the output folder has; the workspace is locked by the caller."""
+    from pipelines.listing import drop_duplicates, list_sources, scan_sources
+
     scans = scan_sources(request.sources, by_content=request.digest)
     with open_engine(resources) as engine:
         found = list_sources(request.sources, scans, engine, workspace)
@@ -171,6 +174,15 @@ def run_build(
         UsageError: If nothing is found, a source can't be read, the output folder holds something else, or another
             build works in it.
     """
+    from lpbf_data.manifest import decode_manifest, encode_manifest
+    from pipelines.commit import begin_commit, finish_commit
+    from pipelines.documents import NOT_ALWAYS_THERE, make_documents
+    from pipelines.groups import plan_groups
+    from pipelines.listing import scan_sources
+    from pipelines.showcase import add_showcase
+    from pipelines.stages import measure, measured_cases, write_all
+    from pipelines.workspace import Workspace
+
     target = _open_target(request)
     scan_sources(request.sources)  # refuse before a folder is made
     workspace = Workspace(request.workspace, request.out)
@@ -217,6 +229,11 @@ def run_part(request: BuildRequest, part: Part, resources: Resources = SERIAL) -
     Raises:
         UsageError: As for `run_build`.
     """
+    from pipelines.groups import plan_groups
+    from pipelines.listing import scan_sources
+    from pipelines.stages import measure, measured_cases, select, shard_tasks, write
+    from pipelines.workspace import Workspace
+
     target = _open_target(request)
     scan_sources(request.sources)
     workspace = Workspace(request.workspace, request.out)
@@ -258,6 +275,8 @@ def _said_of_part(part: Part, results: Sequence[ShardResult], planned: int) -> s
 
 
 def _open_target(request: BuildRequest) -> Target:
+    from pipelines.targets import open_target
+
     target = open_target(request.out)
     # A workspace of ours tells that an unfinished data set is ours as well.
     if target.is_foreign() and not request.workspace.exists():
@@ -267,6 +286,8 @@ def _open_target(request: BuildRequest) -> Target:
 
 def _earlier_manifest(request: BuildRequest, target: Target, found: set[str]) -> Manifest | None:
     """The manifest of an earlier build of the same set; refuse to drop cases that the sources don't hold."""
+    from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
+
     data = target.read(MANIFEST_NAME)
     if data is None:
         return None
@@ -282,6 +303,8 @@ def _earlier_manifest(request: BuildRequest, target: Target, found: set[str]) ->
 
 def _earlier_splits(request: BuildRequest, target: Target, manifest: Manifest | None) -> dict[str, str]:
     """Case id to split in the earlier build, if that was divided by the same rule."""
+    from pipelines.documents import BUILD_NAME
+
     data = target.read(BUILD_NAME)
     if manifest is None or data is None:
         return {}

@@ -14,15 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
-
-import dask
-import yaml
-from distributed import Client, LocalCluster, as_completed
-from distributed.comm.core import CommClosedError
-from distributed.scheduler import KilledWorker
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from lpbf_data.errors import UsageError
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -115,6 +112,8 @@ class Engine:
         if self._client is None or not tasks:
             yield from map(function, tasks)
             return
+        from distributed.comm.core import CommClosedError
+
         try:
             yield from self._map_on_cluster(function, tasks)
         except (CancelledError, AsyncCancelledError, CommClosedError, TimeoutError) as error:
@@ -123,6 +122,9 @@ class Engine:
             ) from error
 
     def _map_on_cluster(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        from distributed import as_completed
+        from distributed.scheduler import KilledWorker
+
         assert self._client is not None
         client = self._client
         waiting = iter(tasks)
@@ -178,6 +180,9 @@ def open_engine(resources: Resources) -> Iterator[Engine]:
         if count == 0:
             yield Engine()
             return
+    import dask
+    from distributed import Client
+
     with dask.config.set(_SETTINGS), contextlib.ExitStack() as stack:
         if resources.scheduler is not None:
             client = stack.enter_context(_join(resources.scheduler))
@@ -190,6 +195,8 @@ def open_engine(resources: Resources) -> Iterator[Engine]:
 
 
 def _local_cluster(count: int) -> Any:
+    from distributed import LocalCluster
+
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     return LocalCluster(
         n_workers=count,
@@ -202,6 +209,8 @@ def _local_cluster(count: int) -> Any:
 
 
 def _join(scheduler: str) -> Client:
+    from distributed import Client
+
     try:
         return Client(scheduler, timeout=10)
     except (OSError, ValueError, TimeoutError) as error:
@@ -214,6 +223,8 @@ def _start_cluster(resources: Resources) -> Any:
     The YAML file holds `class` (say dask_jobqueue.SLURMCluster), `init` (its keyword arguments) and either `workers`
     (a number) or `adapt` (`minimum` and `maximum`).
     """
+    import yaml
+
     name = str(resources.cluster)
     if name == "slurm":
         described: dict[str, Any] = {"class": "dask_jobqueue.SLURMCluster", "workers": resources.workers or 1}

@@ -14,32 +14,20 @@ import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
-
-import yaml
-from huggingface_hub import HfApi
-from rich.console import Console
+from typing import TYPE_CHECKING, Final
 
 from lpbf_data.command_line import run
 from lpbf_data.errors import UsageError
-from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
-from lpbf_data.record import CaseRecord
 from lpbf_data.remarks import MAX_EXAMPLES, Remark, Treatment
-from lpbf_data.zarr_store import ZARR_NAME
-from pipelines.croissant import CROISSANT_NAME
-from pipelines.documents import BUILD_NAME, CARD_NAME, PICTURES, PICTURES_NAME, REPORT_NAME
 from pipelines.engine import Resources
-from pipelines.overview import fusion_parts
-from pipelines.privacy import find_local_paths
-from pipelines.summary import human_bytes
-from pipelines.targets import WORKSPACE_NAME
-from pipelines.verify import verify_dataset
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lpbf_data.record import CaseRecord
 
 _REPO: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENSE: Final = re.compile(r"[a-z0-9][a-z0-9.-]*")
-
-
-_OPTIONAL: Final = (BUILD_NAME, CROISSANT_NAME, REPORT_NAME, *PICTURES)
 
 
 def published_files(root: Path) -> list[Path]:
@@ -48,13 +36,19 @@ def published_files(root: Path) -> list[Path]:
     Args:
         root: The data set.
     """
+    from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
+    from lpbf_data.zarr_store import ZARR_NAME
+    from pipelines.croissant import CROISSANT_NAME
+    from pipelines.documents import BUILD_NAME, CARD_NAME, PICTURES, REPORT_NAME
+
     records = decode_manifest((root / MANIFEST_NAME).read_bytes()).records
     places = [record.placement for record in records if record.placement is not None]
     parts = {place.zarr_part for place in places if place.zarr_part is not None}
     shards = {place.parquet_file for place in places if place.parquet_file is not None}
     names = {MANIFEST_NAME, CARD_NAME, *shards}
     # Croissant describes Parquet files: beside none it is left from another build.
-    names |= {name for name in _OPTIONAL if (root / name).is_file() and (name != CROISSANT_NAME or shards)}
+    optional = (BUILD_NAME, CROISSANT_NAME, REPORT_NAME, *PICTURES)
+    names |= {name for name in optional if (root / name).is_file() and (name != CROISSANT_NAME or shards)}
     for part in parts:
         names |= {path.relative_to(root).as_posix() for path in (root / part).rglob("*") if path.is_file()}
         names |= {f"{folder}/zarr.json" for folder in (ZARR_NAME, part.rpartition("/")[0])}
@@ -68,6 +62,8 @@ def left_out(root: Path, published: Collection[Path]) -> tuple[Remark, ...]:
         root: The data set.
         published: The files that are.
     """
+    from pipelines.targets import WORKSPACE_NAME
+
     sent = set(published)
     others = sorted(
         path.relative_to(root).as_posix()
@@ -87,6 +83,8 @@ def with_license(card: str, name: str) -> str:
         card: The card.
         name: Identifier of the licence, as the hub knows it.
     """
+    import yaml
+
     _, front, body = card.split("---\n", 2)
     metadata = {"license": name} | {k: v for k, v in yaml.safe_load(front).items() if k != "license"}
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n{body}"
@@ -105,6 +103,8 @@ def warnings_for(records: Sequence[CaseRecord], name: str) -> list[str]:
         records: Rows of the manifest.
         name: The licence.
     """
+    from pipelines.overview import fusion_parts
+
     if (parts := fusion_parts(records)) and "-nc" not in name:
         sentence = (
             f"{len(parts):,} case ids look like parts of the Fusion 360 Gallery ({parts[0]}), whose licence allows "
@@ -116,6 +116,11 @@ def warnings_for(records: Sequence[CaseRecord], name: str) -> list[str]:
 
 def local_paths_in(root: Path) -> list[str]:
     """Paths of this machine that would be published in manifest, card or description."""
+    from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
+    from pipelines.croissant import CROISSANT_NAME
+    from pipelines.documents import BUILD_NAME, CARD_NAME
+    from pipelines.privacy import find_local_paths
+
     documents = (root / name for name in (CARD_NAME, BUILD_NAME, CROISSANT_NAME))
     texts = [path.read_text(encoding="utf-8") for path in documents if path.exists()]
     table = decode_manifest((root / MANIFEST_NAME).read_bytes()).table
@@ -153,6 +158,8 @@ def _contents(root: Path, files: Sequence[Path]) -> list[str]:
         root: The data set.
         files: Files in it.
     """
+    from pipelines.summary import human_bytes
+
     kinds: dict[str, list[Path]] = {}
     for path in files:
         first, *rest = path.relative_to(root).parts
@@ -190,15 +197,23 @@ def publish(
     Returns:
         Exit status.
     """
-    console = Console(soft_wrap=True)
-    root = Path(data)
     if not _REPO.fullmatch(repo):
         raise UsageError(f"--repo must be user/name, not {repo!r}")
     if license is None or not _LICENSE.fullmatch(license):
         raise UsageError(
             "a data set is published under a stated licence only: --license cc-by-4.0, cc-by-nc-sa-4.0, other, …"
         )
-    verdict = verify_dataset(root, Resources(workers))
+    resources = Resources(workers)
+    from rich.console import Console
+
+    from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
+    from pipelines.croissant import CROISSANT_NAME
+    from pipelines.summary import human_bytes
+    from pipelines.verify import verify_dataset
+
+    console = Console(soft_wrap=True)
+    root = Path(data)
+    verdict = verify_dataset(root, resources)
     if verdict.problems:
         raise UsageError(f"{data} doesn't verify: {verdict.problems[0]}; see python -m pipelines.verify {data}")
     if paths := local_paths_in(root):
@@ -231,6 +246,12 @@ def _tell(console: Console, remarks: Sequence[Remark]) -> None:
 
 
 def _upload(folder: Path, repo: str, *, private: bool, revision: str, token: str | None, cases: int) -> str:
+    from huggingface_hub import HfApi
+
+    from lpbf_data.zarr_store import ZARR_NAME
+    from pipelines.croissant import CROISSANT_NAME
+    from pipelines.documents import PICTURES_NAME, REPORT_NAME
+
     api = HfApi(token=token)
     try:
         api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)

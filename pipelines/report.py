@@ -9,30 +9,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-
-from rich.console import Console
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, Final
 
 from lpbf_data.command_line import run
 from lpbf_data.errors import StoreError, UsageError
-from lpbf_data.folder import DatasetFolder
-from lpbf_data.predictions import PredictionFile
-from pipelines.documents import BUILD_NAME, REPORT_NAME
-from pipelines.exhibits import (
-    Deviation,
-    Exhibit,
-    KeptCases,
-    choose_cases,
-    choose_for_mosaic,
-    judge_predictions,
-    make_exhibits,
-    shown_fields,
-)
-from pipelines.pictures import Artist
-from pipelines.report_page import PageContent, render_page
-from pipelines.summary import human_bytes
-from pipelines.targets import FolderTarget
+
+if TYPE_CHECKING:
+    from lpbf_data.folder import DatasetFolder
+    from lpbf_data.predictions import PredictionFile
+    from pipelines.exhibits import Deviation, Exhibit, KeptCases
 
 MOST_PARTS: Final = 300
 """Parts in the gallery unless asked otherwise."""
@@ -68,17 +53,23 @@ def make_report(folder: DatasetFolder, *, most_parts: int = MOST_PARTS, predicti
         StoreError: If the data set or the predictions can't be read.
         UsageError: If the predictions belong to another data set.
     """
-    cases = KeptCases(folder)
+    from tqdm import tqdm
+
+    from pipelines import exhibits as shown
+    from pipelines.pictures import Artist
+    from pipelines.report_page import PageContent, render_page
+
+    cases = shown.KeptCases(folder)
     configuration = _configuration(folder)
     predicted = None if predictions is None else _open_predictions(predictions, cases)
-    deviations = () if predicted is None else tuple(judge_predictions(cases, predicted))
+    deviations = () if predicted is None else tuple(shown.judge_predictions(cases, predicted))
     if predicted is not None and not deviations:
         raise UsageError(f"{predictions} predicts no case that {folder.name} holds")
-    fields = shown_fields(cases.field_specs)
-    chosen = choose_cases(cases.manifest.records, most_parts, deviations)
+    fields = shown.shown_fields(cases.field_specs)
+    chosen = shown.choose_cases(cases.manifest.records, most_parts, deviations)
     with Artist() as artist:
-        made = make_exhibits(
-            cases, chosen, fields, artist, predictions=predicted, with_pixels=choose_for_mosaic(chosen)
+        made = shown.make_exhibits(
+            cases, chosen, fields, artist, predictions=predicted, with_pixels=shown.choose_for_mosaic(chosen)
         )
         exhibits = _within_budget(tqdm(made, total=len(chosen), desc="report", unit="part"))
     content = PageContent(
@@ -102,6 +93,8 @@ def _configuration(folder: DatasetFolder) -> dict[str, Any]:
     Raises:
         StoreError: If it can't be read.
     """
+    from pipelines.documents import BUILD_NAME
+
     try:
         described = json.loads(folder.read(BUILD_NAME))["configuration"]
         filters = {str(name): float(limit) for name, limit in described["filters"].items()}
@@ -111,6 +104,8 @@ def _configuration(folder: DatasetFolder) -> dict[str, Any]:
 
 
 def _open_predictions(path: Path, cases: KeptCases) -> PredictionFile:
+    from lpbf_data.predictions import PredictionFile
+
     predicted = PredictionFile(path)
     if predicted.manifest_sha256 != cases.manifest.digest:
         raise UsageError(f"{path} was predicted for another build of the data set; predict again")
@@ -162,6 +157,13 @@ def report(
     """
     if gallery < 1:
         raise UsageError(f"--gallery must be 1 or more, not {gallery}")
+    from rich.console import Console
+
+    from lpbf_data.folder import DatasetFolder
+    from pipelines.documents import REPORT_NAME
+    from pipelines.summary import human_bytes
+    from pipelines.targets import FolderTarget
+
     folder = DatasetFolder(data)
     path = Path(out) if out is not None else (folder.local or Path()) / REPORT_NAME
     if path.is_dir():

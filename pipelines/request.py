@@ -10,9 +10,9 @@ from typing import Any
 from lpbf_data.errors import UsageError
 from lpbf_data.schema import FieldSpec, resolve_fields
 from pipelines.designs import DesignNamer, design_namer
+from pipelines.formats import FORMATS
 from pipelines.places import is_url
 from pipelines.select import Filters, active_limits
-from pipelines.shards import FORMATS
 from pipelines.split_rules import SplitRequest, parse_splits
 from pipelines.targets import default_workspace
 

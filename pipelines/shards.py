@@ -34,8 +34,6 @@ from pipelines.workspace import MeasuredRef, load_reductions
 LAYOUT_VERSION: Final = 2
 """Raised when the same cases give other bytes, so that staged shards of an older version aren't used."""
 
-FORMATS: Final = ("parquet", "zarr")
-
 RAW_BYTES: Final = 96_000_000
 """Uncompressed arrays a shard: about 30 MB of Parquet."""
 

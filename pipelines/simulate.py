@@ -12,27 +12,23 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
-
-from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.table import Table
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Final
 
 from lpbf_data.command_line import run
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import UsageError
 from lpbf_data.remarks import Remark, merge_remarks
-from lpbf_data.surface_files import Units
+from lpbf_data.surface_formats import Units
 from pipelines.engine import Resources, open_engine
-from pipelines.simulation.archives import archive_path, archived, plan_archives, write_archive
-from pipelines.simulation.case_task import CaseOutcome, CaseTask, load_outcome, run_case
-from pipelines.simulation.corpus import PartPlan
-from pipelines.simulation.failures import plan_failure
+from pipelines.simulation.choices import EncodingName, Naming
 from pipelines.simulation.families import FAMILIES
 from pipelines.simulation.materials import MaterialName
-from pipelines.simulation.request import Naming, SimulationOptions, SimulationRequest, check_request
-from pipelines.simulation.result_writer import EncodingName
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipelines.simulation.case_task import CaseOutcome, CaseTask
+    from pipelines.simulation.request import SimulationRequest
 
 _WORKPLACE: Final = ".simulate"
 _EXAMPLES: Final = 3
@@ -79,10 +75,14 @@ def simulate(
     Returns:
         Exit status: 0, or 1 when no case was completed.
     """
+    resources = Resources(workers, scheduler, cluster)
+    from rich.console import Console
+
+    from pipelines.simulation.request import SimulationOptions, check_request
+
     options = SimulationOptions(
         cases, seed, points, material, tuple(families), tuple(stl), encoding, naming, archive, failure_rate, units
     )
-    resources = Resources(workers, scheduler, cluster)
     request = check_request(out, options)
     outcomes = run_simulation(request, resources)
     print_outcomes(outcomes, Path(out), Console(soft_wrap=True), request.remarks)
@@ -102,6 +102,11 @@ def run_simulation(request: SimulationRequest, resources: Resources) -> tuple[Ca
     Raises:
         UsageError: If the folder holds something else, or another simulation works there.
     """
+    from tqdm import tqdm
+
+    from pipelines.simulation.archives import archived
+    from pipelines.simulation.case_task import run_case
+
     with _workplace(request) as place:
         packed = archived(request.out) if request.options.archive else 0
         ready = place / "ready" if request.options.archive else request.out
@@ -121,6 +126,8 @@ def run_simulation(request: SimulationRequest, resources: Resources) -> tuple[Ca
 @contextmanager
 def _workplace(request: SimulationRequest) -> Iterator[Path]:
     """The folder `.simulate` of the output: what came of finished cases, and cases that aren't finished."""
+    from filelock import FileLock, Timeout
+
     place = request.out / _WORKPLACE
     _check_output(request, place)
     for name in ("outcomes", "staging", "ready"):
@@ -159,6 +166,10 @@ def _plan_tasks(
     request: SimulationRequest, place: Path, ready: Path, packed: int
 ) -> tuple[list[CaseTask], dict[str, CaseOutcome]]:
     """Cases to simulate, and what came of those that are finished."""
+    from pipelines.simulation.case_task import CaseTask, load_outcome
+    from pipelines.simulation.corpus import PartPlan
+    from pipelines.simulation.failures import plan_failure
+
     options = request.options
     tasks: list[CaseTask] = []
     outcomes: dict[str, CaseOutcome] = {}
@@ -185,6 +196,8 @@ def _plan_tasks(
 
 
 def _pack(request: SimulationRequest, ready: Path, packed: int) -> None:
+    from pipelines.simulation.archives import archive_path, plan_archives, write_archive
+
     for first, last in plan_archives(packed, len(request.parts)):
         folders = [ready / case_id for case_id, _ in request.parts[first:last]]
         write_archive(archive_path(request.out, (first, last)), folders)
@@ -203,6 +216,8 @@ def print_outcomes(
         console: Where to print.
         remarks: What was guessed or repaired before the cases began; those of the cases are added.
     """
+    from rich.table import Table
+
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     completed = [outcome for outcome in outcomes if outcome.status == "completed"]
     beyond = [outcome for outcome in completed if outcome.rejected_by]

@@ -13,31 +13,21 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-import yaml
-from rich.console import Console
-from rich.table import Table
-from tqdm import tqdm
-
-from lpbf_data.case import Case
 from lpbf_data.command_line import run
 from lpbf_data.durable import sha256_of_file, sha256_of_tree
 from lpbf_data.errors import LpbfError, StoreError, UsageError
-from lpbf_data.manifest import MANIFEST_NAME, Manifest, decode_manifest
-from lpbf_data.mesh import count_hex_edges
-from lpbf_data.parquet_store import ParquetShard
-from lpbf_data.record import CaseRecord, attributes_of
-from lpbf_data.zarr_store import ZARR_NAME, ZarrPart
-from pipelines.card import dataset_version
-from pipelines.documents import BUILD_NAME, PICTURES_NAME, REPORT_NAME
 from pipelines.engine import SERIAL, Resources, open_engine
-from pipelines.places import fetch, is_url, list_remote, mark_of, read_bytes
-from pipelines.select import leaking_designs
-from pipelines.split_rules import PUBLISHED
-from pipelines.summary import human_bytes
-from pipelines.targets import FolderTarget
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lpbf_data.case import Case
+    from lpbf_data.manifest import Manifest
+    from lpbf_data.parquet_store import ParquetShard
+    from lpbf_data.record import CaseRecord
+    from lpbf_data.zarr_store import ZarrPart
 
 _MOST_SHOWN: Final = 50
 
@@ -83,6 +73,8 @@ def check_shard(task: ShardCheck) -> Verdict:
     Args:
         task: The shard.
     """
+    from pipelines.places import fetch, is_url
+
     if not is_url(task.root):
         return _check_files(Path(task.root), task)
     place = task.records[0].placement
@@ -96,6 +88,9 @@ def check_shard(task: ShardCheck) -> Verdict:
 
 
 def _check_files(root: Path, task: ShardCheck) -> Verdict:
+    from lpbf_data.parquet_store import ParquetShard
+    from lpbf_data.zarr_store import ZarrPart
+
     place = task.records[0].placement
     assert place is not None
     problems: list[Problem] = []
@@ -152,6 +147,9 @@ def _check_row(
 
 def _differences(case: Case, record: CaseRecord) -> Iterator[str]:
     """What a stored case has other than its record says."""
+    from lpbf_data.mesh import count_hex_edges
+    from lpbf_data.record import attributes_of
+
     measures = record.measures
     if case.case_id != record.case_id:
         yield f"holds case {case.case_id!r}"
@@ -185,6 +183,8 @@ def _column(case: Case, column: str) -> np.ndarray[tuple[int, ...], np.dtype[np.
 
 def _unequal(one: Case, other: Case) -> str:
     """Name of the first array that two cases don't share; empty when they are equal."""
+    import numpy as np
+
     if not np.array_equal(one.points, other.points):
         return "points"
     if not np.array_equal(one.cells, other.cells):
@@ -196,6 +196,11 @@ def _unequal(one: Case, other: Case) -> str:
 
 def check_documents(root: str, manifest: Manifest) -> Iterator[Problem]:
     """`build.json`, the card, and the splits, against the manifest."""
+    from lpbf_data.manifest import MANIFEST_NAME
+    from pipelines.documents import BUILD_NAME
+    from pipelines.places import read_bytes
+    from pipelines.split_rules import PUBLISHED
+
     try:
         described = json.loads(read_bytes(f"{root}/{BUILD_NAME}"))
     except (OSError, ValueError) as error:
@@ -221,6 +226,10 @@ def check_documents(root: str, manifest: Manifest) -> Iterator[Problem]:
 
 def _shards_at(root: str) -> set[str]:
     """Parquet files and Zarr parts that lie there."""
+    from lpbf_data.zarr_store import ZARR_NAME
+    from pipelines.places import is_url, list_remote
+    from pipelines.targets import FolderTarget
+
     if not is_url(root):
         return set(FolderTarget(Path(root)).shards())
     names = list_remote(root)
@@ -231,6 +240,11 @@ def _shards_at(root: str) -> set[str]:
 
 
 def _check_card(root: str, manifest: Manifest) -> Iterator[Problem]:
+    import yaml
+
+    from pipelines.documents import PICTURES_NAME
+    from pipelines.places import mark_of, read_bytes
+
     try:
         card = read_bytes(f"{root}/README.md").decode()
         front = yaml.safe_load(card.split("---\n")[1])
@@ -256,6 +270,8 @@ def _check_card(root: str, manifest: Manifest) -> Iterator[Problem]:
 
 def _check_config(config: dict[Any, Any], manifest: Manifest) -> Iterator[Problem]:
     """One configuration of the card's metadata: its splits, and the version by which plain datasets keep rows."""
+    from pipelines.card import dataset_version
+
     files = config.get("data_files")
     entries = files if isinstance(files, list) else []
     named = {str(entry.get("split")) if isinstance(entry, dict) else "?" for entry in entries}
@@ -267,6 +283,9 @@ def _check_config(config: dict[Any, Any], manifest: Manifest) -> Iterator[Proble
 
 def _check_report(root: str, manifest: Manifest) -> Iterator[Problem]:
     """A report isn't always there; where it is, it must show this data set."""
+    from pipelines.documents import REPORT_NAME
+    from pipelines.places import read_bytes
+
     try:
         found = re.search(rb'name="lpbf-manifest-sha256" content="([0-9a-f]*)"', read_bytes(f"{root}/{REPORT_NAME}"))
     except OSError:
@@ -277,6 +296,9 @@ def _check_report(root: str, manifest: Manifest) -> Iterator[Problem]:
 
 def _find_leaks(records: Sequence[CaseRecord]) -> Iterator[Problem]:
     """Designs that lie in more than one split."""
+    from lpbf_data.manifest import MANIFEST_NAME
+    from pipelines.select import leaking_designs
+
     for design, cases in leaking_designs(records).items():
         listed = ", ".join(f"{case} in {split}" for split, case in sorted(cases.items()))
         yield Problem(MANIFEST_NAME, f"design {design} lies in several splits: {listed}")
@@ -305,6 +327,11 @@ def verify_dataset(root: str | Path, resources: Resources = SERIAL) -> Verdict:
     Raises:
         UsageError: If there is no data set.
     """
+    from tqdm import tqdm
+
+    from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
+    from pipelines.places import read_bytes
+
     place = str(root).rstrip("/")
     try:
         data = read_bytes(f"{place}/{MANIFEST_NAME}")
@@ -339,7 +366,13 @@ def verify(data: str, *, workers: int | None = None, scheduler: str | None = Non
     Returns:
         Exit status: 0 when it is sound, 1 otherwise.
     """
-    verdict = verify_dataset(data, Resources(workers, scheduler))
+    resources = Resources(workers, scheduler)
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipelines.summary import human_bytes
+
+    verdict = verify_dataset(data, resources)
     console = Console(soft_wrap=True)
     table = Table(title=f"data set {data}", show_header=False, title_justify="left")
     table.add_column()

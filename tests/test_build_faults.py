@@ -310,15 +310,15 @@ def test_an_archive_that_vanishes_between_listing_and_reading(
 ) -> None:
     src = tmp_path / "src"
     shutil.copytree(parts, src)
-    import pipelines.build
+    import pipelines.groups
 
-    original = pipelines.build.plan_groups
+    original = plan_groups
 
     def plan_and_remove(*arguments: object) -> object:
         (src / "data_0-12.zip").unlink()
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipelines.build, "plan_groups", plan_and_remove)
+    monkeypatch.setattr(pipelines.groups, "plan_groups", plan_and_remove)
     records = run_build(request(src, tmp_path / "out"))
     failed = [r for r in records if r.failure is not None]
     assert len(failed) == 12

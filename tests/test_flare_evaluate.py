@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from flare_model import evaluate as evaluate_module
-from flare_model import from_pretrained, pretrained
+from flare_model import from_pretrained, judging, pretrained
 from flare_model.checkpoint import read_checkpoint, write_checkpoint
+from flare_model.data import Split
 from flare_model.evaluate import evaluate
 from flare_model.interference import (
     Risk,
@@ -231,7 +231,7 @@ def test_the_test_split_is_read_once(
     def judge(*_: object) -> None:
         raise AssertionError("the split was read again")
 
-    monkeypatch.setattr(evaluate_module, "judge", judge)
+    monkeypatch.setattr(judging, "judge", judge)
     evaluate(str(trained_run), box_dataset, worst=0, out=str(tmp_path / "kept"))
     assert capsys.readouterr().out == first
     with pytest.raises(AssertionError, match="read again"):
@@ -248,12 +248,12 @@ def test_the_test_split_is_read_once_under_any_name_of_the_checkpoint(
         shutil.copy(trained_run / name, copy)
     read: list[str] = []
 
-    def judge(surrogate: Surrogate, split: evaluate_module.Split, *rest: Any) -> Any:
+    def judge(surrogate: Surrogate, split: Split, *rest: Any) -> Any:
         read.append(split.name)
         return judge_itself(surrogate, split, *rest)
 
-    judge_itself = evaluate_module.judge
-    monkeypatch.setattr(evaluate_module, "judge", judge)
+    judge_itself = judging.judge
+    monkeypatch.setattr(judging, "judge", judge)
     monkeypatch.setattr(pretrained, "snapshot_download", lambda name, **_: {"someone/model": str(copy)}[name])
     for name in ("someone/model", "someone/model", str(trained_run), f"{trained_run}/../{trained_run.name}/"):
         evaluate(name, box_dataset, worst=0, out=kept)
@@ -288,7 +288,7 @@ def test_several_seeds_and_targets_and_the_risk_field(
     assert "by the solver's rule" in said
     rule = summaries[0]["interference"]["by_the_solvers_rule"]
     records = load_dataset(box_dataset, "test").samples.tensors.reader
-    hits = [r.measures.recoater_interference for r in evaluate_module.Split(box_dataset, "test").records.values()]
+    hits = [r.measures.recoater_interference for r in Split(box_dataset, "test").records.values()]
     assert len(records) == len(hits) == rule["hits"] + rule["clear"]
     assert rule["hits"] == sum(hits)
 

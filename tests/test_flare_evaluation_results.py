@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from flare_model import evaluate as evaluate_module
+from flare_model import judging
+from flare_model.data import Split
 from flare_model.evaluate import evaluate
 from flare_model.evaluation_tables import show
 from pipelines.build import build
@@ -34,7 +35,7 @@ def test_pictures_are_drawn_from_what_is_stored(
     def judge(*_: object) -> None:
         raise AssertionError("the split was judged again")
 
-    monkeypatch.setattr(evaluate_module, "judge", judge)
+    monkeypatch.setattr(judging, "judge", judge)
     (out / "displacement_z_error.png").unlink()
     evaluate(run, box_dataset, worst=2, out=str(out))
     assert pictures(out) == whole
@@ -82,7 +83,7 @@ def test_another_data_set_is_said_and_its_pictures_replace_the_old_ones(
         "note: by its digest, this isn't the data set that the model was trained on: its cases may have been trained on"
         in said
     )
-    case_ids = evaluate_module.Split(hit_dataset, "test").case_ids
+    case_ids = Split(hit_dataset, "test").case_ids
     (drawn,) = (tmp_path / "worst").iterdir()
     assert drawn.stem.removeprefix("displacement_z_") in case_ids
     assert (tmp_path / "mine.png").exists()

@@ -16,8 +16,7 @@ import torch
 import trimesh
 
 import flare_model.parts
-from flare_model import from_pretrained
-from flare_model import predict as predict_module
+from flare_model import from_pretrained, pictures
 from flare_model.predict import predict
 from flare_model.recipe import Recipe
 from flare_model.spectrum import spectrum
@@ -255,14 +254,14 @@ def test_a_part_whose_picture_can_not_be_drawn_leaves_nothing(
     box_dataset: str, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = load_dataset(box_dataset, "test").case_ids[0]
-    draw = predict_module.draw_prediction
+    draw = pictures.draw_prediction
 
     def draw_others(path: Path, part: Any, *rest: Any) -> None:
         if part.name == first:
             raise UsageError("it can't be drawn")
         draw(path, part, *rest)
 
-    monkeypatch.setattr(predict_module, "draw_prediction", draw_others)
+    monkeypatch.setattr(pictures, "draw_prediction", draw_others)
     assert predict(str(trained_run), [box_dataset], out=str(tmp_path / "out")) == 1
     (other,) = set(load_dataset(box_dataset, "test").case_ids) - {first}
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"{other}.vtu", f"{other}_displacement_z.png"]

@@ -20,7 +20,8 @@ from flare_model import from_pretrained
 from flare_model.batches import Batch, grouped
 from flare_model.devices import device_of, open_fabric
 from flare_model.metrics import relative_l2
-from flare_model.recipe import Recipe, choose_precision, make_optimizer, make_schedule
+from flare_model.optimizer import make_optimizer, make_schedule
+from flare_model.recipe import Recipe, choose_precision
 from flare_model.run_log import read_table
 from flare_model.settings import make_settings
 from flare_model.spec import ModelSpec

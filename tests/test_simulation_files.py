@@ -13,10 +13,10 @@ from lpbf_data.schema import SOLVER_FIELDS
 from pipelines.case_files import FolderFiles
 from pipelines.netfabb import VARIABLES, NetfabbRun
 from pipelines.simulation.case_task import CaseOutcome, CaseTask, run_case
+from pipelines.simulation.choices import EncodingName
 from pipelines.simulation.corpus import PartPlan
 from pipelines.simulation.failures import PlannedFailure
 from pipelines.simulation.identity import GENERATOR, SOLVER_VERSION
-from pipelines.simulation.result_writer import EncodingName
 from pipelines.solver_log import read_input, read_log
 from tests.vtk_oracle import VtkFrames
 

@@ -14,7 +14,8 @@ import torch
 
 from flare_model.batches import Batch
 from flare_model.devices import open_fabric
-from flare_model.recipe import Recipe, make_optimizer
+from flare_model.optimizer import make_optimizer
+from flare_model.recipe import Recipe
 from flare_model.settings import make_settings
 from flare_model.spec import ModelSpec
 from flare_model.step_graphs import StepGraphs, make_state

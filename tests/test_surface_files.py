@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lpbf_data.errors import GeometryError
-from lpbf_data.surface_files import MILLIMETRES, SURFACE_SUFFIXES, Units, bodies_of, load_bodies, load_surface
+from lpbf_data.surface_files import bodies_of, load_bodies, load_surface
+from lpbf_data.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
 from lpbf_data.surface_repair import repair
 from lpbf_data.voxelize import Surface, fill_fractions, surface_of_arrays, voxelize
 

@@ -20,19 +20,21 @@ from lpbf_data.errors import GeometryError
 from lpbf_data.mesh_check import check_mesh, mesh_faithfully, remarks_on
 from lpbf_data.record import CaseRecord, SourceRef
 from lpbf_data.remarks import Remark
-from lpbf_data.surface_files import Units, load_bodies
+from lpbf_data.surface_files import load_bodies
+from lpbf_data.surface_formats import Units
 from lpbf_data.voxelize import Surface, VoxelMesh, on_build_plate, voxelize_to_size
 from pipelines.measure import measure_case
 from pipelines.netfabb import BuildReduction
 from pipelines.select import Filters, active_limits, reject
 from pipelines.simulation import run_log
 from pipelines.simulation.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
+from pipelines.simulation.choices import EncodingName
 from pipelines.simulation.corpus import PartPlan, part_surface
 from pipelines.simulation.failures import FailureKind, PlannedFailure, cut_short
 from pipelines.simulation.fields import von_mises
 from pipelines.simulation.layers import choose_refinement
 from pipelines.simulation.materials import MATERIALS
-from pipelines.simulation.result_writer import EncodingName, ResultWriter
+from pipelines.simulation.result_writer import ResultWriter
 from pipelines.simulation.run_log import RunNames
 from pipelines.simulation.stiffness import SolverError
 

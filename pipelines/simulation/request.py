@@ -8,19 +8,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from lpbf_data.errors import UsageError
 from lpbf_data.remarks import Remark, merge_remarks
-from lpbf_data.surface_files import MILLIMETRES, SURFACE_SUFFIXES, Units, load_bodies
+from lpbf_data.surface_files import load_bodies
+from lpbf_data.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
 from pipelines.simulation.case_task import SurfacePart
+from pipelines.simulation.choices import EncodingName, Naming
 from pipelines.simulation.corpus import PartPlan, plan_corpus
 from pipelines.simulation.families import FAMILIES
 from pipelines.simulation.identity import VERSION
 from pipelines.simulation.materials import MATERIALS
-from pipelines.simulation.result_writer import EncodingName
-
-Naming = Literal["batch", "interactive"]
 
 _MOST_CASES: Final = 1_000_000
 _POINTS: Final = (50, 200_000)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,10 @@ from pipelines.ensight import (
 from pipelines.netfabb import VARIABLES
 from pipelines.simulation.build_plate import PlatedMesh, add_build_plate
 from pipelines.simulation.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
+from pipelines.simulation.choices import EncodingName
 from pipelines.simulation.fields import principal_stresses, von_mises
 from pipelines.simulation.identity import GENERATOR, SOLVER_VERSION
 from pipelines.simulation.run_log import RunNames
-
-EncodingName = Literal["binary", "ascii"]
 
 _SUFFIXES: Final[Mapping[str, str]] = {
     "displacement": "dis",

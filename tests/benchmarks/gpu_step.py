@@ -21,7 +21,8 @@ from torch import Tensor
 from flare_model.batches import Batch
 from flare_model.metrics import relative_l2_loss
 from flare_model.model import Flare, FlareConfig
-from flare_model.recipe import Recipe, make_optimizer
+from flare_model.optimizer import make_optimizer
+from flare_model.recipe import Recipe
 from flare_model.step_graphs import StepGraphs
 from tests.benchmarks.gpu_timing import describe_gpu, exclusive, milliseconds, peak_gib
 

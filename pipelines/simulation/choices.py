@@ -1,0 +1,8 @@
+"""Words that options of a simulation may be, without what acts on them: the command line knows them at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+EncodingName = Literal["binary", "ascii"]
+Naming = Literal["batch", "interactive"]

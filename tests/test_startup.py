@@ -1,0 +1,208 @@
+"""What a command imports: for its help and for an error in its options nothing heavy, for its work what that needs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import torch
+
+import flare_model
+from flare_model.implementation import mix_by_kernels, network_by_kernels
+from flare_model.parts import Meshing, read_part
+from flare_model.predict import Prediction, write_vtu
+from flare_model.spec import SHIPPED
+from tests.flare_support import tiny_surrogate
+
+REPOSITORY: Final = Path(__file__).parents[1]
+PROJECT: Final = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SCRIPTS: Final[dict[str, str]] = PROJECT["scripts"]
+
+COMPILER: Final = ("torch._dynamo", "torch._inductor", "sympy")
+
+HEAVY: Final = (
+    *COMPILER, "PIL", "dask", "datasets", "distributed", "fsspec", "httpx2", "huggingface_hub", "jinja2", "lightning",
+    "lightning_fabric", "matplotlib", "meshio", "networkx", "numcodecs", "pandas", "pyamg", "pyarrow", "pyvista",
+    "scipy", "skfem", "tensorboard", "torch", "torch_geometric", "trimesh", "triton", "vtkmodules", "zarr",
+)  # fmt: skip
+
+LOADED: Final = """
+import atexit, json, os, runpy, sys
+
+watched, place = json.loads(os.environ["WATCHED"]), os.environ["LOADED"]
+
+@atexit.register
+def tell():
+    with open(place, "w", encoding="utf-8") as file:
+        json.dump([name for name in watched if name in sys.modules], file)
+
+target = sys.argv.pop(1)
+module, _, function = target.partition(":")
+if function:  # as the script of an installed package does it
+    sys.argv[0] = function
+    sys.exit(getattr(__import__(module, fromlist=[function]), function)())
+sys.argv[0] = module
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+def run_command(
+    target: str, words: Sequence[str], folder: Path, watched: Collection[str] = HEAVY
+) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """Run a command in a process of its own; which of the watched modules it had imported in the end.
+
+    Args:
+        target: A module, run as `python -m` does, or module:function.
+        words: Arguments.
+        folder: Where the process works.
+        watched: Names of modules.
+    """
+    place = folder / "loaded.json"
+    place.unlink(missing_ok=True)
+    environment = os.environ | {"WATCHED": json.dumps([*watched]), "LOADED": str(place), "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, target, *words],
+        capture_output=True, text=True, check=False, cwd=folder, env=environment, encoding="utf-8",
+    )  # fmt: skip
+    return done, set(json.loads(place.read_text(encoding="utf-8")))
+
+
+def test_the_watched_modules_are_seen(tmp_path: Path) -> None:
+    # No name of the list is a misspelt one: where the modules are imported, they are found.
+    names = [name for name in HEAVY if name != "lightning"]  # the other package that Fabric comes in
+    (tmp_path / "everything.py").write_text("\n".join(f"import {name}" for name in names), encoding="utf-8")
+    environment = os.environ | {"WATCHED": json.dumps(names), "LOADED": str(tmp_path / "loaded.json")}
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOADED, "everything"], check=True, cwd=tmp_path, env=environment
+    )
+    assert set(json.loads((tmp_path / "loaded.json").read_text(encoding="utf-8"))) == set(names)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("how", ["module", "script"])
+def test_help_imports_nothing_heavy(script: str, how: str, tmp_path: Path) -> None:
+    target = SCRIPTS[script]
+    done, loaded = run_command(target if how == "script" else target.partition(":")[0], ["--help"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: ")
+    assert "--config" in done.stdout
+    assert not loaded
+
+
+WRONG_TYPE: Final = {
+    "lpbf-build": ["--src", "cases", "--seed", "many"],
+    "lpbf-evaluate": ["--checkpoint", "run", "--data", "set", "--worst", "many"],
+    "lpbf-predict": ["--checkpoint", "run", "--src", "part.stl", "--points", "many"],
+    "lpbf-publish": ["set", "--repo", "user/name", "--workers", "many"],
+    "lpbf-report": ["set", "--gallery", "many"],
+    "lpbf-simulate": ["--out", "cases", "--material", "Wood"],
+    "lpbf-spectrum": ["--checkpoint", "run", "--data", "set", "--cases", "many"],
+    "lpbf-train": ["--data", "set", "--recipe.epochs", "many"],
+    "lpbf-verify": ["set", "--workers", "many"],
+}
+
+OUT_OF_RANGE: Final = {
+    "lpbf-build": ["--src", "cases", "--workers", "-1"],
+    "lpbf-evaluate": ["--checkpoint", "run", "--data", "set", "--worst", "-1"],
+    "lpbf-predict": ["--checkpoint", "run", "--src", "part.stl", "--points", "7"],
+    "lpbf-publish": ["set", "--repo", "name"],
+    "lpbf-report": ["set", "--gallery", "0"],
+    "lpbf-simulate": ["--out", "cases", "--workers", "-1"],
+    "lpbf-spectrum": ["--checkpoint", "run", "--data", "set", "--cases", "0"],
+    "lpbf-train": ["--data", "set", "--thin_to", "0"],
+    "lpbf-verify": ["set", "--workers", "-1"],
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    ("words", "status"), [({}, 2), (WRONG_TYPE, 2), (OUT_OF_RANGE, 1)], ids=["unknown", "type", "range"]
+)
+def test_errors_in_options_import_nothing_heavy(
+    script: str, words: dict[str, list[str]], status: int, tmp_path: Path
+) -> None:
+    asked = words[script] if words else [*WRONG_TYPE[script][:-2], "--nonsense", "3"]
+    done, loaded = run_command(SCRIPTS[script], asked, tmp_path)
+    assert done.returncode == status, done.stderr
+    assert "error: " in done.stderr
+    assert asked[-2].lstrip("-").rpartition(".")[2] in done.stderr
+    assert not loaded
+
+
+@pytest.mark.parametrize("words", [["--model", "Transolver"], ["--model.class_path=Transformer"], ["--config", "lpbf"]])
+def test_options_of_a_model_import_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    done, loaded = run_command(SCRIPTS["lpbf-train"], [*words, "--help"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "--model.init_args.config.channels" in done.stdout
+    assert ("--model.init_args.config.num_slices" in done.stdout) == ("Transolver" in words)
+    assert not loaded
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_models_are_made_from_what_their_options_say(name: str) -> None:
+    constructor = getattr(flare_model, name).__init__
+    (_, parameter) = inspect.signature(constructor, eval_str=True).parameters.values()
+    assert (parameter.name, parameter.annotation, parameter.default) == ("config", SHIPPED[name], SHIPPED[name]())
+
+
+def test_constants_of_the_compiler_are_marked_as_it_marks_them() -> None:
+    def marked() -> bool:
+        return True
+
+    torch.compiler.assume_constant_result(marked)
+    assert vars(marked)
+    for function in (mix_by_kernels, network_by_kernels):
+        assert vars(marked).items() <= vars(function).items()
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint and a small part as surface and as mesh."""
+    import trimesh
+
+    folder = tmp_path_factory.mktemp("startup")
+    tiny_surrogate().save_pretrained(folder / "model")
+    trimesh.creation.box((20, 10, 12)).export(folder / "box.stl")
+    part = read_part(folder / "box.stl", Meshing(546))
+    write_vtu(folder / "box.vtu", Prediction(part, {}, {}, {}, (), 0.0))
+    return folder
+
+
+PREDICTION: Final = (*COMPILER, "lightning_fabric", "torch_geometric", "tensorboard", "distributed", "zarr", "triton")
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "needed"),
+    [
+        ("box.vtu", ["--pictures", "false"], {"torch"}),
+        ("box.stl", ["--pictures", "false"], {"torch", "trimesh", "scipy"}),
+        ("box.vtu", [], {"torch", "pyvista", "matplotlib"}),
+    ],
+    ids=["mesh", "surface", "picture"],
+)
+def test_prediction_imports_what_it_needs(
+    parts: Path, source: str, words: list[str], needed: set[str], tmp_path: Path
+) -> None:
+    command = ["--checkpoint", str(parts / "model"), "--src", str(parts / source), *words]
+    watched = (*PREDICTION, "torch", "trimesh", "scipy", "pyvista", "matplotlib")
+    done, loaded = run_command("flare_model.predict", command, tmp_path, watched)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "predictions/box.vtu").exists()
+    assert (tmp_path / "predictions/box_displacement_z.png").exists() == (not words)
+    assert loaded - {"triton"} == needed  # which a picture needs to have been there before VTK
+
+
+def test_prediction_on_a_data_set_imports_no_compiler(box_dataset: str, trained_run: Path, tmp_path: Path) -> None:
+    command = ["--checkpoint", str(trained_run), "--src", box_dataset, "--pictures", "false"]
+    watched: tuple[Any, ...] = (*COMPILER, "lightning_fabric", "torch_geometric", "pyvista", "trimesh", "torch", "zarr")
+    done, loaded = run_command("flare_model.predict", command, tmp_path, watched)
+    assert done.returncode == 0, done.stderr
+    assert loaded == {"torch", "zarr"}
