@@ -44,6 +44,11 @@ class RunInfo:
         supports: Whether any element of the build is a support structure.
         num_frames: Number of frames written.
         stl: File name of the part's surface.
+        tensor_order: Order in which the files have the components of symmetric tensors, such as "xx yy zz xy yz xz";
+            stores have them in the order of the schema.
+        tensor_order_basis: Why they were read so: "solver" (its known order, nothing to check it by), "checked" (it gives
+            the principal stresses in the same files), "data" (the principal stresses, against the solver's known
+            order), "unconfirmed" (the solver's known order; the principal stresses fit neither).
     """
 
     solver_version: str | None = None
@@ -57,6 +62,8 @@ class RunInfo:
     supports: bool | None = None
     num_frames: int | None = None
     stl: str | None = None
+    tensor_order: str | None = None
+    tensor_order_basis: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
