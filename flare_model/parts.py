@@ -23,6 +23,8 @@ from lpbf_data.manifest import MANIFEST_NAME
 from lpbf_data.mesh import hex_aspect_ratio
 from lpbf_data.npz_store import find_index
 from lpbf_data.reader import SplitReader, read_manifest
+from lpbf_data.schema import FIELDS, SYMMETRIC_TENSOR
+from lpbf_data.tensor_order import VTK_ORDER, reorder
 from lpbf_data.voxelize import load_surface, on_build_plate, voxelize_to_size
 
 MESH_SUFFIXES: Final = (".vtu", ".vtk", ".xdmf", ".inp", ".msh", ".case")
@@ -256,4 +258,7 @@ def _read_mesh(path: Path) -> Part:
         raise StoreError(f"{path}: a cell names a point that isn't there")
     # NetFabb writes "Displacement" and "von_Mises_stress" for what is called displacement and von_mises_stress here.
     fields = {name.lower(): np.asarray(values, np.float32) for name, values in mesh.point_data.items()}
+    for name, values in fields.items():
+        if name in FIELDS and FIELDS[name].components == SYMMETRIC_TENSOR and values.shape[1:] == (6,):
+            fields[name] = reorder(values, VTK_ORDER, SYMMETRIC_TENSOR)  # as VTK's formats have them
     return Part(_name_of(path), points, cells, fields)

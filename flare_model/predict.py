@@ -29,6 +29,8 @@ from flare_model.targets import Target, resolve_target, resolve_targets, spans
 from lpbf_data.command_line import run
 from lpbf_data.durable import flush_file, flush_folder
 from lpbf_data.errors import LpbfError, StoreError, UsageError
+from lpbf_data.schema import SYMMETRIC_TENSOR
+from lpbf_data.tensor_order import VTK_ORDER, reorder
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,12 @@ def _needed(part: Part, feature: Target) -> NDArray[np.float32]:
 
 
 def write_vtu(path: Path, prediction: Prediction) -> None:
-    """Write a prediction as a VTU file, which ParaView opens."""
-    mesh = meshio.Mesh(
-        prediction.part.points, [("hexahedron", prediction.part.cells)], point_data=prediction.point_data()
-    )
+    """Write a prediction as a VTU file, which ParaView opens; symmetric tensors are in VTK's order there."""
+    shown = {
+        name: reorder(values, SYMMETRIC_TENSOR, VTK_ORDER) if values.ndim == 2 and values.shape[1] == 6 else values
+        for name, values in prediction.point_data().items()
+    }
+    mesh = meshio.Mesh(prediction.part.points, [("hexahedron", prediction.part.cells)], point_data=shown)
     mesh.write(path)
 
 

@@ -23,6 +23,7 @@ VTK_ORDER: Final[TensorOrder] = ("xx", "yy", "zz", "xy", "yz", "xz")
 _MOST_POINTS: Final = 4096  # that an order is judged by: those where the two orders differ most
 _LEAST_DIFFERENCE: Final = 2e-5  # of the largest principal stress; text files round to 5e-7
 _MUCH_NEARER: Final = 0.2
+_LARGEST_ERROR: Final = 0.01  # of the largest principal stress
 
 
 def reorder(values: NDArray[Any], given: TensorOrder, wanted: TensorOrder) -> NDArray[Any]:
@@ -85,7 +86,7 @@ def order_by_principal_values(values: NDArray[Any], principal: NDArray[Any]) -> 
     worst = max(error.values())
     if worst <= _LEAST_DIFFERENCE * scale:
         return None
-    if error[best] > _MUCH_NEARER * worst:
+    if error[best] > min(_MUCH_NEARER * worst, _LARGEST_ERROR * scale):
         raise ValueError(
             f"the tensors' principal values differ from those beside them by up to {error[best]:.3g} in either order"
         )

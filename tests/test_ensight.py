@@ -89,7 +89,7 @@ def test_vtk_reads_what_is_written(tmp_path: Path, encoding: Encoding) -> None:
                 location=location,
             )
             theirs = (point_data if location == "point" else cell_data)[name]
-            # VTK keeps symmetric tensors as xx, yy, zz, xy, yz, xz; the file has xx, yy, zz, xy, xz, yz.
+            # VTK keeps symmetric tensors as xx, yy, zz, xy, yz, xz, and takes the file to have xx, yy, zz, xy, xz, yz.
             np.testing.assert_array_equal(ours, theirs[:, [0, 1, 2, 3, 5, 4]] if width == 6 else theirs)
 
 

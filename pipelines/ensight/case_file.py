@@ -170,7 +170,11 @@ def read_case_file(data: bytes, path: str = "mechanical.case") -> CaseFile:
         elif name == "GEOMETRY":
             geometry = _read_model(lines, start, body)
         elif name == "VARIABLE":
-            variables |= {v.name: v for v in _read_variables(lines, body)}
+            for variable in _read_variables(lines, body):
+                if variable.name in variables:
+                    detail = f"two variables are called {variable.name!r}; rename one of them"
+                    raise lines.error(FailureReason.MALFORMED_FILE, detail, start)
+                variables[variable.name] = variable
         elif name == "TIME":
             time_sets |= _read_time_sets(lines, body)
     if geometry is None:

@@ -81,7 +81,8 @@ def _ranges(values: NDArray[np.float32]) -> dict[str, list[float]] | list[float]
     if values.ndim == 1:
         return of(values)
     if values.shape[1] == 6:
-        return {name: of(values[:, k]) for k, name in enumerate(("x", "y", "z", "xy", "zx", "yz"))}
+        ordered = reorder(values, STRAINS, NETFABB_ORDER)
+        return {name: of(ordered[:, k]) for k, name in enumerate(("x", "y", "z", "xy", "yz", "zx"))}
     lengths = np.linalg.norm(values, axis=1).astype(np.float32)
     return {"magnitude": of(lengths)} | {name: of(values[:, k]) for k, name in enumerate("xyz")}
 
