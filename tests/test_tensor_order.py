@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import zipfile
 from pathlib import Path
 
 import meshio
@@ -29,9 +30,12 @@ from lpbf_data.tensor_order import (
 from pipelines.case_files import open_case
 from pipelines.ensight import Dialect, read_variable, write_variable
 from pipelines.netfabb import NETFABB_ORDER, NetfabbRun
+from pipelines.simulation.elements import elasticity_matrix
+from pipelines.simulation.materials import MATERIALS
 from pipelines.sources import find_cases
 from pipelines.summary import tensor_remarks
 from tests.netfabb_cases import Part, box_mesh, write_part
+from tests.test_simulation_files import simulate_one
 from tests.vtk_oracle import VtkFrames
 
 SIZES = ("max", "mid", "min")
@@ -213,3 +217,61 @@ def test_predictions_show_tensors_as_vtk_reads_them(tmp_path: Path) -> None:
         np.testing.assert_allclose(applied, values[:, :, None] * vectors, atol=1e-2)
     # The same file is a part to predict on, its fields features of a model.
     np.testing.assert_array_equal(read_part(tmp_path / "p.vtu").fields["cauchy_stress"], tensors)
+
+
+OLD = Path(__file__).parent / "old_simulator" / "v0.1.0.zip"
+"""Mechanical files of a small cantilever, as version 0.1.0 of the simulator wrote them."""
+
+
+def test_what_the_simulator_wrote_before_is_read_in_its_order(tmp_path: Path) -> None:
+    (location,) = find_cases([OLD]).locations
+    run = NetfabbRun(location.case_id, open_case(location))
+    assert run.log.solver_version == "0.1.0-lpbf"
+    assert run.tensor_order == (ENSIGHT_ORDER, "checked")
+    for frame in range(run.num_frames):
+        fields = run.read_case((*STRESSES, "elastic_strain"), frame).fields
+        told = np.stack([fields[f"principal_stress_{s}"] for s in SIZES], axis=1)
+        full = as_matrices(fields["cauchy_stress"], SYMMETRIC_TENSOR)
+        np.testing.assert_allclose(np.linalg.eigvalsh(full)[:, ::-1], told, atol=1e-2)
+        # Isotropic elasticity: shear stress over engineering shear strain is one number, component by component.
+        shear, strain = fields["cauchy_stress"][:, 3:].ravel(), fields["elastic_strain"][:, 3:].ravel()
+        modulus = float(shear @ strain / (strain @ strain)) if strain.any() else 0.0
+        np.testing.assert_allclose(shear, modulus * strain, atol=1e-2)
+    # The principal stresses aside, the version in the log alone decides.
+    with zipfile.ZipFile(OLD) as archive:
+        archive.extractall(tmp_path)
+    for path in tmp_path.rglob("mechanical.case"):
+        path.write_text(path.read_text().replace("Principal_stress_mid", "Another"))
+    blind = run_of(tmp_path)
+    assert blind.tensor_order == (ENSIGHT_ORDER, "solver")
+    for name in ("cauchy_stress", "elastic_strain"):
+        np.testing.assert_array_equal(blind.read_case([name]).fields[name], run.read_case([name]).fields[name])
+
+
+def test_the_simulator_writes_tensors_as_netfabb_does(tmp_path: Path) -> None:
+    folder, _ = simulate_one(tmp_path)
+    run = run_of(folder)
+    assert run.log.solver_version == "0.2.0-lpbf"
+    assert run.tensor_order == (NETFABB_ORDER, "checked")
+    material = MATERIALS["Inc625"]
+    compliance = np.linalg.inv(elasticity_matrix(material.young, material.poisson))
+    seen = set()
+    for frame in range(run.num_frames):
+        case = run.read_case((*STRESSES, "elastic_strain"), frame)
+        told = np.stack([case.fields[f"principal_stress_{s}"] for s in SIZES], axis=1)
+        files = {
+            short: read_variable(
+                (folder / f"results/mechanical00_{frame + 1}.{short}.ens").read_bytes(),
+                run.geometry(frame).dialect,
+                count=case.num_points,
+                num_components=6,
+            ).astype(np.float64)
+            for short in ("sig", "ept")
+        }
+        np.testing.assert_allclose(np.linalg.eigvalsh(as_matrices(files["sig"], VTK_ORDER))[:, ::-1], told, atol=0.01)
+        # What NetFabb's files give: `ept` less C⁻¹ `sig` is the inherent strain, equal along x and y, without shears.
+        inherent = files["ept"] - files["sig"] @ compliance
+        np.testing.assert_allclose(inherent[:, 3:], 0, atol=2e-7)
+        seen |= set(np.round(inherent[:, :3], 6).reshape(-1).tolist())
+    assert min(seen) == pytest.approx(min(material.inherent_strain), abs=2e-6)
+    assert len(seen) < 60  # shares of one strain: all or none of the cells at a node, or some of eight
