@@ -129,11 +129,13 @@ class Manifest:
     Args:
         table: Arrow table with the columns of [manifest_schema][lpbf_data.manifest.manifest_schema].
         digest: SHA-256 of the file it was read from, if it was.
+        schema_version: Version of the schema that the data set follows.
     """
 
-    def __init__(self, table: pa.Table, digest: str | None = None) -> None:
+    def __init__(self, table: pa.Table, digest: str | None = None, schema_version: int = SCHEMA_VERSION) -> None:
         self.table = table
         self.digest = digest
+        self.schema_version = schema_version
 
     @cached_property
     def records(self) -> tuple[CaseRecord, ...]:
@@ -195,7 +197,7 @@ def decode_manifest(data: bytes) -> Manifest:
         raise SchemaError(
             f"{MANIFEST_NAME} has a case with the id {refused[0]!r}, which can't name a file; build the data set again"
         )
-    return Manifest(table, hashlib.sha256(data).hexdigest())
+    return Manifest(table, hashlib.sha256(data).hexdigest(), version)
 
 
 def count_by(records: Sequence[CaseRecord], key: Callable[[CaseRecord], Iterable[str]]) -> dict[str, int]:

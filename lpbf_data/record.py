@@ -156,8 +156,9 @@ class CaseRecord:
         run: How it was simulated.
         measures: What was measured; None for a failed case.
         statistics: Column name (say "displacement_z") to statistics of the values.
-        geometry_digests: Three hashes of the mesh up to translation and uniform scale; two cases have the same
-            geometry when they share one.
+        geometry_digests: Three hashes of the mesh up to translation, uniform scale and the symmetries of a square build
+            plate; two cases have the same geometry when they share one. Their version is in front ("2:…"); those
+            without one tell mirrored meshes apart.
         failure: Why it failed.
         rejections: Filter criteria it doesn't meet.
         placement: Where it lies in the data set.

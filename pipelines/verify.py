@@ -25,6 +25,7 @@ from lpbf_data.case import Case
 from lpbf_data.command_line import run
 from lpbf_data.durable import sha256_of_file, sha256_of_tree
 from lpbf_data.errors import LpbfError, StoreError, UsageError
+from lpbf_data.known_faults import known_fault
 from lpbf_data.manifest import MANIFEST_NAME, Manifest, decode_manifest
 from lpbf_data.mesh import count_hex_edges
 from lpbf_data.parquet_store import ParquetShard
@@ -73,6 +74,7 @@ class Verdict:
     problems: tuple[Problem, ...]
     cases: int = 0
     bytes_read: int = 0
+    known_fault: str | None = None
 
 
 def check_shard(task: ShardCheck) -> Verdict:
@@ -309,7 +311,8 @@ def verify_dataset(root: str | Path, resources: Resources = SERIAL) -> Verdict:
             cases += verdict.cases
             size += verdict.bytes_read
             bar.update()
-    return Verdict(tuple(sorted(problems, key=lambda p: (p.file, p.row or 0, p.what))), cases, size)
+    ordered = tuple(sorted(problems, key=lambda p: (p.file, p.row or 0, p.what)))
+    return Verdict(ordered, cases, size, known_fault(manifest))
 
 
 def verify(data: str, *, workers: int | None = None, scheduler: str | None = None) -> int:
@@ -332,6 +335,8 @@ def verify(data: str, *, workers: int | None = None, scheduler: str | None = Non
     table.add_row("read", human_bytes(verdict.bytes_read))
     table.add_row("problems", f"{len(verdict.problems):,}")
     console.print(table)
+    if verdict.known_fault:
+        console.print(f"note: {verdict.known_fault}", markup=False, highlight=False)
     for problem in verdict.problems[:_MOST_SHOWN]:
         console.print(str(problem), markup=False, highlight=False)
     if len(verdict.problems) > _MOST_SHOWN:
