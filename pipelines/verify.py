@@ -245,7 +245,7 @@ def _check_card(root: str, manifest: Manifest) -> Iterator[Problem]:
         named = {entry["split"] for entry in config["data_files"]}
         if named != set(manifest.splits):
             yield Problem("README.md", f"names the splits {sorted(named)}, the manifest {list(manifest.splits)}")
-        if config["version"] != dataset_version(str(manifest.digest)):
+        if config["version"] != dataset_version(str(manifest.digest), manifest.schema_version):
             yield Problem(
                 "README.md", "has a version that doesn't follow the manifest: plain datasets may give old rows"
             )
