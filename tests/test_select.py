@@ -163,6 +163,35 @@ def _case(points: np.ndarray, cells: np.ndarray) -> Case:
     return Case("x", points.astype(np.float32), cells.astype(np.int32))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("start", ["", "sep={}\r\n"])
+def test_designs_from_a_table_as_spreadsheets_write_it(
+    tmp_path: Path, encoding: str, separator: str, start: str
+) -> None:
+    rows = [("case_id", "Note", "design_id"), ("a_1", "für später", "Gehäuse"), ('"b;1,2"', "", "x")]
+    text = start.format(separator) + "".join(separator.join(row) + "\r\n" for row in rows)
+    (tmp_path / "designs.csv").write_bytes(text.encode(encoding))
+    name = design_namer(str(tmp_path / "designs.csv"))
+    assert name(record("a_1")) == "Gehäuse"
+    assert name(record("b;1,2")) == "x"
+    assert name(record("101635_11b839a3_5")) == "101635_11b839a3"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("case;design\na;b\n", "its first line is 'case;design'"),
+        ("", "its first line is ''"),
+        ("case_id,design_id\na,b\na,c\n", "line 3 gives case a the design c, before it was b"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "designs.csv").write_text(text)
+    with pytest.raises(UsageError, match=said):
+        design_namer(str(tmp_path / "designs.csv"))
+
+
 @given(
     st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4)),
     st.tuples(*[st.floats(0.3, 3)] * 3),

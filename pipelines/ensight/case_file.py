@@ -17,6 +17,7 @@ from typing import Final, Literal, cast
 
 from lpbf_data.errors import CaseError, FailureReason
 from pipelines.ensight.gold import Location
+from pipelines.ensight.numbers import parse_number
 
 VariableKind = Literal["scalar", "vector", "tensor symm"]
 
@@ -275,7 +276,7 @@ def _read_time_set(lines: _Lines, body: Sequence[tuple[int, str]]) -> tuple[int,
     try:
         number = int(values.get("time set", ["1"])[0])
         steps = int(values["number of steps"][0])
-        times = tuple(map(float, values["time values"]))
+        times = tuple(map(parse_number, values["time values"]))
         numbers = _numbers_of(values, steps)
     except (KeyError, IndexError, ValueError) as error:
         detail = f"can't read the time set: {error}"
