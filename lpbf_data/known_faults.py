@@ -40,8 +40,8 @@ def known_fault(manifest: Manifest) -> str | None:
         return None
     pairs = " and ".join(f"{name}_xz with {name}_yz" for name in tensors)
     return (
-        f"schema version {manifest.schema_version}: the components xz and yz of {' and '.join(tensors)} are exchanged in "
-        f"{wrong:,} of {len(kept):,} cases, those that NetFabb simulated (solver_version in the manifest); exchange "
+        f"schema version {manifest.schema_version}: the components xz and yz of {' and '.join(tensors)} are exchanged "
+        f"in {wrong:,} of {len(kept):,} cases, those that NetFabb simulated (solver_version in the manifest); exchange "
         f"{pairs} there, or build the data set again"
     )
 

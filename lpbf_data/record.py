@@ -46,8 +46,8 @@ class RunInfo:
         stl: File name of the part's surface.
         tensor_order: Order in which the files have the components of symmetric tensors, such as "xx yy zz xy yz xz";
             stores have them in the order of the schema.
-        tensor_order_basis: Why they were read so: "solver" (its known order, nothing to check it by), "checked" (it gives
-            the principal stresses in the same files), "data" (the principal stresses, against the solver's known
+        tensor_order_basis: Why they were read so: "solver" (its known order, nothing to check it by), "checked" (it
+            gives the principal stresses in the same files), "data" (the principal stresses, against the solver's known
             order), "unconfirmed" (the solver's known order; the principal stresses fit neither).
     """
 

@@ -75,7 +75,7 @@ def order_by_principal_values(values: NDArray[Any], principal: NDArray[Any]) -> 
     scale = float(np.abs(principal).max(initial=0.0))
     # The two orders differ in the determinant alone, by this much.
     difference = np.abs((values[:, 1] - values[:, 0]) * (values[:, 5] ** 2 - values[:, 4] ** 2))
-    chosen = slice(None)
+    chosen = np.arange(len(values))
     if len(values) > _MOST_POINTS:
         chosen = np.argpartition(difference, -_MOST_POINTS)[-_MOST_POINTS:]
     error = {

@@ -81,7 +81,9 @@ def geometry_digests(case: Case) -> tuple[str, ...]:
     for exchange in (False, True):
         # Where x and y are nearly equal, either may be the longer one.
         if exchange == (y > x) or ratios[0] < 1:
-            least[exchange] = min(_shape_digest(*turned, case.cells) for turned in _turned(ranks, span, exchange=exchange))
+            least[exchange] = min(
+                _shape_digest(*turned, case.cells) for turned in _turned(ranks, span, exchange=exchange)
+            )
     digests = []
     for shift in _SHIFTS:
         bins = np.floor(ratios + shift).astype(np.int64)

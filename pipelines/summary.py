@@ -48,13 +48,17 @@ def mixtures(records: Iterable[CaseRecord]) -> list[str]:
 _TENSOR_SENTENCES: Final = {
     "data": (
         Treatment.CHANGED,
-        "stress tensors don't have the principal stresses beside them in the order that their solver is known for, but "
-        "with xz and yz exchanged; all tensors were read so",
+        (
+            "stress tensors don't have the principal stresses beside them in the order that their solver is known for, "
+            "but with xz and yz exchanged; all tensors were read so"
+        ),
     ),
     "unconfirmed": (
         Treatment.GUESSED,
-        "stress tensors don't have the principal stresses beside them in any order; they were read in the order that "
-        "their solver is known for",
+        (
+            "stress tensors don't have the principal stresses beside them in any order; they were read in the order "
+            "that their solver is known for"
+        ),
     ),
 }
 
@@ -62,9 +66,10 @@ _TENSOR_SENTENCES: Final = {
 def tensor_remarks(records: Iterable[CaseRecord]) -> tuple[Remark, ...]:
     """Where the order of tensor components isn't the known one, or isn't confirmed by the principal stresses."""
     return merge_remarks(
-        Remark(*_TENSOR_SENTENCES[basis][:1], "tensor_order", _TENSOR_SENTENCES[basis][1], 1, (record.case_id,))
+        Remark(treatment, "tensor_order", sentence, examples=(record.case_id,))
         for record in records
-        if (basis := record.run.tensor_order_basis) in _TENSOR_SENTENCES
+        for treatment, sentence in [_TENSOR_SENTENCES.get(record.run.tensor_order_basis or "", (None, ""))]
+        if treatment is not None
     )
 
 

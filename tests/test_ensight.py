@@ -174,7 +174,7 @@ EIGHT = np.arange(8.0)
         ("a*b.case", CUBE, {"T": EIGHT}, {}, "can't be called"),
     ],
 )
-def test_meshio_refuses_what_it_could_not_read_again(  # noqa: PLR0913
+def test_meshio_refuses_what_it_could_not_read_again(
     tmp_path: Path, file: str, points: np.ndarray, point_data: dict, cell_data: dict, said: str
 ) -> None:
     mesh = meshio.Mesh(points, [("hexahedron", CELL)], point_data, cell_data)
@@ -184,7 +184,12 @@ def test_meshio_refuses_what_it_could_not_read_again(  # noqa: PLR0913
 
 
 def test_meshio_keeps_every_field_of_a_single_cell(tmp_path: Path) -> None:
-    of_cell = {"s": [np.array([2.0])], "v": [np.array([[1.0, 2, 3]])], "t": [np.arange(6.0)[None]], "one": [np.ones((1, 1))]}
+    of_cell = {
+        "s": [np.array([2.0])],
+        "v": [np.array([[1.0, 2, 3]])],
+        "t": [np.arange(6.0)[None]],
+        "one": [np.ones((1, 1))],
+    }
     of_points = {"id": np.arange(8) + 2**24 - 8, "flag": EIGHT > 3, "Recoater_clearance_%": EIGHT, "v2": CUBE + 1}
     meshio.write(tmp_path / "x.case", meshio.Mesh(CUBE, [("hexahedron", CELL)], of_points, of_cell))
     again = meshio.read(tmp_path / "x.case")

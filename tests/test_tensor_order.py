@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkIOXML import vtkXMLUnstructuredGridReader
 
-import pipelines.ensight  # noqa: F401 (makes the format known to meshio)
+import pipelines.ensight
 from flare_model.parts import Part as PredictedPart
 from flare_model.parts import read_part
 from flare_model.predict import Prediction, write_vtu
@@ -48,8 +48,10 @@ def run_of(folder: Path) -> NetfabbRun:
     return NetfabbRun(location.case_id, open_case(location))
 
 
-def random_tensors(count: int, order: TensorOrder) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
-    """Tensors with known principal values (descending) and vectors ([:, k] belongs to value k), components in an order."""
+def random_tensors(
+    count: int, order: TensorOrder
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
+    """Tensors with known principal values, largest first, and vectors: `[:, k]` belongs to value k."""
     rng = np.random.default_rng(3)
     values = np.sort(rng.normal(scale=300, size=(count, 3)), axis=1)[:, ::-1]
     turned = np.linalg.qr(rng.normal(size=(count, 3, 3)))[0]
@@ -133,7 +135,7 @@ def test_convention_and_data(tmp_path: Path, version: str, written: TensorOrder,
         assert "(p, …)" in sentences[0]
 
 
-def _measured(root: Path):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _measured(root: Path):  # type: ignore[no-untyped-def]
     from pipelines.convert import measure_location
 
     (location,) = find_cases([root]).locations

@@ -303,7 +303,7 @@ def write_variable(
     """Encode a variable file.
 
     Args:
-        values: [N] for a scalar, [N, components] otherwise; components are written in the order in which they are given.
+        values: [N] for a scalar, [N, components] otherwise; components are written in the order given.
         dialect: Encoding and byte order.
         location: Per node or per element.
         description: First line of text.

@@ -193,7 +193,6 @@ class Mechanics:
         sums = [np.bincount(cells, weights=flat[:, k], minlength=self.num_points) for k in range(6)]
         return np.stack(sums, axis=1) / count[:, None]
 
-
     def _nodal_inherent_strain(self) -> NDArray[np.float64]:
         """Inherent strain of the cells, averaged over the cells at each node, [n, 6]."""
         cells = self._mesh.cells[: self.num_cells]
