@@ -22,7 +22,9 @@ from lpbf_data.folder import DatasetFolder, is_hub_id
 from lpbf_data.manifest import MANIFEST_NAME
 from lpbf_data.mesh import hex_aspect_ratio
 from lpbf_data.remarks import Remark, Treatment
+from lpbf_data.schema import FIELDS, SYMMETRIC_TENSOR
 from lpbf_data.surface_formats import SURFACE_SUFFIXES, Units
+from lpbf_data.tensor_order import VTK_ORDER, reorder
 
 if TYPE_CHECKING:
     import meshio
@@ -264,7 +266,6 @@ def _mesh_surface(path: Path, name: str, body: Surface, meshing: Meshing, remark
 
 
 def _read_mesh(path: Path) -> Part:
-
     for reader in entry_points(group=READERS):
         reader.load()
     mesh = _open_mesh(path)
@@ -278,6 +279,9 @@ def _read_mesh(path: Path) -> Part:
         raise StoreError(f"{path}: a cell names a point that isn't there")
     # NetFabb writes "Displacement" and "von_Mises_stress" for what is called displacement and von_mises_stress here.
     fields = {name.lower(): np.asarray(values, np.float32) for name, values in mesh.point_data.items()}
+    for name, values in fields.items():
+        if name in FIELDS and FIELDS[name].components == SYMMETRIC_TENSOR and values.shape[1:] == (6,):
+            fields[name] = reorder(values, VTK_ORDER, SYMMETRIC_TENSOR)  # as VTK's formats have them
     return Part(_name_of(path), points, cells, fields, remarks=remarks)
 
 

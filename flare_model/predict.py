@@ -19,7 +19,9 @@ from lpbf_data.command_line import run
 from lpbf_data.durable import flush_file, flush_folder, write_durably
 from lpbf_data.errors import LpbfError, StoreError, UsageError
 from lpbf_data.remarks import Remark, merge_remarks
+from lpbf_data.schema import SYMMETRIC_TENSOR
 from lpbf_data.surface_formats import Units
+from lpbf_data.tensor_order import VTK_ORDER, reorder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,12 +131,14 @@ def _needed(part: Part, feature: Target) -> NDArray[np.float32]:
 
 
 def write_vtu(path: Path, prediction: Prediction) -> None:
-    """Write a prediction as a VTU file, which ParaView opens."""
+    """Write a prediction as a VTU file, which ParaView opens; symmetric tensors are in VTK's order there."""
     import meshio
 
-    mesh = meshio.Mesh(
-        prediction.part.points, [("hexahedron", prediction.part.cells)], point_data=prediction.point_data()
-    )
+    shown = {
+        name: reorder(values, SYMMETRIC_TENSOR, VTK_ORDER) if values.ndim == 2 and values.shape[1] == 6 else values
+        for name, values in prediction.point_data().items()
+    }
+    mesh = meshio.Mesh(prediction.part.points, [("hexahedron", prediction.part.cells)], point_data=shown)
     mesh.write(path)
 
 

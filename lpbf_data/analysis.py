@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lpbf_data.catalog import read_manifest
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.folder import DatasetFolder
+from lpbf_data.known_faults import warn_of_known_fault
 
 if TYPE_CHECKING:
     import xarray
@@ -43,6 +44,7 @@ def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
     names = [part for part in dict.fromkeys(manifest.of_split(split)["zarr_part"].to_pylist()) if part is not None]
     if not names:
         raise StoreError(f"{folder.name} has no Zarr parts; build it with --formats zarr, or with both formats")
+    warn_of_known_fault(folder.name, manifest)
     try:
         parts = [
             xarray.open_zarr(folder.files.zarr_store(part), consolidated=False, chunks=dict.fromkeys(_RAGGED, -1))

@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from lpbf_data.errors import MissingFileError, SchemaError, StoreError, UsageError
 from lpbf_data.folder import DatasetFolder
+from lpbf_data.known_faults import warn_of_known_fault
 from lpbf_data.manifest import MANIFEST_NAME, Manifest, decode_manifest
 from lpbf_data.npz_store import find_index, read_index
 
@@ -95,6 +96,7 @@ def read_catalog(folder: DatasetFolder, split: str) -> Catalog:
         _check_split(folder, split, tuple(index))
         return _catalog_of_index(folder, index[split])
     _check_split(folder, split, manifest.splits)
+    warn_of_known_fault(folder.name, manifest, stacklevel=4)  # the caller of load_dataset
     return _catalog_of_manifest(manifest, split)
 
 

@@ -39,6 +39,9 @@ _STATISTICS: Final = pa.struct(
 _REJECTION: Final = pa.struct(
     [pa.field("criterion", pa.string()), pa.field("value", pa.float64()), pa.field("limit", pa.float64())]
 )
+_ADDED: Final[dict[int, tuple[str, ...]]] = {2: ("tensor_order", "tensor_order_basis")}
+"""Columns by the schema version that brought them; a manifest of before knows nothing there."""
+
 # Parts of a record that become flat columns, in the order of the columns.
 _PARTS: Final[tuple[tuple[str, type], ...]] = (
     ("source", SourceRef),
@@ -126,11 +129,13 @@ class Manifest:
     Args:
         table: Arrow table with the columns of [manifest_schema][lpbf_data.manifest.manifest_schema].
         digest: SHA-256 of the file it was read from, if it was.
+        schema_version: Version of the schema that the data set follows.
     """
 
-    def __init__(self, table: pa.Table, digest: str | None = None) -> None:
+    def __init__(self, table: pa.Table, digest: str | None = None, schema_version: int = SCHEMA_VERSION) -> None:
         self.table = table
         self.digest = digest
+        self.schema_version = schema_version
 
     @cached_property
     def records(self) -> tuple[CaseRecord, ...]:
@@ -180,6 +185,10 @@ def decode_manifest(data: bytes) -> Manifest:
             f"{MANIFEST_NAME} has schema version {version}, this package reads 1 to {SCHEMA_VERSION}; "
             + ("upgrade the package" if version > SCHEMA_VERSION else "it was not written by this project")
         )
+    for name in (n for since, names in _ADDED.items() if since > version for n in names):
+        if name not in table.column_names:
+            kind = manifest_schema().field(name).type
+            table = table.append_column(name, pa.nulls(len(table), kind))
     if missing := [name for name in manifest_schema().names if name not in table.column_names]:
         raise SchemaError(f"{MANIFEST_NAME} lacks the column {missing[0]!r}")
     # Cases that failed may have any: an archive's members are called as its maker liked.
@@ -188,7 +197,7 @@ def decode_manifest(data: bytes) -> Manifest:
         raise SchemaError(
             f"{MANIFEST_NAME} has a case with the id {refused[0]!r}, which can't name a file; build the data set again"
         )
-    return Manifest(table, hashlib.sha256(data).hexdigest())
+    return Manifest(table, hashlib.sha256(data).hexdigest(), version)
 
 
 def count_by(records: Sequence[CaseRecord], key: Callable[[CaseRecord], Iterable[str]]) -> dict[str, int]:

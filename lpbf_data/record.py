@@ -44,6 +44,11 @@ class RunInfo:
         supports: Whether any element of the build is a support structure.
         num_frames: Number of frames written.
         stl: File name of the part's surface.
+        tensor_order: Order in which the files have the components of symmetric tensors, such as "xx yy zz xy yz xz";
+            stores have them in the order of the schema.
+        tensor_order_basis: Why they were read so: "solver" (its known order, nothing to check it by), "checked" (it
+            gives the principal stresses in the same files), "data" (the principal stresses, against the solver's known
+            order), "unconfirmed" (the solver's known order; the principal stresses fit neither).
     """
 
     solver_version: str | None = None
@@ -57,6 +62,8 @@ class RunInfo:
     supports: bool | None = None
     num_frames: int | None = None
     stl: str | None = None
+    tensor_order: str | None = None
+    tensor_order_basis: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +156,9 @@ class CaseRecord:
         run: How it was simulated.
         measures: What was measured; None for a failed case.
         statistics: Column name (say "displacement_z") to statistics of the values.
-        geometry_digests: Three hashes of the mesh up to translation and uniform scale; two cases have the same
-            geometry when they share one.
+        geometry_digests: Three hashes of the mesh up to translation, uniform scale and the symmetries of a square build
+            plate; two cases have the same geometry when they share one. Their version is in front ("2:…"); those
+            without one tell mirrored meshes apart.
         failure: Why it failed.
         rejections: Filter criteria it doesn't meet.
         placement: Where it lies in the data set.

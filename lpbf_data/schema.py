@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from lpbf_data.errors import UsageError
+from lpbf_data.tensor_order import ENSIGHT_ORDER
 
-SCHEMA_VERSION: Final = 1
-"""Version of the layout on disk; a reader refuses what is newer."""
+SCHEMA_VERSION: Final = 2
+"""Version of what lies on disk; a reader refuses what is newer. The package's README says what each version changed."""
 
 VECTOR: Final = ("x", "y", "z")
-# The order in which EnSight writes a symmetric tensor: 11, 22, 33, 12, 13, 23.
-SYMMETRIC_TENSOR: Final = ("xx", "yy", "zz", "xy", "xz", "yz")
+# The order of the project, whatever that of a file is: the components' names say what they are.
+SYMMETRIC_TENSOR: Final = ENSIGHT_ORDER
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,9 @@ _TABLE: Final = (
     FieldSpec("principal_stress_direction_max", VECTOR, "1", "point", "direction of the largest principal stress"),
     FieldSpec("principal_stress_direction_mid", VECTOR, "1", "point", "direction of the middle principal stress"),
     FieldSpec("principal_stress_direction_min", VECTOR, "1", "point", "direction of the smallest principal stress"),
-    FieldSpec("elastic_strain", SYMMETRIC_TENSOR, "1", "point", "elastic strain"),
+    FieldSpec(
+        "elastic_strain", SYMMETRIC_TENSOR, "1", "point", "mechanical strain: elastic plus inherent; engineering shears"
+    ),
     FieldSpec("recoater_clearance", (), "percent", "point", "recoater clearance, in percent of a layer"),
     FieldSpec("recoater_status", (), "1", "point", "recoater status: 1 where the clearance is below the tolerance"),
     FieldSpec("structure_type", (), "1", "cell", "structure type: 0 build plate, 1 powder, 2 part, 4 support"),

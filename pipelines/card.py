@@ -42,13 +42,17 @@ INTRODUCTION: Final = (
 )
 
 
-def dataset_version(manifest_sha256: str) -> str:
+def dataset_version(manifest_sha256: str, schema_version: int = SCHEMA_VERSION) -> str:
     """Version of a data set: another manifest, another version.
 
-    >>> dataset_version("00000001" + "0000000f" + "0" * 48)
+    Args:
+        manifest_sha256: SHA-256 of the manifest.
+        schema_version: Version of the schema that it follows.
+
+    >>> dataset_version("00000001" + "0000000f" + "0" * 48, 1)
     '1.1.15'
     """
-    return f"{SCHEMA_VERSION}.{int(manifest_sha256[:8], 16)}.{int(manifest_sha256[8:16], 16)}"
+    return f"{schema_version}.{int(manifest_sha256[:8], 16)}.{int(manifest_sha256[8:16], 16)}"
 
 
 _SIZES: Final = (

@@ -6,7 +6,9 @@ says nothing, but its STL does.
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +47,8 @@ def design_namer(rule: str) -> DesignNamer:
 
     Args:
         rule: "auto" (the id in the folder's name, else in the STL's, else the folder's name), "folder", "stl", the path
-            of a CSV file with the columns case_id and design_id, or a regular expression that is searched in the case
+            of a CSV file with the columns case_id and design_id (with commas, semicolons or tabs, as spreadsheets
+            write it), or a regular expression that is searched in the case
             id (its group "design", or its first group, or the whole match).
 
     Raises:
@@ -80,10 +83,42 @@ def design_namer(rule: str) -> DesignNamer:
 
 def _from_table(path: Path) -> DesignNamer:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            table = {row["case_id"]: row["design_id"] for row in csv.DictReader(file)}
-    except (OSError, KeyError, UnicodeDecodeError) as error:
+        table = _read_table(path)
+    except (OSError, ValueError, csv.Error) as error:
         raise UsageError(
             f"--design_id {path} can't be read as a table with the columns case_id and design_id: {error}"
         ) from error
     return lambda record: table.get(record.case_id) or _automatic(record)
+
+
+def _read_table(path: Path) -> dict[str, str]:
+    """Case id to design id, from a table as scripts and as spreadsheets write it.
+
+    Raises:
+        OSError: If the file can't be read.
+        ValueError: If it has no such columns, or gives a case two designs.
+    """
+    text = re.sub(r"\Asep=[;,\t|]\r?\n", "", _decoded(path.read_bytes()))  # Excel's own way to name the separator
+    for separator in ",;\t|":
+        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+        names = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
+        if {"case_id", "design_id"} <= set(names):
+            break
+    else:
+        raise ValueError(f"its first line is {text.partition(chr(10))[0][:80]!r}")
+    table: dict[str, str] = {}
+    for row in rows:
+        case, design = ((row[names[name]] or "").strip() for name in ("case_id", "design_id"))
+        if case and table.setdefault(case, design) != design:
+            raise ValueError(f"line {rows.line_num} gives case {case} the design {design}, before it was {table[case]}")
+    return table
+
+
+def _decoded(data: bytes) -> str:
+    """Text of a table: UTF-8 with or without a byte order mark, UTF-16 with one, else Windows' cp1252."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252")

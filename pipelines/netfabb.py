@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ from lpbf_data.case import Case
 from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.mesh import hex_corner_volumes
 from lpbf_data.record import RunInfo
-from lpbf_data.schema import BUILD_FIELDS, FIELDS, FieldSpec
+from lpbf_data.schema import BUILD_FIELDS, FIELDS, SYMMETRIC_TENSOR, FieldSpec
+from lpbf_data.tensor_order import ENSIGHT_ORDER, VTK_ORDER, TensorOrder, order_by_principal_values, reorder
 from pipelines.case_files import CaseFiles, digest_of_contents
 from pipelines.ensight import (
     COMPONENTS,
@@ -59,6 +60,17 @@ VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
 FULL_CLEARANCE: Final = 100.0
 """What the solver writes where the recoater wasn't measured: the clearance of an undeformed surface."""
 
+NETFABB_ORDER: Final = VTK_ORDER
+"""Order of the components of symmetric tensors in NetFabb's files: the last two are exchanged against the manual's."""
+
+TensorBasis = Literal["solver", "checked", "data", "unconfirmed"]
+"""Why tensors are read in an order: the solver's known one, with nothing beside the tensors to check it by; the same,
+checked by the principal stresses in the same files; the principal stresses, against the solver's known order; the
+solver's known order although the principal stresses fit neither."""
+
+# The project's own simulator wrote the manual's order until its files became like NetFabb's.
+_ORDER_OF_SOLVER: Final[Mapping[str, TensorOrder]] = MappingProxyType({"0.1.0-lpbf": ENSIGHT_ORDER})
+_PRINCIPAL: Final = ("principal_stress_max", "principal_stress_mid", "principal_stress_min")
 _MAX_TEXT_BYTES: Final = 1 << 26  # a real log has some 25 kB
 _SUPPORTS: Final = (4.0, 5.0)
 _NONE: Final = np.empty(0, dtype=np.intp)
@@ -195,7 +207,7 @@ class NetfabbRun:
         path = self._folder + self.case_file.variable_file(variable.name, frame)
         data = self._bytes(path)
         try:
-            return read_variable(
+            values = read_variable(
                 data,
                 dialect,
                 count=count,
@@ -207,6 +219,46 @@ class NetfabbRun:
             if error.reason is FailureReason.TRUNCATED_FILE:
                 self._tell_mismatch(data, dialect, spec, count, error)
             raise
+        return reorder(values, self.tensor_order[0], SYMMETRIC_TENSOR) if spec.num_components == 6 else values
+
+    @cached_property
+    def tensor_order(self) -> tuple[TensorOrder, TensorBasis | None]:
+        """Order of the components of symmetric tensors in the files, and why; None where the run has no stress tensors.
+
+        A convention isn't believed: the finished part's stress tensors must have the principal stresses beside them.
+        """
+        known = _ORDER_OF_SOLVER.get(self.log.solver_version or "", NETFABB_ORDER)
+        if VARIABLES["cauchy_stress"] not in self.case_file.variables:
+            return known, None
+        try:
+            found = self._order_in_data()
+        except ValueError:
+            return known, "unconfirmed"
+        if found is None:
+            return known, "solver"
+        return found, "checked" if found == known else "data"
+
+    def _order_in_data(self) -> TensorOrder | None:
+        """The order that principal stresses tell; None where they aren't there, or tell nothing.
+
+        Raises:
+            ValueError: If they fit no order.
+        """
+        frame, variables = self.num_frames - 1, self.case_file.variables
+        read = []
+        try:
+            name = self._geometry_name(frame)
+            points, dialect = read_points(self._files.read(name), name)
+            for field, width in (("cauchy_stress", 6), *((field, 1) for field in _PRINCIPAL)):
+                variable = variables.get(VARIABLES[field])
+                if variable is None or COMPONENTS[variable.kind] != width or variable.location != "point":
+                    return None
+                path = self._folder + self.case_file.variable_file(variable.name, frame)
+                data = self._files.read(path)
+                read.append(read_variable(data, dialect, count=len(points), num_components=width, path=path))
+        except CaseError:
+            return None  # a file that can't be read is told when it is asked for
+        return order_by_principal_values(read[0], np.stack(read[1:], axis=1))
 
     def _tell_mismatch(self, data: bytes, dialect: Dialect, spec: FieldSpec, count: int, error: CaseError) -> None:
         """A field that is too short for its geometry but fits another one was not cut off: it is of that mesh."""
@@ -279,8 +331,8 @@ class NetfabbRun:
             count = len(frame_points)
             frame_clearance = self._variable("recoater_clearance", frame, dialect, count)
             frame_upward = self._variable("displacement", frame, dialect, count)[:, 2]
-            clearance[here] = np.minimum(clearance[here], frame_clearance[there])
-            upward[here] = np.maximum(upward[here], frame_upward[there])
+            np.minimum.at(clearance, here, frame_clearance[there])  # points of the frame may coincide
+            np.maximum.at(upward, here, frame_upward[there])
             lowest = int(frame_clearance.argmin())
             if frame_clearance[lowest] < least:
                 least, height = float(frame_clearance[lowest]), float(frame_points[lowest, 2])
@@ -303,6 +355,7 @@ class NetfabbRun:
 
     def info(self) -> RunInfo:
         """How the case was simulated."""
+        order, basis = self.tensor_order
         return RunInfo(
             solver_version=self.log.solver_version,
             solver_build=self.log.solver_build,
@@ -315,6 +368,8 @@ class NetfabbRun:
             supports=self.has_supports(),
             num_frames=self.num_frames,
             stl=self.input.stl or self._stl(),
+            tensor_order=" ".join(order) if basis else None,
+            tensor_order_basis=basis,
         )
 
     def _stl(self) -> str | None:

@@ -75,6 +75,7 @@ def make_report(folder: DatasetFolder, *, most_parts: int = MOST_PARTS, predicti
     content = PageContent(
         records=cases.manifest.records,
         manifest_sha256=str(cases.manifest.digest),
+        schema_version=cases.manifest.schema_version,
         limits=configuration["filters"],
         splits=configuration["splits"],
         specs=cases.field_specs,

@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from lpbf_data.manifest import count_by
 from lpbf_data.record import CaseRecord
-from lpbf_data.schema import FieldSpec
+from lpbf_data.schema import SCHEMA_VERSION, FieldSpec
 from lpbf_data.statistics import total
 from pipelines.card import INTRODUCTION, TITLE, dataset_version
 from pipelines.exhibits import Deviation, Exhibit, ShownField
@@ -68,6 +68,7 @@ class PageContent:
         gallery_note: Which parts those are, in a sentence.
         deviations: Errors of predictions, the largest first; empty without predictions.
         predictor: What predicted, for people.
+        schema_version: Version of the schema that the data set follows.
     """
 
     records: Sequence[CaseRecord]
@@ -80,6 +81,7 @@ class PageContent:
     gallery_note: str
     deviations: Sequence[Deviation] = ()
     predictor: str = ""
+    schema_version: int = SCHEMA_VERSION
 
 
 def render_page(content: PageContent) -> bytes:
@@ -95,7 +97,7 @@ def render_page(content: PageContent) -> bytes:
         "introduction": INTRODUCTION,
         "solver": solver_sentence(content.records),
         "manifest_sha256": content.manifest_sha256,
-        "version": dataset_version(content.manifest_sha256),
+        "version": dataset_version(content.manifest_sha256, content.schema_version),
         "package_version": importlib.metadata.version("lpbf-flare"),
         "style": Markup(_asset("report.css")),  # noqa: S704 (a file of this package)
         "vendor": Markup(vendor),  # noqa: S704

@@ -162,7 +162,10 @@ def _key(cases: Sequence[ShardCase], specs: Sequence[FieldSpec]) -> str:
         LAYOUT_VERSION,
         SCHEMA_VERSION,
         [spec.name for spec in specs],
-        [[c.record.case_id, c.record.source.source_digest, attributes_of(c.record)] for c in cases],
+        [
+            [c.record.case_id, c.record.source.source_digest, c.record.run.tensor_order, attributes_of(c.record)]
+            for c in cases
+        ],
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 

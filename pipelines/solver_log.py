@@ -10,10 +10,12 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from pipelines.ensight.numbers import parse_number
+
 _RUN: Final = re.compile(r"^[ \t]*Autodesk AM Process Simulation v(?P<version>\S+)", re.MULTILINE)
 _FRAME: Final = re.compile(r"^Finished writing file results[\\/]\S*mechanical\.case[ \t]*$", re.MULTILINE)
 _AFTER_BUILD: Final = re.compile(r"^[ \t]*(?:\*COOL time increment|Substrate removal time increment)", re.MULTILINE)
-_NUMBER: Final = r"([-+]?\d[\d.]*(?:[eE][-+]?\d+)?)"
+_NUMBER: Final = r"([-+]?(?:\d[\d.]*|\.\d+)(?:[dDqQeE][-+]?\d+|[-+]\d{3}(?!\d))?)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ def _text(run: str, pattern: str) -> str | None:
 def _number(run: str, pattern: str) -> float | None:
     text = _text(run, pattern)
     try:
-        return None if text is None else float(text)
+        return None if text is None else parse_number(text)
     except ValueError:
         return None
 
@@ -151,6 +153,15 @@ def read_input(text: str) -> InputSummary:
     return InputSummary(
         process=process or parameters,
         machine=machine.group(1) if machine else None,
-        recoater_tolerance=float(tolerance) if re.fullmatch(r"\d{1,6}(\.\d*)?", tolerance) else None,
+        recoater_tolerance=_tolerance(tolerance),
         stl=stl.replace("\\", "/").rpartition("/")[2] if stl else None,
     )
+
+
+def _tolerance(text: str) -> float | None:
+    """A clearance in percent; None for what can't be one."""
+    try:
+        value = parse_number(text)
+    except ValueError:
+        return None
+    return value if 0 <= value < 1e6 else None

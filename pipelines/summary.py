@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from lpbf_data.manifest import count_by
 from lpbf_data.record import CaseRecord
+from lpbf_data.remarks import Remark, Treatment, merge_remarks
 from pipelines.split_rules import SplitRequest
 
 _MOST_EXAMPLES = 3
@@ -41,6 +43,34 @@ def mixtures(records: Iterable[CaseRecord]) -> list[str]:
         if len(counts) > 1:
             sentences.append(f"mixed {label}: " + ", ".join(f"{name} ({count})" for name, count in counts.items()))
     return sentences
+
+
+_TENSOR_SENTENCES: Final = {
+    "data": (
+        Treatment.CHANGED,
+        (
+            "stress tensors don't have the principal stresses beside them in the order that their solver is known for, "
+            "but with xz and yz exchanged; all tensors were read so"
+        ),
+    ),
+    "unconfirmed": (
+        Treatment.GUESSED,
+        (
+            "stress tensors don't have the principal stresses beside them in any order; they were read in the order "
+            "that their solver is known for"
+        ),
+    ),
+}
+
+
+def tensor_remarks(records: Iterable[CaseRecord]) -> tuple[Remark, ...]:
+    """Where the order of tensor components isn't the known one, or isn't confirmed by the principal stresses."""
+    return merge_remarks(
+        Remark(treatment, "tensor_order", sentence, examples=(record.case_id,))
+        for record in records
+        for treatment, sentence in [_TENSOR_SENTENCES.get(record.run.tensor_order_basis or "", (None, ""))]
+        if treatment is not None
+    )
 
 
 def print_summary(records: Sequence[CaseRecord], out: str, *, seconds: float, console: Console) -> None:
@@ -75,6 +105,8 @@ def print_summary(records: Sequence[CaseRecord], out: str, *, seconds: float, co
     console.print(table)
     for sentence in mixtures(records):
         console.print(f"note: {sentence}")
+    for remark in tensor_remarks(records):
+        console.print(str(remark), markup=False)
 
 
 def say_empty_splits(records: Sequence[CaseRecord], asked: SplitRequest, console: Console) -> None:

@@ -63,6 +63,7 @@ class Verdict:
     problems: tuple[Problem, ...]
     cases: int = 0
     bytes_read: int = 0
+    known_fault: str | None = None
 
 
 def check_shard(task: ShardCheck) -> Verdict:
@@ -277,7 +278,7 @@ def _check_config(config: dict[Any, Any], manifest: Manifest) -> Iterator[Proble
     named = {str(entry.get("split")) if isinstance(entry, dict) else "?" for entry in entries}
     if named != set(manifest.splits):
         yield Problem("README.md", f"names the splits {sorted(named)}, the manifest {list(manifest.splits)}")
-    if config.get("version") != dataset_version(str(manifest.digest)):
+    if config.get("version") != dataset_version(str(manifest.digest), manifest.schema_version):
         yield Problem("README.md", "has a version that doesn't follow the manifest: plain datasets may give old rows")
 
 
@@ -329,6 +330,7 @@ def verify_dataset(root: str | Path, resources: Resources = SERIAL) -> Verdict:
     """
     from tqdm import tqdm
 
+    from lpbf_data.known_faults import known_fault
     from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
     from pipelines.places import read_bytes
 
@@ -352,7 +354,8 @@ def verify_dataset(root: str | Path, resources: Resources = SERIAL) -> Verdict:
             cases += verdict.cases
             size += verdict.bytes_read
             bar.update()
-    return Verdict(tuple(sorted(problems, key=lambda p: (p.file, p.row or 0, p.what))), cases, size)
+    ordered = tuple(sorted(problems, key=lambda p: (p.file, p.row or 0, p.what)))
+    return Verdict(ordered, cases, size, known_fault(manifest))
 
 
 def verify(data: str, *, workers: int | None = None, scheduler: str | None = None) -> int:
@@ -381,6 +384,8 @@ def verify(data: str, *, workers: int | None = None, scheduler: str | None = Non
     table.add_row("read", human_bytes(verdict.bytes_read))
     table.add_row("problems", f"{len(verdict.problems):,}")
     console.print(table)
+    if verdict.known_fault:
+        console.print(f"note: {verdict.known_fault}", markup=False, highlight=False)
     for problem in verdict.problems[:_MOST_SHOWN]:
         console.print(str(problem), markup=False, highlight=False)
     if len(verdict.problems) > _MOST_SHOWN:

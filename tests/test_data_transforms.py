@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from lpbf_data import load_dataset
 from lpbf_data.errors import UsageError
 from lpbf_data.mesh import hex_edges
+from lpbf_data.schema import SYMMETRIC_TENSOR
+from lpbf_data.tensor_order import as_matrices
 from lpbf_data.transforms import AddHexEdges, Compose, RandomSymmetry, ScalePoints, Standardise, SubsamplePoints
 
 
@@ -187,6 +189,23 @@ def test_a_symmetry_turns_a_stress_tensor_as_its_matrix_says(bits: int) -> None:
     corners = moved["pos"][moved["cells"][0]].numpy()
     edges = corners[[1, 3, 4]] - corners[0]
     assert np.linalg.det(edges) == pytest.approx(1)  # a mirrored cell isn't inside out
+
+
+@pytest.mark.parametrize("bits", range(8))
+def test_a_symmetry_turns_the_eigenvectors_of_a_tensor(bits: int) -> None:
+    mirror_x, mirror_y, exchange = bool(bits & 1), bool(bits & 2), bool(bits & 4)
+    rng = np.random.default_rng(bits)
+    values, vectors = np.array([500.0, 20.0, -300.0]), np.linalg.qr(rng.normal(size=(9, 3, 3)))[0]
+    full = np.einsum("nik,k,njk->nij", vectors, values, vectors)
+    packed = np.stack([full[:, "xyz".index(a), "xyz".index(b)] for a, b in SYMMETRIC_TENSOR], axis=1)
+    sample = {"pos": torch.zeros(9, 3), "cauchy_stress": torch.from_numpy(packed)}
+    for k, size in enumerate(("max", "mid", "min")):
+        sample[f"principal_stress_direction_{size}"] = torch.from_numpy(vectors[:, :, k].copy())
+    moved = RandomSymmetry().apply(sample, mirror_x=mirror_x, mirror_y=mirror_y, exchange=exchange)
+    turned = as_matrices(moved["cauchy_stress"].numpy(), SYMMETRIC_TENSOR)
+    for value, size in zip(values, ("max", "mid", "min"), strict=True):
+        direction = moved[f"principal_stress_direction_{size}"].numpy()
+        assert np.allclose(np.einsum("nij,nj->ni", turned, direction), value * direction)
 
 
 def test_symmetries_are_drawn_evenly_and_again_the_same() -> None:

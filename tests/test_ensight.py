@@ -89,7 +89,7 @@ def test_vtk_reads_what_is_written(tmp_path: Path, encoding: Encoding) -> None:
                 location=location,
             )
             theirs = (point_data if location == "point" else cell_data)[name]
-            # VTK keeps symmetric tensors as xx, yy, zz, xy, yz, xz; the file has xx, yy, zz, xy, xz, yz.
+            # VTK keeps symmetric tensors as xx, yy, zz, xy, yz, xz, and takes the file to have xx, yy, zz, xy, xz, yz.
             np.testing.assert_array_equal(ours, theirs[:, [0, 1, 2, 3, 5, 4]] if width == 6 else theirs)
 
 
@@ -148,6 +148,90 @@ def test_meshio_refuses_other_cells(tmp_path: Path) -> None:
     mesh = meshio.Mesh(np.zeros((4, 3)), [("tetra", np.arange(4)[None])])
     with pytest.raises(ValueError, match="tetra"):
         meshio.write(tmp_path / "x.case", mesh)
+
+
+CUBE, CELL = box_mesh((1, 1, 1))
+EIGHT = np.arange(8.0)
+
+
+@pytest.mark.parametrize(
+    ("file", "points", "point_data", "cell_data", "said"),
+    [
+        ("x.case", CUBE, {"T": EIGHT}, {"T": [np.zeros(1)]}, "a point field and a cell field are both called 'T'"),
+        ("x.case", CUBE, {"a b": EIGHT, "a_b": EIGHT + 100}, {}, "can't be called 'a b'"),
+        ("x.case", CUBE, {"1": EIGHT}, {}, "can't be called '1'"),
+        ("x.case", CUBE, {"": EIGHT}, {}, "can't be called ''"),
+        ("x.case", CUBE, {"T" * 80: EIGHT}, {}, "at most 79 long"),
+        ("x.case", CUBE, {"id": np.arange(8) + 2**24 + 1}, {}, "float32 rounds, 16777217 for one"),
+        ("x.case", CUBE, {"id": np.full(8, 2**64 - 1, np.uint64)}, {}, "float32 rounds"),
+        ("x.case", CUBE, {"T": np.where(EIGHT == 1, np.nan, EIGHT)}, {}, "aren't finite"),
+        ("x.case", CUBE, {"T": EIGHT * 1e60}, {}, "aren't finite in float32"),
+        ("x.case", CUBE, {"T": EIGHT * 1j}, {}, "holds complex128"),
+        ("x.case", CUBE, {"T": np.array(list("abcdefgh"))}, {}, "only real numbers"),
+        ("x.case", CUBE[:, :2], {"T": EIGHT}, {}, r"points must be \[N, 3\], not \[8, 2\]"),
+        ("x.case", CUBE * np.nan, {"T": EIGHT}, {}, "could not be read again: .*a coordinate is nan"),
+        ("my part.case", CUBE, {"T": EIGHT}, {}, "can't be called 'my part.case'"),
+        ("a*b.case", CUBE, {"T": EIGHT}, {}, "can't be called"),
+    ],
+)
+def test_meshio_refuses_what_it_could_not_read_again(
+    tmp_path: Path, file: str, points: np.ndarray, point_data: dict, cell_data: dict, said: str
+) -> None:
+    mesh = meshio.Mesh(points, [("hexahedron", CELL)], point_data, cell_data)
+    with pytest.raises(ValueError, match=said):
+        meshio.write(tmp_path / file, mesh)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_meshio_keeps_every_field_of_a_single_cell(tmp_path: Path) -> None:
+    of_cell = {
+        "s": [np.array([2.0])],
+        "v": [np.array([[1.0, 2, 3]])],
+        "t": [np.arange(6.0)[None]],
+        "one": [np.ones((1, 1))],
+    }
+    of_points = {"id": np.arange(8) + 2**24 - 8, "flag": EIGHT > 3, "Recoater_clearance_%": EIGHT, "v2": CUBE + 1}
+    meshio.write(tmp_path / "x.case", meshio.Mesh(CUBE, [("hexahedron", CELL)], of_points, of_cell))
+    again = meshio.read(tmp_path / "x.case")
+    assert set(again.point_data) == set(of_points)
+    assert set(again.cell_data) == set(of_cell)
+    for name, values in of_points.items():
+        np.testing.assert_array_equal(again.point_data[name], values)
+    for name, (values,) in of_cell.items():
+        np.testing.assert_array_equal(again.cell_data[name][0], values[0] if name == "one" else values)
+
+
+def test_meshio_says_what_has_no_place(tmp_path: Path) -> None:
+    mesh = meshio.Mesh(CUBE, [("hexahedron", CELL)], point_sets={"foot": np.array([0, 1])})
+    with pytest.warns(UserWarning, match="no place for the mesh's point_sets"):
+        meshio.write(tmp_path / "x.case", mesh)
+
+
+def test_two_variables_of_one_name_are_refused(tmp_path: Path) -> None:
+    root = write_part(tmp_path, Part("p"))
+    text = (root / "mechanical.case").read_text()
+    with pytest.raises(CaseError, match="two variables are called 'Temperature'"):
+        read_case_file(text.replace("Structure_type", "Temperature").encode())
+
+
+@pytest.mark.parametrize(
+    ("printed", "value"),
+    [
+        ("1.0D-02", 0.01), ("-1.25d+03", -1250.0), ("1.2-101", 0.0), ("-.5Q+00", -0.5), ("3.", 3.0), ("5.D0", 5.0),
+        ("1.5E-01", 0.15),
+    ],
+)  # fmt: skip
+def test_numbers_as_fortran_prints_them(printed: str, value: float) -> None:
+    text = write_variable(np.ones(12), Dialect(Encoding.ASCII)).replace(b"1.000000E+00\n", f"{printed}\n".encode(), 3)
+    found = read_variable(text, Dialect(Encoding.ASCII), count=12)
+    np.testing.assert_array_equal(found, np.array([value] * 3 + [1.0] * 9, np.float32))
+
+
+@pytest.mark.parametrize("printed", ["1.0D", "D-02", "1.2-10", "1.2-1011", "1.0D-02D", "1.0E+00-2.0E+00", "0x10"])
+def test_what_fortran_doesnt_print_is_no_number(printed: str) -> None:
+    text = write_variable(np.ones(12), Dialect(Encoding.ASCII)).replace(b"1.000000E+00\n", f"{printed}\n".encode(), 1)
+    with pytest.raises(CaseError, match="expected 1 number of"):
+        read_variable(text, Dialect(Encoding.ASCII), count=12)
 
 
 def _geometry(dialect: Dialect = DIALECTS[0]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.schema import SOLVER_FIELDS
 from pipelines.case_files import open_case
-from pipelines.ensight import Dialect, Encoding
+from pipelines.ensight import Dialect, Encoding, write_geometry, write_variable
 from pipelines.netfabb import VARIABLES, NetfabbRun
 from pipelines.points import PointIndex
 from pipelines.solver_log import read_log
@@ -36,6 +37,8 @@ def test_reads_the_finished_part(tmp_path: Path, interactive: bool, encoding: En
     np.testing.assert_array_equal(case.cells, cells)
     for field, name in VARIABLES.items():
         expected = np.asarray(field_values(part, name, points, cells, run.num_frames - 1))
+        if expected.shape[1:] == (6,):
+            expected = expected[:, [0, 1, 2, 3, 5, 4]]  # NetFabb's order has the last two exchanged
         np.testing.assert_allclose(case.fields[field], expected, rtol=1e-6, atol=1e-37)
     assert run.num_frames == 8
     assert run.num_build_frames == 6
@@ -78,6 +81,50 @@ def test_build_is_reduced_onto_the_part(tmp_path: Path) -> None:
         assert build.displacement_z_max[i] == max(upward)
     assert build.least_clearance == 63.5
     assert build.least_clearance_height == 1.0
+
+
+def _doubled(points: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A mesh whose cells share no points: each corner is there once for every cell that it belongs to."""
+    return points[cells.ravel()], np.arange(cells.size, dtype=np.int32).reshape(-1, 8)
+
+
+def test_points_that_coincide_give_the_least_clearance_and_the_largest_rise(tmp_path: Path) -> None:
+    root = write_part(tmp_path, Part("p1"))
+    results, run = root / "results", run_of(root)
+    rng = np.random.default_rng(0)
+    least: dict[bytes, float] = {}
+    most: dict[bytes, float] = {}
+    meshes = [_doubled(g.points, g.cells) for g in (run.geometry(frame) for frame in range(run.num_frames))]
+    for frame, (points, cells) in enumerate(meshes):
+        number = run.case_file.geometry_index(frame) + 1
+        (results / f"mechanical_{number}.geo").write_bytes(write_geometry(points, cells))
+        moved = rng.normal(size=(len(points), 3)).astype(np.float32)
+        clearance = rng.uniform(60, 100, len(points)).astype(np.float32)
+        (results / f"mechanical00_{frame + 1}.dis.ens").write_bytes(write_variable(moved))
+        (results / f"mechanical00_{frame + 1}.rct.ens").write_bytes(write_variable(clearance))
+        for place, height, rise in zip(points, clearance, moved[:, 2], strict=True):
+            if frame < run.num_build_frames:
+                key = bytes(place + np.float32(0))
+                least[key] = min(least.get(key, np.inf), height)
+                most[key] = max(most.get(key, -np.inf), rise)
+    finished = meshes[-1][0]
+    build = run_of(root).reduce_build(finished)
+    keys = [bytes(place + np.float32(0)) for place in finished]
+    np.testing.assert_array_equal(build.clearance_min, [least[key] for key in keys])
+    np.testing.assert_array_equal(build.displacement_z_max, [most[key] for key in keys])
+
+
+def test_numbers_as_fortran_prints_them_in_log_input_and_case_file(part_folder: Path) -> None:
+    before = run_of(part_folder)
+    log, control = part_folder / "mechanical.out", part_folder / "mechanical.in"
+    log.write_text(log.read_text().replace("4.000000000000000E-002", ".4000000000000000D-01"))
+    control.write_text(control.read_text(encoding="utf-8").replace("80, 0", "8.0D+01, 0"), encoding="utf-8")
+    case_file = part_folder / "results/mechanical.case"
+    case_file.write_text(re.sub(r"(\d)E([+-]\d\d)$", r"\1D\2", case_file.read_text(), flags=re.MULTILINE))
+    run = run_of(part_folder)
+    assert "D+0" in case_file.read_text()
+    assert run.case_file.frames.times == before.case_file.frames.times
+    assert (run.log.layer_thickness, run.input.recoater_tolerance) == (0.04, 80.0)
 
 
 def test_full_clearance_has_no_height(tmp_path: Path) -> None:
@@ -216,8 +263,8 @@ def test_real_output_equals_vtk_in_every_array_of_every_frame(samples: Path, tmp
             case = run.read_case(SOLVER_FIELDS, frame)
             for field, name in VARIABLES.items():
                 theirs = {**point_data, **cell_data}[name]
-                # VTK keeps symmetric tensors as xx, yy, zz, xy, yz, xz; the file has xx, yy, zz, xy, xz, yz.
-                theirs = theirs[:, [0, 1, 2, 3, 5, 4]] if theirs.ndim == 2 and theirs.shape[1] == 6 else theirs
+                # VTK takes a file to be in the manual's order and exchanges the last two for its own; NetFabb's files
+                # are in VTK's order, so what VTK calls yz and xz after that is xz and yz.
                 np.testing.assert_array_equal(case.fields[field], theirs)
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import random
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lpbf_data.case import Case
 from lpbf_data.errors import FailureReason, UsageError
 from lpbf_data.record import CaseRecord, Failure, Measures, RunInfo, SourceRef
+from lpbf_data.transforms import RandomSymmetry
 from pipelines.designs import design_namer
 from pipelines.fingerprint import geometry_digests
 from pipelines.select import (
@@ -160,6 +163,35 @@ def _case(points: np.ndarray, cells: np.ndarray) -> Case:
     return Case("x", points.astype(np.float32), cells.astype(np.int32))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("start", ["", "sep={}\r\n"])
+def test_designs_from_a_table_as_spreadsheets_write_it(
+    tmp_path: Path, encoding: str, separator: str, start: str
+) -> None:
+    rows = [("case_id", "Note", "design_id"), ("a_1", "für später", "Gehäuse"), ('"b;1,2"', "", "x")]
+    text = start.format(separator) + "".join(separator.join(row) + "\r\n" for row in rows)
+    (tmp_path / "designs.csv").write_bytes(text.encode(encoding))
+    name = design_namer(str(tmp_path / "designs.csv"))
+    assert name(record("a_1")) == "Gehäuse"
+    assert name(record("b;1,2")) == "x"
+    assert name(record("101635_11b839a3_5")) == "101635_11b839a3"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("case;design\na;b\n", "its first line is 'case;design'"),
+        ("", "its first line is ''"),
+        ("case_id,design_id\na,b\na,c\n", "line 3 gives case a the design c, before it was b"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "designs.csv").write_text(text)
+    with pytest.raises(UsageError, match=said):
+        design_namer(str(tmp_path / "designs.csv"))
+
+
 @given(
     st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4)),
     st.tuples(*[st.floats(0.3, 3)] * 3),
@@ -187,9 +219,78 @@ def test_the_same_shape_is_known_again(
     assert not set(geometry_digests(_case(mesh, cells))) & set(geometry_digests(_case(other, cells)))
 
 
+SYMMETRIES = list(itertools.product((False, True), repeat=3))
+
+
+def _lopsided(edges: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """A block without any symmetry: three of its cells are missing."""
+    points, cells = box_mesh((4, 3, 3))
+    return points * np.array(edges), np.delete(cells, [0, 7, 30], axis=0)
+
+
+def _shown(points: np.ndarray, cells: np.ndarray, *, mirror_x: bool, mirror_y: bool, exchange: bool) -> Case:
+    """A mesh as training shows it."""
+    sample = {"pos": torch.from_numpy(points), "cells": torch.from_numpy(cells)}
+    moved = RandomSymmetry().apply(sample, mirror_x=mirror_x, mirror_y=mirror_y, exchange=exchange)
+    return _case(moved["pos"].numpy(), moved["cells"].numpy())
+
+
+@given(
+    st.sampled_from(SYMMETRIES),
+    st.tuples(*[st.floats(0.3, 3)] * 3),
+    st.tuples(*[st.floats(-30, 30)] * 3),
+    st.floats(0.2, 5),
+    st.floats(-2e-3, 2e-3),
+)
+def test_mirrored_and_turned_twins_are_one_design(
+    symmetry: tuple[bool, bool, bool],
+    edges: tuple[float, float, float],
+    shift: tuple[float, float, float],
+    scale: float,
+    nearly: float,
+) -> None:
+    for wide in (edges, (3 * edges[1] * (1 + nearly), 4 * edges[1], edges[2])):  # the second is nearly square
+        points, cells = _lopsided(wide)
+        names = dict(zip(("mirror_x", "mirror_y", "exchange"), symmetry, strict=True))
+        twin = _shown(points * scale + np.array(shift), cells, **names)
+        assert set(geometry_digests(_case(points, cells))) & set(geometry_digests(twin))
+
+
+def test_what_training_doesnt_show_is_another_design() -> None:
+    points, cells = _lopsided((1.0, 1.0, 1.0))
+    upside_down, swapped = points * (1, 1, -1), points[:, [2, 1, 0]]
+    stretched, flattened = points * (2.0, 1.0, 1.0), points * (1.0, 3.2, 1.0)
+    meshes = [points, upside_down, swapped, stretched, flattened]
+    digests = [set(geometry_digests(_case(mesh, cells))) for mesh in meshes]
+    for first, second in itertools.combinations(digests, 2):
+        assert not first & second
+    # Ranks exchanged without the extents: as long and wide as the first, and no twin of it.
+    exchanged = _shown(points, cells, mirror_x=False, mirror_y=False, exchange=True)
+    as_wide = exchanged.points * np.array([4 / 3, 3 / 4, 1.0])
+    assert not digests[0] & set(geometry_digests(_case(as_wide, exchanged.cells)))
+
+
+def test_digests_of_before_equal_none_of_now() -> None:
+    points, cells = _lopsided((1.0, 1.0, 1.0))
+    assert all(digest.startswith("2:") for digest in geometry_digests(_case(points, cells)))
+
+
+def test_twins_lie_in_one_split() -> None:
+    records = []
+    for number in range(12):
+        points, cells = _lopsided((1.0 + number / 10, 1.0, 1.0))
+        for name, symmetry in enumerate(SYMMETRIES):
+            names = dict(zip(("mirror_x", "mirror_y", "exchange"), symmetry, strict=True))
+            records.append(record(f"{number}-{name}", digests=geometry_digests(_shown(points, cells, **names))))
+    groups = group_designs(records)
+    assert len(set(groups.values())) == 12
+    for number in range(12):
+        assert len({groups[f"{number}-{name}"] for name in range(8)}) == 1
+
+
 def test_another_hole_is_another_design() -> None:
     points, cells = box_mesh((3, 3, 1))
-    first, second = (_case(points, np.delete(cells, hole, axis=0)) for hole in (0, 4))
+    first, second = (_case(points, np.delete(cells, hole, axis=0)) for hole in (0, 4))  # a corner, the middle
     assert not set(geometry_digests(first)) & set(geometry_digests(second))
 
 

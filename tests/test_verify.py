@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -97,7 +98,9 @@ def a_stray_shard(root: Path) -> str:
 
 def a_stale_card(root: Path) -> str:
     path = root / "README.md"
-    path.write_text(path.read_text().replace("version: 1.", "version: 1.1"))
+    text = path.read_text()
+    path.write_text(re.sub(r"version: (\d+)\.", r"version: \1.1", text))
+    assert path.read_text() != text
     return "README.md"
 
 

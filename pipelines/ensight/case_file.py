@@ -17,6 +17,7 @@ from typing import Final, Literal, cast
 
 from lpbf_data.errors import CaseError, FailureReason
 from pipelines.ensight.gold import Location
+from pipelines.ensight.numbers import parse_number
 
 VariableKind = Literal["scalar", "vector", "tensor symm"]
 
@@ -170,7 +171,11 @@ def read_case_file(data: bytes, path: str = "mechanical.case") -> CaseFile:
         elif name == "GEOMETRY":
             geometry = _read_model(lines, start, body)
         elif name == "VARIABLE":
-            variables |= {v.name: v for v in _read_variables(lines, body)}
+            for variable in _read_variables(lines, body):
+                if variable.name in variables:
+                    detail = f"two variables are called {variable.name!r}; rename one of them"
+                    raise lines.error(FailureReason.MALFORMED_FILE, detail, start)
+                variables[variable.name] = variable
         elif name == "TIME":
             time_sets |= _read_time_sets(lines, body)
     if geometry is None:
@@ -271,7 +276,7 @@ def _read_time_set(lines: _Lines, body: Sequence[tuple[int, str]]) -> tuple[int,
     try:
         number = int(values.get("time set", ["1"])[0])
         steps = int(values["number of steps"][0])
-        times = tuple(map(float, values["time values"]))
+        times = tuple(map(parse_number, values["time values"]))
         numbers = _numbers_of(values, steps)
     except (KeyError, IndexError, ValueError) as error:
         detail = f"can't read the time set: {error}"

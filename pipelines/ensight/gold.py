@@ -208,7 +208,8 @@ def read_variable(
         data: Its content.
         dialect: How the geometry that it belongs to is written.
         count: Nodes or elements of that geometry.
-        num_components: 1 for a scalar, 3 for a vector, 6 for a symmetric tensor (11, 22, 33, 12, 13, 23).
+        num_components: 1 for a scalar, 3 for a vector, 6 for a symmetric tensor, whose components stay in the order of
+            the file: writers differ in the last two, see [tensor_order][lpbf_data.tensor_order].
         location: Per node or per element.
         path: How errors call it.
 
@@ -302,7 +303,7 @@ def write_variable(
     """Encode a variable file.
 
     Args:
-        values: [N] for a scalar, [N, components] otherwise.
+        values: [N] for a scalar, [N, components] otherwise; components are written in the order given.
         dialect: Encoding and byte order.
         location: Per node or per element.
         description: First line of text.

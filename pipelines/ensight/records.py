@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.errors import CaseError, FailureReason
+from pipelines.ensight.numbers import parse_number, with_usual_exponents
 
 ByteOrder = Literal["<", ">"]
 
@@ -174,7 +175,7 @@ class TextReader:
             if len(tokens) != expected:
                 self._refuse_lines(piece, ends[:lines], per_line, what)
             try:
-                values[done : done + expected] = np.array(tokens).astype(dtype)
+                values[done : done + expected] = _values_of(tokens, dtype)
             except (ValueError, OverflowError):
                 self._refuse_lines(piece, ends[:lines], per_line, what)
             done += expected
@@ -220,9 +221,24 @@ class TextReader:
         return position
 
 
+def _values_of(tokens: list[bytes], dtype: str) -> NDArray[Any]:
+    """Numbers from text; floats also as Fortran prints them.
+
+    Raises:
+        ValueError: If one is no number.
+        OverflowError: If a whole number is out of range.
+    """
+    try:
+        return np.array(tokens).astype(dtype)
+    except ValueError:
+        if dtype != "f8":
+            raise
+        return np.array(with_usual_exponents(b" ".join(tokens)).split()).astype(dtype)
+
+
 def _is_number(token: bytes) -> bool:
     try:
-        float(token)
+        parse_number(token.decode("ascii", "replace"))
     except ValueError:
         return False
     return True

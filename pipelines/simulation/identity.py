@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Final
 
-VERSION: Final = importlib.metadata.version("lpbf-flare")
+VERSION: Final = "0.2.0"
+"""Version of the simulator, raised when its files come to mean something else: 0.1.0 wrote symmetric tensors in the
+order of EnSight's manual and elastic strains without the inherent ones; 0.2.0 writes both as NetFabb does."""
 
 GENERATOR: Final = f"lpbf-flare simulate {VERSION}"
 """In file descriptions and in a line of its own in every log."""

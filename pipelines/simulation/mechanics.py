@@ -12,7 +12,7 @@ starts from all forces that are out of balance, so that errors don't add up over
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -40,12 +40,14 @@ class MechanicalState:
         displacement: mm, [n, 3].
         strain: Elastic strain, mean over the elements at a node, [n, 6]; order of `elements.STRAINS`.
         stress: MPa, the same way, [n, 6].
+        inherent: Inherent strain of the cells that have shrunk, mean over the elements at a node, [n, 6].
         imbalance: Force out of balance at the free nodes, relative to the largest force of stress-free strains so far.
     """
 
     displacement: NDArray[np.float64]
     strain: NDArray[np.float64]
     stress: NDArray[np.float64]
+    inherent: NDArray[np.float64]
     imbalance: float
 
 
@@ -147,7 +149,7 @@ class Mechanics:
         if not self._held.any():
             moved = self._displacement[: self.num_points]
             moved -= rigid_body_motion(self._mesh.points[: self.num_points], moved)
-            state = MechanicalState(moved.copy(), state.strain, state.stress, state.imbalance)
+            state = replace(state, displacement=moved.copy())
         return state
 
     def _stretch(self) -> NDArray[np.float64]:
@@ -178,7 +180,8 @@ class Mechanics:
             raise SolverError(f"forces stay out of balance by a share of {imbalance:.1e}")
         strain = self._nodal_strain()
         stress = strain @ self._element.elasticity
-        return MechanicalState(self._displacement[: self.num_points].copy(), strain, stress, imbalance)
+        moved = self._displacement[: self.num_points].copy()
+        return MechanicalState(moved, strain, stress, self._nodal_inherent_strain(), imbalance)
 
     def _nodal_strain(self) -> NDArray[np.float64]:
         """Elastic strain at the corners of the cells, averaged over the cells at each node, [n, 6]."""
@@ -189,6 +192,13 @@ class Mechanics:
         flat = elastic.reshape(-1, 6)
         sums = [np.bincount(cells, weights=flat[:, k], minlength=self.num_points) for k in range(6)]
         return np.stack(sums, axis=1) / count[:, None]
+
+    def _nodal_inherent_strain(self) -> NDArray[np.float64]:
+        """Inherent strain of the cells, averaged over the cells at each node, [n, 6]."""
+        cells = self._mesh.cells[: self.num_cells]
+        count = np.bincount(cells.ravel(), minlength=self.num_points)
+        shrunk = np.bincount(cells[self._shrunk[: self.num_cells]].ravel(), minlength=self.num_points)
+        return np.outer(shrunk / count, self._inherent)
 
 
 def rigid_body_motion(points: NDArray[np.float64], displacement: NDArray[np.float64]) -> NDArray[np.float64]:

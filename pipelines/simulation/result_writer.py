@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.cached import cached_property
-from lpbf_data.schema import FIELDS
+from lpbf_data.schema import FIELDS, SYMMETRIC_TENSOR
+from lpbf_data.tensor_order import reorder
 from lpbf_data.voxelize import Surface, write_stl
 from pipelines.ensight import (
     CaseFile,
@@ -25,10 +26,11 @@ from pipelines.ensight import (
     write_geometry,
     write_variable,
 )
-from pipelines.netfabb import VARIABLES
+from pipelines.netfabb import NETFABB_ORDER, VARIABLES
 from pipelines.simulation.build_plate import PlatedMesh, add_build_plate
 from pipelines.simulation.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
 from pipelines.simulation.choices import EncodingName
+from pipelines.simulation.elements import STRAINS
 from pipelines.simulation.fields import principal_stresses, von_mises
 from pipelines.simulation.identity import GENERATOR, SOLVER_VERSION
 from pipelines.simulation.run_log import RunNames
@@ -78,7 +80,8 @@ def _ranges(values: NDArray[np.float32]) -> dict[str, list[float]] | list[float]
     if values.ndim == 1:
         return of(values)
     if values.shape[1] == 6:
-        return {name: of(values[:, k]) for k, name in enumerate(("x", "y", "z", "xy", "zx", "yz"))}
+        ordered = reorder(values, STRAINS, NETFABB_ORDER)
+        return {name: of(ordered[:, k]) for k, name in enumerate(("x", "y", "z", "xy", "yz", "zx"))}
     lengths = np.linalg.norm(values, axis=1).astype(np.float32)
     return {"magnitude": of(lengths)} | {name: of(values[:, k]) for k, name in enumerate("xyz")}
 
@@ -165,6 +168,8 @@ class ResultWriter:
     def _write_values(
         self, name: str, description: str, values: NDArray[np.float32], field_name: str = "temperature"
     ) -> None:
+        if FIELDS[field_name].components == SYMMETRIC_TENSOR:
+            values = reorder(values, STRAINS, NETFABB_ORDER)
         data = write_variable(values, self._dialect, location=FIELDS[field_name].location, description=description)
         self._result(name).write_bytes(data)
 
@@ -205,7 +210,8 @@ class ResultWriter:
             "displacement": state.displacement,
             "cauchy_stress": state.stress,
             "von_mises_stress": von_mises(state.stress),
-            "elastic_strain": state.strain,
+            # NetFabb's "Elastic_strain" is mechanical strain (without thermal expansion), with engineering shears.
+            "elastic_strain": state.strain + state.inherent,
             "temperature": frame.temperature,
             "recoater_clearance": frame.clearance,
             "recoater_status": frame.clearance < self.simulation.process.recoater_tolerance,
