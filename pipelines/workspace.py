@@ -36,7 +36,7 @@ from lpbf_data.record import CaseRecord, SourceRef
 from lpbf_data.schema import BUILD_FIELDS, SCHEMA_VERSION
 from pipelines.convert import Measured
 
-MEASURE_VERSION: Final = 1
+MEASURE_VERSION: Final = 2
 """Raised when measuring changes its results, so that old ones aren't used."""
 
 _PASSING: Final = frozenset(
