@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from lpbf_data.errors import GeometryError, LpbfError, StoreError, UsageError
 from lpbf_data.folder import DatasetFolder, is_hub_id
+from lpbf_data.litter import is_litter
 from lpbf_data.manifest import MANIFEST_NAME
 from lpbf_data.mesh import hex_aspect_ratio
 from lpbf_data.remarks import Remark, Treatment
@@ -152,8 +153,9 @@ def _files_in(folder: Path) -> list[Path]:
         return []
     if own := _results_in(folder):
         return own
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in _KNOWN)
-    return files + [result for below in sorted(folder.iterdir()) if below.is_dir() for result in _results_in(below)]
+    entries = sorted(p for p in folder.iterdir() if not is_litter(p.name))
+    files = [p for p in entries if p.is_file() and p.suffix.lower() in _KNOWN]
+    return files + [result for below in entries if below.is_dir() for result in _results_in(below)]
 
 
 def _check_data_set(source: str) -> None:
@@ -170,7 +172,8 @@ def _check_data_set(source: str) -> None:
 
 
 def _results_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.name == RESULT or p.name.endswith(f"_{RESULT}"))
+    found = (p for p in folder.iterdir() if not is_litter(p.name))
+    return sorted(p for p in found if p.name == RESULT or p.name.endswith(f"_{RESULT}"))
 
 
 def _name_of(path: Path) -> str:

@@ -1,8 +1,9 @@
 """`manifest.parquet`: one row a case that was found, whatever became of it.
 
-Nested records become flat columns, named as in [record][lpbf_data.record]; three columns are lists of structs
-(`statistics`, `rejections`, `geometry_digests`). Reader and writer share the table below, so a column that one
-knows the other knows too.
+Nested records become flat columns, named as in [record][lpbf_data.record]; others are lists, most of them of structs
+(`statistics`, `rejections`, `remarks`, `geometry_digests`). What the build as a whole left out, changed, guessed or
+repaired lies as JSON in the table's metadata, under `lpbf_remarks`. Reader and writer share the table below, so a
+column that one knows the other knows too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, cast
 
@@ -20,6 +22,7 @@ import pyarrow.parquet as pq
 from lpbf_data.cached import cached_property
 from lpbf_data.errors import FailureReason, SchemaError, StoreError
 from lpbf_data.record import CaseRecord, Failure, Measures, Placement, Rejection, RunInfo, SourceRef, is_case_id
+from lpbf_data.remarks import Remark
 from lpbf_data.schema import SCHEMA_VERSION
 from lpbf_data.statistics import FieldStatistics
 
@@ -42,6 +45,17 @@ _REJECTION: Final = pa.struct(
 _ADDED: Final[dict[int, tuple[str, ...]]] = {2: ("tensor_order", "tensor_order_basis")}
 """Columns by the schema version that brought them; a manifest of before knows nothing there."""
 
+_REMARK: Final = pa.struct(
+    [
+        pa.field("treatment", pa.string()),
+        pa.field("kind", pa.string()),
+        pa.field("sentence", pa.string()),
+        pa.field("count", pa.int64()),
+        pa.field("examples", pa.list_(pa.string())),
+    ]
+)
+_LATER: Final = frozenset({"remarks"})  # columns that manifests of earlier versions don't have
+_REMARKS_KEY: Final = b"lpbf_remarks"
 # Parts of a record that become flat columns, in the order of the columns.
 _PARTS: Final[tuple[tuple[str, type], ...]] = (
     ("source", SourceRef),
@@ -67,6 +81,7 @@ def manifest_schema() -> pa.Schema:
         pa.field("geometry_digests", pa.list_(pa.string())),
         pa.field("rejections", pa.list_(_REJECTION)),
         pa.field("statistics", pa.list_(_STATISTICS)),
+        pa.field("remarks", pa.list_(_REMARK)),
     ]
     return pa.schema(columns, metadata={"lpbf_schema_version": str(SCHEMA_VERSION)})
 
@@ -80,6 +95,7 @@ def _row_of(record: CaseRecord) -> dict[str, Any]:
         "geometry_digests": list(record.geometry_digests),
         "rejections": [dataclasses.asdict(r) for r in record.rejections],
         "statistics": [{"column": name, **dataclasses.asdict(s)} for name, s in sorted(record.statistics.items())],
+        "remarks": [remark.as_dict() for remark in record.remarks],
     }
     for name, _ in _PARTS:
         value = getattr(record, name)
@@ -109,6 +125,7 @@ def _record_of(row: dict[str, Any]) -> CaseRecord:
         rejections=tuple(Rejection(**r) for r in row["rejections"] or ()),
         placement=part(Placement, "split"),
         package_version=row["package_version"],
+        remarks=tuple(map(Remark.from_dict, row.get("remarks") or ())),
     )
 
 
@@ -143,6 +160,15 @@ class Manifest:
         return table_to_records(self.table)
 
     @cached_property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What the build left out, changed, guessed or repaired, over all cases and sources."""
+        stored = (self.table.schema.metadata or {}).get(_REMARKS_KEY, b"[]")
+        try:
+            return tuple(map(Remark.from_dict, json.loads(stored)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise SchemaError(f"{MANIFEST_NAME} has remarks that can't be read ({error}); build it again") from error
+
+    @cached_property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that hold at least one case, train first."""
         names = {name for name in pc.unique(self.table["split"]).to_pylist() if name is not None}
@@ -160,10 +186,19 @@ class Manifest:
         return cast("int", self.table.num_rows)
 
 
-def encode_manifest(records: Iterable[CaseRecord]) -> bytes:
-    """The bytes of `manifest.parquet`; the same records give the same bytes."""
+def encode_manifest(records: Iterable[CaseRecord], remarks: Iterable[Remark] = ()) -> bytes:
+    """The bytes of `manifest.parquet`; the same records and remarks give the same bytes.
+
+    Args:
+        records: A row each.
+        remarks: What the build left out, changed, guessed or repaired, over all cases and sources.
+    """
+    table = records_to_table(records)
+    if stored := [remark.as_dict() for remark in remarks]:
+        metadata: dict[Any, Any] = dict(table.schema.metadata)
+        table = table.replace_schema_metadata(metadata | {_REMARKS_KEY: json.dumps(stored).encode()})
     sink = io.BytesIO()
-    pq.write_table(records_to_table(records), sink, compression="zstd", write_page_checksum=True)
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
@@ -189,7 +224,7 @@ def decode_manifest(data: bytes) -> Manifest:
         if name not in table.column_names:
             kind = manifest_schema().field(name).type
             table = table.append_column(name, pa.nulls(len(table), kind))
-    if missing := [name for name in manifest_schema().names if name not in table.column_names]:
+    if missing := [n for n in manifest_schema().names if n not in table.column_names and n not in _LATER]:
         raise SchemaError(f"{MANIFEST_NAME} lacks the column {missing[0]!r}")
     # Cases that failed may have any: an archive's members are called as its maker liked.
     kept = table.filter(pc.is_valid(table["split"]))["case_id"].to_pylist()

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from lpbf_data.arrays import TARGET_COMPONENT, TARGET_FIELD, Arrays, Selection
 from lpbf_data.errors import StoreError
 from lpbf_data.folder import DatasetFolder
+from lpbf_data.litter import is_litter
 from lpbf_data.pickled_text import read_pickled_text
 from lpbf_data.schema import FIELDS, FieldSpec
 
@@ -56,6 +57,8 @@ def find_index(folder: DatasetFolder) -> dict[str, tuple[str, ...]]:
     found: dict[str, list[str]] = {}
     for name in folder.files.names("data"):
         stem = name.rpartition("/")[2]
+        if is_litter(stem):
+            continue
         if stem.endswith(".parquet") and "-" in stem:
             found.setdefault(stem.partition("-")[0], []).append(name)
     return {split: tuple(names) for split, names in found.items()}

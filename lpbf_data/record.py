@@ -8,6 +8,7 @@ from typing import Final
 
 from lpbf_data.case import Scalar
 from lpbf_data.errors import FailureReason
+from lpbf_data.remarks import Remark
 from lpbf_data.statistics import FieldStatistics
 
 
@@ -163,6 +164,7 @@ class CaseRecord:
         rejections: Filter criteria it doesn't meet.
         placement: Where it lies in the data set.
         package_version: Version of this package that measured it.
+        remarks: What was guessed, changed, left out or repaired when it was read.
     """
 
     case_id: str
@@ -176,6 +178,7 @@ class CaseRecord:
     rejections: tuple[Rejection, ...] = ()
     placement: Placement | None = None
     package_version: str | None = None
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def status(self) -> str:

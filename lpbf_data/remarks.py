@@ -16,12 +16,13 @@ MAX_EXAMPLES = 3
 
 
 class Treatment(StrEnum):
-    """What was done about something unexpected."""
+    """What was done about something unexpected; `KEPT` is for what is unusual and was used as it is."""
 
     LEFT_OUT = "left_out"
     CHANGED = "changed"
     GUESSED = "guessed"
     REPAIRED = "repaired"
+    KEPT = "kept"
 
 
 @dataclass(frozen=True)

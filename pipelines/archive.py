@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import struct
 import threading
 import weakref
 import zipfile
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,15 +15,14 @@ from zlib_ng import zlib_ng as zlib  # inflates half again as fast as the standa
 
 from lpbf_data.errors import CaseError, FailureReason
 from pipelines.places import mark_of, open_binary
+from pipelines.runs import group_cases
 
 MAX_FILE_BYTES: Final = 1 << 30
 """Largest file that is read: a hundred times what a part of 50,000 points needs."""
 
 _MOST: Final = 1 << 62  # a directory that says more lies; so much fits an index of 64-bit integers
 
-_TOP_FILE: Final = re.compile(r"(?:.*_)?mechanical\.(?:out|in|case)")
-_RESULT_FILE: Final = re.compile(r"(?:.*_)?mechanical.*\.(?:case|geo|ens)")
-_RESULTS: Final = "results"
+_UTF8_FLAG: Final = 0x800
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +110,14 @@ class ArchiveReader:
 
 
 class Archive:
-    """The directory of a zip file, its members grouped by case."""
+    """The directory of a zip file, its members grouped by case.
+
+    Attributes:
+        cases: Path of each case to its files.
+        grouping: What else lies there.
+        unsafe: Names that leave the archive.
+        guessed: Names that are read as UTF-8 although the archive doesn't say that they are.
+    """
 
     def __init__(self, place: str) -> None:
         self.reader = reader_at(place)
@@ -122,11 +126,30 @@ class Archive:
                 infos = zipfile.ZipFile(self.reader.file).infolist()
         except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError, ValueError) as error:
             raise CaseError(FailureReason.DAMAGED_ARCHIVE, f"not a readable zip archive: {error}") from error
-        names = {info.filename.replace("\\", "/"): info for info in infos if not info.is_dir()}
+        names: dict[str, zipfile.ZipInfo] = {}
+        self.guessed: list[str] = []
+        for info in infos:
+            name = _true_name(info)
+            if name != info.filename:
+                self.guessed.append(name)
+            if not info.is_dir():
+                names[name.replace("\\", "/")] = info
         self.unsafe = sorted(name for name in names if _is_unsafe(name))
-        self.cases: dict[str, dict[str, Member]] = {}
-        for prefix, relative, name in group_cases(name for name in names if not _is_unsafe(name)):
-            self.cases.setdefault(prefix, {})[relative] = _member(names[name])
+        self.grouping = group_cases(name for name in names if not _is_unsafe(name))
+        self.cases = {
+            case: {relative: _member(names[name]) for relative, name in files.items()}
+            for case, files in self.grouping.cases.items()
+        }
+
+
+def _true_name(info: zipfile.ZipInfo) -> str:
+    """Name of a member; many programs write UTF-8 without the flag that says so, which is read as code page 437."""
+    if info.flag_bits & _UTF8_FLAG:
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return info.filename
 
 
 def _member(info: zipfile.ZipInfo) -> Member:
@@ -137,35 +160,6 @@ def _member(info: zipfile.ZipInfo) -> Member:
 
 def _is_unsafe(name: str) -> bool:
     return ".." in name.split("/") or name.startswith("/") or ":" in name.split("/", 1)[0]
-
-
-def group_cases(names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """Tell which names belong to a case.
-
-    Args:
-        names: Paths with forward slashes.
-
-    Yields:
-        Path of the case, name relative to it, and the name itself, for each file of each case.
-
-    >>> sorted(group_cases(["a/b_mechanical.out", "a/results/b_mechanical.case", "a/notes.txt", "readme.txt"]))
-    [('a', 'b_mechanical.out', 'a/b_mechanical.out'), ('a', 'notes.txt', 'a/notes.txt'), \
-('a', 'results/b_mechanical.case', 'a/results/b_mechanical.case')]
-    """
-    split: list[tuple[str, str, str]] = []
-    roots: set[str] = set()
-    for name in names:
-        folder, _, base = name.rpartition("/")
-        above, _, last = folder.rpartition("/")
-        if last == _RESULTS:
-            split.append((above, f"{_RESULTS}/{base}", name))
-            if _RESULT_FILE.fullmatch(base):
-                roots.add(above)
-        else:
-            split.append((folder, base, name))
-            if _TOP_FILE.fullmatch(base):
-                roots.add(folder)
-    yield from (entry for entry in split if entry[0] in roots)
 
 
 def check_size(name: str, size: int) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from lpbf_data.command_line import run
 from lpbf_data.errors import UsageError
+from lpbf_data.remarks import Remark
 from lpbf_data.schema import DEFAULT_FIELDS
 from pipelines.engine import SERIAL, Engine, Resources, open_engine
 from pipelines.formats import FORMATS
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pipelines.case_files import CaseLocation
     from pipelines.request import BuildRequest, Part
     from pipelines.shards import ShardResult
+    from pipelines.sources import SourceScan
     from pipelines.targets import Target
     from pipelines.workspace import Workspace
 
@@ -94,7 +96,7 @@ def build(
     from lpbf_data.manifest import MANIFEST_NAME
     from pipelines.forecast import forecast, print_forecast
     from pipelines.request import check_request, parse_part
-    from pipelines.summary import print_summary, say_empty_splits
+    from pipelines.summary import print_remarks, print_summary, say_empty_splits
 
     request = check_request(
         src, out, filters, splits, seed, design_id, fields, formats,
@@ -110,8 +112,10 @@ def build(
         console.print(run_part(request, parse_part(part), resources))
         return 0
     started = time.monotonic()
-    records = run_build(request, resources, only_join=finalise)
+    manifest = build_manifest(request, resources, only_join=finalise)
+    records = manifest.records
     print_summary(records, request.out, seconds=time.monotonic() - started, console=console)
+    print_remarks(manifest.remarks, console)
     say_empty_splits(records, request.split_request, console)
     if not any(record.status == "kept" for record in records):
         raise UsageError(f"no case was kept; {request.out}/{MANIFEST_NAME} has the reason for each")
@@ -128,6 +132,7 @@ class Preparation:
         target: Where the data set goes.
         locations: One location a case.
         failures: Cases and archives that can't even be opened, or whose ids clash.
+        remarks: What was left out of the sources, or guessed.
         earlier: Case id to split in an earlier build of the same set.
     """
 
@@ -136,30 +141,35 @@ class Preparation:
     target: Target
     locations: Sequence[CaseLocation]
     failures: Sequence[CaseRecord]
+    remarks: Sequence[Remark]
     earlier: Mapping[str, str]
 
 
 @contextmanager
 def prepared(
-    request: BuildRequest, resources: Resources, workspace: Workspace, target: Target
+    request: BuildRequest, resources: Resources, scans: Sequence[SourceScan], workspace: Workspace, target: Target
 ) -> Iterator[Preparation]:
     """List the sources and hold them against what the output folder has; the workspace is locked by the caller."""
-    from pipelines.listing import drop_duplicates, list_sources, scan_sources
+    from pipelines.listing import drop_duplicates, list_sources
 
-    scans = scan_sources(request.sources, by_content=request.digest)
     with open_engine(resources) as engine:
         found = list_sources(request.sources, scans, engine, workspace)
-        manifest = _earlier_manifest(
-            request, target, {x.case_id for x in found.locations} | {record.case_id for record in found.failures}
-        )
-        locations, duplicates = drop_duplicates(found.locations)
-        failures = (*duplicates, *found.failures)
-        yield Preparation(engine, workspace, target, locations, failures, _earlier_splits(request, target, manifest))
+        locations, duplicates, copies = drop_duplicates(found.locations)
+        failures, remarks = (*duplicates, *found.failures), (*found.remarks, *copies)
+        known = {x.case_id for x in locations} | {record.case_id for record in failures}
+        manifest = _earlier_manifest(request, target, known)
+        earlier = _earlier_splits(request, target, manifest)
+        yield Preparation(engine, workspace, target, locations, failures, remarks, earlier)
 
 
 def run_build(
     request: BuildRequest, resources: Resources = SERIAL, *, only_join: bool = False
 ) -> tuple[CaseRecord, ...]:
+    """Build a data set; the rows of what [build_manifest][pipelines.build.build_manifest] returns."""
+    return build_manifest(request, resources, only_join=only_join).records
+
+
+def build_manifest(request: BuildRequest, resources: Resources = SERIAL, *, only_join: bool = False) -> Manifest:
     """Build a data set.
 
     Args:
@@ -168,7 +178,7 @@ def run_build(
         only_join: Refuse to measure: the parts of a job array did.
 
     Returns:
-        The rows of the manifest.
+        Its manifest: a row a case, and what was left out, changed, guessed or repaired.
 
     Raises:
         UsageError: If nothing is found, a source can't be read, the output folder holds something else, or another
@@ -181,14 +191,15 @@ def run_build(
     from pipelines.listing import scan_sources
     from pipelines.showcase import add_showcase
     from pipelines.stages import measure, measured_cases, write_all
+    from pipelines.summary import collect_remarks
     from pipelines.workspace import Workspace
 
     target = _open_target(request)
-    scan_sources(request.sources)  # refuse before a folder is made
+    scans = scan_sources(request.sources, by_content=request.digest)  # refuse before a folder is made
     workspace = Workspace(request.workspace, request.out)
     with workspace.locked():
         finish_commit(workspace, target)
-        with prepared(request, resources, workspace, target) as ready:
+        with prepared(request, resources, scans, workspace, target) as ready:
             cases, missing = measured_cases(ready.locations, workspace.load_measured())
             if missing and only_join:
                 raise UsageError(
@@ -207,12 +218,13 @@ def run_build(
                     f"{missing[0].case_id} among them; let all workers see this folder, and run the same command again"
                 )
             records, plans = write_all(ready.engine, workspace, target, request, cases, ready.earlier)
-        manifest = encode_manifest((*records, *ready.failures))
+        rows = (*records, *ready.failures)
+        manifest = encode_manifest(rows, collect_remarks(ready.remarks, rows))
         begin_commit(workspace, target, plans, request.formats, make_documents(request, manifest), NOT_ALWAYS_THERE)
         finish_commit(workspace, target)
         if request.report and (complaint := add_showcase(request, target)):
             print(f"note: {complaint}", file=sys.stderr)
-    return decode_manifest(manifest).records
+    return decode_manifest(manifest)
 
 
 def run_part(request: BuildRequest, part: Part, resources: Resources = SERIAL) -> str:
@@ -235,9 +247,9 @@ def run_part(request: BuildRequest, part: Part, resources: Resources = SERIAL) -
     from pipelines.workspace import Workspace
 
     target = _open_target(request)
-    scan_sources(request.sources)
+    scans = scan_sources(request.sources, by_content=request.digest)
     workspace = Workspace(request.workspace, request.out)
-    with workspace.locked_part(part.name), prepared(request, resources, workspace, target) as ready:
+    with workspace.locked_part(part.name), prepared(request, resources, scans, workspace, target) as ready:
         attempts = workspace.attempts / part.name
         shutil.rmtree(attempts, ignore_errors=True)
         attempts.mkdir()

@@ -8,15 +8,15 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 from lpbf_data.errors import CaseError, FailureReason
+from lpbf_data.litter import is_litter
 from lpbf_data.record import SourceRef
 from pipelines.archive import ArchiveReader, Member, archive_at, check_size, reader_at
 from pipelines.member_index import IndexRange, read_members
 from pipelines.places import is_url, list_remote, read_bytes
-
-_RESULTS: Final = "results"
+from pipelines.runs import RESULTS, group_cases, split_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +24,14 @@ class CaseLocation:
     """Where a case lies on this machine, and the name it goes by everywhere.
 
     Attributes:
-        case_id: Name of the case: that of its folder.
+        case_id: Name of the case: that of its folder, or of its run where a folder holds several.
         container: Absolute path or URL of the case's folder, or of the archive that holds it.
-        prefix: Path inside the archive; None for a folder.
+        prefix: The case's key among those of the archive: its path inside, and the run's name where a folder holds
+            several; None for a folder.
         source: The same place without any local path.
         signature: Signature of its files when it was found.
         index: Where its archive's members are written down; None where the archive's own directory is read.
+        run: Name of the run in a folder that holds several; None where the whole folder is the case.
     """
 
     case_id: str
@@ -38,6 +40,7 @@ class CaseLocation:
     source: SourceRef
     signature: str = ""
     index: IndexRange | None = None
+    run: str | None = None
 
 
 class CaseFiles(Protocol):
@@ -99,14 +102,22 @@ class FolderFiles:
 
     Args:
         place: The folder: a path or a URL.
+        run: Name of the run whose files are meant, in a folder that holds several.
+        listed: Name to size and mark of the files below it, where they are known already.
 
     Raises:
         OSError: If it can't be listed.
     """
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, run: str | None = None, listed: Mapping[str, tuple[int, str]] | None = None) -> None:
         self._place = place
-        self._marks = _list_remote(place) if is_url(place) else _list_local(Path(place))
+        if listed is None:
+            listed = list_remote(place, depth=2) if is_url(place) else _list_local(Path(place))
+        own = group_cases(listed).cases.get("" if run is None else f":{run}")
+        if own is None:  # several runs, or none: everything is shown, and reading tells what is wrong
+            own = _all_files(listed) if run is None else {}
+        self._paths = own
+        self._marks = {name: listed[path] for name, path in self._paths.items()}
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -116,7 +127,7 @@ class FolderFiles:
         _check_present(name, self._marks)
         check_size(name, self._marks[name][0])
         try:
-            return read_bytes(f"{self._place}/{name}")
+            return read_bytes(f"{self._place}/{self._paths[name]}")
         except OSError as error:
             detail = f"can't be read: {error.strerror or error}"
             raise CaseError(FailureReason.UNREADABLE_FILE, detail, path=name) from error
@@ -132,21 +143,21 @@ class FolderFiles:
 
 
 def _list_local(root: Path) -> dict[str, tuple[int, str]]:
-    """Size and modification time of the files of a case."""
+    """Size and modification time of the files of a folder and of its results."""
     marks = {}
-    for sub in ("", _RESULTS):
-        folder = root / sub
-        if not sub or folder.is_dir():
-            for entry in os.scandir(folder):
-                if entry.is_file():
-                    stat = entry.stat()
-                    marks[f"{sub}/{entry.name}" if sub else entry.name] = (stat.st_size, str(stat.st_mtime_ns))
+    results = [entry.name for entry in os.scandir(root) if entry.name.lower() == RESULTS and entry.is_dir()]
+    for sub in ("", *results):
+        for entry in os.scandir(root / sub):
+            if entry.is_file():
+                stat = entry.stat()
+                marks[f"{sub}/{entry.name}" if sub else entry.name] = (stat.st_size, str(stat.st_mtime_ns))
     return marks
 
 
-def _list_remote(url: str) -> dict[str, tuple[int, str]]:
-    found = list_remote(url, depth=2)
-    return {name: mark for name, mark in found.items() if name.rpartition("/")[0] in ("", _RESULTS)}
+def _all_files(listed: Iterable[str]) -> dict[str, str]:
+    """Every file of a folder and of its results: name in the case to path."""
+    split = {path: split_name(path) for path in sorted(listed) if not is_litter(path)}
+    return {relative: path for path, (folder, relative) in split.items() if not folder}
 
 
 class ArchiveFiles:
@@ -187,7 +198,7 @@ def open_case(location: CaseLocation) -> CaseFiles:
     """
     try:
         if location.prefix is None:
-            return FolderFiles(location.container)
+            return FolderFiles(location.container, location.run)
         reader = reader_at(location.container)
         if location.index is not None and (members := read_members(location.index, reader.mark)) is not None:
             files = ArchiveFiles(reader, members)

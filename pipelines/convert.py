@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lpbf_data.case import Case
 from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.record import CaseRecord, Failure, attributes_of, is_case_id
+from lpbf_data.remarks import merge_remarks
 from lpbf_data.schema import BUILD_FIELDS, DEFAULT_FIELDS, FieldSpec
 from pipelines.case_files import CaseLocation, is_unchanged, open_case
 from pipelines.fingerprint import geometry_digests
@@ -78,6 +79,7 @@ def measure_location(location: CaseLocation) -> Measured:
             measures=measure_case(case, build, info.recoater_tolerance),
             statistics=field_statistics(case, measured_specs()),
             geometry_digests=geometry_digests(case),
+            remarks=merge_remarks(run.remarks),
             package_version=importlib.metadata.version("lpbf-flare"),
         )
     except Exception as error:  # noqa: BLE001 (one broken case must not stop a build)

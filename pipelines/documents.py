@@ -10,6 +10,7 @@ from typing import Final
 
 from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
 from lpbf_data.record import CaseRecord
+from lpbf_data.remarks import Remark
 from lpbf_data.schema import SCHEMA_VERSION
 from pipelines.card import INTRODUCTION, CardPicture, dataset_version, make_card
 from pipelines.croissant import CROISSANT_NAME, make_croissant
@@ -39,10 +40,11 @@ def make_documents(request: BuildRequest, manifest: bytes) -> dict[str, bytes]:
         manifest: The encoded manifest.
     """
     digest = hashlib.sha256(manifest).hexdigest()
-    records = decode_manifest(manifest).records
+    decoded = decode_manifest(manifest)
+    records = decoded.records
     documents = {
         CARD_NAME: make_card_of(request, manifest),
-        BUILD_NAME: _build_json(request, records, digest),
+        BUILD_NAME: _build_json(request, records, decoded.remarks, digest),
         MANIFEST_NAME: manifest,
     }
     if "parquet" in request.formats and any(record.status == "kept" for record in records):
@@ -63,7 +65,9 @@ def make_card_of(request: BuildRequest, manifest: bytes, pictures: Sequence[Card
     return make_card(records, request.specs, request.formats, request.limits, request.splits, digest, pictures)
 
 
-def _build_json(request: BuildRequest, records: Sequence[CaseRecord], manifest_sha256: str) -> bytes:
+def _build_json(
+    request: BuildRequest, records: Sequence[CaseRecord], remarks: Sequence[Remark], manifest_sha256: str
+) -> bytes:
     sources = sorted(f"{r.case_id}\0{r.source.source_digest}" for r in records)
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -72,6 +76,7 @@ def _build_json(request: BuildRequest, records: Sequence[CaseRecord], manifest_s
         "sources": sorted({record.source.archive for record in records}),
         "sources_sha256": hashlib.sha256("\n".join(sources).encode("utf-8", "surrogatepass")).hexdigest(),
         "manifest_sha256": manifest_sha256,
+        "remarks": [remark.as_dict() for remark in remarks],
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
     }
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

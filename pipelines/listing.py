@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,11 +20,13 @@ from tqdm import tqdm
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import CaseError, FailureReason, UsageError
 from lpbf_data.record import CaseRecord, Failure, SourceRef
+from lpbf_data.remarks import MAX_EXAMPLES, Remark, Treatment
 from pipelines.archive import archive_at
 from pipelines.case_files import CaseLocation, open_case
 from pipelines.engine import Engine
 from pipelines.member_index import IndexRange, write_index
 from pipelines.places import mark_of
+from pipelines.runs import runs_of
 from pipelines.sources import (
     Found,
     SourceScan,
@@ -36,7 +38,7 @@ from pipelines.sources import (
 )
 from pipelines.workspace import Workspace
 
-_LISTING_VERSION: Final = 2
+_LISTING_VERSION: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ def _encode(found: Found, ranges: Sequence[IndexRange]) -> dict[str, Any]:
             for x, rows in zip(found.locations, ranges, strict=True)
         ],
         "failures": failures,
+        "remarks": [remark.as_dict() for remark in found.remarks],
     }
 
 
@@ -115,7 +118,7 @@ def _decode(stored: dict[str, Any], index: Path) -> Found:
         member = entry.pop("member")
         failure = Failure(**(entry | {"failure_reason": FailureReason(entry["failure_reason"])}))
         failures.append(CaseRecord(case_id=member, source=SourceRef(archive, member), failure=failure))
-    return Found(locations, tuple(failures))
+    return Found(locations, tuple(failures), tuple(map(Remark.from_dict, stored["remarks"])))
 
 
 def scan_sources(sources: Sequence[str], *, by_content: bool = False) -> list[SourceScan]:
@@ -130,7 +133,7 @@ def scan_sources(sources: Sequence[str], *, by_content: bool = False) -> list[So
     """
     scans = [scan_source(source, by_content=by_content) for source in sources]
     if not any(scan.found.locations or scan.archives for scan in scans):
-        raise no_case_found(sources)
+        raise no_case_found(sources, [scan.found for scan in scans])
     return scans
 
 
@@ -161,34 +164,73 @@ def list_sources(sources: Sequence[str], scans: Sequence[SourceScan], engine: En
             bar.update()
     everything = sorted_found(found)
     if not everything.locations and not everything.failures:
-        raise no_case_found(sources)
+        raise no_case_found(sources, [everything])
     return everything
 
 
-def drop_duplicates(locations: Sequence[CaseLocation]) -> tuple[list[CaseLocation], list[CaseRecord]]:
-    """Cases of one id are one case when their bytes agree, and none when they don't.
+def drop_duplicates(
+    locations: Sequence[CaseLocation],
+) -> tuple[list[CaseLocation], list[CaseRecord], tuple[Remark, ...]]:
+    """Cases of one id are one case when their bytes agree; otherwise they get the names of their runs, or fail.
 
     Args:
         locations: Every case that was found.
 
     Returns:
-        One location an id, and a failure for each case whose id another case with other content has.
+        One location an id, sorted by it; a failure for each case whose id another case with other content has; and what
+        is said of copies and of cases that were renamed.
     """
     by_id: dict[str, list[CaseLocation]] = {}
     for location in locations:
         by_id.setdefault(location.case_id, []).append(location)
     unique: list[CaseLocation] = []
     failures: list[CaseRecord] = []
+    copies: list[str] = []
+    renamed: list[str] = []
     for case_id, places in by_id.items():
         if len(places) == 1 or len({_content(place) for place in places}) == 1:
             unique.append(places[0])
+            copies += [f"{place.source.archive}:{place.source.member}" for place in places[1:]]
+            continue
+        if own := _named_by_runs(places, by_id):
+            unique += own
+            renamed += [f"{x.source.archive}:{x.source.member} → {x.case_id}" for x in own]
             continue
         for place in places:
             others = ", ".join(f"{o.source.archive}:{o.source.member}" for o in places if o is not place)
-            detail = f"another case with other content has the same id: {others}"
+            detail = (
+                f"another case with other content has the same id: {others}; rename the folder of one of them, whose "
+                "name is the id, or build them into separate data sets"
+            )
             failure = Failure(FailureReason.DUPLICATE_CASE, detail)
             failures.append(CaseRecord(case_id=case_id, source=place.source, failure=failure))
-    return unique, failures
+    remarks = []
+    if copies:
+        sentence = "copies of a case, equal in name and content; one is kept"
+        remarks.append(Remark(Treatment.LEFT_OUT, "copies", sentence, len(copies), tuple(copies[:MAX_EXAMPLES])))
+    if renamed:
+        sentence = "cases of different content whose folders have one name, called by what their files begin with"
+        remarks.append(Remark(Treatment.CHANGED, "renamed", sentence, len(renamed), tuple(renamed[:MAX_EXAMPLES])))
+    return sorted(unique, key=lambda x: x.case_id), failures, tuple(remarks)
+
+
+def _named_by_runs(places: Sequence[CaseLocation], taken: Collection[str]) -> list[CaseLocation]:
+    """Cases under the names of their runs; none when these don't tell them apart, or are names of other cases.
+
+    Names depend on the files alone, not on the order of sources or on what else lies there.
+    """
+    names = [_name_of_run(place) for place in places]
+    if len(set(names)) < len(names) or any(not n or (n in taken and n != places[0].case_id) for n in names):
+        return []
+    return [dataclasses.replace(place, case_id=name) for place, name in zip(places, names, strict=True)]
+
+
+def _name_of_run(location: CaseLocation) -> str:
+    try:
+        runs = runs_of(open_case(location).sizes)
+    except CaseError:
+        return ""
+    return runs[0].removesuffix("_") if len(runs) == 1 else ""
 
 
 def _content(location: CaseLocation) -> str:

@@ -7,6 +7,7 @@ onto the finished part.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -20,6 +21,7 @@ from lpbf_data.case import Case
 from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.mesh import hex_corner_volumes
 from lpbf_data.record import RunInfo
+from lpbf_data.remarks import Remark, Treatment
 from lpbf_data.schema import BUILD_FIELDS, FIELDS, SYMMETRIC_TENSOR, FieldSpec
 from lpbf_data.tensor_order import ENSIGHT_ORDER, VTK_ORDER, TensorOrder, order_by_principal_values, reorder
 from pipelines.case_files import CaseFiles, digest_of_contents
@@ -34,7 +36,9 @@ from pipelines.ensight import (
     read_points,
     read_variable,
 )
+from pipelines.ensight.case_file import is_utf8
 from pipelines.points import PointIndex
+from pipelines.runs import runs_of
 from pipelines.solver_log import InputSummary, LogSummary, read_input, read_log
 
 VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
@@ -102,29 +106,52 @@ class NetfabbRun:
         files: Its files.
 
     Raises:
-        CaseError: If the run isn't good, or its case file is missing or malformed.
+        CaseError: If the run isn't good, the folder holds several, or the case file is missing or malformed.
+
+    Attributes:
+        remarks: What was guessed, changed or repaired so far; readers add theirs.
     """
 
     def __init__(self, case_id: str, files: CaseFiles) -> None:
         self.case_id = case_id
         self._files = files
         self._read: dict[str, tuple[int, int]] = {}
+        self.remarks: list[Remark] = []
+        self._prefix = self._only_run()
         self.log = self._check_log()
         self.case_file, self._folder = self._read_case_file()
 
     def _named(self, ending: str, folder: str = "") -> str | None:
-        """The file `<p>mechanical…` in a folder of the case; `<p>` is empty or ends with an underscore."""
-        stem = f"{folder}/" if folder else ""
-        wanted = (f"{stem}{ending}", f"{stem}{self.case_id}_{ending}")
-        names = [name for name in self._files.sizes if name in wanted]
-        names = names or sorted(
-            name
-            for name in self._files.sizes
-            if name.startswith(stem) and name.endswith(f"_{ending}") and "/" not in name[len(stem) :]
-        )
-        return names[0] if names else None
+        """The file `<p>mechanical…` in a folder of the case; `<p>` is what all files of the run begin with."""
+        name = self._resolved(f"{folder}/{self._prefix}{ending}" if folder else f"{self._prefix}{ending}")
+        return name if name in self._files.sizes else None
+
+    def _only_run(self) -> str:
+        """What the files of the run begin with."""
+        runs = runs_of(self._files.sizes)
+        if len(runs) > 1:
+            named = ", ".join(run.removesuffix("_") or "one without a name" for run in runs)
+            detail = f"the folder holds {len(runs)} runs ({named}); give each a folder of its own"
+            raise CaseError(FailureReason.DUPLICATE_CASE, detail)
+        return runs[0] if runs else ""
+
+    @cached_property
+    def _by_sound(self) -> dict[str, list[str]]:
+        """Names of files by what doesn't differ between systems: neither case nor how accents are composed."""
+        names: dict[str, list[str]] = {}
+        for name in self._files.sizes:
+            names.setdefault(_sound(name), []).append(name)
+        return names
+
+    def _resolved(self, name: str) -> str:
+        """How a file is really called: Windows ignores capitals, and macOS stores an accent apart from its letter."""
+        if name in self._files.sizes:
+            return name
+        like = self._by_sound.get(_sound(name), [])
+        return like[0] if len(like) == 1 else name
 
     def _bytes(self, name: str) -> bytes:
+        name = self._resolved(name)
         data = self._files.read(name)
         self._read[name] = (len(data), self._files.crc32(name, data))
         return data
@@ -142,7 +169,9 @@ class NetfabbRun:
     def _check_log(self) -> LogSummary:
         name = self._named("mechanical.out")
         if name is None:
-            raise CaseError(FailureReason.MISSING_FILE, "the solver's log is missing", path="mechanical.out")
+            raise CaseError(
+                FailureReason.MISSING_FILE, "the solver's log is missing", path=f"{self._prefix}mechanical.out"
+            )
         log = read_log(self._text(name))
         if not log.completed:
             raise CaseError(FailureReason.SOLVER_TERMINATED, log.complaint, path=name)
@@ -152,8 +181,14 @@ class NetfabbRun:
         inner, outer = self._named("mechanical.case", "results"), self._named("mechanical.case")
         name = inner or outer
         if name is None:
-            raise CaseError(FailureReason.MISSING_FILE, "the case file is missing", path="results/mechanical.case")
-        case_file = read_case_file(self._bytes(name), name)
+            missing = f"results/{self._prefix}mechanical.case"
+            raise CaseError(FailureReason.MISSING_FILE, "the case file is missing", path=missing)
+        data = self._bytes(name)
+        self._case_name = name
+        case_file = read_case_file(data, name)
+        if not is_utf8(data):
+            sentence = "case files that aren't UTF-8, read as Windows-1252"
+            self.remarks.append(Remark(Treatment.GUESSED, "case_file_encoding", sentence, examples=(name,)))
         return case_file, "results/" if inner else ""
 
     @cached_property
@@ -200,10 +235,10 @@ class NetfabbRun:
         variable = self.case_file.variables.get(VARIABLES[name])
         if variable is None:
             detail = f"the case file has no variable {VARIABLES[name]!r}"
-            raise CaseError(FailureReason.MISSING_VARIABLE, detail, path=f"{self._folder}mechanical.case")
+            raise CaseError(FailureReason.MISSING_VARIABLE, detail, path=self._case_name)
         if COMPONENTS[variable.kind] != spec.num_components or variable.location != spec.location:
             detail = f"{variable.name} is a {variable.kind} per {variable.location}"
-            raise CaseError(FailureReason.MALFORMED_FILE, detail, path=f"{self._folder}mechanical.case")
+            raise CaseError(FailureReason.MALFORMED_FILE, detail, path=self._case_name)
         path = self._folder + self.case_file.variable_file(variable.name, frame)
         data = self._bytes(path)
         try:
@@ -267,7 +302,7 @@ class NetfabbRun:
             return
         for index in range(self._num_geometries):
             name = self._folder + self.case_file.geometry_file(index)
-            geometry = read_geometry(self._files.read(name), name)
+            geometry = read_geometry(self._files.read(self._resolved(name)), name)
             if held == len(geometry.points if spec.location == "point" else geometry.cells):
                 detail = f"the file holds {held:,} values, its geometry has {count:,}; they fit {name}"
                 raise CaseError(FailureReason.SIZE_MISMATCH, detail, path=error.path, offset=error.offset) from error
@@ -389,6 +424,10 @@ def _match_grown(
         return index.match(points)
     new_here, new_there = index.match(points[known:])
     return np.concatenate((here, new_here)), np.concatenate((there, new_there + known))
+
+
+def _sound(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _check_cells(geometry: Geometry, path: str) -> None:

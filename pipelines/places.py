@@ -80,9 +80,9 @@ def list_remote(url: str, *, depth: int | None = None) -> dict[str, tuple[int, s
         OSError: If it isn't there or can't be listed.
     """
     system, root = _resolve(url)
-    if not system.exists(root):
-        raise FileNotFoundError(f"{url} doesn't exist")
     found = system.find(root, maxdepth=depth, detail=True)
+    if not found and not system.exists(root):  # asked only then: every request takes its time
+        raise FileNotFoundError(f"{url} doesn't exist")
     return {posixpath.relpath(name, root): _mark(info) for name, info in found.items() if info["type"] == "file"}
 
 

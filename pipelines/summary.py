@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from lpbf_data.manifest import count_by
 from lpbf_data.record import CaseRecord
-from lpbf_data.remarks import Remark, Treatment, merge_remarks
+from lpbf_data.remarks import MAX_EXAMPLES, Remark, Treatment, merge_remarks
 from pipelines.split_rules import SplitRequest
 
 _MOST_EXAMPLES = 3
@@ -105,8 +106,39 @@ def print_summary(records: Sequence[CaseRecord], out: str, *, seconds: float, co
     console.print(table)
     for sentence in mixtures(records):
         console.print(f"note: {sentence}")
-    for remark in tensor_remarks(records):
-        console.print(str(remark), markup=False)
+
+
+def print_remarks(remarks: Iterable[Remark], console: Console) -> None:
+    """Print what was left out, changed, guessed or repaired, one line a kind."""
+    for remark in remarks:
+        console.print(f"note: {remark.count:,} {remark}", markup=False, highlight=False)
+
+
+def collect_remarks(found: Iterable[Remark], records: Iterable[CaseRecord]) -> tuple[Remark, ...]:
+    """All remarks of a build: those of its sources, those of its cases, and what shows only beside other cases.
+
+    Args:
+        found: Remarks of the sources.
+        records: Rows of the manifest, with the remarks of each case.
+    """
+    ordered = sorted(records, key=lambda r: (r.case_id, r.source.archive, r.source.member))
+    own = [_of_case(remark, record.case_id) for record in ordered for remark in record.remarks]
+    return merge_remarks([*found, *own, *tensor_remarks(ordered), *_equal_results(ordered)])
+
+
+def _of_case(remark: Remark, case_id: str) -> Remark:
+    return dataclasses.replace(remark, examples=tuple(f"{case_id}: {x}" for x in remark.examples) or (case_id,))
+
+
+def _equal_results(records: Iterable[CaseRecord]) -> tuple[Remark, ...]:
+    by_results: dict[str, list[str]] = {}
+    for record in records:
+        if record.measures is not None:
+            key = repr((record.measures, sorted(record.statistics.items()), record.geometry_digests))
+            by_results.setdefault(key, []).append(record.case_id)
+    equal = [" = ".join(ids) for ids in by_results.values() if len(ids) > 1]
+    sentence = "cases with equal results under different ids, all used as they are; drop the copies if they are copies"
+    return (Remark(Treatment.KEPT, "equal_cases", sentence, len(equal), tuple(equal[:MAX_EXAMPLES])),) if equal else ()
 
 
 def say_empty_splits(records: Sequence[CaseRecord], asked: SplitRequest, console: Console) -> None:

@@ -28,6 +28,8 @@ _VARIABLE: Final = re.compile(
     r"(?P<kind>scalar|vector|tensor symm|tensor asym|complex scalar|complex vector|constant) per "
     r"(?P<location>node|element|case|measured node|part|measured part|case file):?\s+(?P<rest>.*)"
 )
+_WORD: Final = re.compile(r'"([^"]*)"|(\S+)')
+_ELSEWHERE: Final = ("time values file", "filename numbers file")
 _MAX_STEPS: Final = 1_000_000
 
 
@@ -119,6 +121,15 @@ def expand(pattern: str, number: int) -> str:
     return re.sub(r"\*+", lambda run: str(number).zfill(len(run.group())), pattern)
 
 
+def is_utf8(data: bytes) -> bool:
+    """Whether a text is UTF-8; one that isn't is taken for Windows-1252."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 class _Lines:
     """The lines of a case file without comments and blanks, with their byte offsets."""
 
@@ -126,8 +137,9 @@ class _Lines:
         self.path = path
         self.lines: list[tuple[int, str]] = []
         offset = 0
+        encoding = "utf-8-sig" if is_utf8(data) else "cp1252"
         for raw in data.split(b"\n"):
-            text = raw.decode("utf-8", "replace").strip()
+            text = raw.decode(encoding, "replace").strip()
             if text and not text.startswith("#"):
                 self.lines.append((offset, text))
             offset += len(raw) + 1
@@ -203,12 +215,18 @@ def _check_frames(lines: _Lines, variables: Mapping[str, Variable], time_sets: M
         raise lines.error(FailureReason.INCONSISTENT_STEPS, detail, lines.end)
 
 
-def _split_sets(text: str) -> tuple[int | None, list[str]]:
-    """Leading time-set (and file-set) numbers, and the words after them."""
-    words = text.split()
+def _split_sets(lines: _Lines, text: str, offset: int) -> tuple[int | None, list[str]]:
+    """The leading number of a time set, and the words after it; a name in quotes is one word."""
+    words = [quoted or word for quoted, word in _WORD.findall(text)]
     numbers: list[int] = []
     while len(words) > 1 and len(numbers) < 2 and words[0].isdigit():
         numbers.append(int(words.pop(0)))
+    if len(numbers) > 1:
+        detail = (
+            f"all steps lie in one file (file set {numbers[1]}), which isn't read; "
+            "export the results with a file for each step"
+        )
+        raise lines.error(FailureReason.UNSUPPORTED_DIALECT, detail, offset)
     return (numbers[0] if numbers else None), words
 
 
@@ -229,7 +247,7 @@ def _read_model(lines: _Lines, start: int, body: Sequence[tuple[int, str]]) -> t
     for offset, text in body:
         key, _, rest = text.partition(":")
         if key.strip() == "model":
-            time_set, words = _split_sets(rest)
+            time_set, words = _split_sets(lines, rest, offset)
             if not words:
                 raise lines.error(FailureReason.MALFORMED_FILE, "the line 'model:' names no file", offset)
             pattern = _safe_name(lines, words[0], offset)
@@ -245,7 +263,7 @@ def _read_variables(lines: _Lines, body: Sequence[tuple[int, str]]) -> Iterator[
         kind, location = match["kind"], match["location"]
         if kind not in COMPONENTS or location not in ("node", "element"):
             continue  # constants and complex values carry no field of the part
-        time_set, words = _split_sets(match["rest"])
+        time_set, words = _split_sets(lines, match["rest"], offset)
         if len(words) != 2:
             raise lines.error(FailureReason.MALFORMED_FILE, f"can't read the variable {text[:60]!r}", offset)
         pattern = _safe_name(lines, words[1], offset)
@@ -273,6 +291,10 @@ def _read_time_set(lines: _Lines, body: Sequence[tuple[int, str]]) -> tuple[int,
             key = head.strip()
             values[key] = []
         values.setdefault(key, []).extend((rest if colon else text).split())
+    if elsewhere := [name for name in _ELSEWHERE if name in values]:
+        named = " ".join([f"{elsewhere[0]}:", *values[elsewhere[0]]])
+        detail = f"steps that lie in a file of their own ({named}) aren't read; write them into the case file"
+        raise lines.error(FailureReason.UNSUPPORTED_DIALECT, detail, start)
     try:
         number = int(values.get("time set", ["1"])[0])
         steps = int(values["number of steps"][0])
