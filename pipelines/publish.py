@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lpbf_data.command_line import run
+from lpbf_data.console import open_console
 from lpbf_data.errors import UsageError
 from pipelines.engine import Resources
 
@@ -160,14 +161,13 @@ def publish(
             "a data set is published under a stated licence only: --license cc-by-4.0, cc-by-nc-sa-4.0, other, …"
         )
     resources = Resources(workers)
-    from rich.console import Console
 
     from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
     from pipelines.croissant import CROISSANT_NAME
     from pipelines.summary import human_bytes
     from pipelines.verify import verify_dataset
 
-    console = Console(soft_wrap=True)
+    console = open_console()
     root = Path(data)
     verdict = verify_dataset(root, resources)
     if verdict.problems:
@@ -176,7 +176,7 @@ def publish(
         raise UsageError(f"{data} names a path of this machine, {paths[0]}; build it again before you publish it")
     records = decode_manifest((root / MANIFEST_NAME).read_bytes()).records
     for sentence in warnings_for(records, license):
-        console.print(f"[bold]warning[/bold]: {sentence}", highlight=False)
+        console.print(f"warning: {sentence}")
     changed = {"README.md": with_license((root / "README.md").read_text(encoding="utf-8"), license)}
     if (root / CROISSANT_NAME).exists():
         changed[CROISSANT_NAME] = croissant_with_license((root / CROISSANT_NAME).read_text(encoding="utf-8"), license)
@@ -184,12 +184,12 @@ def publish(
     size = human_bytes(sum(path.stat().st_size for path in files))
     if dry_run:
         for line in _contents(root, files):
-            console.print(line, highlight=False)
-        console.print(f"{len(files):,} files, {size}, would go to {repo}; nothing was sent", highlight=False)
+            console.print(line)
+        console.print(f"{len(files):,} files, {size}, would go to {repo}; nothing was sent")
         return 0
     with _staged(root, changed) as folder:
         address = _upload(folder, repo, private=private, revision=revision, token=token, cases=verdict.cases)
-    console.print(f"{len(files):,} files, {size}: {address}", highlight=False)
+    console.print(f"{len(files):,} files, {size}: {address}")
     return 0
 
 

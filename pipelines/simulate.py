@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lpbf_data.command_line import run
+from lpbf_data.console import open_console, progress
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import UsageError
 from pipelines.engine import Resources, open_engine
@@ -71,7 +72,6 @@ def simulate(
         Exit status: 0, or 1 when no case was completed.
     """
     resources = Resources(workers, scheduler, cluster)
-    from rich.console import Console
 
     from pipelines.simulation.request import SimulationOptions, check_request
 
@@ -79,7 +79,7 @@ def simulate(
         cases, seed, points, material, tuple(families), tuple(stl), encoding, naming, archive, failure_rate
     )
     outcomes = run_simulation(check_request(out, options), resources)
-    print_outcomes(outcomes, Path(out), Console(soft_wrap=True))
+    print_outcomes(outcomes, Path(out), open_console())
     return 0 if any(outcome.status == "completed" for outcome in outcomes) else 1
 
 
@@ -96,8 +96,6 @@ def run_simulation(request: SimulationRequest, resources: Resources) -> tuple[Ca
     Raises:
         UsageError: If the folder holds something else, or another simulation works there.
     """
-    from tqdm import tqdm
-
     from pipelines.simulation.archives import archived
     from pipelines.simulation.case_task import run_case
 
@@ -105,13 +103,13 @@ def run_simulation(request: SimulationRequest, resources: Resources) -> tuple[Ca
         packed = archived(request.out) if request.options.archive else 0
         ready = place / "ready" if request.options.archive else request.out
         tasks, outcomes = _plan_tasks(request, place, ready, packed)
-        with tqdm(total=len(request.parts), initial=len(outcomes), desc="simulate", unit="case") as bar:
+        with progress(len(request.parts), "simulate", "case", initial=len(outcomes)) as bar:
             if tasks:
                 with open_engine(resources) as engine:
                     for outcome in engine.map(run_case, tasks):
                         outcomes[outcome.case_id] = outcome
-                        bar.update()
                         bar.set_postfix(failed=sum(one.status == "failed" for one in outcomes.values()))
+                        bar.update()
         if request.options.archive:
             _pack(request, ready, packed)
     return tuple(outcomes[case_id] for case_id, _ in request.parts)
@@ -223,7 +221,7 @@ def print_outcomes(outcomes: Sequence[CaseOutcome], out: Path, console: Console)
     table.add_row("points", f"{sum(outcome.num_points for outcome in completed):,}")
     console.print(table)
     for outcome in [one for one in failed if not one.asked_for][:_EXAMPLES]:
-        console.print(f"{outcome.case_id} failed: {outcome.reason}", markup=False)
+        console.print(f"{outcome.case_id} failed: {outcome.reason}")
 
 
 def main() -> None:
