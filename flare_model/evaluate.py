@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flare_model.targets import resolve_targets
 from lpbf_data.command_line import run
-from lpbf_data.console import open_console
+from lpbf_data.console import open_console, say
 from lpbf_data.durable import sha256_of_file, write_durably, write_json
 from lpbf_data.errors import StoreError, UsageError
 
@@ -119,6 +119,8 @@ def _evaluate_one(
         surrogate = from_pretrained(loaded, trust=trust).to(device)
         summary = _judge_into(out, checkpoint, surrogate, split, false_alarms) | {"identity": identity}
         write_json(out / SUMMARY_NAME, summary)
+    else:
+        say(f"{out} holds this evaluation already; only pictures that are missing are drawn")
     rows = pq.read_table(out / CASES_NAME).to_pylist()
     draw_evaluation(out, split, rows, out / PREDICTIONS_NAME, worst)
     return summary

@@ -166,6 +166,8 @@ def run_once(
     result = folder / RESULT_NAME
     if result.exists():
         found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        if fabric.is_global_zero:
+            say(f"{folder} ended at step {found['steps']:,}; nothing is left to train")
         return found
     fabric.barrier()  # Nobody writes before all have looked.
     trainer = Trainer(settings, fabric, precision, folder, splits)  # It refuses a model before anything is written.

@@ -138,7 +138,7 @@ class ProgressLines:
             amount = f"{self.done:,} of {self.total:,} {self.unit}s ({100 * self.done // self.total} %)"
         figures = "".join(f", {name} {value}" for name, value in self._figures.items())
         seconds = time.monotonic() - self._started
-        print(f"{self.desc}: {amount} after {seconds:,.0f} s{figures}", file=sys.stderr, flush=True)
+        say(f"{self.desc}: {amount} after {seconds:,.0f} s{figures}")
 
 
 def progress(total: int | None, desc: str, unit: str, *, initial: int = 0, shown: bool = True) -> Progress:

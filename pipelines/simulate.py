@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lpbf_data.command_line import run
-from lpbf_data.console import open_console, progress
+from lpbf_data.console import open_console, progress, say
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import UsageError
 from pipelines.engine import Resources, open_engine
@@ -103,6 +103,8 @@ def run_simulation(request: SimulationRequest, resources: Resources) -> tuple[Ca
         packed = archived(request.out) if request.options.archive else 0
         ready = place / "ready" if request.options.archive else request.out
         tasks, outcomes = _plan_tasks(request, place, ready, packed)
+        if outcomes and tasks:
+            say(f"{request.out} goes on from case {len(outcomes):,} of {len(request.parts):,}")
         with progress(len(request.parts), "simulate", "case", initial=len(outcomes)) as bar:
             if tasks:
                 with open_engine(resources) as engine:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lpbf_data.console import progress
+from lpbf_data.console import progress, say
 from lpbf_data.record import CaseRecord, Placement
 from pipelines.case_files import CaseLocation
 from pipelines.commit import committed_shards, place_of
@@ -52,6 +52,8 @@ def measure(engine: Engine, tasks: Sequence[GroupTask], *, total: int, done: int
         total: Cases in all, for the progress bar.
         done: Cases measured before.
     """
+    if done and tasks:
+        say(f"measuring goes on from case {done:,} of {total:,}")
     with progress(total, "measure", "case", initial=done) as bar:
         failures = 0
         for result in engine.map(measure_group, tasks):
