@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import pty
 import shutil
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
 
 from lpbf_data.console import ProgressLines, follow, open_console
-from tests.data_fixtures import *  # noqa: F403
 from tests.netfabb_cases import Part, write_part
 
-UNKNOWN_USER = 54321
 OPTIONS = [
     ("flare_model.train", ["--data", "x"], "--recipe.lerning_rate", "--recipe.learning_rate"),
     ("flare_model.train", ["--data", "x"], "--model.config.num_bloks", "--model.config.num_blocks"),
@@ -103,6 +103,7 @@ def test_progress_that_goes_on_counts_what_is_done_and_tells_where_it_broke(caps
 
 def test_a_terminal_gets_a_bar(built: Path) -> None:
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
     command = [sys.executable, "-m", "pipelines.verify", str(built), "--workers", "0"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, check=False)
     os.close(theirs)
@@ -119,7 +120,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small data set that verifies."""
     folder = tmp_path_factory.mktemp("built")
     for number in range(3):
-        write_part(folder / "src", Part(f"case{number}", cell=(6.0 + number, 6.0, 12.0)))
+        write_part(folder / "src", Part(f"case[bold]{number}", cell=(6.0 + number, 6.0, 12.0)))
     words = ["--src", str(folder / "src"), "--out", str(folder / "lpbf"), "--workers", "0", "--no_report"]
     done = call("pipelines.build", *words)
     assert done.returncode == 0, done.stderr
@@ -170,67 +171,82 @@ def test_marks_appear_as_they_are() -> None:
     assert file.getvalue() == "case[/b] [bold]x[/bold] :smile: [x]\n"
 
 
-SERVE = """
-import os, sys, warnings
-if int(sys.argv[2]):
-    os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
-from lpbf_data import load_dataset
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    print(len(load_dataset(sys.argv[1], split="test")[0].pos))
-print(*[w.message for w in caught if w.category.__name__ == "CacheWarning"], sep="\\n")
+ALONE = """
+import os, runpy, sys
+os.setresuid(54321, 0, 0)  # A user without an entry, who may still read what root may.
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
+TINY = ["--recipe.epochs", "1", "--targets", "displacement_z", "--accelerator", "cpu"]
+SIZES = {"channels": 8, "num_blocks": 1, "num_heads": 2, "num_latents": 4}
 
 
-@pytest.fixture
-def homeless(small_dataset: Path) -> dict[str, str]:
-    """An environment without a home; whose user has no entry either."""
+def alone(module: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user who has neither a home nor an entry."""
     if os.name == "nt" or os.getuid() != 0:
         pytest.skip("only root can become a user without an entry")
-    return {k: v for k, v in os.environ.items() if k not in ("HOME", "LPBF_CACHE", "XDG_CACHE_HOME", "USER", "LOGNAME")}
+    gone = ("HOME", "LPBF_CACHE", "XDG_CACHE_HOME", "USER", "LOGNAME", "USERNAME", "LNAME")
+    bare = {k: v for k, v in os.environ.items() if k not in gone}
+    command = [sys.executable, "-c", ALONE, module, *words]
+    return subprocess.run(command, capture_output=True, text=True, env=bare | environment, check=False)
 
 
-def serve(data: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", SERVE, str(data), str(UNKNOWN_USER)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+def training(built: Path, out: Path) -> list[str]:
+    sizes = [f"--model.config.{name}={size}" for name, size in SIZES.items()]
+    return ["--data", str(built), "--out", str(out), *TINY, *sizes]
 
 
-def opened(small_dataset: Path, tmp_path: Path) -> Path:
-    """The data set where anyone may read."""
-    data = tmp_path / "lpbf"
-    shutil.copytree(small_dataset, data)
-    for folder in (data, *data.parents):
-        if folder.owner() == Path.home().owner() and str(folder).startswith("/tmp/"):
-            folder.chmod(0o755)
-    return data
-
-
-def test_no_home_and_no_entry_means_no_cache_and_one_warning(
-    homeless: dict[str, str], small_dataset: Path, tmp_path: Path
-) -> None:
-    done = serve(opened(small_dataset, tmp_path), homeless)
+def test_without_a_home_there_is_no_cache_and_one_warning(built: Path, tmp_path: Path) -> None:
+    done = alone("flare_model.train", *training(built, tmp_path / "run"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("there is no home folder for the cache") == 1
-    assert "LPBF_CACHE" in done.stdout
+    assert done.stderr.count("there is no home folder for the cache") == 1
+    assert "Traceback" not in done.stderr
 
 
-def test_no_home_and_no_entry_is_no_matter_where_the_cache_is_named(
-    homeless: dict[str, str], small_dataset: Path, tmp_path: Path
-) -> None:
-    data, cache = opened(small_dataset, tmp_path), tmp_path / "cache"
-    cache.mkdir()
-    cache.chmod(0o777)
-    done = serve(data, homeless | {"LPBF_CACHE": str(cache)})
+def test_without_a_home_the_named_cache_is_used(built: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    done = alone("flare_model.train", *training(built, tmp_path / "run"), LPBF_CACHE=str(cache))
     assert done.returncode == 0, done.stderr
-    assert "home" not in done.stdout
-    assert list(cache.rglob("*.arrow")) or any(cache.iterdir())
-    refused = serve(data, homeless | {"LPBF_CACHE": "~/cache"})
-    assert "UsageError: LPBF_CACHE ~/cache: no home folder is known for ~; give the whole path" in refused.stderr
+    assert "home" not in done.stderr
+    assert any(cache.iterdir())
+    again = alone("flare_model.train", *training(built, tmp_path / "run"), LPBF_CACHE=str(cache))
+    assert "ended at step" in again.stderr
+    assert "nothing is left to train" in again.stderr
 
 
-def test_a_tilde_in_the_name_of_the_cache_is_the_home(
-    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tilde_that_stands_for_no_home_is_one_sentence(built: Path, tmp_path: Path) -> None:
+    done = alone("flare_model.train", *training(built, tmp_path / "run"), LPBF_CACHE="~/cache")
+    assert done.stderr == "error: LPBF_CACHE ~/cache: no home folder is known for ~; give the whole path\n"
+    assert done.returncode == 1
+
+
+def test_without_a_home_a_data_set_is_built_drawn_and_verified(tmp_path: Path) -> None:
+    write_part(tmp_path / "src", Part("case"))
+    out = str(tmp_path / "lpbf")
+    done = alone("pipelines.build", "--src", str(tmp_path / "src"), "--out", out, "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert alone("pipelines.verify", out, "--workers", "0").returncode == 0
+
+
+def test_what_goes_on_says_from_where_and_marks_in_ids_stay(built: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run[x]"
+    words = training(built, run)
+    first = call("flare_model.train", *words, LPBF_CACHE=str(tmp_path / "cache"), PYTHONIOENCODING="ascii")
+    assert first.returncode == 0, first.stderr
+    assert "goes on" not in first.stderr.decode()
+    assert "run[x]" in first.stdout.decode()
+    steps = json.loads((run / "result.json").read_text(encoding="utf-8"))["steps"]
+    (run / "result.json").unlink()
+    again = call("flare_model.train", *words, LPBF_CACHE=str(tmp_path / "cache"))
+    assert f"run[x] goes on from step {steps} of {steps}\n" in again.stderr.decode()
+    words = ["--checkpoint", str(run), "--data", str(built), "--split", "train"]
+    shown = call("flare_model.spectrum", *words, LPBF_CACHE=str(tmp_path / "cache"), PYTHONIOENCODING="ascii")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.decode().startswith("case[bold]")
+
+
+def test_a_tilde_in_the_name_of_the_cache_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lpbf_data.cache import cache_root
 
     monkeypatch.setenv("HOME", str(tmp_path))
