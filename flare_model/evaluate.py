@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flare_model.targets import resolve_targets
 from lpbf_data.command_line import run
+from lpbf_data.console import open_console, say
 from lpbf_data.durable import sha256_of_file, write_durably, write_json
 from lpbf_data.errors import StoreError, UsageError
 
@@ -68,8 +69,6 @@ def evaluate(
         raise UsageError(f"--false_alarms must lie between 0 and 1, not {false_alarms}")
     if worst < 0:
         raise UsageError(f"--worst must not be negative, but is {worst}")
-    from rich.console import Console
-
     from flare_model.data import Split
     from flare_model.devices import device_of
     from flare_model.evaluation_tables import show, show_spread, spread_of
@@ -77,7 +76,7 @@ def evaluate(
     from flare_model.surrogate import results_folder
 
     judged = Split(data, split)
-    console = Console(soft_wrap=True, markup=False)
+    console = open_console()
     folders = seeds_of(checkpoint)
     summaries = []
     for folder in folders:
@@ -120,6 +119,8 @@ def _evaluate_one(
         surrogate = from_pretrained(loaded, trust=trust).to(device)
         summary = _judge_into(out, checkpoint, surrogate, split, false_alarms) | {"identity": identity}
         write_json(out / SUMMARY_NAME, summary)
+    else:
+        say(f"{out} holds this evaluation already; only pictures that are missing are drawn")
     rows = pq.read_table(out / CASES_NAME).to_pylist()
     draw_evaluation(out, split, rows, out / PREDICTIONS_NAME, worst)
     return summary

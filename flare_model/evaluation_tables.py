@@ -11,6 +11,7 @@ from rich.table import Table
 
 from flare_model.scores import mean_and_deviation, unit_of_errors
 from flare_model.targets import resolve_target
+from lpbf_data.console import open_console
 
 _NAMES: Final = {"model": "model", "zero": "predict zero", "mean": "predict mean"}
 _SPREAD: Final = ("relative_l2", "published", "mean_error")
@@ -31,7 +32,7 @@ def show(summary: Summary, title: str, console: Console) -> None:
         console.print(f"{target}: {title}")
         table = _table(target, by_predictor)
         width = console.measure(table, options=console.options.update_width(1000)).maximum
-        Console(file=console.file, width=max(width, console.width)).print(table)
+        open_console(file=console.file, width=max(width, console.width)).print(table)
         if missing := by_predictor["model"]["without_truth"]:
             console.print(
                 f"note: {_count(missing, 'case')} {'has' if missing == 1 else 'have'} no relative error: {target} is "

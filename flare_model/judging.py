@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from flare_model.batches import Batch
 from flare_model.data import Split, has_split, open_loader
@@ -25,6 +24,7 @@ from flare_model.interference import (
 from flare_model.scores import CaseScore, score_case, summarise
 from flare_model.surrogate import Surrogate
 from flare_model.targets import resolve_targets, spans
+from lpbf_data.console import follow
 
 
 def predictions(surrogate: Surrogate, split: Split) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
@@ -37,7 +37,7 @@ def predictions(surrogate: Surrogate, split: Split) -> Iterator[tuple[Batch, NDA
     features = resolve_targets(surrogate.usage.features, "the checkpoint")
     opened = Split(split.data, split.name, (*targets, *features))
     device = surrogate.point_scale.device
-    for ragged in tqdm(open_loader(opened), desc=split.name, unit="case", total=len(opened)):
+    for ragged in follow(open_loader(opened), len(opened), split.name, "case"):
         batch = Batch.of(ragged, targets, features)
         moved = batch.to(device)
         with torch.inference_mode():

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from flare_model.file_names import FileNames
 from flare_model.targets import Target, resolve_target, resolve_targets, spans
 from lpbf_data.command_line import run
+from lpbf_data.console import open_console
 from lpbf_data.durable import flush_file, flush_folder, write_durably
 from lpbf_data.errors import LpbfError, StoreError, UsageError
 from lpbf_data.remarks import Remark, merge_remarks
@@ -201,8 +202,6 @@ def predict(
     """
     if points is not None and points < 8:
         raise UsageError(f"--points must be 8 or more, not {points}")
-    from rich.console import Console
-
     from flare_model.devices import device_of
     from flare_model.parts import Meshing, Unreadable
     from flare_model.surrogate import from_pretrained
@@ -210,7 +209,7 @@ def predict(
     device = device_of(accelerator)
     surrogate = from_pretrained(checkpoint, trust=trust).to(device)
     meshing = Meshing(points or _usual_points(surrogate), centre, units)
-    console, complaints = Console(soft_wrap=True, markup=False), Console(stderr=True, soft_wrap=True, markup=False)
+    console, complaints = open_console(), open_console(stderr=True)
     needed = {resolve_target(name).field for name in (*surrogate.usage.targets, *surrogate.usage.features)}
     names, done, failed = FileNames(), 0, 0
     remarks: dict[str, tuple[Remark, ...]] = {}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from flare_model.file_names import FileNames
 from flare_model.targets import resolve_targets
 from lpbf_data.command_line import run
+from lpbf_data.console import open_console
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import UsageError
 
@@ -49,7 +50,6 @@ def spectrum(
     """
     if cases < 1:
         raise UsageError(f"--cases must be 1 or more, not {cases}")
-    from rich.console import Console
 
     from flare_model.model import Flare
     from flare_model.plots import plot_spectrum
@@ -62,7 +62,7 @@ def spectrum(
         raise UsageError(f"the spectrum is that of FLARE's mixers; {checkpoint} holds a {type(model).__name__}")
     folder = Path(out) if out is not None else results_folder(checkpoint, "spectrum")
     folder.mkdir(parents=True, exist_ok=True)
-    console = Console(soft_wrap=True)
+    console = open_console()
     names, rows = FileNames(), []
     for batch in _chosen(surrogate, data, split, cases, case):
         points, features = _scaled(surrogate, batch)

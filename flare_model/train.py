@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flare_model.configs import spell_out_config
+from flare_model.configs import config_names, spell_out_config
 from flare_model.recipe import Recipe, choose_precision
 from flare_model.scores import mean_and_deviation
 from flare_model.settings import Accelerator, Settings, changes, make_settings
 from flare_model.spec import ModelSpec, add_model_options, model_words
 from lpbf_data.command_line import run
+from lpbf_data.console import open_console, say
 from lpbf_data.durable import write_durably, write_json
 from lpbf_data.errors import SchemaError, UsageError
 
@@ -86,8 +87,6 @@ def train(
         accelerator=accelerator,
     )
     folders = _folders(Path(out), seed)
-    from rich.console import Console
-
     from flare_model.devices import open_fabric
 
     splits = open_splits(settings)
@@ -101,7 +100,7 @@ def train(
         precision.load_state_dict(fresh)
         results[s] = run_once(replace(settings, seed=s), fabric, precision, folder, splits)
     if fabric.is_global_zero:
-        _report(results, folders, Path(out), Console(soft_wrap=True))
+        _report(results, folders, Path(out), open_console())
     return 0
 
 
@@ -141,15 +140,11 @@ def open_splits(settings: Settings) -> dict[str, Split]:
 
 def _say_zero(target: str, zero: Sequence[str], cases: int) -> None:
     """Cases without a relative error add nothing to the loss; a split of nothing else can't be trained on."""
-    from rich.console import Console
-
     cure = "leave them out of the data set, or train with --recipe.loss mse"
     where = f"{target} is zero everywhere in {len(zero)} of {cases} training cases, {zero[0]} among them"
     if len(zero) == cases:
         raise UsageError(f"{where}; such cases have no relative error: {cure}")
-    Console(stderr=True, soft_wrap=True).print(
-        f"warning: {where}; without a relative error they add nothing to the loss: {cure}", style=None
-    )
+    say(f"warning: {where}; without a relative error they add nothing to the loss: {cure}")
 
 
 def run_once(
@@ -171,6 +166,8 @@ def run_once(
     result = folder / RESULT_NAME
     if result.exists():
         found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        if fabric.is_global_zero:
+            say(f"{folder} ended at step {found['steps']:,}; nothing is left to train")
         return found
     fabric.barrier()  # Nobody writes before all have looked.
     trainer = Trainer(settings, fabric, precision, folder, splits)  # It refuses a model before anything is written.
@@ -251,7 +248,7 @@ def _report(results: dict[int, dict[str, Any]], folders: dict[int, Path], out: P
 def main() -> None:
     """Entry point of `lpbf-train`."""
     words = model_words(spell_out_config(sys.argv[1:]))
-    run(train, "python -m flare_model.train", words, plain={"model": add_model_options})
+    run(train, "python -m flare_model.train", words, plain={"model": add_model_options}, configurations=config_names())
 
 
 if __name__ == "__main__":

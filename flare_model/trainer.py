@@ -13,7 +13,6 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from flare_model.batches import Batch, grouped
 from flare_model.checkpoint import Description, Usage, write_checkpoint
@@ -28,6 +27,7 @@ from flare_model.step_graphs import StepGraphs
 from flare_model.surrogate import Surrogate
 from flare_model.targets import spans
 from flare_model.training_state import latest_state, random_state, read_state, set_random_state, write_state
+from lpbf_data.console import progress, say
 from lpbf_data.errors import LpbfError, UsageError
 from lpbf_data.loader import Loader
 
@@ -150,7 +150,7 @@ class Trainer:
         self._started, self._points = time.monotonic(), 0
         shown = self.fabric.is_global_zero
         try:
-            with tqdm(total=self.steps, initial=self.step, desc="train", unit="step", disable=not shown) as self.bar:
+            with progress(self.steps, "train", "step", initial=self.step, shown=shown) as self.bar:
                 while self.step < self.steps:
                     self.loader.set_epoch(self.epoch)
                     for group in grouped(self._rest_of_epoch(), self.recipe.accumulate):
@@ -260,10 +260,10 @@ class Trainer:
             for number, (value, rate) in enumerate(zip(values, rates, strict=True)):
                 row = {"step": first + number, "loss": value, "learning_rate": rate}
                 self.log.write(TRAINING_NAME, row | {"points_per_second": round(speed), "data_wait": round(waiting, 4)})
-        self.bar.update(len(values))
         self.bar.set_postfix(
             loss=f"{values[-1]:.4f}", lr=f"{rates[-1]:.1e}", points_s=f"{speed:,.0f}", data_wait=f"{waiting:.0%}"
         )
+        self.bar.update(len(values))
 
     def _check_weights(self) -> None:
         """Stop before weights are kept that are no finite numbers: a gradient can be infinite where the loss is not."""
@@ -388,4 +388,6 @@ class Trainer:
         self.best_weights = weights.get("best", {})
         self.loader.load_state_dict(rest["loader"])
         set_random_state(rest["random"][self.fabric.global_rank])
+        if self.fabric.is_global_zero:
+            say(f"{self.folder} goes on from step {self.step:,} of {self.steps:,}")
         self._publish()

@@ -84,10 +84,31 @@ def parse_size(size: int | str) -> int:
     return int(count)
 
 
-def default_root() -> Path:
-    """Where the cache lies: LPBF_CACHE, or a folder in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LPBF_CACHE") or Path(base) / "lpbf_data")
+def _expanded(folder: str | Path, name: str) -> Path:
+    """A path with ~ spelled out.
+
+    Raises:
+        UsageError: If whose home that is isn't known.
+    """
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{name} {folder}: no home folder is known for ~; give the whole path") from error
+
+
+def default_root() -> Path | None:
+    """Where the cache lies: LPBF_CACHE, or a folder in the user's cache folder; None where there is no home folder.
+
+    Raises:
+        UsageError: If a ~ in LPBF_CACHE stands for no known folder.
+    """
+    if chosen := os.environ.get("LPBF_CACHE"):
+        return _expanded(chosen, "LPBF_CACHE")
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # Neither HOME nor an entry for this user.
+        return None
+    return base / "lpbf_data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +338,23 @@ def cache_root(cache: Cache) -> Path | None:
 
     Args:
         cache: What the user asked for.
+
+    Returns:
+        The folder; None for no cache, with a warning where no folder is known for it.
+
+    Raises:
+        UsageError: If a ~ in a path stands for no known folder.
     """
     if cache is False:
         return None
-    return default_root() if cache is None or cache is True else Path(cache).expanduser()
+    if cache is not None and cache is not True:
+        return _expanded(cache, "cache")
+    root = default_root()
+    if root is None:
+        warnings.warn(
+            "there is no home folder for the cache, so cases are decoded anew each time; name a folder with LPBF_CACHE "
+            "or cache=…, or turn it off with cache=False",
+            CacheWarning,
+            stacklevel=3,
+        )
+    return root

@@ -6,6 +6,7 @@ bare flags (`--archive`), and an error that the user can mend is one sentence on
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -15,7 +16,9 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
+from lpbf_data.console import prepare_streams, say
 from lpbf_data.errors import LpbfError
+from lpbf_data.option_errors import described_error
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
@@ -42,6 +45,7 @@ def make_parser(
     positional: Sequence[str] = (),
     words: Sequence[str] = (),
     plain: Mapping[str, AddOptions] | None = None,
+    configurations: Sequence[str] = (),
 ) -> ArgumentParser:
     """A parser for the parameters of a function.
 
@@ -51,14 +55,16 @@ def make_parser(
         positional: Parameters that may be given first and without their names.
         words: The arguments that are going to be parsed.
         plain: Parameters with options of their own making, which reach the function as plain dictionaries.
+        configurations: Names of the configurations that come along, for the help.
     """
     # Names of types that are left to it, jsonargparse looks for by importing all that is imported for type checking.
     function.__annotations__ = get_type_hints(function)
     summary = (function.__doc__ or "").strip().partition("\n")[0]
     if positional:
         summary += f" Call it as: {command} {' '.join(name.upper() for name in positional)} [options]"
-    parser = ArgumentParser(prog=command, description=summary)
-    parser.add_argument("--config", action="config", help="Read options from a YAML file.")
+    parser = ArgumentParser(prog=command, description=summary, exit_on_error=False, allow_abbrev=False)
+    come_along = f", or from one that comes along: {', '.join(configurations)}" if configurations else ""
+    parser.add_argument("--config", action="config", help=f"Read options from a YAML file{come_along}.")
     parser.add_function_arguments(function, as_group=False, skip=set(plain or ()))
     for add_options in (plain or {}).values():
         add_options(parser, words)
@@ -107,6 +113,15 @@ def _as_json(values: Sequence[str]) -> str:
     return json.dumps([part for part in parts if part])
 
 
+def _parse(parser: ArgumentParser, words: Sequence[str]) -> Any:
+    """Parse, or end with status 2 and one sentence on what can't be understood."""
+    try:
+        return parser.parse_args(words)
+    except argparse.ArgumentError as error:
+        say(f"error: {described_error(parser, str(error))}")
+        sys.exit(2)
+
+
 def run(
     function: Callable[..., Any],
     command: str,
@@ -114,6 +129,7 @@ def run(
     *,
     positional: Sequence[str] = (),
     plain: Mapping[str, AddOptions] | None = None,
+    configurations: Sequence[str] = (),
 ) -> NoReturn:
     """Run a function as a command and exit.
 
@@ -126,17 +142,19 @@ def run(
         words: Arguments; those of the process by default.
         positional: Parameters that may be given first and without their names.
         plain: Parameters with options of their own making, which reach the function as plain dictionaries.
+        configurations: Names of the configurations that come along, for the help.
     """
     words = sys.argv[1:] if words is None else words
+    prepare_streams()
     try:
-        parser = make_parser(function, command, positional, words, plain)
-        arguments = parser.parse_args(_expand(parser, words, positional))
+        parser = make_parser(function, command, positional, words, plain, configurations)
+        arguments = _parse(parser, _expand(parser, words, positional))
         dictionaries = {name: arguments.pop(name).as_dict() for name in plain or ()}
         arguments = parser.instantiate_classes(arguments)
         arguments.pop("config", None)
         status = function(**(vars(arguments) | dictionaries))
     except LpbfError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(1)
     except BrokenPipeError:
         with contextlib.suppress(OSError):
@@ -144,9 +162,9 @@ def run(
         sys.exit(1)
     except OSError as error:
         # A disk that is full, a folder that can't be written: whatever was whole stays, the rest was set aside.
-        print(f"error: {error}; mend that and run the same command again", file=sys.stderr)
+        say(f"error: {error}; mend that and run the same command again")
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         sys.exit(130)
     sys.exit(status or 0)

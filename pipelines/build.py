@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lpbf_data.command_line import run
+from lpbf_data.console import open_console, say
 from lpbf_data.errors import UsageError
 from lpbf_data.remarks import Remark
 from lpbf_data.schema import DEFAULT_FIELDS
@@ -91,7 +91,6 @@ def build(
     resources = Resources(workers, scheduler, cluster)
     if sum((part is not None, finalise, plan)) > 1:
         raise UsageError("--part, --finalise and --plan exclude each other")
-    from rich.console import Console
 
     from lpbf_data.manifest import MANIFEST_NAME
     from pipelines.forecast import forecast, print_forecast
@@ -103,7 +102,7 @@ def build(
         time_limit=time_limit, replace=replace, digest=digest, workspace=workspace,
         report=not no_report,
     )  # fmt: skip
-    console = Console(soft_wrap=True)
+    console = open_console()
     if plan:
         _open_target(request)
         print_forecast(forecast(request, resources), request, console)
@@ -223,7 +222,7 @@ def build_manifest(request: BuildRequest, resources: Resources = SERIAL, *, only
         begin_commit(workspace, target, plans, request.formats, make_documents(request, manifest), NOT_ALWAYS_THERE)
         finish_commit(workspace, target)
         if request.report and (complaint := add_showcase(request, target)):
-            print(f"note: {complaint}", file=sys.stderr)
+            say(f"note: {complaint}")
     return decode_manifest(manifest)
 
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tqdm import tqdm
-
+from lpbf_data.console import progress
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import CaseError, FailureReason, UsageError
 from lpbf_data.record import CaseRecord, Failure, SourceRef
@@ -158,7 +157,7 @@ def list_sources(sources: Sequence[str], scans: Sequence[SourceScan], engine: En
         for scan in scans
         for place, label in scan.archives
     ]
-    with tqdm(total=len(tasks), desc="list", unit="archive", disable=not tasks) as bar:
+    with progress(len(tasks), "list", "archive", shown=bool(tasks)) as bar:
         for one in engine.map(list_archive, tasks):
             found.append(one)
             bar.update()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lpbf_data.command_line import run
+from lpbf_data.console import open_console
 from lpbf_data.errors import UsageError
 from lpbf_data.remarks import MAX_EXAMPLES, Remark, Treatment
 from pipelines.engine import Resources
@@ -204,14 +205,13 @@ def publish(
             "a data set is published under a stated licence only: --license cc-by-4.0, cc-by-nc-sa-4.0, other, …"
         )
     resources = Resources(workers)
-    from rich.console import Console
 
     from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
     from pipelines.croissant import CROISSANT_NAME
     from pipelines.summary import human_bytes
     from pipelines.verify import verify_dataset
 
-    console = Console(soft_wrap=True)
+    console = open_console()
     root = Path(data)
     verdict = verify_dataset(root, resources)
     if verdict.problems:
@@ -220,7 +220,7 @@ def publish(
         raise UsageError(f"{data} names a path of this machine, {paths[0]}; build it again before you publish it")
     records = decode_manifest((root / MANIFEST_NAME).read_bytes()).records
     for sentence in warnings_for(records, license):
-        console.print(f"[bold]warning[/bold]: {sentence}", highlight=False)
+        console.print(f"warning: {sentence}")
     changed = {"README.md": with_license((root / "README.md").read_text(encoding="utf-8"), license)}
     files = published_files(root)
     if root / CROISSANT_NAME in files:
@@ -229,20 +229,20 @@ def publish(
     size = human_bytes(sum(path.stat().st_size for path in files))
     if dry_run:
         for line in _contents(root, files):
-            console.print(line, highlight=False)
-        console.print(f"{len(files):,} files, {size}, would go to {repo}; nothing was sent", highlight=False)
+            console.print(line)
+        console.print(f"{len(files):,} files, {size}, would go to {repo}; nothing was sent")
         _tell(console, remarks)
         return 0
     with _staged(root, files, changed) as folder:
         address = _upload(folder, repo, private=private, revision=revision, token=token, cases=verdict.cases)
-    console.print(f"{len(files):,} files, {size}: {address}", highlight=False)
+    console.print(f"{len(files):,} files, {size}: {address}")
     _tell(console, remarks)
     return 0
 
 
 def _tell(console: Console, remarks: Sequence[Remark]) -> None:
     for remark in remarks:
-        console.print(str(remark), markup=False, highlight=False)
+        console.print(str(remark))
 
 
 def _upload(folder: Path, repo: str, *, private: bool, revision: str, token: str | None, cases: int) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from lpbf_data.command_line import run
+from lpbf_data.console import follow, open_console
 from lpbf_data.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -53,8 +54,6 @@ def make_report(folder: DatasetFolder, *, most_parts: int = MOST_PARTS, predicti
         StoreError: If the data set or the predictions can't be read.
         UsageError: If the predictions belong to another data set.
     """
-    from tqdm import tqdm
-
     from pipelines import exhibits as shown
     from pipelines.pictures import Artist
     from pipelines.report_page import PageContent, render_page
@@ -71,7 +70,7 @@ def make_report(folder: DatasetFolder, *, most_parts: int = MOST_PARTS, predicti
         made = shown.make_exhibits(
             cases, chosen, fields, artist, predictions=predicted, with_pixels=shown.choose_for_mosaic(chosen)
         )
-        exhibits = _within_budget(tqdm(made, total=len(chosen), desc="report", unit="part"))
+        exhibits = _within_budget(follow(made, len(chosen), "report", "part"))
     content = PageContent(
         records=cases.manifest.records,
         manifest_sha256=str(cases.manifest.digest),
@@ -158,7 +157,6 @@ def report(
     """
     if gallery < 1:
         raise UsageError(f"--gallery must be 1 or more, not {gallery}")
-    from rich.console import Console
 
     from lpbf_data.folder import DatasetFolder
     from pipelines.documents import REPORT_NAME
@@ -171,11 +169,11 @@ def report(
         raise UsageError(f"--out {path} is a folder; name the file, such as {path / REPORT_NAME}")
     made = make_report(folder, most_parts=gallery, predictions=None if predictions is None else Path(predictions))
     FolderTarget(path.parent).write(path.name, made.page)
-    console = Console(soft_wrap=True)
+    console = open_console()
     if made.problem:
-        console.print(f"note: {made.problem}; the page draws the parts itself", highlight=False, markup=False)
+        console.print(f"note: {made.problem}; the page draws the parts itself")
     words = f"{path}: {human_bytes(len(made.page))}, {len(made.exhibits):,} parts in 3D"
-    console.print(words, highlight=False, markup=False)
+    console.print(words)
     return 0
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lpbf_data.command_line import run
+from lpbf_data.console import open_console, progress, say
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import UsageError
 from lpbf_data.remarks import Remark, merge_remarks
@@ -76,7 +77,6 @@ def simulate(
         Exit status: 0, or 1 when no case was completed.
     """
     resources = Resources(workers, scheduler, cluster)
-    from rich.console import Console
 
     from pipelines.simulation.request import SimulationOptions, check_request
 
@@ -85,7 +85,7 @@ def simulate(
     )
     request = check_request(out, options)
     outcomes = run_simulation(request, resources)
-    print_outcomes(outcomes, Path(out), Console(soft_wrap=True), request.remarks)
+    print_outcomes(outcomes, Path(out), open_console(), request.remarks)
     return 0 if any(outcome.status == "completed" for outcome in outcomes) else 1
 
 
@@ -102,8 +102,6 @@ def run_simulation(request: SimulationRequest, resources: Resources) -> tuple[Ca
     Raises:
         UsageError: If the folder holds something else, or another simulation works there.
     """
-    from tqdm import tqdm
-
     from pipelines.simulation.archives import archived
     from pipelines.simulation.case_task import run_case
 
@@ -111,13 +109,15 @@ def run_simulation(request: SimulationRequest, resources: Resources) -> tuple[Ca
         packed = archived(request.out) if request.options.archive else 0
         ready = place / "ready" if request.options.archive else request.out
         tasks, outcomes = _plan_tasks(request, place, ready, packed)
-        with tqdm(total=len(request.parts), initial=len(outcomes), desc="simulate", unit="case") as bar:
+        if outcomes and tasks:
+            say(f"{request.out} goes on from case {len(outcomes):,} of {len(request.parts):,}")
+        with progress(len(request.parts), "simulate", "case", initial=len(outcomes)) as bar:
             if tasks:
                 with open_engine(resources) as engine:
                     for outcome in engine.map(run_case, tasks):
                         outcomes[outcome.case_id] = outcome
-                        bar.update()
                         bar.set_postfix(failed=sum(one.status == "failed" for one in outcomes.values()))
+                        bar.update()
         if request.options.archive:
             _pack(request, ready, packed)
     return tuple(outcomes[case_id] for case_id, _ in request.parts)
@@ -234,9 +234,9 @@ def print_outcomes(
     table.add_row("points", f"{sum(outcome.num_points for outcome in completed):,}")
     console.print(table)
     for outcome in [one for one in failed if not one.asked_for][:_EXAMPLES]:
-        console.print(f"{outcome.case_id} failed: {outcome.reason}", markup=False)
+        console.print(f"{outcome.case_id} failed: {outcome.reason}")
     for remark in merge_remarks([*remarks, *(one for outcome in outcomes for one in outcome.remarks)]):
-        console.print(str(remark), markup=False, highlight=False)
+        console.print(str(remark))
 
 
 def main() -> None:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from lpbf_data.console import progress, say
 from lpbf_data.record import CaseRecord, Placement
 from pipelines.case_files import CaseLocation
 from pipelines.commit import committed_shards, place_of
@@ -53,12 +52,14 @@ def measure(engine: Engine, tasks: Sequence[GroupTask], *, total: int, done: int
         total: Cases in all, for the progress bar.
         done: Cases measured before.
     """
-    with tqdm(total=total, initial=done, desc="measure", unit="case") as bar:
+    if done and tasks:
+        say(f"measuring goes on from case {done:,} of {total:,}")
+    with progress(total, "measure", "case", initial=done) as bar:
         failures = 0
         for result in engine.map(measure_group, tasks):
             failures += result.failures
-            bar.update(result.cases)
             bar.set_postfix(failed=failures)
+            bar.update(result.cases)
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def write(engine: Engine, tasks: Sequence[ShardTask]) -> dict[str, ShardResult]:
     """Write shards into the workspace; results by key."""
     sizes = {task.plan.key: len(task.plan.cases) for task in tasks}
     results: dict[str, ShardResult] = {}
-    with tqdm(total=sum(sizes.values()), desc="write", unit="case") as bar:
+    with progress(sum(sizes.values()), "write", "case") as bar:
         for batch in engine.map(write_staged_shards, batch_tasks(tasks)):
             for result in batch:
                 results[result.key] = result

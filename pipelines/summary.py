@@ -152,7 +152,7 @@ def say_empty_splits(records: Sequence[CaseRecord], asked: SplitRequest, console
     idle = {name: rule for name, rule in rules.items() if not any(map(rule.finds, kept))}
     for name, rule in idle.items():
         words = f"{name}={rule.rule}:{rule.pattern}"
-        console.print(f"note: the rule {words} matches no {rule.rule}; without cases: {name}", markup=False)
+        console.print(f"note: the rule {words} matches no {rule.rule}; without cases: {name}")
     empty = [name for name in empty if name not in idle]
     if empty:
         designs = len({record.design_id for record in kept})

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from lpbf_data.command_line import run
+from lpbf_data.console import open_console, progress
 from lpbf_data.durable import sha256_of_file, sha256_of_tree
 from lpbf_data.errors import LpbfError, StoreError, UsageError
 from pipelines.engine import SERIAL, Resources, open_engine
@@ -328,8 +329,6 @@ def verify_dataset(root: str | Path, resources: Resources = SERIAL) -> Verdict:
     Raises:
         UsageError: If there is no data set.
     """
-    from tqdm import tqdm
-
     from lpbf_data.known_faults import known_fault
     from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
     from pipelines.places import read_bytes
@@ -348,7 +347,7 @@ def verify_dataset(root: str | Path, resources: Resources = SERIAL) -> Verdict:
     problems = list(check_documents(place, manifest))
     tasks = shard_checks(place, manifest.records)
     cases = size = 0
-    with open_engine(resources) as engine, tqdm(total=len(tasks), desc="verify", unit="shard") as bar:
+    with open_engine(resources) as engine, progress(len(tasks), "verify", "shard") as bar:
         for verdict in engine.map(check_shard, tasks):
             problems += verdict.problems
             cases += verdict.cases
@@ -370,13 +369,12 @@ def verify(data: str, *, workers: int | None = None, scheduler: str | None = Non
         Exit status: 0 when it is sound, 1 otherwise.
     """
     resources = Resources(workers, scheduler)
-    from rich.console import Console
     from rich.table import Table
 
     from pipelines.summary import human_bytes
 
     verdict = verify_dataset(data, resources)
-    console = Console(soft_wrap=True)
+    console = open_console()
     table = Table(title=f"data set {data}", show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
@@ -387,7 +385,7 @@ def verify(data: str, *, workers: int | None = None, scheduler: str | None = Non
     if verdict.known_fault:
         console.print(f"note: {verdict.known_fault}", markup=False, highlight=False)
     for problem in verdict.problems[:_MOST_SHOWN]:
-        console.print(str(problem), markup=False, highlight=False)
+        console.print(str(problem))
     if len(verdict.problems) > _MOST_SHOWN:
         console.print(f"… and {len(verdict.problems) - _MOST_SHOWN:,} more")
     return 1 if verdict.problems else 0

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lpbf_data.console import say
+
 FOLDER = Path(__file__).parent
 
 
@@ -35,7 +37,7 @@ def spell_out_config(words: Sequence[str]) -> list[str]:
             path = config_path(named)
             if path is None and Path(named).name == named and not Path(named).suffix:
                 known = ", ".join(config_names())
-                print(f"error: --config {named} is neither a file nor one of {known}", file=sys.stderr)
+                say(f"error: --config {named} is neither a file nor one of {known}")
                 sys.exit(2)
         spelled.append(word if path is None else f"{option}={path}" if equals else str(path))
     return spelled

@@ -1,0 +1,180 @@
+"""What commands say on the screen: one console, one kind of progress, and signs that the output can carry.
+
+Text appears as it is: no markup, emoji or highlighting is read into paths, ids and messages. Without a terminal,
+progress is a line every tenth of the work instead of a bar. Where the encoding of the output lacks a sign, another
+stands for it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import sys
+import time
+import unicodedata
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+T = TypeVar("T")
+
+_HANDLER: Final = "lpbf_data.stand_in"
+_STAND_INS: Final = {
+    "…": "...", "·": "*", "×": "x", "µ": "u", "μ": "u", "°": " deg", "±": "+-", "≤": "<=", "≥": ">=", "≈": "~",
+    "→": "->", "←": "<-", "↔": "<->", "–": "-", "—": "-", "−": "-", "‑": "-", "‘": "'", "’": "'", "“": '"', "”": '"',
+    "„": '"', "«": '"', "»": '"', "•": "*", "Σ": "Sum ", "∞": "inf", "√": "sqrt ", "\N{NO-BREAK SPACE}": " ",
+    "\N{NARROW NO-BREAK SPACE}": " ", "\N{THIN SPACE}": " ", "ß": "ss", "█": "#", "✓": "ok", "✗": "x",
+}  # fmt: skip
+_LINE_EVERY: Final = 30.0
+"""Seconds between lines of progress where the amount of work isn't known."""
+
+
+def _stand_in(sign: str) -> str:
+    """ASCII for a sign; its number where nothing is like it, so that different names stay different."""
+    if sign in _STAND_INS:
+        return _STAND_INS[sign]
+    if "\u2500" <= sign <= "\u257f":  # box drawing
+        return {"─": "-", "━": "-", "═": "-", "│": "|", "┃": "|", "║": "|"}.get(sign, "+")
+    plain = unicodedata.normalize("NFKD", sign).replace("\N{FRACTION SLASH}", "/").encode("ascii", "ignore").decode()
+    return plain or sign.encode("ascii", "backslashreplace").decode()
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_stand_in, error.object[error.start : error.end])), error.end
+
+
+def prepare_streams() -> None:
+    """Let stdout and stderr put another sign for one that their encoding lacks, instead of raising."""
+    codecs.register_error(_HANDLER, _replace)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors=_HANDLER)
+
+
+def open_console(*, stderr: bool = False, file: IO[str] | None = None, width: int | None = None) -> Console:
+    """A console that prints text as it is and leaves the folding of long lines to the terminal.
+
+    Args:
+        stderr: For complaints, instead of results.
+        file: Where to print instead of both.
+        width: Columns; those of the terminal by default.
+    """
+    from rich.console import Console
+
+    prepare_streams()
+    return Console(file=file, width=width, stderr=stderr, soft_wrap=True, markup=False, emoji=False, highlight=False)
+
+
+class Progress(Protocol):
+    """What a bar and lines of progress have in common."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+    def update(self, n: int = 1, /) -> Any:
+        """So much more is done."""
+
+    def set_postfix(self, **figures: Any) -> None:
+        """Figures to show from the next time on."""
+
+
+class ProgressLines:
+    """Progress for logs: a line on stderr for every tenth of the work, every half minute where its amount isn't known.
+
+    Args:
+        total: The amount of work; None where it isn't known.
+        initial: How much was done before.
+        desc: What is done.
+        unit: What is counted.
+        shown: Whether anything is printed.
+    """
+
+    def __init__(self, total: int | None, initial: int, desc: str, unit: str, *, shown: bool) -> None:
+        self.total, self.done, self.desc, self.unit = total, initial, desc, unit
+        self._shown = shown
+        self._figures: dict[str, Any] = {}
+        self._started = self._said_at = time.monotonic()
+        self._said = initial
+        self._tenths = self._tenth()
+
+    def _tenth(self) -> int:
+        return self.done * 10 // self.total if self.total else 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        if self.done != self._said:
+            self._say()
+
+    def update(self, n: int = 1, /) -> None:
+        """So much more is done; a line is printed where it fills a tenth."""
+        self.done += n
+        tenths, now = self._tenth(), time.monotonic()
+        if tenths > self._tenths or (self.total is None and now - self._said_at >= _LINE_EVERY):
+            self._tenths, self._said_at = tenths, now
+            self._say()
+
+    def set_postfix(self, **figures: Any) -> None:
+        """Figures for the lines to come."""
+        self._figures = figures
+
+    def _say(self) -> None:
+        self._said = self.done
+        if not self._shown or sys.stderr is None:
+            return
+        amount = f"{self.done:,} {self.unit}s"
+        if self.total:
+            amount = f"{self.done:,} of {self.total:,} {self.unit}s ({100 * self.done // self.total} %)"
+        figures = "".join(f", {name} {value}" for name, value in self._figures.items())
+        seconds = time.monotonic() - self._started
+        say(f"{self.desc}: {amount} after {seconds:,.0f} s{figures}")
+
+
+def progress(total: int | None, desc: str, unit: str, *, initial: int = 0, shown: bool = True) -> Progress:
+    """Progress of a piece of work: a bar on a terminal, a line every tenth elsewhere.
+
+    Args:
+        total: The amount of work; None where it isn't known.
+        desc: What is done.
+        unit: What is counted, in the singular.
+        initial: How much was done before.
+        shown: Whether anything is printed.
+    """
+    if sys.stderr is None or not sys.stderr.isatty():
+        return ProgressLines(total, initial, desc, unit, shown=shown)
+    from tqdm import tqdm
+
+    bar: Progress = tqdm(total=total, initial=initial, desc=desc, unit=unit, disable=not shown)
+    return bar
+
+
+def follow(things: Iterable[T], total: int | None, desc: str, unit: str) -> Iterator[T]:
+    """The same things one by one, with progress.
+
+    Args:
+        things: What is worked on.
+        total: How many there are; None where it isn't known.
+        desc: What is done.
+        unit: What is counted, in the singular.
+    """
+    with progress(total, desc, unit) as shown:
+        for thing in things:
+            yield thing
+            shown.update()
+
+
+def say(sentence: str) -> None:
+    """Print a sentence on stderr as it is."""
+    prepare_streams()
+    print(sentence, file=sys.stderr, flush=True)
