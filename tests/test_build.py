@@ -273,15 +273,15 @@ def test_another_filter_reads_no_geometry_again(parts: Path, tmp_path: Path, mon
 
 def test_rejections_carry_criterion_value_and_limit(parts: Path, tmp_path: Path) -> None:
     records = run_build(request(parts, tmp_path / "out", filters=Filters(max_points=72)))
-    for record in records:
-        assert record.measures is not None
-        if record.status == "rejected":
-            (rejection,) = record.rejections
-            assert rejection.criterion == "max_points"
-            assert (rejection.value, rejection.limit) == (record.measures.num_points, 72)
-            assert record.placement is None
-        else:
-            assert record.measures.num_points <= 72
+    # Cells are 2 + i, 3 and 2 along the axes: 36 points and 12 more for each i. The one of 72 points is at the limit.
+    points = {f"{100 + i // 2}_11b839a{i // 2}_{i}": 36 + 12 * i for i in range(8)}
+    assert {r.case_id: r.measures.num_points for r in records if r.measures} == points
+    rejected = {r.case_id: r for r in records if r.status == "rejected"}
+    told = {name: [(x.criterion, x.value, x.limit) for x in r.rejections] for name, r in rejected.items()}
+    assert told == {name: [("max_points", count, 72)] for name, count in points.items() if count > 72}
+    assert all(record.placement is None for record in rejected.values())
+    kept = {r.case_id for r in records if r.status == "kept" and r.placement and not r.rejections}
+    assert kept == {name for name, count in points.items() if count <= 72}
 
 
 def test_an_output_folder_of_something_else_is_refused(parts: Path, tmp_path: Path) -> None:

@@ -21,9 +21,8 @@ from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.sampling import epoch_order
 from lpbf_data.stream import SkippedCaseWarning
 from tests.data_support import make_case, write_dataset
+from tests.loader_support import RECORDED_ORDERS, ids_in_order, many_workers, stored_ids
 
-# Tests run with more workers than a small machine has cores.
-many_workers = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 quick = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -46,16 +45,17 @@ def expected(stream: CaseStream, epoch: int) -> list[str]:
 def test_epochs_follow_one_another(small_dataset: Path) -> None:
     stream = open_stream(small_dataset)
     assert len(stream) == 17
-    for epoch in range(3):
+    for epoch, order in enumerate(RECORDED_ORDERS):
         assert stream.epoch == epoch
-        assert ids(stream) == expected(stream, epoch)
+        assert ids(stream) == ids_in_order(small_dataset, order)
     stream.set_epoch(1)
-    assert ids(stream) == expected(stream, 1)
+    assert ids(stream) == ids_in_order(small_dataset, RECORDED_ORDERS[1])
 
 
 def test_without_shuffle_the_stored_order_is_kept(small_dataset: Path) -> None:
     stream = open_stream(small_dataset, shuffle=False)
-    stored = load_dataset(small_dataset).case_ids
+    stored = stored_ids(small_dataset)
+    assert len(stored) == 17
     assert ids(stream) == ids(stream) == stored
 
 

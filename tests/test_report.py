@@ -398,6 +398,11 @@ def test_the_bundle_is_what_its_package_file_says() -> None:
     for name, version in package["dependencies"].items():
         assert lock["packages"][f"node_modules/{name}"]["version"] == version
         assert f"{name} {version}" in licences
+    # What was bundled, by the hashes that bundling wrote down: a source changed since makes the bundle stale.
+    made_of = json.loads((ASSETS / "vendor.sources.json").read_text())
+    assert sorted(made_of) == ["bundle.mjs", "package-lock.json", "package.json", "vendor.js", "vendor.min.js"]
+    for name, digest in made_of.items():
+        assert hashlib.sha256((ASSETS / name).read_bytes()).hexdigest() == digest, f"{name} changed: make report_assets"
     bundle = (ASSETS / "vendor.min.js").read_text(encoding="utf-8")
     assert len(bundle) < 1_000_000
     assert "</script" not in bundle.lower()

@@ -1,5 +1,6 @@
 // Bundles the libraries that the report is drawn with, and their licences: `npm ci && npm run build`.
 import { build } from "esbuild";
+import { createHash } from "node:crypto";
 import { readFileSync, readdirSync, writeFileSync } from "node:fs";
 
 const result = await build({
@@ -26,3 +27,9 @@ for (const folder of [...folders].sort()) {
 }
 const parts = [...namesOf].map(([text, names]) => `${names.join(", ")}\n\n${text}\n`);
 writeFileSync("vendor.LICENSES.txt", parts.join(`\n${"-".repeat(80)}\n\n`));
+
+// What the bundle was made of: a test compares, and so finds a bundle that is older than its sources.
+const digestOf = (name) => createHash("sha256").update(readFileSync(name)).digest("hex");
+const sources = ["bundle.mjs", "package-lock.json", "package.json", "vendor.js", "vendor.min.js"];
+const digests = Object.fromEntries(sources.map((name) => [name, digestOf(name)]));
+writeFileSync("vendor.sources.json", `${JSON.stringify(digests, null, 2)}\n`);

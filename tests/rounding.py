@@ -1,0 +1,103 @@
+"""What rounding alone does to the mixing and its gradients, told in float64 from the epsilon of a type.
+
+Two rules stand for any processor: every operand of a product is rounded to the type, by a relative error of its
+epsilon at most, and products are summed in float32, which leaves an error of float32's epsilon times the sum of the
+magnitudes. Errors within these limits are drawn at random, step by step, in an evaluation that is in float64 otherwise
+(Monte Carlo arithmetic: Parker, 1997), so that they meet, cancel and grow as those of any program do. Half an epsilon
+is what one rounding makes at most; drawn are errors of up to one, so that a program that rounds twice keeps to them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DRAWS = 8
+SINGLE = torch.finfo(torch.float32).eps
+
+
+class _Rounding:
+    """Products with errors that are drawn."""
+
+    def __init__(self, dtype: torch.dtype, seed: int) -> None:
+        self.epsilon = torch.finfo(dtype).eps
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, like: Tensor) -> Tensor:
+        """From -1 to 1."""
+        drawn = torch.rand(like.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
+        return drawn.to(like.device)
+
+    def round(self, values: Tensor) -> Tensor:
+        return values * (1 + self.epsilon * self.draw(values))
+
+    def sum(self, values: Tensor, magnitudes: Tensor) -> Tensor:
+        return values + SINGLE * magnitudes * self.draw(values)
+
+    def multiply(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.sum(self.round(a) @ self.round(b), a.abs() @ b.abs())
+
+    def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Both are given as they are; levels and scores are in float32 whatever the type."""
+        return self.sum(queries @ keys.mT, queries.abs() @ keys.abs().mT)
+
+
+def _mixing(rounding: _Rounding, q: Tensor, k: Tensor, v: Tensor, g: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """Output and gradients of queries [H, M, D] and keys, values and gradient [B, N, H, D], with errors that are drawn."""
+    k, v, g = (t.transpose(1, 2) for t in (k, v, g))
+    if mask is not None:
+        g = g * mask[:, None, :, None]
+    q = q.expand(len(k), -1, -1, -1)
+    multiply, total = rounding.multiply, rounding.sum
+    scores = rounding.scores(q, k)
+    among = scores if mask is None else scores.masked_fill(~mask[:, None, None, :], -torch.inf)
+    encoding, decoding = among.softmax(-1), scores.softmax(-2)
+    # What one pass leaves to another is stored in the type.
+    encoded = rounding.round(multiply(encoding, v))
+    encoded_gradient = rounding.round(multiply(decoding, g))
+    output = rounding.round(multiply(decoding.mT, encoded))
+    by_decoding, by_encoding = multiply(encoded, g.mT), multiply(encoded_gradient, v.mT)
+    # What softmax takes away is the mean of its gradient: what was stored, times its own gradient.
+    per_point = total((output * g).sum(-1), (output * g).abs().sum(-1))[..., None, :]
+    per_latent = total((encoded * encoded_gradient).sum(-1), (encoded * encoded_gradient).abs().sum(-1))[..., None]
+    slope = decoding * (by_decoding - per_point) + encoding * (by_encoding - per_latent)
+    found = [output, multiply(slope, k).sum(0), multiply(slope.mT, q), multiply(encoding.mT, encoded_gradient)]
+    return [found[0].transpose(1, 2), found[1], *(t.transpose(1, 2) for t in found[2:])]
+
+
+def rounding_errors(
+    inputs: tuple[Tensor, Tensor, Tensor],
+    gradient: Tensor,
+    dtype: torch.dtype,
+    truth: list[Tensor],
+    mask: Tensor | None = None,
+    sizes: list[int] | None = None,
+) -> Tensor:
+    """Squared errors that rounding alone makes.
+
+    Args:
+        inputs: Queries [H, M, D], keys and values [B, N, H, D]; float64, of numbers that the type holds.
+        gradient: Gradient of the output, [B, N, H, D].
+        dtype: The type that operands of products are rounded to.
+        truth: Output and gradients in float64.
+        mask: Points that are there, [B, N].
+        sizes: Points of each mesh, where meshes are joined in a batch of one.
+
+    Returns:
+        [4] float64, the mean over the draws of the squared L2 norms: output, queries, keys, values.
+    """
+    q, k, v = inputs
+    errors = torch.zeros(4, dtype=torch.float64)
+    for seed in range(DRAWS):
+        rounding = _Rounding(dtype, seed)
+        if sizes is None:
+            found = _mixing(rounding, q, k, v, gradient, mask)
+        else:
+            split = zip(*(t.split(sizes, 1) for t in (k, v, gradient)), strict=True)
+            parts = [_mixing(rounding, q, *part, None) for part in split]
+            joined = [torch.cat([part[i] for part in parts], dim=1) for i in (0, 2, 3)]
+            found = [joined[0], torch.stack([part[1] for part in parts]).sum(0), *joined[1:]]
+        if mask is not None:
+            found[0] = found[0] * mask[:, :, None, None]
+        errors += torch.stack([(a - b).square().sum() for a, b in zip(found, truth, strict=True)]).cpu() / DRAWS
+    return errors
