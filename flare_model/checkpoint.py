@@ -197,7 +197,7 @@ class _ShapesAlone(TorchFunctionMode):
     Tensors without memory take no numbers, and to draw normal ones for them PyTorch imports its compiler, a second.
     """
 
-    def __torch_function__(  # type: ignore[no-untyped-def]  # noqa: D105
+    def __torch_function__(  # type: ignore[no-untyped-def]
         self, func, types, args=(), kwargs=None
     ) -> Any:
         given = kwargs or {}
