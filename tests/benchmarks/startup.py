@@ -4,7 +4,8 @@
 
 Each command runs in a process of its own, in turn with `import torch`, so that whatever else the machine does meets
 both; ratios are of the least times of all turns, on the clock and of the processor. An older checkout of this
-repository, where one is named, is measured in the first turn that counts.
+repository, where one is named, is measured in the first turn that counts alone; of it, the processor's
+seconds are what compares.
 """
 
 from __future__ import annotations
