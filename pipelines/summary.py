@@ -111,7 +111,7 @@ def print_summary(records: Sequence[CaseRecord], out: str, *, seconds: float, co
 def print_remarks(remarks: Iterable[Remark], console: Console) -> None:
     """Print what was left out, changed, guessed or repaired, one line a kind."""
     for remark in remarks:
-        console.print(f"note: {remark.count:,} {remark}", markup=False, highlight=False)
+        console.print(f"note: {remark.count:,} {remark}")
 
 
 def collect_remarks(found: Iterable[Remark], records: Iterable[CaseRecord]) -> tuple[Remark, ...]:

@@ -383,7 +383,7 @@ def verify(data: str, *, workers: int | None = None, scheduler: str | None = Non
     table.add_row("problems", f"{len(verdict.problems):,}")
     console.print(table)
     if verdict.known_fault:
-        console.print(f"note: {verdict.known_fault}", markup=False, highlight=False)
+        console.print(f"note: {verdict.known_fault}")
     for problem in verdict.problems[:_MOST_SHOWN]:
         console.print(str(problem))
     if len(verdict.problems) > _MOST_SHOWN:
