@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -28,10 +29,8 @@ from numpy.typing import NDArray
 
 from lpbf_data.errors import StoreError
 
-try:
+if sys.platform != "win32":
     import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
 
 _CRC_BYTES: Final = 4
 _MOST_OPEN: Final = 1024  # arrays that a process keeps open; a quarter of what it may open where that is less
@@ -73,7 +72,7 @@ class _OpenFiles:
 
 def descriptors_allowed() -> int:
     """Files that this process may have open, 4,096 at most: that is enough for everything here."""
-    if resource is None:
+    if sys.platform == "win32":
         return _ENOUGH
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _ENOUGH if soft == resource.RLIM_INFINITY else min(_ENOUGH, soft)
