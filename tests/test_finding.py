@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import shutil
 import subprocess
@@ -12,11 +14,13 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from flare_model.parts import _files_in
 from lpbf_data.errors import CaseError, FailureReason, UsageError
-from lpbf_data.manifest import decode_manifest
+from lpbf_data.manifest import decode_manifest, encode_manifest, records_to_table
+from lpbf_data.record import CaseRecord, SourceRef
 from lpbf_data.remarks import Remark, Treatment
 from pipelines import places
 from pipelines.build import build
@@ -298,3 +302,12 @@ def test_sources_are_scanned_once_and_remote_cases_by_one_listing(
     for location in found.locations:
         assert open_case(location).signature() == location.signature
     system.rm("/finding", recursive=True)
+
+
+def test_manifests_without_remarks_are_read() -> None:
+    record = CaseRecord("a", SourceRef("x", "a"), remarks=(Remark(Treatment.GUESSED, "k", "s", 2, ("e",)),))
+    assert decode_manifest(encode_manifest([record])).records == (record,)
+    sink = io.BytesIO()
+    pq.write_table(records_to_table([record]).drop_columns(["remarks"]), sink)
+    before = decode_manifest(sink.getvalue())
+    assert (before.records, before.remarks) == ((dataclasses.replace(record, remarks=()),), ())
