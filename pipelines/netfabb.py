@@ -7,7 +7,6 @@ onto the finished part.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -38,7 +37,7 @@ from pipelines.ensight import (
 )
 from pipelines.ensight.case_file import is_utf8
 from pipelines.points import PointIndex
-from pipelines.runs import runs_of
+from pipelines.runs import fold_name, runs_of
 from pipelines.solver_log import InputSummary, LogSummary, read_input, read_log
 
 VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
@@ -136,18 +135,18 @@ class NetfabbRun:
         return runs[0] if runs else ""
 
     @cached_property
-    def _by_sound(self) -> dict[str, list[str]]:
+    def _by_folded_name(self) -> dict[str, list[str]]:
         """Names of files by what doesn't differ between systems: neither case nor how accents are composed."""
         names: dict[str, list[str]] = {}
         for name in self._files.sizes:
-            names.setdefault(_sound(name), []).append(name)
+            names.setdefault(fold_name(name), []).append(name)
         return names
 
     def _resolved(self, name: str) -> str:
-        """How a file is really called: Windows ignores capitals, and macOS stores an accent apart from its letter."""
+        """How a file that goes by this name is really called."""
         if name in self._files.sizes:
             return name
-        like = self._by_sound.get(_sound(name), [])
+        like = self._by_folded_name.get(fold_name(name), [])
         return like[0] if len(like) == 1 else name
 
     def _bytes(self, name: str) -> bytes:
@@ -424,10 +423,6 @@ def _match_grown(
         return index.match(points)
     new_here, new_there = index.match(points[known:])
     return np.concatenate((here, new_here)), np.concatenate((there, new_there + known))
-
-
-def _sound(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _check_cells(geometry: Geometry, path: str) -> None:

@@ -7,6 +7,7 @@ interactive ones. A folder can hold several runs: each is a case of its own.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -53,6 +54,15 @@ def is_packed(name: str) -> bool:
     return _PACKED.fullmatch(name.rpartition("/")[2]) is not None
 
 
+def fold_name(name: str) -> str:
+    """A name without what differs between systems: Windows ignores capitals, macOS stores accents apart from letters.
+
+    >>> fold_name("Results/Pru\u0308f") == fold_name("results/Pr\u00fcf")
+    True
+    """
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def split_name(name: str) -> tuple[str, str]:
     """Folder of the case that a file would belong to, and its name there."""
     folder, _, base = name.rpartition("/")
@@ -84,19 +94,20 @@ def runs_of(names: Iterable[str]) -> list[str]:
     for name in sorted(names):
         prefix = None if is_litter(name) else run_prefix(name)
         if prefix is not None:
-            found.setdefault(prefix.casefold(), prefix)
+            found.setdefault(fold_name(prefix), prefix)
     return list(found.values())
 
 
 def _owner(relative: str, prefixes: Iterable[str]) -> str | None:
     """The run that a file belongs to, where there are several; None for a file that could be anyone's."""
     base = relative.removeprefix(f"{RESULTS}/")
-    for prefix in sorted(prefixes, key=len, reverse=True):
-        rest = base[len(prefix) :]
-        if base.casefold().startswith(prefix.casefold()) and _OWN_FILE.match(rest):
-            return prefix
+    base = fold_name(base)
+    folded = {fold_name(prefix): prefix for prefix in prefixes}
+    for start in sorted(folded, key=len, reverse=True):
+        if base.startswith(start) and _OWN_FILE.match(base[len(start) :]):
+            return folded[start]
     stem = base.rpartition(".")[0]
-    return next((prefix for prefix in prefixes if prefix and stem.casefold() == prefix[:-1].casefold()), None)
+    return folded.get(f"{stem}_")
 
 
 def group_cases(names: Iterable[str]) -> Grouping:
@@ -105,9 +116,8 @@ def group_cases(names: Iterable[str]) -> Grouping:
     Args:
         names: Paths with forward slashes.
 
-    >>> group_cases(["a/b_mechanical.out", "a/Results/b_mechanical.case", "a/notes.txt", "readme.txt"]).cases["a"]
-    {'b_mechanical.out': 'a/b_mechanical.out', 'notes.txt': 'a/notes.txt', \
-'results/b_mechanical.case': 'a/Results/b_mechanical.case'}
+    >>> sorted(group_cases(["a/b_mechanical.out", "a/Results/b_mechanical.case", "readme.txt"]).cases["a"].items())
+    [('b_mechanical.out', 'a/b_mechanical.out'), ('results/b_mechanical.case', 'a/Results/b_mechanical.case')]
     >>> list(group_cases(["a/b_mechanical.out", "a/c_mechanical.out"]).cases)
     ['a:b', 'a:c']
     """
