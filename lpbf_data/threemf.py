@@ -25,7 +25,7 @@ UNITS: Final = {"micron": "um", "millimeter": "mm", "centimeter": "cm", "meter":
 
 _MODEL: Final = "3d/3dmodel.model"
 _UNPACKED: Final = 256 * 2**20  # bytes that any archive may unfold to, beside ten times its size
-_MOST_TRIANGLES: Final = 5_000_000  # that a small archive may place
+_MOST_TRIANGLES: Final = 3_000_000  # that a small archive may place
 _DEEPEST: Final = 16
 _CHUNK: Final = 2**18
 
@@ -87,7 +87,7 @@ def _read(archive: zipfile.ZipFile, size: int) -> tuple[NDArray[np.float64], str
     main = parsed[_MODEL]
     if main.unit not in UNITS:
         raise GeometryError(f"its unit {main.unit[:20]!r} is unknown; known are: {', '.join(UNITS)}")
-    most_triangles = _MOST_TRIANGLES + size // 7
+    most_triangles = _MOST_TRIANGLES + size // 40
     pieces, count = [np.empty((0, 3, 3))], 0
     for piece in _placed(parsed, main.items, 0, [4 * most_triangles]):
         count += len(piece)
