@@ -72,7 +72,7 @@ class WorkerEpochs:
         self._cells[worker % _WORKERS] = fields
 
     def _following(self, worker: int, iteration: int, told: int) -> int | None:
-        cells = self._cells.tolist()
+        cells: list[int] = self._cells.tolist()
         own = cells[worker % _WORKERS]
         if own and _told(own) == told % 256:
             return (own % _EPOCHS) + 1

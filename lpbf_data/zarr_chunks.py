@@ -72,7 +72,7 @@ class _OpenFiles:
 
 def descriptors_allowed() -> int:
     """Files that this process may have open, 4,096 at most: that is enough for everything here."""
-    if sys.platform == "win32":
+    if os.name == "nt":
         return _ENOUGH
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _ENOUGH if soft == resource.RLIM_INFINITY else min(_ENOUGH, soft)
