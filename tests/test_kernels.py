@@ -35,7 +35,10 @@ from tests.kernel_support import DEVICE, HALVES, TOLERANCE, assert_close, differ
 
 CUDA = torch.device("cuda")
 
-pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no GPU, and TRITON_INTERPRET=0")
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no GPU, and TRITON_INTERPRET=0"),
+]
 
 
 @settings(max_examples=5, deadline=None)

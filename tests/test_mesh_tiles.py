@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from flare_model.mesh_tiles import MeshTiles, Places
 from flare_model.transolver import Transolver, TransolverConfig
 
+pytestmark = pytest.mark.numeric
+
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 20))

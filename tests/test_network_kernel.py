@@ -26,7 +26,10 @@ from tests.kernel_support import DEVICE, HALVES, TOLERANCE
 # More than one tile and, at 128 channels, more than one chunk; a multiple of neither.
 POINTS = 83 if INTERPRETED else 1000
 
-pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no GPU, and TRITON_INTERPRET=0")
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no GPU, and TRITON_INTERPRET=0"),
+]
 
 
 def sample(channels: int, layers: int = 3) -> tuple[nn.LayerNorm, ResMLP, Tensor, Tensor]:

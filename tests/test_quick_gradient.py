@@ -20,7 +20,10 @@ from flare_model.kernels.gradients import _first_part, _with_addends, _with_drop
 from flare_model.kernels.tuning import INTERPRETED, tiles_of
 from tests.kernel_support import DEVICE, HALVES, TOLERANCE, assert_close, differentiate, explicit, sample
 
-pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no GPU, and TRITON_INTERPRET=0")
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no GPU, and TRITON_INTERPRET=0"),
+]
 
 
 @triton.jit

@@ -20,6 +20,8 @@ from pipelines.simulation.materials import MATERIALS, Material
 from pipelines.simulation.mechanics import Mechanics, rigid_body_motion
 from pipelines.simulation.stiffness import Multigrid, PlaneCholesky, SolverError, rigid_body_modes
 
+pytestmark = pytest.mark.numeric
+
 YOUNG, POISSON = 110e3, 0.3
 
 

@@ -17,6 +17,8 @@ from pipelines.simulation.materials import MATERIALS, Material, Process
 from pipelines.simulation.recoater import clearance_percent, pass_over
 from pipelines.simulation.thermal import Heat, temperature_history
 
+pytestmark = pytest.mark.numeric
+
 COLD = 25.0
 
 

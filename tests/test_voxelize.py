@@ -24,6 +24,8 @@ from lpbf_data.voxelize import (
     write_stl,
 )
 
+pytestmark = pytest.mark.numeric
+
 
 def surface_of(mesh: trimesh.Trimesh) -> Surface:
     return surface_of_arrays(mesh.vertices, mesh.faces)
