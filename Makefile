@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 OUT ?= $(if $(SRC),demo_own,demo)
 # Where real or simulated NetFabb results lie; without it the demo simulates parts of its own.
 SRC ?=
+# Platforms whose pins are checked: linux, macos, windows; all of them without a name.
+PLATFORMS ?=
 
-.PHONY: help demo test slow lint format report_assets benchmark clean
+.PHONY: help demo test slow lint format pins check_pins report_assets benchmark clean
 
 help: ## Say what can be made.
 	@grep -E '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -36,6 +38,14 @@ slow: $(VENV)/installed ## The tests that take minutes.
 format: $(VENV)/installed ## Lay the code out.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+pins: $(VENV)/installed ## Pin all packages anew, for every platform at once; UPGRADE=--upgrade takes the newest.
+	$(BIN)/python -m uv pip compile --universal --fork-strategy fewest --python-version 3.11 --extra dev --no-config \
+	  --no-annotate --custom-compile-command 'make pins' --constraint tests/pinned_torch.txt $(UPGRADE) \
+	  pyproject.toml --output-file constraints.txt
+
+check_pins: $(VENV)/installed ## Do the pins resolve for a stranger, on Linux, macOS and Windows, Python 3.11 to 3.14?
+	$(BIN)/python -m tests.check_pins --platforms '$(PLATFORMS)' --pip
 
 report_assets: ## Bundle the JavaScript of the report anew and lint the page's own; needs node and npm, users don't.
 	cd pipelines/report_assets && npm ci && npm run lint && npm run build
