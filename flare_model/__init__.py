@@ -14,12 +14,12 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from flare_model.model import Flare
-    from flare_model.sizes import FlareConfig, TransformerConfig, TransolverConfig
-    from flare_model.spec import ModelSpec
-    from flare_model.surrogate import Surrogate, from_pretrained
-    from flare_model.transformer import Transformer
-    from flare_model.transolver import Transolver
+    from flare_model.checkpoints.spec import ModelSpec
+    from flare_model.checkpoints.surrogate import Surrogate, from_pretrained
+    from flare_model.models.flare import Flare
+    from flare_model.models.sizes import FlareConfig, TransformerConfig, TransolverConfig
+    from flare_model.models.transformer import Transformer
+    from flare_model.models.transolver import Transolver
 
 __all__ = [
     "Flare",
@@ -34,15 +34,15 @@ __all__ = [
 ]
 
 _HOME: Final = {
-    "Flare": "model",
-    "FlareConfig": "sizes",
-    "ModelSpec": "spec",
-    "Surrogate": "surrogate",
-    "Transformer": "transformer",
-    "TransformerConfig": "sizes",
-    "Transolver": "transolver",
-    "TransolverConfig": "sizes",
-    "from_pretrained": "surrogate",
+    "Flare": "models.flare",
+    "FlareConfig": "models.sizes",
+    "ModelSpec": "checkpoints.spec",
+    "Surrogate": "checkpoints.surrogate",
+    "Transformer": "models.transformer",
+    "TransformerConfig": "models.sizes",
+    "Transolver": "models.transolver",
+    "TransolverConfig": "models.sizes",
+    "from_pretrained": "checkpoints.surrogate",
 }
 
 

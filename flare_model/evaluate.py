@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flare_model.targets import resolve_targets
+from flare_model.data.targets import resolve_targets
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, say
 from lpbf_data.durable import sha256_of_file, write_durably, write_json
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from flare_model.data import Split
-    from flare_model.scores import CaseScore
-    from flare_model.surrogate import Surrogate
+    from flare_model.checkpoints.surrogate import Surrogate
+    from flare_model.data.splits import Split
+    from flare_model.judging.scores import CaseScore
 
 SUMMARY_NAME: Final = "summary.json"
 """Written after the files that it names by checksum; pictures are drawn from these, again where one is missing."""
@@ -69,11 +69,11 @@ def evaluate(
         raise UsageError(f"--false_alarms must lie between 0 and 1, not {false_alarms}")
     if worst < 0:
         raise UsageError(f"--worst must not be negative, but is {worst}")
-    from flare_model.data import Split
-    from flare_model.devices import device_of
-    from flare_model.evaluation_tables import show, show_spread, spread_of
-    from flare_model.pretrained import seeds_of
-    from flare_model.surrogate import results_folder
+    from flare_model.checkpoints.hub import seeds_of
+    from flare_model.checkpoints.surrogate import results_folder
+    from flare_model.data.splits import Split
+    from flare_model.judging.tables import show, show_spread, spread_of
+    from flare_model.training.devices import device_of
 
     judged = Split(data, split)
     console = open_console()
@@ -100,10 +100,10 @@ def _evaluate_one(
 ) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
-    from flare_model.checkpoint import CONFIG_NAME, WEIGHTS_NAME
-    from flare_model.evaluation_pictures import draw_evaluation
-    from flare_model.pretrained import fetch_checkpoint
-    from flare_model.surrogate import from_pretrained
+    from flare_model.checkpoints.files import CONFIG_NAME, WEIGHTS_NAME
+    from flare_model.checkpoints.hub import fetch_checkpoint
+    from flare_model.checkpoints.surrogate import from_pretrained
+    from flare_model.judging.pictures import draw_evaluation
 
     loaded = fetch_checkpoint(checkpoint)
     identity = {
@@ -131,8 +131,8 @@ def _judge_into(out: Path, checkpoint: str, surrogate: Surrogate, split: Split, 
 
     Pictures of other numbers go first, so that those that lie beside a summary are always of its numbers.
     """
-    from flare_model import judging
-    from flare_model.evaluation_pictures import clear_pictures
+    from flare_model.judging.judge import judge as judging
+    from flare_model.judging.pictures import clear_pictures
 
     kept: dict[str, NDArray[np.float32]] = {}
     scores, risks = judging.judge(surrogate, split, kept.__setitem__)
@@ -152,7 +152,7 @@ def _judge_into(out: Path, checkpoint: str, surrogate: Surrogate, split: Split, 
 
 def _trained_on(surrogate: Surrogate, split: Split) -> bool:
     """Whether the data set that is judged is the one of the training; true where the checkpoint doesn't say."""
-    from flare_model.data import Split, has_split
+    from flare_model.data.splits import Split, has_split
 
     known = surrogate.origin.get("data_sha256")
     if known in (None, split.data_digest):
@@ -183,7 +183,7 @@ def _write_cases(path: Path, scores: Sequence[CaseScore]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from flare_model.scores import columns_of
+    from flare_model.judging.scores import columns_of
 
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns_of(scores)), sink, compression="zstd")
@@ -193,7 +193,7 @@ def _write_cases(path: Path, scores: Sequence[CaseScore]) -> None:
 def _write_predictions(
     path: Path, checkpoint: str, surrogate: Surrogate, split: Split, kept: Mapping[str, NDArray[np.float32]]
 ) -> None:
-    from lpbf_data.predictions import write_predictions
+    from lpbf_data.stores.predictions import write_predictions
 
     columns = [column for target in resolve_targets(surrogate.usage.targets, "") for column in target.columns]
     rows = ((case_id, dict(zip(columns, values.T, strict=True))) for case_id, values in kept.items())

@@ -13,24 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flare_model.file_names import FileNames
-from flare_model.targets import Target, resolve_target, resolve_targets, spans
+from flare_model.data.targets import Target, resolve_target, resolve_targets, spans
+from flare_model.prediction.file_names import FileNames
+from lpbf_data.case.schema import SYMMETRIC_TENSOR
+from lpbf_data.case.tensor_order import VTK_ORDER, reorder
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console
 from lpbf_data.durable import flush_file, flush_folder, write_durably
 from lpbf_data.errors import LpbfError, StoreError, UsageError
+from lpbf_data.geometry.surface_formats import Units
 from lpbf_data.remarks import Remark, merge_remarks
-from lpbf_data.schema import SYMMETRIC_TENSOR
-from lpbf_data.surface_formats import Units
-from lpbf_data.tensor_order import VTK_ORDER, reorder
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from rich.console import Console
 
-    from flare_model.parts import Meshing, Part, Unreadable
-    from flare_model.surrogate import Surrogate
+    from flare_model.checkpoints.surrogate import Surrogate
+    from flare_model.prediction.parts import Meshing, Part, Unreadable
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def predict_part(surrogate: Surrogate, part: Part) -> Prediction:
     import numpy as np
     import torch
 
-    from flare_model.envelope import outside
+    from flare_model.data.envelope import outside
 
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
     features = resolve_targets(surrogate.usage.features, "the checkpoint")
@@ -111,7 +111,7 @@ def _relative_l2(prediction: NDArray[np.float32], truth: NDArray[np.float32], fl
     import numpy as np
     import torch
 
-    from flare_model.metrics import has_truth, relative_l2
+    from flare_model.data.metrics import has_truth, relative_l2
 
     given, known = (torch.from_numpy(np.array(values)) for values in (prediction, truth))
     offsets = torch.tensor([0, len(known)])
@@ -157,7 +157,7 @@ def write_results(out: Path, file: str, prediction: Prediction, *, pictures: boo
         aside = Path(folder)
         write_vtu(aside / f"{file}.vtu", prediction)
         for name, values in prediction.fields.items() if pictures else ():
-            from flare_model.pictures import draw_prediction  # PyVista and VTK
+            from flare_model.prediction.pictures import draw_prediction  # PyVista and VTK
 
             truth = prediction.truth.get(name)
             draw_prediction(aside / f"{file}_{name}.png", prediction.part, name, values, truth)
@@ -202,9 +202,9 @@ def predict(
     """
     if points is not None and points < 8:
         raise UsageError(f"--points must be 8 or more, not {points}")
-    from flare_model.devices import device_of
-    from flare_model.parts import Meshing, Unreadable
-    from flare_model.surrogate import from_pretrained
+    from flare_model.checkpoints.surrogate import from_pretrained
+    from flare_model.prediction.parts import Meshing, Unreadable
+    from flare_model.training.devices import device_of
 
     device = device_of(accelerator)
     surrogate = from_pretrained(checkpoint, trust=trust).to(device)
@@ -250,7 +250,7 @@ def _keep_remarks(out: Path, remarks: Mapping[str, Sequence[Remark]]) -> None:
 
 def _usual_points(surrogate: Surrogate) -> int:
     """Points that a part of the training has."""
-    from flare_model.parts import Meshing
+    from flare_model.prediction.parts import Meshing
 
     envelope = surrogate.usage.envelope
     return round((envelope.num_points_median if envelope else None) or Meshing.num_points)
@@ -260,7 +260,7 @@ def _parts(
     sources: Sequence[str], split: str, cases: Sequence[str], fields: Collection[str], meshing: Meshing
 ) -> Iterator[Part | Unreadable]:
     """The parts of several sources; one that can't be opened counts as one that can't be read."""
-    from flare_model.parts import Unreadable, find_parts
+    from flare_model.prediction.parts import Unreadable, find_parts
 
     for source in sources:
         try:
@@ -272,7 +272,7 @@ def _parts(
 def _say(prediction: Prediction, file: str, console: Console, complaints: Console) -> None:
     import numpy as np
 
-    from flare_model.scores import unit_of_errors
+    from flare_model.judging.scores import unit_of_errors
 
     part = prediction.part
     words = []

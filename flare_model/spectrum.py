@@ -1,6 +1,6 @@
 """`python -m flare_model.spectrum --checkpoint runs/first --data lpbf/`: what each head of FLARE communicates.
 
-The eigenvalues are those of [spectra][flare_model.spectra].
+The eigenvalues are those of [spectra][flare_model.judging.spectra].
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flare_model.file_names import FileNames
-from flare_model.targets import resolve_targets
+from flare_model.data.targets import resolve_targets
+from flare_model.prediction.file_names import FileNames
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console
 from lpbf_data.durable import write_durably
@@ -19,9 +19,9 @@ from lpbf_data.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flare_model.batches import Batch
-    from flare_model.spectra import BlockSpectrum
-    from flare_model.surrogate import Surrogate
+    from flare_model.checkpoints.surrogate import Surrogate
+    from flare_model.data.batches import Batch
+    from flare_model.judging.spectra import BlockSpectrum
 
 
 def spectrum(
@@ -51,10 +51,10 @@ def spectrum(
     if cases < 1:
         raise UsageError(f"--cases must be 1 or more, not {cases}")
 
-    from flare_model.model import Flare
+    from flare_model.checkpoints.surrogate import from_pretrained, results_folder
+    from flare_model.judging.spectra import spectra
+    from flare_model.models.flare import Flare
     from flare_model.plots import plot_spectrum
-    from flare_model.spectra import spectra
-    from flare_model.surrogate import from_pretrained, results_folder
 
     surrogate = from_pretrained(checkpoint, trust=trust)
     model = surrogate.model
@@ -82,8 +82,8 @@ def spectrum(
 
 def _chosen(surrogate: Surrogate, data: str, name: str, cases: int, wanted: list[str]) -> Iterator[Batch]:
     """The cases asked for."""
-    from flare_model.batches import Batch
-    from flare_model.data import Split, open_loader
+    from flare_model.data.batches import Batch
+    from flare_model.data.splits import Split, open_loader
 
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
     features = resolve_targets(surrogate.usage.features, "the checkpoint")

@@ -1,6 +1,6 @@
 """`python -m flare_model.train --data lpbf/ --out runs/first`: train FLARE, or any other model, on a data set.
 
-The loop itself is [trainer][flare_model.trainer]. The same command given again goes on where the run stopped.
+The loop itself is [trainer][flare_model.training.trainer]. The same command given again goes on where the run stopped.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from flare_model.checkpoints.spec import ModelSpec, add_model_options, model_words
 from flare_model.configs import config_names, spell_out_config
-from flare_model.recipe import Recipe, choose_precision
-from flare_model.scores import mean_and_deviation
-from flare_model.settings import Accelerator, Settings, changes, make_settings
-from flare_model.spec import ModelSpec, add_model_options, model_words
+from flare_model.judging.scores import mean_and_deviation
+from flare_model.training.recipe import Recipe, choose_precision
+from flare_model.training.settings import Accelerator, Settings, changes, make_settings
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, say
 from lpbf_data.durable import write_durably, write_json
@@ -25,8 +25,8 @@ from lpbf_data.errors import SchemaError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from flare_model.data import Split
-    from flare_model.devices import Fabric, Precision
+    from flare_model.data.splits import Split
+    from flare_model.training.devices import Fabric, Precision
 
 CONFIG_NAME: Final = "config.yaml"
 RUN_NAME: Final = "run.json"
@@ -87,7 +87,7 @@ def train(
         accelerator=accelerator,
     )
     folders = _folders(Path(out), seed)
-    from flare_model.devices import open_fabric
+    from flare_model.training.devices import open_fabric
 
     splits = open_splits(settings)
     fabric, precision = open_fabric(recipe, accelerator)
@@ -125,7 +125,7 @@ def open_splits(settings: Settings) -> dict[str, Split]:
     Raises:
         UsageError: If there is no train split, or a target has no relative error in any of its cases.
     """
-    from flare_model.data import Split, has_split
+    from flare_model.data.splits import Split, has_split
 
     needed = (*settings.targets, *settings.features)
     splits = {"train": Split(settings.data, "train", needed)}
@@ -158,8 +158,8 @@ def run_once(
     Raises:
         UsageError: If the folder holds a run of another configuration or data set, or something else.
     """
-    from flare_model.provenance import provenance
-    from flare_model.trainer import Trainer
+    from flare_model.training.provenance import provenance
+    from flare_model.training.trainer import Trainer
 
     about = provenance(splits, fabric.device, settings.model)
     _check_same_run(settings, about, folder)

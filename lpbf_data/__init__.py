@@ -17,11 +17,11 @@ from lpbf_data.errors import CaseError, LpbfError, SchemaError, StoreError, Usag
 
 if TYPE_CHECKING:
     from lpbf_data.analysis import open_zarr
-    from lpbf_data.batching import RaggedBatch
-    from lpbf_data.case import Case
-    from lpbf_data.datasets import CaseDataset, CaseStream, load_dataset
-    from lpbf_data.loader import Loader, make_loader
-    from lpbf_data.sampling import NodeBudgetSampler
+    from lpbf_data.case.case import Case
+    from lpbf_data.serving.batching import RaggedBatch
+    from lpbf_data.serving.datasets import CaseDataset, CaseStream, load_dataset
+    from lpbf_data.serving.loader import Loader, make_loader
+    from lpbf_data.serving.sampling import NodeBudgetSampler
 
 __all__ = [
     "Case",
@@ -42,14 +42,14 @@ __all__ = [
 
 # Loaded when they are first asked for: they need NumPy, most of them torch, and open_zarr needs xarray.
 _LATER: Final = {
-    "Case": "case",
-    "CaseDataset": "datasets",
-    "CaseStream": "datasets",
-    "Loader": "loader",
-    "NodeBudgetSampler": "sampling",
-    "RaggedBatch": "batching",
-    "load_dataset": "datasets",
-    "make_loader": "loader",
+    "Case": "case.case",
+    "CaseDataset": "serving.datasets",
+    "CaseStream": "serving.datasets",
+    "Loader": "serving.loader",
+    "NodeBudgetSampler": "serving.sampling",
+    "RaggedBatch": "serving.batching",
+    "load_dataset": "serving.datasets",
+    "make_loader": "serving.loader",
     "open_zarr": "analysis",
 }
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lpbf_data.catalog import read_manifest
 from lpbf_data.errors import StoreError, UsageError
-from lpbf_data.folder import DatasetFolder
-from lpbf_data.known_faults import warn_of_known_fault
+from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.reading.catalog import read_manifest
+from lpbf_data.stores.known_faults import warn_of_known_fault
 
 if TYPE_CHECKING:
     import xarray

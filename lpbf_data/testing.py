@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from lpbf_data.case import Case, Scalar
-from lpbf_data.record import ATTRIBUTE_TYPES
-from lpbf_data.schema import FIELDS, FieldSpec
+from lpbf_data.case.case import Case, Scalar
+from lpbf_data.case.record import ATTRIBUTE_TYPES
+from lpbf_data.case.schema import FIELDS, FieldSpec
 
 _FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 _SCALARS: dict[type, st.SearchStrategy[Any]] = {

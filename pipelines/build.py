@@ -14,24 +14,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lpbf_data.case.schema import DEFAULT_FIELDS
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, say
 from lpbf_data.errors import UsageError
 from lpbf_data.remarks import Remark
-from lpbf_data.schema import DEFAULT_FIELDS
-from pipelines.engine import SERIAL, Engine, Resources, open_engine
-from pipelines.formats import FORMATS
-from pipelines.select import Filters
+from pipelines.building.engine import SERIAL, Engine, Resources, open_engine
+from pipelines.building.formats import FORMATS
+from pipelines.selection.select import Filters
 
 if TYPE_CHECKING:
-    from lpbf_data.manifest import Manifest
-    from lpbf_data.record import CaseRecord
-    from pipelines.case_files import CaseLocation
-    from pipelines.request import BuildRequest, Part
-    from pipelines.shards import ShardResult
-    from pipelines.sources import SourceScan
-    from pipelines.targets import Target
-    from pipelines.workspace import Workspace
+    from lpbf_data.case.record import CaseRecord
+    from lpbf_data.stores.manifest import Manifest
+    from pipelines.building.request import BuildRequest, Part
+    from pipelines.building.shards import ShardResult
+    from pipelines.building.targets import Target
+    from pipelines.building.workspace import Workspace
+    from pipelines.sources.case_files import CaseLocation
+    from pipelines.sources.finding import SourceScan
 
 
 def build(
@@ -92,10 +92,10 @@ def build(
     if sum((part is not None, finalise, plan)) > 1:
         raise UsageError("--part, --finalise and --plan exclude each other")
 
-    from lpbf_data.manifest import MANIFEST_NAME
-    from pipelines.forecast import forecast, print_forecast
-    from pipelines.request import check_request, parse_part
-    from pipelines.summary import print_remarks, print_summary, say_empty_splits
+    from lpbf_data.stores.manifest import MANIFEST_NAME
+    from pipelines.building.forecast import forecast, print_forecast
+    from pipelines.building.request import check_request, parse_part
+    from pipelines.reporting.summary import print_remarks, print_summary, say_empty_splits
 
     request = check_request(
         src, out, filters, splits, seed, design_id, fields, formats,
@@ -149,7 +149,7 @@ def prepared(
     request: BuildRequest, resources: Resources, scans: Sequence[SourceScan], workspace: Workspace, target: Target
 ) -> Iterator[Preparation]:
     """List the sources and hold them against what the output folder has; the workspace is locked by the caller."""
-    from pipelines.listing import drop_duplicates, list_sources
+    from pipelines.building.listing import drop_duplicates, list_sources
 
     with open_engine(resources) as engine:
         found = list_sources(request.sources, scans, engine, workspace)
@@ -183,15 +183,15 @@ def build_manifest(request: BuildRequest, resources: Resources = SERIAL, *, only
         UsageError: If nothing is found, a source can't be read, the output folder holds something else, or another
             build works in it.
     """
-    from lpbf_data.manifest import decode_manifest, encode_manifest
-    from pipelines.commit import begin_commit, finish_commit
-    from pipelines.documents import NOT_ALWAYS_THERE, make_documents
-    from pipelines.groups import plan_groups
-    from pipelines.listing import scan_sources
-    from pipelines.showcase import add_showcase
-    from pipelines.stages import measure, measured_cases, write_all
-    from pipelines.summary import collect_remarks
-    from pipelines.workspace import Workspace
+    from lpbf_data.stores.manifest import decode_manifest, encode_manifest
+    from pipelines.building.commit import begin_commit, finish_commit
+    from pipelines.building.groups import plan_groups
+    from pipelines.building.listing import scan_sources
+    from pipelines.building.stages import measure, measured_cases, write_all
+    from pipelines.building.workspace import Workspace
+    from pipelines.reporting.documents import NOT_ALWAYS_THERE, make_documents
+    from pipelines.reporting.showcase import add_showcase
+    from pipelines.reporting.summary import collect_remarks
 
     target = _open_target(request)
     scans = scan_sources(request.sources, by_content=request.digest)  # refuse before a folder is made
@@ -240,10 +240,10 @@ def run_part(request: BuildRequest, part: Part, resources: Resources = SERIAL) -
     Raises:
         UsageError: As for `run_build`.
     """
-    from pipelines.groups import plan_groups
-    from pipelines.listing import scan_sources
-    from pipelines.stages import measure, measured_cases, select, shard_tasks, write
-    from pipelines.workspace import Workspace
+    from pipelines.building.groups import plan_groups
+    from pipelines.building.listing import scan_sources
+    from pipelines.building.stages import measure, measured_cases, select, shard_tasks, write
+    from pipelines.building.workspace import Workspace
 
     target = _open_target(request)
     scans = scan_sources(request.sources, by_content=request.digest)
@@ -286,7 +286,7 @@ def _said_of_part(part: Part, results: Sequence[ShardResult], planned: int) -> s
 
 
 def _open_target(request: BuildRequest) -> Target:
-    from pipelines.targets import open_target
+    from pipelines.building.targets import open_target
 
     target = open_target(request.out)
     # A workspace of ours tells that an unfinished data set is ours as well.
@@ -297,7 +297,7 @@ def _open_target(request: BuildRequest) -> Target:
 
 def _earlier_manifest(request: BuildRequest, target: Target, found: set[str]) -> Manifest | None:
     """The manifest of an earlier build of the same set; refuse to drop cases that the sources don't hold."""
-    from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
+    from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest
 
     data = target.read(MANIFEST_NAME)
     if data is None:
@@ -314,7 +314,7 @@ def _earlier_manifest(request: BuildRequest, target: Target, found: set[str]) ->
 
 def _earlier_splits(request: BuildRequest, target: Target, manifest: Manifest | None) -> dict[str, str]:
     """Case id to split in the earlier build, if that was divided by the same rule."""
-    from pipelines.documents import BUILD_NAME
+    from pipelines.reporting.documents import BUILD_NAME
 
     data = target.read(BUILD_NAME)
     if manifest is None or data is None:

@@ -20,12 +20,12 @@ from lpbf_data.command_line import run
 from lpbf_data.console import open_console
 from lpbf_data.errors import UsageError
 from lpbf_data.remarks import MAX_EXAMPLES, Remark, Treatment
-from pipelines.engine import Resources
+from pipelines.building.engine import Resources
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lpbf_data.record import CaseRecord
+    from lpbf_data.case.record import CaseRecord
 
 _REPO: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENSE: Final = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -37,10 +37,10 @@ def published_files(root: Path) -> list[Path]:
     Args:
         root: The data set.
     """
-    from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
-    from lpbf_data.zarr_store import ZARR_NAME
-    from pipelines.croissant import CROISSANT_NAME
-    from pipelines.documents import BUILD_NAME, CARD_NAME, PICTURES, REPORT_NAME
+    from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest
+    from lpbf_data.stores.zarr_parts import ZARR_NAME
+    from pipelines.reporting.croissant import CROISSANT_NAME
+    from pipelines.reporting.documents import BUILD_NAME, CARD_NAME, PICTURES, REPORT_NAME
 
     records = decode_manifest((root / MANIFEST_NAME).read_bytes()).records
     places = [record.placement for record in records if record.placement is not None]
@@ -63,7 +63,7 @@ def left_out(root: Path, published: Collection[Path]) -> tuple[Remark, ...]:
         root: The data set.
         published: The files that are.
     """
-    from pipelines.targets import WORKSPACE_NAME
+    from pipelines.building.targets import WORKSPACE_NAME
 
     sent = set(published)
     others = sorted(
@@ -104,7 +104,7 @@ def warnings_for(records: Sequence[CaseRecord], name: str) -> list[str]:
         records: Rows of the manifest.
         name: The licence.
     """
-    from pipelines.overview import fusion_parts
+    from pipelines.reporting.overview import fusion_parts
 
     if (parts := fusion_parts(records)) and "-nc" not in name:
         sentence = (
@@ -117,10 +117,10 @@ def warnings_for(records: Sequence[CaseRecord], name: str) -> list[str]:
 
 def local_paths_in(root: Path) -> list[str]:
     """Paths of this machine that would be published in manifest, card or description."""
-    from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
-    from pipelines.croissant import CROISSANT_NAME
-    from pipelines.documents import BUILD_NAME, CARD_NAME
-    from pipelines.privacy import find_local_paths
+    from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest
+    from pipelines.reporting.croissant import CROISSANT_NAME
+    from pipelines.reporting.documents import BUILD_NAME, CARD_NAME
+    from pipelines.sources.privacy import find_local_paths
 
     documents = (root / name for name in (CARD_NAME, BUILD_NAME, CROISSANT_NAME))
     texts = [path.read_text(encoding="utf-8") for path in documents if path.exists()]
@@ -159,7 +159,7 @@ def _contents(root: Path, files: Sequence[Path]) -> list[str]:
         root: The data set.
         files: Files in it.
     """
-    from pipelines.summary import human_bytes
+    from pipelines.reporting.summary import human_bytes
 
     kinds: dict[str, list[Path]] = {}
     for path in files:
@@ -206,9 +206,9 @@ def publish(
         )
     resources = Resources(workers)
 
-    from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
-    from pipelines.croissant import CROISSANT_NAME
-    from pipelines.summary import human_bytes
+    from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest
+    from pipelines.reporting.croissant import CROISSANT_NAME
+    from pipelines.reporting.summary import human_bytes
     from pipelines.verify import verify_dataset
 
     console = open_console()
@@ -248,9 +248,9 @@ def _tell(console: Console, remarks: Sequence[Remark]) -> None:
 def _upload(folder: Path, repo: str, *, private: bool, revision: str, token: str | None, cases: int) -> str:
     from huggingface_hub import HfApi
 
-    from lpbf_data.zarr_store import ZARR_NAME
-    from pipelines.croissant import CROISSANT_NAME
-    from pipelines.documents import PICTURES_NAME, REPORT_NAME
+    from lpbf_data.stores.zarr_parts import ZARR_NAME
+    from pipelines.reporting.croissant import CROISSANT_NAME
+    from pipelines.reporting.documents import PICTURES_NAME, REPORT_NAME
 
     api = HfApi(token=token)
     try:

@@ -16,9 +16,9 @@ from lpbf_data.console import follow, open_console
 from lpbf_data.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
-    from lpbf_data.folder import DatasetFolder
-    from lpbf_data.predictions import PredictionFile
-    from pipelines.exhibits import Deviation, Exhibit, KeptCases
+    from lpbf_data.places.folder import DatasetFolder
+    from lpbf_data.stores.predictions import PredictionFile
+    from pipelines.reporting.exhibits import Deviation, Exhibit, KeptCases
 
 MOST_PARTS: Final = 300
 """Parts in the gallery unless asked otherwise."""
@@ -54,9 +54,9 @@ def make_report(folder: DatasetFolder, *, most_parts: int = MOST_PARTS, predicti
         StoreError: If the data set or the predictions can't be read.
         UsageError: If the predictions belong to another data set.
     """
-    from pipelines import exhibits as shown
-    from pipelines.pictures import Artist
-    from pipelines.report_page import PageContent, render_page
+    from pipelines.reporting import exhibits as shown
+    from pipelines.reporting.pictures import Artist
+    from pipelines.reporting.report_page import PageContent, render_page
 
     cases = shown.KeptCases(folder)
     configuration = _configuration(folder)
@@ -93,7 +93,7 @@ def _configuration(folder: DatasetFolder) -> dict[str, Any]:
     Raises:
         StoreError: If it can't be read.
     """
-    from pipelines.documents import BUILD_NAME
+    from pipelines.reporting.documents import BUILD_NAME
 
     try:
         described = json.loads(folder.read(BUILD_NAME))["configuration"]
@@ -104,7 +104,7 @@ def _configuration(folder: DatasetFolder) -> dict[str, Any]:
 
 
 def _open_predictions(path: Path, cases: KeptCases) -> PredictionFile:
-    from lpbf_data.predictions import PredictionFile
+    from lpbf_data.stores.predictions import PredictionFile
 
     predicted = PredictionFile(path)
     if predicted.manifest_sha256 != cases.manifest.digest:
@@ -158,10 +158,10 @@ def report(
     if gallery < 1:
         raise UsageError(f"--gallery must be 1 or more, not {gallery}")
 
-    from lpbf_data.folder import DatasetFolder
-    from pipelines.documents import REPORT_NAME
-    from pipelines.summary import human_bytes
-    from pipelines.targets import FolderTarget
+    from lpbf_data.places.folder import DatasetFolder
+    from pipelines.building.targets import FolderTarget
+    from pipelines.reporting.documents import REPORT_NAME
+    from pipelines.reporting.summary import human_bytes
 
     folder = DatasetFolder(data)
     path = Path(out) if out is not None else (folder.local or Path()) / REPORT_NAME

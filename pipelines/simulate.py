@@ -18,9 +18,9 @@ from lpbf_data.command_line import run
 from lpbf_data.console import open_console, progress, say
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import UsageError
+from lpbf_data.geometry.surface_formats import Units
 from lpbf_data.remarks import Remark, merge_remarks
-from lpbf_data.surface_formats import Units
-from pipelines.engine import Resources, open_engine
+from pipelines.building.engine import Resources, open_engine
 from pipelines.simulation.choices import EncodingName, Naming
 from pipelines.simulation.families import FAMILIES
 from pipelines.simulation.materials import MaterialName

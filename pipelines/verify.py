@@ -19,16 +19,16 @@ from lpbf_data.command_line import run
 from lpbf_data.console import open_console, progress
 from lpbf_data.durable import sha256_of_file, sha256_of_tree
 from lpbf_data.errors import LpbfError, StoreError, UsageError
-from pipelines.engine import SERIAL, Resources, open_engine
+from pipelines.building.engine import SERIAL, Resources, open_engine
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from lpbf_data.case import Case
-    from lpbf_data.manifest import Manifest
-    from lpbf_data.parquet_store import ParquetShard
-    from lpbf_data.record import CaseRecord
-    from lpbf_data.zarr_store import ZarrPart
+    from lpbf_data.case.case import Case
+    from lpbf_data.case.record import CaseRecord
+    from lpbf_data.stores.manifest import Manifest
+    from lpbf_data.stores.parquet import ParquetShard
+    from lpbf_data.stores.zarr_parts import ZarrPart
 
 _MOST_SHOWN: Final = 50
 
@@ -75,7 +75,7 @@ def check_shard(task: ShardCheck) -> Verdict:
     Args:
         task: The shard.
     """
-    from pipelines.places import fetch, is_url
+    from pipelines.sources.places import fetch, is_url
 
     if not is_url(task.root):
         return _check_files(Path(task.root), task)
@@ -90,8 +90,8 @@ def check_shard(task: ShardCheck) -> Verdict:
 
 
 def _check_files(root: Path, task: ShardCheck) -> Verdict:
-    from lpbf_data.parquet_store import ParquetShard
-    from lpbf_data.zarr_store import ZarrPart
+    from lpbf_data.stores.parquet import ParquetShard
+    from lpbf_data.stores.zarr_parts import ZarrPart
 
     place = task.records[0].placement
     assert place is not None
@@ -149,8 +149,8 @@ def _check_row(
 
 def _differences(case: Case, record: CaseRecord) -> Iterator[str]:
     """What a stored case has other than its record says."""
-    from lpbf_data.mesh import count_hex_edges
-    from lpbf_data.record import attributes_of
+    from lpbf_data.case.record import attributes_of
+    from lpbf_data.geometry.hexahedra import count_hex_edges
 
     measures = record.measures
     if case.case_id != record.case_id:
@@ -174,7 +174,7 @@ def _differences(case: Case, record: CaseRecord) -> Iterator[str]:
 
 
 def _column(case: Case, column: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None:
-    from lpbf_data.schema import FIELDS
+    from lpbf_data.case.schema import FIELDS
 
     for name, values in case.fields.items():
         columns = FIELDS[name].columns
@@ -198,10 +198,10 @@ def _unequal(one: Case, other: Case) -> str:
 
 def check_documents(root: str, manifest: Manifest) -> Iterator[Problem]:
     """`build.json`, the card, and the splits, against the manifest."""
-    from lpbf_data.manifest import MANIFEST_NAME
-    from pipelines.documents import BUILD_NAME
-    from pipelines.places import read_bytes
-    from pipelines.split_rules import PUBLISHED
+    from lpbf_data.stores.manifest import MANIFEST_NAME
+    from pipelines.reporting.documents import BUILD_NAME
+    from pipelines.selection.split_rules import PUBLISHED
+    from pipelines.sources.places import read_bytes
 
     try:
         described = json.loads(read_bytes(f"{root}/{BUILD_NAME}"))
@@ -228,9 +228,9 @@ def check_documents(root: str, manifest: Manifest) -> Iterator[Problem]:
 
 def _shards_at(root: str) -> set[str]:
     """Parquet files and Zarr parts that lie there."""
-    from lpbf_data.zarr_store import ZARR_NAME
-    from pipelines.places import is_url, list_remote
-    from pipelines.targets import FolderTarget
+    from lpbf_data.stores.zarr_parts import ZARR_NAME
+    from pipelines.building.targets import FolderTarget
+    from pipelines.sources.places import is_url, list_remote
 
     if not is_url(root):
         return set(FolderTarget(Path(root)).shards())
@@ -244,8 +244,8 @@ def _shards_at(root: str) -> set[str]:
 def _check_card(root: str, manifest: Manifest) -> Iterator[Problem]:
     import yaml
 
-    from pipelines.documents import PICTURES_NAME
-    from pipelines.places import mark_of, read_bytes
+    from pipelines.reporting.documents import PICTURES_NAME
+    from pipelines.sources.places import mark_of, read_bytes
 
     try:
         card = read_bytes(f"{root}/README.md").decode()
@@ -272,7 +272,7 @@ def _check_card(root: str, manifest: Manifest) -> Iterator[Problem]:
 
 def _check_config(config: dict[Any, Any], manifest: Manifest) -> Iterator[Problem]:
     """One configuration of the card's metadata: its splits, and the version by which plain datasets keep rows."""
-    from pipelines.card import dataset_version
+    from pipelines.reporting.card import dataset_version
 
     files = config.get("data_files")
     entries = files if isinstance(files, list) else []
@@ -285,8 +285,8 @@ def _check_config(config: dict[Any, Any], manifest: Manifest) -> Iterator[Proble
 
 def _check_report(root: str, manifest: Manifest) -> Iterator[Problem]:
     """A report isn't always there; where it is, it must show this data set."""
-    from pipelines.documents import REPORT_NAME
-    from pipelines.places import read_bytes
+    from pipelines.reporting.documents import REPORT_NAME
+    from pipelines.sources.places import read_bytes
 
     try:
         found = re.search(rb'name="lpbf-manifest-sha256" content="([0-9a-f]*)"', read_bytes(f"{root}/{REPORT_NAME}"))
@@ -298,8 +298,8 @@ def _check_report(root: str, manifest: Manifest) -> Iterator[Problem]:
 
 def _find_leaks(records: Sequence[CaseRecord]) -> Iterator[Problem]:
     """Designs that lie in more than one split."""
-    from lpbf_data.manifest import MANIFEST_NAME
-    from pipelines.select import leaking_designs
+    from lpbf_data.stores.manifest import MANIFEST_NAME
+    from pipelines.selection.select import leaking_designs
 
     for design, cases in leaking_designs(records).items():
         listed = ", ".join(f"{case} in {split}" for split, case in sorted(cases.items()))
@@ -329,9 +329,9 @@ def verify_dataset(root: str | Path, resources: Resources = SERIAL) -> Verdict:
     Raises:
         UsageError: If there is no data set.
     """
-    from lpbf_data.known_faults import known_fault
-    from lpbf_data.manifest import MANIFEST_NAME, decode_manifest
-    from pipelines.places import read_bytes
+    from lpbf_data.stores.known_faults import known_fault
+    from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest
+    from pipelines.sources.places import read_bytes
 
     place = str(root).rstrip("/")
     try:
@@ -371,7 +371,7 @@ def verify(data: str, *, workers: int | None = None, scheduler: str | None = Non
     resources = Resources(workers, scheduler)
     from rich.table import Table
 
-    from pipelines.summary import human_bytes
+    from pipelines.reporting.summary import human_bytes
 
     verdict = verify_dataset(data, resources)
     console = open_console()

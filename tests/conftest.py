@@ -12,9 +12,9 @@ if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from tests.data_fixtures import hub, own_cache, published_dataset, small_cases, small_dataset
-from tests.flare_fixtures import box_dataset, shared_cache, trained_run
+from tests.flare_model.flare_fixtures import box_dataset, shared_cache, trained_run
 from tests.netfabb_cases import Part, write_part
-from tests.report_fixtures import browser, built
+from tests.pipelines.report_fixtures import browser, built
 
 __all__ = [
     "box_dataset",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lpbf_data.case import Case
+from lpbf_data.case.case import Case
 from tests.data_hub_server import Hub, serve_hub
 from tests.data_support import make_case, write_dataset, write_published
 

@@ -17,16 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lpbf_data.case import Case
+from lpbf_data.case.case import Case
+from lpbf_data.case.record import CaseRecord, Measures, Placement, SourceRef, attributes_of
+from lpbf_data.case.schema import BUILD_FIELDS, DEFAULT_FIELDS, FIELDS
 from lpbf_data.durable import sha256_of_file, sha256_of_tree
-from lpbf_data.manifest import MANIFEST_NAME, encode_manifest
-from lpbf_data.mesh import count_hex_edges, hex_aspect_ratio, hex_edges
-from lpbf_data.parquet_store import write_shard
-from lpbf_data.record import CaseRecord, Measures, Placement, SourceRef, attributes_of
-from lpbf_data.schema import BUILD_FIELDS, DEFAULT_FIELDS, FIELDS
-from lpbf_data.zarr_store import write_part
-from pipelines.card import make_card
-from pipelines.measure import field_statistics
+from lpbf_data.geometry.hexahedra import count_hex_edges, hex_aspect_ratio, hex_edges
+from lpbf_data.stores.manifest import MANIFEST_NAME, encode_manifest
+from lpbf_data.stores.parquet import write_shard
+from lpbf_data.stores.zarr_parts import write_part
+from pipelines.measuring.measure import field_statistics
+from pipelines.reporting.card import make_card
 
 SPECS = tuple(FIELDS[name] for name in (*DEFAULT_FIELDS, *BUILD_FIELDS))
 CORNERS = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]])

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from lpbf_data.manifest import decode_manifest
+from lpbf_data.stores.manifest import decode_manifest
 
 SMALL_MODEL: Final = (
     *("--model.init_args.config.num_blocks", "3"),

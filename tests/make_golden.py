@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from lpbf_data import load_dataset
-from lpbf_data.schema import SCHEMA_VERSION
+from lpbf_data.case.schema import SCHEMA_VERSION
 from pipelines.build import run_build
 from tests.netfabb_cases import TERMINATED, Part, write_part
-from tests.test_build import request
+from tests.pipelines.test_build import request
 
 GOLDEN = Path(__file__).parent / "golden"
 

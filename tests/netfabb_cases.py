@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lpbf_data.tensor_order import VTK_ORDER, as_matrices
+from lpbf_data.case.tensor_order import VTK_ORDER, as_matrices
 from pipelines.ensight import (
     CaseFile,
     Dialect,

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 
 from lpbf_data import open_zarr
-from lpbf_data.known_faults import KnownFaultWarning, known_fault
-from lpbf_data.manifest import Manifest, decode_manifest
-from lpbf_data.schema import SCHEMA_VERSION
+from lpbf_data.case.schema import SCHEMA_VERSION
+from lpbf_data.stores.known_faults import KnownFaultWarning, known_fault
+from lpbf_data.stores.manifest import Manifest, decode_manifest
 from pipelines.verify import verify_dataset
 from tests.make_golden import GOLDEN, digests
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import flare_model
-from flare_model.implementation import mix_by_kernels, network_by_kernels
-from flare_model.parts import Meshing, read_part
+from flare_model.checkpoints.spec import SHIPPED
+from flare_model.layers.backend import mix_by_kernels, network_by_kernels
 from flare_model.predict import Prediction, write_vtu
-from flare_model.spec import SHIPPED
-from tests.flare_support import tiny_surrogate
+from flare_model.prediction.parts import Meshing, read_part
+from tests.flare_model.flare_support import tiny_surrogate
 
 REPOSITORY: Final = Path(__file__).parents[1]
 PROJECT: Final = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -1,4 +1,4 @@
-"""A residual pointwise network, [ResMLP][flare_model.pointwise.ResMLP], in one kernel, with the LayerNorm before it.
+"""A residual pointwise network, ResMLP, in one kernel, with the LayerNorm before it.
 
 C channels; layers are counted from 0, the first and the last among them: h₀ = x or LayerNorm(x),
 h_{i+1} = h_i + gelu(W_i h_i + b_i), y = h_n + W_n h_n + b_n. Its gradients are in network_gradient.py.

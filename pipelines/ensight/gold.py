@@ -209,7 +209,7 @@ def read_variable(
         dialect: How the geometry that it belongs to is written.
         count: Nodes or elements of that geometry.
         num_components: 1 for a scalar, 3 for a vector, 6 for a symmetric tensor, whose components stay in the order of
-            the file: writers differ in the last two, see [tensor_order][lpbf_data.tensor_order].
+            the file: writers differ in the last two, see [tensor_order][lpbf_data.case.tensor_order].
         location: Per node or per element.
         path: How errors call it.
 

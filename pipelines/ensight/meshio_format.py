@@ -18,9 +18,9 @@ import meshio
 import numpy as np
 from numpy.typing import NDArray
 
+from lpbf_data.case.tensor_order import ENSIGHT_ORDER, VTK_ORDER, TensorOrder, order_by_principal_values, reorder
 from lpbf_data.durable import flush_file
 from lpbf_data.errors import CaseError
-from lpbf_data.tensor_order import ENSIGHT_ORDER, VTK_ORDER, TensorOrder, order_by_principal_values, reorder
 from pipelines.ensight.case_file import (
     COMPONENTS,
     CaseFile,

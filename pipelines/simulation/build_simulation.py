@@ -15,7 +15,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lpbf_data.voxelize import VoxelMesh
+from lpbf_data.geometry.voxelize import VoxelMesh
 from pipelines.simulation.elements import elastic_element
 from pipelines.simulation.layers import COOLING, LayerGroup, plan_layers
 from pipelines.simulation.materials import Material, Process

@@ -14,18 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from lpbf_data.case import Case
+from lpbf_data.case.case import Case
+from lpbf_data.case.record import CaseRecord, SourceRef
 from lpbf_data.durable import flush_tree, write_durably
 from lpbf_data.errors import GeometryError
-from lpbf_data.mesh_check import check_mesh, mesh_faithfully, remarks_on
-from lpbf_data.record import CaseRecord, SourceRef
+from lpbf_data.geometry.mesh_check import check_mesh, mesh_faithfully, remarks_on
+from lpbf_data.geometry.surface_files import load_bodies
+from lpbf_data.geometry.surface_formats import Units
+from lpbf_data.geometry.voxelize import Surface, VoxelMesh, on_build_plate, voxelize_to_size
 from lpbf_data.remarks import Remark
-from lpbf_data.surface_files import load_bodies
-from lpbf_data.surface_formats import Units
-from lpbf_data.voxelize import Surface, VoxelMesh, on_build_plate, voxelize_to_size
-from pipelines.measure import measure_case
-from pipelines.netfabb import BuildReduction
-from pipelines.select import Filters, active_limits, reject
+from pipelines.measuring.measure import measure_case
+from pipelines.netfabb.run import BuildReduction
+from pipelines.selection.select import Filters, active_limits, reject
 from pipelines.simulation import run_log
 from pipelines.simulation.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
 from pipelines.simulation.choices import EncodingName

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from lpbf_data.errors import UsageError
-from lpbf_data.voxelize import VoxelMesh
+from lpbf_data.geometry.voxelize import VoxelMesh
 from pipelines.simulation.materials import Process
 
 GROUP_THICKNESS: Final = 2.5

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lpbf_data.voxelize import VoxelMesh
+from lpbf_data.geometry.voxelize import VoxelMesh
 from pipelines.simulation.elements import ElasticElement
 from pipelines.simulation.stiffness import (
     SolverError,

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from lpbf_data.errors import UsageError
+from lpbf_data.geometry.surface_files import load_bodies
+from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
 from lpbf_data.remarks import Remark, merge_remarks
-from lpbf_data.surface_files import load_bodies
-from lpbf_data.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
 from pipelines.simulation.case_task import SurfacePart
 from pipelines.simulation.choices import EncodingName, Naming
 from pipelines.simulation.corpus import PartPlan, plan_corpus

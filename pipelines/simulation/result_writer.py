@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.cached import cached_property
-from lpbf_data.schema import FIELDS, SYMMETRIC_TENSOR
-from lpbf_data.tensor_order import reorder
-from lpbf_data.voxelize import Surface, write_stl
+from lpbf_data.case.schema import FIELDS, SYMMETRIC_TENSOR
+from lpbf_data.case.tensor_order import reorder
+from lpbf_data.geometry.voxelize import Surface, write_stl
 from pipelines.ensight import (
     CaseFile,
     Dialect,
@@ -26,7 +26,7 @@ from pipelines.ensight import (
     write_geometry,
     write_variable,
 )
-from pipelines.netfabb import NETFABB_ORDER, VARIABLES
+from pipelines.netfabb.run import NETFABB_ORDER, VARIABLES
 from pipelines.simulation.build_plate import PlatedMesh, add_build_plate
 from pipelines.simulation.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
 from pipelines.simulation.choices import EncodingName

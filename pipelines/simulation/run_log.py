@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lpbf_data.voxelize import Surface, VoxelMesh
+from lpbf_data.geometry.voxelize import Surface, VoxelMesh
 from pipelines.simulation.build_simulation import BuildSimulation, Frame
 from pipelines.simulation.identity import GENERATOR, SOLVER_VERSION
 from pipelines.simulation.layers import LayerGroup, layers_per_cell

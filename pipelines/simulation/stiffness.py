@@ -17,7 +17,7 @@ from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
 from lpbf_data.cached import cached_property
 from lpbf_data.errors import LpbfError
-from lpbf_data.voxelize import VoxelMesh
+from lpbf_data.geometry.voxelize import VoxelMesh
 
 TOLERANCE: Final = 1e-6
 """Relative residual to which the equations of multigrid are solved."""

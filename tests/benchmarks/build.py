@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import shards
 from pipelines.build import run_build
-from pipelines.request import check_request
-from pipelines.select import Filters
+from pipelines.building import shards
+from pipelines.building.request import check_request
+from pipelines.selection.select import Filters
 from tests.benchmarks.machine import describe_machine, save_result
 from tests.netfabb_cases import Part, write_part
 

@@ -28,23 +28,23 @@ from typing import Any
 import psutil
 from distributed import Client, LocalCluster
 
+from lpbf_data.case.record import attributes_of
+from lpbf_data.case.schema import DEFAULT_FIELDS, resolve_fields
 from lpbf_data.durable import flush_file, flush_tree, sha256_of_file, sha256_of_tree
-from lpbf_data.parquet_store import ParquetShard, write_shard
-from lpbf_data.record import attributes_of
-from lpbf_data.schema import DEFAULT_FIELDS, resolve_fields
-from lpbf_data.zarr_store import ZarrPart
-from lpbf_data.zarr_store import write_part as write_zarr_part
-from pipelines import shards
+from lpbf_data.stores.parquet import ParquetShard, write_shard
+from lpbf_data.stores.zarr_parts import ZarrPart
+from lpbf_data.stores.zarr_parts import write_part as write_zarr_part
 from pipelines.build import run_build
-from pipelines.case_files import CaseFiles, open_case
-from pipelines.convert import measure_location
-from pipelines.engine import SERIAL, Resources
-from pipelines.fingerprint import geometry_digests
-from pipelines.measure import field_statistics, measure_case, measured_specs
-from pipelines.netfabb import NetfabbRun
-from pipelines.request import BuildRequest, check_request
-from pipelines.select import Filters
-from pipelines.sources import find_cases
+from pipelines.building import shards
+from pipelines.building.engine import SERIAL, Resources
+from pipelines.building.request import BuildRequest, check_request
+from pipelines.measuring.convert import measure_location
+from pipelines.measuring.fingerprint import geometry_digests
+from pipelines.measuring.measure import field_statistics, measure_case, measured_specs
+from pipelines.netfabb.run import NetfabbRun
+from pipelines.selection.select import Filters
+from pipelines.sources.case_files import CaseFiles, open_case
+from pipelines.sources.finding import find_cases
 from tests.benchmarks.machine import describe_machine, save_result
 from tests.netfabb_cases import Part, write_part
 
@@ -137,7 +137,7 @@ def _decode(case_id: str, files: InMemory) -> tuple[Any, Any, float | None]:
     case = run.read_case(DEFAULT_FIELDS)
     build = run.reduce_build(case.points)
     info = run.info()
-    from pipelines.convert import _with_reductions
+    from pipelines.measuring.convert import _with_reductions
 
     return _with_reductions(case, (build.clearance_min, build.displacement_z_max)), build, info.recoater_tolerance
 
@@ -166,7 +166,7 @@ def local_cluster(count: int) -> LocalCluster:
 def with_workers(src: Path, count: int) -> float:
     """Seconds of a build on a cluster that runs already."""
     with local_cluster(count) as cluster, Client(cluster) as client:
-        client.run(lambda: __import__("pipelines.stages") and None)
+        client.run(lambda: __import__("pipelines.building.stages") and None)
         whole_build(src, Resources(scheduler=cluster.scheduler_address), one_shard=False)
         return min(whole_build(src, Resources(scheduler=cluster.scheduler_address), one_shard=False) for _ in range(3))
 

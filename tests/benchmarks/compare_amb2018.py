@@ -22,7 +22,7 @@ import numpy as np
 from manifold3d import CrossSection, Manifold
 from numpy.typing import NDArray
 
-from lpbf_data.voxelize import Surface, VoxelMesh, surface_of_arrays, voxelize
+from lpbf_data.geometry.voxelize import Surface, VoxelMesh, surface_of_arrays, voxelize
 from pipelines.simulation.build_simulation import BuildSimulation, Frame
 from pipelines.simulation.materials import MATERIALS, Material, Process
 from tests.benchmarks.figures import line_figure

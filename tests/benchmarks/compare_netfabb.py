@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from lpbf_data.case import Case
-from lpbf_data.render import Panel, render_panels
-from lpbf_data.surface_files import load_surface
-from lpbf_data.voxelize import VoxelMesh, voxelize
-from pipelines.case_files import FolderFiles
-from pipelines.netfabb import NetfabbRun
+from lpbf_data.case.case import Case
+from lpbf_data.geometry.render import Panel, render_panels
+from lpbf_data.geometry.surface_files import load_surface
+from lpbf_data.geometry.voxelize import VoxelMesh, voxelize
+from pipelines.netfabb.run import NetfabbRun
 from pipelines.simulation.build_simulation import BuildSimulation, Frame
 from pipelines.simulation.fields import von_mises
 from pipelines.simulation.materials import MATERIALS
+from pipelines.sources.case_files import FolderFiles
 from tests.benchmarks.machine import describe_machine, save_result
 
 PARTS: Final = {"step2": "binary/step2", "meshes2": "ascii/meshes2"}

@@ -11,13 +11,13 @@ from typing import Final
 
 import numpy as np
 
-from lpbf_data.record import Measures
-from pipelines.case_files import FolderFiles
-from pipelines.engine import SERIAL
-from pipelines.measure import measure_case
-from pipelines.netfabb import NetfabbRun
+from lpbf_data.case.record import Measures
+from pipelines.building.engine import SERIAL
+from pipelines.measuring.measure import measure_case
+from pipelines.netfabb.run import NetfabbRun
 from pipelines.simulate import run_simulation
 from pipelines.simulation.request import SimulationOptions, check_request
+from pipelines.sources.case_files import FolderFiles
 from tests.benchmarks.machine import describe_machine, save_result
 
 CASES: Final = 50

@@ -10,9 +10,9 @@ from typing import Final
 
 import numpy as np
 
-from lpbf_data.case import Case
-from lpbf_data.render import Panel, render_panels
-from lpbf_data.voxelize import voxelize_to_size
+from lpbf_data.case.case import Case
+from lpbf_data.geometry.render import Panel, render_panels
+from lpbf_data.geometry.voxelize import voxelize_to_size
 from pipelines.simulation.build_simulation import BuildSimulation
 from pipelines.simulation.corpus import parameters_of, part_surface
 from pipelines.simulation.families import FAMILIES

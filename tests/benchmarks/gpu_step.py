@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flare_model.batches import Batch
-from flare_model.metrics import relative_l2_loss
-from flare_model.model import Flare, FlareConfig
-from flare_model.optimizer import make_optimizer
-from flare_model.recipe import Recipe
-from flare_model.step_graphs import StepGraphs
+from flare_model.data.batches import Batch
+from flare_model.data.metrics import relative_l2_loss
+from flare_model.models.flare import Flare, FlareConfig
+from flare_model.training.optimizer import make_optimizer
+from flare_model.training.recipe import Recipe
+from flare_model.training.step_graphs import StepGraphs
 from tests.benchmarks.gpu_timing import describe_gpu, exclusive, milliseconds, peak_gib
 
 EXPONENTIALS_A_SECOND = 3.7e12

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from lpbf_data.manifest import decode_manifest
+from lpbf_data.stores.manifest import decode_manifest
 from tests.benchmarks.machine import describe_machine, save_result
 
 CASES: Final = 520

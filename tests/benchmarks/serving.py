@@ -31,11 +31,11 @@ import pyarrow.parquet as pq
 import torch
 
 from lpbf_data import CaseStream, Loader, load_dataset, make_loader
-from lpbf_data.case import Case
-from lpbf_data.datasets import CaseDataset
-from lpbf_data.parquet_store import ParquetShard
-from lpbf_data.sampling import epoch_order
-from lpbf_data.schema import DEFAULT_FIELDS, resolve_fields
+from lpbf_data.case.case import Case
+from lpbf_data.case.schema import DEFAULT_FIELDS, resolve_fields
+from lpbf_data.serving.datasets import CaseDataset
+from lpbf_data.serving.sampling import epoch_order
+from lpbf_data.stores.parquet import ParquetShard
 from tests.benchmarks.machine import describe_machine, save_result
 from tests.data_hub_server import serve_hub
 from tests.data_support import make_case, write_dataset, write_published

@@ -33,11 +33,11 @@ def prepare(folder: Path) -> None:
     """A checkpoint of the published sizes with fresh weights, and a part of 576 points as STL and as mesh."""
     import trimesh
 
-    from flare_model.checkpoint import Normalisation, Usage
-    from flare_model.model import Flare
-    from flare_model.parts import Meshing, read_part
+    from flare_model.checkpoints.files import Normalisation, Usage
+    from flare_model.checkpoints.surrogate import Surrogate
+    from flare_model.models.flare import Flare
     from flare_model.predict import Prediction, write_vtu
-    from flare_model.surrogate import Surrogate
+    from flare_model.prediction.parts import Meshing, read_part
 
     Surrogate(Flare(), Usage(Normalisation(), ("displacement_z",))).eval().save_pretrained(folder / "model")
     trimesh.creation.box((20, 10, 12)).export(folder / "part.stl")

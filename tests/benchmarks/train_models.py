@@ -43,14 +43,14 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from flare_model.checkpoint import Normalisation, Usage
-from flare_model.data import Split
+from flare_model.checkpoints.files import Normalisation, Usage
+from flare_model.checkpoints.spec import ModelSpec
+from flare_model.checkpoints.surrogate import Surrogate
+from flare_model.data.splits import Split
 from flare_model.evaluate import evaluate
-from flare_model.model import Flare, FlareConfig
-from flare_model.recipe import Recipe
-from flare_model.spec import ModelSpec
-from flare_model.surrogate import Surrogate
+from flare_model.models.flare import Flare, FlareConfig
 from flare_model.train import train
+from flare_model.training.recipe import Recipe
 from tests.benchmarks.machine import describe_machine, save_result
 
 BENCHMARK = "displacement_z"

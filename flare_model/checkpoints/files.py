@@ -1,0 +1,217 @@
+"""A checkpoint on disk: weights as safetensors, and `config.json` with everything that is needed to use them.
+
+Opening one never runs code that came with it: no pickle, and no class but those of this package unless the caller
+names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from flare_model.checkpoints.spec import ModelSpec
+from flare_model.data.envelope import Envelope, Range
+from flare_model.data.metrics import floor_of
+from flare_model.data.targets import resolve_targets, spans
+from lpbf_data.durable import write_durably, write_json
+from lpbf_data.errors import SchemaError, StoreError, UsageError
+
+WEIGHTS_NAME: Final = "model.safetensors"
+CONFIG_NAME: Final = "config.json"
+CHECKPOINT_VERSION: Final = 2
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How physical units become what the model sees, and back.
+
+    Attributes:
+        point_scale: Points are divided by it, [3], mm.
+        target_mean: Mean of each target over the training points.
+        target_std: Standard deviation of the same.
+        feature_mean: Mean of each feature over the training points.
+        feature_std: Standard deviation of the same.
+    """
+
+    point_scale: tuple[float, ...] = (30.0, 30.0, 60.0)
+    target_mean: tuple[float, ...] = (0.0,)
+    target_std: tuple[float, ...] = (1.0,)
+    feature_mean: tuple[float, ...] = ()
+    feature_std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What stands between a bare model and millimetres.
+
+    Attributes:
+        normalisation: How units become what the model sees, and back.
+        targets: Names of what it predicts.
+        features: Names of the fields that it is told beside the points.
+        envelope: What it was trained on, where known.
+    """
+
+    normalisation: Normalisation
+    targets: tuple[str, ...]
+    features: tuple[str, ...] = ()
+    envelope: Envelope | None = None
+
+    def floors(self) -> dict[str, float]:
+        """Target to the root mean square up to which a truth counts as zero everywhere."""
+        std = self.normalisation.target_std
+        return {name: floor_of(std[c]) for name, c in spans(resolve_targets(self.targets, "the checkpoint")).items()}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint says of itself beside its weights.
+
+    Attributes:
+        model: The model.
+        usage: How to use it; None for a bare model.
+        origin: How it came about: data, steps, errors, versions.
+    """
+
+    model: ModelSpec
+    usage: Usage | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+
+def encode_weights(weights: Mapping[str, Tensor]) -> bytes:
+    """Weights as safetensors; those that share their memory, as tied ones do, are stored under each of their names."""
+    apart = {name: values.detach().cpu().clone().contiguous() for name, values in weights.items()}
+    return safetensors.torch.save(apart)
+
+
+def write_checkpoint(folder: Path, weights: Mapping[str, Tensor], description: Description) -> None:
+    """Write a checkpoint; each file is replaced whole, and the configuration names the digest of its weights.
+
+    Args:
+        folder: Where to; made when absent.
+        weights: Parameters and buffers of the model.
+        description: What to say of it.
+    """
+    data = encode_weights(weights)
+    content = {
+        "checkpoint_version": CHECKPOINT_VERSION,
+        "weights_sha256": hashlib.sha256(data).hexdigest(),
+        **asdict(description),
+    }
+    write_durably(folder / WEIGHTS_NAME, data)
+    write_json(folder / CONFIG_NAME, content)
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Description]:
+    """Read a checkpoint, and check that weights and configuration belong together.
+
+    Raises:
+        StoreError: If a file is missing, can't be read, or belongs to another checkpoint.
+        SchemaError: If it is of another version.
+    """
+    try:
+        content = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        data = (folder / WEIGHTS_NAME).read_bytes()
+        weights = safetensors.torch.load(data)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise StoreError(
+            f"no readable checkpoint in {folder} ({error}); it needs {WEIGHTS_NAME} and {CONFIG_NAME}, which training "
+            "writes after its first validation"
+        ) from error
+    version = content.get("checkpoint_version") if isinstance(content, dict) else None
+    if version != CHECKPOINT_VERSION:
+        raise SchemaError(
+            f"the checkpoint {folder} has version {version}, this package reads {CHECKPOINT_VERSION}; train it again, "
+            "or use the version of the package that wrote it"
+        )
+    if content.get("weights_sha256") != hashlib.sha256(data).hexdigest():
+        raise StoreError(
+            f"{folder}: {WEIGHTS_NAME} isn't the file that {CONFIG_NAME} describes; copy both again from one checkpoint"
+        )
+    try:
+        return weights, _description_of(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SchemaError(f"{folder / CONFIG_NAME} doesn't describe a checkpoint of this package: {error!r}") from error
+
+
+def _description_of(content: Mapping[str, Any]) -> Description:
+    spec = ModelSpec(str(content["model"]["class_path"]), dict(content["model"]["init_args"]))
+    usage = content["usage"]
+    if usage is None:
+        return Description(spec, None, content["origin"])
+    normalisation = {name: tuple(map(float, values)) for name, values in usage["normalisation"].items()}
+    envelope = usage["envelope"]
+    if envelope is not None:
+        ranges = {name: Range(**value) for name, value in envelope.items() if isinstance(value, dict)}
+        envelope = Envelope(**(envelope | ranges | {"materials": tuple(envelope["materials"])}))
+    names = {key: tuple(map(str, usage[key])) for key in ("targets", "features")}
+    return Description(spec, Usage(Normalisation(**normalisation), envelope=envelope, **names), content["origin"])
+
+
+def restore_model(
+    weights: Mapping[str, Tensor], spec: ModelSpec, *, folder: object, trust: str | None = None
+) -> nn.Module:
+    """Make the model of a checkpoint and give it its weights.
+
+    Args:
+        weights: Its weights.
+        spec: What it is.
+        folder: Where it came from, for errors.
+        trust: Class path of a model outside of this package that may be imported and made.
+
+    Returns:
+        The model on the CPU, in evaluation mode.
+
+    Raises:
+        UsageError: If the class isn't trusted.
+        SchemaError: If the weights have another shape than the model.
+    """
+    if not spec.is_shipped and trust != spec.class_path:
+        raise UsageError(
+            f"the checkpoint {folder} names the model {spec.class_path}, which is not part of this package; importing "
+            f"it runs its code, so it must be trusted by name: --trust {spec.class_path}"
+        )
+    if spec.is_shipped:
+        # Shapes first, without memory: a configuration that lies must not allocate what its weights don't fill.
+        with torch.device("meta"), _ShapesAlone():
+            _check_shapes(spec.build(), weights, folder)
+    with torch.random.fork_rng(devices=[]):
+        model = spec.build()
+    _check_shapes(model, weights, folder)
+    model.load_state_dict(dict(weights))
+    return model.eval()
+
+
+class _ShapesAlone(TorchFunctionMode):
+    """Leaves weights as they are where a model would be given fresh ones.
+
+    Tensors without memory take no numbers, and to draw normal ones for them PyTorch imports its compiler, a second.
+    """
+
+    def __torch_function__(  # type: ignore[no-untyped-def]
+        self, func, types, args=(), kwargs=None
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return given["tensor"] if "tensor" in given else args[0]
+        return func(*args, **given)
+
+
+def _check_shapes(model: nn.Module, weights: Mapping[str, Tensor], folder: object) -> None:
+    wanted = {name: tuple(values.shape) for name, values in model.state_dict().items()}
+    found = {name: tuple(values.shape) for name, values in weights.items()}
+    if wanted != found:
+        name = min(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        raise SchemaError(
+            f"the weights in {folder} don't fit the model that its {CONFIG_NAME} describes: {name} is "
+            f"{found.get(name)}, the model has {wanted.get(name)}; copy both files again from one checkpoint"
+        )

@@ -1,0 +1,230 @@
+"""Which model: a class by its import path and the arguments of its constructor, as `--model` and checkpoints say it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, get_type_hints
+
+import yaml
+
+from flare_model.models.sizes import FlareConfig, TransformerConfig, TransolverConfig
+from lpbf_data.errors import LpbfError, UsageError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+    from torch import nn
+
+SHIPPED: Final[Mapping[str, type[Any]]] = {
+    "Flare": FlareConfig,
+    "Transformer": TransformerConfig,
+    "Transolver": TransolverConfig,
+}
+"""Models of this package, with what each is made from; a checkpoint may name them and no other, unless the caller
+trusts it."""
+
+_DIMENSIONS: Final = ("in_dim", "out_dim")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model before it is made.
+
+    Attributes:
+        class_path: Import path of its class; the models of this package go by their name alone as well.
+        init_args: Arguments of its constructor; a dataclass among them as a dictionary.
+    """
+
+    class_path: str = "flare_model.Flare"
+    init_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.class_path in SHIPPED:
+            object.__setattr__(self, "class_path", f"flare_model.{self.class_path}")
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether the class is one of this package."""
+        return self.class_path in {f"flare_model.{name}" for name in SHIPPED}
+
+    def fitted(self, in_dim: int, out_dim: int) -> ModelSpec:
+        """The same model for the data at hand.
+
+        Where the constructor, or a dataclass among its arguments, takes `in_dim` or `out_dim`, they are set: data and
+        target leave no choice.
+
+        Args:
+            in_dim: Numbers a point comes with.
+            out_dim: Numbers to predict at a point.
+        """
+        numbers = dict(zip(_DIMENSIONS, (in_dim, out_dim), strict=True))
+        arguments = dict(self.init_args)
+        for name, annotation in self._parameters().items():
+            if name in numbers:
+                arguments[name] = numbers[name]
+            elif dataclasses.is_dataclass(annotation):
+                known = {f.name for f in dataclasses.fields(annotation)}
+                arguments[name] = dict(arguments.get(name, {})) | {k: v for k, v in numbers.items() if k in known}
+        return ModelSpec(self.class_path, arguments)
+
+    def _parameters(self) -> dict[str, Any]:
+        """Parameters of the constructor; known for the models of this package before torch is imported."""
+        if self.is_shipped:
+            return {"config": SHIPPED[self.class_path.rpartition(".")[2]]}
+        return _parameters(import_class(self.class_path))
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The same as options: without the arguments that data and target give, which the command line doesn't take."""
+        return {
+            "class_path": self.class_path,
+            "init_args": {name: value for name, value in self.init_args.items() if name not in _DIMENSIONS},
+        }
+
+    def build(self) -> nn.Module:
+        """Make the model, with fresh weights.
+
+        Raises:
+            UsageError: If the class can't be imported, is no torch module, or doesn't take these arguments.
+        """
+        model_class = import_class(self.class_path)
+        annotations = _parameters(model_class)
+        try:
+            arguments = {name: _instance(annotations.get(name), value) for name, value in self.init_args.items()}
+            return model_class(**arguments)
+        except LpbfError:
+            raise
+        except Exception as error:  # Whatever a foreign constructor raises.
+            given = dict(self.init_args)
+            said = str(error) if isinstance(error, TypeError | ValueError) else f"{type(error).__name__} {error}"
+            raise UsageError(f"the model {self.class_path} can't be made from {given}: {said}") from error
+
+
+def _instance(annotation: Any, value: Any) -> Any:
+    """A dataclass from its dictionary; anything else as it is."""
+    if inspect.isclass(annotation) and dataclasses.is_dataclass(annotation) and isinstance(value, Mapping):
+        return annotation(**value)
+    return value
+
+
+def spec_of(model: nn.Module) -> ModelSpec:
+    """The specification of a model of this package.
+
+    Raises:
+        UsageError: If it is none; the specification must be given then.
+    """
+    spec = ModelSpec(type(model).__name__)
+    if not spec.is_shipped:
+        raise UsageError(f"{type(model).__name__} is no model of this package; give its specification, a ModelSpec")
+    return ModelSpec(spec.class_path, {"config": dataclasses.asdict(model.config)})  # type: ignore[call-overload]
+
+
+def import_class(class_path: str) -> type[nn.Module]:
+    """The class that an import path names.
+
+    Raises:
+        UsageError: If there is none, or it is no torch module.
+    """
+    from torch import nn
+
+    module_name, _, name = class_path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except SyntaxError as error:
+        raise UsageError(f"the module of the model {class_path} can't be imported: {error}") from error
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"there is no model {class_path!r} ({error}); give the import path of a class, such as my_package.MyModel, "
+            f"or one of {', '.join(SHIPPED)}"
+        ) from error
+    except Exception as error:  # Whatever a foreign module raises while it is imported.
+        raise UsageError(
+            f"the module of the model {class_path} can't be imported: {type(error).__name__}: {error}"
+        ) from error
+    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        raise UsageError(
+            f"{class_path} is no class of torch modules; see flare_model.models.contract for what a model must do"
+        )
+    return found
+
+
+def _parameters(model_class: type[nn.Module]) -> dict[str, Any]:
+    """Parameters of a constructor with their annotations, as far as these can be resolved."""
+    try:
+        hints = get_type_hints(model_class.__init__)
+    except (NameError, TypeError):
+        hints = {}
+    names = list(inspect.signature(model_class.__init__).parameters)[1:]
+    return {name: hints.get(name) for name in names}
+
+
+def model_words(words: Sequence[str]) -> list[str]:
+    """Spell out the short forms of `--model`.
+
+    >>> model_words(["--model", "Transformer", "--model.config.num_blocks=4"])
+    ['--model.class_path', 'Transformer', '--model.init_args.config.num_blocks=4']
+    """
+
+    def spelled(word: str) -> str:
+        name, equals, value = word.partition("=")
+        if name == "--model":
+            name = "--model.class_path"
+        elif name.startswith("--model.") and not name.startswith(("--model.class_path", "--model.init_args")):
+            name = f"--model.init_args.{name.removeprefix('--model.')}"
+        return f"{name}{equals}{value}"
+
+    return [spelled(word) for word in words]
+
+
+def add_model_options(parser: ArgumentParser, words: Sequence[str]) -> None:
+    """Add `--model.class_path`, and `--model.init_args` for the class that the command line or its YAML file names."""
+    spec = ModelSpec(_named_class(words) or ModelSpec().class_path)
+    parser.add_argument(
+        "--model.class_path",
+        type=str,
+        default=spec.class_path,
+        help=f"{', '.join(SHIPPED)}, or the import path of any model that keeps to flare_model.models.contract.",
+    )
+    if spec.is_shipped:
+        parser.add_function_arguments(_constructor(spec.class_path.rpartition(".")[2]), "model.init_args")
+        return
+    parser.add_class_arguments(
+        import_class(spec.class_path), "model.init_args", skip=set(_DIMENSIONS), instantiate=False
+    )
+
+
+def _constructor(name: str) -> Callable[..., None]:
+    """The signature of a model of this package, for its options: to import the class takes a second or more."""
+    config_class = SHIPPED[name]
+
+    def constructor(config: Any = config_class()) -> None: ...  # noqa: B008 (frozen)
+
+    constructor.__annotations__ = {"config": config_class, "return": None}
+    constructor.__doc__ = f"Arguments of {name}.\n\nArgs:\n    config: Sizes of the model.\n"
+    return constructor
+
+
+def _named_class(words: Sequence[str]) -> str | None:
+    """The last class path on a command line; a YAML file counts where it is named."""
+    named = None
+    for position, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if not equals and position + 1 < len(words):
+            value = words[position + 1]
+        if option == "--model.class_path":
+            named = value
+        elif option == "--config":
+            named = _class_in_file(value) or named
+    return named
+
+
+def _class_in_file(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+        return str(content["model"]["class_path"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return None  # The parser has the better words for a file that can't be read.

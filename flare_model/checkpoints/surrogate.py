@@ -1,0 +1,141 @@
+"""A model between its normalisations: millimetres in, physical units out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from flare_model.checkpoints.files import Description, Usage, restore_model
+from flare_model.checkpoints.hub import Pretrained
+from flare_model.checkpoints.spec import ModelSpec, spec_of
+from flare_model.data.targets import resolve_targets
+from lpbf_data.errors import SchemaError
+
+
+class Surrogate(nn.Module, Pretrained):
+    """A model with what is needed to use it.
+
+    Args:
+        model: Any model that keeps to [protocol][flare_model.models.contract].
+        usage: Its normalisations, targets and features.
+        spec: How it was made; found out for the models of this package.
+        origin: How it came about.
+    """
+
+    point_scale: Tensor
+    target_mean: Tensor
+    target_std: Tensor
+    feature_mean: Tensor
+    feature_std: Tensor
+
+    def __init__(
+        self, model: nn.Module, usage: Usage, spec: ModelSpec | None = None, origin: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.usage = usage
+        self.spec = spec or spec_of(model)
+        self.origin = dict(origin or {})
+        for name, values in vars(usage.normalisation).items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
+
+    def forward(
+        self, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Predict the targets in physical units.
+
+        Args:
+            points: Points in mm, [ΣN, 3], of any type; [B, N, 3] where the model takes padded meshes.
+            features: Features in their own units, [ΣN, F]; None where the model takes none.
+            offsets: First point of each mesh and the end of the last, [B + 1]; None for a single mesh.
+            mask: True where a point exists, [B, N]; for padded meshes.
+
+        Returns:
+            [ΣN, T] or [B, N, T], float32.
+        """
+        precision = self.point_scale.dtype
+        scaled = torch.as_tensor(points, dtype=precision) / self.point_scale
+        known = None
+        if features is not None:
+            known = (torch.as_tensor(features, dtype=precision) - self.feature_mean) / self.feature_std
+        padded = {} if mask is None else {"mask": mask}
+        normalised: Tensor = self.model(scaled, known, offsets, **padded)
+        return normalised.float() * self.target_std + self.target_mean
+
+    def description(self) -> Description:
+        """What a checkpoint says of it."""
+        return Description(self.spec, self.usage, self.origin)
+
+    def stored_weights(self) -> dict[str, Tensor]:
+        """Weights of the bare model; the rest lies in the description."""
+        return dict(self.model.state_dict())
+
+    @classmethod
+    def restored(cls, weights: dict[str, Tensor], description: Description, *, folder: Path, trust: str | None) -> Self:
+        """The surrogate of a checkpoint."""
+        if description.usage is None:
+            name = description.model.class_path.rpartition(".")[2]
+            raise SchemaError(
+                f"the checkpoint {folder} holds a bare model without normalisation; open it with {name}.from_pretrained"
+            )
+        model = restore_model(weights, description.model, folder=folder, trust=trust)
+        _check_fit(description.model, description.usage, folder)
+        return cls(model, description.usage, description.model, description.origin).eval()
+
+
+def _check_fit(spec: ModelSpec, usage: Usage, folder: Path) -> None:
+    """Refuse a checkpoint whose normalisation is of other targets or features than it names, or its model of others."""
+    targets, features = (resolve_targets(names, "the checkpoint") for names in (usage.targets, usage.features))
+    predicted, told = (sum(t.width for t in named) for named in (targets, features))
+    norm = usage.normalisation
+    wanted = {"point_scale": 3, "target_mean": predicted, "target_std": predicted, "feature_mean": told}
+    for name, count in (wanted | {"feature_std": told}).items():
+        if len(getattr(norm, name)) != count:
+            raise SchemaError(
+                f"the checkpoint {folder} doesn't fit together: {name} has {len(getattr(norm, name))} numbers where "
+                f"its targets and features have {count}; copy it again, or train it again"
+            )
+    if _contradict(spec.init_args, spec.fitted(3 + told, predicted).init_args):
+        raise SchemaError(
+            f"the checkpoint {folder} doesn't fit together: its model is for other numbers of targets or features than "
+            f"{', '.join((*usage.targets, *usage.features))}; copy it again, or train it again"
+        )
+
+
+def _contradict(stated: Mapping[str, Any], fitting: Mapping[str, Any]) -> bool:
+    """Whether arguments that are stated differ from those that fit; what isn't stated is the model's own default."""
+    return any(
+        _contradict(value, fitting[name]) if isinstance(value, Mapping) else value != fitting[name]
+        for name, value in stated.items()
+    )
+
+
+def results_folder(checkpoint: str, kind: str) -> Path:
+    """Where results about a checkpoint go by default: beside it, or, for one from the hub, into the working directory.
+
+    >>> results_folder("someone/model", "evaluation").as_posix()
+    'someone--model/evaluation'
+    """
+    home = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint.replace("/", "--"))
+    return home / kind
+
+
+def from_pretrained(name: str | Path, *, trust: str | None = None, **download: Any) -> Surrogate:
+    """A trained surrogate from the folder of a run or a checkpoint, or from the Hugging Face hub.
+
+    Args:
+        name: A folder, or an id on the hub.
+        trust: Class path of a model outside of this package that may be imported.
+        download: Options of `huggingface_hub.snapshot_download`.
+
+    Returns:
+        The surrogate on the CPU, in evaluation mode.
+
+    Raises:
+        LpbfError: As `Pretrained.from_pretrained` says.
+    """
+    return Surrogate.from_pretrained(name, trust=trust, **download)

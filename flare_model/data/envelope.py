@@ -1,0 +1,116 @@
+"""What a model has seen in training, and whether a new part lies outside of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpbf_data.case.record import CaseRecord
+
+BUILD_VOLUME: Final = (30.0, 30.0, 60.0)
+"""Half width, half depth and height of the build volume in mm: x and y run from -30 to 30, z from 0 to 60 (G.2)."""
+
+_SLACK: Final = 1e-3
+"""Coordinates and ratios that are larger by so little are not worth a warning, mm."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Least and largest value of a quantity."""
+
+    least: float
+    largest: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.least - _SLACK <= value <= self.largest + _SLACK
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """What the cases of a training split cover.
+
+    Attributes:
+        num_cases: How many there were.
+        num_points: Points of a part.
+        height: Extent along z, mm.
+        aspect_ratio_max: Aspect ratio of a part's worst cell.
+        materials: Materials by name; empty when none was recorded.
+        num_points_median: Median of the points of a part; None where it wasn't recorded.
+    """
+
+    num_cases: int
+    num_points: Range
+    height: Range
+    aspect_ratio_max: Range
+    materials: tuple[str, ...] = ()
+    num_points_median: float | None = None
+
+    @classmethod
+    def of(cls, records: Iterable[CaseRecord]) -> Envelope:
+        """The envelope of measured cases; there must be one or more."""
+        measured = [(r.measures, r.run.material) for r in records if r.measures is not None]
+
+        def span(name: str) -> Range:
+            values = [float(getattr(measures, name)) for measures, _ in measured]
+            return Range(min(values), max(values))
+
+        materials = tuple(sorted({material for _, material in measured if material}))
+        median = float(np.median([measures.num_points for measures, _ in measured]))
+        return cls(len(measured), span("num_points"), span("height"), span("aspect_ratio_max"), materials, median)
+
+
+def outside(
+    envelope: Envelope | None,
+    points: NDArray[np.floating],
+    *,
+    aspect_ratio: float | None = None,
+    material: str | None = None,
+    build_volume: Sequence[float] = BUILD_VOLUME,
+) -> list[str]:
+    """Why a part is unlike those that a model was trained on.
+
+    Args:
+        envelope: What it was trained on; only the build volume is checked when None.
+        points: Points of the part in mm, [N, 3].
+        aspect_ratio: Aspect ratio of its worst cell, where known.
+        material: Its material, where known.
+        build_volume: Half width, half depth and height in mm.
+
+    Returns:
+        One sentence a reason; none when it is alike.
+    """
+    half_width, half_depth, height = build_volume
+    beyond = np.maximum(points.max(0) - (half_width, half_depth, height), (-half_width, -half_depth, 0) - points.min(0))
+    reasons = [
+        f"it reaches {distance:.3g} mm out of the build volume along {axis} ({bounds} mm)"
+        for axis, distance, bounds in zip(
+            "xyz", beyond.tolist(), (f"±{half_width:g}", f"±{half_depth:g}", f"0 … {height:g}"), strict=True
+        )
+        if distance > _SLACK
+    ]
+    if envelope is None:
+        return reasons
+    tall = float(np.ptp(points[:, 2]))
+    checks = [
+        ("number of points", float(len(points)), envelope.num_points, ""),
+        ("height", tall, envelope.height, " mm"),
+    ]
+    reasons += [
+        f"its {name} {value:,.6g}{unit} lies outside {seen.least:,.6g} … {seen.largest:,.6g}{unit} seen in training"
+        for name, value, seen, unit in checks
+        if value not in seen
+    ]
+    # Cells that are nearer to cubes than any of the training are no reason to doubt.
+    if aspect_ratio is not None and aspect_ratio > envelope.aspect_ratio_max.largest + _SLACK:
+        largest = envelope.aspect_ratio_max.largest
+        reasons.append(
+            f"the aspect ratio of its worst cell, {aspect_ratio:,.6g}, lies above {largest:,.6g}, "
+            "the largest in training"
+        )
+    if material and envelope.materials and material not in envelope.materials:
+        reasons.append(f"its material {material} is none of those seen in training: {', '.join(envelope.materials)}")
+    return reasons

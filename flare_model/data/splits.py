@@ -1,0 +1,170 @@
+"""The data set as training and evaluation see it: which cases, in which order, with which statistics."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flare_model.checkpoints.files import Normalisation
+from flare_model.data.envelope import BUILD_VOLUME, Envelope
+from flare_model.data.metrics import floor_of
+from flare_model.data.targets import Target
+from lpbf_data.cached import cached_property
+from lpbf_data.case.record import CaseRecord
+from lpbf_data.case.statistics import FieldStatistics
+from lpbf_data.errors import UsageError
+from lpbf_data.reading.split_reader import read_manifest
+from lpbf_data.serving.batching import collate_ragged
+from lpbf_data.serving.datasets import CaseDataset, load_dataset
+from lpbf_data.serving.loader import Loader, make_loader
+from lpbf_data.serving.sampling import Uneven
+from lpbf_data.serving.transforms import Compose, RandomSymmetry, SubsamplePoints
+
+
+class Split:
+    """One split of a data set, opened for the fields that a model needs.
+
+    Args:
+        data: The data set: a folder, a URL that fsspec knows, or an id of the Hugging Face hub.
+        name: Name of the split.
+        targets: What is predicted, and what is known beside the points.
+
+    Raises:
+        UsageError: If there is no such data set or split, or it doesn't store a target.
+    """
+
+    def __init__(self, data: str, name: str, targets: Sequence[Target] = ()) -> None:
+        self.data = data
+        self.name = name
+        fields = sorted({target.field for target in targets})
+        opened = load_dataset(data, name, fields=fields, cells=False)
+        assert isinstance(opened, CaseDataset)
+        self.dataset = opened
+        self.case_ids = tuple(opened.case_ids)
+
+    def __len__(self) -> int:
+        """Number of cases."""
+        return len(self.case_ids)
+
+    @property
+    def data_digest(self) -> str:
+        """What decides the content of the data set: of a built one, the SHA-256 of its manifest."""
+        return self.dataset.samples.tensors.reader.catalog.digest
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the ids of the cases: the same cases, the same digest."""
+        return hashlib.sha256("\n".join(sorted(self.case_ids)).encode()).hexdigest()
+
+    @cached_property
+    def records(self) -> Mapping[str, CaseRecord]:
+        """Case id to record; none for data sets without a manifest, such as the published one."""
+        reader = self.dataset.samples.tensors.reader
+        if reader.catalog.layout == "npz":
+            return {}
+        mine = set(self.case_ids)
+        return {record.case_id: record for record in read_manifest(reader.folder).records if record.case_id in mine}
+
+    @cached_property
+    def statistics(self) -> Mapping[str, FieldStatistics]:
+        """Statistics of every column over all points, by the names of the columns."""
+        return self.dataset.statistics()
+
+    @property
+    def envelope(self) -> Envelope | None:
+        """What its cases cover; None where nothing was measured."""
+        return Envelope.of(self.records.values()) if self.records else None
+
+    def zero_cases(self, target: Target) -> list[str]:
+        """Ids of the cases in which a target is zero everywhere but for rounding, as far as the manifest tells."""
+        floor = floor_of([self.statistics[column].std or 1.0 for column in target.columns])
+
+        def largest(record: CaseRecord) -> float:
+            found = [record.statistics[column] for column in target.columns]
+            return max(max(-s.minimum, s.maximum) for s in found)
+
+        return [case_id for case_id, record in self.records.items() if largest(record) <= floor]
+
+
+def has_split(data: str, name: str) -> bool:
+    """Whether a data set has a split; the data set itself must be there."""
+    try:
+        Split(data, name)
+    except UsageError:
+        return False
+    return True
+
+
+def normalisation_of(split: Split, targets: Sequence[Target], features: Sequence[Target]) -> Normalisation:
+    """Normalisation from the statistics of a split."""
+
+    def row(of: Sequence[Target], what: str) -> tuple[float, ...]:
+        values = [getattr(split.statistics[column], what) for target in of for column in target.columns]
+        return tuple(value or 1.0 for value in values) if what == "std" else tuple(values)
+
+    return Normalisation(
+        BUILD_VOLUME, row(targets, "mean"), row(targets, "std"), row(features, "mean"), row(features, "std")
+    )
+
+
+class Thin:
+    """Keep a random subset of a sample's points, another one in each epoch.
+
+    Args:
+        count: Points to keep; a part with fewer keeps them all.
+    """
+
+    random = True
+
+    def __init__(self, count: int) -> None:
+        self._subsample = SubsamplePoints(count)
+
+    def __call__(self, sample: Any, generator: np.random.Generator) -> Any:
+        """The sample with fewer points, and nothing that batches can't join."""
+        thinned = self._subsample(sample, generator)
+        return {name: thinned[name] for name in sample if name in thinned}
+
+
+def open_loader(
+    split: Split,
+    *,
+    batch_size: int = 1,
+    shuffle: bool = False,
+    seed: int = 0,
+    num_workers: int = 0,
+    thin_to: int | None = None,
+    symmetries: bool = False,
+    uneven: Uneven = "drop",
+) -> Loader:
+    """Batches of a split, epoch after epoch, with a position that can be saved and taken up again.
+
+    Args:
+        split: Which split.
+        batch_size: Cases in a batch of each process.
+        shuffle: Draw a new order for each epoch.
+        seed: Seed of the orders, and of thinning.
+        num_workers: Processes that read ahead.
+        thin_to: Points that a case is thinned to at random.
+        symmetries: Show each case under one of the symmetries of a square build plate, drawn at random.
+        uneven: What becomes of cases that can't be shared out evenly among processes.
+    """
+    transforms = [*([RandomSymmetry()] if symmetries else []), *([Thin(thin_to)] if thin_to else [])]
+    has_displacement = split.dataset.samples.tensors.selection.target
+    return make_loader(
+        split.dataset,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        num_workers=num_workers,
+        transform=Compose(*transforms) if transforms else None,
+        collate="ragged" if has_displacement else _join_without_displacement,
+        uneven=uneven,
+    )
+
+
+def _join_without_displacement(samples: Sequence[Mapping[str, Any]]) -> Any:
+    """Join samples of a data set that stores no displacement: the points stand in for the benchmark's target."""
+    return collate_ragged([{**sample, "y": sample["pos"]} for sample in samples])

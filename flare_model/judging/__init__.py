@@ -1,0 +1,1 @@
+"""How good predictions are: scores, interference, tables and pictures of an evaluation."""

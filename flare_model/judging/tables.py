@@ -1,0 +1,119 @@
+"""What an evaluation says on the screen: tables that a terminal of 80 columns holds, and notes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from flare_model.data.targets import resolve_target
+from flare_model.judging.scores import mean_and_deviation, unit_of_errors
+from lpbf_data.console import open_console
+
+_NAMES: Final = {"model": "model", "zero": "predict zero", "mean": "predict mean"}
+_SPREAD: Final = ("relative_l2", "published", "mean_error")
+
+Summary = Mapping[str, Any]
+"""Content of `summary.json`."""
+
+
+def show(summary: Summary, title: str, console: Console) -> None:
+    """Print a summary as a table a target, with notes below.
+
+    Args:
+        summary: Content of `summary.json`.
+        title: What was judged on what.
+        console: Where to print; a table wider than it is folded by the terminal, not cut.
+    """
+    for target, by_predictor in summary["scores"].items():
+        console.print(f"{target}: {title}")
+        table = _table(target, by_predictor)
+        width = console.measure(table, options=console.options.update_width(1000)).maximum
+        open_console(file=console.file, width=max(width, console.width)).print(table)
+        if missing := by_predictor["model"]["without_truth"]:
+            console.print(
+                f"note: {_count(missing, 'case')} {'has' if missing == 1 else 'have'} no relative error: {target} is "
+                "zero everywhere in a case like that"
+            )
+    if not summary["trained_on_this_data"]:
+        console.print(
+            "note: by its digest, this isn't the data set that the model was trained on: "
+            "its cases may have been trained on"
+        )
+    _show_interference(summary["interference"], console)
+
+
+def _table(target: str, by_predictor: Mapping[str, Mapping[str, Any]]) -> Table:
+    _, unit = unit_of_errors(resolve_target(target).unit)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    heads = (
+        "", "\nrelative\nL2", "\n\nmedian", "\npublished\nfigure",
+        f"mean\nerror\n{unit}", f"95 % of\nerrors\n{unit}", f"largest\nerror\n{unit}", "\n\nR²",
+    )  # fmt: skip
+    for head in heads:
+        table.add_column(head, justify="right" if head else "left", no_wrap=True)
+    for predictor, s in by_predictor.items():
+        errors = (_number(s[name], ",.4g") for name in ("mean_error", "p95_error", "max_error"))
+        relative = (_number(s[name]) for name in ("relative_l2", "relative_l2_median", "published"))
+        table.add_row(_NAMES[predictor], *relative, *errors, _number(s["r2"]))
+    return table
+
+
+def _number(value: float | None, form: str = ".4f") -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _show_interference(found: Summary | None, console: Console) -> None:
+    if found is None:
+        return
+    what = f"recoater interference from {found['target']}"
+    for name in ("by_the_solvers_rule", "by_threshold"):
+        if name in found:
+            d = found[name]
+            words = "by the solver's rule"
+            if name == "by_threshold":
+                rate = d["stated_false_alarm_rate"]
+                words = f"by a threshold from validation for at most {100 * rate:.3g} % false alarms"
+            console.print(
+                f"{what}, {words}: {d['found']} of {_count(d['hits'], 'hit')} found, "
+                f"{_count(d['false_alarms'], 'false alarm')} in {_count(d['clear'], 'part')} without one"
+            )
+    if "no_threshold" in found:
+        console.print(f"{what}: no threshold, and so no recall or false alarms by one: {found['no_threshold']}")
+
+
+def spread_of(summaries: Sequence[Summary]) -> dict[str, dict[str, dict[str, float] | None]]:
+    """Mean and sample standard deviation over two seeds or more: target to error to both; None where a seed has none.
+
+    Args:
+        summaries: Content of `summary.json` of each seed.
+    """
+    found: dict[str, dict[str, dict[str, float] | None]] = {}
+    for target in summaries[0]["scores"]:
+        found[target] = {}
+        for name in _SPREAD:
+            found[target][name] = mean_and_deviation([s["scores"][target]["model"][name] for s in summaries])
+    return found
+
+
+def show_spread(spread: Mapping[str, Mapping[str, Mapping[str, float] | None]], seeds: int, console: Console) -> None:
+    """Print what `spread_of` found.
+
+    Args:
+        spread: Target to error to mean and standard deviation.
+        seeds: Number of seeds.
+        console: Where to print.
+    """
+    for target, errors in spread.items():
+        for name, both in errors.items():
+            if both is not None:
+                console.print(
+                    f"{target}, {name}: {both['mean']:.4g} ± {both['standard_deviation']:.2g} over {seeds} seeds"
+                )

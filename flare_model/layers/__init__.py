@@ -1,0 +1,1 @@
+"""What models are made of: mixer, attention, pointwise networks, and how they are computed."""

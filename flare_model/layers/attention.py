@@ -1,0 +1,63 @@
+"""Softmax attention among the points of each mesh: all meshes in one call where the GPU's FlashAttention takes them.
+
+B meshes, N points, ΣN points of all meshes together, H heads, D channels a head.
+"""
+
+from __future__ import annotations
+
+from typing import Final, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from flare_model.layers.layout import Layout
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # before PyTorch 2.10
+    varlen_attn = None  # type: ignore[assignment]
+
+_DEPTHS: Final = (8, 256)
+"""FlashAttention takes a D that is a multiple of the first and at most the second."""
+_LEAST_CAPABILITY: Final = (8, 0)
+
+
+def attend_among_points(queries: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
+    """Every point attends to all points of its mesh, with scale 1/√D.
+
+    Args:
+        queries: [B, N, H, D] or [ΣN, H, D].
+        keys: Of the same shape.
+        values: Of the same shape.
+        layout: How the points divide into meshes.
+
+    Returns:
+        Of the same shape; rows of points that don't exist mean nothing.
+    """
+    if layout.offsets is not None and layout.offsets.shape[0] > 2 and takes_meshes_together(queries):
+        bounds = layout.offsets.to(torch.int32)
+        most = max(layout.sizes) if layout.sizes else queries.shape[0]  # Blocks beyond the end of a mesh end at once.
+        return cast("Tensor", varlen_attn(queries, keys, values, bounds, bounds, most, most))
+    return layout.attend(_attend, queries, keys, values)
+
+
+def takes_meshes_together(queries: Tensor) -> bool:
+    """Whether one call takes joined meshes: 16 bits on a GPU that FlashAttention knows."""
+    multiple, most = _DEPTHS
+    return (
+        varlen_attn is not None
+        and queries.is_cuda
+        and torch.version.hip is None
+        and queries.dtype in (torch.float16, torch.bfloat16)
+        and queries.shape[-1] % multiple == 0
+        and queries.shape[-1] <= most
+        and torch.cuda.get_device_capability(queries.device) >= _LEAST_CAPABILITY
+    )
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, N, H, D] each, and so is the result."""
+    exists = None if mask is None else mask[:, None, None, :]
+    queries, keys, values = (t.transpose(1, 2) for t in (queries, keys, values))
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=exists).transpose(1, 2)

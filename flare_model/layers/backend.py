@@ -1,0 +1,110 @@
+"""Which code computes: the GPU's kernels where they can run, PyTorch's own operators elsewhere."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from types import ModuleType
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from flare_model.models.sizes import Implementation
+from lpbf_data.errors import UsageError
+
+OPTION: Final = "--model.init_args.config.mixer"
+
+_NO_TRITON: Final = "Triton 3.6 or newer is not installed here"
+
+_log = logging.getLogger(__name__)
+
+
+def _constant(function: Callable[..., bool]) -> Callable[..., bool]:
+    """Tell PyTorch's compiler that the result is constant.
+
+    torch.compiler.assume_constant_result does no more, but imports the compiler to do it.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type that products of a tensor are taken in: that of autocast where it is on, which leaves float64 alone."""
+    device = x.device.type
+    taken = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if taken else x.dtype
+
+
+@_constant
+def mix_by_kernels(
+    implementation: Implementation, device: torch.device, dtype: torch.dtype, depth: int, num_latents: int
+) -> bool:
+    """Whether the kernels mix; why auto leaves them out on a GPU is said once, as a warning.
+
+    Args:
+        implementation: What was asked for.
+        device: Where the tensors lie.
+        dtype: Of the products.
+        depth: D, channels of a head.
+        num_latents: M.
+
+    Raises:
+        UsageError: If the kernels are asked for by name where they can't run.
+    """
+    if not _considered(implementation, device):
+        return False
+    support = _support()
+    reason: str | None = support.unsupported(device, dtype, depth, num_latents) if support else _NO_TRITON
+    if reason and implementation == "triton":
+        raise UsageError(f"{OPTION} triton asks for the kernels, but {reason}; {OPTION} auto takes what can run")
+    if reason:
+        _warn_once(f"mixing by two attention calls instead of the kernels: {reason}")
+    return reason is None
+
+
+@_constant
+def network_by_kernels(
+    implementation: Implementation, device: torch.device, dtype: torch.dtype, channels: int, layers: int
+) -> bool:
+    """Whether a kernel applies a pointwise network; why it is left out, also by name, is said once, as a warning.
+
+    Args:
+        implementation: What was asked for.
+        device: Where the tensors lie.
+        dtype: Of the products.
+        channels: C.
+        layers: Its layers, the first and the last among them.
+    """
+    if not _considered(implementation, device):
+        return False
+    support = _support()
+    reason: str | None = support.unsupported_network(device, dtype, channels, layers) if support else _NO_TRITON
+    if reason:
+        _warn_once(f"pointwise networks by PyTorch's operators instead of the kernels: {reason}")
+    return reason is None
+
+
+def _support() -> ModuleType | None:
+    """What the kernels say of themselves; None where Triton is not installed."""
+    try:
+        from flare_model.kernels import support
+    except ImportError:
+        return None
+    return support
+
+
+def _considered(implementation: Implementation, device: torch.device) -> bool:
+    """Whether the kernels are asked for.
+
+    auto takes them on GPUs alone, as an interpreter on a CPU is slow, and leaves them out of exported models, which are
+    to run elsewhere, without this package.
+    """
+    automatically = implementation == "auto" and device.type == "cuda" and not torch.compiler.is_exporting()
+    return implementation == "triton" or automatically
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    _log.warning(message)

@@ -1,0 +1,156 @@
+"""How the points of a batch divide into meshes, and attention that never leaves a mesh.
+
+B meshes, N points, ΣN points of all meshes together.
+
+Sizes are taken by `shape` and not by `len`, which would make constants of them in an exported model.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from flare_model.layers.mesh_tiles import MeshTiles, Places, mesh_of_points
+from lpbf_data.errors import UsageError
+
+_MAX_PADDING: Final = 1.5
+"""Joined meshes are padded when that makes them at most so much longer; otherwise they are taken one by one."""
+
+_INTEGERS: Final = (torch.int32, torch.int64)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the points of a batch divide into meshes; made once a forward pass, used by every mixer.
+
+    Attributes:
+        offsets: First point of each joined mesh and the end of the last, [B + 1]; None for a batch [B, N].
+        mask: True where a point exists, [B, N]; for padded batches.
+        sizes: Points of each joined mesh, where the host knows them.
+        padding: Set where joined meshes are better padded than taken one by one.
+        tiles: Joined meshes cut into tiles, for mixers that sum over meshes.
+    """
+
+    offsets: Tensor | None = None
+    mask: Tensor | None = None
+    sizes: tuple[int, ...] | None = None
+    padding: Places | None = None
+    tiles: MeshTiles | None = None
+
+    @classmethod
+    def of(cls, points: Tensor, offsets: Tensor | None, mask: Tensor | None, *, tiled: bool = False) -> Layout:
+        """The layout of a batch.
+
+        Args:
+            points: [B, N, …], or [ΣN, …] with offsets.
+            offsets: First point of each mesh and the end of the last, [B + 1], on any device.
+            mask: True where a point exists, [B, N].
+            tiled: Cut joined meshes into tiles, rather than pad them.
+
+        Raises:
+            UsageError: If the shapes don't fit together, or a mesh has no points. Where the host can't know the offsets
+                without waiting, or a graph is recorded, they are checked on their device: lies end as errors of the
+                device, later. Exported models check nothing.
+        """
+        if offsets is None:
+            if mask is not None:
+                _check_mask(mask, points)
+            return cls(mask=mask)
+        if points.dim() != 2 or mask is not None:
+            raise UsageError(
+                "joined meshes are points [ΣN, …] with offsets; padded ones [B, N, …] with a mask: not both"
+            )
+        if offsets.dim() != 1 or offsets.shape[0] < 2 or offsets.dtype not in _INTEGERS:
+            raise UsageError(
+                "offsets must be two or more whole numbers, the first point of each mesh and the end of the last, "
+                f"in 32 or 64 bits: not {tuple(offsets.shape)} of {str(offsets.dtype).removeprefix('torch.')}"
+            )
+        offsets = offsets.contiguous()
+        one, sizes = offsets.shape[0] == 2, None
+        if torch.compiler.is_compiling() or (offsets.is_cuda and (_capturing() or one)):
+            # Reading the sizes would break the graph, or wait for the device; one mesh needs none.
+            _assert_rising(offsets, points.shape[0])
+        else:
+            sizes = _checked_sizes(offsets, points.shape[0])
+        if one:
+            return cls(offsets=offsets)
+        offsets = offsets.to(points.device)
+        tiles = MeshTiles.of(offsets, points.shape[0]) if tiled else None
+        if sizes is None or _capturing():
+            return cls(offsets=offsets, tiles=tiles)
+        worthwhile = not tiled and max(sizes) * len(sizes) <= _MAX_PADDING * points.shape[0]
+        return cls(
+            offsets=offsets, sizes=sizes, padding=Places.padded(offsets, sizes) if worthwhile else None, tiles=tiles
+        )
+
+    def attend(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """Apply a function of whole meshes to every mesh of the batch.
+
+        Args:
+            function: Takes tensors [B, N, …] and `mask`, [B, N] or None; returns [B, N, …].
+            tensors: What it takes, laid out as this layout says.
+
+        Returns:
+            Its result, laid out in the same way.
+        """
+        if self.offsets is None:
+            return function(*tensors, mask=self.mask)
+        if self.offsets.shape[0] == 2:
+            return function(*(t.unsqueeze(0) for t in tensors), mask=None).squeeze(0)
+        if self.sizes is None:
+            if not torch.compiler.is_compiling() and _capturing():
+                raise UsageError(
+                    "this way of mixing needs to know where meshes end, which a CUDA graph can't ask: train without "
+                    "--recipe.step_graphs; or, in 16 bits, with the Transformer or a mixer that the kernels compute"
+                )
+            return self._attend_without_sizes(function, *tensors)
+        if self.padding is not None:
+            return self.padding.join(function(*map(self.padding.cut, tensors), mask=self.padding.exists))
+        meshes = zip(*(torch.split(t, list(self.sizes)) for t in tensors), strict=True)
+        return torch.cat([function(*(t.unsqueeze(0) for t in mesh), mask=None).squeeze(0) for mesh in meshes])
+
+    def _attend_without_sizes(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """Every mesh as a mask over all points: B times the work, but one graph for all sizes."""
+        assert self.offsets is not None
+        offsets = self.offsets.to(tensors[0].device)
+        owner = mesh_of_points(offsets, tensors[0].shape[0])
+        meshes = torch.arange(offsets.shape[0] - 1, device=offsets.device)
+        everywhere = (t.unsqueeze(0).expand(offsets.shape[0] - 1, *t.shape) for t in tensors)
+        mixed = function(*everywhere, mask=owner == meshes[:, None])
+        mine = owner.view(1, -1, *[1] * (mixed.dim() - 2)).expand(1, *mixed.shape[1:])
+        return mixed.gather(0, mine).squeeze(0)
+
+
+def _check_mask(mask: Tensor, points: Tensor) -> None:
+    if mask.shape != points.shape[:2]:
+        raise UsageError(f"the mask must be {tuple(points.shape[:2])}, but is {tuple(mask.shape)}")
+    if mask.dtype != torch.bool:
+        raise UsageError(f"the mask must be of bool, True where a point exists, not of {mask.dtype}")
+
+
+def _checked_sizes(offsets: Tensor, num_points: int) -> tuple[int, ...]:
+    """Points of each mesh, which the host knows then."""
+    bounds = offsets.tolist()
+    sizes = tuple(b - a for a, b in itertools.pairwise(bounds))
+    if bounds[0] != 0 or bounds[-1] != num_points or min(sizes) < 1:
+        raise UsageError(
+            f"offsets must rise from 0 to the number of points, {num_points}, with a point or more in every mesh; "
+            f"they are {bounds}"
+        )
+    return sizes
+
+
+def _assert_rising(offsets: Tensor, num_points: int) -> None:
+    """The same check on the device, which nobody waits for; the sizes stay unknown."""
+    if not torch.compiler.is_exporting():
+        rising = (offsets[0] == 0) & (offsets[-1] == num_points) & (offsets.diff() > 0).all()
+        torch._assert_async(rising, "offsets must rise from 0 to the number of points")
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,148 @@
+"""FLARE's token mixing as two attention calls: the readable reference, and the fallback for every device.
+
+B meshes, N points, C channels, H heads, D = C / H channels a head, M latents.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the name that everyone uses)
+from torch import Tensor, nn
+
+from flare_model.layers.backend import compute_dtype, mix_by_kernels
+from flare_model.layers.layout import Layout
+from flare_model.layers.pointwise import ResMLP
+from flare_model.models.sizes import Implementation
+from lpbf_data.errors import UsageError
+
+
+def mix(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Encode N points into M latents, decode the latents onto the points (FLARE, equations 5 and 6).
+
+    The latents attend to the points, then the points attend to the latents; both with scale 1.
+
+    Args:
+        queries: Latent queries, [H, M, D].
+        keys: Keys of the points, [B, H, N, D].
+        values: Values of the points, [B, H, N, D].
+        mask: True where a point exists, [B, N]; for padded batches. Every mesh needs a point.
+
+    Returns:
+        [B, H, N, D]; rows of points that don't exist mean nothing.
+    """
+    latents = queries.unsqueeze(0).expand(keys.shape[0], -1, -1, -1)
+    exists = None if mask is None else mask[:, None, None, :]
+    encoded = F.scaled_dot_product_attention(latents, keys, values, attn_mask=exists, scale=1.0)
+    return F.scaled_dot_product_attention(keys, latents, encoded, scale=1.0)
+
+
+def mix_ragged(queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
+    """The same for meshes joined along their points.
+
+    Args:
+        queries: Latent queries, [H, M, D].
+        keys: Keys of all points, [ΣN, H, D].
+        values: Values of all points, [ΣN, H, D].
+        offsets: First point of each mesh and the end of the last, [B + 1].
+
+    Returns:
+        [ΣN, H, D].
+    """
+    return mix_meshes(queries, keys, values, Layout.of(keys.flatten(1), offsets, None))
+
+
+def mix_explicitly(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The same by two softmax matrices that are written out; arguments as for `mix`."""
+    scores = torch.einsum("hmd,bhnd->bhmn", queries, keys)
+    among_points = scores if mask is None else scores.masked_fill(~mask[:, None, None, :], float("-inf"))
+    encoded = among_points.softmax(dim=-1) @ values
+    return scores.softmax(dim=-2).transpose(-1, -2) @ encoded
+
+
+def mix_meshes(
+    queries: Tensor, keys: Tensor, values: Tensor, layout: Layout, implementation: Implementation = "sdpa"
+) -> Tensor:
+    """The same for meshes laid out in any way: keys and values are [B, N, H, D] or [ΣN, H, D], and so is the result.
+
+    Args:
+        queries: Latent queries, [H, M, D].
+        keys: Keys of the points.
+        values: Values of the points.
+        layout: How the points divide into meshes.
+        implementation: triton for the kernels, sdpa for two attention calls, reference for matrices written out; auto
+            takes the kernels where they can run, else the attention calls.
+
+    Raises:
+        UsageError: If the kernels are asked for by name where they can't run.
+    """
+    dtype = compute_dtype(keys)
+    kernels: bool = mix_by_kernels(implementation, keys.device, dtype, queries.shape[2], queries.shape[1])
+    no_meshes = layout.offsets is None and keys.shape[0] == 0
+    if kernels and not no_meshes:
+        return _mix_by_kernels(queries.to(dtype), keys.to(dtype), values.to(dtype), layout)
+    one_mesh = mix_explicitly if implementation == "reference" else mix
+
+    def one_batch(keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        return one_mesh(queries, keys.transpose(1, 2), values.transpose(1, 2), mask).transpose(1, 2)
+
+    return layout.attend(one_batch, keys, values)
+
+
+def _mix_by_kernels(queries: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
+    from flare_model.kernels import mixing
+
+    if keys.shape[-3] == 0:
+        raise UsageError("there is nothing to mix: every mesh needs a point")
+    if layout.offsets is None:
+        return mixing.mix(queries, keys, values, layout.mask)
+    if layout.offsets.shape[0] == 2:
+        return mixing.mix(queries, keys[None], values[None])[0]
+    return mixing.mix(queries, keys, values, offsets=layout.offsets)
+
+
+class FlareMixer(nn.Module):
+    """Token mixing through latents (section 3.2): learned queries, keys and values from deep networks.
+
+    Args:
+        channels: C.
+        num_heads: H; it divides C.
+        num_latents: M, latent tokens a head.
+        layers: Residual layers in the key and value networks.
+        implementation: How to mix; see `mix_meshes`.
+    """
+
+    def __init__(
+        self, channels: int, num_heads: int, num_latents: int, layers: int, implementation: Implementation = "auto"
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.implementation: Implementation = implementation
+        self.latent_queries = nn.Parameter(torch.empty(num_heads, num_latents, channels // num_heads))
+        self.keys = ResMLP(channels, channels, channels, layers, implementation=implementation)
+        self.values = ResMLP(channels, channels, channels, layers, implementation=implementation)
+        self.leave = nn.Linear(channels, channels)
+        nn.init.normal_(self.latent_queries, std=0.1)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """[B, N, C] or [ΣN, C] to the same."""
+        out: Tensor = self.leave(self.mix(self.keys(x), self.values(x), layout))
+        return out
+
+    def behind(self, norm: nn.LayerNorm, x: Tensor, layout: Layout) -> Tensor:
+        """The mixing of norm(x)."""
+        out: Tensor = self.leave(self.mix(*self.project(norm, x), layout))
+        return out
+
+    def project(self, norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of norm(x), each laid out as x; looks at one point at a time."""
+        if self.keys.takes_norm(x):
+            return self.keys.behind(norm, x), self.values.behind(norm, x)
+        x = norm(x)
+        return self.keys(x), self.values(x)
+
+    def mix(self, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
+        """Keys and values to mixed values, laid out alike; the only place where points meet."""
+        heads = (*keys.shape[:-1], self.num_heads, keys.shape[-1] // self.num_heads)
+        keys, values = keys.reshape(heads), values.reshape(heads)
+        mixed = mix_meshes(self.latent_queries.to(keys.dtype), keys, values, layout, self.implementation)
+        return mixed.flatten(-2)

@@ -1,0 +1,1 @@
+"""The models, their sizes, and what any model must do."""

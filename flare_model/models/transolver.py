@@ -1,0 +1,120 @@
+"""Transolver without convolution (Wu et al. 2024, arXiv:2402.02366): points gather in slices, and slices attend.
+
+B meshes, N points, C channels, H heads, D = C / H channels a head, G slices.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from flare_model.layers.layout import Layout
+from flare_model.layers.mesh_tiles import MeshTiles
+from flare_model.layers.pointwise import FeedForward
+from flare_model.models.backbone import Backbone, Block
+from flare_model.models.sizes import TransolverConfig
+
+
+class PhysicsAttention(nn.Module):
+    """Points are softly assigned to slices, the slices' means attend to each other, and points take back their share.
+
+    The projections onto slices and inside the attention are shared by the heads, as in Transolver's code. It bounds
+    the temperature in its mixers for structured meshes alone; here it is always bounded, so that it can't reach zero.
+
+    Args:
+        channels: C.
+        num_heads: H; it divides C.
+        num_slices: G.
+    """
+
+    tiled = True
+
+    def __init__(self, channels: int, num_heads: int, num_slices: int) -> None:
+        super().__init__()
+        depth = channels // num_heads
+        self.num_heads = num_heads
+        self.temperature = nn.Parameter(torch.full((num_heads, 1), 0.5))
+        self.assign = nn.Linear(channels, channels)
+        self.values = nn.Linear(channels, channels)
+        self.slices = nn.Linear(depth, num_slices)
+        self.slice_attention = nn.Linear(depth, 3 * depth, bias=False)
+        self.leave = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """[B, N, C] or [ΣN, C] to the same."""
+        tiles = layout.tiles
+        if tiles is None:
+            return layout.attend(self._attend, x)
+        return tiles.join(self._attend(tiles.cut(x), tiles.exists, tiles))
+
+    def _attend(self, x: Tensor, mask: Tensor | None, tiles: MeshTiles | None = None) -> Tensor:
+        """[B, N, C], or tiles of joined meshes [R, L, C], to the same."""
+        scores = self.slices(self.assign(x).unflatten(-1, (self.num_heads, -1)))
+        weights = torch.softmax(scores / self.temperature.clamp(0.1, 5.0), dim=-1)
+        values = self.values(x).unflatten(-1, (self.num_heads, -1))
+        weights = weights.to(values.dtype)
+        if mask is not None:
+            weights = weights * mask[:, :, None, None]
+        sums, totals = torch.einsum("bnhg,bnhd->bhgd", weights, values), weights.sum(dim=1)
+        if tiles is not None:
+            sums, totals = tiles.total(sums), tiles.total(totals)
+        means = sums / (totals + 1e-5).unsqueeze(-1)
+        queries, keys, slice_values = self.slice_attention(means).chunk(3, dim=-1)
+        attended = F.scaled_dot_product_attention(queries, keys, slice_values)
+        if tiles is not None:
+            attended = tiles.spread(attended).to(weights.dtype)
+        out: Tensor = self.leave(torch.einsum("bnhg,bhgd->bnhd", weights, attended).flatten(-2))
+        return out
+
+
+class PlaceholderProjection(nn.Module):
+    """Transolver's projection in: two linear layers, and a learned vector that stands for features that aren't there.
+
+    Args:
+        in_dim: Numbers a point comes with.
+        channels: C.
+    """
+
+    def __init__(self, in_dim: int, channels: int) -> None:
+        super().__init__()
+        self.network = FeedForward(in_dim, 2 * channels, channels, gelu="none")
+        self.placeholder = nn.Parameter(torch.rand(channels) / channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, in_dim] to […, C]."""
+        out: Tensor = self.network(x) + self.placeholder
+        return out
+
+
+class Transolver(Backbone):
+    """Transolver: physics attention between its own, shallow projections.
+
+    Args:
+        config: Sizes of the model.
+    """
+
+    def __init__(self, config: TransolverConfig = TransolverConfig()) -> None:  # noqa: B008 (frozen)
+        width = config.channels
+        blocks = (
+            Block(
+                width,
+                PhysicsAttention(width, config.num_heads, config.num_slices),
+                FeedForward(width, width * config.mlp_ratio, width, gelu="none"),
+            )
+            for _ in range(config.num_blocks)
+        )
+        enter = PlaceholderProjection(config.in_dim, width)
+        super().__init__(config.in_dim, width, enter, blocks, nn.Linear(width, config.out_dim))
+        self.config = config
+        self.apply(partial(_initialise, deviation=config.initial_deviation))
+
+
+def _initialise(module: nn.Module, deviation: float = 0.02) -> None:
+    """Weights of linear layers from a truncated normal distribution (of 0.02 in Transolver's code), biases 0."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=deviation)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

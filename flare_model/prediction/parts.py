@@ -1,0 +1,354 @@
+"""Parts to predict on: cases of a data set, hexahedral meshes, and closed surfaces, meshed as the simulator does.
+
+N points, E cells of one part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpbf_data.case.schema import FIELDS, SYMMETRIC_TENSOR
+from lpbf_data.case.tensor_order import VTK_ORDER, reorder
+from lpbf_data.errors import GeometryError, LpbfError, StoreError, UsageError
+from lpbf_data.geometry.hexahedra import hex_aspect_ratio
+from lpbf_data.geometry.surface_formats import SURFACE_SUFFIXES, Units
+from lpbf_data.places.folder import DatasetFolder, is_hub_id
+from lpbf_data.places.litter import is_litter
+from lpbf_data.remarks import Remark, Treatment
+from lpbf_data.stores.manifest import MANIFEST_NAME
+
+if TYPE_CHECKING:
+    import meshio
+
+    from lpbf_data.geometry.voxelize import Surface, VoxelMesh
+
+MESH_SUFFIXES: Final = (".vtu", ".vtk", ".xdmf", ".inp", ".msh", ".case")
+"""Meshes that are read through meshio."""
+
+_HEXAHEDRA: Final = ("hexahedron", "voxel")
+_FLAT: Final = frozenset({"vertex", "line", "triangle", "quad", "pixel"})  # the boundary of a mesh of hexahedra
+_VOXEL_CORNERS: Final = [0, 1, 3, 2, 4, 5, 7, 6]  # VTK counts the corners of a voxel row by row
+
+_KNOWN: Final = (*MESH_SUFFIXES, *SURFACE_SUFFIXES)
+
+LAYER: Final = 0.04
+"""Powder layer in mm of which the height of a hexahedron is a multiple, as in the published data set (G.2)."""
+
+RESULT: Final = "mechanical.case"
+"""How the name of the file with a simulated part ends, in the folder of its results; the other files there are no parts
+of their own."""
+
+READERS: Final = "flare_model.mesh_readers"
+"""Entry points that name modules to import before a mesh is read; they make formats known to meshio. EnSight's is one:
+this package and the one that reads simulator output don't import each other."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part to predict on.
+
+    Attributes:
+        name: Name of the part, as its file or the manifest says; files for it are named by `FileNames`.
+        points: Coordinates in mm, [N, 3] float32.
+        cells: Zero-based hexahedra, [E, 8] int32.
+        fields: What is known at the points, by field name or component, [N] or [N, components].
+        material: Its material, where known.
+        remarks: What was left out, guessed or repaired on reading it, and where its mesh differs from its surface.
+    """
+
+    name: str
+    points: NDArray[np.float32]
+    cells: NDArray[np.int32]
+    fields: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    material: str | None = None
+    remarks: tuple[Remark, ...] = ()
+
+    @property
+    def aspect_ratio(self) -> float:
+        """Aspect ratio of the worst cell."""
+        return float(hex_aspect_ratio(self.points, self.cells).max())
+
+    def column(self, name: str, field_name: str, components: Sequence[int]) -> NDArray[np.float32] | None:
+        """A field, or components of one, as [N, components]; None where it isn't known, or has other components."""
+        if name in self.fields:
+            values = np.asarray(self.fields[name], np.float32).reshape(len(self.points), -1)
+            return values if values.shape[1] == len(components) else None
+        if field_name in self.fields:
+            values = np.asarray(self.fields[field_name], np.float32).reshape(len(self.points), -1)
+            return values[:, list(components)] if max(components) < values.shape[1] else None
+        return None
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A part that can't be read, why, and what was remarked before."""
+
+    name: str
+    error: LpbfError
+    remarks: tuple[Remark, ...] = ()
+
+
+@dataclass(frozen=True)
+class Meshing:
+    """How a surface becomes a mesh.
+
+    Attributes:
+        num_points: Points that the mesh should have.
+        centre: Move the middle of the part to x = y = 0; its lowest point always comes to z = 0.
+        units: Unit of lengths in files of surfaces; None for the one that a file states, or mm.
+    """
+
+    num_points: int = 2000
+    centre: bool = False
+    units: Units | None = None
+
+
+def find_parts(
+    source: str,
+    *,
+    split: str = "test",
+    cases: Sequence[str] = (),
+    fields: Collection[str] | None = None,
+    meshing: Meshing = Meshing(),
+) -> Iterator[Part | Unreadable]:
+    """The parts of a source, one after the other.
+
+    Args:
+        source: A mesh, a surface, the results of a simulation, or a folder of any of these; else a data set: a folder,
+            a URL, or an id of the Hugging Face hub.
+        split: Which split of a data set.
+        cases: Ids of cases of a data set; all of the split when empty.
+        fields: Fields of a data set that are of use; all by default.
+        meshing: How surfaces become meshes.
+
+    Raises:
+        UsageError: If there is no such source, or nothing to predict on in it.
+        StoreError: If a data set can't be opened.
+    """
+    path = Path(source)
+    files = [path] if path.is_file() else _files_in(path) if path.is_dir() else []
+    if not files:
+        _check_data_set(source)
+        yield from cases_of(source, split, cases, fields)
+    for file in files:
+        try:
+            yield from read_parts(file, meshing)
+        except LpbfError as error:
+            yield Unreadable(_name_of(file), error)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """The parts in a folder: its own result, or its meshes and surfaces and the results in the folders below."""
+    if (folder / MANIFEST_NAME).exists():
+        return []
+    if own := _results_in(folder):
+        return own
+    entries = sorted(p for p in folder.iterdir() if not is_litter(p.name))
+    files = [p for p in entries if p.is_file() and p.suffix.lower() in _KNOWN]
+    return files + [result for below in entries if below.is_dir() for result in _results_in(below)]
+
+
+def _check_data_set(source: str) -> None:
+    """Refuse what can't be a data set in the words of someone who meant a part."""
+    from lpbf_data.stores.npz import find_index
+
+    path = Path(source)
+    if path.is_dir() and not ((path / MANIFEST_NAME).exists() or find_index(DatasetFolder(path))):
+        raise UsageError(
+            f"{path} is neither a data set nor a folder with {', '.join(_KNOWN)} or results of simulations in it"
+        )
+    if not path.is_dir() and "://" not in source and (path.suffix.lower() in _KNOWN or not is_hub_id(source)):
+        raise UsageError(f"there is no {source} to predict on")
+
+
+def _results_in(folder: Path) -> list[Path]:
+    found = (p for p in folder.iterdir() if not is_litter(p.name))
+    return sorted(p for p in found if p.name == RESULT or p.name.endswith(f"_{RESULT}"))
+
+
+def _name_of(path: Path) -> str:
+    """Name of a part: that of its file, or of the simulation whose result the file is."""
+    if path.name == RESULT:
+        return path.resolve().parent.name
+    return path.name.removesuffix(f"_{RESULT}") if path.name.endswith(f"_{RESULT}") else path.stem
+
+
+def cases_of(
+    source: str, split: str, cases: Sequence[str] = (), fields: Collection[str] | None = None
+) -> Iterator[Part | Unreadable]:
+    """Cases of a data set as parts.
+
+    Args:
+        source: The data set: a folder, a URL, or an id of the Hugging Face hub.
+        split: Which split.
+        cases: Ids of cases; all of the split when empty.
+        fields: Fields to read; all by default.
+
+    Raises:
+        UsageError: If there is no such data set, split or case.
+        StoreError: If the data set can't be opened.
+    """
+    from lpbf_data.reading.split_reader import SplitReader, read_manifest
+
+    reader = SplitReader(DatasetFolder(source), split)
+    places = {address.case_id: index for index, address in enumerate(reader.addresses)}
+    if unknown := [name for name in cases if name not in places]:
+        raise UsageError(f"the split {split} of {source} has no case {unknown[0]!r}")
+    at_points = (spec for spec in reader.field_specs if spec.location == "point")
+    specs = tuple(spec for spec in at_points if fields is None or spec.name in fields)
+    manifest = None if reader.catalog.layout == "npz" else read_manifest(reader.folder)
+    materials = {record.case_id: record.run.material for record in manifest.records} if manifest else {}
+    for case_id in cases or places:
+        try:
+            case = reader.read(places[case_id], specs)
+        except LpbfError as error:
+            yield Unreadable(case_id, error)
+        else:
+            yield Part(case_id, case.points, case.cells, case.fields, materials.get(case_id))
+
+
+def read_parts(path: Path, meshing: Meshing = Meshing()) -> Iterator[Part | Unreadable]:
+    """Read one file.
+
+    Args:
+        path: A hexahedral mesh or a file of closed surfaces.
+        meshing: How a surface becomes a mesh.
+
+    Returns:
+        The part; of a file with several bodies a part each, named by their numbers, or why one can't be meshed.
+
+    Raises:
+        UsageError: If its suffix is unknown.
+        StoreError: If it can't be read, or holds no hexahedra.
+        GeometryError: If it is a surface that isn't closed, or can't be meshed.
+    """
+    if path.suffix.lower() in MESH_SUFFIXES:
+        yield _read_mesh(path)
+    elif path.suffix.lower() in SURFACE_SUFFIXES:
+        from lpbf_data.geometry.surface_files import load_bodies
+
+        found = load_bodies(path, meshing.units)
+        for number, body in enumerate(found.bodies, 1):
+            name = path.stem if len(found.bodies) == 1 else f"{path.stem}_{number}"
+            remarks = found.remarks if number == 1 else ()
+            try:
+                yield _mesh_surface(path, name, body, meshing, remarks)
+            except GeometryError as error:
+                if len(found.bodies) == 1:
+                    raise
+                yield Unreadable(name, error, remarks)
+    else:
+        raise UsageError(
+            f"{path}: can't predict on a {path.suffix or 'file without suffix'}; known are: {', '.join(_KNOWN)}"
+        )
+
+
+def _mesh_surface(path: Path, name: str, body: Surface, meshing: Meshing, remarks: tuple[Remark, ...]) -> Part:
+    from lpbf_data.geometry.mesh_check import mesh_faithfully
+    from lpbf_data.geometry.voxelize import on_build_plate, voxelize_to_size
+
+    def mesher(surface: Surface, num_points: int) -> VoxelMesh:
+        return voxelize_to_size(surface, num_points, layer=LAYER)
+
+    try:
+        surface = on_build_plate(body, centre=meshing.centre)
+        mesh, differences = mesh_faithfully(surface, meshing.num_points, name, mesher)
+    except GeometryError as error:
+        raise GeometryError(f"{path}: {'' if name == path.stem else f'body {name}: '}{error}") from error
+    return Part(name, mesh.points.astype(np.float32), mesh.cells, remarks=remarks + differences)
+
+
+def _read_mesh(path: Path) -> Part:
+    for reader in entry_points(group=READERS):
+        reader.load()
+    mesh = _open_mesh(path)
+    cells, remarks = _cells_of(path, mesh)
+    points = np.asarray(mesh.points, np.float32)
+    if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
+        raise StoreError(f"{path}: points must be [N, 3] finite numbers")
+    if not cells.size:
+        raise StoreError(f"{path} holds no cells; only hexahedral meshes can be predicted on")
+    if not (cells.min() >= 0 and cells.max() < len(points)):
+        raise StoreError(f"{path}: a cell names a point that isn't there")
+    # NetFabb writes "Displacement" and "von_Mises_stress" for what is called displacement and von_mises_stress here.
+    fields = {name.lower(): np.asarray(values, np.float32) for name, values in mesh.point_data.items()}
+    for name, values in fields.items():
+        if name in FIELDS and FIELDS[name].components == SYMMETRIC_TENSOR and values.shape[1:] == (6,):
+            fields[name] = reorder(values, VTK_ORDER, SYMMETRIC_TENSOR)  # as VTK's formats have them
+    return Part(_name_of(path), points, cells, fields, remarks=remarks)
+
+
+def _open_mesh(path: Path) -> meshio.Mesh:
+    """What meshio reads; its readers raise anything, and say a line of their own and exit on some files."""
+    _teach_voxels()
+    if path.stat().st_size == 0:
+        raise StoreError(f"{path} can't be read as a mesh: the file is empty; write it again")
+    import meshio
+
+    from flare_model.prediction.unfolding import bounded_vtu, check_hdf
+
+    said = io.StringIO()
+    try:
+        if path.suffix.lower() == ".xdmf":
+            check_hdf(path)
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), bounded_vtu(path):
+            mesh = meshio.read(path)
+    except StoreError:
+        raise
+    except SystemExit as error:
+        raise StoreError(
+            f"{path} can't be read as a mesh: it is cut short or no {path.suffix} file; write it again"
+        ) from error
+    except Exception as error:
+        raise StoreError(f"{path} can't be read as a mesh: {error}; write it again") from error
+    if "cannot handle" in said.getvalue():  # meshio goes on without them
+        raise StoreError(f"{path} holds cells of unknown types; only hexahedral meshes can be predicted on")
+    return mesh
+
+
+def _cells_of(path: Path, mesh: meshio.Mesh) -> tuple[NDArray[np.int32], tuple[Remark, ...]]:
+    """Hexahedra of a mesh, [E, 8], and what stood beside them."""
+    blocks = [_hexahedra(block) for block in mesh.cells if block.type in _HEXAHEDRA]
+    other: Counter[str] = Counter()
+    for block in mesh.cells:
+        if block.type not in _HEXAHEDRA:
+            other[block.type] += len(block.data)
+    if not blocks or set(other) - _FLAT:
+        kinds = ", ".join(sorted({block.type for block in mesh.cells})) or "no cells that can be read"
+        raise StoreError(f"{path} holds {kinds}; only hexahedral meshes (VTK's types 12 and 11) can be predicted on")
+    remarks: tuple[Remark, ...] = ()
+    if other:
+        sentence = "faces, edges and points beside the hexahedra of a mesh were left out"
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(other.items()))
+        remarks = (Remark(Treatment.LEFT_OUT, "flat_cells", sentence, 1, (f"{path.name}: {listed}",)),)
+    return np.concatenate(blocks).astype(np.int32), remarks
+
+
+def _hexahedra(block: meshio.CellBlock) -> NDArray[np.int64]:
+    """Corners of a block of hexahedra or voxels, in the order of hexahedra, [E, 8]."""
+    cells = np.asarray(block.data, np.int64)
+    return cells[:, _VOXEL_CORNERS] if block.type == "voxel" else cells
+
+
+def _teach_voxels() -> None:
+    """Let meshio read VTK's voxels (type 11), which it leaves out for the order of their corners."""
+    from meshio._mesh import num_nodes_per_cell, topological_dimension
+    from meshio._vtk_common import vtk_to_meshio_type
+    from meshio.vtk._vtk_42 import vtk_type_to_numnodes
+
+    vtk_to_meshio_type.setdefault(11, "voxel")
+    num_nodes_per_cell.setdefault("voxel", 8)
+    num_nodes_per_cell.setdefault("pixel", 4)
+    topological_dimension.setdefault("voxel", 3)
+    topological_dimension.setdefault("pixel", 2)
+    vtk_type_to_numnodes[[8, 11]] = 4, 8  # of legacy files

@@ -1,0 +1,111 @@
+"""Where a run computes: processes, devices, precision."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+import torch
+
+from flare_model.training.recipe import Recipe, choose_precision
+from lpbf_data.errors import UsageError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.precision import Precision
+
+__all__ = ["Fabric", "Precision", "device_of", "open_fabric"]
+
+_CUBLAS: Final = ":4096:8"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Fabric":
+        return _fabric().Fabric
+    if name == "Precision":
+        return _fabric().plugins.precision.Precision
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _fabric() -> Any:
+    """Lightning Fabric, which training alone needs: its loggers import PyTorch's compiler."""
+    try:
+        fabric, _ = importlib.import_module("lightning_fabric"), importlib.import_module("lightning_fabric.plugins")
+    except ImportError:  # The package "lightning" brings its own copy.
+        fabric, _ = importlib.import_module("lightning.fabric"), importlib.import_module("lightning.fabric.plugins")
+    return fabric
+
+
+def _make_precision(name: str, device: str) -> Precision:
+    """The precision of a name.
+
+    Mixed precision leaves inputs alone: in 16 bits a coordinate of 30 mm would be off by up to 0.06 mm.
+    """
+    plugins = _fabric().plugins.precision
+    if name == "32-true":
+        return cast("Precision", plugins.Precision())
+    inputs_as_they_are = type("InputsAsTheyAre", (plugins.MixedPrecision,), {"convert_input": lambda _, data: data})
+    return cast("Precision", inputs_as_they_are(name, device))
+
+
+def _leave_cudnn_attention() -> None:
+    """Keep attention away from cuDNN, which PyTorch prefers on Hopper GPUs in 16 bits.
+
+    It plans anew for every number of points, tens of milliseconds each; no two parts have the same number. Flash and
+    memory-efficient attention take any.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
+
+
+def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> tuple[Fabric, Precision]:
+    """Join the processes of this run, and choose device and precision.
+
+    One process by itself, or as many as torchrun started.
+
+    Args:
+        recipe: Says the precision, and whether kernels are to be deterministic.
+        accelerator: Where to train.
+
+    Returns:
+        The fabric, launched, and its precision.
+
+    Raises:
+        UsageError: If there is no GPU where one is asked for, or the precision doesn't go with the device.
+    """
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    if accelerator == "gpu" and not on_gpu:
+        raise UsageError("--accelerator gpu, but PyTorch finds no GPU here; use auto or cpu")
+    name = choose_precision(recipe.precision, on_gpu=on_gpu)
+    precision = _make_precision(name, "cuda" if on_gpu else "cpu")
+    _leave_cudnn_attention()
+    if on_gpu:
+        torch.set_float32_matmul_precision("high" if recipe.tf32 else "highest")
+    if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _CUBLAS)
+        torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    local, world = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    together = torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
+    fabric: Fabric = _fabric().Fabric(
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=local if together else 1,
+        num_nodes=world // local if together else 1,
+        strategy="ddp" if together else "auto",
+        plugins=[precision],
+    )
+    fabric.launch()
+    return fabric, precision
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The device to predict on.
+
+    Raises:
+        UsageError: If there is no GPU where one is asked for.
+    """
+    if accelerator not in ("auto", "cpu", "gpu"):
+        raise UsageError(f"--accelerator must be auto, cpu or gpu, not {accelerator}")
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise UsageError("--accelerator gpu, but PyTorch finds no GPU here; use auto or cpu")
+    _leave_cudnn_attention()
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")

@@ -1,0 +1,60 @@
+"""The optimiser and the schedule that a recipe makes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+from flare_model.training.recipe import Recipe
+
+
+def make_optimizer(
+    model: nn.Module, recipe: Recipe, device: torch.device | None = None, *, recorded: bool = False
+) -> torch.optim.AdamW:
+    """AdamW as the recipe says (betas 0.9 and 0.999).
+
+    Args:
+        model: What is trained.
+        recipe: Rates and decays.
+        device: Where the parameters will lie; on a GPU one kernel updates them all.
+        recorded: Make the steps fit for CUDA graphs: the learning rate is a tensor on the device.
+    """
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            spared = recipe.decay == "published" and (name.endswith("bias") or "latent" in name)
+            groups[not spared].append(parameter)
+    parameters = [
+        {"params": members, "weight_decay": recipe.weight_decay if decayed else 0.0}
+        for decayed, members in groups.items()
+        if members
+    ]
+    rate: float | torch.Tensor = recipe.learning_rate
+    if recorded:
+        rate = torch.tensor(rate, device=device)
+    # Under 16-mixed the loss scale comes off before clipping; the fused kernel would take it off itself.
+    fused = device is not None and device.type == "cuda" and recipe.precision != "16-mixed"
+    return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.999), capturable=recorded, fused=fused or None)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> OneCycleLR:
+    """OneCycle over all steps of the run: the rate rises to its peak, then falls along a cosine.
+
+    Args:
+        optimizer: What it drives.
+        recipe: Peak, share of the rise, both ends, beta1.
+        steps: Steps of the run.
+    """
+    total = max(steps, 2)
+    return OneCycleLR(
+        optimizer,
+        recipe.learning_rate,
+        total_steps=total,
+        # A rise that is to end with the very first step makes PyTorch divide by zero.
+        pct_start=max(recipe.warmup, 1.5 / total),
+        cycle_momentum=recipe.cycle_beta1,
+        div_factor=recipe.start_divisor,
+        # PyTorch counts from the rate of the first step.
+        final_div_factor=recipe.end_divisor / recipe.start_divisor,
+    )

@@ -1,0 +1,123 @@
+"""What a run was asked for: the value that decides its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from flare_model.checkpoints.spec import ModelSpec
+from flare_model.data.targets import Target, resolve_targets
+from flare_model.training.recipe import Recipe
+from lpbf_data.errors import UsageError
+
+Accelerator = Literal["auto", "cpu", "gpu"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked for.
+
+    Attributes:
+        data: The data set.
+        model: The model, fitted to targets and features.
+        targets: What it predicts.
+        features: What it is told beside the points.
+        recipe: How it is trained.
+        seed: Seed of weights and order.
+        max_steps: Stop after so many steps, and cut the schedule to them.
+        thin_to: Points that a training case is thinned to at random, others in each epoch.
+        symmetries: Show each training case mirrored and turned at random, as a square build plate allows.
+        validate_every: Epochs between validations.
+        checkpoint_every: Steps between checkpoints.
+        num_workers: Processes that read ahead.
+        accelerator: Where to train.
+    """
+
+    data: str
+    model: ModelSpec = field(default_factory=ModelSpec)
+    targets: tuple[Target, ...] = ()
+    features: tuple[Target, ...] = ()
+    recipe: Recipe = field(default_factory=Recipe)
+    seed: int = 0
+    max_steps: int | None = None
+    thin_to: int | None = None
+    symmetries: bool = False
+    validate_every: int = 1
+    checkpoint_every: int = 1000
+    num_workers: int = 0
+    accelerator: Accelerator = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise UsageError("--targets names nothing to predict")
+        if both := _columns_of(self.targets) & _columns_of(self.features):
+            raise UsageError(f"{min(both)} can't be both a target and a feature")
+        for name in ("max_steps", "thin_to", "validate_every", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} must be 1 or more, not {value}")
+        if self.num_workers < 0:
+            raise UsageError(f"--num_workers must not be negative, but is {self.num_workers}")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the numbers of a run, but for the data set, which goes by its digest."""
+        return {
+            "model": asdict(self.model),
+            "targets": [t.name for t in self.targets],
+            "features": [f.name for f in self.features],
+            # Runs that began before there were step graphs go on.
+            "recipe": {k: v for k, v in asdict(self.recipe).items() if k != "step_graphs" or v},
+            "seed": self.seed,
+            "max_steps": self.max_steps,
+            "thin_to": self.thin_to,
+            "validate_every": self.validate_every,
+            **({"symmetries": True} if self.symmetries else {}),
+        }
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The same as options of the command line, the data set and all else included."""
+        return {
+            "data": self.data,
+            **self.identity,
+            "model": self.model.chosen,
+            "seed": [self.seed],
+            "checkpoint_every": self.checkpoint_every,
+            "num_workers": self.num_workers,
+            "accelerator": self.accelerator,
+        }
+
+
+def _columns_of(targets: Sequence[Target]) -> set[str]:
+    return {column for target in targets for column in target.columns}
+
+
+def make_settings(model: ModelSpec, targets: Sequence[str], features: Sequence[str], **others: Any) -> Settings:
+    """Settings from names, with the model fitted to them.
+
+    Args:
+        model: The model as it was asked for.
+        targets: Names of what it predicts.
+        features: Names of what it is told.
+        others: Attributes of Settings.
+
+    Raises:
+        UsageError: If a name is unknown, a number out of range, or the model can't be found.
+    """
+    wanted, known = resolve_targets(targets, "--targets"), resolve_targets(features, "--features")
+    fitted = model.fitted(3 + sum(f.width for f in known), sum(t.width for t in wanted))
+    return Settings(model=fitted, targets=wanted, features=known, **others)
+
+
+def changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Which options differ, as `name: before → now`."""
+    found: list[str] = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += changes(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"--{prefix}{name}: {old} → {new}")
+    return found

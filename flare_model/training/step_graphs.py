@@ -1,0 +1,158 @@
+"""Whole training steps as CUDA graphs: one launch for a thousand, where launching takes longer than computing.
+
+A graph is recorded once for each size of batch and replayed on tensors that stay where they are, so that batches are
+copied into them. Fill batches up to few sizes: [filled][flare_model.data.batches.Batch.filled].
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from flare_model.data.batches import Batch
+from lpbf_data.errors import LpbfError, UsageError
+
+MOST_SIZES: Final = 256
+"""Recordings that are kept; each takes megabytes. The one that was used longest ago makes room, but for the largest."""
+
+Step = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class _Recording:
+    graph: torch.cuda.CUDAGraph
+    batch: Batch
+    loss: Tensor
+
+    def replay(self, batch: Batch) -> Tensor:
+        """Copy a batch of the same size in, and launch."""
+        for mine, new in zip(self.batch.tensors(), batch.tensors(), strict=True):
+            mine.copy_(new, non_blocking=True)
+        self.graph.replay()
+        return self.loss.clone()
+
+
+class StepGraphs:
+    """Training steps, recorded when a size of batch is met first.
+
+    Args:
+        differentiate: Loss and gradients of a batch whose tensors, offsets included, lie on the device.
+        update: What follows: clipping and the optimiser.
+        optimizer: The optimiser, capturable.
+        model: What is trained.
+    """
+
+    def __init__(
+        self, differentiate: Step, update: Callable[[], None], optimizer: torch.optim.Optimizer, model: torch.nn.Module
+    ) -> None:
+        self._differentiate, self._update, self._optimizer, self._model = differentiate, update, optimizer, model
+        self._recordings: OrderedDict[tuple[int, int], _Recording] = OrderedDict()
+        self._pool: Any = None
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """One step.
+
+        Args:
+            batch: A filled batch; its offsets may lie on the host.
+
+        Returns:
+            The loss, on the device.
+
+        Raises:
+            UsageError: If the model does what can't be recorded.
+        """
+        size = (len(batch.points), len(batch.offsets))
+        if size not in self._recordings:
+            self._make_room(size)
+            self._recordings[size] = self._record(batch)
+        self._recordings.move_to_end(size)
+        return self._recordings[size].replay(batch)
+
+    def _make_room(self, size: tuple[int, int]) -> None:
+        """Before a larger size than any so far, start anew: smaller ones then find room in the memory of the largest.
+
+        A graph keeps what it was recorded in, and what is larger than that would lie beside it.
+        """
+        largest = max((points for points, _ in self._recordings), default=size[0])
+        if size[0] > largest:
+            torch.cuda.synchronize()
+            self._recordings.clear()
+            self._pool = None
+        elif len(self._recordings) == MOST_SIZES:
+            unused = next((one for one in self._recordings if one[0] < largest), next(iter(self._recordings)))
+            del self._recordings[unused]
+
+    def _record(self, batch: Batch) -> _Recording:
+        static = batch.on(batch.points.device)
+        try:
+            self._warm_up(static)
+            return self._capture(static)
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                f"a training step of {len(batch.points)} points doesn't fit into what is free of the GPU's memory; "
+                "lower --recipe.batch_size, thin parts with --thin_to, or train with --recipe.activation_checkpointing "
+                "true and --recipe.step_graphs false"
+            ) from error
+
+    def _capture(self, static: Batch) -> _Recording:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Nothing outlives a replay but the loss, which is copied at once: all sizes share their memory. Other
+            # threads go on meanwhile: one of them reads ahead, and pins memory.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                loss = self._differentiate(static)
+                self._update()
+        except (LpbfError, torch.OutOfMemoryError):
+            raise
+        except RuntimeError as error:
+            raise UsageError(
+                "a training step of this model can't be recorded as a CUDA graph, which must not read anything back to "
+                f"the host: {str(error).partition(chr(10))[0]}. Train it with --recipe.step_graphs false"
+            ) from error
+        self._pool = self._pool or graph.pool()
+        self._optimizer.zero_grad(set_to_none=True)
+        return _Recording(graph, static, loss.detach())
+
+    def _warm_up(self, static: Batch) -> None:
+        """Let libraries and kernels load; weights, buffers, averages and random numbers stay as they are."""
+        buffers, random = [buffer.clone() for buffer in self._model.buffers()], torch.cuda.get_rng_state()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            self._differentiate(static)
+            if not self._optimizer.state:
+                make_state(self._optimizer)
+            self._optimizer.zero_grad(set_to_none=True)
+        torch.cuda.current_stream().wait_stream(aside)
+        for buffer, value in zip(self._model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+        torch.cuda.set_rng_state(random)
+        torch.cuda.synchronize()
+
+
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Let AdamW make its averages, as it does in its first step, without taking that step.
+
+    Args:
+        optimizer: AdamW whose learning rates are tensors.
+    """
+    rates = [group["lr"].clone() for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"].zero_()
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    with warnings.catch_warnings():
+        # It knows no reason to take a step outside of a recording.
+        warnings.filterwarnings("ignore", message=".*[Cc]apturable")
+        optimizer.step()
+    for state in optimizer.state.values():
+        state["step"].zero_()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"].copy_(rate)
+    optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,1 @@
+"""What a case is: its fields, its description, and the statistics of many."""

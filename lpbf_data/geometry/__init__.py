@@ -1,0 +1,1 @@
+"""Hexahedral meshes: neighbours, outer surface, voxelizing, drawing."""

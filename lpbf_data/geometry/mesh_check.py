@@ -1,0 +1,247 @@
+"""Is a mesh still the part? Volume, extents, pieces and walls beside those of the surface, said in numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.voxelize import Surface, VoxelMesh
+from lpbf_data.remarks import Remark, Treatment
+
+VOLUME_SAID: Final = 0.1
+"""Relative deviation of the volume from which it is said."""
+
+VOLUME_REFUSED: Final = 0.5
+"""Relative deviation of the volume from which a mesh isn't the part any more."""
+
+EXTENT_SAID: Final = 0.05
+"""Relative deviation of an extent, beside two cells, from which it is said."""
+
+EXTENT_REFUSED: Final = 0.2
+"""Relative deviation of an extent, beside two cells, from which a mesh isn't the part any more."""
+
+_TRIALS: Final = (1, 2, 4)  # times as many points as were asked for, to keep a part whole
+_MANY: Final = 1.5  # times as many points as were asked for: from there on it is said
+_RAYS: Final = 500
+_MOST_HITS: Final = 4_000_000  # pairs of rays and triangles in all
+_AT_ONCE: Final = 500_000
+_FACING: Final = 0.9  # cosine: sides of a wall face away from each other, those of a wedge don't
+_THINNEST: Final = 0.01  # share of the surface that may be thinner still
+
+
+@dataclass(frozen=True)
+class MeshCheck:
+    """A mesh beside the surface that it came from.
+
+    Attributes:
+        volume: Of the mesh over that of the surface.
+        extents: Of the mesh, mm, [3].
+        surface_extents: Of the surface, mm, [3].
+        spacing: Of the cells, mm, [3].
+        left_out: Cells of pieces that don't hang together with the mesh.
+        wall: Thickness of the thinnest walls in mm; None where no wall was met.
+        cells_across: The same in cells.
+        num_points: Points of the mesh.
+    """
+
+    volume: float
+    extents: tuple[float, float, float]
+    surface_extents: tuple[float, float, float]
+    spacing: tuple[float, float, float]
+    left_out: int
+    wall: float | None
+    cells_across: float | None
+    num_points: int
+
+    @property
+    def needed_points(self) -> int | None:
+        """About how many points give the thinnest walls a cell; None where they have one."""
+        if self.cells_across is None or self.cells_across >= 1:
+            return None
+        return _round_up(self.num_points * (1.05 / max(self.cells_across, 1e-3)) ** 3)
+
+    def differing_axes(self, bound: float) -> tuple[int, ...]:
+        """Axes along which mesh and surface differ by more than two cells and a share."""
+        pairs = zip(self.extents, self.surface_extents, self.spacing, strict=True)
+        return tuple(k for k, (a, b, cell) in enumerate(pairs) if abs(a - b) > max(2.01 * cell, bound * b))
+
+    @property
+    def is_another_part(self) -> bool:
+        """Whether the mesh differs so much that results on it wouldn't be those of the part."""
+        return abs(self.volume - 1) > VOLUME_REFUSED or bool(self.differing_axes(EXTENT_REFUSED))
+
+    def differences(self) -> tuple[str, ...]:
+        """What differs by more than the stated bounds, in numbers."""
+        found = [
+            f"{self.extents[k]:.4g} of {self.surface_extents[k]:.4g} mm along {'xyz'[k]}"
+            for k in self.differing_axes(EXTENT_SAID)
+        ]
+        if abs(self.volume - 1) > VOLUME_SAID:
+            found.append(f"{self.volume:.0%} of its volume")
+        if self.left_out:
+            found.append(f"{self.left_out:,} cells in loose pieces are missing")
+        if self.cells_across is not None and self.cells_across < 1:
+            found.append(f"walls of {self.wall:.2g} mm are {self.cells_across:.2g} cells thick")
+        return tuple(found)
+
+    def advice(self) -> str:
+        """What would help."""
+        needed = self.needed_points
+        if needed is None:
+            return "ask for more points"
+        return f"its walls of {self.wall:.2g} mm need about {needed:,} points"
+
+
+def check_mesh(surface: Surface, mesh: VoxelMesh) -> MeshCheck:
+    """Compare a mesh with its surface.
+
+    Args:
+        surface: The surface.
+        mesh: What `voxelize` made of it.
+    """
+    sizes = (np.ptp(mesh.indices, axis=0) + 1) * np.asarray(mesh.spacing)
+    x, y, z = map(float, sizes)
+    sx, sy, sz = map(float, np.ptp(surface.bounds, axis=0))
+    enclosed = surface.volume - mesh.surplus
+    volume = mesh.num_cells * math.prod(mesh.spacing) / enclosed if enclosed > 0 else math.inf
+    walls = thinnest_wall(surface, np.asarray(mesh.spacing))
+    wall, across = walls if walls is not None else (None, None)
+    return MeshCheck(volume, (x, y, z), (sx, sy, sz), mesh.spacing, mesh.left_out, wall, across, mesh.num_points)
+
+
+def thinnest_wall(surface: Surface, spacing: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Thickness of the thinnest walls, in mm and in cells, met by rays that go inwards from places all over a surface.
+
+    Args:
+        surface: The surface.
+        spacing: Edges of a cell, mm, [3].
+
+    Returns:
+        Thickness in cells that 99 % of the walls exceed, and the same wall in mm; None where no ray met a wall.
+    """
+    corners = surface.vertices[surface.triangles]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    areas = np.linalg.norm(normals, axis=1)
+    proper = areas > 0
+    corners, normals, areas = corners[proper], normals[proper] / areas[proper, None], areas[proper]
+    count = min(_RAYS, max(20, _MOST_HITS // len(corners)))
+    rng = np.random.default_rng(0)
+    chosen = np.searchsorted(np.cumsum(areas), (np.arange(count) + rng.random(count)) / count * areas.sum())
+    chosen = np.minimum(chosen, len(corners) - 1)
+    shares = rng.dirichlet((1, 1, 1), count)
+    starts = np.einsum("ij,ijk->ik", shares, corners[chosen])
+    thickness = np.concatenate(
+        [
+            _first_wall(starts[part], -normals[chosen[part]], corners, normals)
+            for part in np.array_split(np.arange(count), max(1, count * len(corners) // _AT_ONCE))
+        ]
+    )
+    met = np.isfinite(thickness)
+    if not met.any():
+        return None
+    across = thickness[met] * np.linalg.norm(normals[chosen[met]] / spacing, axis=1)
+    place = int(np.argsort(across)[int(_THINNEST * len(across))])
+    return float(thickness[met][place]), float(across[place])
+
+
+def _first_wall(
+    starts: NDArray[np.float64],
+    directions: NDArray[np.float64],
+    corners: NDArray[np.float64],
+    normals: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Distance from each start to the next triangle that faces the other way, [R]; infinite for wedges and misses.
+
+    Möller and Trumbore (1997), every ray with every triangle.
+    """
+    first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    across = np.cross(directions[:, None], second)  # [R, T, 3]
+    scale = np.einsum("tk,rtk->rt", first, across)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        offset = starts[:, None] - corners[:, 0]
+        u = np.einsum("rtk,rtk->rt", offset, across) / scale
+        turned = np.cross(offset, first)
+        v = np.einsum("rk,rtk->rt", directions, turned) / scale
+        distance = np.einsum("tk,rtk->rt", second, turned) / scale
+        size = float(np.ptp(corners.reshape(-1, 3), axis=0).max())
+        hit = (u >= 0) & (v >= 0) & (u + v <= 1) & (distance > 1e-7 * size)
+    distance = np.where(hit, distance, np.inf)
+    nearest = np.argmin(distance, axis=1)
+    rows = np.arange(len(starts))
+    facing = np.einsum("rk,rk->r", directions, normals[nearest]) > _FACING
+    return np.where(facing, distance[rows, nearest], np.inf)
+
+
+def remarks_on(check: MeshCheck, name: str) -> tuple[Remark, ...]:
+    """What differs between mesh and surface, as a remark.
+
+    Args:
+        check: The comparison.
+        name: The part, as the remark names it.
+    """
+    differences = check.differences()
+    if not differences:
+        return ()
+    sentence = (
+        f"the mesh differs from the surface: by more than {VOLUME_SAID:.0%} of its volume, by {EXTENT_SAID:.0%} and "
+        "two cells of an extent, by loose pieces, or where walls are thinner than a cell; more points come closer"
+    )
+    example = f"{name}: {', '.join(differences)}; {check.advice()}"
+    return (Remark(Treatment.CHANGED, "mesh_differs", sentence, 1, (example,)),)
+
+
+def mesh_faithfully(
+    surface: Surface, num_points: int, name: str, mesher: Callable[[Surface, int], VoxelMesh]
+) -> tuple[VoxelMesh, tuple[Remark, ...]]:
+    """Mesh a surface so that the mesh is still the part, with up to four times as many points as were asked for.
+
+    Args:
+        surface: The surface.
+        num_points: Points that the mesh should have.
+        name: The part, as remarks name it.
+        mesher: Makes a mesh of a surface with about so many points.
+
+    Returns:
+        The mesh, and what differs from the surface or from what was asked for.
+
+    Raises:
+        GeometryError: If it can't be meshed, or only as another part.
+    """
+    trouble: GeometryError | None = None
+    for times in _TRIALS:
+        try:
+            mesh = mesher(surface, times * num_points)
+        except GeometryError as error:
+            trouble = trouble or error
+            continue
+        check = check_mesh(surface, mesh)
+        if check.is_another_part:
+            found = ", ".join(check.differences())
+            trouble = GeometryError(f"the mesh of {mesh.num_points:,} points has {found}; {check.advice()}")
+            continue
+        remarks = remarks_on(check, name)
+        if mesh.num_points > _MANY * num_points:
+            sentence = "a part was meshed with more points than were asked for, to keep thin walls whole"
+            example = f"{name}: {mesh.num_points:,} instead of {num_points:,}"
+            remarks += (Remark(Treatment.CHANGED, "more_points", sentence, 1, (example,)),)
+        return mesh, remarks
+    assert trouble is not None
+    if "need about" in str(trouble) or (wall := thinnest_wall(surface, np.ones(3))) is None:
+        raise trouble
+    needed = _round_up(surface.volume / (0.7 * wall[0] ** 3))
+    if needed <= num_points:
+        raise trouble
+    raise GeometryError(f"{trouble} (its walls of {wall[0]:.2g} mm need about {needed:,})") from trouble
+
+
+def _round_up(points: float) -> int:
+    """A number of points with two digits that say something."""
+    digits = int(10 ** max(0, int(math.log10(max(points, 1))) - 1))
+    rounded: int = math.ceil(points / digits) * digits
+    return rounded

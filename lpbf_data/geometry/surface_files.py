@@ -1,0 +1,221 @@
+"""Closed surfaces from files: every body of a file for itself, in mm, and what was guessed or repaired on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.stl import read_stl
+from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
+from lpbf_data.geometry.surface_repair import repair, shells_of
+from lpbf_data.geometry.threemf import read_3mf
+from lpbf_data.geometry.voxelize import Surface, surface_of_arrays
+from lpbf_data.remarks import Remark, Treatment
+
+_USUAL: Final = (1.0, 1000.0)  # mm: the largest extent of parts that machines build
+_MOST_BODIES: Final = 200
+_MOST_PAIRS: Final = 20_000_000
+_MOST_COMPARED: Final = 2_000  # pairs of shells; beyond, those whose boxes overlap count as one body
+
+
+@dataclass(frozen=True)
+class SurfaceFile:
+    """What a file of surfaces holds.
+
+    Attributes:
+        bodies: One closed surface a body, in mm, in order of their least x, y and z. Shells that overlap or touch are
+            one body, and so are a body and its cavities.
+        remarks: What was guessed or repaired.
+    """
+
+    bodies: tuple[Surface, ...]
+    remarks: tuple[Remark, ...]
+
+
+def load_bodies(path: Path, units: Units | None = None) -> SurfaceFile:
+    """Read the bodies of a file.
+
+    Args:
+        path: An STL, OBJ, PLY, OFF or 3MF file.
+        units: Unit of its lengths; by default the one that a 3MF states, and mm for the others, which state none.
+
+    Raises:
+        GeometryError: If it can't be read, isn't closed, or holds more bodies than a bound.
+    """
+    try:
+        surface, remarks = _load(path, units)
+        bodies = bodies_of(surface)
+        if len(bodies) > _MOST_BODIES:
+            raise GeometryError(f"it holds {len(bodies):,} bodies; at most {_MOST_BODIES} are read")
+    except GeometryError as error:
+        raise GeometryError(f"{path}: {error}") from error
+    if len(bodies) > 1:
+        sentence = "a file with several bodies became one part a body, each put on the build plate by itself"
+        remarks.append(
+            Remark(Treatment.CHANGED, "several_bodies", sentence, 1, (f"{path.name}: {len(bodies)} bodies",))
+        )
+    return SurfaceFile(bodies, tuple(remarks))
+
+
+def load_surface(path: Path, units: Units | None = None) -> Surface:
+    """Read all that a file holds as one surface; see `load_bodies`.
+
+    Args:
+        path: The file.
+        units: Unit of its lengths.
+
+    Raises:
+        GeometryError: If it can't be read or isn't closed.
+    """
+    try:
+        return _load(path, units)[0]
+    except GeometryError as error:
+        raise GeometryError(f"{path}: {error}") from error
+
+
+def _load(path: Path, units: Units | None) -> tuple[Surface, list[Remark]]:
+    remarks: list[Remark] = []
+    stated: str | None = None
+    suffix = path.suffix.lower()
+    if suffix not in SURFACE_SUFFIXES:
+        raise GeometryError(f"surfaces are read from {', '.join(SURFACE_SUFFIXES)} files")
+    try:
+        if suffix == ".stl":
+            corners, remarks = read_stl(path)
+        elif suffix == ".3mf":
+            corners, stated = read_3mf(path)
+        else:
+            corners = _read_with_trimesh(path)
+    except OSError as error:
+        raise GeometryError(f"it can't be read: {error.strerror or error}") from error
+    surface, repaired = repair(corners, path.name)
+    unit = units or stated or "mm"
+    if units and stated and units != stated:
+        sentence = f"lengths of a file that states {stated} were read in {units}, as was asked for"
+        remarks.append(Remark(Treatment.CHANGED, "units", sentence, 1, (path.name,)))
+    surface = replace(surface, vertices=surface.vertices * MILLIMETRES[unit])
+    return surface, [*remarks, *repaired, *_unusual(surface, unit, path.name, told=bool(units or stated))]
+
+
+def _read_with_trimesh(path: Path) -> NDArray[np.float64]:
+    """Corners of the triangles, [T, 3, 3], of a format that trimesh reads by itself."""
+    import trimesh
+
+    options: dict[str, Any] = {"skip_materials": True} if path.suffix.lower() == ".obj" else {}
+    try:
+        mesh = trimesh.load_mesh(path, process=False, **options)
+    except OSError:
+        raise
+    except Exception as error:  # trimesh raises whatever its readers raise
+        raise GeometryError(f"it can't be read as a surface: {error or type(error).__name__}") from error
+    if not isinstance(mesh, trimesh.Trimesh) or len(mesh.faces) == 0:
+        raise GeometryError("it holds no triangulated surface")
+    vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise GeometryError("a face names a vertex that isn't there")
+    corners: NDArray[np.float64] = vertices[faces]
+    return corners
+
+
+def _unusual(surface: Surface, unit: str, name: str, *, told: bool) -> list[Remark]:
+    """A remark where a part is so small or large that its lengths may be in another unit."""
+    extent = float(np.ptp(surface.bounds, axis=0).max())
+    if _USUAL[0] <= extent <= _USUAL[1]:
+        return []
+    read = f"lengths were read in {unit}" + ("" if told else ", since the file states no unit")
+    if extent < _USUAL[0]:
+        sentence = f"{read}, and the part is less than {_USUAL[0]:g} mm wide; if they are in metres, use --units m"
+    else:
+        sentence = (
+            f"{read}, and the part is more than {_USUAL[1]:,.0f} mm wide; if they are in micrometres, use --units um"
+        )
+    return [Remark(Treatment.GUESSED, "unusual_size", sentence, 1, (f"{name}: {extent:.3g} mm",))]
+
+
+def bodies_of(surface: Surface) -> tuple[Surface, ...]:
+    """The bodies of a surface, in order of their least x, y and z.
+
+    Args:
+        surface: Any number of shells.
+
+    Returns:
+        Closed surfaces. Shells that overlap, touch or lie in one another belong to one body, as long as their solids
+        hang together; a loose piece in a cavity is a body of its own.
+
+    Raises:
+        GeometryError: If there are too many shells to compare.
+    """
+    shell = shells_of(surface.triangles)
+    count = int(shell.max()) + 1
+    if count == 1:
+        return (surface,)
+    groups = _groups(surface, shell, count)
+    found = []
+    for number in range(int(groups.max()) + 1):
+        own = surface.triangles[(groups == number)[shell]]
+        found.append(surface_of_arrays(surface.vertices, own))
+    return tuple(sorted(found, key=lambda body: tuple(body.bounds[0])))
+
+
+def _groups(surface: Surface, shell: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Number of the body of each shell."""
+    low, high = np.full((count, 3), np.inf), np.full((count, 3), -np.inf)
+    for k in range(3):
+        np.minimum.at(low, shell, surface.vertices[surface.triangles[:, k]])
+        np.maximum.at(high, shell, surface.vertices[surface.triangles[:, k]])
+    if count * count > _MOST_PAIRS:
+        raise GeometryError(f"it holds {count:,} separate shells, more than a part has; is it a scan or a simulation?")
+    near = np.ones((count, count), bool)
+    for axis in range(3):
+        near &= (low[:, None, axis] <= high[None, :, axis]) & (low[None, :, axis] <= high[:, None, axis])
+    pairs = np.argwhere(np.triu(near, 1))
+    if len(pairs) <= _MOST_COMPARED:
+        solids = [_solid(surface, surface.triangles[shell == n]) if (pairs == n).any() else None for n in range(count)]
+        pairs = np.array([pair for pair in pairs.tolist() if _hang_together(solids, *pair)], np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(pairs), bool), pairs.T), shape=(count, count))
+    groups: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
+    return groups
+
+
+def _hang_together(solids: Sequence[tuple[Any, bool] | None], first: int, second: int) -> bool:
+    """Whether two shells whose boxes overlap make one solid; of shells that manifold doesn't take it is assumed."""
+    one, other = solids[first], solids[second]
+    if one is None or other is None:
+        return True
+    if not (one[1] or other[1]):
+        return False  # two cavities
+    if one[1] != other[1]:  # a cavity belongs to what contains it
+        cavity, solid = (other[0], one[0]) if one[1] else (one[0], other[0])
+        return _within(cavity, solid)
+    least, most = sorted((one[0], other[0]), key=lambda solid: float(solid.volume()))
+    if not _within(least, most):
+        return len((least + most).decompose()) < 2
+    cavities = [found[0] for found in solids if found is not None and not found[1]]
+    return not any(_within(least, cavity) and _within(cavity, most) for cavity in cavities)
+
+
+def _within(inner: Any, outer: Any) -> bool:
+    """Whether most of a solid lies in another."""
+    return bool((inner - outer).volume() < 0.01 * inner.volume())
+
+
+def _solid(surface: Surface, triangles: NDArray[np.int64]) -> Any:
+    """A shell as manifold's solid, and whether it faces outwards; None where manifold refuses it."""
+    import manifold3d
+
+    used, numbers = np.unique(triangles, return_inverse=True)
+    numbers = numbers.reshape(-1, 3)
+    vertices = surface.vertices[used]
+    a, b, c = (vertices[numbers[:, k]] for k in range(3))
+    outward = float(np.einsum("ij,ij->", a - vertices.mean(0), np.cross(b - a, c - a))) > 0
+    mesh = manifold3d.Mesh64(vertices, (numbers if outward else numbers[:, ::-1]).astype(np.uint64).copy())
+    solid = manifold3d.Manifold(mesh)
+    return (solid, outward) if solid.status() == manifold3d.Error.NoError else None

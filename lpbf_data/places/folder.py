@@ -1,0 +1,224 @@
+"""Where a data set lies: a folder on this machine, a repository of the Hugging Face hub, or a URL that fsspec reads."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar, cast
+
+import fsspec
+
+from lpbf_data.errors import MissingFileError, StoreError, UsageError
+
+T = TypeVar("T")
+
+_HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_URL: Final = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([^/]+))?/?")
+_TRIES: Final = 5
+_FIRST_PAUSE: Final = 0.2
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be that of a data set on the Hugging Face hub, "user/name"."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+class Files(Protocol):
+    """Read access to files by their names relative to the data set."""
+
+    is_remote: bool
+
+    @property
+    def identity(self) -> str:
+        """What tells this data set from another one whose manifest has the same bytes."""
+
+    def local_path(self, relative: str) -> Path | None:
+        """Where a file lies on this machine, if it does."""
+
+    def read(self, relative: str) -> bytes:
+        """The whole of a small file, which is worth keeping on this machine."""
+
+    def read_range(self, relative: str, start: int, stop: int | None) -> bytes:
+        """Some bytes of a file; up to its end where stop is None."""
+
+    def names(self, folder: str) -> list[str]:
+        """Relative names of the files directly in a folder."""
+
+    def zarr_store(self, relative: str) -> Any:
+        """A Zarr group, as something that zarr opens."""
+
+
+class DatasetFolder:
+    """The files of a data set by their relative names. Pickles without open files and connections.
+
+    Args:
+        name: A local folder; else a URL that fsspec knows, such as "s3://bucket/lpbf"; else an id of the Hugging Face
+            hub, such as "vedantpuri/LPBF_FLARE".
+        revision: Branch, tag or commit of a repository of the hub.
+        cache_dir: Where huggingface_hub keeps files; its default when None.
+        token: Token for the hub; the saved one when None.
+        offline: Use only what lies on this machine; as HF_HUB_OFFLINE says when None.
+
+    Raises:
+        UsageError: If there is no such folder, or the name can't be understood.
+    """
+
+    def __init__(
+        self,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        offline: bool | None = None,
+    ) -> None:
+        self.name = str(name)
+        self.files: Files
+        hub_url = _HUB_URL.fullmatch(self.name)
+        if Path(self.name).is_dir():
+            self.files = LocalFiles(Path(self.name))
+        elif hub_url or ("://" not in self.name and not isinstance(name, Path) and is_hub_id(self.name)):
+            from lpbf_data.places.hub import HubFiles  # huggingface_hub is loaded by those who use it
+
+            repository, asked = (hub_url[1], hub_url[2]) if hub_url else (self.name, None)
+            self.files = HubFiles(
+                repository, revision=revision or asked, cache_dir=cache_dir, token=token, offline=offline
+            )
+        elif "://" in self.name:
+            self.files = UrlFiles(self.name)
+        else:
+            raise UsageError(
+                f"{self.name} is no folder of a data set; build one with python -m pipelines.build --src …"
+            )
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading needs a network."""
+        return self.files.is_remote
+
+    @property
+    def local(self) -> Path | None:
+        """The folder, where it is a local one."""
+        return self.files.root if isinstance(self.files, LocalFiles) else None
+
+    def read(self, relative: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            MissingFileError: If there is no such file.
+            StoreError: If it can't be read.
+        """
+        return self.files.read(relative)
+
+
+def _missing(name: str, relative: str) -> MissingFileError:
+    return MissingFileError(f"{name}/{relative} is missing; verify the data set, fetch it again or build it again")
+
+
+class LocalFiles:
+    """A folder on this machine.
+
+    Args:
+        root: The folder.
+    """
+
+    is_remote = False
+    identity = ""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def local_path(self, relative: str) -> Path | None:
+        """Where a file lies."""
+        return self.root / relative
+
+    def read(self, relative: str) -> bytes:
+        """Content of a file."""
+        return self.read_range(relative, 0, None)
+
+    def read_range(self, relative: str, start: int, stop: int | None) -> bytes:
+        """Some bytes of a file."""
+        try:
+            with (self.root / relative).open("rb") as file:
+                file.seek(start)
+                return file.read() if stop is None else file.read(stop - start)
+        except FileNotFoundError as error:
+            raise _missing(str(self.root), relative) from error
+        except OSError as error:
+            raise StoreError(f"{self.root}/{relative} can't be read: {error}") from error
+
+    def names(self, folder: str) -> list[str]:
+        """Relative names of the files in a folder."""
+        return sorted(f"{folder}/{path.name}" for path in (self.root / folder).glob("*") if path.is_file())
+
+    def zarr_store(self, relative: str) -> Any:
+        """A Zarr group."""
+        return self.root / relative
+
+
+class UrlFiles:
+    """Anything that fsspec reads. Every read is tried several times.
+
+    Args:
+        url: Where the data set lies.
+
+    Raises:
+        UsageError: If fsspec can't open the URL.
+    """
+
+    is_remote = True
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self.identity = self.url
+        self._system()
+
+    def _system(self) -> tuple[Any, str]:
+        # fsspec keeps one file system for each process and thread: asking again after a fork gives a new one.
+        try:
+            system, root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise UsageError(f"can't open {self.url}: {error}") from error
+        return system, root
+
+    def _try(self, relative: str, action: Callable[[Any, str], T]) -> T:
+        """Do something with a file, again after a pause when it fails."""
+        system, root = self._system()
+        for attempt in range(_TRIES):
+            try:
+                return action(system, f"{root}/{relative}")
+            except FileNotFoundError as error:
+                raise _missing(self.url, relative) from error
+            except Exception as error:  # every file system has errors of its own
+                if attempt == _TRIES - 1:
+                    raise StoreError(
+                        f"{self.url}/{relative} can't be read, {_TRIES} times tried: {error or type(error).__name__}"
+                    ) from error
+            time.sleep(_FIRST_PAUSE * 2**attempt)
+        raise AssertionError  # the last attempt returns or raises
+
+    def local_path(self, relative: str) -> Path | None:  # noqa: ARG002
+        """Nowhere."""
+        return None
+
+    def read(self, relative: str) -> bytes:
+        """Content of a file."""
+        return self._try(relative, lambda system, path: cast("bytes", system.cat_file(path)))
+
+    def read_range(self, relative: str, start: int, stop: int | None) -> bytes:
+        """Some bytes of a file."""
+        return self._try(relative, lambda system, path: cast("bytes", system.cat_file(path, start=start, end=stop)))
+
+    def names(self, folder: str) -> list[str]:
+        """Relative names of the files in a folder."""
+        try:
+            listed = self._try(folder, lambda system, path: system.ls(path, detail=True))
+        except MissingFileError:
+            return []
+        return sorted(f"{folder}/{entry['name'].rpartition('/')[2]}" for entry in listed if entry["type"] == "file")
+
+    def zarr_store(self, relative: str) -> Any:
+        """A Zarr group."""
+        return f"{self.url}/{relative}"

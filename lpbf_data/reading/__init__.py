@@ -1,0 +1,1 @@
+"""From the address of a data set to the tensors of one case."""

@@ -1,0 +1,360 @@
+"""Cases decoded once and kept on this machine's disk, memory-mapped by all workers and ranks.
+
+One Arrow file a case holds the tensors of a sample as they are in memory. A file is written aside and renamed, so it is
+whole or absent; its checksums are compared when a process first maps it, so that a file torn by a power cut is decoded
+again. Processes share what is there without a server: the folder is the state.
+
+    <root>/<collection>/collection.json     what it was decoded from
+    <root>/<collection>/used                when it was last opened; locked while somebody has it open
+    <root>/<collection>/00000/0000017.arrow
+
+A collection is what one selection of arrays gives for one split of one data set. When the cache is full, collections
+that nobody has open and that can be decoded again are removed, the longest unused first. Cases of the collection at
+work are never exchanged for one another: an epoch visits each case once, in random order, so the newcomer is no more
+likely to be needed than the one it would replace. Keeping is also better: of a cache that holds a share f of the cases,
+keeping serves f of them, and replacing the least recently used serves about f²/2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from filelock import FileLock
+
+from lpbf_data.errors import UsageError
+from lpbf_data.stores.arrow import map_arrays, write_arrays
+from lpbf_data.stores.selection import Arrays
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; there, an open file can't be removed anyway
+    fcntl = None  # type: ignore[assignment]
+
+Cache = str | Path | bool | None
+"""Where to keep decoded cases: a folder; True or None for the default one; False for nowhere."""
+
+CACHE_VERSION: Final = 2
+DEFAULT_SIZE: Final = "64 GB"
+_RESERVE: Final = 1 << 30
+"""Bytes of the disk that stay free: checkpoints have to be written somewhere."""
+
+_MAPPED: Final = 8192
+_SCAN_EVERY: Final = 64 << 20
+_LOCKS: Final = 64
+_LOCK_SECONDS: Final = 120.0
+_STALE_SECONDS: Final = 3600.0
+_UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class CacheWarning(UserWarning):
+    """The cache can't be used, or no further."""
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes, from a number or a text.
+
+    Raises:
+        UsageError: If it is no size.
+
+    >>> parse_size("1.5 GB")
+    1500000000
+    """
+    text = str(size).strip().upper()
+    number = text.rstrip("KMGTB ")
+    try:
+        count = float(number) * _UNITS[text[len(number) :].strip()]
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"a cache size is a number of bytes or a text such as '20 GB', not {size!r}") from error
+    if not 0 < count < 2**63:
+        raise UsageError(f"a cache size must be positive, not {size!r}")
+    return int(count)
+
+
+def _expanded(folder: str | Path, name: str) -> Path:
+    """A path with ~ spelled out.
+
+    Raises:
+        UsageError: If whose home that is isn't known.
+    """
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{name} {folder}: no home folder is known for ~; give the whole path") from error
+
+
+def default_root() -> Path | None:
+    """Where the cache lies: LPBF_CACHE, or a folder in the user's cache folder; None where there is no home folder.
+
+    Raises:
+        UsageError: If a ~ in LPBF_CACHE stands for no known folder.
+    """
+    if chosen := os.environ.get("LPBF_CACHE"):
+        return _expanded(chosen, "LPBF_CACHE")
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # Neither HOME nor an entry for this user.
+        return None
+    return base / "lpbf_data"
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionKey:
+    """What decides the tensors of a collection, and where they can be decoded from again.
+
+    Attributes:
+        source: The data set: a local path, a URL or a repository and its commit.
+        digest: Hash of its contents.
+        split: The split.
+        names: Names of the tensors of a sample.
+        local: Whether the source is a folder on this machine.
+        version: Version of the cache's own format.
+    """
+
+    source: str
+    digest: str
+    split: str
+    names: tuple[str, ...]
+    local: bool
+    version: int = CACHE_VERSION
+
+    @property
+    def folder(self) -> str:
+        """Name of the collection's folder."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+
+
+class CachedCases:
+    """The cases of one collection. Pickles without open files.
+
+    Args:
+        root: Folder of the whole cache.
+        key: The collection.
+        size: Bytes that the whole cache may take.
+        offline: Nothing can be fetched again, so nothing that was fetched is removed.
+    """
+
+    def __init__(self, root: Path, key: CollectionKey, size: int, *, offline: bool = False) -> None:
+        self.root = root
+        self.size = size
+        self.offline = offline
+        self.folder = root / key.folder
+        self.writable = True
+        self._mapped: OrderedDict[int, Arrays] = OrderedDict()
+        self._unscanned: int | None = None
+        self._used: int | None = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "collection.json").write_text(json.dumps(asdict(key), indent=1), encoding="utf-8")
+            (self.folder / "used").touch()
+        except OSError as error:
+            self._stop(f"can't be written to ({error})")
+        self._mark_used()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_mapped": OrderedDict(), "_used": None, "_unscanned": None}
+
+    def _mark_used(self) -> None:
+        """Hold a shared lock for as long as the process lives: nobody removes a collection that is in use."""
+        if self._used is None and fcntl is not None:
+            with contextlib.suppress(OSError):
+                self._used = os.open(self.folder / "used", os.O_RDONLY)
+                weakref.finalize(self, os.close, self._used).atexit = False  # the system closes it then
+                fcntl.flock(self._used, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def path(self, index: int) -> Path:
+        """File of a case."""
+        return self.folder / f"{index // 1000:05d}" / f"{index:07d}.arrow"
+
+    def __contains__(self, index: int) -> bool:
+        """Whether the case seems to be there; `get` says for sure."""
+        return index in self._mapped or self.path(index).exists()
+
+    @contextlib.contextmanager
+    def lock(self, name: object) -> Iterator[None]:
+        """Keep other processes from decoding the same thing meanwhile; no lock where the file system has none."""
+        number = int(hashlib.sha256(str(name).encode()).hexdigest(), 16) % _LOCKS
+        held = FileLock(self.folder / f"{number:02d}.lock", timeout=_LOCK_SECONDS)
+        with contextlib.ExitStack() as stack:
+            if self.writable:
+                with contextlib.suppress(OSError, RuntimeError):
+                    stack.enter_context(held)
+            yield
+
+    def get(self, index: int, stamp: str) -> Arrays | None:
+        """Arrays of a case, mapped from its file, read-only. None when it isn't there or isn't intact.
+
+        Args:
+            index: Its number.
+            stamp: State of what it is decoded from; a file with another stamp is out of date.
+        """
+        found = self._mapped.get(index)
+        if found is not None:
+            return found
+        try:
+            found = map_arrays(self.path(index), stamp)
+        except (OSError, ValueError):
+            return None
+        self._mapped[index] = found
+        if len(self._mapped) > _MAPPED:
+            self._mapped.popitem(last=False)
+        return found
+
+    def put(self, index: int, arrays: Arrays, stamp: str) -> None:
+        """Keep a case, if there is room. Never raises: training goes on without a cache.
+
+        Args:
+            index: Its number.
+            arrays: Its arrays in the types that the tensors have.
+            stamp: State of what it was decoded from.
+        """
+        size = sum(values.nbytes for values in arrays.values())
+        if not self.writable or not self._has_room(size):
+            return
+        path = self.path(index)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _aside(path) as aside:
+                write_arrays(aside, arrays, stamp)
+                aside.replace(path)
+        except OSError as error:
+            self._stop(f"can't be written to any more ({error})")
+
+    def _stop(self, why: str) -> None:
+        self.writable = False
+        worker = torch.utils.data.get_worker_info()
+        if worker is None or worker.id == 0:  # one warning is enough
+            warnings.warn(
+                f"the cache {self.root} {why}; what it doesn't hold yet is decoded anew each time. Choose another "
+                "folder with cache=… or LPBF_CACHE, or turn it off with cache=False",
+                CacheWarning,
+                stacklevel=3,
+            )
+
+    def _has_room(self, size: int) -> bool:
+        """Whether so many bytes more fit, after making room where that is possible."""
+        if self._unscanned is None or self._unscanned + size > min(_SCAN_EVERY, self.size // 64):
+            free = make_room(self.root, self.size, size, keep=self.folder, offline=self.offline)
+            self._unscanned = 0
+            if free < 0:
+                self._stop(f"is full ({self.size / 1e9:.3g} GB, or its disk)")
+                return False
+        self._unscanned += size
+        return True
+
+
+@contextlib.contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A temporary name beside a file, gone in the end."""
+    aside = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield aside
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def make_room(root: Path, size: int, needed: int, *, keep: Path, offline: bool) -> int:
+    """Remove collections until so many bytes fit.
+
+    Args:
+        root: The cache.
+        size: Bytes that it may take.
+        needed: Bytes to be written.
+        keep: A collection that stays.
+        offline: Collections that were fetched stay too.
+
+    Returns:
+        Bytes that are left then; negative when they don't fit.
+    """
+    sizes = {folder: _size_of(folder) for folder in root.iterdir() if folder.is_dir()}
+    total = sum(sizes.values()) + needed
+
+    def left() -> int:
+        return min(size - total, shutil.disk_usage(root).free - _RESERVE)
+
+    for folder in sorted((f for f in sizes if f != keep), key=_last_used):
+        if left() >= 0:
+            break
+        if _can_go(folder, offline=offline):
+            shutil.rmtree(folder, ignore_errors=True)
+            total -= sizes[folder]
+    return left()
+
+
+def _size_of(folder: Path) -> int:
+    """Bytes of the files of a collection; what a killed writer left behind is removed."""
+    total, now = 0, time.time()
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place) / name
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                if name.endswith(".tmp") and now - status.st_mtime > _STALE_SECONDS:
+                    path.unlink()
+                else:
+                    total += status.st_size
+    return total
+
+
+def _last_used(folder: Path) -> float:
+    try:
+        return (folder / "used").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _can_go(folder: Path, *, offline: bool) -> bool:
+    """Whether nobody has a collection open, and what it was decoded from is still there."""
+    try:
+        key: Mapping[str, Any] = json.loads((folder / "collection.json").read_text(encoding="utf-8"))
+        if offline if not key["local"] else not Path(key["source"]).exists():
+            return False
+        if fcntl is not None:
+            descriptor = os.open(folder / "used", os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                os.close(descriptor)
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
+
+
+def cache_root(cache: Cache) -> Path | None:
+    """Folder of the cache.
+
+    Args:
+        cache: What the user asked for.
+
+    Returns:
+        The folder; None for no cache, with a warning where no folder is known for it.
+
+    Raises:
+        UsageError: If a ~ in a path stands for no known folder.
+    """
+    if cache is False:
+        return None
+    if cache is not None and cache is not True:
+        return _expanded(cache, "cache")
+    root = default_root()
+    if root is None:
+        warnings.warn(
+            "there is no home folder for the cache, so cases are decoded anew each time; name a folder with LPBF_CACHE "
+            "or cache=…, or turn it off with cache=False",
+            CacheWarning,
+            stacklevel=3,
+        )
+    return root

@@ -1,0 +1,1 @@
+"""What users hold: data sets, streams, samplers, batches and loaders."""

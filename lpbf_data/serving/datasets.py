@@ -1,0 +1,207 @@
+"""The data sets that a user holds: map-style for random access, streamed for training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
+from torch_geometric.data import Dataset
+
+from lpbf_data.case.statistics import FieldStatistics
+from lpbf_data.errors import UsageError
+from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.reading.cache import DEFAULT_SIZE, Cache, CachedCases, CollectionKey, cache_root, parse_size
+from lpbf_data.reading.kept_footers import KeptFooters
+from lpbf_data.reading.split_reader import SplitReader
+from lpbf_data.reading.tensors import CaseTensors
+from lpbf_data.serving.ranks import check_rank, check_seed
+from lpbf_data.serving.samples import CaseSamples, SampleFormat, Transform
+from lpbf_data.serving.sampling import Uneven
+from lpbf_data.serving.stream import CaseStream, OnError
+from lpbf_data.serving.worker_epochs import shared_numbers
+from lpbf_data.stores.selection import TARGET_FIELD, Selection
+
+__all__ = ["CaseDataset", "CaseStream", "load_dataset"]
+
+
+class CaseDataset(Dataset):  # type: ignore[misc]
+    """A split with random access: `len`, indexing, slices; samples as [load_dataset][lpbf_data.load_dataset] says.
+
+    Random transforms draw anew every time that a case is read. After `set_epoch` they draw from (seed, epoch, case)
+    alone: the same in any process, and whenever the case is read.
+
+    Args:
+        samples: The cases.
+        seed: Seed of random transforms.
+    """
+
+    def __init__(self, samples: CaseSamples, seed: int = 0) -> None:
+        super().__init__(root=None, transform=None)
+        self.samples = samples
+        self.seed = check_seed(seed)
+        # Shared with the workers of a DataLoader that live on: the epoch and one, 0 until one is set.
+        self._epoch = shared_numbers(1)
+        self._reads: Counter[int] = Counter()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let random transforms draw what belongs to an epoch."""
+        self._epoch[0] = epoch + 1
+
+    @property
+    def case_ids(self) -> list[str]:
+        """Case ids in the order of the samples."""
+        return [self.samples.case_id(index) for index in self.indices()]
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Points of each case, in the order of the samples."""
+        return self.samples.sizes[list(self.indices())]
+
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        """Names of the tensors of a sample."""
+        return self.samples.tensors.selection.names
+
+    def __getitem__(self, idx: Any) -> Any:
+        """A sample, or the data set of some of the cases: slice, list of numbers, or mask.
+
+        Raises:
+            IndexError: If there is no such case.
+        """
+        if isinstance(idx, int) and not -len(self) <= idx < len(self):
+            raise IndexError(f"there is no case {idx}: the data set has {len(self)}")
+        return super().__getitem__(idx)
+
+    def len(self) -> int:
+        """Number of cases."""
+        return len(self.samples)
+
+    def get(self, idx: int) -> Any:
+        """One sample."""
+        if not getattr(self.samples.transform, "random", False):
+            return self.samples.sample(idx)
+        if (epoch := int(self._epoch) - 1) >= 0:
+            return self.samples.sample(idx, seed=self.seed, epoch=epoch)
+        # Nobody says which epoch it is. A worker's seed differs from iteration to iteration of a DataLoader, unless
+        # workers live on; how often a case was read here, where they do.
+        self._reads[idx] += 1
+        worker = get_worker_info()
+        drawn = [self._reads[idx] - 1] if worker is None else [self._reads[idx] - 1, worker.seed]
+        return self.samples.sample(idx, seed=self.seed, epoch=drawn)
+
+    def statistics(self) -> dict[str, FieldStatistics]:
+        """Statistics of each column over the cases, by the names of the columns, such as "displacement_z".
+
+        From the manifest; for the published layout, which has none, from the values of the selected fields.
+        """
+        return self.samples.statistics(self.indices())
+
+    def metadata(self, idx: int) -> dict[str, Any]:
+        """What the published layout has in `_metadata` of a case, read without unpickling; empty for other layouts."""
+        return self.samples.tensors.reader.read_metadata(self.indices()[idx])
+
+
+def load_dataset(
+    name: str | Path,
+    split: str = "train",
+    *,
+    streaming: bool = False,
+    format: SampleFormat = "pyg",  # noqa: A002 (the word that users of `datasets` know)
+    fields: Sequence[str] | str | None = None,
+    edges: bool = False,
+    cells: bool = True,
+    transform: Transform | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+    uneven: Uneven = "drop",
+    batch_size: int = 1,
+    rank: int | None = None,
+    world_size: int | None = None,
+    on_error: OnError = "raise",
+    cache: Cache = None,
+    cache_size: int | str = DEFAULT_SIZE,
+    in_memory: bool = False,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    offline: bool | None = None,
+) -> CaseDataset | CaseStream:
+    """Open one split of a data set.
+
+    Args:
+        name: A local folder; else a URL that fsspec knows; else an id of the Hugging Face hub, such as
+            "vedantpuri/LPBF_FLARE".
+        split: "train", "validation", "test", or whatever the build was asked for.
+        streaming: A stream instead of random access.
+        format: "pyg" for `torch_geometric.data.Data`, "torch" for a dict of tensors.
+        fields: Fields to read; all stored ones by default. Fewer fields are read faster; `[]` reads points and target.
+        edges: Derive `edge_index` [2, num_edges] from the cells.
+        cells: Give the cells [E, 8].
+        transform: Applied to every sample.
+        shuffle: For a stream: a new permutation of all cases for each epoch.
+        seed: Seed of the permutations, and of random transforms.
+        uneven: For a stream shared by ranks: what becomes of the last cases; see
+            [Uneven][lpbf_data.serving.sampling.Uneven].
+        batch_size: For a stream read by a DataLoader with workers: its batch size.
+        rank: For a stream: whose turns; as torch.distributed says by default.
+        world_size: For a stream: number of ranks.
+        on_error: For a stream: "raise", or "skip" to leave out what can't be read.
+        cache: Where decoded cases are kept: a folder; None for LPBF_CACHE or the user's cache folder; False for none.
+        cache_size: Bytes that the whole cache may take, as a number or such as "20 GB".
+        in_memory: Read all cases now and keep them in memory.
+        revision: For the hub: branch, tag or commit.
+        cache_dir: For the hub: where huggingface_hub keeps files.
+        token: For the hub: token; the saved one by default.
+        offline: For the hub: use only what lies on this machine; as HF_HUB_OFFLINE says by default.
+
+    Returns:
+        A data set whose samples have `pos` [N, 3] in mm, `y` [N, 1] (Z displacement, mm) where displacement is stored,
+        the fields [N, components], `cells`, `edge_index` and `case_id`.
+
+    Raises:
+        UsageError: If there is no such data set, split or field, or the options don't fit together.
+        StoreError: If it can't be read.
+    """
+    _check("format", format, get_args(SampleFormat))
+    _check("on_error", on_error, get_args(OnError))
+    _check("uneven", uneven, get_args(Uneven))
+    seed = check_seed(seed)
+    ranks = check_rank(rank, world_size)
+    if batch_size < 1:
+        raise UsageError(f"batch_size must be positive, not {batch_size}")
+    if shuffle and not streaming:
+        raise UsageError("shuffle is for streams; shuffle random access with the DataLoader, or use make_loader")
+    folder = DatasetFolder(name, revision=revision, cache_dir=cache_dir, token=token, offline=offline)
+    root, limit = cache_root(cache), parse_size(cache_size)
+    reader = SplitReader(folder, split, None if root is None else KeptFooters(root / "footers"))
+    target = TARGET_FIELD in {spec.name for spec in reader.field_specs}
+    tensors = CaseTensors(reader, Selection(reader.select_fields(fields), target, cells, edges))
+    if in_memory:
+        tensors.load_into_memory()
+    elif root is not None:
+        no_network = getattr(folder.files, "offline", False)
+        tensors.cache = CachedCases(root, _collection_key(tensors), limit, offline=no_network)
+    samples = CaseSamples(tensors, format, transform)
+    if not streaming:
+        return CaseDataset(samples, seed)
+    return CaseStream(
+        samples, shuffle=shuffle, seed=seed, uneven=uneven, batch_size=batch_size, on_error=on_error, ranks=ranks
+    )
+
+
+def _check(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"unknown {name} {value!r}; known are: {', '.join(known)}")
+
+
+def _collection_key(tensors: CaseTensors) -> CollectionKey:
+    """What decides the decoded tensors."""
+    reader = tensors.reader
+    local = reader.folder.local
+    source = reader.folder.files.identity if local is None else str(local.resolve())
+    return CollectionKey(source, reader.catalog.digest, reader.split, tensors.selection.names, local is not None)

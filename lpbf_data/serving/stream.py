@@ -1,0 +1,247 @@
+"""A split as a stream, shared among ranks and workers, whose position can be saved and taken up again."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
+
+from lpbf_data.errors import StoreError, UsageError
+from lpbf_data.serving.ranks import check_seed, rank_of_process
+from lpbf_data.serving.samples import CaseSamples
+from lpbf_data.serving.sampling import Uneven, epoch_order
+from lpbf_data.serving.worker_epochs import WorkerEpochs, shared_numbers
+
+OnError = Literal["raise", "skip"]
+State = dict[str, Any]
+
+
+class SkippedCaseWarning(UserWarning):
+    """A case that couldn't be read was left out, as `on_error="skip"` asks."""
+
+
+class CaseStream(IterableDataset[Any]):
+    """A split as a stream. Ranks take turns in the order of the epoch, and so do the workers of a DataLoader.
+
+    Each loop serves a whole epoch, the next one every time, also where the loop before was left early; only a position
+    that was loaded, or an epoch that was set, is taken up as it is. Workers of a DataLoader that end with every epoch
+    keep to that, too.
+
+    Iterated directly, `state_dict` says where the stream stands. In the workers of torchdata's StatefulDataLoader it
+    does too, for the same number of workers. With a plain DataLoader the workers' copies move and this one doesn't:
+    tell it by `advance` how many samples were handed to you, and it knows where to go on. (Workers that live on after a
+    loop was left early are told by `stream.load_state_dict(stream.state_dict())`.)
+
+    Args:
+        samples: The cases.
+        shuffle: Draw a new permutation of all cases for each epoch.
+        seed: Seed of the permutations.
+        uneven: What becomes of the last cases of an epoch; see [Uneven][lpbf_data.serving.sampling.Uneven].
+        batch_size: Batch size of the DataLoader that reads the stream with workers, so that they take turns batch by
+            batch; `advance` is exact only then.
+        on_error: "raise", or "skip" to leave out what can't be read, with a warning. In workers of a DataLoader,
+            batches then close up over what is left out, and positions are exact no more; those of
+            [make_loader][lpbf_data.make_loader] stay exact.
+        ranks: Rank and number of ranks; as torch.distributed says when None.
+    """
+
+    def __init__(
+        self,
+        samples: CaseSamples,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        uneven: Uneven = "drop",
+        batch_size: int = 1,
+        on_error: OnError = "raise",
+        ranks: tuple[int, int] | None = None,
+    ) -> None:
+        self.samples = samples
+        self.shuffle = shuffle
+        self.seed = check_seed(seed)
+        self.uneven: Uneven = uneven
+        self.batch_size = batch_size
+        self.on_error = on_error
+        self.skipped: dict[str, str] = {}
+        self._ranks = ranks
+        # Epoch and position as they were last set between two loops, and how often: for workers that live on.
+        self._set = shared_numbers(3)
+        self._known = 0
+        # What workers that end with each epoch leave for the next ones; how often this copy was told where to stand;
+        # the iteration of the DataLoader that a worker serves; whether the next loop starts just where the stream
+        # stands, and whether a saved position was loaded.
+        self._worker_epochs = WorkerEpochs()
+        self._told = 0
+        self._iteration: int | None = None
+        self._placed = True
+        self._loaded = False
+        # The epoch at work, where in it the iteration began, samples that it gave since, and samples before its first.
+        self._epoch = self._base = self._taken = self._resumed = 0
+        self._digest = samples.digest(range(len(samples)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A spawned worker isn't in the process group: it is told which rank it works for.
+        return self.__dict__ | {"_ranks": self._rank()}
+
+    def _rank(self) -> tuple[int, int]:
+        return self._ranks or rank_of_process()
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch at work."""
+        return self._epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch, unless it is the one at work."""
+        if epoch != self._epoch:
+            self._go_to(epoch, 0)
+
+    def advance(self, consumed: int) -> None:
+        """Say that so many samples were handed to this rank since the last call, by a DataLoader with workers.
+
+        Args:
+            consumed: Number of samples; other ranks got as many.
+        """
+        position = self._base + consumed * self._rank()[1]
+        # Not told to workers: one that is slow to start would leave out what others have handed over meanwhile.
+        self._stand_at(*((self._epoch + 1, 0) if position >= self._end() else (self._epoch, position)))
+
+    def _stand_at(self, epoch: int, position: int) -> None:
+        self._epoch, self._base, self._taken, self._resumed = epoch, position, 0, 0
+        self._told, self._placed = self._told + 1, True
+
+    def _go_to(self, epoch: int, position: int) -> None:
+        """Stand there, and tell workers that live on."""
+        self._stand_at(epoch, position)
+        self._set[0], self._set[1] = epoch, position
+        self._set[2] += 1
+        self._known = int(self._set[2])
+
+    def _end(self) -> int:
+        """Position from which on an epoch has nothing left for all ranks."""
+        count, ranks = len(self.samples), self._rank()[1]
+        left = count - self._base
+        return count - left % ranks if self.uneven == "drop" else count
+
+    def __len__(self) -> int:
+        """Number of samples of this rank in an epoch."""
+        rank, ranks = self._rank()
+        return len(_turns(len(self.samples), 0, rank, ranks, self.uneven))
+
+    def __iter__(self) -> Iterator[Any]:
+        """What is left of the epoch for this rank and worker; then the stream stands at the next one."""
+        if self._known != int(self._set[2]):
+            self._epoch, self._base, self._known = (int(value) for value in self._set)
+            self._resumed, self._placed = 0, True
+        elif not self._placed and self._taken:  # a loop that was left early: what it served doesn't come again
+            self._epoch, self._base, self._resumed = self._epoch + 1, 0, 0
+        self._tell_workers()
+        self._placed = False
+        rank, ranks = self._rank()
+        order = epoch_order(len(self.samples), shuffle=self.shuffle, seed=self.seed, epoch=self._epoch)
+        mine = order[_turns(len(order), self._base, rank, ranks, self.uneven)]
+        worker = get_worker_info()
+        if worker is not None:
+            mine = mine[np.arange(len(mine)) // self.batch_size % worker.num_workers == worker.id]
+        done, self._resumed = self._resumed, 0
+        self._taken = done
+        for index in mine[done:].tolist():
+            done += 1
+            try:
+                sample = self.samples.sample(index, seed=self.seed, epoch=self._epoch)
+            except StoreError as error:
+                if self.on_error == "raise":
+                    raise
+                self._skip(index, error)
+                continue
+            self._taken = done
+            yield sample
+        self._epoch, self._base, self._taken = self._epoch + 1, 0, 0
+
+    def _tell_workers(self) -> None:
+        """In a worker: find the epoch that follows what the workers before served, and say which one it is."""
+        worker = get_worker_info()
+        if worker is None:
+            return
+        iteration = worker.seed - worker.id
+        if self._iteration == iteration:  # a worker that lives on knows its epoch
+            self._worker_epochs.serve(worker.id, iteration, self._epoch, self._told)
+            return
+        self._iteration = iteration
+        loaded = self._placed and self._loaded
+        found = self._worker_epochs.begin(worker.id, iteration, self._epoch, self._told, fixed=loaded)
+        if found is not None:
+            self._epoch, self._base, self._resumed = found, 0, 0
+
+    def _skip(self, index: int, error: StoreError) -> None:
+        self.skipped[self.samples.case_id(index)] = str(error)
+        warnings.warn(f"left out: {error}", SkippedCaseWarning, stacklevel=3)
+
+    def state_dict(self) -> State:
+        """Where the stream stands: plain numbers and texts.
+
+        `consumed` counts the samples of this epoch that were handed out on all ranks together.
+        """
+        state: State = {
+            "seed": self.seed,
+            "shuffle": int(self.shuffle),
+            "epoch": self._epoch,
+            "consumed": self._base,
+            "taken": 0,
+            "count": len(self.samples),
+            "digest": self._digest,
+        }
+        if get_worker_info() is not None:  # a worker's turns are its own
+            return state | {"taken": self._taken}
+        position = self._base + self._taken * self._rank()[1]
+        if position >= self._end():
+            return state | {"epoch": self._epoch + 1, "consumed": 0}
+        return state | {"consumed": position}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take up a position, with any number of ranks.
+
+        Raises:
+            UsageError: If it belongs to other data, or to another way of shuffling.
+        """
+        check_state(state, self.state_dict())
+        self.seed = check_seed(state["seed"])
+        if get_worker_info() is None:
+            self._go_to(int(state["epoch"]), int(state["consumed"]))
+        else:
+            self._epoch, self._base, self._resumed = (int(state[name]) for name in ("epoch", "consumed", "taken"))
+            self._known = int(self._set[2])
+            self._placed = self._loaded = True
+
+
+def check_state(state: State, mine: State) -> None:
+    """Refuse the state of other data, or one of another way of shuffling.
+
+    Raises:
+        UsageError: If it doesn't fit.
+    """
+    for name in ("seed", "shuffle", "epoch", "consumed", "count", "digest"):
+        if not isinstance(state, Mapping) or name not in state:
+            raise UsageError(f"the saved state of the data has no {name!r}; it isn't one of this package")
+    if (state["count"], state["digest"]) != (mine["count"], mine["digest"]):
+        raise UsageError(
+            f"the saved state belongs to other data: {state['count']} cases with digest {state['digest']}, here are "
+            f"{mine['count']} with {mine['digest']}; open the data set that it was saved with"
+        )
+    if state["shuffle"] != mine["shuffle"]:
+        raise UsageError(f"the saved state has shuffle={bool(state['shuffle'])}; open the data set in the same way")
+
+
+def _turns(count: int, base: int, rank: int, ranks: int, uneven: Uneven) -> NDArray[np.int64]:
+    """Places in the order of an epoch that a rank takes from a position on."""
+    places = np.arange(base + rank, count, ranks)
+    extra = (count - base) % ranks
+    if uneven == "drop" and rank < extra:
+        return places[:-1]
+    if uneven == "pad" and 0 < extra <= rank:
+        return np.append(places, (rank - extra) % count)
+    return places

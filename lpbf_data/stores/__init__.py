@@ -1,0 +1,1 @@
+"""How cases lie on disk: one module a format, reader and writer together."""

@@ -1,0 +1,1 @@
+"""How a build runs: its stages, workers, shards, attempts, and what it leaves behind."""

@@ -1,0 +1,1 @@
+"""What NetFabb leaves behind: results, the solver's log, points."""

@@ -1,0 +1,1 @@
+"""What is written about a data set: overview, card, metadata, report with its gallery."""

@@ -1,0 +1,344 @@
+"""The page `report.html` from its template: text escaped, data packed, scripts named in its security policy.
+
+The page may run the scripts that it carries and nothing else: the policy allows them by their SHA-256 and forbids every
+request. What comes from data is either escaped by the template or packed, and the scripts put it in place as text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+from markupsafe import Markup
+
+from lpbf_data.case.record import CaseRecord
+from lpbf_data.case.schema import SCHEMA_VERSION, FieldSpec
+from lpbf_data.case.statistics import total
+from lpbf_data.stores.manifest import count_by
+from pipelines.reporting.card import INTRODUCTION, TITLE, dataset_version
+from pipelines.reporting.exhibits import Deviation, Exhibit, ShownField
+from pipelines.reporting.overview import (
+    PUBLISHED_SOURCE,
+    QUANTITIES,
+    SUMMARY_ROWS,
+    balance_splits,
+    count_failures,
+    count_rejections,
+    format_number,
+    leak_sentence,
+    solver_sentence,
+    table_6,
+)
+from pipelines.reporting.pictures import PLAIN_PALETTE, SIGNED_PALETTE, STILL_SIZE, palette
+from pipelines.selection.select import leaking_designs
+
+ASSETS: Final = Path(__file__).parents[1] / "report_assets"
+
+_LIMIT_OF: Final = {
+    "num_points": "max_points",
+    "num_edges": "max_edges",
+    "aspect_ratio_mean": "max_aspect_ratio",
+    "aspect_ratio_max": "max_aspect_ratio",
+    "displacement_z_max": "max_displacement",
+    "von_mises_stress_max": "max_von_mises_stress",
+}
+
+
+@dataclass(frozen=True)
+class PageContent:
+    """What the page shows.
+
+    Attributes:
+        records: Rows of the manifest, in its order.
+        manifest_sha256: SHA-256 of the manifest.
+        limits: Filter limits that were in force.
+        splits: The option `--splits` of the build.
+        specs: Fields that are stored.
+        fields: Columns that the 3D view shows.
+        exhibits: Parts that are shown.
+        gallery_note: Which parts those are, in a sentence.
+        deviations: Errors of predictions, the largest first; empty without predictions.
+        predictor: What predicted, for people.
+        schema_version: Version of the schema that the data set follows.
+    """
+
+    records: Sequence[CaseRecord]
+    manifest_sha256: str
+    limits: Mapping[str, float]
+    splits: str
+    specs: Sequence[FieldSpec]
+    fields: Sequence[ShownField]
+    exhibits: Sequence[Exhibit]
+    gallery_note: str
+    deviations: Sequence[Deviation] = ()
+    predictor: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+
+def render_page(content: PageContent) -> bytes:
+    """The whole page; the same content gives the same bytes."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    vendor, script = _asset("vendor.min.js"), _page_script()
+    kept = [record for record in content.records if record.status == "kept"]
+    placed = {record.case_id: record for record in content.records if record.placement is not None}
+    context = {
+        "title": TITLE,
+        "introduction": INTRODUCTION,
+        "solver": solver_sentence(content.records),
+        "manifest_sha256": content.manifest_sha256,
+        "version": dataset_version(content.manifest_sha256, content.schema_version),
+        "package_version": importlib.metadata.version("lpbf-flare"),
+        "style": Markup(_asset("report.css")),  # noqa: S704 (a file of this package)
+        "vendor": Markup(vendor),  # noqa: S704
+        "script": Markup(script),  # noqa: S704
+        "script_hashes": [f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'" for text in (vendor, script)],
+        "licences": _asset("vendor.LICENSES.txt"),
+        "sections": _sections(content),
+        "tiles": _tiles(content.records),
+        "kept": f"{len(kept):,}",
+        "measured": f"{sum(record.measures is not None for record in content.records):,}",
+        "exhibits": [_part(exhibit, placed[exhibit.case_id]) for exhibit in content.exhibits],
+        "still_width": STILL_SIZE[0],
+        "still_height": STILL_SIZE[1],
+        "gallery_note": content.gallery_note,
+        "risk_note": _risk_note(content.records),
+        "predictions": _prediction_facts(content),
+        "published_source": PUBLISHED_SOURCE,
+        "table_6": _table_6(content.records),
+        "rejections": [
+            {**asdict(row), "limit": format_number(row.limit), "cases": f"{row.cases:,}", "alone": f"{row.alone:,}"}
+            for row in count_rejections(content.records, content.limits)
+        ],
+        "failures": _failures(content.records),
+        "leaks": bool(leaking_designs(content.records)),
+        "leak_sentence": leak_sentence(content.records, content.splits),
+        "splits": _splits(content),
+        "splits_asked": content.splits,
+        "columns": _columns(kept, content.specs),
+        "materials": _named(kept, "material"),
+        "machines": _named(kept, "machine"),
+        "page_data": _pack(_page_data(content)),
+        "surfaces": (_base64(exhibit.surface) for exhibit in content.exhibits),
+    }
+    return environment.get_template("report.html").render(context).encode("utf-8", "replace")
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8").strip()
+
+
+def _page_script() -> str:
+    """The page's own scripts as one: a function of its own, so that their names are nobody else's."""
+    parts = [path.read_text(encoding="utf-8") for path in sorted((ASSETS / "page").glob("*.js"))]
+    return '"use strict";\n(() => {\n' + "\n".join(parts) + "\nmain();\n})();"
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _pack(content: Any) -> str:
+    text = json.dumps(content, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return _base64(zlib.compress(text.encode(), 9))
+
+
+def _sections(content: PageContent) -> list[dict[str, str]]:
+    names = {"gallery": "Parts", "predictions": "Predictions", "cases": "Cases", "distributions": "Distributions"}
+    names |= {"table-6": "Beside the published set", "rejected": "Rejected and failed", "splits": "Splits"}
+    names |= {"fields": "What is stored"}
+    return [{"id": key, "name": name} for key, name in names.items() if key != "predictions" or content.deviations]
+
+
+def _at_risk(record: CaseRecord) -> bool:
+    return record.measures is not None and record.measures.recoater_interference
+
+
+def _tiles(records: Sequence[CaseRecord]) -> list[dict[str, Any]]:
+    status = count_by(records, lambda record: [record.status])
+    kept = [record for record in records if record.status == "kept"]
+    risky = sum(map(_at_risk, kept))
+    points = sum(record.measures.num_points for record in kept if record.measures is not None)
+    figures = {
+        "cases found": len(records),
+        "kept": len(kept),
+        "of them at risk of hitting the blade": risky,
+        "rejected by the filter": status.get("rejected", 0),
+        "failed": status.get("failed", 0),
+        "points": points,
+    }
+    return [
+        {"value": f"{figure:,}", "label": label, "alarm": "risk" in label and figure > 0}
+        for label, figure in figures.items()
+    ]
+
+
+def _risk_note(records: Sequence[CaseRecord]) -> str:
+    tolerances = sorted({r.run.recoater_tolerance for r in records if r.run.recoater_tolerance is not None})
+    if not tolerances:
+        return "The solver reports interference where the clearance over the build falls below its tolerance."
+    listed = " or ".join(f"{tolerance:g} %" for tolerance in tolerances)
+    return f"The solver reports interference where the clearance over the build falls below {listed} of a layer."
+
+
+def _part(exhibit: Exhibit, record: CaseRecord) -> dict[str, Any]:
+    measures = record.measures
+    assert measures is not None
+    clearance = f"clearance {format_number(measures.recoater_clearance_min)} %"
+    furthest = f"±{format_number(measures.displacement_z_abs_max)} mm"
+    description = (
+        f"{record.case_id}: {format_number(measures.num_points)} points, {format_number(measures.height)} mm tall, "
+        f"Z displacement up to {format_number(measures.displacement_z_max)} mm, {clearance}"
+        + (", at risk of hitting the blade." if measures.recoater_interference else ".")
+    )
+    return {
+        "case_id": record.case_id,
+        "at_risk": measures.recoater_interference,
+        "caption": f"{furthest} · {clearance}",
+        "description": description,
+        "still": None if exhibit.still is None else _base64(exhibit.still),
+    }
+
+
+def _prediction_facts(content: PageContent) -> dict[str, str] | None:
+    if not content.deviations:
+        return None
+    columns = dict.fromkeys(row.column for row in content.deviations)
+    means = []
+    for column in columns:
+        errors = [row.relative_l2 for row in content.deviations if row.column == column and row.relative_l2 is not None]
+        if errors:
+            means.append(f"{column} {sum(errors) / len(errors):.4f}")
+    cases = len({row.case_id for row in content.deviations})
+    by = f" by {content.predictor}" if content.predictor else ""
+    figures = f" Mean relative L2 error over the cases: {', '.join(means)}." if means else ""
+    return {"sentence": f"{cases:,} cases predicted{by}, the largest error first.{figures}"}
+
+
+def _table_6(records: Sequence[CaseRecord]) -> dict[str, Any]:
+    here = table_6(records)
+    rows = []
+    for name, label in SUMMARY_ROWS.items():
+        cells = []
+        for quantity in QUANTITIES:
+            mine = format_number(getattr(here[quantity.name], name)) if quantity.name in here else "–"
+            theirs = "" if quantity.published is None else format_number(getattr(quantity.published, name))
+            cells.append({"here": mine, "published": theirs})
+        rows.append({"name": label, "cells": cells})
+    return {"quantities": [quantity.heading for quantity in QUANTITIES], "rows": rows}
+
+
+def _failures(records: Sequence[CaseRecord]) -> list[dict[str, Any]]:
+    return [
+        {
+            "reason": row.reason,
+            "cases": f"{row.cases:,}",
+            "examples": [{"case_id": case_id, "detail": detail} for case_id, detail in row.examples],
+        }
+        for row in count_failures(records)
+    ]
+
+
+def _splits(content: PageContent) -> list[dict[str, str]]:
+    return [
+        {
+            "name": row.name,
+            "cases": f"{row.cases:,}",
+            "designs": f"{row.designs:,}",
+            "share": f"{100 * row.share:.1f} %",
+            "asked": row.asked,
+            "at_risk": f"{row.at_risk:,}",
+            "num_points": format_number(row.num_points),
+            "displacement_z_max": format_number(row.displacement_z_max),
+        }
+        for row in balance_splits(content.records, content.splits)
+    ]
+
+
+def _columns(kept: Sequence[CaseRecord], specs: Sequence[FieldSpec]) -> list[dict[str, str]]:
+    rows = []
+    for spec in specs:
+        for column in spec.columns:
+            stats = total(record.statistics[column] for record in kept if column in record.statistics)
+            figures = {name: getattr(stats, name) for name in ("mean", "std", "minimum", "maximum")}
+            shown = {name: format_number(value) if stats.count else "–" for name, value in figures.items()}
+            rows.append({"column": column, "unit": spec.unit, "description": spec.description, **shown})
+    return rows
+
+
+def _named(kept: Sequence[CaseRecord], attribute: str) -> str:
+    counts = count_by(kept, lambda record: [str(getattr(record.run, attribute) or "unknown")])
+    return ", ".join(f"{name} ({count:,})" for name, count in counts.items()) or "none"
+
+
+def _reason(record: CaseRecord) -> str | None:
+    if record.failure is not None:
+        return f"{record.failure.failure_reason}: {record.failure.description}"
+    return (
+        ", ".join(f"{r.criterion} {format_number(r.value)} > {format_number(r.limit)}" for r in record.rejections)
+        or None
+    )
+
+
+def _rounded(value: float) -> float | None:
+    """A number with six digits; None for one that JSON doesn't know."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _as_codes(values: Sequence[str | None]) -> dict[str, Any]:
+    known = list(dict.fromkeys(values))
+    number = {value: code for code, value in enumerate(known)}
+    return {"values": known, "codes": [number[value] for value in values]}
+
+
+def _page_data(content: PageContent) -> dict[str, Any]:
+    """What the scripts work on; numbers with six digits."""
+    records = content.records
+    row_of = {record.case_id: row for row, record in enumerate(records) if record.placement is not None}
+
+    def measured(name: str) -> list[Any]:
+        values = [None if record.measures is None else getattr(record.measures, name) for record in records]
+        return [_rounded(value) if isinstance(value, float) else value for value in values]
+
+    cases: dict[str, Any] = {
+        "case_id": [record.case_id for record in records],
+        "design_id": [record.design_id for record in records],
+        "status": _as_codes([record.status for record in records]),
+        "split": _as_codes([None if record.placement is None else record.placement.split for record in records]),
+        "material": _as_codes([record.run.material for record in records]),
+        "reason": [_reason(record) for record in records],
+        "recoater_interference": measured("recoater_interference"),
+        "recoater_clearance_min_height": measured("recoater_clearance_min_height"),
+    }
+    cases |= {quantity.name: measured(quantity.name) for quantity in QUANTITIES}
+    quantities = []
+    for quantity in QUANTITIES:
+        box = quantity.published
+        five = None if box is None else [box.minimum, box.lower_quartile, box.median, box.upper_quartile, box.maximum]
+        limit = content.limits.get(_LIMIT_OF.get(quantity.name, ""))
+        quantities.append({"name": quantity.name, "heading": quantity.heading, "published": five, "limit": limit})
+    units = {field.column: field.unit for field in content.fields}
+    errors = [
+        {**asdict(row), "row": row_of[row.case_id], "unit": units.get(row.column, "")} for row in content.deviations
+    ]
+    return {
+        "cases": cases,
+        "quantities": quantities,
+        "fields": [asdict(field) for field in content.fields],
+        "palettes": {
+            "signed": _base64(palette(SIGNED_PALETTE).tobytes()),
+            "plain": _base64(palette(PLAIN_PALETTE).tobytes()),
+        },
+        "exhibits": [row_of[exhibit.case_id] for exhibit in content.exhibits],
+        "errors": errors,
+    }

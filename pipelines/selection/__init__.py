@@ -1,0 +1,1 @@
+"""Which cases enter the data set, and in which split."""

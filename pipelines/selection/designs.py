@@ -1,0 +1,124 @@
+"""Which design a case belongs to, told from names.
+
+Published case ids carry it: `101635_11b839a3_5` is body 5 of design `101635_11b839a3`. A folder of an interactive run
+says nothing, but its STL does.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from lpbf_data.case.record import CaseRecord
+from lpbf_data.errors import UsageError
+
+_PUBLISHED_ID: Final = re.compile(r"(?P<design>\d+_[0-9a-f]{8})_\d+(?!\d)")
+
+DesignNamer = Callable[[CaseRecord], str]
+
+
+def _published_design(text: str) -> str | None:
+    match = _PUBLISHED_ID.match(text)
+    return match["design"] if match else None
+
+
+def _by_folder(record: CaseRecord) -> str:
+    return _published_design(record.case_id) or record.case_id
+
+
+def _by_stl(record: CaseRecord) -> str:
+    stem = Path(record.run.stl or record.case_id).stem
+    return _published_design(stem) or stem
+
+
+def _automatic(record: CaseRecord) -> str:
+    from_folder = _published_design(record.case_id)
+    from_stl = _published_design(record.run.stl or "")
+    return from_folder or from_stl or record.case_id
+
+
+def design_namer(rule: str) -> DesignNamer:
+    """Make the function that names a case's design.
+
+    Args:
+        rule: "auto" (the id in the folder's name, else in the STL's, else the folder's name), "folder", "stl", the path
+            of a CSV file with the columns case_id and design_id (with commas, semicolons or tabs, as spreadsheets
+            write it), or a regular expression that is searched in the case
+            id (its group "design", or its first group, or the whole match).
+
+    Raises:
+        UsageError: If the file can't be read or the expression is malformed.
+
+    >>> from lpbf_data.case.record import SourceRef
+    >>> design_namer("auto")(CaseRecord("101635_11b839a3_5", SourceRef("a.zip", "x")))
+    '101635_11b839a3'
+    """
+    named = {"auto": _automatic, "folder": _by_folder, "stl": _by_stl}
+    if rule in named:
+        return named[rule]
+    if rule.lower().endswith(".csv"):
+        return _from_table(Path(rule))
+    try:
+        pattern = re.compile(rule)
+    except re.error as error:
+        raise UsageError(
+            f"--design_id {rule!r} is neither auto, folder, stl, a .csv file nor a regular expression: {error}"
+        ) from error
+
+    def by_pattern(record: CaseRecord) -> str:
+        match = pattern.search(record.case_id)
+        if match is None:
+            return record.case_id
+        if "design" in pattern.groupindex:
+            return match["design"] or record.case_id
+        return (match.group(1) if pattern.groups else match.group()) or record.case_id
+
+    return by_pattern
+
+
+def _from_table(path: Path) -> DesignNamer:
+    try:
+        table = _read_table(path)
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(
+            f"--design_id {path} can't be read as a table with the columns case_id and design_id: {error}"
+        ) from error
+    return lambda record: table.get(record.case_id) or _automatic(record)
+
+
+def _read_table(path: Path) -> dict[str, str]:
+    """Case id to design id, from a table as scripts and as spreadsheets write it.
+
+    Raises:
+        OSError: If the file can't be read.
+        ValueError: If it has no such columns, or gives a case two designs.
+    """
+    text = re.sub(r"\Asep=[;,\t|]\r?\n", "", _decoded(path.read_bytes()))  # Excel's own way to name the separator
+    for separator in ",;\t|":
+        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+        names = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
+        if {"case_id", "design_id"} <= set(names):
+            break
+    else:
+        raise ValueError(f"its first line is {text.partition(chr(10))[0][:80]!r}")
+    table: dict[str, str] = {}
+    for row in rows:
+        case, design = ((row[names[name]] or "").strip() for name in ("case_id", "design_id"))
+        if case and table.setdefault(case, design) != design:
+            raise ValueError(f"line {rows.line_num} gives case {case} the design {design}, before it was {table[case]}")
+    return table
+
+
+def _decoded(data: bytes) -> str:
+    """Text of a table: UTF-8 with or without a byte order mark, UTF-16 with one, else Windows' cp1252."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252")

@@ -1,0 +1,1 @@
+"""Where results come from: finding cases in folders, archives and object stores."""

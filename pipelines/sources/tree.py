@@ -1,0 +1,67 @@
+"""The files below a folder of this machine, and the folders there that can't be looked into."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lpbf_data.places.litter import is_litter
+from pipelines.sources.runs import RESULTS
+
+
+@dataclass
+class Tree:
+    """What lies below a folder; paths are relative to it, with forward slashes, and "." is itself.
+
+    Attributes:
+        names: Files.
+        litter: Folders that weren't looked into: hidden ones are other programs' workplaces (a simulation keeps its
+            unfinished cases in one), others are left by operating systems.
+        unreadable: Folders that can't be read, with the reason.
+        cut: Folders whose results are among the unreadable.
+    """
+
+    names: list[str] = field(default_factory=list)
+    litter: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    cut: set[str] = field(default_factory=set)
+
+
+def walk_tree(root: Path) -> Tree:
+    """List a folder and all folders below it; links are followed, cycles are not.
+
+    Args:
+        root: The folder.
+    """
+    tree = Tree()
+    seen: set[tuple[int, int]] = set()
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            stat = os.stat(root / folder)
+            if (stat.st_dev, stat.st_ino) not in seen:
+                seen.add((stat.st_dev, stat.st_ino))
+                waiting += reversed(_look_into(root, folder, tree))
+        except OSError as error:
+            tree.unreadable[folder or "."] = error.strerror or str(error)
+            above, _, last = folder.rpartition("/")
+            if last.lower() == RESULTS:
+                tree.cut.add(above)
+    return tree
+
+
+def _look_into(root: Path, folder: str, tree: Tree) -> list[str]:
+    """Note the files of a folder; returns the folders in it."""
+    below = []
+    with os.scandir(root / folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if not entry.is_dir():
+                tree.names.append(name)
+            elif is_litter(entry.name):
+                tree.litter.append(name)
+            else:
+                below.append(name)
+    return below

@@ -1,0 +1,103 @@
+"""What the tests of flare_model share: tiny models, small parts, runs of training."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flare_model.checkpoints.files import Normalisation, Usage
+from flare_model.checkpoints.surrogate import Surrogate
+from flare_model.models.flare import Flare, FlareConfig
+from flare_model.train import train
+from flare_model.training.recipe import Recipe
+from tests.netfabb_cases import Part, write_part
+
+TINY: dict[str, Any] = {
+    "class_path": "Flare",
+    "init_args": {"config": {"channels": 16, "num_blocks": 1, "num_heads": 2, "num_latents": 8}},
+}
+
+LEARNING = Recipe(epochs=6, learning_rate=5e-3)
+
+
+def tiny_flare(**sizes: int) -> Flare:
+    """A small FLARE with weights large enough that its heads attend to something."""
+    torch.manual_seed(0)
+    model = Flare(FlareConfig(**({"channels": 16, "num_blocks": 2, "num_heads": 4, "num_latents": 6} | sizes)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(12)
+    return model.eval()
+
+
+def tiny_surrogate(**sizes: int) -> Surrogate:
+    """The same between normalisations."""
+    usage = Usage(Normalisation(target_mean=(0.02,), target_std=(0.3,)), ("displacement_z",))
+    return Surrogate(tiny_flare(**sizes), usage).eval()
+
+
+def write_cases(folder: Path, count: int = 12) -> Path:
+    """Boxes of two layers that bend alike, so that there is something to learn."""
+    for number in range(count):
+        part = Part(
+            f"1000{number:02d}_11b839a{number:x}_1",
+            shape=(2 + number % 3, 2 + number // 3 % 2, 2),
+            cell=(6.0 + 0.1 * number, 6.0, 12.0),
+            clearance=60.0 + 3 * number,
+        )
+        write_part(folder, part)
+    return folder
+
+
+def losses(folder: Path) -> list[tuple[str, str, str]]:
+    """Step, loss and learning rate as they were written, digit by digit."""
+    with (folder / "training.csv").open(newline="") as file:
+        return [(row["step"], row["loss"], row["learning_rate"]) for row in csv.DictReader(file)]
+
+
+def go(dataset: str, folder: Path, model: dict[str, Any] = TINY, **options: Any) -> Path:
+    recipe = options.pop("recipe", Recipe(epochs=2))
+    assert train(dataset, out=str(folder), model=model, recipe=recipe, **options) == 0
+    return folder
+
+
+KILLING = """
+import json, os, signal, sys
+import flare_model.training.state
+from flare_model.training.recipe import Recipe
+from flare_model.train import train
+from flare_model.training.trainer import Trainer
+from tests.flare_model.flare_support import TINY
+
+data, out, step, writing, recipe, options = sys.argv[1:]
+if writing == "True":
+    def flush(root):
+        if f"{int(step):08d}" in root.name:
+            os.kill(os.getpid(), signal.SIGKILL)
+    flare_model.training.state.flush_tree = flush
+else:
+    plain = Trainer._optimise
+    def optimise(self, group):
+        plain(self, group)
+        if self.step == int(step):
+            os.kill(os.getpid(), signal.SIGKILL)
+    Trainer._optimise = optimise
+train(data, out=out, model=TINY, recipe=Recipe(**json.loads(recipe)), **json.loads(options))
+"""
+
+
+def kill(dataset: str, folder: Path, step: int, recipe: Recipe, *, writing: bool = False, **options: Any) -> None:
+    """Train until a step is done, or its checkpoint is being written, and die there."""
+    words = [dataset, str(folder), str(step), str(writing), json.dumps(asdict(recipe)), json.dumps(options)]
+    command = [sys.executable, "-c", KILLING, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr

@@ -1,0 +1,61 @@
+"""What tests of the kernels share: inputs, explicit softmax in float64, and PyTorch's attention beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flare_model.kernels.tuning import INTERPRETED
+from flare_model.layers.mixer import mix as mix_by_attention
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Products of bfloat16 are wrong in the interpreter of some versions.
+HALVES = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+def explicit(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """[B, N, H, D] by matrices of softmax, written out."""
+    scores = torch.einsum("hmd,bnhd->bhmn", queries, keys)
+    among_points = scores if mask is None else scores.masked_fill(~mask[:, None, None, :], -torch.inf)
+    encoded = among_points.softmax(-1) @ values.transpose(1, 2)
+    return (scores.softmax(-2).transpose(-1, -2) @ encoded).transpose(1, 2)
+
+
+def by_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    return mix_by_attention(queries, keys.transpose(1, 2), values.transpose(1, 2), mask).transpose(1, 2)
+
+
+def sample(
+    shape: tuple[int, int, int, int], seed: int = 0, batch: int = 1, scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys, values and a gradient of the output."""
+    heads, depth, latents, points = shape
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(heads, latents, depth), *[(batch, points, heads, depth)] * 3]
+    q, k, v, g = (torch.randn(s, generator=generator).to(DEVICE) for s in shapes)
+    return q * scale, k, v, g
+
+
+def differentiate(
+    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], gradient: Tensor, dtype: torch.dtype, *more: object
+) -> list[Tensor]:
+    """The output and the gradients, of a function of inputs rounded to a type, in float64."""
+    leaves = [t.to(dtype).detach().requires_grad_() for t in inputs]
+    out = function(*leaves, *more)
+    return [t.double() for t in (out.detach(), *torch.autograd.grad(out, leaves, gradient.to(out.dtype)))]
+
+
+def oracle(inputs: tuple[Tensor, ...], gradient: Tensor, dtype: torch.dtype, *more: object) -> list[Tensor]:
+    """The same by explicit softmax in float64, of the same rounded inputs."""
+    rounded = tuple(t.to(dtype).double() for t in inputs)
+    return differentiate(explicit, rounded, gradient.to(dtype).double(), torch.float64, *more)
+
+
+def assert_close(found: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
+    for name, ours, truth in zip(("output", "queries", "keys", "values"), found, wanted, strict=False):
+        assert ours.isfinite().all(), name
+        # Gradients that cancel exactly, as where all points are one, are known to the rounding of their terms.
+        assert (ours - truth).norm() <= tolerance * max(truth.norm(), 0.05 * ours[0].numel() ** 0.5), name

@@ -1,0 +1,186 @@
+"""The contract that every model keeps, and what becomes of those that break it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from flare_model import from_pretrained
+from flare_model.models.contract import check_contract
+from flare_model.training.recipe import Recipe
+from flare_model.training.state import latest_state
+from flare_model.training.trainer import DivergedError
+from lpbf_data.errors import UsageError
+from tests.flare_model.flare_support import TINY, go, tiny_flare
+from tests.flare_model.test_flare_checkpoints import Pointwise
+
+
+class TooWide(Pointwise):
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return super().forward(*inputs).repeat(1, 2)
+
+
+class Looking(Pointwise):
+    """Subtracts the mean over the batch, so that meshes see each other."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        out = super().forward(*inputs)
+        return out + inputs[0].mean()
+
+
+class LookingBack(Pointwise):
+    """A running sum, so that the second mesh sees the first."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return super().forward(*inputs).cumsum(dim=0)
+
+
+class Normalising(Pointwise):
+    """Over a batch, while it trains."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__(in_dim, out_dim)
+        self.network.append(nn.BatchNorm1d(out_dim))
+
+
+class Detached(Pointwise):
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return super().forward(*inputs).detach()
+
+
+class Unused(Pointwise):
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__(in_dim, out_dim)
+        self.other = nn.Linear(3, 3)
+
+
+class Failing(Pointwise):
+    def forward(self, *inputs: Tensor) -> Tensor:
+        raise ValueError("no idea")
+
+
+class Listing(Pointwise):
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return super().forward(*inputs).tolist()  # type: ignore[no-any-return]
+
+
+class Infinite(Pointwise):
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return super().forward(*inputs) / 0
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (TooWide, r"\[ΣN, T\], here \(144, 1\), but returned \(144, 2\)"),
+        (Looking, "lets one mesh of a batch look at another"),
+        (LookingBack, "lets one mesh of a batch look at another"),
+        (Normalising, r"normalises over all points of a batch \(network.3\)"),
+        (Detached, "doesn't depend on its parameters"),
+        (Failing, r"failed on meshes of \[61, 83\] points \(ValueError: no idea\)"),
+        (Listing, "but returned list"),
+        (Infinite, "aren't finite before any training"),
+    ],
+)
+def test_models_that_break_the_contract_are_refused(model: type[Pointwise], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        check_contract(model(3, 1), 0, 1, name="it")
+
+
+def test_a_model_with_nothing_to_train_is_refused() -> None:
+    with pytest.raises(UsageError, match="no parameters to train"):
+        check_contract(nn.Identity(), 0, 1, name="it")
+
+
+def test_models_that_keep_the_contract_pass() -> None:
+    for model, features, targets in ((Pointwise(3, 1), 0, 1), (Pointwise(5, 2), 2, 2), (tiny_flare(), 0, 1)):
+        check_contract(model.train(), features, targets, name="it")
+        assert model.training
+
+
+def test_parameters_without_a_gradient_are_refused_where_processes_wait_for_them() -> None:
+    check_contract(Unused(3, 1), 0, 1, name="it")
+    with pytest.raises(UsageError, match=r"2 parameters of the model it have no part in what it returns \(other"):
+        check_contract(Unused(3, 1), 0, 1, name="it", all_used=True)
+
+
+class Late(Pointwise):
+    """Gives an infinite gradient, of a finite loss, in its ninth batch."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        out = super().forward(*inputs)
+        if self.training:
+            self.calls = getattr(self, "calls", 0) + 1
+            if self.calls == 9:
+                out.register_hook(lambda gradient: gradient * math.inf)
+        return out
+
+
+@pytest.mark.parametrize("options", [{"checkpoint_every": 3}, {"checkpoint_every": 3, "max_steps": 9}])
+def test_weights_that_are_no_numbers_are_never_kept(box_dataset: str, tmp_path: Path, options: dict[str, Any]) -> None:
+    model = {"class_path": f"{__name__}.Late"}
+    with pytest.raises(DivergedError, match=r"weights are no finite numbers any more at step 9; .*step-00000006"):
+        go(box_dataset, tmp_path, model=model, recipe=Recipe(epochs=4), **options)
+    latest = latest_state(tmp_path)
+    assert latest is not None
+    for path in (latest / "model.safetensors", *tmp_path.glob("model.safetensors")):
+        assert all(values.isfinite().all() for values in safetensors.torch.load_file(path).values())
+
+
+class Tied(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(in_dim, 8)
+        self.first = self.second = nn.Linear(8, 8)
+        self.leave = nn.Linear(8, out_dim)
+
+    def forward(self, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
+        """[ΣN, 3] to [ΣN, 1]."""
+        out: Tensor = self.leave(self.second(self.first(self.enter(points)).tanh()))
+        return out
+
+
+def test_tied_weights_are_kept_and_stay_tied(box_dataset: str, tmp_path: Path) -> None:
+    model = {"class_path": f"{__name__}.Tied"}
+    go(box_dataset, tmp_path, model=model, checkpoint_every=3, recipe=Recipe(epochs=2, ema_decay=0.5))
+    kept = from_pretrained(tmp_path, trust=f"{__name__}.Tied").model
+    assert kept.first.weight is kept.second.weight
+    assert not torch.equal(kept.first.weight, Tied(3, 1).first.weight)
+
+
+class Choosy(Pointwise):
+    def __init__(self, in_dim: int, out_dim: int, heads: int = 3) -> None:
+        super().__init__(in_dim, out_dim)
+        assert heads % 2 == 0, "an even number"
+
+
+def test_a_refused_model_leaves_nothing_behind(box_dataset: str, tmp_path: Path) -> None:
+    """So that the corrected command runs in the same place."""
+    name = f"{__name__}.Choosy"
+    with pytest.raises(UsageError, match=r"Choosy can't be made from .*: AssertionError an even number"):
+        go(box_dataset, tmp_path / "run", model={"class_path": name, "init_args": {"heads": 3}})
+    assert not (tmp_path / "run").exists()
+    go(box_dataset, tmp_path / "run", model={"class_path": name, "init_args": {"heads": 4}}, max_steps=1)
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["configuration"]["recipe"]["precision"] == "32-true"
+    go(box_dataset, tmp_path / "ours", model=TINY, max_steps=1)
+    ours = json.loads((tmp_path / "ours" / "run.json").read_text())
+    assert "model_sha256" in about["code"].keys() - ours["code"].keys()
+
+
+def test_a_module_that_cannot_be_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_module.py").write_text("class Model(:\n")
+    (tmp_path / "raising_module.py").write_text("raise RuntimeError('no')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, words in (("broken_module", "broken_module.py, line 1"), ("raising_module", "RuntimeError: no")):
+        with pytest.raises(UsageError, match=f"{name}.Model can't be imported: .*{words}"):
+            go("nowhere", tmp_path / "run", model={"class_path": f"{name}.Model"})

@@ -1,0 +1,93 @@
+"""Files named after parts: they stay in their folder and don't overwrite each other, whatever the parts are called."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import meshio
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flare_model.evaluate import evaluate
+from flare_model.predict import predict
+from flare_model.prediction.file_names import FileNames
+from flare_model.spectrum import spectrum
+from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.reading.split_reader import SplitReader
+
+
+@given(st.lists(st.text(max_size=12)))
+def test_names_stay_in_their_folder_and_differ(parts: list[str]) -> None:
+    names = FileNames()
+    found = [names.name(part) for part in parts]
+    assert len({name.casefold() for name in found}) == len(parts)
+    for name in found:
+        assert Path("out", f"{name}.vtu").name == f"{name}.vtu"
+        assert not name.startswith(".")
+        assert all(c.isalnum() or c in "_.-" for c in name)
+
+
+def test_a_name_that_is_one_is_kept() -> None:
+    names = FileNames()
+    assert names.name("200000_22b839a0_1") == "200000_22b839a0_1"
+    assert [names.name(part) for part in ("a-2", "a", "A", "a")] == ["a-2", "a", "A-3", "a-4"]
+
+
+def test_parts_of_one_name_are_written_beside_each_other(
+    box_dataset: str, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict(str(trained_run), [box_dataset], out=str(tmp_path / "cases"), pictures=False)
+    sources = []
+    for number, path in enumerate(sorted((tmp_path / "cases").glob("*.vtu"))):
+        sources.append(tmp_path / f"order-{number}" / "bracket.vtu")
+        sources[-1].parent.mkdir()
+        shutil.copy(path, sources[-1])
+    capsys.readouterr()
+    predict(str(trained_run), [str(s) for s in sources], out=str(tmp_path / "out"), pictures=False)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["bracket-2.vtu", "bracket.vtu"]
+    assert "bracket (written as bracket-2): " in capsys.readouterr().out
+    for source, name in zip(sources, ("bracket.vtu", "bracket-2.vtu"), strict=True):
+        np.testing.assert_array_equal(meshio.read(tmp_path / "out" / name).points, meshio.read(source).points)
+
+
+def renamed(box_dataset: str, folder: Path, name: str) -> str:
+    """The data set with other case ids in its test split."""
+    shutil.copytree(box_dataset, folder)
+    addresses = SplitReader(DatasetFolder(box_dataset), "test").addresses
+    new = {address.case_id: f"{name}{number}" for number, address in enumerate(addresses)}
+    for path in [folder / "manifest.parquet", *{folder / address.shard for address in addresses}]:
+        table = pq.read_table(path)
+        ids = [new.get(i, i) for i in table["case_id"].to_pylist()]
+        place = table.schema.get_field_index("case_id")
+        pq.write_table(table.set_column(place, table.schema.field(place), [pa.array(ids, pa.string())]), path)
+    return str(folder)
+
+
+def test_case_ids_that_lead_elsewhere_are_refused(
+    box_dataset: str, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign_dataset = renamed(box_dataset, tmp_path / "deep/down/foreign", "../../outside ")
+    out, before = tmp_path / "a/b/c/out", set(tmp_path.rglob("*"))
+    assert predict(str(trained_run), [foreign_dataset], out=str(out)) == 1
+    assert "can't name a file" in capsys.readouterr().err
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_case_ids_with_odd_letters_become_names_of_files(box_dataset: str, trained_run: Path, tmp_path: Path) -> None:
+    foreign_dataset = renamed(box_dataset, tmp_path / "deep/down/foreign", ".. out:*side ")
+    out, before = tmp_path / "a/b/c/out", set(tmp_path.rglob("*"))
+    checkpoint = str(trained_run)
+    predict(checkpoint, [foreign_dataset], out=str(out / "predicted"))
+    evaluate(checkpoint, foreign_dataset, out=str(out / "judged"))
+    spectrum(checkpoint, foreign_dataset, out=str(out / "spectrum"), split="test")
+    assert [p for p in set(tmp_path.rglob("*")) - before if p.is_file() and out not in p.parents] == []
+    assert {p.name for p in (out / "predicted").glob("*.vtu")} == {
+        f"{FileNames().name(f'.. out:*side {i}')}.vtu" for i in (0, 1)
+    }
+    assert len(list((out / "judged/worst").glob("displacement_z_*out__side_*.png"))) == 2
+    assert len(list((out / "spectrum").glob("*out__side_*.png"))) >= 1

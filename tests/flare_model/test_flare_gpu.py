@@ -1,0 +1,128 @@
+"""Training on a GPU, where there is one."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flare_model.layers.attention import attend_among_points, takes_meshes_together
+from flare_model.layers.layout import Layout
+from flare_model.training.recipe import Recipe
+from flare_model.training.run_log import read_table
+from flare_model.training.state import latest_state
+from lpbf_data.errors import UsageError
+from tests.flare_model.flare_support import LEARNING, go, kill, losses
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU here"),
+]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "32-true"])
+def test_every_precision_learns_on_a_gpu(box_dataset: str, tmp_path: Path, precision: Any) -> None:
+    run = go(box_dataset, tmp_path, recipe=replace(LEARNING, precision=precision), accelerator="gpu")
+    errors = read_table(run / "validation.csv")["displacement_z"]
+    assert errors[-1] < 0.6 * errors[0]
+    latest = latest_state(run)
+    assert latest is not None
+    scaler = torch.load(latest / "training.pt", weights_only=True)["precision"]
+    assert bool(scaler) == (precision == "16-mixed")
+
+
+@pytest.mark.filterwarnings("ignore:.*deterministic")
+def test_a_run_killed_on_a_gpu_goes_on_with_its_loss_scale(box_dataset: str, tmp_path: Path) -> None:
+    """Deterministic kernels: the same digits, in 16 bits, the scale of the loss included."""
+    recipe = Recipe(epochs=5, accumulate=2, ema_decay=0.8, precision="16-mixed", deterministic=True)
+    whole = go(box_dataset, tmp_path / "whole", recipe=recipe, checkpoint_every=3)
+    kill(box_dataset, tmp_path / "cut", 5, recipe, checkpoint_every=3)
+    cut = go(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=3)
+    states = [latest_state(folder) for folder in (whole, cut)]
+    scales = [torch.load(s / "training.pt", weights_only=True)["precision"] for s in states if s is not None]
+    assert scales[0] == scales[1]
+    assert scales[0]["_growth_tracker"] > 0
+    assert losses(cut) == losses(whole)
+
+
+def test_cuda_graphs_give_the_same_losses(box_dataset: str, tmp_path: Path) -> None:
+    recipes = [
+        Recipe(epochs=2, precision="32-true", round_points=64, compile=mode) for mode in ("off", "reduce-overhead")
+    ]
+    runs = [go(box_dataset, tmp_path / r.compile, recipe=r, accelerator="gpu") for r in recipes]
+    for (_, a, _), (_, b, _) in zip(losses(runs[1]), losses(runs[0]), strict=True):
+        assert float(a) == pytest.approx(float(b), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["Transformer", "Transolver"])
+def test_rivals_are_recorded_in_16_bits(box_dataset: str, tmp_path: Path, name: str) -> None:
+    sizes = {"channels": 16, "num_blocks": 2, "num_heads": 2}
+    model = {"class_path": name, "init_args": {"config": sizes}}
+    recipe = replace(LEARNING, batch_size=3, precision="bf16-mixed")
+    recipes = {"plain": recipe, "graphs": replace(recipe, step_graphs=True, round_points=32)}
+    runs = {name: go(box_dataset, tmp_path / name, model, recipe=r, accelerator="gpu") for name, r in recipes.items()}
+    plain, graphs = (losses(run) for run in runs.values())
+    assert [float(loss) for _, loss, _ in graphs] == pytest.approx([float(loss) for _, loss, _ in plain], rel=2e-2)
+
+
+def test_meshes_that_attend_in_one_call_are_as_each_alone() -> None:
+    sizes = (1, 130, 777, 64)
+    torch.manual_seed(0)
+    whole = [torch.randn(sum(sizes), 3, 16, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
+    *inputs, gradient = whole
+    layout = Layout.of(whole[0].flatten(1), torch.tensor([0, *itertools.accumulate(sizes)]), None)
+    assert takes_meshes_together(whole[0])
+    results = []
+    for dtype in (torch.bfloat16, torch.float64):  # in float64 every mesh is taken by itself
+        leaves = [t.to(dtype).requires_grad_() for t in inputs]
+        out = attend_among_points(*leaves, replace(layout, padding=None))
+        results.append([out, *torch.autograd.grad(out, leaves, gradient.to(dtype))])
+    for found, truth in zip(*results, strict=True):
+        assert (found - truth).norm() < 0.01 * truth.norm()
+
+
+@pytest.mark.parametrize("loss", ["relative_l2", "mse"])
+def test_steps_as_graphs_are_the_same_steps(box_dataset: str, tmp_path: Path, loss: Any) -> None:
+    """Several sizes, the last batch of an epoch smaller, and a schedule that changes the rate in every step."""
+    recipe = replace(LEARNING, epochs=3, batch_size=3, precision="32-true", loss=loss)
+    recipes = {"plain": recipe, "graphs": replace(recipe, step_graphs=True, round_points=32)}
+    runs = {name: go(box_dataset, tmp_path / name, recipe=r, accelerator="gpu") for name, r in recipes.items()}
+    plain, graphs = (losses(run) for run in runs.values())
+    assert [float(rate) for _, _, rate in graphs] == pytest.approx([float(rate) for _, _, rate in plain], rel=1e-6)
+    assert [float(loss) for _, loss, _ in graphs] == pytest.approx([float(loss) for _, loss, _ in plain], rel=2e-3)
+
+
+def test_a_run_in_graphs_that_was_killed_goes_on(box_dataset: str, tmp_path: Path) -> None:
+    recipe = Recipe(epochs=5, ema_decay=0.8, precision="bf16-mixed", step_graphs=True, round_points=64)
+    whole = go(box_dataset, tmp_path / "whole", recipe=recipe, checkpoint_every=3)
+    kill(box_dataset, tmp_path / "cut", 5, recipe, checkpoint_every=3)
+    cut = go(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=3)
+    pairs = list(zip(losses(cut), losses(whole), strict=True))
+    # Sums over the points of a case are taken in any order on a GPU, unless --recipe.deterministic asks for one.
+    assert all(float(a) == pytest.approx(float(b), rel=5e-3) for (_, a, _), (_, b, _) in pairs)
+    assert [rate for (_, _, rate), _ in pairs] == [rate for _, (_, _, rate) in pairs]
+
+
+def test_a_model_that_reads_back_cannot_be_recorded(box_dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="can't be recorded as a CUDA graph, which must not"):
+        go(box_dataset, tmp_path, model=READING, recipe=Recipe(epochs=1, step_graphs=True), accelerator="gpu")
+
+
+class Reading(torch.nn.Module):
+    """Waits for the device in every pass."""
+
+    def __init__(self, in_dim: int = 3, out_dim: int = 1) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(in_dim, out_dim)
+
+    def forward(self, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
+        """[ΣN, 3] to [ΣN, 1]."""
+        out: Tensor = self.linear(points * (1.0 + 0.0 * float(points.sum())))
+        return out
+
+
+READING = {"class_path": "tests.flare_model.test_flare_gpu.Reading", "init_args": {}}

@@ -1,0 +1,390 @@
+"""Models: parameter counts, attention against explicit matrices, every way to lay meshes out, compiling, exporting."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import flare_model
+from flare_model.checkpoints.spec import ModelSpec
+from flare_model.configs import FOLDER, config_names, config_path, spell_out_config
+from flare_model.layers.layout import Layout
+from flare_model.layers.mixer import mix, mix_ragged
+from flare_model.models.backbone import Backbone
+from flare_model.models.flare import Flare, FlareConfig
+from flare_model.models.transformer import SelfAttention, Transformer, TransformerConfig
+from flare_model.models.transolver import PhysicsAttention, Transolver, TransolverConfig
+from flare_model.training.recipe import Recipe
+from lpbf_data.errors import UsageError
+from tests.flare_model.flare_support import tiny_flare
+
+
+def count(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("elasticity", 592_641),
+        ("darcy", 691_009),
+        ("airfoil", 690_945),
+        ("pipe", 625_409),
+        ("drivaerml_40k", 691_009),
+        ("lpbf", 625_473),
+        ("lpbf_transformer", 660_241),
+        ("lpbf_transolver", 713_921),
+    ],
+)
+def test_configurations_have_the_published_sizes(name: str, parameters: int) -> None:
+    path = config_path(name)
+    assert path is not None
+    content = yaml.safe_load(path.read_text())
+    assert count(ModelSpec(**content["model"]).build()) == parameters
+    Recipe(**content["recipe"])
+
+
+def test_every_configuration_is_understood() -> None:
+    assert {"lpbf", "elasticity", "darcy", "airfoil", "pipe", "drivaerml_40k"} <= set(config_names())
+    for name in config_names():
+        content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+        assert set(content) == {"model", "recipe"}
+        Recipe(**content["recipe"])
+        assert isinstance(ModelSpec(**content["model"]).build(), Backbone)
+
+
+def test_configurations_go_by_name() -> None:
+    words = spell_out_config(["--config", "lpbf", "--config=pipe", "--out", "lpbf", "--config", "no/such.yaml"])
+    assert words[1] == str(FOLDER / "lpbf.yaml")
+    assert words[2] == f"--config={FOLDER / 'pipe.yaml'}"
+    assert words[3:] == ["--out", "lpbf", "--config", "no/such.yaml"]
+
+
+def test_a_folder_of_the_name_of_a_configuration_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lpbf").mkdir()
+    assert spell_out_config(["--config", "lpbf"]) == ["--config", str(FOLDER / "lpbf.yaml")]
+    (tmp_path / "pipe").write_text("model: {}")
+    assert spell_out_config(["--config", "pipe"]) == ["--config", "pipe"]
+
+
+@pytest.mark.parametrize("words", [["--config", "nothing"], ["--config=nothing"]])
+def test_an_unknown_configuration_lists_those_that_there_are(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        spell_out_config(words)
+    assert left.value.code == 2
+    assert f"--config nothing is neither a file nor one of {', '.join(config_names())}" in capsys.readouterr().err
+
+
+def test_the_models_to_beat_have_the_published_sizes_in_two_dimensions() -> None:
+    assert count(Transformer(TransformerConfig(in_dim=2))) == 660_161
+    assert count(Transolver(TransolverConfig(in_dim=2))) == 713_665
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"channels": 60}, "multiple of its heads"),
+        ({"num_latents": 0}, "num_latents must be a whole number"),
+        ({"num_blocks": 10**9}, "num_blocks must be a whole number from 1 to 1024"),
+        ({"channels": 64.0}, "not 64.0"),
+        ({"mixer_layers": -1}, "mixer_layers"),
+        ({"initial_deviation": 0.0}, "initial_deviation must be a number above 0"),
+        ({"initial_deviation": float("nan")}, "initial_deviation"),
+    ],
+)
+def test_impossible_sizes_are_refused(sizes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        FlareConfig(**sizes)
+
+
+@pytest.mark.parametrize("deviation", [0.02, 0.08])
+def test_weights_start_as_wide_as_asked(deviation: float) -> None:
+    model = Flare(FlareConfig(num_blocks=2, initial_deviation=deviation))
+    weights = torch.cat([m.weight.flatten() for m in model.modules() if isinstance(m, torch.nn.Linear)])
+    assert float(weights.detach().std()) == pytest.approx(deviation, rel=0.02)
+    assert Flare(FlareConfig()).config.initial_deviation == 0.02  # the paper's code
+
+
+def explicit_mix(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """FLARE's mixing from its matrices (equations 7 and 8): [H, M, D], [N, H, D] and [N, H, D] to [N, H, D]."""
+    out = []
+    for head in range(len(queries)):
+        scores = queries[head] @ keys[:, head].T
+        encode = scores.exp() / scores.exp().sum(dim=1, keepdim=True)
+        decode = scores.T.exp() / scores.T.exp().sum(dim=1, keepdim=True)
+        out.append(decode @ encode @ values[:, head])
+    return torch.stack(out, dim=1)
+
+
+def sample(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+def test_mixing_is_the_product_of_two_softmax_matrices() -> None:
+    queries, keys, values = sample(3, 5, 4), sample(17, 3, 4), sample(17, 3, 4)
+    mixed = mix(queries, keys.transpose(0, 1)[None], values.transpose(0, 1)[None])[0].transpose(0, 1)
+    torch.testing.assert_close(mixed, explicit_mix(queries, keys, values))
+
+
+def test_another_number_of_heads_gives_something_else() -> None:
+    """Heads can't be told from shapes alone: the same channels cut into fewer heads must not pass."""
+    queries, keys, values = sample(4, 5, 2), sample(9, 4, 2), sample(9, 4, 2)
+    wanted = explicit_mix(queries, keys, values).flatten(1)
+    fewer = queries.view(2, 2, 5, 2).transpose(1, 2).reshape(2, 5, 4)
+    wrong = mix_ragged(fewer, keys.reshape(9, 2, 4), values.reshape(9, 2, 4), torch.tensor([0, 9])).flatten(1)
+    right = mix_ragged(queries, keys, values, torch.tensor([0, 9])).flatten(1)
+    torch.testing.assert_close(right, wanted)
+    assert (wrong - wanted).abs().max() > 1e-2
+
+
+def test_the_flare_mixer_is_its_matrices_between_its_networks() -> None:
+    model = tiny_flare()
+    mixer = model.blocks[0].mixer
+    x = torch.randn(11, 16)
+    keys, values = (network(x).view(11, 4, 4) for network in (mixer.keys, mixer.values))
+    wanted = mixer.leave(explicit_mix(mixer.latent_queries, keys, values).flatten(1))
+    torch.testing.assert_close(mixer(x[None], Layout())[0], wanted)
+
+
+def test_self_attention_is_its_softmax_matrix() -> None:
+    attention = SelfAttention(8, 2)
+    torch.nn.init.normal_(attention.enter.weight)
+    x = torch.randn(7, 8)
+    queries, keys, values = attention.enter(x).view(7, 3, 2, 4).unbind(1)
+    heads = [((queries[:, h] @ keys[:, h].T) / 2.0).softmax(dim=1) @ values[:, h] for h in range(2)]
+    torch.testing.assert_close(attention(x[None], Layout())[0], attention.leave(torch.cat(heads, dim=1)))
+
+
+def test_physics_attention_is_slicing_attending_and_taking_back() -> None:
+    attention = PhysicsAttention(8, 2, 3)
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter)
+    torch.nn.init.constant_(attention.temperature, 0.7)
+    x = torch.randn(7, 8)
+    heads = []
+    for h in range(2):
+        part = slice(4 * h, 4 * h + 4)
+        weights = (attention.slices(attention.assign(x)[:, part]) / 0.7).softmax(dim=1)
+        tokens = (weights.T @ attention.values(x)[:, part]) / (weights.sum(dim=0)[:, None] + 1e-5)
+        queries, keys, values = (tokens @ w.T for w in attention.slice_attention.weight.chunk(3))
+        heads.append(weights @ (((queries @ keys.T) / 2.0).softmax(dim=1) @ values))
+    torch.testing.assert_close(attention(x[None], Layout())[0], attention.leave(torch.cat(heads, dim=1)))
+
+
+MODELS = {
+    "flare": tiny_flare,
+    "transformer": lambda: Transformer(TransformerConfig(channels=16, num_heads=2, num_blocks=2)).eval(),
+    "transolver": lambda: Transolver(TransolverConfig(channels=16, num_heads=2, num_blocks=2, num_slices=4)).eval(),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=12, deadline=None)
+@given(sizes=st.lists(st.integers(1, 12), min_size=1, max_size=4))
+def test_joined_padded_and_single_meshes_give_the_same(name: str, sizes: list[int]) -> None:
+    """Lists of like sizes are padded inside, lists of unlike sizes taken one by one."""
+    model = MODELS[name]()
+    generator = torch.Generator().manual_seed(len(sizes))
+    points = torch.randn(sum(sizes), 3, generator=generator)
+    offsets = torch.tensor([0, *itertools.accumulate(sizes)])
+    with torch.no_grad():
+        single = torch.cat([model(part) for part in points.split(sizes)])
+        joined = model(points, offsets=offsets)
+        mask = torch.arange(max(sizes)) < torch.tensor(sizes)[:, None]
+        padded = torch.full((len(sizes), max(sizes), 3), 5.0)
+        padded[mask] = points
+        masked = model(padded, mask=mask)[mask]
+    torch.testing.assert_close(joined, single, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(masked, single, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_do_not_depend_on_the_layout(name: str) -> None:
+    model = MODELS[name]()
+    points = torch.randn(19, 3)
+
+    def gradients(forward: object) -> list[Tensor]:
+        model.zero_grad()
+        forward().square().sum().backward()  # type: ignore[operator]
+        return [p.grad.clone() for p in model.parameters()]
+
+    single = gradients(lambda: torch.cat([model(points[:9]), model(points[9:])]))
+    for offsets in (torch.tensor([0, 9, 19]),):
+        for ours, wanted in zip(gradients(lambda o=offsets: model(points, offsets=o)), single, strict=True):
+            torch.testing.assert_close(ours, wanted, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_points_may_come_in_any_order(name: str) -> None:
+    model = MODELS[name]()
+    points, order = torch.randn(15, 3), torch.randperm(15)
+    with torch.no_grad():
+        torch.testing.assert_close(model(points[order]), model(points)[order], atol=1e-4, rtol=1e-4)
+
+
+def test_features_are_told_beside_the_points() -> None:
+    model = tiny_flare(in_dim=5)
+    points, features = torch.randn(7, 3), torch.randn(7, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(model(points, features), model(torch.cat([points, features], 1)))
+    with pytest.raises(UsageError, match="takes 5 numbers a point, but got 3"):
+        model(points)
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    model, points = tiny_flare(), torch.randn(9, 3)
+    for offsets in ([0, 3, 8], [0, 3, 3, 9], [1, 3, 9], [0, 5, 3, 9]):
+        with pytest.raises(UsageError, match="offsets must rise"):
+            model(points, offsets=torch.tensor(offsets))
+    with pytest.raises(UsageError, match="not both"):
+        model(points[None], offsets=torch.tensor([0, 9]))
+    with pytest.raises(UsageError, match="the mask must be"):
+        model(points[None], mask=torch.ones(1, 8, dtype=torch.bool))
+
+
+def compiled(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A model of one block, and the same compiled; `fullgraph` refuses any break."""
+    torch.compiler.reset()
+    model = MODELS[name]()
+    del model.blocks[1:]
+    return model, torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_compiling_joined_meshes_breaks_no_graph(name: str) -> None:
+    model, fast = compiled(name)
+    points = torch.randn(24, 3)
+    for middle in (9, 20):
+        offsets = torch.tensor([0, middle, 24])
+        torch.testing.assert_close(fast(points, None, offsets), model(points, None, offsets), atol=1e-4, rtol=1e-4)
+    weights = list(model.parameters())
+    found, wanted = (torch.autograd.grad(m(points, None, offsets).square().sum(), weights) for m in (fast, model))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_compiling_single_and_padded_meshes_breaks_no_graph() -> None:
+    model, fast = compiled("flare")
+    points = torch.randn(24, 3)
+    with torch.no_grad():
+        for size in (24, 17):
+            torch.testing.assert_close(fast(points[:size]), model(points[:size]), atol=1e-4, rtol=1e-4)
+        padded, mask = points.view(2, 12, 3), torch.arange(12) < torch.tensor([[12], [5]])
+        torch.testing.assert_close(fast(padded, mask=mask)[mask], model(padded, mask=mask)[mask], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_compiled_code_gives_the_same() -> None:
+    model = tiny_flare()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for size in (24, 31):
+        points, offsets = torch.randn(size, 3), torch.tensor([0, 9, size])
+        torch.testing.assert_close(compiled(points, None, offsets), model(points, None, offsets), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_exporting_keeps_the_number_of_points_open(name: str) -> None:
+    model = MODELS[name]()
+    shapes = {"points": {0: torch.export.Dim("points", min=2)}}
+    program = torch.export.export(model, (torch.randn(12, 3),), dynamic_shapes=shapes)
+    points = torch.randn(31, 3)
+    torch.testing.assert_close(program.module()(points), model(points), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_exporting_keeps_numbers_of_points_and_meshes_open(name: str) -> None:
+    """Joined and padded, of other numbers than it was exported with."""
+    model = MODELS[name]()
+    points, meshes = torch.export.Dim("points", min=8), torch.export.Dim("meshes", min=3)
+    shapes = {"points": {0: points}, "features": None, "offsets": {0: meshes}}
+    joined = torch.export.export(model, (torch.rand(24, 3), None, torch.tensor([0, 5, 9, 24])), dynamic_shapes=shapes)
+    others = torch.rand(31, 3), None, torch.tensor([0, 5, 9, 20, 31])
+    torch.testing.assert_close(joined.module()(*others), model(*others), atol=1e-4, rtol=1e-4)
+    shapes = {"points": {0: meshes, 1: points}, "features": None, "offsets": None, "mask": {0: meshes, 1: points}}
+    mask = torch.arange(12) < torch.tensor([[12], [5], [7], [1]])
+    padded = torch.export.export(model, (torch.rand(4, 12, 3), None, None, mask), dynamic_shapes=shapes)
+    inputs, mask = torch.rand(3, 9, 3), torch.arange(9) < torch.tensor([[9], [2], [4]])
+    found, wanted = (m(inputs, None, None, mask) for m in (padded.module(), model))
+    torch.testing.assert_close(found[mask], wanted[mask], atol=1e-4, rtol=1e-4)
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    model = tiny_flare()
+    points = torch.randn(2, 13, 3)
+    kept = []
+    for switch in (False, True):
+        model.activation_checkpointing = switch
+        model.zero_grad()
+        model(points).square().sum().backward()
+        kept.append([p.grad.clone() for p in model.parameters()])
+    for plain, again in zip(*kept, strict=True):
+        torch.testing.assert_close(plain, again)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_mixed_precision_keeps_coordinates_and_predictions_in_full(name: str) -> None:
+    """Points 0.003 mm apart in a part 60 mm long: in 16 bits throughout they would fall together."""
+    model = MODELS[name]()
+    points = torch.zeros(400, 3)
+    points[:, 0] = torch.linspace(0.5, 0.52, 400)
+    with torch.no_grad():
+        full = model(points)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = model(points)
+            rounded = model(points.bfloat16().float())
+    assert mixed.dtype == torch.float32
+    assert len(mixed.unique()) > 10 * len(rounded.unique())
+    assert (mixed - full).norm() < 0.05 * full.norm()
+
+
+def saved_bytes(model: torch.nn.Module, points: Tensor) -> int:
+    total = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal total
+        total += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        model(points)
+    return total
+
+
+def test_activation_checkpointing_keeps_less() -> None:
+    model, points = tiny_flare(num_blocks=4), torch.randn(1, 200, 3)
+    plain = saved_bytes(model, points)
+    model.activation_checkpointing = True
+    assert saved_bytes(model, points) < plain / 3
+
+
+def test_initialisation_is_the_published_one() -> None:
+    torch.manual_seed(0)
+    model = Flare(FlareConfig())
+    weights = torch.cat([p.flatten() for n, p in model.named_parameters() if n.endswith("weight") and "norm" not in n])
+    queries = torch.cat([p.flatten() for n, p in model.named_parameters() if "latent_queries" in n])
+    biases = torch.cat([p for n, p in model.named_parameters() if n.endswith("bias")])
+    assert abs(weights.std().item() - 0.02) < 2e-4
+    assert abs(queries.std().item() - 0.1) < 1e-3
+    assert biases.abs().max() == 0
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    code = (
+        "import sys, flare_model; assert 'torch' not in sys.modules; flare_model.Flare; assert 'torch' in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert set(flare_model.__all__) == set(flare_model._HOME)
+    with pytest.raises(AttributeError, match="Nonsense"):
+        _ = flare_model.Nonsense

@@ -1,0 +1,194 @@
+"""Runs that are killed, continued, changed, and shared by several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from flare_model import from_pretrained
+from flare_model.training.recipe import Recipe
+from flare_model.training.run_log import RunLog, read_table
+from flare_model.training.settings import changes
+from flare_model.training.state import latest_state
+from lpbf_data.errors import StoreError, UsageError
+from pipelines.build import build
+from tests.flare_model.flare_support import LEARNING, TINY, go, kill, losses, write_cases
+
+
+def test_a_finished_run_is_not_trained_again(trained_run: Path, box_dataset: str) -> None:
+    before = (trained_run / "model.safetensors").stat().st_mtime_ns
+    go(box_dataset, trained_run, recipe=LEARNING)
+    assert (trained_run / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_run_killed_anywhere_goes_on_number_for_number(box_dataset: str, tmp_path: Path) -> None:
+    """Killed between checkpoints, then while one was being written, then finished: the same digits."""
+    recipe = Recipe(epochs=5, accumulate=2, ema_decay=0.8)
+    whole = go(box_dataset, tmp_path / "whole", recipe=recipe, checkpoint_every=3)
+    cut = tmp_path / "cut"
+    for step, writing, left in ((5, False, 3), (12, True, 9)):
+        kill(box_dataset, cut, step, recipe, writing=writing, checkpoint_every=3)
+        latest = latest_state(cut)
+        assert latest is not None
+        assert latest.name == f"step-{left:08d}"
+    go(box_dataset, cut, recipe=recipe, checkpoint_every=3)
+    assert len(losses(whole)) == 20
+    assert losses(cut) == losses(whole)
+    assert (cut / "validation.csv").read_text() == (whole / "validation.csv").read_text()
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert [p.name for p in (cut / "checkpoints").iterdir()] == ["step-00000020"]
+
+
+def test_a_killed_run_finds_its_place_in_data_that_workers_read_ahead(box_dataset: str, tmp_path: Path) -> None:
+    """Cases thinned at random by a process that reads ahead: the same cases, the same points of them."""
+    options = {"checkpoint_every": 3, "num_workers": 1, "thin_to": 12}
+    whole = go(box_dataset, tmp_path / "whole", **options)
+    kill(box_dataset, tmp_path / "cut", 5, Recipe(epochs=2), **options)
+    assert losses(go(box_dataset, tmp_path / "cut", **options)) == losses(whole)
+    assert losses(whole) != losses(go(box_dataset, tmp_path / "other", **options | {"thin_to": 13}))
+
+
+def test_a_changed_run_is_not_continued(box_dataset: str, trained_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--recipe.learning_rate: 0.005 → 0.5"):
+        go(box_dataset, trained_run, recipe=replace(LEARNING, learning_rate=0.5))
+    with pytest.raises(UsageError, match=r"init_args.config.num_blocks: 1 → 3"):
+        go(
+            box_dataset,
+            trained_run,
+            model={"class_path": "Flare", "init_args": {"config": {"num_blocks": 3}}},
+            recipe=LEARNING,
+        )
+    other = tmp_path / "lpbf"
+    build([str(write_cases(tmp_path / "cases", 6))], out=str(other), workers=0, formats=["parquet"])
+    with pytest.raises(UsageError, match="another data set"):
+        go(str(other), trained_run, recipe=LEARNING)
+
+
+def test_a_folder_with_something_else_is_left_alone(box_dataset: str, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UsageError, match="holds something else than a run"):
+        go(box_dataset, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_one_run_and_runs_of_several_seeds_have_folders_of_their_own(
+    box_dataset: str, trained_run: Path, tmp_path: Path
+) -> None:
+    before = sorted(p.name for p in trained_run.iterdir())
+    with pytest.raises(UsageError, match="holds a single run; give another --out for several seeds"):
+        go(box_dataset, trained_run, seed=[0, 1], recipe=LEARNING)
+    assert sorted(p.name for p in trained_run.iterdir()) == before
+    (tmp_path / "seed-0").mkdir()
+    with pytest.raises(UsageError, match="holds several runs, one for each seed; give another --out"):
+        go(box_dataset, tmp_path)
+
+
+def test_differences_are_named() -> None:
+    assert changes({"a": 1, "b": {"c": [1], "d": 2}}, {"b": {"c": [2], "d": 2}, "e": 0}) == [
+        "--a: 1 → None",
+        "--b.c: [1] → [2]",
+        "--e: None → 0",
+    ]
+
+
+def torchrun(*options: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", *options, "-m", "flare_model.train"]
+
+
+def launch(commands: list[list[str]], words: list[str]) -> None:
+    """Start all commands at the same time, and wait for them."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = [subprocess.Popen([*c, *words], stderr=subprocess.PIPE, text=True, env=environment) for c in commands]
+    for process in started:
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_two_processes_make_the_steps_of_one(box_dataset: str, tmp_path: Path, nodes: int) -> None:
+    """Half of each batch on either process, of one node or of two: the same cases, losses and weights."""
+    single = go(box_dataset, tmp_path / "single", recipe=Recipe(epochs=3, batch_size=4), accelerator="cpu")
+    options = {
+        "data": box_dataset,
+        "out": str(tmp_path / "both"),
+        "recipe.epochs": 3,
+        "recipe.batch_size": 2,
+        "accelerator": "cpu",
+    }
+    options |= {f"model.config.{name}": value for name, value in TINY["init_args"]["config"].items()}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    if nodes == 1:
+        launch([torchrun("--standalone", "--nproc-per-node=2")], words)
+    else:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        meeting = ("--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}")
+        launch([torchrun(*meeting, f"--node-rank={rank}") for rank in (0, 1)], words)
+    ours, wanted = losses(tmp_path / "both"), losses(single)
+    assert [row[0] for row in ours] == [row[0] for row in wanted]
+    for (_, a, _), (_, b, _) in zip(ours, wanted, strict=True):
+        assert float(a) == pytest.approx(float(b), rel=1e-4)
+    weights, alone = (from_pretrained(f).model.state_dict() for f in (tmp_path / "both", single))
+    for name, values in weights.items():
+        torch.testing.assert_close(values, alone[name], atol=1e-4, rtol=1e-3)
+    errors, others = (read_table(f / "validation.csv")["displacement_z"] for f in (tmp_path / "both", single))
+    assert errors == pytest.approx(others, rel=1e-3)
+
+
+def test_tables_go_on_where_the_checkpoint_was(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, 0)
+    for step in range(1, 6):
+        log.write("training.csv", {"step": step, "loss": step / 10, "learning_rate": 0.1})
+    log.close()
+    with (tmp_path / "training.csv").open("a") as file:
+        file.write("6,0.")
+    log = RunLog(tmp_path, 3)
+    log.write("training.csv", {"step": 4, "loss": 9.0, "learning_rate": 0.1})
+    log.close()
+    assert read_table(tmp_path / "training.csv")["loss"] == [0.1, 0.2, 0.3, 9.0]
+    assert read_table(tmp_path / "none.csv") == {}
+
+
+def test_symmetries_change_what_is_seen_and_nothing_else(box_dataset: str, tmp_path: Path) -> None:
+    plain, turned, again = (
+        go(box_dataset, tmp_path / name, symmetries=symmetries)
+        for name, symmetries in (("plain", False), ("turned", True), ("again", True))
+    )
+    tables = [read_table(folder / "training.csv")["loss"] for folder in (plain, turned, again)]
+    assert tables[0] != tables[1] == tables[2]
+    about = [json.loads((folder / "run.json").read_text())["configuration"] for folder in (plain, turned)]
+    assert "symmetries" not in about[0]  # a run of before goes on
+    assert about[1] == about[0] | {"symmetries": True}
+    with pytest.raises(UsageError, match="symmetries"):
+        go(box_dataset, tmp_path / "turned")
+
+
+def test_what_changed_between_the_starts_of_a_run_is_written_down(box_dataset: str, tmp_path: Path) -> None:
+    kill(box_dataset, tmp_path, 5, Recipe(epochs=2), checkpoint_every=3)
+    path = tmp_path / "run.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | {"versions": about["versions"] | {"torch": "1.0"}}))
+    go(box_dataset, tmp_path, checkpoint_every=3)
+    (again,) = json.loads(path.read_text())["resumed"]
+    assert again["versions"] == about["versions"]
+    assert again["command"] != about["command"]
+    assert "data" not in again
+
+
+def test_a_state_without_a_part_is_told(box_dataset: str, tmp_path: Path) -> None:
+    kill(box_dataset, tmp_path, 5, Recipe(epochs=2), checkpoint_every=3)
+    latest = latest_state(tmp_path)
+    assert latest is not None
+    rest = torch.load(latest / "training.pt", weights_only=True)
+    torch.save({name: value for name, value in rest.items() if name != "random"}, latest / "training.pt")
+    with pytest.raises(StoreError, match=r"can't be read \(KeyError: 'random'\)"):
+        go(box_dataset, tmp_path, checkpoint_every=3)

@@ -1,0 +1,61 @@
+"""Joined meshes in rows: every point has one place, sums are of one mesh, and gradients come back to their points."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flare_model.layers.mesh_tiles import MeshTiles, Places
+from flare_model.models.transolver import Transolver, TransolverConfig
+
+pytestmark = pytest.mark.numeric
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 20))
+def test_sums_over_meshes_and_the_way_back(sizes: list[int], length: int) -> None:
+    offsets = torch.tensor([0, *itertools.accumulate(sizes)])
+    tiles = MeshTiles.of(offsets, sum(sizes), length)
+    x = torch.arange(1.0, sum(sizes) + 1)[:, None].requires_grad_()
+    cut = tiles.cut(x)
+    torch.testing.assert_close(tiles.join(cut), x)
+    sums = tiles.total((cut * tiles.exists[..., None]).sum(1))
+    wanted = torch.stack([part.sum(0) for part in x.split(sizes)])
+    torch.testing.assert_close(sums, wanted, atol=0, rtol=0)
+    weights = torch.randn(len(sizes), 1)
+    (gradient,) = torch.autograd.grad((sums * weights).sum(), x)
+    torch.testing.assert_close(gradient, weights.repeat_interleave(torch.tensor(sizes), 0))
+    spread = tiles.join(tiles.spread(weights)[:, None].expand(-1, length, -1))
+    torch.testing.assert_close(spread, weights.repeat_interleave(torch.tensor(sizes), 0))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6))
+def test_padded_meshes_lie_a_row_each_and_come_back(sizes: list[int]) -> None:
+    rows = Places.padded(torch.tensor([0, *itertools.accumulate(sizes)]), tuple(sizes))
+    x = torch.randn(sum(sizes), 2, 3, requires_grad=True)
+    cut, weights = rows.cut(x), torch.randn(sum(sizes), 2, 3)
+    for row, exists, part in zip(cut, rows.exists, x.split(sizes), strict=True):
+        torch.testing.assert_close(row[exists], part, atol=0, rtol=0)
+    torch.testing.assert_close(rows.join(cut), x, atol=0, rtol=0)
+    # What stands where there is no point reaches no result, and no gradient.
+    filled = torch.where(rows.exists[..., None, None], cut, 7.0)
+    (gradient,) = torch.autograd.grad((rows.join(filled.square()) * weights).sum(), x)
+    torch.testing.assert_close(gradient, (2 * weights * x).detach())
+
+
+@pytest.mark.parametrize("sizes", [[300, 1, 256, 700], [5, 3], [512, 512]])
+def test_transolver_mixes_joined_meshes_as_it_does_each(sizes: list[int]) -> None:
+    torch.manual_seed(0)
+    model = Transolver(TransolverConfig(channels=16, num_heads=2, num_blocks=2, num_slices=4, initial_deviation=0.3))
+    model = model.double()
+    weights, points = list(model.parameters()), torch.randn(sum(sizes), 3, dtype=torch.float64)
+    joined = model(points, offsets=torch.tensor([0, *itertools.accumulate(sizes)]))
+    apart = torch.cat([model(part) for part in points.split(sizes)])
+    torch.testing.assert_close(joined, apart, atol=1e-12, rtol=1e-9)
+    found, wanted = (torch.autograd.grad(out.square().sum(), weights) for out in (joined, apart))
+    torch.testing.assert_close(found, wanted, atol=1e-9, rtol=1e-9)

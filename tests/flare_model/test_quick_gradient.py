@@ -1,0 +1,109 @@
+"""The quick way of pass two: what its tiles hold, and how it shares a batch with the exact way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="the kernels need Triton, which is there for Linux alone")
+
+import triton
+import triton.language as tl
+
+from flare_model.kernels import mixing
+from flare_model.kernels.gradients import _first_part, _with_addends, _with_drops
+from flare_model.kernels.tuning import INTERPRETED, tiles_of
+from tests.flare_model.kernel_support import DEVICE, HALVES, TOLERANCE, assert_close, differentiate, explicit, sample
+
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no GPU, and TRITON_INTERPRET=0"),
+]
+
+
+@triton.jit
+def _store_tiles(
+    delta, factor, drop, addends, drops, first, ROWS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    rows = tl.arange(0, ROWS)
+    place = rows[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    nothing = tl.zeros((ROWS, WIDTH), tl.float32)
+    tl.store(addends + place, _with_addends(nothing, tl.load(delta + rows), tl.load(factor + rows), DEPTH, WIDTH))
+    tl.store(drops + place, _with_drops(nothing, tl.load(drop + rows), DEPTH, WIDTH))
+    tl.store(first + rows, _first_part(tl.load(delta + rows)))
+
+
+@pytest.mark.parametrize("depth", [4, 8])
+def test_spare_channels_hold_what_bfloat16_can(depth: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    delta, factor, drop = (torch.randn(16, generator=generator).to(DEVICE) for _ in range(3))
+    factor = (factor * 20).exp()  # Factors reach over many powers of two.
+    addends, drops, first = (torch.empty(16, width, device=DEVICE) for width in (16, 16, 1))
+    _store_tiles[(1,)](delta, factor, drop, addends, drops, first, ROWS=16, DEPTH=depth, WIDTH=16)
+    for tile in (addends, drops, first):
+        assert torch.equal(tile, tile.bfloat16().float())
+    assert not addends[:, :depth].any()
+    assert not drops[:, :depth].any()
+    found = addends.double() @ drops.double().T
+    wanted = factor.double()[:, None] * drop.double() - delta.double()[:, None]
+    size = (factor.double()[:, None] * drop.double()).abs() + delta.double().abs()[:, None]
+    # Two parts of eight bits of a factor, and three of what it multiplies.
+    assert ((found - wanted).abs() <= 2.0**-14 * size).all()
+    assert ((delta - first[:, 0]).abs() <= 2.0**-7 * delta.abs()).all()
+
+
+class _Watched:
+    """A kernel that remembers which slices each launch left to the next."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.finished: list[Tensor] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: Any, **options: Any) -> None:
+            self.kernel[grid](*arguments, **options)
+            if options["QUICK"]:
+                self.finished.append(next(a for a in arguments if isinstance(a, Tensor) and a.dtype == torch.int8))
+
+        return launch
+
+
+@pytest.mark.parametrize("depth", [4, 8, 16, 32])
+@pytest.mark.parametrize("cuts", [(16, 1, 2), (16, 4, 1), (32, 2, 3)])
+def test_both_ways_share_a_batch(depth: int, cuts: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices that only the exact way can take are found among others, however the two ways cut the latents."""
+    latents, quick, exact = cuts
+    unrolled = {"quick_point_gradient": quick, "point_gradient": exact}
+
+    def tiles(kernel: Any, *size: int) -> Any:
+        found = tiles_of(kernel, *size)
+        return replace(found, points=16, latents=latents, unrolled=unrolled[kernel]) if kernel in unrolled else found
+
+    watched = _Watched(mixing.point_gradient_kernel)
+    monkeypatch.setattr(mixing, "tiles_of", tiles)
+    monkeypatch.setattr(mixing, "point_gradient_kernel", watched)
+    q, k, v, g = sample((2, depth, 64, 96), scale=1 / depth)
+    # One point whose level lies far above: its slice has no quick way.
+    k[:, 70] = q.mean(1) * (100 * depth**2)
+    dtype = HALVES[-1]
+    offsets = torch.tensor([0, 1, 18, 18, 50, 96], device=DEVICE)
+
+    def joined(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return mixing.mix(q, k[0], v[0], offsets=offsets)[None]
+
+    def apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        bounds = [(a, b) for a, b in zip(offsets.tolist(), offsets.tolist()[1:], strict=False) if b > a]
+        return torch.cat([explicit(q, k[:, a:b], v[:, a:b]) for a, b in bounds], dim=1)
+
+    inputs = tuple(t.to(dtype).double() for t in (q, k, v))
+    wanted = differentiate(apart, inputs, g.to(dtype).double(), torch.float64)
+    assert_close(differentiate(joined, (q, k, v), g, dtype), wanted, TOLERANCE[dtype])
+    assert len(watched.finished) == 64 // (latents * min(quick, 64 // latents))
+    for finished in watched.finished:
+        assert finished.any()
+        assert not finished.all()

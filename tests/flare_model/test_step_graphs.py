@@ -1,0 +1,140 @@
+"""Whole steps as CUDA graphs: what a CPU can tell of them; test_flare_gpu.py records them."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from flare_model.checkpoints.spec import ModelSpec
+from flare_model.data.batches import Batch
+from flare_model.train import open_splits
+from flare_model.training.devices import open_fabric
+from flare_model.training.optimizer import make_optimizer
+from flare_model.training.recipe import Recipe
+from flare_model.training.settings import make_settings
+from flare_model.training.state import STATE_NAME
+from flare_model.training.step_graphs import StepGraphs, make_state
+from flare_model.training.trainer import Trainer
+from lpbf_data.errors import UsageError
+from tests.flare_model.flare_support import TINY, go, losses
+
+
+@pytest.mark.parametrize("loss", ["relative_l2", "mse"])
+def test_what_fills_a_batch_is_no_part_of_its_loss(box_dataset: str, tmp_path: Path, loss: Any) -> None:
+    recipe = Recipe(batch_size=3, loss=loss)
+    settings = make_settings(
+        ModelSpec(**TINY), ["displacement"], [], data=box_dataset, accelerator="cpu", recipe=recipe
+    )
+    trainer = Trainer(settings, *open_fabric(recipe, "cpu"), tmp_path, open_splits(settings))
+    batch = Batch.of(next(iter(trainer.loader)), settings.targets, ())
+    assert len(batch) == 3
+    torch.testing.assert_close(trainer.loss(batch.filled(64).on("cpu")), trainer.loss(batch))
+    trainer.recipe = replace(recipe, round_points=64)
+    seen: list[int] = []
+    trainer.wrapped.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    for given in (batch, batch.filled(64)):  # What is filled is not filled again.
+        torch.testing.assert_close(trainer.loss(given.on("cpu")), trainer.loss(batch))
+    assert set(seen) == {-(-(len(batch.points) + 1) // 64) * 64}
+
+
+def test_making_the_state_of_an_optimiser_is_no_step() -> None:
+    model = torch.nn.Linear(3, 2)
+    start = {name: weights.clone() for name, weights in model.state_dict().items()}
+    optimizers = [
+        make_optimizer(model, Recipe(decay="published"), torch.device("cpu"), recorded=True) for _ in range(2)
+    ]
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["capturable"] = False  # A CPU takes the same step, but can't record it.
+    make_state(optimizers[0])
+    assert all(torch.equal(weights, start[name]) for name, weights in model.state_dict().items())
+    assert all(float(group["lr"]) == pytest.approx(1e-3) for group in optimizers[0].param_groups)
+    found = []
+    for optimizer in optimizers:
+        model.load_state_dict(start)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        found.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert not torch.equal(found[0][0], start["weight"])
+
+
+def test_recordings_start_anew_before_a_larger_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which sizes are recorded, and which are dropped; the recordings themselves need a GPU."""
+    recorded: list[int] = []
+
+    class Sizes(StepGraphs):
+        def _record(self, batch: Batch) -> Any:
+            recorded.append(len(batch.points))
+            return SimpleNamespace(replay=lambda batch: torch.zeros(()))
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr("flare_model.training.step_graphs.MOST_SIZES", 3)
+    graphs = Sizes(lambda _: torch.zeros(()), lambda: None, torch.optim.SGD([torch.zeros(1)]), torch.nn.Identity())
+    for count in (20, 10, 20, 30, 10, 20, 10, 5, 20, 30):
+        points = torch.zeros(count, 3)
+        graphs(Batch(points, None, points, torch.tensor([0, count]), ("",)))
+    assert recorded == [20, 10, 30, 10, 20, 5, 20]
+    assert [points for points, _ in graphs._recordings] == [5, 20, 30]
+
+
+def test_step_graphs_are_left_out_on_a_cpu(box_dataset: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain = go(box_dataset, tmp_path / "plain", recipe=Recipe(epochs=1), accelerator="cpu")
+    with caplog.at_level(logging.WARNING, "flare_model.training.trainer"):
+        graphs = go(box_dataset, tmp_path / "graphs", recipe=Recipe(epochs=1, step_graphs=True), accelerator="cpu")
+    assert "there are no CUDA graphs without a GPU" in caplog.text
+    assert losses(graphs) == losses(plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"accumulate": 2}, "accumulate 2"),
+        ({"precision": "16-mixed"}, "16-mixed"),
+        ({"compile": "max-autotune"}, "own"),
+        ({"cycle_beta1": True}, "beta1"),
+        ({"activation_checkpointing": True}, "activation_checkpointing"),
+    ],
+)
+def test_what_does_not_go_with_step_graphs(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=f"--recipe.step_graphs doesn't go with .*{words}"):
+        Recipe(step_graphs=True, **options)
+
+
+def test_runs_from_before_step_graphs_go_on(box_dataset: str) -> None:
+    identities = [
+        make_settings(
+            ModelSpec(**TINY),
+            ["displacement_z"],
+            [],
+            data=box_dataset,
+            accelerator="cpu",
+            recipe=Recipe(step_graphs=on),
+        ).identity["recipe"]
+        for on in (False, True)
+    ]
+    assert "step_graphs" not in identities[0]
+    assert identities[1]["step_graphs"] is True
+
+
+def test_a_checkpoint_of_recorded_steps_opens_where_none_are_recorded(box_dataset: str, tmp_path: Path) -> None:
+    """As that of a GPU on a CPU: its learning rate is a tensor, and its optimiser says that it is capturable."""
+    recipe = Recipe(epochs=2)
+    whole = go(box_dataset, tmp_path / "whole", recipe=recipe, checkpoint_every=4)
+    cut = go(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=4)
+    folder, *later = sorted((cut / "checkpoints").iterdir())
+    for newer in later:
+        shutil.rmtree(newer)
+    rest = torch.load(folder / STATE_NAME, weights_only=True)
+    for group in rest["optimizer"]["param_groups"]:
+        group |= {"lr": torch.tensor(group["lr"]), "capturable": True, "fused": True}
+    torch.save(rest, folder / STATE_NAME)
+    go(box_dataset, cut, recipe=recipe, checkpoint_every=4)
+    assert [float(loss) for _, loss, _ in losses(cut)] == pytest.approx([float(loss) for _, loss, _ in losses(whole)])

@@ -1,0 +1,254 @@
+"""What commands say: progress in logs, options that can't be understood, signs an output lacks, marks as they are."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from lpbf_data.console import ProgressLines, follow, open_console
+from tests.netfabb_cases import Part, write_part
+
+OPTIONS = [
+    ("flare_model.train", ["--data", "x"], "--recipe.lerning_rate", "--recipe.learning_rate"),
+    ("flare_model.train", ["--data", "x"], "--model.config.num_bloks", "--model.config.num_blocks"),
+    ("flare_model.train", ["--data", "x"], "--learning_rate", "--recipe.learning_rate"),
+    ("flare_model.predict", ["--checkpoint", "x", "--src", "y"], "--ponts", "--points"),
+    ("flare_model.evaluate", ["--checkpoint", "x", "--data", "y"], "--wurst", "--worst"),
+    ("flare_model.spectrum", ["--checkpoint", "x", "--data", "y"], "--splitt", "--split"),
+    ("pipelines.build", ["--src", "x"], "--filters.max_point", "--filters.max_points"),
+    ("pipelines.simulate", ["--out", "x"], "--familys", "--families"),
+    ("pipelines.publish", ["x"], "--licence", "--license"),
+    ("pipelines.report", ["x"], "--galery", "--gallery"),
+    ("pipelines.verify", ["x"], "--worker", "--workers"),
+]
+
+
+def call(module: str, *words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", module, *words]
+    return subprocess.run(command, capture_output=True, env=os.environ | environment, check=False)
+
+
+@pytest.mark.parametrize(("module", "words", "wrong", "right"), OPTIONS, ids=[o[0] + o[2] for o in OPTIONS])
+def test_an_unknown_option_is_one_sentence_with_the_nearest_name(
+    module: str, words: list[str], wrong: str, right: str
+) -> None:
+    done = call(module, *words, wrong, "3")
+    assert done.stderr.decode() == f"error: unknown option {wrong}; did you mean {right}? --help lists all\n"
+    assert done.stdout == b""
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--recipe.epochs", "many"], "--recipe.epochs must be a whole number, not 'many'"),
+        (["--recipe.loss", "l3"], "--recipe.loss must be one of relative_l2, mse, not 'l3'"),
+        (["--seed", "1,b"], "each value of --seed must be a whole number, not 'b'"),
+        (["--thin_to", "few"], "--thin_to must be a whole number, not 'few'"),
+        (["--out"], "--out needs a value; --help lists all"),
+        (["--symmetries", "maybe"], "'maybe' belongs to no option; --help lists all"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence(words: list[str], said: str) -> None:
+    done = call("flare_model.train", "--data", "x", *words)
+    assert done.stderr.decode() == f"error: {said}\n"
+    assert done.returncode == 2
+
+
+def test_an_option_that_must_be_given_is_named() -> None:
+    done = call("flare_model.evaluate", "--data", "x")
+    assert (done.stderr, done.returncode) == (b"error: --checkpoint must be given; --help lists all\n", 2)
+
+
+def test_help_names_the_configurations_that_come_along() -> None:
+    from flare_model.configs import config_names
+
+    done = call("flare_model.train", "--help", COLUMNS="10000")
+    assert f"one that comes along: {', '.join(config_names())}." in done.stdout.decode()
+
+
+@pytest.mark.parametrize(("total", "lines"), [(1000, 10), (10, 10), (7, 7), (1, 1)])
+def test_progress_without_a_terminal_is_a_line_a_tenth(
+    total: int, lines: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list(follow(range(total), total, "count", "case")) == list(range(total))
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == lines
+    assert said[-1].startswith(f"count: {total:,} of {total:,} cases (100 %) after ")
+
+
+def test_progress_that_goes_on_counts_what_is_done_and_tells_where_it_broke(capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(ValueError), ProgressLines(100, 42, "measure", "case", shown=True) as lines:
+        lines.set_postfix(failed=2)
+        for _ in range(9):
+            lines.update()
+        raise ValueError("broken")
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(" after ")[0] for line in said] == [
+        "measure: 50 of 100 cases (50 %)",
+        "measure: 51 of 100 cases (51 %)",
+    ]
+    assert all(line.endswith(", failed 2") for line in said)
+
+
+def test_a_terminal_gets_a_bar(built: Path) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    command = [sys.executable, "-m", "pipelines.verify", str(built), "--workers", "0"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, check=False)
+    os.close(theirs)
+    shown = b""
+    while chunk := _read(ours):
+        shown += chunk
+    os.close(ours)
+    assert done.returncode == 0
+    assert b"shard/s]" in shown or b"s/shard]" in shown
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set that verifies."""
+    folder = tmp_path_factory.mktemp("built")
+    for number in range(3):
+        write_part(folder / "src", Part(f"case[bold]{number}", cell=(6.0 + number, 6.0, 12.0)))
+    words = ["--src", str(folder / "src"), "--out", str(folder / "lpbf"), "--workers", "0", "--no_report"]
+    done = call("pipelines.build", *words)
+    assert done.returncode == 0, done.stderr
+    return folder / "lpbf"
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # Linux says so when the other end is closed.
+        return b""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "gbk", "cp932", "latin-1", "cp1252", "utf-8"])
+def test_no_encoding_of_the_output_ends_a_command(encoding: str, built: Path, tmp_path: Path) -> None:
+    """Tables, paths with any sign, and bytes that are no text at all."""
+    data = tmp_path / "µ·→…é日本 [bold]x[/b] :smile:"
+    shutil.copytree(built, data)
+    done = call("pipelines.verify", str(data), "--workers", "0", PYTHONIOENCODING=encoding, COLUMNS="400")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.decode(encoding)
+    assert "[bold]x[/b] :smile:" in said
+    assert ("µ·→…é日本" if encoding == "utf-8" else "[bold]") in said
+    if encoding == "ascii":
+        assert r"u*->...e\u65e5\u672c" in said
+    missing = call("pipelines.verify", os.fsdecode(b"no\xffne\xe2\x80\xa6"), PYTHONIOENCODING=encoding)
+    assert missing.returncode == 1
+    assert missing.stderr.decode(encoding).startswith("error: ")
+    assert b"Traceback" not in missing.stderr
+
+
+def test_a_build_keeps_marks_and_ends_well_in_ascii(tmp_path: Path) -> None:
+    for number in range(3):
+        write_part(tmp_path / "src", Part(f"case[bold]{number}", cell=(6.0 + number, 6.0, 12.0)))
+    out = tmp_path / "set[x][bold]…"
+    words = ["--src", str(tmp_path / "src"), "--out", str(out), "--workers", "0", "--no_report"]
+    done = call("pipelines.build", *words, PYTHONIOENCODING="ascii", COLUMNS="400")
+    assert done.returncode == 0, done.stderr
+    assert "set[x][bold]..." in done.stdout.decode("ascii")
+    assert b"\r" not in done.stderr
+    assert len(done.stderr.splitlines()) < 30
+    assert b"measure: 3 of 3 cases (100 %)" in done.stderr
+
+
+def test_marks_appear_as_they_are() -> None:
+    file = io.StringIO()
+    open_console(file=file, width=100).print("case[/b] [bold]x[/bold] :smile: [x]")
+    assert file.getvalue() == "case[/b] [bold]x[/bold] :smile: [x]\n"
+
+
+ALONE = """
+import os, runpy, sys
+os.setresuid(54321, 0, 0)  # A user without an entry, who may still read what root may.
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+TINY = ["--recipe.epochs", "1", "--targets", "displacement_z", "--accelerator", "cpu"]
+SIZES = {"channels": 8, "num_blocks": 1, "num_heads": 2, "num_latents": 4}
+
+
+def alone(module: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user who has neither a home nor an entry."""
+    if os.name == "nt" or os.getuid() != 0:
+        pytest.skip("only root can become a user without an entry")
+    gone = ("HOME", "LPBF_CACHE", "XDG_CACHE_HOME", "USER", "LOGNAME", "USERNAME", "LNAME")
+    bare = {k: v for k, v in os.environ.items() if k not in gone}
+    command = [sys.executable, "-c", ALONE, module, *words]
+    return subprocess.run(command, capture_output=True, text=True, env=bare | environment, check=False)
+
+
+def training(built: Path, out: Path) -> list[str]:
+    sizes = [f"--model.config.{name}={size}" for name, size in SIZES.items()]
+    return ["--data", str(built), "--out", str(out), *TINY, *sizes]
+
+
+def test_without_a_home_there_is_no_cache_and_one_warning(built: Path, tmp_path: Path) -> None:
+    done = alone("flare_model.train", *training(built, tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("there is no home folder for the cache") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_home_the_named_cache_is_used(built: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    done = alone("flare_model.train", *training(built, tmp_path / "run"), LPBF_CACHE=str(cache))
+    assert done.returncode == 0, done.stderr
+    assert "home folder" not in done.stderr  # Matplotlib has words of its own on its folder.
+    assert any(cache.iterdir())
+    again = alone("flare_model.train", *training(built, tmp_path / "run"), LPBF_CACHE=str(cache))
+    assert "ended at step" in again.stderr
+    assert "nothing is left to train" in again.stderr
+
+
+def test_a_tilde_that_stands_for_no_home_is_one_sentence(built: Path, tmp_path: Path) -> None:
+    done = alone("flare_model.train", *training(built, tmp_path / "run"), LPBF_CACHE="~/cache")
+    assert done.stderr == "error: LPBF_CACHE ~/cache: no home folder is known for ~; give the whole path\n"
+    assert done.returncode == 1
+
+
+def test_without_a_home_a_data_set_is_built_drawn_and_verified(tmp_path: Path) -> None:
+    write_part(tmp_path / "src", Part("case"))
+    out = str(tmp_path / "lpbf")
+    done = alone("pipelines.build", "--src", str(tmp_path / "src"), "--out", out, "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert alone("pipelines.verify", out, "--workers", "0").returncode == 0
+
+
+def test_what_goes_on_says_from_where_and_marks_in_ids_stay(built: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run[x]"
+    words = training(built, run)
+    first = call("flare_model.train", *words, LPBF_CACHE=str(tmp_path / "cache"), PYTHONIOENCODING="ascii")
+    assert first.returncode == 0, first.stderr
+    assert "goes on" not in first.stderr.decode()
+    assert "run[x]" in first.stdout.decode()
+    steps = json.loads((run / "result.json").read_text(encoding="utf-8"))["steps"]
+    (run / "result.json").unlink()
+    again = call("flare_model.train", *words, LPBF_CACHE=str(tmp_path / "cache"))
+    assert f"run[x] goes on from step {steps} of {steps}\n" in again.stderr.decode()
+    words = ["--checkpoint", str(run), "--data", str(built), "--split", "train"]
+    shown = call("flare_model.spectrum", *words, LPBF_CACHE=str(tmp_path / "cache"), PYTHONIOENCODING="ascii")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.decode().startswith("case[bold]")
+
+
+def test_a_tilde_in_the_name_of_the_cache_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lpbf_data.reading.cache import cache_root
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LPBF_CACHE", "~/kept")
+    assert cache_root(None) == tmp_path / "kept"

@@ -1,0 +1,205 @@
+"""Data sets in the loops of others: epochs that follow one another whoever iterates, draws that are drawn anew."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from lpbf_data import NodeBudgetSampler, load_dataset, make_loader
+from lpbf_data.errors import UsageError
+from lpbf_data.serving.batching import collate_pyg, collate_ragged
+from lpbf_data.serving.sampling import epoch_order
+from lpbf_data.serving.transforms import RandomSymmetry, SubsamplePoints
+from tests.lpbf_data.loader_support import flat, ids_of, many_workers, open_loader
+
+
+def ids(samples: Any) -> list[str]:
+    return [sample["case_id"] for sample in samples]
+
+
+def expected(folder: Path, epoch: int, seed: int = 5) -> list[str]:
+    names = load_dataset(folder).case_ids
+    return [names[index] for index in epoch_order(len(names), shuffle=True, seed=seed, epoch=epoch).tolist()]
+
+
+def first(batch: list[Any]) -> Any:
+    return batch[0]
+
+
+@many_workers
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata 0.11 calls it
+@pytest.mark.parametrize("loader_class", [DataLoader, StatefulDataLoader])
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (1, False), (2, False), (2, True), (5, False)])
+def test_epochs_of_a_stream_follow_one_another_in_any_loader(
+    small_dataset: Path, loader_class: Any, workers: int, persistent: bool
+) -> None:
+    stream = load_dataset(small_dataset, streaming=True, shuffle=True, seed=5, format="torch", fields=[], cells=False)
+    loader = loader_class(stream, batch_size=1, collate_fn=first, num_workers=workers, persistent_workers=persistent)
+    for epoch in range(3):
+        assert sorted(served := ids(loader)) == sorted(expected(small_dataset, epoch))
+        if workers < 2:
+            assert served == expected(small_dataset, epoch)
+        else:  # workers take turns, and those that have nothing left are passed over
+            assert served[:10] == expected(small_dataset, epoch)[:10]
+
+
+@many_workers
+def test_a_loop_that_is_left_early_is_followed_by_the_next_epoch(small_dataset: Path) -> None:
+    stream = load_dataset(small_dataset, streaming=True, shuffle=True, seed=5, format="torch", fields=[], cells=False)
+    next(iter(stream))
+    assert ids(stream) == expected(small_dataset, 1)
+    loader = DataLoader(stream, batch_size=1, collate_fn=first, num_workers=2)
+    assert next(iter(loader))["case_id"] == expected(small_dataset, 2)[0]
+    assert ids(loader)[:10] == expected(small_dataset, 3)[:10]
+    # … with other numbers of workers, and with the epoch set by hand
+    loader = DataLoader(stream, batch_size=1, collate_fn=first, num_workers=4)
+    assert ids(loader)[:10] == expected(small_dataset, 4)[:10]
+    stream.set_epoch(9)
+    assert ids(loader)[:10] == expected(small_dataset, 9)[:10]
+    assert ids(loader)[:10] == expected(small_dataset, 10)[:10]
+
+
+@many_workers
+def test_two_batches_of_a_sanity_check_are_in_the_next_validation(small_dataset: Path) -> None:
+    for workers in (0, 2):
+        loader = open_loader(small_dataset, shuffle=False, batch_size=2, num_workers=workers)
+        for _, _ in zip(range(2), loader, strict=False):
+            pass
+        assert flat(ids_of(loader)) == load_dataset(small_dataset).case_ids
+        shuffled = open_loader(small_dataset, batch_size=2, num_workers=workers)
+        next(iter(shuffled))
+        assert flat(ids_of(shuffled)) == expected(small_dataset, 1)
+        next(iter(shuffled))
+        shuffled.set_epoch(2)  # asked for by name: from its beginning
+        assert flat(ids_of(shuffled)) == expected(small_dataset, 2)
+
+
+@many_workers
+@pytest.mark.parametrize("transform", [SubsamplePoints(5), RandomSymmetry()])
+def test_random_transforms_of_a_map_style_data_set_draw_anew(small_dataset: Path, transform: Any) -> None:
+    def points(seed: int, workers: int, persistent: bool = False) -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        data = load_dataset(small_dataset, format="torch", fields=[], cells=False, transform=transform, seed=seed)
+        options = {"num_workers": workers, "persistent_workers": persistent, "collate_fn": first}
+        loader = DataLoader(data, batch_size=1, **options)
+        return [torch.cat([sample["pos"] for sample in loader]) for _ in range(3)]
+
+    for workers, persistent in ((0, False), (2, False), (2, True)):
+        epochs = points(0, workers, persistent)
+        for one in range(3):
+            for other in range(one):
+                assert not torch.equal(epochs[one], epochs[other])
+        assert not torch.equal(points(3, workers, persistent)[0], epochs[0])
+        assert all(map(torch.equal, points(0, workers, persistent), epochs))
+
+
+@many_workers
+def test_an_epoch_that_is_set_decides_what_is_drawn(small_dataset: Path) -> None:
+    data = load_dataset(small_dataset, format="torch", fields=[], cells=False, transform=SubsamplePoints(5), seed=2)
+    loader = DataLoader(data, batch_size=1, num_workers=2, persistent_workers=True, collate_fn=first)
+    drawn = {}
+    for epoch in (4, 5, 4):
+        data.set_epoch(epoch)
+        points = torch.cat([sample["pos"] for sample in loader])
+        assert epoch not in drawn or torch.equal(drawn[epoch], points)
+        drawn[epoch] = points
+        assert torch.equal(points, torch.cat([data[i]["pos"] for i in range(len(data))]))
+    assert not torch.equal(drawn[4], drawn[5])
+
+
+def serve_a_rank(rank: int, folder: str, place: str, results: Any) -> None:
+    loader = make_loader(folder, shuffle=True, seed=5, fields=[], batch_size=1, uneven="keep")
+    assert (loader.rank, loader.world_size) == (0, 1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=3)
+    assert (loader.rank, loader.world_size) == (rank, 3)
+    results.put((rank, len(loader), [batch.case_ids[0] for batch in loader]))
+    torch.distributed.destroy_process_group()
+
+
+def test_a_loader_made_before_the_process_group_serves_its_rank(small_dataset: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    arguments = (str(small_dataset), str(tmp_path / "rendezvous"), results)
+    processes = [context.Process(target=serve_a_rank, args=(rank, *arguments)) for rank in range(3)]
+    for process in processes:
+        process.start()
+    found = sorted(results.get(timeout=300) for _ in processes)
+    for process in processes:
+        process.join()
+    order = expected(small_dataset, 0)
+    assert [part for _, _, part in found] == [order[rank::3] for rank in range(3)]
+    assert [length for _, length, _ in found] == [6, 6, 5]
+
+
+def test_numbers_of_drawn_points_are_not_shifted_in_batches(small_dataset: Path) -> None:
+    data = load_dataset(small_dataset, fields=[], transform=SubsamplePoints(5))
+    samples = [data[0], data[1]]
+    batch = collate_pyg(samples)
+    assert torch.equal(batch.point_index, torch.cat([sample.point_index for sample in samples]))
+    assert torch.equal(batch[1].point_index, samples[1].point_index)
+    whole = load_dataset(small_dataset, fields=[], edges=True)
+    joined = collate_pyg([whole[0], whole[1]])
+    assert torch.equal(joined.cells[len(whole[0].cells) :], whole[1].cells + whole[0].num_nodes)
+    assert torch.equal(joined.edge_index[:, whole[0].edge_index.shape[1] :], whole[1].edge_index + whole[0].num_nodes)
+
+
+def test_options_that_do_not_exist_are_refused_with_the_nearest(small_dataset: Path) -> None:
+    opened = load_dataset(small_dataset)
+    for data in (opened, small_dataset):
+        with pytest.raises(UsageError, match="no option 'batchsize'; did you mean 'batch_size'"):
+            make_loader(data, batchsize=4)
+        with pytest.raises(UsageError, match="no option 'shufle'; did you mean 'shuffle'"):
+            make_loader(data, shufle=True)
+    for late in ({"revision": "main"}, {"fields": []}, {"cells": True}, {"cache": False}, {"in_memory": True}):
+        with pytest.raises(UsageError, match=f"has its own {next(iter(late))}"):
+            make_loader(opened, **late)
+    with pytest.raises(UsageError, match="unknown on_error 'ignore'"):
+        make_loader(opened, on_error="ignore")
+
+
+def test_a_loader_of_an_opened_stream_keeps_what_the_stream_was_asked_for(small_dataset: Path) -> None:
+    stream = load_dataset(small_dataset, streaming=True, shuffle=True, seed=5, on_error="skip", format="torch")
+    assert flat(ids_of(make_loader(stream))) == expected(small_dataset, 0)
+    assert flat(ids_of(make_loader(stream, shuffle=False))) == load_dataset(small_dataset).case_ids
+    assert flat(ids_of(make_loader(stream, seed=6))) == expected(small_dataset, 0, seed=6)
+
+
+@pytest.mark.parametrize("seed", [-1, None, "3", 1.5])
+def test_seeds_that_are_none_are_refused_by_every_door(small_dataset: Path, seed: Any) -> None:
+    makers = [lambda: load_dataset(small_dataset, seed=seed), lambda: NodeBudgetSampler([3], 5, seed=seed)]
+    if seed is not None:
+        makers.append(lambda: make_loader(small_dataset, seed=seed))
+    for make in makers:
+        with pytest.raises(UsageError, match="seed="):
+            make()
+
+
+def test_seeds_of_numpy_give_states_that_can_be_saved(small_dataset: Path) -> None:
+    for opened in (
+        make_loader(small_dataset, shuffle=True, seed=np.int64(5)),
+        load_dataset(small_dataset, streaming=True, shuffle=True, seed=np.int64(5)),
+    ):
+        assert all(type(value) in (int, str) for value in opened.state_dict().values())
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(-1, 2), (2, 2)])
+def test_a_sampler_of_a_rank_that_does_not_exist_is_refused(rank: int, world_size: int) -> None:
+    with pytest.raises(UsageError, match="must lie between"):
+        NodeBudgetSampler([3, 4], 5, rank=rank, world_size=world_size)
+
+
+def test_a_sampler_goes_to_the_next_epoch_by_itself(small_dataset: Path) -> None:
+    data = load_dataset(small_dataset, format="torch", fields=[], cells=False)
+    sampler = NodeBudgetSampler(data.sizes, int(data.sizes.max()), batch_size=1, shuffle=True, seed=5)
+    loader = DataLoader(data, batch_sampler=sampler, collate_fn=collate_ragged)
+    for epoch in range(3):
+        assert flat([batch.case_ids for batch in loader]) == expected(small_dataset, epoch)
+    sampler.set_epoch(7)
+    assert flat([batch.case_ids for batch in loader]) == expected(small_dataset, 7)

@@ -1,0 +1,312 @@
+"""Files of strangers: litter, several runs in a folder, names of other systems, folders that can't be read."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import unicodedata
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from flare_model.prediction.parts import _files_in
+from lpbf_data.case.record import CaseRecord, SourceRef
+from lpbf_data.errors import CaseError, FailureReason, UsageError
+from lpbf_data.remarks import Remark, Treatment
+from lpbf_data.stores.manifest import decode_manifest, encode_manifest, records_to_table
+from pipelines.build import build
+from pipelines.building.listing import drop_duplicates
+from pipelines.ensight import read_case_file
+from pipelines.netfabb.run import NetfabbRun
+from pipelines.sources.case_files import FolderFiles, open_case
+from pipelines.sources.finding import Found, find_cases, places
+from tests.netfabb_cases import Part, write_part, zip_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+def kinds(found: Found) -> dict[str, int]:
+    return {remark.kind: remark.count for remark in found.remarks}
+
+
+def points_of(found: Found) -> dict[str, int]:
+    """Every case is read to its end; id to number of points."""
+    return {
+        x.case_id: NetfabbRun(x.case_id, open_case(x)).read_case(["displacement"]).num_points for x in found.locations
+    }
+
+
+def add_resource_forks(folder: Path) -> int:
+    """What macOS leaves on a stick: a file `._x` beside each `x`."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for path in files:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7Mac OS X")
+    return len(files)
+
+
+def merge_runs(folder: Path, *parts: Part) -> Path:
+    """Several interactive runs in one working folder."""
+    for part in parts:
+        shutil.copytree(write_part(folder / "apart", part), folder / "src/work", dirs_exist_ok=True)
+    return folder / "src"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_litter_is_no_case_and_is_told(tmp_path: Path, packed: bool) -> None:
+    root = write_part(tmp_path / "src", Part("a", interactive=True))
+    plain = {x.case_id: open_case(x).content_digest() for x in find_cases([tmp_path / "src"]).locations}
+    count = add_resource_forks(root)
+    mac = tmp_path / "src/__MACOSX/a"
+    mac.mkdir(parents=True)
+    (mac / "._a_mechanical.out").write_bytes(b"x")
+    (root / "Thumbs.db").write_bytes(b"x")
+    source = zip_folder(tmp_path / "mac.zip", tmp_path / "src") if packed else tmp_path / "src"
+    found = find_cases([source])
+    assert points_of(found) == {"a": 48}
+    # In a folder, __MACOSX isn't looked into and counts once.
+    assert kinds(found) == {"litter": count + 2}
+    assert {x.case_id: open_case(x).content_digest() for x in found.locations} == plain
+
+
+def test_prediction_passes_over_litter(tmp_path: Path) -> None:
+    for name in ("part.stl", "._part.stl", ".hidden.stl"):
+        (tmp_path / name).write_bytes(b"x")
+    results = tmp_path / "run"
+    results.mkdir()
+    for name in ("x_mechanical.case", "._x_mechanical.case"):
+        (results / name).write_bytes(b"x")
+    assert [path.name for path in _files_in(tmp_path)] == ["part.stl", "x_mechanical.case"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_two_runs_in_a_folder_are_two_cases(tmp_path: Path, packed: bool) -> None:
+    source = merge_runs(
+        tmp_path, Part("a", interactive=True), Part("a_b", interactive=True, shape=(4, 2, 3)), Part("c", stl="c.stl")
+    )
+    if packed:
+        source = zip_folder(tmp_path / "x.zip", source)
+    found = find_cases([source])
+    assert points_of(found) == {"a": 48, "a_b": 60, "work": 48}
+    assert kinds(found) == {"several_runs": 1}
+    assert not any(name.startswith("a_b_") for x in found.locations if x.case_id == "a" for name in open_case(x).sizes)
+
+
+def test_the_log_of_one_run_judges_no_other(tmp_path: Path) -> None:
+    source = merge_runs(tmp_path, Part("a", interactive=True), Part("b", interactive=True))
+    (source / "work/b_mechanical.out").unlink()
+    shutil.rmtree(tmp_path / "apart")
+    for path in (source / "work/results").glob("a_*"):
+        path.unlink()
+    complaints = {}
+    for location in find_cases([source]).locations:
+        with pytest.raises(CaseError) as caught:
+            NetfabbRun(location.case_id, open_case(location)).read_case(["displacement"])
+        complaints[location.case_id] = (caught.value.reason, caught.value.path)
+    assert complaints["b"] == (FailureReason.MISSING_FILE, "b_mechanical.out")
+    assert complaints["a"][0] is FailureReason.MISSING_FILE
+    with pytest.raises(CaseError, match=r"holds 2 runs \(a, b\)"):
+        NetfabbRun("work", FolderFiles(str(source / "work")))
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can reach, unlike those of pytest."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            path.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_folders_that_cannot_be_read_are_told(open_folder: Path) -> None:
+    for name in ("good", "cut"):
+        write_part(open_folder, Part(name))
+    (open_folder / "secret/deep").mkdir(parents=True)
+    (open_folder / "cut/results").chmod(0)
+    (open_folder / "secret").chmod(0)
+    code = (
+        "import os, sys\nfrom pipelines.sources.finding import find_cases\n"
+        "if os.geteuid() == 0: os.setuid(65534)\n"  # whom no permission keeps out
+        "found = find_cases([sys.argv[1]])\n"
+        "print([x.case_id for x in found.locations])\n"
+        "print([(r.case_id, str(r.failure.failure_reason), r.failure.failure_path) for r in found.failures])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(open_folder)], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.stdout.splitlines() == [
+        "['good']",
+        "[('cut', 'unreadable_file', 'cut/results'), ('secret', 'unreadable_file', 'secret')]",
+    ], done.stderr
+
+
+def test_packed_files_beside_cases_are_told(tmp_path: Path) -> None:
+    write_part(tmp_path / "src", Part("a"))
+    for name in ("b.tar.gz", "c.7z", "d.rar", "e.tgz"):
+        (tmp_path / "src" / name).write_bytes(b"x")
+    assert kinds(find_cases([tmp_path / "src"])) == {"packed_files": 4}
+    zip_folder(tmp_path / "src/inner.zip", tmp_path / "src/a")
+    outer = zip_folder(tmp_path / "outer.zip", tmp_path / "src")
+    assert kinds(find_cases([outer])) == {"packed_files": 5}
+    with pytest.raises(UsageError, match="only zip archives are; unpack it"):
+        find_cases([tmp_path / "src/c.7z"])
+    shutil.rmtree(tmp_path / "src/a")
+    (tmp_path / "src/inner.zip").unlink()
+    with pytest.raises(UsageError, match=r"no NetFabb case found .* packed files that aren't opened .*b\.tar\.gz"):
+        find_cases([tmp_path / "src"])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_results_with_a_capital_and_accents_taken_apart(tmp_path: Path, packed: bool) -> None:
+    root = write_part(tmp_path / "src", Part("Prüfkörper", interactive=True))
+    (root / "results").rename(root / "Results")
+    for path in (root / "Results").iterdir():
+        path.rename(path.with_name(unicodedata.normalize("NFD", path.name).replace(".geo", ".GEO")))
+    source = zip_folder(tmp_path / "x.zip", tmp_path / "src") if packed else tmp_path / "src"
+    assert points_of(find_cases([source])) == {"Prüfkörper": 48}
+
+
+def test_names_of_a_zip_in_utf8_without_the_flag(tmp_path: Path) -> None:
+    root = write_part(tmp_path / "src", Part("a"))
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in root.rglob("*.*"):
+            archive.writestr(f"PrXXfkXXrper/{file.relative_to(root).as_posix()}", file.read_bytes())
+    name = "Prüfkörper".encode()
+    path.write_bytes(path.read_bytes().replace(b"PrXXfkXXrper", name))
+    found = find_cases([path])
+    assert points_of(found) == {"Prüfkörper": 48}
+    assert set(kinds(found)) == {"member_names"}
+
+
+def test_quoted_names_and_windows_1252(tmp_path: Path) -> None:
+    write_part(tmp_path, Part("My Part", interactive=True))
+    write_part(tmp_path, Part("Prüfkörper", interactive=True))
+    for path in tmp_path.rglob("*.case"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        quoted = [
+            line
+            if "_*." not in line
+            else f'{line[: line.index("./")]}"{line[line.index("./") :]}"'
+            if "./" in line
+            else f'{line[: line.index("results/")]}"{line[line.index("results/") :]}"'
+            for line in lines
+        ]
+        path.write_text("\n".join(quoted), encoding="cp1252")
+    found = find_cases([tmp_path])
+    assert points_of(found) == {"My Part": 48, "Prüfkörper": 48}
+    runs = {x.case_id: NetfabbRun(x.case_id, open_case(x)) for x in found.locations}
+    assert runs["My Part"].remarks == []
+    assert [r.kind for r in runs["Prüfkörper"].remarks] == ["case_file_encoding"]
+
+
+def test_messages_name_the_file_of_an_interactive_run(tmp_path: Path) -> None:
+    root = write_part(tmp_path, Part("a", interactive=True))
+    case = root / "results/a_mechanical.case"
+    case.write_text(case.read_text().replace("Displacement", "Movement"))
+    with pytest.raises(CaseError) as caught:
+        NetfabbRun("a", FolderFiles(str(root))).read_case(["displacement"])
+    assert caught.value.path == "results/a_mechanical.case"
+    case.unlink()
+    (root / "a_mechanical.case").unlink()
+    with pytest.raises(CaseError) as caught:
+        NetfabbRun("a", FolderFiles(str(root)))
+    assert caught.value.path == "results/a_mechanical.case"
+
+
+@pytest.mark.parametrize(
+    ("model", "times", "complaint"),
+    [
+        ("model: 1 x_*.geo", "time values file: times.txt", "a file of their own .time values file: times.txt."),
+        ("model: 1 1 x.geo", "time values: 1.0", "all steps lie in one file .file set 1."),
+    ],
+)
+def test_steps_that_lie_elsewhere(model: str, times: str, complaint: str) -> None:
+    text = f"FORMAT\ntype: ensight gold\nGEOMETRY\n{model}\nTIME\ntime set: 1\nnumber of steps: 1\n{times}\n"
+    with pytest.raises(CaseError, match=complaint) as caught:
+        read_case_file(text.encode())
+    assert caught.value.reason is FailureReason.UNSUPPORTED_DIALECT
+
+
+def test_equal_folder_names_in_two_batches(tmp_path: Path) -> None:
+    write_part(tmp_path / "one", Part("x"))
+    write_part(tmp_path / "two", Part("x", amplitude=0.2))
+    unique, failures, _ = drop_duplicates(find_cases([tmp_path]).locations)
+    assert unique == []
+    details = [r.failure.failure_detail for r in failures if r.failure]
+    assert [f":{batch}/x; rename the folder" in text for batch, text in zip(("two", "one"), details, strict=True)] == [
+        True,
+        True,
+    ]
+    # Interactive runs are told apart by what their files begin with, whatever the order of the sources.
+    for batch, part in (("three", "p"), ("four", "q")):
+        write_part(tmp_path / batch, Part(part, interactive=True)).rename(tmp_path / batch / "run 1")
+    for order in (("three", "four"), ("four", "three")):
+        unique, failures, (remark,) = drop_duplicates(find_cases([tmp_path / name for name in order]).locations)
+        assert {x.case_id: x.source.archive for x in unique} == {"p": "three", "q": "four"}
+        assert (failures, remark.kind, remark.treatment) == ([], "renamed", Treatment.CHANGED)
+
+
+def test_a_build_tells_its_remarks_once_and_keeps_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_part(tmp_path / "src", Part("a"))
+    shutil.copytree(root, tmp_path / "src/b")
+    shutil.copytree(root, tmp_path / "src/again/a")
+    (root / "Thumbs.db").write_bytes(b"x")
+    out = tmp_path / "lpbf"
+    for _ in range(2):  # the second build measures nothing and says the same
+        assert build([str(tmp_path / "src")], out=str(out), workers=0, no_report=True) == 0
+        printed = capsys.readouterr().out
+        for words in ("1 left out: hidden files", "1 left out: copies of a case", "1 kept: cases with equal results"):
+            assert printed.count(words) == 1
+        remarks = decode_manifest((out / "manifest.parquet").read_bytes()).remarks
+        assert {r.kind: r.examples for r in remarks} == {
+            "litter": ("src:a/Thumbs.db",),
+            "copies": ("src:again/a",),
+            "equal_cases": ("a = b",),
+        }
+        stored = json.loads((out / "build.json").read_text(encoding="utf-8"))["remarks"]
+        assert tuple(map(Remark.from_dict, stored)) == remarks
+
+
+def test_sources_are_scanned_once_and_remote_cases_by_one_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    system = fsspec.filesystem("memory")
+    for name in ("a", "b", "c"):
+        system.put(str(write_part(tmp_path, Part(name))), f"/finding/{name}", recursive=True)
+    asked: list[str] = []
+    real = places.list_remote
+
+    def counted(url: str, **options: int) -> dict[str, tuple[int, str]]:
+        asked.append(url)
+        return real(url, **options)
+
+    for module in ("sources", "case_files"):
+        monkeypatch.setattr(f"pipelines.{module}.list_remote", counted)
+    found = find_cases(["memory://finding"])
+    assert [x.case_id for x in found.locations] == ["a", "b", "c"]
+    assert asked == ["memory://finding"]
+    for location in found.locations:
+        assert open_case(location).signature() == location.signature
+    system.rm("/finding", recursive=True)
+
+
+def test_manifests_without_remarks_are_read() -> None:
+    record = CaseRecord("a", SourceRef("x", "a"), remarks=(Remark(Treatment.GUESSED, "k", "s", 2, ("e",)),))
+    assert decode_manifest(encode_manifest([record])).records == (record,)
+    sink = io.BytesIO()
+    pq.write_table(records_to_table([record]).drop_columns(["remarks"]), sink)
+    before = decode_manifest(sink.getvalue())
+    assert (before.records, before.remarks) == ((dataclasses.replace(record, remarks=()),), ())

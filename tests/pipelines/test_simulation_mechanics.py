@@ -1,0 +1,299 @@
+"""The layer solver against closed forms and independent sums."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from scipy.sparse.linalg import spsolve
+
+from lpbf_data.geometry.voxelize import VoxelMesh, mesh_of_mask
+from pipelines.simulation import stiffness as stiffness_module
+from pipelines.simulation.build_simulation import BuildSimulation, Frame
+from pipelines.simulation.elements import elastic_element, elasticity_matrix
+from pipelines.simulation.materials import MATERIALS, Material
+from pipelines.simulation.mechanics import Mechanics, rigid_body_motion
+from pipelines.simulation.stiffness import Multigrid, PlaneCholesky, SolverError, rigid_body_modes
+
+pytestmark = pytest.mark.numeric
+
+YOUNG, POISSON = 110e3, 0.3
+
+
+def block(nx: int, ny: int, nz: int, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> VoxelMesh:
+    return mesh_of_mask(np.ones((nx, ny, nz), bool), (0, 0, 0), spacing)
+
+
+def overhang() -> VoxelMesh:
+    """A column with an arm, a hole, and a tip that hangs on nothing until the arm comes."""
+    mask = np.zeros((7, 3, 6), bool)
+    mask[:2] = True
+    mask[:, :, 4:] = True
+    mask[6, :, 2:4] = True
+    mask[1, 1, 2] = False
+    return mesh_of_mask(mask, (0, 0, 0), (1.0, 1.2, 0.8))
+
+
+def assemble(mesh: VoxelMesh, matrix: NDArray[np.float64]) -> sp.csr_matrix:
+    """The stiffness of a whole part, summed here a second time."""
+    dofs = (3 * mesh.cells[:, :, None].astype(int) + np.arange(3)).reshape(-1, 24)
+    rows, columns = np.repeat(dofs, 24, axis=1).ravel(), np.tile(dofs, (1, 24)).ravel()
+    size = 3 * mesh.num_points
+    return sp.csr_matrix((np.tile(matrix.ravel(), mesh.num_cells), (rows, columns)), shape=(size, size))
+
+
+def cells_at(mesh: VoxelMesh) -> NDArray[np.int64]:
+    return np.bincount(mesh.cells.ravel(), minlength=mesh.num_points)
+
+
+def test_a_constant_strain_is_exact() -> None:
+    mesh = overhang()
+    element = elastic_element(mesh.spacing, YOUNG, POISSON)
+    gradient = np.random.default_rng(0).normal(size=(3, 3))
+    linear = (mesh.points @ gradient.T).ravel()
+    forces = (assemble(mesh, element.stiffness) @ linear).reshape(-1, 3)
+    inner = cells_at(mesh) == 8
+    assert inner.any()
+    assert np.abs(forces[inner]).max() < 1e-9 * np.abs(forces).max()
+    strain = element.strain @ linear.reshape(-1, 3)[mesh.cells[0]].ravel()
+    symmetric = (gradient + gradient.T) / 2
+    expected = [*np.diag(symmetric), *(2 * symmetric[i, j] for i, j in ((0, 1), (0, 2), (1, 2)))]
+    assert np.allclose(strain, expected)
+
+
+def test_an_element_has_six_motions_without_force_and_bends_exactly() -> None:
+    spacing = (2.0, 0.7, 1.1)
+    element = elastic_element(spacing, YOUNG, POISSON)
+    values = np.linalg.eigvalsh(element.stiffness)
+    assert np.abs(values[:6]).max() < 1e-9 * values[-1]
+    assert values[6] > 1e-4 * values[-1]
+    x, y, z = ((mesh := block(1, 1, 1, spacing)).points - mesh.points.mean(axis=0))[mesh.cells[0]].T
+    bent = np.stack([x * z, -POISSON * y * z, -(x**2) / 2 + POISSON * (y**2 - z**2) / 2], axis=1).ravel()
+    inertia = spacing[1] * spacing[2] ** 3 / 12
+    assert bent @ element.stiffness @ bent == pytest.approx(YOUNG * inertia * spacing[0], rel=1e-10)
+
+
+def manufactured_error(n: int) -> float:
+    """L2 error on a unit cube of n cells an edge whose whole surface is held."""
+    mesh = block(n, n, n, (1 / n, 1 / n, 1 / n))
+    stiffness = assemble(mesh, elastic_element(mesh.spacing, YOUNG, POISSON).stiffness)
+    lam, mu = YOUNG * POISSON / ((1 + POISSON) * (1 - 2 * POISSON)), YOUNG / (2 * (1 + POISSON))
+    s, c = np.sin(math.pi * mesh.points.T), np.cos(math.pi * mesh.points.T)
+    exact = np.stack([s[0] * s[1] * s[2], np.zeros(mesh.num_points), np.zeros(mesh.num_points)], axis=1)
+    # -div(stress) of the displacement (sin πx sin πy sin πz, 0, 0)
+    force = np.stack(
+        [
+            math.pi**2 * (lam + 4 * mu) * s[0] * s[1] * s[2],
+            -(math.pi**2) * (lam + mu) * c[0] * c[1] * s[2],
+            -(math.pi**2) * (lam + mu) * c[0] * s[1] * c[2],
+        ],
+        axis=1,
+    )
+    load = (force * cells_at(mesh)[:, None] / (8 * n**3)).ravel()
+    inner = np.repeat(cells_at(mesh) == 8, 3)
+    found = np.zeros(3 * mesh.num_points)
+    found[inner] = spsolve(stiffness[inner][:, inner].tocsc(), load[inner])
+    return float(np.sqrt(np.square(found.reshape(-1, 3) - exact).sum() / n**3))
+
+
+def test_the_error_of_a_manufactured_solution_falls_with_the_square_of_the_cell() -> None:
+    errors = [manufactured_error(n) for n in (4, 8, 16)]
+    rates = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    assert min(rates) > 1.9, (errors, rates)
+
+
+@pytest.mark.parametrize("upper_planes", [1, 4])
+def test_two_layers_bend_as_timoshenko_says(upper_planes: int) -> None:
+    # Timoshenko 1925, "Analysis of bi-metal thermostats": one layer wants to shrink, the other doesn't. With a thin
+    # upper layer this is Stoney's formula for a beam.
+    planes, length, spacing = 8, 80, (1.0, 0.5, 0.25)
+    mesh = block(length, 2, planes, spacing)
+    mechanics = Mechanics(mesh, elastic_element(spacing, YOUNG, POISSON), (0.0, 0.0, 0.0), (planes,))
+    mechanics.add_layer(np.zeros(mesh.num_cells), 0.0)
+    mechanics.release()
+    strain = -1e-3
+    state = mechanics.heat(np.where(mesh.indices[:, 2] >= planes - upper_planes, strain, 0.0), 0.0)
+    thickness = planes * spacing[2]
+    m = upper_planes / (planes - upper_planes)
+    expected = 6 * abs(strain) * (1 + m) ** 2 / (thickness * (3 * (1 + m) ** 2 + (1 + m) * (m**2 + 1 / m)))
+    middle = np.abs(mesh.points[:, 0] - length / 2) < 20.1  # away from the ends, where stresses build up
+    line = middle & (mesh.point_indices[:, 1] == 1) & (mesh.point_indices[:, 2] == 0)
+    curvature = 2 * np.polyfit(mesh.points[line, 0], state.displacement[line, 2], 2)[0]
+    assert curvature == pytest.approx(expected, rel=0.02)  # the upper layer shrinks, so the ends rise
+
+
+def test_every_layer_starts_at_its_nominal_height() -> None:
+    # In the middle of a wide plate nothing moves sideways: a layer that wants to shrink by e sinks by
+    # 2 nu / (1 - nu) e of its height, and those below don't feel it.
+    spacing, e = (2.0, 2.0, 0.5), 2e-3
+    mesh = block(24, 24, 3, spacing)
+    mechanics = Mechanics(mesh, elastic_element(spacing, YOUNG, POISSON), (-e, -e, 0.0), (1, 2, 3))
+    for planes in (1, 2, 3):
+        mechanics.add_layer(np.zeros(24 * 24 * planes), 0.0)
+        state = mechanics.shrink_layer()
+    middle = (np.abs(mesh.points[:, :2] - 24.0) < 0.1).all(axis=1)
+    sunk = -2 * POISSON / (1 - POISSON) * e * spacing[2]
+    heights = mesh.points[middle, 2]
+    assert np.allclose(state.displacement[middle, 2], np.where(heights > 0, sunk, 0.0), atol=abs(sunk) * 0.02)
+    assert np.allclose(state.stress[middle][:, 0], YOUNG / (1 - POISSON) * e, rtol=0.02)
+
+
+def test_rigid_body_motion_is_removed_and_nothing_else() -> None:
+    mesh = overhang()
+    rng = np.random.default_rng(1)
+    rigid = (rigid_body_modes(mesh.points) @ rng.normal(size=6)).reshape(-1, 3)
+    assert np.allclose(rigid_body_motion(mesh.points, rigid), rigid)
+    shape = rng.normal(size=(mesh.num_points, 3))
+    rest = shape - rigid_body_motion(mesh.points, shape)
+    assert np.allclose(rest + rigid - rigid_body_motion(mesh.points, rest + rigid), rest)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_both_solvers_agree_with_a_third(held: bool) -> None:
+    mesh = overhang()
+    element = elastic_element(mesh.spacing, YOUNG, POISSON)
+    base = np.full(int((mesh.point_levels == 0).sum()), held)
+    pulled = (element.load @ [-1e-2, -1e-2, 0, 0, 0, 0]).reshape(8, 3)
+    forces = np.stack(
+        [
+            np.bincount(mesh.cells.ravel(), weights=np.tile(pulled[:, k], mesh.num_cells), minlength=mesh.num_points)
+            for k in range(3)
+        ],
+        axis=1,
+    )
+    solutions = []
+    for kind in (PlaneCholesky, Multigrid):
+        solver = kind(mesh, element.stiffness, base)
+        for planes in range(1, 7):
+            solver.extend(planes)
+        moved = solver.solve(forces)
+        solutions.append(moved - (0 if held else rigid_body_motion(mesh.points, moved)))
+    free = np.repeat(np.concatenate([~base, np.ones(mesh.num_points - len(base), bool)]), 3)
+    matrix = assemble(mesh, element.stiffness) + 1e-9 * YOUNG * sp.eye(3 * mesh.num_points)
+    third = np.zeros(3 * mesh.num_points)
+    third[free] = spsolve(matrix[free][:, free].tocsc(), forces.ravel()[free])
+    expected = third.reshape(-1, 3)
+    expected = expected - (0 if held else rigid_body_motion(mesh.points, expected))
+    for moved in solutions:
+        assert np.abs(moved - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def without_shrinkage(material: Material) -> Material:
+    return dataclasses.replace(material, yield_strength=0.0)
+
+
+def test_no_strain_gives_no_displacement() -> None:
+    material = without_shrinkage(MATERIALS["Ti64"])
+    cold = dataclasses.replace(material.process, power=0.0)
+    frames = list(BuildSimulation(block(6, 4, 5, (2.0, 2.0, 2.0)), material, cold).frames())
+    assert len(frames) == 12
+    for frame in frames:
+        assert not frame.state.displacement.any()
+        assert not frame.state.stress.any()
+
+
+def test_warmth_alone_leaves_nothing_behind() -> None:
+    # Without inherent strain only temperature moves the part: after cooling no stress stays in the first group, which
+    # was born on the cold plate, and the plate is back where it was.
+    material = without_shrinkage(MATERIALS["Ti64"])
+    frames = list(BuildSimulation(block(6, 4, 1, (2.0, 2.0, 2.0)), material).frames())
+    warm, cooled = frames[0], frames[-2]
+    assert warm.state.displacement[:, 2].max() > 1e-3
+    assert np.abs(cooled.state.displacement).max() < 1e-6 * np.abs(warm.state.displacement).max()
+
+
+def test_a_symmetric_part_moves_symmetrically() -> None:
+    mask = np.ones((8, 6, 5), bool)
+    mask[2:6, :, :3] = False
+    mesh = mesh_of_mask(mask, (-8, -6, 0), (2.0, 2.0, 2.0))
+    frames = list(BuildSimulation(mesh, MATERIALS["Inc625"]).frames())
+    place = {tuple(p): i for i, p in enumerate(mesh.points.round(6).tolist())}
+    for frame in frames:
+        points = mesh.points[: frame.num_points].round(6)
+        moved, size = frame.state.displacement, np.abs(frame.state.displacement).max()
+        for flip in ((-1, 1, 1), (1, -1, 1)):
+            twin = [place[tuple(p)] for p in (points * flip).tolist()]
+            assert np.abs(moved[twin] * flip - moved).max() < 1e-6 * size
+        assert frame.state.imbalance < 1e-6
+
+
+def test_forces_balance_at_every_layer() -> None:
+    """Internal forces summed anew from the frames alone: births, temperatures and strains."""
+    mesh, material = overhang(), MATERIALS["Inc625"]
+    process = dataclasses.replace(material.process, layer_thickness=0.04)
+    simulation = BuildSimulation(mesh, material, process, refinement=1)
+    element = elastic_element(mesh.spacing, material.young, material.poisson)
+    birth = np.zeros((mesh.num_cells, 8, 3))
+    before = np.zeros((0, 3))
+    known = 0
+    for frame in simulation.frames():
+        if frame.num_cells > known:
+            moved = np.zeros((mesh.num_points, 3))
+            moved[: len(before)] = before
+            birth[known : frame.num_cells] = moved[mesh.cells[known : frame.num_cells]]
+            known = frame.num_cells
+        before = frame.state.displacement
+        if frame.phase == "cut":
+            continue  # its rigid-body motion was removed; the next test looks at it
+        worst = imbalance(simulation, element.stiffness, element.load, frame, birth)
+        assert worst < 1e-6, (frame.number, worst)
+
+
+def imbalance(
+    simulation: BuildSimulation,
+    stiffness: NDArray[np.float64],
+    load: NDArray[np.float64],
+    frame: Frame,
+    birth: NDArray[np.float64],
+) -> float:
+    mesh, material = simulation.mesh, simulation.material
+    newest = simulation.groups[frame.group - 1].first_plane
+    total = np.zeros((frame.num_points, 3))
+    scale = 0.0
+    for number, cell in enumerate(mesh.cells[: frame.num_cells]):
+        warmth = frame.temperature[cell].mean() - simulation.process.ambient
+        strain = np.array([1, 1, 1, 0, 0, 0]) * material.expansion * warmth
+        if frame.phase != "added" or mesh.indices[number, 2] < newest:
+            strain[:3] += material.inherent_strain
+        stretch = (frame.state.displacement[cell] - birth[number]).ravel()
+        force = (stiffness @ stretch - load @ strain).reshape(8, 3)
+        scale += float(np.square(load @ strain).sum())
+        total[cell] += force
+    free = mesh.point_levels[: frame.num_points] > 0
+    return float(np.linalg.norm(total[free]) / math.sqrt(scale))
+
+
+def test_a_freed_part_holds_no_net_force_and_no_rigid_motion() -> None:
+    mesh = overhang()
+    last = list(BuildSimulation(mesh, MATERIALS["Inc625"]).frames())[-1]
+    assert last.state.imbalance < 1e-6
+    leftover = rigid_body_motion(mesh.points, last.state.displacement)
+    assert np.abs(leftover).max() < 1e-9 * np.abs(last.state.displacement).max()
+
+
+def test_nodes_that_the_cut_leaves_on_the_plate_stay() -> None:
+    mesh = block(10, 2, 4, (2.0, 2.0, 1.0))
+    held = mesh.points[mesh.point_levels == 0, 0] > 15.9
+    frames = list(BuildSimulation(mesh, MATERIALS["Inc625"]).frames(held=held))
+    base = np.flatnonzero(mesh.point_levels == 0)
+    assert np.array_equal(frames[-1].state.displacement[base[held]], frames[-2].state.displacement[base[held]])
+    assert np.abs(frames[-1].state.displacement[base[~held]]).max() > 1e-4
+
+
+def test_stress_is_elasticity_times_elastic_strain() -> None:
+    frames = list(BuildSimulation(overhang(), MATERIALS["Ti64"]).frames())
+    matrix = elasticity_matrix(MATERIALS["Ti64"].young, MATERIALS["Ti64"].poisson)
+    for frame in frames:
+        assert np.allclose(frame.state.stress, frame.state.strain @ matrix)
+
+
+def test_a_solution_that_does_not_converge_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stiffness_module, "_MOST_ITERATIONS", 1)
+    monkeypatch.setattr(stiffness_module, "_DENSE_RATE", 1.0)  # multigrid looks cheaper
+    with pytest.raises(SolverError, match="did not converge"):
+        list(BuildSimulation(block(8, 8, 8, (2.0, 2.0, 2.0)), MATERIALS["Ti64"]).frames())
