@@ -159,7 +159,7 @@ def _contents(root: Path, files: Sequence[Path]) -> list[str]:
         root: The data set.
         files: Files in it.
     """
-    from pipelines.reporting.summary import human_bytes
+    from pipelines.numbers import human_bytes
 
     kinds: dict[str, list[Path]] = {}
     for path in files:
@@ -207,8 +207,8 @@ def publish(
     resources = Resources(workers)
 
     from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest
+    from pipelines.numbers import human_bytes
     from pipelines.reporting.croissant import CROISSANT_NAME
-    from pipelines.reporting.summary import human_bytes
     from pipelines.verify import verify_dataset
 
     console = open_console()

@@ -371,7 +371,7 @@ def verify(data: str, *, workers: int | None = None, scheduler: str | None = Non
     resources = Resources(workers, scheduler)
     from rich.table import Table
 
-    from pipelines.reporting.summary import human_bytes
+    from pipelines.numbers import human_bytes
 
     verdict = verify_dataset(data, resources)
     console = open_console()

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from flare_model.checkpoints.spec import ModelSpec
 from flare_model.data.envelope import Envelope, Range
 from flare_model.data.metrics import floor_of
+from flare_model.data.normalisation import Normalisation
 from flare_model.data.targets import resolve_targets, spans
 from lpbf_data.durable import write_durably, write_json
 from lpbf_data.errors import SchemaError, StoreError, UsageError
@@ -29,25 +30,6 @@ from lpbf_data.errors import SchemaError, StoreError, UsageError
 WEIGHTS_NAME: Final = "model.safetensors"
 CONFIG_NAME: Final = "config.json"
 CHECKPOINT_VERSION: Final = 2
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """How physical units become what the model sees, and back.
-
-    Attributes:
-        point_scale: Points are divided by it, [3], mm.
-        target_mean: Mean of each target over the training points.
-        target_std: Standard deviation of the same.
-        feature_mean: Mean of each feature over the training points.
-        feature_std: Standard deviation of the same.
-    """
-
-    point_scale: tuple[float, ...] = (30.0, 30.0, 60.0)
-    target_mean: tuple[float, ...] = (0.0,)
-    target_std: tuple[float, ...] = (1.0,)
-    feature_mean: tuple[float, ...] = ()
-    feature_std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

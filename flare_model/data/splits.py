@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from flare_model.checkpoints.files import Normalisation
 from flare_model.data.envelope import BUILD_VOLUME, Envelope
 from flare_model.data.metrics import floor_of
+from flare_model.data.normalisation import Normalisation
 from flare_model.data.targets import Target
 from lpbf_data.cached import cached_property
 from lpbf_data.case.record import CaseRecord

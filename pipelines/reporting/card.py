@@ -18,6 +18,7 @@ from lpbf_data.case.record import CaseRecord
 from lpbf_data.case.schema import SCHEMA_VERSION, FieldSpec
 from lpbf_data.case.statistics import total
 from lpbf_data.stores.manifest import count_by
+from pipelines.numbers import format_number
 from pipelines.reporting.overview import (
     PUBLISHED_SOURCE,
     QUANTITIES,
@@ -25,7 +26,6 @@ from pipelines.reporting.overview import (
     balance_splits,
     count_failures,
     count_rejections,
-    format_number,
     fusion_parts,
     is_simulated_here,
     leak_sentence,

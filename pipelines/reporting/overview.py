@@ -22,16 +22,6 @@ PUBLISHED_SOURCE: Final = (
 )
 
 
-def format_number(value: float) -> str:
-    """A number as people read it: thousands apart, four significant digits.
-
-    >>> format_number(20972), format_number(0.43794), format_number(-0.000485)
-    ('20,972', '0.4379', '−0.000485')
-    """
-    text = f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 10_000 else f"{value:,.4g}"
-    return text.replace("-", "−")
-
-
 @dataclass(frozen=True, slots=True)
 class Summary:
     """What many values come to, in the rows of the paper's Table 6."""

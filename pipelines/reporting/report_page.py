@@ -24,6 +24,7 @@ from lpbf_data.case.record import CaseRecord
 from lpbf_data.case.schema import SCHEMA_VERSION, FieldSpec
 from lpbf_data.case.statistics import total
 from lpbf_data.stores.manifest import count_by
+from pipelines.numbers import format_number
 from pipelines.reporting.card import INTRODUCTION, TITLE, dataset_version
 from pipelines.reporting.exhibits import Deviation, Exhibit, ShownField
 from pipelines.reporting.overview import (
@@ -33,7 +34,6 @@ from pipelines.reporting.overview import (
     balance_splits,
     count_failures,
     count_rejections,
-    format_number,
     leak_sentence,
     solver_sentence,
     table_6,

@@ -13,12 +13,12 @@ from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.stores.manifest import MANIFEST_NAME, Manifest, decode_manifest
 from pipelines.building.request import BuildRequest
 from pipelines.building.targets import Target
-from pipelines.report import make_report
+from pipelines.numbers import format_number
 from pipelines.reporting.card import CardPicture
 from pipelines.reporting.documents import CARD_NAME, DISTRIBUTIONS_PICTURE, PARTS_PICTURE, REPORT_NAME, make_card_of
 from pipelines.reporting.exhibits import Exhibit
-from pipelines.reporting.overview import format_number
 from pipelines.reporting.pictures import draw_histograms, draw_mosaic
+from pipelines.reporting.report_data import make_report
 
 
 def add_showcase(request: BuildRequest, target: Target) -> str | None:

@@ -13,23 +13,10 @@ from rich.text import Text
 from lpbf_data.case.record import CaseRecord
 from lpbf_data.remarks import MAX_EXAMPLES, Remark, Treatment, merge_remarks
 from lpbf_data.stores.manifest import count_by
+from pipelines.numbers import human_bytes
 from pipelines.selection.split_rules import SplitRequest
 
 _MOST_EXAMPLES = 3
-
-
-def human_bytes(size: int) -> str:
-    """A size in the unit that people read.
-
-    >>> human_bytes(1_234_000)
-    '1.2 MB'
-    """
-    value, unit = float(size), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def mixtures(records: Iterable[CaseRecord]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Final
 from PIL import Image
 
 from lpbf_data.places.folder import DatasetFolder
-from pipelines.report import make_report
+from pipelines.reporting.report_data import make_report
 from tests.browser import Visit, open_browser
 
 PICTURE: Final = Path("pipelines/pictures/report.jpg")

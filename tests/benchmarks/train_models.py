@@ -43,9 +43,10 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from flare_model.checkpoints.files import Normalisation, Usage
+from flare_model.checkpoints.files import Usage
 from flare_model.checkpoints.spec import ModelSpec
 from flare_model.checkpoints.surrogate import Surrogate
+from flare_model.data.normalisation import Normalisation
 from flare_model.data.splits import Split
 from flare_model.evaluate import evaluate
 from flare_model.models.flare import Flare, FlareConfig

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from flare_model.checkpoints.files import Normalisation, Usage
+from flare_model.checkpoints.files import Usage
 from flare_model.checkpoints.surrogate import Surrogate
+from flare_model.data.normalisation import Normalisation
 from flare_model.models.flare import Flare, FlareConfig
 from flare_model.train import train
 from flare_model.training.recipe import Recipe

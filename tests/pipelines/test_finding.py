@@ -293,8 +293,8 @@ def test_sources_are_scanned_once_and_remote_cases_by_one_listing(
         asked.append(url)
         return real(url, **options)
 
-    for module in ("sources", "case_files"):
-        monkeypatch.setattr(f"pipelines.{module}.list_remote", counted)
+    for module in ("finding", "case_files"):
+        monkeypatch.setattr(f"pipelines.sources.{module}.list_remote", counted)
     found = find_cases(["memory://finding"])
     assert [x.case_id for x in found.locations] == ["a", "b", "c"]
     assert asked == ["memory://finding"]

@@ -25,10 +25,10 @@ from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.stores.predictions import PredictionFile, write_predictions
 from pipelines.build import build, run_build
 from pipelines.building.engine import Resources
-from pipelines.report import Report, make_report
 from pipelines.reporting.exhibits import KeptCases, choose_cases, judge_predictions, shown_fields
 from pipelines.reporting.overview import QUANTITIES, Summary, leak_sentence, solver_sentence, table_6
 from pipelines.reporting.pictures import Artist, Drawing
+from pipelines.reporting.report_data import Report, make_report
 from pipelines.reporting.report_page import ASSETS, PageContent, render_page
 from pipelines.reporting.surface_codec import COLUMN_BITS, COORDINATE_BITS, decode_surface, encode_surface
 from pipelines.selection.select import Filters
@@ -289,7 +289,7 @@ def test_samples_are_chosen_by_hash_and_hold_the_riskiest(built: Path) -> None:
 
 def test_larger_sets_stay_under_the_size(built: Path, whole: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     one = len(whole.exhibits[0].surface) + len(whole.exhibits[0].still or b"")
-    monkeypatch.setattr("pipelines.report._MOST_BYTES", 3 * one * 4 // 3 + 3000)
+    monkeypatch.setattr("pipelines.reporting.report_data._MOST_BYTES", 3 * one * 4 // 3 + 3000)
     cut = make_report(DatasetFolder(built))
     assert 2 <= len(cut.exhibits) < len(whole.exhibits)
     assert [e.surface for e in cut.exhibits] == [e.surface for e in whole.exhibits[: len(cut.exhibits)]]

@@ -13,8 +13,8 @@ import pytest
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.stores.predictions import write_predictions
 from pipelines.build import run_build
-from pipelines.report import Report, make_report
 from pipelines.reporting.exhibits import KeptCases
+from pipelines.reporting.report_data import Report, make_report
 from pipelines.reporting.surface_codec import decode_surface
 from pipelines.selection.select import Filters
 from tests.browser import Visit, colourful, column, open_part, pixels, wait_for_part

@@ -11,9 +11,9 @@ import numpy as np
 
 from lpbf_data.places.folder import DatasetFolder
 from pipelines.build import run_build
-from pipelines.report import make_report
 from pipelines.reporting.exhibits import KeptCases, make_exhibits, shown_fields
 from pipelines.reporting.pictures import Artist
+from pipelines.reporting.report_data import make_report
 from pipelines.reporting.surface_codec import decode_surface
 from tests.browser import Visit, column, open_part, pixels
 from tests.netfabb_cases import Part, write_part

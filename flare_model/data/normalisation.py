@@ -1,0 +1,24 @@
+"""How physical units become what a model sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How physical units become what the model sees, and back.
+
+    Attributes:
+        point_scale: Points are divided by it, [3], mm.
+        target_mean: Mean of each target over the training points.
+        target_std: Standard deviation of the same.
+        feature_mean: Mean of each feature over the training points.
+        feature_std: Standard deviation of the same.
+    """
+
+    point_scale: tuple[float, ...] = (30.0, 30.0, 60.0)
+    target_mean: tuple[float, ...] = (0.0,)
+    target_std: tuple[float, ...] = (1.0,)
+    feature_mean: tuple[float, ...] = ()
+    feature_std: tuple[float, ...] = ()
