@@ -26,6 +26,16 @@ SHIPPED: Final[Mapping[str, type[Any]]] = {
 """Models of this package, with what each is made from; a checkpoint may name them and no other, unless the caller
 trusts it."""
 
+_MOVED: Final = {
+    "flare_model.model.Flare": "Flare",
+    "flare_model.transformer.Transformer": "Transformer",
+    "flare_model.transolver.Transolver": "Transolver",
+    "flare_model.models.flare.Flare": "Flare",
+    "flare_model.models.transformer.Transformer": "Transformer",
+    "flare_model.models.transolver.Transolver": "Transolver",
+}
+"""Other import paths of them, as runs and checkpoints may name them; the first three are those of earlier versions."""
+
 _DIMENSIONS: Final = ("in_dim", "out_dim")
 
 
@@ -42,8 +52,9 @@ class ModelSpec:
     init_args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.class_path in SHIPPED:
-            object.__setattr__(self, "class_path", f"flare_model.{self.class_path}")
+        name = _MOVED.get(self.class_path, self.class_path)
+        if name in SHIPPED:
+            object.__setattr__(self, "class_path", f"flare_model.{name}")
 
     @property
     def is_shipped(self) -> bool:
