@@ -57,6 +57,11 @@ def _mixing(rounding: _Rounding, q: Tensor, k: Tensor, v: Tensor, g: Tensor, mas
     encoded_gradient = rounding.round(multiply(decoding, g))
     output = rounding.round(multiply(decoding.mT, encoded))
     by_decoding, by_encoding = multiply(encoded, g.mT), multiply(encoded_gradient, v.mT)
+    # The gradients' pass computes the scores anew, in another order, and subtracts the levels that it was left.
+    anew = rounding.scores(q, k)
+    anew_among = anew if mask is None else anew.masked_fill(~mask[:, None, None, :], -torch.inf)
+    encoding = (anew_among - among.logsumexp(-1, keepdim=True)).exp()
+    decoding = (anew - scores.logsumexp(-2, keepdim=True)).exp()
     # What softmax takes away is the mean of its gradient: what was stored, times its own gradient.
     per_point = total((output * g).sum(-1), (output * g).abs().sum(-1))[..., None, :]
     per_latent = total((encoded * encoded_gradient).sum(-1), (encoded * encoded_gradient).abs().sum(-1))[..., None]
