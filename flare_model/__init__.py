@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from flare_model.checkpoints.spec import ModelSpec
     from flare_model.checkpoints.surrogate import Surrogate, from_pretrained
     from flare_model.models.flare import Flare
-    from flare_model.models.sizes import FlareConfig, TransformerConfig, TransolverConfig
     from flare_model.models.transformer import Transformer
     from flare_model.models.transolver import Transolver
+    from flare_model.sizes import FlareConfig, TransformerConfig, TransolverConfig
 
 __all__ = [
     "Flare",
@@ -35,13 +35,13 @@ __all__ = [
 
 _HOME: Final = {
     "Flare": "models.flare",
-    "FlareConfig": "models.sizes",
+    "FlareConfig": "sizes",
     "ModelSpec": "checkpoints.spec",
     "Surrogate": "checkpoints.surrogate",
     "Transformer": "models.transformer",
-    "TransformerConfig": "models.sizes",
+    "TransformerConfig": "sizes",
     "Transolver": "models.transolver",
-    "TransolverConfig": "models.sizes",
+    "TransolverConfig": "sizes",
     "from_pretrained": "checkpoints.surrogate",
 }
 

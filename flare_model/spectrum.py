@@ -1,6 +1,6 @@
 """`python -m flare_model.spectrum --checkpoint runs/first --data lpbf/`: what each head of FLARE communicates.
 
-The eigenvalues are those of [spectra][flare_model.judging.spectra].
+The eigenvalues are those of [spectra][flare_model.models.spectra].
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from flare_model.checkpoints.surrogate import Surrogate
     from flare_model.data.batches import Batch
-    from flare_model.judging.spectra import BlockSpectrum
+    from flare_model.models.spectra import BlockSpectrum
 
 
 def spectrum(
@@ -52,8 +52,8 @@ def spectrum(
         raise UsageError(f"--cases must be 1 or more, not {cases}")
 
     from flare_model.checkpoints.surrogate import from_pretrained, results_folder
-    from flare_model.judging.spectra import spectra
     from flare_model.models.flare import Flare
+    from flare_model.models.spectra import spectra
     from flare_model.plots import plot_spectrum
 
     surrogate = from_pretrained(checkpoint, trust=trust)

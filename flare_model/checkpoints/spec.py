@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 import yaml
 
-from flare_model.models.sizes import FlareConfig, TransformerConfig, TransolverConfig
+from flare_model.sizes import FlareConfig, TransformerConfig, TransolverConfig
 from lpbf_data.errors import LpbfError, UsageError
 
 if TYPE_CHECKING:

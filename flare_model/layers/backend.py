@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from flare_model.models.sizes import Implementation
+from flare_model.sizes import Implementation
 from lpbf_data.errors import UsageError
 
 OPTION: Final = "--model.init_args.config.mixer"

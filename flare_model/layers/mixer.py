@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flare_model.layers.backend import compute_dtype, mix_by_kernels
 from flare_model.layers.layout import Layout
 from flare_model.layers.pointwise import ResMLP
-from flare_model.models.sizes import Implementation
+from flare_model.sizes import Implementation
 from lpbf_data.errors import UsageError
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from flare_model.layers.backend import compute_dtype, network_by_kernels
-from flare_model.models.sizes import Implementation
+from flare_model.sizes import Implementation
 
 
 class ResMLP(nn.Module):

@@ -1,1 +1,1 @@
-"""The models, their sizes, and what any model must do."""
+"""The models, what any model must do, and what their heads communicate."""

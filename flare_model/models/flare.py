@@ -12,7 +12,7 @@ from torch import nn
 from flare_model.layers.mixer import FlareMixer
 from flare_model.layers.pointwise import ResMLP
 from flare_model.models.backbone import Backbone, Block
-from flare_model.models.sizes import FlareConfig
+from flare_model.sizes import FlareConfig
 
 
 class Flare(Backbone):

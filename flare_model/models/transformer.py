@@ -14,7 +14,7 @@ from flare_model.layers.layout import Layout
 from flare_model.layers.pointwise import FeedForward, ResMLP
 from flare_model.models.backbone import Backbone, Block
 from flare_model.models.flare import initialise_linear
-from flare_model.models.sizes import TransformerConfig
+from flare_model.sizes import TransformerConfig
 
 
 class SelfAttention(nn.Module):

@@ -15,7 +15,7 @@ from flare_model.layers.layout import Layout
 from flare_model.layers.mesh_tiles import MeshTiles
 from flare_model.layers.pointwise import FeedForward
 from flare_model.models.backbone import Backbone, Block
-from flare_model.models.sizes import TransolverConfig
+from flare_model.sizes import TransolverConfig
 
 
 class PhysicsAttention(nn.Module):

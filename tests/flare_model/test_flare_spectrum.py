@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import flare_model.judging.spectra
+import flare_model.models.spectra
 from flare_model import Flare, FlareConfig
-from flare_model.judging.spectra import block_inputs, eigenvectors, spectra
 from flare_model.models.backbone import Block
+from flare_model.models.spectra import block_inputs, eigenvectors, spectra
 from flare_model.spectrum import spectrum
 from flare_model.train import train
 from flare_model.training.recipe import Recipe
@@ -33,7 +33,7 @@ def communication(block: Block, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("chunk", [1 << 22, 4 * 6 * 7])
 def test_eigenvalues_are_those_of_the_dense_matrix(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flare_model.judging.spectra, "_CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr(flare_model.models.spectra, "_CHUNK_NUMBERS", chunk)
     model, points = tiny_flare().double(), torch.randn(40, 3)
     found = list(spectra(model, points))
     assert len(found) == 2
@@ -65,7 +65,7 @@ def test_scores_of_any_size_give_eigenvalues_from_zero_to_one(scale: float, seed
 
 
 def test_the_chunked_forward_pass_is_that_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flare_model.judging.spectra, "_CHUNK_NUMBERS", 4 * 6 * 7)
+    monkeypatch.setattr(flare_model.models.spectra, "_CHUNK_NUMBERS", 4 * 6 * 7)
     model, points = tiny_flare(num_blocks=3), torch.randn(40, 3)
     with torch.no_grad():
         hidden = model.enter(points)[None]
