@@ -131,7 +131,7 @@ def _judge_into(out: Path, checkpoint: str, surrogate: Surrogate, split: Split, 
 
     Pictures of other numbers go first, so that those that lie beside a summary are always of its numbers.
     """
-    from flare_model.judging.judge import judge as judging
+    from flare_model.judging import judge as judging
     from flare_model.judging.pictures import clear_pictures
 
     kept: dict[str, NDArray[np.float32]] = {}

@@ -31,6 +31,7 @@ from flare_model.data.metrics import (
 )
 from flare_model.data.splits import Split
 from flare_model.evaluate import evaluate
+from flare_model.judging import judge as judging
 from flare_model.judging.interference import (
     Risk,
     assess,
@@ -40,7 +41,6 @@ from flare_model.judging.interference import (
     ranking_quality,
     risk_target,
 )
-from flare_model.judging.judge import judge as judging
 from flare_model.judging.scores import score_case, summarise
 from flare_model.train import train
 from flare_model.training.recipe import Recipe

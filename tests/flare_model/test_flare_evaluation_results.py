@@ -12,7 +12,7 @@ from rich.console import Console
 
 from flare_model.data.splits import Split
 from flare_model.evaluate import evaluate
-from flare_model.judging.judge import judge as judging
+from flare_model.judging import judge as judging
 from flare_model.judging.tables import show
 from pipelines.build import build
 from tests.netfabb_cases import Part, write_part

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flare_model import from_pretrained
 from flare_model.checkpoints.spec import ModelSpec
+from flare_model.configs import FOLDER
 from flare_model.data.batches import Batch, grouped
 from flare_model.data.metrics import relative_l2
 from flare_model.data.targets import resolve_target, resolve_targets, spans, stack_targets
@@ -341,7 +342,7 @@ def test_the_shortest_runs_have_a_schedule() -> None:
 
 
 def test_the_published_code_is_an_option() -> None:
-    path = Path(make_schedule.__code__.co_filename).parent / "configs" / "lpbf_published_code.yaml"
+    path = FOLDER / "lpbf_published_code.yaml"
     recipe = Recipe(**yaml.safe_load(path.read_text())["recipe"])
     model = tiny_flare()
     optimizer = make_optimizer(model, recipe)
