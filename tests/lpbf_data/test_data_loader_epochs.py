@@ -176,7 +176,8 @@ def train_one_rank(rank: int, ranks: int, folder: str, place: str, uneven: Any, 
 
 @pytest.mark.parametrize("uneven", ["drop", "pad"])
 def test_distributed_training_does_not_hang_at_uneven_ends(small_dataset: Path, tmp_path: Path, uneven: str) -> None:
-    context = multiprocessing.get_context("fork")
+    # Autograd hangs in a forked process where its parent has already run a backward pass.
+    context = multiprocessing.get_context("spawn")
     results = context.Queue()
     place = str(tmp_path / "rendezvous")
     processes = [
