@@ -275,18 +275,18 @@ def test_what_a_case_raises_or_gives_comes_through() -> None:
 
 
 def test_shards_that_could_not_be_written_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pipelines.build
+    import pipelines.building.stages
 
     src = write_parts(tmp_path / "src", 8)
     asked = request(src, tmp_path / "out")
-    original = pipelines.build.select
+    original = pipelines.building.stages.select
 
     def select_and_change(*arguments: object) -> object:
         for path in src.glob("*_3/results/*.ens"):
             os.utime(path, (1, 1))
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipelines.build, "select", select_and_change)
+    monkeypatch.setattr(pipelines.building.stages, "select", select_and_change)
     said = run_part(asked, Share(1, 1))
     staged = len(list((tmp_path / "out" / ".build" / "shards").glob("*.json")))
     assert f"part 1 of 1: {staged} of {staged + 1} shards written; 1 not" in said
