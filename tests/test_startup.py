@@ -19,7 +19,7 @@ import flare_model
 from flare_model.checkpoints.spec import SHIPPED
 from flare_model.layers.backend import mix_by_kernels, network_by_kernels
 from flare_model.predict import Prediction, write_vtu
-from flare_model.prediction.parts import Meshing, read_part
+from flare_model.prediction.parts import Meshing, read_parts
 from tests.flare_model.flare_support import tiny_surrogate
 
 REPOSITORY: Final = Path(__file__).parents[1]
@@ -171,7 +171,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("startup")
     tiny_surrogate().save_pretrained(folder / "model")
     trimesh.creation.box((20, 10, 12)).export(folder / "box.stl")
-    part = read_part(folder / "box.stl", Meshing(546))
+    part = next(read_parts(folder / "box.stl", Meshing(546)))
     write_vtu(folder / "box.vtu", Prediction(part, {}, {}, {}, (), 0.0))
     return folder
 

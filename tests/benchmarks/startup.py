@@ -37,11 +37,11 @@ def prepare(folder: Path) -> None:
     from flare_model.checkpoints.surrogate import Surrogate
     from flare_model.models.flare import Flare
     from flare_model.predict import Prediction, write_vtu
-    from flare_model.prediction.parts import Meshing, read_part
+    from flare_model.prediction.parts import Meshing, read_parts
 
     Surrogate(Flare(), Usage(Normalisation(), ("displacement_z",))).eval().save_pretrained(folder / "model")
     trimesh.creation.box((20, 10, 12)).export(folder / "part.stl")
-    part = read_part(folder / "part.stl", Meshing(546))
+    part = next(read_parts(folder / "part.stl", Meshing(546)))
     write_vtu(folder / "part.vtu", Prediction(part, {}, {}, {}, (), 0.0))
 
 

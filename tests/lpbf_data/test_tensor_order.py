@@ -17,7 +17,7 @@ from vtkmodules.vtkIOXML import vtkXMLUnstructuredGridReader
 import pipelines.ensight
 from flare_model.predict import Prediction, write_vtu
 from flare_model.prediction.parts import Part as PredictedPart
-from flare_model.prediction.parts import read_part
+from flare_model.prediction.parts import read_parts
 from lpbf_data.case.schema import SYMMETRIC_TENSOR
 from lpbf_data.case.tensor_order import (
     ENSIGHT_ORDER,
@@ -218,7 +218,7 @@ def test_predictions_show_tensors_as_vtk_reads_them(tmp_path: Path) -> None:
         applied = np.einsum("nij,nkj->nki", full, vectors)
         np.testing.assert_allclose(applied, values[:, :, None] * vectors, atol=1e-2)
     # The same file is a part to predict on, its fields features of a model.
-    np.testing.assert_array_equal(read_part(tmp_path / "p.vtu").fields["cauchy_stress"], tensors)
+    np.testing.assert_array_equal(next(read_parts(tmp_path / "p.vtu")).fields["cauchy_stress"], tensors)
 
 
 OLD = Path(__file__).parents[1] / "old_simulator" / "v0.1.0.zip"

@@ -26,8 +26,9 @@ from pipelines.build import build
 from pipelines.building.listing import drop_duplicates
 from pipelines.ensight import read_case_file
 from pipelines.netfabb.run import NetfabbRun
+from pipelines.sources import places
 from pipelines.sources.case_files import FolderFiles, open_case
-from pipelines.sources.finding import Found, find_cases, places
+from pipelines.sources.finding import Found, find_cases
 from tests.netfabb_cases import Part, write_part, zip_folder
 
 ROOT = Path(__file__).parents[2]
