@@ -183,7 +183,7 @@ PREDICTION: Final = (*COMPILER, "lightning_fabric", "torch_geometric", "tensorbo
     ("source", "words", "needed"),
     [
         ("box.vtu", ["--pictures", "false"], {"torch"}),
-        ("box.stl", ["--pictures", "false"], {"torch", "trimesh", "scipy"}),
+        ("box.stl", ["--pictures", "false"], {"torch", "scipy"}),
         ("box.vtu", [], {"torch", "pyvista", "matplotlib"}),
     ],
     ids=["mesh", "surface", "picture"],
