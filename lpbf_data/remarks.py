@@ -7,7 +7,7 @@ keep them in the JSON that lies beside the result.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -42,6 +42,11 @@ class Remark:
     sentence: str
     count: int = 1
     examples: tuple[str, ...] = ()
+
+    @classmethod
+    def of_places(cls, treatment: Treatment, kind: str, sentence: str, places: Sequence[str]) -> Remark:
+        """A remark on places that were all met: counted all, the first of them as examples."""
+        return cls(treatment, kind, sentence, len(places), tuple(places[:MAX_EXAMPLES]))
 
     def __str__(self) -> str:
         """The remark on one line, as commands print it."""

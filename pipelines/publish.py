@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console
 from lpbf_data.errors import UsageError
-from lpbf_data.remarks import MAX_EXAMPLES, Remark, Treatment
+from lpbf_data.remarks import Remark, Treatment
 from pipelines.building.engine import Resources
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def left_out(root: Path, published: Collection[Path]) -> tuple[Remark, ...]:
     if not others:
         return ()
     sentence = f"{len(others):,} files in {root.name or root} don't belong to the data set and aren't sent"
-    return (Remark(Treatment.LEFT_OUT, "foreign_files", sentence, len(others), tuple(others[:MAX_EXAMPLES])),)
+    return (Remark.of_places(Treatment.LEFT_OUT, "foreign_files", sentence, others),)
 
 
 def with_license(card: str, name: str) -> str:

@@ -6,13 +6,11 @@ Everything on it comes from the manifest, `build.json` and the shards; no time, 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console
 from lpbf_data.errors import UsageError
-
-_MOST_PARTS: Final = 300
+from pipelines.reporting.gallery import MOST_PARTS
 
 
 def report(
@@ -20,7 +18,7 @@ def report(
     *,
     predictions: str | None = None,
     out: str | None = None,
-    gallery: int = _MOST_PARTS,
+    gallery: int = MOST_PARTS,
 ) -> int:
     """Make the report of a data set: one page that opens without a network.
 

@@ -33,9 +33,8 @@ class Block(nn.Module):
         pointwise: Called with x.
 
     Either may have a method `behind`, as [ResMLP][flare_model.layers.pointwise.ResMLP] has: it is called with the
-    LayerNorm
-    and what enters that, so that one kernel can do both. A mixer with a true `tiled` gets joined meshes cut into
-    [tiles][flare_model.layers.mesh_tiles.MeshTiles].
+    LayerNorm and what enters that, so that one kernel can do both. A mixer with a true `tiled` gets joined meshes cut
+    into [tiles][flare_model.layers.mesh_tiles.MeshTiles].
     """
 
     def __init__(self, channels: int, mixer: nn.Module, pointwise: nn.Module) -> None:

@@ -1,9 +1,8 @@
 """In which order the six components of a symmetric tensor stand, by whoever writes them, and how to tell from the data.
 
 The project keeps them as xx, yy, zz, xy, xz, yz ([SYMMETRIC_TENSOR][lpbf_data.case.schema.SYMMETRIC_TENSOR]), in
-every store
-and in Python. Others exchange the last two. Order and sense of the components are all that changes: shear strains stay
-engineering strains (γ, twice the tensor's) where they were.
+every store and in Python. Others exchange the last two. Order and sense of the components are all that changes: shear
+strains stay engineering strains (γ, twice the tensor's) where they were.
 """
 
 from __future__ import annotations

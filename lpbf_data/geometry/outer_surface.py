@@ -2,8 +2,8 @@
 
 Where cells of two sizes meet, a coarse face lies on four fine ones (or on some of them: the others are outside). No
 face there has a partner of equal corners, so [boundary_faces][lpbf_data.geometry.hexahedra.boundary_faces] gives
-both sides, inside
-the material. Here such faces are recognised by the points in their middle and cut to what is really outside.
+both sides, inside the material. Here such faces are recognised by the points in their middle and cut to what is really
+outside.
 """
 
 from __future__ import annotations

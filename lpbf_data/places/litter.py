@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from lpbf_data.remarks import MAX_EXAMPLES, Remark, Treatment
+from lpbf_data.remarks import Remark, Treatment
 
 _NAMES: Final = frozenset(
     {
@@ -50,4 +50,4 @@ def litter_remark(names: Sequence[str]) -> tuple[Remark, ...]:
     if not names:
         return ()
     sentence = "hidden files and folders, and what operating systems leave beside a user's files"
-    return (Remark(Treatment.LEFT_OUT, "litter", sentence, len(names), tuple(sorted(names)[:MAX_EXAMPLES])),)
+    return (Remark.of_places(Treatment.LEFT_OUT, "litter", sentence, sorted(names)),)

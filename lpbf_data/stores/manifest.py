@@ -1,10 +1,9 @@
 """`manifest.parquet`: one row a case that was found, whatever became of it.
 
 Nested records become flat columns, named as in [record][lpbf_data.case.record]; others are lists, most of them of
-structs
-(`statistics`, `rejections`, `remarks`, `geometry_digests`). What the build as a whole left out, changed, guessed or
-repaired lies as JSON in the table's metadata, under `lpbf_remarks`. Reader and writer share the table below, so a
-column that one knows the other knows too.
+structs (`statistics`, `rejections`, `remarks`, `geometry_digests`). What the build as a whole left out, changed,
+guessed or repaired lies as JSON in the table's metadata, under `lpbf_remarks`. Reader and writer share the table below,
+so a column that one knows the other knows too.
 """
 
 from __future__ import annotations

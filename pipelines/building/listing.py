@@ -19,7 +19,7 @@ from lpbf_data.case.record import CaseRecord, Failure, SourceRef
 from lpbf_data.console import progress
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import CaseError, FailureReason, UsageError
-from lpbf_data.remarks import MAX_EXAMPLES, Remark, Treatment
+from lpbf_data.remarks import Remark, Treatment
 from pipelines.building.engine import Engine
 from pipelines.building.workspace import Workspace
 from pipelines.sources.archive import archive_at
@@ -206,10 +206,10 @@ def drop_duplicates(
     remarks = []
     if copies:
         sentence = "copies of a case, equal in name and content; one is kept"
-        remarks.append(Remark(Treatment.LEFT_OUT, "copies", sentence, len(copies), tuple(copies[:MAX_EXAMPLES])))
+        remarks.append(Remark.of_places(Treatment.LEFT_OUT, "copies", sentence, copies))
     if renamed:
         sentence = "cases of different content whose folders have one name, called by what their files begin with"
-        remarks.append(Remark(Treatment.CHANGED, "renamed", sentence, len(renamed), tuple(renamed[:MAX_EXAMPLES])))
+        remarks.append(Remark.of_places(Treatment.CHANGED, "renamed", sentence, renamed))
     return sorted(unique, key=lambda x: x.case_id), failures, tuple(remarks)
 
 

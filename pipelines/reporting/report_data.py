@@ -15,11 +15,9 @@ from lpbf_data.stores.predictions import PredictionFile
 from pipelines.reporting import exhibits as shown
 from pipelines.reporting.documents import BUILD_NAME
 from pipelines.reporting.exhibits import Deviation, Exhibit, KeptCases
+from pipelines.reporting.gallery import MOST_PARTS
 from pipelines.reporting.pictures import Artist
 from pipelines.reporting.report_page import PageContent, render_page
-
-MOST_PARTS: Final = 300
-"""Parts in the gallery unless asked otherwise."""
 
 _MOST_BYTES: Final = 27_000_000
 """Of surfaces and pictures as they stand in the page, so that all of it stays under 30 MB."""

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lpbf_data.case.record import CaseRecord
-from lpbf_data.remarks import MAX_EXAMPLES, Remark, Treatment, merge_remarks
+from lpbf_data.remarks import Remark, Treatment, merge_remarks
 from lpbf_data.stores.manifest import count_by
 from pipelines.numbers import human_bytes
 from pipelines.selection.split_rules import SplitRequest
@@ -125,7 +125,7 @@ def _equal_results(records: Iterable[CaseRecord]) -> tuple[Remark, ...]:
             by_results.setdefault(key, []).append(record.case_id)
     equal = [" = ".join(ids) for ids in by_results.values() if len(ids) > 1]
     sentence = "cases with equal results under different ids, all used as they are; drop the copies if they are copies"
-    return (Remark(Treatment.KEPT, "equal_cases", sentence, len(equal), tuple(equal[:MAX_EXAMPLES])),) if equal else ()
+    return (Remark.of_places(Treatment.KEPT, "equal_cases", sentence, equal),) if equal else ()
 
 
 def say_empty_splits(records: Sequence[CaseRecord], asked: SplitRequest, console: Console) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from lpbf_data.case.record import CaseRecord, Failure, SourceRef
 from lpbf_data.errors import CaseError, FailureReason, UsageError
 from lpbf_data.places.litter import litter_remark
-from lpbf_data.remarks import MAX_EXAMPLES, Remark, Treatment, merge_remarks
+from lpbf_data.remarks import Remark, Treatment, merge_remarks
 from pipelines.sources.archive import archive_at
 from pipelines.sources.case_files import ArchiveFiles, CaseLocation, FolderFiles, content_signature
 from pipelines.sources.places import is_remote_file, is_url, list_remote
@@ -189,10 +189,10 @@ def remarks_of(
             "packed files that aren't opened (only zip archives are, and none inside another); "
             "unpack them, or pack them as zip archives beside the others"
         )
-        remarks.append(Remark(Treatment.LEFT_OUT, "packed_files", sentence, len(packed), tuple(packed[:MAX_EXAMPLES])))
+        remarks.append(Remark.of_places(Treatment.LEFT_OUT, "packed_files", sentence, packed))
     if shared := [f"{label}:{folder or '.'} ({', '.join(runs)})" for folder, runs in grouping.shared.items()]:
         sentence = "folders with several runs: each run is a case, named by what its files begin with"
-        remarks.append(Remark(Treatment.CHANGED, "several_runs", sentence, len(shared), tuple(shared[:MAX_EXAMPLES])))
+        remarks.append(Remark.of_places(Treatment.CHANGED, "several_runs", sentence, shared))
     return tuple(remarks)
 
 
@@ -264,9 +264,9 @@ def find_in_archive(place: str, label: str) -> Found:
     ]
     remarks = remarks_of(archive.grouping, label, archive.grouping.litter)
     if archive.guessed:
-        examples = tuple(f"{label}:{name}" for name in archive.guessed[:MAX_EXAMPLES])
         sentence = "names in zip archives that are UTF-8, though the archive doesn't say so"
-        remarks += (Remark(Treatment.GUESSED, "member_names", sentence, len(archive.guessed), examples),)
+        places = [f"{label}:{name}" for name in archive.guessed]
+        remarks += (Remark.of_places(Treatment.GUESSED, "member_names", sentence, places),)
     return Found(tuple(locations), tuple(failures), remarks)
 
 
