@@ -1,19 +1,90 @@
-"""What rounding alone does to the mixing and its gradients, told in float64 from the epsilon of a type.
+"""What rounding alone does, told in float64 from the epsilon of a type: bounds that hold on any processor.
 
-Two rules stand for any processor: every operand of a product is rounded to the type, by a relative error of its
-epsilon at most, and products are summed in float32, which leaves an error of float32's epsilon times the sum of the
-magnitudes. Errors within these limits are drawn at random, step by step, in an evaluation that is in float64 otherwise
-(Monte Carlo arithmetic: Parker, 1997), so that they meet, cancel and grow as those of any program do. Half an epsilon
-is what one rounding makes at most; drawn are errors of up to one, so that a program that rounds twice keeps to them.
+Two ways to compute one thing are compared in float64 (`assert_same`), where rounding is far below what a fault makes.
+Where a program computes in a narrower type, errors within the limits of that type are drawn at random, step by step, in
+an evaluation that is in float64 otherwise (Monte Carlo arithmetic: Parker, 1997), so that they meet, cancel and grow as
+those of any program do. Half an epsilon is what one rounding makes at most; drawn are errors of up to one, so that a
+program that rounds twice keeps to them. `spread` does so for any function of PyTorch: every operand of every operation
+is rounded. `rounding_errors` does so for the mixing by two rules of its kernels: every operand of a product is rounded
+to the type, by a relative error of its epsilon at most, and products are summed in float32, which leaves an error of
+float32's epsilon times the sum of the magnitudes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 DRAWS = 8
 SINGLE = torch.finfo(torch.float32).eps
+DOUBLE = torch.finfo(torch.float64).eps
+
+# A million roundings of float64 in a row: some thousands that a small network makes, grown some hundred times. What a
+# fault makes, an operand in float32 among them, is a thousand times larger.
+SAME = 2**20 * DOUBLE
+
+
+def assert_same(found: Sequence[Tensor] | Tensor, wanted: Sequence[Tensor] | Tensor) -> None:
+    """Two ways to compute one thing in float64 give the same, up to the order of their sums.
+
+    Args:
+        found: Tensors of one way, float64.
+        wanted: Those of the other. Where all are gradients of one loss, one that cancels to nothing is known to the
+            rounding of the largest.
+    """
+    ours, theirs = ([t] if isinstance(t, Tensor) else list(t) for t in (found, wanted))
+    assert {t.dtype for t in (*ours, *theirs)} == {torch.float64}
+    largest = max(float(t.norm()) for t in theirs)
+    for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert a.shape == b.shape, number
+        assert float((a - b).norm()) <= SAME * largest, number
+
+
+class _Drawn(TorchDispatchMode):
+    """Every operand of every operation has an error that is drawn; what only looks at memory or copies it has none."""
+
+    def __init__(self, epsilon: float, seed: int) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if not (func.is_view or func._schema.is_mutable or func in (torch.ops.aten.detach.default,)):
+            args, kwargs = tree_map(self._round, (args, dict(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+    def _round(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dtype != torch.float64:
+            return value
+        drawn = torch.rand(value.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
+        return value * (1 + self.epsilon * drawn.to(value.device))
+
+
+def spread(function: Callable[[], Sequence[Tensor]], dtype: torch.dtype) -> tuple[list[Tensor], list[float]]:
+    """What a function gives in float64, and how far rounding to a type alone moves it.
+
+    Args:
+        function: Computes in float64, of numbers that the type holds.
+        dtype: The type that every operand is rounded to.
+
+    Returns:
+        What it gives, and for each of these the root mean square over the draws of the L2 norm of its error.
+    """
+    truth = [t.detach() for t in function()]
+    squares = [0.0] * len(truth)
+    for seed in range(DRAWS):
+        with _Drawn(torch.finfo(dtype).eps, seed):
+            found = function()
+        for number, (a, b) in enumerate(zip(found, truth, strict=True)):
+            squares[number] += float((a.detach() - b).square().sum()) / DRAWS
+    return truth, [square**0.5 for square in squares]
 
 
 class _Rounding:
