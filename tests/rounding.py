@@ -37,7 +37,7 @@ def assert_same(found: Sequence[Tensor] | Tensor, wanted: Sequence[Tensor] | Ten
         wanted: Those of the other. Where all are gradients of one loss, one that cancels to nothing is known to the
             rounding of the largest.
     """
-    ours, theirs = ([t] if isinstance(t, Tensor) else list(t) for t in (found, wanted))
+    ours, theirs = ([t.detach() for t in ([one] if isinstance(one, Tensor) else one)] for one in (found, wanted))
     assert {t.dtype for t in (*ours, *theirs)} == {torch.float64}
     largest = max(float(t.norm()) for t in theirs)
     for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
