@@ -230,14 +230,17 @@ def test_the_test_split_is_read_once(
     tmp_path: Path,
 ) -> None:
     evaluate(str(trained_run), box_dataset, worst=0, out=str(tmp_path / "kept"))
-    first = capsys.readouterr().out
+    first, said = capsys.readouterr()
+    assert "already" not in said
 
     def judge(*_: object) -> None:
         raise AssertionError("the split was read again")
 
     monkeypatch.setattr(judging, "judge", judge)
     evaluate(str(trained_run), box_dataset, worst=0, out=str(tmp_path / "kept"))
-    assert capsys.readouterr().out == first
+    again, said = capsys.readouterr()
+    assert again == first
+    assert f"{tmp_path / 'kept'} holds this evaluation already; only pictures that are missing are drawn\n" in said
     with pytest.raises(AssertionError, match="read again"):
         evaluate(str(trained_run), box_dataset, worst=0, out=str(tmp_path / "kept"), false_alarms=0.5)
 

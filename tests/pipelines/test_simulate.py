@@ -93,11 +93,15 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     assert sum(before[name] == inode for name, inode in kept.items()) >= done - 1  # they weren't simulated again
 
 
-def test_a_run_can_be_extended(tmp_path: Path) -> None:
-    run_small(tmp_path / "grown", options(cases=2))
-    run_small(tmp_path / "grown")
+def test_a_run_can_be_extended_and_says_where_it_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grown = tmp_path / "grown"
+    said = []
+    for cases in (2, 5, 5):
+        run_small(grown, options(cases=cases))
+        said.append([line for line in capsys.readouterr().err.splitlines() if "goes on" in line])
+    assert said == [[], [f"{grown} goes on from case 2 of 5"], []]
     run_small(tmp_path / "whole")
-    assert visible(tmp_path / "grown") == visible(tmp_path / "whole")
+    assert visible(grown) == visible(tmp_path / "whole")
 
 
 def test_archives_hold_the_same_cases_with_fixed_times(tmp_path: Path) -> None:
