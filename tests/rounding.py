@@ -28,6 +28,9 @@ DOUBLE = torch.finfo(torch.float64).eps
 # fault makes, an operand in float32 among them, is a thousand times larger.
 SAME = 2**20 * DOUBLE
 
+# Norms see float32 whatever the type, as under autocast.
+_NORMS = (torch.ops.aten.native_layer_norm.default, torch.ops.aten.native_layer_norm_backward.default)
+
 
 def assert_same(found: Sequence[Tensor] | Tensor, wanted: Sequence[Tensor] | Tensor) -> None:
     """Two ways to compute one thing in float64 give the same, up to the order of their sums.
@@ -56,15 +59,16 @@ class _Drawn(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if not (func.is_view or func._schema.is_mutable or func in (torch.ops.aten.detach.default,)):
-            args, kwargs = tree_map(self._round, (args, dict(kwargs or {})))
+        if not (func.is_view or func._schema.is_mutable or func is torch.ops.aten.detach.default):
+            epsilon = min(self.epsilon, SINGLE) if func in _NORMS else self.epsilon
+            args, kwargs = tree_map(lambda value: self._round(value, epsilon), (args, dict(kwargs or {})))
         return func(*args, **(kwargs or {}))
 
-    def _round(self, value: Any) -> Any:
+    def _round(self, value: Any, epsilon: float) -> Any:
         if not isinstance(value, Tensor) or value.dtype != torch.float64:
             return value
         drawn = torch.rand(value.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
-        return value * (1 + self.epsilon * drawn.to(value.device))
+        return value * (1 + epsilon * drawn.to(value.device))
 
 
 def spread(function: Callable[[], Sequence[Tensor]], dtype: torch.dtype) -> tuple[list[Tensor], list[float]]:
