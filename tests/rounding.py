@@ -28,6 +28,14 @@ DOUBLE = torch.finfo(torch.float64).eps
 # fault makes, an operand in float32 among them, is a thousand times larger.
 SAME = 2**20 * DOUBLE
 
+# Runs of a few steps in float32 that differ in the order of sums alone: a loss is known to a few roundings, weights to
+# ten times as many, for the optimiser divides small gradients by their own size. Both with room to spare.
+LOSSES = 2**6 * SINGLE
+WEIGHTS = 2**10 * SINGLE
+
+# A prediction in float32 of small models, relative to the largest: `spread` finds ten roundings.
+PREDICTIONS = 2**8 * SINGLE
+
 # Norms see float32 whatever the type, as under autocast.
 _NORMS = (torch.ops.aten.native_layer_norm.default, torch.ops.aten.native_layer_norm_backward.default)
 
@@ -46,6 +54,12 @@ def assert_same(found: Sequence[Tensor] | Tensor, wanted: Sequence[Tensor] | Ten
     for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         assert a.shape == b.shape, number
         assert float((a - b).norm()) <= SAME * largest, number
+
+
+def assert_same_predictions(found: Tensor, wanted: Tensor) -> None:
+    """Of one model in float32, however it came here and whatever it was asked together with."""
+    assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+    assert float((found - wanted).detach().abs().max()) <= PREDICTIONS * float(wanted.detach().abs().max())
 
 
 class _Drawn(TorchDispatchMode):

@@ -23,6 +23,7 @@ import lpbf_data
 from flare_model import Flare, from_pretrained
 from flare_model.checkpoints.files import read_checkpoint, restore_model
 from flare_model.checkpoints.spec import SHIPPED, ModelSpec
+from tests.rounding import spread
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -96,9 +97,9 @@ def test_a_checkpoint_from_before_the_move() -> None:
     weights, description = read_checkpoint(CHECKPOINT)
     model = restore_model(weights, description.model, folder=CHECKPOINT)
     assert isinstance(model, Flare)
-    with torch.no_grad():
-        values = model(torch.linspace(0, 1, 12).reshape(1, 4, 3))
-    torch.testing.assert_close(values.flatten(), torch.tensor(expected["values"]), rtol=1e-4, atol=1e-6)
+    points = torch.linspace(0, 1, 12).reshape(1, 4, 3).double()
+    (values,), (error,) = spread(lambda: [model.double()(points)], torch.float32)
+    assert (torch.tensor(expected["values"]).double() - values.flatten()).norm() <= 4 * error  # written in float32
     assert from_pretrained(CHECKPOINT).usage.targets == ("displacement_z",)
 
 
