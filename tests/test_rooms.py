@@ -92,6 +92,7 @@ def test_entry_point_of_mesh_readers() -> None:
     assert importlib.util.find_spec(readers["ensight"]) is not None
 
 
+@pytest.mark.numeric
 def test_a_checkpoint_from_before_the_move() -> None:
     expected = json.loads((CHECKPOINT / "expected.json").read_text(encoding="utf-8"))
     weights, description = read_checkpoint(CHECKPOINT)

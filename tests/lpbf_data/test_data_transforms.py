@@ -19,6 +19,8 @@ from lpbf_data.geometry.hexahedra import hex_edges
 from lpbf_data.serving.transforms import AddHexEdges, Compose, RandomSymmetry, ScalePoints, Standardise, SubsamplePoints
 from tests.rounding import SINGLE
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(params=["torch", "pyg"])
 def sample(request: pytest.FixtureRequest, small_dataset: Path) -> Any:

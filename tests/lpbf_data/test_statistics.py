@@ -11,6 +11,8 @@ from hypothesis.extra import numpy as hnp
 from lpbf_data.case.statistics import FieldStatistics, total
 from tests.rounding import DOUBLE
 
+pytestmark = pytest.mark.numeric
+
 samples = hnp.arrays(np.float32, st.integers(0, 50), elements=st.floats(-1000, 1000, width=32))
 
 
