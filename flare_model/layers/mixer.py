@@ -111,6 +111,9 @@ class FlareMixer(nn.Module):
         implementation: How to mix; see `mix_meshes`.
     """
 
+    splits = True
+    """It is `project`, `mix` and `leave`, of which `mix` alone looks at more than one point."""
+
     def __init__(
         self, channels: int, num_heads: int, num_latents: int, layers: int, implementation: Implementation = "auto"
     ) -> None:
