@@ -100,6 +100,16 @@ def _mix_by_kernels(queries: Tensor, keys: Tensor, values: Tensor, layout: Layou
     return mixing.mix(queries, keys, values, offsets=layout.offsets)
 
 
+class LatentMixing(nn.Module):
+    """`mix_meshes` as a module without weights: its forward hooks see queries and keys, which the encoder weighs by."""
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, layout: Layout, implementation: Implementation
+    ) -> Tensor:
+        """Arguments and result of `mix_meshes`."""
+        return mix_meshes(queries, keys, values, layout, implementation)
+
+
 class FlareMixer(nn.Module):
     """Token mixing through latents (section 3.2): learned queries, keys and values from deep networks.
 
@@ -123,6 +133,7 @@ class FlareMixer(nn.Module):
         self.latent_queries = nn.Parameter(torch.empty(num_heads, num_latents, channels // num_heads))
         self.keys = ResMLP(channels, channels, channels, layers, implementation=implementation)
         self.values = ResMLP(channels, channels, channels, layers, implementation=implementation)
+        self.mixing = LatentMixing()
         self.leave = nn.Linear(channels, channels)
         nn.init.normal_(self.latent_queries, std=0.1)
 
@@ -147,5 +158,5 @@ class FlareMixer(nn.Module):
         """Keys and values to mixed values, laid out alike; the only place where points meet."""
         heads = (*keys.shape[:-1], self.num_heads, keys.shape[-1] // self.num_heads)
         keys, values = keys.reshape(heads), values.reshape(heads)
-        mixed = mix_meshes(self.latent_queries.to(keys.dtype), keys, values, layout, self.implementation)
+        mixed: Tensor = self.mixing(self.latent_queries.to(keys.dtype), keys, values, layout, self.implementation)
         return mixed.flatten(-2)
