@@ -179,8 +179,8 @@ def run_once(
     found = {
         "seed": settings.seed,
         "steps": trainer.step,
-        "best_step": best["step"],
-        "validation": best.get("errors", {}),
+        "best_step": best.step,
+        "validation": best.errors,
     }
     if fabric.is_global_zero:
         write_json(result, found)
