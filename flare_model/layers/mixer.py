@@ -36,21 +36,6 @@ def mix(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = Non
     return F.scaled_dot_product_attention(keys, latents, encoded, scale=1.0)
 
 
-def mix_ragged(queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
-    """The same for meshes joined along their points.
-
-    Args:
-        queries: Latent queries, [H, M, D].
-        keys: Keys of all points, [ΣN, H, D].
-        values: Values of all points, [ΣN, H, D].
-        offsets: First point of each mesh and the end of the last, [B + 1].
-
-    Returns:
-        [ΣN, H, D].
-    """
-    return mix_meshes(queries, keys, values, Layout.of(keys.flatten(1), offsets, None))
-
-
 def mix_explicitly(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
     """The same by two softmax matrices that are written out; arguments as for `mix`."""
     scores = torch.einsum("hmd,bhnd->bhmn", queries, keys)
