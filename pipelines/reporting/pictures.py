@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from lpbf_data.case.record import CaseRecord
 from lpbf_data.geometry.render import import_pyvista
+from lpbf_data.viewer.palettes import SIGNED_PALETTE
 from pipelines.reporting.overview import QUANTITIES, Quantity
 
 if TYPE_CHECKING:
@@ -31,12 +32,6 @@ if TYPE_CHECKING:
 STILL_SIZE: Final = (320, 240)
 """Width and height of a part's picture in pixels."""
 
-SIGNED_PALETTE: Final = "coolwarm"
-"""For fields with a meaningful zero: its colour is neutral. A palette of matplotlib."""
-
-PLAIN_PALETTE: Final = "viridis"
-"""For every other field; equal steps look equal, to colour-blind eyes too. A palette of matplotlib."""
-
 VIEW_DIRECTION: Final = (1.0, -1.6, 0.9)
 """From the part to the eye; z is up."""
 
@@ -45,15 +40,6 @@ _TIME_LIMIT: Final = 120.0  # seconds for one picture, the start of the process 
 _MARGIN: Final = 1.06
 
 Pixels = NDArray[np.uint8]
-
-
-def palette(name: str) -> NDArray[np.uint8]:
-    """256 colours of a palette of matplotlib, [256, 3]."""
-    import matplotlib as mpl
-
-    colours = mpl.colormaps[name](np.linspace(0, 1, 256))[:, :3]
-    rounded: NDArray[np.uint8] = np.rint(np.asarray(colours) * 255).astype(np.uint8)
-    return rounded
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,9 @@ async function readBlock(id) {
   return new Response(stream).arrayBuffer();
 }
 
-/** Tables, fields, palettes. A column of few different texts is stored as codes. */
+/** What the page carries beside surfaces; its palettes as bytes. */
 async function readPageData() {
   const data = JSON.parse(new TextDecoder().decode(await readBlock("page-data")));
-  for (const [name, column] of Object.entries(data.cases)) {
-    if (!Array.isArray(column)) data.cases[name] = column.codes.map((code) => column.values[code]);
-  }
   for (const [name, text] of Object.entries(data.palettes)) {
     data.palettes[name] = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
   }
