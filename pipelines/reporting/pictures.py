@@ -60,6 +60,8 @@ class Drawing:
 def draw_part(drawing: Drawing, size: tuple[int, int] = STILL_SIZE) -> Pixels:
     """Draw a part before a transparent background.
 
+    Without light, so that a colour means the value that it has in the colour bar; edges show the shape.
+
     Args:
         drawing: The part.
         size: Width and height in pixels.
@@ -76,7 +78,7 @@ def draw_part(drawing: Drawing, size: tuple[int, int] = STILL_SIZE) -> Pixels:
     furthest = float(np.abs(drawing.values).max(initial=0.0)) or 1.0
     plotter.add_mesh(
         mesh, scalars=drawing.values.astype(np.float32), cmap=SIGNED_PALETTE, clim=(-furthest, furthest),
-        show_scalar_bar=False, ambient=0.42, diffuse=0.66, render=False,
+        show_scalar_bar=False, lighting=False, render=False,
     )  # fmt: skip
     edges = mesh.extract_feature_edges(30, boundary_edges=False, non_manifold_edges=False)
     if edges.n_points:
@@ -95,7 +97,6 @@ def _easel(width: int, height: int) -> Any:
     plotter = pyvista.Plotter(off_screen=True, window_size=[width, height], lighting="none")
     # Every pixel is the mean of several already; to sample each of those as well doubles the time.
     plotter.render_window.SetMultiSamples(0)
-    plotter.add_light(pyvista.Light(position=(0.2, 0.5, 1.0), light_type="camera light"))
     plotter.show(auto_close=False)
     return plotter
 

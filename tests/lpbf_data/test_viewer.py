@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from lpbf_data.case.schema import resolve_fields
@@ -37,6 +38,11 @@ def shown_part(name: str, shape: tuple[int, int, int]) -> ShownPart:
     return ShownPart.of_mesh(name, points, cells, columns, [("risk", HOSTILE)])
 
 
+def number_of(text: str) -> float:
+    """The number at the beginning of a text, as the page writes it."""
+    return float(text.split(maxsplit=1)[0].replace("−", "-").replace(",", ""))
+
+
 def test_a_page_shows_parts_alone(browser: Browser, tmp_path: Path) -> None:
     fields = shown_fields(resolve_fields(["displacement", "von_mises_stress"]))
     page = render_parts(HOSTILE, [shown_part(HOSTILE, (4, 3, 2)), shown_part("other", (6, 2, 2))], fields)
@@ -58,6 +64,43 @@ def test_a_page_shows_parts_alone(browser: Browser, tmp_path: Path) -> None:
     assert (pixels(visit) != first).any(axis=2).mean() > 0.01
     assert visit.errors == []
     assert visit.refused == []
+    visit.close()
+
+
+@pytest.mark.parametrize(("label", "unit"), [("Z displacement", "mm"), ("Von Mises stress", "MPa")])
+def test_colours_on_the_surface_are_those_of_the_colour_bar(
+    browser: Browser, tmp_path: Path, label: str, unit: str
+) -> None:
+    """The value under the cursor, looked up on the bar, has the colour that the surface has under the cursor."""
+    points, cells = box_mesh((8, 8, 8))
+    columns = {"displacement_z": points.sum(axis=1) - 8, "von_mises_stress": 100 * points.sum(axis=1)}
+    fields = shown_fields(resolve_fields(["displacement", "von_mises_stress"]))
+    (tmp_path / "page.html").write_bytes(render_parts("a", [ShownPart.of_mesh("a", points, cells, columns)], fields))
+    visit = Visit(browser, tmp_path / "page.html")
+    wait_for_part(visit, "a")
+    visit.page.get_by_label("Field").select_option(label=label)
+    bar = pixels(visit, "#viewer-legend .ramp").astype(int)
+    low, *_, high = (number_of(text) for text in visit.page.locator("#viewer-legend .ticks span").all_inner_texts())
+    box = visit.page.locator("#viewer-canvas").bounding_box()
+    assert box is not None
+    looked_up = 0
+    for view in ("corner", "front", "side", "top"):
+        visit.page.get_by_role("button", name=view).click()
+        visit.page.mouse.move(0, 0)
+        drawn = pixels(visit).astype(int)
+        for across, down in np.ndindex(7, 7):
+            x, y = box["width"] * (0.35 + 0.05 * across), box["height"] * (0.35 + 0.05 * down)
+            visit.page.mouse.move(box["x"] + x, box["y"] + y)
+            said = visit.page.locator("#viewer-readout").inner_text()
+            around = drawn[round(y) - 2 : round(y) + 3, round(x) - 2 : round(x) + 3].reshape(-1, 3)
+            if unit not in said or np.ptp(around, axis=0).max() > 12:
+                continue  # beside the part, or at one of its edges
+            share = (number_of(said.partition(": ")[2]) - low) / (high - low)
+            # The bar has a border of a pixel.
+            of_bar = bar[bar.shape[0] // 2, 1 + round(share * (bar.shape[1] - 3))]
+            assert np.abs(around[12] - of_bar).max() <= 8, (view, said, around[12], of_bar)
+            looked_up += 1
+    assert looked_up > 60
     visit.close()
 
 

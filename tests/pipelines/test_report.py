@@ -23,6 +23,7 @@ from lpbf_data.geometry.outer_surface import extract_surface
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.stores.predictions import PredictionFile, write_predictions
 from lpbf_data.viewer.page import ASSETS as VIEWER
+from lpbf_data.viewer.palettes import SIGNED_PALETTE, palette
 from lpbf_data.viewer.shown_fields import shown_fields
 from lpbf_data.viewer.surface_codec import COLUMN_BITS, COORDINATE_BITS, encode_surface
 from pipelines.build import build, run_build
@@ -258,6 +259,11 @@ def test_parts_are_drawn_as_they_are() -> None:
     assert above[top][0] > above[top][2] + 60
     assert below[top][2] > below[top][0] + 60
     assert np.array_equal(above, again)
+    # Everywhere but at edges the colours are those of the bar, whichever way a face looks.
+    of_bar = palette(SIGNED_PALETTE).astype(int)
+    found = above[solid][:, :3].astype(int)
+    distance = np.abs(found[:, None] - of_bar[None]).max(axis=2).min(axis=1)
+    assert (distance <= 2).mean() > 0.9
 
 
 def test_hostile_texts_stay_texts_on_the_page(built: Path, whole: Report) -> None:

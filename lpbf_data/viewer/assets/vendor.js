@@ -1,14 +1,12 @@
 // What the page takes from its libraries. The bundle holds this and what it needs, nothing else.
 export {
   AlwaysStencilFunc,
-  AmbientLight,
   BackSide,
   BufferAttribute,
   BufferGeometry,
   ClampToEdgeWrapping,
   DataTexture,
   DecrementWrapStencilOp,
-  DirectionalLight,
   DoubleSide,
   FrontSide,
   GridHelper,
@@ -18,7 +16,6 @@ export {
   LineSegments,
   Mesh,
   MeshBasicMaterial,
-  MeshLambertMaterial,
   NotEqualStencilFunc,
   PerspectiveCamera,
   Plane,

@@ -23,10 +23,12 @@ function whenWhole() {
   return new Promise((resolve) => document.addEventListener("DOMContentLoaded", resolve, { once: true }));
 }
 
+const GRADIENT_STEPS = 64; // between so many colours, those of the palette lie on straight lines to within 2 of 255
+
 /** A palette as a CSS gradient. */
 function paletteGradient(palette) {
-  const stops = Array.from({ length: 17 }, (_, i) => {
-    const at = 3 * Math.round((i / 16) * 255);
+  const stops = Array.from({ length: GRADIENT_STEPS + 1 }, (_, i) => {
+    const at = 3 * Math.round((i / GRADIENT_STEPS) * 255);
     return `rgb(${palette[at]} ${palette[at + 1]} ${palette[at + 2]})`;
   });
   return `linear-gradient(to right, ${stops.join(", ")})`;
