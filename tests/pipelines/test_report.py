@@ -115,7 +115,13 @@ def test_the_page_says_what_the_manifest_says(built: Path) -> None:
     assert (status.count("kept"), status.count("rejected"), status.count("failed")) == (7, 2, 1)
     page = Page((built / "report.html").read_text(encoding="utf-8"))
     said = " ".join(" ".join(page.texts).split())
-    for words in ("10 cases found", "7 kept", "1 of them at risk of hitting the blade", "2 rejected by the filter"):
+    for words in (
+        "10 cases found",
+        "7 kept",
+        "0 of them hit by the blade",
+        "1 closer to it than the solver tolerates",
+        "2 rejected by the filter",
+    ):
         assert words in said, words
     assert leak_sentence(records, "train=0.5,test=0.5") in said
     assert "No design lies in two splits" in said
@@ -129,7 +135,7 @@ def test_the_page_says_what_the_manifest_says(built: Path) -> None:
     parts = [attributes for tag, attributes in page.tags if tag == "button" and "data-exhibit" in attributes]
     assert len(parts) == 7
     assert str(parts[0]["aria-label"]).startswith("900_11b839a3_1: ")
-    assert "at risk of hitting the blade" in str(parts[0]["aria-label"])
+    assert "closer to the blade than the solver tolerates" in str(parts[0]["aria-label"])
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(pictures) == 7
     assert len({attributes["src"] for attributes in pictures}) == 7
