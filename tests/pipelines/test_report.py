@@ -21,6 +21,7 @@ from lpbf_data.case.schema import DEFAULT_FIELDS, resolve_fields
 from lpbf_data.errors import LpbfError, SchemaError, StoreError, UsageError
 from lpbf_data.geometry.outer_surface import extract_surface
 from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.remarks import Remark, Treatment
 from lpbf_data.stores.predictions import PredictionFile, write_predictions
 from lpbf_data.viewer.page import ASSETS as VIEWER
 from lpbf_data.viewer.palettes import SIGNED_PALETTE, palette
@@ -278,6 +279,8 @@ def test_hostile_texts_stay_texts_on_the_page(built: Path, whole: Report) -> Non
     exhibits = [dataclasses.replace(e, case_id=names[e.case_id]) for e in whole.exhibits]
     specs = resolve_fields(DEFAULT_FIELDS)
     content = PageContent(records, "0" * 64, {}, "train=1", specs, shown_fields(specs), exhibits, HOSTILE[1], (), "")
+    remark = Remark(Treatment.KEPT, "hostile", HOSTILE[0], 2, (HOSTILE[2],))
+    content = dataclasses.replace(content, remarks=(remark,))
     page = Page(render_page(content).decode())
     plain = Page(whole.page.decode())
     assert [tag for tag, _ in page.tags if tag in ("script", "img")] == [

@@ -32,7 +32,7 @@ HOSTILE_NAMES = ("\"><img src=x onerror='window.pwned=1'>", "<b>деталь部�
 
 @pytest.fixture(scope="module")
 def dataset(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small parts, one that the blade hits, one that comes close to it, some with hostile names, one rejected, one failed with a hostile log."""
+    """Small parts: hit by the blade, close to it, with hostile names, rejected, failed with a hostile log."""
     folder = tmp_path_factory.mktemp("browser")
     for i in range(60):
         write_part(folder / "src", Part(f"{100 + i}_11b839a0_1", shape=(2 + i, 2, 1), amplitude=0.01 + 0.002 * i))
