@@ -52,7 +52,19 @@ def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
         ]
     except (OSError, KeyError, ValueError) as error:
         raise StoreError(f"the Zarr parts of {folder.name} can't be opened: {error}; verify the data set") from error
-    return _joined(parts)
+    return _joined([_with_scalars_apart(part) for part in parts])
+
+
+def _with_scalars_apart(part: xarray.Dataset) -> xarray.Dataset:
+    """Numbers and texts of cases as variables of their own, whether a part holds them so or in tables."""
+    from lpbf_data.stores.zarr_parts import TABLES
+
+    for table in TABLES:
+        if table in part:
+            rows = part[table].drop_attrs()
+            names = part[table].attrs["components"].split()
+            part = part.drop_vars(table).assign({name: rows[number] for number, name in enumerate(names)})
+    return part
 
 
 def _joined(parts: list[xarray.Dataset]) -> xarray.Dataset:
