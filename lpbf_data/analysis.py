@@ -52,7 +52,7 @@ def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
         ]
     except (OSError, KeyError, ValueError) as error:
         raise StoreError(f"the Zarr parts of {folder.name} can't be opened: {error}; verify the data set") from error
-    return _joined([_with_scalars_apart(part) for part in parts])
+    return _joined(parts)
 
 
 def _with_scalars_apart(part: xarray.Dataset) -> xarray.Dataset:
@@ -71,6 +71,7 @@ def _joined(parts: list[xarray.Dataset]) -> xarray.Dataset:
     """Parts end to end along each ragged dimension, with offsets that count through all of them."""
     import xarray
 
+    parts = [_with_scalars_apart(part) for part in parts]
     joined = {}
     for dimension in _RAGGED:
         along = [

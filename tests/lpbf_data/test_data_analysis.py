@@ -40,6 +40,31 @@ def test_parts_lie_end_to_end(whole: Any, small_cases: Any) -> None:
     assert whole.attrs["Conventions"].startswith("CF")
 
 
+def test_nothing_is_read_before_it_is_asked_for(whole: Any, small_dataset: Path) -> None:
+    for name in ("points", "displacement", "von_mises_stress", "cells", "height"):
+        assert dask.is_dask_collection(whole[name].data)
+    assert whole.von_mises_stress.data.npartitions == 3
+
+
+def test_a_percentile_over_the_whole_split(whole: Any, small_cases: Any) -> None:
+    """The example of the README."""
+    lazy = whole.von_mises_stress.chunk(point=-1).quantile([0.5, 0.99])
+    assert dask.is_dask_collection(lazy.data)
+    values = np.concatenate([case.fields["von_mises_stress"] for case in small_cases["train"]])
+    np.testing.assert_allclose(lazy.compute(), np.quantile(values.astype(np.float64), [0.5, 0.99]), rtol=1e-6)
+    assert float(whole.von_mises_stress.max()) == values.max()
+
+
+def test_what_is_not_there_is_told(small_dataset: Path, published_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no split 'extra'; it has: train, validation, test"):
+        open_zarr(str(small_dataset), "extra")
+    with pytest.raises(StoreError, match=r"has no manifest\.parquet"):
+        open_zarr(str(published_dataset), "train")
+    write_dataset(tmp_path, {"train": [make_case(1)]}, formats=["parquet"])
+    with pytest.raises(StoreError, match="has no Zarr parts"):
+        open_zarr(str(tmp_path), "train")
+
+
 def test_scalars_of_cases_have_their_names_whichever_way_a_part_holds_them(small_dataset: Path, tmp_path: Path) -> None:
     """In tables, or in an array each as parts of before do; a data set that grew holds both."""
     mixed = tmp_path / "mixed"
@@ -64,31 +89,6 @@ def test_scalars_of_cases_have_their_names_whichever_way_a_part_holds_them(small
             assert float(whole.height[number]) == measures.height
             assert int(whole.num_edges[number]) == measures.num_edges
             assert whole.design_id.values[number] == rows[case_id].design_id
-
-
-def test_nothing_is_read_before_it_is_asked_for(whole: Any, small_dataset: Path) -> None:
-    for name in ("points", "displacement", "von_mises_stress", "cells", "height"):
-        assert dask.is_dask_collection(whole[name].data)
-    assert whole.von_mises_stress.data.npartitions == 3
-
-
-def test_a_percentile_over_the_whole_split(whole: Any, small_cases: Any) -> None:
-    """The example of the README."""
-    lazy = whole.von_mises_stress.chunk(point=-1).quantile([0.5, 0.99])
-    assert dask.is_dask_collection(lazy.data)
-    values = np.concatenate([case.fields["von_mises_stress"] for case in small_cases["train"]])
-    np.testing.assert_allclose(lazy.compute(), np.quantile(values.astype(np.float64), [0.5, 0.99]), rtol=1e-6)
-    assert float(whole.von_mises_stress.max()) == values.max()
-
-
-def test_what_is_not_there_is_told(small_dataset: Path, published_dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="has no split 'extra'; it has: train, validation, test"):
-        open_zarr(str(small_dataset), "extra")
-    with pytest.raises(StoreError, match=r"has no manifest\.parquet"):
-        open_zarr(str(published_dataset), "train")
-    write_dataset(tmp_path, {"train": [make_case(1)]}, formats=["parquet"])
-    with pytest.raises(StoreError, match="has no Zarr parts"):
-        open_zarr(str(tmp_path), "train")
 
 
 def test_importing_the_package_loads_no_torch() -> None:
