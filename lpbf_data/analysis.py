@@ -61,7 +61,7 @@ def _with_scalars_apart(part: xarray.Dataset) -> xarray.Dataset:
 
     for table in TABLES:
         if table in part:
-            rows = part[table].drop_attrs()
+            rows = part[table].drop_attrs().drop_encoding()
             names = part[table].attrs["components"].split()
             part = part.drop_vars(table).assign({name: rows[number] for number, name in enumerate(names)})
     return part
