@@ -75,6 +75,7 @@ def make_report(folder: DatasetFolder, *, most_parts: int = MOST_PARTS, predicti
         exhibits=exhibits,
         gallery_note=_gallery_note(cases, exhibits, deviations),
         deviations=deviations,
+        remarks=cases.manifest.remarks,
         predictor="" if predicted is None else predicted.model,
     )
     return Report(render_page(content), exhibits, artist.problem)

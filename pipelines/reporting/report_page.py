@@ -15,6 +15,7 @@ from typing import Any, Final
 from lpbf_data.case.record import CaseRecord
 from lpbf_data.case.schema import SCHEMA_VERSION, FieldSpec
 from lpbf_data.case.statistics import total
+from lpbf_data.remarks import Remark
 from lpbf_data.stores.manifest import count_by
 from lpbf_data.viewer.page import base64_text
 from lpbf_data.viewer.page import render_page as render_with_viewer
@@ -26,9 +27,12 @@ from pipelines.reporting.overview import (
     PUBLISHED_SOURCE,
     QUANTITIES,
     SUMMARY_ROWS,
+    BladeRisk,
     balance_splits,
+    blade_risk,
     count_failures,
     count_rejections,
+    is_simulated_here,
     leak_sentence,
     solver_sentence,
     table_6,
@@ -65,6 +69,7 @@ class PageContent:
         deviations: Errors of predictions, the largest first; empty without predictions.
         predictor: What predicted, for people.
         schema_version: Version of the schema that the data set follows.
+        remarks: What the build left out, changed, guessed or repaired.
     """
 
     records: Sequence[CaseRecord]
@@ -78,6 +83,7 @@ class PageContent:
     deviations: Sequence[Deviation] = ()
     predictor: str = ""
     schema_version: int = SCHEMA_VERSION
+    remarks: Sequence[Remark] = ()
 
 
 def render_page(content: PageContent) -> bytes:
@@ -108,6 +114,15 @@ def render_page(content: PageContent) -> bytes:
             for row in count_rejections(content.records, content.limits)
         ],
         "failures": _failures(content.records),
+        "remarks": [
+            {
+                "treated": remark.treated,
+                "count": f"{remark.count:,}",
+                "sentence": remark.sentence,
+                "where": remark.where,
+            }
+            for remark in content.remarks
+        ],
         "leaks": bool(leaking_designs(content.records)),
         "leak_sentence": leak_sentence(content.records, content.splits),
         "splits": _splits(content),
@@ -122,55 +137,66 @@ def render_page(content: PageContent) -> bytes:
 
 def _sections(content: PageContent) -> list[dict[str, str]]:
     names = {"gallery": "Parts", "predictions": "Predictions", "cases": "Cases", "distributions": "Distributions"}
-    names |= {"table-6": "Beside the published set", "rejected": "Rejected and failed", "splits": "Splits"}
-    names |= {"fields": "What is stored"}
+    names |= {"table-6": "Beside the published set", "rejected": "Rejected and failed"}
+    names |= {"remarks": "Changed on the way", "splits": "Splits", "fields": "What is stored"}
     return [{"id": key, "name": name} for key, name in names.items() if key != "predictions" or content.deviations]
 
 
-def _at_risk(record: CaseRecord) -> bool:
-    return record.measures is not None and record.measures.recoater_interference
+def _blade(record: CaseRecord) -> BladeRisk | None:
+    return None if record.measures is None else blade_risk(record.measures)
 
 
 def _tiles(records: Sequence[CaseRecord]) -> list[dict[str, Any]]:
     status = count_by(records, lambda record: [record.status])
     kept = [record for record in records if record.status == "kept"]
-    risky = sum(map(_at_risk, kept))
+    blade = [_blade(record) for record in kept]
     points = sum(record.measures.num_points for record in kept if record.measures is not None)
     figures = {
         "cases found": len(records),
         "kept": len(kept),
-        "of them at risk of hitting the blade": risky,
+        "of them hit by the blade": blade.count("hits"),
+        "closer to it than the solver tolerates": blade.count("close"),
         "rejected by the filter": status.get("rejected", 0),
         "failed": status.get("failed", 0),
         "points": points,
     }
     return [
-        {"value": f"{figure:,}", "label": label, "alarm": "risk" in label and figure > 0}
+        {"value": f"{figure:,}", "label": label, "alarm": "hit by" in label and figure > 0}
         for label, figure in figures.items()
     ]
 
 
 def _risk_note(records: Sequence[CaseRecord]) -> str:
     tolerances = sorted({r.run.recoater_tolerance for r in records if r.run.recoater_tolerance is not None})
-    if not tolerances:
-        return "The solver reports interference where the clearance over the build falls below its tolerance."
     listed = " or ".join(f"{tolerance:g} %" for tolerance in tolerances)
-    return f"The solver reports interference where the clearance over the build falls below {listed} of a layer."
+    limit = f"{listed} of a layer" if tolerances else "its tolerance"
+    said = (
+        "The blade passes one powder layer above the part. It hits a part that rises by the whole layer (clearance 0 % "
+        f"or less) at some height of the build; close is one whose clearance falls below {limit}, where the solver "
+        "reports interference."
+    )
+    if any(map(is_simulated_here, records)):
+        said += (
+            " The simulator of this project knows neither supports nor plasticity, and parts without supports rise "
+            "further than those that a workshop would build: shares here say nothing of real builds."
+        )
+    return said
 
 
 def _part(exhibit: Exhibit, record: CaseRecord) -> dict[str, Any]:
     measures = record.measures
     assert measures is not None
     clearance = f"clearance {format_number(measures.recoater_clearance_min)} %"
+    blade = blade_risk(measures)
+    words = {"hits": ", hit by the blade.", "close": ", closer to the blade than the solver tolerates.", "clear": "."}
     furthest = f"±{format_number(measures.displacement_z_abs_max)} mm"
     description = (
         f"{record.case_id}: {format_number(measures.num_points)} points, {format_number(measures.height)} mm tall, "
-        f"Z displacement up to {format_number(measures.displacement_z_max)} mm, {clearance}"
-        + (", at risk of hitting the blade." if measures.recoater_interference else ".")
+        f"Z displacement up to {format_number(measures.displacement_z_max)} mm, {clearance}{words[blade]}"
     )
     return {
         "case_id": record.case_id,
-        "at_risk": measures.recoater_interference,
+        "blade": blade,
         "caption": f"{furthest} · {clearance}",
         "description": description,
         "still": None if exhibit.still is None else base64_text(exhibit.still),
@@ -224,7 +250,8 @@ def _splits(content: PageContent) -> list[dict[str, str]]:
             "designs": f"{row.designs:,}",
             "share": f"{100 * row.share:.1f} %",
             "asked": row.asked,
-            "at_risk": f"{row.at_risk:,}",
+            "hits": f"{row.hits:,}",
+            "close": f"{row.close:,}",
             "num_points": format_number(row.num_points),
             "displacement_z_max": format_number(row.displacement_z_max),
         }
@@ -284,7 +311,8 @@ def _page_data(content: PageContent) -> dict[str, Any]:
         "split": _as_codes([None if record.placement is None else record.placement.split for record in records]),
         "material": _as_codes([record.run.material for record in records]),
         "reason": [_reason(record) for record in records],
-        "recoater_interference": measured("recoater_interference"),
+        "remarks": [" · ".join(map(str, record.remarks)) or None for record in records],
+        "blade": _as_codes([_blade(record) for record in records]),
         "recoater_clearance_min_height": measured("recoater_clearance_min_height"),
     }
     cases |= {quantity.name: measured(quantity.name) for quantity in QUANTITIES}

@@ -181,6 +181,7 @@ class _Run:
         self.task, self.folder = task, folder
         prefix = f"{task.case_id}_" if task.interactive else ""
         self.remarks: tuple[Remark, ...] = ()
+        self.read_remarks: tuple[Remark, ...] = ()  # told by the command before the cases begin; here for the log
         self.names = RunNames(prefix, f"{task.case_id}.stl" if task.interactive else "test.stl")
         self.logs = {kind: run_log.log_opening(kind, self.names) for kind in ("mechanical", "thermal")}
 
@@ -204,7 +205,8 @@ class _Run:
                 mesh = _mesh_near(surface, task.num_points, task.part.aspect_ratio, layer)
                 self.remarks += remarks_on(check_mesh(surface, mesh), task.case_id)
                 return surface, mesh
-            bodies = load_bodies(task.part.path, task.part.units).bodies
+            read = load_bodies(task.part.path, task.part.units)
+            bodies, self.read_remarks = read.bodies, read.remarks
             if task.part.body >= len(bodies):
                 raise GeometryError(f"{task.part.path} has changed since the simulation began; start it again")
             surface = on_build_plate(bodies[task.part.body])
@@ -239,6 +241,7 @@ class _Run:
         writer.write_setup(surface)
         text = run_log.log_material(simulation.material, simulation.process, simulation.mesh, simulation.refinement)
         text += run_log.log_surface(surface, self.names.stl) + run_log.log_mesh(simulation, surface)
+        self.logs["mechanical"] += run_log.log_remarks([*self.read_remarks, *self.remarks], self.task.case_id)
         for kind in self.logs:
             self.logs[kind] += text
             content = run_log.input_file(kind, simulation, self.names, ascii_results=self.task.encoding == "ascii")

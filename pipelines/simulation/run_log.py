@@ -7,11 +7,13 @@ gives the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from lpbf_data.geometry.layer_groups import layers_per_cell
 from lpbf_data.geometry.voxelize import Surface, VoxelMesh
+from lpbf_data.remarks import Remark
+from pipelines.netfabb.solver_log import write_remarks
 from pipelines.simulation.build_simulation import BuildSimulation, Frame
 from pipelines.simulation.identity import GENERATOR, SOLVER_VERSION
 from pipelines.simulation.layers import LayerGroup
@@ -111,6 +113,20 @@ def log_surface(surface: Surface, name: str) -> str:
         f"Number of unique vertices = {len(surface.vertices)}\nNumber of triangles = {len(surface.triangles)}\n"
         f"STL file end pre-processing\n\n"
     )
+
+
+def log_remarks(remarks: Iterable[Remark], case_id: str) -> str:
+    """What was left out, changed, guessed or repaired on the way from the part to its mesh; a build reads it from here.
+
+    Args:
+        remarks: Of this part and of the file that it came in.
+        case_id: The case, which its own log needn't name.
+    """
+    own = (
+        replace(remark, examples=tuple(example.removeprefix(f"{case_id}: ") for example in remark.examples))
+        for remark in remarks
+    )
+    return write_remarks(own)
 
 
 def log_mesh(simulation: BuildSimulation, surface: Surface) -> str:

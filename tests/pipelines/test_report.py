@@ -21,6 +21,7 @@ from lpbf_data.case.schema import DEFAULT_FIELDS, resolve_fields
 from lpbf_data.errors import LpbfError, SchemaError, StoreError, UsageError
 from lpbf_data.geometry.outer_surface import extract_surface
 from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.remarks import Remark, Treatment
 from lpbf_data.stores.predictions import PredictionFile, write_predictions
 from lpbf_data.viewer.page import ASSETS as VIEWER
 from lpbf_data.viewer.palettes import SIGNED_PALETTE, palette
@@ -115,7 +116,13 @@ def test_the_page_says_what_the_manifest_says(built: Path) -> None:
     assert (status.count("kept"), status.count("rejected"), status.count("failed")) == (7, 2, 1)
     page = Page((built / "report.html").read_text(encoding="utf-8"))
     said = " ".join(" ".join(page.texts).split())
-    for words in ("10 cases found", "7 kept", "1 of them at risk of hitting the blade", "2 rejected by the filter"):
+    for words in (
+        "10 cases found",
+        "7 kept",
+        "0 of them hit by the blade",
+        "1 closer to it than the solver tolerates",
+        "2 rejected by the filter",
+    ):
         assert words in said, words
     assert leak_sentence(records, "train=0.5,test=0.5") in said
     assert "No design lies in two splits" in said
@@ -129,7 +136,7 @@ def test_the_page_says_what_the_manifest_says(built: Path) -> None:
     parts = [attributes for tag, attributes in page.tags if tag == "button" and "data-exhibit" in attributes]
     assert len(parts) == 7
     assert str(parts[0]["aria-label"]).startswith("900_11b839a3_1: ")
-    assert "at risk of hitting the blade" in str(parts[0]["aria-label"])
+    assert "closer to the blade than the solver tolerates" in str(parts[0]["aria-label"])
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(pictures) == 7
     assert len({attributes["src"] for attributes in pictures}) == 7
@@ -272,6 +279,8 @@ def test_hostile_texts_stay_texts_on_the_page(built: Path, whole: Report) -> Non
     exhibits = [dataclasses.replace(e, case_id=names[e.case_id]) for e in whole.exhibits]
     specs = resolve_fields(DEFAULT_FIELDS)
     content = PageContent(records, "0" * 64, {}, "train=1", specs, shown_fields(specs), exhibits, HOSTILE[1], (), "")
+    remark = Remark(Treatment.KEPT, "hostile", HOSTILE[0], 2, (HOSTILE[2],))
+    content = dataclasses.replace(content, remarks=(remark,))
     page = Page(render_page(content).decode())
     plain = Page(whole.page.decode())
     assert [tag for tag, _ in page.tags if tag in ("script", "img")] == [
