@@ -42,6 +42,7 @@ def repair(corners: NDArray[np.float64], name: str) -> tuple[Surface, list[Remar
         raise GeometryError("a coordinate of the surface is not a finite number")
     first, number = unique_rows(corners.reshape(-1, 3))
     vertices, triangles = corners.reshape(-1, 3)[first], number.reshape(-1, 3)
+    del corners, first, number
     vertices, triangles, remarks = _weld(vertices, triangles, name)
     triangles, merged = _merge(triangles)
     if merged:
@@ -71,9 +72,12 @@ def edges_of(triangles: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[n
         triangles: [T, 3].
     """
     starts, ends = triangles.T.ravel(), triangles[:, [1, 2, 0]].T.ravel()
-    least, most = np.minimum(starts, ends), np.maximum(starts, ends)
-    edges = np.unique(least * (int(triangles.max(initial=0)) + 1) + most, return_inverse=True)[1]
-    return edges.ravel(), starts < ends
+    up = starts < ends
+    keys = np.minimum(starts, ends)
+    keys *= int(triangles.max(initial=0)) + 1
+    keys += np.maximum(starts, ends)
+    del starts, ends
+    return np.unique(keys, return_inverse=True)[1].ravel(), up
 
 
 def _weld(
