@@ -1,4 +1,4 @@
-"""How many faces a file of a surface holds, told before it is read: memory follows their number, not the file's size."""
+"""How many faces a surface file holds, told before it is read: memory follows their number, not the file's size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from lpbf_data.errors import GeometryError
 
 MOST_TRIANGLES: Final = 3_000_000
-"""Triangles that are read from an OBJ, PLY or OFF file: at most 760 bytes each, beside ten times the size of the file."""
+"""Triangles that are read from an OBJ, PLY or OFF file; each takes up to 760 bytes."""
 
 _HEADER: Final = 2**16
 _CHUNK: Final = 2**20
@@ -38,8 +38,8 @@ def refuse_too_many(count: int) -> None:
     """
     if count > MOST_TRIANGLES:
         raise GeometryError(
-            f"it holds {count:,} triangles; at most {MOST_TRIANGLES:,} are read from OBJ, PLY and OFF files; coarsen the "
-            "surface, or save it as a binary STL"
+            f"it holds {count:,} triangles; at most {MOST_TRIANGLES:,} are read from OBJ, PLY and OFF files; coarsen "
+            "the surface, or save it as a binary STL"
         )
 
 
