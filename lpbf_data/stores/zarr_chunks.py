@@ -225,8 +225,10 @@ def _read_bytes(file: int, offset: int, size: int) -> NDArray[np.uint8]:
 
 
 def _is_intact(data: NDArray[np.uint8]) -> bool:
-    """Whether data ends in the CRC-32C of what comes before."""
-    return int(google_crc32c.value(data[:-_CRC_BYTES])) == int.from_bytes(data[-_CRC_BYTES:].tobytes(), "little")
+    """Whether data ends in the CRC-32C of what comes before; nothing isn't intact, though its checksum is nought."""
+    return len(data) > _CRC_BYTES and int(google_crc32c.value(data[:-_CRC_BYTES])) == int.from_bytes(
+        data[-_CRC_BYTES:].tobytes(), "little"
+    )
 
 
 @dataclass(frozen=True, slots=True)
