@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.reading.catalog import read_manifest
+from lpbf_data.refusals import unreadable
 from lpbf_data.stores.known_faults import warn_of_known_fault
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
             for part in names
         ]
     except (OSError, KeyError, ValueError) as error:
-        raise StoreError(f"the Zarr parts of {folder.name} can't be opened: {error}; verify the data set") from error
+        damage = f" can't be opened: {error}; verify the data set"
+        raise unreadable(f"the Zarr parts of {folder.name}", error, damage) from error
     return _joined(parts)
 
 

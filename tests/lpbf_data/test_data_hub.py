@@ -21,6 +21,7 @@ from lpbf_data import load_dataset, make_loader, open_zarr
 from lpbf_data.case.record import CaseRecord, Placement
 from lpbf_data.durable import sha256_of_file
 from lpbf_data.errors import StoreError, UsageError
+from lpbf_data.places import patience
 from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest, encode_manifest
 from tests.data_hub_server import Hub, commit_of, serve_hub
 from tests.data_support import make_case, write_dataset
@@ -115,7 +116,7 @@ def test_faults_on_the_way_are_overcome(
 def test_a_hub_that_stays_away_is_an_error_that_names_the_case(
     hub: Hub, there: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("lpbf_data.places.hub", fromlist=["x"])._BACKOFF, "max_retries", 1)
+    monkeypatch.setattr(patience, "TRIES", 2)
     dataset = load_dataset("user/lpbf", "test", **there)
     hub.faults += [503] * 20
     with pytest.raises(StoreError, match=r"case \d+_\w+_0 \(shard user/lpbf/data/test-.*, row 0\)"):
@@ -232,7 +233,6 @@ def test_what_is_not_there_is_told(hub: Hub, there: dict[str, Any]) -> None:
 
 def test_no_network_is_told_with_what_to_do(there: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.file_download._ETAG_RETRY_TIMEOUT", 0.1)
     monkeypatch.setattr("time.sleep", lambda _: None)
     with pytest.raises(
         StoreError, match=r"http://127.0.0.1:9 can't be reached \(.*hf download user/lpbf --repo-type dataset"
@@ -291,7 +291,6 @@ print(json.dumps([len(rows), list(rows["case_id"]), float(rows[3]["displacement_
     assert total == pytest.approx(float(cases[ids[3]].fields["displacement"][:, 2].sum()), rel=1e-5)
 
 
-@pytest.mark.slow  # Zarr has many small files
 def test_zarr_opens_from_the_hub(hub: Hub, small_dataset: Path, there: dict[str, Any]) -> None:
     remote = open_zarr("user/lpbf", "test", **there)
     local = open_zarr(str(small_dataset), "test")
