@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     import xarray
 
 _RAGGED = ("point", "cell", "case")
+_OF_PARTS = ("chunks", "preferred_chunks", "shards")
 
 
 def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
     """A whole split for analysis: every array of every part, joined along points, cells and cases, and read by need.
 
-    A dask chunk is one part, some 10 to 20 MB an array. Which values belong to which case, `num_points` and `num_cells`
-    say, and `point_offset` and `cell_offset`, which count through the split.
+    A dask chunk is as long as the longest part, some 10 to 20 MB an array: all have one length, as `to_zarr` needs it.
+    Which values belong to which case, `num_points` and `num_cells` say, and `point_offset` and `cell_offset`, which count
+    through the split.
 
         >>> parts = open_zarr("lpbf/", "train")  # doctest: +SKIP
         >>> parts.von_mises_stress.max().compute()  # doctest: +SKIP
@@ -74,4 +76,8 @@ def _joined(parts: list[xarray.Dataset]) -> xarray.Dataset:
         offsets = [0, *counts.cumsum().tolist()]
         attributes = parts[0][f"{kind}_offset"].attrs
         whole[f"{kind}_offset"] = xarray.DataArray(offsets, dims=f"{kind}_boundary", attrs=attributes)
+    whole = whole.chunk({dimension: max(part.sizes[dimension] for part in parts) for dimension in _RAGGED})
+    for values in whole.variables.values():
+        # How a part was cut into chunks says nothing of the whole; how they are compressed does.
+        values.encoding = {name: value for name, value in values.encoding.items() if name not in _OF_PARTS}
     return whole.assign_attrs({name: value for name, value in parts[0].attrs.items() if name != "case_ids"})
