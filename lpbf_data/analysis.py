@@ -21,8 +21,8 @@ def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
     """A whole split for analysis: every array of every part, joined along points, cells and cases, and read by need.
 
     A dask chunk is as long as the longest part, some 10 to 20 MB an array: all have one length, as `to_zarr` needs it.
-    Which values belong to which case, `num_points` and `num_cells` say, and `point_offset` and `cell_offset`, which count
-    through the split.
+    Which values belong to which case, `num_points` and `num_cells` say, and `point_offset` and `cell_offset`, which
+    count through the split.
 
         >>> parts = open_zarr("lpbf/", "train")  # doctest: +SKIP
         >>> parts.von_mises_stress.max().compute()  # doctest: +SKIP

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from lpbf_data.errors import MissingFileError
+
+_SMALL: Final = 1 << 16
 
 
 class _Files(Protocol):
@@ -34,6 +36,7 @@ class RemoteZarr(Store):  # noqa: PLW1641 (no store of zarr has a hash)
         super().__init__(read_only=True)
         self._files = files
         self._folder = folder
+        self._kept: dict[tuple[str, int], bytes] = {}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemoteZarr) and (self._files, self._folder) == (other._files, other._folder)
@@ -50,10 +53,16 @@ class RemoteZarr(Store):  # noqa: PLW1641 (no store of zarr has a hash)
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Content of a key or some of it; None where there is none."""
         start, stop = _limits(byte_range)
-        try:
-            data = await asyncio.to_thread(self._files.read_range, f"{self._folder}/{key}", start, stop)
-        except MissingFileError:
-            return None
+        # Descriptions of arrays and indices of shards, some kilobytes each, are asked for again with every case.
+        small = key.endswith("zarr.json") or start < 0
+        data = self._kept.get((key, start)) if small else None
+        if data is None:
+            try:
+                data = await asyncio.to_thread(self._files.read_range, f"{self._folder}/{key}", start, stop)
+            except MissingFileError:
+                return None
+        if small and len(data) <= _SMALL:
+            self._kept[key, start] = data
         return prototype.buffer.from_bytes(data)
 
     async def get_partial_values(
