@@ -121,14 +121,14 @@ class LocalFiles:
     """A folder on this machine.
 
     Args:
-        root: The folder.
+        root: The folder; a relative one is that of now, wherever the process goes later.
     """
 
     is_remote = False
     identity = ""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.absolute()  # the process may go to another folder, and workers may start there
 
     def local_path(self, relative: str) -> Path | None:
         """Where a file lies."""

@@ -73,7 +73,7 @@ class HubFiles:
     ) -> None:
         self.repository = repository
         self.revision = revision
-        self.cache_dir = None if cache_dir is None else str(cache_dir)
+        self.cache_dir = None if cache_dir is None else str(Path(cache_dir).expanduser().absolute())
         self.token = token
         self.endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
         self.offline = constants.is_offline_mode() if offline is None else offline
@@ -161,7 +161,7 @@ class HubFiles:
         if ".." in relative.split("/"):
             return
         folder = repo_folder_name(repo_id=self.repository, repo_type=_KIND)
-        root = Path(self.cache_dir or constants.HF_HUB_CACHE).expanduser() / folder
+        root = Path(self.cache_dir or constants.HF_HUB_CACHE) / folder
         try:
             write_durably(root / "snapshots" / commit / relative, data)
             if self.revision != commit:

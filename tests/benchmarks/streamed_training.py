@@ -47,7 +47,7 @@ class Training:
         losses: Loss of each step.
     """
 
-    def __init__(self, width: int = 128) -> None:
+    def __init__(self, width: int = 48) -> None:
         torch.manual_seed(0)
         self.model = nn.Sequential(
             nn.Linear(3, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1)

@@ -391,3 +391,27 @@ def test_a_footer_of_an_older_build_is_not_used(small_cases: Any, tmp_path: Path
         memory.put(f"{folder}/", "/rebuilt/", recursive=True)
         remote = load_dataset("memory://rebuilt", format="torch")
         assert_same_samples(remote, load_dataset(folder, format="torch", cache=False))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("where", ["local", "hub"])
+def test_relative_paths_mean_where_the_process_was(
+    small_dataset: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, workers: int
+) -> None:
+    """As hydra goes to another folder once the configuration is read."""
+    (tmp_path / "before").mkdir()
+    (tmp_path / "after").mkdir()
+    (tmp_path / "before" / "set").symlink_to(small_dataset)
+    wanted = [batch.pos for batch in make_loader(small_dataset, "test", cache=False)]
+    monkeypatch.chdir(tmp_path / "before")
+    options: dict[str, Any] = {} if where == "local" else {"cache_dir": "hub"}
+    name = "set" if where == "local" else "user/lpbf"
+    loader = make_loader(name, "test", cache="cache", num_workers=workers, **options)
+    dataset = load_dataset(name, "test", cache=False, **options)
+    monkeypatch.chdir(tmp_path / "after")
+    for _ in range(2):
+        assert all(torch.equal(batch.pos, pos) for batch, pos in zip(loader, wanted, strict=True))
+    assert torch.equal(dataset[1].pos, wanted[1])
+    assert dataset.statistics()["temperature"].mean == 25
+    assert list((tmp_path / "after").iterdir()) == []
+    assert list((tmp_path / "before" / "cache").rglob("*.arrow"))
