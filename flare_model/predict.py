@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from flare_model.data.targets import Target, resolve_target, resolve_targets, spans
 from flare_model.prediction.file_names import FileNames
-from lpbf_data.case.schema import SYMMETRIC_TENSOR
+from lpbf_data.case.schema import FIELDS, SYMMETRIC_TENSOR
 from lpbf_data.case.tensor_order import VTK_ORDER, reorder
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console
@@ -136,11 +136,17 @@ def write_vtu(path: Path, prediction: Prediction) -> None:
     import meshio
 
     shown = {
-        name: reorder(values, SYMMETRIC_TENSOR, VTK_ORDER) if values.ndim == 2 and values.shape[1] == 6 else values
+        name: reorder(values, SYMMETRIC_TENSOR, VTK_ORDER) if _is_tensor(name) else values
         for name, values in prediction.point_data().items()
     }
     mesh = meshio.Mesh(prediction.part.points, [("hexahedron", prediction.part.cells)], point_data=shown)
     mesh.write(path)
+
+
+def _is_tensor(name: str) -> bool:
+    """Whether a name of `Prediction.point_data` is that of a symmetric tensor; other things may have six columns."""
+    spec = FIELDS.get(name) or FIELDS.get(name.removesuffix("_predicted")) or FIELDS.get(name.removesuffix("_error"))
+    return spec is not None and spec.components == SYMMETRIC_TENSOR
 
 
 def write_results(out: Path, file: str, prediction: Prediction, *, pictures: bool) -> None:

@@ -15,7 +15,7 @@ from torch_geometric.data import Dataset
 from lpbf_data.case.statistics import FieldStatistics
 from lpbf_data.errors import UsageError
 from lpbf_data.places.folder import DatasetFolder
-from lpbf_data.reading.cache import DEFAULT_SIZE, Cache, CachedCases, CollectionKey, cache_root, parse_size
+from lpbf_data.reading.cache import DEFAULT_SIZE, FOOTERS, Cache, CachedCases, CollectionKey, cache_root, parse_size
 from lpbf_data.reading.kept_footers import KeptFooters
 from lpbf_data.reading.split_reader import SplitReader
 from lpbf_data.reading.tensors import CaseTensors
@@ -169,7 +169,7 @@ def load_dataset(
         raise UsageError("shuffle is for streams; shuffle random access with the DataLoader, or use make_loader")
     folder = DatasetFolder(name, revision=revision, cache_dir=cache_dir, token=token, offline=offline)
     root, limit = cache_root(cache), parse_size(cache_size)
-    reader = SplitReader(folder, split, None if root is None else KeptFooters(root / "footers"))
+    reader = SplitReader(folder, split, None if root is None else KeptFooters(root / FOOTERS))
     target = TARGET_FIELD in {spec.name for spec in reader.field_specs}
     tensors = CaseTensors(reader, Selection(reader.select_fields(fields), target, cells, edges))
     if in_memory:

@@ -13,7 +13,6 @@ from lpbf_data.case.schema import FIELDS
 from lpbf_data.case.statistics import FieldStatistics, total
 from lpbf_data.reading.split_reader import read_manifest
 from lpbf_data.reading.tensors import CaseTensors
-from lpbf_data.stores.manifest import Manifest
 from lpbf_data.stores.selection import TARGET_COLUMN
 
 SampleFormat = Literal["pyg", "torch"]
@@ -99,10 +98,9 @@ class CaseSamples:
             Column name, say "displacement_z", to statistics. Without a manifest only selected columns are there.
         """
         reader = self.tensors.reader
-        if reader.catalog.layout == "npz":
-            parts = [self._measure(index) for index in indices]
-        else:
-            parts = _stored_statistics(read_manifest(reader.folder), [self.case_id(index) for index in indices])
+        if reader.catalog.layout != "npz":
+            return read_manifest(reader.folder).statistics([self.case_id(index) for index in indices])
+        parts = [self._measure(index) for index in indices]
         columns = set(parts[0]).intersection(*parts) if parts else set()
         return {column: total(part[column] for part in parts) for column in sorted(columns)}
 
@@ -115,8 +113,3 @@ class CaseSamples:
             values = views[spec.name]
             found |= {name: FieldStatistics.of(values[:, i]) for i, name in enumerate(FIELDS[spec.name].columns)}
         return found
-
-
-def _stored_statistics(manifest: Manifest, case_ids: Iterable[str]) -> list[dict[str, FieldStatistics]]:
-    by_id = {record.case_id: dict(record.statistics) for record in manifest.records if record.placement is not None}
-    return [by_id[case_id] for case_id in case_ids]

@@ -36,6 +36,7 @@ from lpbf_data.case.case import Case, Scalar
 from lpbf_data.case.record import ATTRIBUTE_TYPES
 from lpbf_data.case.schema import FIELDS, SCHEMA_VERSION, FieldSpec
 from lpbf_data.errors import StoreError
+from lpbf_data.refusals import unreadable
 from lpbf_data.stores.selection import TARGET_COMPONENT, TARGET_FIELD, Arrays, Selection
 from lpbf_data.stores.zarr_chunks import ShardedArray, open_sharded_array
 
@@ -189,17 +190,20 @@ class ZarrPart:
         self.name = name or str(store)
         self._store = store
         self._folder = store if isinstance(store, Path) else None
+        # zarrs reads from this machine's disks; elsewhere zarr-python does, chunk by chunk.
+        self._reading = {} if self._folder is None else _READING
         self._short: dict[str, ShardedArray | None] = {}
         try:
             self.case_ids: tuple[str, ...] = tuple(self._attributes()["case_ids"])
             self._offsets = {kind: self._read_all(f"{kind}_offset").tolist() for kind in ("point", "cell")}
-        except (FileNotFoundError, KeyError, ValueError) as error:
-            raise StoreError(f"Zarr part {self.name} can't be opened ({error}); build the data set again") from error
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            damage = f" can't be opened ({error}); build the data set again"
+            raise unreadable(f"Zarr part {self.name}", error, damage) from error
 
     @cached_property
     def _group(self) -> zarr.Group:
         """The part by way of zarr-python."""
-        with _settings(_READING):
+        with _settings(self._reading):
             return zarr.open_group(self._store, mode="r", zarr_format=3)
 
     def _attributes(self) -> Mapping[str, Any]:
@@ -230,14 +234,15 @@ class ZarrPart:
     def _read(self, name: str, selection: Any) -> NDArray[Any]:
         """Values by way of zarr-python."""
         try:
-            with _settings(_READING):
+            with _settings(self._reading):
                 array = self._group[name]
                 return np.asarray(cast("zarr.Array[Any]", array)[selection])
         except KeyError as error:
             stored = ", ".join(spec.name for spec in self.field_specs)
             raise StoreError(f"Zarr part {self.name} has no array {name!r}; its fields are: {stored}") from error
-        except (RuntimeError, ValueError, OSError) as error:
-            raise StoreError(f"Zarr part {self.name}, array {name}: {error}; verify the data set") from error
+        except (RuntimeError, ValueError, OSError, MemoryError) as error:
+            damage = f": {error}; verify the data set"
+            raise unreadable(f"Zarr part {self.name}, array {name}", error, damage) from error
 
     def _read_all(self, name: str) -> NDArray[Any]:
         short = self._short_way(name)

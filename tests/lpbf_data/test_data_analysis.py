@@ -11,6 +11,7 @@ from typing import Any
 import dask
 import numpy as np
 import pytest
+import xarray
 import zarr
 
 from lpbf_data import open_zarr
@@ -53,6 +54,21 @@ def test_a_percentile_over_the_whole_split(whole: Any, small_cases: Any) -> None
     values = np.concatenate([case.fields["von_mises_stress"] for case in small_cases["train"]])
     np.testing.assert_allclose(lazy.compute(), np.quantile(values.astype(np.float64), [0.5, 0.99]), rtol=1e-6)
     assert float(whole.von_mises_stress.max()) == values.max()
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part")
+def test_it_can_be_written_again(tmp_path: Path) -> None:
+    """From parts of different lengths, none of which is a multiple of the chunks that they are cut into."""
+    write_dataset(tmp_path, {"train": [make_case(seed, 60 + 4000 * seed) for seed in range(7)]}, formats=["zarr"])
+    whole = open_zarr(str(tmp_path))
+    whole.to_zarr(tmp_path / "again.zarr")
+    again = xarray.open_zarr(tmp_path / "again.zarr")
+    xarray.testing.assert_identical(again.load(), whole.load())
+    assert again.von_mises_stress.encoding["compressors"] == whole.von_mises_stress.encoding["compressors"]
+    stored = sum(path.stat().st_size for path in (tmp_path / "again.zarr").rglob("*") if path.is_file())
+    parts = sum(path.stat().st_size for path in (tmp_path / "lpbf.zarr").rglob("*") if path.is_file())
+    assert stored < 1.1 * parts
+    whole.isel(case=slice(3)).to_zarr(tmp_path / "some.zarr")
 
 
 def test_what_is_not_there_is_told(small_dataset: Path, published_dataset: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
 import tempfile
 from pathlib import Path
@@ -197,8 +198,6 @@ def test_other_manifests_are_refused() -> None:
     table = records_to_table(RECORDS)
 
     def encode(changed: object) -> bytes:
-        import io
-
         sink = io.BytesIO()
         pq.write_table(changed, sink)
         return sink.getvalue()
@@ -210,6 +209,31 @@ def test_other_manifests_are_refused() -> None:
     with pytest.raises(SchemaError, match="num_points"):
         decode_manifest(encode(table.drop_columns(["num_points"])))
     assert isinstance(decode_manifest(encode(table)), Manifest)
+
+
+@pytest.mark.parametrize(
+    ("version", "lacking", "refused"),
+    [
+        (1, ["tensor_order", "tensor_order_basis", "remarks"], None),
+        (2, ["remarks"], None),
+        (2, ["tensor_order_basis", "remarks"], "tensor_order_basis"),
+        (1, ["remarks", "solver_version"], "solver_version"),
+    ],
+)
+def test_columns_that_came_later_may_be_lacking_in_older_manifests_alone(
+    version: int, lacking: list[str], refused: str | None
+) -> None:
+    table = records_to_table(RECORDS).drop_columns(lacking)
+    table = table.replace_schema_metadata({"lpbf_schema_version": str(version)})
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    if refused is not None:
+        with pytest.raises(SchemaError, match=f"lacks the column '{refused}'"):
+            decode_manifest(sink.getvalue())
+        return
+    manifest = decode_manifest(sink.getvalue())
+    assert set(manifest.table.column_names) == set(records_to_table(RECORDS).column_names)
+    assert [(r.run.tensor_order, r.remarks) for r in manifest.records] == [(None, ())] * 3
 
 
 @pytest.mark.parametrize("case_id", ["", ".", "..", "/", "../evil", "a/b", "C:\\a", "a\0.png", None])
