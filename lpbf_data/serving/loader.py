@@ -25,7 +25,7 @@ from lpbf_data.errors import UsageError
 from lpbf_data.reading.cache import DEFAULT_SIZE, Cache
 from lpbf_data.serving.batch_source import COLLATE, BatchSource, Collate, Order, Served
 from lpbf_data.serving.datasets import CaseDataset, load_dataset
-from lpbf_data.serving.ranks import check_rank, check_seed, rank_of_process
+from lpbf_data.serving.ranks import check_rank, check_seed, rank_of_process, warn_of_missing_group
 from lpbf_data.serving.read_ahead import ReadAhead
 from lpbf_data.serving.samples import CaseSamples, Transform
 from lpbf_data.serving.sampling import Sharing, Step, Uneven, epoch_order
@@ -67,6 +67,7 @@ class Loader:
         self._batches = batches
         self._shares = sharing
         self._ranks = ranks
+        self._told_of_ranks = False
         # Whether the next loop starts at the position that is set, and whether in the epoch that is.
         self._placed = self._epoch_set = True
         self._shuffle = shuffle
@@ -135,6 +136,9 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         """A whole epoch, or what is left of it behind a position that was loaded."""
+        if self._ranks is None and not self._told_of_ranks:
+            self._told_of_ranks = True
+            warn_of_missing_group((self.rank, self.world_size))
         self._begin()
         source = (self._batches[order] for order in self.orders()) if self._workers is None else iter(self._workers)
         waited = self.seconds_waiting

@@ -18,8 +18,8 @@ ROOT: Final = Path(__file__).parents[2]
 LAUNCHERS: Final = {
     "torchrun": ("torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node={ranks}"),
     "accelerate": (
-        "accelerate.commands.launch", "--cpu", "--num_processes={ranks}", "--num_machines=1", "--mixed_precision=no",
-        "--dynamo_backend=no", "--main_process_port={port}",
+        "accelerate.commands.launch", "--multi_gpu", "--num_processes={ranks}", "--num_machines=1",
+        "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port={port}",
     ),
     "none": (),
 }  # fmt: skip

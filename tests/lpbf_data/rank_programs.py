@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
-from lpbf_data import make_loader
+from lpbf_data import NodeBudgetSampler, load_dataset, make_loader
+from lpbf_data.errors import UsageError
 
 
 def report(found: Any, rank: int | None = None) -> None:
@@ -46,6 +48,91 @@ def serve(folder: str, uneven: Any) -> None:
     assert (loader.rank, loader.world_size) == (0, 1)
     torch.distributed.init_process_group("gloo")
     report({"rank": loader.rank, "length": len(loader), "served": [batch.case_ids[0] for batch in loader]})
+    torch.distributed.destroy_process_group()
+
+
+def number_of(sample: dict[str, Any]) -> dict[str, Any]:
+    """What accelerate can slice and send: the number that is in a case's name."""
+    return {"number": torch.tensor([int(sample["case_id"].split("_")[0])])}
+
+
+def accelerate(folder: str, cases: list[Any]) -> None:
+    """What `accelerator.prepare` hands out over three epochs in several ways, and how long it says that an epoch is."""
+    report([prepared_epochs(folder, *case) for case in cases])
+    torch.distributed.destroy_process_group()
+
+
+def prepared_epochs(
+    folder: str, kind: str, workers: int, method: str | None, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Three epochs of one loader."""
+    from accelerate import Accelerator
+    from accelerate.utils import DataLoaderConfiguration
+
+    choices: dict[str, Any] = {"fields": [], "cells": False, "format": "torch", "transform": number_of, "seed": 5}
+    more: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": method}
+    if kind == "map":
+        opened = load_dataset(folder, **choices)
+        loader: Any = DataLoader(opened, batch_size=2, shuffle=True, **more)
+    elif kind == "budget":
+        opened = load_dataset(folder, **choices)
+        sampler = NodeBudgetSampler(opened.sizes, int(opened.sizes.max()), batch_size=1, shuffle=True, seed=5)
+        loader = DataLoader(opened, batch_sampler=sampler, **more)
+    else:
+        opened = load_dataset(folder, streaming=True, shuffle=True, batch_size=2, **choices)
+        loader = DataLoader(opened, batch_size=2, **more)
+    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(**options))
+    prepared = accelerator.prepare(loader)
+    found: dict[str, Any] = {"length": len(prepared), "epochs": []}
+    for _ in range(3):
+        found["epochs"].append([batch["number"].flatten().tolist() for batch in prepared])
+    return found
+
+
+def accelerate_made(folder: str) -> None:
+    """Accelerate leaves a loader of this package as it is; a stream with ranks of its own is refused."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    loader = accelerator.prepare(make_loader(folder, shuffle=True, seed=5, fields=[], num_workers=1))
+    served = [batch.case_ids[0] for batch in loader]
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    stream = load_dataset(folder, streaming=True, rank=rank, world_size=ranks, transform=number_of, format="torch")
+    said = ""
+    try:
+        list(accelerator.prepare(DataLoader(stream, batch_size=2)))
+    except UsageError as error:
+        said = str(error)
+    report({"served": served, "said": said})
+    os._exit(0)  # the other process may still wait for what this one refused to give
+
+
+def accelerate_resumes(folder: str) -> None:
+    """A stream that tells where it stands is left after four steps, and taken up."""
+    from accelerate import Accelerator
+    from accelerate.utils import DataLoaderConfiguration
+
+    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=False))
+    choices: dict[str, Any] = {"fields": [], "cells": False, "format": "torch", "transform": number_of, "seed": 5}
+
+    def prepared(workers: int) -> tuple[Any, Any]:
+        stream = load_dataset(folder, streaming=True, shuffle=True, **choices)
+        return stream, accelerator.prepare(DataLoader(stream, batch_size=1, num_workers=workers))
+
+    found = []
+    for workers in (0, 2):
+        served: list[int] = []
+        states: list[Any] = []
+        for steps in (4, 99):
+            stream, loader = prepared(workers)
+            if states:
+                stream.load_state_dict(states[-1])
+            for _, batch in zip(range(steps), loader, strict=False):
+                served.append(int(batch["number"]))
+                stream.advance(len(batch["number"]))
+                states.append(stream.state_dict())
+        found.append({"served": served, "states": [[state["epoch"], state["consumed"]] for state in states]})
+    report(found)
     torch.distributed.destroy_process_group()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import time
@@ -159,6 +160,51 @@ def test_a_plain_dataloader_with_advance(small_dataset: Path, workers: int, batc
     assert other.state_dict()["consumed"] == 0
 
 
+@many_workers
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_what_was_handed_over_decides_up_to_the_last_batch(small_dataset: Path, workers: int) -> None:
+    """A DataLoader finds the end of a stream while it still collects the last batch, one that isn't full."""
+    stream = open_stream(small_dataset, batch_size=2)
+    loader: Any = DataLoader(stream, batch_size=2, num_workers=workers, collate_fn=collate_ragged)
+    for epoch in range(2):
+        states, served = [], []
+        for batch in loader:
+            before = stream.state_dict()
+            if served:  # then it is known that the loop tells
+                assert (before["epoch"], before["consumed"]) == (epoch, len(served))
+            served += batch.case_ids
+            stream.advance(len(batch))
+            states.append([stream.state_dict()[name] for name in ("epoch", "consumed")])
+        assert sorted(served) == sorted(expected(small_dataset, epoch))
+        assert states == [[epoch, 2 * step] for step in range(1, 9)] + [[epoch + 1, 0]]
+
+
+def test_an_epoch_that_is_set_again_is_served_again(small_dataset: Path) -> None:
+    """Also where only the workers' copies moved, which the stream itself can't see."""
+    for live_on in (False, True):
+        stream = open_stream(small_dataset)
+        loader: Any = DataLoader(stream, num_workers=2, persistent_workers=live_on, collate_fn=collate_ragged)
+        for epoch in (0, 0, 3, 3, 0):
+            stream.set_epoch(epoch)
+            assert [batch.case_ids[0] for batch in loader] == expected(small_dataset, epoch)
+        assert [batch.case_ids[0] for batch in loader] == expected(small_dataset, 1)
+        stream.load_state_dict(stream.state_dict() | {"epoch": 4, "consumed": 6})
+        stream.set_epoch(4)  # a position that was loaded stays
+        assert [batch.case_ids[0] for batch in loader] == expected(small_dataset, 4)[6:]
+        stream.set_epoch(4)  # … until it was taken up
+        assert [batch.case_ids[0] for batch in loader] == expected(small_dataset, 4)
+
+
+def test_copies_of_streams_with_workers_are_streams_of_their_own(small_dataset: Path) -> None:
+    stream = open_stream(small_dataset)
+    options: dict[str, Any] = {"num_workers": 2, "collate_fn": collate_ragged}
+    assert [batch.case_ids[0] for batch in DataLoader(stream, **options)] == expected(small_dataset, 0)
+    for other in (copy.deepcopy(stream), copy.deepcopy(DataLoader(stream, **options)).dataset):
+        for epoch in (1, 2):
+            assert [batch.case_ids[0] for batch in DataLoader(other, **options)] == expected(small_dataset, epoch)
+    assert [batch.case_ids[0] for batch in DataLoader(stream, **options)] == expected(small_dataset, 1)
+
+
 def test_workers_that_live_on_go_to_the_next_epoch(small_dataset: Path) -> None:
     stream = open_stream(small_dataset)
     loader: Any = DataLoader(stream, num_workers=2, persistent_workers=True, collate_fn=collate_ragged)
@@ -226,9 +272,11 @@ def test_a_spawned_worker_knows_its_rank(small_dataset: Path) -> None:
     for rank in range(2):
         stream = open_stream(small_dataset)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lpbf_data.serving.stream.rank_of_process", lambda rank=rank: (rank, 2))
+            patch.setattr("lpbf_data.serving.ranks.rank_of_process", lambda rank=rank: (rank, 2))
             clone = pickle.loads(pickle.dumps(stream))
+            copies = [copy.deepcopy(stream), copy.copy(stream)]
         parts.append(ids(clone))
+        assert all(len(other) == 17 for other in copies)  # in this process the group is asked
     assert len(parts[0]) == len(parts[1]) == 8
     assert not set(parts[0]) & set(parts[1])
 
