@@ -85,13 +85,13 @@ def parse_size(size: int | str) -> int:
 
 
 def _expanded(folder: str | Path, name: str) -> Path:
-    """A path with ~ spelled out.
+    """A whole path, with ~ spelled out; programs change their folder after opening a data set (hydra does).
 
     Raises:
         UsageError: If whose home that is isn't known.
     """
     try:
-        return Path(folder).expanduser()
+        return Path(folder).expanduser().absolute()
     except RuntimeError as error:
         raise UsageError(f"{name} {folder}: no home folder is known for ~; give the whole path") from error
 
@@ -108,7 +108,7 @@ def default_root() -> Path | None:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # Neither HOME nor an entry for this user.
         return None
-    return base / "lpbf_data"
+    return base.absolute() / "lpbf_data"
 
 
 @dataclass(frozen=True, slots=True)

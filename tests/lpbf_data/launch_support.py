@@ -90,6 +90,7 @@ def run_ranks(
     *words: object,
     ranks: int,
     launcher: str = "torchrun",
+    before: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> list[Any]:
     """Run a program of `rank_programs` in several processes.
@@ -100,13 +101,14 @@ def run_ranks(
         words: What it is given, as JSON.
         ranks: Number of processes.
         launcher: One of `LAUNCHERS`.
+        before: What the command begins with, such as a shell that sets limits.
         environment: Variables beside those of this process.
 
     Returns:
         What each rank reported, by rank.
     """
     options = [word.format(ranks=ranks, port=_free_port()) for word in LAUNCHERS[launcher]]
-    start = [sys.executable, *(["-m", *options] if options else [])]
+    start = [*before, sys.executable, *(["-m", *options] if options else [])]
     said = run_program([*start, "-m", "tests.lpbf_data.rank_programs", program, json.dumps(words)], folder, environment)
     reports = [folder / f"{rank}.json" for rank in range(ranks)]
     assert all(report.exists() for report in reports), said

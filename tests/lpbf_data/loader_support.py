@@ -55,6 +55,10 @@ def ids(samples: Any) -> list[str]:
     return [sample["case_id"] for sample in samples]
 
 
+def first(batch: list[Any]) -> Any:
+    return batch[0]
+
+
 def ids_of(batches: Any) -> list[tuple[str, ...]]:
     return [batch.case_ids for batch in batches]
 

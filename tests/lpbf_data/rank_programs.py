@@ -10,14 +10,19 @@ import faulthandler
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lpbf_data import NodeBudgetSampler, load_dataset, make_loader
-from lpbf_data.errors import UsageError
+from lpbf_data.errors import StoreError, UsageError
+from lpbf_data.serving.batch_source import SharedMemoryWarning
+from lpbf_data.serving.batching import collate_ragged
+from tests.lpbf_data.loader_support import first, ids
 
 
 def report(found: Any, rank: int | None = None) -> None:
@@ -134,6 +139,67 @@ def accelerate_resumes(folder: str) -> None:
         found.append({"served": served, "states": [[state["epoch"], state["consumed"]] for state in states]})
     report(found)
     torch.distributed.destroy_process_group()
+
+
+def enlarged(sample: Any) -> Any:
+    """36 MB of points."""
+    sample["pos"] = torch.ones(3_000_000, 3)
+    return sample
+
+
+def little_memory(folder: str, collate: Any) -> None:
+    """Four batches of 72 MB from workers."""
+    loader = make_loader(
+        folder, batch_size=2, shuffle=True, seed=5, fields=[], num_workers=2, transform=enlarged, collate=collate
+    )
+    served: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for batch in loader:
+            assert len(batch.pos) == 6_000_000
+            served += batch.case_ids if collate == "ragged" else batch.case_id
+            if len(served) == 8:
+                break
+    told = [str(one.message) for one in caught if issubclass(one.category, SharedMemoryWarning)]
+    report({"served": served, "said": told[0], "warnings": len(told)}, rank=0)
+
+
+def little_memory_of_others(folder: str) -> None:
+    """The same from a plain DataLoader, which can't do without shared memory."""
+    stream = load_dataset(
+        folder, streaming=True, batch_size=2, format="torch", fields=[], cells=False, transform=enlarged
+    )
+    try:
+        list(DataLoader(stream, batch_size=2, num_workers=2, collate_fn=collate_ragged))
+    except StoreError as error:
+        report(f"{type(error).__name__} {error}", rank=0)
+
+
+def no_memory(folder: str) -> None:
+    """Two epochs where workers can't be started."""
+    choices: dict[str, Any] = {"shuffle": True, "seed": 5, "fields": []}
+    loader = make_loader(folder, num_workers=2, **choices)
+    choices |= {"streaming": True, "format": "torch", "cells": False}
+    stream, other = load_dataset(folder, **choices), load_dataset(folder, **choices)
+    plain = DataLoader(other, batch_size=1, collate_fn=first)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found: dict[str, Any] = {"loader": [[batch.case_ids[0] for batch in loader] for _ in range(2)]}
+    found["said"] = " ".join(str(one.message) for one in caught)
+    found["stream"] = [ids(stream) for _ in range(2)]
+    found["plain"] = [ids(plain) for _ in range(2)]
+    report(found, rank=0)
+
+
+def few_files(folder: str) -> None:
+    """Every field from eight workers, in three ways."""
+    loader = make_loader(folder, batch_size=2, num_workers=8, cells=True, edges=True)
+    served = [sorted(name for batch in loader for name in batch.case_ids)]
+    stream = load_dataset(folder, streaming=True, batch_size=2, format="torch", edges=True)
+    for loader_class in (DataLoader, StatefulDataLoader):
+        batches = loader_class(stream, batch_size=2, num_workers=8, collate_fn=collate_ragged)
+        served.append(sorted(name for batch in batches for name in batch.case_ids))
+    report(served, rank=0)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,7 @@ from lpbf_data.errors import UsageError
 from lpbf_data.serving.batching import collate_pyg, collate_ragged
 from lpbf_data.serving.transforms import RandomSymmetry, SubsamplePoints
 from tests.lpbf_data.launch_support import run_ranks
-from tests.lpbf_data.loader_support import expected, flat, ids, ids_of, many_workers, open_loader
-
-
-def first(batch: list[Any]) -> Any:
-    return batch[0]
+from tests.lpbf_data.loader_support import expected, first, flat, ids, ids_of, many_workers, open_loader
 
 
 @many_workers
