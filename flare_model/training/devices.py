@@ -75,8 +75,8 @@ def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> t
         The fabric, launched, and its precision.
 
     Raises:
-        UsageError: If there is no GPU where one is asked for, the precision doesn't go with the device, or SLURM's tasks
-            weren't started.
+        UsageError: If there is no GPU where one is asked for, the precision doesn't go with the device, or SLURM's
+            tasks weren't started.
     """
     on_gpu = accelerator != "cpu" and torch.cuda.is_available()
     if accelerator == "gpu" and not on_gpu:
@@ -90,6 +90,9 @@ def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> t
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _CUBLAS)
         torch.use_deterministic_algorithms(mode=True, warn_only=True)
     devices, nodes, launcher = _processes()
+    if launcher == "SLURMEnvironment":  # What srun started counts; Fabric compares with what the whole job asked for.
+        step = {"SLURM_NTASKS": devices * nodes, "SLURM_NTASKS_PER_NODE": devices, "SLURM_NNODES": nodes}
+        os.environ.update({name: str(number) for name, number in step.items()})
     environment = getattr(_fabric().plugins.environments, launcher)()
     fabric: Fabric = _fabric().Fabric(
         accelerator="gpu" if on_gpu else "cpu",
@@ -99,8 +102,8 @@ def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> t
         plugins=[precision, environment],
     )
     fabric.launch()
-    # At the end, before Fabric ends the process group: what a wrapped model in a cycle holds of it goes first. Where the
-    # model is the last to hold it, its end can wait for ever (PyTorch 2.13, gloo).
+    # At the end, before Fabric ends the process group: what a wrapped model in a cycle holds of it goes first. Where
+    # the model is the last to hold it, its end can wait for ever (PyTorch 2.13, gloo).
     atexit.register(gc.collect)
     return fabric, precision
 

@@ -91,6 +91,7 @@ def run_ranks(
     ranks: int,
     launcher: str = "torchrun",
     before: Sequence[str] = (),
+    module: str = "tests.lpbf_data.rank_programs",
     environment: Mapping[str, str] | None = None,
 ) -> list[Any]:
     """Run a program of `rank_programs` in several processes.
@@ -101,6 +102,7 @@ def run_ranks(
         words: What it is given, as JSON.
         ranks: Number of processes.
         launcher: One of `LAUNCHERS`.
+        module: Where the program stands.
         before: What the command begins with, such as a shell that sets limits.
         environment: Variables beside those of this process.
 
@@ -109,7 +111,7 @@ def run_ranks(
     """
     options = [word.format(ranks=ranks, port=_free_port()) for word in LAUNCHERS[launcher]]
     start = [*before, sys.executable, *(["-m", *options] if options else [])]
-    said = run_program([*start, "-m", "tests.lpbf_data.rank_programs", program, json.dumps(words)], folder, environment)
+    said = run_program([*start, "-m", module, program, json.dumps(words)], folder, environment)
     reports = [folder / f"{rank}.json" for rank in range(ranks)]
     assert all(report.exists() for report in reports), said
     return [json.loads(report.read_text(encoding="utf-8")) for report in reports]
