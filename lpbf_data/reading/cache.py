@@ -97,7 +97,7 @@ def parse_size(size: int | str) -> int:
 
 
 def _expanded(folder: str | Path, name: str) -> Path:
-    """A whole path: with ~ spelled out, and from where the process is now.
+    """A whole path, with ~ spelled out; programs change their folder after opening a data set (hydra does).
 
     Raises:
         UsageError: If whose home that is isn't known.

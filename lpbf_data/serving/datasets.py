@@ -23,7 +23,7 @@ from lpbf_data.serving.ranks import check_rank, check_seed
 from lpbf_data.serving.samples import CaseSamples, SampleFormat, Transform
 from lpbf_data.serving.sampling import Uneven
 from lpbf_data.serving.stream import CaseStream, OnError
-from lpbf_data.serving.worker_epochs import shared_numbers
+from lpbf_data.serving.worker_epochs import SharedNumbers
 from lpbf_data.stores.selection import TARGET_FIELD, Selection
 
 __all__ = ["CaseDataset", "CaseStream", "load_dataset"]
@@ -45,7 +45,7 @@ class CaseDataset(Dataset):  # type: ignore[misc]
         self.samples = samples
         self.seed = check_seed(seed)
         # Shared with the workers of a DataLoader that live on: the epoch and one, 0 until one is set.
-        self._epoch = shared_numbers(1)
+        self._epoch = SharedNumbers(1)
         self._reads: Counter[int] = Counter()
 
     def set_epoch(self, epoch: int) -> None:
@@ -80,7 +80,7 @@ class CaseDataset(Dataset):  # type: ignore[misc]
         """One sample."""
         if not getattr(self.samples.transform, "random", False):
             return self.samples.sample(idx)
-        if (epoch := int(self._epoch) - 1) >= 0:
+        if (epoch := self._epoch[0] - 1) >= 0:
             return self.samples.sample(idx, seed=self.seed, epoch=epoch)
         # Nobody says which epoch it is. A worker's seed differs from iteration to iteration of a DataLoader, unless
         # workers live on; how often a case was read here, where they do.

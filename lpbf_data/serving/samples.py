@@ -62,6 +62,7 @@ class CaseSamples:
 
         Raises:
             StoreError: If the case can't be read.
+            Exception: Whatever the transform raises, with a note that names the case.
         """
         sample: Any = {**self.tensors.sample(index), "case_id": self.case_id(index)}
         if self.format == "pyg":
@@ -72,9 +73,13 @@ class CaseSamples:
             sample = CaseData(**sample)
         if self.transform is None:
             return sample
-        if getattr(self.transform, "random", False):
-            return self.transform(sample, np.random.default_rng([seed, *np.atleast_1d(epoch).tolist(), index]))
-        return self.transform(sample)
+        try:
+            if getattr(self.transform, "random", False):
+                return self.transform(sample, np.random.default_rng([seed, *np.atleast_1d(epoch).tolist(), index]))
+            return self.transform(sample)
+        except Exception as error:
+            error.add_note(f"when case {self.case_id(index)} was transformed")
+            raise
 
     def view(self, index: int) -> dict[str, Any]:
         """The arrays of a case and its id, not to be written to and without the transform."""
