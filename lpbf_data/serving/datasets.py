@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 from torch_geometric.data import Dataset
 
+from lpbf_data.case.feature_schema import FEATURES_VERSION, resolve_features
 from lpbf_data.case.statistics import FieldStatistics
 from lpbf_data.errors import UsageError
-from lpbf_data.geometry.shape_features import FEATURES_VERSION, resolve_features
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.reading.cache import DEFAULT_SIZE, Cache, CachedCases, CollectionKey, cache_root, parse_size
 from lpbf_data.reading.kept_footers import KeptFooters
@@ -153,7 +153,7 @@ def load_dataset(
         edges: Derive `edge_index` [2, num_edges] from the cells.
         cells: Give the cells [E, 8].
         features: Features of the shape, derived from points and cells when a case is decoded: names of
-            [SHAPE_FEATURES][lpbf_data.geometry.shape_features.SHAPE_FEATURES], or "geometry" for all.
+            [SHAPE_FEATURES][lpbf_data.case.feature_schema.SHAPE_FEATURES], or "geometry" for all.
         transform: Applied to every sample.
         shuffle: For a stream: a new permutation of all cases for each epoch.
         seed: Seed of the permutations, and of random transforms.

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lpbf_data.case.feature_schema import SHAPE_FEATURES
 from lpbf_data.case.schema import FIELDS
 from lpbf_data.errors import UsageError
 from lpbf_data.geometry.hexahedra import hex_edges
-from lpbf_data.geometry.shape_features import SHAPE_FEATURES
 from lpbf_data.stores.selection import TARGET_COLUMN
 
 if TYPE_CHECKING:
