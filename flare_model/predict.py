@@ -74,23 +74,22 @@ def predict_part(surrogate: Surrogate, part: Part) -> Prediction:
 
     Raises:
         UsageError: If the model needs a field that the part doesn't come with, or that isn't finite.
-        StoreError: If the model predicts values that aren't finite.
+        StoreError: If the part has points that aren't finite, or the model predicts values that aren't.
     """
     import numpy as np
     import torch
 
     from flare_model.data.envelope import outside
+    from flare_model.data.finite import not_finite
 
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
     features = resolve_targets(surrogate.usage.features, "the checkpoint")
-    device = surrogate.point_scale.device
-    known = None
-    if features:
-        known = torch.from_numpy(np.concatenate([_needed(part, f) for f in features], axis=1)).to(device)
-    points = torch.from_numpy(np.array(part.points)).to(device)
+    known = np.concatenate([_needed(part, f) for f in features], axis=1) if features else None
+    if said := not_finite(part.points):
+        raise StoreError(f"the points of {part.name} aren't all finite numbers: {said}; look at its mesh")
     started = time.perf_counter()
     with torch.inference_mode():
-        found = surrogate(points, known).cpu().numpy()
+        found = surrogate(np.array(part.points), known).cpu().numpy()
     seconds = time.perf_counter() - started
     if not np.isfinite(found).all():
         raise StoreError(
@@ -119,15 +118,17 @@ def _relative_l2(prediction: NDArray[np.float32], truth: NDArray[np.float32], fl
 
 
 def _needed(part: Part, feature: Target) -> NDArray[np.float32]:
-    import numpy as np
+    from flare_model.data.finite import not_finite
 
     values = part.column(feature.name, feature.field, feature.components)
     if values is None:
         raise UsageError(
             f"the model needs the field {feature.name} at every point, which {part.name} doesn't come with"
         )
-    if not np.isfinite(values).all():
-        raise UsageError(f"the model needs the field {feature.name}, which isn't finite everywhere in {part.name}")
+    if said := not_finite(values):
+        raise UsageError(
+            f"the model needs the field {feature.name}, which isn't finite everywhere in {part.name}: {said}"
+        )
     return values
 
 
