@@ -94,7 +94,7 @@ class BoxGrid:
 
 def _refused(what: str) -> CaseError:
     return CaseError(
-        FailureReason.UNSUPPORTED_ELEMENT, f"geometry features need a mesh of boxes along the axes, and {what}"
+        FailureReason.UNSUPPORTED_ELEMENT, f"features of the shape need a mesh of boxes along the axes, and {what}"
     )
 
 
