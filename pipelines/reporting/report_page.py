@@ -1,32 +1,27 @@
-"""The page `report.html` from its template: text escaped, data packed, scripts named in its security policy.
+"""The page `report.html`: what its template shows, and what its scripts work on.
 
-The page may run the scripts that it carries and nothing else: the policy allows them by their SHA-256 and forbids every
-request. What comes from data is either escaped by the template or packed, and the scripts put it in place as text.
+The 3D view and the page's security are [the viewer's](../../lpbf_data/viewer/page.py).
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import importlib.metadata
-import json
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
-from markupsafe import Markup
-
 from lpbf_data.case.record import CaseRecord
 from lpbf_data.case.schema import SCHEMA_VERSION, FieldSpec
 from lpbf_data.case.statistics import total
 from lpbf_data.stores.manifest import count_by
+from lpbf_data.viewer.page import base64_text
+from lpbf_data.viewer.page import render_page as render_with_viewer
+from lpbf_data.viewer.shown_fields import ShownField
 from pipelines.numbers import format_number
 from pipelines.reporting.card import INTRODUCTION, TITLE, dataset_version
-from pipelines.reporting.exhibits import Deviation, Exhibit, ShownField
+from pipelines.reporting.exhibits import Deviation, Exhibit
 from pipelines.reporting.overview import (
     PUBLISHED_SOURCE,
     QUANTITIES,
@@ -38,10 +33,11 @@ from pipelines.reporting.overview import (
     solver_sentence,
     table_6,
 )
-from pipelines.reporting.pictures import PLAIN_PALETTE, SIGNED_PALETTE, STILL_SIZE, palette
+from pipelines.reporting.pictures import STILL_SIZE
 from pipelines.selection.select import leaking_designs
 
 ASSETS: Final = Path(__file__).parents[1] / "report_assets"
+"""Template, style sheet, scripts and libraries of the report beside those of the viewer."""
 
 _LIMIT_OF: Final = {
     "num_points": "max_points",
@@ -86,10 +82,6 @@ class PageContent:
 
 def render_page(content: PageContent) -> bytes:
     """The whole page; the same content gives the same bytes."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    vendor, script = _asset("vendor.min.js"), _page_script()
     kept = [record for record in content.records if record.status == "kept"]
     placed = {record.case_id: record for record in content.records if record.placement is not None}
     context = {
@@ -99,11 +91,6 @@ def render_page(content: PageContent) -> bytes:
         "manifest_sha256": content.manifest_sha256,
         "version": dataset_version(content.manifest_sha256, content.schema_version),
         "package_version": importlib.metadata.version("lpbf-flare"),
-        "style": Markup(_asset("report.css")),  # noqa: S704 (a file of this package)
-        "vendor": Markup(vendor),  # noqa: S704
-        "script": Markup(script),  # noqa: S704
-        "script_hashes": [f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'" for text in (vendor, script)],
-        "licences": _asset("vendor.LICENSES.txt"),
         "sections": _sections(content),
         "tiles": _tiles(content.records),
         "kept": f"{len(kept):,}",
@@ -128,29 +115,9 @@ def render_page(content: PageContent) -> bytes:
         "columns": _columns(kept, content.specs),
         "materials": _named(kept, "material"),
         "machines": _named(kept, "machine"),
-        "page_data": _pack(_page_data(content)),
-        "surfaces": (_base64(exhibit.surface) for exhibit in content.exhibits),
     }
-    return environment.get_template("report.html").render(context).encode("utf-8", "replace")
-
-
-def _asset(name: str) -> str:
-    return (ASSETS / name).read_text(encoding="utf-8").strip()
-
-
-def _page_script() -> str:
-    """The page's own scripts as one: a function of its own, so that their names are nobody else's."""
-    parts = [path.read_text(encoding="utf-8") for path in sorted((ASSETS / "page").glob("*.js"))]
-    return '"use strict";\n(() => {\n' + "\n".join(parts) + "\nmain();\n})();"
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _pack(content: Any) -> str:
-    text = json.dumps(content, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    return _base64(zlib.compress(text.encode(), 9))
+    surfaces = (exhibit.surface for exhibit in content.exhibits)
+    return render_with_viewer(ASSETS, "report.html", context, _page_data(content), content.fields, surfaces)
 
 
 def _sections(content: PageContent) -> list[dict[str, str]]:
@@ -206,7 +173,7 @@ def _part(exhibit: Exhibit, record: CaseRecord) -> dict[str, Any]:
         "at_risk": measures.recoater_interference,
         "caption": f"{furthest} · {clearance}",
         "description": description,
-        "still": None if exhibit.still is None else _base64(exhibit.still),
+        "still": None if exhibit.still is None else base64_text(exhibit.still),
     }
 
 
@@ -334,11 +301,6 @@ def _page_data(content: PageContent) -> dict[str, Any]:
     return {
         "cases": cases,
         "quantities": quantities,
-        "fields": [asdict(field) for field in content.fields],
-        "palettes": {
-            "signed": _base64(palette(SIGNED_PALETTE).tobytes()),
-            "plain": _base64(palette(PLAIN_PALETTE).tobytes()),
-        },
         "exhibits": [row_of[exhibit.case_id] for exhibit in content.exhibits],
         "errors": errors,
     }

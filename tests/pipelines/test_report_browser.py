@@ -12,22 +12,22 @@ import pytest
 
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.stores.predictions import write_predictions
+from lpbf_data.viewer.page import ASSETS as VIEWER
 from pipelines.build import run_build
 from pipelines.reporting.exhibits import KeptCases
 from pipelines.reporting.report_data import Report, make_report
-from pipelines.reporting.surface_codec import decode_surface
 from pipelines.selection.select import Filters
 from tests.browser import Visit, colourful, column, open_part, pixels, wait_for_part
 from tests.netfabb_cases import Part, write_part
 from tests.pipelines.report_support import HOSTILE_LOG
 from tests.pipelines.test_build import request
+from tests.surface_reader import decode_surface
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
 HOSTILE_NAMES = ("\"><img src=x onerror='window.pwned=1'>", "<b>деталь部品قطعة", "a'b\"c&amp;{{7*7}}")
-ASSETS = Path(__file__).parents[2] / "pipelines" / "report_assets"
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +306,7 @@ def test_everything_has_a_name(visit: Visit) -> None:
 
 def test_the_page_reads_surfaces_as_they_were_written(visit: Visit, report: Report) -> None:
     """The reader in JavaScript against the one in Python, number by number."""
-    code = "\n".join((ASSETS / "page" / name).read_text() for name in ("text.js", "data.js", "surface.js"))
+    code = "\n".join((VIEWER / "page" / name).read_text() for name in ("text.js", "data.js", "surface.js"))
     for number in (0, 7, len(report.exhibits) - 1):
         found = visit.page.evaluate(
             f"""async () => {{ {code}

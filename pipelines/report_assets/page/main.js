@@ -3,6 +3,11 @@
 async function main() {
   const data = await readPageData();
   const { cases } = data;
+  // A column of few different texts is stored as codes.
+  for (const [name, column] of Object.entries(cases)) {
+    if (!Array.isArray(column)) cases[name] = column.codes.map((code) => column.values[code]);
+  }
+  data.parts = data.exhibits.map((row) => ({ name: cases.case_id[row], facts: factsOf(cases, row) }));
   data.exhibitOf = new Map(data.exhibits.map((row, number) => [row, number]));
   data.worstError = [];
   for (const { row, relative_l2: error } of data.errors) data.worstError[row] = Math.max(data.worstError[row] ?? 0, error ?? 0);
@@ -16,14 +21,30 @@ async function main() {
   setTimeout(() => {
     fillCharts(byId("charts"), data);
     drawMissingStills(data, parts);
-    openFromAddress();
+    const asked = partOfAddress(data);
+    if (asked !== undefined) viewer.open(asked);
   });
+}
 
-  function openFromAddress() {
-    const asked = new URLSearchParams(location.hash.slice(1)).get("part");
-    const row = asked === null ? -1 : cases.case_id.indexOf(asked);
-    if (data.exhibitOf.has(row)) viewer.open(data.exhibitOf.get(row));
-  }
+/** What is told of a part beside its 3D view. */
+function factsOf(cases, row) {
+  return [
+    ["split", cases.split[row]],
+    ["design", cases.design_id[row]],
+    ["points", formatNumber(cases.num_points[row])],
+    ["height", formatQuantity(cases.height[row], "mm")],
+    ["largest Z displacement", formatQuantity(cases.displacement_z_max[row], "mm")],
+    ["largest von Mises stress", formatQuantity(cases.von_mises_stress_max[row], "MPa")],
+    ["least recoater clearance", describeClearance(cases, row)],
+    ["material", cases.material[row]],
+  ];
+}
+
+/** The least clearance with where it was and what it means, in words. */
+function describeClearance(cases, row) {
+  const height = cases.recoater_clearance_min_height[row];
+  const where = height === null ? "" : ` at z = ${formatNumber(height)} mm`;
+  return `${formatNumber(cases.recoater_clearance_min[row])} % of a layer${where}${cases.recoater_interference[row] ? ": the blade hits the part" : ""}`;
 }
 
 const UNKNOWN = "–";
