@@ -66,7 +66,7 @@ def spectrum(
     names, rows = FileNames(), []
     for batch in _chosen(surrogate, data, split, cases, case):
         points, features = _scaled(surrogate, batch)
-        found = list(spectra(model, points, features))
+        found = spectra(model, points, features)
         rows += [(batch.case_ids[0], s) for s in found]
         plot_spectrum(folder / f"{names.name(batch.case_ids[0])}.png", [s.eigenvalues for s in found])
         for s in found:

@@ -182,8 +182,8 @@ def run_once(
         found = {
             "seed": settings.seed,
             "steps": trainer.step,
-            "best_step": best["step"],
-            "validation": best.get("errors", {}),
+            "best_step": best.step,
+            "validation": best.errors,
         }
         if fabric.is_global_zero:
             write_json(result, found)
@@ -246,8 +246,6 @@ def _check_same_run(settings: Settings, about: dict[str, Any], folder: Path) -> 
     except (ValueError, KeyError, TypeError) as error:
         raise SchemaError(f"{path} doesn't describe a run ({error!r}); give another --out") from error
     now = json.loads(json.dumps(settings.identity))
-    if configuration.get("recipe", {}).get("precision") == "auto":  # Runs once didn't write down what that stood for.
-        configuration["recipe"]["precision"] = now["recipe"]["precision"]
     if found := changes(configuration, now):
         raise UsageError(
             f"{folder} holds a run with another configuration ({'; '.join(found)}); go on with the same one, or give "

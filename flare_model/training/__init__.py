@@ -1,1 +1,1 @@
-"""How a model is trained: recipe, settings, devices, the trainer, state and log of a run."""
+"""How a model is trained: recipe, settings, devices, the trainer and its parts, state and log of a run."""

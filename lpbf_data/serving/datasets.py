@@ -62,11 +62,6 @@ class CaseDataset(Dataset):  # type: ignore[misc]
         """Points of each case, in the order of the samples."""
         return self.samples.sizes[list(self.indices())]
 
-    @property
-    def field_names(self) -> tuple[str, ...]:
-        """Names of the tensors of a sample."""
-        return self.samples.tensors.selection.names
-
     def __getitem__(self, idx: Any) -> Any:
         """A sample, or the data set of some of the cases: slice, list of numbers, or mask.
 
@@ -100,10 +95,6 @@ class CaseDataset(Dataset):  # type: ignore[misc]
         From the manifest; for the published layout, which has none, from the values of the selected fields.
         """
         return self.samples.statistics(self.indices())
-
-    def metadata(self, idx: int) -> dict[str, Any]:
-        """What the published layout has in `_metadata` of a case, read without unpickling; empty for other layouts."""
-        return self.samples.tensors.reader.read_metadata(self.indices()[idx])
 
 
 def load_dataset(

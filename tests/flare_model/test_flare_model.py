@@ -19,7 +19,7 @@ import flare_model
 from flare_model.checkpoints.spec import ModelSpec
 from flare_model.configs import FOLDER, config_names, config_path, spell_out_config
 from flare_model.layers.layout import Layout
-from flare_model.layers.mixer import mix, mix_ragged
+from flare_model.layers.mixer import mix, mix_meshes
 from flare_model.models.backbone import Backbone
 from flare_model.models.flare import Flare, FlareConfig
 from flare_model.models.transformer import SelfAttention, Transformer, TransformerConfig
@@ -144,8 +144,9 @@ def test_another_number_of_heads_gives_something_else() -> None:
     queries, keys, values = sample(4, 5, 2), sample(9, 4, 2), sample(9, 4, 2)
     wanted = explicit_mix(queries, keys, values).flatten(1)
     fewer = queries.view(2, 2, 5, 2).transpose(1, 2).reshape(2, 5, 4)
-    wrong = mix_ragged(fewer, keys.reshape(9, 2, 4), values.reshape(9, 2, 4), torch.tensor([0, 9])).flatten(1)
-    right = mix_ragged(queries, keys, values, torch.tensor([0, 9])).flatten(1)
+    layout = Layout.of(keys.flatten(1), torch.tensor([0, 9]), None)
+    wrong = mix_meshes(fewer, keys.reshape(9, 2, 4), values.reshape(9, 2, 4), layout).flatten(1)
+    right = mix_meshes(queries, keys, values, layout).flatten(1)
     torch.testing.assert_close(right, wanted)
     assert (wrong - wanted).abs().max() > 1e-2
 

@@ -24,11 +24,12 @@ from flare_model.data.metrics import relative_l2
 from flare_model.data.targets import resolve_target, resolve_targets, spans, stack_targets
 from flare_model.train import main, open_splits
 from flare_model.training.devices import device_of, open_fabric
+from flare_model.training.divergence import DivergedError
 from flare_model.training.optimizer import make_optimizer, make_schedule
 from flare_model.training.recipe import Recipe, choose_precision
 from flare_model.training.run_log import read_table
 from flare_model.training.settings import make_settings
-from flare_model.training.trainer import DivergedError, Trainer
+from flare_model.training.trainer import Trainer
 from lpbf_data.errors import CaseError, UsageError
 from lpbf_data.serving.batching import RaggedBatch
 from pipelines.build import build
@@ -128,7 +129,7 @@ def test_the_average_is_the_exponential_moving_average(
 
     def optimise(self: Trainer, group: list[Batch]) -> None:
         plain(self, group)
-        seen.append(self.surrogate.model.norm.weight.detach().clone())
+        seen.append(self.stepper.surrogate.model.norm.weight.detach().clone())
 
     monkeypatch.setattr(Trainer, "_optimise", optimise)
     go(box_dataset, tmp_path, recipe=Recipe(epochs=1, ema_decay=0.7))
@@ -285,12 +286,12 @@ def test_the_loss_is_the_mean_over_targets_of_the_mean_over_cases(box_dataset: s
     trainer = Trainer(settings, fabric, precision, tmp_path, open_splits(settings))
     group = [Batch.of(r, settings.targets, ()) for r in trainer.loader][:2]
     for batch in group:
-        prediction = trainer.surrogate(batch.points, None, batch.offsets)
+        prediction = trainer.stepper.surrogate(batch.points, None, batch.offsets)
         wanted = [
             ((prediction[:, c] - batch.targets[:, c]).norm() / batch.targets[:, c].norm())
             for c in (slice(0, 3), slice(3, 4))
         ]
-        torch.testing.assert_close(trainer.loss(batch).float(), (wanted[0] + wanted[1]) / 2)
+        torch.testing.assert_close(trainer.stepper.loss(batch).float(), (wanted[0] + wanted[1]) / 2)
 
 
 def test_targets_by_name() -> None:

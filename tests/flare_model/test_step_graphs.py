@@ -35,12 +35,12 @@ def test_what_fills_a_batch_is_no_part_of_its_loss(box_dataset: str, tmp_path: P
     trainer = Trainer(settings, *open_fabric(recipe, "cpu"), tmp_path, open_splits(settings))
     batch = Batch.of(next(iter(trainer.loader)), settings.targets, ())
     assert len(batch) == 3
-    torch.testing.assert_close(trainer.loss(batch.filled(64).on("cpu")), trainer.loss(batch))
-    trainer.recipe = replace(recipe, round_points=64)
+    torch.testing.assert_close(trainer.stepper.loss(batch.filled(64).on("cpu")), trainer.stepper.loss(batch))
+    trainer.stepper.recipe = replace(recipe, round_points=64)
     seen: list[int] = []
-    trainer.wrapped.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    trainer.stepper.wrapped.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     for given in (batch, batch.filled(64)):  # What is filled is not filled again.
-        torch.testing.assert_close(trainer.loss(given.on("cpu")), trainer.loss(batch))
+        torch.testing.assert_close(trainer.stepper.loss(given.on("cpu")), trainer.stepper.loss(batch))
     assert set(seen) == {-(-(len(batch.points) + 1) // 64) * 64}
 
 
@@ -87,7 +87,7 @@ def test_recordings_start_anew_before_a_larger_size(monkeypatch: pytest.MonkeyPa
 
 def test_step_graphs_are_left_out_on_a_cpu(box_dataset: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     plain = go(box_dataset, tmp_path / "plain", recipe=Recipe(epochs=1), accelerator="cpu")
-    with caplog.at_level(logging.WARNING, "flare_model.training.trainer"):
+    with caplog.at_level(logging.WARNING, "flare_model.training.stepping"):
         graphs = go(box_dataset, tmp_path / "graphs", recipe=Recipe(epochs=1, step_graphs=True), accelerator="cpu")
     assert "there are no CUDA graphs without a GPU" in caplog.text
     assert losses(graphs) == losses(plain)

@@ -30,11 +30,12 @@ from pipelines.reporting.overview import QUANTITIES, Summary, leak_sentence, sol
 from pipelines.reporting.pictures import Artist, Drawing
 from pipelines.reporting.report_data import Report, make_report
 from pipelines.reporting.report_page import ASSETS, PageContent, render_page
-from pipelines.reporting.surface_codec import COLUMN_BITS, COORDINATE_BITS, decode_surface, encode_surface
+from pipelines.reporting.surface_codec import COLUMN_BITS, COORDINATE_BITS, encode_surface
 from pipelines.selection.select import Filters
 from pipelines.verify import verify_dataset
 from tests.netfabb_cases import TERMINATED, Part, box_mesh, write_part
 from tests.pipelines.report_support import HOSTILE, hostile_records, records_of
+from tests.pipelines.shown_surface import decode_surface
 from tests.pipelines.test_build import request, tree
 
 

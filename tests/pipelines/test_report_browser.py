@@ -15,11 +15,11 @@ from lpbf_data.stores.predictions import write_predictions
 from pipelines.build import run_build
 from pipelines.reporting.exhibits import KeptCases
 from pipelines.reporting.report_data import Report, make_report
-from pipelines.reporting.surface_codec import decode_surface
 from pipelines.selection.select import Filters
 from tests.browser import Visit, colourful, column, open_part, pixels, wait_for_part
 from tests.netfabb_cases import Part, write_part
 from tests.pipelines.report_support import HOSTILE_LOG
+from tests.pipelines.shown_surface import decode_surface
 from tests.pipelines.test_build import request
 
 if TYPE_CHECKING:

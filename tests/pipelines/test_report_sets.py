@@ -14,10 +14,10 @@ from pipelines.build import run_build
 from pipelines.reporting.exhibits import KeptCases, make_exhibits, shown_fields
 from pipelines.reporting.pictures import Artist
 from pipelines.reporting.report_data import make_report
-from pipelines.reporting.surface_codec import decode_surface
 from tests.browser import Visit, column, open_part, pixels
 from tests.netfabb_cases import Part, write_part
 from tests.pipelines.report_support import HOSTILE_LOG
+from tests.pipelines.shown_surface import decode_surface
 from tests.pipelines.test_build import request
 
 if TYPE_CHECKING:
