@@ -18,11 +18,11 @@ from flare_model.prediction.file_names import FileNames
 from lpbf_data.case.schema import SYMMETRIC_TENSOR
 from lpbf_data.case.tensor_order import VTK_ORDER, reorder
 from lpbf_data.command_line import run
-from lpbf_data.console import open_console
+from lpbf_data.console import open_console, print_remarks
 from lpbf_data.durable import flush_file, flush_folder, write_durably
 from lpbf_data.errors import CaseError, LpbfError, StoreError, UsageError
 from lpbf_data.geometry.surface_formats import Units
-from lpbf_data.remarks import Remark, merge_remarks
+from lpbf_data.remarks import Remark
 
 if TYPE_CHECKING:
     import numpy as np
@@ -256,8 +256,7 @@ def predict(
     if done:
         console.print(f"predictions in {out}")
         _keep_remarks(Path(out), remarks)
-    for remark in merge_remarks(one for found in remarks.values() for one in found):
-        complaints.print(str(remark), style=None)
+    print_remarks((one for found in remarks.values() for one in found), complaints)
     if failed and done + failed > 1:
         complaints.print(f"{done} of {done + failed} parts are predicted", style=None)
     return 1 if failed else 0
