@@ -109,6 +109,20 @@ class CaseSamples:
         columns = set(parts[0]).intersection(*parts) if parts else set()
         return {column: total(part[column] for part in parts) for column in sorted(columns)}
 
+    def feature_statistics(self, indices: Iterable[int]) -> dict[str, FieldStatistics]:
+        """Statistics of each column of the features of the shape, over some cases, from the values.
+
+        Args:
+            indices: Numbers of the cases.
+        """
+        parts: dict[str, list[FieldStatistics]] = {}
+        for index in indices:
+            views = self.tensors.views(index)
+            for spec in self.tensors.selection.features:
+                for number, column in enumerate(spec.columns):
+                    parts.setdefault(column, []).append(FieldStatistics.of(views[spec.name][:, number]))
+        return {column: total(found) for column, found in parts.items()}
+
     def _measure(self, index: int) -> dict[str, FieldStatistics]:
         """Statistics of the selected columns of one case."""
         views, found = self.tensors.views(index), {}
