@@ -110,12 +110,14 @@ class _Rounding:
 
     def __init__(self, dtype: torch.dtype, seed: int) -> None:
         self.epsilon = torch.finfo(dtype).eps
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
+        self.generator: torch.Generator | None = None
 
     def draw(self, like: Tensor) -> Tensor:
-        """From -1 to 1."""
-        drawn = torch.rand(like.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
-        return drawn.to(like.device)
+        """From -1 to 1, drawn where the values lie: a host is slow at the hundreds of millions of a GPU's tests."""
+        if self.generator is None:
+            self.generator = torch.Generator(like.device).manual_seed(self.seed)
+        return torch.rand(like.shape, generator=self.generator, dtype=torch.float64, device=like.device) * 2 - 1
 
     def round(self, values: Tensor) -> Tensor:
         return values * (1 + self.epsilon * self.draw(values))
