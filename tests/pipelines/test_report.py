@@ -30,7 +30,15 @@ from lpbf_data.viewer.surface_codec import COLUMN_BITS, COORDINATE_BITS, encode_
 from pipelines.build import build, run_build
 from pipelines.building.engine import Resources
 from pipelines.reporting.exhibits import KeptCases, choose_cases, judge_predictions
-from pipelines.reporting.overview import QUANTITIES, Summary, leak_sentence, solver_sentence, table_6
+from pipelines.reporting.overview import (
+    QUANTITIES,
+    Summary,
+    balance_splits,
+    blade_risk,
+    leak_sentence,
+    solver_sentence,
+    table_6,
+)
 from pipelines.reporting.pictures import Artist, Drawing
 from pipelines.reporting.report_data import Report, make_report
 from pipelines.reporting.report_page import ASSETS, PageContent, render_page
@@ -141,6 +149,30 @@ def test_the_page_says_what_the_manifest_says(built: Path) -> None:
     assert len(pictures) == 7
     assert len({attributes["src"] for attributes in pictures}) == 7
     assert all("alt" in attributes for attributes in pictures)
+
+
+def test_what_the_blade_hits_is_told_from_what_comes_close(built: Path, whole: Report) -> None:
+    records, clearances = [], (-20.0, 0.0, 0.1, 79.9, 80.0)
+    kept = [record for record in records_of(built) if record.placement is not None][: len(clearances)]
+    for record, clearance in zip(kept, clearances, strict=True):
+        assert record.measures is not None
+        measures = dataclasses.replace(
+            record.measures, recoater_clearance_min=clearance, recoater_interference=clearance < 80
+        )
+        run = dataclasses.replace(record.run, solver_version="0.2.0-lpbf")
+        records.append(dataclasses.replace(record, measures=measures, run=run))
+    assert [blade_risk(r.measures) for r in records if r.measures] == ["hits", "hits", "close", "close", "clear"]
+    rows = balance_splits(records, "train=0.5,test=0.5")
+    assert (sum(row.hits for row in rows), sum(row.close for row in rows)) == (2, 2)
+    specs = resolve_fields(DEFAULT_FIELDS)
+    shown = [exhibit for exhibit in whole.exhibits if exhibit.case_id in {record.case_id for record in records}]
+    content = PageContent(records, "0" * 64, {}, "train=1", specs, shown_fields(specs), shown, "")
+    said = " ".join(" ".join(Page(render_page(content).decode()).texts).split())
+    assert "2 of them hit by the blade" in said
+    assert "2 closer to it than the solver tolerates" in said
+    assert "falls below 80 % of a layer" in said
+    assert "neither supports nor plasticity" in said
+    assert "neither supports nor plasticity" not in whole.page.decode()
 
 
 def test_nothing_is_fetched_and_no_path_or_time_gets_in(built: Path, tmp_path: Path) -> None:
