@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import torch
 
-from flare_model.training.recipe import Recipe, choose_precision
+from flare_model.training.recipe import Recipe, check_device, choose_precision
 from lpbf_data.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,11 +71,12 @@ def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> t
         The fabric, launched, and its precision.
 
     Raises:
-        UsageError: If there is no GPU where one is asked for, or the precision doesn't go with the device.
+        UsageError: If there is no GPU where one is asked for, or precision or step graphs don't go with the device.
     """
     on_gpu = accelerator != "cpu" and torch.cuda.is_available()
     if accelerator == "gpu" and not on_gpu:
         raise UsageError("--accelerator gpu, but PyTorch finds no GPU here; use auto or cpu")
+    check_device(recipe, on_gpu=on_gpu)
     name = choose_precision(recipe.precision, on_gpu=on_gpu)
     precision = _make_precision(name, "cuda" if on_gpu else "cpu")
     _leave_cudnn_attention()
