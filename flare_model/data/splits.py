@@ -132,7 +132,8 @@ class Thin:
 def open_loader(
     split: Split,
     *,
-    batch_size: int = 1,
+    batch_size: int | None = 1,
+    max_points: int | None = None,
     shuffle: bool = False,
     seed: int = 0,
     num_workers: int = 0,
@@ -144,7 +145,8 @@ def open_loader(
 
     Args:
         split: Which split.
-        batch_size: Cases in a batch of each process.
+        batch_size: Cases in a batch of each process; with max_points the most of them, None for any number.
+        max_points: Points in a batch of each process at most, before thinning; None for batch_size cases.
         shuffle: Draw a new order for each epoch.
         seed: Seed of the orders, and of thinning.
         num_workers: Processes that read ahead.
@@ -157,6 +159,7 @@ def open_loader(
     return make_loader(
         split.dataset,
         batch_size=batch_size,
+        max_points=max_points,
         shuffle=shuffle,
         seed=seed,
         num_workers=num_workers,

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everyone uses)
 from torch import Tensor, nn
 
-from flare_model.layers.backend import compute_dtype, mix_by_kernels
+from flare_model.layers.backend import OPTION, compute_dtype, mix_by_kernels
 from flare_model.layers.layout import Layout
 from flare_model.layers.pointwise import ResMLP
-from flare_model.sizes import Implementation
+from flare_model.sizes import IMPLEMENTATIONS, Implementation
 from lpbf_data.errors import UsageError
 
 
@@ -83,6 +83,28 @@ def _mix_by_kernels(queries: Tensor, keys: Tensor, values: Tensor, layout: Layou
     if layout.offsets.shape[0] == 2:
         return mixing.mix(queries, keys[None], values[None])[0]
     return mixing.mix(queries, keys, values, offsets=layout.offsets)
+
+
+def mix_by(model: nn.Module, implementation: Implementation) -> None:
+    """Choose how a model computes on this machine; its weights and its checkpoints stay the same.
+
+    Args:
+        model: FLARE, or another model with its mixers.
+        implementation: As for `mix_meshes`, for the pointwise networks too.
+
+    Raises:
+        UsageError: If there is no such way, or nothing in the model that mixes in different ways.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise UsageError(f"the mixer must be one of {', '.join(IMPLEMENTATIONS)}, not {implementation!r}")
+    modules = list(model.modules())
+    if not any(isinstance(module, FlareMixer) for module in modules):
+        if implementation != "auto":
+            raise UsageError(f"{OPTION} {implementation} is for FLARE; {type(model).__name__} mixes in one way alone")
+        return
+    for module in modules:
+        if isinstance(module, FlareMixer | ResMLP):
+            module.implementation = implementation
 
 
 class LatentMixing(nn.Module):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -45,7 +46,7 @@ class LossLog:
 
     def __init__(self, folder: Path, fabric: Fabric, loader: Loader, table: RunLog | None, bar: Any) -> None:
         self.folder, self.fabric, self.loader, self.table, self.bar = folder, fabric, loader, table, bar
-        self._started, self._points = time.monotonic(), 0
+        self._started, self._apart, self._points = time.monotonic(), 0.0, 0
         self._pending: list[_Step] = []
 
     def add(self, step: int, loss: Tensor, rate: float | Tensor, group: Sequence[Batch]) -> None:
@@ -65,6 +66,15 @@ class LossLog:
         if step % _FLUSH_EVERY == 0:
             self.flush()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of something that isn't training out of the points per second."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._apart += time.monotonic() - began
+
     def flush(self) -> None:
         """Look at the losses since the last look, and log them.
 
@@ -80,7 +90,7 @@ class LossLog:
         for step, value in zip(steps, values, strict=True):
             if not math.isfinite(value):
                 raise diverged(self.folder, _what_diverged(step))
-        elapsed = time.monotonic() - self._started
+        elapsed = time.monotonic() - self._started - self._apart
         speed, waiting = self._points * self.fabric.world_size / elapsed, self.loader.seconds_waiting / elapsed
         if self.table:
             for step, value, rate in zip(steps, values, rates, strict=True):

@@ -16,6 +16,7 @@ from flare_model.training.stepping import STEPPER_STATE, Stepper
 from flare_model.training.validation import Best
 from lpbf_data.errors import UsageError
 from lpbf_data.serving.loader import Loader
+from lpbf_data.serving.stream import State
 
 _STATE: Final = (*STEPPER_STATE, "step", "epoch", "taken", "best", "precision", "loader", "random")
 """What a run needs to go on, beside its weights."""
@@ -68,8 +69,14 @@ class Checkpoints:
             about = self.description(step=best.step, validation_relative_l2=best.errors)
             write_checkpoint(self.folder, best.weights, about)
 
-    def write(self, counters: Counters, best: Best) -> None:
-        """Write everything that is needed to go on."""
+    def write(self, counters: Counters, best: Best, loader: State) -> None:
+        """Write everything that is needed to go on.
+
+        Args:
+            counters: How far the run has come.
+            best: The weights that were chosen so far.
+            loader: Position of the loader after so many batches.
+        """
         states = self._gather(random_state())
         if self.fabric.is_global_zero:
             weights = self.stepper.weights()
@@ -80,7 +87,7 @@ class Checkpoints:
                 **self.stepper.state(),
                 "best": {"error": best.error, "step": best.step, "errors": best.errors},
                 "precision": self.precision.state_dict(),
-                "loader": self.loader.state_dict(),
+                "loader": loader,
                 "random": states,
             }
             write_state(self.folder, counters.step, self.description(step=counters.step), weights, rest)

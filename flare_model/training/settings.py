@@ -13,6 +13,9 @@ from lpbf_data.errors import UsageError
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 
+_LATER: Final = {"step_graphs": False, "max_points": 0, "mixer": "auto"}
+"""Options of the recipe that came later, and what they were before: runs that began without them go on."""
+
 _COORDINATES: Final = 3
 """Numbers that every point of a data set comes with."""
 
@@ -70,8 +73,7 @@ class Settings:
             "model": asdict(self.model),
             "targets": [t.name for t in self.targets],
             "features": [f.name for f in self.features],
-            # Runs that began before there were step graphs go on.
-            "recipe": {k: v for k, v in asdict(self.recipe).items() if k != "step_graphs" or v},
+            "recipe": {k: v for k, v in asdict(self.recipe).items() if k not in _LATER or v != _LATER[k]},
             "seed": self.seed,
             "max_steps": self.max_steps,
             "thin_to": self.thin_to,

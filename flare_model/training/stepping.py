@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
@@ -17,9 +16,11 @@ from flare_model.data.batches import Batch
 from flare_model.data.metrics import mse_loss, relative_l2_loss
 from flare_model.data.splits import Split, normalisation_of
 from flare_model.data.targets import spans
+from flare_model.layers.mixer import mix_by
 from flare_model.models.contract import check_contract
 from flare_model.training.devices import Fabric
 from flare_model.training.optimizer import make_optimizer, make_schedule
+from flare_model.training.recipe import check_device
 from flare_model.training.settings import Settings
 from flare_model.training.step_graphs import StepGraphs
 from lpbf_data.errors import UsageError
@@ -27,7 +28,6 @@ from lpbf_data.errors import UsageError
 STEPPER_STATE: Final = ("optimizer", "schedule", "averaged")
 """What training goes on from, beside weights."""
 
-_log = logging.getLogger(__name__)
 _ema: Any = get_ema_multi_avg_fn  # It has no annotations.
 
 
@@ -50,12 +50,12 @@ class Stepper:
 
     def __init__(self, settings: Settings, fabric: Fabric, train: Split, steps: int) -> None:
         self.settings, self.recipe, self.fabric = settings, settings.recipe, fabric
+        self._settled = True
         recipe = self.recipe
-        self.recorded = recipe.step_graphs and fabric.device.type == "cuda"
+        check_device(recipe, on_gpu=fabric.device.type == "cuda")
+        self.recorded = recipe.step_graphs
         if self.recorded and fabric.world_size > 1:
             raise UsageError("--recipe.step_graphs is for one process; leave it out where several train together")
-        if recipe.step_graphs and not self.recorded:
-            _log.warning("--recipe.step_graphs is left out: there are no CUDA graphs without a GPU")
         usage = Usage(
             normalisation_of(train, settings.targets, settings.features),
             tuple(t.name for t in settings.targets),
@@ -78,6 +78,7 @@ class Stepper:
     def _make_model(self, usage: Usage) -> torch.nn.Module:
         """The model as the settings ask for it, once it has kept to the contract."""
         model = self.settings.model.build()
+        mix_by(model, self.recipe.mixer)
         self._check_contract(model, usage)
         if self.recipe.activation_checkpointing:
             if not hasattr(model, "activation_checkpointing"):
@@ -102,6 +103,11 @@ class Stepper:
             model.to(self.fabric.device)
             check()
 
+    @property
+    def between_steps(self) -> bool:
+        """Whether weights, optimiser, schedule and average are all those after the same step."""
+        return self._settled and not (self.graphs and self.graphs.replaying)
+
     def step(self, group: list[Batch]) -> tuple[Tensor, float | Tensor]:
         """One step of the optimiser on one or more batches.
 
@@ -109,33 +115,49 @@ class Stepper:
             group: The batches, on the device.
 
         Returns:
-            The loss, which is the mean over all their cases, on the device; and the learning rate of the step.
+            The loss, on the device: of all batches of all processes together, that is the mean of what the processes
+            return; and the learning rate of the step.
         """
         loss = self.graphs(group[0].filled(self.recipe.multiple)) if self.graphs else self._launch(group)
+        self._settled = False
         rate: float | Tensor = self.schedule.get_last_lr()[0]
         if self.schedule.last_epoch + 1 < self.schedule.total_steps:
             self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.surrogate.model)
+        self._settled = True
         return loss, rate
 
     def _launch(self, group: list[Batch]) -> Tensor:
         """Loss, gradients and the optimiser's step, launched one by one."""
-        cases = sum(len(batch) for batch in group)
+        counts = [self._counted(batch) for batch in group]
+        total = self._mean_over_processes(sum(counts))
         losses = []
-        for number, batch in enumerate(group, start=1):
+        for number, (batch, count) in enumerate(zip(group, counts, strict=True), start=1):
             with self.fabric.no_backward_sync(self.wrapped, enabled=number < len(group)):
-                losses.append(self._differentiate(batch, len(batch) / cases))
+                losses.append(self._differentiate(batch, count / total))
         self._update()
         self.wrapped_optimizer.zero_grad(set_to_none=True)
         return torch.stack(losses).sum()
 
-    def _differentiate(self, batch: Batch, share: float = 1.0) -> Tensor:
+    def _counted(self, batch: Batch) -> int:
+        """How many things the loss of a batch is the mean over: points or cases."""
+        return int(batch.offsets[len(batch)]) if self.recipe.loss == "mse" else len(batch)
+
+    def _mean_over_processes(self, count: int) -> float | Tensor:
+        """What shares are taken of: gradients are averaged over processes, which may have unlike counts."""
+        if self.fabric.world_size == 1:
+            return float(count)
+        own = torch.full((), float(count), dtype=torch.float64, device=self.fabric.device)
+        return cast("Tensor", self.fabric.all_reduce(own, reduce_op="mean"))
+
+    def _differentiate(self, batch: Batch, share: float | Tensor = 1.0) -> Tensor:
         loss = self.loss(batch) * share
         self.fabric.backward(loss)
         return loss.detach()
 
     def _update(self) -> None:
+        self._settled = self.recorded  # To record an update is not to make it.
         self.fabric.clip_gradients(
             self.wrapped, self.wrapped_optimizer, max_norm=self.recipe.clip_norm, error_if_nonfinite=False
         )
@@ -151,7 +173,7 @@ class Stepper:
         return prediction[: len(batch.points)]
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean over the cases of a batch, filled or not."""
+        """Mean over the cases of a batch, filled or not; over their points where the loss is mse."""
         prediction = self.predict(self.wrapped, batch)
         if self.recipe.loss == "mse":
             return mse_loss((prediction - batch.targets) / self.surrogate.target_std, batch.offsets, len(batch))

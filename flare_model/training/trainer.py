@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from flare_model.data.batches import Batch, grouped
 from flare_model.data.splits import Split, open_loader
 from flare_model.training.devices import Fabric, Precision
-from flare_model.training.divergence import check_weights
+from flare_model.training.divergence import DivergedError, check_weights
+from flare_model.training.failing import failures_named
 from flare_model.training.loss_log import LossLog
 from flare_model.training.resuming import Checkpoints, Counters
 from flare_model.training.run_log import RunLog
 from flare_model.training.settings import Settings
+from flare_model.training.state import latest_state
 from flare_model.training.stepping import Stepper
-from flare_model.training.validation import Best, Validation
+from flare_model.training.validation import Best, Validation, open_validation
 from lpbf_data.console import progress, say
-from lpbf_data.errors import UsageError
+from lpbf_data.errors import LpbfError, UsageError
 from lpbf_data.serving.loader import Loader
 
 
@@ -45,13 +48,10 @@ class Trainer:
         fabric.seed_everything(settings.seed, verbose=False)
         train, validation = splits["train"], splits.get("validation")
         self.loader = self._open_train_loader(train)
-        self.batches_an_epoch = len(self.loader)
-        if self.batches_an_epoch == 0:
+        if len(self.loader) == 0:
             raise UsageError(f"the split train has fewer cases than the {fabric.world_size} processes that train on it")
-        # Every case once, whatever the number of processes: nobody waits for another here.
-        judged_on = None if validation is None else open_loader(validation, uneven="keep")
-        steps = settings.recipe.epochs * math.ceil(self.batches_an_epoch / settings.recipe.accumulate)
-        self.steps = min(steps, settings.max_steps or steps)
+        judged_on = None if validation is None else open_validation(validation, settings.recipe)
+        self.batches, self.steps = self._count()
         self.counters = Counters()
         self.stepper = Stepper(settings, fabric, train, self.steps)
         self.validation = Validation(settings, fabric, self.stepper, judged_on)
@@ -60,15 +60,31 @@ class Trainer:
         )
 
     def _open_train_loader(self, train: Split) -> Loader:
+        recipe = self.settings.recipe
         return open_loader(
             train,
-            batch_size=self.settings.recipe.batch_size,
+            batch_size=recipe.batch_size if recipe.batch_size > 1 or not recipe.max_points else None,
+            max_points=recipe.max_points or None,
             shuffle=True,
             seed=self.settings.seed,
             num_workers=self.settings.num_workers,
             thin_to=self.settings.thin_to,
             symmetries=self.settings.symmetries,
         )
+
+    def _count(self) -> tuple[list[int], int]:
+        """Batches of each epoch, and steps of the run; with a budget of points every order makes other batches."""
+        recipe, batches, steps = self.settings.recipe, list[int](), 0
+        most = self.settings.max_steps or math.inf
+        for epoch in range(recipe.epochs):
+            if recipe.max_points:
+                self.loader.set_epoch(epoch)
+            batches.append(len(self.loader))
+            steps += math.ceil(batches[-1] / recipe.accumulate)
+            if steps >= most:
+                break
+        self.loader.set_epoch(0)
+        return batches, int(min(steps, most))
 
     @property
     def step(self) -> int:
@@ -85,6 +101,8 @@ class Trainer:
 
         Raises:
             DivergedError: If the loss is no finite number any more; the checkpoints before it stay.
+            StepFailedError: If the model raises an error, or there is too little memory. Whatever ends the training but
+                a loss that is no number, the steps that were done are in a checkpoint, as far as one process trains.
         """
         self._resume()
         shown = self.fabric.is_global_zero
@@ -92,14 +110,44 @@ class Trainer:
         try:
             with progress(self.steps, "train", "step", initial=self.step, shown=shown) as bar:
                 self.losses = LossLog(self.folder, self.fabric, self.loader, self.table, bar)
-                while self.step < self.steps:
-                    self.loader.set_epoch(self.counters.epoch)
-                    for group in grouped(self._rest_of_epoch(), self.settings.recipe.accumulate):
-                        self._optimise(group)
-                        self._after_step()
+                self._note_position()
+                try:
+                    while self.step < self.steps:
+                        self.loader.set_epoch(self.counters.epoch)
+                        for group in grouped(self._rest_of_epoch(), self.settings.recipe.accumulate):
+                            self._optimise(group)
+                            self._after_step()
+                except DivergedError:
+                    raise
+                except Exception:
+                    self._keep_what_was_done()
+                    raise
         finally:
             if self.table:
                 self.table.close()
+
+    def _note_position(self) -> None:
+        """Where to go on from, should the next step fail; the loader has handed out its batches then."""
+        self._position = replace(self.counters), self.loader.state_dict()
+
+    def _keep_what_was_done(self) -> None:
+        """Write a checkpoint of the last step that was done, unless the weights are between two steps.
+
+        One of several processes can't: the others wait for it elsewhere. What comes after the last step is done again.
+        """
+        counters, loader = self._position
+        latest = latest_state(self.folder)
+        known = latest is not None and latest.name == f"step-{counters.step:08d}"
+        if known or not 0 < counters.step < self.steps or self.fabric.world_size > 1 or not self.stepper.between_steps:
+            return
+        try:
+            self.losses.flush()
+            check_weights(self.stepper.surrogate, counters.step, self.folder)
+            self.checkpoints.write(counters, self.best, loader)
+        except (LpbfError, OSError) as error:
+            say(f"the steps since the last checkpoint are lost: {error}")
+        else:
+            say(f"the {counters.step:,} steps that were done are kept; the same command goes on from there")
 
     def _resume(self) -> None:
         """Take up the latest checkpoint, if there is one."""
@@ -121,7 +169,8 @@ class Trainer:
 
     def _optimise(self, group: list[Batch]) -> None:
         """One step of the optimiser on one or more batches."""
-        loss, rate = self.stepper.step(group)
+        with failures_named(f"step {self.step + 1:,} of the training", group, self.settings.model.class_path):
+            loss, rate = self.stepper.step(group)
         self.counters.step += 1
         self.losses.add(self.step, loss, rate, group)
 
@@ -129,15 +178,17 @@ class Trainer:
         """Validate after every so many epochs, write a checkpoint after every so many steps, and do both at the end."""
         counters = self.counters
         finished = self.step == self.steps
-        epoch_done = counters.taken == self.batches_an_epoch
+        epoch_done = counters.taken == self.batches[counters.epoch]
         if epoch_done:
             counters.epoch, counters.taken = counters.epoch + 1, 0
+        self._note_position()
         judging = finished or (epoch_done and counters.epoch % self.settings.validate_every == 0)
         keeping = finished or self.step % self.settings.checkpoint_every == 0
         if judging or keeping:
             self.losses.flush()
             check_weights(self.stepper.surrogate, self.step, self.folder)
-        if judging and self.validation.judge(self.step, counters.epoch, self.table):
-            self.checkpoints.publish(self.best)
-        if keeping:
-            self.checkpoints.write(counters, self.best)
+        with self.losses.paused():
+            if judging and self.validation.judge(self.step, counters.epoch, self.table):
+                self.checkpoints.publish(self.best)
+            if keeping:
+                self.checkpoints.write(counters, self.best, self.loader.state_dict())

@@ -5,19 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Final, cast
 
 import torch
 from torch import Tensor
 
 from flare_model.data.batches import Batch
 from flare_model.data.metrics import RelativeL2
+from flare_model.data.splits import Split, open_loader
 from flare_model.data.targets import spans
 from flare_model.training.devices import Fabric
+from flare_model.training.failing import failures_named
+from flare_model.training.recipe import Recipe
 from flare_model.training.run_log import VALIDATION_NAME, RunLog
 from flare_model.training.settings import Settings
 from flare_model.training.stepping import Stepper
 from lpbf_data.serving.loader import Loader
+
+_LEAST_POINTS: Final = 1 << 16
+_MOST_CASES: Final = 64
+"""Points and cases that are judged together."""
 
 
 @dataclass
@@ -35,6 +42,21 @@ class Best:
     step: int = 0
     errors: dict[str, float | None] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+def open_validation(split: Split, recipe: Recipe) -> Loader:
+    """Batches to judge on: many small cases at a time, but no more points than the largest case has anyway.
+
+    Every case comes once, whatever the number of processes: nobody waits for another here.
+
+    Args:
+        split: The validation split.
+        recipe: A compiled model takes one case at a time: with several it looks at all points once for each.
+    """
+    if recipe.compile != "off":
+        return open_loader(split, uneven="keep")
+    most = max([_LEAST_POINTS, recipe.max_points, *split.dataset.sizes.tolist()])
+    return open_loader(split, batch_size=_MOST_CASES, max_points=most, uneven="keep")
 
 
 class Validation:
@@ -89,7 +111,8 @@ class Validation:
         with self.fabric.autocast():
             for ragged in loader:
                 batch = Batch.of(ragged, settings.targets, settings.features).to(self.fabric.device)
-                prediction = self.stepper.predict(judged, batch)
+                with failures_named("validation", [batch], settings.model.class_path):
+                    prediction = self.stepper.predict(judged, batch)
                 for name, c in columns.items():
                     totals[name] += RelativeL2.of(prediction[:, c], batch.targets[:, c], batch.offsets, floors[name])
         judged.train()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,15 +114,17 @@ def launch(commands: list[list[str]], words: list[str]) -> None:
         assert process.returncode == 0, said
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_two_processes_make_the_steps_of_one(box_dataset: str, tmp_path: Path, nodes: int) -> None:
-    """Half of each batch on either process, of one node or of two: the same cases, losses and weights."""
-    single = go(box_dataset, tmp_path / "single", recipe=Recipe(epochs=3, batch_size=4), accelerator="cpu")
+@pytest.mark.parametrize(("nodes", "loss"), [(1, "mse"), (2, "relative_l2")])
+def test_two_processes_make_the_steps_of_one(box_dataset: str, tmp_path: Path, nodes: int, loss: Any) -> None:
+    """Half of the cases of each batch on either process, of one node or of two, and unlike numbers of points: the same
+    cases, losses and weights."""
+    single = go(box_dataset, tmp_path / "single", recipe=Recipe(epochs=3, batch_size=4, loss=loss), accelerator="cpu")
     options = {
         "data": box_dataset,
         "out": str(tmp_path / "both"),
         "recipe.epochs": 3,
         "recipe.batch_size": 2,
+        "recipe.loss": loss,
         "accelerator": "cpu",
     }
     options |= {f"model.config.{name}": value for name, value in TINY["init_args"]["config"].items()}

@@ -28,9 +28,10 @@ from flare_model.kernels.meshes import slice_of_mesh, slices_of_mesh
 from flare_model.kernels.mixing import _Points, mix, mix_operator
 from flare_model.kernels.tuning import INTERPRETED
 from flare_model.layers import backend as implementation
-from flare_model.layers.mixer import mix_explicitly
+from flare_model.layers.mixer import mix_by, mix_explicitly
 from flare_model.models.backbone import in_chunks
 from flare_model.models.flare import Flare, FlareConfig
+from flare_model.models.transformer import Transformer
 from lpbf_data.errors import UsageError
 from tests.flare_model.kernel_support import DEVICE, HALVES, TOLERANCE, assert_close, differentiate, explicit, sample
 from tests.rounding import assert_same, rounding_errors, spread
@@ -209,7 +210,7 @@ def test_torch_finds_nothing_wrong_with_the_operators() -> None:
 def small(mixer: str, **sizes: int) -> Flare:
     torch.manual_seed(0)
     config = {"num_blocks": 1, "num_latents": 16, "num_heads": 8, "channels": 64} | sizes
-    return Flare(FlareConfig(**config, mixer=mixer)).to(DEVICE)  # type: ignore[arg-type]
+    return Flare(FlareConfig(**config), mixer).to(DEVICE)  # type: ignore[arg-type]
 
 
 def gradients(model: Flare, points: Tensor, *, autocast: bool) -> Tensor:
@@ -287,7 +288,7 @@ def test_an_empty_case_is_refused() -> None:
 )
 def test_what_the_kernels_do_not_take(arguments: tuple[str, torch.dtype, int, int], words: str) -> None:
     device, *sizes = torch.device(arguments[0]), *arguments[1:]
-    with pytest.raises(UsageError, match=f"^--model.init_args.config.mixer triton asks for the kernels, .*{words}"):
+    with pytest.raises(UsageError, match=f"^--recipe.mixer triton asks for the kernels, .*{words}"):
         implementation.mix_by_kernels("triton", device, *sizes)
     assert not implementation.mix_by_kernels("auto", device, *sizes)
     assert support.unsupported(torch.device("cuda"), torch.bfloat16, 8, 1024) is None
@@ -381,7 +382,9 @@ def test_a_cpu_takes_the_attention_calls_unless_told_otherwise() -> None:
     assert not implementation.network_by_kernels("auto", torch.device("cpu"), torch.float16, 64, 5)
     assert not implementation.mix_by_kernels("sdpa", CUDA, torch.bfloat16, 8, 16)
     with pytest.raises(UsageError, match="mixer must be one of auto, sdpa, triton, reference, not 'fast'"):
-        FlareConfig(mixer="fast")  # type: ignore[arg-type]
+        Flare(mixer="fast")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"--recipe.mixer sdpa is for FLARE; Transformer mixes in one way alone"):
+        mix_by(Transformer(), "sdpa")
 
 
 def test_the_reference_is_written_out() -> None:

@@ -171,8 +171,8 @@ def test_torch_finds_nothing_wrong_with_the_operator(channels: int) -> None:
 
 def small(mixer: str, channels: int) -> Flare:
     torch.manual_seed(0)
-    config = FlareConfig(num_blocks=1, num_latents=16, num_heads=8, channels=channels, mixer=mixer)  # type: ignore[arg-type]
-    model = Flare(config).to(DEVICE)
+    config = FlareConfig(num_blocks=1, num_latents=16, num_heads=8, channels=channels)
+    model = Flare(config, mixer).to(DEVICE)  # type: ignore[arg-type]
     for block in model.blocks:  # A norm that does nothing would prove nothing.
         assert isinstance(block, Block)
         for norm in (block.mixer_norm, block.pointwise_norm):
