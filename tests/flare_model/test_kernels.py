@@ -235,10 +235,10 @@ def test_the_ways_to_mix_are_the_same_model() -> None:
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_model_with_kernels_is_the_same_model(autocast: bool) -> None:
-    points = torch.randn(1, 40, 3, device=DEVICE)
+    points = torch.randn(1, 40, 3, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     wanted, error = rounded("reference", points, HALVES[-1] if autocast else torch.float32)
     kernels = gradients(small("triton"), points, autocast=autocast)
-    assert (kernels - wanted).norm() <= (1 if autocast else 2) * error < 0.1 * wanted.norm()
+    assert (kernels - wanted).norm() <= (1 if autocast else 2) * error < 0.25 * wanted.norm()
 
 
 def test_checkpoints_in_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
