@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from lpbf_data.case.schema import DEFAULT_FIELDS
 from lpbf_data.command_line import run
-from lpbf_data.console import open_console, say
+from lpbf_data.console import open_console, print_remarks, say
 from lpbf_data.errors import UsageError
 from lpbf_data.remarks import Remark
 from pipelines.building.engine import SERIAL, Engine, Resources, open_engine
@@ -98,7 +98,7 @@ def build(
     from lpbf_data.stores.manifest import MANIFEST_NAME
     from pipelines.building.forecast import forecast, print_forecast
     from pipelines.building.request import check_request, parse_part
-    from pipelines.reporting.summary import print_remarks, print_summary, say_empty_splits
+    from pipelines.reporting.summary import print_summary, say_empty_splits
 
     request = check_request(
         src, out, filters, splits, seed, design_id, fields, formats,

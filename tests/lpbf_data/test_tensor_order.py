@@ -222,6 +222,18 @@ def test_predictions_show_tensors_as_vtk_reads_them(tmp_path: Path) -> None:
     np.testing.assert_array_equal(next(read_parts(tmp_path / "p.vtu")).fields["cauchy_stress"], tensors)
 
 
+def test_predictions_of_other_things_with_six_columns_stay_as_they_are(tmp_path: Path) -> None:
+    points, cells = box_mesh((3, 2, 2))
+    tensors = random_tensors(len(points), SYMMETRIC_TENSOR)[0]
+    fields = {"elastic_strain": tensors, "modes": tensors, "strain_of_mine_predicted": tensors}
+    prediction = Prediction(PredictedPart("p", points, cells, {}), fields, fields, {}, (), 0.0)
+    write_vtu(tmp_path / "p.vtu", prediction)
+    shown = _vtu_arrays(tmp_path / "p.vtu")
+    for name in ("modes_predicted", "modes", "modes_error", "strain_of_mine_predicted"):
+        np.testing.assert_array_equal(shown[name], tensors - tensors if name.endswith("_error") else tensors)
+    np.testing.assert_array_equal(shown["elastic_strain_predicted"], reorder(tensors, SYMMETRIC_TENSOR, VTK_ORDER))
+
+
 OLD = Path(__file__).parents[1] / "old_simulator" / "v0.1.0.zip"
 """Mechanical files of a small cantilever, as version 0.1.0 of the simulator wrote them."""
 
