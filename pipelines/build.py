@@ -7,6 +7,7 @@ function of what the one before gave; this module only strings them together.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,7 +73,8 @@ def build(
             columns case_id and design_id.
         fields: Fields to store, or "all"; the reductions over the build are always stored.
         formats: parquet, zarr, or both.
-        workers: Worker processes on this machine, one a core by default; 0 works in this process.
+        workers: Worker processes on this machine, one a core by default; 0 works in one process,
+            one case after the other (with --time_limit inf, in this one).
         scheduler: Address of a running Dask scheduler to use instead, such as tcp://node1:8786.
         cluster: Start a Dask cluster instead: slurm, or a YAML file with class, init and workers or adapt.
         part: Do only share i of N, such as 3/10, for job arrays; shares may run in any order and at the same time.
@@ -88,7 +90,8 @@ def build(
     Returns:
         Exit status: 0, or 1 when no case was kept.
     """
-    resources = Resources(workers, scheduler, cluster)
+    # Without a limit nothing is ended, and a debugger wants to see the cases in this process.
+    resources = Resources(workers, scheduler, cluster, apart=math.isfinite(time_limit))
     if sum((part is not None, finalise, plan)) > 1:
         raise UsageError("--part, --finalise and --plan exclude each other")
 

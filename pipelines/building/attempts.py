@@ -1,14 +1,16 @@
 """Who killed the worker: a journal of which case of a group is at work.
 
-In a worker that is started anew by a nanny, a case that hangs is ended with its process once its time is up; one that
-crashes its process ends it by itself. The next process that takes the group reads the journal, and sets a case aside
-that ran out of time once or killed two processes. Any other process is its user's and stays: there a case works in a
-thread of its own, which is given up once its time is up.
+In a worker that is started anew, by a nanny or by the command, a case that hangs is ended with its process once its
+time is up; one that crashes its process ends it by itself. The next process that takes the group reads the journal, and
+sets a case aside that ran out of time once or killed two processes. Any other process is its user's and stays: there a
+case works in a thread of its own, which is given up once its time is up. Native code that keeps the interpreter to
+itself can't be given up so; a worker is ended by a watch that needs no interpreter.
 """
 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import math
 import os
 import sys
@@ -19,10 +21,13 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from lpbf_data.errors import CaseError, FailureReason
+from pipelines.building.case_process import is_replaceable
 
 MAX_KILLS: Final = 2
 """Processes that a case may take with it before it is set aside."""
 
+_GRACE: Final = 1.0  # seconds after which the watch without an interpreter ends what the one with it couldn't
+_TIMEOUT: Final = "Timeout ("  # how its report begins, which it writes into the journal
 _EXIT_STATUS: Final = 75  # EX_TEMPFAIL; the process is started again by its nanny
 
 Result = TypeVar("Result")
@@ -34,6 +39,8 @@ class _GivenUpError(BaseException):
 
 def has_nanny() -> bool:
     """Whether this process is a worker that is started anew when it ends."""
+    if is_replaceable():
+        return True
     if "distributed.worker" not in sys.modules:
         return False
     from distributed import get_worker
@@ -104,13 +111,18 @@ class Attempts:
         """How many processes each case killed, and which ran out of time."""
         kills: dict[int, int] = {}
         limits: set[int] = set()
-        text = self._path.read_text(encoding="ascii") if self._path.exists() else ""
-        for run in text.split("run\n"):
-            words = [line.split() for line in run.splitlines()]
-            limits |= {int(word[1]) for word in words if len(word) == 2 and word[0] == "limit"}
-            starts = [int(word[1]) for word in words if len(word) == 2 and word[0] == "start"]
-            if starts:
-                kills[starts[-1]] = kills.get(starts[-1], 0) + 1
+        text = self._path.read_text(encoding="ascii", errors="replace") if self._path.exists() else ""
+        last: int | None = None
+        for line in (*text.splitlines(), "run"):
+            word, _, number = line.partition(" ")
+            if line == "run" and last is not None:
+                kills[last], last = kills.get(last, 0) + 1, None
+            elif word == "start" and number.isdecimal():
+                last = int(number)
+            elif word == "limit" and number.isdecimal():
+                limits.add(int(number))
+            elif line.startswith(_TIMEOUT) and last is not None:
+                limits.add(last)
         return kills, limits
 
     def run(self, index: int, function: Callable[[], Result]) -> Result:
@@ -149,9 +161,23 @@ class Attempts:
         watch.daemon = True
         watch.start()
         try:
-            yield
+            with self._last_watch():
+                yield
         finally:
             watch.cancel()
+
+    @contextmanager
+    def _last_watch(self) -> Iterator[None]:
+        """End the process where native code keeps the interpreter, so that no thread can."""
+        if self._time_limit + _GRACE > threading.TIMEOUT_MAX:
+            yield
+            return
+        with self._path.open("a", encoding="ascii") as journal:
+            faulthandler.dump_traceback_later(self._time_limit + _GRACE, exit=True, file=journal)
+            try:
+                yield
+            finally:
+                faulthandler.cancel_dump_traceback_later()
 
     def _begin(self, index: int) -> None:
         if index in self._limits:

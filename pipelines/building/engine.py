@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from lpbf_data.errors import UsageError
+from pipelines.building.case_process import CaseProcess
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -50,11 +51,13 @@ class Resources:
         workers: Processes on this machine, one thread each; one a core by default; 0 works in this process.
         scheduler: Address of a running scheduler, say "tcp://node1:8786"; its workers must see the same disk.
         cluster: "slurm", or a YAML file that names a Dask cluster class and what it takes.
+        apart: With 0 workers, whether one process beside this one works, so that what hangs there ends alone.
     """
 
     workers: int | None = None
     scheduler: str | None = None
     cluster: str | None = None
+    apart: bool = False
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 0:
@@ -80,10 +83,14 @@ class Engine:
     Args:
         client: Client of a Dask cluster, or None.
         may_grow: Whether workers may join while it works.
+        beside: A process that works where there are no workers; None for this one.
     """
 
-    def __init__(self, client: Client | None = None, *, may_grow: bool = False) -> None:
+    def __init__(
+        self, client: Client | None = None, *, may_grow: bool = False, beside: CaseProcess | None = None
+    ) -> None:
         self._client = client
+        self._beside = beside
         self._may_grow = may_grow
 
     @property
@@ -110,7 +117,7 @@ class Engine:
             UsageError: If the scheduler goes away, or a task kills one worker after the other.
         """
         if self._client is None or not tasks:
-            yield from map(function, tasks)
+            yield from map(function, tasks) if self._beside is None else self._beside.map(function, tasks)
             return
         from distributed.comm.core import CommClosedError
 
@@ -178,7 +185,8 @@ def open_engine(resources: Resources) -> Iterator[Engine]:
     if resources.scheduler is None and resources.cluster is None:
         count = available_cores() if resources.workers is None else resources.workers
         if count == 0:
-            yield Engine()
+            with CaseProcess() if resources.apart else contextlib.nullcontext() as beside:
+                yield Engine(beside=beside)
             return
     import dask
     from distributed import Client

@@ -2,3 +2,16 @@
 
 It tells one case from the other and what is litter; what is in the files it doesn't know.
 """
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """`find_cases`, which scripts of before import from here."""
+    if name == "find_cases":
+        from pipelines.sources.finding import find_cases
+
+        return find_cases
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

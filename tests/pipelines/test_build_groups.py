@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from lpbf_data.errors import CaseError, FailureReason
+from lpbf_data.errors import CaseError, FailureReason, UsageError
+from lpbf_data.stores.manifest import decode_manifest
 from pipelines.build import run_build, run_part
 from pipelines.building.attempts import has_nanny, within
+from pipelines.building.case_process import CaseProcess
 from pipelines.building.engine import Engine, Resources
 from pipelines.building.groups import GroupTask, measure_group, plan_groups
 from pipelines.building.request import Part as Share
@@ -247,6 +249,60 @@ if __name__ == "__main__":
     assert sorted(done.stdout.splitlines()) == ["a kept None", "b failed time_limit", "c kept None"]
     records = run_build(request(tmp_path / "src", tmp_path / "out"))
     assert all(record.status == "kept" for record in records)
+
+
+NATIVE_HANG = """
+import ctypes, sys
+
+def look(event, arguments):
+    if event == "open" and str(arguments[0]).replace("\\\\", "/").endswith("/b/results/mechanical00_8.dis.ens"):
+        ctypes.PyDLL(None).sleep(3600)  # keeps the interpreter: no other thread gets a turn
+
+sys.addaudithook(look)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sleep of the C library")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_native_code_that_hangs_ends_alone(tmp_path: Path, workers: int) -> None:
+    """The command stays, with and without workers, though nothing of Python runs any more where the case is read."""
+    for name in "abc":
+        write_part(tmp_path / "src", Part(name))
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(NATIVE_HANG)
+    words = ["--src", str(tmp_path / "src"), "--out", str(tmp_path / "out"), "--workers", str(workers)]
+    words += ["--time_limit", "3", "--no_report", "--filters.preset", "all"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.build", *words],
+        capture_output=True, text=True, check=False, timeout=300,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "hook"), str(Path(__file__).parents[2])])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    records = decode_manifest((tmp_path / "out" / "manifest.parquet").read_bytes()).records
+    told = {record.case_id: record.failure and record.failure.failure_reason for record in records}
+    assert told == {"a": None, "b": FailureReason.TIME_LIMIT, "c": None}
+    assert "more than 3 s" in done.stdout
+
+
+def _double_or_end(number: int) -> int:
+    if number == 3:
+        os._exit(9)
+    if number == 4:
+        raise CaseError(FailureReason.MISSING_FILE, "four is gone", path="4")
+    print("what a task prints is no answer")
+    return 2 * number
+
+
+def test_a_process_beside_this_one_answers_in_order_and_is_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.building.case_process.MOST_ENDS", 2)
+    with CaseProcess() as beside:
+        assert list(beside.map(_double_or_end, [5, 1, 2])) == [10, 2, 4]
+        with pytest.raises(UsageError, match="took 2 processes with it"):
+            list(beside.map(_double_or_end, [3]))
+        with pytest.raises(CaseError, match="four is gone") as caught:
+            list(beside.map(_double_or_end, [4]))
+        assert caught.value.reason is FailureReason.MISSING_FILE
+        assert list(beside.map(_double_or_end, [7])) == [14]
 
 
 def test_python_that_runs_for_ever_is_stopped() -> None:
