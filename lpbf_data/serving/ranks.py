@@ -6,6 +6,7 @@ import operator
 import os
 import sys
 import warnings
+from types import FrameType
 from typing import Any, Final
 
 import torch
@@ -67,11 +68,11 @@ def shared_by_wrapper() -> bool:
     nor told later. But it is called by them: their methods are among the callers, also in workers that were forked from
     such a call.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_qualname.partition(".")[0] in _SHARING:
             return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False
 
 
