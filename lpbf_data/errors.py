@@ -34,6 +34,10 @@ class MissingFileError(StoreError):
     """A file that a data set should have and hasn't."""
 
 
+class UnreachableError(StoreError):
+    """What the operating system, the network or a server refuses now; it says nothing of the content."""
+
+
 class FailureReason(StrEnum):
     """Why one simulated case could not become part of a data set."""
 
@@ -92,10 +96,6 @@ class CaseError(LpbfError):
         at = "" if offset is None else f" at byte {offset}"
         case = "" if case_id is None else f"case {case_id}: "
         super().__init__(f"{case}{reason}: {detail}{at}{where}")
-
-    def at_case(self, case_id: str) -> CaseError:
-        """The same error, with the case named."""
-        return CaseError(self.reason, self.detail, case_id=case_id, path=self.path, offset=self.offset)
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         # An exception with keyword-only arguments can't be rebuilt from args alone when it crosses processes.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import torch
 
-from flare_model.training.recipe import Recipe, choose_precision
+from flare_model.training.recipe import Recipe, check_device, choose_precision
 from lpbf_data.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,12 +75,13 @@ def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> t
         The fabric, launched, and its precision.
 
     Raises:
-        UsageError: If there is no GPU where one is asked for, the precision doesn't go with the device, or SLURM's
-            tasks weren't started.
+        UsageError: If there is no GPU where one is asked for, precision or step graphs don't go with the device, or
+            SLURM's tasks weren't started.
     """
     on_gpu = accelerator != "cpu" and torch.cuda.is_available()
     if accelerator == "gpu" and not on_gpu:
         raise UsageError("--accelerator gpu, but PyTorch finds no GPU here; use auto or cpu")
+    check_device(recipe, on_gpu=on_gpu)
     name = choose_precision(recipe.precision, on_gpu=on_gpu)
     precision = _make_precision(name, "cuda" if on_gpu else "cpu")
     _leave_cudnn_attention()
