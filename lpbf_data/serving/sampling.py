@@ -215,7 +215,7 @@ class NodeBudgetSampler:
         self.shuffle = shuffle
         self.seed = check_seed(seed)
         self.epoch = 0
-        self._begun = False
+        self._begun = self._told_of_ranks = False
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation of the next iteration; those after it follow one another."""
@@ -225,7 +225,8 @@ class NodeBudgetSampler:
         """Batches of this rank, as lists of numbers of cases; of the next epoch with every loop."""
         self.epoch, self._begun = self.epoch + self._begun, True
         rank, ranks = rank_among_callers(self._ranks)
-        if self._ranks is None:
+        if self._ranks is None and not self._told_of_ranks:
+            self._told_of_ranks = True
             warn_of_missing_group((rank, ranks))
         for step in replace(self._shares, ranks=ranks).steps(self._order(), self.sizes):
             if step.shares[rank]:

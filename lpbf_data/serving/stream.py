@@ -82,9 +82,11 @@ class CaseStream(IterableDataset[Any]):
         self._inherited: tuple[int, int] | None = None
         self._sharers: int | None = None
         # Whether the loop at work tells by `advance` what it was handed; the epoch that this process has read to its
-        # end since; whether what accelerate adds to fill its last steps is all that is still to come.
+        # end since; whether a loop was asked for and hasn't begun; whether what accelerate adds to fill its last steps
+        # is all that is still to come.
         self._is_told = False
         self._read: int | None = None
+        self._is_pending = False
         self._is_over = False
         # Epoch and position as they were last set between two loops, how often, and what `_told` was then: for workers
         # that live on.
@@ -182,6 +184,11 @@ class CaseStream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         """What is left of the epoch for this rank and worker; then the stream stands at the next one."""
+        self._is_pending = True
+        return self._serve()
+
+    def _begin(self) -> None:
+        """Stand where a loop starts."""
         if self._known != self._set[2]:
             self._epoch, self._base, self._known, self._told = self._set.tolist()
             self._resumed, self._placed = 0, True
@@ -189,13 +196,19 @@ class CaseStream(IterableDataset[Any]):
             # What a loop served that was left early, or read to its end, doesn't come again.
             self._epoch, self._base, self._resumed = self._epoch + 1, 0, 0
         self._tell_workers()
-        self._placed = self._is_told = False
-        self._read, epoch = None, self._epoch
+        self._placed = self._is_told = self._is_pending = False
+        self._read, self._taken = None, self._resumed
+
+    def _serve(self) -> Iterator[Any]:
+        """The samples of one loop."""
+        worker = get_worker_info()
+        if worker is None or self._is_pending or self._placed:
+            self._begin()
+        epoch = self._epoch
         rank, self._sharers = self._rank()
         self._warn_of_ranks(rank, self._sharers)
         order = epoch_order(len(self.samples), shuffle=self.shuffle, seed=self.seed, epoch=epoch)
         mine = order[_turns(len(order), self._base, rank, self._sharers, self.uneven)]
-        worker = get_worker_info()
         if worker is not None:
             mine = mine[np.arange(len(mine)) // self.batch_size % worker.num_workers == worker.id]
         done, self._resumed = self._resumed, 0
@@ -211,8 +224,10 @@ class CaseStream(IterableDataset[Any]):
                 continue
             self._taken = done
             yield sample
-        if self._is_told:  # the last samples were taken, but not all handed over yet
-            self._read = epoch
+        if self._is_told or worker is not None:
+            # The last samples were taken, but not all handed over yet; and a worker's state is asked for after its last
+            # one, when others may still be in this epoch.
+            self._read, self._taken = epoch, done
         else:
             self._epoch, self._base, self._taken = epoch + 1, 0, 0
 
@@ -255,6 +270,9 @@ class CaseStream(IterableDataset[Any]):
             "digest": self._digest,
         }
         if get_worker_info() is not None:  # a worker's turns are its own
+            if self._is_pending:  # asked before its first turn in this loop
+                self._begin()
+                state |= {"epoch": self._epoch, "consumed": self._base}
             return state | {"taken": self._taken}
         taken = 0 if self._is_told else self._taken
         position = self._base + taken * (self._sharers or self._rank()[1])
@@ -276,6 +294,7 @@ class CaseStream(IterableDataset[Any]):
             self._epoch, self._base, self._resumed = (int(state[name]) for name in ("epoch", "consumed", "taken"))
             self._known = self._set[2]
             self._placed = self._loaded = True
+            self._tell_workers()
 
 
 def check_state(state: State, mine: State) -> None:

@@ -84,6 +84,17 @@ def run_program(
     return text
 
 
+def launch_command(launcher: str, ranks: int) -> list[str]:
+    """The beginning of a command that starts so many processes.
+
+    Args:
+        launcher: One of `LAUNCHERS`.
+        ranks: Number of processes.
+    """
+    options = [word.format(ranks=ranks, port=_free_port()) for word in LAUNCHERS[launcher]]
+    return [sys.executable, *(["-m", *options] if options else [])]
+
+
 def run_ranks(
     program: str,
     folder: Path,
@@ -109,8 +120,7 @@ def run_ranks(
     Returns:
         What each rank reported, by rank.
     """
-    options = [word.format(ranks=ranks, port=_free_port()) for word in LAUNCHERS[launcher]]
-    start = [*before, sys.executable, *(["-m", *options] if options else [])]
+    start = [*before, *launch_command(launcher, ranks)]
     said = run_program([*start, "-m", module, program, json.dumps(words)], folder, environment)
     reports = [folder / f"{rank}.json" for rank in range(ranks)]
     assert all(report.exists() for report in reports), said

@@ -56,6 +56,14 @@ def serve(folder: str, uneven: Any) -> None:
     torch.distributed.destroy_process_group()
 
 
+def sample() -> None:
+    """Batches within a budget of points."""
+    sampler = NodeBudgetSampler([3, 4, 5, 3, 4, 5], 5, shuffle=True)
+    torch.distributed.init_process_group("gloo")
+    report({"length": len(sampler), "batches": list(sampler)})
+    torch.distributed.destroy_process_group()
+
+
 def number_of(sample: dict[str, Any]) -> dict[str, Any]:
     """What accelerate can slice and send: the number that is in a case's name."""
     return {"number": torch.tensor([int(sample["case_id"].split("_")[0])])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,21 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from lpbf_data import NodeBudgetSampler, load_dataset, make_loader
 from lpbf_data.errors import UsageError
 from lpbf_data.serving.batching import collate_pyg, collate_ragged
+from lpbf_data.serving.ranks import RanksWarning
 from lpbf_data.serving.transforms import RandomSymmetry, SubsamplePoints
 from tests.lpbf_data.launch_support import run_ranks
 from tests.lpbf_data.loader_support import expected, first, flat, ids, ids_of, many_workers, open_loader
 
+# torchdata 0.11 calls it
+stateful = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
+
 
 @many_workers
-@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata 0.11 calls it
+@stateful
 @pytest.mark.parametrize("loader_class", [DataLoader, StatefulDataLoader])
-@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (1, False), (2, False), (2, True), (5, False)])
+@pytest.mark.parametrize(
+    ("workers", "persistent"), [(0, False), (1, False), (1, True), (2, False), (2, True), (3, True), (5, False)]
+)
 def test_epochs_of_a_stream_follow_one_another_in_any_loader(
     small_dataset: Path, loader_class: Any, workers: int, persistent: bool
 ) -> None:
@@ -34,6 +41,88 @@ def test_epochs_of_a_stream_follow_one_another_in_any_loader(
             assert served == expected(small_dataset, epoch)
         else:  # workers take turns, and those that have nothing left are passed over
             assert served[:10] == expected(small_dataset, epoch)[:10]
+
+
+def resumable(folder: Path, workers: int, batch_size: int, **options: Any) -> Any:
+    choices: dict[str, Any] = {"shuffle": True, "seed": 5, "format": "torch", "fields": [], "cells": False}
+    stream = load_dataset(folder, streaming=True, batch_size=batch_size, **choices)
+    return StatefulDataLoader(stream, batch_size=batch_size, num_workers=workers, collate_fn=collate_ragged, **options)
+
+
+@many_workers
+@stateful
+@pytest.mark.parametrize(
+    ("workers", "persistent", "batch_size"),
+    [
+        *[(workers, False, 3) for workers in range(6)],
+        (2, True, 3),
+        *[pytest.param(workers, workers > 2, 1, marks=pytest.mark.slow) for workers in range(6)],
+    ],
+)
+def test_a_stateful_dataloader_resumes_from_every_cut(
+    small_dataset: Path, workers: int, persistent: bool, batch_size: int
+) -> None:
+    """The rest of the epoch batch for batch, each case once, and then the next epoch, whole."""
+    options = {"persistent_workers": persistent}
+    whole = ids_of(resumable(small_dataset, workers, batch_size, **options))
+    assert sorted(flat(whole)) == sorted(expected(small_dataset, 0))
+    for cut in range(len(whole) + 1):
+        loader = resumable(small_dataset, workers, batch_size, **options)
+        served = [batch.case_ids for _, batch in zip(range(cut), loader, strict=False)]
+        state = pickle.loads(pickle.dumps(loader.state_dict()))
+        other = resumable(small_dataset, workers, batch_size, **options)
+        other.load_state_dict(state)
+        served += ids_of(other)
+        # Cut at its very end, an epoch may be over already: then what comes is the next one.
+        assert served[: len(whole)] == whole
+        following = served[len(whole) :] or ids_of(other)
+        assert sorted(flat(following)) == sorted(expected(small_dataset, 1))
+
+
+@many_workers
+@stateful
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (3, False), (3, True)])
+def test_a_stateful_dataloader_resumes_in_a_later_epoch(small_dataset: Path, workers: int, persistent: bool) -> None:
+    """Also before each worker had its first turn in it."""
+    options = {"persistent_workers": persistent}
+    for cut in (1, 2, 5):
+        loader = resumable(small_dataset, workers, 3, **options)
+        for epoch in range(2):
+            assert sorted(flat(ids_of(loader))) == sorted(expected(small_dataset, epoch))
+        served = [batch.case_ids for _, batch in zip(range(cut), loader, strict=False)]
+        other = resumable(small_dataset, workers, 3, **options)
+        other.load_state_dict(loader.state_dict())
+        assert sorted(flat(served + ids_of(other))) == sorted(expected(small_dataset, 2))
+        assert sorted(flat(ids_of(other))) == sorted(expected(small_dataset, 3))
+
+
+def test_processes_started_without_a_group_are_told(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_all() -> list[Any]:
+        stream = load_dataset(small_dataset, streaming=True, format="torch", fields=[], cells=False)
+        sampler = NodeBudgetSampler([3, 4], 5)
+        return [open_loader(small_dataset), stream, DataLoader(stream, batch_size=1, collate_fn=first), sampler]
+
+    # srun started eight, torchrun three; sbatch alone starts one, whatever it was asked for
+    for variables in ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3"}, {"WORLD_SIZE": "3", "RANK": "1"}):
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            for opened in (open_all()[number] for number in (0, 1, 2, 3)):
+                with pytest.warns(RanksWarning, match=r"\d processes were started .* each of them serves all cases"):
+                    list(opened)
+                list(opened)  # once is enough (the test fails with a warning that nobody expects)
+            list(open_loader(small_dataset, rank=0, world_size=1))
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    for opened in open_all():
+        list(opened)
+
+
+def test_a_sampler_asks_the_process_group(tmp_path: Path) -> None:
+    found = run_ranks("sample", tmp_path / "run", ranks=3)
+    assert [each["length"] for each in found] == [len(each["batches"]) for each in found] == [2, 2, 2]
+    cases = [case for each in found for batch in each["batches"] for case in batch]
+    assert len(cases) == len(set(cases)) == 6
 
 
 @many_workers

@@ -11,9 +11,20 @@ import pytest
 import lpbf_data
 from tests.data_hub_server import serve_hub
 from tests.data_support import make_case, write_dataset, write_published
+from tests.lpbf_data.launch_support import launch_command, run_program
 
 README = Path(lpbf_data.__file__).with_name("README.md")
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+TEXT = README.read_text(encoding="utf-8")
+PAGE = TEXT[TEXT.index("## With Lightning, accelerate, SLURM") : TEXT.index("## For analysis")]
+
+
+def blocks_of(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = blocks_of(TEXT.replace(PAGE, ""))
+SCRIPTS = dict(zip(("none", "accelerate", "torchrun"), blocks_of(PAGE), strict=True))
+"""Programs of their own, by what starts them."""
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -36,3 +47,15 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert names["saved"]["epoch"] == 1
     exact = float(names["stress"])
     assert exact <= names["percentile"] <= exact + 0.5
+
+
+@pytest.mark.parametrize("launcher", list(SCRIPTS))
+def test_what_the_readme_says_of_launchers_runs(tmp_path: Path, launcher: str) -> None:
+    place = tmp_path / "run"
+    (place / "lpbf").mkdir(parents=True)
+    write_dataset(place / "lpbf", {name: [make_case(seed) for seed in range(4)] for name in ("train", "validation")})
+    (place / "train.py").write_text(SCRIPTS[launcher], encoding="utf-8")
+    command = launch_command(launcher, ranks=2 if launcher != "none" else 1)
+    said = run_program([*command, str(place / "train.py")], place, {"ACCELERATE_USE_CPU": "true"})
+    assert "RanksWarning" not in said
+    assert "shared out twice" not in said
