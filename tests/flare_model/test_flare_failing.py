@@ -49,8 +49,8 @@ def breaks(monkeypatch: pytest.MonkeyPatch, at: int, raises: Exception | None, *
         (
             IndexError("no such corner"),
             (
-                r"Breaking raised IndexError: no such corner \(.*test_flare_failing.py, line \d+\) in step 6 of the training, with "
-                rf"cases {CASE}, {CASE} \(\d+ points\); mend the model"
+                r"Breaking raised IndexError: no such corner \(.*test_flare_failing.py, line \d+\) in step 6 of the "
+                rf"training, with cases {CASE}, {CASE} \(\d+ points\); mend the model"
             ),
         ),
         (
