@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flare_model.data.targets import Target, resolve_target, resolve_targets, spans
+from flare_model.data.targets import Target, resolve_inputs, resolve_target, resolve_targets, spans
 from flare_model.prediction.file_names import FileNames
-from lpbf_data.case.schema import SYMMETRIC_TENSOR
+from lpbf_data.case.schema import FIELDS, SYMMETRIC_TENSOR
 from lpbf_data.case.tensor_order import VTK_ORDER, reorder
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks
 from lpbf_data.durable import flush_file, flush_folder, write_durably
-from lpbf_data.errors import LpbfError, StoreError, UsageError
+from lpbf_data.errors import CaseError, LpbfError, StoreError, UsageError
 from lpbf_data.geometry.surface_formats import Units
 from lpbf_data.remarks import Remark
 
@@ -83,8 +83,8 @@ def predict_part(surrogate: Surrogate, part: Part) -> Prediction:
     from flare_model.data.finite import not_finite
 
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
-    features = resolve_targets(surrogate.usage.features, "the checkpoint")
-    known = np.concatenate([_needed(part, f) for f in features], axis=1) if features else None
+    features = resolve_inputs(surrogate.usage.features, "the checkpoint")
+    known = _known(part, features)
     if said := not_finite(part.points):
         raise StoreError(f"the points of {part.name} aren't all finite numbers: {said}; look at its mesh")
     started = time.perf_counter()
@@ -117,6 +117,29 @@ def _relative_l2(prediction: NDArray[np.float32], truth: NDArray[np.float32], fl
     return float(relative_l2(given, known, offsets)) if bool(has_truth(known, offsets, floor)) else None
 
 
+def _known(part: Part, features: Sequence[Target]) -> NDArray[np.float32] | None:
+    """What the model is told of a part beside its points, [N, F]; None where it is told nothing."""
+    import numpy as np
+
+    if not features:
+        return None
+    shape: dict[str, NDArray[np.float32]] = {}
+    if any(told.of_shape for told in features):
+        from lpbf_data.geometry.shape_features import shape_features
+
+        try:
+            shape = shape_features(part.points, part.cells)
+        except CaseError as error:
+            raise UsageError(f"{part.name}: {error.detail}; this model can't do without them") from error
+    columns = [
+        shape[told.field].reshape(len(part.points), -1)[:, list(told.components)]
+        if told.of_shape
+        else _needed(part, told)
+        for told in features
+    ]
+    return np.concatenate(columns, axis=1)
+
+
 def _needed(part: Part, feature: Target) -> NDArray[np.float32]:
     from flare_model.data.finite import not_finite
 
@@ -137,11 +160,17 @@ def write_vtu(path: Path, prediction: Prediction) -> None:
     import meshio
 
     shown = {
-        name: reorder(values, SYMMETRIC_TENSOR, VTK_ORDER) if values.ndim == 2 and values.shape[1] == 6 else values
+        name: reorder(values, SYMMETRIC_TENSOR, VTK_ORDER) if _is_tensor(name) else values
         for name, values in prediction.point_data().items()
     }
     mesh = meshio.Mesh(prediction.part.points, [("hexahedron", prediction.part.cells)], point_data=shown)
     mesh.write(path)
+
+
+def _is_tensor(name: str) -> bool:
+    """Whether a name of `Prediction.point_data` is that of a symmetric tensor; other things may have six columns."""
+    spec = FIELDS.get(name) or FIELDS.get(name.removesuffix("_predicted")) or FIELDS.get(name.removesuffix("_error"))
+    return spec is not None and spec.components == SYMMETRIC_TENSOR
 
 
 def write_results(out: Path, file: str, prediction: Prediction, *, pictures: bool) -> None:
@@ -211,7 +240,8 @@ def predict(
     surrogate = from_pretrained(checkpoint, trust=trust).to(device)
     meshing = Meshing(points or _usual_points(surrogate), centre, units)
     console, complaints = open_console(), open_console(stderr=True)
-    needed = {resolve_target(name).field for name in (*surrogate.usage.targets, *surrogate.usage.features)}
+    needed = {resolve_target(name).field for name in surrogate.usage.targets}
+    needed |= {told.field for told in resolve_inputs(surrogate.usage.features, "the checkpoint") if not told.of_shape}
     names, done, failed = FileNames(), 0, 0
     remarks: dict[str, tuple[Remark, ...]] = {}
     for part in _parts(src, split, case, needed, meshing):

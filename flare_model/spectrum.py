@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flare_model.data.targets import resolve_targets
+from flare_model.data.targets import resolve_inputs, resolve_targets
 from flare_model.prediction.file_names import FileNames
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console
@@ -90,7 +90,7 @@ def _chosen(surrogate: Surrogate, data: str, name: str, cases: int, wanted: list
     from flare_model.data.splits import Split, open_loader
 
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
-    features = resolve_targets(surrogate.usage.features, "the checkpoint")
+    features = resolve_inputs(surrogate.usage.features, "the checkpoint")
     split = Split(data, name, (*targets, *features))
     if unknown := [case_id for case_id in wanted if case_id not in split.case_ids]:
         raise UsageError(f"the split {name} of {data} has no case {unknown[0]!r}")

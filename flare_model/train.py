@@ -59,7 +59,7 @@ def train(
         out: Folder of the run; given again, the run goes on.
         model: Class path and init args of the model; FLARE by default.
         targets: Fields to predict, or components such as displacement_z; each counts alike in the loss.
-        features: Fields that the model is told beside the points.
+        features: What the model is told beside the points: fields, or features of the shape (geometry: all of them).
         recipe: How to train.
         seed: Seeds of weights and order; with several, one run each, in folders of their own.
         max_steps: Stop after so many steps; the schedule is cut to them.

@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING, Any
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.reading.catalog import read_manifest
+from lpbf_data.refusals import unreadable
 from lpbf_data.stores.known_faults import warn_of_known_fault
 
 if TYPE_CHECKING:
     import xarray
 
 _RAGGED = ("point", "cell", "case")
+_OF_PARTS = ("chunks", "preferred_chunks", "shards")
 
 
 def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
     """A whole split for analysis: every array of every part, joined along points, cells and cases, and read by need.
 
-    A dask chunk is one part, some 10 to 20 MB an array. Which values belong to which case, `num_points` and `num_cells`
-    say, and `point_offset` and `cell_offset`, which count through the split.
+    A dask chunk is as long as the longest part, some 10 to 20 MB an array: all have one length, as `to_zarr` needs it.
+    Which values belong to which case, `num_points` and `num_cells` say, and `point_offset` and `cell_offset`, which
+    count through the split.
 
         >>> parts = open_zarr("lpbf/", "train")  # doctest: +SKIP
         >>> parts.von_mises_stress.max().compute()  # doctest: +SKIP
@@ -51,14 +54,28 @@ def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
             for part in names
         ]
     except (OSError, KeyError, ValueError) as error:
-        raise StoreError(f"the Zarr parts of {folder.name} can't be opened: {error}; verify the data set") from error
+        damage = f" can't be opened: {error}; verify the data set"
+        raise unreadable(f"the Zarr parts of {folder.name}", error, damage) from error
     return _joined(parts)
+
+
+def _with_scalars_apart(part: xarray.Dataset) -> xarray.Dataset:
+    """Numbers and texts of cases as variables of their own, whether a part holds them so or in tables."""
+    from lpbf_data.stores.zarr_parts import TABLES
+
+    for table in TABLES:
+        if table in part:
+            rows = part[table].drop_attrs().drop_encoding()
+            names = part[table].attrs["components"].split()
+            part = part.drop_vars(table).assign({name: rows[number] for number, name in enumerate(names)})
+    return part
 
 
 def _joined(parts: list[xarray.Dataset]) -> xarray.Dataset:
     """Parts end to end along each ragged dimension, with offsets that count through all of them."""
     import xarray
 
+    parts = [_with_scalars_apart(part) for part in parts]
     joined = {}
     for dimension in _RAGGED:
         along = [
@@ -72,4 +89,8 @@ def _joined(parts: list[xarray.Dataset]) -> xarray.Dataset:
         offsets = [0, *counts.cumsum().tolist()]
         attributes = parts[0][f"{kind}_offset"].attrs
         whole[f"{kind}_offset"] = xarray.DataArray(offsets, dims=f"{kind}_boundary", attrs=attributes)
+    whole = whole.chunk({dimension: max(part.sizes[dimension] for part in parts) for dimension in _RAGGED})
+    for values in whole.variables.values():
+        # How a part was cut into chunks says nothing of the whole; how they are compressed does.
+        values.encoding = {name: value for name, value in values.encoding.items() if name not in _OF_PARTS}
     return whole.assign_attrs({name: value for name, value in parts[0].attrs.items() if name != "case_ids"})

@@ -34,6 +34,10 @@ class MissingFileError(StoreError):
     """A file that a data set should have and hasn't."""
 
 
+class UnreachableError(StoreError):
+    """What the operating system, the network or a server refuses now; it says nothing of the content."""
+
+
 class FailureReason(StrEnum):
     """Why one simulated case could not become part of a data set."""
 

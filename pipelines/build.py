@@ -218,7 +218,8 @@ def build_manifest(request: BuildRequest, resources: Resources = SERIAL, *, only
                 )
             records, plans = write_all(ready.engine, workspace, target, request, cases, ready.earlier)
         rows = (*records, *ready.failures)
-        manifest = encode_manifest(rows, collect_remarks(ready.remarks, rows))
+        remarks = collect_remarks([*ready.remarks, *request.namer.remarks(rows)], rows)
+        manifest = encode_manifest(rows, remarks)
         begin_commit(workspace, target, plans, request.formats, make_documents(request, manifest), NOT_ALWAYS_THERE)
         finish_commit(workspace, target)
         if request.report and (complaint := add_showcase(request, target)):

@@ -37,6 +37,8 @@ class Hub:
         repositories: Id to revision to folder; the name "main" must be among the revisions.
         log: Requests in their order.
         faults: What the next downloads meet, one each: a status, "cut" (the connection breaks in the middle), or None.
+        refusals: Part of an address to what the next requests there are answered, one each: a status and headers.
+        page_size: Entries of a listing that are sent at a time.
         delay: Seconds before each answer.
         redirect: Send downloads to another path, as the hub sends large files to other servers.
         elsewhere: Address of that other server; this one when empty.
@@ -48,6 +50,8 @@ class Hub:
     repositories: dict[str, dict[str, Path]]
     log: list[Request] = field(default_factory=list)
     faults: list[int | str | None] = field(default_factory=list)
+    refusals: dict[str, list[tuple[int, dict[str, str]]]] = field(default_factory=dict)
+    page_size: int = 1000
     delay: float = 0.0
     redirect: bool = False
     elsewhere: str = ""
@@ -87,6 +91,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         hub.log.append(Request(self.command, self.path, self.headers.get("Range"), self.headers.get("Authorization")))
         time.sleep(hub.delay)
+        for place, answers in hub.refusals.items():
+            if place in self.path and answers:
+                status, headers = answers.pop(0)
+                return self._send(status, b"refused", headers)
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         if parts[0] == "cdn":
             if hub.expired:
@@ -136,7 +144,11 @@ class _Handler(BaseHTTPRequestHandler):
         if not place.is_dir():
             return self._error(404, "EntryNotFound")
         deep = query.get("recursive", ["false"])[0].lower() == "true"
-        return self._json([_entry(folder, p) for p in sorted(place.rglob("*") if deep else place.iterdir())])
+        found = [_entry(folder, p) for p in sorted(place.rglob("*") if deep else place.iterdir())]
+        start, size = int(query.get("start", ["0"])[0]), self.hub.page_size
+        address = f"{urlsplit(self.path).path}?start={start + size}&recursive={deep}"
+        more = {"Link": f'<{self.hub.url}{address}>; rel="next"'} if start + size < len(found) else {}
+        return self._json(found[start : start + size], more)
 
     def _download(self, repository: str, revision: str, name: str, *, here: bool) -> None:
         found = self._find(repository, revision)
@@ -160,15 +172,17 @@ class _Handler(BaseHTTPRequestHandler):
         span = self.headers.get("Range")
         if span and not self.hub.ignore_ranges:
             first, _, last = span.removeprefix("bytes=").partition("-")
-            start, stop = int(first), min(int(last) + 1 if last else len(data), len(data))
+            start, stop = int(first or 0), min(int(last) + 1 if last else len(data), len(data))
+            if not first:  # the last so many
+                start, stop = max(len(data) - int(last), 0), len(data)
             if start >= len(data):
                 return self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
             return self._send(206, data[start:stop], headers, cut=fault == "cut")
         return self._send(200, data, headers, cut=fault == "cut")
 
-    def _json(self, content: Any) -> None:
-        self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    def _json(self, content: Any, headers: dict[str, str] | None = None) -> None:
+        self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"} | (headers or {}))
 
     def _error(self, status: int, code: str, commit: str | None = None) -> None:
         headers = {"X-Error-Code": code, "X-Error-Message": code}

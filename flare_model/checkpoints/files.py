@@ -40,7 +40,7 @@ class Usage:
     Attributes:
         normalisation: How units become what the model sees, and back.
         targets: Names of what it predicts.
-        features: Names of the fields that it is told beside the points.
+        features: Names of the fields and features of the shape that it is told beside the points.
         envelope: What it was trained on, where known.
     """
 

@@ -13,7 +13,7 @@ from flare_model.checkpoints.files import Description, Usage, restore_model
 from flare_model.checkpoints.hub import Pretrained
 from flare_model.checkpoints.spec import ModelSpec, spec_of
 from flare_model.data.finite import not_finite
-from flare_model.data.targets import resolve_targets
+from flare_model.data.targets import resolve_inputs, resolve_targets
 from lpbf_data.errors import SchemaError, UsageError
 
 
@@ -112,7 +112,8 @@ def _can_be_looked_at(values: Tensor) -> bool:
 
 def _check_fit(spec: ModelSpec, usage: Usage, folder: Path) -> None:
     """Refuse a checkpoint whose normalisation is of other targets or features than it names, or its model of others."""
-    targets, features = (resolve_targets(names, "the checkpoint") for names in (usage.targets, usage.features))
+    targets = resolve_targets(usage.targets, "the checkpoint")
+    features = resolve_inputs(usage.features, "the checkpoint")
     predicted, told = (sum(t.width for t in named) for named in (targets, features))
     norm = usage.normalisation
     wanted = {"point_scale": 3, "target_mean": predicted, "target_std": predicted, "feature_mean": told}

@@ -39,8 +39,9 @@ class Split:
     def __init__(self, data: str, name: str, targets: Sequence[Target] = ()) -> None:
         self.data = data
         self.name = name
-        fields = sorted({target.field for target in targets})
-        opened = load_dataset(data, name, fields=fields, cells=False)
+        fields = sorted({target.field for target in targets if not target.of_shape})
+        shape = sorted({target.field for target in targets if target.of_shape})
+        opened = load_dataset(data, name, fields=fields, cells=False, features=shape)
         assert isinstance(opened, CaseDataset)
         self.dataset = opened
         self.case_ids = tuple(opened.case_ids)
@@ -70,8 +71,8 @@ class Split:
 
     @cached_property
     def statistics(self) -> Mapping[str, FieldStatistics]:
-        """Statistics of every column over all points, by the names of the columns."""
-        return self.dataset.statistics()
+        """Statistics of every column over all points, by the names of the columns; features of the shape included."""
+        return self.dataset.statistics() | self.dataset.feature_statistics()
 
     @property
     def envelope(self) -> Envelope | None:

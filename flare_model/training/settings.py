@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from flare_model.checkpoints.spec import ModelSpec
-from flare_model.data.targets import Target, resolve_targets
+from flare_model.data.targets import Target, resolve_inputs, resolve_targets
 from flare_model.training.recipe import Recipe
 from lpbf_data.errors import UsageError
 
@@ -112,7 +112,7 @@ def make_settings(model: ModelSpec, targets: Sequence[str], features: Sequence[s
         UsageError: If a name is unknown, a number out of range, the model can't be found, or its configuration is for
             other data than these.
     """
-    wanted, known = resolve_targets(targets, "--targets"), resolve_targets(features, "--features")
+    wanted, known = resolve_targets(targets, "--targets"), resolve_inputs(features, "--features")
     told, predicted = _COORDINATES + sum(f.width for f in known), sum(t.width for t in wanted)
     _check_numbers(model.stated_numbers(), told, predicted)
     return Settings(model=model.fitted(told, predicted), targets=wanted, features=known, **others)

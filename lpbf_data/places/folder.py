@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar, cast
 
 import fsspec
 
-from lpbf_data.errors import MissingFileError, StoreError, UsageError
+from lpbf_data.errors import MissingFileError, UnreachableError, UsageError
+from lpbf_data.places.patience import TEMPORARY, OutOfPatienceError, patiently, status_of
+from lpbf_data.refusals import unreadable
 
 T = TypeVar("T")
 
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_URL: Final = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([^/]+))?/?")
-_TRIES: Final = 5
-_FIRST_PAUSE: Final = 0.2
 
 
 def is_hub_id(name: str) -> bool:
@@ -41,7 +41,7 @@ class Files(Protocol):
         """The whole of a small file, which is worth keeping on this machine."""
 
     def read_range(self, relative: str, start: int, stop: int | None) -> bytes:
-        """Some bytes of a file; up to its end where stop is None."""
+        """Some bytes of a file; up to its end where stop is None, and from its end where start is negative."""
 
     def names(self, folder: str) -> list[str]:
         """Relative names of the files directly in a folder."""
@@ -84,7 +84,11 @@ class DatasetFolder:
 
             repository, asked = (hub_url[1], hub_url[2]) if hub_url else (self.name, None)
             self.files = HubFiles(
-                repository, revision=revision or asked, cache_dir=cache_dir, token=token, offline=offline
+                repository,
+                revision=revision or asked,
+                cache_dir=None if cache_dir is None else Path(cache_dir).expanduser().absolute(),
+                token=token,
+                offline=offline,
             )
         elif "://" in self.name:
             self.files = UrlFiles(self.name)
@@ -121,14 +125,15 @@ class LocalFiles:
     """A folder on this machine.
 
     Args:
-        root: The folder.
+        root: The folder; a relative one is that of now, wherever the process goes later.
     """
 
     is_remote = False
     identity = ""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        # Whole, since programs change their folder after opening a data set (hydra does).
+        self.root = root.absolute()
 
     def local_path(self, relative: str) -> Path | None:
         """Where a file lies."""
@@ -142,12 +147,12 @@ class LocalFiles:
         """Some bytes of a file."""
         try:
             with (self.root / relative).open("rb") as file:
-                file.seek(start)
+                file.seek(start, os.SEEK_SET if start >= 0 else os.SEEK_END)
                 return file.read() if stop is None else file.read(stop - start)
         except FileNotFoundError as error:
             raise _missing(str(self.root), relative) from error
         except OSError as error:
-            raise StoreError(f"{self.root}/{relative} can't be read: {error}") from error
+            raise unreadable(f"{self.root}/{relative}", error, f" can't be read: {error}") from error
 
     def names(self, folder: str) -> list[str]:
         """Relative names of the files in a folder."""
@@ -159,7 +164,7 @@ class LocalFiles:
 
 
 class UrlFiles:
-    """Anything that fsspec reads. Every read is tried several times.
+    """Anything that fsspec reads. Every read is repeated within the limit of [patience][lpbf_data.places.patience].
 
     Args:
         url: Where the data set lies.
@@ -186,18 +191,15 @@ class UrlFiles:
     def _try(self, relative: str, action: Callable[[Any, str], T]) -> T:
         """Do something with a file, again after a pause when it fails."""
         system, root = self._system()
-        for attempt in range(_TRIES):
-            try:
-                return action(system, f"{root}/{relative}")
-            except FileNotFoundError as error:
-                raise _missing(self.url, relative) from error
-            except Exception as error:  # every file system has errors of its own
-                if attempt == _TRIES - 1:
-                    raise StoreError(
-                        f"{self.url}/{relative} can't be read, {_TRIES} times tried: {error or type(error).__name__}"
-                    ) from error
-            time.sleep(_FIRST_PAUSE * 2**attempt)
-        raise AssertionError  # the last attempt returns or raises
+        what = f"{self.url}/{relative}"
+        try:
+            return patiently(lambda: action(system, f"{root}/{relative}"), self.url, _may_pass)
+        except FileNotFoundError as error:
+            raise _missing(self.url, relative) from error
+        except OutOfPatienceError as error:
+            raise UnreachableError(f"{what} can't be read now: {error.story}; {error.cure}") from error
+        except Exception as error:  # every file system has errors of its own
+            raise unreadable(what, error, f" can't be read: {error or type(error).__name__}") from error
 
     def local_path(self, relative: str) -> Path | None:  # noqa: ARG002
         """Nowhere."""
@@ -213,12 +215,26 @@ class UrlFiles:
 
     def names(self, folder: str) -> list[str]:
         """Relative names of the files in a folder."""
+        return sorted(f"{folder}/{name}" for name, is_folder in self.entries(folder).items() if not is_folder)
+
+    def entries(self, folder: str) -> dict[str, bool]:
+        """Names of what lies directly in a folder, and whether each is a folder."""
         try:
             listed = self._try(folder, lambda system, path: system.ls(path, detail=True))
         except MissingFileError:
-            return []
-        return sorted(f"{folder}/{entry['name'].rpartition('/')[2]}" for entry in listed if entry["type"] == "file")
+            return {}
+        return {entry["name"].rstrip("/").rpartition("/")[2]: entry["type"] == "directory" for entry in listed}
 
     def zarr_store(self, relative: str) -> Any:
         """A Zarr group."""
-        return f"{self.url}/{relative}"
+        from lpbf_data.places.remote_zarr import RemoteZarr  # zarr is loaded by those who use it
+
+        return RemoteZarr(self, relative)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a read may succeed the next time. Every file system has errors of its own: what isn't known may pass."""
+    if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
+        return False
+    status = status_of(error)
+    return status is None or status in TEMPORARY

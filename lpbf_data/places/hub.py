@@ -1,20 +1,25 @@
 """Data sets on the Hugging Face hub: small files through its cache, shards by byte ranges.
 
-Names, revisions, tokens, the cache folder, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to huggingface_hub, which
-does the talking. Files that its cache holds already (after `hf download`, say) are read from there.
+Names, revisions, tokens, the cache folder, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to huggingface_hub, whose
+session does the talking. Files that its cache holds already (after `hf download`, say) are read from there. Requests
+are made here and not by its functions, because these wait for as long as a server asks them to, or don't repeat at all:
+here every one of them, for a commit, a listing, a file or a range, is repeated within the one limit of
+[patience][lpbf_data.places.patience].
 """
 
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import httpx2
-from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url, snapshot_download, try_to_load_from_cache
+from huggingface_hub import constants, get_session, hf_hub_url, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -24,14 +29,24 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id
 
-from lpbf_data.errors import MissingFileError, StoreError, UsageError
+from lpbf_data.durable import write_durably
+from lpbf_data.errors import MissingFileError, StoreError, UnreachableError, UsageError
+from lpbf_data.places.folder import LocalFiles
+from lpbf_data.places.patience import TEMPORARY, OutOfPatienceError, patiently, status_of
 
 _KIND: Final = "dataset"
+_MAIN: Final = "main"
 _SECONDS: Final = 30.0
 _EXPIRED: Final = (401, 403, 404, 410)
-_BACKOFF: Final[dict[str, Any]] = {"max_retries": 6, "base_wait_time": 0.25, "max_wait_time": 8.0}
+_REDIRECTS: Final = 5
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+
+
+class HubWarning(UserWarning):
+    """The hub can't be used as it was meant to be."""
 
 
 class HubFiles:
@@ -58,7 +73,7 @@ class HubFiles:
     ) -> None:
         self.repository = repository
         self.revision = revision
-        self.cache_dir = None if cache_dir is None else str(cache_dir)
+        self.cache_dir = None if cache_dir is None else str(Path(cache_dir).expanduser().absolute())
         self.token = token
         self.endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
         self.offline = constants.is_offline_mode() if offline is None else offline
@@ -75,14 +90,38 @@ class HubFiles:
         """
         if self._commit is None:
             with self._telling("its commit"):
+                validate_repo_id(self.repository)
                 self._commit = self._find_commit()
         return self._commit
 
     def _find_commit(self) -> str:
-        if not self.offline:
-            api = HfApi(endpoint=self.endpoint, token=self.token)
-            return str(api.dataset_info(self.repository, revision=self.revision).sha)
-        return self._snapshot().name
+        if self.offline:
+            return self._snapshot().name
+        if self.revision is not None and _COMMIT.fullmatch(self.revision):
+            return self.revision
+        try:
+            response = self._ask(self._api("revision", self.revision or _MAIN))
+        except OutOfPatienceError as error:
+            try:
+                commit = self._snapshot().name
+            except LocalEntryNotFoundError:
+                raise error from None
+            warnings.warn(
+                f"{self.endpoint} can't be reached ({error.story}): of the data set {self.repository} this machine's "
+                f"copy is read, commit {commit}, which may not be the newest",
+                HubWarning,
+                stacklevel=2,
+            )
+            return commit
+        commit = str(_json_of(response).get("sha"))
+        if not _COMMIT.fullmatch(commit):
+            raise StoreError(f"{self.endpoint} gives no commit of {self.repository}; is it a Hugging Face hub?")
+        return commit
+
+    def _api(self, verb: str, *parts: str) -> str:
+        """Address of what the hub's API says of the repository."""
+        rest = "/".join(quote(part, safe="/" if number else "") for number, part in enumerate(parts))
+        return f"{self.endpoint}/api/datasets/{self.repository}/{verb}/{rest}"
 
     def _snapshot(self) -> Path:
         """Folder of the files that huggingface_hub's cache holds of this revision."""
@@ -109,34 +148,42 @@ class HubFiles:
 
     def read(self, relative: str) -> bytes:
         """Content of a file, which is kept in huggingface_hub's cache."""
-        with self._telling(relative):
-            found = hf_hub_download(
-                self.repository,
-                relative,
-                repo_type=_KIND,
-                revision=self._commit or self.revision,
-                cache_dir=self.cache_dir,
-                token=self.token,
-                endpoint=self.endpoint,
-                local_files_only=self.offline,
+        commit = self.commit
+        path = self.local_path(relative)
+        if path is not None:
+            return LocalFiles(path.parent).read(path.name)
+        data = self.read_range(relative, 0, None)
+        self._keep(relative, commit, data)
+        return data
+
+    def _keep(self, relative: str, commit: str, data: bytes) -> None:
+        """Put a file where huggingface_hub looks for it: where there are no links, files lie in the snapshots."""
+        if ".." in relative.split("/"):
+            return
+        folder = repo_folder_name(repo_id=self.repository, repo_type=_KIND)
+        root = Path(self.cache_dir or constants.HF_HUB_CACHE) / folder
+        try:
+            write_durably(root / "snapshots" / commit / relative, data)
+            if self.revision != commit:
+                write_durably(root / "refs" / (self.revision or _MAIN), commit.encode())
+        except OSError as error:
+            warnings.warn(
+                f"huggingface_hub's cache can't be written to ({error}): {relative} of {self.repository} is fetched "
+                "again each time, and isn't there in offline mode; choose another folder with cache_dir=…",
+                HubWarning,
+                stacklevel=2,
             )
-        # …/snapshots/<commit>/<relative>
-        self._commit = Path(found).parents[relative.count("/")].name
-        return Path(found).read_bytes()
 
     def read_range(self, relative: str, start: int, stop: int | None) -> bytes:
         """Some bytes of a file, by one request where its place is known."""
         path = self.local_path(relative)
         if path is not None:
-            with path.open("rb") as file:
-                file.seek(start)
-                return file.read() if stop is None else file.read(stop - start)
+            return LocalFiles(path.parent).read_range(path.name, start, stop)
         with self._telling(relative):
             if self.offline:
                 raise OfflineModeIsEnabled("offline mode is on")
-            whole = (start, stop) == (0, None)
-            span = {} if whole else {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
-            response = self._request(relative, span)
+            span = f"{start}-{'' if stop is None else stop - 1}" if start >= 0 else str(start)
+            response = self._request(relative, {} if (start, stop) == (0, None) else {"Range": f"bytes={span}"})
             hf_raise_for_status(response)
         return self._body(relative, response, start, stop)
 
@@ -157,45 +204,72 @@ class HubFiles:
         home = hf_hub_url(self.repository, relative, repo_type=_KIND, revision=self.commit, endpoint=self.endpoint)
         place = self._places.pop(relative, None)
         if place is not None:
-            response = self._get(place, headers, home)
+            response = self._get(place, headers)
             if response.status_code not in _EXPIRED:
                 self._places[relative] = place
                 return response
-        response = self._get(home, headers, home)
-        if response.is_redirect:
-            place = urljoin(home, response.headers["Location"])
-            response = self._get(place, headers, home)
-            self._places[relative] = place
+        return self._follow(home, headers, relative)
+
+    def _follow(self, url: str, headers: dict[str, str], relative: str | None = None) -> httpx2.Response:
+        """Get something from wherever the hub sends us; where that is, is kept for a file."""
+        response = self._get(url, headers)
+        for _ in range(_REDIRECTS):
+            if not response.is_redirect:
+                break
+            url = urljoin(url, response.headers["Location"])
+            response = self._get(url, headers)
+            if relative is not None and not response.is_redirect:
+                self._places[relative] = url
         return response
 
-    def _get(self, url: str, headers: dict[str, str], home: str) -> httpx2.Response:
-        """One request, tried again with growing pauses. The token goes to the hub alone."""
-        ours = urlsplit(url)[:2] == urlsplit(home)[:2]
-        known = build_hf_headers(token=self.token if ours else False, library_name="lpbf_data")
-        headers = known | headers | {"Accept-Encoding": "identity"}
-        return http_backoff("GET", url, headers=headers, follow_redirects=False, timeout=_SECONDS, **_BACKOFF)
+    def _ask(self, url: str) -> httpx2.Response:
+        """Get what the hub's API says."""
+        response = self._follow(url, {})
+        hf_raise_for_status(response)
+        return response
 
-    def names(self, folder: str) -> list[str]:
-        """Relative names of the files in a folder."""
+    def _get(self, url: str, headers: dict[str, str]) -> httpx2.Response:
+        """One request, repeated within the limit. The token goes to the hub alone."""
+        ours = urlsplit(url)[:2] == urlsplit(self.endpoint)[:2]
+        known = build_hf_headers(token=self.token if ours else False, library_name="lpbf_data")
+        sent = known | headers | {"Accept-Encoding": "identity"}
+
+        def request() -> httpx2.Response:
+            response = get_session().request("GET", url, headers=sent, follow_redirects=False, timeout=_SECONDS)
+            if response.status_code in TEMPORARY:
+                hf_raise_for_status(response)
+            return response
+
+        return patiently(request, self.endpoint if ours else "{}://{}".format(*urlsplit(url)[:2]), _may_pass)
+
+    def entries(self, folder: str) -> dict[str, bool]:
+        """Names of what lies directly in a folder, and whether each is a folder."""
         if self.offline:
             with self._telling(folder):
                 root = self._snapshot()
-            return sorted(f"{folder}/{path.name}" for path in (root / folder).glob("*"))
-        api = HfApi(endpoint=self.endpoint, token=self.token)
+            return {path.name: path.is_dir() for path in (root / folder).glob("*")}
+        found: dict[str, bool] = {}
         with self._telling(folder):
-            try:
-                tree = list(api.list_repo_tree(self.repository, folder, repo_type=_KIND, revision=self.commit))
-            except EntryNotFoundError:
-                return []
-        return sorted(entry.path for entry in tree)
+            url: str | None = self._api("tree", self.commit, folder)
+            while url is not None:
+                try:
+                    response = self._ask(url)
+                except EntryNotFoundError:
+                    return {}
+                found |= _entries_of(_json_of(response))
+                following = response.links.get("next", {}).get("url")
+                url = None if following is None else urljoin(url, following)
+        return found
+
+    def names(self, folder: str) -> list[str]:
+        """Relative names of the files in a folder."""
+        return sorted(f"{folder}/{name}" for name, is_folder in self.entries(folder).items() if not is_folder)
 
     def zarr_store(self, relative: str) -> Any:
-        """A Zarr group, through huggingface_hub's file system."""
-        from zarr.storage import FsspecStore
+        """A Zarr group."""
+        from lpbf_data.places.remote_zarr import RemoteZarr  # zarr is loaded by those who use it
 
-        url = f"hf://datasets/{self.repository}@{self.commit}/{relative}"
-        options = {"endpoint": self.endpoint, "token": self.token}
-        return FsspecStore.from_url(url, storage_options=options, read_only=True)
+        return RemoteZarr(self, relative)
 
     @contextmanager
     def _telling(self, what: str) -> Iterator[None]:
@@ -213,17 +287,21 @@ class HubFiles:
         except HFValidationError as error:
             raise UsageError(f"no folder {self.repository} lies here, and it is no hub id: {error}") from error
         except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-            raise StoreError(self._unreachable(what, error)) from error
+            raise StoreError(self._unreachable(what, str(error))) from error
         except EntryNotFoundError as error:
             commit = self._commit or self.revision or "main"
             raise MissingFileError(f"{place}, commit {commit}, has no {what}") from error
+        except OutOfPatienceError as error:
+            if status_of(error.last) is None:
+                raise UnreachableError(self._unreachable(what, error.story)) from error
+            raise UnreachableError(f"{place}: {what} can't be read now: {error.story}; {error.cure}") from error
         except HfHubHTTPError as error:
             raise StoreError(f"{place}: {what} can't be read: {error}") from error
         except httpx2.HTTPError as error:
-            raise StoreError(self._unreachable(what, error)) from error
+            raise UnreachableError(self._unreachable(what, f"{type(error).__name__}: {error}")) from error
 
-    def _unreachable(self, what: str, error: Exception) -> str:
-        tried = "offline mode is on" if self.offline else f"{self.endpoint} can't be reached ({_innermost(error)})"
+    def _unreachable(self, what: str, story: str) -> str:
+        tried = "offline mode is on" if self.offline else f"{self.endpoint} can't be reached ({story})"
         return (
             f"{what} of the data set {self.repository} is needed: {tried}, and huggingface_hub's cache "
             f"{self.cache_dir or constants.HF_HUB_CACHE} doesn't have it. Where there is a network, "
@@ -231,7 +309,28 @@ class HubFiles:
         )
 
 
-def _innermost(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def _may_pass(error: Exception) -> bool:
+    """Whether a request may succeed the next time: the server was busy, or the connection failed."""
+    return isinstance(error, httpx2.TransportError) or status_of(error) in TEMPORARY
+
+
+def _json_of(response: httpx2.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError as error:
+        place = urlsplit(str(response.url))
+        raise StoreError(
+            f"{place.scheme}://{place.netloc} answers with something that isn't JSON; is it a Hugging Face hub?"
+        ) from error
+
+
+def _entries_of(tree: Any) -> dict[str, bool]:
+    """Names, and whether each is a folder, of what the hub's API lists.
+
+    Raises:
+        StoreError: If it lists something else.
+    """
+    try:
+        return {str(entry["path"]).rpartition("/")[2]: entry["type"] == "directory" for entry in tree}
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"the hub lists files in a way that isn't known ({error})") from error

@@ -7,9 +7,12 @@ again. Processes share what is there without a server: the folder is the state.
     <root>/<collection>/collection.json     what it was decoded from
     <root>/<collection>/used                when it was last opened; locked while somebody has it open
     <root>/<collection>/00000/0000017.arrow
+    <root>/footers/…                        ends of shards that lie elsewhere
 
 A collection is what one selection of arrays gives for one split of one data set. When the cache is full, collections
-that nobody has open and that can be decoded again are removed, the longest unused first. Cases of the collection at
+that nobody has open are removed: first those whose data set is gone, then those that can be decoded or fetched again,
+the longest unused first. A collection is renamed while it is locked, and then removed: who opens it meanwhile finds it
+whole or not at all, and makes it anew. Cases of the collection at
 work are never exchanged for one another: an epoch visits each case once, in random order, so the newcomer is no more
 likely to be needed than the one it would replace. Keeping is also better: of a cache that holds a share f of the cases,
 keeping serves f of them, and replacing the least recently used serves about f²/2.
@@ -21,6 +24,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -32,6 +36,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow as pa
 import torch
 from filelock import FileLock
 
@@ -43,6 +48,7 @@ try:
     import fcntl
 except ImportError:  # Windows has no flock; there, an open file can't be removed anyway
     fcntl = None  # type: ignore[assignment]
+_LOCKABLE: bool = fcntl is not None
 
 Cache = str | Path | bool | None
 """Where to keep decoded cases: a folder; True or None for the default one; False for nowhere."""
@@ -57,6 +63,13 @@ _SCAN_EVERY: Final = 64 << 20
 _LOCKS: Final = 64
 _LOCK_SECONDS: Final = 120.0
 _STALE_SECONDS: Final = 3600.0
+_OPENINGS: Final = 20
+_DESCRIBED: Final = "collection.json"
+_USED: Final = "used"
+FOOTERS: Final = "footers"
+_COLLECTION: Final = re.compile(r"[0-9a-f]{32}")
+_GONE: Final = re.compile(r"\.[0-9a-f]{32}\.[0-9a-f]{32}\.gone")
+_STAYS: Final = (2, 0.0)
 _UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -85,13 +98,13 @@ def parse_size(size: int | str) -> int:
 
 
 def _expanded(folder: str | Path, name: str) -> Path:
-    """A path with ~ spelled out.
+    """A whole path, with ~ spelled out; programs change their folder after opening a data set (hydra does).
 
     Raises:
         UsageError: If whose home that is isn't known.
     """
     try:
-        return Path(folder).expanduser()
+        return Path(folder).expanduser().absolute()
     except RuntimeError as error:
         raise UsageError(f"{name} {folder}: no home folder is known for ~; give the whole path") from error
 
@@ -108,7 +121,7 @@ def default_root() -> Path | None:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # Neither HOME nor an entry for this user.
         return None
-    return base / "lpbf_data"
+    return base.absolute() / "lpbf_data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,28 +165,63 @@ class CachedCases:
         self.size = size
         self.offline = offline
         self.folder = root / key.folder
+        self.key = key
         self.writable = True
         self._mapped: OrderedDict[int, Arrays] = OrderedDict()
         self._unscanned: int | None = None
         self._used: int | None = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "collection.json").write_text(json.dumps(asdict(key), indent=1), encoding="utf-8")
-            (self.folder / "used").touch()
+            self._open_collection()
         except OSError as error:
             self._stop(f"can't be written to ({error})")
-        self._mark_used()
+            self._mark_used()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_mapped": OrderedDict(), "_used": None, "_unscanned": None}
 
-    def _mark_used(self) -> None:
-        """Hold a shared lock for as long as the process lives: nobody removes a collection that is in use."""
-        if self._used is None and fcntl is not None:
-            with contextlib.suppress(OSError):
-                self._used = os.open(self.folder / "used", os.O_RDONLY)
-                weakref.finalize(self, os.close, self._used).atexit = False  # the system closes it then
-                fcntl.flock(self._used, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    def _open_collection(self) -> None:
+        """Make the folder where it isn't there, and keep it from being removed.
+
+        Raises:
+            OSError: If it can't be written to.
+        """
+        described = json.dumps(asdict(self.key), indent=1)
+        for _ in range(_OPENINGS):
+            with contextlib.suppress(FileNotFoundError):  # another process removed it between two of these steps
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if not _says(self.folder / _DESCRIBED, described):
+                    with _aside(self.folder / _DESCRIBED) as aside:
+                        aside.write_text(described, encoding="utf-8")
+                        aside.replace(self.folder / _DESCRIBED)
+                (self.folder / _USED).touch()
+                if self._mark_used():
+                    return
+        raise OSError(f"{self.folder} is removed by others again and again")
+
+    def _mark_used(self) -> bool:
+        """Hold a shared lock for as long as the process lives: nobody removes a collection that is in use.
+
+        Returns:
+            Whether the collection is still there, now that nobody can remove it.
+        """
+        if not _LOCKABLE:
+            return True
+        try:
+            descriptor = os.open(self.folder / _USED, os.O_RDONLY)
+        except OSError:
+            return False
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        try:
+            same = os.path.samestat(os.fstat(descriptor), os.stat(self.folder / _USED))
+        except OSError:
+            same = False
+        if not same:
+            os.close(descriptor)
+            return False
+        self._used = descriptor
+        weakref.finalize(self, os.close, descriptor).atexit = False  # the system closes it then
+        return True
 
     def path(self, index: int) -> Path:
         """File of a case."""
@@ -222,15 +270,17 @@ class CachedCases:
             stamp: State of what it was decoded from.
         """
         size = sum(values.nbytes for values in arrays.values())
-        if not self.writable or not self._has_room(size):
-            return
-        path = self.path(index)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not self.writable or not self._has_room(size):
+                return
+            if not self.folder.exists():  # somebody deleted it
+                self._open_collection()
+            path = self.path(index)
+            path.parent.mkdir(exist_ok=True)
             with _aside(path) as aside:
                 write_arrays(aside, arrays, stamp)
                 aside.replace(path)
-        except OSError as error:
+        except (OSError, pa.ArrowException) as error:
             self._stop(f"can't be written to any more ({error})")
 
     def _stop(self, why: str) -> None:
@@ -278,20 +328,70 @@ def make_room(root: Path, size: int, needed: int, *, keep: Path, offline: bool) 
 
     Returns:
         Bytes that are left then; negative when they don't fit.
+
+    Raises:
+        OSError: If the folder can't be listed.
     """
-    sizes = {folder: _size_of(folder) for folder in root.iterdir() if folder.is_dir()}
-    total = sum(sizes.values()) + needed
+    root.mkdir(parents=True, exist_ok=True)
+    # Other folders are no matter of the cache, whoever put them there.
+    ours = [folder for folder in root.iterdir() if folder.is_dir() and not folder.is_symlink()]
+    for folder in ours:
+        if _GONE.fullmatch(folder.name):  # whoever removed it was killed
+            shutil.rmtree(folder, ignore_errors=True)
+    collections = [folder for folder in ours if _COLLECTION.fullmatch(folder.name)]
+    sizes = {folder: _size_of(folder) for folder in collections}
+    total = sum(sizes.values()) + _size_of(root / FOOTERS) + needed
 
     def left() -> int:
         return min(size - total, shutil.disk_usage(root).free - _RESERVE)
 
-    for folder in sorted((f for f in sizes if f != keep), key=_last_used):
+    removable = [(_value(folder, offline=offline), folder) for folder in collections if folder != keep]
+    for value, folder in sorted(removable):
         if left() >= 0:
             break
-        if _can_go(folder, offline=offline):
-            shutil.rmtree(folder, ignore_errors=True)
+        if value != _STAYS and (_remove(folder) or not folder.exists()):  # another process may be faster
             total -= sizes[folder]
     return left()
+
+
+def _value(folder: Path, *, offline: bool) -> tuple[int, float]:
+    """What a collection is worth; the least goes first, and `_STAYS` never."""
+    try:
+        key: Mapping[str, Any] = json.loads((folder / _DESCRIBED).read_text(encoding="utf-8"))
+        local, source = bool(key["local"]), str(key["source"])
+        last_used = (folder / _USED).stat().st_mtime
+    except (OSError, ValueError, KeyError, TypeError):
+        # Nobody can open what has no description any more, unless it is being made just now.
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
+                return 0, 0.0
+        return _STAYS
+    if local:
+        return (1 if Path(source).exists() else 0), last_used
+    return _STAYS if offline else (1, last_used)
+
+
+def _remove(folder: Path) -> bool:
+    """Remove a collection, unless somebody has it open."""
+    gone = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.gone")
+    try:
+        with contextlib.ExitStack() as stack:
+            if _LOCKABLE and (folder / _USED).exists():
+                descriptor = os.open(folder / _USED, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.rename(gone)
+    except OSError:
+        return False
+    shutil.rmtree(gone, ignore_errors=True)
+    return True
+
+
+def _says(path: Path, text: str) -> bool:
+    try:
+        return path.read_text(encoding="utf-8") == text
+    except (OSError, ValueError):
+        return False
 
 
 def _size_of(folder: Path) -> int:
@@ -307,30 +407,6 @@ def _size_of(folder: Path) -> int:
                 else:
                     total += status.st_size
     return total
-
-
-def _last_used(folder: Path) -> float:
-    try:
-        return (folder / "used").stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _can_go(folder: Path, *, offline: bool) -> bool:
-    """Whether nobody has a collection open, and what it was decoded from is still there."""
-    try:
-        key: Mapping[str, Any] = json.loads((folder / "collection.json").read_text(encoding="utf-8"))
-        if offline if not key["local"] else not Path(key["source"]).exists():
-            return False
-        if fcntl is not None:
-            descriptor = os.open(folder / "used", os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            finally:
-                os.close(descriptor)
-    except (OSError, ValueError, KeyError):
-        return False
-    return True
 
 
 def cache_root(cache: Cache) -> Path | None:

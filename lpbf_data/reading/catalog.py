@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from lpbf_data.errors import MissingFileError, SchemaError, StoreError, UsageError
+from lpbf_data.errors import MissingFileError, SchemaError, StoreError, UnreachableError, UsageError
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.stores.known_faults import warn_of_known_fault
 from lpbf_data.stores.manifest import MANIFEST_NAME, Manifest, decode_manifest
@@ -61,6 +61,7 @@ def read_manifest(folder: DatasetFolder) -> Manifest:
 
     Raises:
         MissingFileError: If there is none: a build is at work, was interrupted, or never ran.
+        UnreachableError: If the operating system, the network or a server refuses it.
         StoreError: If it can't be read.
         SchemaError: If it follows a newer schema.
     """
@@ -68,10 +69,8 @@ def read_manifest(folder: DatasetFolder) -> Manifest:
         return decode_manifest(folder.read(MANIFEST_NAME))
     except MissingFileError as error:
         raise MissingFileError(f"{folder.name} has no {MANIFEST_NAME}{_what_lies_there(folder)}") from error
-    except StoreError as error:
-        raise StoreError(f"{folder.name}: {error}") from error
-    except SchemaError as error:
-        raise SchemaError(f"{folder.name}: {error}") from error
+    except (StoreError, SchemaError) as error:
+        raise type(error)(f"{folder.name}: {error}") from error
 
 
 def _what_lies_there(folder: DatasetFolder) -> str:
@@ -91,10 +90,12 @@ def read_catalog(folder: DatasetFolder, split: str) -> Catalog:
     """
     try:
         manifest = read_manifest(folder)
+    except UnreachableError:
+        raise  # there may be one
     except StoreError as no_manifest:
         index = _find_index(folder, no_manifest)
         _check_split(folder, split, tuple(index))
-        return _catalog_of_index(folder, index[split])
+        return _catalog_of_index(folder, index[split], no_manifest)
     _check_split(folder, split, manifest.splits)
     warn_of_known_fault(folder.name, manifest, stacklevel=4)  # the caller of load_dataset
     return _catalog_of_manifest(manifest, split)
@@ -107,6 +108,8 @@ def _find_index(folder: DatasetFolder, no_manifest: StoreError) -> dict[str, tup
         raise no_manifest
     try:
         index = find_index(folder)
+    except UnreachableError:
+        raise
     except StoreError:
         raise no_manifest from None
     if not index:
@@ -130,8 +133,15 @@ def _catalog_of_manifest(manifest: Manifest, split: str) -> Catalog:
     return Catalog(layout, addresses, str(manifest.digest), checksums)
 
 
-def _catalog_of_index(folder: DatasetFolder, names: tuple[str, ...]) -> Catalog:
-    rows = read_index(folder, names)
+def _catalog_of_index(folder: DatasetFolder, names: tuple[str, ...], no_manifest: StoreError) -> Catalog:
+    try:
+        rows = read_index(folder, names)
+    except UnreachableError:
+        raise
+    except StoreError as error:
+        if isinstance(no_manifest, MissingFileError):
+            raise
+        raise no_manifest from error  # there may be one, and these be its shards
     addresses = tuple(CaseAddress(row.case_id, row.file, 0, row.num_points) for row in rows)
     content = [folder.files.identity]
     content += [f"{row.case_id}\0{row.file}\0{row.num_points}\0{_state_of(folder, row.file)}" for row in rows]

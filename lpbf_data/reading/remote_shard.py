@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import IO, Final, cast
 
@@ -51,13 +52,21 @@ class RemoteShard:
         self._size = size
         content = f"{self.name}\0{size}\0{checksum or ''}"
         tail = None if kept is None else kept.get(content)
-        if tail is None:
-            tail = self._read_footer(min(_FOOTER_LEAST + _FOOTER_OF_ROW * rows, size))
-            if kept is not None:
-                kept.put(content, tail)
-        self._tail = (size - len(tail), tail)
+        if kept is not None and tail is not None:
+            with contextlib.suppress(StoreError):
+                self._take(tail)
+                return
+            kept.drop(content)
+        tail = self._read_footer(min(_FOOTER_LEAST + _FOOTER_OF_ROW * rows, size))
+        self._take(tail)
+        if kept is not None:
+            kept.put(content, tail)
+
+    def _take(self, tail: bytes) -> None:
+        """Read the footer from the end of the file."""
+        self._tail = (self._size - len(tail), tail)
         try:
-            self.metadata = pq.read_metadata(cast("IO[bytes]", FetchedFile(size, [self._tail])))
+            self.metadata = pq.read_metadata(cast("IO[bytes]", FetchedFile(self._size, [self._tail])))
         except (pa.ArrowException, OSError) as error:
             reason = reason_of(error)
             raise StoreError(f"the footer of shard {self.name} can't be read: {reason}; publish it again") from error

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from lpbf_data.case.case import Case
 from lpbf_data.case.schema import FIELDS, FieldSpec
-from lpbf_data.errors import CaseError, SchemaError, StoreError, UsageError
+from lpbf_data.errors import CaseError, SchemaError, StoreError, UnreachableError, UsageError
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.reading.catalog import CaseAddress, read_catalog, read_manifest
 from lpbf_data.reading.kept_footers import KeptFooters
 from lpbf_data.reading.remote_shard import RemoteShard
+from lpbf_data.refusals import unreadable
 from lpbf_data.stores.npz import NPZ_FIELDS, NpzCase
 from lpbf_data.stores.parquet import ParquetShard, columns_of
 from lpbf_data.stores.selection import Arrays, Selection, check_arrays, finish_arrays
@@ -258,7 +259,7 @@ def _stamp_of(path: Path) -> str:
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         states = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     except OSError as error:
-        raise StoreError(f"it can't be read ({error}); verify the data set, or build it again") from error
+        raise unreadable("it", error, f" can't be read ({error}); verify the data set, or build it again") from error
     return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
 
@@ -276,4 +277,5 @@ class _Telling:
         if isinstance(error, (StoreError, SchemaError, CaseError)):
             at = self._address
             place = f"case {at.case_id} (shard {self._name}/{at.shard}, row {at.row})"
-            raise StoreError(f"{place}: {error}") from error
+            kind = UnreachableError if isinstance(error, UnreachableError) else StoreError
+            raise kind(f"{place}: {error}") from error

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 from torch_geometric.data import Dataset
 
+from lpbf_data.case.feature_schema import FEATURES_VERSION, resolve_features
 from lpbf_data.case.statistics import FieldStatistics
 from lpbf_data.errors import UsageError
 from lpbf_data.places.folder import DatasetFolder
-from lpbf_data.reading.cache import DEFAULT_SIZE, Cache, CachedCases, CollectionKey, cache_root, parse_size
+from lpbf_data.reading.cache import DEFAULT_SIZE, FOOTERS, Cache, CachedCases, CollectionKey, cache_root, parse_size
 from lpbf_data.reading.kept_footers import KeptFooters
 from lpbf_data.reading.split_reader import SplitReader
 from lpbf_data.reading.tensors import CaseTensors
@@ -23,7 +24,7 @@ from lpbf_data.serving.ranks import check_rank, check_seed
 from lpbf_data.serving.samples import CaseSamples, SampleFormat, Transform
 from lpbf_data.serving.sampling import Uneven
 from lpbf_data.serving.stream import CaseStream, OnError
-from lpbf_data.serving.worker_epochs import shared_numbers
+from lpbf_data.serving.worker_epochs import SharedNumbers
 from lpbf_data.stores.selection import TARGET_FIELD, Selection
 
 __all__ = ["CaseDataset", "CaseStream", "load_dataset"]
@@ -45,7 +46,7 @@ class CaseDataset(Dataset):  # type: ignore[misc]
         self.samples = samples
         self.seed = check_seed(seed)
         # Shared with the workers of a DataLoader that live on: the epoch and one, 0 until one is set.
-        self._epoch = shared_numbers(1)
+        self._epoch = SharedNumbers(1)
         self._reads: Counter[int] = Counter()
 
     def set_epoch(self, epoch: int) -> None:
@@ -80,7 +81,7 @@ class CaseDataset(Dataset):  # type: ignore[misc]
         """One sample."""
         if not getattr(self.samples.transform, "random", False):
             return self.samples.sample(idx)
-        if (epoch := int(self._epoch) - 1) >= 0:
+        if (epoch := self._epoch[0] - 1) >= 0:
             return self.samples.sample(idx, seed=self.seed, epoch=epoch)
         # Nobody says which epoch it is. A worker's seed differs from iteration to iteration of a DataLoader, unless
         # workers live on; how often a case was read here, where they do.
@@ -88,6 +89,14 @@ class CaseDataset(Dataset):  # type: ignore[misc]
         worker = get_worker_info()
         drawn = [self._reads[idx] - 1] if worker is None else [self._reads[idx] - 1, worker.seed]
         return self.samples.sample(idx, seed=self.seed, epoch=drawn)
+
+    def feature_statistics(self) -> dict[str, FieldStatistics]:
+        """Statistics of each column of the features that it was opened with; every case is read once.
+
+        Returns:
+            Column name, say "part_offset_x", to statistics.
+        """
+        return self.samples.feature_statistics(self.indices())
 
     def statistics(self) -> dict[str, FieldStatistics]:
         """Statistics of each column over the cases, by the names of the columns, such as "displacement_z".
@@ -106,6 +115,7 @@ def load_dataset(
     fields: Sequence[str] | str | None = None,
     edges: bool = False,
     cells: bool = True,
+    features: Sequence[str] | str = (),
     transform: Transform | None = None,
     shuffle: bool = False,
     seed: int = 0,
@@ -133,6 +143,8 @@ def load_dataset(
         fields: Fields to read; all stored ones by default. Fewer fields are read faster; `[]` reads points and target.
         edges: Derive `edge_index` [2, num_edges] from the cells.
         cells: Give the cells [E, 8].
+        features: Features of the shape, derived from points and cells when a case is decoded: names of
+            [SHAPE_FEATURES][lpbf_data.case.feature_schema.SHAPE_FEATURES], or "geometry" for all.
         transform: Applied to every sample.
         shuffle: For a stream: a new permutation of all cases for each epoch.
         seed: Seed of the permutations, and of random transforms.
@@ -152,7 +164,7 @@ def load_dataset(
 
     Returns:
         A data set whose samples have `pos` [N, 3] in mm, `y` [N, 1] (Z displacement, mm) where displacement is stored,
-        the fields [N, components], `cells`, `edge_index` and `case_id`.
+        the fields and features [N, components], `cells`, `edge_index` and `case_id`.
 
     Raises:
         UsageError: If there is no such data set, split or field, or the options don't fit together.
@@ -169,9 +181,11 @@ def load_dataset(
         raise UsageError("shuffle is for streams; shuffle random access with the DataLoader, or use make_loader")
     folder = DatasetFolder(name, revision=revision, cache_dir=cache_dir, token=token, offline=offline)
     root, limit = cache_root(cache), parse_size(cache_size)
-    reader = SplitReader(folder, split, None if root is None else KeptFooters(root / "footers"))
+    reader = SplitReader(folder, split, None if root is None else KeptFooters(root / FOOTERS))
     target = TARGET_FIELD in {spec.name for spec in reader.field_specs}
-    tensors = CaseTensors(reader, Selection(reader.select_fields(fields), target, cells, edges))
+    tensors = CaseTensors(
+        reader, Selection(reader.select_fields(fields), target, cells, edges, resolve_features(features))
+    )
     if in_memory:
         tensors.load_into_memory()
     elif root is not None:
@@ -195,4 +209,7 @@ def _collection_key(tensors: CaseTensors) -> CollectionKey:
     reader = tensors.reader
     local = reader.folder.local
     source = reader.folder.files.identity if local is None else str(local.resolve())
-    return CollectionKey(source, reader.catalog.digest, reader.split, tensors.selection.names, local is not None)
+    names = tensors.selection.names
+    if tensors.selection.features:
+        names = (*names, f"features of version {FEATURES_VERSION}")
+    return CollectionKey(source, reader.catalog.digest, reader.split, names, local is not None)

@@ -13,7 +13,6 @@ from lpbf_data.case.schema import FIELDS
 from lpbf_data.case.statistics import FieldStatistics, total
 from lpbf_data.reading.split_reader import read_manifest
 from lpbf_data.reading.tensors import CaseTensors
-from lpbf_data.stores.manifest import Manifest
 from lpbf_data.stores.selection import TARGET_COLUMN
 
 SampleFormat = Literal["pyg", "torch"]
@@ -63,6 +62,7 @@ class CaseSamples:
 
         Raises:
             StoreError: If the case can't be read.
+            Exception: Whatever the transform raises, with a note that names the case.
         """
         sample: Any = {**self.tensors.sample(index), "case_id": self.case_id(index)}
         if self.format == "pyg":
@@ -73,9 +73,13 @@ class CaseSamples:
             sample = CaseData(**sample)
         if self.transform is None:
             return sample
-        if getattr(self.transform, "random", False):
-            return self.transform(sample, np.random.default_rng([seed, *np.atleast_1d(epoch).tolist(), index]))
-        return self.transform(sample)
+        try:
+            if getattr(self.transform, "random", False):
+                return self.transform(sample, np.random.default_rng([seed, *np.atleast_1d(epoch).tolist(), index]))
+            return self.transform(sample)
+        except Exception as error:
+            error.add_note(f"when case {self.case_id(index)} was transformed")
+            raise
 
     def view(self, index: int) -> dict[str, Any]:
         """The arrays of a case and its id, not to be written to and without the transform."""
@@ -99,12 +103,25 @@ class CaseSamples:
             Column name, say "displacement_z", to statistics. Without a manifest only selected columns are there.
         """
         reader = self.tensors.reader
-        if reader.catalog.layout == "npz":
-            parts = [self._measure(index) for index in indices]
-        else:
-            parts = _stored_statistics(read_manifest(reader.folder), [self.case_id(index) for index in indices])
+        if reader.catalog.layout != "npz":
+            return read_manifest(reader.folder).statistics([self.case_id(index) for index in indices])
+        parts = [self._measure(index) for index in indices]
         columns = set(parts[0]).intersection(*parts) if parts else set()
         return {column: total(part[column] for part in parts) for column in sorted(columns)}
+
+    def feature_statistics(self, indices: Iterable[int]) -> dict[str, FieldStatistics]:
+        """Statistics of each column of the features of the shape, over some cases, from the values.
+
+        Args:
+            indices: Numbers of the cases.
+        """
+        parts: dict[str, list[FieldStatistics]] = {}
+        for index in indices:
+            views = self.tensors.views(index)
+            for spec in self.tensors.selection.features:
+                for number, column in enumerate(spec.columns):
+                    parts.setdefault(column, []).append(FieldStatistics.of(views[spec.name][:, number]))
+        return {column: total(found) for column, found in parts.items()}
 
     def _measure(self, index: int) -> dict[str, FieldStatistics]:
         """Statistics of the selected columns of one case."""
@@ -115,8 +132,3 @@ class CaseSamples:
             values = views[spec.name]
             found |= {name: FieldStatistics.of(values[:, i]) for i, name in enumerate(FIELDS[spec.name].columns)}
         return found
-
-
-def _stored_statistics(manifest: Manifest, case_ids: Iterable[str]) -> list[dict[str, FieldStatistics]]:
-    by_id = {record.case_id: dict(record.statistics) for record in manifest.records if record.placement is not None}
-    return [by_id[case_id] for case_id in case_ids]

@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 from lpbf_data.cached import cached_property
 from lpbf_data.case.record import CaseRecord, Failure, Measures, Placement, Rejection, RunInfo, SourceRef, is_case_id
 from lpbf_data.case.schema import SCHEMA_VERSION
-from lpbf_data.case.statistics import FieldStatistics
+from lpbf_data.case.statistics import FieldStatistics, combine
 from lpbf_data.errors import FailureReason, SchemaError, StoreError
 from lpbf_data.remarks import Remark
 
@@ -42,8 +43,8 @@ _STATISTICS: Final = pa.struct(
 _REJECTION: Final = pa.struct(
     [pa.field("criterion", pa.string()), pa.field("value", pa.float64()), pa.field("limit", pa.float64())]
 )
-_ADDED: Final[dict[int, tuple[str, ...]]] = {2: ("tensor_order", "tensor_order_basis")}
-"""Columns by the schema version that brought them; a manifest of before knows nothing there."""
+_MAY_LACK: Final = {"tensor_order": 1, "tensor_order_basis": 1, "remarks": 2}
+"""Columns that came later, and the last schema version whose manifests can be without them: nothing is known there."""
 
 _REMARK: Final = pa.struct(
     [
@@ -54,7 +55,6 @@ _REMARK: Final = pa.struct(
         pa.field("examples", pa.list_(pa.string())),
     ]
 )
-_LATER: Final = frozenset({"remarks"})  # columns that manifests of earlier versions don't have
 _REMARKS_KEY: Final = b"lpbf_remarks"
 # Parts of a record that become flat columns, in the order of the columns.
 _PARTS: Final[tuple[tuple[str, type], ...]] = (
@@ -125,7 +125,7 @@ def _record_of(row: dict[str, Any]) -> CaseRecord:
         rejections=tuple(Rejection(**r) for r in row["rejections"] or ()),
         placement=part(Placement, "split"),
         package_version=row["package_version"],
-        remarks=tuple(map(Remark.from_dict, row.get("remarks") or ())),
+        remarks=tuple(map(Remark.from_dict, row["remarks"] or ())),
     )
 
 
@@ -181,6 +181,38 @@ class Manifest:
             [("shard", "ascending"), ("row", "ascending")]
         )
 
+    def statistics(self, case_ids: Sequence[str]) -> dict[str, FieldStatistics]:
+        """Statistics of each column over some kept cases.
+
+        Args:
+            case_ids: Their ids; a case that is named twice counts twice.
+
+        Returns:
+            Column name, say "displacement_z", to statistics, for the columns that all of these cases have.
+
+        Raises:
+            StoreError: If a case isn't among those that were kept.
+        """
+        kept = self.table.filter(pc.is_valid(self.table["split"]))
+        rows = pc.index_in(pa.array(case_ids, pa.string()), kept["case_id"].combine_chunks())
+        if rows.null_count:
+            missing = case_ids[pc.index(pc.is_null(rows), True).as_py()]
+            raise StoreError(f"{MANIFEST_NAME} has no case {missing} any more; open the data set again")
+        lists = kept["statistics"].combine_chunks().take(rows)
+        names, *numbers = [pc.struct_field(lists.flatten(), field.name) for field in _STATISTICS]
+        if any(column.null_count for column in (names, *numbers)):
+            raise SchemaError(f"{MANIFEST_NAME} has statistics without a number; build it again")
+        encoded = names.dictionary_encode()
+        # Rows of one column side by side, those of its cases in their order.
+        order = np.argsort(encoded.indices.to_numpy(), kind="stable")
+        counts = np.bincount(encoded.indices.to_numpy(), minlength=len(encoded.dictionary))
+        values = [column.to_numpy()[order] for column in numbers]
+        found = {}
+        for name, count, stop in zip(encoded.dictionary.to_pylist(), counts, np.cumsum(counts), strict=True):
+            if count == len(case_ids):
+                found[name] = combine(*(column[stop - count : stop] for column in values))
+        return dict(sorted(found.items()))
+
     def __len__(self) -> int:
         """Number of rows."""
         return cast("int", self.table.num_rows)
@@ -220,12 +252,11 @@ def decode_manifest(data: bytes) -> Manifest:
             f"{MANIFEST_NAME} has schema version {version}, this package reads 1 to {SCHEMA_VERSION}; "
             + ("upgrade the package" if version > SCHEMA_VERSION else "it was not written by this project")
         )
-    for name in (n for since, names in _ADDED.items() if since > version for n in names):
-        if name not in table.column_names:
-            kind = manifest_schema().field(name).type
-            table = table.append_column(name, pa.nulls(len(table), kind))
-    if missing := [n for n in manifest_schema().names if n not in table.column_names and n not in _LATER]:
-        raise SchemaError(f"{MANIFEST_NAME} lacks the column {missing[0]!r}")
+    for field in manifest_schema():
+        if field.name not in table.column_names:
+            if version > _MAY_LACK.get(field.name, 0):
+                raise SchemaError(f"{MANIFEST_NAME} lacks the column {field.name!r}")
+            table = table.append_column(field.name, pa.nulls(len(table), field.type))
     # Cases that failed may have any: an archive's members are called as its maker liked.
     kept = table.filter(pc.is_valid(table["split"]))["case_id"].to_pylist()
     if refused := [case_id for case_id in kept if not is_case_id(case_id)]:

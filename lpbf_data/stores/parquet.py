@@ -20,6 +20,7 @@ from lpbf_data.case.case import Case, Scalar
 from lpbf_data.case.record import ATTRIBUTE_TYPES
 from lpbf_data.case.schema import FIELDS, SCHEMA_VERSION, FieldSpec
 from lpbf_data.errors import SchemaError, StoreError
+from lpbf_data.refusals import unreadable
 from lpbf_data.stores.selection import TARGET_COLUMN, Arrays, Selection, interleave
 
 POINT_COLUMNS: Final = ("x", "y", "z")
@@ -134,10 +135,9 @@ class ParquetShard:
             self._file = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True, pre_buffer=False)
         except FileNotFoundError as error:
             raise StoreError(f"shard {self.name} is missing; run the build again, or fetch the file again") from error
-        except (pa.ArrowException, OSError) as error:
-            raise StoreError(
-                f"shard {self.name} can't be read ({reason_of(error)}); verify or build the data set again"
-            ) from error
+        except (pa.ArrowException, OSError, MemoryError) as error:
+            damage = f" can't be read ({reason_of(error)}); verify or build the data set again"
+            raise unreadable(f"shard {self.name}", error, damage) from error
 
     @cached_property
     def column_names(self) -> frozenset[str]:
@@ -169,9 +169,9 @@ class ParquetShard:
             raise SchemaError(f"shard {self.name} has no column {missing[0]!r}; its fields are: {stored}")
         try:
             table = self._file.read_row_group(row, columns=list(names), use_threads=False)
-        except (pa.ArrowException, OSError, IndexError) as error:
-            reason = reason_of(error)
-            raise StoreError(f"shard {self.name}, row {row}: {reason}; verify or build the data set again") from error
+        except (pa.ArrowException, OSError, IndexError, MemoryError) as error:
+            damage = f": {reason_of(error)}; verify or build the data set again"
+            raise unreadable(f"shard {self.name}, row {row}", error, damage) from error
         return {name: _unwrap(table.column(name).chunk(0)) for name in names}
 
     def read_case(self, row: int, specs: Sequence[FieldSpec] | None = None) -> Case:

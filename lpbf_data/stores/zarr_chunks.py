@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.errors import StoreError
+from lpbf_data.refusals import unreadable
 
 if sys.platform != "win32":
     import resource
@@ -130,7 +131,7 @@ class ShardedArray:
         except FileNotFoundError as error:
             raise StoreError(f"{self._path} is missing; verify the data set, or build it again") from error
         except OSError as error:
-            raise StoreError(f"{self._path} can't be opened: {error}") from error
+            raise unreadable(str(self._path), error, f" can't be opened: {error}") from error
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
@@ -157,11 +158,17 @@ class ShardedArray:
         """Size of the last dimension."""
         return self._layout.length
 
+    def _read_bytes(self, file: int, offset: int, size: int) -> NDArray[np.uint8]:
+        try:
+            return np.frombuffer(os.pread(file, size, offset), np.uint8)
+        except OSError as error:
+            raise unreadable(str(self._path), error, f" can't be read: {error}") from error
+
     def _read_index(self, file: int) -> NDArray[np.uint64]:
         """Offset and size of each inner chunk, [chunks, 2]."""
         size = 16 * self._layout.num_chunks
         end = os.fstat(file).st_size
-        data = _read_bytes(file, max(end - size - _CRC_BYTES, 0), size + _CRC_BYTES)
+        data = self._read_bytes(file, max(end - size - _CRC_BYTES, 0), size + _CRC_BYTES)
         if len(data) != size + _CRC_BYTES or not _is_intact(data):
             raise StoreError(f"the shard index of {self.name} is cut or altered; verify the data set")
         index = data[:size].view("<u8").reshape(-1, 2)
@@ -207,8 +214,8 @@ class ShardedArray:
         spans = [(int(offset), int(size)) for offset, size in self._index[first : last + 1]]
         begin, end = spans[0][0], spans[-1][0] + spans[-1][1]
         if end - begin != sum(size for _, size in spans):
-            return [_read_bytes(file, offset, size) for offset, size in spans]
-        whole = _read_bytes(file, begin, end - begin)
+            return [self._read_bytes(file, offset, size) for offset, size in spans]
+        whole = self._read_bytes(file, begin, end - begin)
         return [whole[offset - begin : offset - begin + size] for offset, size in spans]
 
     def _decode(self, number: int, stored: NDArray[np.uint8], out: NDArray[Any]) -> None:
@@ -220,13 +227,11 @@ class ShardedArray:
             raise StoreError(f"chunk {number} of {self.name}: {error}; verify the data set") from error
 
 
-def _read_bytes(file: int, offset: int, size: int) -> NDArray[np.uint8]:
-    return np.frombuffer(os.pread(file, size, offset), np.uint8)
-
-
 def _is_intact(data: NDArray[np.uint8]) -> bool:
-    """Whether data ends in the CRC-32C of what comes before."""
-    return int(google_crc32c.value(data[:-_CRC_BYTES])) == int.from_bytes(data[-_CRC_BYTES:].tobytes(), "little")
+    """Whether data ends in the CRC-32C of what comes before; nothing isn't intact, though its checksum is nought."""
+    return len(data) > _CRC_BYTES and int(google_crc32c.value(data[:-_CRC_BYTES])) == int.from_bytes(
+        data[-_CRC_BYTES:].tobytes(), "little"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +296,8 @@ def open_sharded_array(folder: Path) -> ShardedArray | None:
         layout = _layout_of(json.loads((folder / "zarr.json").read_bytes()))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise unreadable(f"{folder}/zarr.json", error, f" can't be read: {error}") from error
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise StoreError(f"{folder}/zarr.json can't be understood ({error}); verify the data set") from error
     return None if layout is None else ShardedArray(folder, layout)

@@ -35,7 +35,7 @@ from lpbf_data.errors import CaseError, UsageError
 from lpbf_data.serving.batching import RaggedBatch
 from lpbf_data.serving.datasets import CaseDataset
 from pipelines.build import build
-from tests.flare_model.flare_support import LEARNING, TINY, go, losses, tiny_flare, write_cases
+from tests.flare_model.flare_support import LEARNING, TINY, assert_same_losses, go, losses, tiny_flare, write_cases
 from tests.flare_model.test_flare_checkpoints import POINTWISE, Pointwise
 from tests.netfabb_cases import Part, write_part
 
@@ -111,18 +111,14 @@ def test_accumulated_batches_make_the_step_of_a_large_one(box_dataset: str, tmp_
     """Batches of unlike numbers of points, and a last group that is smaller: the same losses, hence gradients."""
     large = go(box_dataset, tmp_path / "large", recipe=Recipe(epochs=2, batch_size=3, loss=loss))
     small = go(box_dataset, tmp_path / "small", recipe=Recipe(epochs=2, batch_size=1, accumulate=3, loss=loss))
-    ours, wanted = losses(small), losses(large)
-    assert len(ours) == len(wanted) == 6
-    for (_, a, _), (_, b, _) in zip(ours, wanted, strict=True):
-        assert float(a) == pytest.approx(float(b), rel=1e-4)
-    assert float(ours[0][1]) == pytest.approx(float(wanted[0][1]), rel=1e-6)
+    assert len(losses(large)) == 6
+    assert_same_losses(small, large)
 
 
 def test_rounding_the_points_up_changes_no_loss(box_dataset: str, tmp_path: Path) -> None:
     plain = go(box_dataset, tmp_path / "plain", recipe=Recipe(epochs=1, batch_size=2))
     filled = go(box_dataset, tmp_path / "filled", recipe=Recipe(epochs=1, batch_size=2, round_points=64))
-    for (_, a, _), (_, b, _) in zip(losses(filled), losses(plain), strict=True):
-        assert float(a) == pytest.approx(float(b), rel=1e-4)
+    assert_same_losses(filled, plain)
 
 
 def test_the_average_is_the_exponential_moving_average(
@@ -457,5 +453,4 @@ def test_relative_errors_of_exact_predictions_have_gradients() -> None:
 def test_a_compiled_model_trains_to_the_same_losses(box_dataset: str, tmp_path: Path) -> None:
     plain = go(box_dataset, tmp_path / "plain", recipe=Recipe(epochs=1, batch_size=2))
     fast = go(box_dataset, tmp_path / "fast", recipe=Recipe(epochs=1, batch_size=2, compile="default"))
-    for (_, a, _), (_, b, _) in zip(losses(fast), losses(plain), strict=True):
-        assert float(a) == pytest.approx(float(b), rel=1e-3)
+    assert_same_losses(fast, plain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ import lpbf_data.reading.cache as cache_module
 from lpbf_data import load_dataset
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.reading.cache import CachedCases, CacheWarning, CollectionKey, parse_size
+from lpbf_data.reading.kept_footers import KeptFooters
 from tests.data_support import make_case, write_dataset
 
 KEY = CollectionKey("somewhere", "digest", "train", ("pos", "y"), local=False)
@@ -197,10 +199,9 @@ def test_the_collection_at_work_is_not_exchanged_for_itself(tmp_path: Path) -> N
     assert all(cases.get(number, "") is not None for number in there)
 
 
-@pytest.mark.parametrize("reason", ["in use", "source is gone", "offline"])
+@pytest.mark.parametrize("reason", ["in use", "offline"])
 def test_only_what_can_be_decoded_again_and_is_not_in_use_is_removed(tmp_path: Path, reason: str) -> None:
-    local = reason == "source is gone"
-    old = CollectionKey(str(tmp_path / "gone") if local else "hub", "old", "train", ("pos", "y"), local=local)
+    old = CollectionKey("hub", "old", "train", ("pos", "y"), local=False)
     first = CachedCases(tmp_path / "cache", old, 2_000_000)
     fill(first, 50)
     if reason != "in use":
@@ -209,6 +210,159 @@ def test_only_what_can_be_decoded_again_and_is_not_in_use_is_removed(tmp_path: P
     with pytest.warns(CacheWarning, match="is full"):
         fill(second, 120)
     assert len(list((tmp_path / "cache" / old.folder).rglob("*.arrow"))) == 50
+
+
+def old_collection(root: Path, name: str, used: float, source: Path | None = None, size: int = 10**9) -> Path:
+    """A collection of 36 cases that nobody has open; returns its folder."""
+    local = source is not None
+    cases = CachedCases(root, CollectionKey(str(source or "hub"), name, "train", ("pos", "y"), local=local), size)
+    fill(cases, 36)
+    os.utime(cases.folder / "used", (used, used))
+    return cases.folder
+
+
+def test_cases_whose_data_set_is_gone_are_removed_first(tmp_path: Path) -> None:
+    there, gone = tmp_path / "there", tmp_path / "gone"
+    there.mkdir()
+    gone.mkdir()
+    longest_unused = old_collection(tmp_path / "cache", "a", 1000, there)
+    orphaned = old_collection(tmp_path / "cache", "b", 2000, gone)
+    gone.rmdir()
+    fill(CachedCases(tmp_path / "cache", KEY, 1_500_000), 36)
+    assert (longest_unused.exists(), orphaned.exists()) == (True, False)
+    fill(CachedCases(tmp_path / "cache", dataclasses.replace(KEY, split="test"), 1_500_000), 36)
+    assert not longest_unused.exists()
+
+
+@pytest.mark.parametrize("moment", [(Path, "mkdir"), (Path, "read_text"), (Path, "touch"), (os, "open"), (os, "fstat")])
+def test_a_collection_that_is_opened_while_it_is_removed_can_be_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: tuple[Any, str]
+) -> None:
+    folder = old_collection(tmp_path, "a", 1000)
+    original, left = getattr(*moment), [1]
+
+    def remove() -> None:
+        cache_module.make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
+        assert not folder.exists() or moment[1] == "fstat"  # then it is locked
+
+    def step(*arguments: Any, **options: Any) -> Any:
+        if left:  # just before this step of the opening, another process makes room
+            left.clear()
+            remove()
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as context:
+        context.setattr(*moment, step)
+        opened = CachedCases(tmp_path, CollectionKey("hub", "a", "train", ("pos", "y"), local=False), 10**9)
+    fill(opened, 36)
+    assert len(list(folder.rglob("*.arrow"))) == 36
+    cache_module.make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
+    assert folder.exists()  # it is in use
+    del opened
+    cache_module.make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["description lost", "description cut", "lock file lost"])
+def test_what_nobody_can_open_any_more_is_removed_once_it_is_old(tmp_path: Path, damage: str) -> None:
+    folder = old_collection(tmp_path, "a", 1000)
+    if damage == "description cut":
+        (folder / "collection.json").write_text('{"source": "hu')
+    else:
+        (folder / {"description lost": "collection.json", "lock file lost": "used"}[damage]).unlink()
+    cache_module.make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
+    assert folder.exists()  # it may be in the making
+    os.utime(folder, (1000, 1000))
+    cache_module.make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
+    assert not folder.exists()
+
+
+def test_a_remover_that_was_killed_leaves_nothing_for_ever_and_others_folders_stay(tmp_path: Path) -> None:
+    folder = old_collection(tmp_path, "a", 1000)
+    folder.rename(tmp_path / f".{folder.name}.{'0' * 32}.gone")
+    for name in ("footers", "results of mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"1")
+        os.utime(tmp_path / name, (1000, 1000))
+    assert cache_module.make_room(tmp_path, 10**6, 0, keep=tmp_path, offline=False) == 10**6 - 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["footers", "results of mine"]
+
+
+def test_a_cache_that_is_deleted_at_work_is_filled_anew(tmp_path: Path) -> None:
+    cases = CachedCases(tmp_path / "cache", KEY, 10**9)
+    fill(cases, 3)
+    shutil.rmtree(tmp_path / "cache")
+    cases.put(3, arrays(3.0), "")
+    assert 3 in cases
+    assert (cases.folder / "collection.json").exists()
+    del cases
+    cache_module.make_room(tmp_path / "cache", 1, 0, keep=tmp_path, offline=False)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_cache_whose_folder_is_taken_away_warns_once_and_never_raises(tmp_path: Path) -> None:
+    cases = CachedCases(tmp_path / "cache", KEY, 10**9)
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").write_text("in the way")
+    with pytest.warns(CacheWarning, match="can't be written to any more") as caught:
+        fill(cases, 3)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\0\0", b"\0\0\0\0\0", b"footer"])
+def test_a_footer_of_no_bytes_is_not_intact(tmp_path: Path, content: bytes) -> None:
+    kept = KeptFooters(tmp_path)
+    kept.put("a shard", b"footer")
+    assert kept.get("a shard") == b"footer"
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(content)
+    assert kept.get("a shard") is None
+
+
+def open_and_close(root: Path, seconds: float, results: Any) -> None:
+    """Open, fill and close collections in turn, in a cache that holds two of them."""
+    rng, end, wrong = np.random.default_rng(os.getpid()), time.monotonic() + seconds, 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CacheWarning)  # two open at once fill the cache
+        while time.monotonic() < end:
+            name = int(rng.integers(4))
+            cases = CachedCases(root, CollectionKey("hub", str(name), "train", ("pos", "y"), local=False), 1_100_000)
+            for number in rng.permutation(20).tolist():
+                found = cases.get(number, "")
+                if found is None:
+                    cases.put(number, arrays(name), "")
+                else:
+                    wrong += not (found["pos"] == name).all()
+            del cases
+    results.put(wrong)
+
+
+def test_two_processes_fill_and_clear_one_cache(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=open_and_close, args=(tmp_path, 1.5, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert [results.get(timeout=60) for _ in processes] == [0, 0]
+    for process in processes:
+        process.join()
+    cache_module.make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
+    assert list(tmp_path.iterdir()) == []  # whatever happened, nothing stays for ever
+
+
+def test_a_process_killed_while_it_fills_and_clears_leaves_nothing_for_ever(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for attempt in range(5):
+        process = context.Process(target=open_and_close, args=(tmp_path, 60, context.Queue()))
+        process.start()
+        time.sleep(0.1 + 0.07 * attempt)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    for folder in [tmp_path, *tmp_path.rglob("*")]:
+        os.utime(folder, (1000, 1000))  # what was in the making is an hour old
+    cache_module.make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_keeping_serves_a_share_and_replacing_its_half_square(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
 import tempfile
 from pathlib import Path
@@ -137,6 +138,9 @@ def test_xarray_and_dask_open_a_part(tmp_path: Path) -> None:
     assert lazily == max(float(np.abs(case.fields["displacement"][:, 2]).max()) for case in many)
     start, end = part.point_offset.values[1:3]
     np.testing.assert_array_equal(part.points.values[:, start:end].T, many[1].points)
+    heights = part.measures[part.measures.attrs["components"].split().index("height")]
+    assert heights.dims == ("case",)
+    np.testing.assert_array_equal(heights, [many[0].attributes.get("height", np.nan)] * 3)
     plain = zarr.open_group(tmp_path / "part", mode="r")
     assert plain["cells"].shape == (8, sum(case.num_cells for case in many))
 
@@ -194,8 +198,6 @@ def test_other_manifests_are_refused() -> None:
     table = records_to_table(RECORDS)
 
     def encode(changed: object) -> bytes:
-        import io
-
         sink = io.BytesIO()
         pq.write_table(changed, sink)
         return sink.getvalue()
@@ -207,6 +209,31 @@ def test_other_manifests_are_refused() -> None:
     with pytest.raises(SchemaError, match="num_points"):
         decode_manifest(encode(table.drop_columns(["num_points"])))
     assert isinstance(decode_manifest(encode(table)), Manifest)
+
+
+@pytest.mark.parametrize(
+    ("version", "lacking", "refused"),
+    [
+        (1, ["tensor_order", "tensor_order_basis", "remarks"], None),
+        (2, ["remarks"], None),
+        (2, ["tensor_order_basis", "remarks"], "tensor_order_basis"),
+        (1, ["remarks", "solver_version"], "solver_version"),
+    ],
+)
+def test_columns_that_came_later_may_be_lacking_in_older_manifests_alone(
+    version: int, lacking: list[str], refused: str | None
+) -> None:
+    table = records_to_table(RECORDS).drop_columns(lacking)
+    table = table.replace_schema_metadata({"lpbf_schema_version": str(version)})
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    if refused is not None:
+        with pytest.raises(SchemaError, match=f"lacks the column '{refused}'"):
+            decode_manifest(sink.getvalue())
+        return
+    manifest = decode_manifest(sink.getvalue())
+    assert set(manifest.table.column_names) == set(records_to_table(RECORDS).column_names)
+    assert [(r.run.tensor_order, r.remarks) for r in manifest.records] == [(None, ())] * 3
 
 
 @pytest.mark.parametrize("case_id", ["", ".", "..", "/", "../evil", "a/b", "C:\\a", "a\0.png", None])

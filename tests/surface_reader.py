@@ -1,4 +1,4 @@
-"""The page's reader of surfaces, `report_assets/page/surface.js`, once more in Python."""
+"""Reads the surfaces of the 3D view, as its page does: the oracle of their writer and of the page's own reader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.reporting.surface_codec import COLUMN_BITS, COORDINATE_BITS
+from lpbf_data.viewer.surface_codec import COLUMN_BITS, COORDINATE_BITS
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ zigzag-coded), laid out as one plane a byte, and deflated, which every browser i
 
     deflate( length of the head (u32) | head (JSON) | planes of x, y, z | planes of the faces | planes of each column )
 
-The page's reader is `report_assets/page/surface.js`.
+The page's reader is `assets/page/surface.js`.
 """
 
 from __future__ import annotations
