@@ -33,6 +33,7 @@ def spectrum(
     case: list[str] = [],  # noqa: B006 (read only; shown as the default in the help)
     out: str | None = None,
     trust: str | None = None,
+    accelerator: str = "auto",
 ) -> int:
     """Eigenvalues of what each head of a trained FLARE communicates, as a table and as a picture.
 
@@ -44,6 +45,7 @@ def spectrum(
         case: Ids of the cases to look at instead.
         out: Folder of the results; `spectrum` in the folder of the run by default.
         trust: Class path of a model outside of this package that may be imported.
+        accelerator: auto, cpu or gpu.
 
     Returns:
         Exit status.
@@ -55,8 +57,10 @@ def spectrum(
     from flare_model.models.flare import Flare
     from flare_model.models.spectra import spectra
     from flare_model.plots import plot_spectrum
+    from flare_model.training.devices import device_of
 
-    surrogate = from_pretrained(checkpoint, trust=trust)
+    device = device_of(accelerator)
+    surrogate = from_pretrained(checkpoint, trust=trust).to(device)
     model = surrogate.model
     if not isinstance(model, Flare):
         raise UsageError(f"the spectrum is that of FLARE's mixers; {checkpoint} holds a {type(model).__name__}")
@@ -65,7 +69,7 @@ def spectrum(
     console = open_console()
     names, rows = FileNames(), []
     for batch in _chosen(surrogate, data, split, cases, case):
-        points, features = _scaled(surrogate, batch)
+        points, features = _scaled(surrogate, batch.to(device))
         found = spectra(model, points, features)
         rows += [(batch.case_ids[0], s) for s in found]
         plot_spectrum(folder / f"{names.name(batch.case_ids[0])}.png", [s.eigenvalues for s in found])

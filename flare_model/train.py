@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from flare_model.data.splits import Split
+    from flare_model.data.targets import Target
     from flare_model.training.devices import Fabric, Precision
 
 CONFIG_NAME: Final = "config.yaml"
@@ -124,7 +125,7 @@ def open_splits(settings: Settings) -> dict[str, Split]:
     """The splits that training reads; never the test split.
 
     Raises:
-        UsageError: If there is no train split, or a target has no relative error in any of its cases.
+        UsageError: If there is no train split, all targets are constant, or one has no relative error in any case.
     """
     from flare_model.data.splits import Split, has_split
 
@@ -132,11 +133,26 @@ def open_splits(settings: Settings) -> dict[str, Split]:
     splits = {"train": Split(settings.data, "train", needed)}
     if has_split(settings.data, "validation"):
         splits["validation"] = Split(settings.data, "validation", needed)
+    _check_varies(settings.targets, splits["train"])
     for target in settings.targets:
         zero = splits["train"].zero_cases(target)
         if zero and settings.recipe.loss == "relative_l2":
             _say_zero(target.name, zero, len(splits["train"]))
     return splits
+
+
+def _check_varies(targets: Sequence[Target], train: Split) -> None:
+    """There is nothing to learn where a target has one value everywhere."""
+    columns = [column for target in targets for column in target.columns]
+    found = {column: train.statistics[column] for column in columns}
+    constant = [column for column, seen in found.items() if seen.minimum == seen.maximum]
+    if not constant:
+        return
+    values = ", ".join(f"{column} is {found[column].minimum:g}" for column in constant)
+    where = f"{values} at every point of every training case"
+    if len(constant) == len(columns):
+        raise UsageError(f"{where}, so that there is nothing to learn; name other --targets")
+    say(f"warning: {where}, so that there is nothing to learn of it; leave it out of --targets")
 
 
 def _say_zero(target: str, zero: Sequence[str], cases: int) -> None:

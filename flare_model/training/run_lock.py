@@ -55,7 +55,7 @@ def locked_run(folder: Path, patience: float = _PATIENCE) -> Iterator[tuple[Rema
     except Timeout as error:
         raise UsageError(
             f"another process{_holder(folder)} trains into {folder}; wait for it to end, or give another --out. "
-            "Processes that are to train one model together are started by torchrun"
+            "Processes that are to train one model together are started by torchrun or srun"
         ) from error
     except (NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:

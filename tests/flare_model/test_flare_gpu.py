@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
 
+from flare_model import from_pretrained
 from flare_model.data.metrics import relative_l2_loss
 from flare_model.layers.attention import attend_among_points, takes_meshes_together
 from flare_model.layers.layout import Layout
+from flare_model.predict import predict
+from flare_model.spectrum import spectrum
+from flare_model.training.failing import StepFailedError
 from flare_model.training.recipe import Recipe
 from flare_model.training.run_log import read_table
 from flare_model.training.state import latest_state
@@ -139,7 +144,7 @@ def test_a_run_in_graphs_that_was_killed_goes_on(box_dataset: str, tmp_path: Pat
     kill(box_dataset, tmp_path / "cut", 5, recipe, checkpoint_every=3)
     cut = go(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=3)
     pairs = list(zip(losses(cut), losses(whole), strict=True))
-    # Sums over the points of a case are taken in any order on a GPU, unless --recipe.deterministic asks for one.
+    # Gradients of what isn't ours are summed in any order on a GPU, unless --recipe.deterministic asks for one.
     assert all(float(a) == pytest.approx(float(b), rel=5e-3) for (_, a, _), (_, b, _) in pairs)
     assert [rate for (_, _, rate), _ in pairs] == [rate for _, (_, _, rate) in pairs]
 
@@ -163,3 +168,44 @@ class Reading(torch.nn.Module):
 
 
 READING = {"class_path": "tests.flare_model.test_flare_gpu.Reading", "init_args": {}}
+
+
+def test_spectra_on_a_gpu_are_those_of_the_host(box_dataset: str, trained_run: Path, tmp_path: Path) -> None:
+    found = []
+    for accelerator in ("cpu", "gpu"):
+        out = tmp_path / accelerator
+        assert spectrum(str(trained_run), box_dataset, out=str(out), accelerator=accelerator) == 0
+        found.append(pq.read_table(out / "eigenvalues.parquet")["eigenvalue"].to_numpy())
+    np.testing.assert_allclose(found[1], found[0], atol=1e-3)
+
+
+def test_a_part_too_large_for_the_gpu_names_its_case(box_dataset: str, tmp_path: Path) -> None:
+    """Of which a hundredth is allowed."""
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.01)
+    try:
+        words = r"step 1 of the training doesn't fit into memory, with case 1000.*: lower --recipe.batch_size"
+        with pytest.raises(StepFailedError, match=words):
+            go(box_dataset, tmp_path, LARGE, recipe=Recipe(epochs=1), accelerator="gpu")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+class Large(Reading):
+    """Asks for much in training."""
+
+    def forward(self, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
+        """[ΣN, 3] to [ΣN, 1]."""
+        if self.training:
+            torch.empty(1 << 30, device=points.device)
+        return super().forward(points, features, offsets)
+
+
+LARGE = {"class_path": "tests.flare_model.test_flare_gpu.Large", "init_args": {}}
+
+
+def test_what_was_trained_with_kernels_predicts_on_the_host(box_dataset: str, tmp_path: Path) -> None:
+    recipe = Recipe(epochs=1, precision="bf16-mixed", mixer="triton")
+    run = go(box_dataset, tmp_path / "run", recipe=recipe, accelerator="gpu")
+    assert from_pretrained(run)(torch.rand(30, 3)).isfinite().all()
+    assert predict(str(run), [box_dataset], out=str(tmp_path / "out"), pictures=False, accelerator="cpu") == 0

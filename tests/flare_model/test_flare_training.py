@@ -30,8 +30,10 @@ from flare_model.training.recipe import Recipe, choose_precision
 from flare_model.training.run_log import read_table
 from flare_model.training.settings import make_settings
 from flare_model.training.trainer import Trainer
+from lpbf_data.case.statistics import FieldStatistics
 from lpbf_data.errors import CaseError, UsageError
 from lpbf_data.serving.batching import RaggedBatch
+from lpbf_data.serving.datasets import CaseDataset
 from pipelines.build import build
 from tests.flare_model.flare_support import LEARNING, TINY, assert_same_losses, go, losses, tiny_flare, write_cases
 from tests.flare_model.test_flare_checkpoints import POINTWISE, Pointwise
@@ -233,8 +235,31 @@ def test_nothing_but_zeros_can_not_be_trained_on(tmp_path: Path) -> None:
     write_part(tmp_path / "cases", Part("200000_22b839a0_1", amplitude=0.0))
     data = str(tmp_path / "lpbf")
     build([str(tmp_path / "cases")], out=data, workers=0, splits="train=1", formats=["parquet"])
-    with pytest.raises(UsageError, match="zero everywhere in 1 of 1 training cases"):
-        go(data, tmp_path / "run")
+    for loss in ("relative_l2", "mse"):
+        with pytest.raises(
+            UsageError, match=r"displacement_z is 0 at every point of every training case, so .*--targets"
+        ):
+            go(data, tmp_path / "run", recipe=Recipe(loss=loss))  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_target_that_is_constant_has_nothing_to_learn(
+    box_dataset: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, steady = CaseDataset.statistics, FieldStatistics(9, 20.5, 0.0, 20.5, 20.5)
+    changed = {"temperature": steady, "displacement_x": steady}
+    monkeypatch.setattr(CaseDataset, "statistics", lambda self: {**plain(self), **changed})
+
+    def opened(*targets: str) -> None:
+        open_splits(make_settings(ModelSpec(**TINY), targets, [], data=box_dataset, recipe=Recipe(loss="mse")))
+
+    words = r"displacement_x is 20\.5, temperature is 20\.5 at every point .*, so that there is nothing to learn; name"
+    with pytest.raises(UsageError, match=words):
+        opened("displacement_x", "temperature")
+    opened("displacement_z")
+    assert capsys.readouterr().err == ""
+    opened("displacement")
+    assert "warning: displacement_x is 20.5 at every point of every training case" in capsys.readouterr().err
 
 
 def test_without_a_validation_split_the_last_weights_are_kept(

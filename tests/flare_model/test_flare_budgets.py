@@ -1,0 +1,126 @@
+"""Batches by points: in training as asked for, in validation always; and how fast training goes without the rest."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flare_model.checkpoints.spec import ModelSpec
+from flare_model.data.batches import Batch
+from flare_model.data.splits import open_loader
+from flare_model.train import open_splits
+from flare_model.training.devices import open_fabric
+from flare_model.training.recipe import Recipe
+from flare_model.training.resuming import Checkpoints
+from flare_model.training.run_log import read_table
+from flare_model.training.settings import make_settings
+from flare_model.training.trainer import Trainer
+from flare_model.training.validation import Validation, open_validation
+from lpbf_data.errors import UsageError
+from tests.flare_model.flare_support import TINY, go, kill, losses
+
+
+def trainer_of(data: str, folder: Path, recipe: Recipe, **options: Any) -> Trainer:
+    settings = make_settings(
+        ModelSpec(**TINY), ["displacement"], [], data=data, accelerator="cpu", recipe=recipe, **options
+    )
+    return Trainer(settings, *open_fabric(recipe, "cpu"), folder, open_splits(settings))
+
+
+def test_a_budget_of_points_fills_batches_and_every_epoch_is_whole(
+    box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs have unlike numbers of batches, which the schedule knows; a run that was killed finds its place."""
+    seen: list[list[Batch]] = []
+    plain = Trainer._optimise
+
+    def optimise(self: Trainer, group: list[Batch]) -> None:
+        seen.append(group)
+        plain(self, group)
+
+    recipe = Recipe(epochs=6, max_points=100, accumulate=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_optimise", optimise)
+        whole = go(box_dataset, tmp_path / "whole", recipe=recipe)
+    batches = [batch for group in seen for batch in group]
+    assert max(len(batch.points) for batch in batches) <= 100
+    assert max(len(batch) for batch in batches) > 1
+    ids = [case_id for batch in batches for case_id in batch.case_ids]
+    epochs = [sorted(ids[start : start + 8]) for start in range(0, len(ids), 8)]
+    assert len(epochs) == 6
+    assert all(epoch == epochs[0] for epoch in epochs)
+    assert len(set(ids)) == 8
+    trainer = trainer_of(box_dataset, tmp_path / "other", recipe)
+    assert len(set(trainer.batches)) > 1
+    assert sum(trainer.batches) == len(batches)
+    assert trainer.steps == sum(math.ceil(count / 2) for count in trainer.batches) == len(seen)
+    kill(box_dataset, tmp_path / "cut", 7, recipe, checkpoint_every=3)
+    assert losses(go(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=3)) == losses(whole)
+
+
+def test_a_budget_and_a_number_of_cases(box_dataset: str, tmp_path: Path) -> None:
+    both = trainer_of(box_dataset, tmp_path, Recipe(epochs=2, max_points=1000, batch_size=3))
+    assert [len(batch.case_ids) for batch in both.loader] == [3, 3, 2]
+    assert trainer_of(box_dataset, tmp_path, Recipe(epochs=9, max_points=1000), max_steps=2).steps == 2
+    with pytest.raises(UsageError, match="max_points=20 is less than the"):
+        trainer_of(box_dataset, tmp_path, Recipe(max_points=20))
+    with pytest.raises(UsageError, match=r"--recipe\.max_points must not be negative"):
+        Recipe(max_points=-1)
+
+
+def test_validation_in_batches_gives_the_figures_of_one_at_a_time(
+    box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To float64's rounding, of the same predictions; those of a model in float32 are the same to its own."""
+    trainer = trainer_of(box_dataset, tmp_path, Recipe())
+    split = open_splits(trainer.settings)["train"]
+    together, apart = open_validation(split, Recipe()), open_loader(split, uneven="keep")
+    assert (len(together), len(apart)) == (1, 8)
+    errors = [trainer.validation.errors_on(loader) for loader in (together, apart)]
+    for name in errors[0]:
+        assert errors[0][name].cases == errors[1][name].cases == 8
+        assert errors[0][name].total == pytest.approx(errors[1][name].total, rel=1e-5)
+
+    def predict(_: object, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        del module
+        return torch.cat([0.9 * batch.targets[a:b] + 0.01 for a, b in pairwise(batch.offsets.tolist())])
+
+    monkeypatch.setattr(type(trainer.stepper), "predict", predict)
+    errors = [trainer.validation.errors_on(loader) for loader in (together, apart)]
+    for name in errors[0]:
+        assert errors[0][name].total == pytest.approx(errors[1][name].total, rel=1e-13)
+
+
+def test_a_compiled_model_is_judged_on_one_case_at_a_time(box_dataset: str, tmp_path: Path) -> None:
+    """Without knowing where meshes end, it looks at all points once for each case."""
+    split = open_splits(trainer_of(box_dataset, tmp_path, Recipe()).settings)["validation"]
+    assert len(open_validation(split, Recipe(compile="default"))) == len(split) == 2
+    assert len(open_validation(split, Recipe())) == 1
+
+
+def test_points_per_second_are_those_of_training_alone(
+    box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock of its own: every step takes a second, every validation a thousand, every checkpoint a hundred."""
+    clock = [0.0]
+    monkeypatch.setattr("flare_model.training.loss_log.time", type("Clock", (), {"monotonic": lambda: clock[0]}))
+
+    def later(function: Any, seconds: float) -> Any:
+        def called(*arguments: Any) -> Any:
+            clock[0] += seconds
+            return function(*arguments)
+
+        return called
+
+    monkeypatch.setattr(Trainer, "_optimise", later(Trainer._optimise, 1.0))
+    monkeypatch.setattr(Validation, "judge", later(Validation.judge, 1000.0))
+    monkeypatch.setattr(Checkpoints, "write", later(Checkpoints.write, 100.0))
+    run = go(box_dataset, tmp_path, recipe=Recipe(epochs=3), checkpoint_every=12)
+    assert clock[0] == 24 + 3 * 1000 + 2 * 100
+    points = 3 * sum(open_splits(trainer_of(box_dataset, tmp_path / "other", Recipe()).settings)["train"].dataset.sizes)
+    assert read_table(run / "training.csv")["points_per_second"][-1] == round(points / 24)

@@ -1,0 +1,95 @@
+"""How a model is computed is a choice of the machine: no checkpoint holds it, and any machine opens any."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flare_model import Flare, FlareConfig, from_pretrained
+from flare_model.checkpoints.spec import ModelSpec, spec_of
+from flare_model.layers.mixer import FlareMixer, mix_by
+from flare_model.predict import predict
+from flare_model.training.recipe import Recipe
+from flare_model.training.settings import make_settings
+from lpbf_data.errors import UsageError
+from tests.flare_model.flare_support import TINY, go, losses, tiny_flare
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "checkpoint"
+POINTS = torch.rand(40, 3, generator=torch.Generator().manual_seed(0)) * 40 - 20
+
+
+def ways(model: torch.nn.Module) -> set[str]:
+    return {module.implementation for module in model.modules() if isinstance(module, FlareMixer)}
+
+
+@pytest.mark.parametrize("mixer", ["sdpa", "reference"])
+def test_how_a_model_was_trained_is_no_part_of_it(
+    box_dataset: str, trained_run: Path, tmp_path: Path, mixer: Any
+) -> None:
+    run = go(box_dataset, tmp_path / "run", recipe=Recipe(epochs=1, mixer=mixer), accelerator="cpu")
+    for path in (run / "config.json", *run.glob("checkpoints/*/config.json")):
+        assert "mixer" not in json.loads(path.read_text())["model"]["init_args"]["config"]
+    assert json.loads((run / "run.json").read_text())["configuration"]["recipe"]["mixer"] == mixer
+    assert ways(from_pretrained(run).model) == {"auto"}
+    other = go(box_dataset, tmp_path / "other", recipe=Recipe(epochs=1), accelerator="cpu")
+    for (_, a, _), (_, b, _) in zip(losses(run), losses(other), strict=True):
+        assert float(a) == pytest.approx(float(b), rel=1e-4)
+
+
+@pytest.mark.parametrize("mixer", ["triton", "auto", "sdpa"])
+def test_checkpoints_that_named_their_mixer_predict_on_a_cpu(
+    trained_run: Path, box_dataset: str, tmp_path: Path, mixer: str
+) -> None:
+    """As earlier versions wrote them."""
+    old = tmp_path / "old"
+    shutil.copytree(trained_run, old)
+    content = json.loads((old / "config.json").read_text())
+    content["model"]["init_args"]["config"]["mixer"] = mixer
+    (old / "config.json").write_text(json.dumps(content))
+    surrogate = from_pretrained(old)
+    assert ways(surrogate.model) == {"auto"}
+    torch.testing.assert_close(surrogate(POINTS), from_pretrained(trained_run)(POINTS), rtol=0, atol=0)
+    surrogate.save_pretrained(tmp_path / "new")
+    assert "mixer" not in json.loads((tmp_path / "new" / "config.json").read_text())["model"]["init_args"]["config"]
+    assert predict(str(old), [box_dataset], out=str(tmp_path / "out"), pictures=False, accelerator="cpu") == 0
+    # The bare model too.
+    assert ways(Flare.from_pretrained(old)) == {"auto"}
+
+
+def test_the_oldest_checkpoint_that_is_kept_opens(tmp_path: Path) -> None:
+    assert json.loads((GOLDEN / "config.json").read_text())["model"]["init_args"]["config"]["mixer"] == "auto"
+    found = from_pretrained(GOLDEN)
+    assert found.model.config == FlareConfig(channels=8, num_blocks=1, num_heads=2, num_latents=4)
+
+
+def test_how_to_compute_can_be_chosen_again() -> None:
+    model, points = tiny_flare(), torch.rand(1, 30, 3)
+    assert ways(Flare(FlareConfig(), "reference")) == {"reference"}
+    mix_by(model, "reference")
+    assert ways(model) == {"reference"}
+    written_out = model(points)
+    mix_by(model, "sdpa")
+    torch.testing.assert_close(model(points), written_out, rtol=1e-4, atol=1e-5)
+    assert spec_of(model) == spec_of(tiny_flare())
+
+
+def test_a_way_that_does_not_fit_is_refused(box_dataset: str, tmp_path: Path) -> None:
+    model = {"class_path": "Transformer", "init_args": {"config": {"channels": 16, "num_heads": 2}}}
+    with pytest.raises(UsageError, match=r"--recipe\.mixer reference is for FLARE; Transformer mixes in one way alone"):
+        go(box_dataset, tmp_path / "run", model, recipe=Recipe(mixer="reference"))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UsageError, match="unexpected keyword argument 'mixer'"):
+        go(box_dataset, tmp_path / "run", {"init_args": {"config": {**TINY["init_args"]["config"], "mixer": "sdpa"}}})
+
+
+def test_options_of_later_versions_leave_the_identity_of_a_run_as_it_was() -> None:
+    identity = make_settings(ModelSpec(**TINY), ["displacement_z"], [], data="").identity["recipe"]
+    assert not {"mixer", "max_points", "step_graphs"} & identity.keys()
+    chosen = Recipe(mixer="sdpa", max_points=9)
+    identity = make_settings(ModelSpec(**TINY), ["displacement_z"], [], data="", recipe=chosen).identity["recipe"]
+    assert (identity["mixer"], identity["max_points"]) == ("sdpa", 9)

@@ -1,0 +1,156 @@
+"""What ends a training before its time: it names the case and the cure, and keeps what was done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flare_model.training.failing import StepFailedError, step_failed
+from flare_model.training.recipe import Recipe
+from flare_model.training.state import latest_state
+from flare_model.training.step_graphs import StepGraphs
+from flare_model.training.stepping import Stepper
+from lpbf_data.errors import StoreError
+from lpbf_data.serving.loader import Loader
+from tests.flare_model.flare_support import go, losses
+from tests.flare_model.test_flare_checkpoints import Pointwise
+
+BROKEN: dict[str, Any] = {"at": 0, "raises": None, "training": True}
+"""When the model below raises what, and whether in training or in validation."""
+
+
+class Breaking(Pointwise):
+    """Raises in one of its passes."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        if self.training == BROKEN["training"] and BROKEN["raises"]:
+            BROKEN["at"] -= 1
+            if BROKEN["at"] == 0:
+                raise BROKEN["raises"]
+        return super().forward(*inputs)
+
+
+CASE = r"1000\d\d_\w+"
+MODEL = {"class_path": f"{__name__}.Breaking"}
+
+
+def breaks(monkeypatch: pytest.MonkeyPatch, at: int, raises: Exception | None, *, training: bool = True) -> None:
+    for name, value in {"at": at, "raises": raises, "training": training}.items():
+        monkeypatch.setitem(BROKEN, name, value)
+
+
+@pytest.mark.parametrize(
+    ("raises", "words"),
+    [
+        (
+            IndexError("no such corner"),
+            (
+                r"Breaking raised IndexError: no such corner \(.*test_flare_failing.py, line \d+\) in step 6 of the "
+                rf"training, with cases {CASE}, {CASE} \(\d+ points\); mend the model"
+            ),
+        ),
+        (
+            torch.OutOfMemoryError("tried to allocate"),
+            r"step 6 of the training doesn't fit into memory, with cases 1000.* lower --recipe.batch_size",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "doesn't fit into memory, with cases"),
+    ],
+)
+def test_a_model_that_raises_names_the_cases_and_keeps_the_steps_that_were_done(
+    box_dataset: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    raises: Exception,
+    words: str,
+) -> None:
+    """In the second half of an accumulated step; gone on with, the losses are those of a run that never failed."""
+    recipe = Recipe(epochs=4, accumulate=2, ema_decay=0.5)
+    whole = go(box_dataset, tmp_path / "whole", MODEL, recipe=recipe)
+    breaks(monkeypatch, 12, raises)
+    with pytest.raises(StepFailedError, match=words):
+        go(box_dataset, tmp_path / "cut", MODEL, recipe=recipe)
+    latest = latest_state(tmp_path / "cut")
+    assert latest is not None
+    assert latest.name == "step-00000005"
+    assert "the 5 steps that were done are kept" in capsys.readouterr().err
+    breaks(monkeypatch, 0, None)
+    cut = go(box_dataset, tmp_path / "cut", MODEL, recipe=recipe)
+    assert losses(cut) == losses(whole)
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_validation_that_fails_names_its_cases(
+    box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks(monkeypatch, 2, ValueError(), training=False)
+    # The contract is tried in evaluation mode too.
+    monkeypatch.setattr("flare_model.training.stepping.check_contract", lambda *_, **__: None)
+    with pytest.raises(StepFailedError, match=r"raised ValueError \(.*\) in validation, with cases 1000.*; mend"):
+        go(box_dataset, tmp_path, MODEL, recipe=Recipe(epochs=3))
+    latest = latest_state(tmp_path)
+    assert latest is not None
+    assert latest.name == "step-00000016"
+
+
+def test_data_that_can_not_be_read_any_more_keep_the_steps_that_were_done(
+    box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, plain, left = go(box_dataset, tmp_path / "whole"), Loader.__iter__, [11]
+
+    def interrupted(self: Loader) -> Any:
+        for batch in plain(self):
+            left[0] -= 1
+            if left[0] == 0:
+                raise StoreError("the server is away")
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loader, "__iter__", interrupted)
+        with pytest.raises(StoreError, match="the server is away"):
+            go(box_dataset, tmp_path / "cut")
+    assert [p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-00000009"]
+    assert losses(go(box_dataset, tmp_path / "cut")) == losses(whole)
+
+
+def test_weights_between_two_steps_are_not_kept(
+    box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The optimiser raised, who knows how far it came: the checkpoint before it stays the last."""
+    plain = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW, *arguments: Any, **named: Any) -> Any:
+        done = plain(self, *arguments, **named)
+        if self.state[self.param_groups[0]["params"][0]]["step"] == 6:
+            raise RuntimeError("half of it")
+        return done
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(StepFailedError, match=r"RuntimeError: half of it \(.*\) in step 6 of the training"):
+        go(box_dataset, tmp_path, checkpoint_every=4)
+    latest = latest_state(tmp_path)
+    assert latest is not None
+    assert latest.name == "step-00000004"
+
+
+def test_what_is_recorded_changes_nothing() -> None:
+    """A graph that can't be recorded leaves weights whole; one that fails when it is launched doesn't."""
+    stepper = object.__new__(Stepper)
+    stepper.recorded, stepper._settled = True, True
+    stepper.graphs = object.__new__(StepGraphs)
+    for replaying in (False, True):
+        stepper.graphs.replaying = replaying
+        assert stepper.between_steps is not replaying
+
+
+def test_many_cases_are_counted_and_another_process_is_no_model() -> None:
+    names = [f"case-{number}" for number in range(70)]
+    assert "with cases case-0, case-1, case-2, case-3 and 66 more (900 points)" in str(
+        step_failed(ValueError("x"), "validation", names, 900, "my.Model")
+    )
+    gone = step_failed(RuntimeError("[gloo] Connection closed by peer"), "step 3", names[:1], 9, "my.Model")
+    assert str(gone).startswith("another process of the run ended, at step 3 of this one")
