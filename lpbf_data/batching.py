@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from lpbf_data.serving.batching import (
     RaggedBatch,
+    SharedMemoryError,
     collate_pyg,
     collate_ragged,
+    join_ragged,
 )
 
 __all__ = [
     "RaggedBatch",
+    "SharedMemoryError",
     "collate_pyg",
     "collate_ragged",
+    "join_ragged",
 ]
