@@ -144,10 +144,11 @@ def _description_of(content: Mapping[str, Any]) -> Description:
 
 def _without_execution(init_args: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments without how their model was computed, which earlier checkpoints named among its sizes."""
-    config = init_args.get("config")
-    if not isinstance(config, Mapping):
-        return dict(init_args)
-    return {**init_args, "config": {name: value for name, value in config.items() if name != _EXECUTION}}
+    kept = {name: value for name, value in init_args.items() if name != _EXECUTION}
+    config = kept.get("config")
+    if isinstance(config, Mapping):
+        kept["config"] = {name: value for name, value in config.items() if name != _EXECUTION}
+    return kept
 
 
 def restore_model(
