@@ -337,6 +337,11 @@ class VoxelMesh:
         """Number of cells E."""
         return len(self.indices)
 
+    @property
+    def num_planes(self) -> int:
+        """Planes of cells from the build plate to the highest cell."""
+        return int(self.indices[:, 2].max()) + 1
+
 
 def _number_points(
     indices: NDArray[np.int64],

@@ -18,6 +18,7 @@ from lpbf_data.case.case import Case
 from lpbf_data.case.record import CaseRecord, SourceRef
 from lpbf_data.durable import flush_tree, write_durably
 from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.layer_groups import choose_refinement
 from lpbf_data.geometry.mesh_check import check_mesh, mesh_faithfully, remarks_on
 from lpbf_data.geometry.surface_files import load_bodies
 from lpbf_data.geometry.surface_formats import Units
@@ -32,7 +33,6 @@ from pipelines.simulation.choices import EncodingName
 from pipelines.simulation.corpus import PartPlan, part_surface
 from pipelines.simulation.failures import FailureKind, PlannedFailure, cut_short
 from pipelines.simulation.fields import von_mises
-from pipelines.simulation.layers import choose_refinement
 from pipelines.simulation.materials import MATERIALS
 from pipelines.simulation.result_writer import ResultWriter
 from pipelines.simulation.run_log import RunNames
@@ -220,7 +220,7 @@ class _Run:
         if self.task.failure is not None and self.task.failure.kind is FailureKind.PREPARATION:
             raise _StoppedError(_ASKED_FOR, "The part could not be prepared (a failure that was asked for)")
         surface, mesh = self._mesh()
-        refinement = choose_refinement(mesh)
+        refinement = choose_refinement(mesh.num_planes, mesh.spacing[2])
         simulation = BuildSimulation(mesh, MATERIALS[self.task.material], refinement=refinement)
         writer = ResultWriter(self.folder, self.names, simulation, self.task.encoding)
         self._write_setup(writer, surface)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lpbf_data.geometry.layer_groups import layers_per_cell
 from lpbf_data.geometry.voxelize import Surface, VoxelMesh
 from pipelines.simulation.build_simulation import BuildSimulation, Frame
 from pipelines.simulation.identity import GENERATOR, SOLVER_VERSION
-from pipelines.simulation.layers import LayerGroup, layers_per_cell
+from pipelines.simulation.layers import LayerGroup
 from pipelines.simulation.materials import Material, Process, Table
 from pipelines.simulation.recoater import RecoaterPass
 
@@ -90,7 +91,7 @@ def log_material(material: Material, process: Process, mesh: VoxelMesh, refineme
         + _table("Yield strength", [[material.yield_strength, ambient]])
         + _table("Inherent strain", [[in_plane, in_plane, vertical]])
         + "PBPA parameters\n"
-        f"Number of layers per element:  {layers_per_cell(mesh.spacing[2], process):13d}\n"
+        f"Number of layers per element:  {layers_per_cell(mesh.spacing[2], process.layer_thickness):13d}\n"
         f"Minimum element size:          {min(mesh.spacing):.13f}\n"
         f"*PBLR: group thickness:   {mesh.spacing[2] * 2**refinement:.13f}\n\n"
     )
@@ -272,7 +273,7 @@ def input_file(kind: str, simulation: BuildSimulation, names: RunNames, *, ascii
         f'*STLFILE\n"{names.stl}"',
         "*SBXY\n0, 0, 0, 0",
         "*DDM!\n0, -25",
-        f"*PBPA\n{layers_per_cell(mesh.spacing[2], process)}",
+        f"*PBPA\n{layers_per_cell(mesh.spacing[2], process.layer_thickness)}",
         f"*PBLR\n{simulation.refinement}",
     ]
     if kind == "thermal":
