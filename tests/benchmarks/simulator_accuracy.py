@@ -54,7 +54,7 @@ _FIELDS: Final = ("displacement", "von_mises_stress")
 
 def material(name: str, calibration: str) -> Material:
     """A material with one of the named calibrations."""
-    return MATERIALS[name]
+    return MATERIALS[name].calibrated(calibration)
 
 
 def agreement(ours: NDArray[np.float64], theirs: NDArray[np.float32]) -> dict[str, float | None]:
@@ -73,7 +73,9 @@ def figures(
     """The final state at NetFabb's points `others`: along z and x, and von Mises stress."""
     real = theirs.fields["displacement"][others]
     mises = theirs.fields["von_mises_stress"][others].ravel()
-    quantiles = {f"over_netfabb_{q}%": round(float(np.percentile(stress, q) / np.percentile(mises, q)), 3) for q in (50, 95)}
+    quantiles = {
+        f"over_netfabb_{q}%": round(float(np.percentile(stress, q) / np.percentile(mises, q)), 3) for q in (50, 95)
+    }
     return {
         "points_compared": len(others),
         "z": agreement(moved[:, 2], real[:, 2]),
@@ -122,7 +124,14 @@ def _interpolated(
 def as_users_type_it(name: str, calibration: str) -> dict[str, Any]:
     """`pipelines.simulate --stl … --material Inc625 --points 1100` at NetFabb's points, where ours has material."""
     with tempfile.TemporaryDirectory() as folder:
-        simulate(folder, stl=[str(surface_file(name))], material="Inc625", points=USER_POINTS, workers=0)
+        simulate(
+            folder,
+            stl=[str(surface_file(name))],
+            material="Inc625",
+            calibration=calibration,  # type: ignore[arg-type]
+            points=USER_POINTS,
+            workers=0,
+        )
         place = next(path for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith("."))
         ours = NetfabbRun(place.name, FolderFiles(place)).read_case(_FIELDS)
     theirs = netfabb_run(name).read_case(_FIELDS)
@@ -196,7 +205,9 @@ def cost() -> dict[str, Any]:
     result: dict[str, Any] = {"reference": REFERENCE}
     with tempfile.TemporaryDirectory() as base:
         tree = Path(base, "reference")
-        subprocess.run(["git", "worktree", "add", "--detach", str(tree), REFERENCE], cwd=here, check=True, capture_output=True)
+        subprocess.run(
+            ["git", "worktree", "add", "--detach", str(tree), REFERENCE], cwd=here, check=True, capture_output=True
+        )
         try:
             for points, repeats in ((2000, 3), (20_000, 1)):
                 runs = [(seconds(tree, points, repeats), seconds(here, points, repeats)) for _ in range(3)]
