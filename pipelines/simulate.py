@@ -21,9 +21,8 @@ from lpbf_data.errors import UsageError
 from lpbf_data.geometry.surface_formats import Units
 from lpbf_data.remarks import Remark
 from pipelines.building.engine import Resources, open_engine
-from pipelines.simulation.choices import EncodingName, Naming
+from pipelines.simulation.choices import CalibrationName, EncodingName, Naming
 from pipelines.simulation.families import FAMILIES
-from pipelines.simulation.materials import MaterialName
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +40,8 @@ def simulate(
     cases: int = 24,
     seed: int = 0,
     points: int = 2000,
-    material: MaterialName = "Ti64",
+    material: str = "Ti64",
+    calibration: CalibrationName | None = None,
     families: list[str] = list(FAMILIES),  # noqa: B006 (read only; shown as the default in the help)
     stl: list[str] = [],  # noqa: B006
     units: Units | None = None,
@@ -60,7 +60,9 @@ def simulate(
         cases: Number of parts.
         seed: Another seed gives other parts.
         points: Median number of points of a part.
-        material: Material of the parts.
+        material: Material of the parts: Ti64, Inc625, SS316L, 15-5PH, AlSi10Mg, or a YAML file with one of your own.
+        calibration: How layers shrink: measured (meets NIST's bridges; the default) or netfabb (meets NetFabb's
+            results); by default what a material's file says.
         families: Families of parts to draw from.
         stl: Surface files (STL, OBJ, PLY, OFF, 3MF) to simulate instead of drawn parts, a case a body; they must be
             watertight.
@@ -81,7 +83,18 @@ def simulate(
     from pipelines.simulation.request import SimulationOptions, check_request
 
     options = SimulationOptions(
-        cases, seed, points, material, tuple(families), tuple(stl), encoding, naming, archive, failure_rate, units
+        cases,
+        seed,
+        points,
+        material,
+        tuple(families),
+        tuple(stl),
+        encoding,
+        naming,
+        archive,
+        failure_rate,
+        units,
+        calibration,
     )
     request = check_request(out, options)
     outcomes = run_simulation(request, resources)
@@ -183,7 +196,7 @@ def _plan_tasks(
                 case_id,
                 part,
                 part.num_points if isinstance(part, PartPlan) else options.points,
-                options.material,
+                request.material,
                 options.encoding,
                 options.naming == "interactive",
                 plan_failure(options.seed, case_id, options.failure_rate),

@@ -1,8 +1,8 @@
 """One build from the first layer to the part that was cut free, as a sequence of frames.
 
 Two frames a group of layers, when it is added and when it has shrunk; then the end of cooling, and the state after the
-part is cut from the build plate. The build plate carries the part and lifts it by its own thermal expansion, but
-doesn't deform under it: nodes on it are clamped.
+part is cut from the build plate. The block of build plate below the part carries it, gives way under it and lifts it by
+its thermal expansion.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lpbf_data.cached import cached_property
 from lpbf_data.geometry.voxelize import VoxelMesh
 from pipelines.simulation.elements import elastic_element
+from pipelines.simulation.foot import ElasticPlate
+from pipelines.simulation.inherent_strain import cell_strains
 from pipelines.simulation.layers import COOLING, LayerGroup, plan_layers
 from pipelines.simulation.materials import Material, Process
 from pipelines.simulation.mechanics import MechanicalState, Mechanics
@@ -42,7 +45,6 @@ class Frame:
         state: Displacement, strain and stress.
         temperature: °C, [n].
         plate_temperature: °C at `thermal.PLATE_LEVELS`.
-        plate_rise: Upward displacement at `thermal.PLATE_LEVELS`, mm.
         clearance: Recoater clearance, percent of a powder layer, [n].
     """
 
@@ -54,7 +56,6 @@ class Frame:
     state: MechanicalState
     temperature: NDArray[np.float64]
     plate_temperature: NDArray[np.float64]
-    plate_rise: NDArray[np.float64]
     clearance: NDArray[np.float64]
 
     @property
@@ -83,6 +84,11 @@ class BuildSimulation:
         self.passes: list[RecoaterPass] = []
         self.temperatures: tuple[LayerTemperature, ...] = ()
 
+    @cached_property
+    def plate(self) -> ElasticPlate:
+        """The block of build plate below the part."""
+        return ElasticPlate(self.mesh, self.material.young, self.material.poisson)
+
     @property
     def num_frames(self) -> int:
         """Frames of the whole build."""
@@ -107,26 +113,29 @@ class BuildSimulation:
         """
         self.passes.clear()
         self.temperatures = temperature_history(self.mesh, self.groups, self.material, self.process)
+        calibration = self.material.calibration
         mechanics = Mechanics(
             self.mesh,
             elastic_element(self.mesh.spacing, self.material.young, self.material.poisson),
-            self.material.inherent_strain,
+            cell_strains(self.mesh, calibration.strain, calibration.walls),
             tuple(group.end_plane for group in self.groups),
+            self.plate,
+            at_once=calibration.at_once,
         )
         for group, heat in zip(self.groups, self.temperatures, strict=True):
             yield from self._build_group(mechanics, group, heat)
         yield from self._finish(mechanics, held)
 
     def _build_group(self, mechanics: Mechanics, group: LayerGroup, heat: LayerTemperature) -> Iterator[Frame]:
-        rise = self._plate_rise(heat.plate)
-        added = mechanics.add_layer(self._thermal_strain(heat.nodes, group), rise[-1])
+        expansion = self.material.expansion * (heat.plate - self.process.ambient)
+        added = mechanics.add_layer(self._thermal_strain(heat.nodes, group), expansion)
         shrunk = mechanics.shrink_layer()
         clearance = np.full(mechanics.num_points, FULL_CLEARANCE)
         if group is not self.groups[-1]:
             top = self.mesh.point_indices[: mechanics.num_points, 2] == group.end_plane
-            upward = shrunk.displacement[top, 2]
-            clearance[top] = clearance_percent(upward, group, self.process)
-            self.passes.append(pass_over(upward, group, self.process))
+            upward, thickness = shrunk.rise[top], self._shrunk_at_once(group)
+            clearance[top] = clearance_percent(upward, thickness, self.process)
+            self.passes.append(pass_over(upward, thickness, group, self.process))
         number = 2 * group.number - 1
         first = Frame(
             number,
@@ -137,7 +146,6 @@ class BuildSimulation:
             added,
             heat.nodes,
             heat.plate,
-            rise,
             clearance,
         )
         yield first
@@ -152,10 +160,9 @@ class BuildSimulation:
             "cooled",
             last,
             mechanics.num_cells,
-            mechanics.heat(0.0, 0.0),
+            mechanics.heat(0.0),
             np.full(points, ambient),
             np.full(len(PLATE_LEVELS), ambient),
-            np.zeros(len(PLATE_LEVELS)),
             np.full(points, FULL_CLEARANCE),
         )
         yield still
@@ -168,8 +175,6 @@ class BuildSimulation:
         warmth: NDArray[np.float64] = temperature[cells].mean(axis=1) - self.process.ambient
         return self.material.expansion * warmth
 
-    def _plate_rise(self, temperature: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Upward displacement at the plate's levels; it can't widen, so it grows the more upwards."""
-        squeeze = (1 + self.material.poisson) / (1 - self.material.poisson)
-        warmth = (temperature[1:] + temperature[:-1]) / 2 - self.process.ambient
-        return np.concatenate([[0.0], np.cumsum(self.material.expansion * squeeze * warmth * np.diff(PLATE_LEVELS))])
+    def _shrunk_at_once(self, group: LayerGroup) -> float:
+        """Thickness of what shrank last before the blade came, mm: the group, or its uppermost plane of cells."""
+        return group.top - group.bottom if self.material.calibration.at_once else self.mesh.spacing[2]

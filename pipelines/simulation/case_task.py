@@ -33,7 +33,7 @@ from pipelines.simulation.choices import EncodingName
 from pipelines.simulation.corpus import PartPlan, part_surface
 from pipelines.simulation.failures import FailureKind, PlannedFailure, cut_short
 from pipelines.simulation.fields import von_mises
-from pipelines.simulation.materials import MATERIALS
+from pipelines.simulation.materials import Material
 from pipelines.simulation.result_writer import ResultWriter
 from pipelines.simulation.run_log import RunNames
 from pipelines.simulation.stiffness import SolverError
@@ -67,7 +67,7 @@ class CaseTask:
         case_id: Its name.
         part: The part, drawn or a body of a surface file.
         num_points: Points that its mesh should have.
-        material: Name of the material.
+        material: The material.
         encoding: Binary or text results.
         interactive: Whether file names start with the case's name, as in interactive runs.
         failure: How it is to fail, if it is.
@@ -79,7 +79,7 @@ class CaseTask:
     case_id: str
     part: PartPlan | SurfacePart
     num_points: int
-    material: str
+    material: Material
     encoding: EncodingName
     interactive: bool
     failure: PlannedFailure | None
@@ -197,8 +197,7 @@ class _Run:
                 (self.folder / f"{self.names.prefix}{kind}.out").write_bytes(text.encode("utf-8"))
 
     def _mesh(self) -> tuple[Surface, VoxelMesh]:
-        task, material = self.task, MATERIALS[self.task.material]
-        layer = material.process.layer_thickness
+        task, layer = self.task, self.task.material.process.layer_thickness
         try:
             if isinstance(task.part, PartPlan):
                 surface = part_surface(task.part.family, task.part.parameters, task.part.up)
@@ -222,8 +221,9 @@ class _Run:
         if self.task.failure is not None and self.task.failure.kind is FailureKind.PREPARATION:
             raise _StoppedError(_ASKED_FOR, "The part could not be prepared (a failure that was asked for)")
         surface, mesh = self._mesh()
-        refinement = choose_refinement(mesh.num_planes, mesh.spacing[2])
-        simulation = BuildSimulation(mesh, MATERIALS[self.task.material], refinement=refinement)
+        known = self.task.material.calibration
+        refinement = choose_refinement(mesh.num_planes, mesh.spacing[2], known.group_thickness, known.fewest_groups)
+        simulation = BuildSimulation(mesh, self.task.material, refinement=refinement)
         writer = ResultWriter(self.folder, self.names, simulation, self.task.encoding)
         self._write_setup(writer, surface)
         try:

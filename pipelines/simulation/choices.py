@@ -5,4 +5,5 @@ from __future__ import annotations
 from typing import Literal
 
 EncodingName = Literal["binary", "ascii"]
+CalibrationName = Literal["measured", "netfabb"]
 Naming = Literal["batch", "interactive"]

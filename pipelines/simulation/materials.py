@@ -1,21 +1,19 @@
 """Materials and process parameters, each number with its source.
 
-Inherent strain: linear elasticity with a strain that is imposed when a layer is added (Liang et al. 2019, "Modified
-inherent strain method", Computational Mechanics 64). In the plane of a layer it is the strain that a bar held at its
-ends can bear before it yields, -yield strength / Young's modulus ("assumed strain" with a strain scaling factor of 1,
-Ansys Additive User's Guide, section 3.1, where the factor is to be calibrated for each machine; here it isn't). Along z
-it is zero: the top of a layer is free while it cools. NetFabb does the same: from its stress and strain fields one can
-compute the inherent strain that it used, and its z component is zero (README.md beside this file).
+The strain that layers want to take isn't among them: a calibration decides it ([calibrations](calibrations.py)).
+Materials of a user's own come from YAML files ([material_files](material_files.py)).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
 import numpy as np
+
+from pipelines.simulation.calibrations import CALIBRATIONS, Calibration, measured
 
 MaterialName = Literal["Ti64", "Inc625", "SS316L", "15-5PH", "AlSi10Mg"]
 
@@ -70,10 +68,11 @@ class Material:
         conductivity: Pairs of temperature in °C and conductivity in W/(mm K).
         specific_heat: Pairs of temperature in °C and specific heat in J/(kg K).
         process: Parameters that it is usually built with.
+        calibration: How its layers shrink.
         sources: Where the numbers come from.
     """
 
-    name: MaterialName
+    name: str
     young: float
     poisson: float
     yield_strength: float
@@ -82,13 +81,27 @@ class Material:
     conductivity: Table
     specific_heat: Table
     process: Process
+    calibration: Calibration
     sources: tuple[str, ...]
 
     @property
     def inherent_strain(self) -> tuple[float, float, float]:
-        """Strain along x, y and z that is imposed on a new layer."""
-        in_plane = -self.yield_strength / self.young
-        return in_plane, in_plane, 0.0
+        """Strain along x, y and z that a new layer wants to take inside a part."""
+        return self.calibration.strain, self.calibration.strain, 0.0
+
+    @property
+    def label(self) -> str:
+        """Name in logs, and from there in manifests and cards; it tells any calibration but `measured`."""
+        known = self.name.lower()
+        return known if self.calibration.name == "measured" else f"{known} ({self.calibration.name})"
+
+    def calibrated(self, name: str) -> Material:
+        """The material with one of the named calibrations.
+
+        Args:
+            name: A key of `CALIBRATIONS`.
+        """
+        return replace(self, calibration=CALIBRATIONS[name](self.expansion))
 
     def conductivity_at(self, temperature: float) -> float:
         """Conductivity in W/(mm K), interpolated linearly and constant beyond the table."""
@@ -121,6 +134,7 @@ _TABLE: Final = (
         conductivity=((20.0, 6.7e-3),),
         specific_heat=((20.0, 526.3),),
         process=_AM250,
+        calibration=measured(8.6e-6),
         sources=(
             "modulus, Poisson's ratio, density, specific heat, expansion: MatWeb, Ti-6Al-4V (Grade 5), annealed",
             "yield strength: middle of 990 … 1180 MPa as built by LPBF, additive.tools/materials/ti-6al-4v-gr5",
@@ -160,6 +174,7 @@ _TABLE: Final = (
             (1100.0, 680.0),
         ),
         process=Process(),
+        calibration=measured(1.28e-5),
         sources=(f"everything: {_NETFABB_LOG}",),
     ),
     Material(
@@ -172,6 +187,7 @@ _TABLE: Final = (
         conductivity=((20.0, 1.62e-2),),
         specific_heat=((20.0, 500.0),),
         process=_AM250,
+        calibration=measured(1.572e-5),
         sources=(
             "yield strength (horizontal), expansion, density: EOS StainlessSteel 316L-4441, M 290, 20 µm, as made",
             "modulus, conductivity, specific heat: AISI 316, asm.matweb.com; Poisson's ratio: makeitfrom.com, 316L",
@@ -187,6 +203,7 @@ _TABLE: Final = (
         conductivity=((20.0, 1.41e-2),),
         specific_heat=((20.0, 460.0),),
         process=_AM250,
+        calibration=measured(1.08e-5),
         sources=(
             "middle of what is reported as built by LPBF, additive.tools/materials/15-5ph: yield 820 … 1030 MPa,",
             "modulus 190 … 205 GPa, expansion 10.2 … 11.4e-6 1/K, conductivity 13 … 15.2 W/(m K), density",
@@ -204,6 +221,7 @@ _TABLE: Final = (
         conductivity=((20.0, 0.103),),
         specific_heat=((20.0, 920.0),),
         process=_AM250,
+        calibration=measured(2.05e-5),
         sources=(
             "modulus, yield strength, conductivity, specific heat, density: EOS Aluminium AlSi10Mg as built, XY",
             "Poisson's ratio: customary for aluminium alloys",
@@ -213,4 +231,4 @@ _TABLE: Final = (
 )
 
 MATERIALS: Final[Mapping[str, Material]] = MappingProxyType({material.name: material for material in _TABLE})
-"""Every material by name."""
+"""Every material by name, with the calibration `measured`."""

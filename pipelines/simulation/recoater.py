@@ -39,28 +39,29 @@ class RecoaterPass:
     top: float
 
 
-def clearance_percent(rise: NDArray[np.float64], group: LayerGroup, process: Process) -> NDArray[np.float64]:
+def clearance_percent(rise: NDArray[np.float64], thickness: float, process: Process) -> NDArray[np.float64]:
     """Clearance above points of the top surface of a group, percent of a powder layer.
 
     Args:
         rise: Upward displacement, mm, [n].
-        group: The group that was just built.
+        thickness: Thickness of what shrank at once, mm.
         process: Process parameters.
     """
     layer = process.layer_thickness
-    scale = math.sqrt(layer / (group.top - group.bottom))
+    scale = math.sqrt(layer / thickness)
     return 100.0 * (1.0 - rise * scale / layer)
 
 
-def pass_over(rise: NDArray[np.float64], group: LayerGroup, process: Process) -> RecoaterPass:
+def pass_over(rise: NDArray[np.float64], thickness: float, group: LayerGroup, process: Process) -> RecoaterPass:
     """The pass of the blade over a group of layers.
 
     Args:
         rise: Upward displacement of its top surface, mm, [n].
+        thickness: Thickness of what shrank at once, mm.
         group: The group that was just built.
         process: Process parameters.
     """
-    least = float(clearance_percent(rise, group, process).min())
+    least = float(clearance_percent(rise, thickness, process).min())
     blade = group.top + process.layer_thickness
     return RecoaterPass(
         group.number, group.end, least, blade - process.layer_thickness * least / 100.0, blade, group.top

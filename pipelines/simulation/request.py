@@ -19,7 +19,8 @@ from pipelines.simulation.choices import EncodingName, Naming
 from pipelines.simulation.corpus import PartPlan, plan_corpus
 from pipelines.simulation.families import FAMILIES
 from pipelines.simulation.identity import VERSION
-from pipelines.simulation.materials import MATERIALS
+from pipelines.simulation.material_files import choose_material, material_values
+from pipelines.simulation.materials import Material
 
 _MOST_CASES: Final = 1_000_000
 _POINTS: Final = (50, 200_000)
@@ -34,7 +35,7 @@ class SimulationOptions:
         cases: Number of parts.
         seed: Another seed gives other parts.
         points: Median number of points of a part.
-        material: Name of the material.
+        material: Name of the material, or a YAML file.
         families: Families of parts to draw from.
         stl: Surface files to simulate instead of drawn parts.
         encoding: Binary or text results.
@@ -42,6 +43,7 @@ class SimulationOptions:
         archive: Whether cases are packed into zip archives.
         failure_rate: Share of cases that fail on purpose.
         units: Unit of lengths in surface files; None for what a file states, or mm.
+        calibration: Name of a calibration; None for the material's own, `measured` for those in our table.
     """
 
     cases: int = 24
@@ -55,6 +57,7 @@ class SimulationOptions:
     archive: bool = False
     failure_rate: float = 0.0
     units: Units | None = None
+    calibration: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class SimulationRequest:
     Attributes:
         out: Folder of the results.
         options: Options that it came from.
+        material: The material, calibrated.
         parts: Case ids and parts: drawn, or bodies of surface files.
         surface_digests: SHA-256 of the file of each case.
         remarks: What was guessed or repaired in surface files.
@@ -71,6 +75,7 @@ class SimulationRequest:
 
     out: Path
     options: SimulationOptions
+    material: Material
     parts: tuple[tuple[str, PartPlan | SurfacePart], ...]
     surface_digests: Mapping[str, str]
     remarks: tuple[Remark, ...] = ()
@@ -79,6 +84,7 @@ class SimulationRequest:
     def configuration(self) -> dict[str, Any]:
         """What decides the content of a case; an output folder keeps to one. The number of cases isn't part of it."""
         content = asdict(self.options) | {"version": VERSION, "stl": dict(self.surface_digests)}
+        content["material"], content["calibration"] = material_values(self.material), self.material.calibration.name
         content["families"] = [] if self.surface_digests else list(self.options.families)
         del content["cases"]
         if content["units"] is None:
@@ -98,8 +104,7 @@ def check_request(out: str, options: SimulationOptions) -> SimulationRequest:
         GeometryError: If a surface file can't be simulated.
     """
     _check_numbers(options)
-    if options.material not in MATERIALS:
-        raise UsageError(f"unknown --material {options.material}; known are: {', '.join(MATERIALS)}")
+    material = choose_material(options.material, options.calibration)
     known = ", ".join(FAMILIES)
     if unknown := sorted(set(options.families) - set(FAMILIES)):
         raise UsageError(f"unknown --families {', '.join(unknown)}; known are: {known}")
@@ -108,9 +113,9 @@ def check_request(out: str, options: SimulationOptions) -> SimulationRequest:
     if options.stl:
         surfaces, remarks = _check_surfaces(options.stl, options.units)
         digests = {name: hashlib.sha256(part.path.read_bytes()).hexdigest() for name, part in surfaces}
-        return SimulationRequest(Path(out), options, surfaces, digests, remarks)
+        return SimulationRequest(Path(out), options, material, surfaces, digests, remarks)
     plans = plan_corpus(options.seed, options.cases, options.points, options.families)
-    return SimulationRequest(Path(out), options, tuple((plan.case_id, plan) for plan in plans), {})
+    return SimulationRequest(Path(out), options, material, tuple((plan.case_id, plan) for plan in plans), {})
 
 
 def _check_numbers(options: SimulationOptions) -> None:

@@ -236,10 +236,8 @@ class ResultWriter:
 
     def _plate_fields(self, frame: Frame) -> dict[str, NDArray[np.float64]]:
         levels = self.plated.plate_levels
-        moved = np.zeros((self._plate_size, 3))
-        moved[:, 2] = frame.plate_rise[levels]
         fields = {
-            "displacement": moved,
+            "displacement": self.simulation.plate.at(self.plated.plate_points, frame.state.plate),
             "temperature": frame.plate_temperature[levels],
             "recoater_clearance": np.full(self._plate_size, FULL_CLEARANCE),
         }

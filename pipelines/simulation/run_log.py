@@ -82,7 +82,8 @@ def log_material(material: Material, process: Process, mesh: VoxelMesh, refineme
     ambient = process.ambient
     in_plane, _, vertical = material.inherent_strain
     return (
-        f"Material name = {material.name.lower()}\n\n"
+        f"Material name = {material.label}\nCalibration   = {material.calibration.name}\n"
+        f"Calibrated on = {' '.join(material.calibration.source.split())}\n\n"
         + "".join(f"{name:<15}= {value:19.12f}\n" for name, value in numbers)
         + "\n"
         + _table("Conductivity", _swapped(material.conductivity))

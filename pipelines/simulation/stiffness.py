@@ -7,6 +7,8 @@ too large for dense blocks: conjugate gradients with smoothed aggregation, whose
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -18,9 +20,6 @@ from scipy.linalg import LinAlgError, cholesky, solve_triangular
 from lpbf_data.cached import cached_property
 from lpbf_data.errors import LpbfError
 from lpbf_data.geometry.voxelize import VoxelMesh
-
-TOLERANCE: Final = 1e-6
-"""Relative residual to which the equations of multigrid are solved."""
 
 _MOST_ITERATIONS: Final = 1000
 _SPRING: Final = 1e-9
@@ -47,8 +46,45 @@ class SolverError(LpbfError):
     """Equations that could not be solved; the run ends as failed."""
 
 
+@dataclass(frozen=True)
+class Foot:
+    """How the nodes of a part's lowest plane move: a linear map from unknowns, each a displacement along x, y and z.
+
+    Attributes:
+        points: Where the unknowns are, mm, [q, 3].
+        weights: Displacement of the nodes from that of the unknowns, sparse, [nodes of the lowest plane, q].
+        stiffness: What resists the unknowns, [3 q, 3 q], N/mm; None for nothing.
+    """
+
+    points: NDArray[np.float64]
+    weights: sp.csr_matrix
+    stiffness: NDArray[np.float64] | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of unknowns, of three components each."""
+        return len(self.points)
+
+    def reduce(self, forces: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Forces on the unknowns and the nodes above, [q + above, 3], from those on all nodes.
+
+        Args:
+            forces: Forces on nodes, those of the lowest plane first, [n, 3].
+        """
+        base = self.weights.shape[0]
+        return np.concatenate([self.weights.T @ forces[:base], forces[base:]])
+
+    def expand(self, moved: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Displacement of all nodes, [n, 3], from that of the unknowns and the nodes above.
+
+        Args:
+            moved: Displacement of the unknowns, then of the nodes above, [q + above, 3].
+        """
+        return np.concatenate([self.weights @ moved[: self.size], moved[self.size :]])
+
+
 class Stiffness(Protocol):
-    """The stiffness of the cells below some height, with part of the nodes held."""
+    """The stiffness of the cells below some height on their foot."""
 
     def extend(self, cell_planes: int) -> None:
         """Add cells up to (not including) a plane of cells.
@@ -58,12 +94,20 @@ class Stiffness(Protocol):
         """
         ...
 
-    def solve(self, forces: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Displacements [n, 3] under nodal forces [n, 3] on the nodes that are there; held ones don't move.
+    def solve(self, forces: NDArray[np.float64], goal: float) -> NDArray[np.float64]:
+        """Displacements [q + above, 3] of the foot's unknowns and the nodes above under as many forces.
+
+        Args:
+            forces: On the unknowns and the nodes above, [q + above, 3].
+            goal: Norm of the forces that may stay out of balance.
 
         Raises:
             SolverError: If no solution is found.
         """
+        ...
+
+    def approximate(self, forces: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What `solve` gives, or something near to it at less cost: a symmetric preconditioner."""
         ...
 
 
@@ -92,18 +136,37 @@ class PlaneCholesky:
     Args:
         mesh: The whole part.
         stiffness: Stiffness of a cell, [24, 24].
-        held: Which nodes of the lowest plane don't move.
+        foot: What it stands on.
+        springs: What ties nodes above the lowest plane to their places, N/mm along each axis, [n, 3]; nothing by
+            default.
     """
 
-    def __init__(self, mesh: VoxelMesh, stiffness: NDArray[np.float64], held: NDArray[np.bool_]) -> None:
-        self._mesh, self._stiffness, self._spring = mesh, stiffness, _spring(stiffness)
+    def __init__(
+        self,
+        mesh: VoxelMesh,
+        stiffness: NDArray[np.float64],
+        foot: Foot,
+        springs: NDArray[np.float64] | None = None,
+    ) -> None:
+        self._mesh, self._stiffness = mesh, stiffness
         self._nodes = plane_starts(mesh.point_levels)
         self._cells = plane_starts(mesh.indices[:, 2])
-        self._free = np.repeat(~held, 3)
+        self._springs = np.full((mesh.num_points, 3), _spring(stiffness))
+        if springs is not None:
+            self._springs += springs
+        self._ends = 3 * np.concatenate([[0], self._nodes[1:] - self._nodes[1] + foot.size])
+        self._weights = sp.kron(foot.weights, sp.eye(3), format="csr")
         self._factors: list[NDArray[np.float64]] = []
         self._couplings: list[NDArray[np.float64]] = []
-        self._open = self._spring * np.eye(int(self._free.sum()))
+        self._open = _spring(stiffness) * np.eye(3 * foot.size)
+        if foot.stiffness is not None:
+            self._open += foot.stiffness
         self._top: NDArray[np.float64] = np.empty((0, 0))
+
+    @property
+    def top_stiffness(self) -> NDArray[np.float64]:
+        """What the nodes of the uppermost plane feel when all below them are in equilibrium."""
+        return self._open
 
     def extend(self, cell_planes: int) -> None:
         try:
@@ -121,7 +184,8 @@ class PlaneCholesky:
         self._factors.append(factor)
         self._couplings.append(carried)
         self._open = upper - carried.T @ carried
-        self._open[np.diag_indices_from(self._open)] += self._spring
+        tied = self._springs[self._nodes[plane + 1] : self._nodes[plane + 2]]
+        self._open[np.diag_indices_from(self._open)] += tied.ravel()
 
     def _blocks(self, plane: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Stiffness of a plane of cells: lower nodes, upper nodes, upper with lower."""
@@ -131,27 +195,30 @@ class PlaneCholesky:
         rows, columns = np.repeat(dofs, 24, axis=1).ravel(), np.tile(dofs, (1, 24)).ravel()
         values = np.tile(self._stiffness.ravel(), len(cells))
         matrix = sp.csr_matrix((values, (rows, columns)), shape=(size, size))
-        kept = np.flatnonzero(self._free) if plane == 0 else np.arange(lower)
-        below = matrix[:, :lower][:, kept]
-        return below[kept].toarray(), matrix[lower:, lower:].toarray(), below[lower:].toarray()
+        upper = matrix[lower:, lower:].toarray()
+        below, coupling = matrix[:lower, :lower], matrix[lower:, :lower]
+        if plane == 0:
+            below, coupling = self._weights.T @ below @ self._weights, coupling @ self._weights
+        return below.toarray(), upper, coupling.toarray()
 
-    def solve(self, forces: NDArray[np.float64]) -> NDArray[np.float64]:
+    def solve(self, forces: NDArray[np.float64], goal: float = 0.0) -> NDArray[np.float64]:  # noqa: ARG002 (exact)
+        return self.approximate(forces)
+
+    def approximate(self, forces: NDArray[np.float64]) -> NDArray[np.float64]:
         wanted = forces.ravel()
-        ends = 3 * self._nodes
         parts: list[NDArray[np.float64]] = []
         factors = [*self._factors, self._top]
         for plane, factor in enumerate(factors):
-            right = wanted[ends[plane] : ends[plane + 1]]
-            right = right[self._free] if plane == 0 else right - self._couplings[plane - 1].T @ parts[-1]
+            right = wanted[self._ends[plane] : self._ends[plane + 1]]
+            if plane:
+                right = right - self._couplings[plane - 1].T @ parts[-1]
             parts.append(solve_triangular(factor, right, lower=True, check_finite=False))
         for plane in reversed(range(len(factors))):
             right = parts[plane]
             if plane + 1 < len(factors):
                 right = right - self._couplings[plane] @ parts[plane + 1]
             parts[plane] = solve_triangular(factors[plane], right, lower=True, trans=1, check_finite=False)
-        base = np.zeros(len(self._free))
-        base[self._free] = parts[0]
-        return np.concatenate([base, *parts[1:]]).reshape(-1, 3)
+        return np.concatenate(parts).reshape(-1, 3)
 
 
 class Multigrid:
@@ -160,15 +227,14 @@ class Multigrid:
     Args:
         mesh: The whole part.
         stiffness: Stiffness of a cell, [24, 24].
-        held: Which nodes of the lowest plane don't move.
+        foot: What it stands on.
     """
 
-    def __init__(self, mesh: VoxelMesh, stiffness: NDArray[np.float64], held: NDArray[np.bool_]) -> None:
+    def __init__(self, mesh: VoxelMesh, stiffness: NDArray[np.float64], foot: Foot) -> None:
         self._mesh, self._stiffness, self._spring = mesh, stiffness, _spring(stiffness)
         self._nodes = plane_starts(mesh.point_levels)
         self._cells = plane_starts(mesh.indices[:, 2])
-        self._free = np.ones(mesh.num_points, dtype=bool)
-        self._free[: len(held)] = ~held
+        self._foot = foot
         self._matrix: sp.bsr_matrix | None = None
         self._hierarchy: Any = None
 
@@ -181,49 +247,93 @@ class Multigrid:
         rows, columns = np.divmod(keys, self._mesh.num_points)
         return rows, columns, block_of.ravel()
 
-    def _assemble(self, num_cells: int, active: NDArray[np.bool_]) -> sp.bsr_matrix:
+    def _assemble(self, num_cells: int, num_points: int) -> sp.bsr_matrix:
         rows, columns, block_of = self._pattern
         used = block_of[: 64 * num_cells]
-        number = np.cumsum(active) - 1
-        chosen = active[rows] & active[columns] & (np.bincount(used, minlength=len(rows)) > 0)
+        chosen = np.bincount(used, minlength=len(rows)) > 0
         blocks = np.empty((int(chosen.sum()), 3, 3))
         corners = self._stiffness.reshape(8, 3, 8, 3)
         for i in range(3):
             for j in range(3):
                 weights = np.tile(corners[:, i, :, j].ravel(), num_cells)
                 blocks[:, i, j] = np.bincount(used, weights=weights, minlength=len(rows))[chosen]
-        rows, columns = number[rows[chosen]], number[columns[chosen]]
+        rows, columns = rows[chosen], columns[chosen]
         blocks[rows == columns] += self._spring * np.eye(3)
-        count = int(active.sum())
-        starts = np.searchsorted(rows, np.arange(count + 1))
-        return sp.bsr_matrix((blocks, columns, starts), shape=(3 * count, 3 * count))
+        base = int(self._nodes[1])
+        low = (rows < base) | (columns < base)
+        shift, size = self._foot.size - base, num_points - base + self._foot.size
+        above = _block_matrix(rows[~low] + shift, columns[~low] + shift, blocks[~low], size)
+        return above + self._on_foot(_block_matrix(rows[low], columns[low], blocks[low], num_points))
+
+    def _on_foot(self, low: sp.bsr_matrix) -> sp.bsr_matrix:
+        """What couples the lowest plane, in the foot's unknowns, with what resists these."""
+        above = low.shape[0] // 3 - int(self._nodes[1])
+        whole = sp.kron(sp.block_diag([self._foot.weights, sp.eye(above)]), sp.eye(3), format="csr")
+        mapped = whole.T @ low.tocsr() @ whole
+        if self._foot.stiffness is not None:
+            mapped = mapped + sp.block_diag([self._foot.stiffness, sp.csr_matrix((3 * above, 3 * above))])
+        return mapped.tobsr((3, 3))
 
     def extend(self, cell_planes: int) -> None:
-        active = self._free.copy()
-        active[self._nodes[cell_planes + 1] :] = False
-        self._matrix = self._assemble(int(self._cells[cell_planes]), active)
+        num_points = int(self._nodes[cell_planes + 1])
+        self._matrix = self._assemble(int(self._cells[cell_planes]), num_points)
         # Spectral radii are estimated from random vectors: without this, equal runs would differ in the last digits.
         np.random.seed(0)  # noqa: NPY002 (the generator that pyamg draws from)
         stretched = max(self._mesh.spacing) > _STRETCHED_FROM * min(self._mesh.spacing)
         options = _HIERARCHY | (_STRETCHED if stretched else _NEARLY_CUBES)
-        modes = rigid_body_modes(self._mesh.points[active])
-        self._hierarchy = pyamg.smoothed_aggregation_solver(self._matrix, B=modes, **options)
+        places = np.concatenate([self._foot.points, self._mesh.points[self._nodes[1] : num_points]])
+        self._hierarchy = pyamg.smoothed_aggregation_solver(self._matrix, B=rigid_body_modes(places), **options)
+        self._cycle = self._hierarchy.aspreconditioner()
 
-    def solve(self, forces: NDArray[np.float64]) -> NDArray[np.float64]:
-        free = self._free[: len(forces)]
-        right = forces[free].ravel()
-        moved = np.zeros_like(forces)
-        size = float(np.linalg.norm(right))
-        if size == 0:
+    def solve(self, forces: NDArray[np.float64], goal: float) -> NDArray[np.float64]:
+        def apply(moved: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.asarray(self._matrix @ moved.ravel()).reshape(-1, 3)
+
+        return conjugate_gradients(apply, self.approximate, forces, goal)
+
+    def approximate(self, forces: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(self._cycle @ forces.ravel()).reshape(-1, 3)
+
+
+def _block_matrix(
+    rows: NDArray[np.int64], columns: NDArray[np.int64], blocks: NDArray[np.float64], size: int
+) -> sp.bsr_matrix:
+    """A matrix of 3 x 3 blocks whose rows are in order."""
+    starts = np.searchsorted(rows, np.arange(size + 1))
+    return sp.bsr_matrix((blocks, columns, starts), shape=(3 * size, 3 * size))
+
+
+def conjugate_gradients(
+    apply: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    approximate: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    forces: NDArray[np.float64],
+    goal: float,
+) -> NDArray[np.float64]:
+    """Displacements under forces, both [n, 3], by preconditioned conjugate gradients.
+
+    Args:
+        apply: Forces from displacements: symmetric, positive definite.
+        approximate: Displacements from forces, nearly: the preconditioner.
+        forces: The forces.
+        goal: Norm of the forces that may stay out of balance.
+
+    Raises:
+        SolverError: If they don't get so small.
+    """
+    moved, rest = np.zeros_like(forces), forces.copy()
+    direction, size = np.zeros_like(forces), 1.0
+    for _ in range(_MOST_ITERATIONS):
+        if float(np.linalg.norm(rest)) <= goal:
             return moved
-        solution = self._hierarchy.solve(right, tol=TOLERANCE, maxiter=_MOST_ITERATIONS, accel="cg")
-        residual = float(np.linalg.norm(right - self._matrix @ solution)) / size
-        if not residual < 10 * TOLERANCE:
-            raise SolverError(
-                f"the displacements did not converge: residual {residual:.1e} after {_MOST_ITERATIONS} iterations"
-            )
-        moved[free] = solution.reshape(-1, 3)
-        return moved
+        guess = approximate(rest)
+        size, before = float(np.vdot(rest, guess)), size
+        direction = guess + size / before * direction
+        pushed = apply(direction)
+        step = size / float(np.vdot(direction, pushed))
+        moved += step * direction
+        rest -= step * pushed
+    left = float(np.linalg.norm(rest)) / float(np.linalg.norm(forces))
+    raise SolverError(f"the displacements did not converge: residual {left:.1e} after {_MOST_ITERATIONS} iterations")
 
 
 def rigid_body_modes(points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -242,18 +352,19 @@ def rigid_body_modes(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return modes.reshape(-1, 6)
 
 
-def make_stiffness(mesh: VoxelMesh, stiffness: NDArray[np.float64], held: NDArray[np.bool_], layers: int) -> Stiffness:
+def make_stiffness(mesh: VoxelMesh, stiffness: NDArray[np.float64], foot: Foot, layers: int) -> Stiffness:
     """The cheaper of the two solvers for a part.
 
     Args:
         mesh: The whole part.
         stiffness: Stiffness of a cell, [24, 24].
-        held: Which nodes of the lowest plane don't move.
+        foot: What it stands on.
         layers: How often the stiffness will be extended.
     """
     size = 3.0 * np.diff(plane_starts(mesh.point_levels))
+    size[0] = 3.0 * foot.size
     dense = float((1 / 3 * size**3).sum() + (size[:-1] ** 2 * size[1:] + size[:-1] * size[1:] ** 2).sum())
-    multigrid = 3.0 * mesh.num_points * (layers + 1) / 2 / _MULTIGRID_RATE
+    multigrid = float(size.sum()) * (layers + 1) / 2 / _MULTIGRID_RATE
     memory = 8.0 * float((size**2).sum() + (size[:-1] * size[1:]).sum())
     cheaper = dense / _DENSE_RATE <= multigrid and memory <= _LARGEST_BLOCKS
-    return (PlaneCholesky if cheaper else Multigrid)(mesh, stiffness, held)
+    return (PlaneCholesky if cheaper else Multigrid)(mesh, stiffness, foot)

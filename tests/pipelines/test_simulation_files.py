@@ -17,6 +17,7 @@ from pipelines.simulation.choices import EncodingName
 from pipelines.simulation.corpus import PartPlan
 from pipelines.simulation.failures import PlannedFailure
 from pipelines.simulation.identity import GENERATOR, SOLVER_VERSION
+from pipelines.simulation.materials import MATERIALS
 from pipelines.sources.case_files import FolderFiles
 from tests.pipelines.vtk_oracle import VtkFrames
 
@@ -52,7 +53,7 @@ def simulate_one(
         PLAN.case_id,
         PLAN,
         PLAN.num_points,
-        material,
+        MATERIALS[material],
         encoding,
         interactive,
         failure,

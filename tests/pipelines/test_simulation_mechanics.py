@@ -15,7 +15,10 @@ from scipy.sparse.linalg import spsolve
 from lpbf_data.geometry.voxelize import VoxelMesh, mesh_of_mask
 from pipelines.simulation import stiffness as stiffness_module
 from pipelines.simulation.build_simulation import BuildSimulation, Frame
-from pipelines.simulation.elements import elastic_element, elasticity_matrix
+from pipelines.simulation.elements import ElasticElement, elastic_element, elasticity_matrix
+from pipelines.simulation.foot import clamped, cut_free
+from pipelines.simulation.inherent_strain import cell_strains
+from pipelines.simulation.layers import LayerGroup
 from pipelines.simulation.materials import MATERIALS, Material
 from pipelines.simulation.mechanics import Mechanics, rigid_body_motion
 from pipelines.simulation.stiffness import Multigrid, PlaneCholesky, SolverError, rigid_body_modes
@@ -29,6 +32,10 @@ def block(nx: int, ny: int, nz: int, spacing: tuple[float, float, float] = (1.0,
     return mesh_of_mask(np.ones((nx, ny, nz), bool), (0, 0, 0), spacing)
 
 
+def no_strain(mesh: VoxelMesh) -> NDArray[np.float64]:
+    return np.zeros((mesh.num_cells, 6))
+
+
 def overhang() -> VoxelMesh:
     """A column with an arm, a hole, and a tip that hangs on nothing until the arm comes."""
     mask = np.zeros((7, 3, 6), bool)
@@ -39,12 +46,13 @@ def overhang() -> VoxelMesh:
     return mesh_of_mask(mask, (0, 0, 0), (1.0, 1.2, 0.8))
 
 
-def assemble(mesh: VoxelMesh, matrix: NDArray[np.float64]) -> sp.csr_matrix:
-    """The stiffness of a whole part, summed here a second time."""
+def assemble(mesh: VoxelMesh, matrix: NDArray[np.float64], shares: NDArray[np.float64] | None = None) -> sp.csr_matrix:
+    """The stiffness of a whole part, or of shares of its cells, summed here a second time."""
+    values = np.outer(np.ones(mesh.num_cells) if shares is None else shares, matrix.ravel()).ravel()
     dofs = (3 * mesh.cells[:, :, None].astype(int) + np.arange(3)).reshape(-1, 24)
     rows, columns = np.repeat(dofs, 24, axis=1).ravel(), np.tile(dofs, (1, 24)).ravel()
     size = 3 * mesh.num_points
-    return sp.csr_matrix((np.tile(matrix.ravel(), mesh.num_cells), (rows, columns)), shape=(size, size))
+    return sp.csr_matrix((values, (rows, columns)), shape=(size, size))
 
 
 def cells_at(mesh: VoxelMesh) -> NDArray[np.int64]:
@@ -113,11 +121,12 @@ def test_two_layers_bend_as_timoshenko_says(upper_planes: int) -> None:
     # upper layer this is Stoney's formula for a beam.
     planes, length, spacing = 8, 80, (1.0, 0.5, 0.25)
     mesh = block(length, 2, planes, spacing)
-    mechanics = Mechanics(mesh, elastic_element(spacing, YOUNG, POISSON), (0.0, 0.0, 0.0), (planes,))
-    mechanics.add_layer(np.zeros(mesh.num_cells), 0.0)
+    mechanics = Mechanics(mesh, elastic_element(spacing, YOUNG, POISSON), no_strain(mesh), (planes,))
+    mechanics.add_layer(np.zeros(mesh.num_cells))
+    mechanics.shrink_layer()
     mechanics.release()
     strain = -1e-3
-    state = mechanics.heat(np.where(mesh.indices[:, 2] >= planes - upper_planes, strain, 0.0), 0.0)
+    state = mechanics.heat(np.where(mesh.indices[:, 2] >= planes - upper_planes, strain, 0.0))
     thickness = planes * spacing[2]
     m = upper_planes / (planes - upper_planes)
     expected = 6 * abs(strain) * (1 + m) ** 2 / (thickness * (3 * (1 + m) ** 2 + (1 + m) * (m**2 + 1 / m)))
@@ -132,9 +141,10 @@ def test_every_layer_starts_at_its_nominal_height() -> None:
     # 2 nu / (1 - nu) e of its height, and those below don't feel it.
     spacing, e = (2.0, 2.0, 0.5), 2e-3
     mesh = block(24, 24, 3, spacing)
-    mechanics = Mechanics(mesh, elastic_element(spacing, YOUNG, POISSON), (-e, -e, 0.0), (1, 2, 3))
+    strains = cell_strains(mesh, -e, None)
+    mechanics = Mechanics(mesh, elastic_element(spacing, YOUNG, POISSON), strains, (1, 2, 3), at_once=True)
     for planes in (1, 2, 3):
-        mechanics.add_layer(np.zeros(24 * 24 * planes), 0.0)
+        mechanics.add_layer(np.zeros(24 * 24 * planes))
         state = mechanics.shrink_layer()
     middle = (np.abs(mesh.points[:, :2] - 24.0) < 0.1).all(axis=1)
     sunk = -2 * POISSON / (1 - POISSON) * e * spacing[2]
@@ -158,6 +168,7 @@ def test_both_solvers_agree_with_a_third(held: bool) -> None:
     mesh = overhang()
     element = elastic_element(mesh.spacing, YOUNG, POISSON)
     base = np.full(int((mesh.point_levels == 0).sum()), held)
+    foot = clamped(mesh) if held else cut_free(mesh)
     pulled = (element.load @ [-1e-2, -1e-2, 0, 0, 0, 0]).reshape(8, 3)
     forces = np.stack(
         [
@@ -168,10 +179,10 @@ def test_both_solvers_agree_with_a_third(held: bool) -> None:
     )
     solutions = []
     for kind in (PlaneCholesky, Multigrid):
-        solver = kind(mesh, element.stiffness, base)
+        solver = kind(mesh, element.stiffness, foot)
         for planes in range(1, 7):
             solver.extend(planes)
-        moved = solver.solve(forces)
+        moved = foot.expand(solver.solve(foot.reduce(forces), 1e-7 * float(np.linalg.norm(forces))))
         solutions.append(moved - (0 if held else rigid_body_motion(mesh.points, moved)))
     free = np.repeat(np.concatenate([~base, np.ones(mesh.num_points - len(base), bool)]), 3)
     matrix = assemble(mesh, element.stiffness) + 1e-9 * YOUNG * sp.eye(3 * mesh.num_points)
@@ -184,7 +195,7 @@ def test_both_solvers_agree_with_a_third(held: bool) -> None:
 
 
 def without_shrinkage(material: Material) -> Material:
-    return dataclasses.replace(material, yield_strength=0.0)
+    return dataclasses.replace(material, calibration=dataclasses.replace(material.calibration, strain=0.0))
 
 
 def test_no_strain_gives_no_displacement() -> None:
@@ -200,7 +211,7 @@ def test_no_strain_gives_no_displacement() -> None:
 def test_warmth_alone_leaves_nothing_behind() -> None:
     # Without inherent strain only temperature moves the part: after cooling no stress stays in the first group, which
     # was born on the cold plate, and the plate is back where it was.
-    material = without_shrinkage(MATERIALS["Ti64"])
+    material = without_shrinkage(MATERIALS["Ti64"].calibrated("netfabb"))
     frames = list(BuildSimulation(block(6, 4, 1, (2.0, 2.0, 2.0)), material).frames())
     warm, cooled = frames[0], frames[-2]
     assert warm.state.displacement[:, 2].max() > 1e-3
@@ -223,31 +234,43 @@ def test_a_symmetric_part_moves_symmetrically() -> None:
 
 
 def test_forces_balance_at_every_layer() -> None:
-    """Internal forces summed anew from the frames alone: births, temperatures and strains."""
-    mesh, material = overhang(), MATERIALS["Inc625"]
-    process = dataclasses.replace(material.process, layer_thickness=0.04)
-    simulation = BuildSimulation(mesh, material, process, refinement=1)
+    """Internal forces summed anew from the frames alone: births on straight lines, temperatures and strains."""
+    mesh, material = overhang(), MATERIALS["Inc625"].calibrated("netfabb")
+    simulation = BuildSimulation(mesh, material, material.process, refinement=1)
     element = elastic_element(mesh.spacing, material.young, material.poisson)
+    strains = cell_strains(mesh, material.calibration.strain, material.calibration.walls)
     birth = np.zeros((mesh.num_cells, 8, 3))
     before = np.zeros((0, 3))
     known = 0
     for frame in simulation.frames():
         if frame.num_cells > known:
-            moved = np.zeros((mesh.num_points, 3))
-            moved[: len(before)] = before
-            birth[known : frame.num_cells] = moved[mesh.cells[known : frame.num_cells]]
+            born = born_on_lines(mesh, before, simulation.groups[frame.group - 1])
+            birth[known : frame.num_cells] = born[mesh.cells[known : frame.num_cells]]
             known = frame.num_cells
         before = frame.state.displacement
         if frame.phase == "cut":
             continue  # its rigid-body motion was removed; the next test looks at it
-        worst = imbalance(simulation, element.stiffness, element.load, frame, birth)
+        worst = imbalance(simulation, element, strains, frame, birth)
         assert worst < 1e-6, (frame.number, worst)
+
+
+def born_on_lines(mesh: VoxelMesh, before: NDArray[np.float64], group: LayerGroup) -> NDArray[np.float64]:
+    """Displacement with which the nodes of a group are born, node by node."""
+    born = np.zeros((mesh.num_points, 3))
+    born[: len(before)] = before
+    old = {tuple(place): number for number, place in enumerate(mesh.point_indices[: len(before)].tolist())}
+    for number in range(len(before), mesh.num_points):
+        x, y, z = mesh.point_indices[number].tolist()
+        below = old.get((x, y, group.first_plane))
+        if below is not None:
+            born[number] = before[below] * max(0.0, 1 - (z - group.first_plane) / 2)
+    return born
 
 
 def imbalance(
     simulation: BuildSimulation,
-    stiffness: NDArray[np.float64],
-    load: NDArray[np.float64],
+    element: ElasticElement,
+    strains: NDArray[np.float64],
     frame: Frame,
     birth: NDArray[np.float64],
 ) -> float:
@@ -259,13 +282,46 @@ def imbalance(
         warmth = frame.temperature[cell].mean() - simulation.process.ambient
         strain = np.array([1, 1, 1, 0, 0, 0]) * material.expansion * warmth
         if frame.phase != "added" or mesh.indices[number, 2] < newest:
-            strain[:3] += material.inherent_strain
+            strain += strains[number]
         stretch = (frame.state.displacement[cell] - birth[number]).ravel()
-        force = (stiffness @ stretch - load @ strain).reshape(8, 3)
-        scale += float(np.square(load @ strain).sum())
+        force = (element.stiffness @ stretch - element.load @ strain).reshape(8, 3)
+        scale += float(np.square(element.load @ strain).sum())
         total[cell] += force
     free = mesh.point_levels[: frame.num_points] > 0
     return float(np.linalg.norm(total[free]) / math.sqrt(scale))
+
+
+@pytest.mark.parametrize("layer_ends", [(1, 2, 3, 4, 5, 6), (2, 4, 6), (6,)])
+@pytest.mark.parametrize("multigrid", [False, True])
+def test_layers_that_shrink_one_after_the_other_move_as_a_sum_of_solutions(
+    monkeypatch: pytest.MonkeyPatch, layer_ends: tuple[int, ...], multigrid: bool
+) -> None:
+    # Each plane's motion from a sparse solution of its own: cells below it count whole, its own by half. Groups of any
+    # number of planes come out alike.
+    monkeypatch.setattr(stiffness_module, "_DENSE_RATE", 1.0 if multigrid else 1e30)
+    mesh = overhang()
+    element = elastic_element(mesh.spacing, YOUNG, POISSON)
+    strains = cell_strains(mesh, -4e-3, None)
+    mechanics = Mechanics(mesh, element, strains, layer_ends)
+    for _ in layer_ends:
+        mechanics.add_layer(0.0)
+        state = mechanics.shrink_layer()
+    expected = np.zeros((mesh.num_points, 3))
+    for plane in range(6):
+        own, below = mesh.indices[:, 2] == plane, mesh.indices[:, 2] < plane
+        matrix = assemble(mesh, element.stiffness, below + 0.5 * own) + 1e-9 * YOUNG * sp.eye(3 * mesh.num_points)
+        pull = (strains * own[:, None]) @ element.load.T
+        forces = np.stack(
+            [np.bincount(mesh.cells.ravel(), weights=pull[:, k::3].ravel()) for k in range(3)], axis=1
+        ).ravel()
+        free = np.repeat((mesh.point_levels > 0) & (mesh.point_levels <= plane + 1), 3)
+        motion = np.zeros(3 * mesh.num_points)
+        motion[free] = spsolve(matrix[free][:, free].tocsc(), forces[free])
+        laid = mesh.point_indices[:, 2] <= plane
+        expected[laid] += motion.reshape(-1, 3)[laid]
+    # Cells that hang on nothing until others come turn freely; only what they leave behind is compared.
+    firm = mesh.points[:, 0] < 4.5
+    assert np.abs(state.displacement - expected)[firm].max() < 3e-3 * np.abs(expected[firm]).max()
 
 
 def test_a_freed_part_holds_no_net_force_and_no_rigid_motion() -> None:

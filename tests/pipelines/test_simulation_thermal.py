@@ -115,7 +115,7 @@ def test_clearance_follows_netfabbs_rule(samples: Path) -> None:
         group = LayerGroup(number, 0, 4, bottom, top, 80, 1.0, 0.0, 1.0, 1.0)
         surface = np.abs(case.points[:, 2] - top) < 1e-3
         rise = case.fields["displacement"][surface, 2].astype(np.float64)
-        ours = clearance_percent(rise, group, Process())
+        ours = clearance_percent(rise, group.top - group.bottom, Process())
         assert np.allclose(ours, case.fields["recoater_clearance"][surface], atol=2e-3)
 
 
@@ -123,7 +123,7 @@ def test_the_pass_of_the_blade_reads_as_in_netfabbs_table() -> None:
     # Row of step2's recoater file: 69.719 %, 3.212112 mm deformed, blade at 3.24 mm, 3.2 mm undeformed.
     group = LayerGroup(1, 0, 4, 0.0, 3.2, 80, 1.0, 0.0, 1.0, 1.0)
     rise = np.array([0.05, 0.012112 / math.sqrt(0.04 / 3.2)])
-    blade = pass_over(rise, group, Process())
+    blade = pass_over(rise, group.top - group.bottom, group, Process())
     assert blade.clearance == pytest.approx(69.72, abs=0.01)
     assert blade.deformed_top == pytest.approx(3.212112, abs=1e-6)
     assert (blade.blade, blade.top) == pytest.approx((3.24, 3.2))
