@@ -204,7 +204,7 @@ class CachedCases:
             Whether the collection is still there, now that nobody can remove it.
         """
         if fcntl is None:
-            return True
+            return True  # type: ignore[unreachable]
         try:
             descriptor = os.open(self.folder / _USED, os.O_RDONLY)
         except OSError:
