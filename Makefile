@@ -53,7 +53,8 @@ pins: $(VENV)/installed ## Pin all packages anew, for every platform at once; UP
 check_pins: $(VENV)/installed ## Do the pins resolve for a stranger, on Linux, macOS and Windows, Python 3.11 to 3.14?
 	$(BIN)/python -m tests.check_pins --platforms '$(PLATFORMS)' --pip
 
-report_assets: ## Bundle the JavaScript of the report anew and lint the page's own; needs node and npm, users don't.
+report_assets: ## Bundle the JavaScript of viewer and report anew and lint the pages' own; needs node and npm, users don't.
+	cd lpbf_data/viewer/assets && npm ci && npm run lint && npm run build
 	cd pipelines/report_assets && npm ci && npm run lint && npm run build
 
 benchmark: $(VENV)/installed ## Measure on this machine; results land in tests/benchmarks/results.

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flare_model.data.targets import Target, resolve_target, resolve_targets, spans
+from flare_model.data.targets import Target, resolve_inputs, resolve_target, resolve_targets, spans
 from flare_model.prediction.file_names import FileNames
 from lpbf_data.case.schema import FIELDS, SYMMETRIC_TENSOR
 from lpbf_data.case.tensor_order import VTK_ORDER, reorder
 from lpbf_data.command_line import run
-from lpbf_data.console import open_console
+from lpbf_data.console import open_console, print_remarks
 from lpbf_data.durable import flush_file, flush_folder, write_durably
-from lpbf_data.errors import LpbfError, StoreError, UsageError
+from lpbf_data.errors import CaseError, LpbfError, StoreError, UsageError
 from lpbf_data.geometry.surface_formats import Units
-from lpbf_data.remarks import Remark, merge_remarks
+from lpbf_data.remarks import Remark
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,23 +74,22 @@ def predict_part(surrogate: Surrogate, part: Part) -> Prediction:
 
     Raises:
         UsageError: If the model needs a field that the part doesn't come with, or that isn't finite.
-        StoreError: If the model predicts values that aren't finite.
+        StoreError: If the part has points that aren't finite, or the model predicts values that aren't.
     """
     import numpy as np
     import torch
 
     from flare_model.data.envelope import outside
+    from flare_model.data.finite import not_finite
 
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
-    features = resolve_targets(surrogate.usage.features, "the checkpoint")
-    device = surrogate.point_scale.device
-    known = None
-    if features:
-        known = torch.from_numpy(np.concatenate([_needed(part, f) for f in features], axis=1)).to(device)
-    points = torch.from_numpy(np.array(part.points)).to(device)
+    features = resolve_inputs(surrogate.usage.features, "the checkpoint")
+    known = _known(part, features)
+    if said := not_finite(part.points):
+        raise StoreError(f"the points of {part.name} aren't all finite numbers: {said}; look at its mesh")
     started = time.perf_counter()
     with torch.inference_mode():
-        found = surrogate(points, known).cpu().numpy()
+        found = surrogate(np.array(part.points), known).cpu().numpy()
     seconds = time.perf_counter() - started
     if not np.isfinite(found).all():
         raise StoreError(
@@ -118,16 +117,41 @@ def _relative_l2(prediction: NDArray[np.float32], truth: NDArray[np.float32], fl
     return float(relative_l2(given, known, offsets)) if bool(has_truth(known, offsets, floor)) else None
 
 
-def _needed(part: Part, feature: Target) -> NDArray[np.float32]:
+def _known(part: Part, features: Sequence[Target]) -> NDArray[np.float32] | None:
+    """What the model is told of a part beside its points, [N, F]; None where it is told nothing."""
     import numpy as np
+
+    if not features:
+        return None
+    shape: dict[str, NDArray[np.float32]] = {}
+    if any(told.of_shape for told in features):
+        from lpbf_data.geometry.shape_features import shape_features
+
+        try:
+            shape = shape_features(part.points, part.cells)
+        except CaseError as error:
+            raise UsageError(f"{part.name}: {error.detail}; this model can't do without them") from error
+    columns = [
+        shape[told.field].reshape(len(part.points), -1)[:, list(told.components)]
+        if told.of_shape
+        else _needed(part, told)
+        for told in features
+    ]
+    return np.concatenate(columns, axis=1)
+
+
+def _needed(part: Part, feature: Target) -> NDArray[np.float32]:
+    from flare_model.data.finite import not_finite
 
     values = part.column(feature.name, feature.field, feature.components)
     if values is None:
         raise UsageError(
             f"the model needs the field {feature.name} at every point, which {part.name} doesn't come with"
         )
-    if not np.isfinite(values).all():
-        raise UsageError(f"the model needs the field {feature.name}, which isn't finite everywhere in {part.name}")
+    if said := not_finite(values):
+        raise UsageError(
+            f"the model needs the field {feature.name}, which isn't finite everywhere in {part.name}: {said}"
+        )
     return values
 
 
@@ -216,7 +240,8 @@ def predict(
     surrogate = from_pretrained(checkpoint, trust=trust).to(device)
     meshing = Meshing(points or _usual_points(surrogate), centre, units)
     console, complaints = open_console(), open_console(stderr=True)
-    needed = {resolve_target(name).field for name in (*surrogate.usage.targets, *surrogate.usage.features)}
+    needed = {resolve_target(name).field for name in surrogate.usage.targets}
+    needed |= {told.field for told in resolve_inputs(surrogate.usage.features, "the checkpoint") if not told.of_shape}
     names, done, failed = FileNames(), 0, 0
     remarks: dict[str, tuple[Remark, ...]] = {}
     for part in _parts(src, split, case, needed, meshing):
@@ -237,8 +262,7 @@ def predict(
     if done:
         console.print(f"predictions in {out}")
         _keep_remarks(Path(out), remarks)
-    for remark in merge_remarks(one for found in remarks.values() for one in found):
-        complaints.print(str(remark), style=None)
+    print_remarks((one for found in remarks.values() for one in found), complaints)
     if failed and done + failed > 1:
         complaints.print(f"{done} of {done + failed} parts are predicted", style=None)
     return 1 if failed else 0

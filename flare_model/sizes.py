@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -10,6 +9,7 @@ from lpbf_data.errors import UsageError
 
 Implementation = Literal["auto", "sdpa", "triton", "reference"]
 IMPLEMENTATIONS: Final = ("auto", "sdpa", "triton", "reference")
+"""Ways to compute the same mixing: a choice of the machine, and no part of a model or its checkpoints."""
 
 _LARGEST: Final = 1 << 20
 _DEEPEST: Final = 1 << 10
@@ -18,20 +18,17 @@ _DEEPEST: Final = 1 << 10
 _WIDEST: Final = 10.0
 
 
-def check_sizes(config: Any, names: Collection[str] = ()) -> None:
+def check_sizes(config: Any) -> None:
     """Refuse sizes that no model can have.
 
     Args:
         config: A dataclass of whole numbers with `channels` and `num_heads` among them; names that end in "_layers"
             may be 0. Names that end in "_deviation" are numbers above 0.
-        names: Fields that are no sizes.
 
     Raises:
         UsageError: If one is out of range, or the heads don't divide the channels.
     """
     for name, value in vars(config).items():
-        if name in names:
-            continue
         if name.endswith("_deviation"):
             if not (isinstance(value, float) and 0 < value < _WIDEST):
                 raise UsageError(f"the model's {name} must be a number above 0 and below {_WIDEST:g}, not {value!r}")
@@ -62,9 +59,6 @@ class FlareConfig:
         pointwise_layers: Residual layers in the pointwise network of a block.
         initial_deviation: Standard deviation of the weights of linear layers before training. 0.02 is what the paper's
             code has; with few cases and little time 0.08, near to PyTorch's own for this width, learns much sooner.
-        mixer: How to mix: triton for the GPU's kernels, sdpa for two attention calls, reference for matrices written
-            out, auto for the kernels where they can run and sdpa elsewhere. With the kernels, pointwise networks of 64
-            or 128 channels run in one kernel each under 16-bit precision, with the LayerNorm before them.
     """
 
     in_dim: int = 3
@@ -77,12 +71,9 @@ class FlareConfig:
     mixer_layers: int = 3
     pointwise_layers: int = 3
     initial_deviation: float = 0.02
-    mixer: Implementation = "auto"
 
     def __post_init__(self) -> None:
-        check_sizes(self, names=("mixer",))
-        if self.mixer not in IMPLEMENTATIONS:
-            raise UsageError(f"the model's mixer must be one of {', '.join(IMPLEMENTATIONS)}, not {self.mixer!r}")
+        check_sizes(self)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flare_model.data.targets import resolve_targets
+from flare_model.data.targets import resolve_inputs, resolve_targets
 from flare_model.prediction.file_names import FileNames
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console
@@ -66,7 +66,7 @@ def spectrum(
     names, rows = FileNames(), []
     for batch in _chosen(surrogate, data, split, cases, case):
         points, features = _scaled(surrogate, batch)
-        found = list(spectra(model, points, features))
+        found = spectra(model, points, features)
         rows += [(batch.case_ids[0], s) for s in found]
         plot_spectrum(folder / f"{names.name(batch.case_ids[0])}.png", [s.eigenvalues for s in found])
         for s in found:
@@ -86,7 +86,7 @@ def _chosen(surrogate: Surrogate, data: str, name: str, cases: int, wanted: list
     from flare_model.data.splits import Split, open_loader
 
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
-    features = resolve_targets(surrogate.usage.features, "the checkpoint")
+    features = resolve_inputs(surrogate.usage.features, "the checkpoint")
     split = Split(data, name, (*targets, *features))
     if unknown := [case_id for case_id in wanted if case_id not in split.case_ids]:
         raise UsageError(f"the split {name} of {data} has no case {unknown[0]!r}")

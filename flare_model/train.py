@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,9 +19,9 @@ from flare_model.judging.scores import mean_and_deviation
 from flare_model.training.recipe import Recipe, choose_precision
 from flare_model.training.settings import Accelerator, Settings, changes, make_settings
 from lpbf_data.command_line import run
-from lpbf_data.console import open_console, say
+from lpbf_data.console import open_console, print_remarks, say
 from lpbf_data.durable import write_durably, write_json
-from lpbf_data.errors import SchemaError, UsageError
+from lpbf_data.errors import LpbfError, SchemaError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +58,7 @@ def train(
         out: Folder of the run; given again, the run goes on.
         model: Class path and init args of the model; FLARE by default.
         targets: Fields to predict, or components such as displacement_z; each counts alike in the loss.
-        features: Fields that the model is told beside the points.
+        features: What the model is told beside the points: fields, or features of the shape (geometry: all of them).
         recipe: How to train.
         seed: Seeds of weights and order; with several, one run each, in folders of their own.
         max_steps: Stop after so many steps; the schedule is cut to them.
@@ -156,7 +157,8 @@ def run_once(
         Steps, and validation errors of the checkpoint that was chosen; None for a target without an error.
 
     Raises:
-        UsageError: If the folder holds a run of another configuration or data set, or something else.
+        UsageError: If the folder holds a run of another configuration or data set, or something else, or another
+            process trains into it.
     """
     from flare_model.training.provenance import provenance
     from flare_model.training.trainer import Trainer
@@ -171,20 +173,46 @@ def run_once(
         return found
     fabric.barrier()  # Nobody writes before all have looked.
     trainer = Trainer(settings, fabric, precision, folder, splits)  # It refuses a model before anything is written.
-    if fabric.is_global_zero:
-        _write_start(folder, settings, about)
-    fabric.barrier()
-    trainer.fit()
-    best = trainer.best
-    found = {
-        "seed": settings.seed,
-        "steps": trainer.step,
-        "best_step": best["step"],
-        "validation": best.get("errors", {}),
-    }
-    if fabric.is_global_zero:
-        write_json(result, found)
+    with _held(settings, fabric, folder, about):
+        if fabric.is_global_zero:
+            _write_start(folder, settings, about)
+        fabric.barrier()
+        trainer.fit()
+        best = trainer.best
+        found = {
+            "seed": settings.seed,
+            "steps": trainer.step,
+            "best_step": best.step,
+            "validation": best.errors,
+        }
+        if fabric.is_global_zero:
+            write_json(result, found)
     return found
+
+
+@contextmanager
+def _held(settings: Settings, fabric: Fabric, folder: Path, about: dict[str, Any]) -> Iterator[None]:
+    """Hold the folder of the run for all its processes; what must be known of that joins what is told of the run.
+
+    Raises:
+        UsageError: If another process trains into it, or began there meanwhile; in every process of the run.
+    """
+    from flare_model.training.run_lock import locked_run
+
+    refused = ""
+    with ExitStack() as holding:
+        if fabric.is_global_zero:
+            try:
+                remarks = holding.enter_context(locked_run(folder))
+                _check_same_run(settings, about, folder)
+                if remarks:
+                    print_remarks(remarks, open_console(stderr=True))
+                    about["remarks"] = [remark.as_dict() for remark in remarks]
+            except LpbfError as error:
+                refused = str(error)
+        if refused := fabric.broadcast(refused):
+            raise UsageError(refused)
+        yield
 
 
 def _write_start(folder: Path, settings: Settings, about: dict[str, Any]) -> None:
@@ -218,8 +246,6 @@ def _check_same_run(settings: Settings, about: dict[str, Any], folder: Path) -> 
     except (ValueError, KeyError, TypeError) as error:
         raise SchemaError(f"{path} doesn't describe a run ({error!r}); give another --out") from error
     now = json.loads(json.dumps(settings.identity))
-    if configuration.get("recipe", {}).get("precision") == "auto":  # Runs once didn't write down what that stood for.
-        configuration["recipe"]["precision"] = now["recipe"]["precision"]
     if found := changes(configuration, now):
         raise UsageError(
             f"{folder} holds a run with another configuration ({'; '.join(found)}); go on with the same one, or give "

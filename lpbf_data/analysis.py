@@ -59,10 +59,23 @@ def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
     return _joined(parts)
 
 
+def _with_scalars_apart(part: xarray.Dataset) -> xarray.Dataset:
+    """Numbers and texts of cases as variables of their own, whether a part holds them so or in tables."""
+    from lpbf_data.stores.zarr_parts import TABLES
+
+    for table in TABLES:
+        if table in part:
+            rows = part[table].drop_attrs().drop_encoding()
+            names = part[table].attrs["components"].split()
+            part = part.drop_vars(table).assign({name: rows[number] for number, name in enumerate(names)})
+    return part
+
+
 def _joined(parts: list[xarray.Dataset]) -> xarray.Dataset:
     """Parts end to end along each ragged dimension, with offsets that count through all of them."""
     import xarray
 
+    parts = [_with_scalars_apart(part) for part in parts]
     joined = {}
     for dimension in _RAGGED:
         along = [

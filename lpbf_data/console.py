@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
+from lpbf_data.remarks import Remark, merge_remarks
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -172,6 +174,17 @@ def follow(things: Iterable[T], total: int | None, desc: str, unit: str) -> Iter
         for thing in things:
             yield thing
             shown.update()
+
+
+def print_remarks(remarks: Iterable[Remark], console: Console) -> None:
+    """Print what was left out, changed, guessed or repaired, one line a kind, as every command does when it is done.
+
+    Args:
+        remarks: What was remarked; equal ones are told once, with how often they were met.
+        console: Where to print.
+    """
+    for remark in merge_remarks(remarks):
+        console.print(f"note: {remark.count:,} {remark}", style=None)
 
 
 def say(sentence: str) -> None:

@@ -97,10 +97,6 @@ class CaseError(LpbfError):
         case = "" if case_id is None else f"case {case_id}: "
         super().__init__(f"{case}{reason}: {detail}{at}{where}")
 
-    def at_case(self, case_id: str) -> CaseError:
-        """The same error, with the case named."""
-        return CaseError(self.reason, self.detail, case_id=case_id, path=self.path, offset=self.offset)
-
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         # An exception with keyword-only arguments can't be rebuilt from args alone when it crosses processes.
         return _rebuild_case_error, (self.reason, self.detail, self.case_id, self.path, self.offset)

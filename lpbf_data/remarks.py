@@ -48,12 +48,19 @@ class Remark:
         """A remark on places that were all met: counted all, the first of them as examples."""
         return cls(treatment, kind, sentence, len(places), tuple(places[:MAX_EXAMPLES]))
 
+    @property
+    def treated(self) -> str:
+        """What was done about it, for people."""
+        return str(self.treatment).replace("_", " ")
+
+    @property
+    def where(self) -> str:
+        """The places that are named, and whether there are more."""
+        return ", ".join(self.examples) + (", …" if self.count > len(self.examples) > 0 else "")
+
     def __str__(self) -> str:
         """The remark on one line, as commands print it."""
-        where = ", ".join(self.examples)
-        if self.count > len(self.examples) > 0:
-            where += ", …"
-        return f"{str(self.treatment).replace('_', ' ')}: {self.sentence}" + (f" ({where})" if where else "")
+        return f"{self.treated}: {self.sentence}" + (f" ({self.where})" if self.where else "")
 
     def as_dict(self) -> dict[str, object]:
         """The remark as JSON takes it."""

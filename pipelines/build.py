@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from lpbf_data.case.schema import DEFAULT_FIELDS
 from lpbf_data.command_line import run
-from lpbf_data.console import open_console, say
+from lpbf_data.console import open_console, print_remarks, say
 from lpbf_data.errors import UsageError
 from lpbf_data.remarks import Remark
 from pipelines.building.engine import SERIAL, Engine, Resources, open_engine
@@ -95,7 +95,7 @@ def build(
     from lpbf_data.stores.manifest import MANIFEST_NAME
     from pipelines.building.forecast import forecast, print_forecast
     from pipelines.building.request import check_request, parse_part
-    from pipelines.reporting.summary import print_remarks, print_summary, say_empty_splits
+    from pipelines.reporting.summary import print_summary, say_empty_splits
 
     request = check_request(
         src, out, filters, splits, seed, design_id, fields, formats,
@@ -218,7 +218,8 @@ def build_manifest(request: BuildRequest, resources: Resources = SERIAL, *, only
                 )
             records, plans = write_all(ready.engine, workspace, target, request, cases, ready.earlier)
         rows = (*records, *ready.failures)
-        manifest = encode_manifest(rows, collect_remarks(ready.remarks, rows))
+        remarks = collect_remarks([*ready.remarks, *request.namer.remarks(rows)], rows)
+        manifest = encode_manifest(rows, remarks)
         begin_commit(workspace, target, plans, request.formats, make_documents(request, manifest), NOT_ALWAYS_THERE)
         finish_commit(workspace, target)
         if request.report and (complaint := add_showcase(request, target)):

@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lpbf_data.command_line import run
-from lpbf_data.console import open_console
+from lpbf_data.console import open_console, print_remarks
 from lpbf_data.errors import UsageError
 from lpbf_data.remarks import Remark, Treatment
 from pipelines.building.engine import Resources
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from lpbf_data.case.record import CaseRecord
 
 _REPO: Final = re.compile(r"[\w.-]+/[\w.-]+")
@@ -231,18 +229,13 @@ def publish(
         for line in _contents(root, files):
             console.print(line)
         console.print(f"{len(files):,} files, {size}, would go to {repo}; nothing was sent")
-        _tell(console, remarks)
+        print_remarks(remarks, console)
         return 0
     with _staged(root, files, changed) as folder:
         address = _upload(folder, repo, private=private, revision=revision, token=token, cases=verdict.cases)
     console.print(f"{len(files):,} files, {size}: {address}")
-    _tell(console, remarks)
+    print_remarks(remarks, console)
     return 0
-
-
-def _tell(console: Console, remarks: Sequence[Remark]) -> None:
-    for remark in remarks:
-        console.print(str(remark))
 
 
 def _upload(folder: Path, repo: str, *, private: bool, revision: str, token: str | None, cases: int) -> str:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lpbf_data.command_line import run
-from lpbf_data.console import open_console, progress, say
+from lpbf_data.console import open_console, print_remarks, progress, say
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import UsageError
 from lpbf_data.geometry.surface_formats import Units
-from lpbf_data.remarks import Remark, merge_remarks
+from lpbf_data.remarks import Remark
 from pipelines.building.engine import Resources, open_engine
 from pipelines.simulation.choices import EncodingName, Naming
 from pipelines.simulation.families import FAMILIES
@@ -235,8 +235,7 @@ def print_outcomes(
     console.print(table)
     for outcome in [one for one in failed if not one.asked_for][:_EXAMPLES]:
         console.print(f"{outcome.case_id} failed: {outcome.reason}")
-    for remark in merge_remarks([*remarks, *(one for outcome in outcomes for one in outcome.remarks)]):
-        console.print(str(remark))
+    print_remarks([*remarks, *(one for outcome in outcomes for one in outcome.remarks)], console)
 
 
 def main() -> None:

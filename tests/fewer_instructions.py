@@ -1,7 +1,9 @@
 """Runs a command as a processor with fewer instructions would: `python -m tests.fewer_instructions avx2 command …`.
 
-Which features NumPy may be asked to leave out differs from version to version and machine to machine: it refuses those
-that it was built upon and warns of those that it doesn't know. So it is asked first, in a process of its own.
+Every library chooses its instructions by itself, so each is told by a variable of its own: PyTorch's operators, the MKL
+that makes its products of matrices, oneDNN, OpenBLAS beneath NumPy and SciPy, and NumPy. Which features NumPy may be
+asked to leave out differs from version to version and machine to machine: it refuses those that it was built upon and
+warns of those that it doesn't know. So it is asked first, in a process of its own.
 """
 
 from __future__ import annotations
@@ -12,22 +14,28 @@ import subprocess
 import sys
 
 # NumPy 2.4 names groups after the levels of x86-64; earlier ones name the features.
-WIDE = ("AVX512", "X86_V4")
+WIDE = {"avx2": ("AVX512", "X86_V4"), "default": ("AVX", "FMA", "F16C", "X86_V3", "X86_V4")}
+LIBRARIES = {
+    "avx2": {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OPENBLAS_CORETYPE": "Haswell"},
+    "default": {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41", "OPENBLAS_CORETYPE": "Nehalem"},
+}
 ASK = "import numpy._core._multiarray_umath as m; print(*(f for f in m.__cpu_dispatch__ if m.__cpu_features__.get(f)))"
 
 
 def narrowed(capability: str) -> dict[str, str]:
-    """Variables that keep PyTorch, NumPy, OpenBLAS and oneDNN to AVX2, or PyTorch to a capability of ours below it."""
+    """Variables that keep all libraries to AVX2 (avx2), or to what every x86-64 processor of today has (default)."""
     asked = {name: value for name, value in os.environ.items() if name != "NPY_DISABLE_CPU_FEATURES"}
     known = subprocess.run([sys.executable, "-c", ASK], env=asked, check=True, capture_output=True, text=True).stdout
-    wide = [feature for feature in known.split() if feature.startswith(WIDE)]
+    wide = [feature for feature in known.split() if feature.startswith(WIDE[capability])]
     variables = {"ATEN_CPU_CAPABILITY": capability}
     if platform.machine().lower() in {"x86_64", "amd64"}:
-        variables |= {"OPENBLAS_CORETYPE": "Haswell", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+        variables |= LIBRARIES[capability]
     return variables | ({"NPY_DISABLE_CPU_FEATURES": " ".join(wide)} if wide else {})
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] not in [[name] for name in WIDE]:
+        sys.exit(f"the first word must be one of {', '.join(WIDE)}")
     chosen = narrowed(sys.argv[1])
     print(*(f"{name}={value!r}" for name, value in chosen.items()), flush=True)
     sys.exit(subprocess.run(sys.argv[2:], env=os.environ | chosen, check=False).returncode)

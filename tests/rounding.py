@@ -1,19 +1,108 @@
-"""What rounding alone does to the mixing and its gradients, told in float64 from the epsilon of a type.
+"""What rounding alone does, told in float64 from the epsilon of a type: bounds that hold on any processor.
 
-Two rules stand for any processor: every operand of a product is rounded to the type, by a relative error of its
-epsilon at most, and products are summed in float32, which leaves an error of float32's epsilon times the sum of the
-magnitudes. Errors within these limits are drawn at random, step by step, in an evaluation that is in float64 otherwise
-(Monte Carlo arithmetic: Parker, 1997), so that they meet, cancel and grow as those of any program do. Half an epsilon
-is what one rounding makes at most; drawn are errors of up to one, so that a program that rounds twice keeps to them.
+Two ways to compute one thing are compared in float64 (`assert_same`), where rounding is far below what a fault makes.
+Where a program computes in a narrower type, errors within the limits of that type are drawn at random, step by step, in
+an evaluation that is in float64 otherwise (Monte Carlo arithmetic: Parker, 1997), so that they meet, cancel and grow as
+those of any program do. Half an epsilon is what one rounding makes at most; drawn are errors of up to one, so that a
+program that rounds twice keeps to them. `spread` does so for any function of PyTorch: every operand of every operation
+is rounded. `rounding_errors` does so for the mixing by two rules of its kernels: every operand of a product is rounded
+to the type, by a relative error of its epsilon at most, and products are summed in float32, which leaves an error of
+float32's epsilon times the sum of the magnitudes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 DRAWS = 8
 SINGLE = torch.finfo(torch.float32).eps
+DOUBLE = torch.finfo(torch.float64).eps
+
+# A million roundings of float64 in a row: some thousands that a small network makes, grown some hundred times. What a
+# fault makes, an operand in float32 among them, is a thousand times larger.
+SAME = 2**20 * DOUBLE
+
+# Runs of a few steps in float32 that differ in the order of sums alone: a loss is known to a few roundings, weights to
+# ten times as many, for the optimiser divides small gradients by their own size. Both with room to spare.
+LOSSES = 2**6 * SINGLE
+WEIGHTS = 2**10 * SINGLE
+
+# A prediction in float32 of small models, relative to the largest: `spread` finds ten roundings.
+PREDICTIONS = 2**8 * SINGLE
+
+# Norms see float32 whatever the type, as under autocast.
+_NORMS = (torch.ops.aten.native_layer_norm.default, torch.ops.aten.native_layer_norm_backward.default)
+
+
+def assert_same(found: Sequence[Tensor] | Tensor, wanted: Sequence[Tensor] | Tensor) -> None:
+    """Two ways to compute one thing in float64 give the same, up to the order of their sums.
+
+    Args:
+        found: Tensors of one way, float64.
+        wanted: Those of the other. Where all are gradients of one loss, one that cancels to nothing is known to the
+            rounding of the largest.
+    """
+    ours, theirs = ([t.detach() for t in ([one] if isinstance(one, Tensor) else one)] for one in (found, wanted))
+    assert {t.dtype for t in (*ours, *theirs)} == {torch.float64}
+    largest = max(float(t.norm()) for t in theirs)
+    for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert a.shape == b.shape, number
+        assert float((a - b).norm()) <= SAME * largest, number
+
+
+def assert_same_predictions(found: Tensor, wanted: Tensor) -> None:
+    """Of one model in float32, however it came here and whatever it was asked together with."""
+    assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+    assert float((found - wanted).detach().abs().max()) <= PREDICTIONS * float(wanted.detach().abs().max())
+
+
+class _Drawn(TorchDispatchMode):
+    """Every operand of every operation has an error that is drawn; what only looks at memory or copies it has none."""
+
+    def __init__(self, epsilon: float, seed: int) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if not (func.is_view or func._schema.is_mutable or func is torch.ops.aten.detach.default):
+            epsilon = min(self.epsilon, SINGLE) if func in _NORMS else self.epsilon
+            args, kwargs = tree_map(lambda value: self._round(value, epsilon), (args, dict(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+    def _round(self, value: Any, epsilon: float) -> Any:
+        if not isinstance(value, Tensor) or value.dtype != torch.float64:
+            return value
+        drawn = torch.rand(value.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
+        return value * (1 + epsilon * drawn.to(value.device))
+
+
+def spread(function: Callable[[], Sequence[Tensor]], dtype: torch.dtype) -> tuple[list[Tensor], list[float]]:
+    """What a function gives in float64, and how far rounding to a type alone moves it.
+
+    Args:
+        function: Computes in float64, of numbers that the type holds.
+        dtype: The type that every operand is rounded to.
+
+    Returns:
+        What it gives, and for each of these the root mean square over the draws of the L2 norm of its error.
+    """
+    truth = [t.detach() for t in function()]
+    squares = [0.0] * len(truth)
+    for seed in range(DRAWS):
+        with _Drawn(torch.finfo(dtype).eps, seed):
+            found = function()
+        for number, (a, b) in enumerate(zip(found, truth, strict=True)):
+            squares[number] += float((a.detach() - b).square().sum()) / DRAWS
+    return truth, [square**0.5 for square in squares]
 
 
 class _Rounding:
@@ -21,12 +110,14 @@ class _Rounding:
 
     def __init__(self, dtype: torch.dtype, seed: int) -> None:
         self.epsilon = torch.finfo(dtype).eps
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
+        self.generator: torch.Generator | None = None
 
     def draw(self, like: Tensor) -> Tensor:
-        """From -1 to 1."""
-        drawn = torch.rand(like.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
-        return drawn.to(like.device)
+        """From -1 to 1, drawn where the values lie: a host is slow at the hundreds of millions of a GPU's tests."""
+        if self.generator is None:
+            self.generator = torch.Generator(like.device).manual_seed(self.seed)
+        return torch.rand(like.shape, generator=self.generator, dtype=torch.float64, device=like.device) * 2 - 1
 
     def round(self, values: Tensor) -> Tensor:
         return values * (1 + self.epsilon * self.draw(values))

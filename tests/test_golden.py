@@ -64,6 +64,9 @@ def test_it_opens_for_analysis(folder: Path) -> None:
     with said_of(folder):
         whole = open_zarr(str(folder / "lpbf"), "train")
     assert whole.cauchy_stress.attrs["components"] == "xx yy zz xy xz yz"
+    records = {r.case_id: r for r in decode_manifest((folder / "lpbf" / "manifest.parquet").read_bytes()).records}
+    kept = [records[case_id].measures for case_id in whole.case_id.values.tolist()]
+    assert whole.height.values.tolist() == [measures.height for measures in kept if measures is not None]
 
 
 def _manifest(folder: Path, **run: object) -> Manifest:

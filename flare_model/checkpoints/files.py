@@ -30,6 +30,7 @@ from lpbf_data.errors import SchemaError, StoreError, UsageError
 WEIGHTS_NAME: Final = "model.safetensors"
 CONFIG_NAME: Final = "config.json"
 CHECKPOINT_VERSION: Final = 2
+_EXECUTION: Final = "mixer"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Usage:
     Attributes:
         normalisation: How units become what the model sees, and back.
         targets: Names of what it predicts.
-        features: Names of the fields that it is told beside the points.
+        features: Names of the fields and features of the shape that it is told beside the points.
         envelope: What it was trained on, where known.
     """
 
@@ -127,6 +128,8 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Description]:
 
 def _description_of(content: Mapping[str, Any]) -> Description:
     spec = ModelSpec(str(content["model"]["class_path"]), dict(content["model"]["init_args"]))
+    if spec.is_shipped:
+        spec = ModelSpec(spec.class_path, _without_execution(spec.init_args))
     usage = content["usage"]
     if usage is None:
         return Description(spec, None, content["origin"])
@@ -137,6 +140,14 @@ def _description_of(content: Mapping[str, Any]) -> Description:
         envelope = Envelope(**(envelope | ranges | {"materials": tuple(envelope["materials"])}))
     names = {key: tuple(map(str, usage[key])) for key in ("targets", "features")}
     return Description(spec, Usage(Normalisation(**normalisation), envelope=envelope, **names), content["origin"])
+
+
+def _without_execution(init_args: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments without how their model was computed, which earlier checkpoints named among its sizes."""
+    config = init_args.get("config")
+    if not isinstance(config, Mapping):
+        return dict(init_args)
+    return {**init_args, "config": {name: value for name, value in config.items() if name != _EXECUTION}}
 
 
 def restore_model(

@@ -64,8 +64,7 @@ class ModelSpec:
     def fitted(self, in_dim: int, out_dim: int) -> ModelSpec:
         """The same model for the data at hand.
 
-        Where the constructor, or a dataclass among its arguments, takes `in_dim` or `out_dim`, they are set: data and
-        target leave no choice.
+        Where the constructor, or a dataclass among its arguments, takes `in_dim` or `out_dim`, they are set.
 
         Args:
             in_dim: Numbers a point comes with.
@@ -81,6 +80,24 @@ class ModelSpec:
                 arguments[name] = dict(arguments.get(name, {})) | {k: v for k, v in numbers.items() if k in known}
         return ModelSpec(self.class_path, arguments)
 
+    def stated_numbers(self) -> dict[str, int]:
+        """What the arguments themselves say of `in_dim` and `out_dim`.
+
+        A number that is the default of the model counts as not stated: command lines spell out every default.
+        """
+        stated: dict[str, int] = {}
+        for name, annotation in self._parameters().items():
+            given = self.init_args.get(name)
+            if name in _DIMENSIONS:
+                stated |= {name: given} if given not in (None, self._default(name)) else {}
+            elif dataclasses.is_dataclass(annotation) and isinstance(given, Mapping):
+                defaults = {f.name: f.default for f in dataclasses.fields(annotation) if f.name in _DIMENSIONS}
+                stated |= {n: given[n] for n, default in defaults.items() if given.get(n, default) != default}
+        return stated
+
+    def _default(self, name: str) -> Any:
+        return inspect.signature(import_class(self.class_path).__init__).parameters[name].default
+
     def _parameters(self) -> dict[str, Any]:
         """Parameters of the constructor; known for the models of this package before torch is imported."""
         if self.is_shipped:
@@ -89,11 +106,8 @@ class ModelSpec:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """The same as options: without the arguments that data and target give, which the command line doesn't take."""
-        return {
-            "class_path": self.class_path,
-            "init_args": {name: value for name, value in self.init_args.items() if name not in _DIMENSIONS},
-        }
+        """The same as options: without the numbers that data and target give."""
+        return {"class_path": self.class_path, "init_args": _without_dimensions(self.init_args)}
 
     def build(self) -> nn.Module:
         """Make the model, with fresh weights.
@@ -112,6 +126,14 @@ class ModelSpec:
             given = dict(self.init_args)
             said = str(error) if isinstance(error, TypeError | ValueError) else f"{type(error).__name__} {error}"
             raise UsageError(f"the model {self.class_path} can't be made from {given}: {said}") from error
+
+
+def _without_dimensions(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_dimensions(value) if isinstance(value, Mapping) else value
+        for name, value in arguments.items()
+        if name not in _DIMENSIONS
+    }
 
 
 def _instance(annotation: Any, value: Any) -> Any:

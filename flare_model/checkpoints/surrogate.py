@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from flare_model.checkpoints.files import Description, Usage, restore_model
 from flare_model.checkpoints.hub import Pretrained
 from flare_model.checkpoints.spec import ModelSpec, spec_of
-from flare_model.data.targets import resolve_targets
-from lpbf_data.errors import SchemaError
+from flare_model.data.finite import not_finite
+from flare_model.data.targets import resolve_inputs, resolve_targets
+from lpbf_data.errors import SchemaError, UsageError
 
 
 class Surrogate(nn.Module, Pretrained):
@@ -48,6 +49,8 @@ class Surrogate(nn.Module, Pretrained):
     ) -> Tensor:
         """Predict the targets in physical units.
 
+        Arrays and tensors may lie anywhere; they go where the model is.
+
         Args:
             points: Points in mm, [ΣN, 3], of any type; [B, N, 3] where the model takes padded meshes.
             features: Features in their own units, [ΣN, F]; None where the model takes none.
@@ -55,16 +58,29 @@ class Surrogate(nn.Module, Pretrained):
             mask: True where a point exists, [B, N]; for padded meshes.
 
         Returns:
-            [ΣN, T] or [B, N, T], float32.
+            [ΣN, T] or [B, N, T], float32, where the model is.
+
+        Raises:
+            UsageError: If a coordinate or feature isn't finite. In training nobody looks: batches were looked at on the
+                host, and to look at the device is to wait for it.
         """
-        precision = self.point_scale.dtype
-        scaled = torch.as_tensor(points, dtype=precision) / self.point_scale
+        exists = None if mask is None else torch.as_tensor(mask)
+        scaled = self._taken(points, "points", exists) / self.point_scale
         known = None
         if features is not None:
-            known = (torch.as_tensor(features, dtype=precision) - self.feature_mean) / self.feature_std
-        padded = {} if mask is None else {"mask": mask}
+            known = (self._taken(features, "features", exists) - self.feature_mean) / self.feature_std
+        padded = {} if exists is None else {"mask": exists.to(scaled.device)}
         normalised: Tensor = self.model(scaled, known, offsets, **padded)
         return normalised.float() * self.target_std + self.target_mean
+
+    def _taken(self, values: Any, name: str, exists: Tensor | None) -> Tensor:
+        """Values as a tensor of the model's type where the model is."""
+        given = torch.as_tensor(values)
+        if not self.training and _can_be_looked_at(given) and not bool(given.isfinite().all()):
+            where = None if exists is None else exists.numpy(force=True)
+            if said := not_finite(given.double().numpy(force=True), where):
+                raise UsageError(f"the {name} given to the model aren't all finite numbers: {said}; leave those out")
+        return given.to(self.point_scale)
 
     def description(self) -> Description:
         """What a checkpoint says of it."""
@@ -87,9 +103,17 @@ class Surrogate(nn.Module, Pretrained):
         return cls(model, description.usage, description.model, description.origin).eval()
 
 
+def _can_be_looked_at(values: Tensor) -> bool:
+    """Not where numbers aren't there, nor while a graph is traced or recorded."""
+    if values.is_meta or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    return not (values.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
 def _check_fit(spec: ModelSpec, usage: Usage, folder: Path) -> None:
     """Refuse a checkpoint whose normalisation is of other targets or features than it names, or its model of others."""
-    targets, features = (resolve_targets(names, "the checkpoint") for names in (usage.targets, usage.features))
+    targets = resolve_targets(usage.targets, "the checkpoint")
+    features = resolve_inputs(usage.features, "the checkpoint")
     predicted, told = (sum(t.width for t in named) for named in (targets, features))
     norm = usage.normalisation
     wanted = {"point_scale": 3, "target_mean": predicted, "target_std": predicted, "feature_mean": told}

@@ -1,4 +1,7 @@
-"""Configurations that come with the package, by name: `--config lpbf`."""
+"""Configurations that come with the package, by name: `--config lpbf`.
+
+Each value stands in its YAML file with its source; the functions here only find those files.
+"""
 
 from __future__ import annotations
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flare_model.data.finite import not_finite
 from flare_model.data.targets import Target, stack_targets
 from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.serving.batching import RaggedBatch
@@ -38,7 +40,7 @@ class Batch:
         """Pick targets and features from what a loader gives.
 
         Raises:
-            CaseError: If a target or feature isn't finite.
+            CaseError: If a coordinate, target or feature isn't finite.
         """
         fields = ragged.fields
         known = stack_targets(fields, features) if features else None
@@ -47,14 +49,18 @@ class Batch:
         return batch
 
     def _check_finite(self, targets: Sequence[Target]) -> None:
-        values = self.targets if self.features is None else torch.cat([self.targets, self.features], dim=1)
-        if bool(values.isfinite().all()):
-            return
-        point = int((~values.isfinite()).any(dim=1).nonzero()[0])
-        case = int(torch.bucketize(point, self.offsets[1:], right=True))
+        again = "build the data set again from sound results"
         names = ", ".join(target.name for target in targets)
-        detail = f"a value of {names} or a feature is not a finite number; build the data set again from sound results"
-        raise CaseError(FailureReason.NON_FINITE, detail, case_id=self.case_ids[case])
+        known = self.targets if self.features is None else torch.cat([self.targets, self.features], dim=1)
+        if bool(self.points.isfinite().all()) and bool(known.isfinite().all()):
+            return
+        for case_id, (first, last) in zip(self.case_ids, pairwise(self.offsets.tolist()), strict=True):
+            for values, subject in (
+                (self.points, "coordinates aren't finite numbers"),
+                (known, f"a value of {names} or a feature is not a finite number"),
+            ):
+                if said := not_finite(values[first:last].numpy(force=True)):
+                    raise CaseError(FailureReason.NON_FINITE, f"{subject}: {said}; {again}", case_id=case_id)
 
     def __len__(self) -> int:
         """Number of cases."""

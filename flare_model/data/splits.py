@@ -39,8 +39,9 @@ class Split:
     def __init__(self, data: str, name: str, targets: Sequence[Target] = ()) -> None:
         self.data = data
         self.name = name
-        fields = sorted({target.field for target in targets})
-        opened = load_dataset(data, name, fields=fields, cells=False)
+        fields = sorted({target.field for target in targets if not target.of_shape})
+        shape = sorted({target.field for target in targets if target.of_shape})
+        opened = load_dataset(data, name, fields=fields, cells=False, features=shape)
         assert isinstance(opened, CaseDataset)
         self.dataset = opened
         self.case_ids = tuple(opened.case_ids)
@@ -70,8 +71,8 @@ class Split:
 
     @cached_property
     def statistics(self) -> Mapping[str, FieldStatistics]:
-        """Statistics of every column over all points, by the names of the columns."""
-        return self.dataset.statistics()
+        """Statistics of every column over all points, by the names of the columns; features of the shape included."""
+        return self.dataset.statistics() | self.dataset.feature_statistics()
 
     @property
     def envelope(self) -> Envelope | None:
@@ -131,7 +132,8 @@ class Thin:
 def open_loader(
     split: Split,
     *,
-    batch_size: int = 1,
+    batch_size: int | None = 1,
+    max_points: int | None = None,
     shuffle: bool = False,
     seed: int = 0,
     num_workers: int = 0,
@@ -143,7 +145,8 @@ def open_loader(
 
     Args:
         split: Which split.
-        batch_size: Cases in a batch of each process.
+        batch_size: Cases in a batch of each process; with max_points the most of them, None for any number.
+        max_points: Points in a batch of each process at most, before thinning; None for batch_size cases.
         shuffle: Draw a new order for each epoch.
         seed: Seed of the orders, and of thinning.
         num_workers: Processes that read ahead.
@@ -156,6 +159,7 @@ def open_loader(
     return make_loader(
         split.dataset,
         batch_size=batch_size,
+        max_points=max_points,
         shuffle=shuffle,
         seed=seed,
         num_workers=num_workers,

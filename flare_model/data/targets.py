@@ -1,12 +1,16 @@
-"""What a model predicts, or is told beside the points: fields of the data set, or single components of them."""
+"""What a model predicts, or is told beside the points: fields of the data set, or single components of them.
+
+It may also be told features of the shape, which are derived from points and cells.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lpbf_data.case.schema import FIELDS
+from lpbf_data.case.feature_schema import SHAPE_FEATURES, resolve_features
+from lpbf_data.case.schema import FIELDS, FieldSpec
 from lpbf_data.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """A field, or one component of it.
+    """A field or a feature of the shape, or one component of it.
 
     Attributes:
         name: Name of the field, or of the component's column.
-        field: Name of the field.
+        field: Name of the field or feature.
         components: Numbers of the components.
         columns: Their columns in the data set.
         unit: Their unit.
@@ -36,6 +40,11 @@ class Target:
         """Number of components."""
         return len(self.components)
 
+    @property
+    def of_shape(self) -> bool:
+        """Whether it is derived from points and cells instead of stored."""
+        return self.field in SHAPE_FEATURES
+
 
 def resolve_target(name: str) -> Target:
     """Find a field or component by its name.
@@ -46,17 +55,54 @@ def resolve_target(name: str) -> Target:
     >>> resolve_target("displacement_z").components, resolve_target("displacement").width
     ((2,), 3)
     """
-    for spec in FIELDS.values():
+    if found := _find(name, FIELDS.values()):
+        return found
+    known = ", ".join(spec.name for spec in FIELDS.values() if spec.location == "point")
+    raise UsageError(
+        f"there is no field {name!r} at points; known are {known}, and their components, such as displacement_z"
+    )
+
+
+def _find(name: str, specs: Iterable[FieldSpec]) -> Target | None:
+    for spec in specs:
         if spec.location != "point":
             continue
         if name == spec.name:
             return Target(name, spec.name, tuple(range(spec.num_components)), spec.columns, spec.unit)
         if name in spec.columns:
             return Target(name, spec.name, (spec.columns.index(name),), (name,), spec.unit)
-    known = ", ".join(spec.name for spec in FIELDS.values() if spec.location == "point")
-    raise UsageError(
-        f"there is no field {name!r} at points; known are {known}, and their components, such as displacement_z"
-    )
+    return None
+
+
+def resolve_inputs(names: Sequence[str], option: str) -> tuple[Target, ...]:
+    """Find what a model is told: fields, components, and features of the shape, "geometry" for all of those.
+
+    Raises:
+        UsageError: If one is unknown or named twice, with the option that named it.
+
+    >>> [told.name for told in resolve_inputs(["temperature", "slice_offset"], "--features")]
+    ['temperature', 'slice_offset']
+    """
+    spelled = [
+        n for name in names for n in ([f.name for f in resolve_features(name)] if name == "geometry" else [name])
+    ]
+    _check_twice(spelled, option)
+    found = []
+    for name in spelled:
+        told = _find(name, (*FIELDS.values(), *SHAPE_FEATURES.values()))
+        if told is None:
+            known = ", ".join(spec.name for spec in FIELDS.values() if spec.location == "point")
+            raise UsageError(
+                f"there is nothing called {name!r} at points; known are the fields {known}, the features of the shape "
+                f"{', '.join(SHAPE_FEATURES)} (geometry: all of them), and their components"
+            )
+        found.append(told)
+    return tuple(found)
+
+
+def _check_twice(names: Sequence[str], option: str) -> None:
+    if len(set(names)) != len(names):
+        raise UsageError(f"{option} names a field twice: {', '.join(names)}")
 
 
 def resolve_targets(names: Sequence[str], option: str) -> tuple[Target, ...]:
@@ -65,8 +111,7 @@ def resolve_targets(names: Sequence[str], option: str) -> tuple[Target, ...]:
     Raises:
         UsageError: If one is unknown or named twice, with the option that named it.
     """
-    if len(set(names)) != len(names):
-        raise UsageError(f"{option} names a field twice: {', '.join(names)}")
+    _check_twice(names, option)
     return tuple(resolve_target(name) for name in names)
 
 

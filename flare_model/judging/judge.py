@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.data.batches import Batch
 from flare_model.data.splits import Split, has_split, open_loader
-from flare_model.data.targets import resolve_targets, spans
+from flare_model.data.targets import resolve_inputs, resolve_targets, spans
 from flare_model.judging.interference import (
     Risk,
     assess,
@@ -34,7 +34,7 @@ def predictions(surrogate: Surrogate, split: Split) -> Iterator[tuple[Batch, NDA
         UsageError: If the data set doesn't hold what the model predicts or is told.
     """
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
-    features = resolve_targets(surrogate.usage.features, "the checkpoint")
+    features = resolve_inputs(surrogate.usage.features, "the checkpoint")
     opened = Split(split.data, split.name, (*targets, *features))
     device = surrogate.point_scale.device
     for ragged in follow(open_loader(opened), len(opened), split.name, "case"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from flare_model.sizes import Implementation
 from lpbf_data.errors import UsageError
 
-OPTION: Final = "--model.init_args.config.mixer"
+OPTION: Final = "--recipe.mixer"
 
 _NO_TRITON: Final = "Triton 3.6 or newer is not installed here"
 

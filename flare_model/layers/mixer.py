@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everyone uses)
 from torch import Tensor, nn
 
-from flare_model.layers.backend import compute_dtype, mix_by_kernels
+from flare_model.layers.backend import OPTION, compute_dtype, mix_by_kernels
 from flare_model.layers.layout import Layout
 from flare_model.layers.pointwise import ResMLP
-from flare_model.sizes import Implementation
+from flare_model.sizes import IMPLEMENTATIONS, Implementation
 from lpbf_data.errors import UsageError
 
 
@@ -34,21 +34,6 @@ def mix(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = Non
     exists = None if mask is None else mask[:, None, None, :]
     encoded = F.scaled_dot_product_attention(latents, keys, values, attn_mask=exists, scale=1.0)
     return F.scaled_dot_product_attention(keys, latents, encoded, scale=1.0)
-
-
-def mix_ragged(queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
-    """The same for meshes joined along their points.
-
-    Args:
-        queries: Latent queries, [H, M, D].
-        keys: Keys of all points, [ΣN, H, D].
-        values: Values of all points, [ΣN, H, D].
-        offsets: First point of each mesh and the end of the last, [B + 1].
-
-    Returns:
-        [ΣN, H, D].
-    """
-    return mix_meshes(queries, keys, values, Layout.of(keys.flatten(1), offsets, None))
 
 
 def mix_explicitly(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -100,6 +85,38 @@ def _mix_by_kernels(queries: Tensor, keys: Tensor, values: Tensor, layout: Layou
     return mixing.mix(queries, keys, values, offsets=layout.offsets)
 
 
+def mix_by(model: nn.Module, implementation: Implementation) -> None:
+    """Choose how a model computes on this machine; its weights and its checkpoints stay the same.
+
+    Args:
+        model: FLARE, or another model with its mixers.
+        implementation: As for `mix_meshes`, for the pointwise networks too.
+
+    Raises:
+        UsageError: If there is no such way, or nothing in the model that mixes in different ways.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise UsageError(f"the mixer must be one of {', '.join(IMPLEMENTATIONS)}, not {implementation!r}")
+    modules = list(model.modules())
+    if not any(isinstance(module, FlareMixer) for module in modules):
+        if implementation != "auto":
+            raise UsageError(f"{OPTION} {implementation} is for FLARE; {type(model).__name__} mixes in one way alone")
+        return
+    for module in modules:
+        if isinstance(module, FlareMixer | ResMLP):
+            module.implementation = implementation
+
+
+class LatentMixing(nn.Module):
+    """`mix_meshes` as a module without weights: its forward hooks see queries and keys, which the encoder weighs by."""
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, layout: Layout, implementation: Implementation
+    ) -> Tensor:
+        """Arguments and result of `mix_meshes`."""
+        return mix_meshes(queries, keys, values, layout, implementation)
+
+
 class FlareMixer(nn.Module):
     """Token mixing through latents (section 3.2): learned queries, keys and values from deep networks.
 
@@ -111,6 +128,9 @@ class FlareMixer(nn.Module):
         implementation: How to mix; see `mix_meshes`.
     """
 
+    splits = True
+    """It is `project`, `mix` and `leave`, of which `mix` alone looks at more than one point."""
+
     def __init__(
         self, channels: int, num_heads: int, num_latents: int, layers: int, implementation: Implementation = "auto"
     ) -> None:
@@ -120,6 +140,7 @@ class FlareMixer(nn.Module):
         self.latent_queries = nn.Parameter(torch.empty(num_heads, num_latents, channels // num_heads))
         self.keys = ResMLP(channels, channels, channels, layers, implementation=implementation)
         self.values = ResMLP(channels, channels, channels, layers, implementation=implementation)
+        self.mixing = LatentMixing()
         self.leave = nn.Linear(channels, channels)
         nn.init.normal_(self.latent_queries, std=0.1)
 
@@ -144,5 +165,5 @@ class FlareMixer(nn.Module):
         """Keys and values to mixed values, laid out alike; the only place where points meet."""
         heads = (*keys.shape[:-1], self.num_heads, keys.shape[-1] // self.num_heads)
         keys, values = keys.reshape(heads), values.reshape(heads)
-        mixed = mix_meshes(self.latent_queries.to(keys.dtype), keys, values, layout, self.implementation)
+        mixed: Tensor = self.mixing(self.latent_queries.to(keys.dtype), keys, values, layout, self.implementation)
         return mixed.flatten(-2)

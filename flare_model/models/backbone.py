@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final, Self, cast
+from typing import Final, Protocol, Self, cast
 
 import torch
 import torch.utils.checkpoint
@@ -17,11 +17,24 @@ from flare_model.checkpoints.files import Description, restore_model
 from flare_model.checkpoints.hub import Pretrained
 from flare_model.checkpoints.spec import spec_of
 from flare_model.layers.layout import Layout
-from flare_model.layers.mixer import FlareMixer
 from lpbf_data.errors import UsageError
 
 _CHUNK: Final = 1 << 19
 """Points of a chunk, where the backward pass computes things again."""
+
+
+class SplitMixer(Protocol):
+    """A mixer in three parts, of which only the second looks at more than one point."""
+
+    @property
+    def leave(self) -> Callable[[Tensor], Tensor]:
+        """Of single points: what `mix` returns, to what the mixer returns."""
+
+    def project(self, norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, ...]:
+        """Of single points: norm(x) to what is mixed."""
+
+    def mix(self, *projected: Tensor, layout: Layout) -> Tensor:
+        """Let points meet."""
 
 
 class Block(nn.Module):
@@ -34,7 +47,8 @@ class Block(nn.Module):
 
     Either may have a method `behind`, as [ResMLP][flare_model.layers.pointwise.ResMLP] has: it is called with the
     LayerNorm and what enters that, so that one kernel can do both. A mixer with a true `tiled` gets joined meshes cut
-    into [tiles][flare_model.layers.mesh_tiles.MeshTiles].
+    into [tiles][flare_model.layers.mesh_tiles.MeshTiles]; one with a true `splits` is a `SplitMixer`, as
+    [FlareMixer][flare_model.layers.mixer.FlareMixer] is, and saves memory where activations are computed again.
     """
 
     def __init__(self, channels: int, mixer: nn.Module, pointwise: nn.Module) -> None:
@@ -50,19 +64,21 @@ class Block(nn.Module):
         return x + _behind(self.pointwise_norm, self.pointwise, x)
 
     def forward_in_chunks(self, x: Tensor, layout: Layout) -> Tensor:
-        """The same, with all but the mixing itself in chunks of points, of which nothing but their input is kept."""
-        if not isinstance(self.mixer, FlareMixer):
-            return self.forward(x, layout)
-        mixer = self.mixer
-        keys, values = in_chunks(lambda part: mixer.project(self.mixer_norm, part), x)
-        (out,) = in_chunks(self._leave, x, mixer.mix(keys, values, layout))
-        return out
+        """The same, with all but the mixing itself in chunks of points, of which nothing but their input is kept.
 
-    def _leave(self, x: Tensor, mixed: Tensor) -> tuple[Tensor]:
-        """What follows the mixing: a function of single points."""
-        assert isinstance(self.mixer, FlareMixer)
-        x = x + self.mixer.leave(mixed)
-        return (x + _behind(self.pointwise_norm, self.pointwise, x),)
+        A mixer that doesn't split is computed whole.
+        """
+        if not getattr(self.mixer, "splits", False):
+            return self.forward(x, layout)
+        mixer = cast("SplitMixer", self.mixer)
+        projected = in_chunks(lambda part: mixer.project(self.mixer_norm, part), x)
+
+        def follow(x: Tensor, mixed: Tensor) -> tuple[Tensor]:
+            x = x + mixer.leave(mixed)
+            return (x + _behind(self.pointwise_norm, self.pointwise, x),)
+
+        (out,) = in_chunks(follow, x, mixer.mix(*projected, layout=layout))
+        return out
 
 
 def _behind(norm: nn.LayerNorm, module: nn.Module, x: Tensor, *more: object) -> Tensor:

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +46,6 @@ _TOLERANCE: Final = 1e-3
 """Of the largest prediction; a GPU may round products more coarsely."""
 _GPU_TOLERANCE: Final = 1e-2
 _LEAST: Final = 1e-6
-
-
-class PointModel(Protocol):
-    """What a model does; see the module's text for shapes and promises."""
-
-    def __call__(self, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
-        """Predict the targets at the points."""
 
 
 def check_contract(model: nn.Module, num_features: int, num_targets: int, *, name: str, all_used: bool = False) -> None:

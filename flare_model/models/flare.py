@@ -9,10 +9,10 @@ from functools import partial
 
 from torch import nn
 
-from flare_model.layers.mixer import FlareMixer
+from flare_model.layers.mixer import FlareMixer, mix_by
 from flare_model.layers.pointwise import ResMLP
 from flare_model.models.backbone import Backbone, Block
-from flare_model.sizes import FlareConfig
+from flare_model.sizes import FlareConfig, Implementation
 
 
 class Flare(Backbone):
@@ -20,15 +20,19 @@ class Flare(Backbone):
 
     Args:
         config: Sizes of the model.
+        mixer: How to mix here: triton for the GPU's kernels, sdpa for two attention calls, reference for matrices
+            written out, auto for the kernels where they can run and sdpa elsewhere. With the kernels, pointwise
+            networks of 64 or 128 channels run in one kernel each under 16-bit precision, with the LayerNorm before
+            them. Checkpoints don't hold it; `mix_by` changes it.
     """
 
-    def __init__(self, config: FlareConfig = FlareConfig()) -> None:  # noqa: B008 (frozen)
+    def __init__(self, config: FlareConfig = FlareConfig(), mixer: Implementation = "auto") -> None:  # noqa: B008 (frozen)
         width, layers = config.channels, config.projection_layers
         blocks = (
             Block(
                 width,
-                FlareMixer(width, config.num_heads, config.num_latents, config.mixer_layers, config.mixer),
-                ResMLP(width, width, width, config.pointwise_layers, implementation=config.mixer),
+                FlareMixer(width, config.num_heads, config.num_latents, config.mixer_layers),
+                ResMLP(width, width, width, config.pointwise_layers),
             )
             for _ in range(config.num_blocks)
         )
@@ -36,6 +40,7 @@ class Flare(Backbone):
         leave = ResMLP(width, width, config.out_dim, layers, output_residual=False)
         super().__init__(config.in_dim, width, enter, blocks, leave)
         self.config = config
+        mix_by(self, mixer)
         self.apply(partial(initialise_linear, deviation=config.initial_deviation))
 
 

@@ -55,19 +55,39 @@ class PhysicsAttention(nn.Module):
         scores = self.slices(self.assign(x).unflatten(-1, (self.num_heads, -1)))
         weights = torch.softmax(scores / self.temperature.clamp(0.1, 5.0), dim=-1)
         values = self.values(x).unflatten(-1, (self.num_heads, -1))
-        weights = weights.to(values.dtype)
         if mask is not None:
             weights = weights * mask[:, :, None, None]
-        sums, totals = torch.einsum("bnhg,bnhd->bhgd", weights, values), weights.sum(dim=1)
-        if tiles is not None:
-            sums, totals = tiles.total(sums), tiles.total(totals)
-        means = sums / (totals + 1e-5).unsqueeze(-1)
-        queries, keys, slice_values = self.slice_attention(means).chunk(3, dim=-1)
+        means = slice_means(weights, values, tiles)
+        weights = weights.to(values.dtype)
+        queries, keys, slice_values = self.slice_attention(means.to(values.dtype)).chunk(3, dim=-1)
         attended = F.scaled_dot_product_attention(queries, keys, slice_values)
         if tiles is not None:
             attended = tiles.spread(attended).to(weights.dtype)
         out: Tensor = self.leave(torch.einsum("bnhg,bhgd->bnhd", weights, attended).flatten(-2))
         return out
+
+
+def slice_means(weights: Tensor, values: Tensor, tiles: MeshTiles | None = None) -> Tensor:
+    """Mean over the points of a mesh that each slice takes.
+
+    Sums are taken in float32 at least, also where autocast takes products in 16 bits: bfloat16 has three digits for
+    the sum of the weights, and float16 ends at 65,504 points.
+
+    Args:
+        weights: What each slice takes of each point, 0 where there is none, [B, N, H, G]; of tiles, [R, L, H, G].
+        values: Values of the points, [B, N, H, D]; of tiles, [R, L, H, D].
+        tiles: Which tiles are of which mesh.
+
+    Returns:
+        [B, H, G, D], float32 at least.
+    """
+    wide = torch.promote_types(weights.dtype, torch.float32)
+    with torch.autocast(weights.device.type, enabled=False):
+        weights = weights.to(wide)
+        sums, totals = torch.einsum("bnhg,bnhd->bhgd", weights, values.to(wide)), weights.sum(dim=1)
+        if tiles is not None:
+            sums, totals = tiles.total(sums), tiles.total(totals)
+        return sums / (totals + 1e-5).unsqueeze(-1)
 
 
 class PlaceholderProjection(nn.Module):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from flare_model.data.finite import not_finite
 from lpbf_data.case.schema import FIELDS, SYMMETRIC_TENSOR
 from lpbf_data.case.tensor_order import VTK_ORDER, reorder
 from lpbf_data.errors import GeometryError, LpbfError, StoreError, UsageError
@@ -274,8 +275,10 @@ def _read_mesh(path: Path) -> Part:
     mesh = _open_mesh(path)
     cells, remarks = _cells_of(path, mesh)
     points = np.asarray(mesh.points, np.float32)
-    if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
-        raise StoreError(f"{path}: points must be [N, 3] finite numbers")
+    if points.ndim != 2 or points.shape[1] != 3:
+        raise StoreError(f"{path}: points must be [N, 3] numbers, but are {list(points.shape)}")
+    if said := not_finite(points):
+        raise StoreError(f"{path}: coordinates aren't finite numbers: {said}; write the mesh again from a sound one")
     if not cells.size:
         raise StoreError(f"{path} holds no cells; only hexahedral meshes can be predicted on")
     if not (cells.min() >= 0 and cells.max() < len(points)):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import os
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import torch
 
-from flare_model.training.recipe import Recipe, choose_precision
+from flare_model.training.recipe import Recipe, check_device, choose_precision
 from lpbf_data.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Fabric", "Precision", "device_of", "open_fabric"]
 
 _CUBLAS: Final = ":4096:8"
+_INTERACTIVE: Final = ("bash", "interactive")
+"""Names of jobs in which people start processes by hand, as Fabric has it."""
 
 
 def __getattr__(name: str) -> Any:
@@ -61,7 +65,7 @@ def _leave_cudnn_attention() -> None:
 def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> tuple[Fabric, Precision]:
     """Join the processes of this run, and choose device and precision.
 
-    One process by itself, or as many as torchrun started.
+    One process by itself, or as many as torchrun or srun started.
 
     Args:
         recipe: Says the precision, and whether kernels are to be deterministic.
@@ -71,11 +75,13 @@ def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> t
         The fabric, launched, and its precision.
 
     Raises:
-        UsageError: If there is no GPU where one is asked for, or the precision doesn't go with the device.
+        UsageError: If there is no GPU where one is asked for, precision or step graphs don't go with the device, or
+            SLURM's tasks weren't started.
     """
     on_gpu = accelerator != "cpu" and torch.cuda.is_available()
     if accelerator == "gpu" and not on_gpu:
         raise UsageError("--accelerator gpu, but PyTorch finds no GPU here; use auto or cpu")
+    check_device(recipe, on_gpu=on_gpu)
     name = choose_precision(recipe.precision, on_gpu=on_gpu)
     precision = _make_precision(name, "cuda" if on_gpu else "cpu")
     _leave_cudnn_attention()
@@ -84,17 +90,57 @@ def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> t
     if recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _CUBLAS)
         torch.use_deterministic_algorithms(mode=True, warn_only=True)
-    local, world = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    together = torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
+    devices, nodes, launcher = _processes()
+    if launcher == "SLURMEnvironment":  # What srun started counts; Fabric compares with what the whole job asked for.
+        step = {"SLURM_NTASKS": devices * nodes, "SLURM_NTASKS_PER_NODE": devices, "SLURM_NNODES": nodes}
+        os.environ.update({name: str(number) for name, number in step.items()})
+    environment = getattr(_fabric().plugins.environments, launcher)()
     fabric: Fabric = _fabric().Fabric(
         accelerator="gpu" if on_gpu else "cpu",
-        devices=local if together else 1,
-        num_nodes=world // local if together else 1,
-        strategy="ddp" if together else "auto",
-        plugins=[precision],
+        devices=devices,
+        num_nodes=nodes,
+        strategy="auto" if launcher == "LightningEnvironment" else "ddp",
+        plugins=[precision, environment],
     )
     fabric.launch()
+    # At the end, before Fabric ends the process group: what a wrapped model in a cycle holds of it goes first. Where
+    # the model is the last to hold it, its end can wait for ever (PyTorch 2.13, gloo).
+    atexit.register(gc.collect)
     return fabric, precision
+
+
+def _processes() -> tuple[int, int, str]:
+    """Processes a node, nodes, and the name of Fabric's class for what started them: torchrun, srun or nothing.
+
+    Raises:
+        UsageError: If SLURM gave the job several tasks, and srun didn't start them.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
+        local, world = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+        return local, world // local, "TorchElasticEnvironment"
+    if os.environ.get("SLURM_JOB_NAME") in _INTERACTIVE:
+        return 1, 1, "LightningEnvironment"
+    asked, started = (_number(name) for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"))
+    if started > 1:
+        nodes = _number("SLURM_STEP_NUM_NODES")
+        if started % nodes:
+            raise UsageError(
+                f"srun started {started} processes on {nodes} nodes; training takes as many on each: give srun "
+                f"--ntasks-per-node instead of --ntasks"
+            )
+        return started // nodes, nodes, "SLURMEnvironment"
+    if asked > 1 and "SLURM_STEP_ID" not in os.environ:
+        raise UsageError(
+            f"SLURM gave this job {asked} tasks, but this process was started alone: write srun before python to train "
+            "with all of them, or ask sbatch for --ntasks=1"
+        )
+    return 1, 1, "LightningEnvironment"
+
+
+def _number(name: str) -> int:
+    """A variable of SLURM as a number; 1 where it isn't set, or is none."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() and int(text) else 1
 
 
 def device_of(accelerator: str) -> torch.device:

@@ -76,7 +76,8 @@ def _versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    # Packages of PyTorch for one CUDA version or another have one version as packages; PyTorch itself tells them apart.
+    return found | {"torch": str(torch.__version__)}
 
 
 def _commit() -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from flare_model.sizes import Implementation
 from lpbf_data.errors import UsageError
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
@@ -32,6 +33,8 @@ class Recipe:
     Args:
         epochs: Times that every case is seen (Table 4: 250).
         batch_size: Cases in a batch, on each device (C.3: 1 for 3D problems).
+        max_points: Points in a batch at most, on each device, so that steps of unlike parts cost alike: as many cases
+            as fit, and no more than batch_size where that is above 1; 0 for batches of batch_size cases.
         accumulate: Batches in a step of the optimiser.
         loss: relative_l2 (C.3), the mean over cases of each one's relative error in physical units; or mse, the mean
             over points of squared errors in units of the target's standard deviation, for targets that may be zero
@@ -52,10 +55,14 @@ class Recipe:
             none (the paper uses none).
         precision: auto is bf16-mixed on a GPU and 32-true elsewhere. The paper's LPBF runs are FP32 (with TF32).
         tf32: Let FP32 matrix products on a GPU round their inputs to TF32, as the published runs did.
+        mixer: How FLARE mixes: triton for the GPU's kernels, sdpa for two attention calls, reference for matrices
+            written out, auto for the kernels where they can run and sdpa elsewhere. With the kernels, pointwise
+            networks of 64 or 128 channels run in one kernel each under 16-bit precision, with the LayerNorm before
+            them. It is no part of the model: what was trained with kernels predicts without.
         compile: Compile the model with torch.compile in this mode; reduce-overhead uses CUDA graphs of its own.
         step_graphs: Record whole steps, the optimiser's included, as CUDA graphs, and launch each at once: several
             times as fast for parts of up to some 50,000 points, whose steps wait for launches. With one process and
-            the kernels; on a CPU it is left out.
+            the kernels, on a GPU.
         round_points: Fill each batch up to a multiple of so many points, so that CUDA graphs meet few sizes; 0 for not,
             but for 1024 under step_graphs.
         activation_checkpointing: Keep only what enters a block and compute the rest again in the backward pass; not
@@ -65,6 +72,7 @@ class Recipe:
 
     epochs: int = 250
     batch_size: int = 1
+    max_points: int = 0
     accumulate: int = 1
     loss: Loss = "relative_l2"
     learning_rate: float = 1e-3
@@ -78,6 +86,7 @@ class Recipe:
     ema_decay: float = 0.0
     precision: Precision = "auto"
     tf32: bool = False
+    mixer: Implementation = "auto"
     compile: CompileMode = "off"
     step_graphs: bool = False
     round_points: int = 0
@@ -92,7 +101,7 @@ class Recipe:
             raise UsageError(f"--recipe.warmup must lie between 0 and 1, not {self.warmup}")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"--recipe.ema_decay must lie between 0 and 1, not {self.ema_decay}")
-        for name in ("weight_decay", "round_points"):
+        for name in ("weight_decay", "round_points", "max_points"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"--recipe.{name} must not be negative, but is {getattr(self, name)}")
         self._check_step_graphs()
@@ -101,6 +110,7 @@ class Recipe:
         if not self.step_graphs:
             return
         for unfit, what in (
+            (self.max_points, "--recipe.max_points: batches then have any number of cases, each a graph of its own"),
             (self.accumulate > 1, f"--recipe.accumulate {self.accumulate}: a graph holds one batch"),
             (self.precision == "16-mixed", "--recipe.precision 16-mixed, whose loss scale is decided by the host"),
             (self.cycle_beta1, "--recipe.cycle_beta1: a graph keeps the beta1 that it was recorded with"),
@@ -117,6 +127,19 @@ class Recipe:
     def multiple(self) -> int:
         """What the points of a batch are filled up to a multiple of; 0 for not."""
         return self.round_points or (_ROUNDED if self.step_graphs else 0)
+
+
+def check_device(recipe: Recipe, *, on_gpu: bool) -> None:
+    """Refuse what a device can't do.
+
+    Raises:
+        UsageError: If CUDA graphs are asked for on a CPU.
+    """
+    if recipe.step_graphs and not on_gpu:
+        raise UsageError(
+            "--recipe.step_graphs needs a GPU: there are no CUDA graphs without one; train with --recipe.step_graphs "
+            "false here"
+        )
 
 
 def choose_precision(asked: Precision, *, on_gpu: bool) -> Literal["32-true", "bf16-mixed", "16-mixed"]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from flare_model.checkpoints.spec import ModelSpec
-from flare_model.data.targets import Target, resolve_targets
+from flare_model.data.targets import Target, resolve_inputs, resolve_targets
 from flare_model.training.recipe import Recipe
 from lpbf_data.errors import UsageError
 
 Accelerator = Literal["auto", "cpu", "gpu"]
+
+_LATER: Final = {"step_graphs": False, "max_points": 0, "mixer": "auto"}
+"""Options of the recipe that came later, and what they were before: runs that began without them go on."""
+
+_COORDINATES: Final = 3
+"""Numbers that every point of a data set comes with."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,7 @@ class Settings:
             "model": asdict(self.model),
             "targets": [t.name for t in self.targets],
             "features": [f.name for f in self.features],
-            # Runs that began before there were step graphs go on.
-            "recipe": {k: v for k, v in asdict(self.recipe).items() if k != "step_graphs" or v},
+            "recipe": {k: v for k, v in asdict(self.recipe).items() if k not in _LATER or v != _LATER[k]},
             "seed": self.seed,
             "max_steps": self.max_steps,
             "thin_to": self.thin_to,
@@ -104,11 +109,28 @@ def make_settings(model: ModelSpec, targets: Sequence[str], features: Sequence[s
         others: Attributes of Settings.
 
     Raises:
-        UsageError: If a name is unknown, a number out of range, or the model can't be found.
+        UsageError: If a name is unknown, a number out of range, the model can't be found, or its configuration is for
+            other data than these.
     """
-    wanted, known = resolve_targets(targets, "--targets"), resolve_targets(features, "--features")
-    fitted = model.fitted(3 + sum(f.width for f in known), sum(t.width for t in wanted))
-    return Settings(model=fitted, targets=wanted, features=known, **others)
+    wanted, known = resolve_targets(targets, "--targets"), resolve_inputs(features, "--features")
+    told, predicted = _COORDINATES + sum(f.width for f in known), sum(t.width for t in wanted)
+    _check_numbers(model.stated_numbers(), told, predicted)
+    return Settings(model=model.fitted(told, predicted), targets=wanted, features=known, **others)
+
+
+def _check_numbers(stated: Mapping[str, int], told: int, predicted: int) -> None:
+    """Refuse to train another model than the one that was configured."""
+    if stated.get("in_dim", told) != told:
+        raise UsageError(
+            f"the model is configured for {stated['in_dim']} numbers a point (in_dim), but the data set's points come "
+            f"with {told}: three coordinates and {told - _COORDINATES} components of --features. Such a configuration "
+            "is for data of another kind; choose another one, or leave in_dim out of it"
+        )
+    if stated.get("out_dim", predicted) != predicted:
+        raise UsageError(
+            f"the model is configured to predict {stated['out_dim']} numbers a point (out_dim), but --targets has "
+            f"{predicted}; name other targets, or leave out_dim out of the configuration"
+        )
 
 
 def changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -46,6 +46,9 @@ class StepGraphs:
         update: What follows: clipping and the optimiser.
         optimizer: The optimiser, capturable.
         model: What is trained.
+
+    Attributes:
+        replaying: Whether a step was begun and didn't end.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class StepGraphs:
         self._differentiate, self._update, self._optimizer, self._model = differentiate, update, optimizer, model
         self._recordings: OrderedDict[tuple[int, int], _Recording] = OrderedDict()
         self._pool: Any = None
+        self.replaying = False
 
     def __call__(self, batch: Batch) -> Tensor:
         """One step.
@@ -72,7 +76,10 @@ class StepGraphs:
             self._make_room(size)
             self._recordings[size] = self._record(batch)
         self._recordings.move_to_end(size)
-        return self._recordings[size].replay(batch)
+        self.replaying = True
+        loss = self._recordings[size].replay(batch)
+        self.replaying = False
+        return loss
 
     def _make_room(self, size: tuple[int, int]) -> None:
         """Before a larger size than any so far, start anew: smaller ones then find room in the memory of the largest.
@@ -90,15 +97,8 @@ class StepGraphs:
 
     def _record(self, batch: Batch) -> _Recording:
         static = batch.on(batch.points.device)
-        try:
-            self._warm_up(static)
-            return self._capture(static)
-        except torch.OutOfMemoryError as error:
-            raise UsageError(
-                f"a training step of {len(batch.points)} points doesn't fit into what is free of the GPU's memory; "
-                "lower --recipe.batch_size, thin parts with --thin_to, or train with --recipe.activation_checkpointing "
-                "true and --recipe.step_graphs false"
-            ) from error
+        self._warm_up(static)
+        return self._capture(static)
 
     def _capture(self, static: Batch) -> _Recording:
         graph = torch.cuda.CUDAGraph()

@@ -1,1 +1,4 @@
-"""Hexahedral meshes: neighbours, outer surface, voxelizing, drawing."""
+"""Meshes and surfaces: hexahedra, outer surface, layer groups, reading and repairing surfaces, voxelizing, drawing.
+
+It knows coordinates and cells, not where they come from or what is learned of them.
+"""

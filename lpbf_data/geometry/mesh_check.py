@@ -29,8 +29,7 @@ EXTENT_REFUSED: Final = 0.2
 _TRIALS: Final = (1, 2, 4)  # times as many points as were asked for, to keep a part whole
 _MANY: Final = 1.5  # times as many points as were asked for: from there on it is said
 _RAYS: Final = 500
-_MOST_HITS: Final = 4_000_000  # pairs of rays and triangles in all
-_AT_ONCE: Final = 500_000
+_MOST_HITS: Final = 10_000_000  # pairs of rays and triangles in all
 _FACING: Final = 0.9  # cosine: sides of a wall face away from each other, those of a wedge don't
 _THINNEST: Final = 0.01  # share of the surface that may be thinner still
 
@@ -128,54 +127,50 @@ def thinnest_wall(surface: Surface, spacing: NDArray[np.float64]) -> tuple[float
     corners = surface.vertices[surface.triangles]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     areas = np.linalg.norm(normals, axis=1)
-    proper = areas > 0
-    corners, normals, areas = corners[proper], normals[proper] / areas[proper, None], areas[proper]
     count = min(_RAYS, max(20, _MOST_HITS // len(corners)))
     rng = np.random.default_rng(0)
     chosen = np.searchsorted(np.cumsum(areas), (np.arange(count) + rng.random(count)) / count * areas.sum())
-    chosen = np.minimum(chosen, len(corners) - 1)
-    shares = rng.dirichlet((1, 1, 1), count)
+    chosen = chosen[chosen < len(corners)]
+    shares = rng.dirichlet((1, 1, 1), len(chosen))
     starts = np.einsum("ij,ijk->ik", shares, corners[chosen])
-    thickness = np.concatenate(
-        [
-            _first_wall(starts[part], -normals[chosen[part]], corners, normals)
-            for part in np.array_split(np.arange(count), max(1, count * len(corners) // _AT_ONCE))
-        ]
-    )
+    del corners
+    inwards = -normals[chosen] / areas[chosen, None]
+    thickness = np.array([_first_wall(surface, *ray) for ray in zip(starts, inwards, strict=True)])
     met = np.isfinite(thickness)
     if not met.any():
         return None
-    across = thickness[met] * np.linalg.norm(normals[chosen[met]] / spacing, axis=1)
+    across = thickness[met] * np.linalg.norm(inwards[met] / spacing, axis=1)
     place = int(np.argsort(across)[int(_THINNEST * len(across))])
     return float(thickness[met][place]), float(across[place])
 
 
-def _first_wall(
-    starts: NDArray[np.float64],
-    directions: NDArray[np.float64],
-    corners: NDArray[np.float64],
-    normals: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Distance from each start to the next triangle that faces the other way, [R]; infinite for wedges and misses.
+def _first_wall(surface: Surface, start: NDArray[np.float64], direction: NDArray[np.float64]) -> float:
+    """Distance from a place to the next triangle that faces the other way; infinite for wedges and misses.
 
-    Möller and Trumbore (1997), every ray with every triangle.
+    Möller and Trumbore (1997), for the triangles whose boxes the ray meets when it is looked along.
     """
-    first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-    across = np.cross(directions[:, None], second)  # [R, T, 3]
-    scale = np.einsum("tk,rtk->rt", first, across)
+    size = float(np.ptp(surface.bounds, axis=0).max())
+    flat = (surface.vertices - start) @ np.linalg.svd(direction[None])[2][1:].T  # [V, 2], the ray is the origin
+    sides = [flat[surface.triangles[:, k]] for k in range(3)]
+    low, high = np.minimum(np.minimum(*sides[:2]), sides[2]), np.maximum(np.maximum(*sides[:2]), sides[2])
+    near = ((low <= 1e-9 * size) & (high >= -1e-9 * size)).all(axis=1)
+    corner, second, third = (surface.vertices[surface.triangles[near, k]] for k in range(3))
+    one, other = second - corner, third - corner
+    normals = np.cross(one, other)
+    across = np.cross(direction, other)
+    scale = np.einsum("tk,tk->t", one, across)
     with np.errstate(divide="ignore", invalid="ignore"):
-        offset = starts[:, None] - corners[:, 0]
-        u = np.einsum("rtk,rtk->rt", offset, across) / scale
-        turned = np.cross(offset, first)
-        v = np.einsum("rk,rtk->rt", directions, turned) / scale
-        distance = np.einsum("tk,rtk->rt", second, turned) / scale
-        size = float(np.ptp(corners.reshape(-1, 3), axis=0).max())
+        offset = start - corner
+        u = np.einsum("tk,tk->t", offset, across) / scale
+        turned = np.cross(offset, one)
+        v = turned @ direction / scale
+        distance = np.einsum("tk,tk->t", other, turned) / scale
         hit = (u >= 0) & (v >= 0) & (u + v <= 1) & (distance > 1e-7 * size)
-    distance = np.where(hit, distance, np.inf)
-    nearest = np.argmin(distance, axis=1)
-    rows = np.arange(len(starts))
-    facing = np.einsum("rk,rk->r", directions, normals[nearest]) > _FACING
-    return np.where(facing, distance[rows, nearest], np.inf)
+    if not hit.any():
+        return math.inf
+    nearest = int(np.argmin(np.where(hit, distance, np.inf)))
+    facing = float(normals[nearest] @ direction) > _FACING * float(np.linalg.norm(normals[nearest]))
+    return float(distance[nearest]) if facing else math.inf
 
 
 def remarks_on(check: MeshCheck, name: str) -> tuple[Remark, ...]:

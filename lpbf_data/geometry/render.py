@@ -184,12 +184,12 @@ def _draw(pyvista: Any, plotter: Any, panel: Panel, style: dict[str, Any]) -> No
     faces = outer_faces(case.points, case.cells)
     surface = pyvista.PolyData(points, np.insert(faces, 0, 4, axis=1).ravel())
     look = {"show_edges": len(faces) < _MOST_EDGES, "edge_color": "#50545a", "line_width": 0.4}
-    look |= {"ambient": 0.45, "diffuse": 0.6, "specular": 0.0}
     if values is None:
-        plotter.add_mesh(surface, color=_PLAIN, **look)
+        plotter.add_mesh(surface, color=_PLAIN, ambient=0.45, diffuse=0.6, specular=0.0, **look)
     elif len(values) == len(points):
         surface.point_data["values"] = values
-        plotter.add_mesh(surface, scalars="values", show_scalar_bar=False, **style, **look)
+        # Without light: a colour on the surface is the one that the colour bar has for its value.
+        plotter.add_mesh(surface, scalars="values", show_scalar_bar=False, lighting=False, **style, **look)
     else:
         raise UsageError(f"{panel.field} is a field of cells; only fields of points can be drawn")
     if panel.label:

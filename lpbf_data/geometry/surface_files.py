@@ -13,6 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.face_counts import check_face_count, refuse_too_many
 from lpbf_data.geometry.stl import read_stl
 from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
 from lpbf_data.geometry.surface_repair import repair, shells_of
@@ -87,16 +88,20 @@ def _load(path: Path, units: Units | None) -> tuple[Surface, list[Remark]]:
     suffix = path.suffix.lower()
     if suffix not in SURFACE_SUFFIXES:
         raise GeometryError(f"surfaces are read from {', '.join(SURFACE_SUFFIXES)} files")
+    loose: list[NDArray[np.float64]] = []  # handed on without keeping it: memory is bounded
     try:
         if suffix == ".stl":
             corners, remarks = read_stl(path)
         elif suffix == ".3mf":
             corners, stated = read_3mf(path)
         else:
+            check_face_count(path)
             corners = _read_with_trimesh(path)
     except OSError as error:
         raise GeometryError(f"it can't be read: {error.strerror or error}") from error
-    surface, repaired = repair(corners, path.name)
+    loose.append(corners)
+    del corners
+    surface, repaired = repair(loose.pop(), path.name)
     unit = units or stated or "mm"
     if units and stated and units != stated:
         sentence = f"lengths of a file that states {stated} were read in {units}, as was asked for"
@@ -118,6 +123,7 @@ def _read_with_trimesh(path: Path) -> NDArray[np.float64]:
         raise GeometryError(f"it can't be read as a surface: {error or type(error).__name__}") from error
     if not isinstance(mesh, trimesh.Trimesh) or len(mesh.faces) == 0:
         raise GeometryError("it holds no triangulated surface")
+    refuse_too_many(len(mesh.faces))
     vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise GeometryError("a face names a vertex that isn't there")

@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.rows import unique_rows
 from lpbf_data.geometry.voxelize import Surface, inside_surface
 from lpbf_data.remarks import Remark, Treatment
 
@@ -39,8 +40,9 @@ def repair(corners: NDArray[np.float64], name: str) -> tuple[Surface, list[Remar
         raise GeometryError("it holds no triangles")
     if not np.isfinite(corners).all():
         raise GeometryError("a coordinate of the surface is not a finite number")
-    vertices, triangles = np.unique(corners.reshape(-1, 3), axis=0, return_inverse=True)
-    triangles = triangles.reshape(-1, 3)
+    first, number = unique_rows(corners.reshape(-1, 3))
+    vertices, triangles = corners.reshape(-1, 3)[first], number.reshape(-1, 3)
+    del corners, first, number
     vertices, triangles, remarks = _weld(vertices, triangles, name)
     triangles, merged = _merge(triangles)
     if merged:
@@ -70,9 +72,12 @@ def edges_of(triangles: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[n
         triangles: [T, 3].
     """
     starts, ends = triangles.T.ravel(), triangles[:, [1, 2, 0]].T.ravel()
-    least, most = np.minimum(starts, ends), np.maximum(starts, ends)
-    edges = np.unique(least * (int(triangles.max(initial=0)) + 1) + most, return_inverse=True)[1]
-    return edges.ravel(), starts < ends
+    up = starts < ends
+    keys = np.minimum(starts, ends)
+    keys *= int(triangles.max(initial=0)) + 1
+    keys += np.maximum(starts, ends)
+    del starts, ends
+    return np.unique(keys, return_inverse=True)[1].ravel(), up
 
 
 def _weld(
@@ -123,8 +128,7 @@ def _merge(triangles: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
     even numbers of triangles; else one of them is a copy that was turned.
     """
     ordered = np.sort(triangles, axis=1)
-    _, first, place = np.unique(ordered, axis=0, return_index=True, return_inverse=True)
-    place = place.ravel()
+    first, place = unique_rows(ordered)
     even = (triangles[:, 0] < triangles[:, 1]).astype(int) + (triangles[:, 1] < triangles[:, 2])
     even = (even + (triangles[:, 2] < triangles[:, 0])) % 2  # whether the corners are an even permutation
     sided = np.unique(place * 2 + even, return_index=True)[1]

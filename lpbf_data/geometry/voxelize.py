@@ -20,6 +20,7 @@ from scipy import ndimage
 
 from lpbf_data.cached import cached_property
 from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.rows import unique_rows
 
 _SAMPLES: Final = 1  # NetFabb's rule: a cell belongs to the part when its centre does
 _OFF_CENTRE: Final = 1e-6 * np.array([0.6180339887, 0.3819660113])
@@ -337,6 +338,11 @@ class VoxelMesh:
         """Number of cells E."""
         return len(self.indices)
 
+    @property
+    def num_planes(self) -> int:
+        """Planes of cells from the build plate to the highest cell."""
+        return int(self.indices[:, 2].max()) + 1
+
 
 def _number_points(
     indices: NDArray[np.int64],
@@ -485,8 +491,9 @@ def surface_of_arrays(vertices: NDArray[Any], triangles: NDArray[Any]) -> Surfac
     Raises:
         GeometryError: See `Surface`.
     """
-    unique, inverse = np.unique(np.asarray(vertices, np.float64), axis=0, return_inverse=True)
-    merged = inverse.ravel()[np.asarray(triangles, np.int64)]
+    vertices = np.asarray(vertices, np.float64)
+    first, place = unique_rows(vertices)
+    merged = place[np.asarray(triangles, np.int64)]
     proper = (merged[:, 0] != merged[:, 1]) & (merged[:, 1] != merged[:, 2]) & (merged[:, 2] != merged[:, 0])
     used, numbers = np.unique(merged[proper], return_inverse=True)
-    return Surface(unique[used], numbers.reshape(-1, 3))
+    return Surface(vertices[first[used]], numbers.reshape(-1, 3))

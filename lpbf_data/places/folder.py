@@ -84,7 +84,11 @@ class DatasetFolder:
 
             repository, asked = (hub_url[1], hub_url[2]) if hub_url else (self.name, None)
             self.files = HubFiles(
-                repository, revision=revision or asked, cache_dir=cache_dir, token=token, offline=offline
+                repository,
+                revision=revision or asked,
+                cache_dir=None if cache_dir is None else Path(cache_dir).expanduser().absolute(),
+                token=token,
+                offline=offline,
             )
         elif "://" in self.name:
             self.files = UrlFiles(self.name)
@@ -128,7 +132,8 @@ class LocalFiles:
     identity = ""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.absolute()  # the process may go to another folder, and workers may start there
+        # Whole, since programs change their folder after opening a data set (hydra does).
+        self.root = root.absolute()
 
     def local_path(self, relative: str) -> Path | None:
         """Where a file lies."""

@@ -48,6 +48,7 @@ try:
     import fcntl
 except ImportError:  # Windows has no flock; there, an open file can't be removed anyway
     fcntl = None  # type: ignore[assignment]
+_LOCKABLE: bool = fcntl is not None
 
 Cache = str | Path | bool | None
 """Where to keep decoded cases: a folder; True or None for the default one; False for nowhere."""
@@ -97,7 +98,7 @@ def parse_size(size: int | str) -> int:
 
 
 def _expanded(folder: str | Path, name: str) -> Path:
-    """A whole path: with ~ spelled out, and from where the process is now.
+    """A whole path, with ~ spelled out; programs change their folder after opening a data set (hydra does).
 
     Raises:
         UsageError: If whose home that is isn't known.
@@ -203,8 +204,8 @@ class CachedCases:
         Returns:
             Whether the collection is still there, now that nobody can remove it.
         """
-        if fcntl is None:
-            return True  # type: ignore[unreachable]
+        if not _LOCKABLE:
+            return True
         try:
             descriptor = os.open(self.folder / _USED, os.O_RDONLY)
         except OSError:
@@ -375,7 +376,7 @@ def _remove(folder: Path) -> bool:
     gone = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.gone")
     try:
         with contextlib.ExitStack() as stack:
-            if fcntl is not None and (folder / _USED).exists():
+            if _LOCKABLE and (folder / _USED).exists():
                 descriptor = os.open(folder / _USED, os.O_RDONLY)
                 stack.callback(os.close, descriptor)
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

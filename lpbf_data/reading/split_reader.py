@@ -197,17 +197,6 @@ class SplitReader:
         content = self.folder.files.read_range(address.shard, 0, None)
         return NpzCase(content, address.num_points, f"{self.folder.name}/{address.shard}")
 
-    def read_metadata(self, index: int) -> dict[str, Any]:
-        """The metadata of a case of the npz layout, read without unpickling it; empty for other layouts.
-
-        Args:
-            index: Its number in the split.
-        """
-        if self.catalog.layout != "npz":
-            return {}
-        with _Telling(self.folder.name, self.addresses[index]):
-            return self._open_npz(self.addresses[index]).read_metadata()
-
     def neighbours(self, index: int) -> list[int]:
         """Cases around this one in its shard that are worth fetching with it: some 8 MB, where it lies elsewhere.
 

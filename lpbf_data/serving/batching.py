@@ -9,10 +9,19 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
+from lpbf_data.errors import StoreError
 from lpbf_data.reading.recycling import RECYCLER
 
+MEMORY_CURE: Final = "Make /dev/shm larger (docker run --shm-size=2g, or --ipc=host)"
+"""What helps where shared memory is full."""
+
 _APART: Final = frozenset({"pos", "y", "case_id", "cells", "edge_index"})
+
+
+class SharedMemoryError(StoreError):
+    """There is no room in shared memory for what a worker has to hand over."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +67,33 @@ class RaggedBatch:
 
 
 def collate_ragged(samples: Sequence[Mapping[str, Any]]) -> RaggedBatch:
-    """Join samples in the format "torch".
+    """Join samples in the format "torch"; in a worker of a DataLoader, in shared memory.
 
     Args:
         samples: Dicts of tensors, as `load_dataset(…, format="torch")` gives them, or of arrays.
+
+    Raises:
+        KeyError: If a sample has no points or no target.
+        SharedMemoryError: If a worker finds no room in shared memory. (Found later, when the batch is sent, it
+            would let the DataLoader wait for ever.)
+    """
+    batch = join_ragged(samples)
+    if get_worker_info() is None:
+        return batch
+    try:
+        return batch._map(lambda values: values.share_memory_())
+    except RuntimeError as error:
+        raise SharedMemoryError(
+            f"a worker finds no room in shared memory for the batch of {', '.join(batch.case_ids)} ({error}). "
+            f"{MEMORY_CURE}, or use num_workers=0"
+        ) from error
+
+
+def join_ragged(samples: Sequence[Mapping[str, Any]]) -> RaggedBatch:
+    """Join samples in the format "torch", in memory of this process.
+
+    Args:
+        samples: Dicts of tensors or of arrays.
 
     Raises:
         KeyError: If a sample has no points or no target.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 from torch_geometric.data import Dataset
 
+from lpbf_data.case.feature_schema import FEATURES_VERSION, resolve_features
 from lpbf_data.case.statistics import FieldStatistics
 from lpbf_data.errors import UsageError
 from lpbf_data.places.folder import DatasetFolder
@@ -23,7 +24,7 @@ from lpbf_data.serving.ranks import check_rank, check_seed
 from lpbf_data.serving.samples import CaseSamples, SampleFormat, Transform
 from lpbf_data.serving.sampling import Uneven
 from lpbf_data.serving.stream import CaseStream, OnError
-from lpbf_data.serving.worker_epochs import shared_numbers
+from lpbf_data.serving.worker_epochs import SharedNumbers
 from lpbf_data.stores.selection import TARGET_FIELD, Selection
 
 __all__ = ["CaseDataset", "CaseStream", "load_dataset"]
@@ -45,7 +46,7 @@ class CaseDataset(Dataset):  # type: ignore[misc]
         self.samples = samples
         self.seed = check_seed(seed)
         # Shared with the workers of a DataLoader that live on: the epoch and one, 0 until one is set.
-        self._epoch = shared_numbers(1)
+        self._epoch = SharedNumbers(1)
         self._reads: Counter[int] = Counter()
 
     def set_epoch(self, epoch: int) -> None:
@@ -61,11 +62,6 @@ class CaseDataset(Dataset):  # type: ignore[misc]
     def sizes(self) -> NDArray[np.int64]:
         """Points of each case, in the order of the samples."""
         return self.samples.sizes[list(self.indices())]
-
-    @property
-    def field_names(self) -> tuple[str, ...]:
-        """Names of the tensors of a sample."""
-        return self.samples.tensors.selection.names
 
     def __getitem__(self, idx: Any) -> Any:
         """A sample, or the data set of some of the cases: slice, list of numbers, or mask.
@@ -85,7 +81,7 @@ class CaseDataset(Dataset):  # type: ignore[misc]
         """One sample."""
         if not getattr(self.samples.transform, "random", False):
             return self.samples.sample(idx)
-        if (epoch := int(self._epoch) - 1) >= 0:
+        if (epoch := self._epoch[0] - 1) >= 0:
             return self.samples.sample(idx, seed=self.seed, epoch=epoch)
         # Nobody says which epoch it is. A worker's seed differs from iteration to iteration of a DataLoader, unless
         # workers live on; how often a case was read here, where they do.
@@ -94,16 +90,20 @@ class CaseDataset(Dataset):  # type: ignore[misc]
         drawn = [self._reads[idx] - 1] if worker is None else [self._reads[idx] - 1, worker.seed]
         return self.samples.sample(idx, seed=self.seed, epoch=drawn)
 
+    def feature_statistics(self) -> dict[str, FieldStatistics]:
+        """Statistics of each column of the features that it was opened with; every case is read once.
+
+        Returns:
+            Column name, say "part_offset_x", to statistics.
+        """
+        return self.samples.feature_statistics(self.indices())
+
     def statistics(self) -> dict[str, FieldStatistics]:
         """Statistics of each column over the cases, by the names of the columns, such as "displacement_z".
 
         From the manifest; for the published layout, which has none, from the values of the selected fields.
         """
         return self.samples.statistics(self.indices())
-
-    def metadata(self, idx: int) -> dict[str, Any]:
-        """What the published layout has in `_metadata` of a case, read without unpickling; empty for other layouts."""
-        return self.samples.tensors.reader.read_metadata(self.indices()[idx])
 
 
 def load_dataset(
@@ -115,6 +115,7 @@ def load_dataset(
     fields: Sequence[str] | str | None = None,
     edges: bool = False,
     cells: bool = True,
+    features: Sequence[str] | str = (),
     transform: Transform | None = None,
     shuffle: bool = False,
     seed: int = 0,
@@ -142,6 +143,8 @@ def load_dataset(
         fields: Fields to read; all stored ones by default. Fewer fields are read faster; `[]` reads points and target.
         edges: Derive `edge_index` [2, num_edges] from the cells.
         cells: Give the cells [E, 8].
+        features: Features of the shape, derived from points and cells when a case is decoded: names of
+            [SHAPE_FEATURES][lpbf_data.case.feature_schema.SHAPE_FEATURES], or "geometry" for all.
         transform: Applied to every sample.
         shuffle: For a stream: a new permutation of all cases for each epoch.
         seed: Seed of the permutations, and of random transforms.
@@ -161,7 +164,7 @@ def load_dataset(
 
     Returns:
         A data set whose samples have `pos` [N, 3] in mm, `y` [N, 1] (Z displacement, mm) where displacement is stored,
-        the fields [N, components], `cells`, `edge_index` and `case_id`.
+        the fields and features [N, components], `cells`, `edge_index` and `case_id`.
 
     Raises:
         UsageError: If there is no such data set, split or field, or the options don't fit together.
@@ -180,7 +183,9 @@ def load_dataset(
     root, limit = cache_root(cache), parse_size(cache_size)
     reader = SplitReader(folder, split, None if root is None else KeptFooters(root / FOOTERS))
     target = TARGET_FIELD in {spec.name for spec in reader.field_specs}
-    tensors = CaseTensors(reader, Selection(reader.select_fields(fields), target, cells, edges))
+    tensors = CaseTensors(
+        reader, Selection(reader.select_fields(fields), target, cells, edges, resolve_features(features))
+    )
     if in_memory:
         tensors.load_into_memory()
     elif root is not None:
@@ -204,4 +209,7 @@ def _collection_key(tensors: CaseTensors) -> CollectionKey:
     reader = tensors.reader
     local = reader.folder.local
     source = reader.folder.files.identity if local is None else str(local.resolve())
-    return CollectionKey(source, reader.catalog.digest, reader.split, tensors.selection.names, local is not None)
+    names = tensors.selection.names
+    if tensors.selection.features:
+        names = (*names, f"features of version {FEATURES_VERSION}")
+    return CollectionKey(source, reader.catalog.digest, reader.split, names, local is not None)

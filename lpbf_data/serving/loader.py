@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader
 
 from lpbf_data.errors import UsageError
 from lpbf_data.reading.cache import DEFAULT_SIZE, Cache
-from lpbf_data.serving.batch_source import COLLATE, BatchSource, Collate, Order, Served
+from lpbf_data.serving.batch_source import COLLATE, BatchSource, Collate, Order, Served, SharedMemoryWarning
 from lpbf_data.serving.datasets import CaseDataset, load_dataset
-from lpbf_data.serving.ranks import check_rank, check_seed, rank_of_process
+from lpbf_data.serving.ranks import check_rank, check_seed, rank_of_process, warn_of_missing_group
 from lpbf_data.serving.read_ahead import ReadAhead
 from lpbf_data.serving.samples import CaseSamples, Transform
 from lpbf_data.serving.sampling import Sharing, Step, Uneven, epoch_order
@@ -67,6 +67,7 @@ class Loader:
         self._batches = batches
         self._shares = sharing
         self._ranks = ranks
+        self._told_of_ranks = False
         # Whether the next loop starts at the position that is set, and whether in the epoch that is.
         self._placed = self._epoch_set = True
         self._shuffle = shuffle
@@ -74,6 +75,7 @@ class Loader:
         self._position = 0
         self._pin = False
         self._workers: DataLoader[Served] | None = None
+        self._hands: tuple[int, StartMethod | None] = 0, None
         self._drawn: tuple[int, NDArray[np.int64]] | None = None
         self._places = batches.places
         self._sizes = dataset.sizes
@@ -101,6 +103,7 @@ class Loader:
             count: Number of processes; 0 for none.
             start_method: How to start them; torch's default when None.
         """
+        self._hands = count, start_method
         if count:
             self.dataset.samples.tensors.share_memory()
             self._workers = DataLoader(
@@ -112,6 +115,14 @@ class Loader:
                 multiprocessing_context=start_method,
                 persistent_workers=True,
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_workers": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy has workers of its own: those of the original take their orders from the original.
+        self.__dict__ |= state
+        self.start_workers(*self._hands)
 
     def pin_memory(self) -> None:
         """Give batches in page-locked memory."""
@@ -135,10 +146,12 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         """A whole epoch, or what is left of it behind a position that was loaded."""
+        if self._ranks is None and not self._told_of_ranks:
+            self._told_of_ranks = True
+            warn_of_missing_group((self.rank, self.world_size))
         self._begin()
-        source = (self._batches[order] for order in self.orders()) if self._workers is None else iter(self._workers)
         waited = self.seconds_waiting
-        with ReadAhead(source, self._read_ahead, _pinned if self._pin else None) as ready:
+        with ReadAhead(self._source(), self._read_ahead, _pinned if self._pin else None) as ready:
             for served in ready:
                 self.seconds_waiting = waited + ready.seconds_waiting
                 if served.error is not None:
@@ -147,6 +160,21 @@ class Loader:
                 self._report(served.skipped)
                 yield served.batch
         self.epoch, self._position = self.epoch + 1, 0
+
+    def _source(self) -> Iterator[Served]:
+        """The batches that are left of the epoch, from workers or, where there are none, read here."""
+        if self._workers is not None:
+            try:
+                return _Received(iter(self._workers), self._batches)
+            except OSError as error:
+                self._workers = None
+                warnings.warn(
+                    f"no workers can be started ({error}), so this process reads by itself. They need /dev/shm, and "
+                    "enough processes and open files (ulimit -u, ulimit -n)",
+                    SharedMemoryWarning,
+                    stacklevel=3,
+                )
+        return (self._batches[order] for order in self.orders())
 
     def _begin(self) -> None:
         """Stand where the next loop starts."""
@@ -224,6 +252,20 @@ class _Orders:
     def __iter__(self) -> Iterator[Order]:
         loader = self._loader()
         return iter(()) if loader is None else loader.orders()
+
+
+class _Received:
+    """What workers have served, and what they had no room for, read here."""
+
+    def __init__(self, served: Iterator[Served], batches: BatchSource) -> None:
+        self._served = served
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Served]:
+        return self
+
+    def __next__(self) -> Served:
+        return self._batches.received(next(self._served))
 
 
 def _unchanged(served: Any) -> Any:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+import os
+import sys
+import warnings
+from types import FrameType
+from typing import Any, Final
 
 import torch
 
 from lpbf_data.errors import UsageError
+
+_SHARING: Final = frozenset({"BatchSamplerShard", "DataLoaderDispatcher", "IterableDatasetShard"})
+"""Classes of accelerate, and of transformers after it, that share out among processes what they iterate over."""
+
+
+class RanksWarning(UserWarning):
+    """Several processes were started together, and each serves all cases."""
 
 
 def check_rank(rank: int | None, world_size: int | None) -> tuple[int, int] | None:
@@ -48,3 +59,69 @@ def rank_of_process() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+def shared_by_wrapper() -> bool:
+    """Whether this is called by a wrapper that shares out what it takes, so that all of it must be given.
+
+    `accelerator.prepare` puts such wrappers around a data set, which learns nothing of it: neither is it called then,
+    nor told later. But it is called by them: their methods are among the callers, also in workers that were forked from
+    such a call.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_qualname.partition(".")[0] in _SHARING:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def rank_among_callers(ranks: tuple[int, int] | None) -> tuple[int, int]:
+    """Rank and number of ranks, where a wrapper may share out what is taken: 0 of 1 for it.
+
+    Args:
+        ranks: What was asked for; the process group's where None.
+
+    Raises:
+        UsageError: If it was asked for and a wrapper shares out, too.
+    """
+    if not shared_by_wrapper():
+        return ranks or rank_of_process()
+    if ranks is not None and ranks[1] > 1:
+        raise UsageError(
+            f"cases would be shared out twice: accelerate does, and rank={ranks[0]} of world_size={ranks[1]} was asked "
+            "for; leave both out, or don't give the loader to accelerator.prepare"
+        )
+    return 0, 1
+
+
+def processes_started() -> int:
+    """How many processes torchrun or srun started together with this one; 1 where neither did.
+
+    `sbatch --ntasks=8` alone starts one process, whatever SLURM_NTASKS says.
+    """
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        number = os.environ.get(name, "")
+        if number.isascii() and number.isdigit() and int(number) > 1:
+            return int(number)
+    return 1
+
+
+def warn_of_missing_group(ranks: tuple[int, int]) -> None:
+    """Tell when each of several processes is about to serve all cases, because none knows of the others.
+
+    Args:
+        ranks: Rank and number of ranks that are about to be served, from the process group.
+    """
+    worker = torch.utils.data.get_worker_info()
+    started = processes_started()
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if ranks[1] > 1 or started == 1 or grouped or (worker is not None and worker.id):
+        return
+    warnings.warn(
+        f"{started} processes were started together, but there is no process group: each of them serves all cases. To "
+        "share them out, call torch.distributed.init_process_group first, or give rank and world_size (0 and 1 if this "
+        "is meant)",
+        RanksWarning,
+        stacklevel=3,
+    )

@@ -62,6 +62,7 @@ class CaseSamples:
 
         Raises:
             StoreError: If the case can't be read.
+            Exception: Whatever the transform raises, with a note that names the case.
         """
         sample: Any = {**self.tensors.sample(index), "case_id": self.case_id(index)}
         if self.format == "pyg":
@@ -72,9 +73,13 @@ class CaseSamples:
             sample = CaseData(**sample)
         if self.transform is None:
             return sample
-        if getattr(self.transform, "random", False):
-            return self.transform(sample, np.random.default_rng([seed, *np.atleast_1d(epoch).tolist(), index]))
-        return self.transform(sample)
+        try:
+            if getattr(self.transform, "random", False):
+                return self.transform(sample, np.random.default_rng([seed, *np.atleast_1d(epoch).tolist(), index]))
+            return self.transform(sample)
+        except Exception as error:
+            error.add_note(f"when case {self.case_id(index)} was transformed")
+            raise
 
     def view(self, index: int) -> dict[str, Any]:
         """The arrays of a case and its id, not to be written to and without the transform."""
@@ -103,6 +108,20 @@ class CaseSamples:
         parts = [self._measure(index) for index in indices]
         columns = set(parts[0]).intersection(*parts) if parts else set()
         return {column: total(part[column] for part in parts) for column in sorted(columns)}
+
+    def feature_statistics(self, indices: Iterable[int]) -> dict[str, FieldStatistics]:
+        """Statistics of each column of the features of the shape, over some cases, from the values.
+
+        Args:
+            indices: Numbers of the cases.
+        """
+        parts: dict[str, list[FieldStatistics]] = {}
+        for index in indices:
+            views = self.tensors.views(index)
+            for spec in self.tensors.selection.features:
+                for number, column in enumerate(spec.columns):
+                    parts.setdefault(column, []).append(FieldStatistics.of(views[spec.name][:, number]))
+        return {column: total(found) for column, found in parts.items()}
 
     def _measure(self, index: int) -> dict[str, FieldStatistics]:
         """Statistics of the selected columns of one case."""

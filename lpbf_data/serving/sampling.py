@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.errors import UsageError
-from lpbf_data.serving.ranks import check_rank, check_seed
+from lpbf_data.serving.ranks import check_rank, check_seed, rank_among_callers, warn_of_missing_group
 
 Uneven = Literal["drop", "pad", "keep"]
 """What becomes of the last cases of an epoch, fewer than there are ranks, that can't be shared out evenly.
@@ -187,8 +187,9 @@ class NodeBudgetSampler:
         batch_size: Cases a batch at most; any number by default.
         shuffle: Draw a new permutation of all cases for each epoch.
         seed: Seed of the permutations.
-        rank: Whose batches.
-        world_size: Number of ranks.
+        rank: Whose batches; as torch.distributed says by default whenever a loop begins, and all where accelerate
+            shares them out.
+        world_size: Number of ranks; as torch.distributed says by default.
         uneven: What becomes of the last cases of an epoch; see [Uneven][lpbf_data.serving.sampling.Uneven].
 
     Raises:
@@ -203,17 +204,16 @@ class NodeBudgetSampler:
         batch_size: int | None = None,
         shuffle: bool = False,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
         uneven: Uneven = "drop",
     ) -> None:
         self.sizes = np.asarray(sizes, dtype=np.int64)
-        self.sharing = Sharing(world_size, batch_size, max_points, uneven)
-        self.sharing.check_sizes(self.sizes)
-        check_rank(rank, world_size)
+        self._ranks = check_rank(rank, world_size)
+        self._shares = Sharing(1, batch_size, max_points, uneven)
+        self._shares.check_sizes(self.sizes)
         self.shuffle = shuffle
         self.seed = check_seed(seed)
-        self.rank = rank
         self.epoch = 0
         self._begun = False
 
@@ -224,12 +224,17 @@ class NodeBudgetSampler:
     def __iter__(self) -> Iterator[list[int]]:
         """Batches of this rank, as lists of numbers of cases; of the next epoch with every loop."""
         self.epoch, self._begun = self.epoch + self._begun, True
-        order = epoch_order(len(self.sizes), shuffle=self.shuffle, seed=self.seed, epoch=self.epoch)
-        for step in self.sharing.steps(order, self.sizes):
-            if step.shares[self.rank]:
-                yield list(step.shares[self.rank])
+        rank, ranks = rank_among_callers(self._ranks)
+        if self._ranks is None:
+            warn_of_missing_group((rank, ranks))
+        for step in replace(self._shares, ranks=ranks).steps(self._order(), self.sizes):
+            if step.shares[rank]:
+                yield list(step.shares[rank])
+
+    def _order(self) -> NDArray[np.int64]:
+        return epoch_order(len(self.sizes), shuffle=self.shuffle, seed=self.seed, epoch=self.epoch)
 
     def __len__(self) -> int:
         """Number of batches of this rank in the epoch that was chosen."""
-        order = epoch_order(len(self.sizes), shuffle=self.shuffle, seed=self.seed, epoch=self.epoch)
-        return self.sharing.num_steps(self.rank, order, self.sizes)
+        rank, ranks = rank_among_callers(self._ranks)
+        return replace(self._shares, ranks=ranks).num_steps(rank, self._order(), self.sizes)

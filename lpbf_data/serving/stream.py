@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -11,10 +12,16 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lpbf_data.errors import StoreError, UsageError
-from lpbf_data.serving.ranks import check_seed, rank_of_process
+from lpbf_data.serving.ranks import (
+    check_seed,
+    rank_among_callers,
+    rank_of_process,
+    shared_by_wrapper,
+    warn_of_missing_group,
+)
 from lpbf_data.serving.samples import CaseSamples
 from lpbf_data.serving.sampling import Uneven, epoch_order
-from lpbf_data.serving.worker_epochs import WorkerEpochs, shared_numbers
+from lpbf_data.serving.worker_epochs import SharedNumbers, WorkerEpochs
 
 OnError = Literal["raise", "skip"]
 State = dict[str, Any]
@@ -29,7 +36,8 @@ class CaseStream(IterableDataset[Any]):
 
     Each loop serves a whole epoch, the next one every time, also where the loop before was left early; only a position
     that was loaded, or an epoch that was set, is taken up as it is. Workers of a DataLoader that end with every epoch
-    keep to that, too.
+    keep to that, too. Where accelerate shares out what it takes from a stream (`accelerator.prepare`), each process
+    gives it all cases.
 
     Iterated directly, `state_dict` says where the stream stands. In the workers of torchdata's StatefulDataLoader it
     does too, for the same number of workers. With a plain DataLoader the workers' copies move and this one doesn't:
@@ -48,6 +56,8 @@ class CaseStream(IterableDataset[Any]):
             [make_loader][lpbf_data.make_loader] stay exact.
         ranks: Rank and number of ranks; as torch.distributed says when None.
     """
+
+    _told_of_ranks = False
 
     def __init__(
         self,
@@ -68,8 +78,17 @@ class CaseStream(IterableDataset[Any]):
         self.on_error = on_error
         self.skipped: dict[str, str] = {}
         self._ranks = ranks
-        # Epoch and position as they were last set between two loops, and how often: for workers that live on.
-        self._set = shared_numbers(3)
+        # In a spawned worker, what its parent was; and among how many the iteration at work shares.
+        self._inherited: tuple[int, int] | None = None
+        self._sharers: int | None = None
+        # Whether the loop at work tells by `advance` what it was handed; the epoch that this process has read to its
+        # end since; whether what accelerate adds to fill its last steps is all that is still to come.
+        self._is_told = False
+        self._read: int | None = None
+        self._is_over = False
+        # Epoch and position as they were last set between two loops, how often, and what `_told` was then: for workers
+        # that live on.
+        self._set = SharedNumbers(4)
         self._known = 0
         # What workers that end with each epoch leave for the next ones; how often this copy was told where to stand;
         # the iteration of the DataLoader that a worker serves; whether the next loop starts just where the stream
@@ -85,10 +104,27 @@ class CaseStream(IterableDataset[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker isn't in the process group: it is told which rank it works for.
-        return self.__dict__ | {"_ranks": self._rank()}
+        rank, ranks = self._rank()
+        self._warn_of_ranks(rank, ranks)
+        return self.__dict__ | {"_inherited": (rank, ranks)}
+
+    def __copy__(self) -> CaseStream:
+        return self._copy(self.__dict__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CaseStream:
+        return self._copy(copy.deepcopy(self.__dict__, memo))
+
+    def _copy(self, attributes: dict[str, Any]) -> CaseStream:
+        # Within this process, a copy asks for its rank as the original does.
+        other = type(self).__new__(type(self))
+        other.__dict__ |= attributes
+        return other
 
     def _rank(self) -> tuple[int, int]:
-        return self._ranks or rank_of_process()
+        """Whose turns, of how many; those of all where a wrapper shares them out."""
+        if self._inherited is not None and not shared_by_wrapper():
+            return self._inherited
+        return rank_among_callers(self._ranks)
 
     @property
     def epoch(self) -> int:
@@ -96,9 +132,15 @@ class CaseStream(IterableDataset[Any]):
         return self._epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch, unless it is the one at work."""
-        if epoch != self._epoch:
+        """Go to the beginning of an epoch; a position in it that was loaded, and not taken up yet, stays."""
+        self._is_over = False
+        self._sharers = self._rank()[1]  # accelerate calls this before it iterates, or lets workers iterate
+        if epoch != self._epoch or self._is_begun():
             self._go_to(epoch, 0)
+
+    def _is_begun(self) -> bool:
+        """Whether a loop has started from where the stream stands, here or in workers, whose copies moved alone."""
+        return not self._placed or self._worker_epochs.is_begun(self._told)
 
     def advance(self, consumed: int) -> None:
         """Say that so many samples were handed to this rank since the last call, by a DataLoader with workers.
@@ -106,9 +148,14 @@ class CaseStream(IterableDataset[Any]):
         Args:
             consumed: Number of samples; other ranks got as many.
         """
-        position = self._base + consumed * self._rank()[1]
+        if self._is_over:
+            return
+        processes = (self._ranks or rank_of_process())[1]
+        position = self._base + consumed * processes
+        self._is_over = position >= self._end() and self._sharers == 1 < processes
         # Not told to workers: one that is slow to start would leave out what others have handed over meanwhile.
         self._stand_at(*((self._epoch + 1, 0) if position >= self._end() else (self._epoch, position)))
+        self._is_told = True
 
     def _stand_at(self, epoch: int, position: int) -> None:
         self._epoch, self._base, self._taken, self._resumed = epoch, position, 0, 0
@@ -117,13 +164,14 @@ class CaseStream(IterableDataset[Any]):
     def _go_to(self, epoch: int, position: int) -> None:
         """Stand there, and tell workers that live on."""
         self._stand_at(epoch, position)
-        self._set[0], self._set[1] = epoch, position
+        self._is_told = self._is_over = False
+        self._set[0], self._set[1], self._set[3] = epoch, position, self._told
         self._set[2] += 1
-        self._known = int(self._set[2])
+        self._known = self._set[2]
 
     def _end(self) -> int:
         """Position from which on an epoch has nothing left for all ranks."""
-        count, ranks = len(self.samples), self._rank()[1]
+        count, ranks = len(self.samples), self._sharers or self._rank()[1]
         left = count - self._base
         return count - left % ranks if self.uneven == "drop" else count
 
@@ -134,16 +182,19 @@ class CaseStream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         """What is left of the epoch for this rank and worker; then the stream stands at the next one."""
-        if self._known != int(self._set[2]):
-            self._epoch, self._base, self._known = (int(value) for value in self._set)
+        if self._known != self._set[2]:
+            self._epoch, self._base, self._known, self._told = self._set.tolist()
             self._resumed, self._placed = 0, True
-        elif not self._placed and self._taken:  # a loop that was left early: what it served doesn't come again
+        elif self._read == self._epoch or (not self._placed and self._taken):
+            # What a loop served that was left early, or read to its end, doesn't come again.
             self._epoch, self._base, self._resumed = self._epoch + 1, 0, 0
         self._tell_workers()
-        self._placed = False
-        rank, ranks = self._rank()
-        order = epoch_order(len(self.samples), shuffle=self.shuffle, seed=self.seed, epoch=self._epoch)
-        mine = order[_turns(len(order), self._base, rank, ranks, self.uneven)]
+        self._placed = self._is_told = False
+        self._read, epoch = None, self._epoch
+        rank, self._sharers = self._rank()
+        self._warn_of_ranks(rank, self._sharers)
+        order = epoch_order(len(self.samples), shuffle=self.shuffle, seed=self.seed, epoch=epoch)
+        mine = order[_turns(len(order), self._base, rank, self._sharers, self.uneven)]
         worker = get_worker_info()
         if worker is not None:
             mine = mine[np.arange(len(mine)) // self.batch_size % worker.num_workers == worker.id]
@@ -152,7 +203,7 @@ class CaseStream(IterableDataset[Any]):
         for index in mine[done:].tolist():
             done += 1
             try:
-                sample = self.samples.sample(index, seed=self.seed, epoch=self._epoch)
+                sample = self.samples.sample(index, seed=self.seed, epoch=epoch)
             except StoreError as error:
                 if self.on_error == "raise":
                     raise
@@ -160,7 +211,15 @@ class CaseStream(IterableDataset[Any]):
                 continue
             self._taken = done
             yield sample
-        self._epoch, self._base, self._taken = self._epoch + 1, 0, 0
+        if self._is_told:  # the last samples were taken, but not all handed over yet
+            self._read = epoch
+        else:
+            self._epoch, self._base, self._taken = epoch + 1, 0, 0
+
+    def _warn_of_ranks(self, rank: int, ranks: int) -> None:
+        if self._ranks is None and self._inherited is None and not self._told_of_ranks:
+            self._told_of_ranks = True
+            warn_of_missing_group((rank, ranks))
 
     def _tell_workers(self) -> None:
         """In a worker: find the epoch that follows what the workers before served, and say which one it is."""
@@ -197,7 +256,8 @@ class CaseStream(IterableDataset[Any]):
         }
         if get_worker_info() is not None:  # a worker's turns are its own
             return state | {"taken": self._taken}
-        position = self._base + self._taken * self._rank()[1]
+        taken = 0 if self._is_told else self._taken
+        position = self._base + taken * (self._sharers or self._rank()[1])
         if position >= self._end():
             return state | {"epoch": self._epoch + 1, "consumed": 0}
         return state | {"consumed": position}
@@ -214,7 +274,7 @@ class CaseStream(IterableDataset[Any]):
             self._go_to(int(state["epoch"]), int(state["consumed"]))
         else:
             self._epoch, self._base, self._resumed = (int(state[name]) for name in ("epoch", "consumed", "taken"))
-            self._known = int(self._set[2])
+            self._known = self._set[2]
             self._placed = self._loaded = True
 
 

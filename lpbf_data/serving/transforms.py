@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lpbf_data.case.feature_schema import SHAPE_FEATURES
 from lpbf_data.case.schema import FIELDS
 from lpbf_data.errors import UsageError
 from lpbf_data.geometry.hexahedra import hex_edges
@@ -234,8 +235,9 @@ class RandomSymmetry:
             return values[:, [list(components).index(name) for name in exchanged]]
 
         names = list(sample) if isinstance(sample, dict) else list(sample.keys())
-        fields = [name for name in names if name in FIELDS and FIELDS[name].components]
-        changes = {name: moved(sample[name], FIELDS[name].components) for name in fields}
+        known = FIELDS | SHAPE_FEATURES
+        fields = [name for name in names if name in known and known[name].components]
+        changes = {name: moved(sample[name], known[name].components) for name in fields}
         changes["pos"] = moved(sample["pos"], "xyz")
         if "cells" in names and (mirror_x + mirror_y + exchange) % 2:
             changes["cells"] = sample["cells"][:, _MIRRORED_CELL]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -24,12 +24,7 @@ def _tag(number: int, bits: int) -> int:
     return (number * 0x9E3779B97F4A7C15 % (1 << 64) >> (64 - bits)) or 1
 
 
-def shared_numbers(count: int) -> Tensor:
-    """Zeros, [count] int64, in memory that processes started from this one share.
-
-    Without shared memory (a container without /dev/shm) a file in the folder for temporary files stands for it, which
-    forked processes share.
-    """
+def _zeros(count: int) -> Tensor:
     zeros = torch.zeros(count, dtype=torch.int64)
     try:
         return zeros.share_memory_()  # type: ignore[no-untyped-call, no-any-return]
@@ -40,6 +35,37 @@ def shared_numbers(count: int) -> Tensor:
             return torch.from_file(file.name, shared=True, size=count, dtype=torch.int64)
 
 
+class SharedNumbers:
+    """Whole numbers, zeros at first, in memory that processes started from this one share; a deep copy has its own.
+
+    Without shared memory (a container without /dev/shm) a file in the folder for temporary files stands for it, which
+    forked processes share.
+
+    Args:
+        count: How many numbers.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._values = _zeros(count)
+
+    def __getitem__(self, index: int) -> int:
+        return int(self._values[index])
+
+    def __setitem__(self, index: int, number: int) -> None:
+        self._values[index] = number
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedNumbers:
+        # A tensor that is copied leaves shared memory.
+        copied = SharedNumbers(len(self._values))
+        copied._values.copy_(self._values)
+        return copied
+
+    def tolist(self) -> list[int]:
+        """All of them."""
+        numbers: list[int] = self._values.tolist()
+        return numbers
+
+
 class WorkerEpochs:
     """What workers say of their epochs. Pickles to workers; a deep copy shares nothing with the original.
 
@@ -47,7 +73,7 @@ class WorkerEpochs:
     """
 
     def __init__(self) -> None:
-        self._cells = shared_numbers(_WORKERS)
+        self._cells = SharedNumbers(_WORKERS)
 
     def begin(self, worker: int, iteration: int, epoch: int, told: int, *, fixed: bool) -> int | None:
         """Say that a worker begins an iteration.
@@ -62,24 +88,29 @@ class WorkerEpochs:
         Returns:
             The epoch that follows the one which was served last, or None to start where the copy stands.
         """
-        found = None if fixed else self._following(worker, iteration, told)
+        found = None if fixed else self._following(worker, iteration, epoch, told)
         self.serve(worker, iteration, epoch if found is None else found, told)
         return found
+
+    def is_begun(self, told: int) -> bool:
+        """Whether a worker has begun an iteration since the parent was last told where to stand."""
+        return any(cell and _told(cell) == told % 256 for cell in self._cells.tolist())
 
     def serve(self, worker: int, iteration: int, epoch: int, told: int) -> None:
         """Say which epoch a worker serves."""
         fields = (_tag(iteration, 16) << 47) | (_tag(os.getpid(), 15) << 32) | ((told % 256) << 24) | (epoch % _EPOCHS)
         self._cells[worker % _WORKERS] = fields
 
-    def _following(self, worker: int, iteration: int, told: int) -> int | None:
-        cells: list[int] = self._cells.tolist()
+    def _following(self, worker: int, iteration: int, epoch: int, told: int) -> int | None:
+        cells = self._cells.tolist()
         own = cells[worker % _WORKERS]
         if own and _told(own) == told % 256:
             return (own % _EPOCHS) + 1
         mine = _tag(iteration, 16)
         others = [cell for cell in cells if cell and _told(cell) == told % 256]
         if beside := [cell % _EPOCHS for cell in others if cell >> 47 == mine]:
-            return beside[0]  # a worker of this iteration that has begun
+            # A worker of this iteration that has begun; if where the copy stands, then maybe in the middle of an epoch.
+            return None if beside[0] == epoch % _EPOCHS else beside[0]
         return max((cell % _EPOCHS for cell in others), default=-2) + 1 if others else None
 
 

@@ -1,1 +1,4 @@
-"""How cases lie on disk: one module a format, reader and writer together."""
+"""How cases lie on disk: Parquet, Zarr, npz, Arrow, the manifest, predictions; one module a format.
+
+Reader and writer of a format stand together, so that what one knows the other knows too.
+"""

@@ -4,14 +4,12 @@
     train/<case_id>.npz                 pos, edge_index, elems, temp, disp, vmstr, _metadata
 
 Nothing is unpickled. Every member is an array of numbers whose header is compared with what the index announces before
-anything is decompressed; `_metadata`, which is a pickle, is read by [pickled_text][lpbf_data.stores.pickled_text],
-and only when it is asked for.
+anything is decompressed; `_metadata`, which is a pickle, is left alone.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import math
 import zipfile
 import zlib
@@ -29,12 +27,10 @@ from lpbf_data.case.schema import FIELDS, FieldSpec
 from lpbf_data.errors import StoreError
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.places.litter import is_litter
-from lpbf_data.stores.pickled_text import read_pickled_text
 from lpbf_data.stores.selection import TARGET_COMPONENT, TARGET_FIELD, Arrays, Selection
 
 INDEX_COLUMNS: Final = ("case_id", "file", "num_nodes", "num_edges")
 _MEMBERS: Final = {"displacement": "disp", "temperature": "temp", "von_mises_stress": "vmstr"}
-_LARGEST_TEXT: Final = 16 << 20
 # Each hexahedron of a mesh without hanging nodes brings about one node; a file that announces many more is no mesh.
 _MOST_CELLS: Final = 8
 
@@ -174,23 +170,6 @@ class NpzCase:
         if len(cells) and (int(cells.min()) < 0 or int(cells.max()) >= points):
             raise StoreError(f"{self.name}: elems names nodes outside 0 … {points - 1}")
         return np.ascontiguousarray(cells, dtype=np.int32)
-
-    def read_metadata(self) -> dict[str, Any]:
-        """The JSON object in `_metadata`, without unpickling it.
-
-        Raises:
-            StoreError: If it is anything but one text that holds a JSON object.
-        """
-        try:
-            with self._open("_metadata") as file:
-                _, dtype, _ = _read_header(file)
-                data = file.read(_LARGEST_TEXT)
-            content = json.loads(read_pickled_text(data) if dtype.hasobject else str(np.frombuffer(data, dtype)[0]))
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, IndexError, RecursionError) as error:
-            raise StoreError(f"{self.name}: _metadata can't be read: {error}") from error
-        if not isinstance(content, dict):
-            raise StoreError(f"{self.name}: _metadata holds no JSON object")
-        return content
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], Literal["C", "F"]]:

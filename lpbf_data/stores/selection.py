@@ -17,6 +17,7 @@ from lpbf_data.case.case import Case
 from lpbf_data.case.schema import FIELDS, FieldSpec
 from lpbf_data.errors import StoreError
 from lpbf_data.geometry.hexahedra import hex_edges
+from lpbf_data.geometry.shape_features import shape_features
 
 Arrays = dict[str, NDArray[Any]]
 """Name in a sample to values; see [Selection][lpbf_data.stores.selection.Selection]."""
@@ -38,12 +39,14 @@ class Selection:
         target: Whether to give `y`, the Z displacement, [N, 1] float32.
         cells: Whether to give `cells`, [E, 8].
         edges: Whether to derive `edge_index`, [2, num_edges].
+        features: Features of the shape to derive from points and cells, each [N, components] float32 under its name.
     """
 
     fields: tuple[FieldSpec, ...] = ()
     target: bool = True
     cells: bool = True
     edges: bool = False
+    features: tuple[FieldSpec, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -52,14 +55,14 @@ class Selection:
         >>> Selection((FIELDS["temperature"],)).names
         ('pos', 'y', 'temperature', 'cells')
         """
-        names = ["pos", *(["y"] if self.target else []), *(spec.name for spec in self.fields)]
+        names = ["pos", *(["y"] if self.target else []), *(spec.name for spec in (*self.fields, *self.features))]
         names += ["cells"] if self.cells else []
         return (*names, "edge_index") if self.edges else tuple(names)
 
     @property
     def reads_cells(self) -> bool:
-        """Whether the connectivity must be read, to be given or to derive the edges."""
-        return self.cells or self.edges
+        """Whether the connectivity must be read, to be given or to derive edges or features."""
+        return self.cells or self.edges or bool(self.features)
 
 
 def interleave(components: Sequence[NDArray[Any]], out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -98,7 +101,14 @@ def arrays_of_case(case: Case, selection: Selection) -> Arrays:
 
 
 def finish_arrays(arrays: Arrays, cells: NDArray[np.int32] | None, selection: Selection) -> Arrays:
-    """Add connectivity, and edges derived from it, where they are selected."""
+    """Add connectivity, and edges and features derived from it, where they are selected.
+
+    Raises:
+        CaseError: If features are selected and the mesh is none of boxes.
+    """
+    if cells is not None and selection.features:
+        found = shape_features(arrays["pos"], cells)
+        arrays |= {spec.name: found[spec.name].reshape(len(arrays["pos"]), -1) for spec in selection.features}
     if cells is not None and selection.cells:
         arrays["cells"] = cells
     if cells is not None and selection.edges:

@@ -5,7 +5,11 @@ The layout is the "contiguous ragged array" of the CF conventions (section 9.3.3
 and lie apart (planar), because equal things compress well together:
 
     points (axis, point)   displacement (displacement_component, point)   temperature (point)   cells (corner, cell)
-    point_offset (point_boundary)   cell_offset (cell_boundary)   case_id, num_points, num_cells, height, … (case)
+    point_offset (point_boundary)   cell_offset (cell_boundary)   case_id, num_points, num_cells (case)
+    measures (measures_component, case)   labels (labels_component, case)
+
+Numbers and texts of cases lie in one array each, `measures` and `labels`, since an array takes two files; the attribute
+`components` names their rows, as it does for fields. Parts of before have an array for every number and text instead.
 
 Connectivity is zero-based within its case. A part is written whole by one task.
 """
@@ -37,6 +41,8 @@ from lpbf_data.stores.selection import TARGET_COMPONENT, TARGET_FIELD, Arrays, S
 from lpbf_data.stores.zarr_chunks import ShardedArray, open_sharded_array
 
 ZARR_NAME: Final = "lpbf.zarr"
+TABLES: Final = ("measures", "labels")
+"""Arrays with a row for every number, and for every text, that is known of a case."""
 CHUNK_LENGTH: Final = 8192
 """Points (or cells) in a chunk, the unit of compression."""
 
@@ -141,17 +147,17 @@ def _write_per_case(group: zarr.Group, cases: Sequence[Case]) -> None:
         attributes = {"long_name": f"first {kind} of each case, and the end of the last"}
         _write_array(group, f"{kind}_offset", _offsets(counts), (f"{kind}_boundary",), attributes)
     _write_scalars(group, "case_id", np.array([case.case_id for case in cases], dtype=object))
-    for name, type_ in ATTRIBUTE_TYPES.items():
-        if name not in ("num_points", "num_cells"):
-            _write_scalars(group, name, _column_of(type_, [case.attributes.get(name) for case in cases]))
+    labels = [name for name, kind in ATTRIBUTE_TYPES.items() if kind is str]
+    measures = [name for name in ATTRIBUTE_TYPES if name not in ("num_points", "num_cells", *labels)]
+    for table, names in zip(TABLES, (measures, labels), strict=True):
+        rows = [_row_of(ATTRIBUTE_TYPES[name], [case.attributes.get(name) for case in cases]) for name in names]
+        _write_scalars(group, table, np.array(rows), {"components": " ".join(names)})
 
 
-def _column_of(kind: type, values: Sequence[Scalar]) -> NDArray[Any]:
-    """Scalars of all cases as an array; an unknown one is NaN or an empty text, and integers stay integers."""
+def _row_of(kind: type, values: Sequence[Scalar]) -> NDArray[Any]:
+    """Scalars of all cases as float64 or as texts; an unknown one is NaN or an empty text."""
     if kind is str:
         return np.array(["" if value is None else value for value in values], dtype=object)
-    if kind is not float and None not in values:
-        return np.array(values, dtype=kind)
     return np.array([np.nan if value is None else float(value) for value in values])
 
 
@@ -162,8 +168,8 @@ def _write_scalars(
         name,
         shape=values.shape,
         dtype="string" if values.dtype == object else values.dtype,
-        chunks=(max(len(values), 1),),
-        dimension_names=("case",),
+        chunks=tuple(max(size, 1) for size in values.shape),
+        dimension_names=("case",) if values.ndim == 1 else (f"{name}_component", "case"),
         attributes=dict(attributes or {}),
     )
     array[...] = values

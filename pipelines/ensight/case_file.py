@@ -28,6 +28,7 @@ _VARIABLE: Final = re.compile(
     r"(?P<kind>scalar|vector|tensor symm|tensor asym|complex scalar|complex vector|constant) per "
     r"(?P<location>node|element|case|measured node|part|measured part|case file):?\s+(?P<rest>.*)"
 )
+_SET_NUMBER: Final = re.compile(r"[0-9]{1,9}")  # str.isdigit takes ² too, which int refuses
 _WORD: Final = re.compile(r'"([^"]*)"|(\S+)')
 _ELSEWHERE: Final = ("time values file", "filename numbers file")
 _MAX_STEPS: Final = 1_000_000
@@ -219,7 +220,7 @@ def _split_sets(lines: _Lines, text: str, offset: int) -> tuple[int | None, list
     """The leading number of a time set, and the words after it; a name in quotes is one word."""
     words = [quoted or word for quoted, word in _WORD.findall(text)]
     numbers: list[int] = []
-    while len(words) > 1 and len(numbers) < 2 and words[0].isdigit():
+    while len(words) > 1 and len(numbers) < 2 and _SET_NUMBER.fullmatch(words[0]):
         numbers.append(int(words.pop(0)))
     if len(numbers) > 1:
         detail = (

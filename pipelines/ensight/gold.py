@@ -154,10 +154,6 @@ def _refuse_more(reader: Reader) -> None:
     raise CaseError(FailureReason.SIZE_MISMATCH, detail, path=reader.path, offset=start)
 
 
-def _dialect_of(reader: Reader, encoding: Encoding) -> Dialect:
-    return Dialect(encoding, reader.byte_order if isinstance(reader, BinaryReader) else "<")
-
-
 def read_geometry(data: bytes, path: str = "geometry") -> Geometry:
     """Decode a geometry file.
 
@@ -172,7 +168,7 @@ def read_geometry(data: bytes, path: str = "geometry") -> Geometry:
     points, element_ids = _read_points(reader)
     cells = _read_cells(reader, len(points), element_ids=element_ids)
     _refuse_more(reader)
-    return Geometry(points, cells, _dialect_of(reader, encoding))
+    return Geometry(points, cells, Dialect(encoding, reader.byte_order))
 
 
 def read_points(data: bytes, path: str = "geometry") -> tuple[NDArray[np.float32], Dialect]:
@@ -190,7 +186,7 @@ def read_points(data: bytes, path: str = "geometry") -> tuple[NDArray[np.float32
     """
     reader, encoding = _open_geometry(data, path)
     points, _ = _read_points(reader)
-    return points, _dialect_of(reader, encoding)
+    return points, Dialect(encoding, reader.byte_order)
 
 
 def read_variable(

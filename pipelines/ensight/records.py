@@ -45,6 +45,7 @@ class Reader(Protocol):
 
     path: str
     position: int
+    byte_order: ByteOrder
 
     def line(self, what: str) -> str:
         """A line of text, without blanks around it."""
@@ -131,6 +132,9 @@ class BinaryReader:
 
 class TextReader:
     """Lines of text with numbers in columns."""
+
+    byte_order: ByteOrder = "<"
+    """Text has none; this is what its numbers get where they are written in binary."""
 
     def __init__(self, data: bytes, path: str) -> None:
         self.data, self.path, self.position = data, path, 0

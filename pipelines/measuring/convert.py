@@ -108,7 +108,7 @@ def load_case(
     Raises:
         CaseError: If it can't be read, or isn't what was measured any more.
     """
-    files = open_case(location)
+    files = open_case(location, anew=True)
     if not is_unchanged(files, location.signature):
         raise CaseError(FailureReason.SOURCE_CHANGED, "the files changed after they were measured")
     finished = NetfabbRun(location.case_id, files).read_case([spec.name for spec in specs])

@@ -174,6 +174,7 @@ class NetfabbRun:
         log = read_log(self._text(name))
         if not log.completed:
             raise CaseError(FailureReason.SOLVER_TERMINATED, log.complaint, path=name)
+        self.remarks += log.remarks
         return log
 
     def _read_case_file(self) -> tuple[CaseFile, str]:

@@ -6,11 +6,22 @@ A log holds one or several runs, appended. Each is opened by "Autodesk AM Proces
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from lpbf_data.remarks import MAX_EXAMPLES, Remark
 from pipelines.ensight.numbers import parse_number
+
+REMARK_LINE: Final = "LPBF remark: "
+"""How a line begins in which this project's simulator says what it changed or repaired on the way to a mesh."""
+
+_REMARK: Final = re.compile(rf"^{REMARK_LINE}(\{{.{{1,4000}}\}})[ \t\r]*$", re.MULTILINE)
+_MAX_REMARKS: Final = 50
 
 _RUN: Final = re.compile(r"^[ \t]*Autodesk AM Process Simulation v(?P<version>\S+)", re.MULTILINE)
 _FRAME: Final = re.compile(r"^Finished writing file results[\\/]\S*mechanical\.case[ \t]*$", re.MULTILINE)
@@ -33,6 +44,7 @@ class LogSummary:
         layers_per_element: Powder layers that an element spans.
         build_frames: Frames written before cooling began.
         frames: Frames written in all.
+        remarks: What the simulator of this project left out, changed, guessed or repaired of the part.
     """
 
     completed: bool
@@ -45,6 +57,7 @@ class LogSummary:
     layers_per_element: int | None = None
     build_frames: int = 0
     frames: int = 0
+    remarks: tuple[Remark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +102,30 @@ def read_log(text: str) -> LogSummary:
         layers_per_element=_integer(run, r"Number of layers per element:\s*" + _NUMBER),
         build_frames=sum(position < end_of_build for position in frames),
         frames=len(frames),
+        remarks=_remarks(run),
     )
+
+
+def write_remarks(remarks: Iterable[Remark]) -> str:
+    """Remarks as lines of a log, which `read_log` reads.
+
+    Args:
+        remarks: What was left out, changed, guessed or repaired.
+    """
+    return "".join(f"{REMARK_LINE}{json.dumps(remark.as_dict())}\n" for remark in remarks)
+
+
+def _remarks(run: str) -> tuple[Remark, ...]:
+    """The remarks in a log; what only looks like one is somebody else's line."""
+    found: list[Remark] = []
+    for match in itertools.islice(_REMARK.finditer(run), _MAX_REMARKS):
+        try:
+            remark = Remark.from_dict(json.loads(match[1]))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if remark.count >= 1 and all(map(str.isprintable, (remark.kind, remark.sentence, *remark.examples))):
+            found.append(dataclasses.replace(remark, examples=remark.examples[:MAX_EXAMPLES]))
+    return tuple(found)
 
 
 def _complaint(run: str) -> str:

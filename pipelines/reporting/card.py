@@ -17,6 +17,7 @@ import yaml
 from lpbf_data.case.record import CaseRecord
 from lpbf_data.case.schema import SCHEMA_VERSION, FieldSpec
 from lpbf_data.case.statistics import total
+from lpbf_data.remarks import Remark
 from lpbf_data.stores.manifest import count_by
 from pipelines.numbers import format_number
 from pipelines.reporting.overview import (
@@ -145,6 +146,7 @@ def make_card(
     splits: str,
     manifest_sha256: str,
     pictures: Sequence[CardPicture] = (),
+    remarks: Sequence[Remark] = (),
 ) -> bytes:
     """Write the card of a data set.
 
@@ -156,6 +158,7 @@ def make_card(
         splits: The option `--splits`.
         manifest_sha256: SHA-256 of the manifest.
         pictures: Pictures that lie in the data set.
+        remarks: What the build left out, changed, guessed or repaired.
     """
     kept = [record for record in records if record.status == "kept"]
     names = ordered_splits(record.placement.split for record in kept if record.placement is not None)
@@ -174,6 +177,7 @@ def make_card(
         ]
     lines += [
         *_how_made(records, limits),
+        *_remarks(remarks),
         *_splits(records, splits),
         *_statistics(records),
         *_columns(kept, specs),
@@ -212,6 +216,15 @@ def _how_made(records: Sequence[CaseRecord], limits: Mapping[str, float]) -> lis
     if failures := count_failures(records):
         lines += _table(["failure", "cases"], [[f"`{row.reason}`", f"{row.cases:,}"] for row in failures])
     return lines
+
+
+def _remarks(remarks: Sequence[Remark]) -> list[str]:
+    """What isn't as it was found, one row a kind."""
+    if not remarks:
+        return []
+    rows = [[remark.treated, f"{remark.count:,}", plain(remark.sentence), plain(remark.where)] for remark in remarks]
+    said = "What the build left out, changed, guessed or repaired; the manifest says it for each case."
+    return ["## What was changed on the way", "", said, "", *_table(["", "times", "what", "for example"], rows)]
 
 
 def _named(kept: Sequence[CaseRecord], label: str, attribute: str) -> str:

@@ -61,8 +61,11 @@ def make_card_of(request: BuildRequest, manifest: bytes, pictures: Sequence[Card
         pictures: Pictures that lie in the data set.
     """
     digest = hashlib.sha256(manifest).hexdigest()
-    records = decode_manifest(manifest).records
-    return make_card(records, request.specs, request.formats, request.limits, request.splits, digest, pictures)
+    decoded = decode_manifest(manifest)
+    return make_card(
+        decoded.records, request.specs, request.formats, request.limits, request.splits, digest, pictures,
+        decoded.remarks,
+    )  # fmt: skip
 
 
 def _build_json(

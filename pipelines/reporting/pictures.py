@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from lpbf_data.case.record import CaseRecord
 from lpbf_data.geometry.render import import_pyvista
+from lpbf_data.viewer.palettes import SIGNED_PALETTE
 from pipelines.reporting.overview import QUANTITIES, Quantity
 
 if TYPE_CHECKING:
@@ -31,12 +32,6 @@ if TYPE_CHECKING:
 STILL_SIZE: Final = (320, 240)
 """Width and height of a part's picture in pixels."""
 
-SIGNED_PALETTE: Final = "coolwarm"
-"""For fields with a meaningful zero: its colour is neutral. A palette of matplotlib."""
-
-PLAIN_PALETTE: Final = "viridis"
-"""For every other field; equal steps look equal, to colour-blind eyes too. A palette of matplotlib."""
-
 VIEW_DIRECTION: Final = (1.0, -1.6, 0.9)
 """From the part to the eye; z is up."""
 
@@ -45,15 +40,6 @@ _TIME_LIMIT: Final = 120.0  # seconds for one picture, the start of the process 
 _MARGIN: Final = 1.06
 
 Pixels = NDArray[np.uint8]
-
-
-def palette(name: str) -> NDArray[np.uint8]:
-    """256 colours of a palette of matplotlib, [256, 3]."""
-    import matplotlib as mpl
-
-    colours = mpl.colormaps[name](np.linspace(0, 1, 256))[:, :3]
-    rounded: NDArray[np.uint8] = np.rint(np.asarray(colours) * 255).astype(np.uint8)
-    return rounded
 
 
 @dataclass(frozen=True)
@@ -74,6 +60,8 @@ class Drawing:
 def draw_part(drawing: Drawing, size: tuple[int, int] = STILL_SIZE) -> Pixels:
     """Draw a part before a transparent background.
 
+    Without light, so that a colour means the value that it has in the colour bar; edges show the shape.
+
     Args:
         drawing: The part.
         size: Width and height in pixels.
@@ -90,7 +78,7 @@ def draw_part(drawing: Drawing, size: tuple[int, int] = STILL_SIZE) -> Pixels:
     furthest = float(np.abs(drawing.values).max(initial=0.0)) or 1.0
     plotter.add_mesh(
         mesh, scalars=drawing.values.astype(np.float32), cmap=SIGNED_PALETTE, clim=(-furthest, furthest),
-        show_scalar_bar=False, ambient=0.42, diffuse=0.66, render=False,
+        show_scalar_bar=False, lighting=False, render=False,
     )  # fmt: skip
     edges = mesh.extract_feature_edges(30, boundary_edges=False, non_manifold_edges=False)
     if edges.n_points:
@@ -109,7 +97,6 @@ def _easel(width: int, height: int) -> Any:
     plotter = pyvista.Plotter(off_screen=True, window_size=[width, height], lighting="none")
     # Every pixel is the mean of several already; to sample each of those as well doubles the time.
     plotter.render_window.SetMultiSamples(0)
-    plotter.add_light(pyvista.Light(position=(0.2, 0.5, 1.0), light_type="camera light"))
     plotter.show(auto_close=False)
     return plotter
 

@@ -12,6 +12,7 @@ from lpbf_data.console import follow
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.stores.predictions import PredictionFile
+from lpbf_data.viewer.shown_fields import shown_fields
 from pipelines.reporting import exhibits as shown
 from pipelines.reporting.documents import BUILD_NAME
 from pipelines.reporting.exhibits import Deviation, Exhibit, KeptCases
@@ -56,7 +57,7 @@ def make_report(folder: DatasetFolder, *, most_parts: int = MOST_PARTS, predicti
     deviations = () if predicted is None else tuple(shown.judge_predictions(cases, predicted))
     if predicted is not None and not deviations:
         raise UsageError(f"{predictions} predicts no case that {folder.name} holds")
-    fields = shown.shown_fields(cases.field_specs)
+    fields = shown_fields(cases.field_specs)
     chosen = shown.choose_cases(cases.manifest.records, most_parts, deviations)
     with Artist() as artist:
         made = shown.make_exhibits(
@@ -74,6 +75,7 @@ def make_report(folder: DatasetFolder, *, most_parts: int = MOST_PARTS, predicti
         exhibits=exhibits,
         gallery_note=_gallery_note(cases, exhibits, deviations),
         deviations=deviations,
+        remarks=cases.manifest.remarks,
         predictor="" if predicted is None else predicted.model,
     )
     return Report(render_page(content), exhibits, artist.problem)

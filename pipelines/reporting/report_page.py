@@ -1,47 +1,47 @@
-"""The page `report.html` from its template: text escaped, data packed, scripts named in its security policy.
+"""The page `report.html`: what its template shows, and what its scripts work on.
 
-The page may run the scripts that it carries and nothing else: the policy allows them by their SHA-256 and forbids every
-request. What comes from data is either escaped by the template or packed, and the scripts put it in place as text.
+The 3D view and the page's security are [the viewer's](../../lpbf_data/viewer/page.py).
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import importlib.metadata
-import json
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
-from markupsafe import Markup
-
 from lpbf_data.case.record import CaseRecord
 from lpbf_data.case.schema import SCHEMA_VERSION, FieldSpec
 from lpbf_data.case.statistics import total
+from lpbf_data.remarks import Remark
 from lpbf_data.stores.manifest import count_by
+from lpbf_data.viewer.page import base64_text
+from lpbf_data.viewer.page import render_page as render_with_viewer
+from lpbf_data.viewer.shown_fields import ShownField
 from pipelines.numbers import format_number
 from pipelines.reporting.card import INTRODUCTION, TITLE, dataset_version
-from pipelines.reporting.exhibits import Deviation, Exhibit, ShownField
+from pipelines.reporting.exhibits import Deviation, Exhibit
 from pipelines.reporting.overview import (
     PUBLISHED_SOURCE,
     QUANTITIES,
     SUMMARY_ROWS,
+    BladeRisk,
     balance_splits,
+    blade_risk,
     count_failures,
     count_rejections,
+    is_simulated_here,
     leak_sentence,
     solver_sentence,
     table_6,
 )
-from pipelines.reporting.pictures import PLAIN_PALETTE, SIGNED_PALETTE, STILL_SIZE, palette
+from pipelines.reporting.pictures import STILL_SIZE
 from pipelines.selection.select import leaking_designs
 
 ASSETS: Final = Path(__file__).parents[1] / "report_assets"
+"""Template, style sheet, scripts and libraries of the report beside those of the viewer."""
 
 _LIMIT_OF: Final = {
     "num_points": "max_points",
@@ -69,6 +69,7 @@ class PageContent:
         deviations: Errors of predictions, the largest first; empty without predictions.
         predictor: What predicted, for people.
         schema_version: Version of the schema that the data set follows.
+        remarks: What the build left out, changed, guessed or repaired.
     """
 
     records: Sequence[CaseRecord]
@@ -82,14 +83,11 @@ class PageContent:
     deviations: Sequence[Deviation] = ()
     predictor: str = ""
     schema_version: int = SCHEMA_VERSION
+    remarks: Sequence[Remark] = ()
 
 
 def render_page(content: PageContent) -> bytes:
     """The whole page; the same content gives the same bytes."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    vendor, script = _asset("vendor.min.js"), _page_script()
     kept = [record for record in content.records if record.status == "kept"]
     placed = {record.case_id: record for record in content.records if record.placement is not None}
     context = {
@@ -99,11 +97,6 @@ def render_page(content: PageContent) -> bytes:
         "manifest_sha256": content.manifest_sha256,
         "version": dataset_version(content.manifest_sha256, content.schema_version),
         "package_version": importlib.metadata.version("lpbf-flare"),
-        "style": Markup(_asset("report.css")),  # noqa: S704 (a file of this package)
-        "vendor": Markup(vendor),  # noqa: S704
-        "script": Markup(script),  # noqa: S704
-        "script_hashes": [f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'" for text in (vendor, script)],
-        "licences": _asset("vendor.LICENSES.txt"),
         "sections": _sections(content),
         "tiles": _tiles(content.records),
         "kept": f"{len(kept):,}",
@@ -121,6 +114,15 @@ def render_page(content: PageContent) -> bytes:
             for row in count_rejections(content.records, content.limits)
         ],
         "failures": _failures(content.records),
+        "remarks": [
+            {
+                "treated": remark.treated,
+                "count": f"{remark.count:,}",
+                "sentence": remark.sentence,
+                "where": remark.where,
+            }
+            for remark in content.remarks
+        ],
         "leaks": bool(leaking_designs(content.records)),
         "leak_sentence": leak_sentence(content.records, content.splits),
         "splits": _splits(content),
@@ -128,85 +130,76 @@ def render_page(content: PageContent) -> bytes:
         "columns": _columns(kept, content.specs),
         "materials": _named(kept, "material"),
         "machines": _named(kept, "machine"),
-        "page_data": _pack(_page_data(content)),
-        "surfaces": (_base64(exhibit.surface) for exhibit in content.exhibits),
     }
-    return environment.get_template("report.html").render(context).encode("utf-8", "replace")
-
-
-def _asset(name: str) -> str:
-    return (ASSETS / name).read_text(encoding="utf-8").strip()
-
-
-def _page_script() -> str:
-    """The page's own scripts as one: a function of its own, so that their names are nobody else's."""
-    parts = [path.read_text(encoding="utf-8") for path in sorted((ASSETS / "page").glob("*.js"))]
-    return '"use strict";\n(() => {\n' + "\n".join(parts) + "\nmain();\n})();"
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _pack(content: Any) -> str:
-    text = json.dumps(content, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    return _base64(zlib.compress(text.encode(), 9))
+    surfaces = (exhibit.surface for exhibit in content.exhibits)
+    return render_with_viewer(ASSETS, "report.html", context, _page_data(content), content.fields, surfaces)
 
 
 def _sections(content: PageContent) -> list[dict[str, str]]:
     names = {"gallery": "Parts", "predictions": "Predictions", "cases": "Cases", "distributions": "Distributions"}
-    names |= {"table-6": "Beside the published set", "rejected": "Rejected and failed", "splits": "Splits"}
-    names |= {"fields": "What is stored"}
+    names |= {"table-6": "Beside the published set", "rejected": "Rejected and failed"}
+    names |= {"remarks": "Changed on the way", "splits": "Splits", "fields": "What is stored"}
     return [{"id": key, "name": name} for key, name in names.items() if key != "predictions" or content.deviations]
 
 
-def _at_risk(record: CaseRecord) -> bool:
-    return record.measures is not None and record.measures.recoater_interference
+def _blade(record: CaseRecord) -> BladeRisk | None:
+    return None if record.measures is None else blade_risk(record.measures)
 
 
 def _tiles(records: Sequence[CaseRecord]) -> list[dict[str, Any]]:
     status = count_by(records, lambda record: [record.status])
     kept = [record for record in records if record.status == "kept"]
-    risky = sum(map(_at_risk, kept))
+    blade = [_blade(record) for record in kept]
     points = sum(record.measures.num_points for record in kept if record.measures is not None)
     figures = {
         "cases found": len(records),
         "kept": len(kept),
-        "of them at risk of hitting the blade": risky,
+        "of them hit by the blade": blade.count("hits"),
+        "closer to it than the solver tolerates": blade.count("close"),
         "rejected by the filter": status.get("rejected", 0),
         "failed": status.get("failed", 0),
         "points": points,
     }
     return [
-        {"value": f"{figure:,}", "label": label, "alarm": "risk" in label and figure > 0}
+        {"value": f"{figure:,}", "label": label, "alarm": "hit by" in label and figure > 0}
         for label, figure in figures.items()
     ]
 
 
 def _risk_note(records: Sequence[CaseRecord]) -> str:
     tolerances = sorted({r.run.recoater_tolerance for r in records if r.run.recoater_tolerance is not None})
-    if not tolerances:
-        return "The solver reports interference where the clearance over the build falls below its tolerance."
     listed = " or ".join(f"{tolerance:g} %" for tolerance in tolerances)
-    return f"The solver reports interference where the clearance over the build falls below {listed} of a layer."
+    limit = f"{listed} of a layer" if tolerances else "its tolerance"
+    said = (
+        "The blade passes one powder layer above the part. It hits a part that rises by the whole layer (clearance 0 % "
+        f"or less) at some height of the build; close is one whose clearance falls below {limit}, where the solver "
+        "reports interference."
+    )
+    if any(map(is_simulated_here, records)):
+        said += (
+            " The simulator of this project knows neither supports nor plasticity, and parts without supports rise "
+            "further than those that a workshop would build: shares here say nothing of real builds."
+        )
+    return said
 
 
 def _part(exhibit: Exhibit, record: CaseRecord) -> dict[str, Any]:
     measures = record.measures
     assert measures is not None
     clearance = f"clearance {format_number(measures.recoater_clearance_min)} %"
+    blade = blade_risk(measures)
+    words = {"hits": ", hit by the blade.", "close": ", closer to the blade than the solver tolerates.", "clear": "."}
     furthest = f"±{format_number(measures.displacement_z_abs_max)} mm"
     description = (
         f"{record.case_id}: {format_number(measures.num_points)} points, {format_number(measures.height)} mm tall, "
-        f"Z displacement up to {format_number(measures.displacement_z_max)} mm, {clearance}"
-        + (", at risk of hitting the blade." if measures.recoater_interference else ".")
+        f"Z displacement up to {format_number(measures.displacement_z_max)} mm, {clearance}{words[blade]}"
     )
     return {
         "case_id": record.case_id,
-        "at_risk": measures.recoater_interference,
+        "blade": blade,
         "caption": f"{furthest} · {clearance}",
         "description": description,
-        "still": None if exhibit.still is None else _base64(exhibit.still),
+        "still": None if exhibit.still is None else base64_text(exhibit.still),
     }
 
 
@@ -257,7 +250,8 @@ def _splits(content: PageContent) -> list[dict[str, str]]:
             "designs": f"{row.designs:,}",
             "share": f"{100 * row.share:.1f} %",
             "asked": row.asked,
-            "at_risk": f"{row.at_risk:,}",
+            "hits": f"{row.hits:,}",
+            "close": f"{row.close:,}",
             "num_points": format_number(row.num_points),
             "displacement_z_max": format_number(row.displacement_z_max),
         }
@@ -317,7 +311,8 @@ def _page_data(content: PageContent) -> dict[str, Any]:
         "split": _as_codes([None if record.placement is None else record.placement.split for record in records]),
         "material": _as_codes([record.run.material for record in records]),
         "reason": [_reason(record) for record in records],
-        "recoater_interference": measured("recoater_interference"),
+        "remarks": [" · ".join(map(str, record.remarks)) or None for record in records],
+        "blade": _as_codes([_blade(record) for record in records]),
         "recoater_clearance_min_height": measured("recoater_clearance_min_height"),
     }
     cases |= {quantity.name: measured(quantity.name) for quantity in QUANTITIES}
@@ -334,11 +329,6 @@ def _page_data(content: PageContent) -> dict[str, Any]:
     return {
         "cases": cases,
         "quantities": quantities,
-        "fields": [asdict(field) for field in content.fields],
-        "palettes": {
-            "signed": _base64(palette(SIGNED_PALETTE).tobytes()),
-            "plain": _base64(palette(PLAIN_PALETTE).tobytes()),
-        },
         "exhibits": [row_of[exhibit.case_id] for exhibit in content.exhibits],
         "errors": errors,
     }

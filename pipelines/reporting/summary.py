@@ -95,12 +95,6 @@ def print_summary(records: Sequence[CaseRecord], out: str, *, seconds: float, co
         console.print(f"note: {sentence}")
 
 
-def print_remarks(remarks: Iterable[Remark], console: Console) -> None:
-    """Print what was left out, changed, guessed or repaired, one line a kind."""
-    for remark in remarks:
-        console.print(f"note: {remark.count:,} {remark}")
-
-
 def collect_remarks(found: Iterable[Remark], records: Iterable[CaseRecord]) -> tuple[Remark, ...]:
     """All remarks of a build: those of its sources, those of its cases, and what shows only beside other cases.
 

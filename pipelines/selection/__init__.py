@@ -1,1 +1,4 @@
-"""Which cases enter the data set, and in which split."""
+"""Which cases enter the data set, and in which split: filters, designs, rules of splits.
+
+From records alone; no array is read.
+"""

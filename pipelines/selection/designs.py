@@ -10,16 +10,52 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from lpbf_data.case.record import CaseRecord
 from lpbf_data.errors import UsageError
+from lpbf_data.remarks import Remark, Treatment
 
 _PUBLISHED_ID: Final = re.compile(r"(?P<design>\d+_[0-9a-f]{8})_\d+(?!\d)")
 
-DesignNamer = Callable[[CaseRecord], str]
+
+@dataclass(frozen=True)
+class DesignNamer:
+    """Names the design of a case, and says where a rule named none.
+
+    Attributes:
+        rule: The design by the rule, None where it names none.
+        otherwise: The design then.
+        unnamed: What is said of cases that the rule doesn't name; empty where that is as it should be.
+        table: Case ids that a table names, as long as the rule is one.
+    """
+
+    rule: Callable[[CaseRecord], str | None]
+    otherwise: Callable[[CaseRecord], str]
+    unnamed: str = ""
+    table: frozenset[str] = frozenset()
+
+    def __call__(self, record: CaseRecord) -> str:
+        """The design of a case."""
+        return self.rule(record) or self.otherwise(record)
+
+    def remarks(self, records: Iterable[CaseRecord]) -> tuple[Remark, ...]:
+        """Cases that the rule doesn't name, and names in a table that no case has.
+
+        Args:
+            records: All cases of a data set.
+        """
+        ordered = sorted(records, key=lambda record: record.case_id)
+        found = []
+        if self.unnamed and (missed := [r.case_id for r in ordered if r.status == "kept" and not self.rule(r)]):
+            found.append(Remark.of_places(Treatment.GUESSED, "unnamed_designs", self.unnamed, missed))
+        if idle := sorted(self.table - {record.case_id for record in ordered}):
+            sentence = "rows of the table of --design_id whose case_id no case has"
+            found.append(Remark.of_places(Treatment.LEFT_OUT, "design_rows", sentence, idle))
+        return tuple(found)
 
 
 def _published_design(text: str) -> str | None:
@@ -31,9 +67,15 @@ def _by_folder(record: CaseRecord) -> str:
     return _published_design(record.case_id) or record.case_id
 
 
-def _by_stl(record: CaseRecord) -> str:
-    stem = Path(record.run.stl or record.case_id).stem
+def _by_stl(record: CaseRecord) -> str | None:
+    if not record.run.stl:
+        return None
+    stem = Path(record.run.stl).stem
     return _published_design(stem) or stem
+
+
+def _by_case(record: CaseRecord) -> str:
+    return record.case_id
 
 
 def _automatic(record: CaseRecord) -> str:
@@ -58,7 +100,14 @@ def design_namer(rule: str) -> DesignNamer:
     >>> design_namer("auto")(CaseRecord("101635_11b839a3_5", SourceRef("a.zip", "x")))
     '101635_11b839a3'
     """
-    named = {"auto": _automatic, "folder": _by_folder, "stl": _by_stl}
+    by_stl = (
+        "cases whose log names no STL, so that --design_id stl can't name their design: each is a design of its own"
+    )
+    named = {
+        "auto": DesignNamer(_automatic, _by_case),
+        "folder": DesignNamer(_by_folder, _by_case),
+        "stl": DesignNamer(_by_stl, _by_case, by_stl),
+    }
     if rule in named:
         return named[rule]
     if rule.lower().endswith(".csv"):
@@ -70,15 +119,16 @@ def design_namer(rule: str) -> DesignNamer:
             f"--design_id {rule!r} is neither auto, folder, stl, a .csv file nor a regular expression: {error}"
         ) from error
 
-    def by_pattern(record: CaseRecord) -> str:
+    def by_pattern(record: CaseRecord) -> str | None:
         match = pattern.search(record.case_id)
         if match is None:
-            return record.case_id
+            return None
         if "design" in pattern.groupindex:
-            return match["design"] or record.case_id
-        return (match.group(1) if pattern.groups else match.group()) or record.case_id
+            return match["design"]
+        return match.group(1) if pattern.groups else match.group()
 
-    return by_pattern
+    sentence = "cases in whose id the expression of --design_id finds no design: each is a design of its own"
+    return DesignNamer(by_pattern, _by_case, sentence)
 
 
 def _from_table(path: Path) -> DesignNamer:
@@ -88,7 +138,8 @@ def _from_table(path: Path) -> DesignNamer:
         raise UsageError(
             f"--design_id {path} can't be read as a table with the columns case_id and design_id: {error}"
         ) from error
-    return lambda record: table.get(record.case_id) or _automatic(record)
+    sentence = "cases that the table of --design_id doesn't name: their design was told from their names"
+    return DesignNamer(lambda record: table.get(record.case_id), _automatic, sentence, frozenset(table))
 
 
 def _read_table(path: Path) -> dict[str, str]:

@@ -18,6 +18,7 @@ from lpbf_data.case.case import Case
 from lpbf_data.case.record import CaseRecord, SourceRef
 from lpbf_data.durable import flush_tree, write_durably
 from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.layer_groups import choose_refinement
 from lpbf_data.geometry.mesh_check import check_mesh, mesh_faithfully, remarks_on
 from lpbf_data.geometry.surface_files import load_bodies
 from lpbf_data.geometry.surface_formats import Units
@@ -32,7 +33,6 @@ from pipelines.simulation.choices import EncodingName
 from pipelines.simulation.corpus import PartPlan, part_surface
 from pipelines.simulation.failures import FailureKind, PlannedFailure, cut_short
 from pipelines.simulation.fields import von_mises
-from pipelines.simulation.layers import choose_refinement
 from pipelines.simulation.materials import MATERIALS
 from pipelines.simulation.result_writer import ResultWriter
 from pipelines.simulation.run_log import RunNames
@@ -181,6 +181,7 @@ class _Run:
         self.task, self.folder = task, folder
         prefix = f"{task.case_id}_" if task.interactive else ""
         self.remarks: tuple[Remark, ...] = ()
+        self.read_remarks: tuple[Remark, ...] = ()  # told by the command before the cases begin; here for the log
         self.names = RunNames(prefix, f"{task.case_id}.stl" if task.interactive else "test.stl")
         self.logs = {kind: run_log.log_opening(kind, self.names) for kind in ("mechanical", "thermal")}
 
@@ -204,7 +205,8 @@ class _Run:
                 mesh = _mesh_near(surface, task.num_points, task.part.aspect_ratio, layer)
                 self.remarks += remarks_on(check_mesh(surface, mesh), task.case_id)
                 return surface, mesh
-            bodies = load_bodies(task.part.path, task.part.units).bodies
+            read = load_bodies(task.part.path, task.part.units)
+            bodies, self.read_remarks = read.bodies, read.remarks
             if task.part.body >= len(bodies):
                 raise GeometryError(f"{task.part.path} has changed since the simulation began; start it again")
             surface = on_build_plate(bodies[task.part.body])
@@ -220,7 +222,7 @@ class _Run:
         if self.task.failure is not None and self.task.failure.kind is FailureKind.PREPARATION:
             raise _StoppedError(_ASKED_FOR, "The part could not be prepared (a failure that was asked for)")
         surface, mesh = self._mesh()
-        refinement = choose_refinement(mesh)
+        refinement = choose_refinement(mesh.num_planes, mesh.spacing[2])
         simulation = BuildSimulation(mesh, MATERIALS[self.task.material], refinement=refinement)
         writer = ResultWriter(self.folder, self.names, simulation, self.task.encoding)
         self._write_setup(writer, surface)
@@ -239,6 +241,7 @@ class _Run:
         writer.write_setup(surface)
         text = run_log.log_material(simulation.material, simulation.process, simulation.mesh, simulation.refinement)
         text += run_log.log_surface(surface, self.names.stl) + run_log.log_mesh(simulation, surface)
+        self.logs["mechanical"] += run_log.log_remarks([*self.read_remarks, *self.remarks], self.task.case_id)
         for kind in self.logs:
             self.logs[kind] += text
             content = run_log.input_file(kind, simulation, self.names, ascii_results=self.task.encoding == "ascii")

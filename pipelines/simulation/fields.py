@@ -27,12 +27,12 @@ def principal_stresses(stress: NDArray[np.float64]) -> tuple[NDArray[np.float64]
         stress: Components xx, yy, zz, xy, xz, yz, [n, 6].
 
     Returns:
-        Values [n, 3], and unit vectors [n, 3, 3]: `[:, k]` belongs to value k. Of the two unit vectors the one is given
-        whose component of largest size is positive.
+        Values [n, 3], and vectors [n, 3, 3]: `[:, k]` belongs to value k. As NetFabb writes them, their length isn't 1
+        but their component of largest size is.
     """
     xx, yy, zz, xy, xz, yz = stress.T
     tensor = np.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=1).reshape(-1, 3, 3)
     values, columns = np.linalg.eigh(tensor)
     vectors = np.transpose(columns[:, :, ::-1], (0, 2, 1))
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=2)[..., None], axis=2)
-    return values[:, ::-1], vectors * np.where(largest < 0, -1.0, 1.0)
+    return values[:, ::-1], vectors / largest

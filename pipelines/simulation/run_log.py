@@ -7,13 +7,16 @@ gives the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
+from lpbf_data.geometry.layer_groups import layers_per_cell
 from lpbf_data.geometry.voxelize import Surface, VoxelMesh
+from lpbf_data.remarks import Remark
+from pipelines.netfabb.solver_log import write_remarks
 from pipelines.simulation.build_simulation import BuildSimulation, Frame
 from pipelines.simulation.identity import GENERATOR, SOLVER_VERSION
-from pipelines.simulation.layers import LayerGroup, layers_per_cell
+from pipelines.simulation.layers import LayerGroup
 from pipelines.simulation.materials import Material, Process, Table
 from pipelines.simulation.recoater import RecoaterPass
 
@@ -90,7 +93,7 @@ def log_material(material: Material, process: Process, mesh: VoxelMesh, refineme
         + _table("Yield strength", [[material.yield_strength, ambient]])
         + _table("Inherent strain", [[in_plane, in_plane, vertical]])
         + "PBPA parameters\n"
-        f"Number of layers per element:  {layers_per_cell(mesh.spacing[2], process):13d}\n"
+        f"Number of layers per element:  {layers_per_cell(mesh.spacing[2], process.layer_thickness):13d}\n"
         f"Minimum element size:          {min(mesh.spacing):.13f}\n"
         f"*PBLR: group thickness:   {mesh.spacing[2] * 2**refinement:.13f}\n\n"
     )
@@ -110,6 +113,20 @@ def log_surface(surface: Surface, name: str) -> str:
         f"Number of unique vertices = {len(surface.vertices)}\nNumber of triangles = {len(surface.triangles)}\n"
         f"STL file end pre-processing\n\n"
     )
+
+
+def log_remarks(remarks: Iterable[Remark], case_id: str) -> str:
+    """What was left out, changed, guessed or repaired on the way from the part to its mesh; a build reads it from here.
+
+    Args:
+        remarks: Of this part and of the file that it came in.
+        case_id: The case, which its own log needn't name.
+    """
+    own = (
+        replace(remark, examples=tuple(example.removeprefix(f"{case_id}: ") for example in remark.examples))
+        for remark in remarks
+    )
+    return write_remarks(own)
 
 
 def log_mesh(simulation: BuildSimulation, surface: Surface) -> str:
@@ -272,7 +289,7 @@ def input_file(kind: str, simulation: BuildSimulation, names: RunNames, *, ascii
         f'*STLFILE\n"{names.stl}"',
         "*SBXY\n0, 0, 0, 0",
         "*DDM!\n0, -25",
-        f"*PBPA\n{layers_per_cell(mesh.spacing[2], process)}",
+        f"*PBPA\n{layers_per_cell(mesh.spacing[2], process.layer_thickness)}",
         f"*PBLR\n{simulation.refinement}",
     ]
     if kind == "thermal":

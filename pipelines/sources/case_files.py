@@ -32,6 +32,7 @@ class CaseLocation:
         signature: Signature of its files when it was found.
         index: Where its archive's members are written down; None where the archive's own directory is read.
         run: Name of the run in a folder that holds several; None where the whole folder is the case.
+        listed: Path, size and mark of the files of a case on an object store; None elsewhere.
     """
 
     case_id: str
@@ -41,6 +42,7 @@ class CaseLocation:
     signature: str = ""
     index: IndexRange | None = None
     run: str | None = None
+    listed: tuple[tuple[str, int, str], ...] | None = None
 
 
 class CaseFiles(Protocol):
@@ -190,15 +192,20 @@ def _check_present(name: str, names: Iterable[str]) -> None:
         raise CaseError(FailureReason.MISSING_FILE, "the file is missing", path=name)
 
 
-def open_case(location: CaseLocation) -> CaseFiles:
+def open_case(location: CaseLocation, *, anew: bool = False) -> CaseFiles:
     """Open the files of a case.
+
+    Args:
+        location: Where it lies.
+        anew: List it again even where its listing came along, to see whether it changed.
 
     Raises:
         CaseError: If the folder or archive can't be read any more.
     """
     try:
         if location.prefix is None:
-            return FolderFiles(location.container, location.run)
+            listed = None if anew or location.listed is None else {name: (n, m) for name, n, m in location.listed}
+            return FolderFiles(location.container, location.run, listed)
         reader = reader_at(location.container)
         if location.index is not None and (members := read_members(location.index, reader.mark)) is not None:
             files = ArchiveFiles(reader, members)

@@ -223,9 +223,10 @@ def _scan_remote(url: str, *, by_content: bool) -> SourceScan:
         place, run = f"{url}/{folder}" if folder else url, run_of_case(case, folder)
         # The listing of the whole tells of every case; asking for each would cost a request each.
         listed = {path.removeprefix(f"{folder}/"): marks[path] for path in grouping.cases[case].values()}
-        signature = _sign(FolderFiles(place, listed=listed), by_content=by_content)
+        signature = _sign(FolderFiles(place, run, listed), by_content=by_content)
         source = SourceRef(name, _member(case, folder))
-        locations.append(CaseLocation(run or place.rpartition("/")[2], place, None, source, signature, run=run))
+        case_id, kept = run or place.rpartition("/")[2], tuple((path, *mark) for path, mark in listed.items())
+        locations.append(CaseLocation(case_id, place, None, source, signature, run=run, listed=kept))
     archives = [path for path in grouping.packed if _is_source(path)]
     remarks = remarks_of(grouping, name, grouping.litter, set(archives))
     return SourceScan(Found(tuple(locations), (), remarks), tuple((f"{url}/{path}", path) for path in archives))

@@ -11,12 +11,12 @@ from typing import Final
 import numpy as np
 
 from lpbf_data.case.case import Case
+from lpbf_data.geometry.layer_groups import choose_refinement
 from lpbf_data.geometry.render import Panel, render_panels
 from lpbf_data.geometry.voxelize import voxelize_to_size
 from pipelines.simulation.build_simulation import BuildSimulation
 from pipelines.simulation.corpus import parameters_of, part_surface
 from pipelines.simulation.families import FAMILIES
-from pipelines.simulation.layers import choose_refinement
 from pipelines.simulation.materials import MATERIALS
 
 PICTURE: Final = Path("pipelines/simulation/pictures/families.png")
@@ -30,7 +30,9 @@ def family_panel(name: str) -> Panel:
     shares = {key: 0.6 if span.whole else 0.5 for key, span in family.ranges.items()}
     surface = part_surface(name, parameters_of(family, shares), _UP.get(name, 0))
     mesh = voxelize_to_size(surface, 6000, 1.0, layer=0.04, planes=2)
-    simulation = BuildSimulation(mesh, MATERIALS["Ti64"], refinement=choose_refinement(mesh))
+    simulation = BuildSimulation(
+        mesh, MATERIALS["Ti64"], refinement=choose_refinement(mesh.num_planes, mesh.spacing[2])
+    )
     *_, last = simulation.frames()
     fields = {"displacement": last.state.displacement.astype(np.float32)}
     return Panel(Case(name, mesh.points.astype(np.float32), mesh.cells, fields), name.replace("_", " "))

@@ -59,7 +59,7 @@ class Step:
 
     def __init__(self, mixer: str, compiled: str = "off", *, checkpointing: bool = False, graphs: bool = False) -> None:
         torch.manual_seed(0)
-        self.model = Flare(FlareConfig(mixer=mixer)).cuda()  # type: ignore[arg-type]
+        self.model = Flare(mixer=mixer).cuda()  # type: ignore[arg-type]
         self.model.activation_checkpointing = checkpointing
         recipe = Recipe(learning_rate=1e-4)
         self.optimizer = make_optimizer(self.model, recipe, torch.device("cuda"), recorded=graphs)

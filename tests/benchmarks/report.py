@@ -36,9 +36,10 @@ from lpbf_data.case.case import Case
 from lpbf_data.geometry.outer_surface import extract_surface
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.stores.manifest import MANIFEST_NAME
+from lpbf_data.viewer.shown_fields import column_of, fields_of, shown_fields
+from lpbf_data.viewer.surface_codec import encode_surface
 from pipelines.reporting.documents import BUILD_NAME
-from pipelines.reporting.exhibits import KeptCases, column_of, fields_of, shown_fields
-from pipelines.reporting.surface_codec import encode_surface
+from pipelines.reporting.exhibits import KeptCases
 from tests.benchmarks.machine import describe_machine, save_result
 from tests.browser import FLAGS, find_chromium
 from tests.data_support import make_case, write_dataset

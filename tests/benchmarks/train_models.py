@@ -129,7 +129,7 @@ def plan(size: Size, *, gpu: bool) -> list[Run]:
 
     def add(place: str, name: str, sizes: dict[str, Any], recipe: Recipe, target: str, seed: int) -> None:
         model = {"class_path": name, "init_args": {"config": sizes}}
-        if sizes.get("mixer") != "sdpa" and (name == "Flare" or recipe.precision != "32-true"):
+        if recipe.mixer != "sdpa" and (name == "Flare" or recipe.precision != "32-true"):
             recipe = replace(recipe, **graphs)
         runs.append(Run(place, model, recipe, target, seed, judged=not place.startswith("sweep")))
 
@@ -138,7 +138,7 @@ def plan(size: Size, *, gpu: bool) -> list[Run]:
         for seed in size.seeds:
             add(f"models/{name}", name, sizes, mixed, BENCHMARK, seed)
     for seed in size.seeds:
-        add("mixers/sdpa", "Flare", flare | {"mixer": "sdpa"}, replace(mixed, epochs=short), BENCHMARK, seed)
+        add("mixers/sdpa", "Flare", flare, replace(mixed, epochs=short, mixer="sdpa"), BENCHMARK, seed)
         add(f"precisions/{other.precision}", "Flare", flare, replace(other, epochs=short), BENCHMARK, seed)
     add(f"interference/{RISK}", "Flare", flare, replace(mixed, loss="mse"), RISK, size.seeds[0])
     whole = asdict(FlareConfig(**flare))

@@ -7,17 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from flare_model.data.metrics import relative_l2_loss
 from flare_model.layers.attention import attend_among_points, takes_meshes_together
 from flare_model.layers.layout import Layout
 from flare_model.training.recipe import Recipe
 from flare_model.training.run_log import read_table
 from flare_model.training.state import latest_state
 from lpbf_data.errors import UsageError
-from tests.flare_model.flare_support import LEARNING, go, kill, losses
+from tests.flare_model.flare_support import LEARNING, go, kill, losses, tiny_surrogate
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU here"),
@@ -67,6 +69,41 @@ def test_rivals_are_recorded_in_16_bits(box_dataset: str, tmp_path: Path, name: 
     runs = {name: go(box_dataset, tmp_path / name, model, recipe=r, accelerator="gpu") for name, r in recipes.items()}
     plain, graphs = (losses(run) for run in runs.values())
     assert [float(loss) for _, loss, _ in graphs] == pytest.approx([float(loss) for _, loss, _ in plain], rel=2e-2)
+
+
+def test_arrays_and_tensors_of_the_host_go_to_the_gpu() -> None:
+    """Single, joined and padded meshes."""
+    surrogate = tiny_surrogate()
+    points = np.random.default_rng(0).uniform(-20, 20, (12, 3))
+    given: list[tuple[Any, ...]] = [
+        (points,),
+        (torch.from_numpy(points), None, torch.tensor([0, 5, 12])),
+        (points.reshape(2, 6, 3), None, None, np.ones((2, 6), bool)),
+    ]
+    wanted = [surrogate(*one) for one in given]
+    surrogate = surrogate.cuda()
+    for one, here in zip(given, wanted, strict=True):
+        found = surrogate(*one)
+        assert found.is_cuda
+        torch.testing.assert_close(found.cpu(), here, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_losses_add_exactly_and_in_one_order_on_a_gpu(width: int) -> None:
+    """Twenty million points, beside small cases: as on the host, and the same bits again."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(20_000_000, width, generator=generator)
+    prediction, offsets = 1.1 * truth + 0.01, torch.tensor([0, 1, 700, 19_000_000, 20_000_000])
+    wanted = relative_l2_loss(prediction, truth, offsets).item()
+    found = []
+    for _ in range(2):
+        leaf = prediction.cuda().requires_grad_()
+        loss = relative_l2_loss(leaf, truth.cuda(), offsets)
+        loss.backward()
+        found.append((loss.detach(), leaf.grad))
+    assert found[0][0].item() == pytest.approx(wanted, rel=1e-9)
+    for first, second in zip(*found, strict=True):
+        assert torch.equal(first, second)
 
 
 def test_meshes_that_attend_in_one_call_are_as_each_alone() -> None:

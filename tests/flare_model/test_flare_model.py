@@ -1,7 +1,11 @@
-"""Models: parameter counts, attention against explicit matrices, every way to lay meshes out, compiling, exporting."""
+"""Models: parameter counts, attention against explicit matrices, every way to lay meshes out, compiling, exporting.
+
+What is computed in two ways is compared in float64, where rounding and its order say nothing (`tests.rounding`).
+"""
 
 from __future__ import annotations
 
+import copy
 import itertools
 import subprocess
 import sys
@@ -19,7 +23,7 @@ import flare_model
 from flare_model.checkpoints.spec import ModelSpec
 from flare_model.configs import FOLDER, config_names, config_path, spell_out_config
 from flare_model.layers.layout import Layout
-from flare_model.layers.mixer import mix, mix_ragged
+from flare_model.layers.mixer import mix, mix_meshes
 from flare_model.models.backbone import Backbone
 from flare_model.models.flare import Flare, FlareConfig
 from flare_model.models.transformer import SelfAttention, Transformer, TransformerConfig
@@ -27,6 +31,9 @@ from flare_model.models.transolver import PhysicsAttention, Transolver, Transolv
 from flare_model.training.recipe import Recipe
 from lpbf_data.errors import UsageError
 from tests.flare_model.flare_support import tiny_flare
+from tests.rounding import assert_same, spread
+
+pytestmark = pytest.mark.numeric
 
 
 def count(model: torch.nn.Module) -> int:
@@ -136,7 +143,7 @@ def sample(*shape: int) -> Tensor:
 def test_mixing_is_the_product_of_two_softmax_matrices() -> None:
     queries, keys, values = sample(3, 5, 4), sample(17, 3, 4), sample(17, 3, 4)
     mixed = mix(queries, keys.transpose(0, 1)[None], values.transpose(0, 1)[None])[0].transpose(0, 1)
-    torch.testing.assert_close(mixed, explicit_mix(queries, keys, values))
+    assert_same(mixed, explicit_mix(queries, keys, values))
 
 
 def test_another_number_of_heads_gives_something_else() -> None:
@@ -144,36 +151,37 @@ def test_another_number_of_heads_gives_something_else() -> None:
     queries, keys, values = sample(4, 5, 2), sample(9, 4, 2), sample(9, 4, 2)
     wanted = explicit_mix(queries, keys, values).flatten(1)
     fewer = queries.view(2, 2, 5, 2).transpose(1, 2).reshape(2, 5, 4)
-    wrong = mix_ragged(fewer, keys.reshape(9, 2, 4), values.reshape(9, 2, 4), torch.tensor([0, 9])).flatten(1)
-    right = mix_ragged(queries, keys, values, torch.tensor([0, 9])).flatten(1)
-    torch.testing.assert_close(right, wanted)
+    layout = Layout.of(keys.flatten(1), torch.tensor([0, 9]), None)
+    wrong = mix_meshes(fewer, keys.reshape(9, 2, 4), values.reshape(9, 2, 4), layout).flatten(1)
+    right = mix_meshes(queries, keys, values, layout).flatten(1)
+    assert_same(right, wanted)
     assert (wrong - wanted).abs().max() > 1e-2
 
 
 def test_the_flare_mixer_is_its_matrices_between_its_networks() -> None:
-    model = tiny_flare()
+    model = tiny_flare().double()
     mixer = model.blocks[0].mixer
-    x = torch.randn(11, 16)
+    x = sample(11, 16)
     keys, values = (network(x).view(11, 4, 4) for network in (mixer.keys, mixer.values))
     wanted = mixer.leave(explicit_mix(mixer.latent_queries, keys, values).flatten(1))
-    torch.testing.assert_close(mixer(x[None], Layout())[0], wanted)
+    assert_same(mixer(x[None], Layout())[0], wanted)
 
 
 def test_self_attention_is_its_softmax_matrix() -> None:
-    attention = SelfAttention(8, 2)
+    attention = SelfAttention(8, 2).double()
     torch.nn.init.normal_(attention.enter.weight)
-    x = torch.randn(7, 8)
+    x = sample(7, 8)
     queries, keys, values = attention.enter(x).view(7, 3, 2, 4).unbind(1)
     heads = [((queries[:, h] @ keys[:, h].T) / 2.0).softmax(dim=1) @ values[:, h] for h in range(2)]
-    torch.testing.assert_close(attention(x[None], Layout())[0], attention.leave(torch.cat(heads, dim=1)))
+    assert_same(attention(x[None], Layout())[0], attention.leave(torch.cat(heads, dim=1)))
 
 
 def test_physics_attention_is_slicing_attending_and_taking_back() -> None:
-    attention = PhysicsAttention(8, 2, 3)
+    attention = PhysicsAttention(8, 2, 3).double()
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter)
     torch.nn.init.constant_(attention.temperature, 0.7)
-    x = torch.randn(7, 8)
+    x = sample(7, 8)
     heads = []
     for h in range(2):
         part = slice(4 * h, 4 * h + 4)
@@ -181,14 +189,38 @@ def test_physics_attention_is_slicing_attending_and_taking_back() -> None:
         tokens = (weights.T @ attention.values(x)[:, part]) / (weights.sum(dim=0)[:, None] + 1e-5)
         queries, keys, values = (tokens @ w.T for w in attention.slice_attention.weight.chunk(3))
         heads.append(weights @ (((queries @ keys.T) / 2.0).softmax(dim=1) @ values))
-    torch.testing.assert_close(attention(x[None], Layout())[0], attention.leave(torch.cat(heads, dim=1)))
+    assert_same(attention(x[None], Layout())[0], attention.leave(torch.cat(heads, dim=1)))
 
 
+SIZES: dict[str, Any] = {"channels": 16, "num_heads": 2, "num_blocks": 2}
 MODELS = {
     "flare": tiny_flare,
-    "transformer": lambda: Transformer(TransformerConfig(channels=16, num_heads=2, num_blocks=2)).eval(),
-    "transolver": lambda: Transolver(TransolverConfig(channels=16, num_heads=2, num_blocks=2, num_slices=4)).eval(),
+    "transformer": lambda: Transformer(TransformerConfig(**SIZES)).eval(),
+    "transolver": lambda: Transolver(TransolverConfig(**SIZES, num_slices=4)).eval(),
 }
+
+
+def in_double(name: str) -> torch.nn.Module:
+    """A model that computes in float64, of the same weights each time."""
+    torch.manual_seed(0)
+    return MODELS[name]().double()
+
+
+def output_and_gradients(model: torch.nn.Module, *inputs: Tensor | None) -> list[Tensor]:
+    out = model(*inputs)
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), list(model.parameters()))]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_float32_adds_what_rounding_adds(name: str) -> None:
+    """Output and every gradient, one layout of each: the errors are those that are drawn from float32's epsilon."""
+    exact, points = in_double(name), sample(31, 3).float()
+    model = copy.deepcopy(exact).float()
+    for inputs in ((points,), (points, None, torch.tensor([0, 9, 31]))):
+        widened = (points.double(), *inputs[1:])
+        truth, moved = spread(lambda inputs=widened: output_and_gradients(exact, *inputs), torch.float32)
+        for ours, wanted, error in zip(output_and_gradients(model, *inputs), truth, moved, strict=True):
+            assert (ours.double() - wanted).norm() <= 4 * error
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -196,50 +228,44 @@ MODELS = {
 @given(sizes=st.lists(st.integers(1, 12), min_size=1, max_size=4))
 def test_joined_padded_and_single_meshes_give_the_same(name: str, sizes: list[int]) -> None:
     """Lists of like sizes are padded inside, lists of unlike sizes taken one by one."""
-    model = MODELS[name]()
-    generator = torch.Generator().manual_seed(len(sizes))
-    points = torch.randn(sum(sizes), 3, generator=generator)
+    model = in_double(name)
+    points = sample(sum(sizes), 3)
     offsets = torch.tensor([0, *itertools.accumulate(sizes)])
     with torch.no_grad():
         single = torch.cat([model(part) for part in points.split(sizes)])
         joined = model(points, offsets=offsets)
         mask = torch.arange(max(sizes)) < torch.tensor(sizes)[:, None]
-        padded = torch.full((len(sizes), max(sizes), 3), 5.0)
+        padded = torch.full((len(sizes), max(sizes), 3), 5.0, dtype=points.dtype)
         padded[mask] = points
         masked = model(padded, mask=mask)[mask]
-    torch.testing.assert_close(joined, single, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(masked, single, atol=1e-4, rtol=1e-4)
+    assert_same(joined, single)
+    assert_same(masked, single)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_do_not_depend_on_the_layout(name: str) -> None:
-    model = MODELS[name]()
-    points = torch.randn(19, 3)
+    model, points = in_double(name), sample(19, 3)
 
-    def gradients(forward: object) -> list[Tensor]:
-        model.zero_grad()
-        forward().square().sum().backward()  # type: ignore[operator]
-        return [p.grad.clone() for p in model.parameters()]
+    def gradients(out: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(out.square().sum(), list(model.parameters()))
 
-    single = gradients(lambda: torch.cat([model(points[:9]), model(points[9:])]))
-    for offsets in (torch.tensor([0, 9, 19]),):
-        for ours, wanted in zip(gradients(lambda o=offsets: model(points, offsets=o)), single, strict=True):
-            torch.testing.assert_close(ours, wanted, atol=1e-3, rtol=1e-3)
+    single = gradients(torch.cat([model(points[:9]), model(points[9:])]))
+    assert_same(gradients(model(points, offsets=torch.tensor([0, 9, 19]))), single)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_points_may_come_in_any_order(name: str) -> None:
-    model = MODELS[name]()
-    points, order = torch.randn(15, 3), torch.randperm(15)
+    model = in_double(name)
+    points, order = sample(15, 3), torch.randperm(15)
     with torch.no_grad():
-        torch.testing.assert_close(model(points[order]), model(points)[order], atol=1e-4, rtol=1e-4)
+        assert_same(model(points[order]), model(points)[order])
 
 
 def test_features_are_told_beside_the_points() -> None:
-    model = tiny_flare(in_dim=5)
-    points, features = torch.randn(7, 3), torch.randn(7, 2)
+    model = tiny_flare(in_dim=5).double()
+    points, features = sample(7, 3), sample(7, 2)
     with torch.no_grad():
-        torch.testing.assert_close(model(points, features), model(torch.cat([points, features], 1)))
+        assert_same(model(points, features), model(torch.cat([points, features], 1)))
     with pytest.raises(UsageError, match="takes 5 numbers a point, but got 3"):
         model(points)
 
@@ -256,9 +282,9 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 
 def compiled(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """A model of one block, and the same compiled; `fullgraph` refuses any break."""
+    """A model of one block in float64, and the same compiled; `fullgraph` refuses any break."""
     torch.compiler.reset()
-    model = MODELS[name]()
+    model = in_double(name)
     del model.blocks[1:]
     return model, torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
 
@@ -266,71 +292,66 @@ def compiled(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
 @pytest.mark.parametrize("name", MODELS)
 def test_compiling_joined_meshes_breaks_no_graph(name: str) -> None:
     model, fast = compiled(name)
-    points = torch.randn(24, 3)
+    points = sample(24, 3)
     for middle in (9, 20):
         offsets = torch.tensor([0, middle, 24])
-        torch.testing.assert_close(fast(points, None, offsets), model(points, None, offsets), atol=1e-4, rtol=1e-4)
+        assert_same(fast(points, None, offsets), model(points, None, offsets))
     weights = list(model.parameters())
     found, wanted = (torch.autograd.grad(m(points, None, offsets).square().sum(), weights) for m in (fast, model))
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+    assert_same(found, wanted)
 
 
 def test_compiling_single_and_padded_meshes_breaks_no_graph() -> None:
     model, fast = compiled("flare")
-    points = torch.randn(24, 3)
+    points = sample(24, 3)
     with torch.no_grad():
         for size in (24, 17):
-            torch.testing.assert_close(fast(points[:size]), model(points[:size]), atol=1e-4, rtol=1e-4)
+            assert_same(fast(points[:size]), model(points[:size]))
         padded, mask = points.view(2, 12, 3), torch.arange(12) < torch.tensor([[12], [5]])
-        torch.testing.assert_close(fast(padded, mask=mask)[mask], model(padded, mask=mask)[mask], atol=1e-4, rtol=1e-4)
+        assert_same(fast(padded, mask=mask)[mask], model(padded, mask=mask)[mask])
 
 
 @pytest.mark.slow
 def test_the_compiled_code_gives_the_same() -> None:
-    model = tiny_flare()
+    model = tiny_flare().double()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     for size in (24, 31):
-        points, offsets = torch.randn(size, 3), torch.tensor([0, 9, size])
-        torch.testing.assert_close(compiled(points, None, offsets), model(points, None, offsets), atol=1e-4, rtol=1e-4)
+        points, offsets = sample(size, 3), torch.tensor([0, 9, size])
+        assert_same(compiled(points, None, offsets), model(points, None, offsets))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_exporting_keeps_the_number_of_points_open(name: str) -> None:
-    model = MODELS[name]()
+    model = in_double(name)
     shapes = {"points": {0: torch.export.Dim("points", min=2)}}
-    program = torch.export.export(model, (torch.randn(12, 3),), dynamic_shapes=shapes)
-    points = torch.randn(31, 3)
-    torch.testing.assert_close(program.module()(points), model(points), atol=1e-4, rtol=1e-4)
+    program = torch.export.export(model, (sample(12, 3),), dynamic_shapes=shapes)
+    points = sample(31, 3)
+    assert_same(program.module()(points), model(points))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_exporting_keeps_numbers_of_points_and_meshes_open(name: str) -> None:
     """Joined and padded, of other numbers than it was exported with."""
-    model = MODELS[name]()
+    model = in_double(name)
     points, meshes = torch.export.Dim("points", min=8), torch.export.Dim("meshes", min=3)
     shapes = {"points": {0: points}, "features": None, "offsets": {0: meshes}}
-    joined = torch.export.export(model, (torch.rand(24, 3), None, torch.tensor([0, 5, 9, 24])), dynamic_shapes=shapes)
-    others = torch.rand(31, 3), None, torch.tensor([0, 5, 9, 20, 31])
-    torch.testing.assert_close(joined.module()(*others), model(*others), atol=1e-4, rtol=1e-4)
+    joined = torch.export.export(model, (sample(24, 3), None, torch.tensor([0, 5, 9, 24])), dynamic_shapes=shapes)
+    others = sample(31, 3), None, torch.tensor([0, 5, 9, 20, 31])
+    assert_same(joined.module()(*others), model(*others))
     shapes = {"points": {0: meshes, 1: points}, "features": None, "offsets": None, "mask": {0: meshes, 1: points}}
     mask = torch.arange(12) < torch.tensor([[12], [5], [7], [1]])
-    padded = torch.export.export(model, (torch.rand(4, 12, 3), None, None, mask), dynamic_shapes=shapes)
-    inputs, mask = torch.rand(3, 9, 3), torch.arange(9) < torch.tensor([[9], [2], [4]])
+    padded = torch.export.export(model, (sample(4, 12, 3), None, None, mask), dynamic_shapes=shapes)
+    inputs, mask = sample(3, 9, 3), torch.arange(9) < torch.tensor([[9], [2], [4]])
     found, wanted = (m(inputs, None, None, mask) for m in (padded.module(), model))
-    torch.testing.assert_close(found[mask], wanted[mask], atol=1e-4, rtol=1e-4)
+    assert_same(found[mask], wanted[mask])
 
 
 def test_activation_checkpointing_changes_no_gradient() -> None:
-    model = tiny_flare()
-    points = torch.randn(2, 13, 3)
-    kept = []
+    model, points, kept = tiny_flare().double(), sample(2, 13, 3), []
     for switch in (False, True):
         model.activation_checkpointing = switch
-        model.zero_grad()
-        model(points).square().sum().backward()
-        kept.append([p.grad.clone() for p in model.parameters()])
-    for plain, again in zip(*kept, strict=True):
-        torch.testing.assert_close(plain, again)
+        kept.append(output_and_gradients(model, points))
+    assert_same(*kept)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -30,6 +30,7 @@ from tests.data_hub_server import serve_hub
 from tests.data_support import make_case, write_dataset, write_published
 from tests.flare_model.flare_support import TINY
 from tests.netfabb_cases import Part, write_part
+from tests.rounding import PREDICTIONS, SINGLE, assert_same_predictions
 
 
 @pytest.fixture
@@ -49,9 +50,11 @@ def test_a_data_set_is_predicted_with_truth_and_error(box_dataset: str, trained_
             wanted = surrogate(case["pos"])[:, 0].numpy()
         np.testing.assert_array_equal(mesh.points, case["pos"].numpy())
         np.testing.assert_array_equal(mesh.cells_dict["hexahedron"], case["cells"].numpy())
-        np.testing.assert_allclose(mesh.point_data["displacement_z_predicted"], wanted, rtol=1e-5)
+        bound = PREDICTIONS * np.abs(wanted).max()
+        assert np.abs(mesh.point_data["displacement_z_predicted"] - wanted).max() <= bound
         np.testing.assert_array_equal(mesh.point_data["displacement_z"], case["y"][:, 0].numpy())
-        np.testing.assert_allclose(mesh.point_data["displacement_z_error"], wanted - case["y"][:, 0].numpy(), atol=1e-6)
+        error = wanted - case["y"][:, 0].numpy()
+        assert np.abs(mesh.point_data["displacement_z_error"] - error).max() <= bound + SINGLE * np.abs(error).max()
 
 
 def test_a_mesh_gives_what_the_case_gave(predicted: Path, trained_run: Path, tmp_path: Path) -> None:
@@ -62,8 +65,8 @@ def test_a_mesh_gives_what_the_case_gave(predicted: Path, trained_run: Path, tmp
     assert predict(str(trained_run), [str(source), str(bare)], out=str(tmp_path / "again")) == 0
     name = "displacement_z_predicted"
     again, alone = meshio.read(tmp_path / "again" / source.name), meshio.read(tmp_path / "again/bare.vtu")
-    np.testing.assert_array_equal(again.point_data[name], mesh.point_data[name])
-    np.testing.assert_array_equal(alone.point_data[name], mesh.point_data[name])
+    for other in (again, alone):
+        assert_same_predictions(*(torch.from_numpy(found.point_data[name]) for found in (other, mesh)))
     assert set(again.point_data) == {name, "displacement_z", "displacement_z_error"}
     assert set(alone.point_data) == {name}
 

@@ -13,7 +13,7 @@ import torch
 from flare_model import from_pretrained
 from flare_model.data.metrics import RelativeL2
 from flare_model.training.recipe import Recipe
-from flare_model.training.trainer import Trainer
+from flare_model.training.validation import Validation
 from lpbf_data.serving.loader import Loader
 from tests.flare_model.flare_support import go
 
@@ -25,11 +25,11 @@ def test_the_best_weights_by_validation_are_kept(
     made_up = iter([0.5, 0.2, 0.9])
     kept = []
 
-    def judge(self: Trainer, loader: Loader) -> dict[str, Any]:
-        kept.append({k: v.clone() for k, v in self.surrogate.model.state_dict().items()})
+    def judge(self: Validation, loader: Loader) -> dict[str, Any]:
+        kept.append({k: v.clone() for k, v in self.stepper.surrogate.model.state_dict().items()})
         return {"displacement_z": RelativeL2(next(made_up), 1)}
 
-    monkeypatch.setattr(Trainer, "errors_on", judge)
+    monkeypatch.setattr(Validation, "errors_on", judge)
     go(box_dataset, tmp_path, recipe=Recipe(epochs=3))
     published = from_pretrained(tmp_path)
     assert published.origin["step"] == 16
@@ -63,7 +63,7 @@ def test_an_error_that_is_no_number_does_not_freeze_the_weights(
     """Targets without an error don't count; without any error the latest weights are the best."""
     names = ("displacement_z", "temperature")
     rows = zip(of_one_target, of_the_other, strict=True)
-    monkeypatch.setattr(Trainer, "errors_on", lambda *_: dict(zip(names, next(rows), strict=True)))
+    monkeypatch.setattr(Validation, "errors_on", lambda *_: dict(zip(names, next(rows), strict=True)))
     go(box_dataset, tmp_path, targets=list(names), recipe=Recipe(epochs=3, loss="mse"))
 
     def refuse(constant: str) -> None:

@@ -10,6 +10,9 @@ from flare_model.models.transformer import Transformer, TransformerConfig
 from flare_model.models.transolver import Transolver, TransolverConfig
 from lpbf_data.errors import UsageError
 from tests.flare_model.flare_support import tiny_flare
+from tests.rounding import assert_same
+
+pytestmark = pytest.mark.numeric
 
 MODELS = {
     "flare": tiny_flare,
@@ -55,14 +58,12 @@ def test_what_fills_a_batch_up_may_be_anything(name: str) -> None:
 
 def test_a_compiled_model_checks_offsets_where_they_lie() -> None:
     torch.compiler.reset()
-    model = tiny_flare()
+    model = tiny_flare().double()
     del model.blocks[1:]
     fast = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
-    points = torch.randn(9, 3)
+    points = torch.randn(9, 3, dtype=torch.float64)
     for good in ([0, 5, 9], [0, 1, 9]):
-        torch.testing.assert_close(
-            fast(points, None, torch.tensor(good)), model(points, None, torch.tensor(good)), atol=1e-4, rtol=1e-4
-        )
+        assert_same(fast(points, None, torch.tensor(good)), model(points, None, torch.tensor(good)))
     for bad in ([0, 5, 7], [0, 9, 9], [3, 5, 9]):
         with pytest.raises(RuntimeError, match="offsets must rise"):
             fast(points, None, torch.tensor(bad))
@@ -72,11 +73,11 @@ def test_several_chunks_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     """With activation checkpoints, more points than a chunk holds, and any number of them."""
     monkeypatch.setattr("flare_model.models.backbone._CHUNK", 8)
     torch.compiler.reset()
-    model = tiny_flare()
+    model = tiny_flare().double()
     del model.blocks[1:]
     model.activation_checkpointing = True
     fast = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for size in (20, 21):
-        points = torch.randn(size, 3)
+        points = torch.randn(size, 3, dtype=torch.float64)
         found, wanted = (torch.autograd.grad(m(points).square().sum(), list(model.parameters())) for m in (fast, model))
-        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+        assert_same(found, wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flare_model.layers.mesh_tiles import MeshTiles, Places
-from flare_model.models.transolver import Transolver, TransolverConfig
+from flare_model.models.transolver import Transolver, TransolverConfig, slice_means
+from tests.rounding import assert_same
 
 pytestmark = pytest.mark.numeric
 
@@ -56,6 +58,42 @@ def test_transolver_mixes_joined_meshes_as_it_does_each(sizes: list[int]) -> Non
     weights, points = list(model.parameters()), torch.randn(sum(sizes), 3, dtype=torch.float64)
     joined = model(points, offsets=torch.tensor([0, *itertools.accumulate(sizes)]))
     apart = torch.cat([model(part) for part in points.split(sizes)])
-    torch.testing.assert_close(joined, apart, atol=1e-12, rtol=1e-9)
+    assert_same(joined, apart)
     found, wanted = (torch.autograd.grad(out.square().sum(), weights) for out in (joined, apart))
-    torch.testing.assert_close(found, wanted, atol=1e-9, rtol=1e-9)
+    assert_same(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("joined", [False, True])
+def test_transolver_sums_a_large_mesh_in_32_bits(dtype: torch.dtype, joined: bool) -> None:
+    """All points in one slice, of 70,000: more than float16 can count, and bfloat16 has three digits."""
+    count, generator = 70_000, torch.Generator().manual_seed(0)
+    weights = torch.rand(1, count, 1, 2, generator=generator)
+    weights[..., 0] = 1
+    values = (1 + torch.rand(1, count, 1, 3, generator=generator)).to(dtype)
+    wanted = torch.einsum("bnhg,bnhd->bhgd", weights.double(), values.double()) / weights.double().sum(1)[..., None]
+    with torch.autocast("cpu", dtype=dtype):
+        if joined:
+            tiles = MeshTiles.of(torch.tensor([0, count]), count)
+            rows = tiles.cut(weights[0]) * tiles.exists[..., None, None], tiles.cut(values[0])
+            found = slice_means(*rows, tiles)
+        else:
+            found = slice_means(weights, values)
+    assert found.dtype == torch.float32
+    # Float32's own rounding, adding up at random.
+    bound = 4 * math.sqrt(count) * torch.finfo(torch.float32).eps
+    assert float(((found - wanted) / wanted).abs().max()) < bound
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_transolver_predicts_on_a_large_mesh_in_16_bits(dtype: torch.dtype) -> None:
+    """Of the same few points over and over it says what it says of the few."""
+    torch.manual_seed(0)
+    model = Transolver(TransolverConfig(channels=16, num_heads=2, num_blocks=1, num_slices=1, initial_deviation=0.3))
+    points = torch.randn(10, 3)
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        few, many = model(points), model(points.repeat(7000, 1))
+    epsilon = torch.finfo(dtype).eps
+    torch.testing.assert_close(many[:10], few, rtol=8 * epsilon, atol=8 * epsilon)
+    with torch.no_grad():  # Weights of 16 bits too.
+        assert model.to(dtype)(points.to(dtype).repeat(7000, 1)).isfinite().all()

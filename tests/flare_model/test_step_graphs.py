@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from flare_model.training.state import STATE_NAME
 from flare_model.training.step_graphs import StepGraphs, make_state
 from flare_model.training.trainer import Trainer
 from lpbf_data.errors import UsageError
-from tests.flare_model.flare_support import TINY, go, losses
+from tests.flare_model.flare_support import TINY, assert_same_losses, go
 
 
 @pytest.mark.parametrize("loss", ["relative_l2", "mse"])
@@ -35,12 +34,12 @@ def test_what_fills_a_batch_is_no_part_of_its_loss(box_dataset: str, tmp_path: P
     trainer = Trainer(settings, *open_fabric(recipe, "cpu"), tmp_path, open_splits(settings))
     batch = Batch.of(next(iter(trainer.loader)), settings.targets, ())
     assert len(batch) == 3
-    torch.testing.assert_close(trainer.loss(batch.filled(64).on("cpu")), trainer.loss(batch))
-    trainer.recipe = replace(recipe, round_points=64)
+    torch.testing.assert_close(trainer.stepper.loss(batch.filled(64).on("cpu")), trainer.stepper.loss(batch))
+    trainer.stepper.recipe = replace(recipe, round_points=64)
     seen: list[int] = []
-    trainer.wrapped.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    trainer.stepper.wrapped.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     for given in (batch, batch.filled(64)):  # What is filled is not filled again.
-        torch.testing.assert_close(trainer.loss(given.on("cpu")), trainer.loss(batch))
+        torch.testing.assert_close(trainer.stepper.loss(given.on("cpu")), trainer.stepper.loss(batch))
     assert set(seen) == {-(-(len(batch.points) + 1) // 64) * 64}
 
 
@@ -85,18 +84,17 @@ def test_recordings_start_anew_before_a_larger_size(monkeypatch: pytest.MonkeyPa
     assert [points for points, _ in graphs._recordings] == [5, 20, 30]
 
 
-def test_step_graphs_are_left_out_on_a_cpu(box_dataset: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    plain = go(box_dataset, tmp_path / "plain", recipe=Recipe(epochs=1), accelerator="cpu")
-    with caplog.at_level(logging.WARNING, "flare_model.training.trainer"):
-        graphs = go(box_dataset, tmp_path / "graphs", recipe=Recipe(epochs=1, step_graphs=True), accelerator="cpu")
-    assert "there are no CUDA graphs without a GPU" in caplog.text
-    assert losses(graphs) == losses(plain)
+def test_step_graphs_are_refused_on_a_cpu(box_dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"step_graphs needs a GPU: .* --recipe.step_graphs false here"):
+        go(box_dataset, tmp_path / "graphs", recipe=Recipe(epochs=1, step_graphs=True), accelerator="cpu")
+    assert not (tmp_path / "graphs").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"accumulate": 2}, "accumulate 2"),
+        ({"max_points": 100}, "max_points"),
         ({"precision": "16-mixed"}, "16-mixed"),
         ({"compile": "max-autotune"}, "own"),
         ({"cycle_beta1": True}, "beta1"),
@@ -137,4 +135,4 @@ def test_a_checkpoint_of_recorded_steps_opens_where_none_are_recorded(box_datase
         group |= {"lr": torch.tensor(group["lr"]), "capturable": True, "fused": True}
     torch.save(rest, folder / STATE_NAME)
     go(box_dataset, cut, recipe=recipe, checkpoint_every=4)
-    assert [float(loss) for _, loss, _ in losses(cut)] == pytest.approx([float(loss) for _, loss, _ in losses(whole)])
+    assert_same_losses(cut, whole)

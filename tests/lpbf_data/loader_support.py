@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lpbf_data import Loader, make_loader
+from lpbf_data.serving.sampling import epoch_order
 
 # Tests run with more workers than a small machine has cores. Loaders fork beside the threads of their libraries, and a
 # filter set by `pytest.warns` would tell of it anew: Python 3.12 and later deprecate that.
@@ -38,10 +39,24 @@ def ids_in_order(folder: Path, order: Sequence[int]) -> list[str]:
     return [stored[index] for index in order]
 
 
+def expected(folder: Path, epoch: int, seed: int = 5) -> list[str]:
+    """Ids in the order of a shuffled epoch, from the ids as they stand in the files."""
+    stored = stored_ids(folder)
+    return [stored[index] for index in epoch_order(len(stored), shuffle=True, seed=seed, epoch=epoch).tolist()]
+
+
 def open_loader(data: Any, **options: Any) -> Loader:
     fields = {"fields": []} if isinstance(data, str | Path) else {}  # an opened data set has its own
     chosen: dict[str, Any] = {"shuffle": True, "seed": 5} | fields | options
     return make_loader(data, **chosen)
+
+
+def ids(samples: Any) -> list[str]:
+    return [sample["case_id"] for sample in samples]
+
+
+def first(batch: list[Any]) -> Any:
+    return batch[0]
 
 
 def ids_of(batches: Any) -> list[tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,12 @@ import dask
 import numpy as np
 import pytest
 import xarray
+import zarr
 
 from lpbf_data import open_zarr
+from lpbf_data.case.record import ATTRIBUTE_TYPES
 from lpbf_data.errors import StoreError, UsageError
+from lpbf_data.stores.manifest import decode_manifest
 from tests.data_support import make_case, write_dataset
 
 
@@ -75,6 +79,32 @@ def test_what_is_not_there_is_told(small_dataset: Path, published_dataset: Path,
     write_dataset(tmp_path, {"train": [make_case(1)]}, formats=["parquet"])
     with pytest.raises(StoreError, match="has no Zarr parts"):
         open_zarr(str(tmp_path), "train")
+
+
+def test_scalars_of_cases_have_their_names_whichever_way_a_part_holds_them(small_dataset: Path, tmp_path: Path) -> None:
+    """In tables, or in an array each as parts of before do; a data set that grew holds both."""
+    mixed = tmp_path / "mixed"
+    shutil.copytree(small_dataset, mixed)
+    rows = {record.case_id: record for record in decode_manifest((mixed / "manifest.parquet").read_bytes()).records}
+    path = min((mixed / "lpbf.zarr" / "train").glob("0*"))
+    assert len([file for file in path.rglob("*") if file.is_file()]) == 29  # 14 arrays of two files, and the group
+    group = zarr.open_group(path, mode="r+")
+    for table in ("measures", "labels"):
+        for name, values in zip(group[table].attrs["components"].split(), group[table][:], strict=True):
+            known = "string" if table == "labels" else int if name == "num_edges" else float
+            array = group.create_array(name, shape=values.shape, dtype=known, dimension_names=("case",))
+            array[...] = values if known == "string" else values.astype(known)
+        shutil.rmtree(path / table)
+    for folder in (small_dataset, mixed):
+        whole = open_zarr(str(folder), "train")
+        assert not {"measures", "labels"} & set(whole.data_vars)
+        assert set(ATTRIBUTE_TYPES) <= set(whole.data_vars)
+        for number, case_id in enumerate(whole.case_id.values.tolist()):
+            measures = rows[case_id].measures
+            assert measures is not None
+            assert float(whole.height[number]) == measures.height
+            assert int(whole.num_edges[number]) == measures.num_edges
+            assert whole.design_id.values[number] == rows[case_id].design_id
 
 
 def test_importing_the_package_loads_no_torch() -> None:

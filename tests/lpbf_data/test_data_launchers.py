@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,9 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from lpbf_data import NodeBudgetSampler, load_dataset, make_loader
 from lpbf_data.errors import UsageError
 from lpbf_data.serving.batching import collate_pyg, collate_ragged
-from lpbf_data.serving.sampling import epoch_order
 from lpbf_data.serving.transforms import RandomSymmetry, SubsamplePoints
-from tests.lpbf_data.loader_support import flat, ids_of, many_workers, open_loader
-
-
-def ids(samples: Any) -> list[str]:
-    return [sample["case_id"] for sample in samples]
-
-
-def expected(folder: Path, epoch: int, seed: int = 5) -> list[str]:
-    names = load_dataset(folder).case_ids
-    return [names[index] for index in epoch_order(len(names), shuffle=True, seed=seed, epoch=epoch).tolist()]
-
-
-def first(batch: list[Any]) -> Any:
-    return batch[0]
+from tests.lpbf_data.launch_support import run_ranks
+from tests.lpbf_data.loader_support import expected, first, flat, ids, ids_of, many_workers, open_loader
 
 
 @many_workers
@@ -114,28 +100,11 @@ def test_an_epoch_that_is_set_decides_what_is_drawn(small_dataset: Path) -> None
     assert not torch.equal(drawn[4], drawn[5])
 
 
-def serve_a_rank(rank: int, folder: str, place: str, results: Any) -> None:
-    loader = make_loader(folder, shuffle=True, seed=5, fields=[], batch_size=1, uneven="keep")
-    assert (loader.rank, loader.world_size) == (0, 1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=3)
-    assert (loader.rank, loader.world_size) == (rank, 3)
-    results.put((rank, len(loader), [batch.case_ids[0] for batch in loader]))
-    torch.distributed.destroy_process_group()
-
-
 def test_a_loader_made_before_the_process_group_serves_its_rank(small_dataset: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    arguments = (str(small_dataset), str(tmp_path / "rendezvous"), results)
-    processes = [context.Process(target=serve_a_rank, args=(rank, *arguments)) for rank in range(3)]
-    for process in processes:
-        process.start()
-    found = sorted(results.get(timeout=300) for _ in processes)
-    for process in processes:
-        process.join()
+    found = run_ranks("serve", tmp_path / "run", str(small_dataset), "keep", ranks=3)
     order = expected(small_dataset, 0)
-    assert [part for _, _, part in found] == [order[rank::3] for rank in range(3)]
-    assert [length for _, length, _ in found] == [6, 6, 5]
+    assert [each["served"] for each in found] == [order[rank::3] for rank in range(3)]
+    assert [each["length"] for each in found] == [6, 6, 5]
 
 
 def test_numbers_of_drawn_points_are_not_shifted_in_batches(small_dataset: Path) -> None:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lpbf_data import Loader, load_dataset, make_loader
 from lpbf_data.errors import UsageError
-from lpbf_data.serving.sampling import epoch_order
+from tests.lpbf_data.launch_support import run_ranks
 from tests.lpbf_data.loader_support import (
     RECORDED_ORDERS,
+    expected,
     flat,
     ids_in_order,
     ids_of,
@@ -28,11 +27,6 @@ from tests.lpbf_data.loader_support import (
 )
 
 quick = settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def expected(folder: Path, epoch: int) -> list[str]:
-    names = load_dataset(folder).case_ids
-    return [names[index] for index in epoch_order(17, shuffle=True, seed=5, epoch=epoch).tolist()]
 
 
 def test_epochs_follow_one_another(small_dataset: Path) -> None:
@@ -163,34 +157,11 @@ def test_eight_ranks_share_seventeen_cases_as_asked(
     assert all(loader.state_dict() == loaders[0].state_dict() for loader in loaders)
 
 
-def train_one_rank(rank: int, ranks: int, folder: str, place: str, uneven: Any, results: Any) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=ranks)
-    loader = make_loader(folder, batch_size=2, shuffle=True, fields=[], uneven=uneven)
-    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 1))
-    for _ in range(2):
-        for batch in loader:
-            (model(batch.pos) - batch.y).square().mean().backward()  # hangs unless all ranks take part
-    results.put((rank, loader.epoch, loader.rank, loader.world_size, float(model.module.weight.grad.sum())))
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize("uneven", ["drop", "pad"])
 def test_distributed_training_does_not_hang_at_uneven_ends(small_dataset: Path, tmp_path: Path, uneven: str) -> None:
-    # Autograd hangs in a forked process where its parent has already run a backward pass.
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    place = str(tmp_path / "rendezvous")
-    processes = [
-        context.Process(target=train_one_rank, args=(rank, 3, str(small_dataset), place, uneven, results))
-        for rank in range(3)
-    ]
-    for process in processes:
-        process.start()
-    found = sorted(results.get(timeout=300) for _ in processes)
-    for process in processes:
-        process.join()
-    assert [entry[:4] for entry in found] == [(rank, 2, rank, 3) for rank in range(3)]
-    assert len({entry[4] for entry in found}) == 1
+    found = run_ranks("train", tmp_path / "run", str(small_dataset), uneven, ranks=3)
+    assert [(each["epoch"], each["rank"], each["world_size"]) for each in found] == [(2, rank, 3) for rank in range(3)]
+    assert len({each["gradient"] for each in found}) == 1
 
 
 def test_a_slice_of_a_data_set_is_a_data_set(small_dataset: Path) -> None:

@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import shutil
-import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lpbf_data import load_dataset, make_loader
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.serving.stream import SkippedCaseWarning
 from lpbf_data.stores.npz import NpzCase
-from lpbf_data.stores.pickled_text import read_pickled_text
 from tests.data_hub_server import serve_hub
 
 
@@ -71,11 +67,6 @@ def test_statistics_are_taken_from_the_values(published_dataset: Path, small_dat
         assert found.std == pytest.approx(stored[column].std, rel=1e-9)
 
 
-def test_the_metadata_is_read_without_unpickling(published_dataset: Path, small_cases: Any) -> None:
-    dataset = load_dataset(published_dataset, "train")
-    assert dataset.metadata(3)["metadata"]["case_name"] == small_cases["train"][3].case_id
-
-
 def rewrite(path: Path, **members: Any) -> None:
     """Replace members of an npz file."""
     with np.load(path, allow_pickle=True) as stored:
@@ -114,9 +105,6 @@ def test_a_payload_in_a_member_that_is_not_needed_does_nothing(
     mark = tmp_path / "ran"
     dataset = load_dataset(hostile(**{member: np.array([Payload(mark)], dtype=object)}), "test", edges=True)
     assert dataset[0].num_nodes > 0
-    if member == "_metadata":
-        with pytest.raises(StoreError, match=r"names posix.system"):
-            dataset.metadata(0)
     assert not mark.exists()
 
 
@@ -165,74 +153,6 @@ def test_the_payload_is_alive(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     pickle.loads(pickle.dumps(np.array([Payload(mark)], dtype=object)))
     assert mark.exists()
-
-
-@given(st.text(max_size=200), st.integers(2, 5))
-def test_a_pickled_text_is_read(text: str, protocol: int) -> None:
-    for array in (np.array([text], dtype=object), np.array(text, dtype=object)):
-        assert read_pickled_text(pickle.dumps(array, protocol=protocol)) == text
-
-
-def test_a_long_text_is_read() -> None:
-    text = "µ" * 300_000
-    assert read_pickled_text(pickle.dumps(np.array([text], dtype=object))) == text
-
-
-SMALL = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=5)
-ANYTHING = st.recursive(
-    SMALL,
-    lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(st.text(max_size=3), inner),
-    max_leaves=8,
-)
-
-
-@given(ANYTHING, st.integers(0, 5))
-def test_other_pickles_are_refused(value: Any, protocol: int) -> None:
-    with pytest.raises(StoreError, match="will not be loaded"):
-        read_pickled_text(pickle.dumps(value, protocol=protocol))
-
-
-@pytest.mark.parametrize(
-    "value", [["a", "b"], [1], [b"x"], [None], [["nested"]], [np.float64(3)], [{"a": 1}], [], [[["x"]]]]
-)
-def test_other_arrays_are_refused(value: Any) -> None:
-    array = np.empty(len(value), dtype=object)
-    array[:] = value
-    with pytest.raises(StoreError, match="will not be loaded"):
-        read_pickled_text(pickle.dumps(array))
-
-
-@settings(max_examples=500)
-@given(st.data())
-def test_a_mutated_pickle_is_a_text_or_refused(data: st.DataObject) -> None:
-    content = bytearray(pickle.dumps(np.array(["{}"], dtype=object), protocol=data.draw(st.integers(2, 4))))
-    for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    try:
-        found: object = read_pickled_text(bytes(content[: data.draw(st.integers(0, len(content)))]))
-    except StoreError as error:
-        found = str(error)
-    assert isinstance(found, str)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"cposix\nsystem\n(S'true'\ntR.",
-        b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.",
-        b"\x80\x02c__builtin__\neval\nU\x011\x85R.",
-        b"\x80\x04\x8c\x05numpy\x8c\x07ndarray\x93)\x81.",  # NEWOBJ
-        b"\x80\x02U\x01x.",
-        b"\x80\x04(((((((((.",
-        b"\x80\x04" + b"\x8d" + struct.pack("<Q", 2**62) + b"x.",
-        b"I" + b"9" * 10_000 + b"\n.",
-        b"",
-        b".",
-    ],
-)
-def test_written_by_hand_they_are_refused_too(content: bytes) -> None:
-    with pytest.raises(StoreError, match="will not be loaded"):
-        read_pickled_text(content)
 
 
 def test_a_bomb_is_refused_before_it_goes_off(published_dataset: Path, tmp_path: Path) -> None:
@@ -349,9 +269,3 @@ def test_splits_and_folders_that_are_not_there(published_dataset: Path, tmp_path
     pq.write_table(pa.table({"a": [1]}), tmp_path / "data" / "train-00000-of-00001.parquet")
     with pytest.raises(StoreError, match="no index of npz files"):
         load_dataset(tmp_path, "train")
-
-
-def test_json_that_is_no_object_is_refused(hostile: Callable[..., Path]) -> None:
-    dataset = load_dataset(hostile(_metadata=np.array(["[1, 2]"], dtype=object)), "test")
-    with pytest.raises(StoreError, match="no JSON object"):
-        dataset.metadata(0)

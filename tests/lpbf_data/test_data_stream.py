@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import time
@@ -18,10 +19,9 @@ from torch.utils.data import DataLoader
 from lpbf_data import CaseStream, load_dataset
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.serving.batching import collate_ragged
-from lpbf_data.serving.sampling import epoch_order
 from lpbf_data.serving.stream import SkippedCaseWarning
 from tests.data_support import make_case, write_dataset
-from tests.lpbf_data.loader_support import RECORDED_ORDERS, ids_in_order, many_workers, stored_ids
+from tests.lpbf_data.loader_support import RECORDED_ORDERS, expected, ids, ids_in_order, many_workers, stored_ids
 
 quick = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -31,15 +31,6 @@ def open_stream(folder: Path, **options: Any) -> CaseStream:
     stream = load_dataset(folder, streaming=True, **chosen)
     assert isinstance(stream, CaseStream)
     return stream
-
-
-def ids(samples: Any) -> list[str]:
-    return [sample["case_id"] for sample in samples]
-
-
-def expected(stream: CaseStream, epoch: int) -> list[str]:
-    order = epoch_order(17, shuffle=True, seed=5, epoch=epoch)
-    return [stream.samples.case_id(index) for index in order.tolist()]
 
 
 def test_epochs_follow_one_another(small_dataset: Path) -> None:
@@ -61,11 +52,11 @@ def test_without_shuffle_the_stored_order_is_kept(small_dataset: Path) -> None:
 
 def test_a_peek_takes_nothing_away(small_dataset: Path) -> None:
     stream = open_stream(small_dataset)
-    assert next(iter(stream))["case_id"] == expected(stream, 0)[0]
-    assert ids(stream) == expected(stream, 1)
+    assert next(iter(stream))["case_id"] == expected(small_dataset, 0)[0]
+    assert ids(stream) == expected(small_dataset, 1)
     next(iter(stream))
     stream.set_epoch(0)
-    assert ids(stream) == expected(stream, 0)
+    assert ids(stream) == expected(small_dataset, 0)
 
 
 @quick
@@ -77,9 +68,9 @@ def test_a_stream_resumes_where_it_was_cut(small_dataset: Path, cut: int) -> Non
     second = open_stream(small_dataset)
     second.load_state_dict(state)
     rest = ids(second)
-    whole = expected(second, 0)
+    whole = expected(small_dataset, 0)
     # Cut at its very end, an epoch is over and the next one begins.
-    assert served + rest == (whole + expected(second, 1) if cut == 17 else whole)
+    assert served + rest == (whole + expected(small_dataset, 1) if cut == 17 else whole)
 
 
 def take(stream: CaseStream, count: int) -> tuple[list[str], Any]:
@@ -105,7 +96,7 @@ def test_any_ranks_any_interruptions_every_case_once(small_dataset: Path, plan: 
             states.append(after)
         assert all(other == states[0] for other in states if number < len(plan))
         state = states[0] if states else state
-    assert sorted(served) == sorted(expected(stream, 0))
+    assert sorted(served) == sorted(expected(small_dataset, 0))
 
 
 def test_one_rank_then_eight_then_three(small_dataset: Path) -> None:
@@ -120,7 +111,7 @@ def test_one_rank_then_eight_then_three(small_dataset: Path) -> None:
         served += [case for got, _ in parts for case in got]
         state = parts[0][1]
         assert all(other == state for _, other in parts)
-    assert sorted(served) == sorted(expected(open_stream(small_dataset), 0))
+    assert sorted(served) == sorted(expected(small_dataset, 0))
     assert state["epoch"] == 1
 
 
@@ -164,18 +155,63 @@ def test_a_plain_dataloader_with_advance(small_dataset: Path, workers: int, batc
     for batch in DataLoader(other, batch_size=2, num_workers=1, collate_fn=collate_ragged):
         served += batch.case_ids
         other.advance(len(batch))
-    assert sorted(served) == sorted(expected(stream, 0))
+    assert sorted(served) == sorted(expected(small_dataset, 0))
     assert other.state_dict()["epoch"] == 1
     assert other.state_dict()["consumed"] == 0
+
+
+@many_workers
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_what_was_handed_over_decides_up_to_the_last_batch(small_dataset: Path, workers: int) -> None:
+    """A DataLoader finds the end of a stream while it still collects the last batch, one that isn't full."""
+    stream = open_stream(small_dataset, batch_size=2)
+    loader: Any = DataLoader(stream, batch_size=2, num_workers=workers, collate_fn=collate_ragged)
+    for epoch in range(2):
+        states, served = [], []
+        for batch in loader:
+            before = stream.state_dict()
+            if served:  # then it is known that the loop tells
+                assert (before["epoch"], before["consumed"]) == (epoch, len(served))
+            served += batch.case_ids
+            stream.advance(len(batch))
+            states.append([stream.state_dict()[name] for name in ("epoch", "consumed")])
+        assert sorted(served) == sorted(expected(small_dataset, epoch))
+        assert states == [[epoch, 2 * step] for step in range(1, 9)] + [[epoch + 1, 0]]
+
+
+def test_an_epoch_that_is_set_again_is_served_again(small_dataset: Path) -> None:
+    """Also where only the workers' copies moved, which the stream itself can't see."""
+    for live_on in (False, True):
+        stream = open_stream(small_dataset)
+        loader: Any = DataLoader(stream, num_workers=2, persistent_workers=live_on, collate_fn=collate_ragged)
+        for epoch in (0, 0, 3, 3, 0):
+            stream.set_epoch(epoch)
+            assert [batch.case_ids[0] for batch in loader] == expected(small_dataset, epoch)
+        assert [batch.case_ids[0] for batch in loader] == expected(small_dataset, 1)
+        stream.load_state_dict(stream.state_dict() | {"epoch": 4, "consumed": 6})
+        stream.set_epoch(4)  # a position that was loaded stays
+        assert [batch.case_ids[0] for batch in loader] == expected(small_dataset, 4)[6:]
+        stream.set_epoch(4)  # … until it was taken up
+        assert [batch.case_ids[0] for batch in loader] == expected(small_dataset, 4)
+
+
+def test_copies_of_streams_with_workers_are_streams_of_their_own(small_dataset: Path) -> None:
+    stream = open_stream(small_dataset)
+    options: dict[str, Any] = {"num_workers": 2, "collate_fn": collate_ragged}
+    assert [batch.case_ids[0] for batch in DataLoader(stream, **options)] == expected(small_dataset, 0)
+    for other in (copy.deepcopy(stream), copy.deepcopy(DataLoader(stream, **options)).dataset):
+        for epoch in (1, 2):
+            assert [batch.case_ids[0] for batch in DataLoader(other, **options)] == expected(small_dataset, epoch)
+    assert [batch.case_ids[0] for batch in DataLoader(stream, **options)] == expected(small_dataset, 1)
 
 
 def test_workers_that_live_on_go_to_the_next_epoch(small_dataset: Path) -> None:
     stream = open_stream(small_dataset)
     loader: Any = DataLoader(stream, num_workers=2, persistent_workers=True, collate_fn=collate_ragged)
     epochs = [[batch.case_ids[0] for batch in loader] for _ in range(3)]
-    assert epochs == [expected(stream, epoch) for epoch in range(3)]
+    assert epochs == [expected(small_dataset, epoch) for epoch in range(3)]
     stream.set_epoch(7)
-    assert [batch.case_ids[0] for batch in loader] == expected(stream, 7)
+    assert [batch.case_ids[0] for batch in loader] == expected(small_dataset, 7)
 
 
 def test_workers_that_live_on_after_a_break_are_told_where_to_go_on(small_dataset: Path) -> None:
@@ -189,7 +225,7 @@ def test_workers_that_live_on_after_a_break_are_told_where_to_go_on(small_datase
             stream.advance(1)
             if len(served) % 5 == 0:
                 break
-    assert served == expected(stream, 0)
+    assert served == expected(small_dataset, 0)
 
 
 def slow_start(worker: int) -> None:
@@ -207,7 +243,7 @@ def test_a_worker_that_comes_late_leaves_nothing_out(small_dataset: Path, live_o
     for batch in loader:
         served += batch.case_ids
         stream.advance(1)
-    assert served == expected(stream, 0)
+    assert served == expected(small_dataset, 0)
 
 
 @many_workers
@@ -228,7 +264,7 @@ def test_torchdata_resumes_with_equal_workers(small_dataset: Path, workers: int,
     second = make()
     second.load_state_dict(state)
     served += [case for batch in second for case in batch.case_ids]
-    assert sorted(served) == sorted(expected(first.dataset, 0))
+    assert sorted(served) == sorted(expected(small_dataset, 0))
 
 
 def test_a_spawned_worker_knows_its_rank(small_dataset: Path) -> None:
@@ -236,9 +272,11 @@ def test_a_spawned_worker_knows_its_rank(small_dataset: Path) -> None:
     for rank in range(2):
         stream = open_stream(small_dataset)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lpbf_data.serving.stream.rank_of_process", lambda rank=rank: (rank, 2))
+            patch.setattr("lpbf_data.serving.ranks.rank_of_process", lambda rank=rank: (rank, 2))
             clone = pickle.loads(pickle.dumps(stream))
+            copies = [copy.deepcopy(stream), copy.copy(stream)]
         parts.append(ids(clone))
+        assert all(len(other) == 17 for other in copies)  # in this process the group is asked
     assert len(parts[0]) == len(parts[1]) == 8
     assert not set(parts[0]) & set(parts[1])
 

@@ -17,6 +17,8 @@ from lpbf_data.geometry.hexahedra import (
 )
 from tests.netfabb_cases import box_mesh
 
+pytestmark = pytest.mark.numeric
+
 sides = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
 
 

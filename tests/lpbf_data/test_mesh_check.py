@@ -13,6 +13,8 @@ from lpbf_data.errors import GeometryError
 from lpbf_data.geometry.mesh_check import check_mesh, mesh_faithfully, remarks_on, thinnest_wall
 from lpbf_data.geometry.voxelize import Surface, VoxelMesh, surface_of_arrays, voxelize, voxelize_to_size
 
+pytestmark = pytest.mark.numeric
+
 
 def surface_of(*meshes: trimesh.Trimesh) -> Surface:
     whole = trimesh.boolean.union(list(meshes), engine="manifold") if len(meshes) > 1 else meshes[0]

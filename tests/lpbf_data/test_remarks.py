@@ -1,11 +1,13 @@
 """What was left out, changed, guessed or repaired is told once and with numbers."""
 
+import io
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lpbf_data.console import open_console, print_remarks
 from lpbf_data.remarks import MAX_EXAMPLES, Remark, Treatment, merge_remarks
 
 REMARKS = st.builds(
@@ -51,3 +53,11 @@ def test_what_json_holds_is_checked():
         Remark.from_dict(stored | {"treatment": "lost"})
     with pytest.raises(TypeError, match="whole number"):
         Remark.from_dict(stored | {"count": "1"})
+
+
+def test_remarks_are_printed_in_one_way_once_each() -> None:
+    """Marks of a console's markup are left alone."""
+    litter = Remark(Treatment.LEFT_OUT, "litter", "hidden files of [bold]", examples=("a/._b[/b]",))
+    shown = io.StringIO()
+    print_remarks(iter([litter, litter, Remark(Treatment.KEPT, "large", "3 parts")]), open_console(file=shown))
+    assert shown.getvalue() == "note: 2 left out: hidden files of [bold] (a/._b[/b], …)\nnote: 1 kept: 3 parts\n"

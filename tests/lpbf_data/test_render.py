@@ -14,6 +14,7 @@ from lpbf_data.case.case import Case
 from lpbf_data.errors import UsageError
 from lpbf_data.geometry.render import MAGNITUDE, Panel, color_limits, panel_values, render_panels
 from lpbf_data.geometry.voxelize import mesh_of_mask
+from lpbf_data.viewer.palettes import palette
 
 
 def part(name: str = "part", scale: float = 1.0) -> Case:
@@ -47,6 +48,18 @@ def test_a_picture_shows_both_ends_of_the_scale(tmp_path: Path) -> None:
     # Values grow with x in the left panel and fall in the right one, so colours lie the other way round.
     shift = [np.argwhere(red[s] > 60)[:, 1].mean() - np.argwhere(blue[s] > 60)[:, 1].mean() for s in (left, right)]
     assert shift[0] * shift[1] < 0
+
+
+def test_colours_are_those_of_the_colour_bar(tmp_path: Path) -> None:
+    """Whichever way a face looks: a colour in the picture stands for the same value everywhere."""
+    path = tmp_path / "picture.png"
+    render_panels([Panel(part())], path, panel_size=(840, 720))
+    with Image.open(path) as file:
+        image = np.asarray(file.convert("RGB")).astype(int)[:720]
+    found = image[np.ptp(image, axis=2) > 30]
+    distance = np.abs(found[:, None] - palette("coolwarm").astype(int)[None]).max(axis=2).min(axis=1)
+    assert len(found) > 10_000
+    assert (distance <= 6).mean() > 0.9  # but for edges; files have 256 colours
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, (640, 480)), (3, (420, 360))])

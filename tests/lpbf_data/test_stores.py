@@ -138,6 +138,9 @@ def test_xarray_and_dask_open_a_part(tmp_path: Path) -> None:
     assert lazily == max(float(np.abs(case.fields["displacement"][:, 2]).max()) for case in many)
     start, end = part.point_offset.values[1:3]
     np.testing.assert_array_equal(part.points.values[:, start:end].T, many[1].points)
+    heights = part.measures[part.measures.attrs["components"].split().index("height")]
+    assert heights.dims == ("case",)
+    np.testing.assert_array_equal(heights, [many[0].attributes.get("height", np.nan)] * 3)
     plain = zarr.open_group(tmp_path / "part", mode="r")
     assert plain["cells"].shape == (8, sum(case.num_cells for case in many))
 

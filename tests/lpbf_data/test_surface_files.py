@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.face_counts import MOST_TRIANGLES
 from lpbf_data.geometry.surface_files import bodies_of, load_bodies, load_surface
 from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
 from lpbf_data.geometry.surface_repair import repair
@@ -400,3 +401,47 @@ def test_memory_is_bounded(tmp_path: Path, cell: float) -> None:
     assert int(grown) < 1.5 * 2**20  # KiB
     assert bool(said) == (cell < 0.5)
     assert all("too fine" in line for line in said)
+
+
+GROWN = """
+import resource
+import sys
+from pathlib import Path
+import manifold3d, scipy.sparse.csgraph, scipy.spatial, trimesh
+from lpbf_data.geometry.surface_files import load_bodies
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+load_bodies(Path(sys.argv[1]))
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="units of ru_maxrss are those of Linux")
+@pytest.mark.parametrize("suffix", SURFACE_SUFFIXES)
+def test_memory_of_each_format_is_bounded(tmp_path: Path, suffix: str) -> None:
+    """What a triangle more takes, measured between two sizes, keeps the largest file within the stated bound."""
+    grown, sizes, counts = [], [], []
+    for subdivisions in (5, 6):
+        mesh = trimesh.creation.icosphere(subdivisions=subdivisions, radius=20)
+        path = tmp_path / f"{subdivisions}{suffix}"
+        if suffix == ".3mf":
+            write_3mf(path, mesh, None)
+        else:
+            mesh.export(path)
+        said = subprocess.run([sys.executable, "-c", GROWN, str(path)], capture_output=True, text=True, check=True)
+        grown.append(int(said.stdout))
+        sizes.append(path.stat().st_size)
+        counts.append(len(mesh.faces))
+    triangles = counts[1] - counts[0]
+    taken, bytes_each = (grown[1] - grown[0]) / triangles, (sizes[1] - sizes[0]) / triangles
+    largest = 1_000_000_000 / bytes_each if suffix == ".stl" else MOST_TRIANGLES
+    assert taken * largest < 10 * bytes_each * largest + 1.5 * 2**30
+
+
+def test_a_surface_of_too_many_triangles_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    count = MOST_TRIANGLES + 1
+    (tmp_path / "a.ply").write_bytes(b"ply\nformat ascii 1.0\nelement vertex 3\nelement face %d\nend_header\n" % count)
+    (tmp_path / "a.off").write_bytes(b"OFF # by hand\n3 %d 0\n" % count)
+    (tmp_path / "a.obj").write_bytes(b"v 0 0 0\nv 1 0 0\nv 0 1 0\n" + b"f 1 2 3\n" * count)
+    for name in ("a.ply", "a.off", "a.obj"):
+        with pytest.raises(GeometryError, match="it holds 3,000,001 triangles; at most 3,000,000 are read"):
+            load_surface(tmp_path / name)

@@ -76,6 +76,7 @@ def test_real_tensors_have_the_principal_stresses_and_directions_beside_them(sam
             assert apart.sum() > 300
             for k, name in enumerate(DIRECTIONS):
                 direction = fields[name].astype(np.float64)
+                np.testing.assert_allclose(np.abs(direction).max(axis=1), 1, atol=1e-6)
                 direction /= np.linalg.norm(direction, axis=1, keepdims=True)
                 off = np.einsum("nij,nj->ni", full, direction) - told[:, [k]] * direction
                 assert np.abs(off[apart]).max() < 0.02
@@ -271,7 +272,7 @@ def test_the_simulator_writes_tensors_as_netfabb_does(tmp_path: Path) -> None:
     compliance = np.linalg.inv(elasticity_matrix(material.young, material.poisson))
     seen = set()
     for frame in range(run.num_frames):
-        case = run.read_case((*STRESSES, "elastic_strain"), frame)
+        case = run.read_case((*STRESSES, *DIRECTIONS, "elastic_strain"), frame)
         told = np.stack([case.fields[f"principal_stress_{s}"] for s in SIZES], axis=1)
         files = {
             short: read_variable(
@@ -283,6 +284,14 @@ def test_the_simulator_writes_tensors_as_netfabb_does(tmp_path: Path) -> None:
             for short in ("sig", "ept")
         }
         np.testing.assert_allclose(np.linalg.eigvalsh(as_matrices(files["sig"], VTK_ORDER))[:, ::-1], told, atol=0.01)
+        full = as_matrices(case.fields["cauchy_stress"], SYMMETRIC_TENSOR)
+        for k, name in enumerate(DIRECTIONS):  # scaled as NetFabb's: the largest component is 1
+            direction = case.fields[name].astype(np.float64)
+            np.testing.assert_allclose(direction.max(axis=1), np.abs(direction).max(axis=1))
+            np.testing.assert_allclose(direction.max(axis=1), 1, atol=1e-6)
+            direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+            off = np.einsum("nij,nj->ni", full, direction) - told[:, [k]] * direction
+            assert np.abs(off).max() < 0.02
         # What NetFabb's files give: `ept` less C⁻¹ `sig` is the inherent strain, equal along x and y, without shears.
         inherent = files["ept"] - files["sig"] @ compliance
         np.testing.assert_allclose(inherent[:, 3:], 0, atol=2e-7)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -246,6 +247,23 @@ def test_parts_in_any_order_join_to_the_same_bytes(
         assert all("shards written" in sentence for sentence in said)
     run_build(asked, only_join=True)
     assert tree(tmp_path / "lpbf") == undisturbed
+
+
+def test_a_build_says_where_measuring_goes_on(
+    parts: Path, undisturbed: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "lpbf"
+    told = re.search(r"(\d+) cases measured; (\d+) are left", run_part(request(parts, out), Share(1, 3)))
+    assert told is not None
+    measured, left = int(told[1]), int(told[2])
+    assert measured > 0 < left
+    said = [capsys.readouterr().err]
+    for _ in range(2):
+        run_build(request(parts, out))
+        said.append(capsys.readouterr().err)
+    found = [[line for line in text.splitlines() if "goes on" in line] for text in said]
+    assert found == [[], [f"measuring goes on from case {measured} of {measured + left}"], []]
+    assert tree(out) == undisturbed
 
 
 def test_parts_at_the_same_time(parts: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from PIL import Image
 
 from lpbf_data.case.schema import DEFAULT_FIELDS, resolve_fields
 from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.remarks import Remark, Treatment
 from pipelines.publish import with_license
 from pipelines.reporting.card import make_card
 from pipelines.reporting.exhibits import KeptCases
-from tests.pipelines.report_support import hostile_records, records_of
+from tests.pipelines.report_support import HOSTILE, hostile_records, records_of
 
 
 def test_the_card_is_valid_for_the_hub_and_complete(built: Path) -> None:
@@ -54,8 +55,9 @@ def test_the_card_of_own_simulations_says_so(built: Path) -> None:
 
 
 def test_hostile_texts_stay_texts_on_the_card(built: Path) -> None:
+    remark = Remark(Treatment.KEPT, "hostile", HOSTILE[0], 2, (HOSTILE[4],))
     specs = resolve_fields(DEFAULT_FIELDS)
-    text = make_card(hostile_records(built), specs, ["parquet"], {}, "train=1", "0" * 64).decode()
+    text = make_card(hostile_records(built), specs, ["parquet"], {}, "train=1", "0" * 64, remarks=[remark]).decode()
     _, front, body = text.split("---\n", 2)
     assert set(yaml.safe_load(front)) == {"pretty_name", "task_categories", "tags", "size_categories", "configs"}
     assert not re.search(r"<(script|img|!--)", body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from lpbf_data.stores.manifest import decode_manifest, encode_manifest, records_
 from pipelines.build import build
 from pipelines.building.listing import drop_duplicates
 from pipelines.ensight import read_case_file
+from pipelines.measuring.convert import measure_location
 from pipelines.netfabb.run import NetfabbRun
 from pipelines.sources import places
 from pipelines.sources.case_files import FolderFiles, open_case
@@ -300,7 +302,13 @@ def test_sources_are_scanned_once_and_remote_cases_by_one_listing(
     assert [x.case_id for x in found.locations] == ["a", "b", "c"]
     assert asked == ["memory://finding"]
     for location in found.locations:
-        assert open_case(location).signature() == location.signature
+        assert open_case(pickle.loads(pickle.dumps(location))).signature() == location.signature
+        measured = measure_location(location).record
+        assert measured.failure is None
+    assert asked == ["memory://finding"]  # workers measure by the listing that comes along
+    for location in found.locations:  # and whoever writes looks again
+        assert open_case(location, anew=True).signature() == location.signature
+    assert len(asked) == 4
     system.rm("/finding", recursive=True)
 
 

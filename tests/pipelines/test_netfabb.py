@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 
 from lpbf_data.case.schema import SOLVER_FIELDS
 from lpbf_data.errors import CaseError, FailureReason
+from lpbf_data.remarks import Remark, Treatment
 from pipelines.ensight import Dialect, Encoding, write_geometry, write_variable
 from pipelines.netfabb.points import PointIndex
 from pipelines.netfabb.run import VARIABLES, NetfabbRun
-from pipelines.netfabb.solver_log import read_log
+from pipelines.netfabb.solver_log import read_log, write_remarks
 from pipelines.sources.case_files import open_case
 from pipelines.sources.finding import find_cases
 from tests.netfabb_cases import TERMINATED, Part, field_values, part_mesh, write_part, zip_folder
@@ -285,3 +287,21 @@ def test_real_output_has_the_known_measures(samples: Path) -> None:
         assert m.recoater_clearance_min_height == (pytest.approx(height) if height else None)
         assert m.recoater_interference is hit
         assert (record.run.material, record.run.solver_version) == ("inc625", "24.0.18")
+
+
+def test_remarks_in_logs_are_read_and_what_only_looks_like_one_is_not() -> None:
+    remarks = [
+        Remark(Treatment.REPAIRED, "merged_facets", "facets of 1 µm² were merged", 3, ("part.stl: 3",)),
+        Remark(Treatment.CHANGED, "mesh_differs", "the mesh differs", 1, ("walls of 1 mm are 0.9 cells thick",)),
+    ]
+    run = "Autodesk AM Process Simulation v24\n"
+    for end in ("\n", "\r\n"):
+        assert read_log((run + write_remarks(remarks)).replace("\n", end)).remarks == tuple(remarks)
+    # Of the last run only, and never more than a screenful.
+    assert read_log(run + write_remarks(remarks) + run).remarks == ()
+    assert len(read_log(run + write_remarks(remarks[:1] * 10_000)).remarks) == 50
+    good = remarks[0].as_dict()
+    bad = ({"treatment": "eaten"}, {"count": "3"}, {"count": 0}, {"examples": None}, {"sentence": "\x1b[2J"})
+    lines = [json.dumps(good | changed) for changed in bad]
+    lines += ["{}", "[]", "{" * 3000, "null", json.dumps(good | {"sentence": "x" * 5000})]
+    assert read_log(run + "".join(f"LPBF remark: {line}\n" for line in lines)).remarks == ()

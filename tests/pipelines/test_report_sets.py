@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.viewer.shown_fields import shown_fields
 from pipelines.build import run_build
-from pipelines.reporting.exhibits import KeptCases, make_exhibits, shown_fields
+from pipelines.reporting.exhibits import KeptCases, make_exhibits
 from pipelines.reporting.pictures import Artist
 from pipelines.reporting.report_data import make_report
-from pipelines.reporting.surface_codec import decode_surface
 from tests.browser import Visit, column, open_part, pixels
 from tests.netfabb_cases import Part, write_part
 from tests.pipelines.report_support import HOSTILE_LOG
 from tests.pipelines.test_build import request
+from tests.surface_reader import decode_surface
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

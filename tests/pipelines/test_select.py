@@ -154,9 +154,39 @@ def test_design_ids_from_a_table(tmp_path: Path) -> None:
     path.write_text("case_id,design_id\na,first\nb,first\n")
     namer = design_namer(str(path))
     assert [namer(record(x)) for x in ("a", "b", "c")] == ["first", "first", "c"]
+    assert [str(remark) for remark in namer.remarks([record(x) for x in "cba"])] == [
+        "guessed: cases that the table of --design_id doesn't name: their design was told from their names (c)"
+    ]
+    assert [str(remark) for remark in namer.remarks([record("a")])] == [
+        "left out: rows of the table of --design_id whose case_id no case has (b)"
+    ]
     for wrong in (str(tmp_path / "none.csv"), "(unclosed"):
         with pytest.raises(UsageError, match="design_id"):
             design_namer(wrong)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (
+            r"^(\w+)-",
+            "guessed: cases in whose id the expression of --design_id finds no design: each is a design of its own",
+        ),
+        (
+            "stl",
+            "guessed: cases whose log names no STL, so that --design_id stl can't name their design: each is a design",
+        ),
+    ],
+)
+def test_a_rule_that_names_no_design_says_so(rule: str, said: str) -> None:
+    namer = design_namer(rule)
+    with_both = dataclasses.replace(record("a-1"), run=RunInfo(stl="a.stl"))
+    broken = CaseRecord("broken", SourceRef("x.zip", "b"), failure=Failure(FailureReason.MISSING_FILE, "gone"))
+    assert namer.remarks([with_both, broken]) == ()
+    (remark,) = namer.remarks([with_both, broken, record("nothing")])
+    assert str(remark).startswith(said)
+    assert (remark.count, remark.examples) == (1, ("nothing",))
+    assert design_namer("auto").remarks([record("nothing")]) == ()
 
 
 def _case(points: np.ndarray, cells: np.ndarray) -> Case:

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from lpbf_data.durable import sha256_of_tree
 from lpbf_data.errors import GeometryError, UsageError
+from lpbf_data.remarks import Treatment
 from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest
 from pipelines.build import build
 from pipelines.building.engine import SERIAL, Resources
@@ -93,11 +94,15 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     assert sum(before[name] == inode for name, inode in kept.items()) >= done - 1  # they weren't simulated again
 
 
-def test_a_run_can_be_extended(tmp_path: Path) -> None:
-    run_small(tmp_path / "grown", options(cases=2))
-    run_small(tmp_path / "grown")
+def test_a_run_can_be_extended_and_says_where_it_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grown = tmp_path / "grown"
+    said = []
+    for cases in (2, 5, 5):
+        run_small(grown, options(cases=cases))
+        said.append([line for line in capsys.readouterr().err.splitlines() if "goes on" in line])
+    assert said == [[], [f"{grown} goes on from case 2 of 5"], []]
     run_small(tmp_path / "whole")
-    assert visible(tmp_path / "grown") == visible(tmp_path / "whole")
+    assert visible(grown) == visible(tmp_path / "whole")
 
 
 def test_archives_hold_the_same_cases_with_fixed_times(tmp_path: Path) -> None:
@@ -222,6 +227,35 @@ def test_each_body_of_a_file_is_a_case_and_nothing_is_lost_without_a_word(
     assert kinds == {"merged_facets", "several_bodies"}
     with pytest.raises(UsageError, match="another units"):
         simulate(str(tmp_path / "out"), stl=files, points=400, workers=0, units="cm")
+
+
+def test_what_was_changed_on_the_way_to_a_mesh_reaches_log_manifest_card_and_report(tmp_path: Path) -> None:
+    part = trimesh.creation.box((20, 20, 20))
+    part.faces = np.concatenate([part.faces, part.faces[:1]])
+    part.export(tmp_path / "doubled.stl")
+    trimesh.creation.box((25, 25, 10)).export(tmp_path / "clean.stl")
+    files = [str(tmp_path / name) for name in ("doubled.stl", "clean.stl")]
+    assert simulate(str(tmp_path / "runs"), stl=files, points=300, workers=0) == 0
+    log = (tmp_path / "runs/doubled/mechanical.out").read_text(encoding="utf-8")
+    assert "merged_facets" in log
+    assert str(tmp_path) not in log
+    assert "LPBF remark" not in (tmp_path / "runs/clean/mechanical.out").read_text(encoding="utf-8")
+    assert build([str(tmp_path / "runs")], out=str(tmp_path / "lpbf"), workers=0, splits="train=1") == 0
+    manifest = decode_manifest((tmp_path / "lpbf/manifest.parquet").read_bytes())
+    (remark,) = (one for one in manifest.remarks if one.kind == "merged_facets")
+    assert (remark.treatment, remark.count, remark.examples) == (Treatment.REPAIRED, 1, ("doubled: doubled.stl: 1",))
+    assert {r.case_id: [one.kind for one in r.remarks] for r in manifest.records} == {
+        "clean": [],
+        "doubled": ["merged_facets"],
+    }
+    card = (tmp_path / "lpbf/README.md").read_text(encoding="utf-8")
+    assert "\n## What was changed on the way\n" in card
+    assert f"| repaired | 1 | {remark.sentence} | doubled: doubled.stl: 1 |" in card
+    page = (tmp_path / "lpbf/report.html").read_text(encoding="utf-8")
+    assert remark.sentence in page
+    assert json.loads((tmp_path / "lpbf/build.json").read_text(encoding="utf-8"))["remarks"] == [
+        one.as_dict() for one in manifest.remarks
+    ]
 
 
 def test_a_surface_that_is_not_watertight_is_refused_before_work_starts(tmp_path: Path) -> None:

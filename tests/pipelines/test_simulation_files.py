@@ -20,6 +20,8 @@ from pipelines.simulation.identity import GENERATOR, SOLVER_VERSION
 from pipelines.sources.case_files import FolderFiles
 from tests.pipelines.vtk_oracle import VtkFrames
 
+pytestmark = pytest.mark.numeric
+
 PLAN = PartPlan(
     "26407_1cf12e0a_4",
     "cantilever",

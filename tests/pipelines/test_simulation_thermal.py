@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lpbf_data.geometry.layer_groups import choose_refinement
 from lpbf_data.geometry.voxelize import VoxelMesh, mesh_of_mask
 from pipelines.netfabb.run import NetfabbRun
-from pipelines.simulation.layers import LayerGroup, choose_refinement, plan_layers
+from pipelines.simulation.layers import LayerGroup, plan_layers
 from pipelines.simulation.materials import MATERIALS, Material, Process
 from pipelines.simulation.recoater import clearance_percent, pass_over
 from pipelines.simulation.thermal import Heat, temperature_history
@@ -91,7 +92,9 @@ def test_groups_take_the_time_that_netfabb_gives_them() -> None:
 
 @pytest.mark.parametrize(("planes", "height", "expected"), [(40, 0.6, 2), (25, 2.4, 0), (8, 0.6, 1), (3, 0.6, 0)])
 def test_groups_are_about_two_and_a_half_millimetres_or_four(planes: int, height: float, expected: int) -> None:
-    assert choose_refinement(mesh_of_mask(np.ones((2, 2, planes), bool), (0, 0, 0), (1, 1, height))) == expected
+    mesh = mesh_of_mask(np.ones((2, 2, planes), bool), (0, 0, 0), (1, 1, height))
+    assert mesh.num_planes == planes
+    assert choose_refinement(mesh.num_planes, mesh.spacing[2]) == expected
 
 
 def test_fresh_material_cools_what_it_lies_on() -> None:

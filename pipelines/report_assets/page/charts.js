@@ -73,13 +73,13 @@ function makeChart(cases, measured, quantity) {
   const beyond = all.length - rows.length;
   const edges = Array.from({ length: BINS + 1 }, (_, i) => domain[0] + (i / BINS) * (domain[1] - domain[0]));
   const marks = [
-    vendor.axisX({ ticks: 4, label: null }),
-    vendor.axisY({ ticks: wholeTicks(highestBar(rows, domain)), label: null, tickFormat: formatNumber }),
-    vendor.rectY(rows, vendor.binX({ y: "count" }, { x: "value", fill: "status", thresholds: edges, insetLeft: 0.5, insetRight: 0.5 })),
-    vendor.ruleY([0]),
+    plots.axisX({ ticks: 4, label: null }),
+    plots.axisY({ ticks: wholeTicks(highestBar(rows, domain)), label: null, tickFormat: formatNumber }),
+    plots.rectY(rows, plots.binX({ y: "count" }, { x: "value", fill: "status", thresholds: edges, insetLeft: 0.5, insetRight: 0.5 })),
+    plots.ruleY([0]),
   ];
-  if (quantity.limit !== null && quantity.limit <= domain[1]) marks.push(vendor.ruleX([quantity.limit], { strokeDasharray: "4 3" }));
-  const svg = vendor.plot({
+  if (quantity.limit !== null && quantity.limit <= domain[1]) marks.push(plots.ruleX([quantity.limit], { strokeDasharray: "4 3" }));
+  const svg = plots.plot({
     width: 360, height: CHART_HEIGHT, marginLeft: 40, marginBottom: 44,
     x: { domain },
     y: { nice: true },

@@ -3,6 +3,11 @@
 async function main() {
   const data = await readPageData();
   const { cases } = data;
+  // A column of few different texts is stored as codes.
+  for (const [name, column] of Object.entries(cases)) {
+    if (!Array.isArray(column)) cases[name] = column.codes.map((code) => column.values[code]);
+  }
+  data.parts = data.exhibits.map((row) => ({ name: cases.case_id[row], facts: factsOf(cases, row) }));
   data.exhibitOf = new Map(data.exhibits.map((row, number) => [row, number]));
   data.worstError = [];
   for (const { row, relative_l2: error } of data.errors) data.worstError[row] = Math.max(data.worstError[row] ?? 0, error ?? 0);
@@ -16,24 +21,42 @@ async function main() {
   setTimeout(() => {
     fillCharts(byId("charts"), data);
     drawMissingStills(data, parts);
-    openFromAddress();
+    const asked = partOfAddress(data);
+    if (asked !== undefined) viewer.open(asked);
   });
+}
 
-  function openFromAddress() {
-    const asked = new URLSearchParams(location.hash.slice(1)).get("part");
-    const row = asked === null ? -1 : cases.case_id.indexOf(asked);
-    if (data.exhibitOf.has(row)) viewer.open(data.exhibitOf.get(row));
-  }
+/** What is told of a part beside its 3D view. */
+function factsOf(cases, row) {
+  return [
+    ["split", cases.split[row]],
+    ["design", cases.design_id[row]],
+    ["points", formatNumber(cases.num_points[row])],
+    ["height", formatQuantity(cases.height[row], "mm")],
+    ["largest Z displacement", formatQuantity(cases.displacement_z_max[row], "mm")],
+    ["largest von Mises stress", formatQuantity(cases.von_mises_stress_max[row], "MPa")],
+    ["least recoater clearance", describeClearance(cases, row)],
+    ["material", cases.material[row]],
+    ["changed on the way", cases.remarks[row]],
+  ];
+}
+
+/** The least clearance with where it was and what it means, in words. */
+function describeClearance(cases, row) {
+  const height = cases.recoater_clearance_min_height[row];
+  const where = height === null ? "" : ` at z = ${formatNumber(height)} mm`;
+  return `${formatNumber(cases.recoater_clearance_min[row])} % of a layer${where}${{ hits: ": the blade hits the part", close: ": closer to the blade than the solver tolerates" }[cases.blade[row]] ?? ""}`;
 }
 
 const UNKNOWN = "–";
+const BLADE = { hits: 2, close: 1, clear: 0 }; // how near the blade comes, and its order in the table
 
 function fillCaseTable(place, data, viewer) {
   const { cases } = data;
   const rows = [...cases.case_id.keys()];
   const of = (name) => (row) => cases[name][row];
-  const isRisk = (row) => cases.recoater_interference[row] === true;
-  rows.sort((a, b) => isRisk(b) - isRisk(a) || (cases.recoater_clearance_min[a] ?? Infinity) - (cases.recoater_clearance_min[b] ?? Infinity) || a - b);
+  const isHit = (row) => cases.blade[row] === "hits";
+  rows.sort((a, b) => (cases.recoater_clearance_min[a] ?? Infinity) - (cases.recoater_clearance_min[b] ?? Infinity) || a - b);
   const number = (name, label) => ({ label, kind: "number", value: of(name) });
   const text = (name, label) => ({ label, kind: "text", value: of(name) });
   const statuses = [...new Set(cases.status)].sort();
@@ -45,7 +68,7 @@ function fillCaseTable(place, data, viewer) {
       text("case_id", "case"),
       text("status", "status"),
       text("split", "split"),
-      { label: "blade", kind: "flag", value: (row) => (isRisk(row) ? 1 : cases.recoater_interference[row] === null ? null : 0), show: (row) => ({ true: "at risk", false: "clear" })[cases.recoater_interference[row]] ?? UNKNOWN },
+      { label: "blade", kind: "flag", value: (row) => BLADE[cases.blade[row]] ?? null, show: (row) => cases.blade[row] ?? UNKNOWN, isAlarm: isHit },
       number("recoater_clearance_min", "least clearance, %"),
       number("recoater_clearance_min_height", "at z, mm"),
       number("displacement_z_max", "largest Z displacement, mm"),
@@ -60,11 +83,11 @@ function fillCaseTable(place, data, viewer) {
     rows,
     open: (row) => viewer.open(data.exhibitOf.get(row)),
     canOpen: (row) => data.exhibitOf.has(row),
-    isRisk,
+    isRisk: isHit,
     filters: [
       { label: "status", options: [{ label: "any", keep: () => true }, ...statuses.map((name) => ({ label: name, keep: (row) => cases.status[row] === name }))] },
       { label: "split", options: [{ label: "any", keep: () => true }, ...splits.map((name) => ({ label: name, keep: (row) => cases.split[row] === name }))] },
-      { label: "blade", options: [{ label: "any", keep: () => true }, { label: "at risk", keep: isRisk }, { label: "clear", keep: (row) => cases.recoater_interference[row] === false }] },
+      { label: "blade", options: [{ label: "any", keep: () => true }, ...Object.keys(BLADE).map((name) => ({ label: name, keep: (row) => cases.blade[row] === name }))] },
     ],
   });
 }

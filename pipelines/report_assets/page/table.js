@@ -6,7 +6,7 @@ const ROWS_A_PAGE = 50;
  * Fill a place with a table.
  *
  * hint: what can be searched for.
- * columns: [{ label, kind: "text" | "number" | "flag", isLong?, value(row), show?(row) }]; the first may be a link.
+ * columns: [{ label, kind: "text" | "number" | "flag", isLong?, value(row), show?(row), isAlarm?(row) }]; the first may be a link.
  * rows: any values; order: how they lie at first; open(row): what a click on the first column does, null for none.
  * filters: [{ label, options: [{ label, keep(row) }] }]; isRisk(row): marked.
  */
@@ -64,7 +64,7 @@ function fillTable(place, { label, hint, columns, rows, open, canOpen, filters =
       link.addEventListener("click", () => open(row));
       return element("td", { className: "text" }, link);
     }
-    const classes = [column.kind === "text" ? "text" : "", column.isLong ? "long" : "", column.kind === "flag" && column.value(row) ? "alarm-text" : ""];
+    const classes = [column.kind === "text" ? "text" : "", column.isLong ? "long" : "", column.isAlarm?.(row) ? "alarm-text" : ""];
     return element("td", { className: classes.filter(Boolean).join(" ") }, column.kind === "text" ? element("bdi", {}, text) : text);
   }
 

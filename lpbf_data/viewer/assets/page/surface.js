@@ -1,4 +1,4 @@
-// Reads what pipelines/reporting/surface_codec.py writes.
+// Reads what lpbf_data/viewer/surface_codec.py writes.
 
 const COORDINATE_STEPS = 65535;
 const COLUMN_STEPS = 4095;

@@ -3,12 +3,16 @@
 const ERROR_SUFFIX = " error";
 const PANE_NAMES = ["truth", "prediction", "error"];
 
+/**
+ * data.parts: [{ name, facts: [[name, text], …] }], in the order of the embedded surfaces; data.fields: columns that can
+ * be shown; data.palettes: colours.
+ */
 class Viewer {
   constructor(data) {
     this.data = data;
     this.dialog = byId("viewer");
     this.canvas = byId("viewer-canvas");
-    this.order = data.exhibits.map((_, i) => i);
+    this.order = data.parts.map((_, i) => i);
     this.opened = 0;
     byId("viewer-close").addEventListener("click", () => this.dialog.close());
     byId("viewer-previous").addEventListener("click", () => this.step(-1));
@@ -28,7 +32,7 @@ class Viewer {
     this.dialog.addEventListener("keydown", (event) => this.pressKey(event));
   }
 
-  /** Exhibits in the order of "previous" and "next". */
+  /** Numbers of parts in the order of "previous" and "next". */
   setOrder(order) {
     this.order = order;
   }
@@ -36,11 +40,11 @@ class Viewer {
   async open(number) {
     const turn = ++this.opened;
     this.number = number;
-    const row = this.data.exhibits[number];
+    const { name, facts } = this.data.parts[number];
     if (!this.dialog.open) this.dialog.showModal();
-    byId("viewer-title").replaceChildren(element("bdi", {}, this.data.cases.case_id[row]));
-    history.replaceState(null, "", `#part=${encodeURIComponent(this.data.cases.case_id[row])}`);
-    this.showFacts(row);
+    byId("viewer-title").replaceChildren(element("bdi", {}, name));
+    history.replaceState(null, "", `#part=${encodeURIComponent(name)}`);
+    this.showFacts(facts);
     const place = this.order.indexOf(number);
     byId("viewer-previous").disabled = place <= 0;
     byId("viewer-next").disabled = place === this.order.length - 1;
@@ -60,7 +64,7 @@ class Viewer {
     this.fillFields();
     this.showField();
     this.setRanges();
-    this.canvas.dataset.shown = this.data.cases.case_id[row];
+    this.canvas.dataset.shown = name;
   }
 
   step(by) {
@@ -170,19 +174,8 @@ class Viewer {
     byId("viewer-readout").value = `x ${x}, y ${y}, z ${z} mm: ${name}${value}`;
   }
 
-  showFacts(row) {
-    const { cases } = this.data;
-    const entries = [
-      ["split", cases.split[row]],
-      ["design", cases.design_id[row]],
-      ["points", formatNumber(cases.num_points[row])],
-      ["height", formatQuantity(cases.height[row], "mm")],
-      ["largest Z displacement", formatQuantity(cases.displacement_z_max[row], "mm")],
-      ["largest von Mises stress", formatQuantity(cases.von_mises_stress_max[row], "MPa")],
-      ["least recoater clearance", describeClearance(cases, row)],
-      ["material", cases.material[row] ?? "–"],
-    ];
-    byId("viewer-facts").replaceChildren(...entries.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value ?? "–")]));
+  showFacts(facts) {
+    byId("viewer-facts").replaceChildren(...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value ?? "–")]));
   }
 
   pressKey(event) {
@@ -229,9 +222,9 @@ class Viewer {
   }
 }
 
-/** The least clearance with where it was and what it means, in words. */
-function describeClearance(cases, row) {
-  const height = cases.recoater_clearance_min_height[row];
-  const where = height === null ? "" : ` at z = ${formatNumber(height)} mm`;
-  return `${formatNumber(cases.recoater_clearance_min[row])} % of a layer${where}${cases.recoater_interference[row] ? ": the blade hits the part" : ""}`;
+/** The number of the part that the address asks for (`#part=<name>`); undefined for none. */
+function partOfAddress({ parts }) {
+  const asked = new URLSearchParams(location.hash.slice(1)).get("part");
+  const number = asked === null ? -1 : parts.findIndex(({ name }) => name === asked);
+  return number < 0 ? undefined : number;
 }

@@ -1,7 +1,11 @@
-// Bundles the libraries that the report is drawn with, and their licences: `npm ci && npm run build`.
+// Bundles the libraries that `vendor.js` of this folder names, and their licences: `npm ci && npm run build`.
+// The global variable that holds them is the argument. Pages that build on the viewer bundle theirs with this too.
 import { build } from "esbuild";
 import { createHash } from "node:crypto";
 import { readFileSync, readdirSync, writeFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+
+const [, , globalName] = process.argv;
 
 const result = await build({
   entryPoints: ["vendor.js"],
@@ -9,7 +13,7 @@ const result = await build({
   bundle: true,
   minify: true,
   format: "iife",
-  globalName: "vendor",
+  globalName,
   target: "es2022",
   legalComments: "none", // the licences stand in a file of their own, and on the page
   metafile: true,
@@ -30,6 +34,7 @@ writeFileSync("vendor.LICENSES.txt", parts.join(`\n${"-".repeat(80)}\n\n`));
 
 // What the bundle was made of: a test compares, and so finds a bundle that is older than its sources.
 const digestOf = (name) => createHash("sha256").update(readFileSync(name)).digest("hex");
-const sources = ["bundle.mjs", "package-lock.json", "package.json", "vendor.js", "vendor.min.js"];
-const digests = Object.fromEntries(sources.map((name) => [name, digestOf(name)]));
+const sources = ["package-lock.json", "package.json", "vendor.js", "vendor.min.js"];
+const own = [["bundle.mjs", digestOf(fileURLToPath(import.meta.url))]];
+const digests = Object.fromEntries([...own, ...sources.map((name) => [name, digestOf(name)])]);
 writeFileSync("vendor.sources.json", `${JSON.stringify(digests, null, 2)}\n`);

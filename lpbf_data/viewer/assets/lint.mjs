@@ -1,13 +1,14 @@
-// Lints the page's scripts as what they become: one function, in the order of their names, that calls `main`.
+// Lints the scripts of a page as what they become: one function that calls `main`. The arguments are their folders.
 import { ESLint } from "eslint";
 import { readFileSync, readdirSync } from "node:fs";
 import globals from "globals";
 
-const texts = readdirSync("page").filter((name) => name.endsWith(".js")).sort().map((name) => readFileSync(`page/${name}`, "utf8"));
+const scriptsIn = (folder) => readdirSync(folder).filter((name) => name.endsWith(".js")).sort().map((name) => `${folder}/${name}`);
+const texts = process.argv.slice(2).flatMap(scriptsIn).map((path) => readFileSync(path, "utf8"));
 const eslint = new ESLint({
   overrideConfigFile: true,
   baseConfig: {
-    languageOptions: { ecmaVersion: 2023, sourceType: "script", globals: { ...globals.browser, vendor: "readonly" } },
+    languageOptions: { ecmaVersion: 2023, sourceType: "script", globals: { ...globals.browser, vendor: "readonly", plots: "readonly" } },
     rules: {
       "eqeqeq": "error", "no-undef": "error", "no-unused-vars": "error", "no-var": "error", "prefer-const": "error",
       "no-shadow": "error", "no-unreachable": "error", "no-implied-eval": "error", "no-eval": "error", "consistent-return": "off",

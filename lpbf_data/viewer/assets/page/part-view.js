@@ -40,18 +40,14 @@ class PartView {
 
   makeScene() {
     this.scene = new vendor.Scene();
-    this.material = new vendor.MeshLambertMaterial({
-      map: this.textures.plain, flatShading: true, side: vendor.DoubleSide, polygonOffset: true, polygonOffsetFactor: 1, polygonOffsetUnits: 1, clippingPlanes: [this.cutPlane],
+    // Without light: a colour on the surface is the one that the colour bar has for its value. Edges show the shape.
+    this.material = new vendor.MeshBasicMaterial({
+      map: this.textures.plain, side: vendor.DoubleSide, polygonOffset: true, polygonOffsetFactor: 1, polygonOffsetUnits: 1, clippingPlanes: [this.cutPlane],
     });
     this.mesh = new vendor.Mesh(new vendor.BufferGeometry(), this.material);
     this.lines = new vendor.LineSegments(new vendor.BufferGeometry(), new vendor.LineBasicMaterial({ color: 0x000000, transparent: true, opacity: 0.4, clippingPlanes: [this.cutPlane] }));
     this.hasMesh = false;
-    // The light comes from the eye's upper left, so that a picture has its colours wherever one looks from.
-    const light = new vendor.DirectionalLight(0xffffff, 1.75);
-    light.position.set(-0.2, 0.5, 1);
-    light.target.position.set(0, 0, 0);
-    this.camera.add(light, light.target);
-    this.scene.add(this.camera, new vendor.AmbientLight(0xffffff, 1.5), this.mesh, this.lines);
+    this.scene.add(this.mesh, this.lines);
     this.section = new Section(this.scene, this.cutPlane);
   }
 

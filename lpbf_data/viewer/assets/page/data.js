@@ -8,12 +8,9 @@ async function readBlock(id) {
   return new Response(stream).arrayBuffer();
 }
 
-/** Tables, fields, palettes. A column of few different texts is stored as codes. */
+/** What the page carries beside surfaces; its palettes as bytes. */
 async function readPageData() {
   const data = JSON.parse(new TextDecoder().decode(await readBlock("page-data")));
-  for (const [name, column] of Object.entries(data.cases)) {
-    if (!Array.isArray(column)) data.cases[name] = column.codes.map((code) => column.values[code]);
-  }
   for (const [name, text] of Object.entries(data.palettes)) {
     data.palettes[name] = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
   }
@@ -26,10 +23,12 @@ function whenWhole() {
   return new Promise((resolve) => document.addEventListener("DOMContentLoaded", resolve, { once: true }));
 }
 
+const GRADIENT_STEPS = 64; // between so many colours, those of the palette lie on straight lines to within 2 of 255
+
 /** A palette as a CSS gradient. */
 function paletteGradient(palette) {
-  const stops = Array.from({ length: 17 }, (_, i) => {
-    const at = 3 * Math.round((i / 16) * 255);
+  const stops = Array.from({ length: GRADIENT_STEPS + 1 }, (_, i) => {
+    const at = 3 * Math.round((i / GRADIENT_STEPS) * 255);
     return `rgb(${palette[at]} ${palette[at + 1]} ${palette[at + 2]})`;
   });
   return `linear-gradient(to right, ${stops.join(", ")})`;

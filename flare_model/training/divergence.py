@@ -1,0 +1,42 @@
+"""When a run ends because its numbers are finite no more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from flare_model.training.state import latest_state
+from lpbf_data.errors import LpbfError
+
+
+class DivergedError(LpbfError):
+    """The loss of a run is no finite number any more."""
+
+
+def diverged(folder: Path, what: str) -> DivergedError:
+    """The error that ends a run.
+
+    Args:
+        folder: Folder of the run.
+        what: What became of which number, and when.
+    """
+    kept = latest_state(folder)
+    good = f"the last good checkpoint is {kept}" if kept else "there was no checkpoint yet"
+    return DivergedError(f"{what}; {good}. Lower --recipe.learning_rate, or look at the case, and give another --out")
+
+
+def check_weights(model: torch.nn.Module, step: int, folder: Path) -> None:
+    """Stop before weights are kept that are no finite numbers: a gradient can be infinite where the loss is not.
+
+    Args:
+        model: The model in training.
+        step: Steps done.
+        folder: Folder of the run.
+
+    Raises:
+        DivergedError: If a weight is no finite number.
+    """
+    weights = [p.detach() for p in model.parameters()]
+    if not bool(torch.stack([values.isfinite().all() for values in weights]).all()):
+        raise diverged(folder, f"weights are no finite numbers any more at step {step}")

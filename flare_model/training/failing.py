@@ -1,0 +1,92 @@
+"""When a step can't be taken: what is told of it, whoever raised what."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from flare_model.data.batches import Batch
+from lpbf_data.errors import LpbfError
+
+_CASES: Final = 4
+"""So many cases of a step are named."""
+
+_OURS: Final = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent))
+
+
+class StepFailedError(LpbfError):
+    """A model raised an error in training or validation, or there was too little memory for it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory, of a GPU or of the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+@contextmanager
+def failures_named(what: str, group: Sequence[Batch], model: str) -> Iterator[None]:
+    """Tell errors of a model, and a lack of memory, with the cases at work; errors that are ours say enough.
+
+    Args:
+        what: What is done, such as "step 12 of the training".
+        group: The batches that it is done with.
+        model: Class path of the model.
+
+    Raises:
+        StepFailedError: In place of the error.
+    """
+    try:
+        yield
+    except LpbfError:
+        raise
+    except Exception as error:
+        case_ids = [case_id for batch in group for case_id in batch.case_ids]
+        raise step_failed(error, what, case_ids, sum(len(batch.points) for batch in group), model) from error
+
+
+def step_failed(error: BaseException, what: str, case_ids: Sequence[str], points: int, model: str) -> StepFailedError:
+    """What to tell of an error that isn't ours.
+
+    Args:
+        error: The error.
+        what: What was done, such as "step 12 of the training".
+        case_ids: The cases that it was done with.
+        points: Their points together.
+        model: Class path of the model.
+    """
+    named = ", ".join(case_ids[:_CASES]) + (f" and {len(case_ids) - _CASES} more" if len(case_ids) > _CASES else "")
+    which = f"{'case' if len(case_ids) == 1 else 'cases'} {named} ({points:,} points)"
+    if is_out_of_memory(error):
+        return StepFailedError(
+            f"{what} doesn't fit into memory, with {which}: lower --recipe.batch_size or --recipe.max_points, thin "
+            "parts with --thin_to, leave large parts out of the data set, or train with "
+            "--recipe.activation_checkpointing true and --recipe.step_graphs false"
+        )
+    said = str(error).strip().partition("\n")[0]
+    if _is_of_another_process(error):
+        return StepFailedError(f"another process of the run ended, at {what} of this one ({said}); it says why")
+    return StepFailedError(
+        f"the model {model} raised {type(error).__name__}{f': {said}' if said else ''}{_place(error)} in {what}, with "
+        f"{which}; mend the model, or leave the case out of the data set"
+    )
+
+
+def _is_of_another_process(error: BaseException) -> bool:
+    """Gloo and NCCL raise what they like when whom they talk to is gone."""
+    if torch.distributed.is_available() and isinstance(error, torch.distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and "closed by peer" in str(error).lower()
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of the error that is neither ours nor PyTorch's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith((*_OURS, "<"))]
+    return f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""

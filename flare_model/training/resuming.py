@@ -1,0 +1,128 @@
+"""What a run keeps in its folder, so that it can go on, and so that its best weights are found; and taking it up."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from flare_model.checkpoints.files import Description, write_checkpoint
+from flare_model.training.devices import Fabric, Precision
+from flare_model.training.settings import Settings
+from flare_model.training.state import latest_state, random_state, read_state, set_random_state, write_state
+from flare_model.training.stepping import STEPPER_STATE, Stepper
+from flare_model.training.validation import Best
+from lpbf_data.errors import UsageError
+from lpbf_data.serving.loader import Loader
+from lpbf_data.serving.stream import State
+
+_STATE: Final = (*STEPPER_STATE, "step", "epoch", "taken", "best", "precision", "loader", "random")
+"""What a run needs to go on, beside its weights."""
+
+
+@dataclass
+class Counters:
+    """How far a run has come.
+
+    Attributes:
+        step: Steps of the optimiser.
+        epoch: Epochs that are done.
+        taken: Batches of the epoch after them that are done.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    taken: int = 0
+
+
+class Checkpoints:
+    """Checkpoints of one run.
+
+    Args:
+        folder: Folder of the run.
+        settings: What was asked for.
+        fabric: The processes that train together; the first one writes.
+        precision: The precision plugin that the fabric was made with.
+        stepper: The model in training.
+        loader: Where its batches come from.
+        data_digest: Of the training data.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Settings, fabric: Fabric, precision: Precision, stepper: Stepper, loader: Loader,
+        *, data_digest: str,
+    ) -> None:  # fmt: skip
+        self.folder, self.settings, self.fabric, self.precision = folder, settings, fabric, precision
+        self.stepper, self.loader, self.data_digest = stepper, loader, data_digest
+
+    def description(self, **origin: Any) -> Description:
+        """What a checkpoint of this run says of itself."""
+        about = {"seed": self.settings.seed, "recipe": self.settings.identity["recipe"], **origin}
+        about["data_sha256"] = self.data_digest
+        return Description(self.settings.model, self.stepper.surrogate.usage, about)
+
+    def publish(self, best: Best) -> None:
+        """Put the best weights where users look for them: into the folder of the run."""
+        if self.fabric.is_global_zero and best.weights:
+            about = self.description(step=best.step, validation_relative_l2=best.errors)
+            write_checkpoint(self.folder, best.weights, about)
+
+    def write(self, counters: Counters, best: Best, loader: State) -> None:
+        """Write everything that is needed to go on.
+
+        Args:
+            counters: How far the run has come.
+            best: The weights that were chosen so far.
+            loader: Position of the loader after so many batches.
+        """
+        states = self._gather(random_state())
+        if self.fabric.is_global_zero:
+            weights = self.stepper.weights()
+            if best.weights:
+                weights["best"] = best.weights
+            rest = {
+                **asdict(counters),
+                **self.stepper.state(),
+                "best": {"error": best.error, "step": best.step, "errors": best.errors},
+                "precision": self.precision.state_dict(),
+                "loader": loader,
+                "random": states,
+            }
+            write_state(self.folder, counters.step, self.description(step=counters.step), weights, rest)
+        self.fabric.barrier()
+
+    def _gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """The random states of all ranks."""
+        if self.fabric.world_size == 1:
+            return [state]
+        states: list[Any] = [None] * self.fabric.world_size
+        torch.distributed.all_gather_object(states, state)
+        return states
+
+    def resume(self) -> tuple[Counters, Best] | None:
+        """Take up the latest checkpoint.
+
+        Returns:
+            How far the run had come, and its best weights so far; None where there is no checkpoint.
+
+        Raises:
+            StoreError: If the checkpoint can't be read.
+            UsageError: If it was written by another number of processes.
+        """
+        folder = latest_state(self.folder)
+        if folder is None:
+            return None
+        weights, rest = read_state(folder, _STATE)
+        if len(rest["random"]) != self.fabric.world_size:
+            raise UsageError(
+                f"the run in {self.folder} was trained by {len(rest['random'])} processes, not by "
+                f"{self.fabric.world_size}; go on with as many, or give another --out"
+            )
+        self.stepper.load(weights, rest)
+        self.precision.load_state_dict(rest["precision"])
+        self.loader.load_state_dict(rest["loader"])
+        set_random_state(rest["random"][self.fabric.global_rank])
+        counters = Counters(rest["step"], rest["epoch"], rest["taken"])
+        return counters, Best(**rest["best"], weights=weights.get("best", {}))

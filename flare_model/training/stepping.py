@@ -1,0 +1,215 @@
+"""One step of training: from batches to a loss, gradients, and weights that have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from flare_model.checkpoints.files import Usage
+from flare_model.checkpoints.surrogate import Surrogate
+from flare_model.data.batches import Batch
+from flare_model.data.metrics import mse_loss, relative_l2_loss
+from flare_model.data.splits import Split, normalisation_of
+from flare_model.data.targets import spans
+from flare_model.layers.mixer import mix_by
+from flare_model.models.contract import check_contract
+from flare_model.training.devices import Fabric
+from flare_model.training.optimizer import make_optimizer, make_schedule
+from flare_model.training.recipe import check_device
+from flare_model.training.settings import Settings
+from flare_model.training.step_graphs import StepGraphs
+from lpbf_data.errors import UsageError
+
+STEPPER_STATE: Final = ("optimizer", "schedule", "averaged")
+"""What training goes on from, beside weights."""
+
+_ema: Any = get_ema_multi_avg_fn  # It has no annotations.
+
+
+class Stepper:
+    """A model in training, with all that changes its weights.
+
+    Args:
+        settings: What was asked for.
+        fabric: Devices, processes, precision.
+        train: The split that is trained on.
+        steps: Steps of the run.
+
+    Attributes:
+        surrogate: The model between its normalisations.
+        judged: What validation looks at and users get: the same, or its exponential moving average.
+
+    Raises:
+        UsageError: If the model breaks the contract, or what was asked for doesn't go together.
+    """
+
+    def __init__(self, settings: Settings, fabric: Fabric, train: Split, steps: int) -> None:
+        self.settings, self.recipe, self.fabric = settings, settings.recipe, fabric
+        self._settled = True
+        recipe = self.recipe
+        check_device(recipe, on_gpu=fabric.device.type == "cuda")
+        self.recorded = recipe.step_graphs
+        if self.recorded and fabric.world_size > 1:
+            raise UsageError("--recipe.step_graphs is for one process; leave it out where several train together")
+        usage = Usage(
+            normalisation_of(train, settings.targets, settings.features),
+            tuple(t.name for t in settings.targets),
+            tuple(f.name for f in settings.features),
+            train.envelope,
+        )
+        model = self._make_model(usage)
+        self.surrogate = self.judged = Surrogate(model, usage, settings.model)
+        self.optimizer = make_optimizer(self.surrogate, recipe, fabric.device, recorded=self.recorded)
+        self.schedule = make_schedule(self.optimizer, recipe, steps)
+        self.wrapped, self.wrapped_optimizer = fabric.setup(self.surrogate, self.optimizer)
+        self.average = None
+        if recipe.ema_decay:
+            self.average = AveragedModel(model, multi_avg_fn=_ema(recipe.ema_decay), use_buffers=True)
+            self.judged = Surrogate(self.average.module, usage, settings.model).to(fabric.device)
+        if recipe.compile != "off":
+            model.compile(mode=None if recipe.compile == "default" else recipe.compile, dynamic=True)
+        self.graphs = StepGraphs(self._differentiate, self._update, self.optimizer, model) if self.recorded else None
+
+    def _make_model(self, usage: Usage) -> torch.nn.Module:
+        """The model as the settings ask for it, once it has kept to the contract."""
+        model = self.settings.model.build()
+        mix_by(model, self.recipe.mixer)
+        self._check_contract(model, usage)
+        if self.recipe.activation_checkpointing:
+            if not hasattr(model, "activation_checkpointing"):
+                raise UsageError(
+                    f"{self.settings.model.class_path} has no attribute activation_checkpointing to switch on"
+                )
+            model.activation_checkpointing = True  # type: ignore[assignment]
+        return model
+
+    def _check_contract(self, model: torch.nn.Module, usage: Usage) -> None:
+        """On the host; a model that runs on GPUs alone is checked there."""
+        told, predicted = len(usage.normalisation.feature_mean), len(usage.normalisation.target_mean)
+        check = partial(
+            check_contract, model, told, predicted, name=self.settings.model.class_path,
+            all_used=self.fabric.world_size > 1,
+        )  # fmt: skip
+        try:
+            check()
+        except UsageError:
+            if self.fabric.device.type == "cpu":
+                raise
+            model.to(self.fabric.device)
+            check()
+
+    @property
+    def between_steps(self) -> bool:
+        """Whether weights, optimiser, schedule and average are all those after the same step."""
+        return self._settled and not (self.graphs and self.graphs.replaying)
+
+    def step(self, group: list[Batch]) -> tuple[Tensor, float | Tensor]:
+        """One step of the optimiser on one or more batches.
+
+        Args:
+            group: The batches, on the device.
+
+        Returns:
+            The loss, on the device: of all batches of all processes together, that is the mean of what the processes
+            return; and the learning rate of the step.
+        """
+        loss = self.graphs(group[0].filled(self.recipe.multiple)) if self.graphs else self._launch(group)
+        self._settled = False
+        rate: float | Tensor = self.schedule.get_last_lr()[0]
+        if self.schedule.last_epoch + 1 < self.schedule.total_steps:
+            self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.surrogate.model)
+        self._settled = True
+        return loss, rate
+
+    def _launch(self, group: list[Batch]) -> Tensor:
+        """Loss, gradients and the optimiser's step, launched one by one."""
+        counts = [self._counted(batch) for batch in group]
+        total = self._mean_over_processes(sum(counts))
+        losses = []
+        for number, (batch, count) in enumerate(zip(group, counts, strict=True), start=1):
+            with self.fabric.no_backward_sync(self.wrapped, enabled=number < len(group)):
+                losses.append(self._differentiate(batch, count / total))
+        self._update()
+        self.wrapped_optimizer.zero_grad(set_to_none=True)
+        return torch.stack(losses).sum()
+
+    def _counted(self, batch: Batch) -> int:
+        """How many things the loss of a batch is the mean over: points or cases."""
+        return int(batch.offsets[len(batch)]) if self.recipe.loss == "mse" else len(batch)
+
+    def _mean_over_processes(self, count: int) -> float | Tensor:
+        """What shares are taken of: gradients are averaged over processes, which may have unlike counts."""
+        if self.fabric.world_size == 1:
+            return float(count)
+        own = torch.full((), float(count), dtype=torch.float64, device=self.fabric.device)
+        return cast("Tensor", self.fabric.all_reduce(own, reduce_op="mean"))
+
+    def _differentiate(self, batch: Batch, share: float | Tensor = 1.0) -> Tensor:
+        loss = self.loss(batch) * share
+        self.fabric.backward(loss)
+        return loss.detach()
+
+    def _update(self) -> None:
+        self._settled = self.recorded  # To record an update is not to make it.
+        self.fabric.clip_gradients(
+            self.wrapped, self.wrapped_optimizer, max_norm=self.recipe.clip_norm, error_if_nonfinite=False
+        )
+        self.wrapped_optimizer.step()
+
+    def predict(self, module: torch.nn.Module, batch: Batch) -> Tensor:
+        """Predictions of a surrogate for a batch, in physical units, [ΣN, T]."""
+        filled = batch.filled(self.recipe.round_points) if self.recipe.round_points else batch
+        offsets = filled.offsets
+        if self.recipe.compile != "off":
+            offsets = offsets.to(batch.points.device)  # A graph on the device can't read the host.
+        prediction: Tensor = module(filled.points, filled.features, offsets)
+        return prediction[: len(batch.points)]
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean over the cases of a batch, filled or not; over their points where the loss is mse."""
+        prediction = self.predict(self.wrapped, batch)
+        if self.recipe.loss == "mse":
+            return mse_loss((prediction - batch.targets) / self.surrogate.target_std, batch.offsets, len(batch))
+        floors, columns = self.surrogate.usage.floors(), spans(self.settings.targets)
+        errors = [
+            relative_l2_loss(prediction[:, c], batch.targets[:, c], batch.offsets, floors[name], len(batch))
+            for name, c in columns.items()
+        ]
+        return torch.stack(errors).mean()
+
+    def weights(self) -> dict[str, Mapping[str, Tensor]]:
+        """Weights to go on from: "model" as they are trained, and "average" where there is one."""
+        weights: dict[str, Mapping[str, Tensor]] = {"model": self.surrogate.stored_weights()}
+        if self.average is not None:
+            weights["average"] = dict(self.average.module.state_dict())
+        return weights
+
+    def state(self) -> dict[str, Any]:
+        """What `STEPPER_STATE` names."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "averaged": 0 if self.average is None else int(self.average.n_averaged),
+        }
+
+    def load(self, weights: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Go on from weights and state that may come from another device."""
+        self.surrogate.model.load_state_dict(weights["model"])
+        for mine, theirs in zip(self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=True):
+            theirs |= {name: mine[name] for name in ("capturable", "fused")}
+            if self.recorded:
+                theirs["lr"] = torch.as_tensor(theirs["lr"], device=self.fabric.device)
+            else:
+                theirs["lr"] = float(theirs["lr"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.average is not None:
+            self.average.module.load_state_dict(weights["average"])
+            self.average.n_averaged.fill_(state["averaged"])

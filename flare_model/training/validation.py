@@ -1,0 +1,128 @@
+"""Judging a model while it trains, and the weights that come out best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, cast
+
+import torch
+from torch import Tensor
+
+from flare_model.data.batches import Batch
+from flare_model.data.metrics import RelativeL2
+from flare_model.data.splits import Split, open_loader
+from flare_model.data.targets import spans
+from flare_model.training.devices import Fabric
+from flare_model.training.failing import failures_named
+from flare_model.training.recipe import Recipe
+from flare_model.training.run_log import VALIDATION_NAME, RunLog
+from flare_model.training.settings import Settings
+from flare_model.training.stepping import Stepper
+from lpbf_data.serving.loader import Loader
+
+_LEAST_POINTS: Final = 1 << 16
+_MOST_CASES: Final = 64
+"""Points and cases that are judged together."""
+
+
+@dataclass
+class Best:
+    """The weights that were chosen so far.
+
+    Attributes:
+        error: What they were chosen by; infinite as long as no validation gave a number.
+        step: Steps after which the model had them.
+        errors: Relative L2 error of each target; None for a target without an error.
+        weights: The weights, on the host; none before the first validation.
+    """
+
+    error: float = math.inf
+    step: int = 0
+    errors: dict[str, float | None] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+def open_validation(split: Split, recipe: Recipe) -> Loader:
+    """Batches to judge on: many small cases at a time, but no more points than the largest case has anyway.
+
+    Every case comes once, whatever the number of processes: nobody waits for another here.
+
+    Args:
+        split: The validation split.
+        recipe: A compiled model takes one case at a time: with several it looks at all points once for each.
+    """
+    if recipe.compile != "off":
+        return open_loader(split, uneven="keep")
+    most = max([_LEAST_POINTS, recipe.max_points, *split.dataset.sizes.tolist()])
+    return open_loader(split, batch_size=_MOST_CASES, max_points=most, uneven="keep")
+
+
+class Validation:
+    """Judges a model in training, and keeps the best.
+
+    Args:
+        settings: What was asked for.
+        fabric: The processes that train together.
+        stepper: The model in training.
+        loader: The validation split; None where there is none.
+    """
+
+    def __init__(self, settings: Settings, fabric: Fabric, stepper: Stepper, loader: Loader | None) -> None:
+        self.settings, self.fabric, self.stepper, self.loader = settings, fabric, stepper, loader
+        self.best = Best()
+
+    def judge(self, step: int, epoch: int, table: RunLog | None) -> bool:
+        """Judge the model on the validation split, and keep it if it is the best so far.
+
+        Args:
+            step: Steps done.
+            epoch: Epochs done.
+            table: Where errors go; None in processes that write nothing.
+
+        Returns:
+            Whether it was kept.
+        """
+        errors: dict[str, float | None] = {}
+        if self.loader is not None:
+            found = self.errors_on(self.loader)
+            means = {name: error.mean for name, error in found.items()}
+            errors = {name: error if math.isfinite(error) else None for name, error in means.items()}
+            mean = _mean_of(found)
+            if table:
+                table.write(VALIDATION_NAME, {"step": step, "epoch": epoch, "mean": mean, **means})
+        else:
+            mean = -step  # Without a validation split the latest is the best.
+        # As long as no validation gave a number, there is nothing to choose by, and the latest is the best.
+        kept = mean < self.best.error or not math.isfinite(self.best.error)
+        if kept:
+            weights = {k: v.detach().cpu().clone() for k, v in self.stepper.judged.stored_weights().items()}
+            self.best = Best(mean, step, errors, weights)
+        return kept
+
+    @torch.no_grad()
+    def errors_on(self, loader: Loader) -> dict[str, RelativeL2]:
+        """Relative L2 error of each target over an epoch of a loader, over all ranks."""
+        settings, judged = self.settings, self.stepper.judged
+        totals = {t.name: RelativeL2() for t in settings.targets}
+        columns, floors = spans(settings.targets), judged.usage.floors()
+        judged.eval()
+        with self.fabric.autocast():
+            for ragged in loader:
+                batch = Batch.of(ragged, settings.targets, settings.features).to(self.fabric.device)
+                with failures_named("validation", [batch], settings.model.class_path):
+                    prediction = self.stepper.predict(judged, batch)
+                for name, c in columns.items():
+                    totals[name] += RelativeL2.of(prediction[:, c], batch.targets[:, c], batch.offsets, floors[name])
+        judged.train()
+        sums = torch.tensor([[t.total, t.cases, t.without_truth] for t in totals.values()], dtype=torch.float64)
+        sums = cast("Tensor", self.fabric.all_reduce(sums.to(self.fabric.device), reduce_op="sum")).cpu()
+        return {n: RelativeL2(float(row[0]), int(row[1]), int(row[2])) for n, row in zip(totals, sums, strict=True)}
+
+
+def _mean_of(errors: Mapping[str, RelativeL2]) -> float:
+    """Mean over the targets that have an error; infinite where none has, or where a prediction is no finite number."""
+    means = [error.mean for error in errors.values() if error.cases]
+    mean = sum(means) / len(means) if means else math.inf
+    return mean if math.isfinite(mean) else math.inf

@@ -1,0 +1,71 @@
+"""Configurations train the model that they describe, or none."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from flare_model.checkpoints.spec import ModelSpec
+from flare_model.configs import FOLDER
+from flare_model.models.flare import Flare, FlareConfig
+from flare_model.training.settings import make_settings
+from lpbf_data.errors import UsageError
+from tests.flare_model.test_flare_checkpoints import POINTWISE
+
+
+def count(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["elasticity", "pipe", "airfoil"])
+def test_a_configuration_for_other_data_trains_no_other_model(name: str) -> None:
+    """Meshes in the plane have two inputs; points of parts have three."""
+    model = ModelSpec(**yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["model"])
+    with pytest.raises(UsageError, match=r"configured for 2 numbers a point \(in_dim\), but the data set's points"):
+        make_settings(model, ["displacement_z"], [], data="")
+
+
+def test_training_by_a_configuration_for_other_data_is_refused_in_a_sentence(box_dataset: str, tmp_path: Path) -> None:
+    words = ["--data", box_dataset, "--out", str(tmp_path / "run"), "--config", "elasticity"]
+    command = [sys.executable, "-m", "flare_model.train", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the model is configured for 2 numbers a point (in_dim)")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_configuration_says_of_its_numbers() -> None:
+    plane = ModelSpec("Flare", {"config": {"in_dim": 2}})
+    assert plane.stated_numbers() == {"in_dim": 2}
+    assert count(plane.fitted(2, 1).build()) == count(Flare(FlareConfig(in_dim=2)))
+    with pytest.raises(UsageError, match=r"2 numbers a point \(in_dim\), but .* with 4: .* and 1 components"):
+        make_settings(plane, ["displacement_z"], ["temperature"], data="")
+    three = ModelSpec("Transolver", {"config": {"out_dim": 3}})
+    assert make_settings(three, ["displacement"], [], data="").model.init_args["config"] == {"in_dim": 3, "out_dim": 3}
+    with pytest.raises(UsageError, match=r"to predict 3 numbers a point \(out_dim\), but --targets has 1"):
+        make_settings(three, ["displacement_z"], [], data="")
+
+
+def test_a_command_line_spells_out_every_default() -> None:
+    default = ModelSpec("Flare", {"config": dataclasses.asdict(FlareConfig())})
+    assert default.stated_numbers() == {}
+    settings = make_settings(default, ["displacement"], ["temperature"], data="")
+    config = settings.model.init_args["config"]
+    assert (config["in_dim"], config["out_dim"]) == (4, 3)
+    # What data and target give is left out of what starts the run again, on other targets perhaps.
+    again = ModelSpec(**settings.options["model"])
+    assert make_settings(again, ["displacement_z"], [], data="").model.init_args["config"]["out_dim"] == 1
+
+
+def test_a_foreign_model_states_its_numbers_too() -> None:
+    with pytest.raises(UsageError, match="configured for 2 numbers"):
+        make_settings(ModelSpec(POINTWISE, {"in_dim": 2}), ["displacement_z"], [], data="")
+    fitted = make_settings(ModelSpec(POINTWISE, {"in_dim": 3, "width": 4}), ["displacement_z"], [], data="").model
+    assert fitted.init_args == {"in_dim": 3, "out_dim": 1, "width": 4}

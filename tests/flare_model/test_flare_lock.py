@@ -1,0 +1,102 @@
+"""One folder, one run at a time: a job that was submitted twice trains once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flare_model.training.run_lock import HOLDER_NAME, is_local_lock, locked_run
+from lpbf_data.errors import UsageError
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from flare_model.training.run_lock import locked_run
+with locked_run(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_processes_with_one_folder_train_once(box_dataset: str, tmp_path: Path) -> None:
+    """As of a job that was submitted twice: one trains to the end, the other is told who does."""
+    run = tmp_path / "run"
+    words = ["--data", box_dataset, "--out", str(run), "--recipe.epochs", "150", "--accelerator", "cpu"]
+    sizes = ["--model.config.channels", "8", "--model.config.num_heads", "2", "--model.config.num_blocks", "1"]
+    command = [sys.executable, "-m", "flare_model.train", *words, *sizes, "--validate_every", "75"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as first:
+        while not (run / "training.csv").exists():
+            assert first.poll() is None
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)  # It holds the folder for as long as the other takes.
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        first.send_signal(signal.SIGCONT)
+        said = first.communicate()[1]
+    assert first.returncode == 0, said
+    assert second.returncode == 1
+    assert second.stderr.startswith(f"error: another process ({first.pid} on ")
+    assert second.stderr.count("\n") == 1
+    with (run / "training.csv").open(newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 1201))
+    assert not (run / HOLDER_NAME).exists()
+
+
+def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
+    """However that ends; what it left to say who it was misleads nobody."""
+    with subprocess.Popen([sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        words = rf"another process \({holder.pid} on .*\) trains into .*another --out"
+        with pytest.raises(UsageError, match=words), locked_run(tmp_path, patience=0):
+            pass
+        os.kill(holder.pid, signal.SIGKILL)
+    assert json.loads((tmp_path / HOLDER_NAME).read_text())["pid"] == holder.pid
+    with locked_run(tmp_path, patience=0) as remarks:
+        assert json.loads((tmp_path / HOLDER_NAME).read_text())["pid"] == os.getpid()
+        assert remarks == ()
+    assert not (tmp_path / HOLDER_NAME).exists()
+
+
+def test_whoever_waits_a_moment_gets_it(tmp_path: Path) -> None:
+    """Processes that read ahead for one that was killed hold its lock for some seconds more."""
+    code = HOLDING.replace("600", "1")
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        started = time.monotonic()
+        with locked_run(tmp_path, patience=60):
+            assert time.monotonic() > started
+
+
+@pytest.mark.parametrize(
+    ("line", "local"),
+    [
+        ("server:/export /data nfs4 rw,vers=4.2,local_lock=none,addr=10.0.0.1 0 0", False),
+        ("server:/export /data nfs rw,vers=3,nolock,local_lock=all 0 0", True),
+        ("server:/export /data nfs rw,vers=3,local_lock=flock 0 0", True),
+        ("lustre@tcp:/fs /data lustre rw,localflock 0 0", True),
+        ("/dev/sda1 /data ext4 rw 0 0", False),
+        ("server:/export /data/other nfs rw,nolock 0 0", False),
+        ("", False),
+    ],
+)
+def test_locks_that_other_machines_do_not_see(line: str, local: bool) -> None:
+    mounts = f"/dev/sda1 / ext4 rw 0 0\n{line}\n/dev/sdb1 /home ext4 rw 0 0\n"
+    assert is_local_lock(Path("/data/runs/first"), mounts) is local
+
+
+def test_a_local_lock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tmp_path / "mounts"
+    told.write_text(f"server:/x {tmp_path}/a\\040b nfs rw,nolock 0 0\n")
+    monkeypatch.setattr("flare_model.training.run_lock._MOUNTS", told)
+    with locked_run(tmp_path / "a b" / "run") as (remark,):
+        assert str(remark).startswith("kept: other machines that share the file system of the run's folder don't see")
+        assert remark.examples == (str(tmp_path / "a b" / "run"),)

@@ -1,0 +1,96 @@
+"""Training under SLURM: what its variables say of the processes that were started."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flare_model.training.devices import _processes
+from lpbf_data.errors import UsageError
+from tests.flare_model.flare_support import TINY, losses
+
+JOB = {"SLURM_JOB_ID": "1234567", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NNODES": "1"}
+SECONDS = 300
+
+
+def start(data: str, out: Path, variables: dict[str, str]) -> subprocess.Popen[str]:
+    """A training run with one epoch of its own data, as a task of SLURM would be."""
+    options = {"data": data, "out": str(out), "recipe.epochs": 1, "recipe.batch_size": 2, "accelerator": "cpu"}
+    options |= {f"model.config.{name}": value for name, value in TINY["init_args"]["config"].items()}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | JOB | variables
+    return subprocess.Popen(
+        [sys.executable, "-m", "flare_model.train", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+
+
+def test_tasks_that_srun_started_train_together(box_dataset: str, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_NODEID": "0"}
+    tasks = [
+        start(box_dataset, tmp_path / "run", meeting | step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank})
+        for rank in ("0", "1")
+    ]
+    try:
+        said = [task.communicate(timeout=SECONDS)[0] for task in tasks]
+    finally:
+        for task in tasks:
+            task.kill()
+    assert [task.returncode for task in tasks] == [0, 0], said
+    result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    # Half of each batch of four on either: one run, whose steps are written once.
+    assert [int(row[0]) for row in losses(tmp_path / "run")] == list(range(1, result["steps"] + 1))
+    alone = start(box_dataset, tmp_path / "alone", {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"})
+    told = alone.communicate(timeout=SECONDS)[0]
+    assert alone.returncode == 0, told
+    steps = json.loads((tmp_path / "alone" / "result.json").read_text(encoding="utf-8"))["steps"]
+    assert result["steps"] == steps // 2
+
+
+def test_a_job_of_eight_tasks_without_srun_is_told_how_to_start(box_dataset: str, tmp_path: Path) -> None:
+    task = start(box_dataset, tmp_path / "run", {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"})
+    said = task.communicate(timeout=SECONDS)[0]
+    assert task.returncode != 0
+    assert "8 tasks" in said
+    assert "write srun before python" in said.replace("\n", " ")
+    assert "Traceback" not in said
+    assert not (tmp_path / "run" / "training.csv").exists()
+
+
+def test_what_the_variables_of_slurm_stand_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("SLURM", "TORCHELASTIC"))]:
+        monkeypatch.delenv(name)
+    alone = (1, 1, "LightningEnvironment")
+    step = {"SLURM_NTASKS": "8", "SLURM_STEP_ID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2"}
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}
+    for variables, found in (
+        ({}, alone),
+        ({"SLURM_NTASKS": "1"}, alone),
+        (step, (4, 2, "SLURMEnvironment")),
+        (step | {"SLURM_STEP_NUM_TASKS": "1"}, alone),
+        (step | {"SLURM_JOB_NAME": "interactive"}, alone),
+        (step | torchrun, (4, 2, "TorchElasticEnvironment")),
+    ):
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            assert _processes() == found
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    with pytest.raises(UsageError, match="write srun before python"):
+        _processes()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    with pytest.raises(UsageError, match="3 processes on 2 nodes"):
+        _processes()

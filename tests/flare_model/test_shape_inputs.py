@@ -1,0 +1,109 @@
+"""Models that are told features of the shape: trained, judged and asked on the same inputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import meshio
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import trimesh
+
+from flare_model.checkpoints.surrogate import from_pretrained
+from flare_model.data.batches import Batch
+from flare_model.data.splits import Split, open_loader
+from flare_model.data.targets import resolve_inputs, resolve_targets
+from flare_model.evaluate import CASES_NAME, evaluate
+from flare_model.predict import predict, predict_part
+from flare_model.prediction.parts import Meshing, Part, read_parts
+from lpbf_data.case.feature_schema import SHAPE_FEATURES
+from lpbf_data.errors import UsageError
+from lpbf_data.geometry.shape_features import shape_features
+from tests.flare_model.flare_support import LEARNING, go
+
+
+@pytest.fixture(scope="module")
+def told(box_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with all features and symmetries."""
+    folder = tmp_path_factory.mktemp("told") / "run"
+    return go(box_dataset, folder, recipe=LEARNING, features=["geometry"], symmetries=True)
+
+
+def test_the_checkpoint_names_every_feature_and_its_scale(told: Path, box_dataset: str) -> None:
+    surrogate = from_pretrained(told)
+    assert surrogate.usage.features == tuple(SHAPE_FEATURES)
+    split = Split(box_dataset, "train", resolve_inputs(["geometry"], "--features"))
+    values = np.concatenate([split.dataset[i]["part_above"].numpy() for i in range(len(split))])
+    place = [column for spec in SHAPE_FEATURES.values() for column in spec.columns].index("part_above")
+    norm = surrogate.usage.normalisation
+    assert norm.feature_mean[place] == pytest.approx(values.mean(dtype=np.float64), rel=1e-6)
+    assert norm.feature_std[place] == pytest.approx(values.std(dtype=np.float64), rel=1e-6)
+    assert min(norm.feature_std) > 0  # also of what is the same at every point of these boxes
+    configuration = json.loads((told / "run.json").read_text())["configuration"]
+    assert configuration["features"] == list(SHAPE_FEATURES)
+
+
+def test_a_part_is_told_the_same_from_a_data_set_and_from_a_mesh(told: Path, box_dataset: str, tmp_path: Path) -> None:
+    surrogate = from_pretrained(told)
+    targets, features = resolve_targets(["displacement_z"], ""), resolve_inputs(["geometry"], "")
+    batch = Batch.of(next(iter(open_loader(Split(box_dataset, "test", (*targets, *features))))), targets, features)
+    wanted = surrogate(batch.points, batch.features).detach().numpy()
+    from lpbf_data.serving.datasets import load_dataset
+
+    case = next(c for c in load_dataset(box_dataset, "test") if c.case_id == batch.case_ids[0])
+    mesh = meshio.Mesh(case.pos.numpy(), [("hexahedron", case.cells.numpy())])
+    mesh.write(tmp_path / "part.vtu")
+    part = next(read_parts(tmp_path / "part.vtu"))
+    assert isinstance(part, Part)
+    found = predict_part(surrogate, part).fields["displacement_z"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_surface_gets_its_features(told: Path, tmp_path: Path) -> None:
+    trimesh.creation.box((20, 10, 12)).export(tmp_path / "part.stl")
+    part = next(read_parts(tmp_path / "part.stl", Meshing(600)))
+    assert isinstance(part, Part)
+    surrogate = from_pretrained(told)
+    features = shape_features(part.points, part.cells)
+    known = np.concatenate([values.reshape(len(part.points), -1) for values in features.values()], axis=1)
+    wanted = surrogate(np.array(part.points), known).detach().numpy()
+    found = predict_part(surrogate, part).fields["displacement_z"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_it_is_judged_as_it_was_validated(told: Path, box_dataset: str, tmp_path: Path) -> None:
+    assert evaluate(str(told), box_dataset, split="validation", out=str(tmp_path / "judged"), worst=0) == 0
+    judged = pq.read_table(tmp_path / "judged" / CASES_NAME).to_pandas()
+    own = judged[judged["predictor"] == "model"]["relative_l2"].mean()
+    validated = json.loads((told / "result.json").read_text())["validation"]["displacement_z"]
+    assert own == pytest.approx(validated, rel=1e-5)
+
+
+def test_a_mesh_of_no_boxes_is_refused_in_a_sentence(
+    told: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = np.array([[x, y, z] for z in (0, 2) for x, y in ((0, 0), (3, 0), (3.4, 3), (0, 3))], dtype=np.float32)
+    meshio.Mesh(part, [("hexahedron", np.arange(8)[None])]).write(tmp_path / "skewed.vtu")
+    assert predict(str(told), [str(tmp_path / "skewed.vtu")], out=str(tmp_path / "out")) == 1
+    said = capsys.readouterr().err
+    wanted = "skewed: features of the shape need a mesh of boxes along the axes, and 1 of 1 cells are none"
+    assert wanted in said
+    assert "this model can't do without them" in said
+
+
+def test_names_of_inputs() -> None:
+    told = resolve_inputs(["temperature", "section_radius_yy", "solid_above"], "--features")
+    assert [(t.name, t.components, t.of_shape) for t in told] == [
+        ("temperature", (0,), False),
+        ("section_radius_yy", (1,), True),
+        ("solid_above", (0,), True),
+    ]
+    assert [t.name for t in resolve_inputs(["geometry"], "")] == list(SHAPE_FEATURES)
+    with pytest.raises(UsageError, match="--features names a field twice"):
+        resolve_inputs(["geometry", "solid_above"], "--features")
+    with pytest.raises(UsageError, match=r"nothing called 'thickness' at points; .*solid_above.*geometry: all"):
+        resolve_inputs(["thickness"], "--features")
+    with pytest.raises(UsageError, match="there is no field 'solid_above' at points"):
+        resolve_targets(["solid_above"], "--targets")

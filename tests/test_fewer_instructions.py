@@ -1,0 +1,62 @@
+"""What `make numeric` asks of the libraries is what they do, or it would test this processor twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SAYING = """
+import json, numpy._core._multiarray_umath as m, scipy.linalg, threadpoolctl, torch
+torch.ones(64, 64) @ torch.ones(64, 64)
+print(json.dumps({
+    "torch": torch.backends.cpu.get_cpu_capability(),
+    "openblas": [i["architecture"] for i in threadpoolctl.threadpool_info() if i.get("internal_api") == "openblas"],
+    "numpy": [f for f in m.__cpu_dispatch__ if m.__cpu_features__.get(f)],
+}))
+"""
+
+
+@pytest.mark.skipif(platform.machine().lower() not in {"x86_64", "amd64"}, reason="other processors have no AVX")
+@pytest.mark.parametrize(
+    ("capability", "torch_says", "openblas", "mkl"),
+    [("avx2", "AVX2", "Haswell", "(Intel(R) AVX2)"), ("default", "DEFAULT", "Nehalem", "(Intel(R) SSE4.2)")],
+)
+def test_every_library_keeps_to_fewer_instructions(capability: str, torch_says: str, openblas: str, mkl: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tests.fewer_instructions",
+        capability,
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        SAYING,
+    ]
+    environment = os.environ | {"MKL_VERBOSE": "1"}
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *said, last = done.stdout.splitlines()
+    found = json.loads(last)
+    assert found["torch"] == torch_says
+    assert found["openblas"]
+    assert set(found["openblas"]) == {openblas}
+    assert not any(feature.startswith(("AVX512", "X86_V4")) for feature in found["numpy"])
+    assert capability == "avx2" or not any("AVX" in feature for feature in found["numpy"])
+    if torch.backends.mkl.is_available():
+        assert any(mkl in line for line in said), said
+
+
+def test_another_word_is_one_sentence() -> None:
+    command = [sys.executable, "-m", "tests.fewer_instructions", "avx3", "true"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr == "the first word must be one of avx2, default\n"
