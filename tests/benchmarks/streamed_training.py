@@ -5,8 +5,8 @@
 A hub on the loopback interface, in a process of its own, serves generated cases in both layouts. Every competitor
 trains the same small network for two epochs, in a process of its own with empty caches; all take part in each round,
 one after the other. Losses must be those of a local folder, digit by digit. What is timed is the share of an epoch that
-training waits for its next batch: the median over the rounds. The network is a pointwise one on a processor; a step
-takes some tens of milliseconds, as one of FLARE on a GPU. `--delay` lets the hub answer late, as one far away does.
+training waits for its next batch: the median over the rounds. The network is a pointwise one on a processor; how long
+its steps take is in the result. `--delay` lets the hub answer late, as one far away does.
 """
 
 from __future__ import annotations
