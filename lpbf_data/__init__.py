@@ -18,7 +18,7 @@ from lpbf_data.errors import CaseError, LpbfError, SchemaError, StoreError, Usag
 if TYPE_CHECKING:
     from lpbf_data.analysis import open_zarr
     from lpbf_data.case.case import Case
-    from lpbf_data.serving.batching import RaggedBatch
+    from lpbf_data.serving.collating import RaggedBatch
     from lpbf_data.serving.datasets import CaseDataset, CaseStream, load_dataset
     from lpbf_data.serving.loader import Loader, make_loader
     from lpbf_data.serving.sampling import NodeBudgetSampler
@@ -47,7 +47,7 @@ _LATER: Final = {
     "CaseStream": "serving.datasets",
     "Loader": "serving.loader",
     "NodeBudgetSampler": "serving.sampling",
-    "RaggedBatch": "serving.batching",
+    "RaggedBatch": "serving.collating",
     "load_dataset": "serving.datasets",
     "make_loader": "serving.loader",
     "open_zarr": "analysis",

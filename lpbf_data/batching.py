@@ -1,8 +1,8 @@
-"""The published import path of [lpbf_data.serving.batching][lpbf_data.serving.batching]."""
+"""The published import path of [lpbf_data.serving.collating][lpbf_data.serving.collating]."""
 
 from __future__ import annotations
 
-from lpbf_data.serving.batching import (
+from lpbf_data.serving.collating import (
     RaggedBatch,
     SharedMemoryError,
     collate_pyg,

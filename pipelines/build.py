@@ -22,7 +22,7 @@ from lpbf_data.errors import UsageError
 from lpbf_data.remarks import Remark
 from pipelines.building.engine import SERIAL, Engine, Resources, open_engine
 from pipelines.building.formats import FORMATS
-from pipelines.selection.select import Filters
+from pipelines.selection.filters import Filters
 
 if TYPE_CHECKING:
     from lpbf_data.case.record import CaseRecord

@@ -102,7 +102,7 @@ def warnings_for(records: Sequence[CaseRecord], name: str) -> list[str]:
         records: Rows of the manifest.
         name: The licence.
     """
-    from pipelines.reporting.overview import fusion_parts
+    from pipelines.reporting.origin import fusion_parts
 
     if (parts := fusion_parts(records)) and "-nc" not in name:
         sentence = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console
 from lpbf_data.errors import UsageError
-from pipelines.reporting.gallery import MOST_PARTS
+from pipelines.reporting.gallery_size import MOST_PARTS
 
 
 def report(

@@ -200,7 +200,7 @@ def check_documents(root: str, manifest: Manifest) -> Iterator[Problem]:
     """`build.json`, the card, and the splits, against the manifest."""
     from lpbf_data.stores.manifest import MANIFEST_NAME
     from pipelines.reporting.documents import BUILD_NAME
-    from pipelines.selection.split_rules import PUBLISHED
+    from pipelines.selection.split_options import PUBLISHED
     from pipelines.sources.places import read_bytes
 
     try:
@@ -299,7 +299,7 @@ def _check_report(root: str, manifest: Manifest) -> Iterator[Problem]:
 def _find_leaks(records: Sequence[CaseRecord]) -> Iterator[Problem]:
     """Designs that lie in more than one split."""
     from lpbf_data.stores.manifest import MANIFEST_NAME
-    from pipelines.selection.select import leaking_designs
+    from pipelines.selection.splits import leaking_designs
 
     for design, cases in leaking_designs(records).items():
         listed = ", ".join(f"{case} in {split}" for split, case in sorted(cases.items()))

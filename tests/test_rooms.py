@@ -72,7 +72,7 @@ def test_import_paths_of_readmes() -> None:
 
 @pytest.mark.parametrize(
     ("published", "home"),
-    [("schema", "case.schema"), ("batching", "serving.batching"), ("transforms", "serving.transforms")],
+    [("schema", "case.schema"), ("batching", "serving.collating"), ("transforms", "serving.transforms")],
 )
 def test_published_paths_give_the_very_same_objects(published: str, home: str) -> None:
     module = importlib.import_module(f"lpbf_data.{published}")

@@ -13,7 +13,7 @@ from torch import Tensor
 from flare_model.data.finite import not_finite
 from flare_model.data.targets import Target, stack_targets
 from lpbf_data.errors import CaseError, FailureReason
-from lpbf_data.serving.batching import RaggedBatch
+from lpbf_data.serving.collating import RaggedBatch
 
 
 @dataclass(frozen=True)

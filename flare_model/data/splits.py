@@ -17,7 +17,7 @@ from lpbf_data.case.record import CaseRecord
 from lpbf_data.case.statistics import FieldStatistics
 from lpbf_data.errors import UsageError
 from lpbf_data.reading.split_reader import read_manifest
-from lpbf_data.serving.batching import collate_ragged
+from lpbf_data.serving.collating import collate_ragged
 from lpbf_data.serving.datasets import CaseDataset, load_dataset
 from lpbf_data.serving.loader import Loader, make_loader
 from lpbf_data.serving.sampling import Uneven

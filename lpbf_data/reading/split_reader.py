@@ -25,8 +25,8 @@ from lpbf_data.refusals import unreadable
 from lpbf_data.stores.npz import NPZ_FIELDS, NpzCase
 from lpbf_data.stores.parquet import ParquetShard, columns_of
 from lpbf_data.stores.selection import Arrays, Selection, check_arrays, finish_arrays
-from lpbf_data.stores.zarr_chunks import descriptors_allowed
 from lpbf_data.stores.zarr_parts import ZarrPart
+from lpbf_data.stores.zarr_quick_reader import descriptors_allowed
 
 __all__ = ["SplitReader", "read_manifest"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from lpbf_data.errors import LpbfError, StoreError
-from lpbf_data.serving.batching import MEMORY_CURE, SharedMemoryError, collate_pyg, collate_ragged, join_ragged
+from lpbf_data.serving.collating import MEMORY_CURE, SharedMemoryError, collate_pyg, collate_ragged, join_ragged
 from lpbf_data.serving.samples import CaseSamples
 from lpbf_data.serving.stream import OnError
 

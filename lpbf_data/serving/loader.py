@@ -318,7 +318,7 @@ def make_loader(
         cells: Give the cells.
         edges: Derive the edges.
         transform: Applied to every sample, a dict of tensors (PyG data with collate="pyg").
-        collate: "ragged" for [RaggedBatch][lpbf_data.serving.batching.RaggedBatch], "pyg" for
+        collate: "ragged" for [RaggedBatch][lpbf_data.serving.collating.RaggedBatch], "pyg" for
             `torch_geometric.data.Batch`, or a function of a list of samples.
         rank: Whose batches; as torch.distributed says by default.
         world_size: Number of ranks; as torch.distributed says by default.

@@ -38,7 +38,7 @@ from lpbf_data.case.schema import FIELDS, SCHEMA_VERSION, FieldSpec
 from lpbf_data.errors import StoreError
 from lpbf_data.refusals import unreadable
 from lpbf_data.stores.selection import TARGET_COMPONENT, TARGET_FIELD, Arrays, Selection
-from lpbf_data.stores.zarr_chunks import ShardedArray, open_sharded_array
+from lpbf_data.stores.zarr_quick_reader import ShardedArray, open_sharded_array
 
 ZARR_NAME: Final = "lpbf.zarr"
 TABLES: Final = ("measures", "labels")

@@ -28,7 +28,7 @@ from pipelines.building.shards import (
 from pipelines.building.workspace import MeasuredRef, Workspace, store_measured
 from pipelines.measuring.convert import Measured, measure_location
 from pipelines.numbers import human_bytes
-from pipelines.selection.select import reject
+from pipelines.selection.filters import reject
 from pipelines.sources.case_files import CaseLocation, open_case
 from pipelines.sources.finding import find_cases
 

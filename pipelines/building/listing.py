@@ -33,9 +33,9 @@ from pipelines.sources.finding import (
     scan_source,
     sorted_found,
 )
+from pipelines.sources.grouping import runs_of
 from pipelines.sources.member_index import IndexRange, write_index
 from pipelines.sources.places import mark_of
-from pipelines.sources.runs import runs_of
 
 _LISTING_VERSION: Final = 3
 

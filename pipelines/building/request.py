@@ -12,8 +12,8 @@ from lpbf_data.errors import UsageError
 from pipelines.building.formats import FORMATS
 from pipelines.building.targets import default_workspace
 from pipelines.selection.designs import DesignNamer, design_namer
-from pipelines.selection.select import Filters, active_limits
-from pipelines.selection.split_rules import SplitRequest, parse_splits
+from pipelines.selection.filters import Filters, active_limits
+from pipelines.selection.split_options import SplitRequest, parse_splits
 from pipelines.sources.places import is_url
 
 

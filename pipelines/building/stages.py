@@ -25,7 +25,8 @@ from pipelines.building.shards import (
 )
 from pipelines.building.targets import Target
 from pipelines.building.workspace import MeasuredRef, Workspace, measured_key
-from pipelines.selection.select import reject, split_records
+from pipelines.selection.filters import reject
+from pipelines.selection.splits import split_records
 from pipelines.sources.case_files import CaseLocation
 from pipelines.sources.places import is_url
 

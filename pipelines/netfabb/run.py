@@ -38,7 +38,7 @@ from pipelines.ensight.case_file import is_utf8
 from pipelines.netfabb.points import PointIndex
 from pipelines.netfabb.solver_log import InputSummary, LogSummary, read_input, read_log
 from pipelines.sources.case_files import CaseFiles, digest_of_contents
-from pipelines.sources.runs import fold_name, runs_of
+from pipelines.sources.grouping import fold_name, runs_of
 
 VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
     {

@@ -20,20 +20,17 @@ from lpbf_data.case.statistics import total
 from lpbf_data.remarks import Remark
 from lpbf_data.stores.manifest import count_by
 from pipelines.numbers import format_number
+from pipelines.reporting.origin import fusion_parts, is_simulated_here, solver_sentence
 from pipelines.reporting.overview import (
     PUBLISHED_SOURCE,
     QUANTITIES,
     SUMMARY_ROWS,
-    balance_splits,
     count_failures,
     count_rejections,
-    fusion_parts,
-    is_simulated_here,
-    leak_sentence,
-    solver_sentence,
     table_6,
 )
-from pipelines.selection.select import ordered_splits
+from pipelines.reporting.split_balance import balance_splits, leak_sentence
+from pipelines.selection.splits import ordered_splits
 
 TITLE: Final = "Laser powder bed fusion simulations"
 

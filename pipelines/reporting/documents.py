@@ -15,7 +15,7 @@ from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest
 from pipelines.building.request import BuildRequest
 from pipelines.reporting.card import INTRODUCTION, CardPicture, dataset_version, make_card
 from pipelines.reporting.croissant import CROISSANT_NAME, make_croissant
-from pipelines.selection.split_rules import PUBLISHED
+from pipelines.selection.split_options import PUBLISHED
 
 BUILD_NAME: Final = "build.json"
 CARD_NAME: Final = "README.md"

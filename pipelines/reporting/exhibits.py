@@ -28,7 +28,7 @@ from lpbf_data.stores.manifest import Manifest
 from lpbf_data.stores.predictions import PredictionFile
 from lpbf_data.viewer.shown_fields import ShownField, column_of, fields_of
 from lpbf_data.viewer.surface_codec import encode_surface
-from pipelines.reporting.pictures import Artist, Drawing, Pixels, encode_still
+from pipelines.reporting.gallery_pictures import Artist, Drawing, Pixels, encode_still
 
 _MOST_IN_FLIGHT: Final = 4
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
 from lpbf_data.case.record import CaseRecord, Measures
 from lpbf_data.stores.manifest import count_by
-from pipelines.selection.select import group_designs, leaking_designs, ordered_splits
-from pipelines.selection.split_rules import PUBLISHED, parse_splits
-from pipelines.simulation.identity import OWN_SOLVER
 
 PUBLISHED_SOURCE: Final = (
     "Puri et al., FLARE: Fast Low-rank Attention Routing Engine, arXiv:2508.12594, appendix G, Table 6 "
@@ -162,150 +158,3 @@ def count_failures(records: Sequence[CaseRecord], most_examples: int = 3) -> lis
         examples = tuple((r.case_id, r.failure.description) for r in failed[:most_examples] if r.failure)
         found.append(FailureCount(reason, cases, examples))
     return found
-
-
-BladeRisk = Literal["hits", "close", "clear"]
-
-
-def blade_risk(measures: Measures) -> BladeRisk:
-    """What the recoater blade finds: a part that it hits, one that comes too close, or neither.
-
-    A clearance of 100 % is that of a part that doesn't rise, 0 % that of one whose highest point stands as high as the
-    blade passes. Solvers report interference long before: below a tolerance, 80 % of a layer in NetFabb, which is a
-    rise by 8 of 40 µm. So the two are told apart.
-
-    Args:
-        measures: What was measured on a case.
-    """
-    if measures.recoater_clearance_min <= 0:
-        return "hits"
-    return "close" if measures.recoater_interference else "clear"
-
-
-@dataclass(frozen=True, slots=True)
-class SplitBalance:
-    """What one split holds.
-
-    Attributes:
-        name: The split.
-        cases: Kept cases.
-        designs: Designs that they belong to.
-        share: Its share of the kept cases.
-        asked: What was asked for: a share, or the rule of a split that asks for extrapolation.
-        hits: Cases that the recoater blade hits.
-        close: Cases that come closer to it than the solver tolerates.
-        num_points: Median number of points.
-        displacement_z_max: Median of the largest Z displacement, mm.
-    """
-
-    name: str
-    cases: int
-    designs: int
-    share: float
-    asked: str
-    hits: int
-    close: int
-    num_points: float
-    displacement_z_max: float
-
-
-def _asked_for(splits: str) -> dict[str, str]:
-    """Split to the share or rule that `--splits` gives it."""
-    request = parse_splits(splits)
-    whole = " of the rest" if request.held_out else ""
-    asked = {name: f"{100 * share:.1f} %{whole}" for name, share in request.fractions.items()}
-    for name, rule in request.held_out.items():
-        asked[name] = f"{rule.rule}: {rule.pattern or f'{100 * rule.share:.1f} %'}"
-    return asked
-
-
-def balance_splits(records: Sequence[CaseRecord], splits: str) -> list[SplitBalance]:
-    """How like each other the splits are.
-
-    Args:
-        records: Rows of the manifest.
-        splits: The option `--splits` of the build.
-    """
-    placed = [(r.placement.split, r, r.measures) for r in records if r.placement is not None and r.measures is not None]
-    design_of = group_designs([record for record in records if record.measures is not None])
-    asked = _asked_for(splits)
-    found = []
-    for name in ordered_splits(split for split, _, _ in placed):
-        mine = [(record, measures) for split, record, measures in placed if split == name]
-        found.append(
-            SplitBalance(
-                name,
-                len(mine),
-                len({design_of[record.case_id] for record, _ in mine}),
-                len(mine) / len(placed),
-                asked.get(name, "–"),
-                sum(blade_risk(m) == "hits" for _, m in mine),
-                sum(blade_risk(m) == "close" for _, m in mine),
-                statistics.median(m.num_points for _, m in mine),
-                statistics.median(m.displacement_z_max for _, m in mine),
-            )
-        )
-    return found
-
-
-def leak_sentence(records: Sequence[CaseRecord], splits: str) -> str:
-    """Whether bodies of one design lie on both sides of a split, in a sentence.
-
-    Args:
-        records: Rows of the manifest.
-        splits: The option `--splits` of the build.
-    """
-    placed = [record for record in records if record.placement is not None]
-    leaks = leaking_designs(records)
-    design_of = group_designs([record for record in records if record.measures is not None])
-    designs = len({design_of[record.case_id] for record in placed})
-    if not leaks:
-        return f"No design lies in two splits ({designs:,} designs, {len(placed):,} cases)."
-    sides = f"{len(leaks):,} of {designs:,} designs lie in several splits"
-    if splits == PUBLISHED:
-        return f"{sides}: this is the published division by case, which mixes bodies of one design."
-    return f"{sides}; a model can know the test split by heart. Build the data set again."
-
-
-FUSION_ID: Final = re.compile(r"\d+_[0-9a-f]{8}_\d+")
-"""Case ids of parts from the Fusion 360 Gallery, whose licence allows non-commercial research only."""
-
-
-def fusion_parts(records: Sequence[CaseRecord]) -> list[str]:
-    """Ids of kept cases that look like parts of the Fusion 360 Gallery and weren't simulated by this project.
-
-    The project's own simulator gives ids of the same form to parts of its own making.
-
-    Args:
-        records: Rows of the manifest.
-    """
-    kept = [record for record in records if record.status == "kept" and not is_simulated_here(record)]
-    return [record.case_id for record in kept if FUSION_ID.fullmatch(record.case_id)]
-
-
-def is_simulated_here(record: CaseRecord) -> bool:
-    """Whether a case comes from this project's simulator rather than from Netfabb, by what its log says."""
-    return (record.run.solver_version or "").endswith(OWN_SOLVER)
-
-
-def solver_sentence(records: Sequence[CaseRecord]) -> str:
-    """Which solvers the kept cases come from.
-
-    Args:
-        records: Rows of the manifest.
-    """
-    kept = [record for record in records if record.status == "kept"]
-
-    def name_of(record: CaseRecord) -> str:
-        version = record.run.solver_version or "of unknown version"
-        if is_simulated_here(record):
-            return f"the open simulator of LPBF-FLARE ({version}), not Autodesk Netfabb"
-        return f"Autodesk Netfabb Simulation ({version})"
-
-    counts = count_by(kept, lambda record: [name_of(record)])
-    if not counts:
-        return "No case was kept."
-    if len(counts) == 1:
-        return f"All kept cases were simulated with {next(iter(counts))}."
-    listed = "; ".join(f"{count:,} with {name}" for name, count in counts.items())
-    return f"The kept cases were simulated with different solvers: {listed}."

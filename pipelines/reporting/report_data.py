@@ -16,8 +16,8 @@ from lpbf_data.viewer.shown_fields import shown_fields
 from pipelines.reporting import exhibits as shown
 from pipelines.reporting.documents import BUILD_NAME
 from pipelines.reporting.exhibits import Deviation, Exhibit, KeptCases
-from pipelines.reporting.gallery import MOST_PARTS
-from pipelines.reporting.pictures import Artist
+from pipelines.reporting.gallery_pictures import Artist
+from pipelines.reporting.gallery_size import MOST_PARTS
 from pipelines.reporting.report_page import PageContent, render_page
 
 _MOST_BYTES: Final = 27_000_000

@@ -21,24 +21,21 @@ from lpbf_data.viewer.page import base64_text
 from lpbf_data.viewer.page import render_page as render_with_viewer
 from lpbf_data.viewer.shown_fields import ShownField
 from pipelines.numbers import format_number
+from pipelines.reporting.blade_risk import BladeRisk, blade_risk
 from pipelines.reporting.card import INTRODUCTION, TITLE, dataset_version
 from pipelines.reporting.exhibits import Deviation, Exhibit
+from pipelines.reporting.gallery_pictures import STILL_SIZE
+from pipelines.reporting.origin import is_simulated_here, solver_sentence
 from pipelines.reporting.overview import (
     PUBLISHED_SOURCE,
     QUANTITIES,
     SUMMARY_ROWS,
-    BladeRisk,
-    balance_splits,
-    blade_risk,
     count_failures,
     count_rejections,
-    is_simulated_here,
-    leak_sentence,
-    solver_sentence,
     table_6,
 )
-from pipelines.reporting.pictures import STILL_SIZE
-from pipelines.selection.select import leaking_designs
+from pipelines.reporting.split_balance import balance_splits, leak_sentence
+from pipelines.selection.splits import leaking_designs
 
 ASSETS: Final = Path(__file__).parents[1] / "report_assets"
 """Template, style sheet, scripts and libraries of the report beside those of the viewer."""

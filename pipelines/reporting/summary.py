@@ -14,7 +14,7 @@ from lpbf_data.case.record import CaseRecord
 from lpbf_data.remarks import Remark, Treatment, merge_remarks
 from lpbf_data.stores.manifest import count_by
 from pipelines.numbers import human_bytes
-from pipelines.selection.split_rules import SplitRequest
+from pipelines.selection.split_options import SplitRequest
 
 _MOST_EXAMPLES = 3
 

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from lpbf_data.cached import cached_property
 from lpbf_data.geometry.voxelize import VoxelMesh
+from pipelines.simulation.blade_pass import RecoaterPass, clearance_percent, pass_over
 from pipelines.simulation.elements import elastic_element
 from pipelines.simulation.foot import ElasticPlate
 from pipelines.simulation.inherent_strain import cell_strains
 from pipelines.simulation.layers import COOLING, LayerGroup, plan_layers
 from pipelines.simulation.materials import Material, Process
 from pipelines.simulation.mechanics import MechanicalState, Mechanics
-from pipelines.simulation.recoater import RecoaterPass, clearance_percent, pass_over
 from pipelines.simulation.thermal import PLATE_LEVELS, LayerTemperature, temperature_history
 
 FULL_CLEARANCE: Final = 100.0

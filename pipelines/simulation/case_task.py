@@ -26,7 +26,7 @@ from lpbf_data.geometry.voxelize import Surface, VoxelMesh, on_build_plate, voxe
 from lpbf_data.remarks import Remark
 from pipelines.measuring.measure import measure_case
 from pipelines.netfabb.run import BuildReduction
-from pipelines.selection.select import Filters, active_limits, reject
+from pipelines.selection.filters import Filters, active_limits, reject
 from pipelines.simulation import run_log
 from pipelines.simulation.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
 from pipelines.simulation.choices import EncodingName

@@ -1,4 +1,4 @@
-"""A run's results as files in NetFabb's form: what [netfabb](../netfabb.py) reads."""
+"""A run's results as files in NetFabb's form: what [netfabb](../netfabb/run.py) reads."""
 
 from __future__ import annotations
 

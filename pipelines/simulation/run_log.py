@@ -1,6 +1,6 @@
 """The text files of a run: logs, input files and the recoater table, in NetFabb's form.
 
-What [solver_log](../solver_log.py) reads, and people. The lines that readers key on are those of a NetFabb log; a line
+What [solver_log](../netfabb/solver_log.py) reads, and people. The lines that readers key on are those of a NetFabb log; a line
 of its own says which program really ran. There are no dates, paths, host names or times of computation: the same run
 gives the same bytes.
 """
@@ -14,11 +14,11 @@ from lpbf_data.geometry.layer_groups import layers_per_cell
 from lpbf_data.geometry.voxelize import Surface, VoxelMesh
 from lpbf_data.remarks import Remark
 from pipelines.netfabb.solver_log import write_remarks
+from pipelines.simulation.blade_pass import RecoaterPass
 from pipelines.simulation.build_simulation import BuildSimulation, Frame
 from pipelines.simulation.identity import GENERATOR, SOLVER_VERSION
 from pipelines.simulation.layers import LayerGroup
 from pipelines.simulation.materials import Material, Process, Table
-from pipelines.simulation.recoater import RecoaterPass
 
 _BANNER = "Autodesk AM Process Simulation"
 _TITLES = {"mechanical": "Quasi static Mechanical Analysis", "thermal": "Transient Conduction Analysis"}

@@ -14,8 +14,8 @@ from typing import Final
 from zlib_ng import zlib_ng as zlib  # inflates half again as fast as the standard library's
 
 from lpbf_data.errors import CaseError, FailureReason
+from pipelines.sources.grouping import group_cases
 from pipelines.sources.places import mark_of, open_binary
-from pipelines.sources.runs import group_cases
 
 MAX_FILE_BYTES: Final = 1 << 30
 """Largest file that is read: a hundred times what a part of 50,000 points needs."""

@@ -14,9 +14,9 @@ from lpbf_data.case.record import SourceRef
 from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.places.litter import is_litter
 from pipelines.sources.archive import ArchiveReader, Member, archive_at, check_size, reader_at
+from pipelines.sources.grouping import RESULTS, group_cases, split_name
 from pipelines.sources.member_index import IndexRange, read_members
 from pipelines.sources.places import is_url, list_remote, read_bytes
-from pipelines.sources.runs import RESULTS, group_cases, split_name
 
 
 @dataclass(frozen=True, slots=True)

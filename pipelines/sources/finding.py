@@ -16,9 +16,9 @@ from lpbf_data.places.litter import litter_remark
 from lpbf_data.remarks import Remark, Treatment, merge_remarks
 from pipelines.sources.archive import archive_at
 from pipelines.sources.case_files import ArchiveFiles, CaseLocation, FolderFiles, content_signature
+from pipelines.sources.grouping import RESULTS, Grouping, group_cases, is_packed, run_of_case
 from pipelines.sources.places import is_remote_file, is_url, list_remote
 from pipelines.sources.privacy import strip_local_paths
-from pipelines.sources.runs import RESULTS, Grouping, group_cases, is_packed, run_of_case
 from pipelines.sources.tree import walk_tree
 
 

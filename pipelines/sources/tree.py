@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lpbf_data.places.litter import is_litter
-from pipelines.sources.runs import RESULTS
+from pipelines.sources.grouping import RESULTS
 
 
 @dataclass

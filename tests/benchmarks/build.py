@@ -26,7 +26,7 @@ import numpy as np
 from pipelines.build import run_build
 from pipelines.building import shards
 from pipelines.building.request import check_request
-from pipelines.selection.select import Filters
+from pipelines.selection.filters import Filters
 from tests.benchmarks.machine import describe_machine, save_result
 from tests.netfabb_cases import Part, write_part
 

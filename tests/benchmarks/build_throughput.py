@@ -42,7 +42,7 @@ from pipelines.measuring.convert import measure_location
 from pipelines.measuring.fingerprint import geometry_digests
 from pipelines.measuring.measure import field_statistics, measure_case, measured_specs
 from pipelines.netfabb.run import NetfabbRun
-from pipelines.selection.select import Filters
+from pipelines.selection.filters import Filters
 from pipelines.sources.case_files import CaseFiles, open_case
 from pipelines.sources.finding import find_cases
 from tests.benchmarks.machine import describe_machine, save_result

@@ -20,7 +20,7 @@ from flare_model.data.targets import resolve_targets
 from flare_model.predict import predict, predict_part
 from flare_model.prediction.parts import Part
 from lpbf_data.errors import CaseError, StoreError, UsageError
-from lpbf_data.serving.batching import RaggedBatch
+from lpbf_data.serving.collating import RaggedBatch
 from tests.flare_model.flare_support import tiny_surrogate
 from tests.flare_model.test_flare_checkpoints import POINTWISE, Pointwise
 

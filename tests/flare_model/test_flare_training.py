@@ -32,7 +32,7 @@ from flare_model.training.settings import make_settings
 from flare_model.training.trainer import Trainer
 from lpbf_data.case.statistics import FieldStatistics
 from lpbf_data.errors import CaseError, UsageError
-from lpbf_data.serving.batching import RaggedBatch
+from lpbf_data.serving.collating import RaggedBatch
 from lpbf_data.serving.datasets import CaseDataset
 from pipelines.build import build
 from tests.flare_model.flare_support import LEARNING, TINY, assert_same_losses, go, losses, tiny_flare, write_cases

@@ -21,7 +21,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from lpbf_data import NodeBudgetSampler, load_dataset, make_loader
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.serving.batch_source import SharedMemoryWarning
-from lpbf_data.serving.batching import collate_ragged
+from lpbf_data.serving.collating import collate_ragged
 from tests.lpbf_data.loader_support import first, ids
 
 

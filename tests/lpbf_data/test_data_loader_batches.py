@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lpbf_data import NodeBudgetSampler, RaggedBatch, load_dataset, make_loader
 from lpbf_data.errors import StoreError, UsageError
-from lpbf_data.serving.batching import collate_ragged
+from lpbf_data.serving.collating import collate_ragged
 from lpbf_data.serving.stream import SkippedCaseWarning
 from lpbf_data.serving.transforms import Compose, ScalePoints, SubsamplePoints
 from tests.data_support import make_case, write_dataset

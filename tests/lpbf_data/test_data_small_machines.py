@@ -15,7 +15,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from lpbf_data import load_dataset, make_loader
-from lpbf_data.serving.batching import collate_ragged
+from lpbf_data.serving.collating import collate_ragged
 from tests.data_support import make_case, write_dataset
 from tests.lpbf_data.launch_support import run_ranks
 from tests.lpbf_data.loader_support import expected, first, flat, ids_of, many_workers, open_loader

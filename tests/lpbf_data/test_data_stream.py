@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from lpbf_data import CaseStream, load_dataset
 from lpbf_data.errors import StoreError, UsageError
-from lpbf_data.serving.batching import collate_ragged
+from lpbf_data.serving.collating import collate_ragged
 from lpbf_data.serving.stream import SkippedCaseWarning
 from tests.data_support import make_case, write_dataset
 from tests.lpbf_data.loader_support import RECORDED_ORDERS, expected, ids, ids_in_order, many_workers, stored_ids

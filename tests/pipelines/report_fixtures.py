@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipelines.build import run_build
-from pipelines.selection.select import Filters
+from pipelines.selection.filters import Filters
 from tests.browser import open_browser
 from tests.netfabb_cases import TERMINATED, Part, write_part
 from tests.pipelines.test_build import request, write_parts

@@ -25,7 +25,7 @@ from pipelines.build import build, run_build
 from pipelines.building.engine import Resources
 from pipelines.building.request import BuildRequest, check_request
 from pipelines.ensight import Dialect, Encoding
-from pipelines.selection.select import Filters
+from pipelines.selection.filters import Filters
 from pipelines.sources.finding import find_cases
 from tests.netfabb_cases import TERMINATED, Part, write_part, zip_folder
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from lpbf_data.case.record import CaseRecord, SourceRef
 from lpbf_data.errors import UsageError
-from pipelines.selection.select import split_records
-from pipelines.selection.split_rules import SplitRequest, parse_splits
+from pipelines.selection.split_options import SplitRequest, parse_splits
+from pipelines.selection.splits import split_records
 from tests.pipelines.test_select import MEASURES
 
 

@@ -12,7 +12,7 @@ from pipelines.build import run_build
 from pipelines.building.engine import SERIAL
 from pipelines.building.forecast import forecast
 from pipelines.building.request import BuildRequest, check_request
-from pipelines.selection.select import Filters
+from pipelines.selection.filters import Filters
 from tests.netfabb_cases import Part, write_part
 
 

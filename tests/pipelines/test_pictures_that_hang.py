@@ -10,15 +10,15 @@ from pathlib import Path
 PROGRAM = """
 import multiprocessing, time
 
-import pipelines.reporting.pictures
-from pipelines.reporting.pictures import Artist, Drawing
+import pipelines.reporting.gallery_pictures
+from pipelines.reporting.gallery_pictures import Artist, Drawing
 
 class Never:
     def __reduce__(self):  # whoever receives it sleeps: the process that draws does
         return time.sleep, (3600,)
 
 if __name__ == "__main__":
-    pipelines.reporting.pictures._TIME_LIMIT = 3.0
+    pipelines.reporting.gallery_pictures._TIME_LIMIT = 3.0
     with Artist() as artist:
         assert artist.finish(artist.start(Drawing(Never(), Never(), Never()))) is None
         assert artist.start(Drawing(Never(), Never(), Never())) is None

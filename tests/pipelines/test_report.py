@@ -29,20 +29,15 @@ from lpbf_data.viewer.shown_fields import shown_fields
 from lpbf_data.viewer.surface_codec import COLUMN_BITS, COORDINATE_BITS, encode_surface
 from pipelines.build import build, run_build
 from pipelines.building.engine import Resources
+from pipelines.reporting.blade_risk import blade_risk
 from pipelines.reporting.exhibits import KeptCases, choose_cases, judge_predictions
-from pipelines.reporting.overview import (
-    QUANTITIES,
-    Summary,
-    balance_splits,
-    blade_risk,
-    leak_sentence,
-    solver_sentence,
-    table_6,
-)
-from pipelines.reporting.pictures import Artist, Drawing
+from pipelines.reporting.gallery_pictures import Artist, Drawing
+from pipelines.reporting.origin import solver_sentence
+from pipelines.reporting.overview import QUANTITIES, Summary, table_6
 from pipelines.reporting.report_data import Report, make_report
 from pipelines.reporting.report_page import ASSETS, PageContent, render_page
-from pipelines.selection.select import Filters
+from pipelines.reporting.split_balance import balance_splits, leak_sentence
+from pipelines.selection.filters import Filters
 from pipelines.verify import verify_dataset
 from tests.netfabb_cases import TERMINATED, Part, box_mesh, write_part
 from tests.pipelines.report_support import HOSTILE, hostile_records, records_of

@@ -16,7 +16,7 @@ from lpbf_data.viewer.page import ASSETS as VIEWER
 from pipelines.build import run_build
 from pipelines.reporting.exhibits import KeptCases
 from pipelines.reporting.report_data import Report, make_report
-from pipelines.selection.select import Filters
+from pipelines.selection.filters import Filters
 from tests.browser import Visit, colourful, column, open_part, pixels, wait_for_part
 from tests.netfabb_cases import Part, write_part
 from tests.pipelines.report_support import HOSTILE_LOG

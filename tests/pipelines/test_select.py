@@ -21,16 +21,9 @@ from lpbf_data.errors import FailureReason, UsageError
 from lpbf_data.serving.transforms import RandomSymmetry
 from pipelines.measuring.fingerprint import geometry_digests
 from pipelines.selection.designs import design_namer
-from pipelines.selection.select import (
-    CRITERIA,
-    Filters,
-    active_limits,
-    assign_splits,
-    group_designs,
-    reject,
-    split_records,
-)
-from pipelines.selection.split_rules import parse_splits
+from pipelines.selection.filters import CRITERIA, Filters, active_limits, reject
+from pipelines.selection.split_options import parse_splits
+from pipelines.selection.splits import assign_splits, group_designs, split_records
 from tests.netfabb_cases import box_mesh
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "netfabb_case_statistics.csv"

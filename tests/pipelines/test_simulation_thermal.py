@@ -12,9 +12,9 @@ import pytest
 from lpbf_data.geometry.layer_groups import choose_refinement
 from lpbf_data.geometry.voxelize import VoxelMesh, mesh_of_mask
 from pipelines.netfabb.run import NetfabbRun
+from pipelines.simulation.blade_pass import clearance_percent, pass_over
 from pipelines.simulation.layers import LayerGroup, plan_layers
 from pipelines.simulation.materials import MATERIALS, Material, Process
-from pipelines.simulation.recoater import clearance_percent, pass_over
 from pipelines.simulation.thermal import Heat, temperature_history
 from pipelines.sources.case_files import FolderFiles
 

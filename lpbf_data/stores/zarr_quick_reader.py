@@ -1,7 +1,7 @@
 """The short way to spans of a sharded Zarr array on this machine: read the inner chunks, check, decompress, copy.
 
 zarr-python plans every read anew, which costs more than decoding where a case is some 25,000 points in seven arrays.
-This reader knows one layout, the one that [zarr_store][lpbf_data.stores.zarr_parts] writes (Zarr format 3, one shard
+This reader knows one layout, the one that [zarr_parts][lpbf_data.stores.zarr_parts] writes (Zarr format 3, one shard
 an array,
 `sharding_indexed` with the index at the end, blosc, crc32c); where it meets another, the general way takes over. The
 tests hold both to the same values.
