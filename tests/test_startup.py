@@ -103,7 +103,7 @@ WRONG_TYPE: Final = {
     "lpbf-predict": ["--checkpoint", "run", "--src", "part.stl", "--points", "many"],
     "lpbf-publish": ["set", "--repo", "user/name", "--workers", "many"],
     "lpbf-report": ["set", "--gallery", "many"],
-    "lpbf-simulate": ["--out", "cases", "--material", "Wood"],
+    "lpbf-simulate": ["--out", "cases", "--seed", "many"],
     "lpbf-spectrum": ["--checkpoint", "run", "--data", "set", "--cases", "many"],
     "lpbf-train": ["--data", "set", "--recipe.epochs", "many"],
     "lpbf-verify": ["set", "--workers", "many"],

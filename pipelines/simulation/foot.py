@@ -74,7 +74,8 @@ class ElasticPlate:
     def __init__(self, mesh: VoxelMesh, young: float, poisson: float) -> None:
         self.block = _block_below(mesh)
         self._element = elastic_element(self.block.spacing, young, poisson)
-        springs = _HOLD * float(np.diag(self._element.stiffness).mean()) * _on_sides(self.block)
+        hold = _HOLD * float(np.diag(self._element.stiffness).mean())
+        springs = np.where(_on_sides(self.block), hold, 0.0)
         self._factor = PlaneCholesky(self.block, self._element.stiffness, clamped(self.block), springs)
         self._factor.extend(self.block.shape[2])
         top = self.block.points[self._top]
@@ -142,7 +143,7 @@ def _block_below(mesh: VoxelMesh) -> VoxelMesh:
 def _on_sides(block: VoxelMesh) -> NDArray[np.bool_]:
     """Which nodes of a block lie on the two sides across x, and across y, below its top, [p, 3]."""
     places, counts = block.point_indices, np.array(block.shape)
-    sides = (places == 0) | (places == counts)
+    sides: NDArray[np.bool_] = (places == 0) | (places == counts)
     sides[:, 2] = False
     sides[places[:, 2] == counts[2]] = False
     return sides

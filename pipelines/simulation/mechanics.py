@@ -211,8 +211,10 @@ class Mechanics:
         warm = np.flatnonzero(self._shrunk[: self.num_cells]) if not self._at_once else slice(0, self.num_cells)
         self._set_free_strain(warm)
         if self._plate is not None:
-            cold = plate_expansion is None or not plate_expansion.any()
-            self._plate_free = np.zeros_like(self._plate_free) if cold else self._plate.free_shape(plate_expansion)
+            if plate_expansion is None or not plate_expansion.any():
+                self._plate_free = np.zeros_like(self._plate_free)
+            else:
+                self._plate_free = self._plate.free_shape(plate_expansion)
         return self._balance()
 
     def release(self, held: NDArray[np.bool_] | None = None) -> MechanicalState:

@@ -235,7 +235,7 @@ class Multigrid:
         self._nodes = plane_starts(mesh.point_levels)
         self._cells = plane_starts(mesh.indices[:, 2])
         self._foot = foot
-        self._matrix: sp.bsr_matrix | None = None
+        self._matrix: Any = None
         self._hierarchy: Any = None
 
     @cached_property

@@ -53,6 +53,7 @@ def serve(folder: str, uneven: Any) -> None:
     assert (loader.rank, loader.world_size) == (0, 1)
     torch.distributed.init_process_group("gloo")
     report({"rank": loader.rank, "length": len(loader), "served": [batch.case_ids[0] for batch in loader]})
+    torch.distributed.barrier()  # Who is done at once and goes breaks the connections that others are still making.
     torch.distributed.destroy_process_group()
 
 
@@ -61,6 +62,7 @@ def sample() -> None:
     sampler = NodeBudgetSampler([3, 4, 5, 3, 4, 5], 5, shuffle=True)
     torch.distributed.init_process_group("gloo")
     report({"length": len(sampler), "batches": list(sampler)})
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
