@@ -1,8 +1,8 @@
 """The text files of a run: logs, input files and the recoater table, in NetFabb's form.
 
-What [solver_log](../netfabb/solver_log.py) reads, and people. The lines that readers key on are those of a NetFabb log; a line
-of its own says which program really ran. There are no dates, paths, host names or times of computation: the same run
-gives the same bytes.
+What [solver_log](../netfabb/solver_log.py) reads, and people. The lines that readers key on are those of a NetFabb log;
+a line of its own says which program really ran. There are no dates, paths, host names or times of computation: the same
+run gives the same bytes.
 """
 
 from __future__ import annotations
