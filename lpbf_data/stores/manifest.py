@@ -242,7 +242,9 @@ def decode_manifest(data: bytes) -> Manifest:
         SchemaError: If it follows a newer schema, lacks a column, or a kept case has an id that can't name a file.
     """
     try:
-        table = pq.read_table(pa.BufferReader(data), use_threads=False)
+        # Without threads, not even to read ahead: with those that read_table starts, PyArrow now and then aborts a
+        # process that ends ("terminate called without an active exception").
+        table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise StoreError(f"{MANIFEST_NAME} can't be read as Parquet ({error}); build the data set again") from error
     metadata = table.schema.metadata or {}

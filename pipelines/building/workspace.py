@@ -147,7 +147,8 @@ class Workspace:
         """
         found: dict[str, MeasuredRef] = {}
         for path in sorted(self.measured.glob("*.parquet")):
-            table = pq.read_table(path)
+            with pq.ParquetFile(path, pre_buffer=False) as file:  # no threads, as in lpbf_data.stores.manifest
+                table = file.read(use_threads=False)
             reductions = _reductions_of(table.schema)
             # Records of an earlier version name none: theirs may have been overwritten by those of another run.
             if reductions is None or not (self.measured / f"{reductions}.arrow").exists():
