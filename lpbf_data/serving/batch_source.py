@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
@@ -139,8 +140,8 @@ class _Sharer(pickle.Pickler):
     """Goes through all that would be sent, and sends nothing."""
 
     def reducer_override(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return NotImplemented
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            return NotImplemented  # a sparse tensor is made of others, which come here too
         value.share_memory_()  # type: ignore[no-untyped-call]
         return bool, ()
 

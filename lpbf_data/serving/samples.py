@@ -116,6 +116,8 @@ class CaseSamples:
             indices: Numbers of the cases.
         """
         parts: dict[str, list[FieldStatistics]] = {}
+        if not self.tensors.selection.features:
+            return {}  # no case has to be read for that
         for index in indices:
             views = self.tensors.views(index)
             for spec in self.tensors.selection.features:
