@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flare_model.checkpoints.spec import ModelSpec, add_model_options, model_words
 from flare_model.configs import config_names, spell_out_config
 from flare_model.judging.scores import mean_and_deviation
+from flare_model.training.earlier import reworded, reworded_words
 from flare_model.training.recipe import Recipe, choose_precision
 from flare_model.training.settings import Accelerator, Settings, changes, make_settings
 from lpbf_data.command_line import run
@@ -258,10 +259,10 @@ def _check_same_run(settings: Settings, about: dict[str, Any], folder: Path) -> 
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        configuration, data = before["configuration"], before["data"]
+        configuration, data = reworded(before["configuration"]), before["data"]
     except (ValueError, KeyError, TypeError) as error:
         raise SchemaError(f"{path} doesn't describe a run ({error!r}); give another --out") from error
-    now = json.loads(json.dumps(settings.identity))
+    now = reworded(json.loads(json.dumps(settings.identity)))
     if found := changes(configuration, now):
         raise UsageError(
             f"{folder} holds a run with another configuration ({'; '.join(found)}); go on with the same one, or give "
@@ -289,7 +290,7 @@ def _report(results: dict[int, dict[str, Any]], folders: dict[int, Path], out: P
 
 def main() -> None:
     """Entry point of `lpbf-train`."""
-    words = model_words(spell_out_config(sys.argv[1:]))
+    words = model_words(reworded_words(spell_out_config(sys.argv[1:])))
     run(train, "python -m flare_model.train", words, plain={"model": add_model_options}, configurations=config_names())
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from flare_model.checkpoints.spec import ModelSpec
+from flare_model.checkpoints.spec import ModelSpec, split_execution
 from flare_model.data.envelope import Envelope, Range
 from flare_model.data.metrics import floor_of
 from flare_model.data.normalisation import Normalisation
@@ -30,7 +30,6 @@ from lpbf_data.errors import SchemaError, StoreError, UsageError
 WEIGHTS_NAME: Final = "model.safetensors"
 CONFIG_NAME: Final = "config.json"
 CHECKPOINT_VERSION: Final = 2
-_EXECUTION: Final = "mixer"
 
 
 @dataclass(frozen=True)
@@ -127,9 +126,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Description]:
 
 
 def _description_of(content: Mapping[str, Any]) -> Description:
-    spec = ModelSpec(str(content["model"]["class_path"]), dict(content["model"]["init_args"]))
-    if spec.is_shipped:
-        spec = ModelSpec(spec.class_path, _without_execution(spec.init_args))
+    spec = without_execution(ModelSpec(str(content["model"]["class_path"]), dict(content["model"]["init_args"])))
     usage = content["usage"]
     if usage is None:
         return Description(spec, None, content["origin"])
@@ -142,13 +139,9 @@ def _description_of(content: Mapping[str, Any]) -> Description:
     return Description(spec, Usage(Normalisation(**normalisation), envelope=envelope, **names), content["origin"])
 
 
-def _without_execution(init_args: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments without how their model was computed, which earlier checkpoints named among its sizes."""
-    kept = {name: value for name, value in init_args.items() if name != _EXECUTION}
-    config = kept.get("config")
-    if isinstance(config, Mapping):
-        kept["config"] = {name: value for name, value in config.items() if name != _EXECUTION}
-    return kept
+def without_execution(spec: ModelSpec) -> ModelSpec:
+    """A model without how it was computed, which earlier checkpoints of this package's models named among its sizes."""
+    return split_execution(spec)[0]
 
 
 def restore_model(

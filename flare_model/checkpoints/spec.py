@@ -37,6 +37,8 @@ _MOVED: Final = {
 """Other import paths of them, as runs and checkpoints may name them; the first three are those of earlier versions."""
 
 _DIMENSIONS: Final = ("in_dim", "out_dim")
+_EXECUTION: Final = "mixer"
+"""How a model is computed; earlier versions named it among the sizes of a model, today it is an option of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,31 @@ def spec_of(model: nn.Module) -> ModelSpec:
     if not spec.is_shipped:
         raise UsageError(f"{type(model).__name__} is no model of this package; give its specification, a ModelSpec")
     return ModelSpec(spec.class_path, {"config": dataclasses.asdict(model.config)})  # type: ignore[call-overload]
+
+
+def split_execution(spec: ModelSpec) -> tuple[ModelSpec, str | None]:
+    """Set apart how a model of this package was computed, which earlier versions named among its sizes.
+
+    Args:
+        spec: As an earlier version may have written it.
+
+    Returns:
+        The model alone, and the name of its mixer; None where none was named.
+    """
+    if not spec.is_shipped:
+        return spec, None
+    named: dict[str, Any] = {}
+
+    def apart(arguments: Mapping[str, Any]) -> dict[str, Any]:
+        kept = dict(arguments)
+        named.update({_EXECUTION: kept.pop(_EXECUTION)} if _EXECUTION in kept else {})
+        return kept
+
+    arguments = apart(spec.init_args)
+    if isinstance(config := arguments.get("config"), Mapping):
+        arguments["config"] = apart(config)
+    mixer = named.get(_EXECUTION)
+    return ModelSpec(spec.class_path, arguments), None if mixer is None else str(mixer)
 
 
 def import_class(class_path: str) -> type[nn.Module]:

@@ -13,7 +13,7 @@ from lpbf_data.errors import UsageError
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 
-_LATER: Final = {"step_graphs": False, "max_points": 0, "mixer": "auto"}
+LATER: Final = {"step_graphs": False, "max_points": 0, "mixer": "auto"}
 """Options of the recipe that came later, and what they were before: runs that began without them go on."""
 
 _COORDINATES: Final = 3
@@ -73,7 +73,7 @@ class Settings:
             "model": asdict(self.model),
             "targets": [t.name for t in self.targets],
             "features": [f.name for f in self.features],
-            "recipe": {k: v for k, v in asdict(self.recipe).items() if k not in _LATER or v != _LATER[k]},
+            "recipe": {k: v for k, v in asdict(self.recipe).items() if k not in LATER or v != LATER[k]},
             "seed": self.seed,
             "max_steps": self.max_steps,
             "thin_to": self.thin_to,

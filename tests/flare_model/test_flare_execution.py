@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from flare_model import Flare, FlareConfig, from_pretrained
 from flare_model.checkpoints.spec import ModelSpec, spec_of
@@ -17,7 +20,7 @@ from flare_model.predict import predict
 from flare_model.training.recipe import Recipe
 from flare_model.training.settings import make_settings
 from lpbf_data.errors import UsageError
-from tests.flare_model.flare_support import TINY, go, losses, tiny_flare
+from tests.flare_model.flare_support import TINY, go, kill, losses, tiny_flare
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "checkpoint"
 POINTS = torch.rand(40, 3, generator=torch.Generator().manual_seed(0)) * 40 - 20
@@ -93,3 +96,52 @@ def test_options_of_later_versions_leave_the_identity_of_a_run_as_it_was() -> No
     chosen = Recipe(mixer="sdpa", max_points=9)
     identity = make_settings(ModelSpec(**TINY), ["displacement_z"], [], data="", recipe=chosen).identity["recipe"]
     assert (identity["mixer"], identity["max_points"]) == ("sdpa", 9)
+
+
+def as_of_before(run: Path, mixer: str) -> None:
+    """What earlier versions wrote of a run: how it mixes among the sizes of its model, also in what it goes on from."""
+    for path in (run / "run.json", run / "config.json", *run.glob("checkpoints/*/config.json")):
+        if path.exists():
+            content = json.loads(path.read_text())
+            within = content.get("configuration", content)
+            within["model"]["init_args"]["config"]["mixer"] = mixer
+            within.get("recipe", {}).pop("mixer", None)
+            path.write_text(json.dumps(content))
+    options = yaml.safe_load((run / "config.yaml").read_text())
+    options["model"]["init_args"]["config"]["mixer"] = mixer
+    options["recipe"].pop("mixer", None)
+    (run / "config.yaml").write_text(yaml.safe_dump(options))
+
+
+@pytest.mark.parametrize("mixer", ["auto", "reference"])
+def test_a_run_that_named_its_mixer_goes_on(box_dataset: str, tmp_path: Path, mixer: Any) -> None:
+    """It began before that was an option of the recipe; gone on with in the same way, it has the same digits."""
+    recipe = Recipe(epochs=2, mixer=mixer)
+    whole = go(box_dataset, tmp_path / "whole", recipe=recipe)
+    kill(box_dataset, tmp_path / "cut", 5, recipe, checkpoint_every=3)
+    as_of_before(tmp_path / "cut", mixer)
+    if mixer != "auto":
+        with pytest.raises(UsageError, match=r"\(--recipe\.mixer: reference → auto\); go on with the same one"):
+            go(box_dataset, tmp_path / "cut")
+    assert losses(go(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=3)) == losses(whole)
+
+
+@pytest.mark.parametrize(("given", "taken"), [([], "reference"), (["--recipe.mixer", "sdpa"], "sdpa")])
+def test_options_that_named_a_mixer_load_with_a_sentence(
+    trained_run: Path, box_dataset: str, tmp_path: Path, given: list[str], taken: str
+) -> None:
+    """The file that a run of before left; what is given beside it goes first, as ever."""
+    old = tmp_path / "old"
+    shutil.copytree(trained_run, old)
+    as_of_before(old, "reference")
+    words = [f"--config={old / 'config.yaml'}", "--out", str(tmp_path / "new"), "--max_steps", "1", *given]
+    command = [sys.executable, "-m", "flare_model.train", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    sentence = "is of an earlier version: its model.init_args.config.mixer reference is taken as --recipe.mixer"
+    assert done.stderr.replace("\n", " ").count(sentence) == 1
+    configuration = json.loads((tmp_path / "new" / "run.json").read_text())["configuration"]
+    assert configuration["recipe"]["mixer"] == taken
+    before = json.loads((trained_run / "run.json").read_text())["configuration"]
+    assert configuration["model"] == before["model"]
+    assert configuration["recipe"]["learning_rate"] == before["recipe"]["learning_rate"]
