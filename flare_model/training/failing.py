@@ -16,11 +16,21 @@ from lpbf_data.errors import LpbfError
 _CASES: Final = 4
 """So many cases of a step are named."""
 
+IN_TRAINING: Final = (
+    "lower --recipe.batch_size or --recipe.max_points, thin parts with --thin_to, leave large parts out of the data set, "
+    "or train with --recipe.activation_checkpointing true and --recipe.step_graphs false"
+)
+"""What helps where a step of training doesn't fit into memory."""
+
 _OURS: Final = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent))
 
 
 class StepFailedError(LpbfError):
     """A model raised an error in training or validation, or there was too little memory for it."""
+
+
+class OtherProcessError(StepFailedError):
+    """Another process of the run ended, so that this one can't go on."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -31,13 +41,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def failures_named(what: str, group: Sequence[Batch], model: str) -> Iterator[None]:
+def failures_named(what: str, group: Sequence[Batch], model: str, cure: str = IN_TRAINING) -> Iterator[None]:
     """Tell errors of a model, and a lack of memory, with the cases at work; errors that are ours say enough.
 
     Args:
         what: What is done, such as "step 12 of the training".
         group: The batches that it is done with.
         model: Class path of the model.
+        cure: What helps where there is too little memory.
 
     Raises:
         StepFailedError: In place of the error.
@@ -48,10 +59,13 @@ def failures_named(what: str, group: Sequence[Batch], model: str) -> Iterator[No
         raise
     except Exception as error:
         case_ids = [case_id for batch in group for case_id in batch.case_ids]
-        raise step_failed(error, what, case_ids, sum(len(batch.points) for batch in group), model) from error
+        points = sum(len(batch.points) for batch in group)
+        raise step_failed(error, what, case_ids, points, model, cure) from error
 
 
-def step_failed(error: BaseException, what: str, case_ids: Sequence[str], points: int, model: str) -> StepFailedError:
+def step_failed(
+    error: BaseException, what: str, case_ids: Sequence[str], points: int, model: str, cure: str = IN_TRAINING
+) -> StepFailedError:
     """What to tell of an error that isn't ours.
 
     Args:
@@ -60,18 +74,15 @@ def step_failed(error: BaseException, what: str, case_ids: Sequence[str], points
         case_ids: The cases that it was done with.
         points: Their points together.
         model: Class path of the model.
+        cure: What helps where there is too little memory.
     """
     named = ", ".join(case_ids[:_CASES]) + (f" and {len(case_ids) - _CASES} more" if len(case_ids) > _CASES else "")
     which = f"{'case' if len(case_ids) == 1 else 'cases'} {named} ({points:,} points)"
     if is_out_of_memory(error):
-        return StepFailedError(
-            f"{what} doesn't fit into memory, with {which}: lower --recipe.batch_size or --recipe.max_points, thin "
-            "parts with --thin_to, leave large parts out of the data set, or train with "
-            "--recipe.activation_checkpointing true and --recipe.step_graphs false"
-        )
+        return StepFailedError(f"{what} doesn't fit into memory, with {which}: {cure}")
     said = str(error).strip().partition("\n")[0]
     if _is_of_another_process(error):
-        return StepFailedError(f"another process of the run ended, at {what} of this one ({said}); it says why")
+        return OtherProcessError(f"another process of the run ended, at {what} of this one ({said}); it says why")
     return StepFailedError(
         f"the model {model} raised {type(error).__name__}{f': {said}' if said else ''}{_place(error)} in {what}, with "
         f"{which}; mend the model, or leave the case out of the data set"

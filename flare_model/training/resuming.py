@@ -11,7 +11,7 @@ import torch
 from flare_model.checkpoints.files import Description, write_checkpoint
 from flare_model.training.devices import Fabric, Precision
 from flare_model.training.settings import Settings
-from flare_model.training.state import latest_state, random_state, read_state, set_random_state, write_state
+from flare_model.training.state import latest_state, read_state, set_random_state, write_state
 from flare_model.training.stepping import STEPPER_STATE, Stepper
 from flare_model.training.validation import Best
 from lpbf_data.errors import UsageError
@@ -30,11 +30,13 @@ class Counters:
         step: Steps of the optimiser.
         epoch: Epochs that are done.
         taken: Batches of the epoch after them that are done.
+        judged: Step after which the model was validated last.
     """
 
     step: int = 0
     epoch: int = 0
     taken: int = 0
+    judged: int = 0
 
 
 class Checkpoints:
@@ -69,15 +71,16 @@ class Checkpoints:
             about = self.description(step=best.step, validation_relative_l2=best.errors)
             write_checkpoint(self.folder, best.weights, about)
 
-    def write(self, counters: Counters, best: Best, loader: State) -> None:
+    def write(self, counters: Counters, best: Best, loader: State, drawn: dict[str, Any]) -> None:
         """Write everything that is needed to go on.
 
         Args:
             counters: How far the run has come.
             best: The weights that were chosen so far.
             loader: Position of the loader after so many batches.
+            drawn: What `random_state` said then.
         """
-        states = self._gather(random_state())
+        states = self._gather(drawn)
         if self.fabric.is_global_zero:
             weights = self.stepper.weights()
             if best.weights:
@@ -124,5 +127,6 @@ class Checkpoints:
         self.precision.load_state_dict(rest["precision"])
         self.loader.load_state_dict(rest["loader"])
         set_random_state(rest["random"][self.fabric.global_rank])
-        counters = Counters(rest["step"], rest["epoch"], rest["taken"])
+        # Earlier versions wrote none but steps whose validation was done.
+        counters = Counters(rest["step"], rest["epoch"], rest["taken"], rest.get("judged", rest["step"]))
         return counters, Best(**rest["best"], weights=weights.get("best", {}))

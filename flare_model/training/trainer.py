@@ -11,12 +11,12 @@ from flare_model.data.batches import Batch, grouped
 from flare_model.data.splits import Split, open_loader
 from flare_model.training.devices import Fabric, Precision
 from flare_model.training.divergence import DivergedError, check_weights
-from flare_model.training.failing import failures_named
+from flare_model.training.failing import OtherProcessError, failures_named
 from flare_model.training.loss_log import LossLog
 from flare_model.training.resuming import Checkpoints, Counters
 from flare_model.training.run_log import RunLog
 from flare_model.training.settings import Settings
-from flare_model.training.state import latest_state
+from flare_model.training.state import latest_state, random_state
 from flare_model.training.stepping import Stepper
 from flare_model.training.validation import Best, Validation, open_validation
 from lpbf_data.console import progress, say
@@ -102,7 +102,8 @@ class Trainer:
         Raises:
             DivergedError: If the loss is no finite number any more; the checkpoints before it stay.
             StepFailedError: If the model raises an error, or there is too little memory. Whatever ends the training but
-                a loss that is no number, the steps that were done are in a checkpoint, as far as one process trains.
+                a loss that is no number, the steps that were done are in a checkpoint, as far as one process trains;
+                of several, the last checkpoint is named.
         """
         self._resume()
         shown = self.fabric.is_global_zero
@@ -112,6 +113,7 @@ class Trainer:
                 self.losses = LossLog(self.folder, self.fabric, self.loader, self.table, bar)
                 self._note_position()
                 try:
+                    self._judge_if_due()
                     while self.step < self.steps:
                         self.loader.set_epoch(self.counters.epoch)
                         for group in grouped(self._rest_of_epoch(), self.settings.recipe.accumulate):
@@ -119,33 +121,39 @@ class Trainer:
                             self._after_step()
                 except DivergedError:
                     raise
-                except Exception:
-                    self._keep_what_was_done()
+                except Exception as error:
+                    self._keep_what_was_done(error)
                     raise
         finally:
             if self.table:
                 self.table.close()
 
     def _note_position(self) -> None:
-        """Where to go on from, should the next step fail; the loader has handed out its batches then."""
-        self._position = replace(self.counters), self.loader.state_dict()
+        """Where to go on from, should the next step fail: the loader has handed out its batches then, and the model may
+        have drawn."""
+        self._position = replace(self.counters), self.loader.state_dict(), random_state()
 
-    def _keep_what_was_done(self) -> None:
+    def _keep_what_was_done(self, error: Exception) -> None:
         """Write a checkpoint of the last step that was done, unless the weights are between two steps.
 
-        One of several processes can't: the others wait for it elsewhere. What comes after the last step is done again.
+        One of several processes can't, for all of them write it together: then it says where the run goes on from.
         """
-        counters, loader = self._position
+        counters, loader, drawn = self._position
         latest = latest_state(self.folder)
-        known = latest is not None and latest.name == f"step-{counters.step:08d}"
-        if known or not 0 < counters.step < self.steps or self.fabric.world_size > 1 or not self.stepper.between_steps:
+        if counters.step == 0 or (latest is not None and latest.name == f"step-{counters.step:08d}"):
+            return
+        if self.fabric.world_size > 1:
+            if not isinstance(error, OtherProcessError):
+                say(_what_is_left(latest))
+            return
+        if counters.step != self.step or not self.stepper.between_steps:
             return
         try:
             self.losses.flush()
             check_weights(self.stepper.surrogate, counters.step, self.folder)
-            self.checkpoints.write(counters, self.best, loader)
-        except (LpbfError, OSError) as error:
-            say(f"the steps since the last checkpoint are lost: {error}")
+            self.checkpoints.write(counters, self.best, loader, drawn)
+        except (LpbfError, OSError) as failed:
+            say(f"the steps since the last checkpoint are lost: {failed}")
         else:
             say(f"the {counters.step:,} steps that were done are kept; the same command goes on from there")
 
@@ -177,18 +185,35 @@ class Trainer:
     def _after_step(self) -> None:
         """Validate after every so many epochs, write a checkpoint after every so many steps, and do both at the end."""
         counters = self.counters
-        finished = self.step == self.steps
-        epoch_done = counters.taken == self.batches[counters.epoch]
-        if epoch_done:
+        if counters.taken == self.batches[counters.epoch]:
             counters.epoch, counters.taken = counters.epoch + 1, 0
         self._note_position()
-        judging = finished or (epoch_done and counters.epoch % self.settings.validate_every == 0)
-        keeping = finished or self.step % self.settings.checkpoint_every == 0
-        if judging or keeping:
-            self.losses.flush()
-            check_weights(self.stepper.surrogate, self.step, self.folder)
+        self._judge_if_due()
+        if self.step == self.steps or self.step % self.settings.checkpoint_every == 0:
+            self._look_at_weights()
+            with self.losses.paused():
+                self.checkpoints.write(counters, self.best, self.loader.state_dict(), random_state())
+
+    def _judge_if_due(self) -> None:
+        """Validate where an epoch or the run has ended, unless that was done; a validation that failed comes again."""
+        counters = self.counters
+        epoch_done = counters.taken == 0 and counters.epoch % self.settings.validate_every == 0
+        if counters.judged == self.step or not (epoch_done or self.step == self.steps):
+            return
+        self._look_at_weights()
         with self.losses.paused():
-            if judging and self.validation.judge(self.step, counters.epoch, self.table):
+            if self.validation.judge(self.step, counters.epoch, self.table):
                 self.checkpoints.publish(self.best)
-            if keeping:
-                self.checkpoints.write(counters, self.best, self.loader.state_dict())
+        counters.judged = self.step
+        self._note_position()
+
+    def _look_at_weights(self) -> None:
+        self.losses.flush()
+        check_weights(self.stepper.surrogate, self.step, self.folder)
+
+
+def _what_is_left(latest: Path | None) -> str:
+    """Where a run of several processes goes on from after one of them failed."""
+    if latest is None:
+        return "there is no checkpoint yet, so that the same command starts again"
+    return f"the last checkpoint is {latest}; the same command goes on from there"

@@ -111,7 +111,7 @@ class Validation:
         with self.fabric.autocast():
             for ragged in loader:
                 batch = Batch.of(ragged, settings.targets, settings.features).to(self.fabric.device)
-                with failures_named("validation", [batch], settings.model.class_path):
+                with failures_named("validation", [batch], settings.model.class_path, self._memory_cure(batch)):
                     prediction = self.stepper.predict(judged, batch)
                 for name, c in columns.items():
                     totals[name] += RelativeL2.of(prediction[:, c], batch.targets[:, c], batch.offsets, floors[name])
@@ -119,6 +119,17 @@ class Validation:
         sums = torch.tensor([[t.total, t.cases, t.without_truth] for t in totals.values()], dtype=torch.float64)
         sums = cast("Tensor", self.fabric.all_reduce(sums.to(self.fabric.device), reduce_op="sum")).cpu()
         return {n: RelativeL2(float(row[0]), int(row[1]), int(row[2])) for n, row in zip(totals, sums, strict=True)}
+
+
+    def _memory_cure(self, batch: Batch) -> str:
+        """What helps where a batch of validation doesn't fit into memory: it keeps to few of the recipe's options."""
+        recipe, cures = self.settings.recipe, []
+        if recipe.max_points > _LEAST_POINTS and len(batch) > 1:
+            cures.append(f"lower --recipe.max_points (to {_LEAST_POINTS:,} or less)")
+        if recipe.step_graphs:
+            cures.append("leave out --recipe.step_graphs, whose graphs keep memory")
+        cures.append("leave such large parts out of the validation split")
+        return f"go on where there is more memory; else begin another run, and {', or '.join(cures)}"
 
 
 def _mean_of(errors: Mapping[str, RelativeL2]) -> float:

@@ -114,6 +114,8 @@ class Loader:
                 collate_fn=_unchanged,
                 multiprocessing_context=start_method,
                 persistent_workers=True,
+                # Else each epoch would draw from what models draw from, and one that is resumed once more.
+                generator=torch.Generator().manual_seed(self._batches.seed % (1 << 63)),
             )
 
     def __getstate__(self) -> dict[str, Any]:

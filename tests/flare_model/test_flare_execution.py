@@ -143,5 +143,7 @@ def test_options_that_named_a_mixer_load_with_a_sentence(
     configuration = json.loads((tmp_path / "new" / "run.json").read_text())["configuration"]
     assert configuration["recipe"]["mixer"] == taken
     before = json.loads((trained_run / "run.json").read_text())["configuration"]
-    assert configuration["model"] == before["model"]
+    sizes, wanted = (c["model"]["init_args"]["config"] for c in (configuration, before))
+    assert {name: sizes[name] for name in wanted} == wanted
+    assert "mixer" not in sizes
     assert configuration["recipe"]["learning_rate"] == before["recipe"]["learning_rate"]

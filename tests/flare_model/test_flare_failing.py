@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from flare_model.training.failing import StepFailedError, step_failed
 from flare_model.training.recipe import Recipe
+from flare_model.training.run_log import read_table
 from flare_model.training.state import latest_state
 from flare_model.training.step_graphs import StepGraphs
 from flare_model.training.stepping import Stepper
@@ -95,6 +98,82 @@ def test_a_validation_that_fails_names_its_cases(
     latest = latest_state(tmp_path)
     assert latest is not None
     assert latest.name == "step-00000016"
+
+
+def judged(run: Path) -> list[float]:
+    return read_table(run / "validation.csv")["step"]
+
+
+@pytest.mark.parametrize(("at", "kept"), [(3, 24), (2, 16)])
+def test_a_validation_that_failed_comes_again(
+    box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, kept: int
+) -> None:
+    """After the last step, or before: nothing that was trained is lost, and no validation is left out or done twice."""
+    monkeypatch.setattr("flare_model.training.stepping.check_contract", lambda *_, **__: None)
+    recipe = Recipe(epochs=3)
+    whole = go(box_dataset, tmp_path / "whole", MODEL, recipe=recipe)
+    assert judged(whole) == [8, 16, 24]
+    cut = tmp_path / "cut"
+    for _ in range(2):
+        breaks(monkeypatch, at, MemoryError("no more"), training=False)
+        with pytest.raises(StepFailedError):
+            go(box_dataset, cut, MODEL, recipe=recipe)
+        assert [p.name for p in (cut / "checkpoints").iterdir()] == [f"step-{kept:08d}"]
+        assert not (cut / "result.json").exists()
+        at = 1  # Gone on with, it fails at once in the validation that is due.
+    breaks(monkeypatch, 0, None)
+    go(box_dataset, cut, MODEL, recipe=recipe)
+    assert judged(cut) == judged(whole)
+    assert (cut / "validation.csv").read_bytes() == (whole / "validation.csv").read_bytes()
+    assert losses(cut) == losses(whole)
+    assert (cut / "result.json").read_bytes() == (whole / "result.json").read_bytes()
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_step_that_fails_after_a_validation_brings_no_second_one(
+    box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks(monkeypatch, 9, IndexError("no such corner"))
+    with pytest.raises(StepFailedError):
+        go(box_dataset, tmp_path, MODEL)
+    breaks(monkeypatch, 0, None)
+    assert judged(go(box_dataset, tmp_path, MODEL)) == [8, 16]
+
+
+def test_memory_that_a_validation_lacks_is_told_by_what_helps_there(
+    box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation reads whole cases, at least 65,536 points together, and keeps no activations."""
+    monkeypatch.setattr("flare_model.training.stepping.check_contract", lambda *_, **__: None)
+    plain = "go on where there is more memory; else begin another run, and leave such large parts out of the validation"
+    for number, (most, cure) in enumerate(((0, plain), (100_000, r"lower --recipe.max_points \(to 65,536 or less\)"))):
+        breaks(monkeypatch, 1, torch.OutOfMemoryError("tried to allocate"), training=False)
+        with pytest.raises(StepFailedError, match=f"^validation doesn't fit into memory.*{cure}") as told:
+            go(box_dataset, tmp_path / str(number), MODEL, recipe=Recipe(epochs=1, max_points=most))
+        for ignored in ("batch_size", "thin_to", "activation_checkpointing"):
+            assert ignored not in str(told.value)
+
+
+class Drawing(Breaking):
+    """Adds noise of every generator that a model may draw from, before it may raise."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        noise = torch.rand(1) + random.random() + float(np.random.rand()) if self.training else 0  # noqa: NPY002
+        return super().forward(*inputs) + 0.01 * noise
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_a_model_draws_is_that_of_a_run_that_never_failed(
+    box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    """The step that failed has drawn already, and with processes that read every loop begins with them anew."""
+    model, options = {"class_path": f"{__name__}.Drawing"}, {"num_workers": num_workers}
+    whole = go(box_dataset, tmp_path / "whole", model, **options)
+    breaks(monkeypatch, 6, IndexError("no such corner"))
+    with pytest.raises(StepFailedError):
+        go(box_dataset, tmp_path / "cut", model, **options)
+    breaks(monkeypatch, 0, None)
+    assert losses(go(box_dataset, tmp_path / "cut", model, **options)) == losses(whole)
 
 
 def test_data_that_can_not_be_read_any_more_keep_the_steps_that_were_done(
