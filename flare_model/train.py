@@ -22,7 +22,7 @@ from flare_model.training.settings import Accelerator, Settings, changes, make_s
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks, say
 from lpbf_data.durable import write_durably, write_json
-from lpbf_data.errors import LpbfError, SchemaError, UsageError
+from lpbf_data.errors import SchemaError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -191,9 +191,6 @@ def run_once(
     fabric.barrier()  # Nobody writes before all have looked.
     trainer = Trainer(settings, fabric, precision, folder, splits)  # It refuses a model before anything is written.
     with _held(settings, fabric, folder, about):
-        if fabric.is_global_zero:
-            _write_start(folder, settings, about)
-        fabric.barrier()
         trainer.fit()
         best = trainer.best
         found = {
@@ -209,26 +206,27 @@ def run_once(
 
 @contextmanager
 def _held(settings: Settings, fabric: Fabric, folder: Path, about: dict[str, Any]) -> Iterator[None]:
-    """Hold the folder of the run for all its processes; what must be known of that joins what is told of the run.
+    """Hold the folder of the run for all its processes, and write down what begins there.
 
     Raises:
-        UsageError: If another process trains into it, or began there meanwhile; in every process of the run.
+        UsageError: If another process trains into it, or began there meanwhile.
+        OSError: If it can't be locked or written to.
+        FirstProcessError: In the other processes of the run, with the same sentence.
     """
+    from flare_model.training.devices import first_does
     from flare_model.training.run_lock import locked_run
 
-    refused = ""
     with ExitStack() as holding:
-        if fabric.is_global_zero:
-            try:
-                remarks = holding.enter_context(locked_run(folder))
-                _check_same_run(settings, about, folder)
-                if remarks:
-                    print_remarks(remarks, open_console(stderr=True))
-                    about["remarks"] = [remark.as_dict() for remark in remarks]
-            except LpbfError as error:
-                refused = str(error)
-        if refused := fabric.broadcast(refused):
-            raise UsageError(refused)
+
+        def begin() -> None:
+            remarks = holding.enter_context(locked_run(folder))
+            _check_same_run(settings, about, folder)
+            if remarks:
+                print_remarks(remarks, open_console(stderr=True))
+                about["remarks"] = [remark.as_dict() for remark in remarks]
+            _write_start(folder, settings, about)
+
+        first_does(fabric, begin)
         yield
 
 

@@ -45,6 +45,7 @@ class Hub:
         expired: Answer so many redirected downloads with 403, as signed addresses do when their time is over.
         token: Token without which repositories aren't there.
         ignore_ranges: Answer with whole files.
+        endless: What every page of a listing links to, though there are no more: "the same page" or "another page".
     """
 
     repositories: dict[str, dict[str, Path]]
@@ -58,6 +59,7 @@ class Hub:
     expired: int = 0
     token: str | None = None
     ignore_ranges: bool = False
+    endless: str = ""
     url: str = ""
 
     def downloads(self) -> list[Request]:
@@ -148,6 +150,9 @@ class _Handler(BaseHTTPRequestHandler):
         start, size = int(query.get("start", ["0"])[0]), self.hub.page_size
         address = f"{urlsplit(self.path).path}?start={start + size}&recursive={deep}"
         more = {"Link": f'<{self.hub.url}{address}>; rel="next"'} if start + size < len(found) else {}
+        if self.hub.endless:
+            address = self.path if self.hub.endless == "the same page" else address
+            more = {"Link": f'<{self.hub.url}{address}>; rel="next"'}
         return self._json(found[start : start + size], more)
 
     def _download(self, repository: str, revision: str, name: str, *, here: bool) -> None:

@@ -6,18 +6,19 @@ import atexit
 import gc
 import importlib
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import torch
 
 from flare_model.training.recipe import Recipe, check_device, choose_precision
-from lpbf_data.errors import UsageError
+from lpbf_data.errors import LpbfError, UsageError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.precision import Precision
 
-__all__ = ["Fabric", "Precision", "device_of", "open_fabric"]
+__all__ = ["Fabric", "FirstProcessError", "Precision", "device_of", "first_does", "open_fabric"]
 
 _CUBLAS: Final = ":4096:8"
 _INTERACTIVE: Final = ("bash", "interactive")
@@ -107,6 +108,33 @@ def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> t
     # the model is the last to hold it, its end can wait for ever (PyTorch 2.13, gloo).
     atexit.register(gc.collect)
     return fabric, precision
+
+
+class FirstProcessError(LpbfError):
+    """The first process of a run failed in what it does for all of them."""
+
+
+def first_does(fabric: Fabric, action: Callable[[], None]) -> None:
+    """Let the first process do something, while the others wait for it; where it fails, all end.
+
+    Args:
+        fabric: The processes.
+        action: What the first one does; it doesn't talk to the others.
+
+    Raises:
+        FirstProcessError: In the others, with the sentence of the error that the first one raises.
+    """
+    failed: Exception | None = None
+    if fabric.is_global_zero:
+        try:
+            action()
+        except Exception as error:
+            failed = error
+    said = fabric.broadcast("" if failed is None else str(failed) or type(failed).__name__)
+    if failed is not None:
+        raise failed
+    if said:
+        raise FirstProcessError(said)
 
 
 def _processes() -> tuple[int, int, str]:

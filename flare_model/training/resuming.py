@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from flare_model.checkpoints.files import Description, write_checkpoint
-from flare_model.training.devices import Fabric, Precision
+from flare_model.training.devices import Fabric, Precision, first_does
 from flare_model.training.settings import Settings
 from flare_model.training.state import latest_state, read_state, set_random_state, write_state
 from flare_model.training.stepping import STEPPER_STATE, Stepper
@@ -67,9 +67,9 @@ class Checkpoints:
 
     def publish(self, best: Best) -> None:
         """Put the best weights where users look for them: into the folder of the run."""
-        if self.fabric.is_global_zero and best.weights:
-            about = self.description(step=best.step, validation_relative_l2=best.errors)
-            write_checkpoint(self.folder, best.weights, about)
+        about = self.description(step=best.step, validation_relative_l2=best.errors)
+        if best.weights:
+            first_does(self.fabric, lambda: write_checkpoint(self.folder, best.weights, about))
 
     def write(self, counters: Counters, best: Best, loader: State, drawn: dict[str, Any]) -> None:
         """Write everything that is needed to go on.
@@ -81,7 +81,8 @@ class Checkpoints:
             drawn: What `random_state` said then.
         """
         states = self._gather(drawn)
-        if self.fabric.is_global_zero:
+
+        def write() -> None:
             weights = self.stepper.weights()
             if best.weights:
                 weights["best"] = best.weights
@@ -94,7 +95,8 @@ class Checkpoints:
                 "random": states,
             }
             write_state(self.folder, counters.step, self.description(step=counters.step), weights, rest)
-        self.fabric.barrier()
+
+        first_does(self.fabric, write)
 
     def _gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:
         """The random states of all ranks."""

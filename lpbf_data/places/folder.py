@@ -11,10 +11,28 @@ from typing import Any, Final, Protocol, TypeVar, cast
 import fsspec
 
 from lpbf_data.errors import MissingFileError, UnreachableError, UsageError
+from lpbf_data.places.names import checked_name
 from lpbf_data.places.patience import TEMPORARY, OutOfPatienceError, patiently, status_of
 from lpbf_data.refusals import unreadable
 
 T = TypeVar("T")
+
+_LASTING: Final = (
+    FileNotFoundError,
+    PermissionError,
+    NotADirectoryError,
+    IsADirectoryError,
+    ImportError,
+    MemoryError,
+    TypeError,
+    AttributeError,
+    NameError,
+    NotImplementedError,
+    RecursionError,
+    AssertionError,
+    SyntaxError,
+)
+"""What no second request mends: refusals, a lack of memory or of a package, and errors of a program."""
 
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_URL: Final = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([^/]+))?/?")
@@ -137,7 +155,7 @@ class LocalFiles:
 
     def local_path(self, relative: str) -> Path | None:
         """Where a file lies."""
-        return self.root / relative
+        return self.root / checked_name(relative)
 
     def read(self, relative: str) -> bytes:
         """Content of a file."""
@@ -145,8 +163,9 @@ class LocalFiles:
 
     def read_range(self, relative: str, start: int, stop: int | None) -> bytes:
         """Some bytes of a file."""
+        path = self.root / checked_name(relative)
         try:
-            with (self.root / relative).open("rb") as file:
+            with path.open("rb") as file:
                 file.seek(start, os.SEEK_SET if start >= 0 else os.SEEK_END)
                 return file.read() if stop is None else file.read(stop - start)
         except FileNotFoundError as error:
@@ -156,11 +175,12 @@ class LocalFiles:
 
     def names(self, folder: str) -> list[str]:
         """Relative names of the files in a folder."""
-        return sorted(f"{folder}/{path.name}" for path in (self.root / folder).glob("*") if path.is_file())
+        within = self.root / checked_name(folder)
+        return sorted(f"{folder}/{path.name}" for path in within.glob("*") if path.is_file())
 
     def zarr_store(self, relative: str) -> Any:
         """A Zarr group."""
-        return self.root / relative
+        return self.root / checked_name(relative)
 
 
 class UrlFiles:
@@ -190,6 +210,7 @@ class UrlFiles:
 
     def _try(self, relative: str, action: Callable[[Any, str], T]) -> T:
         """Do something with a file, again after a pause when it fails."""
+        checked_name(relative)
         system, root = self._system()
         what = f"{self.url}/{relative}"
         try:
@@ -234,7 +255,7 @@ class UrlFiles:
 
 def _may_pass(error: Exception) -> bool:
     """Whether a read may succeed the next time. Every file system has errors of its own: what isn't known may pass."""
-    if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
+    if isinstance(error, _LASTING):
         return False
     status = status_of(error)
     return status is None or status in TEMPORARY

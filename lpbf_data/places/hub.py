@@ -35,6 +35,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validat
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import MissingFileError, StoreError, UnreachableError, UsageError
 from lpbf_data.places.folder import LocalFiles
+from lpbf_data.places.names import checked_name
 from lpbf_data.places.patience import TEMPORARY, OutOfPatienceError, patiently, status_of
 
 _KIND: Final = "dataset"
@@ -42,6 +43,8 @@ _MAIN: Final = "main"
 _SECONDS: Final = 30.0
 _EXPIRED: Final = (401, 403, 404, 410)
 _REDIRECTS: Final = 5
+_PAGES: Final = 1_000
+"""Of a listing at most; the hub's hold a thousand names each."""
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
@@ -141,8 +144,9 @@ class HubFiles:
 
     def local_path(self, relative: str) -> Path | None:
         """Where huggingface_hub's cache has a file, if it does."""
+        name = checked_name(relative)
         found = try_to_load_from_cache(
-            self.repository, relative, cache_dir=self.cache_dir, revision=self._commit or self.revision, repo_type=_KIND
+            self.repository, name, cache_dir=self.cache_dir, revision=self._commit or self.revision, repo_type=_KIND
         )
         return Path(found) if isinstance(found, str) else None
 
@@ -158,14 +162,13 @@ class HubFiles:
 
     def _keep(self, relative: str, commit: str, data: bytes) -> None:
         """Put a file where huggingface_hub looks for it: where there are no links, files lie in the snapshots."""
-        if ".." in relative.split("/"):
-            return
+        name = checked_name(relative)
         folder = repo_folder_name(repo_id=self.repository, repo_type=_KIND)
         root = Path(self.cache_dir or constants.HF_HUB_CACHE) / folder
         try:
-            write_durably(root / "snapshots" / commit / relative, data)
+            write_durably(root / "snapshots" / commit / name, data)
             if self.revision != commit:
-                write_durably(root / "refs" / (self.revision or _MAIN), commit.encode())
+                write_durably(root / "refs" / checked_name(self.revision or _MAIN), commit.encode())
         except OSError as error:
             warnings.warn(
                 f"huggingface_hub's cache can't be written to ({error}): {relative} of {self.repository} is fetched "
@@ -247,11 +250,18 @@ class HubFiles:
         if self.offline:
             with self._telling(folder):
                 root = self._snapshot()
-            return {path.name: path.is_dir() for path in (root / folder).glob("*")}
+            return {path.name: path.is_dir() for path in (root / checked_name(folder)).glob("*")}
         found: dict[str, bool] = {}
         with self._telling(folder):
-            url: str | None = self._api("tree", self.commit, folder)
+            url: str | None = self._api("tree", self.commit, checked_name(folder))
+            listed: set[str] = set()
             while url is not None:
+                if url in listed or len(listed) == _PAGES:
+                    raise StoreError(
+                        f"{self.endpoint} lists {folder or 'the files'} of {self.repository} without an end "
+                        f"({len(listed):,} pages so far); try again later, or take another copy of the data set"
+                    )
+                listed.add(url)
                 try:
                     response = self._ask(url)
                 except EntryNotFoundError:

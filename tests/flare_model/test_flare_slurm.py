@@ -34,21 +34,38 @@ def start(data: str, out: Path, variables: dict[str, str]) -> subprocess.Popen[s
     )
 
 
-def test_tasks_that_srun_started_train_together(box_dataset: str, tmp_path: Path) -> None:
+def start_two(data: str, out: Path, **others: str) -> tuple[list[int], list[str]]:
+    """Two tasks as srun starts them: how each ended, and what it said."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_NODEID": "0"}
     tasks = [
-        start(box_dataset, tmp_path / "run", meeting | step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank})
-        for rank in ("0", "1")
+        start(data, out, meeting | step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank} | others) for rank in ("0", "1")
     ]
     try:
         said = [task.communicate(timeout=SECONDS)[0] for task in tasks]
     finally:
         for task in tasks:
             task.kill()
-    assert [task.returncode for task in tasks] == [0, 0], said
+    return [task.returncode for task in tasks], said
+
+
+def test_a_folder_that_can_not_be_locked_ends_every_task(box_dataset: str, tmp_path: Path) -> None:
+    """The first asks for the lock; srun ends no task because another one did."""
+    (tmp_path / "run" / ".lock").mkdir(parents=True)
+    ended, said = start_two(box_dataset, tmp_path / "run")
+    assert ended == [1, 1], said
+    for text in said:
+        (told,) = (line for line in text.splitlines() if line.startswith("error: "))
+        assert "Is a directory" in told
+        assert str(tmp_path / "run" / ".lock") in told
+        assert "Traceback" not in text
+
+
+def test_tasks_that_srun_started_train_together(box_dataset: str, tmp_path: Path) -> None:
+    ended, said = start_two(box_dataset, tmp_path / "run")
+    assert ended == [0, 0], said
     result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
     # Half of each batch of four on either: one run, whose steps are written once.
     assert [int(row[0]) for row in losses(tmp_path / "run")] == list(range(1, result["steps"] + 1))

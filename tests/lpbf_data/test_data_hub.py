@@ -22,6 +22,8 @@ from lpbf_data.case.record import CaseRecord, Placement
 from lpbf_data.durable import sha256_of_file
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.places import patience
+from lpbf_data.places.folder import DatasetFolder, UrlFiles
+from lpbf_data.places.hub import HubFiles
 from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest, encode_manifest
 from tests.data_hub_server import Hub, commit_of, serve_hub
 from tests.data_support import make_case, write_dataset
@@ -298,6 +300,58 @@ def test_zarr_opens_from_the_hub(hub: Hub, small_dataset: Path, there: dict[str,
     remote = open_zarr("user/lpbf", "test", **there)
     local = open_zarr(str(small_dataset), "test")
     np.testing.assert_array_equal(remote.displacement.values, local.displacement.values)
+
+
+HOSTILE = ["/{0}/outside.txt", "../outside.txt", "a/../../outside.txt", "a\\..\\outside.txt", "C:/outside.txt", "a/c:b"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_that_lead_out_of_a_data_set_are_neither_read_nor_written(
+    hub: Hub, small_dataset: Path, tmp_path: Path, there: dict[str, Any], name: str
+) -> None:
+    """As a manifest or a listing of somebody else may hold them; the server would answer."""
+    name, before = name.format(tmp_path), sorted(tmp_path.rglob("*"))
+    (tmp_path / "outside.txt").write_text("somebody's own")
+    for place in ("user/lpbf", small_dataset, f"file://{small_dataset}"):
+        files = DatasetFolder(place, **(there if place == "user/lpbf" else {})).files
+        for action in (files.read, files.names, files.local_path, lambda n, f=files: f.read_range(n, 0, 4)):
+            if action == files.local_path and isinstance(files, UrlFiles):
+                continue  # nothing of it lies here
+            with pytest.raises(StoreError, match="names a file .* which would lie outside of it: it isn't read"):
+                action(name)
+    files = HubFiles("user/lpbf", **there)
+    with pytest.raises(StoreError, match="would lie outside of it"):
+        files._keep(name, files.commit, b"not somebody's own")
+    assert [p for p in sorted(tmp_path.rglob("*")) if p not in before] == [tmp_path / "outside.txt"]
+    assert not any("outside" in request.path for request in hub.log)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_listing_without_an_end_is_an_error(
+    hub: Hub, there: dict[str, Any], monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """The same page for ever, or always another one."""
+    monkeypatch.setattr("lpbf_data.places.hub._PAGES", 20)
+    hub.endless = "the same page" if again else "another page"
+    files = HubFiles("user/lpbf", **there)
+    with pytest.raises(StoreError, match=rf"lists data of user/lpbf without an end \({1 if again else 20} pages so far\)"):
+        files.names("data")
+    assert sum("/tree/" in request.path for request in hub.log) == (1 if again else 20)
+
+
+@pytest.mark.parametrize("error", [ImportError("s3fs"), MemoryError(), TypeError("no bytes"), AttributeError("x")])
+def test_what_no_second_request_mends_is_asked_once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    asked: list[str] = []
+
+    def fails(_: Any, path: str, **__: Any) -> bytes:
+        asked.append(path)
+        raise error
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", fails)
+    monkeypatch.setattr(patience.time, "sleep", lambda _: pytest.fail("it was waited for"))
+    with pytest.raises(StoreError, match="x can't be read: "):
+        UrlFiles("memory://set").read("x")
+    assert len(asked) == 1
 
 
 def test_urls_of_fsspec(small_dataset: Path, published_dataset: Path) -> None:
