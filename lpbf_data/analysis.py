@@ -35,11 +35,14 @@ def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
     Raises:
         UsageError: If there is no such data set or split, or xarray isn't installed.
         StoreError: If the data set has no Zarr parts, or they can't be read.
+        SchemaError: If a later version of this package wrote them.
     """
     try:
         import xarray
     except ImportError as error:
         raise UsageError("open_zarr needs xarray; install it with: pip install 'lpbf-flare[xarray]'") from error
+    from lpbf_data.stores.zarr_parts import check_layout
+
     folder = DatasetFolder(name, **where)
     manifest = read_manifest(folder)
     if split not in manifest.splits:
@@ -56,6 +59,8 @@ def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
     except (OSError, KeyError, ValueError) as error:
         damage = f" can't be opened: {error}; verify the data set"
         raise unreadable(f"the Zarr parts of {folder.name}", error, damage) from error
+    for name, part in zip(names, parts, strict=True):
+        check_layout(part.attrs, f"{folder.name}/{name}")
     return _joined(parts)
 
 

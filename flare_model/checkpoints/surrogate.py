@@ -61,7 +61,8 @@ class Surrogate(nn.Module, Pretrained):
             [ΣN, T] or [B, N, T], float32, where the model is.
 
         Raises:
-            UsageError: If a coordinate or feature isn't finite. In training nobody looks: batches were looked at on the
+            UsageError: If a forward-mode derivative is asked for of attention that has none, or a coordinate or feature
+                isn't finite; `torch.func.vmap` lets nobody look at them. In training nobody looks: batches were looked at on the
                 host, and to look at the device is to wait for it.
         """
         exists = None if mask is None else torch.as_tensor(mask)
@@ -70,13 +71,21 @@ class Surrogate(nn.Module, Pretrained):
         if features is not None:
             known = (self._taken(features, "features", exists) - self.feature_mean) / self.feature_std
         padded = {} if exists is None else {"mask": exists.to(scaled.device)}
-        normalised: Tensor = self.model(scaled, known, offsets, **padded)
+        try:
+            normalised: Tensor = self.model(scaled, known, offsets, **padded)
+        except NotImplementedError as error:
+            if "forward AD" not in str(error):
+                raise
+            raise UsageError(
+                "PyTorch's attention has no forward-mode derivative (jvp, jacfwd, hessian): take jacrev or grad, or let "
+                'FLARE mix written out, flare_model.layers.mixer.mix_by(surrogate.model, "reference")'
+            ) from error
         return normalised.float() * self.target_std + self.target_mean
 
     def _taken(self, values: Any, name: str, exists: Tensor | None) -> Tensor:
         """Values as a tensor of the model's type where the model is."""
         given = torch.as_tensor(values)
-        if not self.training and _can_be_looked_at(given) and not bool(given.isfinite().all()):
+        if not self.training and _can_be_looked_at(given) and not _is_finite(given):
             where = None if exists is None else exists.numpy(force=True)
             if said := not_finite(given.double().numpy(force=True), where):
                 raise UsageError(f"the {name} given to the model aren't all finite numbers: {said}; leave those out")
@@ -108,6 +117,16 @@ def _can_be_looked_at(values: Tensor) -> bool:
     if values.is_meta or torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return False
     return not (values.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether all numbers are finite; under `torch.func.vmap`, which lets nobody look at them, they are taken as such."""
+    try:
+        return bool(values.isfinite().all())
+    except RuntimeError as error:
+        if "vmap" in str(error):
+            return True
+        raise
 
 
 def _check_fit(spec: ModelSpec, usage: Usage, folder: Path) -> None:

@@ -9,7 +9,9 @@ and lie apart (planar), because equal things compress well together:
     measures (measures_component, case)   labels (labels_component, case)
 
 Numbers and texts of cases lie in one array each, `measures` and `labels`, since an array takes two files; the attribute
-`components` names their rows, as it does for fields. Parts of before have an array for every number and text instead.
+`components` names their rows, as it does for fields. That is layout 2, which the attribute `lpbf_part_layout` names.
+Parts without it have layout 1, an array for every number and text instead; both are read, and one data set may hold both.
+What the arrays mean didn't change, so the schema version, which counts that, is the same.
 
 Connectivity is zero-based within its case. A part is written whole by one task.
 """
@@ -35,7 +37,7 @@ from lpbf_data.cached import cached_property
 from lpbf_data.case.case import Case, Scalar
 from lpbf_data.case.record import ATTRIBUTE_TYPES
 from lpbf_data.case.schema import FIELDS, SCHEMA_VERSION, FieldSpec
-from lpbf_data.errors import StoreError
+from lpbf_data.errors import SchemaError, StoreError
 from lpbf_data.refusals import unreadable
 from lpbf_data.stores.selection import TARGET_COMPONENT, TARGET_FIELD, Arrays, Selection
 from lpbf_data.stores.zarr_quick_reader import ShardedArray, open_sharded_array
@@ -43,6 +45,8 @@ from lpbf_data.stores.zarr_quick_reader import ShardedArray, open_sharded_array
 ZARR_NAME: Final = "lpbf.zarr"
 TABLES: Final = ("measures", "labels")
 """Arrays with a row for every number, and for every text, that is known of a case."""
+PART_LAYOUT: Final = 2
+LAYOUT_NAME: Final = "lpbf_part_layout"
 CHUNK_LENGTH: Final = 8192
 """Points (or cells) in a chunk, the unit of compression."""
 
@@ -116,7 +120,12 @@ def write_part(path: Path, cases: Sequence[Case], specs: Sequence[FieldSpec]) ->
         group = zarr.create_group(
             LocalStore(path),
             zarr_format=3,
-            attributes=_CF | {"lpbf_schema_version": SCHEMA_VERSION, "case_ids": [case.case_id for case in cases]},
+            attributes={
+                **_CF,
+                "lpbf_schema_version": SCHEMA_VERSION,
+                LAYOUT_NAME: PART_LAYOUT,
+                "case_ids": [case.case_id for case in cases],
+            },
         )
         _write_ragged(group, cases, specs)
         _write_per_case(group, cases)
@@ -175,6 +184,23 @@ def _write_scalars(
     array[...] = values
 
 
+def check_layout(attributes: Mapping[str, Any], name: str) -> None:
+    """Refuse a part that a later version of this package laid out in another way.
+
+    Args:
+        attributes: Those of the part's group.
+        name: What to call it.
+
+    Raises:
+        SchemaError: If this package doesn't know its layout.
+    """
+    layout = attributes.get(LAYOUT_NAME, 1)
+    if layout not in range(1, PART_LAYOUT + 1):
+        raise SchemaError(
+            f"Zarr part {name} has layout {layout}, this package reads 1 to {PART_LAYOUT}; upgrade the package"
+        )
+
+
 class ZarrPart:
     """Random access to the cases of one part.
 
@@ -184,6 +210,7 @@ class ZarrPart:
 
     Raises:
         StoreError: If it is missing, cut or altered.
+        SchemaError: If a later version of this package wrote it.
     """
 
     def __init__(self, store: Any, *, name: str | None = None) -> None:
@@ -194,7 +221,9 @@ class ZarrPart:
         self._reading = {} if self._folder is None else _READING
         self._short: dict[str, ShardedArray | None] = {}
         try:
-            self.case_ids: tuple[str, ...] = tuple(self._attributes()["case_ids"])
+            attributes = self._attributes()
+            check_layout(attributes, self.name)
+            self.case_ids: tuple[str, ...] = tuple(attributes["case_ids"])
             self._offsets = {kind: self._read_all(f"{kind}_offset").tolist() for kind in ("point", "cell")}
         except (OSError, KeyError, TypeError, ValueError) as error:
             damage = f" can't be opened ({error}); build the data set again"

@@ -16,9 +16,11 @@ import zarr
 
 from lpbf_data import open_zarr
 from lpbf_data.case.record import ATTRIBUTE_TYPES
-from lpbf_data.errors import StoreError, UsageError
+from lpbf_data.errors import SchemaError, StoreError, UsageError
 from lpbf_data.stores.manifest import decode_manifest
+from lpbf_data.stores.zarr_parts import LAYOUT_NAME, ZarrPart
 from tests.data_support import make_case, write_dataset
+from tests.lpbf_data.test_stores import assert_same
 
 
 @pytest.fixture
@@ -95,6 +97,11 @@ def test_scalars_of_cases_have_their_names_whichever_way_a_part_holds_them(small
             array = group.create_array(name, shape=values.shape, dtype=known, dimension_names=("case",))
             array[...] = values if known == "string" else values.astype(known)
         shutil.rmtree(path / table)
+    assert group.attrs.asdict().pop(LAYOUT_NAME) == 2
+    group.attrs.put({name: value for name, value in group.attrs.items() if name != LAYOUT_NAME})
+    old, new = ZarrPart(path), ZarrPart(small_dataset / path.relative_to(mixed))
+    for row in range(len(old)):
+        assert_same(old.read_case(row), new.read_case(row))
     for folder in (small_dataset, mixed):
         whole = open_zarr(str(folder), "train")
         assert not {"measures", "labels"} & set(whole.data_vars)
@@ -105,6 +112,17 @@ def test_scalars_of_cases_have_their_names_whichever_way_a_part_holds_them(small
             assert float(whole.height[number]) == measures.height
             assert int(whole.num_edges[number]) == measures.num_edges
             assert whole.design_id.values[number] == rows[case_id].design_id
+
+
+def test_a_part_of_a_later_version_is_refused(small_dataset: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "later"
+    shutil.copytree(small_dataset, folder)
+    path = max((folder / "lpbf.zarr" / "train").glob("0*"))
+    zarr.open_group(path, mode="r+").attrs[LAYOUT_NAME] = 3
+    words = r"Zarr part .* has layout 3, this package reads 1 to 2; upgrade the package"
+    for read in (lambda: ZarrPart(path), lambda: open_zarr(str(folder), "train")):
+        with pytest.raises(SchemaError, match=words):
+            read()
 
 
 def test_importing_the_package_loads_no_torch() -> None:
