@@ -38,7 +38,7 @@ _MOVED: Final = {
 
 _DIMENSIONS: Final = ("in_dim", "out_dim")
 _EXECUTION: Final = "mixer"
-"""How a model is computed; earlier versions named it among the sizes of a model, today it is an option of the recipe."""
+"""How a model is computed: an option of the recipe, which earlier versions named among the sizes of a model."""
 
 
 @dataclass(frozen=True)

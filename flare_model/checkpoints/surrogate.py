@@ -62,8 +62,8 @@ class Surrogate(nn.Module, Pretrained):
 
         Raises:
             UsageError: If a forward-mode derivative is asked for of attention that has none, or a coordinate or feature
-                isn't finite; `torch.func.vmap` lets nobody look at them. In training nobody looks: batches were looked at on the
-                host, and to look at the device is to wait for it.
+                isn't finite; `torch.func.vmap` lets nobody look at them. In training nobody looks: batches were
+                looked at on the host, and to look at the device is to wait for it.
         """
         exists = None if mask is None else torch.as_tensor(mask)
         scaled = self._taken(points, "points", exists) / self.point_scale
@@ -77,8 +77,8 @@ class Surrogate(nn.Module, Pretrained):
             if "forward AD" not in str(error):
                 raise
             raise UsageError(
-                "PyTorch's attention has no forward-mode derivative (jvp, jacfwd, hessian): take jacrev or grad, or let "
-                'FLARE mix written out, flare_model.layers.mixer.mix_by(surrogate.model, "reference")'
+                "PyTorch's attention has no forward-mode derivative (jvp, jacfwd, hessian): take jacrev or grad, or "
+                'let FLARE mix written out, flare_model.layers.mixer.mix_by(surrogate.model, "reference")'
             ) from error
         return normalised.float() * self.target_std + self.target_mean
 
@@ -120,7 +120,7 @@ def _can_be_looked_at(values: Tensor) -> bool:
 
 
 def _is_finite(values: Tensor) -> bool:
-    """Whether all numbers are finite; under `torch.func.vmap`, which lets nobody look at them, they are taken as such."""
+    """Whether all numbers are finite; under `torch.func.vmap`, which lets nobody look, they are taken as such."""
     try:
         return bool(values.isfinite().all())
     except RuntimeError as error:

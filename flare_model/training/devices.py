@@ -128,7 +128,7 @@ def first_does(fabric: Fabric, action: Callable[[], None]) -> None:
     if fabric.is_global_zero:
         try:
             action()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (raised again, once the others know)
             failed = error
     said = fabric.broadcast("" if failed is None else str(failed) or type(failed).__name__)
     if failed is not None:

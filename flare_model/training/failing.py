@@ -17,8 +17,8 @@ _CASES: Final = 4
 """So many cases of a step are named."""
 
 IN_TRAINING: Final = (
-    "lower --recipe.batch_size or --recipe.max_points, thin parts with --thin_to, leave large parts out of the data set, "
-    "or train with --recipe.activation_checkpointing true and --recipe.step_graphs false"
+    "lower --recipe.batch_size or --recipe.max_points, thin parts with --thin_to, leave large parts out of the data "
+    "set, or train with --recipe.activation_checkpointing true and --recipe.step_graphs false"
 )
 """What helps where a step of training doesn't fit into memory."""
 

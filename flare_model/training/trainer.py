@@ -129,8 +129,7 @@ class Trainer:
                 self.table.close()
 
     def _note_position(self) -> None:
-        """Where to go on from, should the next step fail: the loader has handed out its batches then, and the model may
-        have drawn."""
+        """Where to go on from, should the next step fail: the loader has moved on then, the model may have drawn."""
         self._position = replace(self.counters), self.loader.state_dict(), random_state()
 
     def _keep_what_was_done(self, error: Exception) -> None:

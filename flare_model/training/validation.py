@@ -120,7 +120,6 @@ class Validation:
         sums = cast("Tensor", self.fabric.all_reduce(sums.to(self.fabric.device), reduce_op="sum")).cpu()
         return {n: RelativeL2(float(row[0]), int(row[1]), int(row[2])) for n, row in zip(totals, sums, strict=True)}
 
-
     def _memory_cure(self, batch: Batch) -> str:
         """What helps where a batch of validation doesn't fit into memory: it keeps to few of the recipe's options."""
         recipe, cures = self.settings.recipe, []

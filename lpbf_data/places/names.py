@@ -26,7 +26,7 @@ def checked_name(relative: str) -> str:
     outside = relative.startswith("/") or ".." in parts or any(_DRIVE.match(part) for part in parts)
     if outside or "\\" in relative or "\0" in relative:
         raise StoreError(
-            f"the data set names a file {relative!r}, which would lie outside of it: it isn't read; ask for a sound data "
-            "set where this one comes from"
+            f"the data set names a file {relative!r}, which would lie outside of it: it isn't read; ask for a sound "
+            "data set where this one comes from"
         )
     return relative

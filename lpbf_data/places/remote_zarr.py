@@ -50,6 +50,10 @@ class RemoteZarr(Store):  # noqa: PLW1641 (no store of zarr has a hash)
             raise ValueError("a group on a server can't be written to")
         return self
 
+    def fetch(self, key: str, start: int, stop: int | None) -> bytes:
+        """Some bytes of a key; up to its end where stop is None, and from its end where start is negative."""
+        return self._files.read_range(f"{self._folder}/{key}", start, stop)
+
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Content of a key or some of it; None where there is none."""
         start, stop = _limits(byte_range)

@@ -161,10 +161,14 @@ class SplitReader:
         """
         with self._reading():
             store = self._fetch(indices, selection)
-            found = [self._read_one(indices[0], store, selection)]
-            with contextlib.suppress(StoreError):  # they are errors of their own cases, once these are asked for
-                for index in indices[1:]:
-                    found.append(self._read_one(index, store, selection))  # noqa: PERF401 (keeps those before an error)
+            try:
+                found = [self._read_one(indices[0], store, selection)]
+                with contextlib.suppress(StoreError):  # they are errors of their own cases, once these are asked for
+                    for index in indices[1:]:
+                        found.append(self._read_one(index, store, selection))  # noqa: PERF401 (those before an error)
+            finally:
+                if isinstance(store, ZarrPart):
+                    store.let_go()
         return found
 
     def _fetch(self, indices: Sequence[int], selection: Selection) -> ParquetShard | ZarrPart | None:
@@ -174,9 +178,12 @@ class SplitReader:
         first = self.addresses[indices[0]]
         with _Telling(self.folder.name, first):
             shard = self._shard(first)
-            if not isinstance(shard, RemoteShard):
-                return shard
-            return shard.fetch([self.addresses[index].row for index in indices], ["case_id", *columns_of(selection)])
+            rows = [self.addresses[index].row for index in indices]
+            if isinstance(shard, RemoteShard):
+                return shard.fetch(rows, ["case_id", *columns_of(selection)])
+            if isinstance(shard, ZarrPart):
+                shard.fetch(rows, selection)
+            return shard
 
     def _read_one(self, index: int, store: ParquetShard | ZarrPart | None, selection: Selection) -> Arrays:
         address = self.addresses[index]
@@ -205,7 +212,9 @@ class SplitReader:
         """
         shard = self._open.get(self.addresses[index].shard)
         # The first case of a shard is fetched alone: it should arrive soon, and its neighbours may never be asked for.
-        if not isinstance(shard, RemoteShard) or not shard.has_row(self.addresses[index].row):
+        if shard is None or isinstance(shard, ParquetShard) or not shard.has_row(self.addresses[index].row):
+            return []
+        if isinstance(shard, ZarrPart) and not shard.is_remote:
             return []
         size = shard.row_bytes(self.addresses[index].row)
         found: list[int] = []

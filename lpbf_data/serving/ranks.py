@@ -14,7 +14,10 @@ import torch
 from lpbf_data.errors import UsageError
 
 _SHARING: Final = frozenset({"BatchSamplerShard", "DataLoaderDispatcher", "IterableDatasetShard"})
-"""Classes of accelerate, and of transformers after it, that share out among processes what they iterate over."""
+"""Classes that share out among processes what they iterate over."""
+
+_THEIRS: Final = ("accelerate.", "transformers.")
+"""Whose classes these are; transformers has some of the same names."""
 
 
 class RanksWarning(UserWarning):
@@ -70,7 +73,8 @@ def shared_by_wrapper() -> bool:
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_qualname.partition(".")[0] in _SHARING:
+        within = frame.f_code.co_qualname.partition(".")[0] in _SHARING
+        if within and str(frame.f_globals.get("__name__", "")).startswith(_THEIRS):
             return True
         frame = frame.f_back
     return False

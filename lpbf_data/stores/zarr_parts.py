@@ -10,7 +10,7 @@ and lie apart (planar), because equal things compress well together:
 
 Numbers and texts of cases lie in one array each, `measures` and `labels`, since an array takes two files; the attribute
 `components` names their rows, as it does for fields. That is layout 2, which the attribute `lpbf_part_layout` names.
-Parts without it have layout 1, an array for every number and text instead; both are read, and one data set may hold both.
+Parts without it have layout 1, an array for every number and text instead; both are read, also in one data set.
 What the arrays mean didn't change, so the schema version, which counts that, is the same.
 
 Connectivity is zero-based within its case. A part is written whole by one task.
@@ -38,9 +38,11 @@ from lpbf_data.case.case import Case, Scalar
 from lpbf_data.case.record import ATTRIBUTE_TYPES
 from lpbf_data.case.schema import FIELDS, SCHEMA_VERSION, FieldSpec
 from lpbf_data.errors import SchemaError, StoreError
+from lpbf_data.places.remote_zarr import RemoteZarr
 from lpbf_data.refusals import unreadable
 from lpbf_data.stores.selection import TARGET_COMPONENT, TARGET_FIELD, Arrays, Selection
-from lpbf_data.stores.zarr_quick_reader import ShardedArray, open_sharded_array
+from lpbf_data.stores.zarr_fetching import FetchedPart
+from lpbf_data.stores.zarr_quick_reader import ShardedArray, Spans, open_sharded_array
 
 ZARR_NAME: Final = "lpbf.zarr"
 TABLES: Final = ("measures", "labels")
@@ -54,6 +56,7 @@ _READING: Final = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
 # Several writing threads would order the inner chunks of a shard as they finish: the same input, other bytes.
 _WRITING: Final = _READING | {"async.concurrency": 1, "threading.max_workers": 1}
 _settings_lock = threading.RLock()
+_KINDS: Final = ("point", "cell")
 _CF: Final = {"Conventions": "CF-1.12", "featureType": "point"}
 
 
@@ -220,11 +223,14 @@ class ZarrPart:
         # zarrs reads from this machine's disks; elsewhere zarr-python does, chunk by chunk.
         self._reading = {} if self._folder is None else _READING
         self._short: dict[str, ShardedArray | None] = {}
+        self._fetched = FetchedPart(store, self.name) if isinstance(store, RemoteZarr) else None
         try:
             attributes = self._attributes()
             check_layout(attributes, self.name)
             self.case_ids: tuple[str, ...] = tuple(attributes["case_ids"])
-            self._offsets = {kind: self._read_all(f"{kind}_offset").tolist() for kind in ("point", "cell")}
+            if self._fetched is not None:
+                self._fetched.fetch({f"{kind}_offset": () for kind in _KINDS})
+            self._offsets = {kind: self._read_all(f"{kind}_offset").tolist() for kind in _KINDS}
         except (OSError, KeyError, TypeError, ValueError) as error:
             damage = f" can't be opened ({error}); build the data set again"
             raise unreadable(f"Zarr part {self.name}", error, damage) from error
@@ -236,6 +242,8 @@ class ZarrPart:
             return zarr.open_group(self._store, mode="r", zarr_format=3)
 
     def _attributes(self) -> Mapping[str, Any]:
+        if self._fetched is not None:
+            return self._fetched.attributes()
         if self._folder is None:
             return cast("Mapping[str, Any]", self._group.attrs)
         return cast("Mapping[str, Any]", json.loads((self._folder / "zarr.json").read_bytes())["attributes"])
@@ -254,8 +262,10 @@ class ZarrPart:
         """Id of a case."""
         return self.case_ids[row]
 
-    def _short_way(self, name: str) -> ShardedArray | None:
-        """The array, where it lies on this machine in the layout that can be read directly."""
+    def _short_way(self, name: str) -> Spans | None:
+        """The array, where it has the layout that can be read directly."""
+        if self._fetched is not None:
+            return self._fetched.array(name)
         if name not in self._short:
             self._short[name] = None if self._folder is None else open_sharded_array(self._folder / name)
         return self._short[name]
@@ -285,6 +295,46 @@ class ZarrPart:
             return short.read(start, stop, components)
         planar = np.atleast_2d(self._read(name, (..., slice(start, stop))))
         return np.ascontiguousarray(planar[components].T)
+
+    def _spans(self, row: int, selection: Selection) -> dict[str, tuple[int, int]]:
+        """What a case needs of each array."""
+        kinds = {"points": "point"} | {spec.name: spec.location for spec in selection.fields}
+        kinds |= {TARGET_FIELD: "point"} if selection.target else {}
+        kinds |= {"cells": "cell"} if selection.reads_cells else {}
+        return {name: (self._offsets[kind][row], self._offsets[kind][row + 1]) for name, kind in kinds.items()}
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies elsewhere, so that cases are worth fetching together."""
+        return self._fetched is not None
+
+    def fetch(self, rows: Sequence[int], selection: Selection) -> None:
+        """Fetch what some cases need, where the part lies elsewhere, and keep it until `let_go`.
+
+        Args:
+            rows: Numbers of the cases in the part.
+            selection: What is going to be read.
+
+        Raises:
+            UnreachableError: If it can't be fetched now.
+        """
+        if self._fetched is not None:
+            each = [self._spans(row, selection) for row in rows if 0 <= row < len(self)]
+            self._fetched.fetch({name: [spans[name] for spans in each] for name in (each[0] if each else ())})
+
+    def let_go(self) -> None:
+        """Keep nothing of what was fetched."""
+        if self._fetched is not None:
+            self._fetched.let_go()
+
+    def has_row(self, row: int) -> bool:
+        """Whether there is such a case: manifests can name others."""
+        return 0 <= row < len(self)
+
+    def row_bytes(self, row: int) -> int:
+        """Stored bytes of a case in those arrays that were read already, where the part lies elsewhere."""
+        everything = Selection(tuple(FIELDS.values()))  # to ask which of them are stored would be to list them
+        return 0 if self._fetched is None else self._fetched.bytes_of(self._spans(row, everything))
 
     def read_arrays(self, row: int, selection: Selection) -> tuple[Arrays, NDArray[np.int32] | None]:
         """The selected arrays of one case but those made from its connectivity, and the connectivity if it is needed.

@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +91,101 @@ def _close(descriptor: int) -> None:
     _open_files.give_back()
 
 
-class ShardedArray:
-    """Spans of the last dimension of one array.
+class Spans:
+    """Spans of the last dimension of one array, whose stored chunks come from anywhere.
+
+    Args:
+        name: How errors call the array.
+        layout: What its metadata says.
+    """
+
+    _index: NDArray[np.uint64]
+
+    def __init__(self, name: str, layout: ShardLayout) -> None:
+        self.name = name
+        self._layout = layout
+
+    @property
+    def components(self) -> int:
+        """Size of the first dimension; 1 where there is only one dimension."""
+        return self._layout.components
+
+    @property
+    def length(self) -> int:
+        """Size of the last dimension."""
+        return self._layout.length
+
+    def chunks(self, start: int, stop: int) -> range:
+        """Numbers of the inner chunks that hold a span."""
+        length = self._layout.chunk_length
+        return range(start // length, (stop - 1) // length + 1)
+
+    def stored(self, chunks: range) -> Sequence[NDArray[np.uint8]]:
+        """Stored bytes of consecutive chunks."""
+        raise NotImplementedError
+
+    def read(self, start: int, stop: int, components: slice = slice(None)) -> NDArray[Any]:
+        """Values of a span, point by point.
+
+        Args:
+            start: First position.
+            stop: One past the last position.
+            components: Which components.
+
+        Returns:
+            [stop - start, components], owned by the caller.
+
+        Raises:
+            StoreError: If a chunk is missing, cut or altered.
+        """
+        length = self._layout.chunk_length
+        rows = range(*components.indices(self.components))
+        out = np.empty((stop - start, len(rows)), self._layout.dtype)
+        scratch = np.empty((self.components, length), self._layout.dtype)
+        numbers = self.chunks(start, stop)
+        for number, stored in zip(numbers, self.stored(numbers), strict=True):
+            low, high = max(start, number * length), min(stop, (number + 1) * length)
+            target = out[low - start : high - start]
+            # A whole chunk of the only component has the layout of the result: no detour is needed.
+            direct = self.components == 1 and high - low == length
+            chunk = target.reshape(1, -1) if direct else scratch
+            self._decode(number, stored, chunk)
+            if not direct:
+                for column, row in enumerate(rows):
+                    target[:, column] = chunk[row, low - number * length : high - number * length]
+        return out
+
+    def _decode(self, number: int, stored: NDArray[np.uint8], out: NDArray[Any]) -> None:
+        if len(stored) != int(self._index[number, 1]) or not _is_intact(stored):
+            raise StoreError(f"chunk {number} of {self.name} is cut or altered; verify the data set")
+        try:
+            numcodecs.blosc.decompress(stored[:-_CRC_BYTES], out)
+        except (RuntimeError, ValueError) as error:
+            raise StoreError(f"chunk {number} of {self.name}: {error}; verify the data set") from error
+
+
+def decoded_index(data: NDArray[np.uint8], layout: ShardLayout, end: int, name: str) -> NDArray[np.uint64]:
+    """Offset and size of each inner chunk, [chunks, 2].
+
+    Args:
+        data: The end of the shard, as long as its index should be.
+        layout: What the metadata of the array says.
+        end: Size of the shard, or a bound of it.
+        name: How errors call the array.
+
+    Raises:
+        StoreError: If it is cut or altered, or points outside the shard.
+    """
+    if len(data) != layout.index_bytes or not _is_intact(data):
+        raise StoreError(f"the shard index of {name} is cut or altered; verify the data set")
+    index = data[:-_CRC_BYTES].view("<u8").reshape(-1, 2)
+    if (index > end).any() or (index.sum(axis=1) > end).any():
+        raise StoreError(f"the shard index of {name} points outside its file; verify the data set")
+    return index
+
+
+class ShardedArray(Spans):
+    """Spans of an array on this machine.
 
     Args:
         folder: Folder of the array.
@@ -103,9 +196,8 @@ class ShardedArray:
     """
 
     def __init__(self, folder: Path, layout: ShardLayout) -> None:
-        self.name = str(folder)
-        self._layout = layout
-        self._path = folder.joinpath("c", *["0"] * layout.dimensions)
+        super().__init__(str(folder), layout)
+        self._path = folder / layout.shard_name
         self._kept: int | None = None
         self._state = (0, 0, 0)
         self._keep_open()
@@ -148,16 +240,6 @@ class ShardedArray:
         finally:
             os.close(file)
 
-    @property
-    def components(self) -> int:
-        """Size of the first dimension; 1 where there is only one dimension."""
-        return self._layout.components
-
-    @property
-    def length(self) -> int:
-        """Size of the last dimension."""
-        return self._layout.length
-
     def _read_bytes(self, file: int, offset: int, size: int) -> NDArray[np.uint8]:
         try:
             return np.frombuffer(os.pread(file, size, offset), np.uint8)
@@ -166,65 +248,20 @@ class ShardedArray:
 
     def _read_index(self, file: int) -> NDArray[np.uint64]:
         """Offset and size of each inner chunk, [chunks, 2]."""
-        size = 16 * self._layout.num_chunks
-        end = os.fstat(file).st_size
-        data = self._read_bytes(file, max(end - size - _CRC_BYTES, 0), size + _CRC_BYTES)
-        if len(data) != size + _CRC_BYTES or not _is_intact(data):
-            raise StoreError(f"the shard index of {self.name} is cut or altered; verify the data set")
-        index = data[:size].view("<u8").reshape(-1, 2)
-        if (index > end).any() or (index.sum(axis=1) > end).any():
-            raise StoreError(f"the shard index of {self.name} points outside its file; verify the data set")
-        return index
+        size, end = self._layout.index_bytes, os.fstat(file).st_size
+        return decoded_index(self._read_bytes(file, max(end - size, 0), size), self._layout, end, self.name)
 
-    def read(self, start: int, stop: int, components: slice = slice(None)) -> NDArray[Any]:
-        """Values of a span, point by point.
-
-        Args:
-            start: First position.
-            stop: One past the last position.
-            components: Which components.
-
-        Returns:
-            [stop - start, components], owned by the caller.
-
-        Raises:
-            StoreError: If a chunk is missing, cut or altered.
-        """
-        length = self._layout.chunk_length
-        rows = range(*components.indices(self.components))
-        out = np.empty((stop - start, len(rows)), self._layout.dtype)
-        scratch = np.empty((self.components, length), self._layout.dtype)
-        first, last = start // length, (stop - 1) // length
-        with self._opened() as file:
-            stored = self._read_chunks(file, first, last)
-        for number in range(first, last + 1):
-            low, high = max(start, number * length), min(stop, (number + 1) * length)
-            target = out[low - start : high - start]
-            # A whole chunk of the only component has the layout of the result: no detour is needed.
-            direct = self.components == 1 and high - low == length
-            chunk = target.reshape(1, -1) if direct else scratch
-            self._decode(number, stored[number - first], chunk)
-            if not direct:
-                for column, row in enumerate(rows):
-                    target[:, column] = chunk[row, low - number * length : high - number * length]
-        return out
-
-    def _read_chunks(self, file: int, first: int, last: int) -> list[NDArray[np.uint8]]:
+    def stored(self, chunks: range) -> list[NDArray[np.uint8]]:
         """Stored bytes of consecutive chunks, in one read where they lie one after the other."""
-        spans = [(int(offset), int(size)) for offset, size in self._index[first : last + 1]]
+        if not chunks:
+            return []
+        spans = [(int(offset), int(size)) for offset, size in self._index[chunks.start : chunks.stop]]
         begin, end = spans[0][0], spans[-1][0] + spans[-1][1]
-        if end - begin != sum(size for _, size in spans):
-            return [self._read_bytes(file, offset, size) for offset, size in spans]
-        whole = self._read_bytes(file, begin, end - begin)
+        with self._opened() as file:
+            if end - begin != sum(size for _, size in spans):
+                return [self._read_bytes(file, offset, size) for offset, size in spans]
+            whole = self._read_bytes(file, begin, end - begin)
         return [whole[offset - begin : offset - begin + size] for offset, size in spans]
-
-    def _decode(self, number: int, stored: NDArray[np.uint8], out: NDArray[Any]) -> None:
-        if len(stored) != int(self._index[number, 1]) or not _is_intact(stored):
-            raise StoreError(f"chunk {number} of {self.name} is cut or altered; verify the data set")
-        try:
-            numcodecs.blosc.decompress(stored[:-_CRC_BYTES], out)
-        except (RuntimeError, ValueError) as error:
-            raise StoreError(f"chunk {number} of {self.name}: {error}; verify the data set") from error
 
 
 def _is_intact(data: NDArray[np.uint8]) -> bool:
@@ -254,8 +291,18 @@ class ShardLayout:
     num_chunks: int
     dtype: np.dtype[Any]
 
+    @property
+    def index_bytes(self) -> int:
+        """Size of the index at the end of the shard, with its checksum."""
+        return 16 * self.num_chunks + _CRC_BYTES
 
-def _layout_of(metadata: dict[str, Any]) -> ShardLayout | None:
+    @property
+    def shard_name(self) -> str:
+        """Name of the shard in the folder of the array."""
+        return "/".join(["c", *["0"] * self.dimensions])
+
+
+def layout_of(metadata: dict[str, Any]) -> ShardLayout | None:
     """What `zarr.json` says; None where the array is laid out in another way."""
     shape = tuple(metadata["shape"])
     outer = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
@@ -293,7 +340,7 @@ def open_sharded_array(folder: Path) -> ShardedArray | None:
     if not hasattr(os, "pread"):  # Windows
         return None
     try:
-        layout = _layout_of(json.loads((folder / "zarr.json").read_bytes()))
+        layout = layout_of(json.loads((folder / "zarr.json").read_bytes()))
     except FileNotFoundError:
         return None
     except OSError as error:

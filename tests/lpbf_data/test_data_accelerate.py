@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import accelerate.data_loader
 import pytest
+from torch.utils.data import IterableDataset
 
 from lpbf_data import load_dataset
+from lpbf_data.serving import ranks
 from tests.lpbf_data.launch_support import run_ranks
 from tests.lpbf_data.loader_support import expected
 
@@ -74,6 +79,44 @@ def check_epochs(small_dataset: Path, found: Any, kind: str, workers: int, metho
             first = [number for batch in (batches[0][0], batches[1][0]) for number in batch]
             assert first == [int(name.split("_")[0]) for name in expected(small_dataset, epoch)[: len(first)]]
     assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_every_class_of_accelerate_that_shares_out_is_known() -> None:
+    """A version that has another one, or other methods that iterate, fails here and not in somebody's epoch."""
+    theirs = {
+        name: found
+        for name, found in vars(accelerate.data_loader).items()
+        if inspect.isclass(found) and found.__module__ == accelerate.data_loader.__name__
+    }
+    told = {name for name, found in theirs.items() if "process_index" in inspect.signature(found).parameters}
+    sends = {name for name, found in theirs.items() if "broadcast_object_list" in inspect.getsource(found)}
+    assert told | sends == ranks._SHARING
+    assert set(theirs) - ranks._SHARING == {
+        "DataLoaderAdapter", "DataLoaderShard", "DataLoaderStateMixin", "SeedableRandomSampler", "SkipBatchSampler",
+        "SkipDataLoader",
+    }  # fmt: skip
+    for name in ranks._SHARING:
+        for method in (theirs[name].__iter__, getattr(theirs[name], "_fetch_batches", None), theirs[name].__len__):
+            if method is not None and method.__qualname__.startswith(name):
+                assert inspect.unwrap(method).__globals__["__name__"].startswith(ranks._THEIRS)
+
+
+class IterableDatasetShard:
+    """Somebody's own, by the same name: it shares nothing out."""
+
+    def __iter__(self) -> Iterator[bool]:
+        yield ranks.shared_by_wrapper()
+
+
+def test_a_class_by_the_same_name_is_no_wrapper() -> None:
+    assert list(IterableDatasetShard()) == [False]
+    wrapper = accelerate.data_loader.IterableDatasetShard(Asking(), batch_size=1, num_processes=1, process_index=0)
+    assert list(wrapper) == [True]
+
+
+class Asking(IterableDataset[bool]):
+    def __iter__(self) -> Iterator[bool]:
+        yield ranks.shared_by_wrapper()
 
 
 def test_a_loader_of_the_package_stays_as_it_is_and_ranks_that_were_asked_for_are_refused(

@@ -317,7 +317,7 @@ def test_names_that_lead_out_of_a_data_set_are_neither_read_nor_written(
         for action in (files.read, files.names, files.local_path, lambda n, f=files: f.read_range(n, 0, 4)):
             if action == files.local_path and isinstance(files, UrlFiles):
                 continue  # nothing of it lies here
-            with pytest.raises(StoreError, match="names a file .* which would lie outside of it: it isn't read"):
+            with pytest.raises(StoreError, match=r"names a file .* which would lie outside of it: it isn't read"):
                 action(name)
     files = HubFiles("user/lpbf", **there)
     with pytest.raises(StoreError, match="would lie outside of it"):
@@ -334,9 +334,10 @@ def test_a_listing_without_an_end_is_an_error(
     monkeypatch.setattr("lpbf_data.places.hub._PAGES", 20)
     hub.endless = "the same page" if again else "another page"
     files = HubFiles("user/lpbf", **there)
-    with pytest.raises(StoreError, match=rf"lists data of user/lpbf without an end \({1 if again else 20} pages so far\)"):
+    pages = 1 if again else 20
+    with pytest.raises(StoreError, match=rf"lists data of user/lpbf without an end \({pages} pages so far\)"):
         files.names("data")
-    assert sum("/tree/" in request.path for request in hub.log) == (1 if again else 20)
+    assert sum("/tree/" in request.path for request in hub.log) == pages
 
 
 @pytest.mark.parametrize("error", [ImportError("s3fs"), MemoryError(), TypeError("no bytes"), AttributeError("x")])

@@ -1,0 +1,163 @@
+"""Zarr parts elsewhere: what some cases need of each array, in few large requests, those of several arrays at once.
+
+It knows the same layout as the [quick reader][lpbf_data.stores.zarr_quick_reader]; where it meets another one,
+zarr-python reads chunk by chunk.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpbf_data.errors import MissingFileError, StoreError, UnreachableError
+from lpbf_data.places.ranges import merge_ranges
+from lpbf_data.stores.zarr_quick_reader import ShardLayout, Spans, decoded_index, layout_of
+
+_AT_ONCE: Final = 8
+"""Arrays that are asked for at the same time."""
+_BOUND: Final = 1 << 62
+"""No shard is larger; how large it is isn't asked."""
+_SHORT_GAP: Final = 1 << 16
+"""Bytes between two chunks that are fetched rather than spent a request on: gaps in a shard are other cases."""
+
+Span = tuple[int, int]
+
+
+class RemoteGroup(Protocol):
+    """A Zarr group whose keys are read by ranges."""
+
+    def fetch(self, key: str, start: int, stop: int | None) -> bytes:
+        """Some bytes of a key; from its end where start is negative."""
+
+
+@contextmanager
+def _left_to_its_case() -> Iterator[None]:
+    """Damage is told by the case that meets it when it is read; what can't be reached now is told at once."""
+    try:
+        yield
+    except UnreachableError:
+        raise
+    except StoreError:
+        pass
+
+
+class FetchedArray(Spans):
+    """Spans of an array elsewhere.
+
+    Args:
+        group: The group.
+        array: Name of the array in it.
+        name: How errors call the array.
+        layout: What its metadata says.
+
+    Raises:
+        StoreError: If its shard is missing, cut or altered.
+    """
+
+    def __init__(self, group: RemoteGroup, array: str, name: str, layout: ShardLayout) -> None:
+        super().__init__(name, layout)
+        self._group = group
+        self._key = f"{array}/{layout.shard_name}"
+        tail = self._bytes(-layout.index_bytes, None)
+        self._index = decoded_index(tail, layout, _BOUND, name)
+        self._kept: dict[int, NDArray[np.uint8]] = {}
+
+    def _bytes(self, start: int, stop: int | None) -> NDArray[np.uint8]:
+        return np.frombuffer(self._group.fetch(self._key, start, stop), np.uint8)
+
+    def size_of(self, span: Span) -> int:
+        """Stored bytes of the chunks that hold a span."""
+        numbers = self.chunks(*span)
+        return int(self._index[numbers.start : numbers.stop, 1].sum())
+
+    def fetch(self, spans: Iterable[Span]) -> None:
+        """Fetch the chunks of some spans, and keep them; those that are cut are left to the case that needs them.
+
+        Raises:
+            UnreachableError: If they can't be fetched now.
+        """
+        numbers = sorted({number for span in spans for number in self.chunks(*span)} - self._kept.keys())
+        places = {number: (int(self._index[number, 0]), int(self._index[number].sum())) for number in numbers}
+        for start, stop in merge_ranges(places.values(), gap=_SHORT_GAP):
+            with _left_to_its_case():
+                data = self._bytes(start, stop)
+                within = {n: place for n, place in places.items() if start <= place[0] and place[1] <= stop}
+                self._kept |= {n: data[begin - start : end - start] for n, (begin, end) in within.items()}
+
+    def let_go(self) -> None:
+        """Keep no chunks."""
+        self._kept = {}
+
+    def stored(self, chunks: range) -> Sequence[NDArray[np.uint8]]:
+        """Stored bytes of consecutive chunks: those that were fetched, else by a request each."""
+        places = [(int(self._index[n, 0]), int(self._index[n].sum())) for n in chunks]
+        found = [self._kept.get(number) for number in chunks]
+        return [self._bytes(*place) if data is None else data for data, place in zip(found, places, strict=True)]
+
+
+class FetchedPart:
+    """The arrays of a part elsewhere that were asked for.
+
+    Args:
+        group: The part.
+        name: How errors call it.
+    """
+
+    def __init__(self, group: RemoteGroup, name: str) -> None:
+        self._group = group
+        self._name = name
+        self._arrays: dict[str, FetchedArray | None] = {}
+
+    def attributes(self) -> Mapping[str, Any]:
+        """Attributes of the group."""
+        found: Mapping[str, Any] = json.loads(self._group.fetch("zarr.json", 0, None))["attributes"]
+        return found
+
+    def array(self, name: str) -> FetchedArray | None:
+        """An array; None where it isn't there, or has another layout than the one that is read here."""
+        if name not in self._arrays:
+            self._arrays[name] = self._open(name)
+        return self._arrays[name]
+
+    def _open(self, name: str) -> FetchedArray | None:
+        try:
+            layout = layout_of(json.loads(self._group.fetch(f"{name}/zarr.json", 0, None)))
+        except MissingFileError:
+            return None
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            what = f"{self._name}/{name}/zarr.json"
+            raise StoreError(f"{what} can't be understood ({error}); verify the data set") from error
+        return None if layout is None else FetchedArray(self._group, name, f"{self._name}/{name}", layout)
+
+    def fetch(self, spans: Mapping[str, Sequence[Span]]) -> None:
+        """Fetch what some spans of some arrays need, all arrays at once.
+
+        Raises:
+            UnreachableError: If it can't be fetched now. What is damaged is told when it is read.
+        """
+
+        def fetch_one(name: str) -> None:
+            with _left_to_its_case():
+                array = self.array(name)
+                if array is not None:
+                    array.fetch(spans[name])
+
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="lpbf-fetch") as threads:
+            list(threads.map(fetch_one, spans))
+
+    def let_go(self) -> None:
+        """Keep no chunks."""
+        for array in self._arrays.values():
+            if array is not None:
+                array.let_go()
+
+    def bytes_of(self, spans: Mapping[str, Span]) -> int:
+        """Stored bytes of a span of each array that was read already; others don't count."""
+        known = {name: self._arrays.get(name) for name in spans}
+        return sum(array.size_of(spans[name]) for name, array in known.items() if array is not None)
