@@ -152,16 +152,20 @@ def prepared(
     request: BuildRequest, resources: Resources, scans: Sequence[SourceScan], workspace: Workspace, target: Target
 ) -> Iterator[Preparation]:
     """List the sources and hold them against what the output folder has; the workspace is locked by the caller."""
-    from pipelines.building.listing import drop_duplicates, list_sources
+    from pipelines.building.listing import list_sources
+    from pipelines.building.same_ids import drop_duplicates
 
     with open_engine(resources) as engine:
         found = list_sources(request.sources, scans, engine, workspace)
-        locations, duplicates, copies = drop_duplicates(found.locations)
-        failures, remarks = (*duplicates, *found.failures), (*found.remarks, *copies)
-        known = {x.case_id for x in locations} | {record.case_id for record in failures}
-        manifest = _earlier_manifest(request, target, known)
+        manifest = _earlier_manifest(target)
+        before = manifest.records if manifest else ()
+        cases = drop_duplicates(
+            found.locations, {(x.source.archive, x.source.member): x.case_id for x in before if x.status == "kept"}
+        )
+        failures, remarks = (*cases.failures, *found.failures), (*found.remarks, *cases.remarks)
+        _check_nothing_is_dropped(request, before, {x.case_id for x in (*cases.unique, *failures)})
         earlier = _earlier_splits(request, target, manifest)
-        yield Preparation(engine, workspace, target, locations, failures, remarks, earlier)
+        yield Preparation(engine, workspace, target, cases.unique, failures, remarks, earlier)
 
 
 def run_build(
@@ -299,21 +303,22 @@ def _open_target(request: BuildRequest) -> Target:
     return target
 
 
-def _earlier_manifest(request: BuildRequest, target: Target, found: set[str]) -> Manifest | None:
-    """The manifest of an earlier build of the same set; refuse to drop cases that the sources don't hold."""
+def _earlier_manifest(target: Target) -> Manifest | None:
+    """The manifest of an earlier build of the same set."""
     from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest
 
     data = target.read(MANIFEST_NAME)
-    if data is None:
-        return None
-    manifest = decode_manifest(data)
-    missing = sorted({r.case_id for r in manifest.records if r.status == "kept" and r.case_id not in found})
+    return None if data is None else decode_manifest(data)
+
+
+def _check_nothing_is_dropped(request: BuildRequest, before: Sequence[CaseRecord], found: set[str]) -> None:
+    """Refuse to drop cases of an earlier build that the sources don't hold."""
+    missing = sorted({r.case_id for r in before if r.status == "kept" and r.case_id not in found})
     if missing and not request.replace:
         raise UsageError(
             f"{request.out} holds a data set with {len(missing)} cases that the sources don't have, {missing[0]} among "
             "them; name their sources too, choose another --out, or drop them with --replace"
         )
-    return manifest
 
 
 def _earlier_splits(request: BuildRequest, target: Target, manifest: Manifest | None) -> dict[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,11 +19,11 @@ from lpbf_data.case.record import CaseRecord, Failure, SourceRef
 from lpbf_data.console import progress
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import CaseError, FailureReason, UsageError
-from lpbf_data.remarks import Remark, Treatment
+from lpbf_data.remarks import Remark
 from pipelines.building.engine import Engine
 from pipelines.building.workspace import Workspace
 from pipelines.sources.archive import archive_at
-from pipelines.sources.case_files import CaseLocation, open_case
+from pipelines.sources.case_files import CaseLocation
 from pipelines.sources.finding import (
     Found,
     SourceScan,
@@ -33,7 +33,6 @@ from pipelines.sources.finding import (
     scan_source,
     sorted_found,
 )
-from pipelines.sources.grouping import runs_of
 from pipelines.sources.member_index import IndexRange, write_index
 from pipelines.sources.places import mark_of
 
@@ -165,75 +164,3 @@ def list_sources(sources: Sequence[str], scans: Sequence[SourceScan], engine: En
     if not everything.locations and not everything.failures:
         raise no_case_found(sources, [everything])
     return everything
-
-
-def drop_duplicates(
-    locations: Sequence[CaseLocation],
-) -> tuple[list[CaseLocation], list[CaseRecord], tuple[Remark, ...]]:
-    """Cases of one id are one case when their bytes agree; otherwise they get the names of their runs, or fail.
-
-    Args:
-        locations: Every case that was found.
-
-    Returns:
-        One location an id, sorted by it; a failure for each case whose id another case with other content has; and what
-        is said of copies and of cases that were renamed.
-    """
-    by_id: dict[str, list[CaseLocation]] = {}
-    for location in locations:
-        by_id.setdefault(location.case_id, []).append(location)
-    unique: list[CaseLocation] = []
-    failures: list[CaseRecord] = []
-    copies: list[str] = []
-    renamed: list[str] = []
-    for case_id, places in by_id.items():
-        if len(places) == 1 or len({_content(place) for place in places}) == 1:
-            unique.append(places[0])
-            copies += [f"{place.source.archive}:{place.source.member}" for place in places[1:]]
-            continue
-        if own := _named_by_runs(places, by_id):
-            unique += own
-            renamed += [f"{x.source.archive}:{x.source.member} → {x.case_id}" for x in own]
-            continue
-        for place in places:
-            others = ", ".join(f"{o.source.archive}:{o.source.member}" for o in places if o is not place)
-            detail = (
-                f"another case with other content has the same id: {others}; rename the folder of one of them, whose "
-                "name is the id, or build them into separate data sets"
-            )
-            failure = Failure(FailureReason.DUPLICATE_CASE, detail)
-            failures.append(CaseRecord(case_id=case_id, source=place.source, failure=failure))
-    remarks = []
-    if copies:
-        sentence = "copies of a case, equal in name and content; one is kept"
-        remarks.append(Remark.of_places(Treatment.LEFT_OUT, "copies", sentence, copies))
-    if renamed:
-        sentence = "cases of different content whose folders have one name, called by what their files begin with"
-        remarks.append(Remark.of_places(Treatment.CHANGED, "renamed", sentence, renamed))
-    return sorted(unique, key=lambda x: x.case_id), failures, tuple(remarks)
-
-
-def _named_by_runs(places: Sequence[CaseLocation], taken: Collection[str]) -> list[CaseLocation]:
-    """Cases under the names of their runs; none when these don't tell them apart, or are names of other cases.
-
-    Names depend on the files alone, not on the order of sources or on what else lies there.
-    """
-    names = [_name_of_run(place) for place in places]
-    if len(set(names)) < len(names) or any(not n or (n in taken and n != places[0].case_id) for n in names):
-        return []
-    return [dataclasses.replace(place, case_id=name) for place, name in zip(places, names, strict=True)]
-
-
-def _name_of_run(location: CaseLocation) -> str:
-    try:
-        runs = runs_of(open_case(location).sizes)
-    except CaseError:
-        return ""
-    return runs[0].removesuffix("_") if len(runs) == 1 else ""
-
-
-def _content(location: CaseLocation) -> str:
-    try:
-        return open_case(location).content_digest()
-    except CaseError as error:  # unreadable: equal to nothing but itself
-        return f"{location.container}\0{location.prefix}\0{error}"

@@ -219,6 +219,21 @@ class NetfabbRun:
         """SHA-256 over name, size and CRC-32 of the files that were read so far."""
         return digest_of_contents(self._read)
 
+    def check_complete(self) -> None:
+        """Look whether every file that the case file names is there; none is opened.
+
+        Raises:
+            CaseError: If one is missing, which a copy that was cut short looks like.
+        """
+        case = self.case_file
+        names = {case.geometry_file(index) for index in range(self._num_geometries)}
+        names |= {case.variable_file(name, frame) for name in case.variables for frame in range(self.num_frames)}
+        missing = sorted(name for name in names if self._resolved(self._folder + name) not in self._files.sizes)
+        if missing:
+            others = f", and {len(missing) - 1:,} others" if len(missing) > 1 else ""
+            detail = f"the file is missing{others}"
+            raise CaseError(FailureReason.MISSING_FILE, detail, path=self._folder + missing[0])
+
     def _frame(self, frame: int) -> int:
         index = frame + self.num_frames if frame < 0 else frame
         if not 0 <= index < self.num_frames:

@@ -102,6 +102,13 @@ def test_voxels_are_hexahedra_in_another_order(tmp_path: Path, suffix: str) -> N
     part = only(tmp_path / f"voxels{suffix}")
     assert len(part.cells) == 3 * 2 * 4
     np.testing.assert_allclose(hex_corner_volumes(part.points, part.cells), 6.0)
+    # VTK finds the same cell around each place, sees the same faces outside, and has nothing to object to.
+    sizes = np.insert(part.cells, 0, 8, axis=1)
+    hexahedra = pyvista.UnstructuredGrid(sizes, np.full(len(part.cells), 12), part.points)
+    places = GRID.cell_centers().points + 0.1
+    np.testing.assert_array_equal(hexahedra.find_containing_cell(places), GRID.find_containing_cell(places))
+    assert hexahedra.extract_surface(algorithm=None).area == pytest.approx(2 * (6 * 6 + 6 * 4 + 6 * 4))
+    np.testing.assert_allclose(hexahedra.cell_quality("scaled_jacobian")["scaled_jacobian"], 1.0)
 
 
 def test_cells_of_other_kinds_are_not_lost_without_a_word(tmp_path: Path) -> None:

@@ -24,14 +24,14 @@ from lpbf_data.errors import CaseError, FailureReason, UsageError
 from lpbf_data.remarks import Remark, Treatment
 from lpbf_data.stores.manifest import decode_manifest, encode_manifest, records_to_table
 from pipelines.build import build
-from pipelines.building.listing import drop_duplicates
+from pipelines.building.same_ids import drop_duplicates
 from pipelines.ensight import read_case_file
 from pipelines.measuring.convert import measure_location
 from pipelines.netfabb.run import NetfabbRun
 from pipelines.sources import places
 from pipelines.sources.case_files import FolderFiles, open_case
 from pipelines.sources.finding import Found, find_cases
-from tests.netfabb_cases import Part, write_part, zip_folder
+from tests.netfabb_cases import TERMINATED, Part, write_part, zip_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -244,9 +244,9 @@ def test_steps_that_lie_elsewhere(model: str, times: str, complaint: str) -> Non
 def test_equal_folder_names_in_two_batches(tmp_path: Path) -> None:
     write_part(tmp_path / "one", Part("x"))
     write_part(tmp_path / "two", Part("x", amplitude=0.2))
-    unique, failures, _ = drop_duplicates(find_cases([tmp_path]).locations)
-    assert unique == []
-    details = [r.failure.failure_detail for r in failures if r.failure]
+    found = drop_duplicates(find_cases([tmp_path]).locations)
+    assert found.unique == []
+    details = [r.failure.failure_detail for r in found.failures if r.failure]
     assert [f":{batch}/x; rename the folder" in text for batch, text in zip(("two", "one"), details, strict=True)] == [
         True,
         True,
@@ -255,9 +255,43 @@ def test_equal_folder_names_in_two_batches(tmp_path: Path) -> None:
     for batch, part in (("three", "p"), ("four", "q")):
         write_part(tmp_path / batch, Part(part, interactive=True)).rename(tmp_path / batch / "run 1")
     for order in (("three", "four"), ("four", "three")):
-        unique, failures, (remark,) = drop_duplicates(find_cases([tmp_path / name for name in order]).locations)
-        assert {x.case_id: x.source.archive for x in unique} == {"p": "three", "q": "four"}
-        assert (failures, remark.kind, remark.treatment) == ([], "renamed", Treatment.CHANGED)
+        found = drop_duplicates(find_cases([tmp_path / name for name in order]).locations)
+        (remark,) = found.remarks
+        assert {x.case_id: x.source.archive for x in found.unique} == {"p": "three", "q": "four"}
+        assert (found.failures, remark.kind, remark.treatment) == ([], "renamed", Treatment.CHANGED)
+
+
+def test_a_name_is_given_once_and_stays(tmp_path: Path) -> None:
+    """A run called like its folder beside another run in a folder of that name; and a case that came before."""
+    write_part(tmp_path / "one", Part("bracket", interactive=True))
+    write_part(tmp_path / "two", Part("q", interactive=True)).rename(tmp_path / "two/bracket")
+    locations = find_cases([tmp_path / "one", tmp_path / "two"]).locations
+    for order in (locations, locations[::-1]):
+        found = drop_duplicates(order)
+        assert {x.case_id: x.source.archive for x in found.unique} == {"one_bracket": "one", "bracket": "two"}
+    for first, ids in (("one", {"bracket": "one", "q": "two"}), ("two", {"one_bracket": "one", "bracket": "two"})):
+        grown = drop_duplicates(locations, {(first, "bracket"): "bracket"})
+        assert {x.case_id: x.source.archive for x in grown.unique} == ids
+
+
+def test_a_whole_run_is_taken_before_an_incomplete_one(tmp_path: Path) -> None:
+    write_part(tmp_path / "whole", Part("x"))
+    write_part(tmp_path / "cut", Part("x"))
+    (tmp_path / "cut/x/results/mechanical00_5.tmp.ens").unlink()
+    write_part(tmp_path / "ended", Part("x", verdict=TERMINATED))
+    found = drop_duplicates(find_cases([tmp_path]).locations)
+    assert ([x.source.member for x in found.unique], found.failures) == (["whole/x"], [])
+    (remark,) = found.remarks
+    assert (remark.treatment, remark.kind, remark.count) == (Treatment.LEFT_OUT, "incomplete_runs", 2)
+    assert remark.examples[0].endswith(
+        f":cut/x (the file is missing (results/mechanical00_5.tmp.ens)), where {tmp_path.name}:whole/x is whole"
+    )
+    assert "the solver terminated" in remark.examples[1]
+    shutil.rmtree(tmp_path / "whole")  # each of the others fails by its own reason
+    found = drop_duplicates(find_cases([tmp_path]).locations)
+    assert found.unique == []
+    reasons = [r.failure.failure_reason for r in found.failures if r.failure]
+    assert reasons == [FailureReason.MISSING_FILE, FailureReason.SOLVER_TERMINATED]
 
 
 def test_a_build_tells_its_remarks_once_and_keeps_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

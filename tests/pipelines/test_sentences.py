@@ -51,3 +51,55 @@ def test_sentences_are_found() -> None:
 @pytest.mark.parametrize("place", SENTENCES)
 def test_a_sentence_of_a_remark_stands_on_the_page(place: str) -> None:
     assert plain(SENTENCES[place])[:_SHOWN].strip(" ,;") in page()
+
+
+PACKAGES = ("pipelines", "lpbf_data", "flare_model")
+_VARIES = re.compile(r"[\d(){}:;…·→=`%]+|\bnote\b|\blpbf\b|\b(?:left out|changed|guessed|repaired|kept)(?=:)")
+
+
+def said_by_code() -> str:
+    """The fixed parts of every text in the code, one a line; a text that is one in the code is one here."""
+    found: dict[str, None] = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr | ast.Constant):
+                    found |= dict.fromkeys(map(plain, constants(node)))
+    return "\n".join(found)
+
+
+def fragments() -> list[str]:
+    """What the page says that users see, cut where numbers and names stand, in pieces of four words and more."""
+    text = (ROOT / "pipelines" / "README.md").read_text(encoding="utf-8").split(HEADING)[1].split("\n## ")[0]
+    found = []
+    for line in text.splitlines():
+        if line.startswith("|") and not re.match(r"\|(-|\s*(what|met)\b)", line):
+            pieces = (plain(piece).strip(" ,.'") for piece in _VARIES.split(line.strip().strip("|").split(" | ")[-1]))
+            found += [piece for piece in pieces if len(piece.split()) >= 4]
+    return list(dict.fromkeys(found))
+
+
+SAID = said_by_code()
+
+
+def unsaid(fragment: str) -> list[str]:
+    """Words of a fragment that stand in no run of three that the code says."""
+    words, left = fragment.split(), []
+    while words:
+        length = next((n for n in range(len(words), 2, -1) if " ".join(words[:n]) in SAID), 0)
+        if not length:
+            left.append(words[0])
+        words = words[length or 1 :]
+    return left
+
+
+def test_the_page_is_cut_into_sentences() -> None:
+    assert len(fragments()) > 60
+    assert "close its holes in a CAD program" in fragments()
+    assert unsaid("close its holes in a cupboard") == ["cupboard"]
+
+
+@pytest.mark.parametrize("fragment", fragments())
+def test_a_sentence_of_the_page_stands_in_the_code(fragment: str) -> None:
+    """So that the page doesn't tell of what is said otherwise by now; a name or a unit in it may vary."""
+    assert len(unsaid(fragment)) <= (2 if len(fragment.split()) > 5 else 1)

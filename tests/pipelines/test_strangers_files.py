@@ -51,6 +51,12 @@ def mixed_runs(folder: Path) -> None:
         path.unlink()
 
 
+def whole_and_mixed(folder: Path) -> None:
+    for make, name in ((two_runs, "two"), (mixed_runs, "mixed")):
+        (folder / name).mkdir()
+        make(folder / name)
+
+
 def names_together(folder: Path) -> None:
     """Two folders of one name, one in Windows-1252 and one from a Finder's zip in UTF-8 without the flag."""
     root = write_part(folder / "cp1252", Part("Prüfkörper", interactive=True))
@@ -73,9 +79,6 @@ def _finder_zip(folder: Path) -> None:
     shutil.rmtree(folder / "apart")
 
 
-SIXTEEN = "25329_5513e3ea_3"
-
-
 @pytest.mark.parametrize(
     ("make", "kept", "failed", "said"),
     [
@@ -83,7 +86,13 @@ SIXTEEN = "25329_5513e3ea_3"
         (two_runs, ["a", "b"], [], "changed: folders with several runs: each run is a case"),
         (mixed_runs, [], ["a", "b"], "the solver's log is missing"),
         (_finder_zip, ["Prüfkörper"], [], "guessed: names in zip archives that are UTF-8"),
-        (names_together, [SIXTEEN, "My Part", "Prüfkörper"], [], "case files that aren't UTF-8, read as Windows-1252"),
+        (
+            names_together,
+            ["My Part", "Prüfkörper", "src_Prüfkörper"],
+            [],
+            "case files that aren't UTF-8, read as Windows-1252",
+        ),
+        (whole_and_mixed, ["a", "b"], [], "left out: incomplete runs whose id a whole run has too, which was taken"),
     ],
 )
 def test_results(tmp_path: Path, make: Maker, kept: list[str], failed: list[str], said: str) -> None:
