@@ -173,15 +173,18 @@ def test_units_are_those_of_the_file_or_of_the_option(
 
 
 def test_a_body_that_can_not_be_meshed_leaves_the_others(tmp_path: Path) -> None:
-    sheet, block = trimesh.creation.box((60, 60, 0.001)), trimesh.creation.box((10, 10, 10))
-    block.apply_translation((0, 0, 30))
-    trimesh.util.concatenate([block, sheet]).export(tmp_path / "both.stl")
+    """Two blocks that a wire holds together, and a block."""
+    ends = [trimesh.creation.box(bounds=[(x, 0, 0), (x + 4, 4, 4)]) for x in (0, 40)]
+    wire = trimesh.creation.box(bounds=[(2, 2, 2), (42, 2.02, 2.02)])
+    apart = trimesh.boolean.union([*ends, wire], engine="manifold")
+    block = trimesh.creation.box(bounds=[(0, 30, 0), (10, 40, 10)])
+    trimesh.util.concatenate([apart, block]).export(tmp_path / "both.stl")
     found = {part.name: part for part in read_parts(tmp_path / "both.stl", Meshing(100))}
-    assert isinstance(found["both_2"], Part)
-    if isinstance(found["both_1"], Unreadable):
-        assert "body both_1" in str(found["both_1"].error)
-    else:
-        assert found["both_1"].remarks
+    assert set(found) == {"both_1", "both_2"}
+    assert isinstance(found["both_1"], Part)
+    np.testing.assert_allclose(np.ptp(found["both_1"].points, axis=0), 10, atol=1)
+    assert isinstance(found["both_2"], Unreadable)
+    assert "body both_2: the mesh falls apart into 2 pieces" in str(found["both_2"].error)
 
 
 def test_compressed_files_unfold_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from pipelines.building.request import Part as Share
 from pipelines.building.request import parse_part
 from pipelines.sources.case_files import CaseLocation
 from tests.netfabb_cases import Part, write_part, zip_folder
+from tests.pipelines.forked_builds import Builds
 from tests.pipelines.test_build import request, tree, write_parts
 
 RESULT = Path(__file__).parents[1] / "benchmarks" / "results" / "kills.json"
@@ -61,8 +62,12 @@ def run_command(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def command(src: Path | str, out: Path | str, *more: str, report: bool = False) -> list[str]:
-    words = [sys.executable, "-m", "pipelines.build", "--src", str(src), "--out", str(out)]
-    return [*words, "--splits", "train=0.5,test=0.5", *([] if report else ["--no_report"]), *more]
+    return [sys.executable, "-m", "pipelines.build", *options(src, out, *more, report=report)]
+
+
+def options(src: Path | str, out: Path | str, *more: str, report: bool = False) -> list[str]:
+    words = ["--src", str(src), "--out", str(out), "--splits", "train=0.5,test=0.5"]
+    return [*words, *([] if report else ["--no_report"]), *more]
 
 
 def kill_builds(src: Path, folder: Path, kills: int, seed: int) -> dict[str, int]:
@@ -73,33 +78,25 @@ def kill_builds(src: Path, folder: Path, kills: int, seed: int) -> dict[str, int
     rng = random.Random(seed)
     done = {"kills": 0, "finished_builds": 0}
     expected, seconds = {}, {}
-    for report in (False, True):
-        out = folder / f"undisturbed_{report}"
-        started = time.monotonic()
-        subprocess.run(command(src, out, "--workers", "0", report=report), check=True, capture_output=True)
-        expected[report], seconds[report] = tree(out), 1.2 * (time.monotonic() - started)
     number = 0
-    while done["kills"] < kills:
-        out, report = folder / f"out{number}", number % 5 == 2
-        workers = rng.choice(["0", "0", "0", "2"])
-        process = subprocess.Popen(
-            command(src, out, "--workers", workers, report=report),
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            _, said = process.communicate(timeout=rng.uniform(0.5, seconds[report]))
-            assert process.returncode == 0, said
+    with Builds(folder / "said.txt") as builds:
+        for report in (False, True):
+            out = folder / f"undisturbed_{report}"
+            started = time.monotonic()
+            assert builds.run(options(src, out, "--workers", "0", report=report)) == 0, builds.said.read_text()
+            expected[report], seconds[report] = tree(out), 1.2 * (time.monotonic() - started)
+        while done["kills"] < kills:
+            out, report = folder / f"out{number}", number % 5 == 2
+            words = options(src, out, "--workers", rng.choice(["0", "0", "0", "2"]), report=report)
+            status = builds.run(words, rng.uniform(0.05, seconds[report]))
+            if status is None:
+                done["kills"] += 1
+                continue
+            assert status == 0, builds.said.read_text()
             assert tree(out) == expected[report]
             done["finished_builds"] += 1
             shutil.rmtree(out)
             number += 1
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            done["kills"] += 1
     last = folder / f"out{number}"
     subprocess.run(command(src, last, "--workers", "2", report=number % 5 == 2), check=True, capture_output=True)
     assert tree(last) == expected[number % 5 == 2]

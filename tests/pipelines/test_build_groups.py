@@ -158,10 +158,16 @@ def test_a_workspace_of_an_earlier_version_is_measured_anew(tmp_path: Path) -> N
     assert not list(measured.glob("key.arrow"))
 
 
-def _who_works(seconds: float) -> str:
+ALL_THERE = threading.Event()
+"""All workers that a cluster of this process was asked for have joined."""
+
+
+def _who_works(number: int) -> str:
     from distributed import get_worker
 
-    time.sleep(seconds)
+    if number == 0:
+        assert ALL_THERE.wait(120)
+    time.sleep(0.2)
     return str(get_worker().address)
 
 
@@ -185,14 +191,21 @@ def test_a_cluster_that_grows_from_one(workers: int) -> None:
                 busy = client.processing()
                 most[0] = max(most[0], sum(len(tasks) > 0 for tasks in busy.values()))
 
-        watching = threading.Thread(target=watch)
-        watching.start()
+        def join() -> None:
+            client.wait_for_workers(workers, timeout=120)
+            ALL_THERE.set()
+
+        ALL_THERE.clear()
+        threads = [threading.Thread(target=target) for target in (watch, join)]
+        for thread in threads:
+            thread.start()
         cluster.scale(workers)
         try:
-            addresses = list(engine.map(_who_works, [8.0, *[0.5] * 79]))
+            addresses = list(engine.map(_who_works, range(80)))
         finally:
             stop.set()
-            watching.join()
+            for thread in threads:
+                thread.join()
     assert len(addresses) == 80
     assert len(set(addresses)) == workers
     assert most[0] == workers
