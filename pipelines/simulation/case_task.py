@@ -159,21 +159,21 @@ class _Trial:
     stream: CandidateStream
     luck: float
 
-    def check_hit(self) -> None:
-        """End the run at the first hit where no part that hits would be accepted."""
-        if self.luck >= DRAWS[self.stream.draw].most_likely_hit:
-            raise _PassedOverError("hit by the blade")
+    def check(self, height: float, *, hit: bool) -> None:
+        """End the run where no part of this height that has met the blade, or hasn't yet, would be accepted."""
+        if self.luck >= DRAWS[self.stream.draw].most(height, hit=hit):
+            raise _PassedOverError("hit by the blade" if hit else "of a height")
 
     def weight(self, record: CaseRecord) -> float:
         """1 over the acceptance of a part; raises `_PassedOverError` where it isn't accepted."""
         assert record.measures is not None
         if record.rejections:
             raise _PassedOverError(f"beyond {record.rejections[0].criterion}")
-        acceptance = DRAWS[self.stream.draw].acceptance(record.measures)
+        draw = DRAWS[self.stream.draw]
+        acceptance = draw.acceptance(record.measures)
         if self.luck >= acceptance:
-            raise _PassedOverError(
-                "hit by the blade" if record.measures.recoater_interference else "clear of the blade"
-            )
+            by_blade = "hit by the blade" if record.measures.recoater_interference else "clear of the blade"
+            raise _PassedOverError("of a displacement" if draw.hit == draw.clear else by_blade)
         return 1.0 / acceptance
 
 
@@ -321,6 +321,8 @@ class _Run:
         if self.task.failure is not None and self.task.failure.kind is FailureKind.PREPARATION:
             raise _StoppedError(_ASKED_FOR, "The part could not be prepared (a failure that was asked for)")
         surface, mesh = self._mesh()
+        if self.trial is not None:
+            self.trial.check(_height(mesh), hit=False)
         known = self.task.material.calibration
         refinement = choose_refinement(mesh.num_planes, mesh.spacing[2], known.group_thickness, known.fewest_groups)
         simulation = BuildSimulation(mesh, self.task.material, refinement=refinement)
@@ -365,7 +367,7 @@ class _Run:
             self._fail_if_asked(writer, group.number)
             self._check_survival(writer, pair)
             if self.trial is not None and _hits(simulation):
-                self.trial.check_hit()
+                self.trial.check(_height(simulation.mesh), hit=True)
         pair = list(frames)
         for frame in pair:
             writer.write_frame(frame)
@@ -430,6 +432,11 @@ def _mesh_near(surface: Surface, num_points: int, aspect_ratio: float, layer: fl
             break
         aspect_ratio = max(_CUBES, aspect_ratio / 2)
     return best
+
+
+def _height(mesh: VoxelMesh) -> float:
+    """Height of a part as it is measured, mm."""
+    return float(np.ptp(mesh.points[:, 2].astype(np.float32)))
 
 
 def _hits(simulation: BuildSimulation) -> bool:
