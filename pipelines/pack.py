@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 DEFAULT: Final = ("displacement", "build_clearance_min", "build_displacement_z_max")
 
+_TOLERANCES: Final = (1e-6, 0.01)  # below, errors would be no smaller than those of floats
+
 
 def pack(src: str, out: str, *, fields: list[str] = list(DEFAULT), tolerance: float = 2e-5) -> int:  # noqa: B006
     """Pack a data set: voxels as bits, fields rounded to steps, pieces of at most 60 MiB.
@@ -38,6 +40,8 @@ def pack(src: str, out: str, *, fields: list[str] = list(DEFAULT), tolerance: fl
     Returns:
         Exit status: 0.
     """
+    _check_tolerance(tolerance)
+
     from rich.table import Table
 
     from pipelines.numbers import human_bytes
@@ -79,10 +83,10 @@ def pack_dataset(
     """
     from lpbf_data.places.folder import DatasetFolder
     from lpbf_data.reading.catalog import read_manifest
-    from lpbf_data.stores.packed import PackedWriter, check_tolerance, without_place
+    from lpbf_data.stores.packed import PackedWriter, without_place
     from lpbf_data.stores.packed_codec import known_fields
 
-    check_tolerance(tolerance)
+    _check_tolerance(tolerance)
     try:
         specs = known_fields(tuple(fields))
     except KeyError as error:
@@ -116,6 +120,14 @@ def pack_dataset(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return tuple(out / name for name in names), _remarks(manifest, left_out), points, error
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not _TOLERANCES[0] <= tolerance <= _TOLERANCES[1]:
+        low, high = _TOLERANCES
+        raise UsageError(
+            f"--tolerance must be {low:g} to {high:g}, a share of a field's largest value, not {tolerance}"
+        )
 
 
 def check_empty(out: Path) -> None:

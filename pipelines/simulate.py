@@ -21,7 +21,7 @@ from lpbf_data.errors import UsageError
 from lpbf_data.geometry.surface_formats import Units
 from lpbf_data.remarks import Remark
 from pipelines.building.engine import Resources, open_engine
-from pipelines.simulation.choices import CalibrationName, DrawName, EncodingName, Naming
+from pipelines.simulation.choices import CalibrationName, DrawName, EncodingName, Naming, Results
 from pipelines.simulation.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def simulate(
     naming: Naming = "batch",
     archive: bool = False,
     failure_rate: float = 0.0,
+    results: Results = "whole",
     workers: int | None = None,
     scheduler: str | None = None,
     cluster: str | None = None,
@@ -75,6 +76,8 @@ def simulate(
         naming: File names of a batch run (test.stl, mechanical.out) or of an interactive one (<case>_mechanical.out).
         archive: Pack cases into zip archives, a hundred each.
         failure_rate: Share of cases that end as failed runs do.
+        results: Every result that NetFabb writes (whole), or those alone that a data set is built from (lean), a
+            quarter of the bytes.
         workers: Worker processes on this machine, one a core by default; 0 works in this process.
         scheduler: Address of a running Dask scheduler to use instead, such as tcp://node1:8786.
         cluster: Start a Dask cluster instead: slurm, or a YAML file with class, init and workers or adapt.
@@ -101,6 +104,7 @@ def simulate(
         calibration,
         draw,
         parts_of,
+        results,
     )
     request = check_request(out, options)
     outcomes = run_simulation(request, resources)
@@ -210,6 +214,7 @@ def _plan_tasks(
                 (place / "staging").absolute(),
                 ready.absolute(),
                 (place / "outcomes").absolute(),
+                options.results,
             )
         )
     return tasks, outcomes

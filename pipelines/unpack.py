@@ -6,13 +6,16 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks, progress
+from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.remarks import Remark, Treatment
 
 if TYPE_CHECKING:
@@ -21,32 +24,40 @@ if TYPE_CHECKING:
     from lpbf_data.stores.manifest import Manifest
     from lpbf_data.stores.packed import PackedHeader
 
+_MOST_MEGABYTES: Final = 1000
 
-def unpack(src: str, out: str) -> int:
+
+def unpack(src: str, out: str, *, shard_megabytes: int = 96) -> int:
     """Restore the data set that was packed: Parquet shards, the same cases, designs and splits.
 
     Args:
         src: Folder of the pieces, all of them.
         out: Folder of the data set; it must not exist yet, or be empty.
+        shard_megabytes: Uncompressed size of a shard, MB; workers that read share a split by its shards.
 
     Returns:
         Exit status: 0.
     """
+    if not 1 <= shard_megabytes <= _MOST_MEGABYTES:
+        raise UsageError(f"--shard_megabytes must be 1 to {_MOST_MEGABYTES:,}, not {shard_megabytes}")
+
     from pipelines.reporting.summary import print_summary
 
-    manifest = unpack_corpus(Path(src), Path(out))
+    started = time.monotonic()
+    manifest = unpack_corpus(Path(src), Path(out), 10**6 * shard_megabytes)
     console = open_console()
-    print_summary(manifest.records, out, seconds=0.0, console=console)
+    print_summary(manifest.records, out, seconds=time.monotonic() - started, console=console)
     print_remarks(manifest.remarks, console)
     return 0
 
 
-def unpack_corpus(src: Path, out: Path) -> Manifest:
+def unpack_corpus(src: Path, out: Path, shard_bytes: int = 96 * 10**6) -> Manifest:
     """Restore the data set that was packed.
 
     Args:
         src: Folder of the pieces.
         out: Folder of the data set, new or empty.
+        shard_bytes: Uncompressed size of a shard.
 
     Returns:
         Its manifest.
@@ -55,7 +66,6 @@ def unpack_corpus(src: Path, out: Path) -> Manifest:
         UsageError: If there are no pieces, or the output holds something.
         StoreError: If a piece is missing, damaged or impossible, or a case occurs twice.
     """
-    from lpbf_data.errors import StoreError
     from lpbf_data.stores.packed import PackedPiece, find_pieces
     from pipelines.pack import check_empty
 
@@ -70,7 +80,7 @@ def unpack_corpus(src: Path, out: Path) -> Manifest:
     aside = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     aside.mkdir(parents=True)
     try:
-        shards = _Shards(aside, pieces[0].header)
+        shards = _Shards(aside, pieces[0].header, shard_bytes)
         with progress(announced, "unpack", "case") as bar:
             for piece in pieces:
                 for case in piece.cases():
@@ -88,20 +98,22 @@ def unpack_corpus(src: Path, out: Path) -> Manifest:
 class _Shards:
     """Parquet shards by split, written as they fill; they get their names when it is known how many there are."""
 
-    def __init__(self, folder: Path, header: PackedHeader) -> None:
-        self._folder, self._header, self._specs = folder, header, header.specs
+    def __init__(self, folder: Path, header: PackedHeader, shard_bytes: int) -> None:
+        self._folder, self._header, self._specs, self._most = folder, header, header.specs, shard_bytes
         self._waiting: dict[str, list[tuple[CaseRecord, Case]]] = {}
+        self._sizes: Counter[str] = Counter()
         self._written: dict[str, list[list[CaseRecord]]] = {}
         (folder / "data").mkdir()
 
     def add(self, record: CaseRecord, case: Case) -> None:
-        from pipelines.building.shards import RAW_BYTES, raw_bytes
+        from pipelines.building.shards import raw_bytes
 
         assert record.placement is not None
-        waiting = self._waiting.setdefault(record.placement.split, [])
-        waiting.append((record, case))
-        if sum(raw_bytes(one, self._specs) for one, _ in waiting) >= RAW_BYTES:
-            self._write(record.placement.split)
+        split = record.placement.split
+        self._waiting.setdefault(split, []).append((record, case))
+        self._sizes[split] += raw_bytes(record, self._specs)
+        if self._sizes[split] >= self._most:
+            self._write(split)
 
     def _path(self, split: str, index: int) -> Path:
         return self._folder / "data" / f"{split}-{index:05d}.tmp"
@@ -110,7 +122,7 @@ class _Shards:
         from lpbf_data.stores.parquet import write_shard
         from pipelines.measuring.measure import field_statistics
 
-        pairs = self._waiting.pop(split)
+        pairs, self._sizes[split] = self._waiting.pop(split), 0
         written = self._written.setdefault(split, [])
         write_shard(self._path(split, len(written)), [case for _, case in pairs], self._specs)
         written.append(

@@ -28,7 +28,7 @@ from lpbf_data.case.record import CaseRecord, Placement, attributes_of, is_case_
 from lpbf_data.case.schema import SCHEMA_VERSION, FieldSpec
 from lpbf_data.errors import SchemaError, StoreError, UsageError
 from lpbf_data.stores.manifest import manifest_schema, records_to_table, table_to_records
-from lpbf_data.stores.packed_codec import FINEST, PackedCase, known_fields, origin_of, pack_case, unpack_case
+from lpbf_data.stores.packed_codec import PackedCase, known_fields, origin_of, pack_case, unpack_case
 
 PIECE_BYTES: Final = 60 * 2**20
 """Most bytes of a piece."""
@@ -77,23 +77,13 @@ class PackedHeader:
         return known_fields(self.fields)
 
 
-def check_tolerance(tolerance: float) -> None:
-    """Refuse a tolerance that can't be met or keeps nothing.
-
-    Raises:
-        UsageError: If it isn't between 1e-6 and 0.01.
-    """
-    if not FINEST <= tolerance <= 0.01:
-        raise UsageError(f"--tolerance must be {FINEST:g} to 0.01, a share of a field's largest value, not {tolerance}")
-
-
 class PackedWriter:
     """Writes the pieces of a packed corpus; they get their names when it is known how many there are.
 
     Args:
         folder: An empty folder.
         specs: Fields of points to keep.
-        tolerance: Share of a field's largest value in a case that its values may be off.
+        tolerance: Share of a field's largest value in a case that its values may be off, 1e-6 or more.
         piece_bytes: Most bytes of a piece.
     """
 
@@ -104,7 +94,6 @@ class PackedWriter:
         tolerance: float = DEFAULT_TOLERANCE,
         piece_bytes: int = PIECE_BYTES,
     ) -> None:
-        check_tolerance(tolerance)
         self._folder, self._specs, self._tolerance, self._most = folder, tuple(specs), tolerance, piece_bytes
         self._waiting: list[tuple[CaseRecord, PackedCase]] = []
         self._groups: list[Path] = []

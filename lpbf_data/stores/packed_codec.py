@@ -23,9 +23,6 @@ from lpbf_data.errors import StoreError
 from lpbf_data.geometry.box_grid import LARGEST_GRID
 from lpbf_data.geometry.voxelize import VoxelMesh, mesh_of_mask
 
-FINEST: Final = 1e-6
-"""Least share of a field's largest value that its values may be off: below, they'd be no smaller than floats."""
-
 _ORIGINS: Final = {"build_clearance_min": 100.0}
 """What a field is where nothing happened; that value is restored exactly. 0 for all others."""
 _MOST_STEPS: Final = 2**30

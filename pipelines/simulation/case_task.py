@@ -32,7 +32,7 @@ from pipelines.netfabb.solver_log import PartOrigin, write_origin
 from pipelines.selection.filters import Filters, active_limits, reject
 from pipelines.simulation import run_log
 from pipelines.simulation.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
-from pipelines.simulation.choices import EncodingName
+from pipelines.simulation.choices import EncodingName, Results
 from pipelines.simulation.corpus import PartPlan, part_surface
 from pipelines.simulation.draws import DRAWS, MOST_CANDIDATES, CandidateStream
 from pipelines.simulation.failures import FailureKind, PlannedFailure, cut_short, failure_of
@@ -82,6 +82,7 @@ class CaseTask:
         staging: Folder in which it is written.
         target: Folder to which it is moved when it is whole.
         outcomes: Folder that takes what came of it.
+        results: All result files, or those alone that a data set is built from.
     """
 
     case_id: str
@@ -94,6 +95,7 @@ class CaseTask:
     staging: Path
     target: Path
     outcomes: Path
+    results: Results = "whole"
 
 
 @dataclass(frozen=True)
@@ -326,7 +328,7 @@ class _Run:
         known = self.task.material.calibration
         refinement = choose_refinement(mesh.num_planes, mesh.spacing[2], known.group_thickness, known.fewest_groups)
         simulation = BuildSimulation(mesh, self.task.material, refinement=refinement)
-        writer = ResultWriter(self.folder, self.names, simulation, self.task.encoding)
+        writer = ResultWriter(self.folder, self.names, simulation, self.task.encoding, self.task.results)
         self._write_setup(writer, surface)
         try:
             last = self._write_frames(writer)

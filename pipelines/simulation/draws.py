@@ -93,9 +93,7 @@ _HEIGHTS: Final = ((0.0, 0.6), (0.31, 7.8), (0.58, 21.6), (0.65, 36.0), (0.72, 6
 
 # Acceptances are from tests/benchmarks/calibrate_draws.py, whose JSON says of which version of the simulator.
 PUBLISHED: Final = Draw("published", _HEIGHTS, 0.2, _SIZES, _RATIOS)
-BALANCED: Final = Draw(
-    "balanced", _HEIGHTS, 0.2, ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0)), _RATIOS, hit=0.37
-)
+BALANCED: Final = Draw("balanced", _HEIGHTS, 0.2, ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0)), _RATIOS, hit=0.37)
 
 DRAWS: Final = MappingProxyType({draw.name: draw for draw in (PUBLISHED, BALANCED)})
 """Every draw by name."""

@@ -16,7 +16,7 @@ from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Un
 from lpbf_data.remarks import Remark, merge_remarks
 from pipelines.simulation.accepted import accepted_parts
 from pipelines.simulation.case_task import SurfacePart
-from pipelines.simulation.choices import DrawName, EncodingName, Naming
+from pipelines.simulation.choices import DrawName, EncodingName, Naming, Results
 from pipelines.simulation.corpus import PartPlan, plan_corpus
 from pipelines.simulation.draws import DRAWS, CandidateStream, plan_streams
 from pipelines.simulation.families import FAMILIES
@@ -48,6 +48,7 @@ class SimulationOptions:
         calibration: Name of a calibration; None for the material's own, `measured` for those in our table.
         draw: Name of the draw whose candidates are chosen by their simulation; None to take parts as they are planned.
         parts_of: Folder of an earlier simulation, whose accepted parts are meshed with other numbers of points.
+        results: All result files, or those alone that a data set is built from.
     """
 
     cases: int = 24
@@ -64,6 +65,7 @@ class SimulationOptions:
     calibration: str | None = None
     draw: DrawName | None = None
     parts_of: str | None = None
+    results: Results = "whole"
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,8 @@ class SimulationRequest:
         content["families"] = [] if self.surface_digests else list(self.options.families)
         del content["cases"]
         content["parts_of"] = None if self.accepted is None else dict(self.accepted)  # not where they lie
-        for name in ("units", "draw", "parts_of"):
-            if content[name] is None:
+        for name, before in (("units", None), ("draw", None), ("parts_of", None), ("results", "whole")):
+            if content[name] == before:
                 del content[name]  # folders of before had no such option
         return content
 

@@ -168,6 +168,22 @@ def test_accepted_parts_at_another_size_are_the_same_parts(
     assert len(records) == 7
 
 
+def test_lean_results_build_the_same_data_set(tmp_path: Path, drawn: tuple[Path, tuple[CaseOutcome, ...]]) -> None:
+    out, outcomes = drawn
+    lean = dataclasses.replace(SMALL, cases=2, results="lean")
+    assert run_small(tmp_path / "lean", lean) == outcomes[:2]
+    sizes = []
+    for folder, name in ((out, "a"), (tmp_path / "lean", "b")):
+        src = [str(folder / one.case_id) for one in outcomes[:2]]
+        sizes.append(sum(p.stat().st_size for one in src for p in Path(one).rglob("*")))
+        build(src, out=str(tmp_path / name), workers=0, splits="train=1", no_report=True)
+    assert sizes[1] < 0.5 * sizes[0]
+    records = [decode_manifest((tmp_path / name / "manifest.parquet").read_bytes()).records for name in "ab"]
+    assert [(r.case_id, r.measures, r.statistics) for r in records[0]] == [
+        (r.case_id, r.measures, r.statistics) for r in records[1]
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
