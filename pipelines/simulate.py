@@ -21,7 +21,7 @@ from lpbf_data.errors import UsageError
 from lpbf_data.geometry.surface_formats import Units
 from lpbf_data.remarks import Remark
 from pipelines.building.engine import Resources, open_engine
-from pipelines.simulation.choices import CalibrationName, EncodingName, Naming
+from pipelines.simulation.choices import CalibrationName, DrawName, EncodingName, Naming, Results
 from pipelines.simulation.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pipelines.simulation.case_task import CaseOutcome, CaseTask
     from pipelines.simulation.request import SimulationRequest
 
-_WORKPLACE: Final = ".simulate"
 _EXAMPLES: Final = 3
 
 
@@ -43,12 +42,15 @@ def simulate(
     material: str = "Ti64",
     calibration: CalibrationName | None = None,
     families: list[str] = list(FAMILIES),  # noqa: B006 (read only; shown as the default in the help)
+    draw: DrawName | None = None,
+    parts_of: str | None = None,
     stl: list[str] = [],  # noqa: B006
     units: Units | None = None,
     encoding: EncodingName = "binary",
     naming: Naming = "batch",
     archive: bool = False,
     failure_rate: float = 0.0,
+    results: Results = "whole",
     workers: int | None = None,
     scheduler: str | None = None,
     cluster: str | None = None,
@@ -64,6 +66,9 @@ def simulate(
         calibration: How layers shrink: measured (meets NIST's bridges; the default) or netfabb (meets NetFabb's
             results); by default what a material's file says.
         families: Families of parts to draw from.
+        draw: Choose parts by their simulation: published (heights, displacements and aspect ratios as in the published
+            data set) or balanced (about half of the parts clear of the blade); by default parts are taken as planned.
+        parts_of: Output of an earlier simulation with a draw: mesh its first parts with other numbers of points.
         stl: Surface files (STL, OBJ, PLY, OFF, 3MF) to simulate instead of drawn parts, a case a body; they must be
             watertight.
         units: Unit of lengths in surface files; by default the one that a file states (3MF), else mm.
@@ -71,6 +76,8 @@ def simulate(
         naming: File names of a batch run (test.stl, mechanical.out) or of an interactive one (<case>_mechanical.out).
         archive: Pack cases into zip archives, a hundred each.
         failure_rate: Share of cases that end as failed runs do.
+        results: Every result that NetFabb writes (whole), or those alone that a data set is built from (lean), a
+            quarter of the bytes.
         workers: Worker processes on this machine, one a core by default; 0 works in this process.
         scheduler: Address of a running Dask scheduler to use instead, such as tcp://node1:8786.
         cluster: Start a Dask cluster instead: slurm, or a YAML file with class, init and workers or adapt.
@@ -95,6 +102,9 @@ def simulate(
         failure_rate,
         units,
         calibration,
+        draw,
+        parts_of,
+        results,
     )
     request = check_request(out, options)
     outcomes = run_simulation(request, resources)
@@ -141,7 +151,9 @@ def _workplace(request: SimulationRequest) -> Iterator[Path]:
     """The folder `.simulate` of the output: what came of finished cases, and cases that aren't finished."""
     from filelock import FileLock, Timeout
 
-    place = request.out / _WORKPLACE
+    from pipelines.simulation.accepted import WORKPLACE
+
+    place = request.out / WORKPLACE
     _check_output(request, place)
     for name in ("outcomes", "staging", "ready"):
         (place / name).mkdir(parents=True, exist_ok=True)
@@ -180,7 +192,6 @@ def _plan_tasks(
 ) -> tuple[list[CaseTask], dict[str, CaseOutcome]]:
     """Cases to simulate, and what came of those that are finished."""
     from pipelines.simulation.case_task import CaseTask, load_outcome
-    from pipelines.simulation.corpus import PartPlan
     from pipelines.simulation.failures import plan_failure
 
     options = request.options
@@ -195,7 +206,7 @@ def _plan_tasks(
             CaseTask(
                 case_id,
                 part,
-                part.num_points if isinstance(part, PartPlan) else options.points,
+                options.points,
                 request.material,
                 options.encoding,
                 options.naming == "interactive",
@@ -203,6 +214,7 @@ def _plan_tasks(
                 (place / "staging").absolute(),
                 ready.absolute(),
                 (place / "outcomes").absolute(),
+                options.results,
             )
         )
     return tasks, outcomes
@@ -238,17 +250,35 @@ def print_outcomes(
     table.add_column()
     table.add_column(justify="right")
     table.add_row("cases", f"{len(outcomes):,}")
+    for name, count in _candidates(outcomes):
+        table.add_row(name, count)
     table.add_row("failed", f"{len(failed):,}")
+    if lost := sum(not outcome.survived for outcome in failed):
+        table.add_row("  no build would survive", f"{lost:,} ({lost / len(outcomes):.1%})")
     table.add_row("completed", f"{len(completed):,}")
     table.add_row("  within the published limits", f"{len(completed) - len(beyond):,}")
     table.add_row("  beyond them", f"{len(beyond):,}")
     for criterion, count in sorted(Counter(name for one in beyond for name in one.rejected_by).items()):
         table.add_row(f"    {criterion}", f"{count:,}")
+    if clear := [one for one in completed if one.candidate is not None]:
+        share = sum(not one.recoater_interference for one in clear) / len(clear)
+        table.add_row("clear of the blade", f"{share:.0%}")
     table.add_row("points", f"{sum(outcome.num_points for outcome in completed):,}")
     console.print(table)
     for outcome in [one for one in failed if not one.asked_for][:_EXAMPLES]:
         console.print(f"{outcome.case_id} failed: {outcome.reason}")
     print_remarks([*remarks, *(one for outcome in outcomes for one in outcome.remarks)], console)
+
+
+def _candidates(outcomes: Sequence[CaseOutcome]) -> list[tuple[str, str]]:
+    """Rows on the candidates of a draw: how many there were, and why some weren't accepted."""
+    passed_over = sum((Counter(outcome.passed_over) for outcome in outcomes), Counter[str]())
+    accepted = sum(outcome.candidate is not None for outcome in outcomes)
+    total = accepted + passed_over.total()
+    if not total:
+        return []
+    rows = [(f"  {name}", f"{count:,} ({count / total:.1%})") for name, count in sorted(passed_over.items())]
+    return [("candidates", f"{total:,}"), *rows]
 
 
 def main() -> None:

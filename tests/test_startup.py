@@ -100,24 +100,28 @@ def test_help_imports_nothing_heavy(script: str, how: str, tmp_path: Path) -> No
 WRONG_TYPE: Final = {
     "lpbf-build": ["--src", "cases", "--seed", "many"],
     "lpbf-evaluate": ["--checkpoint", "run", "--data", "set", "--worst", "many"],
+    "lpbf-pack": ["--src", "set", "--out", "packed", "--tolerance", "many"],
     "lpbf-predict": ["--checkpoint", "run", "--src", "part.stl", "--points", "many"],
     "lpbf-publish": ["set", "--repo", "user/name", "--workers", "many"],
     "lpbf-report": ["set", "--gallery", "many"],
     "lpbf-simulate": ["--out", "cases", "--seed", "many"],
     "lpbf-spectrum": ["--checkpoint", "run", "--data", "set", "--cases", "many"],
     "lpbf-train": ["--data", "set", "--recipe.epochs", "many"],
+    "lpbf-unpack": ["--src", "packed", "--out", "set", "--shard_megabytes", "many"],
     "lpbf-verify": ["set", "--workers", "many"],
 }
 
 OUT_OF_RANGE: Final = {
     "lpbf-build": ["--src", "cases", "--workers", "-1"],
     "lpbf-evaluate": ["--checkpoint", "run", "--data", "set", "--worst", "-1"],
+    "lpbf-pack": ["--src", "set", "--out", "packed", "--tolerance", "-1"],
     "lpbf-predict": ["--checkpoint", "run", "--src", "part.stl", "--points", "7"],
     "lpbf-publish": ["set", "--repo", "name"],
     "lpbf-report": ["set", "--gallery", "0"],
     "lpbf-simulate": ["--out", "cases", "--workers", "-1"],
     "lpbf-spectrum": ["--checkpoint", "run", "--data", "set", "--cases", "0"],
     "lpbf-train": ["--data", "set", "--thin_to", "0"],
+    "lpbf-unpack": ["--src", "packed", "--out", "set", "--shard_megabytes", "-1"],
     "lpbf-verify": ["set", "--workers", "-1"],
 }
 

@@ -50,6 +50,10 @@ class RunInfo:
         tensor_order_basis: Why they were read so: "solver" (its known order, nothing to check it by), "checked" (it
             gives the principal stresses in the same files), "data" (the principal stresses, against the solver's known
             order), "unconfirmed" (the solver's known order; the principal stresses fit neither).
+        family: Family that this project's simulator drew the part from.
+        draw: Name of the draw that accepted the part, one of `pipelines.simulate --draw`.
+        weight: 1 over the probability with which the draw accepts a part like it; weighted means over accepted parts
+            are those over all parts that were drawn and lie within the published limits.
     """
 
     solver_version: str | None = None
@@ -65,6 +69,9 @@ class RunInfo:
     stl: str | None = None
     tensor_order: str | None = None
     tensor_order_basis: str | None = None
+    family: str | None = None
+    draw: str | None = None
+    weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,9 @@ _STATISTICS: Final = pa.struct(
 _REJECTION: Final = pa.struct(
     [pa.field("criterion", pa.string()), pa.field("value", pa.float64()), pa.field("limit", pa.float64())]
 )
-_MAY_LACK: Final = {"tensor_order": 1, "tensor_order_basis": 1, "remarks": 2}
+_MAY_LACK: Final = dict.fromkeys(("tensor_order", "tensor_order_basis"), 1) | dict.fromkeys(
+    ("remarks", "family", "draw", "weight"), 2
+)
 """Columns that came later, and the last schema version whose manifests can be without them: nothing is known there."""
 
 _REMARK: Final = pa.struct(

@@ -38,7 +38,7 @@ from lpbf_data.errors import FailureReason, UsageError
 from lpbf_data.stores.manifest import manifest_schema, records_to_table, table_to_records
 from pipelines.measuring.convert import Measured
 
-MEASURE_VERSION: Final = 2
+MEASURE_VERSION: Final = 3
 """Raised when measuring changes its results, so that old ones aren't used."""
 
 _PASSING: Final = frozenset(

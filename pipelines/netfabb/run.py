@@ -420,6 +420,9 @@ class NetfabbRun:
             stl=self.input.stl or self._stl(),
             tensor_order=" ".join(order) if basis else None,
             tensor_order_basis=basis,
+            family=self.log.origin.family,
+            draw=self.log.origin.draw,
+            weight=self.log.origin.weight,
         )
 
     def _stl(self) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from pipelines.ensight.numbers import parse_number
 REMARK_LINE: Final = "LPBF remark: "
 """How a line begins in which this project's simulator says what it changed or repaired on the way to a mesh."""
 
+ORIGIN_LINE: Final = "LPBF part: "
+"""How the line begins in which this project's simulator says how it came to a part."""
+
+_ORIGIN: Final = re.compile(rf"^{ORIGIN_LINE}(\{{.{{1,4000}}\}})[ \t\r]*$", re.MULTILINE)
 _REMARK: Final = re.compile(rf"^{REMARK_LINE}(\{{.{{1,4000}}\}})[ \t\r]*$", re.MULTILINE)
 _MAX_REMARKS: Final = 50
 
@@ -27,6 +32,21 @@ _RUN: Final = re.compile(r"^[ \t]*Autodesk AM Process Simulation v(?P<version>\S
 _FRAME: Final = re.compile(r"^Finished writing file results[\\/]\S*mechanical\.case[ \t]*$", re.MULTILINE)
 _AFTER_BUILD: Final = re.compile(r"^[ \t]*(?:\*COOL time increment|Substrate removal time increment)", re.MULTILINE)
 _NUMBER: Final = r"([-+]?(?:\d[\d.]*|\.\d+)(?:[dDqQeE][-+]?\d+|[-+]\d{3}(?!\d))?)"
+
+
+@dataclass(frozen=True, slots=True)
+class PartOrigin:
+    """How this project's simulator came to a part.
+
+    Attributes:
+        family: Family that it was drawn from.
+        draw: Name of the draw that accepted it.
+        weight: 1 over the probability with which the draw accepts a part like it.
+    """
+
+    family: str | None = None
+    draw: str | None = None
+    weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +65,7 @@ class LogSummary:
         build_frames: Frames written before cooling began.
         frames: Frames written in all.
         remarks: What the simulator of this project left out, changed, guessed or repaired of the part.
+        origin: How the simulator of this project came to the part.
     """
 
     completed: bool
@@ -58,6 +79,7 @@ class LogSummary:
     build_frames: int = 0
     frames: int = 0
     remarks: tuple[Remark, ...] = ()
+    origin: PartOrigin = PartOrigin()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +125,34 @@ def read_log(text: str) -> LogSummary:
         build_frames=sum(position < end_of_build for position in frames),
         frames=len(frames),
         remarks=_remarks(run),
+        origin=_origin(run),
     )
+
+
+def write_origin(origin: PartOrigin) -> str:
+    """How the simulator came to a part, as a line of a log, which `read_log` reads.
+
+    Args:
+        origin: How.
+    """
+    return f"{ORIGIN_LINE}{json.dumps(dataclasses.asdict(origin))}\n"
+
+
+def _origin(run: str) -> PartOrigin:
+    """The origin in a log; what only looks like one is somebody else's line."""
+    match = _ORIGIN.search(run)
+    try:
+        stored = json.loads(match[1]) if match else {}
+    except (ValueError, RecursionError):
+        return PartOrigin()
+    names = (stored.get("family"), stored.get("draw"))
+    if not all(
+        name is None or (isinstance(name, str) and 0 < len(name) <= 80 and name.isprintable()) for name in names
+    ):
+        return PartOrigin()
+    weight = stored.get("weight")
+    sane = isinstance(weight, float | int) and not isinstance(weight, bool) and math.isfinite(weight) and weight >= 1
+    return PartOrigin(*names, float(weight) if sane else None)
 
 
 def write_remarks(remarks: Iterable[Remark]) -> str:

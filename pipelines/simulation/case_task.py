@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +28,14 @@ from lpbf_data.geometry.voxelize import Surface, VoxelMesh, on_build_plate, voxe
 from lpbf_data.remarks import Remark
 from pipelines.measuring.measure import measure_case
 from pipelines.netfabb.run import BuildReduction
+from pipelines.netfabb.solver_log import PartOrigin, write_origin
 from pipelines.selection.filters import Filters, active_limits, reject
 from pipelines.simulation import run_log
 from pipelines.simulation.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
-from pipelines.simulation.choices import EncodingName
+from pipelines.simulation.choices import EncodingName, Results
 from pipelines.simulation.corpus import PartPlan, part_surface
-from pipelines.simulation.failures import FailureKind, PlannedFailure, cut_short
+from pipelines.simulation.draws import DRAWS, MOST_CANDIDATES, CandidateStream
+from pipelines.simulation.failures import FailureKind, PlannedFailure, cut_short, failure_of
 from pipelines.simulation.fields import von_mises
 from pipelines.simulation.materials import Material
 from pipelines.simulation.result_writer import ResultWriter
@@ -41,7 +45,11 @@ from pipelines.simulation.stiffness import SolverError
 _CUBES = 1.0  # aspect ratio of the cells of a part that came as a file
 _FEWEST_PLANES = 2  # of cells: one alone shrinks freely when it is cut, and would not warp
 _FAR = 4.0  # times as many points as were asked for: a sign that thin walls force the cells to be narrow
-_MESHING, _SOLVING, _ASKED_FOR = 2001, 2002, 2003  # numbers of errors in logs
+_MESHING, _SOLVING, _ASKED_FOR, _NOT_SURVIVED, _NONE_ACCEPTED = 2001, 2002, 2003, 2004, 2005  # of errors in logs
+NOT_SURVIVED: Final = "no build would survive"
+"""In the counts of candidates: runs that ended because of `failures.failure_of`."""
+FAILED: Final = "couldn't be meshed or solved"
+"""In the counts of candidates: runs that ended otherwise."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,8 @@ class CaseTask:
 
     Attributes:
         case_id: Its name.
-        part: The part, drawn or a body of a surface file.
-        num_points: Points that its mesh should have.
+        part: The part: drawn, a body of a surface file, or the first accepted one of a stream of candidates.
+        num_points: Points that its mesh should have, where no plan says so.
         material: The material.
         encoding: Binary or text results.
         interactive: Whether file names start with the case's name, as in interactive runs.
@@ -74,10 +82,11 @@ class CaseTask:
         staging: Folder in which it is written.
         target: Folder to which it is moved when it is whole.
         outcomes: Folder that takes what came of it.
+        results: All result files, or those alone that a data set is built from.
     """
 
     case_id: str
-    part: PartPlan | SurfacePart
+    part: PartPlan | SurfacePart | CandidateStream
     num_points: int
     material: Material
     encoding: EncodingName
@@ -86,6 +95,7 @@ class CaseTask:
     staging: Path
     target: Path
     outcomes: Path
+    results: Results = "whole"
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,12 @@ class CaseOutcome:
         height: mm.
         displacement_z_max: mm.
         recoater_clearance_min: Percent of a layer.
+        recoater_interference: Whether the blade meets the part.
         remarks: What differs between mesh and surface.
+        survived: Whether a real build would have gone on to where this one ended.
+        origin: Family, draw and weight of a drawn part.
+        candidate: Number of the candidate that was accepted, from 0; None where there was no choice.
+        passed_over: How many candidates before it weren't accepted, by the reason.
     """
 
     case_id: str
@@ -114,7 +129,12 @@ class CaseOutcome:
     height: float = 0.0
     displacement_z_max: float = 0.0
     recoater_clearance_min: float = 0.0
+    recoater_interference: bool = False
     remarks: tuple[Remark, ...] = ()
+    survived: bool = True
+    origin: PartOrigin | None = None
+    candidate: int | None = None
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
 
 class _StoppedError(Exception):
@@ -123,6 +143,40 @@ class _StoppedError(Exception):
     def __init__(self, code: int, reason: str, *, silent: bool = False) -> None:
         self.code, self.reason, self.silent = code, reason, silent
         super().__init__(reason)
+
+
+class _PassedOverError(Exception):
+    """The candidate isn't accepted; its text is the reason, as it is counted."""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A candidate that is accepted or not by what its simulation gives.
+
+    Attributes:
+        stream: Its stream.
+        luck: It is accepted if its acceptance is above this.
+    """
+
+    stream: CandidateStream
+    luck: float
+
+    def check(self, height: float, *, hit: bool) -> None:
+        """End the run where no part of this height that has met the blade, or hasn't yet, would be accepted."""
+        if self.luck >= DRAWS[self.stream.draw].most(height, hit=hit):
+            raise _PassedOverError("hit by the blade" if hit else "of a height")
+
+    def weight(self, record: CaseRecord) -> float:
+        """1 over the acceptance of a part; raises `_PassedOverError` where it isn't accepted."""
+        assert record.measures is not None
+        if record.rejections:
+            raise _PassedOverError(f"beyond {record.rejections[0].criterion}")
+        draw = DRAWS[self.stream.draw]
+        acceptance = draw.acceptance(record.measures)
+        if self.luck >= acceptance:
+            by_blade = "hit by the blade" if record.measures.recoater_interference else "clear of the blade"
+            raise _PassedOverError("of a displacement" if draw.hit == draw.clear else by_blade)
+        return 1.0 / acceptance
 
 
 def outcome_path(folder: Path, case_id: str) -> Path:
@@ -147,7 +201,9 @@ def load_outcome(folder: Path, case_id: str) -> CaseOutcome | None:
         return None
     content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     remarks = tuple(Remark.from_dict(stored) for stored in content.get("remarks", ()))
-    return CaseOutcome(**{**content, "rejected_by": tuple(content["rejected_by"]), "remarks": remarks})
+    origin = PartOrigin(**content["origin"]) if content.get("origin") else None
+    read = {"rejected_by": tuple(content["rejected_by"]), "remarks": remarks, "origin": origin}
+    return CaseOutcome(**{**content, **read})
 
 
 def run_case(task: CaseTask) -> CaseOutcome:
@@ -160,10 +216,8 @@ def run_case(task: CaseTask) -> CaseOutcome:
         What came of it; a part that can't be meshed or solved is a failed run, not an error.
     """
     folder = task.staging / task.case_id
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "results").mkdir(parents=True)
     with threadpool_limits(limits=1):
-        outcome = _Run(task, folder).run()
+        outcome = _run_stream(task, folder) if isinstance(task.part, CandidateStream) else _run_anew(task, folder)
     flush_tree(folder)
     target = task.target / task.case_id
     shutil.rmtree(target, ignore_errors=True)
@@ -174,11 +228,39 @@ def run_case(task: CaseTask) -> CaseOutcome:
     return outcome
 
 
+def _run_anew(task: CaseTask, folder: Path, trial: _Trial | None = None) -> CaseOutcome:
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "results").mkdir(parents=True)
+    return _Run(task, folder, trial).run()
+
+
+def _run_stream(task: CaseTask, folder: Path) -> CaseOutcome:
+    """The first candidate that is accepted; a run that was told to fail, or was accepted before, is the only one."""
+    stream = task.part
+    assert isinstance(stream, CandidateStream)
+    passed_over: Counter[str] = Counter()
+    for number in range(MOST_CANDIDATES) if stream.chosen is None else (stream.chosen,):
+        plan, luck = stream.candidate(number)
+        no_choice = stream.chosen is not None or task.failure is not None
+        trial = None if no_choice else _Trial(stream, luck)
+        try:
+            outcome = _run_anew(dataclasses.replace(task, part=plan), folder, trial)
+        except _PassedOverError as error:
+            passed_over[str(error)] += 1
+            continue
+        if outcome.status == "completed" or no_choice:
+            return dataclasses.replace(outcome, candidate=number, passed_over=dict(sorted(passed_over.items())))
+        passed_over[FAILED if outcome.survived else NOT_SURVIVED] += 1
+    reason = f"None of {MOST_CANDIDATES} candidates was accepted; choose other --families or another --draw"
+    outcome = _Run(task, folder).end(_NONE_ACCEPTED, reason)
+    return dataclasses.replace(outcome, passed_over=dict(sorted(passed_over.items())))
+
+
 class _Run:
     """The run of one case; its log grows as it goes on."""
 
-    def __init__(self, task: CaseTask, folder: Path) -> None:
-        self.task, self.folder = task, folder
+    def __init__(self, task: CaseTask, folder: Path, trial: _Trial | None = None) -> None:
+        self.task, self.folder, self.trial = task, folder, trial
         prefix = f"{task.case_id}_" if task.interactive else ""
         self.remarks: tuple[Remark, ...] = ()
         self.read_remarks: tuple[Remark, ...] = ()  # told by the command before the cases begin; here for the log
@@ -189,21 +271,41 @@ class _Run:
         try:
             return self._simulate()
         except _StoppedError as stop:
-            if not stop.silent:
-                self.logs["mechanical"] += run_log.log_failure(stop.code, stop.reason)
-            return CaseOutcome(self.task.case_id, "failed", reason=stop.reason, asked_for=self.task.failure is not None)
+            return self._stopped(stop)
         finally:
-            for kind, text in self.logs.items():
-                (self.folder / f"{self.names.prefix}{kind}.out").write_bytes(text.encode("utf-8"))
+            self._write_logs()
+
+    def end(self, code: int, reason: str) -> CaseOutcome:
+        """A run that ends before it begins."""
+        outcome = self._stopped(_StoppedError(code, reason))
+        self._write_logs()
+        return outcome
+
+    def _stopped(self, stop: _StoppedError) -> CaseOutcome:
+        if not stop.silent:
+            self.logs["mechanical"] += run_log.log_failure(stop.code, stop.reason)
+        asked_for, survived = self.task.failure is not None, stop.code != _NOT_SURVIVED
+        return CaseOutcome(self.task.case_id, "failed", reason=stop.reason, asked_for=asked_for, survived=survived)
+
+    def _write_logs(self) -> None:
+        for kind, text in self.logs.items():
+            (self.folder / f"{self.names.prefix}{kind}.out").write_bytes(text.encode("utf-8"))
 
     def _mesh(self) -> tuple[Surface, VoxelMesh]:
         task, layer = self.task, self.task.material.process.layer_thickness
         try:
             if isinstance(task.part, PartPlan):
-                surface = part_surface(task.part.family, task.part.parameters, task.part.up)
-                mesh = _mesh_near(surface, task.num_points, task.part.aspect_ratio, layer)
+                plan = task.part
+                surface = part_surface(
+                    *(plan.family, plan.parameters, plan.up),
+                    height=plan.height,
+                    tilt=plan.tilt,
+                    sized_for=plan.sized_for,
+                )
+                mesh = _mesh_near(surface, plan.num_points, plan.aspect_ratio, layer)
                 self.remarks += remarks_on(check_mesh(surface, mesh), task.case_id)
                 return surface, mesh
+            assert isinstance(task.part, SurfacePart)
             read = load_bodies(task.part.path, task.part.units)
             bodies, self.read_remarks = read.bodies, read.remarks
             if task.part.body >= len(bodies):
@@ -221,20 +323,26 @@ class _Run:
         if self.task.failure is not None and self.task.failure.kind is FailureKind.PREPARATION:
             raise _StoppedError(_ASKED_FOR, "The part could not be prepared (a failure that was asked for)")
         surface, mesh = self._mesh()
+        if self.trial is not None:
+            self.trial.check(_height(mesh), hit=False)
         known = self.task.material.calibration
         refinement = choose_refinement(mesh.num_planes, mesh.spacing[2], known.group_thickness, known.fewest_groups)
         simulation = BuildSimulation(mesh, self.task.material, refinement=refinement)
-        writer = ResultWriter(self.folder, self.names, simulation, self.task.encoding)
+        writer = ResultWriter(self.folder, self.names, simulation, self.task.encoding, self.task.results)
         self._write_setup(writer, surface)
         try:
             last = self._write_frames(writer)
         except SolverError as error:
             writer.write_results()
             raise _StoppedError(_SOLVING, f"The solver gave up: {error}") from error
+        outcome = self._outcome(simulation, last[-1])
+        if outcome.origin is not None:
+            self.logs["mechanical"] += write_origin(outcome.origin)
+        self.logs["mechanical"] += run_log.log_end(simulation, last, self.names)
         writer.write_results()
         writer.write_global_clearance()
         writer.write_text("mechanical_recoater.txt", run_log.recoater_table(simulation.passes))
-        return self._outcome(simulation, last)
+        return outcome
 
     def _write_setup(self, writer: ResultWriter, surface: Surface) -> None:
         simulation = writer.simulation
@@ -247,8 +355,8 @@ class _Run:
             content = run_log.input_file(kind, simulation, self.names, ascii_results=self.task.encoding == "ascii")
             writer.write_text(f"{kind}.in", content)
 
-    def _write_frames(self, writer: ResultWriter) -> Frame:
-        """Write every frame, and tell the log; the last frame is returned."""
+    def _write_frames(self, writer: ResultWriter) -> list[Frame]:
+        """Write every frame, and tell the log of all but the last two, which are returned."""
         simulation, frames = writer.simulation, writer.simulation.frames()
         for group in simulation.groups:
             pair = list(itertools.islice(frames, 2))
@@ -259,11 +367,21 @@ class _Run:
                 writer.write_frame(frame)
             self.logs["mechanical"] += run_log.log_group(simulation, group, pair, self.names)
             self._fail_if_asked(writer, group.number)
+            self._check_survival(writer, pair)
+            if self.trial is not None and _hits(simulation):
+                self.trial.check(_height(simulation.mesh), hit=True)
         pair = list(frames)
         for frame in pair:
             writer.write_frame(frame)
-        self.logs["mechanical"] += run_log.log_end(simulation, pair, self.names)
-        return pair[-1]
+        self._check_survival(writer, pair)
+        return pair
+
+    def _check_survival(self, writer: ResultWriter, frames: Sequence[Frame]) -> None:
+        """End the run where no build would go on."""
+        for frame in frames:
+            if reason := failure_of(frame.state.displacement, frame.clearance):
+                writer.write_results()
+                raise _StoppedError(_NOT_SURVIVED, reason)
 
     def _fail_if_asked(self, writer: ResultWriter, group: int) -> None:
         failure = self.task.failure
@@ -280,6 +398,7 @@ class _Run:
     def _outcome(self, simulation: BuildSimulation, last: Frame) -> CaseOutcome:
         record = reject(_record(self.task.case_id, simulation, last), active_limits(Filters()))
         assert record.measures is not None
+        weight = None if self.trial is None else self.trial.weight(record)
         return CaseOutcome(
             self.task.case_id,
             "completed",
@@ -288,8 +407,16 @@ class _Run:
             height=record.measures.height,
             displacement_z_max=record.measures.displacement_z_max,
             recoater_clearance_min=record.measures.recoater_clearance_min,
+            recoater_interference=record.measures.recoater_interference,
             remarks=self.remarks,
+            origin=self._origin(weight),
         )
+
+    def _origin(self, weight: float | None) -> PartOrigin | None:
+        if not isinstance(self.task.part, PartPlan):
+            return None
+        draw = None if self.trial is None else self.trial.stream.draw
+        return PartOrigin(self.task.part.family, draw, weight)
 
 
 def _mesh_near(surface: Surface, num_points: int, aspect_ratio: float, layer: float) -> VoxelMesh:
@@ -307,6 +434,16 @@ def _mesh_near(surface: Surface, num_points: int, aspect_ratio: float, layer: fl
             break
         aspect_ratio = max(_CUBES, aspect_ratio / 2)
     return best
+
+
+def _height(mesh: VoxelMesh) -> float:
+    """Height of a part as it is measured, mm."""
+    return float(np.ptp(mesh.points[:, 2].astype(np.float32)))
+
+
+def _hits(simulation: BuildSimulation) -> bool:
+    """Whether the blade has met the part so far."""
+    return any(one.clearance < simulation.process.recoater_tolerance for one in simulation.passes)
 
 
 def _record(case_id: str, simulation: BuildSimulation, last: Frame) -> CaseRecord:

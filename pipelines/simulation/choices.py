@@ -7,3 +7,5 @@ from typing import Literal
 EncodingName = Literal["binary", "ascii"]
 CalibrationName = Literal["measured", "netfabb"]
 Naming = Literal["batch", "interactive"]
+DrawName = Literal["published", "balanced"]
+Results = Literal["whole", "lean"]

@@ -48,6 +48,10 @@ _MOST_BODIES_NUMBER: Final = 13
 # How often the least, the middle and the largest extent of a part points up: half of the published parts lie, a quarter
 # is as high as the build volume allows.
 _UP: Final = (0.7, 0.05, 0.25)
+# Fewest planes of cells of a part, and width over height up to which its cells may go: within the published limit of 3,
+# with room for heights that are rounded to whole powder layers.
+_PLANES: Final = 2
+_WIDEST: Final = 2.4
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,9 @@ class PartPlan:
         up: Which extent of the solid points up: 0 for the least, 2 for the largest.
         num_points: Points that its mesh should have.
         aspect_ratio: Height of its cells over their width.
+        height: Height in mm that it is stretched or flattened to, in place of `up`; None to leave it as it is.
+        tilt: Degrees by which it is tilted, and direction of the axis in the plane of the plate; None for none.
+        sized_for: Points for whose cells the footprint of a flat part is small enough; None for any footprint.
     """
 
     case_id: str
@@ -69,6 +76,9 @@ class PartPlan:
     up: int
     num_points: int
     aspect_ratio: float
+    height: float | None = None
+    tilt: tuple[float, float] | None = None
+    sized_for: int | None = None
 
 
 def plan_corpus(seed: int, cases: int, num_points: int, families: Sequence[str] | None = None) -> tuple[PartPlan, ...]:
@@ -82,7 +92,7 @@ def plan_corpus(seed: int, cases: int, num_points: int, families: Sequence[str] 
     """
     plans: list[PartPlan] = []
     names = list(FAMILIES) if families is None else list(families)
-    for number, design in enumerate(_design_ids(seed, cases)):
+    for number, design in enumerate(design_ids(seed, cases)):
         rng = np.random.default_rng([seed, number])
         plans += _plan_design(rng, design, FAMILIES[names[int(rng.integers(len(names)))]], num_points)
         if len(plans) >= cases:
@@ -90,7 +100,13 @@ def plan_corpus(seed: int, cases: int, num_points: int, families: Sequence[str] 
     return tuple(plans[:cases])
 
 
-def _design_ids(seed: int, most: int) -> Iterator[str]:
+def design_ids(seed: int, most: int) -> Iterator[str]:
+    """Ids of the first designs of a seed, in the published form.
+
+    Args:
+        seed: Seed of the corpus.
+        most: How many.
+    """
     digits = 20_000 + int(hashlib.sha256(f"{seed}".encode()).hexdigest(), 16) % 10_000
     for number in range(most):
         digest = hashlib.sha256(f"{seed}/{number}".encode()).hexdigest()
@@ -106,14 +122,21 @@ def _plan_design(rng: np.random.Generator, design: str, family: Family, num_poin
     plans = []
     for body in bodies.tolist():
         shares = {k: float(np.clip(v + rng.uniform(-1, 1) * _VARIATION * (count > 1), 0, 1)) for k, v in centre.items()}
-        size = max(_FEWEST_POINTS, round(num_points * _quantile(_SIZES, rng.uniform())))
-        ratio = _quantile(_ASPECT_RATIOS, rng.uniform())
+        size = max(_FEWEST_POINTS, round(num_points * quantile(_SHARES, _SIZES, rng.uniform())))
+        ratio = quantile(_SHARES, _ASPECT_RATIOS, rng.uniform())
         plans.append(PartPlan(f"{design}_{body}", family.name, parameters_of(family, shares), up, size, ratio))
     return plans
 
 
-def _quantile(values: Sequence[float], share: float) -> float:
-    return float(np.interp(share, _SHARES, values))
+def quantile(shares: Sequence[float], values: Sequence[float], share: float) -> float:
+    """The value at a share of a distribution that is given by quantiles, straight lines between.
+
+    Args:
+        shares: Shares of what lies below, from 0 to 1.
+        values: Values at these shares.
+        share: The share.
+    """
+    return float(np.interp(share, shares, values))
 
 
 def parameters_of(family: Family, shares: Mapping[str, float]) -> dict[str, float]:
@@ -132,21 +155,61 @@ def parameters_of(family: Family, shares: Mapping[str, float]) -> dict[str, floa
     return parameters
 
 
-def part_surface(family: str, parameters: Parameters, up: int) -> Surface:
+def part_surface(
+    family: str,
+    parameters: Parameters,
+    up: int,
+    *,
+    height: float | None = None,
+    tilt: tuple[float, float] | None = None,
+    sized_for: int | None = None,
+) -> Surface:
     """The surface of a part, scaled into the build volume; rounded as an STL file will round it.
 
     Args:
         family: Family of the part.
         parameters: Its parameters.
         up: Which extent of the solid points up: 0 for the least, 2 for the largest.
+        height: Height in mm that it is stretched or flattened to; that of its extents points up that is nearest to it
+            and leaves the part as large as the build volume.
+        tilt: Degrees by which it is tilted, and direction of the axis in the plane of the plate.
+        sized_for: Points for whose cells the footprint of a flat part is made small enough; any footprint by default.
 
     Raises:
         GeometryError: If the solid has no closed surface.
     """
     mesh = FAMILIES[family].build(parameters).to_mesh64()
     vertices = np.asarray(mesh.vert_properties, np.float64)[:, :3]
-    axis = int(np.argsort(np.ptp(vertices, axis=0), kind="stable")[up])
-    return surface_of_arrays(fit_build_volume(np.roll(vertices, 2 - axis, axis=1)), mesh.tri_verts)
+    extents = np.ptp(vertices, axis=0)
+    order = np.argsort(extents, kind="stable")
+    if height is not None:
+        natural = BUILD_VOLUME * extents[order] / extents.max()
+        up = 2 if height >= BUILD_VOLUME else int(np.abs(np.log(natural[:2] / height)).argmin())
+    placed = fit_build_volume(np.roll(vertices, 2 - int(order[up]), axis=1))
+    if height is not None:
+        placed[:, 2] *= height / np.ptp(placed[:, 2])
+    if tilt is not None:
+        placed = fit_build_volume(placed @ _rotation(*tilt).T)
+    surface = surface_of_arrays(_rounded(placed), mesh.tri_verts)
+    share = 1.0 if sized_for is None else _footprint_share(surface, sized_for)
+    return surface if share == 1.0 else surface_of_arrays(_rounded(placed * (share, share, 1.0)), mesh.tri_verts)
+
+
+def _footprint_share(surface: Surface, num_points: int) -> float:
+    """By how much the footprint of a flat part must shrink so that few points give cells that aren't too flat."""
+    height = float(np.ptp(surface.bounds[:, 2]))
+    width = _WIDEST * height / _PLANES  # of a cell
+    needed = (_PLANES + 1) * surface.volume / (height * width**2)
+    return min(1.0, float(np.sqrt(num_points / needed)))
+
+
+def _rotation(degrees: float, direction: float) -> NDArray[np.float64]:
+    """Rotation by an angle about an axis in the plane of the plate, [3, 3] (Rodrigues' formula); both in degrees."""
+    angle, along = np.deg2rad(degrees), np.deg2rad(direction)
+    x, y = float(np.cos(along)), float(np.sin(along))
+    cross = np.array([[0.0, 0.0, y], [0.0, 0.0, -x], [-y, x, 0.0]])
+    rotation: NDArray[np.float64] = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
+    return rotation
 
 
 def fit_build_volume(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -158,5 +221,10 @@ def fit_build_volume(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
     low, high = vertices.min(axis=0), vertices.max(axis=0)
     scaled = (vertices - low) * (BUILD_VOLUME / (high - low).max())
     scaled[:, :2] -= (scaled[:, :2].max(axis=0)) / 2
-    rounded: NDArray[np.float64] = scaled.astype(np.float32).astype(np.float64)
+    return _rounded(scaled)
+
+
+def _rounded(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Coordinates as an STL file has them."""
+    rounded: NDArray[np.float64] = vertices.astype(np.float32).astype(np.float64)
     return rounded

@@ -14,9 +14,11 @@ from lpbf_data.errors import UsageError
 from lpbf_data.geometry.surface_files import load_bodies
 from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
 from lpbf_data.remarks import Remark, merge_remarks
+from pipelines.simulation.accepted import accepted_parts
 from pipelines.simulation.case_task import SurfacePart
-from pipelines.simulation.choices import EncodingName, Naming
+from pipelines.simulation.choices import DrawName, EncodingName, Naming, Results
 from pipelines.simulation.corpus import PartPlan, plan_corpus
+from pipelines.simulation.draws import DRAWS, CandidateStream, plan_streams
 from pipelines.simulation.families import FAMILIES
 from pipelines.simulation.identity import VERSION
 from pipelines.simulation.material_files import choose_material, material_values
@@ -44,6 +46,9 @@ class SimulationOptions:
         failure_rate: Share of cases that fail on purpose.
         units: Unit of lengths in surface files; None for what a file states, or mm.
         calibration: Name of a calibration; None for the material's own, `measured` for those in our table.
+        draw: Name of the draw whose candidates are chosen by their simulation; None to take parts as they are planned.
+        parts_of: Folder of an earlier simulation, whose accepted parts are meshed with other numbers of points.
+        results: All result files, or those alone that a data set is built from.
     """
 
     cases: int = 24
@@ -58,6 +63,9 @@ class SimulationOptions:
     failure_rate: float = 0.0
     units: Units | None = None
     calibration: str | None = None
+    draw: DrawName | None = None
+    parts_of: str | None = None
+    results: Results = "whole"
 
 
 @dataclass(frozen=True)
@@ -70,14 +78,16 @@ class SimulationRequest:
         material: The material, calibrated.
         parts: Case ids and parts: drawn, or bodies of surface files.
         surface_digests: SHA-256 of the file of each case.
+        accepted: For parts of an earlier simulation, what it was asked for.
         remarks: What was guessed or repaired in surface files.
     """
 
     out: Path
     options: SimulationOptions
     material: Material
-    parts: tuple[tuple[str, PartPlan | SurfacePart], ...]
+    parts: tuple[tuple[str, PartPlan | SurfacePart | CandidateStream], ...]
     surface_digests: Mapping[str, str]
+    accepted: Mapping[str, Any] | None = None
     remarks: tuple[Remark, ...] = ()
 
     @property
@@ -87,8 +97,10 @@ class SimulationRequest:
         content["material"], content["calibration"] = material_values(self.material), self.material.calibration.name
         content["families"] = [] if self.surface_digests else list(self.options.families)
         del content["cases"]
-        if content["units"] is None:
-            del content["units"]  # folders of before had no such option
+        content["parts_of"] = None if self.accepted is None else dict(self.accepted)  # not where they lie
+        for name, before in (("units", None), ("draw", None), ("parts_of", None), ("results", "whole")):
+            if content[name] == before:
+                del content[name]  # folders of before had no such option
         return content
 
 
@@ -104,6 +116,7 @@ def check_request(out: str, options: SimulationOptions) -> SimulationRequest:
         GeometryError: If a surface file can't be simulated.
     """
     _check_numbers(options)
+    _check_draw(options)
     material = choose_material(options.material, options.calibration)
     known = ", ".join(FAMILIES)
     if unknown := sorted(set(options.families) - set(FAMILIES)):
@@ -114,6 +127,13 @@ def check_request(out: str, options: SimulationOptions) -> SimulationRequest:
         surfaces, remarks = _check_surfaces(options.stl, options.units)
         digests = {name: hashlib.sha256(part.path.read_bytes()).hexdigest() for name, part in surfaces}
         return SimulationRequest(Path(out), options, material, surfaces, digests, remarks)
+    if options.parts_of is not None:
+        streams, accepted = accepted_parts(Path(options.parts_of), options.cases, options.points)
+        parts = tuple((stream.case_id, stream) for stream in streams)
+        return SimulationRequest(Path(out), options, material, parts, {}, accepted=accepted)
+    if options.draw is not None:
+        streams = plan_streams(options.draw, options.seed, options.cases, options.points, options.families)
+        return SimulationRequest(Path(out), options, material, tuple((one.case_id, one) for one in streams), {})
     plans = plan_corpus(options.seed, options.cases, options.points, options.families)
     return SimulationRequest(Path(out), options, material, tuple((plan.case_id, plan) for plan in plans), {})
 
@@ -127,6 +147,15 @@ def _check_numbers(options: SimulationOptions) -> None:
         raise UsageError(f"--points must be {_POINTS[0]} to {_POINTS[1]:,}, not {options.points}")
     if not (math.isfinite(options.failure_rate) and 0 <= options.failure_rate <= 1):
         raise UsageError(f"--failure_rate must be 0 to 1, not {options.failure_rate}")
+
+
+def _check_draw(options: SimulationOptions) -> None:
+    if options.draw is not None and options.draw not in DRAWS:
+        raise UsageError(f"unknown --draw {options.draw}; known are: {', '.join(DRAWS)}")
+    ways = {"--stl": bool(options.stl), "--draw": options.draw is not None, "--parts_of": options.parts_of is not None}
+    if sum(ways.values()) > 1:
+        given = " and ".join(name for name, is_given in ways.items() if is_given)
+        raise UsageError(f"{given} exclude each other: each says which parts are simulated")
 
 
 def _check_surfaces(

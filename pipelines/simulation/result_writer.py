@@ -29,7 +29,7 @@ from pipelines.ensight import (
 from pipelines.netfabb.run import NETFABB_ORDER, VARIABLES
 from pipelines.simulation.build_plate import PlatedMesh, add_build_plate
 from pipelines.simulation.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
-from pipelines.simulation.choices import EncodingName
+from pipelines.simulation.choices import EncodingName, Results
 from pipelines.simulation.elements import STRAINS
 from pipelines.simulation.fields import principal_stresses, von_mises
 from pipelines.simulation.identity import GENERATOR, SOLVER_VERSION
@@ -52,6 +52,9 @@ _SUFFIXES: Final[Mapping[str, str]] = {
     "recoater_status": "rcd",
 }
 """Ending of each field's files, in the order in which NetFabb's case file lists them."""
+
+_LEAN: Final = ("displacement", "von_mises_stress", "temperature", "recoater_clearance")
+"""Fields that a data set is built from."""
 
 _KINDS: Final[Mapping[int, VariableKind]] = {1: "scalar", 3: "vector", 6: "tensor symm"}
 _PLATE, _PART = 0.0, 2.0
@@ -102,12 +105,14 @@ class ResultWriter:
         names: Names of its files.
         simulation: The planned build.
         encoding: Binary or text.
+        results: All files, or those alone that a data set is built from.
     """
 
     folder: Path
     names: RunNames
     simulation: BuildSimulation
     encoding: EncodingName = "binary"
+    results: Results = "whole"
     _times: list[float] = field(default_factory=list)
     _geometry_times: list[float] = field(default_factory=list)
     _extremes: dict[str, Any] = field(default_factory=dict)
@@ -121,6 +126,11 @@ class ResultWriter:
     @property
     def _dialect(self) -> Dialect:
         return Dialect(Encoding.BINARY if self.encoding == "binary" else Encoding.ASCII)
+
+    @property
+    def _suffixes(self) -> Mapping[str, str]:
+        names = _SUFFIXES if self.results == "whole" else _LEAN
+        return {name: suffix for name, suffix in _SUFFIXES.items() if name in names}
 
     def _result(self, name: str) -> Path:
         return self.folder / "results" / f"{self.names.prefix}{name}"
@@ -191,6 +201,8 @@ class ResultWriter:
             else:
                 self._write_geometry(f"mechanical_{number}.geo", part.points.astype(np.float32), part.cells)
         for name, values in self._fields(frame, with_plate=with_plate).items():
+            if name not in self._suffixes:
+                continue
             self._write_variable(name, frame.number, values)
             ranges = _ranges(values)
             self._extremes[name] = _widen(self._extremes.get(name, ranges), ranges)
@@ -251,7 +263,7 @@ class ResultWriter:
             return
         variables = tuple(
             (VARIABLES[name], _KINDS[FIELDS[name].num_components], FIELDS[name].location, suffix)
-            for name, suffix in _SUFFIXES.items()
+            for name, suffix in self._suffixes.items()
         )
         steps = (self._times, list(range(1, len(self._times) + 1)))
         geometries = (self._geometry_times, list(range(1, len(self._geometry_times) + 1)))
@@ -284,6 +296,8 @@ class ResultWriter:
 
     def write_thermal(self) -> None:
         """Write the temperature at the end of every group of layers, and that at which each node was buried."""
+        if self.results == "lean":
+            return
         groups, nodes = self.simulation.groups, self._plate_size
         buried = np.full(self.simulation.mesh.num_points, self.simulation.process.ambient)
         first = 0
