@@ -1,7 +1,7 @@
-"""`python -m pipelines.calibrate --measured bridge.csv --stl bridge.stl --cut 'x<56' --material Inc625 --out my.yaml`.
+"""`python -m pipelines.calibrate --measured a.csv --stl a.stl --cut 'x<56' --material Inc625 --out my.yaml`.
 
-Fit how much layers shrink to measured displacements, or to a result of NetFabb, by a few simulations, and write a material
-file that `pipelines.simulate --material my.yaml` takes.
+Fit how much layers shrink to measured displacements, or to a result of NetFabb, by a few simulations, and write a
+material file that `pipelines.simulate --material my.yaml` takes.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def calibrate(
         measured: Table of measured displacements (CSV) with the columns point, x_mm, y_mm, z_mm, component (x, y or z),
             value_mm, sigma_mm (standard uncertainty); places in the coordinates of the surface file.
         stl: Surface file (STL, OBJ, PLY, OFF, 3MF) of the part that was measured.
-        part: A part that is known by name instead: amb2018_bridge (its measured values come along for Inc625 and 15-5PH)
-            or cantilever.
+        part: A part that is known by name instead: amb2018_bridge (its measured values come along, for Inc625 and
+            15-5PH) or cantilever.
         netfabb: Folder of a finished result of NetFabb instead, with its STL file.
         material: Material to start from: Ti64, Inc625, SS316L, 15-5PH, AlSi10Mg, or a YAML file; with --netfabb the one
             that its log names by default.
@@ -65,11 +65,15 @@ def calibrate(
     Returns:
         Exit status: 0; errors are told in a sentence, and no material file is written.
     """
-    from pipelines.calibrating.request import CalibrationOptions, check_request
+    from pipelines.calibrating.options import CalibrationOptions, check_options
 
     options = CalibrationOptions(
         measured, stl, part, netfabb, material, calibration, tuple(fit), cut, reference, units, points, name
     )
+    check_options(out, options)  # before anything heavy is imported
+
+    from pipelines.calibrating.request import check_request
+
     request = check_request(out, options)
     found = run_calibration(request)
 
@@ -105,7 +109,7 @@ def run_calibration(request: CalibrationRequest) -> Fit:
     expected = len(shrinkage.numbers) + 2
     say(
         f"{experiment.mesh.num_points:,} points, {len(experiment.measured):,} values, "
-        f"{len(shrinkage.numbers)} numbers to fit: about {expected} simulations"
+        f"{', '.join(number.name for number in shrinkage.numbers)} to fit: about {expected} simulations"
     )
     with progress(expected, "calibrate", "simulation") as bar, threadpool_limits(limits=1):
 

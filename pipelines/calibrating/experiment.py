@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,10 @@ from lpbf_data.geometry.layer_groups import choose_refinement
 from lpbf_data.geometry.voxelize import VoxelMesh
 from pipelines.calibrating.fitting import Values
 from pipelines.calibrating.measured_file import Measured
+from pipelines.calibrating.options import Reference
 from pipelines.calibrating.places import Sampling
 from pipelines.simulation.build_simulation import BuildSimulation
 from pipelines.simulation.materials import Material
-
-Reference = Literal["before_cut", "nominal"]
-"""From where displacements count: the part before the cut, or its nominal shape."""
 
 _AXES: Final = np.eye(3)
 

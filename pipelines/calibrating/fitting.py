@@ -1,9 +1,9 @@
 """The fit: a few simulations, and from their differences how displacements respond to each number.
 
-With r = (measured - simulated) / sigma and q the coordinates of [shrinkage](shrinkage.py), r is linear in q as long as the
-simulator is: k + 1 simulations give the Jacobian, the next one confirms the solution. Where it isn't linear, each further
-simulation corrects the Jacobian (Broyden 1965) and the next step starts from there. Directions in q that the values don't
-determine, told by the Jacobian's singular values, stay where they were.
+With r = (measured - simulated) / sigma and q the coordinates of [shrinkage](shrinkage.py), r is linear in q as long as
+the simulator is: k + 1 simulations give the Jacobian, the next one confirms the solution. Where it isn't linear, each
+further simulation corrects the Jacobian (Broyden 1965) and the next step starts from there. Directions in q that the
+values don't determine, told by the Jacobian's singular values, stay where they were.
 
 A part that is cut free whole has no place of its own: the rigid-body motion that fits best is taken out of r.
 """
@@ -49,7 +49,7 @@ class Values:
 
     Attributes:
         measured: mm, [n].
-        sigmas: Standard uncertainty, mm, [n]; None where nothing is known of it: then what the fit leaves stands for it.
+        sigmas: Standard uncertainty, mm, [n]; None where nothing is known: what the fit leaves stands for it.
         motion: Values of rigid-body motions that don't count, [n, m].
     """
 
@@ -259,8 +259,9 @@ class _Fitting:
         if costs[1] > (1 - _LEAST_GAIN) * costs[0]:
             rms = self._rms(self.fitted(before))
             raise FitError(
-                f"the fit doesn't improve on where it started: measured and simulated values differ by {rms:.3g} mm (root "
-                "mean square) with every other number too; keep the material as it is, or fit another number (--fit)"
+                f"the fit doesn't improve on where it started: measured and simulated values differ by {rms:.3g} mm "
+                "(root mean square) with every other number too; keep the material as it is, or fit another number "
+                "(--fit)"
             )
 
     def fitted(self, simulated: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -91,8 +91,8 @@ def _material(folder: Path, logged: str | None, asked_for: str | None) -> Materi
     found = [name for name in MATERIALS if name.lower() in said]
     if len(found) != 1:
         raise UsageError(
-            f"the log of {folder} names the material {logged or 'nothing'}, which isn't in our table; say what it is by "
-            f"--material: {', '.join(MATERIALS)}, or a YAML file"
+            f"the log of {folder} names the material {logged or 'nothing'}, which isn't in our table; say what it is "
+            f"by --material: {', '.join(MATERIALS)}, or a YAML file"
         )
     return MATERIALS[found[0]]
 

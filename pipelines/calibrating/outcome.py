@@ -1,4 +1,4 @@
-"""What a calibration found, as a material file: values, where they come from, and what is known of how good they are."""
+"""What a calibration found, as a material file: values, where they come from, and how good they are."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def _report(request: CalibrationRequest, fit: Fit) -> Mapping[str, Any]:
 
 
 UNCERTAINTY = (
-    "one standard deviation, from sigma_mm (or from what the fit leaves, where that is more) and the Jacobian; errors of "
-    "the simulator that neighbouring values share aren't in it, nor is what the data don't determine"
+    "one standard deviation, from sigma_mm (or from what the fit leaves, where that is more) and the Jacobian; errors "
+    "of the simulator that neighbouring values share aren't in it, nor is what the data don't determine"
 )
 """What the uncertainty of a number holds."""
 

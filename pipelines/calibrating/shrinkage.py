@@ -1,7 +1,7 @@
 """The numbers that can be fitted, as the simulator has them, and what displacements are linear in.
 
-A displacement is linear in the strains that cells are given: the strain inside, and its products with the shares by which
-it is less along walls. Those products are the coordinates in which a fit works; the numbers come out of them.
+A displacement is linear in the strains that cells are given: the strain inside, and its products with the shares by
+which it is less along walls. Those products are the coordinates in which a fit works; the numbers come out of them.
 """
 
 from __future__ import annotations

@@ -29,16 +29,11 @@ import yaml
 
 from lpbf_data.errors import UsageError
 from pipelines.simulation.calibrations import CALIBRATIONS, Calibration, measured
+from pipelines.simulation.choices import LONGEST_NAME, MATERIAL_SUFFIXES
 from pipelines.simulation.inherent_strain import WallRule
 from pipelines.simulation.materials import MATERIALS, Material, Process
 
-MATERIAL_SUFFIXES: Final = (".yaml", ".yml")
-"""How names of material files end."""
-
 _LARGEST_FILE: Final = 1_000_000  # bytes
-LONGEST_NAME: Final = 60
-"""Letters that a name may have."""
-
 _ALIASES: Final[Mapping[str, str]] = {"IN625": "Inc625"}  # as NIST calls it
 _RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "young": (1.0, 1e7),

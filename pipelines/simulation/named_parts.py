@@ -1,7 +1,7 @@
 """Parts that are known by name: specimens from whose deflection after a cut a machine is calibrated.
 
-`amb2018_bridge` is test AMB2018-01 of NIST's AM-Bench 2018 (https://www.nist.gov/ambench/amb2018-01-description): 75 x 5 x
-12.5 mm on twelve legs and an end block. The legs are cut free, the block stays on the plate, and the rise of eleven
+`amb2018_bridge` is test AMB2018-01 of NIST's AM-Bench 2018 (https://www.nist.gov/ambench/amb2018-01-description): 75 x
+5 x 12.5 mm on twelve legs and an end block. The legs are cut free, the block stays on the plate, and the rise of eleven
 ridges on the top is measured against its height before the cut. `cantilever` is the comb on which machines are usually
 calibrated: an arm on thin walls, and a block that stays on the plate.
 """
