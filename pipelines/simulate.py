@@ -44,6 +44,7 @@ def simulate(
     calibration: CalibrationName | None = None,
     families: list[str] = list(FAMILIES),  # noqa: B006 (read only; shown as the default in the help)
     stl: list[str] = [],  # noqa: B006
+    part: list[str] = [],  # noqa: B006
     units: Units | None = None,
     encoding: EncodingName = "binary",
     naming: Naming = "batch",
@@ -66,6 +67,8 @@ def simulate(
         families: Families of parts to draw from.
         stl: Surface files (STL, OBJ, PLY, OFF, 3MF) to simulate instead of drawn parts, a case a body; they must be
             watertight.
+        part: Parts that are known by name, to simulate instead of drawn ones: amb2018_bridge (of NIST's AM-Bench 2018),
+            cantilever.
         units: Unit of lengths in surface files; by default the one that a file states (3MF), else mm.
         encoding: Binary or text results.
         naming: File names of a batch run (test.stl, mechanical.out) or of an interactive one (<case>_mechanical.out).
@@ -95,6 +98,7 @@ def simulate(
         failure_rate,
         units,
         calibration,
+        tuple(part),
     )
     request = check_request(out, options)
     outcomes = run_simulation(request, resources)

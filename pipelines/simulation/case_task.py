@@ -34,6 +34,7 @@ from pipelines.simulation.corpus import PartPlan, part_surface
 from pipelines.simulation.failures import FailureKind, PlannedFailure, cut_short
 from pipelines.simulation.fields import von_mises
 from pipelines.simulation.materials import Material
+from pipelines.simulation.named_parts import named_part
 from pipelines.simulation.result_writer import ResultWriter
 from pipelines.simulation.run_log import RunNames
 from pipelines.simulation.stiffness import SolverError
@@ -60,12 +61,23 @@ class SurfacePart:
 
 
 @dataclass(frozen=True)
+class KnownPart:
+    """A part that is known by name.
+
+    Attributes:
+        name: A key of `named_parts.NAMED_PARTS`.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
 class CaseTask:
     """A case to simulate.
 
     Attributes:
         case_id: Its name.
-        part: The part, drawn or a body of a surface file.
+        part: The part: drawn, a body of a surface file, or known by name.
         num_points: Points that its mesh should have.
         material: The material.
         encoding: Binary or text results.
@@ -77,7 +89,7 @@ class CaseTask:
     """
 
     case_id: str
-    part: PartPlan | SurfacePart
+    part: PartPlan | SurfacePart | KnownPart
     num_points: int
     material: Material
     encoding: EncodingName
@@ -204,11 +216,7 @@ class _Run:
                 mesh = _mesh_near(surface, task.num_points, task.part.aspect_ratio, layer)
                 self.remarks += remarks_on(check_mesh(surface, mesh), task.case_id)
                 return surface, mesh
-            read = load_bodies(task.part.path, task.part.units)
-            bodies, self.read_remarks = read.bodies, read.remarks
-            if task.part.body >= len(bodies):
-                raise GeometryError(f"{task.part.path} has changed since the simulation began; start it again")
-            surface = on_build_plate(bodies[task.part.body])
+            surface = self._known_surface(task.part)
             mesh, remarks = mesh_faithfully(
                 surface, task.num_points, task.case_id, lambda one, n: _mesh_near(one, n, _CUBES, layer)
             )
@@ -216,6 +224,16 @@ class _Run:
             return surface, mesh
         except GeometryError as error:
             raise _StoppedError(_MESHING, f"The part can't be meshed: {error}") from error
+
+    def _known_surface(self, part: SurfacePart | KnownPart) -> Surface:
+        """A surface that isn't drawn, on the build plate."""
+        if isinstance(part, KnownPart):
+            return on_build_plate(named_part(part.name).surface())
+        read = load_bodies(part.path, part.units)
+        self.read_remarks = read.remarks
+        if part.body >= len(read.bodies):
+            raise GeometryError(f"{part.path} has changed since the simulation began; start it again")
+        return on_build_plate(read.bodies[part.body])
 
     def _simulate(self) -> CaseOutcome:
         if self.task.failure is not None and self.task.failure.kind is FailureKind.PREPARATION:

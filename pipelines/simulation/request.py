@@ -14,13 +14,14 @@ from lpbf_data.errors import UsageError
 from lpbf_data.geometry.surface_files import load_bodies
 from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
 from lpbf_data.remarks import Remark, merge_remarks
-from pipelines.simulation.case_task import SurfacePart
+from pipelines.simulation.case_task import KnownPart, SurfacePart
 from pipelines.simulation.choices import EncodingName, Naming
 from pipelines.simulation.corpus import PartPlan, plan_corpus
 from pipelines.simulation.families import FAMILIES
 from pipelines.simulation.identity import VERSION
 from pipelines.simulation.material_files import choose_material, material_values
 from pipelines.simulation.materials import Material
+from pipelines.simulation.named_parts import digest_of_surface, named_part
 
 _MOST_CASES: Final = 1_000_000
 _POINTS: Final = (50, 200_000)
@@ -44,6 +45,7 @@ class SimulationOptions:
         failure_rate: Share of cases that fail on purpose.
         units: Unit of lengths in surface files; None for what a file states, or mm.
         calibration: Name of a calibration; None for the material's own, `measured` for those in our table.
+        part: Parts that are known by name, to simulate instead of drawn ones.
     """
 
     cases: int = 24
@@ -58,6 +60,7 @@ class SimulationOptions:
     failure_rate: float = 0.0
     units: Units | None = None
     calibration: str | None = None
+    part: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,15 @@ class SimulationRequest:
         out: Folder of the results.
         options: Options that it came from.
         material: The material, calibrated.
-        parts: Case ids and parts: drawn, or bodies of surface files.
-        surface_digests: SHA-256 of the file of each case.
+        parts: Case ids and parts: drawn, bodies of surface files, or known by name.
+        surface_digests: SHA-256 of the file or the surface of each case; none for drawn parts.
         remarks: What was guessed or repaired in surface files.
     """
 
     out: Path
     options: SimulationOptions
     material: Material
-    parts: tuple[tuple[str, PartPlan | SurfacePart], ...]
+    parts: tuple[tuple[str, PartPlan | SurfacePart | KnownPart], ...]
     surface_digests: Mapping[str, str]
     remarks: tuple[Remark, ...] = ()
 
@@ -89,6 +92,8 @@ class SimulationRequest:
         del content["cases"]
         if content["units"] is None:
             del content["units"]  # folders of before had no such option
+        if not content["part"]:
+            del content["part"]
         return content
 
 
@@ -110,10 +115,12 @@ def check_request(out: str, options: SimulationOptions) -> SimulationRequest:
         raise UsageError(f"unknown --families {', '.join(unknown)}; known are: {known}")
     if not options.families:
         raise UsageError(f"--families names none; known are: {known}")
-    if options.stl:
+    if options.stl or options.part:
         surfaces, remarks = _check_surfaces(options.stl, options.units)
         digests = {name: hashlib.sha256(part.path.read_bytes()).hexdigest() for name, part in surfaces}
-        return SimulationRequest(Path(out), options, material, surfaces, digests, remarks)
+        known_parts = _check_known_parts(options.part, digests)
+        digests |= {name: digest_of_surface(named_part(name).surface()) for name, _ in known_parts}
+        return SimulationRequest(Path(out), options, material, (*surfaces, *known_parts), digests, remarks)
     plans = plan_corpus(options.seed, options.cases, options.points, options.families)
     return SimulationRequest(Path(out), options, material, tuple((plan.case_id, plan) for plan in plans), {})
 
@@ -127,6 +134,15 @@ def _check_numbers(options: SimulationOptions) -> None:
         raise UsageError(f"--points must be {_POINTS[0]} to {_POINTS[1]:,}, not {options.points}")
     if not (math.isfinite(options.failure_rate) and 0 <= options.failure_rate <= 1):
         raise UsageError(f"--failure_rate must be 0 to 1, not {options.failure_rate}")
+
+
+def _check_known_parts(names: Sequence[str], taken: Mapping[str, str]) -> tuple[tuple[str, KnownPart], ...]:
+    """A case a part, named as it."""
+    for place, name in enumerate(names):
+        named_part(name)
+        if name in taken or name in names[:place]:
+            raise UsageError(f"two parts give cases the name {name}; give one of them")
+    return tuple((name, KnownPart(name)) for name in names)
 
 
 def _check_surfaces(
