@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from lpbf_data.errors import LpbfError
-from pipelines.calibrating.places import unit_of_factor
+from pipelines.calibrating.places import units_of_factor
 from pipelines.calibrating.shrinkage import Shrinkage
 
 Simulate = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -178,8 +178,8 @@ class _Fitting:
                 "the coordinate axis, upwards for z"
             )
         if not 1 / _FAR < factor < _FAR:
-            unit = unit_of_factor(factor)
-            guess = f"as they would be in {unit}; value_mm must be in mm" if unit else "value_mm must be in mm"
+            units = units_of_factor(factor)
+            guess = f"as they would be in {units}; value_mm must be in mm" if units else "value_mm must be in mm"
             raise FitError(f"the measured values are {factor:.3g} times those that are simulated, {guess}")
 
     def _first_jacobian(self, start: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:

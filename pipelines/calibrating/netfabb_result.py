@@ -9,10 +9,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lpbf_data.errors import UsageError
+from lpbf_data.errors import CaseError, UsageError
 from lpbf_data.geometry.surface_files import load_surface
 from lpbf_data.geometry.surface_formats import Units
-from lpbf_data.geometry.voxelize import VoxelMesh, on_build_plate, voxelize
+from lpbf_data.geometry.voxelize import Surface, VoxelMesh, on_build_plate, voxelize
 from lpbf_data.remarks import Remark
 from pipelines.calibrating.measured_file import Measured
 from pipelines.netfabb.run import NetfabbRun
@@ -55,14 +55,16 @@ def read_result(folder: Path, material: str | None, calibration: str, units: Uni
         units: Unit of lengths in the surface file.
 
     Raises:
-        UsageError: If there is no folder, no surface file or no known material.
-        CaseError: If the result can't be read.
+        UsageError: If there is no folder, no result that can be read, no surface file or no known material.
         GeometryError: If the surface can't be meshed.
     """
     if not folder.is_dir():
         raise UsageError(f"--netfabb {folder} isn't a folder of results")
-    run = NetfabbRun(folder.resolve().name, FolderFiles(folder))
-    case = run.read_case(("displacement",))
+    try:
+        run = NetfabbRun(folder.resolve().name, FolderFiles(folder))
+        case = run.read_case(("displacement",))
+    except CaseError as error:
+        raise UsageError(f"{folder} holds no result that can be fitted to: {error}") from error
     if case.num_points > _MOST_POINTS:
         raise UsageError(f"{folder} has {case.num_points:,} points; at most {_MOST_POINTS:,} can be fitted to")
     surfaces = sorted(folder.glob("*.[sS][tT][lL]"))
@@ -73,9 +75,9 @@ def read_result(folder: Path, material: str | None, calibration: str, units: Uni
         made_of = replace(made_of, process=replace(made_of.process, layer_thickness=run.log.layer_thickness))
     places = case.points.astype(np.float64)
     layer = made_of.process.layer_thickness
-    width = min(_finest(places[:, 0]), _finest(places[:, 1]))
+    surface = on_build_plate(load_surface(surfaces[0], units))
     height = max(1, round(_finest(places[:, 2]) / layer)) * layer
-    mesh = voxelize(on_build_plate(load_surface(surfaces[0], units)), (width, height))
+    mesh = voxelize(surface, (_width(surface, places), height))
     moved = case.fields["displacement"].astype(np.float64)
     names = tuple(f"point {number}" for number in range(len(places)) for _ in range(3))
     components = np.tile(np.arange(3), len(places))
@@ -95,6 +97,15 @@ def _material(folder: Path, logged: str | None, asked_for: str | None) -> Materi
             f"by --material: {', '.join(MATERIALS)}, or a YAML file"
         )
     return MATERIALS[found[0]]
+
+
+def _width(surface: Surface, places: NDArray[np.float64]) -> float:
+    """A width of cells that gives as many along x and along y as the result has, if there is one."""
+    size = np.ptp(surface.bounds, axis=0)[:2]
+    finest = np.array([_finest(places[:, 0]), _finest(places[:, 1])])
+    counts = np.maximum(np.rint(size / finest), 1)
+    low, high = float((size / (counts + 0.5)).max()), float((size / (counts - 0.5)).min())
+    return (low + high) / 2 if low < high else float(finest.min())
 
 
 def _finest(coordinates: NDArray[np.float64]) -> float:

@@ -12,11 +12,12 @@ from scipy.spatial import cKDTree
 
 from lpbf_data.errors import UsageError
 from lpbf_data.geometry.voxelize import VoxelMesh
-from lpbf_data.remarks import Remark, Treatment
 from pipelines.calibrating.measured_file import Measured
 
 _NEIGHBOURS: Final = 27
 _SHOWN: Final = 3
+_SPREAD: Final = 0.3  # of the part, over which places are spread at least
+_CORNER: Final = 0.12  # of the part, in which places lie that are in another unit
 _SLACK: Final = 1e-6  # of a cell: a point at just a cell's distance is on the part
 _UNITS: Final = {
     "metres": 1000.0,
@@ -74,7 +75,7 @@ def sample(mesh: VoxelMesh, places: NDArray[np.float64]) -> Sampling:
     return Sampling(mesh.cells[cells].astype(np.int64), weights, lengths.min(axis=1))
 
 
-def check_places(mesh: VoxelMesh, measured: Measured, places: NDArray[np.float64]) -> tuple[Sampling, list[Remark]]:
+def check_places(mesh: VoxelMesh, measured: Measured, places: NDArray[np.float64]) -> Sampling:
     """Where the measured places lie in the mesh.
 
     Args:
@@ -83,17 +84,20 @@ def check_places(mesh: VoxelMesh, measured: Measured, places: NDArray[np.float64
         places: Its places, in the mesh's coordinates, [n, 3].
 
     Raises:
-        UsageError: If one lies off the part by more than a cell; where another unit would put them on it, it says so.
+        UsageError: If one lies off the part by more than a cell, or if they would lie all over the part in another
+            unit and now lie in a corner of it.
     """
     found, cell = sample(mesh, places), max(mesh.spacing)
     off = np.flatnonzero(found.distance > cell * (1 + _SLACK))
-    if len(off) == 0:
-        return found, _suspicion(mesh, places)
-    if unit := _unit_that_fits(mesh, places):
+    unit = _unit_that_fits(mesh, places)
+    if unit is not None and (len(off) or _in_a_corner(mesh, places)):
+        where = "aren't on the part" if len(off) else f"all lie in a small corner of the part ({_spans(places)})"
         raise UsageError(
-            f"the measured points aren't on the part in mm, but would be if they were in {unit}: multiply x_mm, y_mm "
-            f"and z_mm by {_UNITS[unit]:g} (or say the unit of the surface file by --units)"
+            f"the measured points {where} if they are in mm, but all over it if they are in {unit}: multiply x_mm, "
+            f"y_mm and z_mm by {_UNITS[unit]:g} (or say the unit of the surface file by --units)"
         )
+    if len(off) == 0:
+        return found
     names = ", ".join(f"{measured.points[k]} by {found.distance[k]:.3g} mm" for k in off[:_SHOWN])
     raise UsageError(
         f"{len(off):,} of {len(places):,} measured values lie off the part by more than a cell of {cell:.3g} mm "
@@ -103,18 +107,17 @@ def check_places(mesh: VoxelMesh, measured: Measured, places: NDArray[np.float64
 
 
 def _unit_that_fits(mesh: VoxelMesh, places: NDArray[np.float64]) -> str | None:
-    cell = max(mesh.spacing) * (1 + _SLACK)
-    return next((name for name, factor in _UNITS.items() if sample(mesh, factor * places).distance.max() <= cell), None)
+    """The unit in which all places lie on the part and are spread over it."""
+    cell, size = max(mesh.spacing) * (1 + _SLACK), np.ptp(mesh.points, axis=0)
+    for name, factor in _UNITS.items():
+        spread = factor * np.ptp(places, axis=0) / size
+        if spread.max() > _SPREAD and sample(mesh, factor * places).distance.max() <= cell:
+            return name
+    return None
 
 
-def _suspicion(mesh: VoxelMesh, places: NDArray[np.float64]) -> list[Remark]:
-    """A remark where all points lie in a corner of the part, and all over it in another unit."""
-    size, spread = np.ptp(mesh.points, axis=0), np.ptp(places, axis=0)
-    unit = _unit_that_fits(mesh, places)
-    if unit is None or float((spread / size).max()) > 1.5 / _UNITS[unit] or _UNITS[unit] < 1:
-        return []
-    sentence = f"places were read in mm; they lie in a small corner of the part, and all over it if they are in {unit}"
-    return [Remark(Treatment.GUESSED, "units_of_places", sentence)]
+def _in_a_corner(mesh: VoxelMesh, places: NDArray[np.float64]) -> bool:
+    return float((np.ptp(places, axis=0) / np.ptp(mesh.points, axis=0)).max()) < _CORNER
 
 
 def _spans(points: NDArray[np.float64]) -> str:
@@ -122,12 +125,10 @@ def _spans(points: NDArray[np.float64]) -> str:
     return ", ".join(f"{axis} {low[k]:.4g} to {high[k]:.4g}" for k, axis in enumerate("xyz")) + " mm"
 
 
-def unit_of_factor(factor: float) -> str | None:
-    """The unit in which values were given that are so many times too large, where one is near; None where none is.
+def units_of_factor(factor: float) -> str:
+    """Units in which values may be that are so many times too large, in words; empty where none is near.
 
     Args:
         factor: Given over expected values, above 0.
     """
-    far = {name: abs(math.log(factor * known)) for name, known in _UNITS.items()}
-    name = min(far, key=lambda unit: far[unit])
-    return name if far[name] < math.log(3) else None
+    return " or ".join(name for name, known in _UNITS.items() if abs(math.log(factor * known)) < math.log(3))

@@ -66,7 +66,6 @@ def check_request(out: str, options: CalibrationOptions) -> CalibrationRequest:
     Raises:
         UsageError: If an option is impossible, or the measured values can't be those of the part.
         GeometryError: If the surface can't be meshed.
-        CaseError: If NetFabb's result can't be read.
     """
     path, name = check_options(out, options)
     if options.netfabb is not None:
@@ -96,7 +95,7 @@ def _on_measured(path: Path, name: str, options: CalibrationOptions) -> Calibrat
     cut = options.cut or (known.cut if known is not None else "all")
     held = held_by(cut, mesh)
     on_mesh = measured.places - [0, 0, surface.bounds[0, 2] + mesh.lowered * mesh.spacing[2]]
-    sampling, guessed = check_places(mesh, measured, on_mesh)
+    sampling = check_places(mesh, measured, on_mesh)
     reference = options.reference or ("nominal" if held is None else "before_cut")
     part = {"part": options.part, "part_sha256": digest_of_surface(surface)}
     if options.stl is not None:
@@ -112,7 +111,7 @@ def _on_measured(path: Path, name: str, options: CalibrationOptions) -> Calibrat
         cut,
         MappingProxyType(fitted_on),
         said,
-        (*measured.remarks, *remarks, *meshed, *guessed),
+        (*measured.remarks, *remarks, *meshed),
     )
 
 
@@ -147,7 +146,7 @@ def _on_netfabb(path: Path, name: str, options: CalibrationOptions) -> Calibrati
     result = read_result(folder, options.material, options.calibration or "netfabb", options.units)
     numbers = choose_numbers(options.fit or ("strain", "normal", "along"))
     mesh, measured = result.mesh, result.measured
-    sampling, guessed = check_places(mesh, measured, measured.places)
+    sampling = check_places(mesh, measured, measured.places)
     digest = sha256_of_tree(folder)[0]
     fitted_on = {"netfabb": folder.resolve().name, "netfabb_sha256": digest, "solver": result.solver}
     points = f"the final displacements of {result.num_points:,} points"
@@ -160,5 +159,5 @@ def _on_netfabb(path: Path, name: str, options: CalibrationOptions) -> Calibrati
         "all",
         MappingProxyType(fitted_on),
         said,
-        (*result.remarks, *guessed),
+        result.remarks,
     )
