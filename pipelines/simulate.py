@@ -45,6 +45,7 @@ def simulate(
     draw: DrawName | None = None,
     parts_of: str | None = None,
     stl: list[str] = [],  # noqa: B006
+    part: list[str] = [],  # noqa: B006
     units: Units | None = None,
     encoding: EncodingName = "binary",
     naming: Naming = "batch",
@@ -71,6 +72,8 @@ def simulate(
         parts_of: Output of an earlier simulation with a draw: mesh its first parts with other numbers of points.
         stl: Surface files (STL, OBJ, PLY, OFF, 3MF) to simulate instead of drawn parts, a case a body; they must be
             watertight.
+        part: Parts that are known by name, to simulate instead of drawn ones: amb2018_bridge (of NIST's AM-Bench 2018),
+            cantilever.
         units: Unit of lengths in surface files; by default the one that a file states (3MF), else mm.
         encoding: Binary or text results.
         naming: File names of a batch run (test.stl, mechanical.out) or of an interactive one (<case>_mechanical.out).
@@ -105,6 +108,7 @@ def simulate(
         draw,
         parts_of,
         results,
+        tuple(part),
     )
     request = check_request(out, options)
     outcomes = run_simulation(request, resources)

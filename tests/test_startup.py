@@ -99,6 +99,7 @@ def test_help_imports_nothing_heavy(script: str, how: str, tmp_path: Path) -> No
 
 WRONG_TYPE: Final = {
     "lpbf-build": ["--src", "cases", "--seed", "many"],
+    "lpbf-calibrate": ["--out", "my.yaml", "--points", "many"],
     "lpbf-evaluate": ["--checkpoint", "run", "--data", "set", "--worst", "many"],
     "lpbf-pack": ["--src", "set", "--out", "packed", "--tolerance", "many"],
     "lpbf-predict": ["--checkpoint", "run", "--src", "part.stl", "--points", "many"],
@@ -113,6 +114,7 @@ WRONG_TYPE: Final = {
 
 OUT_OF_RANGE: Final = {
     "lpbf-build": ["--src", "cases", "--workers", "-1"],
+    "lpbf-calibrate": ["--out", "my.yaml", "--points", "7"],
     "lpbf-evaluate": ["--checkpoint", "run", "--data", "set", "--worst", "-1"],
     "lpbf-pack": ["--src", "set", "--out", "packed", "--tolerance", "-1"],
     "lpbf-predict": ["--checkpoint", "run", "--src", "part.stl", "--points", "7"],

@@ -38,6 +38,7 @@ from pipelines.simulation.draws import DRAWS, MOST_CANDIDATES, CandidateStream
 from pipelines.simulation.failures import FailureKind, PlannedFailure, cut_short, failure_of
 from pipelines.simulation.fields import von_mises
 from pipelines.simulation.materials import Material
+from pipelines.simulation.named_parts import named_part
 from pipelines.simulation.result_writer import ResultWriter
 from pipelines.simulation.run_log import RunNames
 from pipelines.simulation.stiffness import SolverError
@@ -68,12 +69,23 @@ class SurfacePart:
 
 
 @dataclass(frozen=True)
+class KnownPart:
+    """A part that is known by name.
+
+    Attributes:
+        name: A key of `named_parts.NAMED_PARTS`.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
 class CaseTask:
     """A case to simulate.
 
     Attributes:
         case_id: Its name.
-        part: The part: drawn, a body of a surface file, or the first accepted one of a stream of candidates.
+        part: The part: drawn, a body of a surface file, known by name, or the first accepted one of a stream of candidates.
         num_points: Points that its mesh should have, where no plan says so.
         material: The material.
         encoding: Binary or text results.
@@ -86,7 +98,7 @@ class CaseTask:
     """
 
     case_id: str
-    part: PartPlan | SurfacePart | CandidateStream
+    part: PartPlan | SurfacePart | KnownPart | CandidateStream
     num_points: int
     material: Material
     encoding: EncodingName
@@ -305,12 +317,8 @@ class _Run:
                 mesh = _mesh_near(surface, plan.num_points, plan.aspect_ratio, layer)
                 self.remarks += remarks_on(check_mesh(surface, mesh), task.case_id)
                 return surface, mesh
-            assert isinstance(task.part, SurfacePart)
-            read = load_bodies(task.part.path, task.part.units)
-            bodies, self.read_remarks = read.bodies, read.remarks
-            if task.part.body >= len(bodies):
-                raise GeometryError(f"{task.part.path} has changed since the simulation began; start it again")
-            surface = on_build_plate(bodies[task.part.body])
+            assert not isinstance(task.part, CandidateStream)
+            surface = self._known_surface(task.part)
             mesh, remarks = mesh_faithfully(
                 surface, task.num_points, task.case_id, lambda one, n: _mesh_near(one, n, _CUBES, layer)
             )
@@ -318,6 +326,16 @@ class _Run:
             return surface, mesh
         except GeometryError as error:
             raise _StoppedError(_MESHING, f"The part can't be meshed: {error}") from error
+
+    def _known_surface(self, part: SurfacePart | KnownPart) -> Surface:
+        """A surface that isn't drawn, on the build plate."""
+        if isinstance(part, KnownPart):
+            return on_build_plate(named_part(part.name).surface())
+        read = load_bodies(part.path, part.units)
+        self.read_remarks = read.remarks
+        if part.body >= len(read.bodies):
+            raise GeometryError(f"{part.path} has changed since the simulation began; start it again")
+        return on_build_plate(read.bodies[part.body])
 
     def _simulate(self) -> CaseOutcome:
         if self.task.failure is not None and self.task.failure.kind is FailureKind.PREPARATION:

@@ -13,7 +13,8 @@
     sources: [data sheet of the powder]
 
 Keys are the attributes of `Material`, `Process`, `Calibration` and `WallRule`. A file without a calibration has
-`measured`, for its own thermal expansion.
+`measured`, for its own thermal expansion. Files that `pipelines.calibrate` writes have a key `fit` too, which says for
+people how the calibration was found; nothing is read from it.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ import yaml
 
 from lpbf_data.errors import UsageError
 from pipelines.simulation.calibrations import CALIBRATIONS, Calibration, measured
+from pipelines.simulation.choices import LONGEST_NAME, MATERIAL_SUFFIXES
 from pipelines.simulation.inherent_strain import WallRule
 from pipelines.simulation.materials import MATERIALS, Material, Process
 
-_SUFFIXES: Final = (".yaml", ".yml")
 _LARGEST_FILE: Final = 1_000_000  # bytes
-_LONGEST_NAME: Final = 60
+_ALIASES: Final[Mapping[str, str]] = {"IN625": "Inc625"}  # as NIST calls it
 _RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "young": (1.0, 1e7),
     "poisson": (0.0, 0.49),
@@ -74,7 +75,8 @@ def choose_material(name: str, calibration: str | None = None) -> Material:
     """
     if calibration is not None and calibration not in CALIBRATIONS:
         raise UsageError(f"unknown --calibration {calibration}; known are: {', '.join(CALIBRATIONS)}")
-    if name not in MATERIALS and Path(name).suffix.lower() not in _SUFFIXES:
+    name = _ALIASES.get(name, name)
+    if name not in MATERIALS and Path(name).suffix.lower() not in MATERIAL_SUFFIXES:
         raise UsageError(f"unknown --material {name}; known are: {', '.join(MATERIALS)}, or a YAML file")
     material = MATERIALS[name] if name in MATERIALS else load_material(Path(name))
     return material if calibration is None else material.calibrated(calibration)
@@ -130,6 +132,7 @@ def _plain(value: Any) -> Any:
 
 def _material(content: dict[Any, Any]) -> Material:
     given = dict(content)
+    given.pop("fit", None)
     base = given.pop("based_on", None)
     if base is not None and (not isinstance(base, str) or base not in MATERIALS):
         raise UsageError(f"unknown based_on {base}; known are: {', '.join(MATERIALS)}")
@@ -181,8 +184,8 @@ def _value(name: str, value: Any) -> Any:
     if name in ("name", "machine", "source"):
         if not isinstance(value, str) or not value.strip() or not value.isprintable():
             raise UsageError(f"{name} must be a line of text")
-        if name == "name" and len(value) > _LONGEST_NAME:
-            raise UsageError(f"a name has at most {_LONGEST_NAME} letters")
+        if name == "name" and len(value) > LONGEST_NAME:
+            raise UsageError(f"a name has at most {LONGEST_NAME} letters")
         return value.strip()
     if name == "sources":
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):

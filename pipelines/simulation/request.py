@@ -15,7 +15,7 @@ from lpbf_data.geometry.surface_files import load_bodies
 from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
 from lpbf_data.remarks import Remark, merge_remarks
 from pipelines.simulation.accepted import accepted_parts
-from pipelines.simulation.case_task import SurfacePart
+from pipelines.simulation.case_task import KnownPart, SurfacePart
 from pipelines.simulation.choices import DrawName, EncodingName, Naming, Results
 from pipelines.simulation.corpus import PartPlan, plan_corpus
 from pipelines.simulation.draws import DRAWS, CandidateStream, plan_streams
@@ -23,6 +23,7 @@ from pipelines.simulation.families import FAMILIES
 from pipelines.simulation.identity import VERSION
 from pipelines.simulation.material_files import choose_material, material_values
 from pipelines.simulation.materials import Material
+from pipelines.simulation.named_parts import digest_of_surface, named_part
 
 _MOST_CASES: Final = 1_000_000
 _POINTS: Final = (50, 200_000)
@@ -49,6 +50,7 @@ class SimulationOptions:
         draw: Name of the draw whose candidates are chosen by their simulation; None to take parts as they are planned.
         parts_of: Folder of an earlier simulation, whose accepted parts are meshed with other numbers of points.
         results: All result files, or those alone that a data set is built from.
+        part: Parts that are known by name, to simulate instead of drawn ones.
     """
 
     cases: int = 24
@@ -66,6 +68,7 @@ class SimulationOptions:
     draw: DrawName | None = None
     parts_of: str | None = None
     results: Results = "whole"
+    part: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ class SimulationRequest:
         out: Folder of the results.
         options: Options that it came from.
         material: The material, calibrated.
-        parts: Case ids and parts: drawn, or bodies of surface files.
-        surface_digests: SHA-256 of the file of each case.
+        parts: Case ids and parts: drawn, chosen by their simulation, bodies of surface files, or known by name.
+        surface_digests: SHA-256 of the file or the surface of each case; none for drawn parts.
         accepted: For parts of an earlier simulation, what it was asked for.
         remarks: What was guessed or repaired in surface files.
     """
@@ -85,7 +88,7 @@ class SimulationRequest:
     out: Path
     options: SimulationOptions
     material: Material
-    parts: tuple[tuple[str, PartPlan | SurfacePart | CandidateStream], ...]
+    parts: tuple[tuple[str, PartPlan | SurfacePart | KnownPart | CandidateStream], ...]
     surface_digests: Mapping[str, str]
     accepted: Mapping[str, Any] | None = None
     remarks: tuple[Remark, ...] = ()
@@ -98,7 +101,7 @@ class SimulationRequest:
         content["families"] = [] if self.surface_digests else list(self.options.families)
         del content["cases"]
         content["parts_of"] = None if self.accepted is None else dict(self.accepted)  # not where they lie
-        for name, before in (("units", None), ("draw", None), ("parts_of", None), ("results", "whole")):
+        for name, before in (("units", None), ("part", ()), ("draw", None), ("parts_of", None), ("results", "whole")):
             if content[name] == before:
                 del content[name]  # folders of before had no such option
         return content
@@ -123,10 +126,12 @@ def check_request(out: str, options: SimulationOptions) -> SimulationRequest:
         raise UsageError(f"unknown --families {', '.join(unknown)}; known are: {known}")
     if not options.families:
         raise UsageError(f"--families names none; known are: {known}")
-    if options.stl:
+    if options.stl or options.part:
         surfaces, remarks = _check_surfaces(options.stl, options.units)
         digests = {name: hashlib.sha256(part.path.read_bytes()).hexdigest() for name, part in surfaces}
-        return SimulationRequest(Path(out), options, material, surfaces, digests, remarks)
+        known_parts = _check_known_parts(options.part, digests)
+        digests |= {name: digest_of_surface(named_part(name).surface()) for name, _ in known_parts}
+        return SimulationRequest(Path(out), options, material, (*surfaces, *known_parts), digests, remarks)
     if options.parts_of is not None:
         streams, accepted = accepted_parts(Path(options.parts_of), options.cases, options.points)
         parts = tuple((stream.case_id, stream) for stream in streams)
@@ -152,10 +157,24 @@ def _check_numbers(options: SimulationOptions) -> None:
 def _check_draw(options: SimulationOptions) -> None:
     if options.draw is not None and options.draw not in DRAWS:
         raise UsageError(f"unknown --draw {options.draw}; known are: {', '.join(DRAWS)}")
-    ways = {"--stl": bool(options.stl), "--draw": options.draw is not None, "--parts_of": options.parts_of is not None}
-    if sum(ways.values()) > 1:
-        given = " and ".join(name for name, is_given in ways.items() if is_given)
-        raise UsageError(f"{given} exclude each other: each says which parts are simulated")
+    ways = {
+        "--stl": bool(options.stl),
+        "--part": bool(options.part),
+        "--draw": options.draw is not None,
+        "--parts_of": options.parts_of is not None,
+    }
+    given = [name for name, is_given in ways.items() if is_given]
+    if len(given) > 1 and given != ["--stl", "--part"]:
+        raise UsageError(f"{' and '.join(given)} exclude each other: each says which parts are simulated")
+
+
+def _check_known_parts(names: Sequence[str], taken: Mapping[str, str]) -> tuple[tuple[str, KnownPart], ...]:
+    """A case a part, named as it."""
+    for place, name in enumerate(names):
+        named_part(name)
+        if name in taken or name in names[:place]:
+            raise UsageError(f"two parts give cases the name {name}; give one of them")
+    return tuple((name, KnownPart(name)) for name in names)
 
 
 def _check_surfaces(

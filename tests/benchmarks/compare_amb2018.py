@@ -19,22 +19,26 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from manifold3d import CrossSection, Manifold
 from numpy.typing import NDArray
 
-from lpbf_data.geometry.voxelize import Surface, VoxelMesh, surface_of_arrays, voxelize
+from lpbf_data.geometry.voxelize import VoxelMesh, voxelize
+from pipelines.calibrating.measured_file import read_measured
 from pipelines.simulation.build_simulation import BuildSimulation, Frame
-from pipelines.simulation.materials import MATERIALS, Material, Process
+from pipelines.simulation.materials import MATERIALS, Material
+from pipelines.simulation.named_parts import BRIDGE_PROCESS, NAMED_PARTS, RIDGES, bridge
 from tests.benchmarks.figures import line_figure
 from tests.benchmarks.machine import describe_machine, save_result
 
-RIDGES: Final = tuple(0.5 + 7.0 * number for number in range(11))
-"""Middle of each ridge, mm along the bridge."""
 
-MEASURED: Final = (1.276, 0.997, 0.754, 0.551, 0.387, 0.250, 0.146, 0.065, 0.012, 0.000, 0.003)
+def measured_rise(name: str) -> tuple[float, ...]:
+    """What NIST measured on the ridges of a bridge, mm."""
+    return tuple(map(float, read_measured(NAMED_PARTS["amb2018_bridge"].measured[name]).values))
+
+
+MEASURED: Final = measured_rise("Inc625")
 """Rise of each ridge of part AMB2018-01-625-CBM-B1-P3 after the cut, mm."""
 
-MEASURED_15_5: Final = (1.168, 0.914, 0.695, 0.516, 0.358, 0.231, 0.133, 0.076, 0.008, 0.002, -0.001)
+MEASURED_15_5: Final = measured_rise("15-5PH")
 """The same for 15-5PH steel (part AMB2018-01-15.5-CBM-B3-P3)."""
 
 STEELS: Final = {"IN625": ("Inc625", MEASURED), "15-5PH": ("15-5PH", MEASURED_15_5)}
@@ -46,26 +50,8 @@ VOLUME: Final = 3732.5
 CELL: Final = 0.5
 """Edge of a cell, mm: the height of a ridge, and 25 powder layers."""
 
-_GAPS: Final = (5.0, 7.5, 12.0)  # left ends of the 2 mm gaps between legs, every 14 mm
 _BLOCK: Final = 56.0  # where the end block begins
-# EOS M270: 195 W, 800 mm/s, 20 µm layers of 52 s each, of which half is scanning four parts.
-PROCESS: Final = Process(machine="M270", power=195.0, layer_thickness=0.02, dwell=40.0)
-
-
-def bridge() -> Surface:
-    """The part, its long side along x."""
-    plan = CrossSection([[(0, 0), (72.5, 0), (75, 2.5), (72.5, 5), (0, 5)]])
-    body = plan.extrude(12.0)
-    for period in range(4):
-        for left in _GAPS:
-            x = left + 14.0 * period
-            # The gap closes from its right side at 45 degrees, from 5 mm up.
-            gap = CrossSection([[(x, -1), (x + 2, -1), (x + 2, 5), (x, 7)]]).extrude(7.0)
-            body = body - gap.rotate((90, 0, 0)).translate((0, 6, 0))
-    for middle in RIDGES:
-        body = body + Manifold.cube((1.0, 5.0, 0.5)).translate((middle - 0.5, 0, 12.0))
-    mesh = body.to_mesh64()
-    return surface_of_arrays(np.asarray(mesh.vert_properties)[:, :3], mesh.tri_verts)
+PROCESS: Final = BRIDGE_PROCESS
 
 
 def ridge_rise(mesh: VoxelMesh, before: Frame, after: Frame) -> list[float]:

@@ -1,0 +1,333 @@
+"""The fit: a few simulations, and from their differences how displacements respond to each number.
+
+With r = (measured - simulated) / sigma and q the coordinates of [shrinkage](shrinkage.py), r is linear in q as long as
+the simulator is: k + 1 simulations give the Jacobian, the next one confirms the solution. Where it isn't linear, each
+further simulation corrects the Jacobian (Broyden 1965) and the next step starts from there. Directions in q that the
+values don't determine, told by the Jacobian's singular values, stay where they were.
+
+A part that is cut free whole has no place of its own: the rigid-body motion that fits best is taken out of r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from lpbf_data.errors import LpbfError
+from pipelines.calibrating.places import units_of_factor
+from pipelines.calibrating.shrinkage import Shrinkage
+
+Simulate = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Simulated values at the measured places, [n], from numbers [k]."""
+
+MOST_STEPS: Final = 6
+"""Steps after which a fit that still moves is given up."""
+
+DETERMINED: Final = 0.5
+"""Standard uncertainty, in natural sizes of a coordinate, up to which it counts as determined."""
+
+_LEAST_SINGULAR: Final = 1e-4  # of the largest singular value: below, solver errors decide
+_SETTLED: Final = (0.02, 1e-4)  # standard uncertainties, natural sizes: a step so short ends the fit
+_LEAST_GAIN: Final = 1e-3  # of the sum of squares
+_AT_BOUND: Final = 1e-6
+_FAR: Final = 8.0  # times too large or too small: another unit, not another machine
+_ALIKE: Final = 0.9  # correlation from which such a factor means something
+
+
+class FitError(LpbfError):
+    """Measured values from which nothing can be fitted."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """What is fitted to.
+
+    Attributes:
+        measured: mm, [n].
+        sigmas: Standard uncertainty, mm, [n]; None where nothing is known: what the fit leaves stands for it.
+        motion: Values of rigid-body motions that don't count, [n, m].
+    """
+
+    measured: NDArray[np.float64]
+    sigmas: NDArray[np.float64] | None
+    motion: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What came of a fit.
+
+    Attributes:
+        start: Numbers before, [k].
+        numbers: Numbers after, [k].
+        uncertainty: Standard uncertainty of each, [k]; of directions that are determined alone.
+        before: Simulated values before, moved as a body to fit best, mm, [n].
+        after: The same after.
+        rms: Root mean square of measured less simulated, before and after, mm.
+        over_sigma: The same in standard uncertainties; None where nothing is known of them.
+        singular_values: Of the Jacobian: standard uncertainties by which a natural size of a direction shows, [k].
+        undetermined: What the values don't determine, in sentences.
+        simulations: How many were run.
+    """
+
+    start: NDArray[np.float64]
+    numbers: NDArray[np.float64]
+    uncertainty: NDArray[np.float64]
+    before: NDArray[np.float64]
+    after: NDArray[np.float64]
+    rms: tuple[float, float]
+    over_sigma: tuple[float, float] | None
+    singular_values: NDArray[np.float64]
+    undetermined: tuple[str, ...]
+    simulations: int
+
+
+@dataclass(frozen=True)
+class _Directions:
+    """Singular values of the whitened Jacobian in natural sizes, and which directions they determine."""
+
+    left: NDArray[np.float64]
+    singular: NDArray[np.float64]
+    right: NDArray[np.float64]
+    noise: float
+    determined: NDArray[np.bool_]
+
+
+def fit(shrinkage: Shrinkage, values: Values, simulate: Simulate) -> Fit:
+    """Fit a material's numbers to measured values.
+
+    Args:
+        shrinkage: The material and what is fitted.
+        values: What was measured.
+        simulate: Runs a simulation.
+
+    Raises:
+        FitError: If there are too few values, they are in another unit, say nothing on the numbers, or no numbers fit
+            better than those of the start.
+    """
+    return _Fitting(shrinkage, values, simulate).run()
+
+
+class _Fitting:
+    def __init__(self, shrinkage: Shrinkage, values: Values, simulate: Simulate) -> None:
+        self.shrinkage, self.values, self.count = shrinkage, values, 0
+        self._simulate = simulate
+        self._weights = 1 / values.sigmas if values.sigmas is not None else np.ones(len(values.measured))
+        left, sizes, _ = np.linalg.svd(self._weights[:, None] * values.motion, full_matrices=False)
+        self._motion = left[:, sizes > 1e-9 * sizes.max(initial=0.0)]
+        needed = len(shrinkage.numbers) + self._motion.shape[1]
+        if len(values.measured) < needed:
+            moved = f" and {self._motion.shape[1]} motions of the part that was cut free" if self._motion.size else ""
+            raise FitError(
+                f"{len(values.measured)} measured values are too few to fit {len(shrinkage.numbers)} "
+                f"numbers{moved}; measure at least {needed}, or fit fewer (--fit strain)"
+            )
+        self._freedom = len(values.measured) - needed
+
+    def run(self) -> Fit:
+        start = numbers = self.shrinkage.start
+        before = simulated = self._simulated(start)
+        self._check_unit(before)
+        jacobian = self._first_jacobian(start, before)
+        ways = self._directions(jacobian, simulated)
+        for _ in range(MOST_STEPS):
+            proposed = self._step(ways, numbers, simulated)
+            if self._is_short(ways, numbers, proposed) and simulated is not before:
+                break
+            found = self._simulated(proposed)
+            jacobian = self._corrected(jacobian, numbers, proposed, found - simulated)
+            if self._cost(found) >= self._cost(simulated) and simulated is not before:
+                break
+            numbers, simulated = proposed, found
+            ways = self._directions(jacobian, simulated)
+        self._check_gain(before, simulated)
+        return self._result(ways, (start, numbers), (before, simulated))
+
+    def _simulated(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        self.count += 1
+        return self._simulate(numbers)
+
+    def _white(self, differences: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Differences [n] or [n, k] in standard uncertainties, without rigid-body motion."""
+        scaled = (self._weights * differences.T).T
+        white: NDArray[np.float64] = scaled - self._motion @ (self._motion.T @ scaled)
+        return white
+
+    def _rest(self, simulated: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self._white(self.values.measured - simulated)
+
+    def _cost(self, simulated: NDArray[np.float64]) -> float:
+        return float(np.sum(self._rest(simulated) ** 2))
+
+    def _check_unit(self, simulated: NDArray[np.float64]) -> None:
+        given, expected = self._white(self.values.measured), self._white(simulated)
+        sizes = float(np.linalg.norm(given)), float(np.linalg.norm(expected))
+        if not all(sizes):
+            raise FitError("every measured value is the same, or none of the places moves: nothing can be fitted")
+        alike, factor = float(given @ expected) / (sizes[0] * sizes[1]), float(given @ expected) / sizes[1] ** 2
+        if abs(alike) < _ALIKE:
+            return
+        if factor < 0:
+            raise FitError(
+                "the measured values have the opposite sign of what is simulated: value_mm is the displacement along "
+                "the coordinate axis, upwards for z"
+            )
+        if not 1 / _FAR < factor < _FAR:
+            units = units_of_factor(factor)
+            guess = f"as they would be in {units}; value_mm must be in mm" if units else "value_mm must be in mm"
+            raise FitError(f"the measured values are {factor:.3g} times those that are simulated, {guess}")
+
+    def _first_jacobian(self, start: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
+        trials = self.shrinkage.trials(start)
+        known = self.shrinkage.coordinates(start)
+        moved = np.stack([self.shrinkage.coordinates(trial) - known for trial in trials], axis=1)
+        changes = np.stack([self._simulated(trial) - before for trial in trials], axis=1)
+        return changes @ np.linalg.inv(moved)
+
+    def _corrected(
+        self,
+        jacobian: NDArray[np.float64],
+        numbers: NDArray[np.float64],
+        proposed: NDArray[np.float64],
+        change: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """The Jacobian with which the last step would have been foretold."""
+        scales = self.shrinkage.scales
+        step = (self.shrinkage.coordinates(proposed) - self.shrinkage.coordinates(numbers)) / scales
+        length = float(step @ step)
+        if length < _SETTLED[1] ** 2:
+            return jacobian
+        surprise = change - (jacobian * scales) @ step
+        return jacobian + np.outer(surprise, step / length) / scales
+
+    def _directions(self, jacobian: NDArray[np.float64], simulated: NDArray[np.float64]) -> _Directions:
+        left, singular, right = np.linalg.svd(self._white(jacobian * self.shrinkage.scales), full_matrices=False)
+        rest = self._rest(simulated)
+        left_over = float(np.linalg.norm(rest - left @ (left.T @ rest)))
+        noise = left_over / np.sqrt(self._freedom) if self._freedom else 0.0
+        if self.values.sigmas is not None:
+            noise = max(1.0, noise)
+        determined = (singular > _LEAST_SINGULAR * singular[0]) & (noise < DETERMINED * singular)
+        if not determined.any():
+            what = ", ".join(number.said for number in self.shrinkage.numbers)
+            raise FitError(
+                f"the measured values say nothing on {what}: a change by its own size shows as "
+                f"{singular[0] / noise if noise else 0:.2g} of their uncertainty; measure where the part moves more"
+            )
+        return _Directions(left, singular, right, noise, determined)
+
+    def _step(
+        self, ways: _Directions, numbers: NDArray[np.float64], simulated: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Numbers within their bounds that fit best where the response is linear; undetermined directions stay."""
+        shrinkage, scales = self.shrinkage, self.shrinkage.scales
+        here, first = shrinkage.coordinates(numbers), shrinkage.coordinates(shrinkage.start)
+        weights = np.where(ways.determined, ways.singular, ways.singular[0])
+        wanted = np.where(ways.determined, ways.left.T @ self._rest(simulated), 0.0)
+        origin = np.where(ways.determined, ways.right @ (here / scales), ways.right @ (first / scales))
+
+        def differences(trial: NDArray[np.float64]) -> NDArray[np.float64]:
+            along = ways.right @ (shrinkage.coordinates(trial) / scales)
+            return np.asarray((weights * (along - origin) - wanted) / weights[0])
+
+        def slopes(trial: NDArray[np.float64]) -> NDArray[np.float64]:
+            turned = ways.right @ (shrinkage.slopes(trial) / scales[:, None])
+            return np.asarray(weights[:, None] * turned / weights[0])
+
+        sizes = np.array(
+            [scale if n.name == "strain" else 0.5 for n, scale in zip(shrinkage.numbers, scales, strict=True)]
+        )
+        found = least_squares(
+            differences, numbers, slopes, bounds=shrinkage.bounds, x_scale=sizes, xtol=1e-12, ftol=1e-14, gtol=1e-12
+        ).x
+        low, high = shrinkage.bounds
+        found = np.where(found - low < _AT_BOUND * (high - low), low, found)
+        return np.where(high - found < _AT_BOUND * (high - low), high, found)
+
+    def _is_short(self, ways: _Directions, numbers: NDArray[np.float64], proposed: NDArray[np.float64]) -> bool:
+        step = (self.shrinkage.coordinates(proposed) - self.shrinkage.coordinates(numbers)) / self.shrinkage.scales
+        shown = float(np.linalg.norm(ways.singular * (ways.right @ step)))
+        return shown < _SETTLED[0] * ways.noise or float(np.abs(step).max()) < _SETTLED[1]
+
+    def _check_gain(self, before: NDArray[np.float64], after: NDArray[np.float64]) -> None:
+        costs = self._cost(before), self._cost(after)
+        if costs[1] > (1 - _LEAST_GAIN) * costs[0]:
+            rms = self._rms(self.fitted(before))
+            raise FitError(
+                f"the fit doesn't improve on where it started: measured and simulated values differ by {rms:.3g} mm "
+                "(root mean square) with every other number too; keep the material as it is, or fit another number "
+                "(--fit)"
+            )
+
+    def fitted(self, simulated: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Simulated values, moved as a body to fit the measured ones best."""
+        rest = self._weights * (self.values.measured - simulated)
+        moved: NDArray[np.float64] = simulated + self._motion @ (self._motion.T @ rest) / self._weights
+        return moved
+
+    def _rms(self, simulated: NDArray[np.float64]) -> float:
+        return float(np.sqrt(np.mean((self.values.measured - simulated) ** 2)))
+
+    def _result(
+        self,
+        ways: _Directions,
+        numbers: tuple[NDArray[np.float64], NDArray[np.float64]],
+        simulated: tuple[NDArray[np.float64], NDArray[np.float64]],
+    ) -> Fit:
+        before, after = (self.fitted(values) for values in simulated)
+        over_sigma = None
+        if self.values.sigmas is not None:
+            one, other = (float(np.sqrt(self._cost(v) / len(self.values.measured))) for v in simulated)
+            over_sigma = one, other
+        return Fit(
+            *numbers,
+            self._uncertainty(ways, numbers[1]),
+            before,
+            after,
+            (self._rms(before), self._rms(after)),
+            over_sigma,
+            ways.singular / ways.noise if ways.noise else np.full(len(ways.singular), np.inf),
+            (*_undetermined(self.shrinkage, ways), *self._at_bounds(numbers[1])),
+            self.count,
+        )
+
+    def _uncertainty(self, ways: _Directions, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        spread = ways.right[ways.determined].T * (ways.noise / ways.singular[ways.determined])
+        # From coordinates to numbers; directions of numbers that don't act (no strain) have no say.
+        turned = np.linalg.pinv(self.shrinkage.slopes(numbers)) @ (self.shrinkage.scales[:, None] * spread)
+        return np.asarray(np.linalg.norm(turned, axis=1))
+
+    def _at_bounds(self, numbers: NDArray[np.float64]) -> list[str]:
+        ended = []
+        for number, value in zip(self.shrinkage.numbers, numbers, strict=True):
+            if value in (number.low, number.high):
+                if number.name == "strain":
+                    raise FitError(
+                        f"{number.said} would have to leave {number.low:g} to {number.high:g}: the values don't belong "
+                        "to this part and cut, or aren't in mm"
+                    )
+                ended.append(f"{number.said} ended at {value:g}, the limit of what makes sense, and would go further")
+        return ended
+
+
+def _undetermined(shrinkage: Shrinkage, ways: _Directions) -> list[str]:
+    sentences = []
+    for direction, singular in zip(ways.right[~ways.determined], ways.singular[~ways.determined], strict=True):
+        shares = np.abs(direction)
+        involved = [n.said for n, share in zip(shrinkage.numbers, shares, strict=True) if share > 0.25 * shares.max()]
+        shown = (
+            f"a change by its own size shows as {singular / ways.noise:.2g} of the uncertainty" if ways.noise else ""
+        )
+        if len(involved) == 1:
+            sentences.append(f"the data don't determine {involved[0]}, which stays where it was ({shown})")
+        else:
+            sentences.append(
+                f"the data don't tell {' from '.join(involved)}: a change of one is made up for by the other, and what "
+                f"they leave open stays where it was ({shown})"
+            )
+    return sentences

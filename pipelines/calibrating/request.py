@@ -1,0 +1,163 @@
+"""What a calibration was asked for, checked before any simulation starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from lpbf_data.durable import sha256_of_file, sha256_of_tree
+from lpbf_data.errors import UsageError
+from lpbf_data.geometry.mesh_check import mesh_faithfully
+from lpbf_data.geometry.surface_files import load_bodies
+from lpbf_data.geometry.voxelize import Surface, VoxelMesh, on_build_plate, voxelize, voxelize_to_size
+from lpbf_data.remarks import Remark
+from pipelines.calibrating.cuts import held_by
+from pipelines.calibrating.experiment import Experiment
+from pipelines.calibrating.measured_file import read_measured
+from pipelines.calibrating.netfabb_result import read_result
+from pipelines.calibrating.options import CalibrationOptions, check_options
+from pipelines.calibrating.places import check_places
+from pipelines.calibrating.shrinkage import Shrinkage, choose_numbers
+from pipelines.simulation.material_files import choose_material
+from pipelines.simulation.materials import Material
+from pipelines.simulation.named_parts import digest_of_surface, named_part
+
+POINTS: Final = 5000
+"""Points of the mesh of a surface file, by default."""
+
+_FEWEST_PLANES: Final = 2
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    """What was asked for, checked.
+
+    Attributes:
+        out: The material file to write.
+        name: Name of its calibration.
+        experiment: The build that was measured.
+        shrinkage: The material, and what is fitted.
+        cut: What was cut.
+        fitted_on: What it is fitted on, with digests of the files, for the material file.
+        said: The same in a few words, for sources.
+        remarks: What was guessed or repaired.
+    """
+
+    out: Path
+    name: str
+    experiment: Experiment
+    shrinkage: Shrinkage
+    cut: str
+    fitted_on: Mapping[str, str]
+    said: str
+    remarks: tuple[Remark, ...]
+
+
+def check_request(out: str, options: CalibrationOptions) -> CalibrationRequest:
+    """Check options, read what was measured, mesh the part.
+
+    Args:
+        out: The material file to write.
+        options: The options.
+
+    Raises:
+        UsageError: If an option is impossible, or the measured values can't be those of the part.
+        GeometryError: If the surface can't be meshed.
+    """
+    path, name = check_options(out, options)
+    if options.netfabb is not None:
+        return _on_netfabb(path, name, options)
+    return _on_measured(path, name, options)
+
+
+def _on_measured(path: Path, name: str, options: CalibrationOptions) -> CalibrationRequest:
+    assert options.material is not None
+    material = choose_material(options.material, options.calibration)
+    numbers = choose_numbers(options.fit or ("strain",))
+    known = named_part(options.part) if options.part is not None else None
+    table = Path(options.measured) if options.measured is not None else None
+    if table is None:
+        assert known is not None
+        if material.name not in known.measured:
+            has = f"; there are for: {', '.join(known.measured)}" if known.measured else ""
+            raise UsageError(
+                f"no measured values of {options.part} in {material.name} come along{has}; give --measured FILE.csv"
+            )
+        table = known.measured[material.name]
+    measured = read_measured(table)
+    if known is not None and known.process is not None:
+        material = replace(material, process=known.process)
+    surface, remarks = (known.surface(), ()) if known is not None else _one_body(options)
+    mesh, meshed = _mesh(surface, material, options, known.cell if known is not None else None)
+    cut = options.cut or (known.cut if known is not None else "all")
+    held = held_by(cut, mesh)
+    on_mesh = measured.places - [0, 0, surface.bounds[0, 2] + mesh.lowered * mesh.spacing[2]]
+    sampling = check_places(mesh, measured, on_mesh)
+    reference = options.reference or ("nominal" if held is None else "before_cut")
+    part = {"part": options.part, "part_sha256": digest_of_surface(surface)}
+    if options.stl is not None:
+        part = {"part": Path(options.stl).name, "part_sha256": sha256_of_file(Path(options.stl))}
+    fitted_on = {"measured": table.name, "measured_sha256": sha256_of_file(table)} | part
+    short = fitted_on["measured_sha256"][:12]
+    said = f"{len(measured)} measured values of {table.name} (SHA-256 {short}) on {part['part']}"
+    return CalibrationRequest(
+        path,
+        name,
+        Experiment(mesh, measured, sampling, held, reference),
+        Shrinkage(material, numbers),
+        cut,
+        MappingProxyType(fitted_on),
+        said,
+        (*measured.remarks, *remarks, *meshed),
+    )
+
+
+def _one_body(options: CalibrationOptions) -> tuple[Surface, tuple[Remark, ...]]:
+    path = Path(options.stl or "")
+    if not path.is_file():
+        raise UsageError(f"the surface file {path} doesn't exist")
+    read = load_bodies(path, options.units)
+    if len(read.bodies) != 1:
+        raise UsageError(f"{path} holds {len(read.bodies)} bodies; give a file with the one that was measured")
+    return read.bodies[0], read.remarks
+
+
+def _mesh(
+    surface: Surface, material: Material, options: CalibrationOptions, cell: float | None
+) -> tuple[VoxelMesh, tuple[Remark, ...]]:
+    """A mesh of a part, with cells of a size where one is known and no number of points is asked for."""
+    layer, standing = material.process.layer_thickness, on_build_plate(surface)
+    if cell is not None and options.points is None:
+        return voxelize(standing, (cell, max(1, int(cell / layer + 1e-6)) * layer)), ()
+    name = options.part or Path(options.stl or "").name
+    return mesh_faithfully(
+        standing,
+        options.points or POINTS,
+        name,
+        lambda one, count: voxelize_to_size(one, count, layer=layer, planes=_FEWEST_PLANES),
+    )
+
+
+def _on_netfabb(path: Path, name: str, options: CalibrationOptions) -> CalibrationRequest:
+    folder = Path(options.netfabb or "")
+    result = read_result(folder, options.material, options.calibration or "netfabb", options.units)
+    numbers = choose_numbers(options.fit or ("strain", "normal", "along"))
+    mesh, measured = result.mesh, result.measured
+    sampling = check_places(mesh, measured, measured.places)
+    digest = sha256_of_tree(folder)[0]
+    fitted_on = {"netfabb": folder.resolve().name, "netfabb_sha256": digest, "solver": result.solver}
+    points = f"the final displacements of {result.num_points:,} points"
+    said = f"{points} of {fitted_on['netfabb']} (SHA-256 {digest[:12]}), solver {result.solver}"
+    return CalibrationRequest(
+        path,
+        name,
+        Experiment(mesh, measured, sampling, None, "nominal"),
+        Shrinkage(result.material, numbers),
+        "all",
+        MappingProxyType(fitted_on),
+        said,
+        result.remarks,
+    )
