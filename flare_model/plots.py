@@ -18,13 +18,19 @@ mpl.rcParams["axes.spines.top"] = False
 mpl.rcParams["axes.spines.right"] = False
 
 
-def plot_curves(path: Path, training: Mapping[str, Sequence[float]], validation: Mapping[str, Sequence[float]]) -> None:
-    """Loss and validation error over the steps, with the learning rate below.
+def plot_curves(
+    path: Path,
+    training: Mapping[str, Sequence[float]],
+    validation: Mapping[str, Sequence[float]],
+    seen: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """Loss, validation error and error on training cases over the steps, with the learning rate below.
 
     Args:
         path: The PNG.
         training: Columns step, loss, learning_rate.
         validation: Columns step and one a target.
+        seen: The same columns for training cases that were judged as those of the validation split were.
     """
     if not training:
         return
@@ -36,9 +42,13 @@ def plot_curves(path: Path, training: Mapping[str, Sequence[float]], validation:
     if width > 1:
         mean = np.convolve(loss, np.full(width, 1 / width), mode="valid")
         above.plot(steps[width - 1 :], mean, color="tab:blue", label=f"its mean over {width} steps")
-    for name, values in validation.items():
-        if name not in ("step", "epoch", "mean"):
-            above.plot(validation["step"], values, marker=".", label=f"validation, {name}")
+    targets = [name for name in {**validation, **(seen or {})} if name not in ("step", "epoch", "mean")]
+    for number, name in enumerate(targets, start=1):
+        for table, what, style in ((validation, "validation", "-"), (seen or {}, "training cases", "--")):
+            if name in table:
+                above.plot(
+                    table["step"], table[name], label=f"{what}, {name}", color=f"C{number}", linestyle=style, marker="."
+                )
     if np.all(loss > 0):
         above.set_yscale("log")
     above.set_ylabel("relative L2 error")
@@ -69,6 +79,34 @@ def plot_histogram(path: Path, series: Mapping[str, ArrayLike], label: str) -> N
     axis.set_ylabel("cases")
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False)
+    _save(figure, path)
+
+
+def plot_detection(
+    path: Path, curves: Mapping[str, Sequence[float]], chosen: Mapping[str, float | None] | None = None
+) -> None:
+    """How hits are found: recall over false alarms, and precision over recall.
+
+    Args:
+        path: The PNG.
+        curves: found, false_alarms and precision of every threshold, the highest first.
+        chosen: recall and false_alarm_rate of the threshold that was chosen; None where none was.
+    """
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.step(curves["false_alarms"], curves["found"], where="post")
+    left.plot((0, 1), (0, 1), color="0.7", linestyle="--", label="by chance")
+    if chosen and chosen["recall"] is not None and chosen["false_alarm_rate"] is not None:
+        left.plot(chosen["false_alarm_rate"], chosen["recall"], "o", color="tab:red", label="the chosen threshold")
+    left.set_xlabel("false alarms, share of clear parts")
+    left.set_ylabel("recall, share of hits")
+    left.legend(frameon=False)
+    right.step(curves["found"], curves["precision"], where="pre")
+    right.set_xlabel("recall, share of hits")
+    right.set_ylabel("precision, share of alarms that are hits")
+    for axis in (left, right):
+        axis.set_xlim(-0.02, 1.02)
+        axis.set_ylim(-0.02, 1.02)
     _save(figure, path)
 
 

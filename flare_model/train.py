@@ -49,6 +49,9 @@ def train(
     thin_to: int | None = None,
     symmetries: bool = False,
     validate_every: int = 1,
+    validate_steps: int | None = None,
+    judge_training: int = 0,
+    init: str | None = None,
     checkpoint_every: int = 1000,
     num_workers: int = 0,
     accelerator: Accelerator = "auto",
@@ -68,6 +71,10 @@ def train(
         symmetries: Show training cases mirrored along x and y and with both exchanged, drawn at random in each epoch;
             for targets that follow, such as displacements, where neither direction is preferred.
         validate_every: Epochs between validations.
+        validate_steps: Steps between validations, in place of epochs.
+        judge_training: Training cases that are judged at each validation beside it, so that curves show both errors.
+        init: Checkpoint whose weights and normalisation the run starts from: a folder, or an id on the hub. Model,
+            targets and features are those of the checkpoint, and must not be asked for otherwise.
         checkpoint_every: Steps between checkpoints to go on from.
         num_workers: Processes that read ahead.
         accelerator: Where to train.
@@ -75,8 +82,14 @@ def train(
     Returns:
         Exit status.
     """
+    asked = ModelSpec(**(model or {}))
+    initial = None
+    if init is not None:
+        from flare_model.training.initial import adopt
+
+        initial, asked, targets, features = adopt(init, asked, targets, features)
     settings = make_settings(
-        ModelSpec(**(model or {})),
+        asked,
         targets,
         features,
         data=data,
@@ -85,6 +98,9 @@ def train(
         thin_to=thin_to,
         symmetries=symmetries,
         validate_every=validate_every,
+        validate_steps=validate_steps,
+        judge_training=judge_training,
+        init=initial,
         checkpoint_every=checkpoint_every,
         num_workers=num_workers,
         accelerator=accelerator,
@@ -137,7 +153,7 @@ def open_splits(settings: Settings) -> dict[str, Split]:
     _check_varies(settings.targets, splits["train"])
     for target in settings.targets:
         zero = splits["train"].zero_cases(target)
-        if zero and settings.recipe.loss == "relative_l2":
+        if zero and settings.recipe.loss_of(target.name) == "relative_l2":
             _say_zero(target.name, zero, len(splits["train"]))
     return splits
 

@@ -111,6 +111,29 @@ class ModelSpec:
         """The same as options: without the numbers that data and target give."""
         return {"class_path": self.class_path, "init_args": _without_dimensions(self.init_args)}
 
+    def spelled_out(self) -> dict[str, Any]:
+        """All arguments, defaults included, without the numbers that data and target give."""
+        spelled = self._defaults()
+        for name, value in self.init_args.items():
+            below = spelled.get(name)
+            nested = isinstance(below, Mapping) and isinstance(value, Mapping)
+            spelled[name] = {**below, **value} if nested else value  # type: ignore[dict-item]
+        return _without_dimensions(spelled)
+
+    def differing(self, other: ModelSpec) -> list[str]:
+        """What was asked for, other than the defaults, and is not so in another model of the same class."""
+        mine, theirs, defaults = (_flat(a) for a in (self.spelled_out(), other.spelled_out(), self._defaults()))
+        stated = {name: value for name, value in mine.items() if name not in defaults or value != defaults[name]}
+        return [f"--model.{n}: {theirs.get(n)} → {value}" for n, value in stated.items() if theirs.get(n) != value]
+
+    def _defaults(self) -> dict[str, Any]:
+        """Defaults of the constructor's arguments; a dataclass among them as a dictionary."""
+        if self.is_shipped:
+            return {"config": dataclasses.asdict(SHIPPED[self.class_path.rpartition(".")[2]]())}
+        parameters = list(inspect.signature(import_class(self.class_path).__init__).parameters.values())[1:]
+        found = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+        return {n: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for n, v in found.items()}  # type: ignore[arg-type]
+
     def build(self) -> nn.Module:
         """Make the model, with fresh weights.
 
@@ -136,6 +159,14 @@ def _without_dimensions(arguments: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in arguments.items()
         if name not in _DIMENSIONS
     }
+
+
+def _flat(arguments: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested arguments by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
 
 
 def _instance(annotation: Any, value: Any) -> Any:

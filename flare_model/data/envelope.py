@@ -63,6 +63,26 @@ class Envelope:
         return cls(len(measured), span("num_points"), span("height"), span("aspect_ratio_max"), materials, median)
 
 
+def joined(first: Envelope | None, second: Envelope | None) -> Envelope | None:
+    """What a model has seen that was trained on one set of cases after the other; parts are those of the later.
+
+    Args:
+        first: What the earlier cases cover; None where nothing was measured.
+        second: What the later cases cover.
+    """
+    if first is None or second is None:
+        return second or first
+
+    def both(name: str) -> Range:
+        ranges = (getattr(first, name), getattr(second, name))
+        return Range(min(r.least for r in ranges), max(r.largest for r in ranges))
+
+    materials = tuple(sorted({*first.materials, *second.materials}))
+    spans = {name: both(name) for name in ("num_points", "height", "aspect_ratio_max")}
+    median = second.num_points_median or first.num_points_median
+    return Envelope(first.num_cases + second.num_cases, **spans, materials=materials, num_points_median=median)
+
+
 def outside(
     envelope: Envelope | None,
     points: NDArray[np.floating],

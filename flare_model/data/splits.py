@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -50,6 +51,15 @@ class Split:
     def __len__(self) -> int:
         """Number of cases."""
         return len(self.case_ids)
+
+    def part(self, count: int) -> Self:
+        """So many of its cases, taken evenly from all; all of them where it has no more."""
+        if count >= len(self):
+            return self
+        taken = copy.copy(self)
+        taken.dataset = self.dataset[np.linspace(0, len(self) - 1, count).round().astype(int).tolist()]
+        taken.case_ids = tuple(taken.dataset.case_ids)
+        return taken
 
     @property
     def data_digest(self) -> str:

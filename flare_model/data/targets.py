@@ -5,6 +5,7 @@ It may also be told features of the shape, which are derived from points and cel
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -58,9 +59,25 @@ def resolve_target(name: str) -> Target:
     if found := _find(name, FIELDS.values()):
         return found
     known = ", ".join(spec.name for spec in FIELDS.values() if spec.location == "point")
+    near = did_you_mean(name, _names_of(FIELDS.values()))
     raise UsageError(
-        f"there is no field {name!r} at points; known are {known}, and their components, such as displacement_z"
+        f"there is no field {name!r} at points{near}; known are {known}, and their components, such as displacement_z"
     )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The known name that is most like another one, as a question; nothing where none is like it.
+
+    >>> did_you_mean("build_clearance", ["displacement", "build_clearance_min"])
+    ' (did you mean build_clearance_min?)'
+    """
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _names_of(specs: Iterable[FieldSpec]) -> list[str]:
+    """Names of what lies at points, and of its components."""
+    return [name for spec in specs if spec.location == "point" for name in dict.fromkeys((spec.name, *spec.columns))]
 
 
 def _find(name: str, specs: Iterable[FieldSpec]) -> Target | None:
@@ -92,9 +109,10 @@ def resolve_inputs(names: Sequence[str], option: str) -> tuple[Target, ...]:
         told = _find(name, (*FIELDS.values(), *SHAPE_FEATURES.values()))
         if told is None:
             known = ", ".join(spec.name for spec in FIELDS.values() if spec.location == "point")
+            near = did_you_mean(name, ["geometry", *_names_of((*FIELDS.values(), *SHAPE_FEATURES.values()))])
             raise UsageError(
-                f"there is nothing called {name!r} at points; known are the fields {known}, the features of the shape "
-                f"{', '.join(SHAPE_FEATURES)} (geometry: all of them), and their components"
+                f"there is nothing called {name!r} at points{near}; known are the fields {known}, the features of the "
+                f"shape {', '.join(SHAPE_FEATURES)} (geometry: all of them), and their components"
             )
         found.append(told)
     return tuple(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from flare_model.sizes import Implementation
@@ -32,6 +32,8 @@ class Recipe:
 
     Args:
         epochs: Times that every case is seen (Table 4: 250).
+        steps: Steps of the run, however many epochs they are, so that runs on unlike numbers of cases cost alike; 0 for
+            the steps of so many epochs.
         batch_size: Cases in a batch, on each device (C.3: 1 for 3D problems).
         max_points: Points in a batch at most, on each device, so that steps of unlike parts cost alike: as many cases
             as fit, and no more than batch_size where that is above 1; 0 for batches of batch_size cases.
@@ -39,6 +41,9 @@ class Recipe:
         loss: relative_l2 (C.3), the mean over cases of each one's relative error in physical units; or mse, the mean
             over points of squared errors in units of the target's standard deviation, for targets that may be zero
             everywhere in a part or lie far from zero.
+        target_losses: Losses of single targets by name, where they aren't that of `loss`: {build_clearance_min: mse}.
+        target_weights: How much the loss of a target counts beside those of the others, by name; 1 where it isn't
+            named. The loss of a step is the weighted mean over the targets.
         learning_rate: Peak of the OneCycle schedule (Table 4: 1e-3).
         warmup: Share of the steps in which the learning rate rises (C.3: 10 %); cosine decay follows.
         start_divisor: Peak over the rate of the first step. The paper is silent, PyTorch's default is taken; the
@@ -71,10 +76,13 @@ class Recipe:
     """
 
     epochs: int = 250
+    steps: int = 0
     batch_size: int = 1
     max_points: int = 0
     accumulate: int = 1
     loss: Loss = "relative_l2"
+    target_losses: dict[str, Loss] = field(default_factory=dict)
+    target_weights: dict[str, float] = field(default_factory=dict)
     learning_rate: float = 1e-3
     warmup: float = 0.1
     start_divisor: float = 25.0
@@ -101,16 +109,30 @@ class Recipe:
             raise UsageError(f"--recipe.warmup must lie between 0 and 1, not {self.warmup}")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"--recipe.ema_decay must lie between 0 and 1, not {self.ema_decay}")
-        for name in ("weight_decay", "round_points", "max_points"):
+        for name in ("weight_decay", "round_points", "max_points", "steps"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"--recipe.{name} must not be negative, but is {getattr(self, name)}")
+        for name, weight in self.target_weights.items():
+            if not 0 < weight < float("inf"):
+                raise UsageError(f"--recipe.target_weights.{name} must be positive, not {weight}")
         self._check_step_graphs()
+
+    def loss_of(self, target: str) -> Loss:
+        """The loss of a target."""
+        return self.target_losses.get(target, self.loss)
+
+    def weight_of(self, target: str) -> float:
+        """How much the loss of a target counts, beside 1 for one that isn't named."""
+        return self.target_weights.get(target, 1.0)
 
     def _check_step_graphs(self) -> None:
         if not self.step_graphs:
             return
         for unfit, what in (
-            (self.max_points, "--recipe.max_points: batches then have any number of cases, each a graph of its own"),
+            (
+                self.max_points and self.batch_size == 1,
+                "--recipe.max_points alone: each number of cases is a graph of its own; add --recipe.batch_size 16",
+            ),
             (self.accumulate > 1, f"--recipe.accumulate {self.accumulate}: a graph holds one batch"),
             (self.precision == "16-mixed", "--recipe.precision 16-mixed, whose loss scale is decided by the host"),
             (self.cycle_beta1, "--recipe.cycle_beta1: a graph keeps the beta1 that it was recorded with"),

@@ -11,6 +11,7 @@ from flare_model.plots import plot_curves
 
 TRAINING_NAME: Final = "training.csv"
 VALIDATION_NAME: Final = "validation.csv"
+TRAINING_ERROR_NAME: Final = "training_error.csv"
 
 
 class RunLog:
@@ -25,7 +26,7 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = folder
-        for name in (TRAINING_NAME, VALIDATION_NAME):
+        for name in (TRAINING_NAME, VALIDATION_NAME, TRAINING_ERROR_NAME):
             _cut(folder / name, step)
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
@@ -54,6 +55,7 @@ class RunLog:
             self.folder / "curves.png",
             read_table(self.folder / TRAINING_NAME),
             read_table(self.folder / VALIDATION_NAME),
+            read_table(self.folder / TRAINING_ERROR_NAME),
         )
 
 

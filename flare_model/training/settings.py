@@ -7,17 +7,37 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from flare_model.checkpoints.spec import ModelSpec
-from flare_model.data.targets import Target, resolve_inputs, resolve_targets
+from flare_model.data.targets import Target, did_you_mean, resolve_inputs, resolve_targets
 from flare_model.training.recipe import Recipe
 from lpbf_data.errors import UsageError
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 
-LATER: Final = {"step_graphs": False, "max_points": 0, "mixer": "auto"}
+LATER: Final[Mapping[str, Any]] = {
+    "step_graphs": False,
+    "max_points": 0,
+    "mixer": "auto",
+    "steps": 0,
+    "target_losses": {},
+    "target_weights": {},
+}
 """Options of the recipe that came later, and what they were before: runs that began without them go on."""
 
 _COORDINATES: Final = 3
 """Numbers that every point of a data set comes with."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that a run starts from.
+
+    Attributes:
+        checkpoint: Its folder, or its id on the hub.
+        weights_sha256: SHA-256 of its file of weights.
+    """
+
+    checkpoint: str
+    weights_sha256: str
 
 
 @dataclass(frozen=True)
@@ -35,6 +55,9 @@ class Settings:
         thin_to: Points that a training case is thinned to at random, others in each epoch.
         symmetries: Show each training case mirrored and turned at random, as a square build plate allows.
         validate_every: Epochs between validations.
+        validate_steps: Steps between validations instead; None to count epochs.
+        judge_training: Training cases that are judged at each validation as those of the validation split are.
+        init: The checkpoint that it starts from; None for fresh weights.
         checkpoint_every: Steps between checkpoints.
         num_workers: Processes that read ahead.
         accelerator: Where to train.
@@ -50,6 +73,9 @@ class Settings:
     thin_to: int | None = None
     symmetries: bool = False
     validate_every: int = 1
+    validate_steps: int | None = None
+    judge_training: int = 0
+    init: Start | None = None
     checkpoint_every: int = 1000
     num_workers: int = 0
     accelerator: Accelerator = "auto"
@@ -59,12 +85,21 @@ class Settings:
             raise UsageError("--targets names nothing to predict")
         if both := _columns_of(self.targets) & _columns_of(self.features):
             raise UsageError(f"{min(both)} can't be both a target and a feature")
-        for name in ("max_steps", "thin_to", "validate_every", "checkpoint_every"):
+        for name in ("max_steps", "thin_to", "validate_every", "validate_steps", "checkpoint_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name} must be 1 or more, not {value}")
-        if self.num_workers < 0:
-            raise UsageError(f"--num_workers must not be negative, but is {self.num_workers}")
+        for name in ("num_workers", "judge_training"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"--{name} must not be negative, but is {getattr(self, name)}")
+        names = [target.name for target in self.targets]
+        for option in ("target_losses", "target_weights"):
+            for name in getattr(self.recipe, option):
+                if name not in names:
+                    raise UsageError(
+                        f"--recipe.{option} names {name!r}, which is no target of this run{did_you_mean(name, names)}; "
+                        f"its targets are {', '.join(names)}"
+                    )
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -79,6 +114,8 @@ class Settings:
             "thin_to": self.thin_to,
             "validate_every": self.validate_every,
             **({"symmetries": True} if self.symmetries else {}),
+            **({"validate_steps": self.validate_steps} if self.validate_steps else {}),
+            **({"init": {"weights_sha256": self.init.weights_sha256}} if self.init else {}),
         }
 
     @property
@@ -89,7 +126,9 @@ class Settings:
             **self.identity,
             "model": self.model.chosen,
             "seed": [self.seed],
+            "init": self.init.checkpoint if self.init else None,
             "checkpoint_every": self.checkpoint_every,
+            "judge_training": self.judge_training,
             "num_workers": self.num_workers,
             "accelerator": self.accelerator,
         }

@@ -13,14 +13,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from flare_model.checkpoints.files import Usage
 from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.data.batches import Batch
-from flare_model.data.metrics import mse_loss, relative_l2_loss
+from flare_model.data.envelope import joined
 from flare_model.data.splits import Split, normalisation_of
-from flare_model.data.targets import spans
 from flare_model.layers.mixer import mix_by
 from flare_model.models.contract import check_contract
 from flare_model.training.devices import Fabric
+from flare_model.training.initial import fitting, read_initial
+from flare_model.training.objective import Objective, Shares
 from flare_model.training.optimizer import make_optimizer, make_schedule
-from flare_model.training.recipe import check_device
+from flare_model.training.recipe import Loss, check_device
 from flare_model.training.settings import Settings
 from flare_model.training.step_graphs import StepGraphs
 from lpbf_data.errors import UsageError
@@ -56,13 +57,18 @@ class Stepper:
         self.recorded = recipe.step_graphs
         if self.recorded and fabric.world_size > 1:
             raise UsageError("--recipe.step_graphs is for one process; leave it out where several train together")
+        initial = read_initial(settings.init, settings.model.class_path) if settings.init else None
+        measured = normalisation_of(train, settings.targets, settings.features)
         usage = Usage(
-            normalisation_of(train, settings.targets, settings.features),
+            measured if initial is None else fitting(initial, measured, settings),
             tuple(t.name for t in settings.targets),
             tuple(f.name for f in settings.features),
-            train.envelope,
+            train.envelope if initial is None else joined(initial.usage.envelope, train.envelope),
         )
+        self.objective = Objective(settings, usage.floors())
         model = self._make_model(usage)
+        if initial is not None:
+            model.load_state_dict(initial.model.state_dict())
         self.surrogate = self.judged = Surrogate(model, usage, settings.model)
         self.optimizer = make_optimizer(self.surrogate, recipe, fabric.device, recorded=self.recorded)
         self.schedule = make_schedule(self.optimizer, recipe, steps)
@@ -130,19 +136,17 @@ class Stepper:
 
     def _launch(self, group: list[Batch]) -> Tensor:
         """Loss, gradients and the optimiser's step, launched one by one."""
-        counts = [self._counted(batch) for batch in group]
-        total = self._mean_over_processes(sum(counts))
+        counts = [self.objective.counts(batch) for batch in group]
+        kinds = self.objective.kinds
+        totals = {kind: self._mean_over_processes(sum(count[kind] for count in counts)) for kind in kinds}
         losses = []
         for number, (batch, count) in enumerate(zip(group, counts, strict=True), start=1):
+            shares: dict[Loss, float | Tensor] = {kind: count[kind] / totals[kind] for kind in kinds}
             with self.fabric.no_backward_sync(self.wrapped, enabled=number < len(group)):
-                losses.append(self._differentiate(batch, count / total))
+                losses.append(self._differentiate(batch, shares))
         self._update()
         self.wrapped_optimizer.zero_grad(set_to_none=True)
         return torch.stack(losses).sum()
-
-    def _counted(self, batch: Batch) -> int:
-        """How many things the loss of a batch is the mean over: points or cases."""
-        return int(batch.offsets[len(batch)]) if self.recipe.loss == "mse" else len(batch)
 
     def _mean_over_processes(self, count: int) -> float | Tensor:
         """What shares are taken of: gradients are averaged over processes, which may have unlike counts."""
@@ -151,8 +155,8 @@ class Stepper:
         own = torch.full((), float(count), dtype=torch.float64, device=self.fabric.device)
         return cast("Tensor", self.fabric.all_reduce(own, reduce_op="mean"))
 
-    def _differentiate(self, batch: Batch, share: float | Tensor = 1.0) -> Tensor:
-        loss = self.loss(batch) * share
+    def _differentiate(self, batch: Batch, shares: Shares | None = None) -> Tensor:
+        loss = self.loss(batch, shares)
         self.fabric.backward(loss)
         return loss.detach()
 
@@ -172,17 +176,14 @@ class Stepper:
         prediction: Tensor = module(filled.points, filled.features, offsets)
         return prediction[: len(batch.points)]
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean over the cases of a batch, filled or not; over their points where the loss is mse."""
-        prediction = self.predict(self.wrapped, batch)
-        if self.recipe.loss == "mse":
-            return mse_loss((prediction - batch.targets) / self.surrogate.target_std, batch.offsets, len(batch))
-        floors, columns = self.surrogate.usage.floors(), spans(self.settings.targets)
-        errors = [
-            relative_l2_loss(prediction[:, c], batch.targets[:, c], batch.offsets, floors[name], len(batch))
-            for name, c in columns.items()
-        ]
-        return torch.stack(errors).mean()
+    def loss(self, batch: Batch, shares: Shares | None = None) -> Tensor:
+        """Weighted mean over the targets of their losses for a batch, filled or not.
+
+        Args:
+            batch: The batch, on the device.
+            shares: Which part of the step it is; all of it where left out.
+        """
+        return self.objective(self.predict(self.wrapped, batch), batch, self.surrogate.target_std, shares)
 
     def weights(self) -> dict[str, Mapping[str, Tensor]]:
         """Weights to go on from: "model" as they are trained, and "average" where there is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from flare_model.training.run_log import RunLog
 from flare_model.training.settings import Settings
 from flare_model.training.state import latest_state, random_state
 from flare_model.training.stepping import Stepper
-from flare_model.training.validation import Best, Validation, open_validation
+from flare_model.training.validation import Best, Validation, open_seen, open_validation
 from lpbf_data.console import progress, say
 from lpbf_data.errors import LpbfError, UsageError
 from lpbf_data.serving.loader import Loader
@@ -54,7 +55,7 @@ class Trainer:
         self.batches, self.steps = self._count()
         self.counters = Counters()
         self.stepper = Stepper(settings, fabric, train, self.steps)
-        self.validation = Validation(settings, fabric, self.stepper, judged_on)
+        self.validation = Validation(settings, fabric, self.stepper, judged_on, open_seen(train, settings))
         self.checkpoints = Checkpoints(
             folder, settings, fabric, precision, self.stepper, self.loader, data_digest=train.data_digest
         )
@@ -75,8 +76,8 @@ class Trainer:
     def _count(self) -> tuple[list[int], int]:
         """Batches of each epoch, and steps of the run; with a budget of points every order makes other batches."""
         recipe, batches, steps = self.settings.recipe, list[int](), 0
-        most = self.settings.max_steps or math.inf
-        for epoch in range(recipe.epochs):
+        most = min(self.settings.max_steps or math.inf, recipe.steps or math.inf)
+        for epoch in itertools.count() if recipe.steps else range(recipe.epochs):
             if recipe.max_points:
                 self.loader.set_epoch(epoch)
             batches.append(len(self.loader))
@@ -182,7 +183,7 @@ class Trainer:
         self.losses.add(self.step, loss, rate, group)
 
     def _after_step(self) -> None:
-        """Validate after every so many epochs, write a checkpoint after every so many steps, and do both at the end."""
+        """Validate and write a checkpoint, each after every so many steps or epochs, and do both at the end."""
         counters = self.counters
         if counters.taken == self.batches[counters.epoch]:
             counters.epoch, counters.taken = counters.epoch + 1, 0
@@ -194,10 +195,11 @@ class Trainer:
                 self.checkpoints.write(counters, self.best, self.loader.state_dict(), random_state())
 
     def _judge_if_due(self) -> None:
-        """Validate where an epoch or the run has ended, unless that was done; a validation that failed comes again."""
-        counters = self.counters
+        """Validate where it is due, or the run has ended, unless that was done; a failed validation comes again."""
+        counters, every = self.counters, self.settings.validate_steps
         epoch_done = counters.taken == 0 and counters.epoch % self.settings.validate_every == 0
-        if counters.judged == self.step or not (epoch_done or self.step == self.steps):
+        due = self.step % every == 0 if every else epoch_done
+        if counters.judged == self.step or not (due or self.step == self.steps):
             return
         self._look_at_weights()
         with self.losses.paused():

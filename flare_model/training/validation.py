@@ -17,7 +17,7 @@ from flare_model.data.targets import spans
 from flare_model.training.devices import Fabric
 from flare_model.training.failing import failures_named
 from flare_model.training.recipe import Recipe
-from flare_model.training.run_log import VALIDATION_NAME, RunLog
+from flare_model.training.run_log import TRAINING_ERROR_NAME, VALIDATION_NAME, RunLog
 from flare_model.training.settings import Settings
 from flare_model.training.stepping import Stepper
 from lpbf_data.serving.loader import Loader
@@ -59,6 +59,16 @@ def open_validation(split: Split, recipe: Recipe) -> Loader:
     return open_loader(split, batch_size=_MOST_CASES, max_points=most, uneven="keep")
 
 
+def open_seen(train: Split, settings: Settings) -> Loader | None:
+    """Batches of training cases to judge on as on the validation split: whole, as they are, none drawn at random.
+
+    Args:
+        train: The split that is trained on.
+        settings: Say how many of its cases, taken evenly from all; none where 0.
+    """
+    return open_validation(train.part(settings.judge_training), settings.recipe) if settings.judge_training else None
+
+
 class Validation:
     """Judges a model in training, and keeps the best.
 
@@ -67,10 +77,13 @@ class Validation:
         fabric: The processes that train together.
         stepper: The model in training.
         loader: The validation split; None where there is none.
+        seen: Training cases that are judged beside it, and decide nothing; None for none.
     """
 
-    def __init__(self, settings: Settings, fabric: Fabric, stepper: Stepper, loader: Loader | None) -> None:
-        self.settings, self.fabric, self.stepper, self.loader = settings, fabric, stepper, loader
+    def __init__(
+        self, settings: Settings, fabric: Fabric, stepper: Stepper, loader: Loader | None, seen: Loader | None = None
+    ) -> None:
+        self.settings, self.fabric, self.stepper, self.loader, self.seen = settings, fabric, stepper, loader, seen
         self.best = Best()
 
     def judge(self, step: int, epoch: int, table: RunLog | None) -> bool:
@@ -94,6 +107,11 @@ class Validation:
                 table.write(VALIDATION_NAME, {"step": step, "epoch": epoch, "mean": mean, **means})
         else:
             mean = -step  # Without a validation split the latest is the best.
+        if self.seen is not None:
+            of_seen = self.errors_on(self.seen)
+            if table:
+                row = {"step": step, "epoch": epoch, "mean": _mean_of(of_seen)}
+                table.write(TRAINING_ERROR_NAME, row | {name: error.mean for name, error in of_seen.items()})
         # As long as no validation gave a number, there is nothing to choose by, and the latest is the best.
         kept = mean < self.best.error or not math.isfinite(self.best.error)
         if kept:

@@ -1,0 +1,141 @@
+"""Starting a run from the weights of another one: what must fit, and what is taken over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from flare_model.checkpoints.files import WEIGHTS_NAME
+from flare_model.checkpoints.hub import fetch_checkpoint
+from flare_model.checkpoints.spec import ModelSpec
+from flare_model.checkpoints.surrogate import Surrogate, from_pretrained
+from flare_model.data.normalisation import Normalisation
+from flare_model.data.targets import resolve_inputs, resolve_targets
+from flare_model.training.settings import Settings, Start
+from lpbf_data.console import say
+from lpbf_data.durable import sha256_of_file
+from lpbf_data.errors import StoreError, UsageError
+
+_UNLIKE: Final = 10.0
+_NO_UNIT: Final = 200.0
+"""So many times larger or smaller than in the checkpoint's training a target or feature is worth a word, or must have
+another unit: metres for millimetres are a factor of 1000, pascals for megapascals one of a million."""
+
+_DEFAULT_TARGETS: Final = ["displacement_z"]
+
+
+def read_initial(start: Start, trust: str) -> Surrogate:
+    """The surrogate that a run starts from, on the CPU.
+
+    Args:
+        start: The checkpoint.
+        trust: Class path of the model that was asked for; one that the user names may be imported.
+
+    Raises:
+        StoreError: If it can't be read, or its weights are others than when the run began.
+        UsageError: If it needs trust.
+    """
+    folder = fetch_checkpoint(start.checkpoint)
+    surrogate = from_pretrained(folder, trust=trust)
+    if sha256_of_file(folder / WEIGHTS_NAME) != start.weights_sha256:
+        raise StoreError(f"--init {start.checkpoint}: its weights changed while they were read; give the command again")
+    return surrogate
+
+
+def adopt(
+    checkpoint: str, model: ModelSpec, targets: Sequence[str], features: Sequence[str]
+) -> tuple[Start, ModelSpec, list[str], list[str]]:
+    """Model, targets and features of the checkpoint that a run starts from.
+
+    What is left at its default counts as not asked for, since command lines spell out every default.
+
+    Args:
+        checkpoint: Its folder, or its id on the hub.
+        model: The model as it was asked for.
+        targets: Names of what to predict, as asked for.
+        features: Names of what the model is told, as asked for.
+
+    Returns:
+        The checkpoint, the model, names of targets, names of features.
+
+    Raises:
+        UsageError: If something else was asked for than the checkpoint has.
+        StoreError: If the checkpoint can't be read.
+    """
+    folder = fetch_checkpoint(checkpoint)
+    try:
+        digest = sha256_of_file(folder / WEIGHTS_NAME)
+    except OSError as error:
+        raise StoreError(f"no readable checkpoint in {folder} ({error}); training writes one") from error
+    start = Start(checkpoint, digest)
+    found = read_initial(start, model.class_path)
+    has = {"--targets": list(found.usage.targets), "--features": list(found.usage.features)}
+    asked = {
+        "--targets": [t.name for t in resolve_targets(targets, "--targets")],
+        "--features": [f.name for f in resolve_inputs(features, "--features")],
+    }
+    for option, default in (("--targets", _DEFAULT_TARGETS), ("--features", [])):
+        if asked[option] not in (has[option], default):
+            named = " ".join(has[option]) or "none"
+            raise UsageError(
+                f"--init {checkpoint} doesn't fit: it was trained with {option} {named}, and this run asks for "
+                f"{' '.join(asked[option])}; leave {option} out, or start without --init"
+            )
+    _check_model(checkpoint, model, found.spec)
+    told = f", told {', '.join(has['--features'])}" if has["--features"] else ""
+    say(f"--init {checkpoint}: the run predicts {', '.join(has['--targets'])}{told}, as that model does")
+    chosen = ModelSpec(found.spec.class_path, found.spec.chosen["init_args"])
+    return start, chosen, has["--targets"], has["--features"]
+
+
+def _check_model(checkpoint: str, asked: ModelSpec, found: ModelSpec) -> None:
+    """Refuse to train another model than the one whose weights these are."""
+    if asked.class_path != found.class_path:
+        unasked = asked.class_path == ModelSpec().class_path and not asked.differing(ModelSpec())
+        different = [] if unasked else [f"--model: {found.class_path} → {asked.class_path}"]
+    else:
+        different = asked.differing(found)
+    if different:
+        raise UsageError(
+            f"--init {checkpoint} doesn't fit: it holds another model than the one that is asked for "
+            f"({'; '.join(different)}); leave --model out, or start without --init"
+        )
+
+
+def fitting(initial: Surrogate, measured: Normalisation, settings: Settings) -> Normalisation:
+    """The normalisation to go on with: the checkpoint's, which its weights are made for.
+
+    Args:
+        initial: The checkpoint.
+        measured: What the training cases of this run would give.
+        settings: Targets and features.
+
+    Raises:
+        UsageError: If values are so unlike those of the checkpoint's training that they must have another unit.
+    """
+    kept = initial.usage.normalisation
+    for kind, named in (("target", settings.targets), ("feature", settings.features)):
+        columns = [column for one in named for column in one.columns]
+        old_scale, new_scale = (_scales(norm, kind) for norm in (kept, measured))
+        for column, old, new in zip(columns, old_scale, new_scale, strict=True):
+            _compare(str(settings.init.checkpoint if settings.init else ""), column, old, new)
+    return replace(kept)
+
+
+def _scales(norm: Normalisation, kind: str) -> list[float]:
+    """Root mean square of each column, over the training points."""
+    means, deviations = getattr(norm, f"{kind}_mean"), getattr(norm, f"{kind}_std")
+    return [math.hypot(mean, deviation) for mean, deviation in zip(means, deviations, strict=True)]
+
+
+def _compare(checkpoint: str, column: str, old: float, new: float) -> None:
+    ratio = max(new / old, old / new)
+    values = f"the root mean square of {column} is {new:.3g} in the training cases here and was {old:.3g} in those"
+    if ratio > _NO_UNIT:
+        raise UsageError(
+            f"--init {checkpoint} doesn't fit: {values} of its training; look at the unit, or start without --init"
+        )
+    if ratio > _UNLIKE:
+        say(f"warning: {values} of the training of {checkpoint}, whose scale is kept")

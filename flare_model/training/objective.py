@@ -1,0 +1,88 @@
+"""What a step of training makes small: one loss a target, and their weighted mean.
+
+B cases, ΣN points of all of them together, T numbers a point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flare_model.data.batches import Batch
+from flare_model.data.metrics import mse_loss, relative_l2_loss
+from flare_model.data.targets import spans
+from flare_model.training.recipe import Loss
+from flare_model.training.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shares = Mapping[Loss, "float | Tensor"]
+"""Kind of loss to the share of a step that a batch is: of its cases or, for mse, of its points."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """The loss of one target.
+
+    Attributes:
+        columns: Where its numbers stand.
+        loss: Kind of loss.
+        weight: Its share of the loss; those of all targets add up to 1.
+        floor: Root mean square up to which a truth counts as zero everywhere, in the target's unit.
+    """
+
+    columns: slice
+    loss: Loss
+    weight: float
+    floor: float
+
+
+class Objective:
+    """The loss of a batch.
+
+    Args:
+        settings: Targets, and the recipe that says what each one's loss is and how much it counts.
+        floors: Target to the root mean square up to which a truth counts as zero everywhere.
+    """
+
+    def __init__(self, settings: Settings, floors: Mapping[str, float]) -> None:
+        total = sum(settings.recipe.weight_of(target.name) for target in settings.targets)
+        self.terms = tuple(
+            Term(c, settings.recipe.loss_of(name), settings.recipe.weight_of(name) / total, floors[name])
+            for name, c in spans(settings.targets).items()
+        )
+        self.kinds = tuple(dict.fromkeys(term.loss for term in self.terms))
+        self._alike = len(self.kinds) == 1 and len({term.weight for term in self.terms}) == 1
+
+    def counts(self, batch: Batch) -> dict[Loss, int]:
+        """Kind of loss to how many things it is the mean over in a batch: points or cases."""
+        return {kind: int(batch.offsets[len(batch)]) if kind == "mse" else len(batch) for kind in self.kinds}
+
+    def __call__(self, prediction: Tensor, batch: Batch, scale: Tensor, shares: Shares | None = None) -> Tensor:
+        """Weighted mean over the targets, each one's loss being that of the batch's share of a step.
+
+        Args:
+            prediction: In physical units, [ΣN, T].
+            batch: The truth; one that is filled up counts without what fills it.
+            scale: Standard deviation of each target over the training points, [T]: the unit of mse.
+            shares: Which part of the step the batch is; all of it where left out.
+        """
+        import torch
+
+        losses = [self._loss_of(term, prediction, batch, scale) for term in self.terms]
+        if self._alike:
+            mean = torch.stack(losses).mean()
+            return mean if shares is None else mean * shares[self.kinds[0]]
+        parts = [term.weight * loss for term, loss in zip(self.terms, losses, strict=True)]
+        if shares is not None:
+            parts = [part * shares[term.loss] for term, part in zip(self.terms, parts, strict=True)]
+        return torch.stack(parts).sum()
+
+    @staticmethod
+    def _loss_of(term: Term, prediction: Tensor, batch: Batch, scale: Tensor) -> Tensor:
+        c, offsets, cases = term.columns, batch.offsets, len(batch)
+        if term.loss == "mse":
+            return mse_loss((prediction[:, c] - batch.targets[:, c]) / scale[c], offsets, cases)
+        return relative_l2_loss(prediction[:, c], batch.targets[:, c], offsets, term.floor, cases)
