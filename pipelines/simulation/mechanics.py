@@ -39,11 +39,11 @@ from pipelines.simulation.stiffness import (
     rigid_body_modes,
 )
 
-LARGEST_IMBALANCE: Final = 1e-5
+LARGEST_IMBALANCE: Final = 1e-4
 """Largest relative force out of balance that a solution may leave."""
 
-_GOAL: Final = 5e-7  # the same for what a solution aims at
-_SHARE_LEFT: Final = 1e-3  # of the forces of a plane that shrinks; what is left is balanced with the whole group
+_GOAL: Final = 2e-5  # the same for what a solution aims at: displacements are then right to about 0.0002 mm
+_LEAST_MOVE: Final = 1e-5  # mm; what is left of a plane's motion is balanced with the whole group
 
 
 @dataclass(frozen=True)
@@ -183,8 +183,7 @@ class Mechanics:
         there = int(self._node_planes[plane + 2])  # nodes on cells with any stiffness
         forces = self._residual()
         forces[there - self._base + self._foot.size :] = 0.0
-        goal = max(_SHARE_LEFT * float(np.linalg.norm(forces)), _GOAL * self._largest_pull)
-        moved = self._solve_softened(forces, share, goal)
+        moved = self._solve_softened(forces, share)
         motion = self._foot.expand(moved)
         stretch = self._stretch() + share * motion[self._mesh.cells[: self.num_cells]].reshape(-1, 24)
         # The top of the plane and what is above it are laid at their heights after this motion.
@@ -262,10 +261,8 @@ class Mechanics:
         self._largest_pull = max(self._largest_pull, largest)
         return residual
 
-    def _solve_softened(
-        self, forces: NDArray[np.float64], share: NDArray[np.float64], goal: float
-    ) -> NDArray[np.float64]:
-        """Displacement [q + above, 3] when cells have only a share of their stiffness, [e, 1]; goal as in `Stiffness`.
+    def _solve_softened(self, forces: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Displacement [q + above, 3] when cells have only a share of their stiffness, [e, 1].
 
         Conjugate gradients, with the whole stiffness as preconditioner. Where there is no stiffness nothing pulls.
         """
@@ -278,7 +275,7 @@ class Mechanics:
                 result[: self._foot.size] += held.reshape(-1, 3)
             return result
 
-        return conjugate_gradients(apply, self._stiffness.approximate, forces, goal)
+        return conjugate_gradients(apply, self._stiffness.approximate, forces, 0.0, _LEAST_MOVE)
 
     def _move(self, moved: NDArray[np.float64]) -> None:
         self._foot_moved += moved[: self._foot.size]
