@@ -57,7 +57,8 @@ def failure_of(displacement: NDArray[np.floating], clearance: NDArray[np.floatin
     """
     largest = float(np.linalg.norm(displacement, axis=1).max(initial=0.0))
     if not largest <= LARGEST_DISPLACEMENT:  # not "larger": a value that isn't a number must not slip through
-        return f"The part is displaced by {largest:.2f} mm, more than the {LARGEST_DISPLACEMENT:g} mm that a build survives"
+        limit = f"{LARGEST_DISPLACEMENT:g} mm that a build survives"
+        return f"The part is displaced by {largest:.2f} mm, more than the {limit}"
     least = float(np.min(clearance, initial=np.inf))
     if not least >= LEAST_CLEARANCE:
         return (

@@ -35,6 +35,8 @@ _SUFFIXES: Final = (".yaml", ".yml")
 _LARGEST_FILE: Final = 1_000_000  # bytes
 _LONGEST_NAME: Final = 60
 _RANGES: Final[Mapping[str, tuple[float, float]]] = {
+    "cut_height": (0.0, 10.0),
+    "cut_stiffness": (1e-3, 1.0),
     "young": (1.0, 1e7),
     "poisson": (0.0, 0.49),
     "yield_strength": (0.0, 1e5),
