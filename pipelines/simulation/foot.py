@@ -55,6 +55,19 @@ def cut_free(mesh: VoxelMesh, held: NDArray[np.bool_] | None = None) -> Foot:
     return Foot(mesh.points[free], sp.csr_matrix(ones, shape=(base, len(free))))
 
 
+def kept_by_cut(mesh: VoxelMesh, height: float, stiffness: float) -> NDArray[np.float64]:
+    """Share of its stiffness that each cell keeps when the part is cut off, [e]; those across the limit by proportion.
+
+    Args:
+        mesh: The part.
+        height: Height of the metal that gives way, mm.
+        stiffness: Share of its stiffness that this metal keeps.
+    """
+    below = np.clip(height / mesh.spacing[2] - mesh.indices[:, 2], 0.0, 1.0)
+    kept: NDArray[np.float64] = 1.0 - (1.0 - stiffness) * below
+    return kept
+
+
 class ElasticPlate:
     """The block of build plate below a part's bounding box.
 
