@@ -85,7 +85,8 @@ class CaseTask:
 
     Attributes:
         case_id: Its name.
-        part: The part: drawn, a body of a surface file, known by name, or the first accepted one of a stream of candidates.
+        part: The part: drawn, a body of a surface file, known by name, or the first accepted one of a stream of
+            candidates.
         num_points: Points that its mesh should have, where no plan says so.
         material: The material.
         encoding: Binary or text results.
