@@ -131,7 +131,7 @@ def check_request(out: str, options: SimulationOptions) -> SimulationRequest:
         digests = {name: hashlib.sha256(part.path.read_bytes()).hexdigest() for name, part in surfaces}
         known_parts = _check_known_parts(options.part, digests)
         digests |= {name: digest_of_surface(named_part(name).surface()) for name, _ in known_parts}
-        return SimulationRequest(Path(out), options, material, (*surfaces, *known_parts), digests, remarks)
+        return SimulationRequest(Path(out), options, material, (*surfaces, *known_parts), digests, remarks=remarks)
     if options.parts_of is not None:
         streams, accepted = accepted_parts(Path(options.parts_of), options.cases, options.points)
         parts = tuple((stream.case_id, stream) for stream in streams)
