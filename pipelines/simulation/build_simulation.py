@@ -19,7 +19,7 @@ from lpbf_data.cached import cached_property
 from lpbf_data.geometry.voxelize import VoxelMesh
 from pipelines.simulation.blade_pass import RecoaterPass, clearance_percent, pass_over
 from pipelines.simulation.elements import elastic_element
-from pipelines.simulation.foot import ElasticPlate
+from pipelines.simulation.foot import ElasticPlate, kept_by_cut
 from pipelines.simulation.inherent_strain import cell_strains
 from pipelines.simulation.layers import COOLING, LayerGroup, plan_layers
 from pipelines.simulation.materials import Material, Process
@@ -166,7 +166,9 @@ class BuildSimulation:
             np.full(points, FULL_CLEARANCE),
         )
         yield still
-        released = mechanics.release(held)
+        known = self.material.calibration
+        kept = kept_by_cut(self.mesh, known.cut_height, known.cut_stiffness)
+        released = mechanics.release(held, kept)
         yield dataclasses.replace(still, number=self.num_frames, time=times[-1], phase="cut", state=released)
 
     def _thermal_strain(self, temperature: NDArray[np.float64], group: LayerGroup) -> NDArray[np.float64]:

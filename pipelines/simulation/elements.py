@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skfem import Basis, BilinearForm, ElementHex1, ElementVector, MeshHex
 from skfem.helpers import dot, grad
-from skfem.models.elasticity import lame_parameters, linear_elasticity
+from skfem.models.elasticity import lame_parameters
 
 STRAINS: Final = ("xx", "yy", "zz", "xy", "xz", "yz")
 """Order of strains and stresses; shear strains are engineering strains, twice the tensor's."""
@@ -118,13 +118,13 @@ def elastic_element(spacing: tuple[float, float, float], young: float, poisson: 
     mesh = _box(spacing)
     element = ElementVector(_BubbleHex())
     basis = Basis(mesh, element, intorder=4)
-    full = linear_elasticity(*lame_parameters(young, poisson)).assemble(basis).toarray()
+    elasticity, strains, weights = elasticity_matrix(young, poisson), _strains_at(basis), basis.dx[0]
+    full = np.einsum("qsd,qse,q->de", strains, elasticity @ strains, weights, optimize=True)
     outer = basis.nodal_dofs[:, _corner_order(mesh)].T.ravel()
     inner = basis.interior_dofs.ravel()
     bubbles = -np.linalg.solve(full[np.ix_(inner, inner)], full[np.ix_(inner, outer)])
     stiffness = full[np.ix_(outer, outer)] + full[np.ix_(outer, inner)] @ bubbles
-    elasticity = elasticity_matrix(young, poisson)
-    load = np.einsum("qsd,st,q->dt", _strains_at(basis)[:, :, outer], elasticity, basis.dx[0])
+    load = np.einsum("qsd,st,q->dt", strains[:, :, outer], elasticity, weights)
     corners = _strains_at(Basis(mesh, element, quadrature=(_reference_corners(mesh), np.ones(8))))
     strain = corners[:, :, outer] + corners[:, :, inner] @ bubbles
     return ElasticElement((stiffness + stiffness.T) / 2, load, strain, elasticity)

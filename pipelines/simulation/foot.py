@@ -55,6 +55,19 @@ def cut_free(mesh: VoxelMesh, held: NDArray[np.bool_] | None = None) -> Foot:
     return Foot(mesh.points[free], sp.csr_matrix(ones, shape=(base, len(free))))
 
 
+def kept_by_cut(mesh: VoxelMesh, height: float, stiffness: float) -> NDArray[np.float64]:
+    """Share of its stiffness that each cell keeps when the part is cut off, [e]; those across the limit by proportion.
+
+    Args:
+        mesh: The part.
+        height: Height of the metal that gives way, mm.
+        stiffness: Share of its stiffness that this metal keeps.
+    """
+    below = np.clip(height / mesh.spacing[2] - mesh.indices[:, 2], 0.0, 1.0)
+    kept: NDArray[np.float64] = 1.0 - (1.0 - stiffness) * below
+    return kept
+
+
 class ElasticPlate:
     """The block of build plate below a part's bounding box.
 
@@ -79,7 +92,8 @@ class ElasticPlate:
         self._factor = PlaneCholesky(self.block, self._element.stiffness, clamped(self.block), springs)
         self._factor.extend(self.block.shape[2])
         top = self.block.points[self._top]
-        self.foot = Foot(top, _interpolation(self.block, mesh.points[: base_size(mesh)]), self._factor.top_stiffness)
+        weights = _interpolation(self.block, mesh.points[: base_size(mesh)])[:, self._top]
+        self.foot = Foot(top, weights, self._factor.top_stiffness)
 
     @property
     def _top(self) -> slice:
@@ -150,7 +164,7 @@ def _on_sides(block: VoxelMesh) -> NDArray[np.bool_]:
 
 
 def _interpolation(block: VoxelMesh, points: NDArray[np.float64]) -> sp.csr_matrix:
-    """Trilinear weights of a block's nodes at points in it; for points on the top the columns are the top's nodes."""
+    """Trilinear weights of a block's nodes at points in it."""
     counts = np.array(block.shape)
     places = np.clip((points - block.origin) / block.spacing, 0, counts)
     low = np.minimum(np.floor(places + 1e-9).astype(np.int64), counts - 1)
@@ -165,6 +179,4 @@ def _interpolation(block: VoxelMesh, points: NDArray[np.float64]) -> sp.csr_matr
         columns.append((i + wide * j + deep * k)[used])
         weights.append(weight[used])
     content = (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns)))
-    matrix = sp.csr_matrix(content, shape=(len(points), block.num_points))
-    on_top = np.abs(places[:, 2] - counts[2]) < 1e-6
-    return matrix[:, block.num_points - deep :] if on_top.all() else matrix
+    return sp.csr_matrix(content, shape=(len(points), block.num_points))

@@ -6,12 +6,13 @@ each of its powder layers, the time to scan its cross-section and the dwell.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from lpbf_data.geometry.layer_groups import group_planes, layers_per_cell
+from lpbf_data.geometry.layer_groups import PlaneGroup, group_planes, layers_per_cell
 from lpbf_data.geometry.voxelize import VoxelMesh
 from pipelines.simulation.materials import Process
 
@@ -68,14 +69,27 @@ def plan_layers(mesh: VoxelMesh, process: Process, refinement: int) -> tuple[Lay
     Raises:
         UsageError: If a cell doesn't span a whole number of powder layers.
     """
+    return time_groups(mesh, process, group_planes(mesh.num_planes, refinement))
+
+
+def time_groups(mesh: VoxelMesh, process: Process, planned: Sequence[PlaneGroup]) -> tuple[LayerGroup, ...]:
+    """Groups of planes of cells, each with the time at which it is added.
+
+    Args:
+        mesh: The part.
+        process: Process parameters.
+        planned: Groups that cover all planes, from the bottom up.
+
+    Raises:
+        UsageError: If a cell doesn't span a whole number of powder layers.
+    """
     height = mesh.spacing[2]
     per_cell = layers_per_cell(height, process.layer_thickness)
-    planes = mesh.num_planes
-    cells_in = np.bincount(mesh.indices[:, 2], minlength=planes)
+    cells_in = np.bincount(mesh.indices[:, 2], minlength=mesh.num_planes)
     area = mesh.spacing[0] * mesh.spacing[1]
     groups: list[LayerGroup] = []
     time = 0.0
-    for added in group_planes(planes, refinement):
+    for added in planned:
         number, first, end = added.number, added.first_plane, added.end_plane
         powder_layers = added.num_planes * per_cell
         mean_area = float(cells_in[first:end].mean()) * area

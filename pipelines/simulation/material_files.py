@@ -36,6 +36,8 @@ from pipelines.simulation.materials import MATERIALS, Material, Process
 _LARGEST_FILE: Final = 1_000_000  # bytes
 _ALIASES: Final[Mapping[str, str]] = {"IN625": "Inc625"}  # as NIST calls it
 _RANGES: Final[Mapping[str, tuple[float, float]]] = {
+    "cut_height": (0.0, 10.0),
+    "cut_stiffness": (1e-3, 1.0),
     "young": (1.0, 1e7),
     "poisson": (0.0, 0.49),
     "yield_strength": (0.0, 1e5),

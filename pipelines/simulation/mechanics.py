@@ -15,6 +15,9 @@ after the other, each on those below, before those above have any stiffness. Wha
 been there for a share of 1 - t of the plane's motion, in the mean one half (the midpoint rule): while it shrinks, a
 plane counts with half of its stiffness, and afterwards its strain is that of half of its motion. So the answer doesn't
 depend on how planes are grouped, and it moves with the square of their thickness.
+
+The cut may leave metal at the build plate that gives way: its cells keep a share of their stiffness and of their
+stress. Written as above, w and e* shrink by that share, and the rest of the strain stays as a permanent one.
 """
 
 from __future__ import annotations
@@ -39,11 +42,11 @@ from pipelines.simulation.stiffness import (
     rigid_body_modes,
 )
 
-LARGEST_IMBALANCE: Final = 1e-5
+LARGEST_IMBALANCE: Final = 1e-4
 """Largest relative force out of balance that a solution may leave."""
 
-_GOAL: Final = 5e-7  # the same for what a solution aims at
-_SHARE_LEFT: Final = 1e-3  # of the forces of a plane that shrinks; what is left is balanced with the whole group
+_GOAL: Final = 2e-5  # the same for what a solution aims at: displacements are then right to about 0.0002 mm
+_LEAST_MOVE: Final = 1e-5  # mm; what is left of a plane's motion is balanced with the whole group
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class MechanicalState:
         displacement: mm, [n, 3].
         strain: Elastic strain, mean over the elements at a node, [n, 6]; order of `elements.STRAINS`.
         stress: MPa, the same way, [n, 6].
-        inherent: Inherent strain of the cells that have shrunk, mean over the elements at a node, [n, 6].
+        inherent: Inherent strain of the cells that have shrunk, and what a cut made permanent, mean over the elements
+            at a node, [n, 6].
         rise: Upward displacement when what shrank last has shrunk at once, for the recoater's rule, mm, [n].
         plate: Displacement of the nodes of the plate's block, mm, [p, 3]; none without one.
         imbalance: Force out of balance at the free nodes, relative to the largest force of stress-free strains so far.
@@ -107,6 +111,7 @@ class Mechanics:
         self._free_strain = np.zeros((mesh.num_cells, 6))
         self._thermal = np.zeros(mesh.num_cells)
         self._shrunk = np.zeros(mesh.num_cells, dtype=bool)
+        self._permanent = np.zeros((0, 8, 6))  # strain at the corners of the first cells
         self._largest_pull = 0.0
         self._layers = self.num_cells = 0
         self.num_points = self._base
@@ -183,8 +188,7 @@ class Mechanics:
         there = int(self._node_planes[plane + 2])  # nodes on cells with any stiffness
         forces = self._residual()
         forces[there - self._base + self._foot.size :] = 0.0
-        goal = max(_SHARE_LEFT * float(np.linalg.norm(forces)), _GOAL * self._largest_pull)
-        moved = self._solve_softened(forces, share, goal)
+        moved = self._solve_softened(forces, share)
         motion = self._foot.expand(moved)
         stretch = self._stretch() + share * motion[self._mesh.cells[: self.num_cells]].reshape(-1, 24)
         # The top of the plane and what is above it are laid at their heights after this motion.
@@ -217,12 +221,15 @@ class Mechanics:
                 self._plate_free = self._plate.free_shape(plate_expansion)
         return self._balance()
 
-    def release(self, held: NDArray[np.bool_] | None = None) -> MechanicalState:
+    def release(
+        self, held: NDArray[np.bool_] | None = None, kept: NDArray[np.float64] | None = None
+    ) -> MechanicalState:
         """Cut the part from the build plate.
 
         Args:
             held: Nodes of the lowest plane that stay on the plate; none by default. If there are none, rigid-body
                 motion is removed: the sum of squared displacements over all nodes becomes least.
+            kept: Share of its stiffness that each cell keeps where it is cut, more than 0, [e]; all of it by default.
 
         Raises:
             SolverError: If equilibrium isn't found.
@@ -231,12 +238,37 @@ class Mechanics:
         self._foot_moved = np.zeros((self._foot.size, 3))
         self._stiffness = make_stiffness(self._mesh, self._element.stiffness, self._foot, 1)
         self._stiffness.extend(self._layer_ends[self._layers - 1])
+        if kept is not None and kept.min() < 1.0:
+            self._give_way(np.where(self._on_held(held), 1.0, kept[: self.num_cells])[:, None])
         state = self._balance()
         if held is None or not held.any():
             moved = self._displacement[: self.num_points]
             moved -= rigid_body_motion(self._mesh.points[: self.num_points], moved)
             state = replace(state, displacement=moved.copy())
         return state
+
+    def _on_held(self, held: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+        """Which cells stand, however high, on nodes that stay on the plate, [e]."""
+        columns = np.zeros(self._mesh.shape[:2], dtype=bool)
+        if held is not None:
+            lowest = slice(0, int(self._cell_planes[1]))
+            on_them = held[self._mesh.cells[lowest, :4]].all(axis=1)
+            columns[tuple(self._mesh.indices[lowest, :2][on_them].T)] = True
+        places = self._mesh.indices[: self.num_cells]
+        return np.asarray(columns[places[:, 0], places[:, 1]])
+
+    def _give_way(self, share: NDArray[np.float64]) -> None:
+        """Equilibrium of a freed part whose cells keep a share of their stiffness and of their stress, [e, 1]."""
+        cells = self._mesh.cells[: self.num_cells]
+        moved = self._displacement[cells]
+        self._birth[: self.num_cells] = moved - share[:, :, None] * (moved - self._birth[: self.num_cells])
+        self._free_strain[: self.num_cells] *= share
+        self._inherent = np.concatenate([share * self._inherent[: self.num_cells], self._inherent[self.num_cells :]])
+        motion = self._solve_softened(self._residual(), share)
+        self._move(motion)
+        self._birth[: self.num_cells] += (1 - share[:, :, None]) * self._foot.expand(motion)[cells]
+        whole = (self._stretch() / share) @ self._element.strain.reshape(48, 24).T
+        self._permanent = (1 - share[:, :, None]) * whole.reshape(-1, 8, 6)
 
     def _stretch(self) -> NDArray[np.float64]:
         """Displacement of each cell's corners since the cell was added, [e, 24]."""
@@ -262,10 +294,8 @@ class Mechanics:
         self._largest_pull = max(self._largest_pull, largest)
         return residual
 
-    def _solve_softened(
-        self, forces: NDArray[np.float64], share: NDArray[np.float64], goal: float
-    ) -> NDArray[np.float64]:
-        """Displacement [q + above, 3] when cells have only a share of their stiffness, [e, 1]; goal as in `Stiffness`.
+    def _solve_softened(self, forces: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Displacement [q + above, 3] when cells have only a share of their stiffness, [e, 1].
 
         Conjugate gradients, with the whole stiffness as preconditioner. Where there is no stiffness nothing pulls.
         """
@@ -278,7 +308,7 @@ class Mechanics:
                 result[: self._foot.size] += held.reshape(-1, 3)
             return result
 
-        return conjugate_gradients(apply, self._stiffness.approximate, forces, goal)
+        return conjugate_gradients(apply, self._stiffness.approximate, forces, 0.0, _LEAST_MOVE)
 
     def _move(self, moved: NDArray[np.float64]) -> None:
         self._foot_moved += moved[: self._foot.size]
@@ -310,9 +340,11 @@ class Mechanics:
         return self._nodal_mean(corners.reshape(-1, 8, 6) - self._free_strain[: self.num_cells, None, :])
 
     def _nodal_inherent_strain(self) -> NDArray[np.float64]:
-        """Inherent strain of the cells, averaged over the cells at each node, [n, 6]."""
+        """Inherent and permanent strain of the cells, averaged over the cells at each node, [n, 6]."""
         there = np.where(self._shrunk[: self.num_cells, None], self._inherent[: self.num_cells], 0.0)
-        return self._nodal_mean(np.broadcast_to(there[:, None, :], (self.num_cells, 8, 6)))
+        corners = np.repeat(there[:, None, :], 8, axis=1)
+        corners[: len(self._permanent)] += self._permanent
+        return self._nodal_mean(corners)
 
     def _nodal_mean(self, corners: NDArray[np.float64]) -> NDArray[np.float64]:
         """Mean over the cells at each node, [n, 6], of values at the cells' corners, [e, 8, 6]."""

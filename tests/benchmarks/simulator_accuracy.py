@@ -24,12 +24,14 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial import cKDTree
 
 from lpbf_data.case.case import Case
+from lpbf_data.geometry.layer_groups import PlaneGroup
 from lpbf_data.geometry.surface_files import load_surface
 from lpbf_data.geometry.voxelize import voxelize
 from pipelines.netfabb.run import NetfabbRun
 from pipelines.simulate import simulate
 from pipelines.simulation.build_simulation import BuildSimulation
 from pipelines.simulation.fields import von_mises
+from pipelines.simulation.layers import time_groups
 from pipelines.simulation.materials import MATERIALS, Material
 from pipelines.sources.case_files import FolderFiles
 from tests.benchmarks import compare_amb2018 as bridge
@@ -46,8 +48,8 @@ LEAST_CLEARANCE: Final = 69.719
 REFERENCE: Final = "acc8ec5"
 """Commit whose cost is the measure."""
 
-GROUPS: Final = {0.5: 0, 1.0: 1, 2.5: None}
-"""Thickness of the bridge's groups in mm, and how often a plane of cells is doubled; None needs cells of their own."""
+GROUPS: Final = (0.5, 1.0, 2.5)
+"""Thickness of the bridge's groups in mm, all of the same cells."""
 
 _FIELDS: Final = ("displacement", "von_mises_stress")
 
@@ -148,7 +150,8 @@ def first_ridge(name: str, made_of: Material, thickness: float = 0.5) -> dict[st
     """Rise of the bridge's first ridge over the measured one."""
     measured = bridge.STEELS[name][1]
     mesh = voxelize(bridge.bridge(), (bridge.CELL, bridge.CELL))
-    simulation = BuildSimulation(mesh, made_of, bridge.PROCESS, **group_option(thickness))
+    simulation = BuildSimulation(mesh, made_of, bridge.PROCESS)
+    simulation.groups = time_groups(mesh, bridge.PROCESS, groups_of(mesh.num_planes, round(thickness / bridge.CELL)))
     *_, before, after = simulation.frames(held=bridge.held_nodes(mesh))
     rise = bridge.ridge_rise(mesh, before, after)
     return {
@@ -158,9 +161,10 @@ def first_ridge(name: str, made_of: Material, thickness: float = 0.5) -> dict[st
     }
 
 
-def group_option(thickness: float) -> dict[str, int]:
-    """How a build is told its groups of layers."""
-    return {"refinement": {0.5: 0, 1.0: 1, 2.5: 2}[thickness]}
+def groups_of(planes: int, size: int) -> list[PlaneGroup]:
+    """Groups of so many planes of cells, also where that is no power of two."""
+    starts = range(0, planes, size)
+    return [PlaneGroup(number, low, min(low + size, planes)) for number, low in enumerate(starts, start=1)]
 
 
 def bridges(calibration: str) -> dict[str, Any]:

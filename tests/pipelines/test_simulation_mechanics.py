@@ -16,7 +16,7 @@ from lpbf_data.geometry.voxelize import VoxelMesh, mesh_of_mask
 from pipelines.simulation import stiffness as stiffness_module
 from pipelines.simulation.build_simulation import BuildSimulation, Frame
 from pipelines.simulation.elements import ElasticElement, elastic_element, elasticity_matrix
-from pipelines.simulation.foot import clamped, cut_free
+from pipelines.simulation.foot import clamped, cut_free, kept_by_cut
 from pipelines.simulation.inherent_strain import cell_strains
 from pipelines.simulation.layers import LayerGroup
 from pipelines.simulation.materials import MATERIALS, Material
@@ -130,10 +130,50 @@ def test_two_layers_bend_as_timoshenko_says(upper_planes: int) -> None:
     thickness = planes * spacing[2]
     m = upper_planes / (planes - upper_planes)
     expected = 6 * abs(strain) * (1 + m) ** 2 / (thickness * (3 * (1 + m) ** 2 + (1 + m) * (m**2 + 1 / m)))
-    middle = np.abs(mesh.points[:, 0] - length / 2) < 20.1  # away from the ends, where stresses build up
-    line = middle & (mesh.point_indices[:, 1] == 1) & (mesh.point_indices[:, 2] == 0)
-    curvature = 2 * np.polyfit(mesh.points[line, 0], state.displacement[line, 2], 2)[0]
+    curvature = curvature_along(mesh, state.displacement)
     assert curvature == pytest.approx(expected, rel=0.02)  # the upper layer shrinks, so the ends rise
+
+
+def curvature_along(mesh: VoxelMesh, displacement: NDArray[np.float64]) -> float:
+    """Curvature of the lower edge of a beam along x, away from its ends, where stresses build up."""
+    middle = np.abs(mesh.points[:, 0] - mesh.points[:, 0].mean()) < 20.1
+    line = middle & (mesh.point_indices[:, 1] == 1) & (mesh.point_indices[:, 2] == 0)
+    return float(2 * np.polyfit(mesh.points[line, 0], displacement[line, 2], 2)[0])
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_metal_that_gives_way_at_the_cut_bends_as_a_softer_strip(share: float) -> None:
+    # Timoshenko's two strips of unequal moduli: the lower half keeps a share of its stiffness, the upper half shrinks.
+    planes, spacing, strain = 8, (1.0, 0.5, 0.25), -1e-3
+    mesh = block(80, 2, planes, spacing)
+    element = elastic_element(spacing, YOUNG, POISSON)
+    upper = mesh.indices[:, 2] >= planes // 2
+    strains = no_strain(mesh)
+    strains[upper, :3] = strain
+    mechanics = Mechanics(mesh, element, strains, (planes,), at_once=True)
+    mechanics.add_layer(np.zeros(mesh.num_cells))
+    mechanics.shrink_layer()
+    kept = kept_by_cut(mesh, planes // 2 * spacing[2], share)
+    assert np.allclose(kept, np.where(upper, 1.0, share), rtol=0, atol=1e-12)
+    state = mechanics.release(None, kept)
+    n, m, thickness = 1 / share, 1.0, planes * spacing[2]
+    expected = 6 * -strain * (1 + m) ** 2 / (thickness * (3 * (1 + m) ** 2 + (1 + m * n) * (m**2 + 1 / (m * n))))
+    assert curvature_along(mesh, state.displacement) == pytest.approx(expected, rel=0.02)
+    # What is written as strain, elastic and permanent together, is that of the displacement; stress is what is kept.
+    lowest = (mesh.point_indices[:, 2] == 0) & (np.abs(mesh.points[:, 0] - 40) < 0.1)
+    along = np.gradient(state.displacement[(mesh.point_indices[:, 1:] == [1, 0]).all(axis=1), 0], spacing[0])[40]
+    assert (state.strain + state.inherent)[lowest, 0] == pytest.approx(along, rel=0.02)
+    assert state.strain[lowest, 0] == pytest.approx(share * along, rel=0.02)
+
+
+def test_cells_over_nodes_that_stay_on_the_plate_keep_their_stiffness() -> None:
+    mesh = block(10, 2, 4, (2.0, 2.0, 0.4))
+    held = mesh.points[mesh.point_levels == 0, 0] > 11.9
+    material = MATERIALS["Inc625"].calibrated("netfabb")
+    *_, before, after = BuildSimulation(mesh, material).frames(held=held)
+    given = np.abs(after.state.inherent - before.state.inherent).max(axis=1)
+    assert given[mesh.points[:, 0] > 12.1].max() == 0.0
+    assert given[(mesh.points[:, 0] < 11.9) & (mesh.points[:, 2] < 0.9)].min() > 1e-5
 
 
 def test_every_layer_starts_at_its_nominal_height() -> None:
