@@ -311,7 +311,7 @@ def test_a_table_as_excel_writes_it(arm: Truth, tmp_path: Path) -> None:
     rows = arm.rows()
     plain = read_measured(write_table(tmp_path / "plain.csv", rows))
     lines = [";".join(COLUMNS), *(";".join(str(cell).replace(".", ",") for cell in row) for row in rows)]
-    (tmp_path / "excel.csv").write_bytes(("\ufeff" + "\r\n".join(lines) + "\r\n").encode())
+    (tmp_path / "excel.csv").write_bytes(("\ufeff" + "\r\n".join(lines) + "\r\n;;;;;;\r\n").encode())
     excel = read_measured(tmp_path / "excel.csv")
     for name in ("places", "components", "values", "sigmas"):
         assert (getattr(plain, name) == getattr(excel, name)).all()
