@@ -14,6 +14,8 @@ from lpbf_data.geometry.surface_formats import Units
 from pipelines.simulation.choices import CalibrationName
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from rich.console import Console
 
     from pipelines.calibrating.fitting import Fit
@@ -113,7 +115,7 @@ def run_calibration(request: CalibrationRequest) -> Fit:
     )
     with progress(expected, "calibrate", "simulation") as bar, threadpool_limits(limits=1):
 
-        def simulate(numbers):  # type: ignore[no-untyped-def]
+        def simulate(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
             values = experiment.simulate(shrinkage.material(numbers))
             bar.update()
             return values

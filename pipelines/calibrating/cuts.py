@@ -29,9 +29,11 @@ def held_by(cut: str, mesh: VoxelMesh) -> NDArray[np.bool_] | None:
     """
     if cut.strip() == "all":
         return None
+    if len(cut) > _LONGEST:
+        raise UsageError(f"--cut has {len(cut):,} letters; at most {_LONGEST} are read")
     foot = mesh.points[mesh.point_levels == 0]
     free = np.zeros(len(foot), dtype=bool)
-    for alternative in re.split(r"\bor\b", cut[:_LONGEST]):
+    for alternative in re.split(r"\bor\b", cut):
         together = np.ones(len(foot), dtype=bool)
         for condition in re.split(r"\band\b", alternative):
             together &= _meets(condition, cut, foot)
@@ -48,7 +50,7 @@ def held_by(cut: str, mesh: VoxelMesh) -> NDArray[np.bool_] | None:
 def _meets(condition: str, cut: str, foot: NDArray[np.float64]) -> NDArray[np.bool_]:
     found = _CONDITION.fullmatch(condition)
     if found is None:
-        raise UsageError(f"--cut {cut[:_LONGEST]!r} isn't understood; it must be like 'x<56', 'x<29 or x>43', or all")
+        raise UsageError(f"--cut {cut!r} isn't understood; it must be like 'x<56', 'x<29 or x>43', or all")
     values, bound = foot[:, "xy".index(found[1])], float(found[3])
     met: NDArray[np.bool_] = {
         "<": values < bound - _NEAR,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -68,7 +67,9 @@ def read_measured(path: Path) -> Measured:
         UsageError: If it can't be read, or a column, a number or a component is missing or wrong.
     """
     text, remarks = _text(path)
-    lines = [(number, line) for number, line in enumerate(io.StringIO(text, newline=None), 1) if line.strip()]
+    lines = [
+        (number, line) for number, line in enumerate(io.StringIO(text, newline=None), 1) if line.strip(" ,;\t\r\n")
+    ]
     lines = [(number, line.rstrip("\n")) for number, line in lines if not line.lstrip().startswith("#")]
     if not lines:
         raise UsageError(f"{path} is empty; it must hold the columns {', '.join(COLUMNS)}")
@@ -137,8 +138,6 @@ def _check_header(path: Path, header: list[str]) -> None:
 
 
 def _row(header: list[str], row: list[str], line: int, separator: str) -> tuple[str, list[float], int]:
-    if len(row) < len(header) and any(not cell.strip() for cell in row) and not any(cell.strip() for cell in row):
-        raise UsageError(f"line {line}: it is empty but for separators; delete it")
     if len(row) != len(header):
         raise UsageError(f"line {line}: it has {len(row)} values below {len(header)} names")
     cells = {name: cell.strip() for name, cell in zip(header, row, strict=True)}
@@ -161,12 +160,3 @@ def _number(name: str, cell: str, line: int, separator: str) -> float:
     if not math.isfinite(number):
         raise UsageError(f"line {line}: {name} must be a number, not {cell[:40]!r}")
     return number
-
-
-def component_names(components: NDArray[np.int64]) -> Iterator[str]:
-    """Names of components.
-
-    Args:
-        components: 0, 1 or 2, [n].
-    """
-    return (COMPONENTS[number] for number in components)

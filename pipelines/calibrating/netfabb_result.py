@@ -61,7 +61,7 @@ def read_result(folder: Path, material: str | None, calibration: str, units: Uni
     if not folder.is_dir():
         raise UsageError(f"--netfabb {folder} isn't a folder of results")
     try:
-        run = NetfabbRun(folder.resolve().name, FolderFiles(folder))
+        run = NetfabbRun(folder.resolve().name, FolderFiles(str(folder)))
         case = run.read_case(("displacement",))
     except CaseError as error:
         raise UsageError(f"{folder} holds no result that can be fitted to: {error}") from error

@@ -13,7 +13,7 @@ from lpbf_data.errors import UsageError
 from lpbf_data.geometry.mesh_check import mesh_faithfully
 from lpbf_data.geometry.surface_files import load_bodies
 from lpbf_data.geometry.voxelize import Surface, VoxelMesh, on_build_plate, voxelize, voxelize_to_size
-from lpbf_data.remarks import Remark
+from lpbf_data.remarks import Remark, Treatment
 from pipelines.calibrating.cuts import held_by
 from pipelines.calibrating.experiment import Experiment
 from pipelines.calibrating.measured_file import read_measured
@@ -23,7 +23,7 @@ from pipelines.calibrating.places import check_places
 from pipelines.calibrating.shrinkage import Shrinkage, choose_numbers
 from pipelines.simulation.material_files import choose_material
 from pipelines.simulation.materials import Material
-from pipelines.simulation.named_parts import digest_of_surface, named_part
+from pipelines.simulation.named_parts import NamedPart, digest_of_surface, named_part
 
 POINTS: Final = 5000
 """Points of the mesh of a surface file, by default."""
@@ -78,31 +78,22 @@ def _on_measured(path: Path, name: str, options: CalibrationOptions) -> Calibrat
     material = choose_material(options.material, options.calibration)
     numbers = choose_numbers(options.fit or ("strain",))
     known = named_part(options.part) if options.part is not None else None
-    table = Path(options.measured) if options.measured is not None else None
-    if table is None:
-        assert known is not None
-        if material.name not in known.measured:
-            has = f"; there are for: {', '.join(known.measured)}" if known.measured else ""
-            raise UsageError(
-                f"no measured values of {options.part} in {material.name} come along{has}; give --measured FILE.csv"
-            )
-        table = known.measured[material.name]
+    table = _table(options, known, material)
     measured = read_measured(table)
-    if known is not None and known.process is not None:
-        material = replace(material, process=known.process)
     surface, remarks = (known.surface(), ()) if known is not None else _one_body(options)
+    if known is not None and known.process is not None and options.measured is None:
+        material = replace(material, process=known.process)
+        sentence = "the process of the material gave way to the one with which the measured part was built"
+        remarks = (Remark(Treatment.CHANGED, "process", sentence, 1, (str(options.part),)),)
     mesh, meshed = _mesh(surface, material, options, known.cell if known is not None else None)
     cut = options.cut or (known.cut if known is not None else "all")
     held = held_by(cut, mesh)
     on_mesh = measured.places - [0, 0, surface.bounds[0, 2] + mesh.lowered * mesh.spacing[2]]
     sampling = check_places(mesh, measured, on_mesh)
     reference = options.reference or ("nominal" if held is None else "before_cut")
-    part = {"part": options.part, "part_sha256": digest_of_surface(surface)}
-    if options.stl is not None:
-        part = {"part": Path(options.stl).name, "part_sha256": sha256_of_file(Path(options.stl))}
-    fitted_on = {"measured": table.name, "measured_sha256": sha256_of_file(table)} | part
+    fitted_on = {"measured": table.name, "measured_sha256": sha256_of_file(table)} | _identity(options, surface)
     short = fitted_on["measured_sha256"][:12]
-    said = f"{len(measured)} measured values of {table.name} (SHA-256 {short}) on {part['part']}"
+    said = f"{len(measured)} measured values of {table.name} (SHA-256 {short}) on {fitted_on['part']}"
     return CalibrationRequest(
         path,
         name,
@@ -113,6 +104,27 @@ def _on_measured(path: Path, name: str, options: CalibrationOptions) -> Calibrat
         said,
         (*measured.remarks, *remarks, *meshed),
     )
+
+
+def _table(options: CalibrationOptions, known: NamedPart | None, material: Material) -> Path:
+    """The table of measured values: the one that was given, or that comes along with a part known by name."""
+    if options.measured is not None:
+        return Path(options.measured)
+    assert known is not None
+    if material.name not in known.measured:
+        has = f"; there are for: {', '.join(known.measured)}" if known.measured else ""
+        raise UsageError(
+            f"no measured values of {options.part} in {material.name} come along{has}; give --measured FILE.csv"
+        )
+    return known.measured[material.name]
+
+
+def _identity(options: CalibrationOptions, surface: Surface) -> dict[str, str]:
+    """The part as the material file names it."""
+    if options.part is not None:
+        return {"part": options.part, "part_sha256": digest_of_surface(surface)}
+    path = Path(options.stl or "")
+    return {"part": path.name, "part_sha256": sha256_of_file(path)}
 
 
 def _one_body(options: CalibrationOptions) -> tuple[Surface, tuple[Remark, ...]]:

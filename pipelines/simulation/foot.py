@@ -92,7 +92,8 @@ class ElasticPlate:
         self._factor = PlaneCholesky(self.block, self._element.stiffness, clamped(self.block), springs)
         self._factor.extend(self.block.shape[2])
         top = self.block.points[self._top]
-        self.foot = Foot(top, _interpolation(self.block, mesh.points[: base_size(mesh)]), self._factor.top_stiffness)
+        weights = _interpolation(self.block, mesh.points[: base_size(mesh)])[:, self._top]
+        self.foot = Foot(top, weights, self._factor.top_stiffness)
 
     @property
     def _top(self) -> slice:
@@ -163,7 +164,7 @@ def _on_sides(block: VoxelMesh) -> NDArray[np.bool_]:
 
 
 def _interpolation(block: VoxelMesh, points: NDArray[np.float64]) -> sp.csr_matrix:
-    """Trilinear weights of a block's nodes at points in it; for points on the top the columns are the top's nodes."""
+    """Trilinear weights of a block's nodes at points in it."""
     counts = np.array(block.shape)
     places = np.clip((points - block.origin) / block.spacing, 0, counts)
     low = np.minimum(np.floor(places + 1e-9).astype(np.int64), counts - 1)
@@ -178,6 +179,4 @@ def _interpolation(block: VoxelMesh, points: NDArray[np.float64]) -> sp.csr_matr
         columns.append((i + wide * j + deep * k)[used])
         weights.append(weight[used])
     content = (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns)))
-    matrix = sp.csr_matrix(content, shape=(len(points), block.num_points))
-    on_top = np.abs(places[:, 2] - counts[2]) < 1e-6
-    return matrix[:, block.num_points - deep :] if on_top.all() else matrix
+    return sp.csr_matrix(content, shape=(len(points), block.num_points))

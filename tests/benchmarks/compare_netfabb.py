@@ -67,7 +67,7 @@ def inherent_strain_of(case: Case) -> dict[str, Any]:
     Its "elastic strain" holds the inherent strain too; the stress tells the elastic part. Mean and spread over the
     nodes of the part above its first 2 mm.
     """
-    material = MATERIALS["Inc625"]
+    material = MATERIALS["Inc625"].calibrated("netfabb")
     stress, strain = (case.fields[n].astype(np.float64) for n in ("cauchy_stress", "elastic_strain"))
     trace = stress[:, :3].sum(axis=1, keepdims=True)
     elastic = ((1 + material.poisson) * stress[:, :3] - material.poisson * trace) / material.young
@@ -86,7 +86,7 @@ def inherent_strain_of(case: Case) -> dict[str, Any]:
 def compare_part(name: str, folder: Path) -> tuple[dict[str, Any], list[Panel]]:
     """Simulate a part and hold it against NetFabb's results."""
     mesh = voxelize(load_surface(next(folder.glob("*.stl"))), CELL)
-    simulation = BuildSimulation(mesh, MATERIALS["Inc625"], refinement=REFINEMENT)
+    simulation = BuildSimulation(mesh, MATERIALS["Inc625"].calibrated("netfabb"), refinement=REFINEMENT)
     frames = list(simulation.frames())
     run = NetfabbRun(folder.name, FolderFiles(folder))
     theirs = run.read_case(("displacement", "von_mises_stress"))
@@ -100,7 +100,7 @@ def compare_part(name: str, folder: Path) -> tuple[dict[str, Any], list[Panel]]:
         "temperature_C": _temperatures(run, mesh, frames),
         "recoater_clearance_percent": [round(one.clearance, 3) for one in simulation.passes],
         "netfabb_inherent_strain": inherent_strain_of(run.read_case(("cauchy_stress", "elastic_strain"), frame=-2)),
-        "our_inherent_strain": list(MATERIALS["Inc625"].inherent_strain),
+        "our_inherent_strain": list(MATERIALS["Inc625"].calibrated("netfabb").inherent_strain),
     }
     for axis, label in enumerate("xyz"):
         values = theirs.fields["displacement"][others, axis]

@@ -30,6 +30,7 @@ from lpbf_data.geometry.voxelize import voxelize
 from pipelines.netfabb.run import NetfabbRun
 from pipelines.simulate import simulate
 from pipelines.simulation.build_simulation import BuildSimulation
+from pipelines.simulation.calibrations import MEASURED_COOLING, netfabb
 from pipelines.simulation.fields import von_mises
 from pipelines.simulation.layers import time_groups
 from pipelines.simulation.materials import MATERIALS, Material
@@ -173,7 +174,32 @@ def bridges(calibration: str) -> dict[str, Any]:
     for name, (known_as, _) in bridge.STEELS.items():
         result[name] = first_ridge(name, material(known_as, calibration))
         print(calibration, name, result[name], flush=True)
+    if calibration == "measured":
+        result["cooling_kelvin"] = MEASURED_COOLING
+        over = {name: float(result[name]["over_measured"]) for name in bridge.STEELS}
+        result["left_out"] = left_out(over, MEASURED_COOLING)
     return result
+
+
+def left_out(over_measured: dict[str, float], cooling: float) -> dict[str, dict[str, float]]:
+    """What the first ridges would be over the measured ones had a source not been used; rises follow the strain.
+
+    Args:
+        over_measured: Ratio of each alloy with thermal contraction over some temperature difference.
+        cooling: That temperature difference, K.
+    """
+    first, second = over_measured
+    over_netfabb = {}
+    for name, (known_as, _) in bridge.STEELS.items():
+        expansion = MATERIALS[known_as].expansion
+        over_netfabb[name] = round(over_measured[name] * netfabb(expansion).strain / (-expansion * cooling), 3)
+    return {
+        "calibrated on the other alloy": {
+            first: round(over_measured[first] / over_measured[second], 3),
+            second: round(over_measured[second] / over_measured[first], 3),
+        },
+        "calibrated on NetFabb alone": over_netfabb,
+    }
 
 
 def spread(calibration: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The simulator's physics against formulas and finer meshes: thin layers on a beam, a block of plate, strain at walls."""
+"""The simulator's physics against formulas and finer meshes: layers on a beam, a block of plate, walls."""
 
 from __future__ import annotations
 
@@ -20,35 +20,41 @@ pytestmark = pytest.mark.numeric
 YOUNG, POISSON = 150_000.0, 0.278
 
 
-@pytest.mark.parametrize("planes_of_a_group", [1, 3])
-def test_thin_layers_that_grow_on_a_free_beam_bend_it_as_stoney_says(planes_of_a_group: int) -> None:
-    # A layer of thickness dy that wants to shrink by e pulls with E e dy at half the height y of a beam whose stiffness
-    # is E y³ / 12, so the curvature grows by 6 e dy / y² (Stoney); from h0 to h that is 6 e (1 / h0 - 1 / h).
-    base, added, strain, spacing = 6, 6, -1e-3, (1.0, 1.0, 0.25)
+def curvature_of_a_grown_beam(finer: int, planes_of_a_group: int) -> float:
+    """Curvature of a beam 1.5 mm high after it has grown to 3 mm by layers that want to shrink by 0.001."""
+    base, added, spacing = 6 * finer, 6 * finer, (1.0, 1.0, 0.25 / finer)
     mask = np.ones((60, 1, 1 + base + added), dtype=bool)
     mask[2:, :, 0] = False  # the beam stands on one end and is free along the rest
     mesh = mesh_of_mask(mask, (0.0, 0.0, 0.0), spacing)
     strains = np.zeros((mesh.num_cells, 6))
-    strains[mesh.indices[:, 2] > base, 0] = strain
+    strains[mesh.indices[:, 2] > base, 0] = -1e-3
     ends = (1 + base, *range(1 + base + planes_of_a_group, 1 + base + added + 1, planes_of_a_group))
     mechanics = Mechanics(mesh, elastic_element(spacing, YOUNG, POISSON), strains, ends)
     for _ in ends:
         mechanics.add_layer(0.0)
         state = mechanics.shrink_layer()
     line = (mesh.point_indices[:, 1] == 0) & (mesh.point_indices[:, 2] == 1) & (np.abs(mesh.points[:, 0] - 30) < 15.1)
-    curvature = 2 * np.polyfit(mesh.points[line, 0], state.displacement[line, 2], 2)[0]
-    height = base * spacing[2]
-    assert curvature == pytest.approx(6 * -strain * (1 / height - 1 / (height + added * spacing[2])), rel=0.01)
+    return float(2 * np.polyfit(mesh.points[line, 0], state.displacement[line, 2], 2)[0])
+
+
+@pytest.mark.parametrize("planes_of_a_group", [1, 3])
+def test_thin_layers_that_grow_on_a_free_beam_bend_it_as_stoney_says(planes_of_a_group: int) -> None:
+    # A layer of thickness dy that wants to shrink by e pulls with E e dy at half the height y of a beam whose stiffness
+    # is E y³ / 12, so the curvature grows by 6 e dy / y² (Stoney); from h0 to h that is 6 e (1 / h0 - 1 / h).
+    exact = 6e-3 * (1 / 1.5 - 1 / 3)
+    coarse, fine = (abs(curvature_of_a_grown_beam(finer, planes_of_a_group) / exact - 1) for finer in (1, 2))
+    assert fine < 0.01
+    assert math.log2(coarse / fine) > 1.7  # falls with the square of the planes' thickness
 
 
 def dish(mesh: VoxelMesh) -> NDArray[np.float64]:
-    """Heights of the plate's top under a layer that has shrunk, from its centre to an edge, mm."""
+    """Heights of five nodes of the plate's top under a layer that has shrunk, from its centre to an edge, mm."""
     plate = ElasticPlate(mesh, YOUNG, POISSON)
     strains = cell_strains(mesh, -8e-3, None)
     mechanics = Mechanics(mesh, elastic_element(mesh.spacing, YOUNG, POISSON), strains, (2,), plate, at_once=True)
     mechanics.add_layer(0.0)
     state = mechanics.shrink_layer()
-    line = np.stack([np.linspace(10, 19.9, 12), np.full(12, 10.0), np.zeros(12)], axis=1) + (0, 0, mesh.origin[2])
+    line = np.stack([np.linspace(10, 20, 5), np.full(5, 10.0), np.full(5, mesh.origin[2])], axis=1)
     return plate.at(line, state.plate)[:, 2]
 
 
@@ -61,8 +67,8 @@ def test_a_plate_dishes_under_a_shrinking_layer_as_a_finer_one_does(monkeypatch:
     monkeypatch.setattr(foot_module, "_COLUMNS", 256)
     monkeypatch.setattr(foot_module, "_MOST_PLANES", 20)
     fine = dish(mesh)
-    assert np.ptp(fine) > 0.02  # mm: the edges of the layer pull the plate up, its middle is pushed down
-    assert fine.argmin() < 3 < fine.argmax()
+    assert np.ptp(fine) > 0.01  # mm: the edges of the layer pull the plate up, its middle is pushed down
+    assert (fine.argmin(), fine.argmax()) == (0, 4)
     assert np.abs(coarse - fine).max() < 0.1 * np.ptp(fine)
 
 
@@ -80,7 +86,7 @@ def test_strain_near_a_straight_wall_follows_the_segment_of_a_disc() -> None:
         share = min(max((powder - rule.onset) / (rule.full - rule.onset), 0.0), 1.0)
         assert found[0] == pytest.approx(strain * (1 - share * rule.normal), rel=0.02)
         assert found[1] == pytest.approx(strain * (1 - share * rule.along), rel=0.02)
-        assert not found[2:].any() or np.abs(found[2:]).max() < 1e-4 * -strain
+        assert np.abs(found[2:]).max() < 2e-3 * abs(strain)
     # In a corner both walls count alike, and the strain along the diagonal differs from that across it.
     corner = strains[(mesh.indices[:, :2] == 0).all(axis=1)][0]
     assert corner[0] == pytest.approx(corner[1], rel=1e-9)
