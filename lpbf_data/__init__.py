@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from lpbf_data.case.case import Case
     from lpbf_data.serving.collating import RaggedBatch
     from lpbf_data.serving.datasets import CaseDataset, CaseStream, load_dataset
-    from lpbf_data.serving.loader import Loader, make_loader
+    from lpbf_data.serving.loader import Loader
+    from lpbf_data.serving.make_loader import make_loader
     from lpbf_data.serving.sampling import NodeBudgetSampler
 
 __all__ = [
@@ -49,7 +50,7 @@ _LATER: Final = {
     "NodeBudgetSampler": "serving.sampling",
     "RaggedBatch": "serving.collating",
     "load_dataset": "serving.datasets",
-    "make_loader": "serving.loader",
+    "make_loader": "serving.make_loader",
     "open_zarr": "analysis",
 }
 

@@ -20,7 +20,8 @@ from lpbf_data.errors import UsageError
 from lpbf_data.reading.split_reader import read_manifest
 from lpbf_data.serving.collating import collate_ragged
 from lpbf_data.serving.datasets import CaseDataset, load_dataset
-from lpbf_data.serving.loader import Loader, make_loader
+from lpbf_data.serving.loader import Loader
+from lpbf_data.serving.make_loader import make_loader
 from lpbf_data.serving.sampling import Uneven
 from lpbf_data.serving.transforms import Compose, RandomSymmetry, SubsamplePoints
 

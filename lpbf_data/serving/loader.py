@@ -1,4 +1,4 @@
-"""`make_loader`: batches for training, read ahead, with a position that is exact on any number of ranks and workers.
+"""`Loader`: batches for training, read ahead, with a position that is exact on any number of ranks and workers.
 
 The order is decided in this process. Workers are told which cases to read, and a DataLoader gives their batches back
 in that order, so how many workers there are changes nothing. What was handed to the caller is counted here, batch by
@@ -7,31 +7,24 @@ batch; what was read ahead doesn't count.
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from lpbf_data.errors import UsageError
-from lpbf_data.reading.cache import DEFAULT_SIZE, Cache
-from lpbf_data.serving.batch_source import COLLATE, BatchSource, Collate, Order, Served, SharedMemoryWarning
-from lpbf_data.serving.datasets import CaseDataset, load_dataset
-from lpbf_data.serving.ranks import check_rank, check_seed, rank_of_process, warn_of_missing_group
+from lpbf_data.serving.batch_source import BatchSource, Order, Served, SharedMemoryWarning
+from lpbf_data.serving.datasets import CaseDataset
+from lpbf_data.serving.ranks import rank_of_process, warn_of_missing_group
 from lpbf_data.serving.read_ahead import ReadAhead
-from lpbf_data.serving.samples import CaseSamples, Transform
-from lpbf_data.serving.sampling import Sharing, Step, Uneven, epoch_order
-from lpbf_data.serving.stream import CaseStream, OnError, SkippedCaseWarning, State, check_state
+from lpbf_data.serving.sampling import Sharing, Step, epoch_order
+from lpbf_data.serving.stream import SkippedCaseWarning, State, check_state
 
-_WHERE: Final = ("revision", "cache_dir", "token", "offline")
 StartMethod = Literal["fork", "spawn", "forkserver"]
 
 
@@ -274,132 +267,3 @@ def _unchanged(served: Any) -> Any:
 
 def _pinned(served: Served) -> Served:
     return served if served.error is not None else served._replace(batch=served.batch.pin_memory())
-
-
-def make_loader(
-    data: str | Path | CaseDataset | CaseStream,
-    split: str = "train",
-    *,
-    batch_size: int | None = None,
-    max_points: int | None = None,
-    shuffle: bool | None = None,
-    seed: int | None = None,
-    num_workers: int = 0,
-    fields: Sequence[str] | None = None,
-    cells: bool = False,
-    edges: bool = False,
-    transform: Transform | None = None,
-    collate: Collate = "ragged",
-    rank: int | None = None,
-    world_size: int | None = None,
-    uneven: Uneven = "drop",
-    on_error: OnError | None = None,
-    cache: Cache = None,
-    cache_size: int | str = DEFAULT_SIZE,
-    in_memory: bool = False,
-    pin_memory: bool | None = None,
-    start_method: StartMethod | None = None,
-    read_ahead: int = 2,
-    **where: Any,
-) -> Loader:
-    """Batches for training.
-
-    Args:
-        data: The data set by its name, as [load_dataset][lpbf_data.load_dataset] takes it; or an opened one, which
-            has its own fields, cells, edges and cache.
-        split: Its split.
-        batch_size: Cases a rank and step, 1 by default; together with `max_points` the largest number of them, any by
-            default.
-        max_points: Points a rank and step at most; steps are balanced over the ranks.
-        shuffle: Draw a new permutation of all cases for each epoch; as an opened stream was asked to, else False.
-        seed: Seed of the permutations, and of random transforms; that of an opened data set, else 0.
-        num_workers: Processes that read; 0 reads in a thread of this one, enough for cached data.
-        fields: Fields to read beside points and target; all stored ones by default, `[]` for none.
-        cells: Give the cells.
-        edges: Derive the edges.
-        transform: Applied to every sample, a dict of tensors (PyG data with collate="pyg").
-        collate: "ragged" for [RaggedBatch][lpbf_data.serving.collating.RaggedBatch], "pyg" for
-            `torch_geometric.data.Batch`, or a function of a list of samples.
-        rank: Whose batches; as torch.distributed says by default.
-        world_size: Number of ranks; as torch.distributed says by default.
-        uneven: What becomes of the last cases of an epoch; see [Uneven][lpbf_data.serving.sampling.Uneven].
-        on_error: "raise", or "skip" to leave out what can't be read, with a warning, and count it in `skipped`; as
-            an opened stream was asked to, else "raise".
-        cache: Where decoded cases are kept; see [load_dataset][lpbf_data.load_dataset].
-        cache_size: Bytes that the whole cache may take.
-        in_memory: Read all cases now and keep them in memory.
-        pin_memory: Give batches in page-locked memory; where there is a GPU by default.
-        start_method: How workers are started: "fork", "spawn" or "forkserver"; torch's default when None.
-        read_ahead: Batches to have ready in this process.
-        **where: `revision`, `cache_dir`, `token` and `offline`, for the hub.
-
-    Raises:
-        UsageError: If there is no such data set, split or field, or the options don't fit together.
-        StoreError: If it can't be read.
-    """
-    ranks = check_rank(rank, world_size)
-    if not callable(collate) and collate not in COLLATE:
-        raise UsageError(f"unknown collate {collate!r}; known are: {', '.join(COLLATE)}, or a function")
-    if num_workers < 0:
-        raise UsageError(f"num_workers={num_workers} must not be negative")
-    if read_ahead < 1:
-        raise UsageError(f"read_ahead={read_ahead} must be positive")
-    if batch_size is None and max_points is None:
-        batch_size = 1
-    sharing = Sharing((ranks or rank_of_process())[1], batch_size, max_points, uneven)
-    _check_words(where, opened=not isinstance(data, str | Path))
-    if isinstance(data, str | Path):
-        data = load_dataset(
-            data, split, fields=fields, cells=cells, edges=edges, cache=cache, cache_size=cache_size,
-            in_memory=in_memory, **where,
-        )  # fmt: skip
-    elif given := _of_opening(fields, cells, edges, cache, cache_size, in_memory):
-        raise UsageError(f"an opened data set has its own {given[0]}; give it to load_dataset")
-    if not isinstance(data, CaseDataset | CaseStream):
-        raise UsageError(f"data must be a name or an opened data set, not {type(data).__name__}")
-    if isinstance(data, CaseStream):
-        shuffle = data.shuffle if shuffle is None else shuffle
-        on_error = on_error or data.on_error
-    seed = data.seed if seed is None else check_seed(seed)
-    on_error = on_error or "raise"
-    if on_error not in get_args(OnError):
-        raise UsageError(f"unknown on_error {on_error!r}; known are: {', '.join(get_args(OnError))}")
-    dataset = data if isinstance(data, CaseDataset) else CaseDataset(data.samples, data.seed)
-    samples = dataset.samples
-    samples = CaseSamples(samples.tensors, "pyg" if collate == "pyg" else "torch", transform or samples.transform)
-    batches = BatchSource(samples, list(dataset.indices()), collate, seed, on_error)
-    loader = Loader(dataset, batches, sharing, ranks, shuffle=bool(shuffle), read_ahead=read_ahead)
-    if pin_memory or (pin_memory is None and torch.cuda.is_available()):
-        loader.pin_memory()
-    loader.start_workers(num_workers, start_method)
-    return loader
-
-
-def _of_opening(
-    fields: Sequence[str] | None, cells: object, edges: object, cache: Cache, cache_size: int | str, in_memory: object
-) -> list[str]:
-    """Names of the options that decide how a data set is opened, as far as they were given."""
-    given = (
-        ("fields", fields is not None),
-        ("cells", bool(cells)),
-        ("edges", bool(edges)),
-        ("cache", cache is not None),
-        ("cache_size", cache_size != DEFAULT_SIZE),
-        ("in_memory", bool(in_memory)),
-    )
-    return [name for name, is_given in given if is_given]
-
-
-def _check_words(where: Mapping[str, Any], *, opened: bool) -> None:
-    """Refuse options that don't exist, or that come too late.
-
-    Raises:
-        UsageError: With the nearest name.
-    """
-    for name in where:
-        if name not in _WHERE:
-            known = [*inspect.signature(make_loader).parameters, *_WHERE]
-            near = difflib.get_close_matches(name, known, n=1)
-            raise UsageError(f"make_loader has no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        if opened:
-            raise UsageError(f"an opened data set has its own {name}; give it to load_dataset")

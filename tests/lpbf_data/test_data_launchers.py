@@ -215,7 +215,14 @@ def test_options_that_do_not_exist_are_refused_with_the_nearest(small_dataset: P
             make_loader(data, batchsize=4)
         with pytest.raises(UsageError, match="no option 'shufle'; did you mean 'shuffle'"):
             make_loader(data, shufle=True)
-    for late in ({"revision": "main"}, {"fields": []}, {"cells": True}, {"cache": False}, {"in_memory": True}):
+    for late in (
+        {"revision": "main"},
+        {"fields": []},
+        {"cells": True},
+        {"features": "geometry"},
+        {"cache": False},
+        {"in_memory": True},
+    ):
         with pytest.raises(UsageError, match=f"has its own {next(iter(late))}"):
             make_loader(opened, **late)
     with pytest.raises(UsageError, match="unknown on_error 'ignore'"):

@@ -22,6 +22,7 @@ from lpbf_data.geometry.shape_features import shape_features
 from lpbf_data.geometry.surface_files import load_surface
 from lpbf_data.geometry.voxelize import VoxelMesh, on_build_plate, voxelize_to_size
 from lpbf_data.serving.datasets import CaseDataset, load_dataset
+from lpbf_data.serving.make_loader import make_loader
 from lpbf_data.serving.transforms import RandomSymmetry
 from pipelines.ensight.meshio_format import read
 
@@ -254,6 +255,13 @@ def test_a_data_set_serves_them(layout: str, small_dataset: Path, published_data
                 assert np.array_equal(sample[name].numpy(), values.reshape(len(values), -1))
     chosen = load_dataset(folder, format="torch", fields=[], cells=False, features=["part_above"])
     assert set(chosen[0]) == {"pos", "y", "case_id", "part_above"}  # type: ignore[index]
+
+
+def test_a_loader_opens_a_data_set_with_them(small_dataset: Path) -> None:
+    opened = load_dataset(small_dataset, format="torch", fields=[], features=["part_above", "part_offset"])
+    for index, batch in enumerate(make_loader(small_dataset, fields=[], features=["part_above", "part_offset"])):
+        for name in ("part_above", "part_offset"):
+            assert torch.equal(batch.fields[name], opened[index][name])
 
 
 def test_their_statistics_are_those_of_the_values(small_dataset: Path) -> None:
