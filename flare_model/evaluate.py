@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flare_model.checkpoints.surrogate import Surrogate
+    from flare_model.data.intervals import Intervals
     from flare_model.data.splits import Split
     from flare_model.judging.scores import CaseScore
 
@@ -43,6 +45,9 @@ def evaluate(
     split: str = "test",
     out: str | None = None,
     false_alarms: float = 0.1,
+    threshold_cases: int = 1000,
+    coverage: float = 0.9,
+    families: str | None = None,
     worst: int = 3,
     trust: str | None = None,
     accelerator: str = "auto",
@@ -57,7 +62,11 @@ def evaluate(
         out: Folder of the results; `evaluation/<split>` in the folder of the run by default. Pictures of an earlier
             evaluation are removed from it.
         false_alarms: Share of parts without recoater interference that may raise an alarm; the threshold for it is
-            chosen on the validation split.
+            chosen by cross-validation over validation and training designs.
+        threshold_cases: Training cases, at most, that are predicted for that threshold; 0 for validation alone.
+        coverage: Share of points, and of parts, that intervals are to hold; they come from the validation split, and
+            are kept beside the checkpoint, where predict finds them.
+        families: CSV file with columns case_id and family, to tell by family how often intervals hold.
         worst: Cases with the largest relative error to draw.
         trust: Class path of a model outside of this package that may be imported.
         accelerator: auto, cpu or gpu.
@@ -67,14 +76,20 @@ def evaluate(
     """
     if not 0 <= false_alarms < 1:
         raise UsageError(f"--false_alarms must lie between 0 and 1, not {false_alarms}")
+    if not 0 < coverage < 1:
+        raise UsageError(f"--coverage must lie between 0 and 1, not {coverage}")
+    if threshold_cases < 0:
+        raise UsageError(f"--threshold_cases must not be negative, but is {threshold_cases}")
     if worst < 0:
         raise UsageError(f"--worst must not be negative, but is {worst}")
     from flare_model.checkpoints.hub import seeds_of
     from flare_model.checkpoints.surrogate import results_folder
     from flare_model.data.splits import Split
+    from flare_model.judging.sureness import read_families
     from flare_model.judging.tables import show, show_spread, spread_of
     from flare_model.training.devices import device_of
 
+    asked = _Asked(false_alarms, threshold_cases, coverage, read_families(families))
     judged = Split(data, split)
     console = open_console()
     folders = seeds_of(checkpoint)
@@ -83,7 +98,7 @@ def evaluate(
         place = results_folder(folder, "evaluation") / split
         if out is not None:
             place = Path(out) if len(folders) == 1 else Path(out) / Path(folder).name
-        summaries.append(_evaluate_one(folder, judged, place, false_alarms, worst, trust, device_of(accelerator)))
+        summaries.append(_evaluate_one(folder, judged, place, asked, worst, trust, device_of(accelerator)))
         show(summaries[-1], f"{folder} on {data}, split {split}", console)
         console.print(f"numbers, cases and pictures in {place}")
     if len(summaries) > 1:
@@ -95,8 +110,18 @@ def evaluate(
     return 0
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What of an evaluation is a choice, and decides its numbers."""
+
+    false_alarms: float
+    threshold_cases: int
+    coverage: float
+    families: Mapping[str, str]
+
+
 def _evaluate_one(
-    checkpoint: str, split: Split, out: Path, false_alarms: float, worst: int, trust: str | None, device: torch.device
+    checkpoint: str, split: Split, out: Path, asked: _Asked, worst: int, trust: str | None, device: torch.device
 ) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
@@ -112,42 +137,64 @@ def _evaluate_one(
         "data_sha256": split.data_digest,
         "split": split.name,
         "case_ids_sha256": split.digest,
-        "false_alarms": false_alarms,
+        **asdict(asked),
     }
     summary = _stored(out, identity)
     if summary is None:
         surrogate = from_pretrained(loaded, trust=trust).to(device)
-        summary = _judge_into(out, checkpoint, surrogate, split, false_alarms) | {"identity": identity}
+        summary = _judge_into(out, checkpoint, surrogate, split, asked, identity)
         write_json(out / SUMMARY_NAME, summary)
     else:
         say(f"{out} holds this evaluation already; only pictures that are missing are drawn")
     rows = pq.read_table(out / CASES_NAME).to_pylist()
-    draw_evaluation(out, split, rows, out / PREDICTIONS_NAME, worst)
+    draw_evaluation(out, split, rows, out / PREDICTIONS_NAME, worst, summary["interference"])
     return summary
 
 
-def _judge_into(out: Path, checkpoint: str, surrogate: Surrogate, split: Split, false_alarms: float) -> dict[str, Any]:
-    """Judge a model, write predictions and cases, and return what the summary says of them.
+def _judge_into(
+    out: Path, checkpoint: str, surrogate: Surrogate, split: Split, asked: _Asked, identity: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Judge a model, write predictions, cases and intervals, and return what the summary says of them.
 
     Pictures of other numbers go first, so that those that lie beside a summary are always of its numbers.
     """
     from flare_model.judging import judge as judging
     from flare_model.judging.pictures import clear_pictures
+    from flare_model.judging.sureness import Watch, describe_intervals, make_intervals
 
     kept: dict[str, NDArray[np.float32]] = {}
-    scores, risks = judging.judge(surrogate, split, kept.__setitem__)
-    interference = judging.interference_of(surrogate, split, risks, false_alarms)
+    watch = Watch(surrogate, split)
+    scores, risks = judging.judge(surrogate, split, kept.__setitem__, watch)
+    interference = judging.interference_of(surrogate, split, risks, asked.false_alarms, asked.threshold_cases)
+    intervals = make_intervals(surrogate, split, asked.coverage, str(identity["weights_sha256"]))
     clear_pictures(out)
     _write_predictions(out / PREDICTIONS_NAME, checkpoint, surrogate, split, kept)
     _write_cases(out / CASES_NAME, scores)
+    if not isinstance(intervals, str):
+        _keep_intervals(checkpoint, out, intervals)
     return {
+        "identity": dict(identity),
         "checkpoint": checkpoint,
         "origin": surrogate.origin,
         "trained_on_this_data": _trained_on(surrogate, split),
         "files": {name: sha256_of_file(out / name) for name in (CASES_NAME, PREDICTIONS_NAME)},
         "scores": judging.summaries_of(scores),
+        "over_all": judging.over_all(scores),
         "interference": interference,
+        "intervals": describe_intervals(intervals, watch.parts, asked.families),
     }
+
+
+def _keep_intervals(checkpoint: str, out: Path, intervals: Intervals) -> None:
+    """Write intervals beside the evaluation, and beside a checkpoint that lies in a folder."""
+    from flare_model.data.intervals import write_intervals
+
+    write_intervals(out, intervals)
+    if Path(checkpoint).is_dir():
+        try:
+            write_intervals(Path(checkpoint), intervals)
+        except OSError as error:
+            say(f"intervals can't be kept beside the checkpoint ({error}); they lie in {out}")
 
 
 def _trained_on(surrogate: Surrogate, split: Split) -> bool:
@@ -169,7 +216,8 @@ def _stored(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
         same = content["identity"] == identity and content["files"] == files
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return content if same and {"scores", "interference", "trained_on_this_data"} <= content.keys() else None
+    parts = {"scores", "over_all", "interference", "intervals", "trained_on_this_data"}
+    return content if same and parts <= content.keys() else None
 
 
 def _digest(path: Path) -> str:

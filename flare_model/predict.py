@@ -9,7 +9,7 @@ import json
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from flare_model.checkpoints.surrogate import Surrogate
+    from flare_model.data.intervals import Intervals
     from flare_model.prediction.parts import Meshing, Part, Unreadable
 
 
@@ -45,6 +46,9 @@ class Prediction:
         warnings: Why the part is unlike those of the training.
         seconds: Time of the prediction.
         broken_truth: Targets whose truth comes with the part, but isn't finite.
+        half_widths: Target to half-widths of the intervals at points, [N, components] float32; none where the
+            checkpoint has no intervals.
+        extremes: Column to the part's extreme as predicted, and half of its interval, in the column's unit.
     """
 
     part: Part
@@ -54,6 +58,8 @@ class Prediction:
     warnings: tuple[str, ...]
     seconds: float
     broken_truth: tuple[str, ...] = ()
+    half_widths: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    extremes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def point_data(self) -> dict[str, NDArray[np.float32]]:
         """Predictions, and truth and error where it is known, as a file shows them."""
@@ -62,15 +68,18 @@ class Prediction:
             shown[f"{name}_predicted"] = values
             if name in self.truth:
                 shown |= {name: self.truth[name], f"{name}_error": values - self.truth[name]}
+            if name in self.half_widths:
+                shown[f"{name}_half_width"] = self.half_widths[name]
         return {name: v[:, 0] if v.shape[1] == 1 else v for name, v in shown.items()}
 
 
-def predict_part(surrogate: Surrogate, part: Part) -> Prediction:
+def predict_part(surrogate: Surrogate, part: Part, intervals: Intervals | None = None) -> Prediction:
     """Predict on one part.
 
     Args:
         surrogate: The model.
         part: The part.
+        intervals: Those of its checkpoint; None for none.
 
     Raises:
         UsageError: If the model needs a field that the part doesn't come with, or that isn't finite.
@@ -81,6 +90,7 @@ def predict_part(surrogate: Surrogate, part: Part) -> Prediction:
 
     from flare_model.data.envelope import outside
     from flare_model.data.finite import not_finite
+    from flare_model.judging.half_widths import intervals_of
 
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
     features = resolve_inputs(surrogate.usage.features, "the checkpoint")
@@ -103,7 +113,8 @@ def predict_part(surrogate: Surrogate, part: Part) -> Prediction:
     errors = {name: _relative_l2(fields[name], values, floors[name]) for name, values in truth.items()}
     reasons = outside(surrogate.usage.envelope, part.points, aspect_ratio=part.aspect_ratio, material=part.material)
     broken = tuple(name for name in given if name not in truth)
-    return Prediction(part, fields, truth, errors, tuple(reasons), seconds, broken)
+    half_widths, extremes = intervals_of(surrogate, part, known, found, intervals) if intervals else ({}, {})
+    return Prediction(part, fields, truth, errors, tuple(reasons), seconds, broken, half_widths, extremes)
 
 
 def _relative_l2(prediction: NDArray[np.float32], truth: NDArray[np.float32], floor: float) -> float | None:
@@ -169,7 +180,8 @@ def write_vtu(path: Path, prediction: Prediction) -> None:
 
 def _is_tensor(name: str) -> bool:
     """Whether a name of `Prediction.point_data` is that of a symmetric tensor; other things may have six columns."""
-    spec = FIELDS.get(name) or FIELDS.get(name.removesuffix("_predicted")) or FIELDS.get(name.removesuffix("_error"))
+    bare = (name, *(name.removesuffix(f"_{what}") for what in ("predicted", "error", "half_width")))
+    spec = next((FIELDS[one] for one in bare if one in FIELDS), None)
     return spec is not None and spec.components == SYMMETRIC_TENSOR
 
 
@@ -233,6 +245,7 @@ def predict(
     if points is not None and points < 8:
         raise UsageError(f"--points must be 8 or more, not {points}")
     from flare_model.checkpoints.surrogate import from_pretrained
+    from flare_model.judging.half_widths import kept_intervals
     from flare_model.prediction.parts import Meshing, Unreadable
     from flare_model.training.devices import device_of
 
@@ -244,13 +257,17 @@ def predict(
     needed |= {told.field for told in resolve_inputs(surrogate.usage.features, "the checkpoint") if not told.of_shape}
     names, done, failed = FileNames(), 0, 0
     remarks: dict[str, tuple[Remark, ...]] = {}
+    intervals, doubt = kept_intervals(checkpoint, surrogate)
+    if doubt:
+        complaints.print(f"warning: {doubt}", style=None)
+    shown: dict[str, dict[str, dict[str, float | str]]] = {}
     for part in _parts(src, split, case, needed, meshing):
         if part.remarks:
             remarks[part.name] = (*remarks.get(part.name, ()), *part.remarks)
         try:
             if isinstance(part, Unreadable):
                 raise part.error
-            prediction = predict_part(surrogate, part)
+            prediction = predict_part(surrogate, part, intervals)
             file = names.name(part.name)
             write_results(Path(out), file, prediction, pictures=pictures)
         except LpbfError as error:
@@ -258,8 +275,10 @@ def predict(
             failed += 1
         else:
             done += 1
+            shown |= {file: _extremes(prediction)} if intervals else {}
             _say(prediction, file, console, complaints)
     if done:
+        _keep_extremes(Path(out), intervals, shown)
         console.print(f"predictions in {out}")
         _keep_remarks(Path(out), remarks)
     print_remarks((one for found in remarks.values() for one in found), complaints)
@@ -276,6 +295,30 @@ def _keep_remarks(out: Path, remarks: Mapping[str, Sequence[Remark]]) -> None:
         write_durably(path, (json.dumps(stored, indent=1) + "\n").encode())
     else:
         path.unlink(missing_ok=True)  # those of an earlier run
+
+
+def _extremes(prediction: Prediction) -> dict[str, dict[str, float | str]]:
+    """Column to the part's extreme and half its interval, lengths in µm."""
+    from flare_model.judging.scores import unit_of_errors
+
+    found: dict[str, dict[str, float | str]] = {}
+    for column, (extreme, half) in prediction.extremes.items():
+        factor, unit = unit_of_errors(resolve_target(column).unit)
+        found[column] = {"extreme": factor * extreme, "half_width": factor * half, "unit": unit}
+    return found
+
+
+def _keep_extremes(
+    out: Path, intervals: Intervals | None, shown: Mapping[str, Mapping[str, Mapping[str, float | str]]]
+) -> None:
+    """Write what is predicted of whole parts, and how sure it is, by the names of the files."""
+    from flare_model.data.intervals import INTERVALS_NAME
+
+    if intervals is None:
+        (out / INTERVALS_NAME).unlink(missing_ok=True)  # those of an earlier run
+        return
+    content = {"level": intervals.level, "parts": shown}
+    write_durably(out / INTERVALS_NAME, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _usual_points(surrogate: Surrogate) -> int:
@@ -314,6 +357,8 @@ def _say(prediction: Prediction, file: str, console: Console, complaints: Consol
         if error is not None:
             mean = float(np.linalg.norm(values - prediction.truth[target.name], axis=1).mean()) * factor
             words[-1] += f" (relative L2 error {error:.4f}, mean error {mean:.4g} {unit})"
+    for column, of in _extremes(prediction).items():
+        words.append(f"extreme {column} {of['extreme']:.4g} ± {of['half_width']:.3g} {of['unit']}")
     place = "" if file == part.name else f" (written as {file})"
     seconds = f"{prediction.seconds:.2f} s"
     console.print(f"{part.name}{place}: {len(part.points):,} points in {seconds}: {'; '.join(words)}")

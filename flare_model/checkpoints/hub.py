@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor
 
 from flare_model.checkpoints.files import CONFIG_NAME, WEIGHTS_NAME, Description, read_checkpoint, write_checkpoint
+from flare_model.data.intervals import INTERVALS_NAME
 from lpbf_data.errors import StoreError, UsageError
 
 _CARD: Final = """---
@@ -57,7 +58,7 @@ def fetch_checkpoint(name: str, **download: Any) -> Path:
     if Path(name).is_dir():
         return Path(name)
     try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME], **download))
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, INTERVALS_NAME], **download))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise StoreError(
             f"{name} is neither a folder nor a model on the Hugging Face hub that can be reached: "

@@ -31,12 +31,19 @@ class Risk:
         score: Larger where a hit is likelier.
         hit: Whether the simulation found one.
         by_rule: Whether the solver's rule, applied to the prediction, finds one; None where it can't be applied.
+        design_id: Its design, whose parts stay together where parts are drawn; the case itself where none is known.
     """
 
     case_id: str
     score: float
     hit: bool
     by_rule: bool | None
+    design_id: str | None = None
+
+    @property
+    def design(self) -> str:
+        """What it is drawn with."""
+        return self.design_id or self.case_id
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ def assess(
     *,
     hit: bool,
     tolerance: float | None,
+    design: str | None = None,
 ) -> Risk:
     """What a prediction says of one case.
 
@@ -89,11 +97,12 @@ def assess(
         prediction: [N, F].
         hit: Whether the simulation found interference.
         tolerance: Recoater tolerance of the simulation, percent of a layer; NetFabb's default when None.
+        design: Its design, where known.
     """
     if target == "build_clearance_min":
         least = float(prediction.min())
-        return Risk(case_id, -least, hit, least < (DEFAULT_TOLERANCE if tolerance is None else tolerance))
-    return Risk(case_id, float(prediction[:, -1].max()), hit, None)
+        return Risk(case_id, -least, hit, least < (DEFAULT_TOLERANCE if tolerance is None else tolerance), design)
+    return Risk(case_id, float(prediction[:, -1].max()), hit, None, design)
 
 
 def choose_threshold(risks: Sequence[Risk], false_alarm_rate: float) -> float:

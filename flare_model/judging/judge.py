@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,22 @@ from flare_model.data.batches import Batch
 from flare_model.data.splits import Split, has_split, open_loader
 from flare_model.data.targets import resolve_inputs, resolve_targets, spans
 from flare_model.judging.interference import (
+    Detection,
     Risk,
     assess,
-    choose_threshold,
     detect,
     detect_by_rule,
     ranking_quality,
     risk_target,
+)
+from flare_model.judging.risk_curves import (
+    BOTH,
+    RiskModel,
+    arrays_of,
+    bootstrap,
+    brier,
+    choose_by_cross_validation,
+    describe,
 )
 from flare_model.judging.scores import CaseScore, score_case, summarise
 from lpbf_data.console import follow
@@ -35,7 +45,8 @@ def predictions(surrogate: Surrogate, split: Split) -> Iterator[tuple[Batch, NDA
     """
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
     features = resolve_inputs(surrogate.usage.features, "the checkpoint")
-    opened = Split(split.data, split.name, (*targets, *features))
+    # The same cases: a part of a split is taken by number.
+    opened = Split(split.data, split.name, (*targets, *features)).part(len(split))
     device = surrogate.point_scale.device
     for ragged in follow(open_loader(opened), len(opened), split.name, "case"):
         batch = Batch.of(ragged, targets, features)
@@ -46,7 +57,10 @@ def predictions(surrogate: Surrogate, split: Split) -> Iterator[tuple[Batch, NDA
 
 
 def judge(
-    surrogate: Surrogate, split: Split, keep: Callable[[str, NDArray[np.float32]], None] | None = None
+    surrogate: Surrogate,
+    split: Split,
+    keep: Callable[[str, NDArray[np.float32]], None] | None = None,
+    watch: Callable[[Batch, NDArray[np.float32]], None] | None = None,
 ) -> tuple[list[CaseScore], list[Risk]]:
     """Score the model, "predict zero" and "predict the training mean" on every case of a split.
 
@@ -54,6 +68,7 @@ def judge(
         surrogate: The model.
         split: The split.
         keep: Is given every case id and prediction, [N, T].
+        watch: Is given every case and prediction.
     """
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
     mean = np.array(surrogate.usage.normalisation.target_mean, dtype=np.float32)
@@ -65,16 +80,15 @@ def judge(
         case_id, truth = batch.case_ids[0], batch.targets.numpy()
         if keep is not None:
             keep(case_id, prediction)
+        if watch is not None:
+            watch(batch, prediction)
         given = {"model": prediction, "zero": np.zeros_like(truth), "mean": np.broadcast_to(mean, truth.shape)}
         for target in targets:
             c = columns[target.name]
             of_target = {name: values[:, c] for name, values in given.items()}
             floor = floors[target.name]
             scores += score_case(case_id, target.name, target.unit, truth[:, c], of_target, mean[c].tolist(), floor)
-        record = split.records.get(case_id)
-        if risky is not None and record is not None and record.measures is not None:
-            hit, tolerance = record.measures.recoater_interference, record.run.recoater_tolerance
-            risks.append(assess(case_id, risky, prediction[:, columns[risky]], hit=hit, tolerance=tolerance))
+        risks += _risk_of(surrogate, split, case_id, risky, prediction)
     return scores, risks
 
 
@@ -87,16 +101,29 @@ def summaries_of(scores: Sequence[CaseScore]) -> dict[str, dict[str, dict[str, A
     return found
 
 
+def over_all(scores: Sequence[CaseScore]) -> dict[str, dict[str, float | None]]:
+    """Predictor to mean and median relative L2 error over all targets, each of which counts alike."""
+    by_target = summaries_of(scores)
+    found: dict[str, dict[str, float | None]] = {}
+    for predictor in dict.fromkeys(score.predictor for score in scores):
+        found[predictor] = {}
+        for name in ("relative_l2", "relative_l2_median"):
+            known = [s[predictor][name] for s in by_target.values() if s[predictor][name] is not None]
+            found[predictor][name] = float(np.mean(known)) if known else None
+    return found
+
+
 def interference_of(
-    surrogate: Surrogate, split: Split, risks: Sequence[Risk], false_alarms: float
+    surrogate: Surrogate, split: Split, risks: Sequence[Risk], false_alarms: float, threshold_cases: int = 1000
 ) -> dict[str, Any] | None:
-    """Recall and false alarms; the threshold comes from the validation split, where there is one.
+    """Recall, false alarms, curves and calibrated risk; the threshold comes from the validation split, where it can.
 
     Args:
         surrogate: The model.
         split: The split that was judged.
         risks: What was predicted of its cases.
-        false_alarms: Share of validation parts without interference that may raise an alarm.
+        false_alarms: Share of parts without interference that may raise an alarm.
+        threshold_cases: Training cases, at most, that the threshold is taken from beside those of validation.
 
     Returns:
         Detections by the solver's rule and by the threshold, and why there is none where there is none; None where the
@@ -105,19 +132,68 @@ def interference_of(
     if not risks:
         return None
     found: dict[str, Any] = {"target": risk_target(surrogate.usage.targets), "ranking_quality": ranking_quality(risks)}
+    found |= describe(risks, false_alarms)
     by_rule = detect_by_rule(risks)
-    detections = {} if by_rule is None else {"by_the_solvers_rule": by_rule}
+    detections: dict[str, tuple[Detection, Callable[[Sequence[Risk]], Detection | None]]] = {}
+    if by_rule is not None:
+        detections["by_the_solvers_rule"] = (by_rule, detect_by_rule)
     seen, reason = _seen_in_validation(surrogate, split)
     if reason:
         found["no_threshold"] = reason
     else:
-        detections["by_threshold"] = detect(risks, choose_threshold(seen, false_alarms))
-    for name, detection in detections.items():
+        trained_on: list[Risk] = []
+        if threshold_cases and has_split(split.data, "train"):
+            trained_on = _risks_of(surrogate, Split(split.data, "train").part(threshold_cases))
+        choice = choose_by_cross_validation(seen, trained_on, false_alarms)
+        counted = partial(detect, threshold=choice.threshold)
+        detections["by_threshold"] = (counted(risks), counted)
+        found["brier"] = _brier(risks, [*seen, *(trained_on if choice.source == BOTH else [])])
+    for name, (detection, again) in detections.items():
         rates = {"recall": detection.recall, "false_alarm_rate": detection.false_alarm_rate}
-        found[name] = asdict(detection) | rates
+        sure = {f"{rate}_interval": bootstrap(risks, partial(_rate, again, rate)) for rate in rates}
+        found[name] = asdict(detection) | rates | sure
     if "by_threshold" in found:
-        found["by_threshold"]["stated_false_alarm_rate"] = false_alarms
+        found["by_threshold"] |= {
+            "stated_false_alarm_rate": false_alarms,
+            "source": choice.source,
+            "clear_parts_of_source": choice.clear,
+            "cross_validated_false_alarm_rates": choice.rates,
+        }
     return found
+
+
+def _rate(detection: Callable[[Sequence[Risk]], Detection | None], rate: str, risks: Sequence[Risk]) -> float | None:
+    value: float | None = getattr(detection(risks), rate, None)
+    return value
+
+
+def _brier(risks: Sequence[Risk], seen: Sequence[Risk]) -> dict[str, float]:
+    """Brier score of the risk that the score gives, and of the share of hits alone, both as `seen` has them."""
+    model, (scores, hits) = RiskModel.of(seen), arrays_of(risks)
+    share = float(np.mean([risk.hit for risk in seen]))
+    return {"model": brier(model.chances(scores), hits), "share_of_hits": brier(np.full(len(hits), share), hits)}
+
+
+def _risks_of(surrogate: Surrogate, split: Split) -> list[Risk]:
+    """What is predicted of the cases of a split, without their errors."""
+    risky = risk_target(surrogate.usage.targets)
+    found = []
+    for batch, prediction in predictions(surrogate, split) if risky else ():
+        found += _risk_of(surrogate, split, batch.case_ids[0], risky, prediction)
+    return found
+
+
+def _risk_of(
+    surrogate: Surrogate, split: Split, case_id: str, risky: str | None, prediction: NDArray[np.float32]
+) -> list[Risk]:
+    """What a prediction says of one case; nothing where nothing was recorded of it."""
+    record = split.records.get(case_id)
+    if risky is None or record is None or record.measures is None:
+        return []
+    columns = spans(resolve_targets(surrogate.usage.targets, "the checkpoint"))[risky]
+    hit, tolerance = record.measures.recoater_interference, record.run.recoater_tolerance
+    design = record.design_id
+    return [assess(case_id, risky, prediction[:, columns], hit=hit, tolerance=tolerance, design=design)]
 
 
 def _seen_in_validation(surrogate: Surrogate, split: Split) -> tuple[list[Risk], str]:
@@ -126,7 +202,7 @@ def _seen_in_validation(surrogate: Surrogate, split: Split) -> tuple[list[Risk],
         return [], "the validation split, from which it would be chosen, is the one that is judged"
     if not has_split(split.data, "validation"):
         return [], "the data set has no validation split to choose it from"
-    _, seen = judge(surrogate, Split(split.data, "validation"))
+    seen = _risks_of(surrogate, Split(split.data, "validation"))
     if all(risk.hit for risk in seen):
         return [], "no part of the validation split is without interference, so it says nothing of false alarms"
     return seen, ""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from flare_model.data.splits import Split
 from flare_model.data.targets import Target, resolve_targets
 from flare_model.judging.scores import unit_of_errors
-from flare_model.plots import plot_histogram
+from flare_model.plots import plot_detection, plot_histogram
 from flare_model.prediction.file_names import FileNames
 from flare_model.prediction.parts import Part, Unreadable, cases_of
 from flare_model.prediction.pictures import draw_prediction
@@ -22,11 +22,20 @@ from lpbf_data.stores.predictions import PredictionFile
 WORST: Final = "worst"
 """Folder of the pictures of the worst cases."""
 
+INTERFERENCE: Final = "interference.png"
+
 Row = Mapping[str, Any]
 """One row of the table of cases; its columns are the attributes of `CaseScore`."""
 
 
-def draw_evaluation(out: Path, split: Split, rows: Sequence[Row], predictions: Path, worst: int) -> None:
+def draw_evaluation(
+    out: Path,
+    split: Split,
+    rows: Sequence[Row],
+    predictions: Path,
+    worst: int,
+    interference: Mapping[str, Any] | None = None,
+) -> None:
     """Draw what isn't there yet, and remove pictures of other targets, other cases, or more cases than asked for.
 
     Args:
@@ -35,6 +44,7 @@ def draw_evaluation(out: Path, split: Split, rows: Sequence[Row], predictions: P
         rows: The table of cases.
         predictions: The file of predictions.
         worst: Cases with the largest relative error to draw, of each target.
+        interference: What the summary says of recoater interference; its curves are drawn.
 
     Raises:
         StoreError: If predictions or a case that is to be drawn can't be read.
@@ -43,6 +53,10 @@ def draw_evaluation(out: Path, split: Split, rows: Sequence[Row], predictions: P
     pictures = {place for target in targets for place in _histograms(out, target.name)}
     chosen = {target.name: worst_cases(rows, target.name, worst) for target in targets}
     names = {name: _name_files(out, name, cases) for name, cases in chosen.items()}
+    curves = (interference or {}).get("curves")
+    if curves and not (out / INTERFERENCE).exists():
+        plot_detection(out / INTERFERENCE, curves, (interference or {}).get("by_threshold"))
+    pictures |= {out / INTERFERENCE} if curves else set()
     _remove_others(out, pictures | {place for places in names.values() for place in places.values()})
     for target in targets:
         _draw_histograms(out, target, [row for row in rows if row["target"] == target.name])
@@ -72,6 +86,8 @@ def clear_pictures(out: Path) -> None:
 
 def _remove_others(out: Path, wanted: set[Path]) -> None:
     """Remove pictures that an evaluation drew and that aren't wanted; other files stay."""
+    if out / INTERFERENCE not in wanted:
+        (out / INTERFERENCE).unlink(missing_ok=True)
     for name in [*FIELDS, *(column for spec in FIELDS.values() for column in spec.columns)]:
         for path in (*_histograms(out, name), *(out / WORST).glob(f"{name}_*.png")):
             if path not in wanted:

@@ -43,7 +43,11 @@ def show(summary: Summary, title: str, console: Console) -> None:
             "note: by its digest, this isn't the data set that the model was trained on: "
             "its cases may have been trained on"
         )
+    if len(summary["scores"]) > 1 and (whole := summary.get("over_all", {}).get("model")):
+        words = f"{_number(whole['relative_l2'])}, median {_number(whole['relative_l2_median'])}"
+        console.print(f"all {len(summary['scores'])} targets: relative L2 {words}, each target counted alike")
     _show_interference(summary["interference"], console)
+    _show_intervals(summary.get("intervals"), console)
 
 
 def _table(target: str, by_predictor: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -80,13 +84,48 @@ def _show_interference(found: Summary | None, console: Console) -> None:
             words = "by the solver's rule"
             if name == "by_threshold":
                 rate = d["stated_false_alarm_rate"]
-                words = f"by a threshold from validation for at most {100 * rate:.3g} % false alarms"
+                source = d.get("source", "validation")
+                words = f"by a threshold from {source} for at most {100 * rate:.3g} % false alarms"
             console.print(
                 f"{what}, {words}: {d['found']} of {_count(d['hits'], 'hit')} found, "
                 f"{_count(d['false_alarms'], 'false alarm')} in {_count(d['clear'], 'part')} without one"
             )
+    if "recall_at_false_alarms" in found:
+        at = found["recall_at_false_alarms"]
+        console.print(
+            f"{what}: area under ROC {_number(found['ranking_quality'])}, average precision "
+            f"{_number(found['average_precision'])}; {100 * at['recall']:.3g} % of hits found at "
+            f"{100 * at['false_alarm_rate']:.3g} % false alarms in these parts{_between(at['interval'])}"
+        )
+    if "brier" in found:
+        both = found["brier"]
+        console.print(
+            f"{what}: Brier score {_number(both['model'])}; {_number(both['share_of_hits'])} by the share of hits alone"
+        )
     if "no_threshold" in found:
         console.print(f"{what}: no threshold, and so no recall or false alarms by one: {found['no_threshold']}")
+
+
+def _between(interval: Sequence[float] | None) -> str:
+    """An interval of shares, 95 % by bootstrap over designs; nothing where there is none."""
+    return "" if interval is None else f" ({100 * interval[0]:.3g} to {100 * interval[1]:.3g} %, 95 % of draws)"
+
+
+def _show_intervals(found: Summary | None, console: Console) -> None:
+    if found is None:
+        return
+    if "none" in found:
+        console.print(f"no intervals: {found['none']}")
+        return
+    for column, of in found["columns"].items():
+        factor, unit = unit_of_errors(resolve_target(column).unit)
+        narrower = "" if of["over_constant_width"] is None else f", {of['over_constant_width']:.2f} of a constant width"
+        console.print(
+            f"{100 * found['level']:.3g} % interval of {column}: ± {factor * of['half_width']:.3g} {unit} at a point"
+            f"{narrower}, {100 * of['points_inside']:.3g} % of points inside{_between(of['points_inside_interval'])}; "
+            f"± {factor * of['part_half_width']:.3g} {unit} of a part's extreme, "
+            f"{100 * of['parts_inside']:.3g} % of parts inside{_between(of['parts_inside_interval'])}"
+        )
 
 
 def spread_of(summaries: Sequence[Summary]) -> dict[str, dict[str, dict[str, float] | None]]:

@@ -1,0 +1,176 @@
+"""How far off predictions may be: intervals at points and of whole parts, as a checkpoint keeps them.
+
+N points of one part, T numbers a point, F features. An interval is the prediction plus and minus a half-width, which is
+a quantile, one a column, times a scale that a residual model gives at every point.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flare_model.data.normalisation import Normalisation
+from lpbf_data.durable import write_json
+from lpbf_data.errors import SchemaError
+
+INTERVALS_NAME: Final = "intervals.json"
+INTERVALS_VERSION: Final = 1
+
+_FARTHEST: Final = 5.0
+"""Standardised inputs of the residual model are cut off here: far from what it was fitted to it must not explode."""
+
+_LEAST: Final = 1e-3
+"""Predictions are never taken for smaller than this, in standard deviations."""
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ColumnInterval:
+    """The interval of one column.
+
+    Attributes:
+        coefficients: Of the logarithm of the scale in what `regressors` returns, [K]; empty for a scale of 1.
+        point: Half-width at a point over its scale.
+        part: Half-width of the part's extreme over the part's scale, the geometric mean of those at its points.
+        constant: Half-width at a point if it were the same everywhere, in the column's unit.
+    """
+
+    coefficients: tuple[float, ...]
+    point: float
+    part: float
+    constant: float
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """The intervals of a checkpoint.
+
+    Attributes:
+        level: Share of points, and of parts, that they hold for, in parts like those of the validation split.
+        weights_sha256: The weights that they were made for.
+        columns: Column to its interval.
+        designs: Validation designs that they come from.
+    """
+
+    level: float
+    weights_sha256: str
+    columns: Mapping[str, ColumnInterval]
+    designs: int
+
+    def scales(self, column: str, inputs: NDArray[np.floating]) -> Values:
+        """Scale at every point, [N], in the column's unit.
+
+        Args:
+            column: The column.
+            inputs: What `regressors` returns for it, [N, K].
+        """
+        return scale_of(self.columns[column].coefficients, inputs)
+
+
+def scale_of(coefficients: tuple[float, ...], inputs: NDArray[np.floating]) -> Values:
+    """Scale at every point, [N]: the exponential of a sum; 1 without coefficients."""
+    if not coefficients:
+        return np.ones(len(inputs))
+    scales: Values = np.exp(np.clip(inputs @ np.array(coefficients), -50.0, 50.0))
+    return scales
+
+
+def part_scale(scales: Values) -> float:
+    """Scale of a part: the geometric mean of those at its points."""
+    return float(np.exp(np.log(scales).mean()))
+
+
+def regressors(
+    points: NDArray[np.floating],
+    features: NDArray[np.floating] | None,
+    prediction: NDArray[np.floating],
+    column: int,
+    norm: Normalisation,
+) -> Values:
+    """What the residual model knows of every point: prediction, size of the part, place in it, features.
+
+    Args:
+        points: [N, 3], mm.
+        features: [N, F]; None where the model is told none.
+        prediction: [N, T], physical units.
+        column: Which of the T.
+        norm: Means and standard deviations of the training points.
+
+    Returns:
+        [N, K]; the first is 1.
+    """
+    all_of = (prediction.astype(np.float64) - np.array(norm.target_mean)) / np.array(norm.target_std)
+    values = all_of[:, column]
+    size = math.hypot(float(np.sqrt(np.mean(values**2))), _LEAST)
+    whole = math.hypot(float(np.sqrt(np.mean(all_of**2))), _LEAST)
+    high = points[:, 2] - points[:, 2].min()
+    known = [
+        np.ones(len(points)),
+        np.full(len(points), math.log(size)),
+        np.full(len(points), math.log(whole)),
+        np.log(np.hypot(values / size, 0.1)),
+        np.full(len(points), math.log(len(points)) - 8.0),
+        np.full(len(points), math.log(max(float(high.max()), 0.1)) - 3.0),
+        high / max(float(high.max()), 1e-6),
+    ]
+    if features is not None:
+        scaled = (features.astype(np.float64) - np.array(norm.feature_mean)) / np.array(norm.feature_std)
+        known += [*np.clip(scaled, -_FARTHEST, _FARTHEST).T]
+    return np.stack(known, axis=1)
+
+
+def extreme_of(column: str, values: NDArray[np.floating]) -> float:
+    """The number that a part is judged by: the least clearance, else the value farthest from zero.
+
+    Args:
+        column: Name of the column.
+        values: At the points, [N].
+
+    >>> extreme_of("displacement_z", np.array([0.1, -0.3])), extreme_of("build_clearance_min", np.array([90.0, 70.0]))
+    (-0.3, 70.0)
+    """
+    if column.endswith("clearance_min"):
+        return float(values.min())
+    return float(values[np.argmax(np.abs(values))])
+
+
+def write_intervals(folder: Path, intervals: Intervals) -> None:
+    """Write intervals beside the checkpoint that they belong to."""
+    write_json(folder / INTERVALS_NAME, {"intervals_version": INTERVALS_VERSION, **asdict(intervals)})
+
+
+def read_intervals(folder: Path) -> Intervals | None:
+    """The intervals of a checkpoint; None where it has none.
+
+    Raises:
+        SchemaError: If they can't be read.
+    """
+    path = folder / INTERVALS_NAME
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["intervals_version"] != INTERVALS_VERSION:
+            raise ValueError(f"version {content['intervals_version']}")
+        columns = {str(name): _column(values) for name, values in content["columns"].items()}
+        return Intervals(float(content["level"]), str(content["weights_sha256"]), columns, int(content["designs"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SchemaError(
+            f"{path} doesn't hold the intervals of a checkpoint ({error!r}); remove it, or judge the checkpoint again"
+        ) from error
+
+
+def _column(values: Mapping[str, Any]) -> ColumnInterval:
+    numbers = {name: float(values[name]) for name in ("point", "part", "constant")}
+    found = ColumnInterval(tuple(map(float, values["coefficients"])), **numbers)
+    if not all(map(math.isfinite, (*found.coefficients, *numbers.values()))) or min(numbers.values()) < 0:
+        raise ValueError("a number that isn't finite, or a negative width")
+    return found

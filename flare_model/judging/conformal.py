@@ -1,0 +1,275 @@
+"""Intervals by split conformal prediction: from validation designs, and how often they hold on the cases judged.
+
+Designs are exchangeable, points of a part are not: each design counts once, shared by its parts and their points. The
+next design then is one more among so many, and a quantile over them all holds for a point drawn from it with the stated
+chance, whatever the model (Lee, Barber and Willett, "Distribution-free inference with hierarchical data", 2023).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flare_model.data.intervals import ColumnInterval, Intervals, Values, extreme_of, part_scale, regressors, scale_of
+from flare_model.data.normalisation import Normalisation
+
+_POINTS: Final = 1024
+"""Points of a part that are looked at, drawn at random: all of 600 parts of 20,000 points would be too many to sort."""
+
+_FITTED: Final = 3
+"""One design in so many fits the residual model; the others say how wide intervals are."""
+
+_LEAST_FITTED: Final = 10
+"""Designs that a residual model needs; with fewer, intervals have the same width everywhere."""
+
+_RIDGES: Final = (5e-2, 0.5, 5.0)
+"""Strengths of the residual model's ridge; the best for designs that it wasn't fitted to is taken, or none at all."""
+
+_FOLDS: Final = 5
+_SIZES: Final = 3
+_RESAMPLES: Final = 2000
+_SURE: Final = 0.95
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One part with prediction and truth of every column, at some of its points.
+
+    Attributes:
+        case_id: The case.
+        design: Its design.
+        num_points: Points of the part.
+        inputs: Column to what the residual model knows, [n, K].
+        residuals: Column to truth less prediction, [n].
+        extremes: Column to the extreme of the prediction and that of the truth, over all points.
+    """
+
+    case_id: str
+    design: str
+    num_points: int
+    inputs: Mapping[str, NDArray[np.floating]]
+    residuals: Mapping[str, Values]
+    extremes: Mapping[str, tuple[float, float]]
+
+
+def judged_part(
+    case_id: str,
+    design: str,
+    columns: Sequence[str],
+    points: NDArray[np.floating],
+    features: NDArray[np.floating] | None,
+    prediction: NDArray[np.floating],
+    truth: NDArray[np.floating],
+    norm: Normalisation,
+) -> Judged:
+    """One part as the functions here want it.
+
+    Args:
+        case_id: The case.
+        design: Its design.
+        columns: Names of the T columns.
+        points: [N, 3], mm.
+        features: [N, F]; None where the model is told none.
+        prediction: [N, T].
+        truth: [N, T].
+        norm: Normalisation of the model.
+    """
+    seed = int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8])
+    count = len(points)
+    taken = np.sort(np.random.default_rng(seed).choice(count, min(count, _POINTS), replace=False))
+    residuals = truth.astype(np.float64) - prediction
+    return Judged(
+        case_id,
+        design,
+        count,
+        {n: regressors(points, features, prediction, c, norm)[taken].astype(np.float32) for c, n in enumerate(columns)},
+        {name: residuals[taken, c] for c, name in enumerate(columns)},
+        {n: (extreme_of(n, prediction[:, c]), extreme_of(n, truth[:, c])) for c, n in enumerate(columns)},
+    )
+
+
+def least_designs(level: float) -> int:
+    """Designs without which no interval is known to hold.
+
+    >>> least_designs(0.9), least_designs(0.95)
+    (9, 19)
+    """
+    return math.ceil(level / (1 - level) - 1e-9)
+
+
+def calibrate(parts: Sequence[Judged], level: float, weights_sha256: str) -> Intervals | str:
+    """Intervals from the parts of the validation split.
+
+    Args:
+        parts: The parts; their designs must not have been trained on.
+        level: Share of points and of parts that are to lie inside.
+        weights_sha256: The weights that predicted.
+
+    Returns:
+        The intervals, or a sentence that says why there are none.
+    """
+    designs = _shuffled({part.design for part in parts})
+    least = least_designs(level)
+    if len(designs) < least:
+        return f"{level:.0%} intervals need {least} validation designs, and there are {len(designs)}"
+    fitted = set(designs[::_FITTED]) if len(designs) // _FITTED >= _LEAST_FITTED else set()
+    if len(designs) - len(fitted) < least:
+        fitted = set()
+    fitting = [part for part in parts if part.design in fitted]
+    rest = [part for part in parts if part.design not in fitted]
+    columns = {}
+    for name in parts[0].residuals:
+        coefficients = _residual_model(fitting, name, level)
+        scales = [scale_of(coefficients, part.inputs[name]) for part in rest]
+        residuals = [np.abs(part.residuals[name]) for part in rest]
+        extremes = [abs(part.extremes[name][0] - part.extremes[name][1]) for part in rest]
+        groups = [part.design for part in rest]
+        columns[name] = ColumnInterval(
+            coefficients,
+            conformal_quantile([r / s for r, s in zip(residuals, scales, strict=True)], groups, level),
+            conformal_quantile(
+                [np.array([e / part_scale(s)]) for e, s in zip(extremes, scales, strict=True)], groups, level
+            ),
+            conformal_quantile(residuals, groups, level),
+        )
+    return Intervals(level, weights_sha256, columns, len(designs))
+
+
+def _shuffled(names: Iterable[str]) -> list[str]:
+    """Names in an order that has nothing to do with them, the same in every run."""
+    return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+
+
+def conformal_quantile(scores: Sequence[Values], groups: Sequence[str], level: float) -> float:
+    """The least score that holds for a new group with a stated chance; infinite where there are too few groups.
+
+    Args:
+        scores: Of each part, at its points.
+        groups: The group of each part; each counts alike, and one more counts as infinite.
+        level: The chance.
+
+    >>> conformal_quantile([np.array([float(i)]) for i in range(9)], [str(i) for i in range(9)], 0.9)
+    8.0
+    """
+    sizes = {name: groups.count(name) for name in set(groups)}
+    share = 1 / (len(sizes) + 1)
+    weights = np.concatenate(
+        [np.full(len(s), share / sizes[name] / len(s)) for s, name in zip(scores, groups, strict=True)]
+    )
+    values = np.concatenate(scores)
+    order = np.argsort(values)
+    reached = np.searchsorted(np.cumsum(weights[order]), level - 1e-9)
+    return float(values[order][reached]) if reached < len(values) else math.inf
+
+
+def _residual_model(parts: Sequence[Judged], name: str, level: float) -> tuple[float, ...]:
+    """Coefficients of the scale that makes intervals narrowest for designs that it wasn't fitted to; none for 1.
+
+    Few designs tell little of the residuals' size, and a scale that follows their noise makes intervals wide.
+
+    Args:
+        parts: Parts that are for this alone.
+        name: The column.
+        level: Share of points that are to lie inside.
+    """
+    designs = _shuffled({part.design for part in parts})
+    folds = [set(designs[number::_FOLDS]) for number in range(_FOLDS)]
+    narrowest, best = math.inf, None
+    for ridge in (None, *_RIDGES) if parts else ():
+        scales, scores, groups = [], [], []
+        for held in folds:
+            coefficients = () if ridge is None else _fit([p for p in parts if p.design not in held], name, ridge)
+            for part in (part for part in parts if part.design in held):
+                scales.append(scale_of(coefficients, part.inputs[name]))
+                scores.append(np.abs(part.residuals[name]) / scales[-1])
+                groups.append(part.design)
+        width = conformal_quantile(scores, groups, level) * float(np.mean([scale.mean() for scale in scales]))
+        if width < narrowest:
+            narrowest, best = width, ridge
+    return () if best is None else _fit(parts, name, best)
+
+
+def _fit(parts: Sequence[Judged], name: str, ridge: float) -> tuple[float, ...]:
+    """Coefficients of the logarithm of the residuals' size, every part counting alike."""
+    width = parts[0].inputs[name].shape[1]
+    products, sides = np.zeros((width, width)), np.zeros(width)
+    for part in parts:
+        inputs, squares = part.inputs[name].astype(np.float64), part.residuals[name] ** 2
+        logs = 0.5 * np.log(squares + 0.1 * squares.mean() + 1e-24)
+        products += inputs.T @ inputs / len(inputs)
+        sides += inputs.T @ logs / len(inputs)
+    penalty = ridge * len(parts) * np.eye(width)
+    penalty[0, 0] = 0.0
+    solved = np.linalg.lstsq(products + penalty, sides, rcond=None)[0]
+    return tuple(solved.tolist())
+
+
+def coverage(intervals: Intervals, parts: Sequence[Judged], families: Mapping[str, str]) -> dict[str, Any]:
+    """How often intervals hold on parts that they weren't made from, overall, by size and by family.
+
+    Args:
+        intervals: The intervals.
+        parts: The parts.
+        families: Case id to family, as far as known.
+
+    Returns:
+        Column to shares of points and of parts inside, their bootstrap intervals over designs, mean half-widths, and
+        the ratio of those to a half-width that is the same everywhere; groups have the shares alone.
+    """
+    sizes = np.array_split(np.argsort([part.num_points for part in parts], kind="stable"), min(_SIZES, len(parts)))
+    by_size = {
+        f"{parts[group[0]].num_points:,} to {parts[group[-1]].num_points:,} points": [parts[i] for i in group]
+        for group in sizes
+    }
+    by_family: dict[str, list[Judged]] = {}
+    for part in parts:
+        if part.case_id in families:
+            by_family.setdefault(families[part.case_id], []).append(part)
+    return {
+        name: _shares(intervals, name, parts)
+        | {"by_size": {group: _shares(intervals, name, some) for group, some in by_size.items()}}
+        | {"by_family": {group: _shares(intervals, name, by_family[group]) for group in sorted(by_family)}}
+        for name in intervals.columns
+    }
+
+
+def _shares(intervals: Intervals, name: str, parts: Sequence[Judged]) -> dict[str, Any]:
+    of = intervals.columns[name]
+    points, whole, widths, part_widths = [], [], [], []
+    for part in parts:
+        scales = intervals.scales(name, part.inputs[name])
+        points.append(float((np.abs(part.residuals[name]) <= of.point * scales).mean()))
+        predicted, true = part.extremes[name]
+        part_widths.append(of.part * part_scale(scales))
+        whole.append(float(abs(predicted - true) <= part_widths[-1]))
+        widths.append(float((of.point * scales).mean()))
+    designs = [part.design for part in parts]
+    mean_width = float(np.mean(widths))
+    sure = _bootstrap(points, designs)
+    return {
+        "parts": len(parts),
+        "points_inside": float(np.mean(points)),
+        "points_inside_interval": sure,
+        "holds": sure[0] <= intervals.level <= sure[1],
+        "parts_inside": float(np.mean(whole)),
+        "parts_inside_interval": _bootstrap(whole, designs),
+        "half_width": mean_width,
+        "part_half_width": float(np.mean(part_widths)),
+        "over_constant_width": mean_width / of.constant if of.constant else None,
+    }
+
+
+def _bootstrap(values: Sequence[float], designs: Sequence[str]) -> tuple[float, float]:
+    """Interval of the mean over parts, by drawing designs again and again."""
+    numbers = np.unique(np.array(designs), return_inverse=True)[1]
+    sums, counts = np.bincount(numbers, values), np.bincount(numbers)
+    drawn = np.random.default_rng(0).integers(len(sums), size=(_RESAMPLES, len(sums)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.quantile(means, [(1 - _SURE) / 2, (1 + _SURE) / 2])
+    return float(low), float(high)

@@ -1,0 +1,69 @@
+"""How far off the prediction of one part may be, by the intervals that lie beside the checkpoint."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flare_model.checkpoints.files import WEIGHTS_NAME
+from flare_model.checkpoints.hub import fetch_checkpoint
+from flare_model.checkpoints.surrogate import Surrogate
+from flare_model.data.intervals import Intervals, extreme_of, part_scale, read_intervals, regressors
+from flare_model.data.targets import resolve_targets
+from flare_model.prediction.parts import Part
+from lpbf_data.durable import sha256_of_file
+
+
+def kept_intervals(checkpoint: str, surrogate: Surrogate) -> tuple[Intervals | None, str]:
+    """The intervals that lie beside a checkpoint, as long as they are of its weights; else why they are left out.
+
+    Raises:
+        SchemaError: If they can't be read.
+    """
+    folder = fetch_checkpoint(checkpoint)
+    found = read_intervals(folder)
+    if found is None:
+        return None, ""
+    targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
+    columns = {column for target in targets for column in target.columns}
+    if found.weights_sha256 == sha256_of_file(folder / WEIGHTS_NAME) and columns == set(found.columns):
+        return found, ""
+    return None, (
+        f"the intervals beside {checkpoint} are of other weights, and are left out; judge it again for new ones: "
+        "python -m flare_model.evaluate"
+    )
+
+
+def intervals_of(
+    surrogate: Surrogate,
+    part: Part,
+    known: NDArray[np.float32] | None,
+    found: NDArray[np.float32],
+    intervals: Intervals,
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, tuple[float, float]]]:
+    """Intervals of one prediction.
+
+    Args:
+        surrogate: The model.
+        part: The part.
+        known: What the model was told beside the points, [N, F].
+        found: What it predicts, [N, T].
+        intervals: Those of its checkpoint.
+
+    Returns:
+        Target to half-widths at points, [N, components]; column to the part's extreme as predicted, and half of its
+        interval. All in the unit of the field.
+    """
+    half_widths: dict[str, NDArray[np.float32]] = {}
+    extremes: dict[str, tuple[float, float]] = {}
+    number = 0
+    for target in resolve_targets(surrogate.usage.targets, "the checkpoint"):
+        widths = []
+        for column in target.columns:
+            norm, of = surrogate.usage.normalisation, intervals.columns[column]
+            scales = intervals.scales(column, regressors(part.points, known, found, number, norm))
+            widths.append(of.point * scales)
+            extremes[column] = extreme_of(column, found[:, number]), of.part * part_scale(scales)
+            number += 1
+        half_widths[target.name] = np.stack(widths, axis=1).astype(np.float32)
+    return half_widths, extremes

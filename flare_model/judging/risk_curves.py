@@ -1,0 +1,238 @@
+"""How well a score tells hits from clear parts: curves, calibrated risk, and how sure the figures are.
+
+R parts, each with a score, larger where a hit is likelier.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flare_model.judging.interference import Risk, choose_threshold
+
+FOLDS: Final = 10
+"""Folds of the cross-validation that chooses what a threshold is taken from."""
+
+RESAMPLES: Final = 2000
+LEVEL: Final = 0.95
+"""Resamples of a bootstrap interval, and its level."""
+
+_LEAST_SLOPE: Final = 1e-3
+"""Ridge on the slope of the calibration, in units of the score's spread: separable scores have no other."""
+
+BOTH: Final = "training and validation"
+
+
+def arrays_of(risks: Sequence[Risk]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Scores [R] and hits [R]."""
+    return np.array([r.score for r in risks], np.float64), np.array([r.hit for r in risks], bool)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What every threshold gives, the highest first; the first alarms nobody.
+
+    Attributes:
+        thresholds: An alarm is raised from this score on, infinite for the first.
+        found: Share of the hits that raise an alarm: recall.
+        false_alarms: Share of the clear parts that raise an alarm.
+        precision: Share of the alarms that are hits; 1 without any.
+    """
+
+    thresholds: NDArray[np.float64]
+    found: NDArray[np.float64]
+    false_alarms: NDArray[np.float64]
+    precision: NDArray[np.float64]
+
+    def as_dict(self) -> dict[str, list[float]]:
+        """The curve as JSON takes it, without thresholds."""
+        names = ("found", "false_alarms", "precision")
+        return {name: getattr(self, name).tolist() for name in names}
+
+    @property
+    def average_precision(self) -> float:
+        """Precision over recall, summed where recall rises."""
+        return float((np.diff(self.found) * self.precision[1:]).sum())
+
+    def recall_at(self, rate: float) -> float:
+        """The largest recall with at most a rate of false alarms."""
+        return float(self.found[self.false_alarms <= rate + 1e-9].max())
+
+
+def curve_of(scores: NDArray[np.float64], hits: NDArray[np.bool_]) -> Curve | None:
+    """ROC and precision-recall curve; None without both kinds of parts.
+
+    Args:
+        scores: [R].
+        hits: [R].
+
+    >>> curve = curve_of(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))
+    >>> curve.recall_at(0.0), curve.recall_at(1.0)
+    (0.5, 1.0)
+    """
+    if hits.all() or not hits.any():
+        return None
+    order = np.argsort(-scores, kind="stable")
+    ordered, is_hit = scores[order], hits[order]
+    last = np.append(ordered[1:] != ordered[:-1], True)  # of those with the same score
+    found, alarms = np.cumsum(is_hit)[last], np.flatnonzero(last) + 1
+    return Curve(
+        np.append(np.inf, ordered[last]),
+        np.append(0, found) / hits.sum(),
+        np.append(0, alarms - found) / (~hits).sum(),
+        np.append(1.0, found / alarms),
+    )
+
+
+@dataclass(frozen=True)
+class RiskModel:
+    """Chance of a hit from a score: a logistic curve.
+
+    Attributes:
+        centre: Score at which the standardised score is 0.
+        spread: What standardises it.
+        intercept: Log odds there.
+        slope: Log odds per spread.
+    """
+
+    centre: float
+    spread: float
+    intercept: float
+    slope: float
+
+    @classmethod
+    def of(cls, risks: Sequence[Risk]) -> RiskModel:
+        """Fit to parts whose truth may be looked at, by Newton's steps; both kinds must be among them."""
+        scores, hits = arrays_of(risks)
+        centre, spread = float(scores.mean()), float(scores.std()) or 1.0
+        design = np.stack([np.ones(len(scores)), (scores - centre) / spread], axis=1)
+        ridge, weights = np.diag([0.0, _LEAST_SLOPE * len(scores)]), np.zeros(2)
+        for _ in range(50):
+            chance = _logistic(design @ weights)
+            slope = design.T @ (hits - chance) - ridge @ weights
+            curvature = (design * (chance * (1 - chance))[:, None]).T @ design + ridge + 1e-12 * np.eye(2)
+            change = np.linalg.solve(curvature, slope)
+            weights = weights + change * min(1.0, 4.0 / max(float(np.abs(change).max()), 1e-12))
+            if float(np.abs(change).max()) < 1e-10:
+                break
+        return cls(centre, spread, float(weights[0]), float(weights[1]))
+
+    def chances(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Chance of a hit, [R]."""
+        return _logistic(self.intercept + self.slope * (scores - self.centre) / self.spread)
+
+
+def _logistic(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    half: NDArray[np.float64] = 0.5 * (1 + np.tanh(values / 2))
+    return half
+
+
+def brier(chances: NDArray[np.float64], hits: NDArray[np.bool_]) -> float:
+    """Mean squared difference of the chance of a hit and what came, 0 for a prophet.
+
+    >>> brier(np.array([1.0, 0.5]), np.array([True, False]))
+    0.125
+    """
+    return float(np.square(chances - hits).mean())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A threshold, and what it was taken from.
+
+    Attributes:
+        threshold: Score above which an alarm is raised.
+        source: "validation", or "training and validation".
+        rates: Source to the rate of false alarms in validation designs that the threshold hadn't seen.
+        clear: Clear parts that the threshold was taken from.
+    """
+
+    threshold: float
+    source: str
+    rates: dict[str, float]
+    clear: int
+
+
+def choose_by_cross_validation(validation: Sequence[Risk], training: Sequence[Risk], rate: float) -> Choice:
+    """The lowest threshold that keeps a rate of false alarms, taken from as many parts as can be trusted.
+
+    A model has seen its training parts, and may tell their clear ones better than others: taken from them, a threshold
+    may be too low. The validation designs say whether it is: each fold of them is judged by thresholds from the others,
+    with the training parts and without, and the source whose rate of false alarms comes closer to the stated one is
+    taken, training parts where both are as close.
+
+    Args:
+        validation: Parts of the validation split; a clear one among them.
+        training: Parts of the training split.
+        rate: Largest share of clear parts that may raise an alarm.
+    """
+    pools: dict[str, Sequence[Risk]] = {BOTH: training} if any(not risk.hit for risk in training) else {}
+    pools["validation"] = ()
+    designs = sorted(
+        {r.design for r in validation if not r.hit}, key=lambda name: hashlib.sha256(name.encode()).digest()
+    )
+    rates = {}
+    for source, more in pools.items():
+        alarms = []
+        for fold in range(min(FOLDS, len(designs))):
+            held = set(designs[fold::FOLDS])
+            threshold = choose_threshold([r for r in validation if r.design not in held] + list(more), rate)
+            alarms += [r.score > threshold for r in validation if r.design in held and not r.hit]
+        rates[source] = float(np.mean(alarms))
+    source = min(rates, key=lambda name: (abs(rates[name] - rate), name != BOTH))
+    pool = [*validation, *pools[source]]
+    return Choice(choose_threshold(pool, rate), source, rates, sum(not r.hit for r in pool))
+
+
+def bootstrap(risks: Sequence[Risk], statistic: Callable[[Sequence[Risk]], float | None]) -> tuple[float, float] | None:
+    """Interval of a statistic over parts, by drawing designs again and again; None where it has no value.
+
+    Args:
+        risks: The parts.
+        statistic: What is to be known; None for parts that don't have it, which don't count.
+    """
+    designs: dict[str, list[Risk]] = {}
+    for risk in risks:
+        designs.setdefault(risk.design, []).append(risk)
+    groups, draw = list(designs.values()), np.random.default_rng(0)
+    found = []
+    for _ in range(RESAMPLES):
+        drawn = [risk for number in draw.integers(len(groups), size=len(groups)) for risk in groups[number]]
+        value = statistic(drawn)
+        if value is not None and math.isfinite(value):
+            found.append(value)
+    if not found:
+        return None
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _recall_at(rate: float) -> Callable[[Sequence[Risk]], float | None]:
+    def recall(risks: Sequence[Risk]) -> float | None:
+        curve = curve_of(*arrays_of(risks))
+        return None if curve is None else curve.recall_at(rate)
+
+    return recall
+
+
+def describe(risks: Sequence[Risk], rate: float) -> dict[str, Any]:
+    """Curves of the parts that were judged, average precision, and recall at a stated rate of false alarms.
+
+    Args:
+        risks: The parts.
+        rate: Share of clear parts that may raise an alarm.
+
+    Returns:
+        What the summary of an evaluation keeps; empty without both kinds of parts.
+    """
+    curve = curve_of(*arrays_of(risks))
+    if curve is None:
+        return {}
+    recall = {"false_alarm_rate": rate, "recall": curve.recall_at(rate), "interval": bootstrap(risks, _recall_at(rate))}
+    return {"curves": curve.as_dict(), "average_precision": curve.average_precision, "recall_at_false_alarms": recall}

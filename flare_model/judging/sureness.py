@@ -1,0 +1,100 @@
+"""Intervals of a checkpoint: made on the validation split, tried on the split that is judged."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flare_model.checkpoints.surrogate import Surrogate
+from flare_model.data.batches import Batch
+from flare_model.data.intervals import Intervals
+from flare_model.data.splits import Split, has_split
+from flare_model.data.targets import resolve_targets
+from flare_model.judging.conformal import Judged, calibrate, coverage, judged_part
+from flare_model.judging.judge import predictions
+from lpbf_data.errors import StoreError
+
+
+@dataclass
+class Watch:
+    """Keeps of every case that is predicted what intervals are made from and judged by.
+
+    Attributes:
+        surrogate: The model.
+        split: The split that is predicted.
+        parts: What was kept so far.
+    """
+
+    surrogate: Surrogate
+    split: Split
+    parts: list[Judged] = field(default_factory=list)
+
+    def __call__(self, batch: Batch, prediction: NDArray[np.float32]) -> None:
+        """Look at one case."""
+        case_id = batch.case_ids[0]
+        record = self.split.records.get(case_id)
+        features = None if batch.features is None else batch.features.numpy()
+        columns = columns_of_targets(self.surrogate)
+        self.parts.append(
+            judged_part(
+                case_id, (record.design_id if record else None) or case_id, columns, batch.points.numpy(), features,
+                prediction, batch.targets.numpy(), self.surrogate.usage.normalisation,
+            )
+        )  # fmt: skip
+
+
+def columns_of_targets(surrogate: Surrogate) -> list[str]:
+    """Names of the numbers that a model predicts, in their order."""
+    targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
+    return [column for target in targets for column in target.columns]
+
+
+def make_intervals(surrogate: Surrogate, split: Split, level: float, weights_sha256: str) -> Intervals | str:
+    """Intervals from the validation split of the data set that is judged.
+
+    Args:
+        surrogate: The model.
+        split: The split that is judged.
+        level: Share of points and of parts that are to lie inside.
+        weights_sha256: The model's weights.
+
+    Returns:
+        The intervals, or why there are none.
+    """
+    if split.name == "validation":
+        return "the validation split, from which they come, is the one that is judged"
+    if not has_split(split.data, "validation"):
+        return "the data set has no validation split to take them from"
+    validation = Split(split.data, "validation")
+    watch = Watch(surrogate, validation)
+    for batch, prediction in predictions(surrogate, validation):
+        watch(batch, prediction)
+    return calibrate(watch.parts, level, weights_sha256)
+
+
+def describe_intervals(found: Intervals | str, parts: Sequence[Judged], families: Mapping[str, str]) -> dict[str, Any]:
+    """What a summary keeps of intervals: how often they hold, or why there are none."""
+    if isinstance(found, str):
+        return {"none": found}
+    return {"level": found.level, "designs": found.designs, "columns": coverage(found, parts, families)}
+
+
+def read_families(path: str | None) -> dict[str, str]:
+    """Case id to family, from a CSV file with columns of these names; nothing without a file.
+
+    Raises:
+        StoreError: If it can't be read, or lacks a column.
+    """
+    if path is None:
+        return {}
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            return {row["case_id"]: row["family"] for row in csv.DictReader(file)}
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise StoreError(f"--families {path}: no CSV file with the columns case_id and family ({error!r})") from error

@@ -1,0 +1,236 @@
+"""Intervals by split conformal prediction: as often inside as they say, narrower than constant ones, kept and shown."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import meshio
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flare_model.checkpoints.files import WEIGHTS_NAME
+from flare_model.checkpoints.surrogate import from_pretrained
+from flare_model.data.intervals import (
+    INTERVALS_NAME,
+    ColumnInterval,
+    Intervals,
+    part_scale,
+    read_intervals,
+    regressors,
+    write_intervals,
+)
+from flare_model.data.normalisation import Normalisation
+from flare_model.evaluate import evaluate
+from flare_model.judging.conformal import Judged, calibrate, conformal_quantile, coverage, judged_part, least_designs
+from flare_model.judging.sureness import read_families
+from flare_model.predict import predict
+from lpbf_data.durable import sha256_of_file
+from lpbf_data.errors import LpbfError, SchemaError, StoreError
+from pipelines.build import build
+from tests.flare_model.flare_support import go, write_cases
+
+NORM = Normalisation(target_mean=(0.0, 80.0), target_std=(0.1, 20.0))
+COLUMNS = ("displacement_z", "build_clearance_min")
+
+
+def made_up(count: int, seed: int, *, bodies: int = 1, alike: bool = False) -> list[Judged]:
+    """Parts whose errors are about a tenth of their size, which is spread over a factor of fifty, or are all alike."""
+    draw, found = np.random.default_rng(seed), []
+    for number in range(count):
+        size, points = float(np.exp(draw.uniform(-4, 0))), draw.uniform(0, 20, (int(draw.integers(20, 90)), 3))
+        known = np.stack([size * np.sin(points[:, 0]), 80 + 20 * size * np.cos(points[:, 2])], axis=1)
+        error = 0.1 * (0.2 if alike else size * draw.uniform(0.5, 1.5))
+        truth = known + error * draw.normal(size=known.shape) * [1.0, 20.0]
+        name, design = f"{seed}-{number}", f"{seed}-{number // bodies}"
+        found.append(judged_part(name, design, COLUMNS, points, None, known, truth, NORM))
+    return found
+
+
+@settings(max_examples=50)
+@given(st.lists(st.lists(st.floats(0, 10), min_size=1, max_size=5), min_size=1, max_size=12), st.floats(0.05, 0.95))
+def test_the_quantile_is_the_least_score_that_enough_designs_stay_below(
+    scores: list[list[float]], level: float
+) -> None:
+    groups = [str(number // 2) for number in range(len(scores))]
+    found = conformal_quantile([np.array(s) for s in scores], groups, level)
+
+    def below(value: float) -> float:
+        shares: dict[str, list[float]] = {}
+        for part, group in zip(scores, groups, strict=True):
+            shares.setdefault(group, []).append(float(np.mean(np.array(part) <= value)))
+        return sum(np.mean(s) for s in shares.values()) / (len(shares) + 1)
+
+    enough = [value for part in scores for value in part if below(value) >= level - 1e-8]
+    assert found == (min(enough) if enough else np.inf)
+
+
+def test_intervals_hold_as_often_as_they_say_whatever_the_parts() -> None:
+    """Over many draws of calibration and new parts, which are exchangeable: at least 90 %, and hardly more."""
+    points, parts = [], []
+    for seed in range(25):
+        intervals = calibrate(made_up(45, seed), 0.9, "")
+        assert isinstance(intervals, Intervals)
+        found = coverage(intervals, made_up(60, 1000 + seed), {})["displacement_z"]
+        points.append(found["points_inside"])
+        parts.append(found["parts_inside"])
+    for shares in (points, parts):
+        error = np.std(shares) / np.sqrt(len(shares))
+        assert 0.9 - 3 * error <= np.mean(shares) <= 0.9 + 1 / 31 + 3 * error
+
+
+def test_a_scale_that_knows_the_error_makes_intervals_narrow() -> None:
+    intervals = calibrate(made_up(300, 1, bodies=2), 0.9, "")
+    assert isinstance(intervals, Intervals)
+    assert intervals.designs == 150
+    found = coverage(intervals, made_up(200, 2), {f"2-{i}": "arch" if i % 2 else "box" for i in range(150)})
+    for column in COLUMNS:
+        assert found[column]["holds"]
+        assert found[column]["over_constant_width"] < 0.75
+        assert sum(group["parts"] for group in found[column]["by_size"].values()) == 200
+        assert {name: group["parts"] for name, group in found[column]["by_family"].items()} == {"arch": 75, "box": 75}
+    # Errors of clearances in percent are twenty times those of displacements in mm.
+    ratio = found["build_clearance_min"]["half_width"] / found["displacement_z"]["half_width"]
+    assert ratio == pytest.approx(20, rel=0.3)
+
+
+def test_a_scale_that_knows_nothing_does_no_harm() -> None:
+    """Where errors are the same everywhere, so is the width, but for what few designs can't rule out."""
+    intervals = calibrate(made_up(90, 3, alike=True), 0.9, "")
+    assert isinstance(intervals, Intervals)
+    found = coverage(intervals, made_up(60, 4, alike=True), {})["displacement_z"]
+    assert found["over_constant_width"] == pytest.approx(1, abs=0.05)
+    assert found["half_width"] == pytest.approx(1.645 * 0.02, rel=0.05)  # 90 % of a normal distribution
+
+
+def test_what_intervals_need() -> None:
+    assert calibrate(made_up(8, 0), 0.9, "") == "90% intervals need 9 validation designs, and there are 8"
+    few = calibrate(made_up(9, 0), 0.9, "")
+    assert isinstance(few, Intervals)
+    assert few.columns["displacement_z"].coefficients == ()
+    residuals = [np.abs(part.residuals["displacement_z"]) for part in made_up(9, 0)]
+    assert few.columns["displacement_z"].constant == pytest.approx(max(map(np.max, residuals)))
+    assert [least_designs(level) for level in (0.5, 0.8, 0.9, 0.95, 0.99)] == [1, 4, 9, 19, 99]
+
+
+@given(st.floats(0.01, 100), st.integers(0, 2**31))
+def test_the_scale_sees_predictions_alone_up_to_their_unit(factor: float, seed: int) -> None:
+    """A prediction and a deviation of the training in another unit are the same to the residual model."""
+    draw = np.random.default_rng(seed)
+    points, values = draw.uniform(0, 9, (7, 3)), draw.normal(size=(7, 1))
+    plain = regressors(points, None, values, 0, Normalisation(target_std=(0.3,)))
+    other = regressors(points, None, values * factor, 0, Normalisation(target_std=(0.3 * factor,)))
+    np.testing.assert_allclose(plain, other, rtol=1e-9, atol=1e-9)
+    assert np.isfinite(regressors(points, None, 0 * values, 0, Normalisation())).all()
+
+
+def test_intervals_on_disk(tmp_path: Path) -> None:
+    assert read_intervals(tmp_path) is None
+    intervals = Intervals(0.9, "abc", {"displacement_z": ColumnInterval((0.1, 0.2), 1.0, 2.0, 0.05)}, 40)
+    write_intervals(tmp_path, intervals)
+    assert read_intervals(tmp_path) == intervals
+    content = json.loads((tmp_path / INTERVALS_NAME).read_text())
+    for wrong in ({"intervals_version": 99}, {"columns": {"a": {"point": 1}}}, {"columns": []}, {"level": "much"}):
+        (tmp_path / INTERVALS_NAME).write_text(json.dumps(content | wrong))
+        with pytest.raises(SchemaError, match="doesn't hold the intervals"):
+            read_intervals(tmp_path)
+    content["columns"]["displacement_z"]["point"] = float("nan")
+    (tmp_path / INTERVALS_NAME).write_text(json.dumps(content))
+    with pytest.raises(SchemaError, match="isn't finite"):
+        read_intervals(tmp_path)
+
+
+def test_families_come_from_a_table(tmp_path: Path) -> None:
+    (tmp_path / "families.csv").write_text("case_id,family\n1_a_1,arch\n")
+    assert read_families(str(tmp_path / "families.csv")) == {"1_a_1": "arch"}
+    assert read_families(None) == {}
+    (tmp_path / "other.csv").write_text("case,family\n1,arch\n")
+    for name in ("other.csv", "none.csv"):
+        with pytest.raises(StoreError, match=r"--families .* case_id and family"):
+            read_families(str(tmp_path / name))
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of two targets, judged on a data set of nine validation designs."""
+    root = tmp_path_factory.mktemp("sure")
+    data = str(root / "lpbf")
+    cases = write_cases(root / "cases", 16)
+    assert build([str(cases)], out=data, workers=0, splits="train=4,validation=9,test=3", no_report=True) == 0
+    run = go(data, root / "run", targets=["displacement", "build_clearance_min"], features=["solid_above"])
+    assert evaluate(str(run), data, worst=0) == 0
+    return run, data
+
+
+def test_an_evaluation_keeps_intervals_and_tells_how_often_they_hold(judged: tuple[Path, str]) -> None:
+    run, _ = judged
+    intervals = read_intervals(run)
+    assert intervals is not None
+    assert intervals == read_intervals(run / "evaluation/test")
+    assert intervals.weights_sha256 == sha256_of_file(run / WEIGHTS_NAME)
+    summary = json.loads((run / "evaluation/test/summary.json").read_text())
+    columns = ["displacement_x", "displacement_y", "displacement_z", "build_clearance_min"]
+    assert list(intervals.columns) == list(summary["intervals"]["columns"]) == columns
+    both = summary["over_all"]["model"]
+    scores = [summary["scores"][name]["model"]["relative_l2"] for name in ("displacement", "build_clearance_min")]
+    assert both["relative_l2"] == pytest.approx(np.mean(scores))
+
+
+def test_a_prediction_comes_with_its_intervals(
+    judged: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = judged
+    assert predict(str(run), [data], out=str(tmp_path / "out"), pictures=False) == 0
+    assert "extreme displacement_z" in capsys.readouterr().out
+    intervals, surrogate = read_intervals(run), from_pretrained(run)
+    assert intervals is not None
+    told = json.loads((tmp_path / "out" / INTERVALS_NAME).read_text())
+    assert told["level"] == 0.9
+    assert len(told["parts"]) == 3
+    for name, part in told["parts"].items():
+        mesh = meshio.read(tmp_path / "out" / f"{name}.vtu")
+        found, half = (mesh.point_data[f"displacement_{what}"] for what in ("predicted", "half_width"))
+        clearance = mesh.point_data["build_clearance_min_predicted"]
+        both = np.column_stack([found, clearance])
+        # The wanted half-width without what this small residual model leaves out: its scale is 1.
+        assert intervals.columns["displacement_z"].coefficients == ()
+        inputs = regressors(mesh.points, None, both, 2, surrogate.usage.normalisation)
+        wanted = intervals.columns["displacement_z"].point * intervals.scales("displacement_z", inputs)
+        np.testing.assert_allclose(half[:, 2], wanted, rtol=1e-5)
+        assert part["displacement_z"]["unit"] == "µm"
+        extreme = found[np.argmax(np.abs(found[:, 2])), 2]
+        assert part["displacement_z"]["extreme"] == pytest.approx(1000 * extreme, rel=1e-5)
+        assert part["displacement_z"]["half_width"] == pytest.approx(
+            1000 * intervals.columns["displacement_z"].part * part_scale(intervals.scales("displacement_z", inputs))
+        )
+        assert part["build_clearance_min"]["extreme"] == pytest.approx(clearance.min(), rel=1e-6)
+
+
+def test_intervals_of_other_weights_are_left_out_with_a_word(
+    judged: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = judged
+    other = tmp_path / "run"
+    other.mkdir()
+    for name in (WEIGHTS_NAME, "config.json", INTERVALS_NAME):
+        shutil.copy(run / name, other / name)
+    content = json.loads((other / INTERVALS_NAME).read_text())
+    (other / INTERVALS_NAME).write_text(json.dumps(content | {"weights_sha256": "0" * 64}))
+    assert predict(str(other), [data], out=str(tmp_path / "out"), pictures=False) == 0
+    assert "are of other weights, and are left out" in capsys.readouterr().err
+    assert not (tmp_path / "out" / INTERVALS_NAME).exists()
+
+
+def test_why_there_are_no_intervals_is_said(
+    judged: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = judged
+    evaluate(str(run), data, split="validation", out=str(tmp_path / "validation"), worst=0)
+    assert "no intervals: the validation split, from which they come, is the one" in capsys.readouterr().out
+    evaluate(str(run), data, coverage=0.95, out=str(tmp_path / "more"), worst=0)
+    assert "no intervals: 95% intervals need 19 validation designs, and there are 9" in capsys.readouterr().out
+    with pytest.raises(LpbfError, match="--coverage must lie between 0 and 1"):
+        evaluate(str(run), data, coverage=1.0)
