@@ -15,6 +15,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+import zarr
 from huggingface_hub import snapshot_download
 
 from lpbf_data import load_dataset, make_loader, open_zarr
@@ -377,6 +378,87 @@ def test_a_zarr_only_data_set_is_read_from_anywhere(hub: Hub, small_cases: Any, 
     shutil.rmtree(folder / "lpbf.zarr" / "train" / "00000" / "temperature" / "c")
     with pytest.raises(StoreError, match=r"case .* \(shard .*lpbf.zarr/train/00000, row 0\)"):
         load_dataset(folder, format="torch", cache=False)[0]
+
+
+def test_an_epoch_of_zarr_parts_needs_few_requests_and_the_next_none(
+    hub: Hub, tmp_path: Path, there: dict[str, Any]
+) -> None:
+    """Cases that span several chunks: chunk by chunk it would be some two hundred."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write_dataset(folder, {"train": [make_case(seed, 20_000) for seed in range(12)]}, shards=1, formats=["zarr"])
+    hub.repositories["user/zarr"] = {"main": folder}
+    loader = make_loader("user/zarr", "train", shuffle=True, fields=["temperature"], **there)
+    found = {
+        case_id: pos
+        for batch in loader
+        for case_id, pos in zip(batch.case_ids, batch.pos.split(batch.offsets.diff().tolist()), strict=True)
+    }
+    asked = [r for r in hub.downloads() if "lpbf.zarr" in r.path]
+    # Descriptions and indices once, then four arrays at a time: of the first case, and of the rest in some 8 MB.
+    assert len(asked) <= 40
+    hub.log.clear()
+    local = load_dataset(folder, "train", format="torch", cache=False)
+    for index, case_id in enumerate(local.case_ids):
+        assert torch.equal(found[case_id], local[index]["pos"])
+    assert sum(len(batch.case_ids) for batch in loader) == 12
+    assert not hub.log
+
+
+@pytest.mark.parametrize("what", ["altered", "cut", "gone"])
+def test_a_damaged_chunk_on_the_hub_is_the_error_of_its_cases_alone(
+    hub: Hub, small_cases: Any, tmp_path: Path, there: Any, what: str
+) -> None:
+    """The cases beside it, whose chunks are fetched with it, are read."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    cases = [make_case(seed, 9_000) for seed in range(4)]
+    write_dataset(folder, {"train": cases}, shards=1, formats=["zarr"])
+    shard = folder / "lpbf.zarr" / "train" / "00000" / "points" / "c" / "0" / "0"
+    data = bytearray(shard.read_bytes())
+    index = np.frombuffer(
+        bytes(data[-4 - 16 * (len(data) and -(-sum(c.num_points for c in cases) // 8192)) : -4]), "<u8"
+    )
+    offset, size = (int(number) for number in index.reshape(-1, 2)[-1])  # the last chunk, of the last case
+    if what == "altered":
+        data[offset + size // 2] ^= 1
+    elif what == "cut":
+        del data[offset + size // 2 : offset + size // 2 + 7]
+    shard.write_bytes(bytes(data))
+    if what == "gone":
+        shard.unlink()
+    hub.repositories["user/set"] = {"main": folder}
+    dataset = load_dataset("user/set", **there, format="torch")
+    known = {case.case_id: case for case in cases}
+    damaged: dict[str, str] = {}
+    for number, case_id in enumerate(dataset.case_ids):
+        try:
+            found = dataset[number]
+        except StoreError as error:
+            damaged[case_id] = str(error)
+        else:
+            np.testing.assert_array_equal(found["pos"].numpy(), known[case_id].points)
+    assert list(damaged) == (list(dataset.case_ids) if what == "gone" else [dataset.case_ids[-1]])
+    for case_id, said in damaged.items():
+        assert f"case {case_id} (shard user/set/lpbf.zarr/train/00000, row " in said
+
+
+def test_a_part_in_another_layout_is_read_from_the_hub_too(
+    hub: Hub, small_cases: Any, tmp_path: Path, there: Any
+) -> None:
+    """By zarr-python, as somebody may have written it again."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write_dataset(folder, {"train": small_cases["train"][:3]}, shards=1, formats=["zarr"])
+    group = zarr.open_group(folder / "lpbf.zarr" / "train" / "00000", mode="r+")
+    values, attributes = group["points"][...], group["points"].attrs.asdict()
+    del group["points"]
+    again = group.create_array("points", shape=values.shape, dtype=values.dtype, chunks=(3, 50), attributes=attributes)
+    again[...] = values
+    hub.repositories["user/set"] = {"main": folder}
+    assert_same_samples(
+        load_dataset("user/set", format="torch", **there), load_dataset(folder, format="torch", cache=False)
+    )
 
 
 def test_cut_and_altered_shards_on_the_hub(hub: Hub, small_cases: Any, tmp_path: Path, there: Any) -> None:
