@@ -148,6 +148,9 @@ def _scan_folder(path: Path, *, by_content: bool) -> SourceScan:
             failures.append(_unreadable(path, folder or ".", error.strerror or str(error)))
     archives = [name for name in grouping.packed if _is_source(name)]
     remarks = remarks_of(grouping, path.name, [*grouping.litter, *tree.litter], set(archives))
+    if broken := [f"{path.name}:{name}" for name in tree.broken]:
+        sentence = "links that lead nowhere, or to themselves"
+        remarks += (Remark.of_places(Treatment.LEFT_OUT, "broken_links", sentence, broken),)
     return SourceScan(
         Found(tuple(locations), tuple(failures), remarks), tuple((str(path / name), name) for name in archives)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -292,6 +293,27 @@ def test_a_whole_run_is_taken_before_an_incomplete_one(tmp_path: Path) -> None:
     assert found.unique == []
     reasons = [r.failure.failure_reason for r in found.failures if r.failure]
     assert reasons == [FailureReason.MISSING_FILE, FailureReason.SOLVER_TERMINATED]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+def test_links_in_circles_and_into_the_void(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    root = write_part(source, Part("a", interactive=True))
+    log = root / "a_mechanical.out"
+    log.write_bytes(log.read_text(encoding="utf-8").encode("utf-16"))
+    for link, target in (
+        (source / "itself", "itself"),
+        (source / "void.zip", "nowhere"),
+        (source / "._x", "nowhere"),
+        (root / "up", ".."),
+        (root / "results/a_mechanical_99.geo", "a_mechanical_99.geo"),
+    ):
+        link.symlink_to(target)
+    found = find_cases([source])
+    (place,) = found.locations
+    (remark,) = found.remarks
+    assert (remark.kind, remark.count, remark.treatment) == ("broken_links", 3, Treatment.LEFT_OUT)
+    assert len(NetfabbRun("a", open_case(place)).read_case(["temperature"]).points) == 48
 
 
 def test_a_build_tells_its_remarks_once_and_keeps_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
