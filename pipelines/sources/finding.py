@@ -134,9 +134,12 @@ def _scan_folder(path: Path, *, by_content: bool) -> SourceScan:
     tree = walk_tree(path)
     if "." in tree.unreadable:
         raise UsageError(f"the source {path} can't be read: {tree.unreadable['.']}")
-    grouping = group_cases(tree.names)
+    if not _is_text(str(path)):
+        raise UsageError(f"the source {_shown(str(path))} can't be read: its name isn't UTF-8; rename it")
+    grouping = group_cases(filter(_is_text, tree.names))
     locations: list[CaseLocation] = []
-    failures = [_unreadable(path, relative, reason) for relative, reason in sorted(tree.unreadable.items())]
+    failures = [_unreadable(path, _shown(relative), reason) for relative, reason in sorted(tree.unreadable.items())]
+    failures += [_misnamed(path, folder) for folder in sorted(group_cases(_not_text(tree.names)).folders.values())]
     for case, folder in sorted(grouping.folders.items()):
         if folder in tree.cut:
             continue  # it is among the failures: what can be seen of it isn't the whole case
@@ -154,6 +157,29 @@ def _scan_folder(path: Path, *, by_content: bool) -> SourceScan:
     return SourceScan(
         Found(tuple(locations), tuple(failures), remarks), tuple((str(path / name), name) for name in archives)
     )
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is UTF-8: others come along as bytes that nothing beside the file system takes."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _not_text(names: Iterable[str]) -> Iterable[str]:
+    return (name for name in names if not _is_text(name))
+
+
+def _shown(name: str) -> str:
+    """A name for people: where it isn't UTF-8 it is most likely Windows-1252."""
+    return name if _is_text(name) else name.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
+
+
+def _misnamed(source: Path, folder: str) -> CaseRecord:
+    """The record of a case in whose path, or among whose files, a name isn't UTF-8."""
+    shown = _shown(folder)
+    detail = "names of it aren't UTF-8 (most likely Windows-1252); rename its folder and files, and build again"
+    failure = Failure(FailureReason.UNREADABLE_FILE, detail, shown)
+    case_id = shown.rpartition("/")[2] or source.name
+    return CaseRecord(case_id=case_id, source=SourceRef(source.name, shown or "."), failure=failure)
 
 
 def _is_source(name: str) -> bool:

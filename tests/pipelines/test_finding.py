@@ -316,6 +316,19 @@ def test_links_in_circles_and_into_the_void(tmp_path: Path) -> None:
     assert len(NetfabbRun("a", open_case(place)).read_case(["temperature"]).points) == 48
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems take text only")
+def test_a_folder_on_disk_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    """It is a row of the manifest; the others are built."""
+    source, out = tmp_path / "src", tmp_path / "lpbf"
+    write_part(source, Part("a"))
+    os.rename(write_part(source, Part("b")), os.fsencode(source) + b"/Pr\xfcf")
+    os.rename(source / "a/test.stl", os.fsencode(source) + b"/a/Pr\xfcf.stl")  # no file of a run: nothing is lost
+    assert build([str(source)], out=str(out), workers=0, no_report=True) == 0
+    records = decode_manifest((out / "manifest.parquet").read_bytes()).records
+    told = {r.case_id: r.failure and (r.failure.failure_reason, r.failure.failure_path) for r in records}
+    assert told == {"a": None, "Prüf": (FailureReason.UNREADABLE_FILE, "Prüf")}
+
+
 def test_a_build_tells_its_remarks_once_and_keeps_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_part(tmp_path / "src", Part("a"))
     shutil.copytree(root, tmp_path / "src/b")
