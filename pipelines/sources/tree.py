@@ -21,7 +21,7 @@ class Tree:
             unfinished cases in one), others are left by operating systems.
         unreadable: Folders that can't be read, with the reason.
         cut: Folders whose results are among the unreadable.
-        broken: Links that lead nowhere, or to themselves.
+        broken: Links that lead nowhere, or to themselves; pipes, sockets and devices.
     """
 
     names: list[str] = field(default_factory=list)
@@ -75,8 +75,10 @@ def _look_into(root: Path, folder: str, tree: Tree) -> list[str]:
             if entry.is_symlink() and not leads_somewhere(entry):
                 if not is_litter(entry.name):
                     tree.broken.append(name)
-            elif not entry.is_dir():
+            elif entry.is_file():
                 tree.names.append(name)
+            elif not entry.is_dir():
+                tree.broken.append(name)  # a pipe would be waited at for ever
             elif is_litter(entry.name):
                 tree.litter.append(name)
             else:

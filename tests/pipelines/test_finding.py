@@ -309,10 +309,13 @@ def test_links_in_circles_and_into_the_void(tmp_path: Path) -> None:
         (root / "results/a_mechanical_99.geo", "a_mechanical_99.geo"),
     ):
         link.symlink_to(target)
+    os.mkfifo(source / "pipe.zip")  # who opens it waits for ever
+    with pytest.raises(UsageError, match="neither a file nor a folder"):
+        find_cases([source / "pipe.zip"])
     found = find_cases([source])
     (place,) = found.locations
     (remark,) = found.remarks
-    assert (remark.kind, remark.count, remark.treatment) == ("broken_links", 3, Treatment.LEFT_OUT)
+    assert (remark.kind, remark.count, remark.treatment) == ("broken_links", 4, Treatment.LEFT_OUT)
     assert len(NetfabbRun("a", open_case(place)).read_case(["temperature"]).points) == 48
 
 
