@@ -90,7 +90,7 @@ def _settle(
     for place in places:
         of_content.setdefault(_content(place), []).append(place)
     different = [same[0] for same in of_content.values()]
-    broken = {}
+    broken: dict[str, CaseError] = {}
     if len(different) > 1:
         broken = {_label(x): error for x in different if (error := _missing_of(x)) is not None}
     whole = [x for x in different if _label(x) not in broken]

@@ -7,6 +7,7 @@ onto the finished part.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -161,6 +162,8 @@ class NetfabbRun:
             raise CaseError(FailureReason.OVERSIZED_MEMBER, detail, path=name)
         data = self._bytes(name)
         try:
+            if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes what it redirects
+                return data.decode("utf-16")
             return data.decode("utf-8")
         except UnicodeDecodeError:
             return data.decode("cp1252", "replace")

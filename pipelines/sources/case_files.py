@@ -14,9 +14,10 @@ from lpbf_data.case.record import SourceRef
 from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.places.litter import is_litter
 from pipelines.sources.archive import ArchiveReader, Member, archive_at, check_size, reader_at
-from pipelines.sources.grouping import RESULTS, group_cases, split_name
+from pipelines.sources.grouping import RESULTS, group_cases, is_text, split_name
 from pipelines.sources.member_index import IndexRange, read_members
 from pipelines.sources.places import is_url, list_remote, read_bytes
+from pipelines.sources.tree import leads_somewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +148,10 @@ class FolderFiles:
 def _list_local(root: Path) -> dict[str, tuple[int, str]]:
     """Size and modification time of the files of a folder and of its results."""
     marks = {}
-    results = [entry.name for entry in os.scandir(root) if entry.name.lower() == RESULTS and entry.is_dir()]
+    results = [e.name for e in os.scandir(root) if e.name.lower() == RESULTS and leads_somewhere(e) and e.is_dir()]
     for sub in ("", *results):
         for entry in os.scandir(root / sub):
-            if entry.is_file():
+            if is_text(entry.name) and leads_somewhere(entry) and entry.is_file():
                 stat = entry.stat()
                 marks[f"{sub}/{entry.name}" if sub else entry.name] = (stat.st_size, str(stat.st_mtime_ns))
     return marks

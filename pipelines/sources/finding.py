@@ -16,7 +16,7 @@ from lpbf_data.places.litter import litter_remark
 from lpbf_data.remarks import Remark, Treatment, merge_remarks
 from pipelines.sources.archive import archive_at
 from pipelines.sources.case_files import ArchiveFiles, CaseLocation, FolderFiles, content_signature
-from pipelines.sources.grouping import RESULTS, Grouping, group_cases, is_packed, run_of_case
+from pipelines.sources.grouping import RESULTS, Grouping, group_cases, is_packed, is_text, run_of_case
 from pipelines.sources.places import is_remote_file, is_url, list_remote
 from pipelines.sources.privacy import strip_local_paths
 from pipelines.sources.tree import walk_tree
@@ -119,6 +119,8 @@ def scan_source(source: str, *, by_content: bool = False) -> SourceScan:
         raise UsageError(f"the source {source} doesn't exist")
     path = path.resolve() if path.name == ".." else path.absolute()  # its name is a case's, and a link's may be meant
     if not path.is_dir():
+        if not path.is_file():
+            raise UsageError(f"the source {source} is neither a file nor a folder")
         _check_zip(source)
         return SourceScan(Found(()), ((str(path), path.name),), asked_for=True)
     return _scan_folder(path, by_content=by_content)
@@ -134,9 +136,12 @@ def _scan_folder(path: Path, *, by_content: bool) -> SourceScan:
     tree = walk_tree(path)
     if "." in tree.unreadable:
         raise UsageError(f"the source {path} can't be read: {tree.unreadable['.']}")
-    grouping = group_cases(tree.names)
+    if not is_text(str(path)):
+        raise UsageError(f"the source {_shown(str(path))} can't be read: its name isn't UTF-8; rename it")
+    grouping = group_cases(filter(is_text, tree.names))
     locations: list[CaseLocation] = []
-    failures = [_unreadable(path, relative, reason) for relative, reason in sorted(tree.unreadable.items())]
+    failures = [_unreadable(path, _shown(relative), reason) for relative, reason in sorted(tree.unreadable.items())]
+    failures += [_misnamed(path, folder) for folder in sorted(group_cases(_not_text(tree.names)).folders.values())]
     for case, folder in sorted(grouping.folders.items()):
         if folder in tree.cut:
             continue  # it is among the failures: what can be seen of it isn't the whole case
@@ -148,9 +153,30 @@ def _scan_folder(path: Path, *, by_content: bool) -> SourceScan:
             failures.append(_unreadable(path, folder or ".", error.strerror or str(error)))
     archives = [name for name in grouping.packed if _is_source(name)]
     remarks = remarks_of(grouping, path.name, [*grouping.litter, *tree.litter], set(archives))
+    if broken := [f"{path.name}:{name}" for name in tree.broken]:
+        sentence = "links that lead nowhere, or to themselves, and what is neither a file nor a folder"
+        remarks += (Remark.of_places(Treatment.LEFT_OUT, "broken_links", sentence, broken),)
     return SourceScan(
         Found(tuple(locations), tuple(failures), remarks), tuple((str(path / name), name) for name in archives)
     )
+
+
+def _not_text(names: Iterable[str]) -> Iterable[str]:
+    return (name for name in names if not is_text(name))
+
+
+def _shown(name: str) -> str:
+    """A name for people: where it isn't UTF-8 it is most likely Windows-1252."""
+    return name if is_text(name) else name.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
+
+
+def _misnamed(source: Path, folder: str) -> CaseRecord:
+    """The record of a case in whose path, or among whose files, a name isn't UTF-8."""
+    shown = _shown(folder)
+    detail = "names of it aren't UTF-8 (most likely Windows-1252); rename its folder and files, and build again"
+    failure = Failure(FailureReason.UNREADABLE_FILE, detail, shown)
+    case_id = shown.rpartition("/")[2] or source.name
+    return CaseRecord(case_id=case_id, source=SourceRef(source.name, shown or "."), failure=failure)
 
 
 def _is_source(name: str) -> bool:

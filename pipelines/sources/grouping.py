@@ -54,6 +54,15 @@ def is_packed(name: str) -> bool:
     return _PACKED.fullmatch(name.rpartition("/")[2]) is not None
 
 
+def is_text(name: str) -> bool:
+    r"""Whether a name is UTF-8: others come along as bytes that nothing beside the file system takes.
+
+    >>> is_text("Prüf"), is_text("Pr\udcfcf")
+    (True, False)
+    """
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def fold_name(name: str) -> str:
     """A name without what differs between systems: Windows ignores capitals, macOS stores accents apart from letters.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +21,14 @@ class Tree:
             unfinished cases in one), others are left by operating systems.
         unreadable: Folders that can't be read, with the reason.
         cut: Folders whose results are among the unreadable.
+        broken: Links that lead nowhere, or to themselves; pipes, sockets and devices.
     """
 
     names: list[str] = field(default_factory=list)
     litter: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
+    broken: list[str] = field(default_factory=list)
 
 
 def walk_tree(root: Path) -> Tree:
@@ -52,14 +55,30 @@ def walk_tree(root: Path) -> Tree:
     return tree
 
 
+def leads_somewhere(entry: os.DirEntry[str]) -> bool:
+    """Whether there is something behind a link; one that leads to itself ends in an error of the operating system."""
+    try:
+        entry.stat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        return error.errno != errno.ELOOP
+    return True
+
+
 def _look_into(root: Path, folder: str, tree: Tree) -> list[str]:
     """Note the files of a folder; returns the folders in it."""
     below = []
     with os.scandir(root / folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             name = f"{folder}/{entry.name}" if folder else entry.name
-            if not entry.is_dir():
+            if entry.is_symlink() and not leads_somewhere(entry):
+                if not is_litter(entry.name):
+                    tree.broken.append(name)
+            elif entry.is_file():
                 tree.names.append(name)
+            elif not entry.is_dir():
+                tree.broken.append(name)  # a pipe would be waited at for ever
             elif is_litter(entry.name):
                 tree.litter.append(name)
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -292,6 +293,43 @@ def test_a_whole_run_is_taken_before_an_incomplete_one(tmp_path: Path) -> None:
     assert found.unique == []
     reasons = [r.failure.failure_reason for r in found.failures if r.failure]
     assert reasons == [FailureReason.MISSING_FILE, FailureReason.SOLVER_TERMINATED]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+def test_links_in_circles_and_into_the_void(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    root = write_part(source, Part("a", interactive=True))
+    log = root / "a_mechanical.out"
+    log.write_bytes(log.read_text(encoding="utf-8").encode("utf-16"))
+    for link, target in (
+        (source / "itself", "itself"),
+        (source / "void.zip", "nowhere"),
+        (source / "._x", "nowhere"),
+        (root / "up", ".."),
+        (root / "results/a_mechanical_99.geo", "a_mechanical_99.geo"),
+    ):
+        link.symlink_to(target)
+    os.mkfifo(source / "pipe.zip")  # who opens it waits for ever
+    with pytest.raises(UsageError, match="neither a file nor a folder"):
+        find_cases([source / "pipe.zip"])
+    found = find_cases([source])
+    (place,) = found.locations
+    (remark,) = found.remarks
+    assert (remark.kind, remark.count, remark.treatment) == ("broken_links", 4, Treatment.LEFT_OUT)
+    assert len(NetfabbRun("a", open_case(place)).read_case(["temperature"]).points) == 48
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems take text only")
+def test_a_folder_on_disk_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    """It is a row of the manifest; the others are built."""
+    source, out = tmp_path / "src", tmp_path / "lpbf"
+    write_part(source, Part("a"))
+    os.rename(write_part(source, Part("b")), os.fsencode(source) + b"/Pr\xfcf")
+    os.rename(source / "a/test.stl", os.fsencode(source) + b"/a/Pr\xfcf.stl")  # no file of a run: nothing is lost
+    assert build([str(source)], out=str(out), workers=0, no_report=True) == 0
+    records = decode_manifest((out / "manifest.parquet").read_bytes()).records
+    told = {r.case_id: r.failure and (r.failure.failure_reason, r.failure.failure_path) for r in records}
+    assert told == {"a": None, "Prüf": (FailureReason.UNREADABLE_FILE, "Prüf")}
 
 
 def test_a_build_tells_its_remarks_once_and_keeps_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
