@@ -31,12 +31,13 @@ lint: $(VENV)/installed ## Style, types, and which package may import which.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Each of two workers begins with one half of the tests, so that tests of one module share what they stand on.
 test: lint ## The whole fast test suite, and its arithmetic once more as other processors do it.
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 	$(MAKE) numeric
 
 numeric: $(VENV)/installed ## The tests of arithmetic as a processor without AVX-512 does it; CAPABILITY=default: without AVX.
-	$(BIN)/python -m tests.fewer_instructions $(CAPABILITY) $(BIN)/python -m pytest -n 2 -m 'numeric and not slow'
+	$(BIN)/python -m tests.fewer_instructions $(CAPABILITY) $(BIN)/python -m pytest -n 2 --dist worksteal -m 'numeric and not slow and not compiles'
 
 slow: $(VENV)/installed ## The tests that take minutes.
 	$(BIN)/python -m pytest -m slow

@@ -371,7 +371,14 @@ def test_ranking_quality_counts_pairs() -> None:
 
 def test_a_checkpoint_of_another_data_set_says_what_is_missing(trained_run: Path, tmp_path: Path) -> None:
     data = str(tmp_path / "lpbf")
-    build([str(write_cases(tmp_path / "cases", 3))], out=data, workers=0, splits="train=1", fields=["temperature"])
+    build(
+        [str(write_cases(tmp_path / "cases", 3))],
+        out=data,
+        workers=0,
+        splits="train=1",
+        fields=["temperature"],
+        no_report=True,
+    )
     with pytest.raises(UsageError, match="no field 'displacement'"):
         evaluate(str(trained_run), data, split="train")
 

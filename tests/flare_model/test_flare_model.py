@@ -292,6 +292,7 @@ def compiled(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     return model, torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", MODELS)
 def test_compiling_joined_meshes_breaks_no_graph(name: str) -> None:
     model, fast = compiled(name)
@@ -304,6 +305,7 @@ def test_compiling_joined_meshes_breaks_no_graph(name: str) -> None:
     assert_same(found, wanted)
 
 
+@pytest.mark.compiles
 def test_compiling_single_and_padded_meshes_breaks_no_graph() -> None:
     model, fast = compiled("flare")
     points = sample(24, 3)

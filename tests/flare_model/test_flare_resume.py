@@ -69,7 +69,7 @@ def test_a_changed_run_is_not_continued(box_dataset: str, trained_run: Path, tmp
             recipe=LEARNING,
         )
     other = tmp_path / "lpbf"
-    build([str(write_cases(tmp_path / "cases", 6))], out=str(other), workers=0, formats=["parquet"])
+    build([str(write_cases(tmp_path / "cases", 6))], out=str(other), workers=0, formats=["parquet"], no_report=True)
     with pytest.raises(UsageError, match="another data set"):
         go(str(other), trained_run, recipe=LEARNING)
 

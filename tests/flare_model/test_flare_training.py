@@ -218,7 +218,7 @@ def test_a_truth_that_is_zero_everywhere_is_named_and_adds_nothing(
     cases = write_cases(tmp_path / "cases", 3)
     write_part(cases, Part("200000_22b839a0_1", amplitude=0.0))
     data = str(tmp_path / "lpbf")
-    build([str(cases)], out=data, workers=0, splits="train=1", formats=["parquet"])
+    build([str(cases)], out=data, workers=0, splits="train=1", formats=["parquet"], no_report=True)
     go(data, tmp_path / "run", recipe=Recipe(epochs=2))
     warning = capsys.readouterr().err
     assert "zero everywhere in 1 of 4 training cases, 200000_22b839a0_1 among them" in warning
@@ -234,7 +234,7 @@ def test_a_truth_that_is_zero_everywhere_is_named_and_adds_nothing(
 def test_nothing_but_zeros_can_not_be_trained_on(tmp_path: Path) -> None:
     write_part(tmp_path / "cases", Part("200000_22b839a0_1", amplitude=0.0))
     data = str(tmp_path / "lpbf")
-    build([str(tmp_path / "cases")], out=data, workers=0, splits="train=1", formats=["parquet"])
+    build([str(tmp_path / "cases")], out=data, workers=0, splits="train=1", formats=["parquet"], no_report=True)
     for loss in ("relative_l2", "mse"):
         with pytest.raises(
             UsageError, match=r"displacement_z is 0 at every point of every training case, so .*--targets"
@@ -266,7 +266,14 @@ def test_without_a_validation_split_the_last_weights_are_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = str(tmp_path / "lpbf")
-    build([str(write_cases(tmp_path / "cases", 3))], out=data, workers=0, splits="train=1", formats=["parquet"])
+    build(
+        [str(write_cases(tmp_path / "cases", 3))],
+        out=data,
+        workers=0,
+        splits="train=1",
+        formats=["parquet"],
+        no_report=True,
+    )
     run = go(data, tmp_path / "run", recipe=Recipe(epochs=2))
     assert "no validation split" in capsys.readouterr().out
     assert from_pretrained(run).origin["step"] == 6

@@ -256,6 +256,7 @@ def test_checkpoints_in_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(parts, points * 2)
 
 
+@pytest.mark.compiles
 def test_compiling_breaks_no_graph_and_meets_no_host() -> None:
     torch.compiler.reset()
     model = small("triton")

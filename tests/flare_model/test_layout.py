@@ -56,6 +56,7 @@ def test_what_fills_a_batch_up_may_be_anything(name: str) -> None:
     assert all(t.isfinite().all() for t in found[0])
 
 
+@pytest.mark.compiles
 def test_a_compiled_model_checks_offsets_where_they_lie() -> None:
     torch.compiler.reset()
     model = tiny_flare().double()
@@ -69,6 +70,7 @@ def test_a_compiled_model_checks_offsets_where_they_lie() -> None:
             fast(points, None, torch.tensor(bad))
 
 
+@pytest.mark.compiles
 def test_several_chunks_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     """With activation checkpoints, more points than a chunk holds, and any number of them."""
     monkeypatch.setattr("flare_model.models.backbone._CHUNK", 8)

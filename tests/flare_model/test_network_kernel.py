@@ -213,6 +213,7 @@ def test_a_model_whose_networks_take_in_their_norms(
         assert (ours - truth).norm() <= error, name
 
 
+@pytest.mark.compiles
 def test_compiling_breaks_no_graph() -> None:
     torch.compiler.reset()
     norm, plain, x, _ = sample(64, layers=1)

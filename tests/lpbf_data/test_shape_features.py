@@ -25,8 +25,12 @@ from lpbf_data.serving.datasets import CaseDataset, load_dataset
 from lpbf_data.serving.make_loader import make_loader
 from lpbf_data.serving.transforms import RandomSymmetry
 from pipelines.ensight.meshio_format import read
+from tests.rounding import SINGLE
 
 pytestmark = pytest.mark.numeric
+
+ROUNDED = 2**7 * SINGLE
+"""Features are worked out of coordinates in float32 and stored in it: some roundings of lengths of ten millimetres."""
 
 Mesh = tuple[NDArray[np.float32], NDArray[np.int32]]
 Box = tuple[tuple[float, float], ...]
@@ -186,7 +190,7 @@ def test_a_refined_mesh_has_the_same_features(boxes: list[Box], random: Any) -> 
     shared = [places[tuple(point)] for point in points.tolist()]
     coarse, fine = shape_features(points, cells), shape_features(fine_points, fine_cells)
     for name, values in coarse.items():
-        np.testing.assert_allclose(fine[name][shared], values, rtol=1e-5, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(fine[name][shared], values, rtol=ROUNDED, atol=ROUNDED, err_msg=name)
 
 
 @settings(deadline=None, max_examples=30)
@@ -198,7 +202,7 @@ def test_features_turn_with_the_part(boxes: list[Box], mirror_x: bool, mirror_y:
     turned = RandomSymmetry().apply(tensors, mirror_x=mirror_x, mirror_y=mirror_y, exchange=exchange)
     again = shape_features(turned["pos"].numpy(), turned["cells"].numpy())
     for name, values in again.items():
-        np.testing.assert_allclose(turned[name].numpy(), values, rtol=1e-5, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(turned[name].numpy(), values, rtol=ROUNDED, atol=ROUNDED, err_msg=name)
 
 
 UNIT: Box = ((0.0, 1.0), (0.0, 1.0), (0.0, 1.0))

@@ -1,7 +1,7 @@
 """Builds that start without importing anything: each is forked from a process that has imported all that builds need.
 
-A build that is killed at a random moment spends most of its short life in imports otherwise, where a kill tells nothing.
-The process that forks has no threads, so that whatever it forks is as if started anew.
+A build that is killed at a random moment spends most of its short life in imports otherwise, where a kill tells
+nothing. The process that forks has no threads, so that whatever it forks is as if started anew.
 """
 
 from __future__ import annotations
