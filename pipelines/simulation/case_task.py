@@ -324,6 +324,9 @@ class _Run:
             raise _StoppedError(_ASKED_FOR, "The part could not be prepared (a failure that was asked for)")
         surface, mesh = self._mesh()
         if self.trial is not None:
+            assert isinstance(self.task.part, PartPlan)
+            if mesh.num_points > _FAR * self.task.part.num_points:
+                raise _PassedOverError("of walls too thin for its points")
             self.trial.check(_height(mesh), hit=False)
         known = self.task.material.calibration
         refinement = choose_refinement(mesh.num_planes, mesh.spacing[2], known.group_thickness, known.fewest_groups)

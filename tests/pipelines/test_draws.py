@@ -221,7 +221,7 @@ def test_flat_parts_mesh_within_the_published_aspect_ratio(name: str) -> None:
     surface = part_surface(name, middle, 0, height=0.6, sized_for=1500)
     assert np.ptp(surface.bounds[:, 2]) == pytest.approx(0.6)
     mesh = _mesh_near(surface, 1500, 1.3, 0.04)
-    assert mesh.num_planes == 2
+    assert mesh.num_planes >= 2
     assert hex_aspect_ratio(mesh.points, mesh.cells).max() <= 3
 
 
