@@ -45,7 +45,8 @@ def accepted_parts(folder: Path, cases: int, num_points: int) -> tuple[tuple[Can
                     f"{folder} holds {len(found):,} accepted parts, --cases asks for {cases:,}; extend it first"
                 )
             if outcome.status == "completed" and outcome.candidate is not None:
-                found.append(at_size(stream, outcome.candidate, num_points))
+                weight = None if outcome.origin is None else outcome.origin.weight
+                found.append(at_size(stream, outcome.candidate, num_points, weight))
             if len(found) == cases:
                 break
     return tuple(found), asked

@@ -155,19 +155,27 @@ class _Trial:
 
     Attributes:
         stream: Its stream.
-        luck: It is accepted if its acceptance is above this.
+        luck: It is accepted if its acceptance is above this; None where it was accepted before, at another size.
     """
 
     stream: CandidateStream
-    luck: float
+    luck: float | None
 
     def check(self, height: float, *, hit: bool) -> None:
         """End the run where no part of this height that has met the blade, or hasn't yet, would be accepted."""
-        if self.luck >= DRAWS[self.stream.draw].most(height, hit=hit):
+        if self.luck is not None and self.luck >= DRAWS[self.stream.draw].most(height, hit=hit):
             raise _PassedOverError("hit by the blade" if hit else "of a height")
 
-    def weight(self, record: CaseRecord) -> float:
+    def check_mesh(self, mesh: VoxelMesh, plan: PartPlan) -> None:
+        """End the run before it begins where a mesh of this size or height wouldn't be accepted."""
+        if self.luck is not None and mesh.num_points > _FAR * plan.num_points:
+            raise _PassedOverError("of walls too thin for its points")
+        self.check(_height(mesh), hit=False)
+
+    def weight(self, record: CaseRecord) -> float | None:
         """1 over the acceptance of a part; raises `_PassedOverError` where it isn't accepted."""
+        if self.luck is None:
+            return self.stream.weight
         assert record.measures is not None
         if record.rejections:
             raise _PassedOverError(f"beyond {record.rejections[0].criterion}")
@@ -242,7 +250,7 @@ def _run_stream(task: CaseTask, folder: Path) -> CaseOutcome:
     for number in range(MOST_CANDIDATES) if stream.chosen is None else (stream.chosen,):
         plan, luck = stream.candidate(number)
         no_choice = stream.chosen is not None or task.failure is not None
-        trial = None if no_choice else _Trial(stream, luck)
+        trial = None if task.failure is not None else _Trial(stream, None if no_choice else luck)
         try:
             outcome = _run_anew(dataclasses.replace(task, part=plan), folder, trial)
         except _PassedOverError as error:
@@ -252,6 +260,8 @@ def _run_stream(task: CaseTask, folder: Path) -> CaseOutcome:
             return dataclasses.replace(outcome, candidate=number, passed_over=dict(sorted(passed_over.items())))
         passed_over[FAILED if outcome.survived else NOT_SURVIVED] += 1
     reason = f"None of {MOST_CANDIDATES} candidates was accepted; choose other --families or another --draw"
+    shutil.rmtree(folder)
+    folder.mkdir()
     outcome = _Run(task, folder).end(_NONE_ACCEPTED, reason)
     return dataclasses.replace(outcome, passed_over=dict(sorted(passed_over.items())))
 
@@ -325,9 +335,7 @@ class _Run:
         surface, mesh = self._mesh()
         if self.trial is not None:
             assert isinstance(self.task.part, PartPlan)
-            if mesh.num_points > _FAR * self.task.part.num_points:
-                raise _PassedOverError("of walls too thin for its points")
-            self.trial.check(_height(mesh), hit=False)
+            self.trial.check_mesh(mesh, self.task.part)
         known = self.task.material.calibration
         refinement = choose_refinement(mesh.num_planes, mesh.spacing[2], known.group_thickness, known.fewest_groups)
         simulation = BuildSimulation(mesh, self.task.material, refinement=refinement)

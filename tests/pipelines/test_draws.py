@@ -125,6 +125,7 @@ def test_a_stream_without_an_accepted_candidate_is_a_failed_case(
     assert "None of 3 candidates was accepted" in outcome.reason
     assert sum(outcome.passed_over.values()) == 3
     assert "Analysis terminated" in (tmp_path / outcome.case_id / "mechanical.out").read_text()
+    assert {p.name for p in (tmp_path / outcome.case_id).iterdir()} == {"mechanical.out", "thermal.out"}
 
 
 def test_parts_that_no_build_would_survive_end_as_failed_runs(
@@ -156,6 +157,7 @@ def test_accepted_parts_at_another_size_are_the_same_parts(
     for one, other in zip(outcomes, finer, strict=False):
         assert other.case_id == f"{one.case_id}000600"
         assert other.candidate == one.candidate
+        assert other.origin == one.origin  # weight and draw as well
         assert other.num_points > one.num_points
         stl = [
             (folder / case.case_id / "test.stl").read_bytes()
