@@ -24,10 +24,18 @@ if TYPE_CHECKING:
 
 DEFAULT: Final = ("displacement", "build_clearance_min", "build_displacement_z_max")
 
+_MOST_MEBIBYTES: Final = 60
 _TOLERANCES: Final = (1e-6, 0.01)  # below, errors would be no smaller than those of floats
 
 
-def pack(src: str, out: str, *, fields: list[str] = list(DEFAULT), tolerance: float = 2e-5) -> int:  # noqa: B006
+def pack(
+    src: str,
+    out: str,
+    *,
+    fields: list[str] = list(DEFAULT),  # noqa: B006 (read only; shown as the default in the help)
+    tolerance: float = 2e-5,
+    piece_mebibytes: int = 60,
+) -> int:
     """Pack a data set: voxels as bits, fields rounded to steps, pieces of at most 60 MiB.
 
     Args:
@@ -36,17 +44,20 @@ def pack(src: str, out: str, *, fields: list[str] = list(DEFAULT), tolerance: fl
         fields: Fields of points to keep.
         tolerance: Share of a field's largest value in a case (for displacements, of the longest one) that its values
             may be off.
+        piece_mebibytes: Largest size of a piece, 1 to 60 MiB.
 
     Returns:
         Exit status: 0.
     """
     _check_tolerance(tolerance)
+    if not 1 <= piece_mebibytes <= _MOST_MEBIBYTES:
+        raise UsageError(f"--piece_mebibytes must be 1 to {_MOST_MEBIBYTES}, not {piece_mebibytes}")
 
     from rich.table import Table
 
     from pipelines.numbers import human_bytes
 
-    files, remarks, points, error = pack_dataset(Path(src), Path(out), fields, tolerance)
+    files, remarks, points, error = pack_dataset(Path(src), Path(out), fields, tolerance, piece_mebibytes * 2**20)
     size = sum(path.stat().st_size for path in files)
     table = Table(title=f"packed corpus {out}", show_header=False, title_justify="left")
     table.add_column()
@@ -64,7 +75,7 @@ def pack(src: str, out: str, *, fields: list[str] = list(DEFAULT), tolerance: fl
 
 
 def pack_dataset(
-    src: Path, out: Path, fields: Sequence[str], tolerance: float
+    src: Path, out: Path, fields: Sequence[str], tolerance: float, piece_bytes: int = 60 * 2**20
 ) -> tuple[tuple[Path, ...], tuple[Remark, ...], int, dict[str, float]]:
     """Pack a data set.
 
@@ -73,6 +84,7 @@ def pack_dataset(
         out: Folder of the pieces, new or empty.
         fields: Fields of points to keep.
         tolerance: Share of a field's largest value in a case that its values may be off.
+        piece_bytes: Most bytes of a piece.
 
     Returns:
         The pieces; what was left out; the number of points; the largest error of each field, over its largest value.
@@ -102,7 +114,7 @@ def pack_dataset(
     left_out: list[str] = []
     points, error = 0, dict.fromkeys((spec.name for spec in specs), 0.0)
     try:
-        writer = PackedWriter(aside, specs, tolerance)
+        writer = PackedWriter(aside, specs, tolerance, piece_bytes)
         kept = sum(record.placement is not None for record in manifest.records)
         with progress(kept, "pack", "case") as bar:
             for record, case in _cases(src, manifest, specs):

@@ -27,7 +27,8 @@ from pipelines.simulation.families import FAMILIES
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipelines.simulation.case_task import CaseOutcome, CaseTask
+    from pipelines.simulation.case_task import CaseTask
+    from pipelines.simulation.outcomes import CaseOutcome
     from pipelines.simulation.request import SimulationRequest
 
 _EXAMPLES: Final = 3
@@ -195,8 +196,9 @@ def _plan_tasks(
     request: SimulationRequest, place: Path, ready: Path, packed: int
 ) -> tuple[list[CaseTask], dict[str, CaseOutcome]]:
     """Cases to simulate, and what came of those that are finished."""
-    from pipelines.simulation.case_task import CaseTask, load_outcome
+    from pipelines.simulation.case_task import CaseTask
     from pipelines.simulation.failures import plan_failure
+    from pipelines.simulation.outcomes import load_outcome
 
     options = request.options
     tasks: list[CaseTask] = []

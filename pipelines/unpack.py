@@ -167,7 +167,7 @@ class _Shards:
         splits = ",".join(f"{split}={sum(map(len, groups))}" for split, groups in sorted(self._written.items()))
         content = {
             "schema_version": SCHEMA_VERSION,
-            "configuration": {"unpacked": dataclasses.asdict(self._header), "fields": list(self._header.fields)},
+            "configuration": {"unpacked_tolerance": self._header.tolerance, "fields": list(self._header.fields)},
             "manifest_sha256": digest,
             "remarks": [remark.as_dict() for remark in remarks],
         }

@@ -62,12 +62,14 @@ class PackedHeader:
     Attributes:
         piece: Its number, from 0.
         pieces: How many there are.
+        cases: How many cases it holds.
         tolerance: Share of a field's largest value in a case that its values may be off.
         fields: Fields that it holds.
     """
 
     piece: int
     pieces: int
+    cases: int
     tolerance: float
     fields: tuple[str, ...]
 
@@ -161,7 +163,9 @@ class PackedWriter:
             raise UsageError("no case can be packed: no mesh is numbered as this project's mesher numbers it")
         files = []
         for number, groups in enumerate(pieces):
-            header = PackedHeader(number, len(pieces), self._tolerance, tuple(spec.name for spec in self._specs))
+            cases = sum(pq.ParquetFile(path, pre_buffer=False).metadata.num_rows for path in groups)
+            names = tuple(spec.name for spec in self._specs)
+            header = PackedHeader(number, len(pieces), cases, self._tolerance, names)
             final = self._folder / f"corpus-{number:05d}-of-{len(pieces):05d}.parquet"
             stored = {_KEY: json.dumps(dataclasses.asdict(header) | {"version": _VERSION}).encode()}
             schema = _schema().with_metadata({**manifest_schema().metadata, **stored})
@@ -253,12 +257,14 @@ class PackedPiece:
         self.path = path
         try:
             self._file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
-        except (pa.ArrowException, OSError, MemoryError) as error:
+        except (pa.ArrowException, OSError, MemoryError, ValueError) as error:  # names that aren't UTF-8 among them
             raise self._broken(error) from error
         self.header = self._read_header()
         groups = [self._file.metadata.row_group(number) for number in range(self._file.metadata.num_row_groups)]
         if any(group.num_rows > _GROUP or group.total_byte_size > _MOST_IN_A_GROUP for group in groups):
             raise StoreError(f"{path.name} announces more than a piece can hold; it is not read")
+        if not self._file.metadata.num_rows == sum(group.num_rows for group in groups) == self.header.cases:
+            raise StoreError(f"{path.name} doesn't hold the {self.header.cases:,} cases that it says; fetch it again")
 
     def _broken(self, error: Exception) -> StoreError:
         said = " ".join(str(error).split()).rstrip(".")
@@ -269,9 +275,8 @@ class PackedPiece:
         try:
             stored = json.loads(metadata[_KEY])
             version, schema = int(stored["version"]), int(metadata[b"lpbf_schema_version"])
-            header = PackedHeader(
-                int(stored["piece"]), int(stored["pieces"]), float(stored["tolerance"]), tuple(stored["fields"])
-            )
+            numbers = (int(stored[name]) for name in ("piece", "pieces", "cases"))
+            header = PackedHeader(*numbers, float(stored["tolerance"]), tuple(stored["fields"]))
             newer = version > _VERSION or schema > SCHEMA_VERSION
             specs = () if newer else header.specs
         except (KeyError, ValueError, TypeError, RecursionError) as error:
@@ -309,7 +314,7 @@ class PackedPiece:
             if group is None:
                 return self._file.read(columns, use_threads=False)
             return self._file.read_row_group(group, columns, use_threads=False)
-        except (pa.ArrowException, OSError, MemoryError) as error:
+        except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
             raise self._broken(error) from error
 
     def cases(self) -> Iterator[Case]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from lpbf_data.errors import UsageError
-from pipelines.simulation.case_task import CaseOutcome, load_outcome
 from pipelines.simulation.draws import DRAWS, CandidateStream, at_size, plan_streams
+from pipelines.simulation.outcomes import CaseOutcome, load_outcome
 
 WORKPLACE: Final = ".simulate"
 """Folder of a simulation's output that holds what it was asked for, and what came of each case."""
@@ -45,7 +45,8 @@ def accepted_parts(folder: Path, cases: int, num_points: int) -> tuple[tuple[Can
                     f"{folder} holds {len(found):,} accepted parts, --cases asks for {cases:,}; extend it first"
                 )
             if outcome.status == "completed" and outcome.candidate is not None:
-                found.append(at_size(stream, outcome.candidate, num_points))
+                weight = None if outcome.origin is None else outcome.origin.weight
+                found.append(at_size(stream, outcome.candidate, num_points, weight))
             if len(found) == cases:
                 break
     return tuple(found), asked

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from lpbf_data.case.case import Case
 from lpbf_data.case.record import CaseRecord, SourceRef
-from lpbf_data.durable import flush_tree, write_durably
+from lpbf_data.durable import flush_tree
 from lpbf_data.errors import GeometryError
 from lpbf_data.geometry.layer_groups import choose_refinement
 from lpbf_data.geometry.mesh_check import check_mesh, mesh_faithfully, remarks_on
@@ -34,23 +32,20 @@ from pipelines.simulation import run_log
 from pipelines.simulation.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
 from pipelines.simulation.choices import EncodingName, Results
 from pipelines.simulation.corpus import PartPlan, part_surface
-from pipelines.simulation.draws import DRAWS, MOST_CANDIDATES, CandidateStream
+from pipelines.simulation.draws import MOST_CANDIDATES, CandidateStream
 from pipelines.simulation.failures import FailureKind, PlannedFailure, cut_short, failure_of
 from pipelines.simulation.fields import von_mises
 from pipelines.simulation.materials import Material
 from pipelines.simulation.named_parts import named_part
+from pipelines.simulation.outcomes import CaseOutcome, store_outcome
 from pipelines.simulation.result_writer import ResultWriter
 from pipelines.simulation.run_log import RunNames
 from pipelines.simulation.stiffness import SolverError
+from pipelines.simulation.trial import FAILED, FAR, NOT_SURVIVED, PassedOverError, Trial, height_of
 
 _CUBES = 1.0  # aspect ratio of the cells of a part that came as a file
 _FEWEST_PLANES = 2  # of cells: one alone shrinks freely when it is cut, and would not warp
-_FAR = 4.0  # times as many points as were asked for: a sign that thin walls force the cells to be narrow
 _MESHING, _SOLVING, _ASKED_FOR, _NOT_SURVIVED, _NONE_ACCEPTED = 2001, 2002, 2003, 2004, 2005  # of errors in logs
-NOT_SURVIVED: Final = "no build would survive"
-"""In the counts of candidates: runs that ended because of `failures.failure_of`."""
-FAILED: Final = "couldn't be meshed or solved"
-"""In the counts of candidates: runs that ended otherwise."""
 
 
 @dataclass(frozen=True)
@@ -111,112 +106,12 @@ class CaseTask:
     results: Results = "whole"
 
 
-@dataclass(frozen=True)
-class CaseOutcome:
-    """What came of a case.
-
-    Attributes:
-        case_id: The case.
-        status: Whether it was completed.
-        reason: Why it wasn't.
-        asked_for: Whether the failure was asked for.
-        rejected_by: Limits of the published data set that it exceeds.
-        num_points: Points of the finished part.
-        height: mm.
-        displacement_z_max: mm.
-        recoater_clearance_min: Percent of a layer.
-        recoater_interference: Whether the blade meets the part.
-        remarks: What differs between mesh and surface.
-        survived: Whether a real build would have gone on to where this one ended.
-        origin: Family, draw and weight of a drawn part.
-        candidate: Number of the candidate that was accepted, from 0; None where there was no choice.
-        passed_over: How many candidates before it weren't accepted, by the reason.
-    """
-
-    case_id: str
-    status: Literal["completed", "failed"]
-    reason: str = ""
-    asked_for: bool = False
-    rejected_by: tuple[str, ...] = field(default_factory=tuple)
-    num_points: int = 0
-    height: float = 0.0
-    displacement_z_max: float = 0.0
-    recoater_clearance_min: float = 0.0
-    recoater_interference: bool = False
-    remarks: tuple[Remark, ...] = ()
-    survived: bool = True
-    origin: PartOrigin | None = None
-    candidate: int | None = None
-    passed_over: Mapping[str, int] = field(default_factory=dict)
-
-
 class _StoppedError(Exception):
     """The run ends here, for a reason that its log gives."""
 
     def __init__(self, code: int, reason: str, *, silent: bool = False) -> None:
         self.code, self.reason, self.silent = code, reason, silent
         super().__init__(reason)
-
-
-class _PassedOverError(Exception):
-    """The candidate isn't accepted; its text is the reason, as it is counted."""
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """A candidate that is accepted or not by what its simulation gives.
-
-    Attributes:
-        stream: Its stream.
-        luck: It is accepted if its acceptance is above this.
-    """
-
-    stream: CandidateStream
-    luck: float
-
-    def check(self, height: float, *, hit: bool) -> None:
-        """End the run where no part of this height that has met the blade, or hasn't yet, would be accepted."""
-        if self.luck >= DRAWS[self.stream.draw].most(height, hit=hit):
-            raise _PassedOverError("hit by the blade" if hit else "of a height")
-
-    def weight(self, record: CaseRecord) -> float:
-        """1 over the acceptance of a part; raises `_PassedOverError` where it isn't accepted."""
-        assert record.measures is not None
-        if record.rejections:
-            raise _PassedOverError(f"beyond {record.rejections[0].criterion}")
-        draw = DRAWS[self.stream.draw]
-        acceptance = draw.acceptance(record.measures)
-        if self.luck >= acceptance:
-            by_blade = "hit by the blade" if record.measures.recoater_interference else "clear of the blade"
-            raise _PassedOverError("of a displacement" if draw.hit == draw.clear else by_blade)
-        return 1.0 / acceptance
-
-
-def outcome_path(folder: Path, case_id: str) -> Path:
-    """File that tells what came of a case.
-
-    Args:
-        folder: Folder of the outcomes.
-        case_id: The case.
-    """
-    return folder / f"{case_id}.json"
-
-
-def load_outcome(folder: Path, case_id: str) -> CaseOutcome | None:
-    """What came of a case in an earlier run; None when it isn't finished.
-
-    Args:
-        folder: Folder of the outcomes.
-        case_id: The case.
-    """
-    path = outcome_path(folder, case_id)
-    if not path.exists():
-        return None
-    content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    remarks = tuple(Remark.from_dict(stored) for stored in content.get("remarks", ()))
-    origin = PartOrigin(**content["origin"]) if content.get("origin") else None
-    read = {"rejected_by": tuple(content["rejected_by"]), "remarks": remarks, "origin": origin}
-    return CaseOutcome(**{**content, **read})
 
 
 def run_case(task: CaseTask) -> CaseOutcome:
@@ -235,13 +130,11 @@ def run_case(task: CaseTask) -> CaseOutcome:
     target = task.target / task.case_id
     shutil.rmtree(target, ignore_errors=True)
     folder.rename(target)
-    stored = asdict(outcome) | {"remarks": [remark.as_dict() for remark in outcome.remarks]}
-    content = json.dumps(stored, indent=1) + "\n"
-    write_durably(outcome_path(task.outcomes, task.case_id), content.encode("utf-8"))
+    store_outcome(task.outcomes, outcome)
     return outcome
 
 
-def _run_anew(task: CaseTask, folder: Path, trial: _Trial | None = None) -> CaseOutcome:
+def _run_anew(task: CaseTask, folder: Path, trial: Trial | None = None) -> CaseOutcome:
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "results").mkdir(parents=True)
     return _Run(task, folder, trial).run()
@@ -255,16 +148,18 @@ def _run_stream(task: CaseTask, folder: Path) -> CaseOutcome:
     for number in range(MOST_CANDIDATES) if stream.chosen is None else (stream.chosen,):
         plan, luck = stream.candidate(number)
         no_choice = stream.chosen is not None or task.failure is not None
-        trial = None if no_choice else _Trial(stream, luck)
+        trial = None if task.failure is not None else Trial(stream, None if no_choice else luck)
         try:
             outcome = _run_anew(dataclasses.replace(task, part=plan), folder, trial)
-        except _PassedOverError as error:
+        except PassedOverError as error:
             passed_over[str(error)] += 1
             continue
         if outcome.status == "completed" or no_choice:
             return dataclasses.replace(outcome, candidate=number, passed_over=dict(sorted(passed_over.items())))
         passed_over[FAILED if outcome.survived else NOT_SURVIVED] += 1
     reason = f"None of {MOST_CANDIDATES} candidates was accepted; choose other --families or another --draw"
+    shutil.rmtree(folder)
+    folder.mkdir()
     outcome = _Run(task, folder).end(_NONE_ACCEPTED, reason)
     return dataclasses.replace(outcome, passed_over=dict(sorted(passed_over.items())))
 
@@ -272,7 +167,7 @@ def _run_stream(task: CaseTask, folder: Path) -> CaseOutcome:
 class _Run:
     """The run of one case; its log grows as it goes on."""
 
-    def __init__(self, task: CaseTask, folder: Path, trial: _Trial | None = None) -> None:
+    def __init__(self, task: CaseTask, folder: Path, trial: Trial | None = None) -> None:
         self.task, self.folder, self.trial = task, folder, trial
         prefix = f"{task.case_id}_" if task.interactive else ""
         self.remarks: tuple[Remark, ...] = ()
@@ -343,7 +238,8 @@ class _Run:
             raise _StoppedError(_ASKED_FOR, "The part could not be prepared (a failure that was asked for)")
         surface, mesh = self._mesh()
         if self.trial is not None:
-            self.trial.check(_height(mesh), hit=False)
+            assert isinstance(self.task.part, PartPlan)
+            self.trial.check_mesh(mesh, self.task.part)
         known = self.task.material.calibration
         refinement = choose_refinement(mesh.num_planes, mesh.spacing[2], known.group_thickness, known.fewest_groups)
         simulation = BuildSimulation(mesh, self.task.material, refinement=refinement)
@@ -388,7 +284,7 @@ class _Run:
             self._fail_if_asked(writer, group.number)
             self._check_survival(writer, pair)
             if self.trial is not None and _hits(simulation):
-                self.trial.check(_height(simulation.mesh), hit=True)
+                self.trial.check(height_of(simulation.mesh), hit=True)
         pair = list(frames)
         for frame in pair:
             writer.write_frame(frame)
@@ -445,7 +341,7 @@ def _mesh_near(surface: Surface, num_points: int, aspect_ratio: float, layer: fl
     cells get lower, down to cubes.
     """
     best: VoxelMesh | None = None
-    while best is None or best.num_points > _FAR * num_points:
+    while best is None or best.num_points > FAR * num_points:
         mesh = voxelize_to_size(surface, num_points, aspect_ratio, layer=layer, planes=_FEWEST_PLANES)
         if best is None or mesh.num_points < best.num_points:
             best = mesh
@@ -453,11 +349,6 @@ def _mesh_near(surface: Surface, num_points: int, aspect_ratio: float, layer: fl
             break
         aspect_ratio = max(_CUBES, aspect_ratio / 2)
     return best
-
-
-def _height(mesh: VoxelMesh) -> float:
-    """Height of a part as it is measured, mm."""
-    return float(np.ptp(mesh.points[:, 2].astype(np.float32)))
 
 
 def _hits(simulation: BuildSimulation) -> bool:

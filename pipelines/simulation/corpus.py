@@ -49,9 +49,9 @@ _MOST_BODIES_NUMBER: Final = 13
 # is as high as the build volume allows.
 _UP: Final = (0.7, 0.05, 0.25)
 # Fewest planes of cells of a part, and width over height up to which its cells may go: within the published limit of 3,
-# with room for heights that are rounded to whole powder layers.
+# with room for heights of whole powder layers and for parts that are wider at their foot.
 _PLANES: Final = 2
-_WIDEST: Final = 2.4
+_WIDEST: Final = 1.8
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,7 @@ class CandidateStream:
         families: Families to draw from.
         chosen: The candidate that was accepted at another size and is taken as it is; None to look for one.
         meshed_for: Median number of points at that size.
+        weight: Its weight there.
     """
 
     case_id: str
@@ -122,9 +123,10 @@ class CandidateStream:
     families: tuple[str, ...]
     chosen: int | None = None
     meshed_for: int | None = None
+    weight: float | None = None
 
     def candidate(self, number: int) -> tuple[PartPlan, float]:
-        """A candidate, and the number from 0 to 1 below which its acceptance must not lie.
+        """A candidate, and the number from 0 to 1 that its acceptance must exceed.
 
         Args:
             number: Which, from 0.
@@ -176,13 +178,15 @@ def plan_streams(
     )
 
 
-def at_size(stream: CandidateStream, chosen: int, num_points: int) -> CandidateStream:
+def at_size(stream: CandidateStream, chosen: int, num_points: int, weight: float | None) -> CandidateStream:
     """The accepted candidate of a stream, meshed with other numbers of points: another body of the same design.
 
     Args:
         stream: The stream.
         chosen: The candidate that was accepted.
         num_points: Median number of points.
+        weight: Weight of the case that it was.
     """
     case_id = f"{stream.case_id}{num_points:06d}"
-    return replace(stream, case_id=case_id, chosen=chosen, num_points=num_points, meshed_for=stream.num_points)
+    now = replace(stream, case_id=case_id, num_points=num_points, meshed_for=stream.num_points)
+    return replace(now, chosen=chosen, weight=weight)

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from pipelines.building.engine import Resources
 from pipelines.simulate import run_simulation
-from pipelines.simulation.case_task import CaseOutcome
 from pipelines.simulation.draws import BALANCED, DISPLACEMENT_CLASSES, HEIGHT_CLASSES, PUBLISHED, Draw, plan_streams
 from pipelines.simulation.families import FAMILIES
 from pipelines.simulation.identity import VERSION
 from pipelines.simulation.materials import Material
+from pipelines.simulation.outcomes import CaseOutcome
 from pipelines.simulation.request import SimulationOptions, SimulationRequest, check_request
 from tests.benchmarks.compare_table6 import describe
 from tests.benchmarks.machine import describe_machine, save_result

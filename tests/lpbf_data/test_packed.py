@@ -239,6 +239,7 @@ def test_headers_that_promise_the_impossible_are_refused(tmp_path: Path, packed:
             ({"fields": []}, "other columns"),
             ({"version": 2}, "upgrade the package"),
             ({"piece": "a"}, "header can't be read"),
+            ({"cases": 7}, "doesn't hold the 7 cases"),
         )
     ):
         refused(rewritten(packed, tmp_path / f"{number}/src", "", [], **header), words)
@@ -268,7 +269,7 @@ def test_impossible_cases_are_refused_whatever_their_checksum_says() -> None:
 
 
 def test_options_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
-    src = corpus(tmp_path / "lpbf", 8)
+    src = corpus(tmp_path / "lpbf", 16)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.txt").write_text("mine")
     for source, out, fields, tolerance, words in (

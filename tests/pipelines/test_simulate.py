@@ -26,8 +26,8 @@ from pipelines.netfabb.run import NetfabbRun
 from pipelines.simulate import run_simulation, simulate
 from pipelines.simulation import stiffness as stiffness_module
 from pipelines.simulation.archives import plan_archives
-from pipelines.simulation.case_task import CaseOutcome
 from pipelines.simulation.failures import FailureKind, plan_failure
+from pipelines.simulation.outcomes import CaseOutcome
 from pipelines.simulation.request import SimulationOptions, check_request
 from pipelines.sources.case_files import open_case
 from pipelines.sources.finding import find_cases

@@ -12,12 +12,13 @@ import pytest
 from lpbf_data.case.schema import SOLVER_FIELDS
 from pipelines.netfabb.run import VARIABLES, NetfabbRun
 from pipelines.netfabb.solver_log import read_input, read_log
-from pipelines.simulation.case_task import CaseOutcome, CaseTask, run_case
+from pipelines.simulation.case_task import CaseTask, run_case
 from pipelines.simulation.choices import EncodingName
 from pipelines.simulation.corpus import PartPlan
 from pipelines.simulation.failures import PlannedFailure
 from pipelines.simulation.identity import GENERATOR, SOLVER_VERSION
 from pipelines.simulation.materials import MATERIALS
+from pipelines.simulation.outcomes import CaseOutcome
 from pipelines.sources.case_files import FolderFiles
 from tests.pipelines.vtk_oracle import VtkFrames
 
