@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.building.engine import Resources
 from pipelines.simulate import run_simulation
+from pipelines.simulation.choices import CalibrationName
 from pipelines.simulation.draws import BALANCED, DISPLACEMENT_CLASSES, HEIGHT_CLASSES, PUBLISHED, Draw, plan_streams
 from pipelines.simulation.families import FAMILIES
 from pipelines.simulation.identity import VERSION
@@ -29,6 +30,8 @@ from tests.benchmarks.machine import describe_machine, save_result
 
 SEED: Final = 1_000_003  # of no corpus
 ROUNDS: Final = 200
+CALIBRATIONS: Final[dict[str, CalibrationName]] = {"balanced": "measured", "published": "netfabb"}
+"""What each draw is meant to be simulated with: the published parts are NetFabb's."""
 
 
 def simulate_candidates(draw: Draw, count: int, points: int, workers: int | None) -> tuple[CaseOutcome, ...]:
@@ -36,8 +39,9 @@ def simulate_candidates(draw: Draw, count: int, points: int, workers: int | None
     streams = plan_streams(draw.name, SEED, count, points, tuple(FAMILIES))
     parts = tuple((stream.case_id, stream.candidate(0)[0]) for stream in streams)
     with tempfile.TemporaryDirectory() as folder:
-        known: Material = check_request(folder, SimulationOptions()).material
-        request = SimulationRequest(Path(folder) / "out", SimulationOptions(points=points), known, parts, {})
+        options = SimulationOptions(points=points, calibration=CALIBRATIONS[draw.name])
+        known: Material = check_request(folder, options).material
+        request = SimulationRequest(Path(folder) / "out", options, known, parts, {})
         return run_simulation(request, Resources(workers=workers))
 
 
@@ -70,6 +74,7 @@ def describe_draw(draw: Draw, outcomes: tuple[CaseOutcome, ...]) -> dict[str, An
     clear = float(np.mean([not one.recoater_interference for one in kept]))
     heights, moved = (np.array([getattr(one, name) for one in kept]) for name in ("height", "displacement_z_max"))
     content: dict[str, Any] = {
+        "calibration": CALIBRATIONS[draw.name],
         "candidates": len(outcomes),
         "no_build_would_survive": sum(not one.survived for one in outcomes),
         "otherwise_failed": sum(one.survived and one.status == "failed" for one in outcomes),
