@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ class PlannedFailure:
     share: float
 
 
-def failure_of(displacement: NDArray[np.floating], clearance: NDArray[np.floating]) -> str | None:
+def failure_of(displacement: NDArray[np.floating[Any]], clearance: NDArray[np.floating[Any]]) -> str | None:
     """Why no build would go on from a moment, as a sentence for its log; None where it would.
 
     Args:

@@ -1,4 +1,4 @@
-"""The simulator against NetFabb: the two real parts, from their STL files, with nothing tuned.
+"""The simulator against NetFabb: the two real parts, from their STL files, with the calibration `netfabb`.
 
     LPBF_NETFABB_SAMPLES=folder python -m tests.benchmarks.compare_netfabb
 
