@@ -163,7 +163,7 @@ def _rows(places: NDArray[np.int64], grid: NDArray[np.int64]) -> Iterator[_Row]:
     """
     there = np.zeros(grid.shape[:3], dtype=bool)
     there[places[:, 2], places[:, 1], places[:, 0]] = True
-    filled = there.any(axis=2)
+    filled: NDArray[np.bool_] = np.any(there, axis=2)
     for z, y in zip(*np.nonzero(filled), strict=True):
         below, behind = z > 0 and filled[z - 1, y], y > 0 and filled[z, y - 1]
         if below and behind and filled[z - 1, y - 1]:

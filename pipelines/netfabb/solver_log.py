@@ -151,8 +151,9 @@ def _origin(run: str) -> PartOrigin:
     ):
         return PartOrigin()
     weight = stored.get("weight")
-    sane = isinstance(weight, float | int) and not isinstance(weight, bool) and math.isfinite(weight) and weight >= 1
-    return PartOrigin(*names, float(weight) if sane else None)
+    if isinstance(weight, bool) or not isinstance(weight, float | int) or not (math.isfinite(weight) and weight >= 1):
+        return PartOrigin(*names)
+    return PartOrigin(*names, float(weight))
 
 
 def write_remarks(remarks: Iterable[Remark]) -> str:
