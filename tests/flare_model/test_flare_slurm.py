@@ -8,21 +8,39 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from flare_model.training.devices import _processes
 from lpbf_data.errors import UsageError
 from tests.flare_model.flare_support import TINY, losses
+from tests.flare_model.test_flare_checkpoints import Pointwise
 
 JOB = {"SLURM_JOB_ID": "1234567", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NNODES": "1"}
 SECONDS = 300
 
 
-def start(data: str, out: Path, variables: dict[str, str]) -> subprocess.Popen[str]:
+SIZES = {f"model.config.{name}": value for name, value in TINY["init_args"]["config"].items()}
+
+
+class OneFails(Pointwise):
+    """Raises in the sixth step of the second process."""
+
+    steps = 0
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        self.steps += self.training
+        if self.steps == 6 and torch.distributed.get_rank() == 1:
+            raise IndexError("no such corner")
+        return super().forward(*inputs)
+
+
+def start(data: str, out: Path, variables: dict[str, str], model: dict[str, Any] = SIZES) -> subprocess.Popen[str]:
     """A training run with one epoch of its own data, as a task of SLURM would be."""
-    options = {"data": data, "out": str(out), "recipe.epochs": 1, "recipe.batch_size": 2, "accelerator": "cpu"}
-    options |= {f"model.config.{name}": value for name, value in TINY["init_args"]["config"].items()}
+    options = {"data": data, "out": str(out), "recipe.epochs": 1, "recipe.batch_size": 2, "accelerator": "cpu"} | model
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | JOB | variables
     return subprocess.Popen(
@@ -34,14 +52,14 @@ def start(data: str, out: Path, variables: dict[str, str]) -> subprocess.Popen[s
     )
 
 
-def start_two(data: str, out: Path, **others: str) -> tuple[list[int], list[str]]:
+def start_two(data: str, out: Path, model: dict[str, Any] = SIZES) -> tuple[list[int], list[str]]:
     """Two tasks as srun starts them: how each ended, and what it said."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_NODEID": "0"}
     tasks = [
-        start(data, out, meeting | step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank} | others) for rank in ("0", "1")
+        start(data, out, meeting | step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}, model) for rank in ("0", "1")
     ]
     try:
         said = [task.communicate(timeout=SECONDS)[0] for task in tasks]
@@ -61,6 +79,17 @@ def test_a_folder_that_can_not_be_locked_ends_every_task(box_dataset: str, tmp_p
         assert "Is a directory" in told
         assert str(tmp_path / "run" / ".lock") in told
         assert "Traceback" not in text
+
+
+def test_the_task_that_fails_says_where_all_go_on(box_dataset: str, tmp_path: Path) -> None:
+    model = {"model.class_path": f"{__name__}.OneFails", "recipe.epochs": 4, "checkpoint_every": 3}
+    ended, (first, second) = start_two(box_dataset, tmp_path / "run", model)
+    assert ended == [1, 1], (first, second)
+    left = f"the last checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-00000003'}; the same command goes on from"
+    assert left in second.replace("\n", " ")
+    assert "raised IndexError: no such corner" in second.replace("\n", " ")
+    assert left not in first.replace("\n", " ")
+    assert "another process of the run ended, at step 6" in first.replace("\n", " ")
 
 
 def test_tasks_that_srun_started_train_together(box_dataset: str, tmp_path: Path) -> None:
