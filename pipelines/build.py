@@ -163,7 +163,7 @@ def prepared(
             found.locations, {(x.source.archive, x.source.member): x.case_id for x in before if x.status == "kept"}
         )
         failures, remarks = (*cases.failures, *found.failures), (*found.remarks, *cases.remarks)
-        _check_nothing_is_dropped(request, before, {x.case_id for x in (*cases.unique, *failures)})
+        _check_nothing_is_dropped(request, before, {x.case_id for x in cases.unique} | {x.case_id for x in failures})
         earlier = _earlier_splits(request, target, manifest)
         yield Preparation(engine, workspace, target, cases.unique, failures, remarks, earlier)
 

@@ -112,7 +112,7 @@ def pack_dataset(
     aside = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     aside.mkdir(parents=True)
     left_out: list[str] = []
-    points, error = 0, dict.fromkeys((spec.name for spec in specs), 0.0)
+    points, largest = 0, dict.fromkeys((spec.name for spec in specs), 0.0)
     try:
         writer = PackedWriter(aside, specs, tolerance, piece_bytes)
         kept = sum(record.placement is not None for record in manifest.records)
@@ -123,7 +123,7 @@ def pack_dataset(
                     left_out.append(record.case_id)
                 else:
                     points += case.num_points
-                    error = {name: max(value, errors[name]) for name, value in error.items()}
+                    largest = {name: max(value, errors[name]) for name, value in largest.items()}
                 bar.update()
         names = [path.name for path in writer.close()]
         if out.exists():
@@ -131,7 +131,7 @@ def pack_dataset(
         aside.rename(out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return tuple(out / name for name in names), _remarks(manifest, left_out), points, error
+    return tuple(out / name for name in names), _remarks(manifest, left_out), points, largest
 
 
 def _check_tolerance(tolerance: float) -> None:

@@ -256,8 +256,8 @@ def print_outcomes(
     table.add_column()
     table.add_column(justify="right")
     table.add_row("cases", f"{len(outcomes):,}")
-    for name, count in _candidates(outcomes):
-        table.add_row(name, count)
+    for name, said in _candidates(outcomes):
+        table.add_row(name, said)
     table.add_row("failed", f"{len(failed):,}")
     if lost := sum(not outcome.survived for outcome in failed):
         table.add_row("  no build would survive", f"{lost:,} ({lost / len(outcomes):.1%})")

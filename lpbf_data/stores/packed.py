@@ -275,8 +275,8 @@ class PackedPiece:
         try:
             stored = json.loads(metadata[_KEY])
             version, schema = int(stored["version"]), int(metadata[b"lpbf_schema_version"])
-            numbers = (int(stored[name]) for name in ("piece", "pieces", "cases"))
-            header = PackedHeader(*numbers, float(stored["tolerance"]), tuple(stored["fields"]))
+            piece, pieces, cases = (int(stored[name]) for name in ("piece", "pieces", "cases"))
+            header = PackedHeader(piece, pieces, cases, float(stored["tolerance"]), tuple(stored["fields"]))
             newer = version > _VERSION or schema > SCHEMA_VERSION
             specs = () if newer else header.specs
         except (KeyError, ValueError, TypeError, RecursionError) as error:

@@ -146,7 +146,7 @@ class CandidateStream:
         shares = {name: float(rng.uniform()) for name in family.ranges}
         up, is_tilted = int(rng.choice(3, p=_UP)), bool(rng.uniform() < draw.tilted)
         height, ratio, size = (
-            quantile(*zip(*table, strict=True), rng.uniform())
+            quantile([share for share, _ in table], [value for _, value in table], rng.uniform())
             for table in (draw.heights, draw.aspect_ratios, draw.sizes)
         )
         tilt = (float(rng.uniform(*_TILTS)), float(rng.uniform(0.0, 360.0)))
