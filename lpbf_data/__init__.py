@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lpbf_data.serving.datasets import CaseDataset, CaseStream, load_dataset
     from lpbf_data.serving.loader import Loader
     from lpbf_data.serving.make_loader import make_loader
-    from lpbf_data.serving.sampling import NodeBudgetSampler
+    from lpbf_data.serving.node_budget_sampler import NodeBudgetSampler
 
 __all__ = [
     "Case",
@@ -47,7 +47,7 @@ _LATER: Final = {
     "CaseDataset": "serving.datasets",
     "CaseStream": "serving.datasets",
     "Loader": "serving.loader",
-    "NodeBudgetSampler": "serving.sampling",
+    "NodeBudgetSampler": "serving.node_budget_sampler",
     "RaggedBatch": "serving.collating",
     "load_dataset": "serving.datasets",
     "make_loader": "serving.make_loader",

@@ -196,8 +196,8 @@ def build_manifest(request: BuildRequest, resources: Resources = SERIAL, *, only
     from pipelines.building.listing import scan_sources
     from pipelines.building.stages import measure, measured_cases, write_all
     from pipelines.building.workspace import Workspace
+    from pipelines.reporting.add_report import add_showcase
     from pipelines.reporting.documents import NOT_ALWAYS_THERE, make_documents
-    from pipelines.reporting.showcase import add_showcase
     from pipelines.reporting.summary import collect_remarks
 
     target = _open_target(request)

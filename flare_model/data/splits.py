@@ -13,7 +13,7 @@ from flare_model.data.envelope import BUILD_VOLUME, Envelope
 from flare_model.data.metrics import floor_of
 from flare_model.data.normalisation import Normalisation
 from flare_model.data.targets import Target
-from lpbf_data.cached import cached_property
+from lpbf_data.cached_property import cached_property
 from lpbf_data.case.record import CaseRecord
 from lpbf_data.case.statistics import FieldStatistics
 from lpbf_data.errors import UsageError
@@ -22,7 +22,7 @@ from lpbf_data.serving.collating import collate_ragged
 from lpbf_data.serving.datasets import CaseDataset, load_dataset
 from lpbf_data.serving.loader import Loader
 from lpbf_data.serving.make_loader import make_loader
-from lpbf_data.serving.sampling import Uneven
+from lpbf_data.serving.rank_sharing import Uneven
 from lpbf_data.serving.transforms import Compose, RandomSymmetry, SubsamplePoints
 
 

@@ -31,7 +31,8 @@ from lpbf_data.stores.manifest import MANIFEST_NAME
 if TYPE_CHECKING:
     import meshio
 
-    from lpbf_data.geometry.voxelize import Surface, VoxelMesh
+    from lpbf_data.geometry.closed_surface import Surface
+    from lpbf_data.geometry.voxel_mesh import VoxelMesh
 
 MESH_SUFFIXES: Final = (".vtu", ".vtk", ".xdmf", ".inp", ".msh", ".case")
 """Meshes that are read through meshio."""
@@ -255,8 +256,9 @@ def read_parts(path: Path, meshing: Meshing = Meshing()) -> Iterator[Part | Unre
 
 
 def _mesh_surface(path: Path, name: str, body: Surface, meshing: Meshing, remarks: tuple[Remark, ...]) -> Part:
+    from lpbf_data.geometry.closed_surface import on_build_plate
     from lpbf_data.geometry.mesh_check import mesh_faithfully
-    from lpbf_data.geometry.voxelize import on_build_plate, voxelize_to_size
+    from lpbf_data.geometry.voxelize import voxelize_to_size
 
     def mesher(surface: Surface, num_points: int) -> VoxelMesh:
         return voxelize_to_size(surface, num_points, layer=LAYER)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from flare_model.training.state import latest_state
+from flare_model.training.training_checkpoint import latest_state
 from lpbf_data.errors import LpbfError
 
 

@@ -11,8 +11,8 @@ import torch
 from flare_model.checkpoints.files import Description, write_checkpoint
 from flare_model.training.devices import Fabric, Precision, first_does
 from flare_model.training.settings import Settings
-from flare_model.training.state import latest_state, read_state, set_random_state, write_state
 from flare_model.training.stepping import STEPPER_STATE, Stepper
+from flare_model.training.training_checkpoint import latest_state, read_state, set_random_state, write_state
 from flare_model.training.validation import Best
 from lpbf_data.errors import UsageError
 from lpbf_data.serving.loader import Loader

@@ -17,8 +17,8 @@ from flare_model.training.loss_log import LossLog
 from flare_model.training.resuming import Checkpoints, Counters
 from flare_model.training.run_log import RunLog
 from flare_model.training.settings import Settings
-from flare_model.training.state import latest_state, random_state
 from flare_model.training.stepping import Stepper
+from flare_model.training.training_checkpoint import latest_state, random_state
 from flare_model.training.validation import Best, Validation, open_seen, open_validation
 from lpbf_data.console import progress, say
 from lpbf_data.errors import LpbfError, UsageError

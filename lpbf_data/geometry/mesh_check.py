@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.errors import GeometryError
-from lpbf_data.geometry.voxelize import Surface, VoxelMesh
+from lpbf_data.geometry.closed_surface import Surface
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from lpbf_data.remarks import Remark, Treatment
 
 VOLUME_SAID: Final = 0.1

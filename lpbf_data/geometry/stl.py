@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.closed_surface import Surface
 from lpbf_data.remarks import Remark, Treatment
 
 _HEADER: Final = 84  # 80 bytes of any text, and the number of triangles
@@ -127,3 +128,17 @@ def _numbers(content: bytes) -> tuple[NDArray[np.float64], int]:
                 raise GeometryError(f"corner number {number:,} isn't three numbers: {shown!r}") from error
         blocks.append(rows)
     return np.concatenate(blocks), commas
+
+
+def write_stl(path: Path, surface: Surface) -> None:
+    """Write a surface as a binary STL file.
+
+    Args:
+        path: The file.
+        surface: The surface.
+    """
+    import trimesh
+
+    path.write_bytes(
+        trimesh.exchange.stl.export_stl(trimesh.Trimesh(surface.vertices, surface.triangles, process=False))
+    )

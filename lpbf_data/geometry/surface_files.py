@@ -13,12 +13,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
 from lpbf_data.geometry.face_counts import check_face_count, refuse_too_many
 from lpbf_data.geometry.stl import read_stl
 from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
 from lpbf_data.geometry.surface_repair import repair, shells_of
 from lpbf_data.geometry.threemf import read_3mf
-from lpbf_data.geometry.voxelize import Surface, surface_of_arrays
 from lpbf_data.remarks import Remark, Treatment
 
 _USUAL: Final = (1.0, 1000.0)  # mm: the largest extent of parts that machines build

@@ -15,8 +15,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.closed_surface import Surface, inside_surface
 from lpbf_data.geometry.rows import unique_rows
-from lpbf_data.geometry.voxelize import Surface, inside_surface
 from lpbf_data.remarks import Remark, Treatment
 
 _WELDS: Final = (1e-8, 1e-7, 1e-6)  # of the largest extent: what rounding moves

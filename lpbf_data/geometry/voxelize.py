@@ -10,119 +10,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from lpbf_data.cached import cached_property
 from lpbf_data.errors import GeometryError
-from lpbf_data.geometry.rows import unique_rows
+from lpbf_data.geometry.closed_surface import Surface
+from lpbf_data.geometry.voxel_mesh import VoxelMesh, mesh_of_mask
 
 _SAMPLES: Final = 1  # NetFabb's rule: a cell belongs to the part when its centre does
 _OFF_CENTRE: Final = 1e-6 * np.array([0.6180339887, 0.3819660113])
 # Lines lie off the centres by this share of a cell, because corners of designs lie on round numbers.
-_CORNERS: Final = np.array(
-    [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]], dtype=np.int64
-)
 _ATTEMPTS: Final = 12
 _CLOSE_ENOUGH: Final = 0.04  # relative deviation from the number of points asked for
 _FALLS_APART: Final = 0.9
 _MOST_SAMPLES: Final = 64_000_000  # of a grid, 1 byte each, and 4 for a moment; the stated bound is 1 GiB with all else
 _MOST_ALONG: Final = 100_000
 _TILE: Final = 2_000_000  # samples and crossings that are worked on together
-
-
-@dataclass(frozen=True)
-class Surface:
-    """A closed, consistently oriented triangulated surface.
-
-    Attributes:
-        vertices: Coordinates in mm, [V, 3] float64.
-        triangles: Corners of the triangles, counter-clockwise seen from outside, [T, 3].
-
-    Raises:
-        GeometryError: If the surface isn't closed, or its triangles don't agree on which side is outside.
-    """
-
-    vertices: NDArray[np.float64]
-    triangles: NDArray[np.int64]
-
-    def __post_init__(self) -> None:
-        if len(self.triangles) == 0:
-            raise GeometryError("the surface has no triangles")
-        if not np.isfinite(self.vertices).all():
-            raise GeometryError("a coordinate of the surface is not a finite number")
-        starts, ends = self.triangles.T.ravel(), self.triangles[:, [1, 2, 0]].T.ravel()
-        least, most = np.minimum(starts, ends), np.maximum(starts, ends)
-        edges = np.unique(least * len(self.vertices) + most, return_inverse=True)[1].ravel()
-        # Each edge is passed as often in one direction as in the other; a facet that is there twice shows here.
-        uneven = np.bincount(edges, np.where(starts < ends, 1, -1)) != 0
-        if uneven.any():
-            raise GeometryError(
-                f"the surface is not watertight: {int(uneven.sum()):,} of {len(uneven):,} edges have no neighbour, or "
-                "one that is turned or there twice; repair it in a CAD program or with trimesh.repair"
-            )
-        if self.volume <= 0:
-            raise GeometryError("the surface encloses no volume, or its triangles face inwards; flip their orientation")
-
-    @property
-    def volume(self) -> float:
-        """Enclosed volume in mm³."""
-        a, b, c = (self.vertices[self.triangles[:, k]] for k in range(3))
-        return float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6.0)
-
-    @property
-    def bounds(self) -> NDArray[np.float64]:
-        """Least and largest coordinates, [2, 3]."""
-        return np.stack([self.vertices.min(axis=0), self.vertices.max(axis=0)])
-
-
-def inside_surface(vertices: NDArray[np.float64], triangles: NDArray[np.int64], place: NDArray[np.float64]) -> bool:
-    """Whether triangles that face outwards wind around a place more than half a time.
-
-    The solid angles of the triangles are added (Van Oosterom and Strackee, 1983).
-
-    Args:
-        vertices: [V, 3].
-        triangles: [T, 3].
-        place: [3].
-    """
-    a, b, c = (vertices[triangles[:, k]] - place for k in range(3))
-    la, lb, lc = (np.linalg.norm(side, axis=1) for side in (a, b, c))
-    above = np.einsum("ij,ij->i", a, np.cross(b, c))
-    below = la * lb * lc + lc * np.einsum("ij,ij->i", a, b)
-    below += lb * np.einsum("ij,ij->i", a, c) + la * np.einsum("ij,ij->i", b, c)
-    return float(2 * np.arctan2(above, below).sum() / (4 * math.pi)) > 0.5
-
-
-def on_build_plate(surface: Surface, *, centre: bool = False) -> Surface:
-    """Move a surface so that its lowest point lies at z = 0.
-
-    Args:
-        surface: The surface.
-        centre: Move the middle of its extents to x = y = 0 as well.
-    """
-    low, high = surface.bounds
-    shift = np.array([*(low + high)[:2] / 2 * centre, low[2]])
-    return Surface(surface.vertices - shift, surface.triangles)
-
-
-def write_stl(path: Path, surface: Surface) -> None:
-    """Write a surface as a binary STL file.
-
-    Args:
-        path: The file.
-        surface: The surface.
-    """
-    import trimesh
-
-    path.write_bytes(
-        trimesh.exchange.stl.export_stl(trimesh.Trimesh(surface.vertices, surface.triangles, process=False))
-    )
 
 
 def fill_fractions(
@@ -278,119 +185,6 @@ def _side(
     return np.where(turned, -area, area), (area >= 0) != turned
 
 
-@dataclass(frozen=True)
-class VoxelMesh:
-    """A mesh of equal axis-aligned boxes.
-
-    Cells are numbered from the bottom up: by z, then y, then x. So are points, but in the order in which cells need
-    them when the part grows plane by plane: a point with no cell below it comes with the plane of cells above it.
-
-    Attributes:
-        origin: Corner of the grid with the least coordinates, mm.
-        spacing: Edges of a cell, mm.
-        shape: Cells of the grid along each axis; along x and y it spans the bounding box of the surface.
-        indices: Place of each cell in the grid, [E, 3].
-        left_out: Cells inside the surface that don't hang together with the others by faces.
-        lowered: Planes of cells below the first one that has any; the mesh stands so much lower than the surface.
-        surplus: Volume in mm³ that the surface encloses more than once.
-    """
-
-    origin: tuple[float, float, float]
-    spacing: tuple[float, float, float]
-    shape: tuple[int, int, int]
-    indices: NDArray[np.int64]
-    left_out: int = 0
-    lowered: int = 0
-    surplus: float = 0.0
-
-    @cached_property
-    def _topology(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
-        return _number_points(self.indices)
-
-    @property
-    def point_indices(self) -> NDArray[np.int64]:
-        """Place of each point in the grid, [N, 3]."""
-        return self._topology[0]
-
-    @property
-    def cells(self) -> NDArray[np.int32]:
-        """Zero-based hexahedra, [E, 8], node order of VTK."""
-        return self._topology[1]
-
-    @property
-    def point_levels(self) -> NDArray[np.int64]:
-        """How many planes of cells must be there for each point to be there, [N]; 0 on the build plate, and sorted."""
-        return self._topology[2]
-
-    @cached_property
-    def points(self) -> NDArray[np.float64]:
-        """Coordinates in mm, [N, 3]."""
-        points: NDArray[np.float64] = np.asarray(self.origin) + self.point_indices * np.asarray(self.spacing)
-        return points
-
-    @property
-    def num_points(self) -> int:
-        """Number of points N."""
-        return len(self.point_indices)
-
-    @property
-    def num_cells(self) -> int:
-        """Number of cells E."""
-        return len(self.indices)
-
-    @property
-    def num_planes(self) -> int:
-        """Planes of cells from the build plate to the highest cell."""
-        return int(self.indices[:, 2].max()) + 1
-
-
-def _number_points(
-    indices: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
-    """Places of the points, cells, and levels of the points."""
-    corners = indices[:, None, :] + _CORNERS
-    nx, ny = int(corners[..., 0].max()) + 1, int(corners[..., 1].max()) + 1
-    keys = (corners[..., 2] * ny + corners[..., 1]) * nx + corners[..., 0]
-    unique, inverse = np.unique(keys, return_inverse=True)
-    cells = inverse.reshape(-1, 8)
-    places = np.stack([unique % nx, unique // nx % ny, unique // (nx * ny)], axis=1)
-    rests = places[:, 2] == 0
-    rests[cells[:, 4:]] = True
-    levels = places[:, 2] + ~rests
-    order = np.argsort(levels, kind="stable")
-    number = np.empty_like(order)
-    number[order] = np.arange(len(order))
-    return places[order], number[cells].astype(np.int32), levels[order]
-
-
-def mesh_of_mask(mask: NDArray[np.bool_], origin: Sequence[float], spacing: Sequence[float]) -> VoxelMesh:
-    """The cells of a grid that are set, as a mesh.
-
-    Args:
-        mask: [nx, ny, nz].
-        origin: Corner of the grid with the least coordinates, mm.
-        spacing: Edges of a cell, mm.
-
-    Raises:
-        GeometryError: If no cell is set.
-
-    >>> mesh_of_mask(np.ones((2, 1, 1), bool), (0, 0, 0), (1, 1, 1)).num_points
-    12
-    """
-    indices = np.argwhere(mask)
-    if len(indices) == 0:
-        size = " × ".join(f"{n * s:.3g}" for n, s in zip(mask.shape, spacing, strict=True))
-        raise GeometryError(
-            f"no cell of the grid of {size} mm lies inside the surface; say its unit (--units) if its "
-            "lengths aren't in mm, else ask for more points"
-        )
-    order = np.lexsort(indices.T)
-    ox, oy, oz = map(float, origin)
-    sx, sy, sz = map(float, spacing)
-    nx, ny, nz = mask.shape
-    return VoxelMesh((ox, oy, oz), (sx, sy, sz), (nx, ny, nz), indices[order])
-
-
 def voxelize(surface: Surface, cell: tuple[float, float], *, samples: int = _SAMPLES) -> VoxelMesh:
     """Mesh the inside of a surface with cells of about a size.
 
@@ -479,21 +273,3 @@ def voxelize_to_size(
 
 def _distance(mesh: VoxelMesh, num_points: int) -> float:
     return abs(math.log(mesh.num_points / num_points))
-
-
-def surface_of_arrays(vertices: NDArray[Any], triangles: NDArray[Any]) -> Surface:
-    """A surface from arrays of any number type; vertices at one place become one, unused ones are left out.
-
-    Args:
-        vertices: Coordinates in mm, [V, 3].
-        triangles: [T, 3].
-
-    Raises:
-        GeometryError: See `Surface`.
-    """
-    vertices = np.asarray(vertices, np.float64)
-    first, place = unique_rows(vertices)
-    merged = place[np.asarray(triangles, np.int64)]
-    proper = (merged[:, 0] != merged[:, 1]) & (merged[:, 1] != merged[:, 2]) & (merged[:, 2] != merged[:, 0])
-    used, numbers = np.unique(merged[proper], return_inverse=True)
-    return Surface(vertices[first[used]], numbers.reshape(-1, 3))

@@ -9,7 +9,7 @@ from typing import IO, Final, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lpbf_data.cached import cached_property
+from lpbf_data.cached_property import cached_property
 from lpbf_data.case.schema import FieldSpec
 from lpbf_data.errors import StoreError
 from lpbf_data.places.folder import Files

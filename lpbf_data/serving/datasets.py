@@ -20,9 +20,9 @@ from lpbf_data.reading.cache import DEFAULT_SIZE, FOOTERS, Cache, CachedCases, C
 from lpbf_data.reading.kept_footers import KeptFooters
 from lpbf_data.reading.split_reader import SplitReader
 from lpbf_data.reading.tensors import CaseTensors
-from lpbf_data.serving.ranks import check_rank, check_seed
+from lpbf_data.serving.process_rank import check_rank, check_seed
+from lpbf_data.serving.rank_sharing import Uneven
 from lpbf_data.serving.samples import CaseSamples, SampleFormat, Transform
-from lpbf_data.serving.sampling import Uneven
 from lpbf_data.serving.stream import CaseStream, OnError
 from lpbf_data.serving.worker_epochs import SharedNumbers
 from lpbf_data.stores.selection import TARGET_FIELD, Selection
@@ -149,7 +149,7 @@ def load_dataset(
         shuffle: For a stream: a new permutation of all cases for each epoch.
         seed: Seed of the permutations, and of random transforms.
         uneven: For a stream shared by ranks: what becomes of the last cases; see
-            [Uneven][lpbf_data.serving.sampling.Uneven].
+            [Uneven][lpbf_data.serving.rank_sharing.Uneven].
         batch_size: For a stream read by a DataLoader with workers: its batch size.
         rank: For a stream: whose turns; as torch.distributed says by default.
         world_size: For a stream: number of ranks.

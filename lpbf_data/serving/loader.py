@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader
 from lpbf_data.errors import UsageError
 from lpbf_data.serving.batch_source import BatchSource, Order, Served, SharedMemoryWarning
 from lpbf_data.serving.datasets import CaseDataset
-from lpbf_data.serving.ranks import rank_of_process, warn_of_missing_group
+from lpbf_data.serving.epoch_order import epoch_order
+from lpbf_data.serving.process_rank import rank_of_process, warn_of_missing_group
+from lpbf_data.serving.rank_sharing import Sharing, Step
 from lpbf_data.serving.read_ahead import ReadAhead
-from lpbf_data.serving.sampling import Sharing, Step, epoch_order
 from lpbf_data.serving.stream import SkippedCaseWarning, State, check_state
 
 StartMethod = Literal["fork", "spawn", "forkserver"]

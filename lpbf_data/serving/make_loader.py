@@ -15,9 +15,9 @@ from lpbf_data.reading.cache import DEFAULT_SIZE, Cache
 from lpbf_data.serving.batch_source import COLLATE, BatchSource, Collate
 from lpbf_data.serving.datasets import CaseDataset, load_dataset
 from lpbf_data.serving.loader import Loader, StartMethod
-from lpbf_data.serving.ranks import check_rank, check_seed, rank_of_process
+from lpbf_data.serving.process_rank import check_rank, check_seed, rank_of_process
+from lpbf_data.serving.rank_sharing import Sharing, Uneven
 from lpbf_data.serving.samples import CaseSamples, Transform
-from lpbf_data.serving.sampling import Sharing, Uneven
 from lpbf_data.serving.stream import CaseStream, OnError
 
 _WHERE: Final = ("revision", "cache_dir", "token", "offline")
@@ -71,7 +71,7 @@ def make_loader(
             `torch_geometric.data.Batch`, or a function of a list of samples.
         rank: Whose batches; as torch.distributed says by default.
         world_size: Number of ranks; as torch.distributed says by default.
-        uneven: What becomes of the last cases of an epoch; see [Uneven][lpbf_data.serving.sampling.Uneven].
+        uneven: What becomes of the last cases of an epoch; see [Uneven][lpbf_data.serving.rank_sharing.Uneven].
         on_error: "raise", or "skip" to leave out what can't be read, with a warning, and count it in `skipped`; as
             an opened stream was asked to, else "raise".
         cache: Where decoded cases are kept; see [load_dataset][lpbf_data.load_dataset].

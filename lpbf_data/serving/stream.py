@@ -8,19 +8,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lpbf_data.errors import StoreError, UsageError
-from lpbf_data.serving.ranks import (
+from lpbf_data.serving.epoch_order import epoch_order
+from lpbf_data.serving.process_rank import (
     check_seed,
     rank_among_callers,
     rank_of_process,
     shared_by_wrapper,
     warn_of_missing_group,
 )
+from lpbf_data.serving.rank_sharing import Uneven, turns_of_rank
 from lpbf_data.serving.samples import CaseSamples
-from lpbf_data.serving.sampling import Uneven, epoch_order
 from lpbf_data.serving.worker_epochs import SharedNumbers, WorkerEpochs
 
 OnError = Literal["raise", "skip"]
@@ -48,7 +48,7 @@ class CaseStream(IterableDataset[Any]):
         samples: The cases.
         shuffle: Draw a new permutation of all cases for each epoch.
         seed: Seed of the permutations.
-        uneven: What becomes of the last cases of an epoch; see [Uneven][lpbf_data.serving.sampling.Uneven].
+        uneven: What becomes of the last cases of an epoch; see [Uneven][lpbf_data.serving.rank_sharing.Uneven].
         batch_size: Batch size of the DataLoader that reads the stream with workers, so that they take turns batch by
             batch; `advance` is exact only then.
         on_error: "raise", or "skip" to leave out what can't be read, with a warning. In workers of a DataLoader,
@@ -180,7 +180,7 @@ class CaseStream(IterableDataset[Any]):
     def __len__(self) -> int:
         """Number of samples of this rank in an epoch."""
         rank, ranks = self._rank()
-        return len(_turns(len(self.samples), 0, rank, ranks, self.uneven))
+        return len(turns_of_rank(len(self.samples), 0, rank, ranks, self.uneven))
 
     def __iter__(self) -> Iterator[Any]:
         """What is left of the epoch for this rank and worker; then the stream stands at the next one."""
@@ -208,7 +208,7 @@ class CaseStream(IterableDataset[Any]):
         rank, self._sharers = self._rank()
         self._warn_of_ranks(rank, self._sharers)
         order = epoch_order(len(self.samples), shuffle=self.shuffle, seed=self.seed, epoch=epoch)
-        mine = order[_turns(len(order), self._base, rank, self._sharers, self.uneven)]
+        mine = order[turns_of_rank(len(order), self._base, rank, self._sharers, self.uneven)]
         if worker is not None:
             mine = mine[np.arange(len(mine)) // self.batch_size % worker.num_workers == worker.id]
         done, self._resumed = self._resumed, 0
@@ -313,14 +313,3 @@ def check_state(state: State, mine: State) -> None:
         )
     if state["shuffle"] != mine["shuffle"]:
         raise UsageError(f"the saved state has shuffle={bool(state['shuffle'])}; open the data set in the same way")
-
-
-def _turns(count: int, base: int, rank: int, ranks: int, uneven: Uneven) -> NDArray[np.int64]:
-    """Places in the order of an epoch that a rank takes from a position on."""
-    places = np.arange(base + rank, count, ranks)
-    extra = (count - base) % ranks
-    if uneven == "drop" and rank < extra:
-        return places[:-1]
-    if uneven == "pad" and 0 < extra <= rank:
-        return np.append(places, (rank - extra) % count)
-    return places

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lpbf_data.cached import cached_property
+from lpbf_data.cached_property import cached_property
 from lpbf_data.case.record import CaseRecord, Failure, Measures, Placement, Rejection, RunInfo, SourceRef, is_case_id
 from lpbf_data.case.schema import SCHEMA_VERSION
 from lpbf_data.case.statistics import FieldStatistics, combine

@@ -21,7 +21,7 @@ from lpbf_data.case.case import Case
 from lpbf_data.case.schema import FIELDS, FieldSpec
 from lpbf_data.errors import StoreError
 from lpbf_data.geometry.box_grid import LARGEST_GRID
-from lpbf_data.geometry.voxelize import VoxelMesh, mesh_of_mask
+from lpbf_data.geometry.voxel_mesh import VoxelMesh, mesh_of_mask
 
 _ORIGINS: Final = {"build_clearance_min": 100.0}
 """What a field is where nothing happened; that value is restored exactly. 0 for all others."""

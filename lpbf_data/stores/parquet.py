@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lpbf_data.cached import cached_property
+from lpbf_data.cached_property import cached_property
 from lpbf_data.case.case import Case, Scalar
 from lpbf_data.case.record import ATTRIBUTE_TYPES
 from lpbf_data.case.schema import FIELDS, SCHEMA_VERSION, FieldSpec

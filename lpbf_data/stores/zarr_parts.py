@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore
 
-from lpbf_data.cached import cached_property
+from lpbf_data.cached_property import cached_property
 from lpbf_data.case.case import Case, Scalar
 from lpbf_data.case.record import ATTRIBUTE_TYPES
 from lpbf_data.case.schema import FIELDS, SCHEMA_VERSION, FieldSpec

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.errors import UsageError
-from lpbf_data.geometry.voxelize import VoxelMesh
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
 
 _CONDITION: Final = re.compile(r"\s*([xy])\s*(<=|>=|<|>)\s*([-+]?\d+(?:\.\d*)?)\s*")
 _NEAR: Final = 1e-6  # mm

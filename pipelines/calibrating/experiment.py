@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.geometry.layer_groups import choose_refinement
-from lpbf_data.geometry.voxelize import VoxelMesh
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.calibrating.fitting import Values
 from pipelines.calibrating.measured_file import Measured
 from pipelines.calibrating.options import Reference

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.errors import CaseError, UsageError
+from lpbf_data.geometry.closed_surface import Surface, on_build_plate
 from lpbf_data.geometry.surface_files import load_surface
 from lpbf_data.geometry.surface_formats import Units
-from lpbf_data.geometry.voxelize import Surface, VoxelMesh, on_build_plate, voxelize
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
+from lpbf_data.geometry.voxelize import voxelize
 from lpbf_data.remarks import Remark
 from pipelines.calibrating.measured_file import Measured
 from pipelines.netfabb.run import NetfabbRun

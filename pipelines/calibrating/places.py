@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from lpbf_data.errors import UsageError
-from lpbf_data.geometry.voxelize import VoxelMesh
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.calibrating.measured_file import Measured
 
 _NEIGHBOURS: Final = 27

@@ -16,7 +16,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lpbf_data.cached import cached_property
+from lpbf_data.cached_property import cached_property
 from lpbf_data.case.case import Case
 from lpbf_data.case.record import RunInfo
 from lpbf_data.case.schema import BUILD_FIELDS, FIELDS, SYMMETRIC_TENSOR, FieldSpec
@@ -36,7 +36,7 @@ from pipelines.ensight import (
     read_variable,
 )
 from pipelines.ensight.case_file import is_utf8
-from pipelines.netfabb.points import PointIndex
+from pipelines.netfabb.matching_points import PointIndex
 from pipelines.netfabb.solver_log import InputSummary, LogSummary, read_input, read_log
 from pipelines.sources.case_files import CaseFiles, digest_of_contents
 from pipelines.sources.grouping import fold_name, runs_of

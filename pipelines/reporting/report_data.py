@@ -13,9 +13,9 @@ from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.stores.predictions import PredictionFile
 from lpbf_data.viewer.shown_fields import shown_fields
-from pipelines.reporting import exhibits as shown
+from pipelines.reporting import gallery_parts as shown
 from pipelines.reporting.documents import BUILD_NAME
-from pipelines.reporting.exhibits import Deviation, Exhibit, KeptCases
+from pipelines.reporting.gallery_parts import Deviation, Exhibit, KeptCases
 from pipelines.reporting.gallery_pictures import Artist
 from pipelines.reporting.gallery_size import MOST_PARTS
 from pipelines.reporting.report_page import PageContent, render_page

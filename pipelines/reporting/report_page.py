@@ -23,7 +23,7 @@ from lpbf_data.viewer.shown_fields import ShownField
 from pipelines.numbers import format_number
 from pipelines.reporting.blade_risk import BladeRisk, blade_risk
 from pipelines.reporting.card import INTRODUCTION, TITLE, dataset_version
-from pipelines.reporting.exhibits import Deviation, Exhibit
+from pipelines.reporting.gallery_parts import Deviation, Exhibit
 from pipelines.reporting.gallery_pictures import STILL_SIZE
 from pipelines.reporting.origin import is_simulated_here, solver_sentence
 from pipelines.reporting.overview import (

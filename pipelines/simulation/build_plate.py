@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lpbf_data.cached import cached_property
-from lpbf_data.geometry.voxelize import VoxelMesh
+from lpbf_data.cached_property import cached_property
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.thermal import PLATE_LEVELS
 
 _CORNERS = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]])

@@ -15,8 +15,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lpbf_data.cached import cached_property
-from lpbf_data.geometry.voxelize import VoxelMesh
+from lpbf_data.cached_property import cached_property
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.blade_pass import RecoaterPass, clearance_percent, pass_over
 from pipelines.simulation.elements import elastic_element
 from pipelines.simulation.foot import ElasticPlate, kept_by_cut

@@ -18,11 +18,13 @@ from lpbf_data.case.case import Case
 from lpbf_data.case.record import CaseRecord, SourceRef
 from lpbf_data.durable import flush_tree
 from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.closed_surface import Surface, on_build_plate
 from lpbf_data.geometry.layer_groups import choose_refinement
 from lpbf_data.geometry.mesh_check import check_mesh, mesh_faithfully, remarks_on
 from lpbf_data.geometry.surface_files import load_bodies
 from lpbf_data.geometry.surface_formats import Units
-from lpbf_data.geometry.voxelize import Surface, VoxelMesh, on_build_plate, voxelize_to_size
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
+from lpbf_data.geometry.voxelize import voxelize_to_size
 from lpbf_data.remarks import Remark
 from pipelines.measuring.measure import measure_case
 from pipelines.netfabb.run import BuildReduction

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lpbf_data.geometry.voxelize import Surface, surface_of_arrays
+from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
 from pipelines.simulation.families import FAMILIES, Family, Parameters
 
 BUILD_VOLUME: Final = 60.0

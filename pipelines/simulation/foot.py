@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from lpbf_data.geometry.voxelize import VoxelMesh, mesh_of_mask
+from lpbf_data.geometry.voxel_mesh import VoxelMesh, mesh_of_mask
 from pipelines.simulation.elements import elastic_element
 from pipelines.simulation.stiffness import Foot, PlaneCholesky
 from pipelines.simulation.thermal import PLATE_LEVELS

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from lpbf_data.geometry.layer_groups import PlaneGroup, group_planes, layers_per_cell
-from lpbf_data.geometry.voxelize import VoxelMesh
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.materials import Process
 
 FIRST_STEP: Final = 0.01

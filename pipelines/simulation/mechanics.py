@@ -29,7 +29,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lpbf_data.geometry.voxelize import VoxelMesh
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.elements import ElasticElement
 from pipelines.simulation.foot import ElasticPlate, clamped, cut_free
 from pipelines.simulation.stiffness import (

@@ -19,7 +19,7 @@ import numpy as np
 from manifold3d import CrossSection, Manifold
 
 from lpbf_data.errors import UsageError
-from lpbf_data.geometry.voxelize import Surface, surface_of_arrays
+from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
 from pipelines.simulation.materials import Process
 from pipelines.simulation.solids import box, cut, settle, union
 

@@ -11,10 +11,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lpbf_data.cached import cached_property
+from lpbf_data.cached_property import cached_property
 from lpbf_data.case.schema import FIELDS, SYMMETRIC_TENSOR
 from lpbf_data.case.tensor_order import reorder
-from lpbf_data.geometry.voxelize import Surface, write_stl
+from lpbf_data.geometry.closed_surface import Surface
+from lpbf_data.geometry.stl import write_stl
 from pipelines.ensight import (
     CaseFile,
     Dialect,

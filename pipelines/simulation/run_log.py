@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from lpbf_data.geometry.closed_surface import Surface
 from lpbf_data.geometry.layer_groups import layers_per_cell
-from lpbf_data.geometry.voxelize import Surface, VoxelMesh
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from lpbf_data.remarks import Remark
 from pipelines.netfabb.solver_log import write_remarks
 from pipelines.simulation.blade_pass import RecoaterPass

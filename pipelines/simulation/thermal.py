@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import cg
 
 from lpbf_data.geometry.hexahedra import HEX8_FACES
-from lpbf_data.geometry.voxelize import VoxelMesh
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.elements import thermal_element
 from pipelines.simulation.layers import LayerGroup
 from pipelines.simulation.materials import Material, Process

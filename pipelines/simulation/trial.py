@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from lpbf_data.case.record import CaseRecord
-from lpbf_data.geometry.voxelize import VoxelMesh
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.corpus import PartPlan
 from pipelines.simulation.draws import DRAWS, CandidateStream
 

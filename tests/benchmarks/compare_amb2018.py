@@ -21,7 +21,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lpbf_data.geometry.voxelize import VoxelMesh, voxelize
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
+from lpbf_data.geometry.voxelize import voxelize
 from pipelines.calibrating.measured_file import read_measured
 from pipelines.simulation.build_simulation import BuildSimulation, Frame
 from pipelines.simulation.materials import MATERIALS, Material

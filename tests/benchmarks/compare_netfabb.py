@@ -20,7 +20,8 @@ from scipy.spatial import cKDTree
 from lpbf_data.case.case import Case
 from lpbf_data.geometry.render import Panel, render_panels
 from lpbf_data.geometry.surface_files import load_surface
-from lpbf_data.geometry.voxelize import VoxelMesh, voxelize
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
+from lpbf_data.geometry.voxelize import voxelize
 from pipelines.netfabb.run import NetfabbRun
 from pipelines.simulation.build_simulation import BuildSimulation, Frame
 from pipelines.simulation.fields import von_mises

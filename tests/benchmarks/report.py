@@ -39,7 +39,7 @@ from lpbf_data.stores.manifest import MANIFEST_NAME
 from lpbf_data.viewer.shown_fields import column_of, fields_of, shown_fields
 from lpbf_data.viewer.surface_codec import encode_surface
 from pipelines.reporting.documents import BUILD_NAME
-from pipelines.reporting.exhibits import KeptCases
+from pipelines.reporting.gallery_parts import KeptCases
 from tests.benchmarks.machine import describe_machine, save_result
 from tests.browser import FLAGS, find_chromium
 from tests.data_support import make_case, write_dataset

@@ -34,7 +34,7 @@ from lpbf_data import CaseStream, Loader, load_dataset, make_loader
 from lpbf_data.case.case import Case
 from lpbf_data.case.schema import DEFAULT_FIELDS, resolve_fields
 from lpbf_data.serving.datasets import CaseDataset
-from lpbf_data.serving.sampling import epoch_order
+from lpbf_data.serving.epoch_order import epoch_order
 from lpbf_data.stores.parquet import ParquetShard
 from tests.benchmarks.machine import describe_machine, save_result
 from tests.data_hub_server import serve_hub

@@ -18,7 +18,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from lpbf_data.durable import flush_tree
-from lpbf_data.geometry.voxelize import Surface, VoxelMesh, voxelize
+from lpbf_data.geometry.closed_surface import Surface
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
+from lpbf_data.geometry.voxelize import voxelize
 from pipelines.simulation.build_simulation import BuildSimulation
 from pipelines.simulation.corpus import part_surface
 from pipelines.simulation.materials import MATERIALS

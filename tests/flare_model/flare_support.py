@@ -82,7 +82,7 @@ def go(dataset: str, folder: Path, model: dict[str, Any] = TINY, **options: Any)
 
 KILLING = """
 import json, os, signal, sys
-import flare_model.training.state
+import flare_model.training.training_checkpoint
 from flare_model.training.recipe import Recipe
 from flare_model.train import train
 from flare_model.training.trainer import Trainer
@@ -93,7 +93,7 @@ if writing == "True":
     def flush(root):
         if f"{int(step):08d}" in root.name:
             os.kill(os.getpid(), signal.SIGKILL)
-    flare_model.training.state.flush_tree = flush
+    flare_model.training.training_checkpoint.flush_tree = flush
 else:
     plain = Trainer._optimise
     def optimise(self, group):

@@ -20,7 +20,13 @@ from flare_model.checkpoints.files import Usage
 from flare_model.checkpoints.spec import ModelSpec, model_words, spec_of
 from flare_model.data.envelope import Envelope, Range, outside
 from flare_model.data.normalisation import Normalisation
-from flare_model.training.state import latest_state, random_state, read_state, set_random_state, write_state
+from flare_model.training.training_checkpoint import (
+    latest_state,
+    random_state,
+    read_state,
+    set_random_state,
+    write_state,
+)
 from lpbf_data.errors import LpbfError, SchemaError, StoreError, UsageError
 from tests.flare_model.flare_hub import running_hub
 from tests.flare_model.flare_support import tiny_flare, tiny_surrogate

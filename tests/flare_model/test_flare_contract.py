@@ -16,7 +16,7 @@ from flare_model import from_pretrained
 from flare_model.models.contract import check_contract
 from flare_model.training.divergence import DivergedError
 from flare_model.training.recipe import Recipe
-from flare_model.training.state import latest_state
+from flare_model.training.training_checkpoint import latest_state
 from lpbf_data.errors import UsageError
 from tests.flare_model.flare_support import TINY, go, tiny_flare
 from tests.flare_model.test_flare_checkpoints import Pointwise

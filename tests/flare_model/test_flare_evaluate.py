@@ -51,7 +51,7 @@ from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.stores.predictions import PredictionFile
 from pipelines.build import build
 from pipelines.report import report
-from pipelines.reporting.exhibits import KeptCases, judge_predictions
+from pipelines.reporting.gallery_parts import KeptCases, judge_predictions
 from tests.data_hub_server import serve_hub
 from tests.data_support import make_case
 from tests.flare_model.flare_support import TINY, write_cases

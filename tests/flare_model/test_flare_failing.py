@@ -14,9 +14,9 @@ from torch import Tensor
 from flare_model.training.failing import StepFailedError, step_failed
 from flare_model.training.recipe import Recipe
 from flare_model.training.run_log import read_table
-from flare_model.training.state import latest_state
 from flare_model.training.step_graphs import StepGraphs
 from flare_model.training.stepping import Stepper
+from flare_model.training.training_checkpoint import latest_state
 from lpbf_data.errors import StoreError
 from lpbf_data.serving.loader import Loader
 from tests.flare_model.flare_support import go, losses

@@ -22,7 +22,7 @@ from flare_model.spectrum import spectrum
 from flare_model.training.failing import StepFailedError
 from flare_model.training.recipe import Recipe
 from flare_model.training.run_log import read_table
-from flare_model.training.state import latest_state
+from flare_model.training.training_checkpoint import latest_state
 from lpbf_data.errors import UsageError
 from tests.flare_model.flare_support import LEARNING, go, kill, losses, tiny_surrogate
 

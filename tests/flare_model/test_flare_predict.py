@@ -24,8 +24,9 @@ from flare_model.train import train
 from flare_model.training.recipe import Recipe
 from lpbf_data import load_dataset
 from lpbf_data.errors import UsageError
+from lpbf_data.geometry.closed_surface import on_build_plate
 from lpbf_data.geometry.surface_files import load_surface
-from lpbf_data.geometry.voxelize import on_build_plate, voxelize_to_size
+from lpbf_data.geometry.voxelize import voxelize_to_size
 from tests.data_hub_server import serve_hub
 from tests.data_support import make_case, write_dataset, write_published
 from tests.flare_model.flare_support import TINY

@@ -18,7 +18,7 @@ from flare_model import from_pretrained
 from flare_model.training.recipe import Recipe
 from flare_model.training.run_log import RunLog, read_table
 from flare_model.training.settings import changes
-from flare_model.training.state import latest_state
+from flare_model.training.training_checkpoint import latest_state
 from lpbf_data.errors import StoreError, UsageError
 from pipelines.build import build
 from tests.flare_model.flare_support import LEARNING, TINY, assert_same_losses, go, kill, losses, write_cases

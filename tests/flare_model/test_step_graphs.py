@@ -18,9 +18,9 @@ from flare_model.training.devices import open_fabric
 from flare_model.training.optimizer import make_optimizer
 from flare_model.training.recipe import Recipe
 from flare_model.training.settings import make_settings
-from flare_model.training.state import STATE_NAME
 from flare_model.training.step_graphs import StepGraphs, make_state
 from flare_model.training.trainer import Trainer
+from flare_model.training.training_checkpoint import STATE_NAME
 from lpbf_data.errors import UsageError
 from tests.flare_model.flare_support import TINY, assert_same_losses, go
 

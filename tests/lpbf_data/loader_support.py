@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lpbf_data import Loader, make_loader
-from lpbf_data.serving.sampling import epoch_order
+from lpbf_data.serving.epoch_order import epoch_order
 
 # Tests run with more workers than a small machine has cores. Loaders fork beside the threads of their libraries, and a
 # filter set by `pytest.warns` would tell of it anew: Python 3.12 and later deprecate that.

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from lpbf_data.cached import cached_property
+from lpbf_data.cached_property import cached_property
 from lpbf_data.stores import zarr_parts as zarr_store
 
 

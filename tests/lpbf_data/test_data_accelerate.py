@@ -13,7 +13,7 @@ import pytest
 from torch.utils.data import IterableDataset
 
 from lpbf_data import load_dataset
-from lpbf_data.serving import ranks
+from lpbf_data.serving import process_rank
 from tests.lpbf_data.launch_support import run_ranks
 from tests.lpbf_data.loader_support import expected
 
@@ -90,22 +90,22 @@ def test_every_class_of_accelerate_that_shares_out_is_known() -> None:
     }
     told = {name for name, found in theirs.items() if "process_index" in inspect.signature(found).parameters}
     sends = {name for name, found in theirs.items() if "broadcast_object_list" in inspect.getsource(found)}
-    assert told | sends == ranks._SHARING
-    assert set(theirs) - ranks._SHARING == {
+    assert told | sends == process_rank._SHARING
+    assert set(theirs) - process_rank._SHARING == {
         "DataLoaderAdapter", "DataLoaderShard", "DataLoaderStateMixin", "SeedableRandomSampler", "SkipBatchSampler",
         "SkipDataLoader",
     }  # fmt: skip
-    for name in ranks._SHARING:
+    for name in process_rank._SHARING:
         for method in (theirs[name].__iter__, getattr(theirs[name], "_fetch_batches", None), theirs[name].__len__):
             if method is not None and method.__qualname__.startswith(name):
-                assert inspect.unwrap(method).__globals__["__name__"].startswith(ranks._THEIRS)
+                assert inspect.unwrap(method).__globals__["__name__"].startswith(process_rank._THEIRS)
 
 
 class IterableDatasetShard:
     """Somebody's own, by the same name: it shares nothing out."""
 
     def __iter__(self) -> Iterator[bool]:
-        yield ranks.shared_by_wrapper()
+        yield process_rank.shared_by_wrapper()
 
 
 def test_a_class_by_the_same_name_is_no_wrapper() -> None:
@@ -116,7 +116,7 @@ def test_a_class_by_the_same_name_is_no_wrapper() -> None:
 
 class Asking(IterableDataset[bool]):
     def __iter__(self) -> Iterator[bool]:
-        yield ranks.shared_by_wrapper()
+        yield process_rank.shared_by_wrapper()
 
 
 def test_a_loader_of_the_package_stays_as_it_is_and_ranks_that_were_asked_for_are_refused(

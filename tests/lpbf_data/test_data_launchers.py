@@ -15,7 +15,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from lpbf_data import NodeBudgetSampler, load_dataset, make_loader
 from lpbf_data.errors import UsageError
 from lpbf_data.serving.collating import collate_pyg, collate_ragged
-from lpbf_data.serving.ranks import RanksWarning
+from lpbf_data.serving.process_rank import RanksWarning
 from lpbf_data.serving.transforms import RandomSymmetry, SubsamplePoints
 from tests.lpbf_data.launch_support import run_ranks
 from tests.lpbf_data.loader_support import expected, first, flat, ids, ids_of, many_workers, open_loader

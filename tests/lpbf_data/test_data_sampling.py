@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lpbf_data.errors import UsageError
-from lpbf_data.serving.sampling import NodeBudgetSampler, Sharing, Step, epoch_order
+from lpbf_data.serving.epoch_order import epoch_order
+from lpbf_data.serving.node_budget_sampler import NodeBudgetSampler
+from lpbf_data.serving.rank_sharing import Sharing, Step
 
 
 def cases_of(step: Step) -> list[int]:

@@ -272,7 +272,7 @@ def test_a_spawned_worker_knows_its_rank(small_dataset: Path) -> None:
     for rank in range(2):
         stream = open_stream(small_dataset)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lpbf_data.serving.ranks.rank_of_process", lambda rank=rank: (rank, 2))
+            patch.setattr("lpbf_data.serving.process_rank.rank_of_process", lambda rank=rank: (rank, 2))
             clone = pickle.loads(pickle.dumps(stream))
             copies = [copy.deepcopy(stream), copy.copy(stream)]
         parts.append(ids(clone))

@@ -10,8 +10,10 @@ import pytest
 import trimesh
 
 from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
 from lpbf_data.geometry.mesh_check import check_mesh, mesh_faithfully, remarks_on, thinnest_wall
-from lpbf_data.geometry.voxelize import Surface, VoxelMesh, surface_of_arrays, voxelize, voxelize_to_size
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
+from lpbf_data.geometry.voxelize import voxelize, voxelize_to_size
 
 pytestmark = pytest.mark.numeric
 

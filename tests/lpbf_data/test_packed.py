@@ -19,7 +19,7 @@ from lpbf_data.case.case import Case
 from lpbf_data.case.record import CaseRecord, Placement
 from lpbf_data.case.schema import FIELDS
 from lpbf_data.errors import LpbfError, StoreError, UsageError
-from lpbf_data.geometry.voxelize import mesh_of_mask
+from lpbf_data.geometry.voxel_mesh import mesh_of_mask
 from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest
 from lpbf_data.stores.packed import PackedPiece, PackedWriter, find_pieces, relative_error, without_place
 from lpbf_data.stores.packed_codec import pack_case, unpack_case

@@ -13,7 +13,7 @@ from PIL import Image
 from lpbf_data.case.case import Case
 from lpbf_data.errors import UsageError
 from lpbf_data.geometry.render import MAGNITUDE, Panel, color_limits, panel_values, render_panels
-from lpbf_data.geometry.voxelize import mesh_of_mask
+from lpbf_data.geometry.voxel_mesh import mesh_of_mask
 from lpbf_data.viewer.palettes import palette
 
 

@@ -18,9 +18,11 @@ from scipy.spatial import cKDTree
 from lpbf_data.case.feature_schema import SHAPE_FEATURES, resolve_features
 from lpbf_data.case.schema import FIELDS
 from lpbf_data.errors import CaseError, UsageError
+from lpbf_data.geometry.closed_surface import on_build_plate
 from lpbf_data.geometry.shape_features import shape_features
 from lpbf_data.geometry.surface_files import load_surface
-from lpbf_data.geometry.voxelize import VoxelMesh, on_build_plate, voxelize_to_size
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
+from lpbf_data.geometry.voxelize import voxelize_to_size
 from lpbf_data.serving.datasets import CaseDataset, load_dataset
 from lpbf_data.serving.make_loader import make_loader
 from lpbf_data.serving.transforms import RandomSymmetry

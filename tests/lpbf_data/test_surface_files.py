@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
 from lpbf_data.geometry.face_counts import MOST_TRIANGLES
 from lpbf_data.geometry.surface_files import bodies_of, load_bodies, load_surface
 from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
 from lpbf_data.geometry.surface_repair import repair
-from lpbf_data.geometry.voxelize import Surface, fill_fractions, surface_of_arrays, voxelize
+from lpbf_data.geometry.voxelize import fill_fractions, voxelize
 
 CORE = "http://schemas.microsoft.com/3dmanufacturing/core/2015/02"
 

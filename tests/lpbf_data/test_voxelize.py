@@ -12,17 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
 from lpbf_data.geometry.hexahedra import hex_corner_volumes
+from lpbf_data.geometry.stl import write_stl
 from lpbf_data.geometry.surface_files import load_surface
-from lpbf_data.geometry.voxelize import (
-    Surface,
-    fill_fractions,
-    mesh_of_mask,
-    surface_of_arrays,
-    voxelize,
-    voxelize_to_size,
-    write_stl,
-)
+from lpbf_data.geometry.voxel_mesh import mesh_of_mask
+from lpbf_data.geometry.voxelize import fill_fractions, voxelize, voxelize_to_size
 
 pytestmark = pytest.mark.numeric
 

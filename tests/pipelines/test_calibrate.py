@@ -17,8 +17,10 @@ from scipy.interpolate import RegularGridInterpolator
 from lpbf_data.command_line import run
 from lpbf_data.durable import sha256_of_file, sha256_of_tree
 from lpbf_data.geometry.layer_groups import choose_refinement
+from lpbf_data.geometry.stl import write_stl
 from lpbf_data.geometry.surface_files import load_surface
-from lpbf_data.geometry.voxelize import VoxelMesh, voxelize, write_stl
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
+from lpbf_data.geometry.voxelize import voxelize
 from pipelines.calibrate import calibrate
 from pipelines.calibrating.cuts import held_by
 from pipelines.calibrating.fitting import FitError, Values, fit

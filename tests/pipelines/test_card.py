@@ -21,7 +21,7 @@ from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.remarks import Remark, Treatment
 from pipelines.publish import with_license
 from pipelines.reporting.card import make_card
-from pipelines.reporting.exhibits import KeptCases
+from pipelines.reporting.gallery_parts import KeptCases
 from tests.pipelines.report_support import HOSTILE, hostile_records, records_of
 
 

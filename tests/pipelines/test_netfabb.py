@@ -14,7 +14,7 @@ from lpbf_data.case.schema import SOLVER_FIELDS
 from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.remarks import Remark, Treatment
 from pipelines.ensight import Dialect, Encoding, write_geometry, write_variable
-from pipelines.netfabb.points import PointIndex
+from pipelines.netfabb.matching_points import PointIndex
 from pipelines.netfabb.run import VARIABLES, NetfabbRun
 from pipelines.netfabb.solver_log import read_log, write_remarks
 from pipelines.sources.case_files import open_case

@@ -30,7 +30,7 @@ from lpbf_data.viewer.surface_codec import COLUMN_BITS, COORDINATE_BITS, encode_
 from pipelines.build import build, run_build
 from pipelines.building.engine import Resources
 from pipelines.reporting.blade_risk import blade_risk
-from pipelines.reporting.exhibits import KeptCases, choose_cases, judge_predictions
+from pipelines.reporting.gallery_parts import KeptCases, choose_cases, judge_predictions
 from pipelines.reporting.gallery_pictures import Artist, Drawing
 from pipelines.reporting.origin import solver_sentence
 from pipelines.reporting.overview import QUANTITIES, Summary, table_6

@@ -14,7 +14,7 @@ from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.stores.predictions import write_predictions
 from lpbf_data.viewer.page import ASSETS as VIEWER
 from pipelines.build import run_build
-from pipelines.reporting.exhibits import KeptCases
+from pipelines.reporting.gallery_parts import KeptCases
 from pipelines.reporting.report_data import Report, make_report
 from pipelines.selection.filters import Filters
 from tests.browser import Visit, colourful, column, open_part, pixels, wait_for_part

@@ -12,7 +12,7 @@ import numpy as np
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.viewer.shown_fields import shown_fields
 from pipelines.build import run_build
-from pipelines.reporting.exhibits import KeptCases, make_exhibits
+from pipelines.reporting.gallery_parts import KeptCases, make_exhibits
 from pipelines.reporting.gallery_pictures import Artist
 from pipelines.reporting.report_data import make_report
 from tests.browser import Visit, column, open_part, pixels

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lpbf_data.geometry.voxelize import VoxelMesh, mesh_of_mask
+from lpbf_data.geometry.voxel_mesh import VoxelMesh, mesh_of_mask
 from pipelines.simulation import foot as foot_module
 from pipelines.simulation.elements import elastic_element
 from pipelines.simulation.foot import ElasticPlate

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import spsolve
 
-from lpbf_data.geometry.voxelize import VoxelMesh, mesh_of_mask
+from lpbf_data.geometry.voxel_mesh import VoxelMesh, mesh_of_mask
 from pipelines.simulation import stiffness as stiffness_module
 from pipelines.simulation.build_simulation import BuildSimulation, Frame
 from pipelines.simulation.elements import ElasticElement, elastic_element, elasticity_matrix

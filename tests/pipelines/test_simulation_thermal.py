@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lpbf_data.geometry.layer_groups import choose_refinement
-from lpbf_data.geometry.voxelize import VoxelMesh, mesh_of_mask
+from lpbf_data.geometry.voxel_mesh import VoxelMesh, mesh_of_mask
 from pipelines.netfabb.run import NetfabbRun
 from pipelines.simulation.blade_pass import clearance_percent, pass_over
 from pipelines.simulation.layers import LayerGroup, plan_layers

@@ -1,23 +1,22 @@
-"""In which order cases are served, in which batches, and to whom.
+"""Which rank gets which cases, and how many of them make a batch: by their number or a budget of points.
 
-The order of an epoch is a permutation of all cases, drawn from (seed, epoch) alone. Steps take cases from it one after
-the other: in each step every rank gets its share, and the steps before it have handed out a beginning of the order and
-nothing else. So one number, how many cases were handed out, says where training stands, and it can go on from there
-with another number of ranks or workers, other batch sizes, or a budget of points instead of a number of cases.
+Steps take cases from the order of an epoch one after the other: in each step every rank gets its share, and the steps
+before it have handed out a beginning of the order and nothing else. So one number, how many cases were handed out, says
+where training stands, and it can go on from there with another number of ranks or workers, other batch sizes, or a
+budget of points instead of a number of cases.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.errors import UsageError
-from lpbf_data.serving.ranks import check_rank, check_seed, rank_among_callers, warn_of_missing_group
 
 Uneven = Literal["drop", "pad", "keep"]
 """What becomes of the last cases of an epoch, fewer than there are ranks, that can't be shared out evenly.
@@ -25,27 +24,6 @@ Uneven = Literal["drop", "pad", "keep"]
 "drop" leaves them out and "pad" adds cases from the beginning of the epoch, so that all ranks make the same number of
 steps and no collective operation hangs. "keep" serves each case exactly once; some ranks may make a step less.
 """
-
-
-def epoch_order(count: int, *, shuffle: bool, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Order of the cases in an epoch.
-
-    Args:
-        count: Number of cases.
-        shuffle: Draw a permutation; otherwise the stored order.
-        seed: Seed of the permutations.
-        epoch: Number of the epoch.
-
-    Returns:
-        [count] int64, each number from 0 to count - 1 once.
-
-    >>> sorted(epoch_order(5, shuffle=True, seed=0, epoch=3).tolist())
-    [0, 1, 2, 3, 4]
-    """
-    if not shuffle:
-        return np.arange(count, dtype=np.int64)
-    # The bits of a NumPy bit generator stay the same from version to version; how `permutation` uses them may not.
-    return np.argsort(np.random.PCG64([seed, epoch]).random_raw(count), kind="stable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,64 +156,12 @@ class Sharing:
         return Step(tuple(map(tuple, shares)), handed)
 
 
-class NodeBudgetSampler:
-    """Batches of at most so many points, balanced over ranks; for `DataLoader(batch_sampler=…)`.
-
-    Args:
-        sizes: Points of each case, `dataset.sizes`.
-        max_points: Points a batch at most.
-        batch_size: Cases a batch at most; any number by default.
-        shuffle: Draw a new permutation of all cases for each epoch.
-        seed: Seed of the permutations.
-        rank: Whose batches; as torch.distributed says by default whenever a loop begins, and all where accelerate
-            shares them out.
-        world_size: Number of ranks; as torch.distributed says by default.
-        uneven: What becomes of the last cases of an epoch; see [Uneven][lpbf_data.serving.sampling.Uneven].
-
-    Raises:
-        UsageError: If a case has more points than the budget, or a number is out of range.
-    """
-
-    def __init__(
-        self,
-        sizes: Sequence[int] | NDArray[np.int64],
-        max_points: int,
-        *,
-        batch_size: int | None = None,
-        shuffle: bool = False,
-        seed: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
-        uneven: Uneven = "drop",
-    ) -> None:
-        self.sizes = np.asarray(sizes, dtype=np.int64)
-        self._ranks = check_rank(rank, world_size)
-        self._shares = Sharing(1, batch_size, max_points, uneven)
-        self._shares.check_sizes(self.sizes)
-        self.shuffle = shuffle
-        self.seed = check_seed(seed)
-        self.epoch = 0
-        self._begun = self._told_of_ranks = False
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation of the next iteration; those after it follow one another."""
-        self.epoch, self._begun = epoch, False
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """Batches of this rank, as lists of numbers of cases; of the next epoch with every loop."""
-        self.epoch, self._begun = self.epoch + self._begun, True
-        rank, ranks = rank_among_callers(self._ranks)
-        if self._ranks is None and not self._told_of_ranks:
-            self._told_of_ranks = True
-            warn_of_missing_group((rank, ranks))
-        for step in replace(self._shares, ranks=ranks).steps(self._order(), self.sizes):
-            if step.shares[rank]:
-                yield list(step.shares[rank])
-
-    def _order(self) -> NDArray[np.int64]:
-        return epoch_order(len(self.sizes), shuffle=self.shuffle, seed=self.seed, epoch=self.epoch)
-
-    def __len__(self) -> int:
-        """Number of batches of this rank in the epoch that was chosen."""
-        rank, ranks = rank_among_callers(self._ranks)
-        return replace(self._shares, ranks=ranks).num_steps(rank, self._order(), self.sizes)
+def turns_of_rank(count: int, base: int, rank: int, ranks: int, uneven: Uneven) -> NDArray[np.int64]:
+    """Places in the order of an epoch that a rank takes from a position on."""
+    places = np.arange(base + rank, count, ranks)
+    extra = (count - base) % ranks
+    if uneven == "drop" and rank < extra:
+        return places[:-1]
+    if uneven == "pad" and 0 < extra <= rank:
+        return np.append(places, (rank - extra) % count)
+    return places

@@ -16,7 +16,7 @@ from pipelines.building.targets import Target
 from pipelines.numbers import format_number
 from pipelines.reporting.card import CardPicture
 from pipelines.reporting.documents import CARD_NAME, DISTRIBUTIONS_PICTURE, PARTS_PICTURE, REPORT_NAME, make_card_of
-from pipelines.reporting.exhibits import Exhibit
+from pipelines.reporting.gallery_parts import Exhibit
 from pipelines.reporting.gallery_pictures import draw_histograms, draw_mosaic
 from pipelines.reporting.report_data import make_report
 
