@@ -20,6 +20,13 @@ from scipy.linalg import LinAlgError, cholesky, solve_triangular
 from lpbf_data.cached_property import cached_property
 from lpbf_data.errors import LpbfError
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
+from pipelines.simulation.floating_pieces import (
+    RigidMotions,
+    faces_between,
+    floating_pieces,
+    rigid_body_modes,
+    rigid_motions,
+)
 
 _MOST_ITERATIONS: Final = 1000
 _SPRING: Final = 1e-9
@@ -45,6 +52,9 @@ _STRETCHED: Final[dict[str, Any]] = {
 }
 _STRETCHED_FROM: Final = 2.5  # aspect ratio from which coarsening must look at directions
 _PRECONDITIONER: Final = np.float32  # half the memory to go through; conjugate gradients around it are in float64
+_LOOSE_SPRING: Final = 1e-4
+# Share of a cell's stiffness that holds floating pieces in the preconditioner, whose 24 bits would lose a smaller one;
+# their rigid motions are solved for beside it.
 _LARGEST_BLOCKS: Final = 4e9  # bytes
 
 
@@ -243,6 +253,11 @@ class Multigrid:
         self._foot = foot
         self._matrix: Any = None
         self._hierarchy: Any = None
+        self._loose: RigidMotions | None = None
+
+    @cached_property
+    def _faces(self) -> NDArray[np.int64]:
+        return faces_between(self._mesh)
 
     @cached_property
     def _pattern(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -281,28 +296,52 @@ class Multigrid:
         return mapped.tobsr((3, 3))
 
     def extend(self, cell_planes: int) -> None:
-        num_points = int(self._nodes[cell_planes + 1])
-        self._matrix = self._assemble(int(self._cells[cell_planes]), num_points)
+        num_points, num_cells = int(self._nodes[cell_planes + 1]), int(self._cells[cell_planes])
+        self._matrix = self._assemble(num_cells, num_points)
         # Spectral radii are estimated from random vectors: without this, equal runs would differ in the last digits.
         np.random.seed(0)  # noqa: NPY002 (the generator that pyamg draws from)
         stretched = max(self._mesh.spacing) > _STRETCHED_FROM * min(self._mesh.spacing)
         options = _HIERARCHY | (_STRETCHED if stretched else _NEARLY_CUBES)
         places = np.concatenate([self._foot.points, self._mesh.points[self._nodes[1] : num_points]])
-        self._hierarchy = pyamg.smoothed_aggregation_solver(self._matrix, B=rigid_body_modes(places), **options)
+        shift = self._foot.size - int(self._nodes[1])
+        pieces = [nodes + shift for nodes in floating_pieces(self._mesh, self._faces, num_cells)]
+        try:
+            self._loose = rigid_motions(self._matrix, places, pieces)
+        except LinAlgError as error:
+            raise SolverError(f"pieces that hang on nothing can't be solved for ({error})") from error
+        held = self._hold(pieces) if pieces else self._matrix
+        self._hierarchy = pyamg.smoothed_aggregation_solver(held, B=rigid_body_modes(places), **options)
         for level in self._hierarchy.levels[:-1]:  # in rows of numbers, not blocks: Gauss-Seidel is three times as fast
             for name in ("A", "P", "R"):
                 setattr(level, name, getattr(level, name).tocsr().astype(_PRECONDITIONER))
+
+    def _hold(self, pieces: list[NDArray[np.int64]]) -> sp.bsr_matrix:
+        """The matrix with floating pieces tied to their places."""
+        springs = np.zeros(self._matrix.shape[0] // 3)
+        springs[np.concatenate(pieces)] = self._spring * (_LOOSE_SPRING / _SPRING)
+        return (self._matrix + sp.diags(np.repeat(springs, 3))).tobsr((3, 3))
 
     def solve(self, forces: NDArray[np.float64], goal: float) -> NDArray[np.float64]:
         def apply(moved: NDArray[np.float64]) -> NDArray[np.float64]:
             return np.asarray(self._matrix @ moved.ravel()).reshape(-1, 3)
 
-        return conjugate_gradients(apply, self.approximate, forces, goal)
+        if self._loose is None:
+            return conjugate_gradients(apply, self.approximate, forces, goal)
+        # Floating pieces are in balance as a whole before the iterations, all through them and, to rounding, after.
+        moved = self._loose.move(forces.ravel()).reshape(-1, 3)
+        moved += conjugate_gradients(apply, self.approximate, forces - apply(moved), goal)
+        moved += self._loose.move((forces - apply(moved)).ravel()).reshape(-1, 3)
+        return moved
 
     def approximate(self, forces: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self._loose is None:
+            return self._approximate(forces.ravel()).reshape(-1, 3)
+        return self._loose.precondition(forces.ravel(), self._approximate).reshape(-1, 3)
+
+    def _approximate(self, forces: NDArray[np.float64]) -> NDArray[np.float64]:
         size = float(np.abs(forces).max()) or 1.0
-        right = (forces.ravel() / size).astype(_PRECONDITIONER)
-        return size * self._cycle(0, right).astype(np.float64).reshape(-1, 3)
+        right = (forces / size).astype(_PRECONDITIONER)
+        return size * self._cycle(0, right).astype(np.float64)
 
     def _cycle(self, number: int, right: NDArray[np.float32]) -> NDArray[np.float32]:
         """A V-cycle from zero, from a level of the hierarchy downwards (pyamg's own looks at residuals besides)."""
@@ -361,22 +400,6 @@ def conjugate_gradients(
         rest -= step * pushed
     left = float(np.linalg.norm(rest)) / float(np.linalg.norm(forces))
     raise SolverError(f"the displacements did not converge: residual {left:.1e} after {_MOST_ITERATIONS} iterations")
-
-
-def rigid_body_modes(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The six rigid-body motions of points, [3 n, 6]: three translations, three small rotations about the centroid.
-
-    Args:
-        points: Coordinates, [n, 3].
-    """
-    x, y, z = (points - points.mean(axis=0)).T
-    modes = np.zeros((len(points), 3, 6))
-    for axis in range(3):
-        modes[:, axis, axis] = 1
-    modes[:, 1, 3], modes[:, 2, 3] = -z, y
-    modes[:, 0, 4], modes[:, 2, 4] = z, -x
-    modes[:, 0, 5], modes[:, 1, 5] = -y, x
-    return modes.reshape(-1, 6)
 
 
 def make_stiffness(mesh: VoxelMesh, stiffness: NDArray[np.float64], foot: Foot, layers: int) -> Stiffness:

@@ -16,12 +16,13 @@ from lpbf_data.geometry.voxel_mesh import VoxelMesh, mesh_of_mask
 from pipelines.simulation import stiffness as stiffness_module
 from pipelines.simulation.build_simulation import BuildSimulation, Frame
 from pipelines.simulation.elements import ElasticElement, elastic_element, elasticity_matrix
+from pipelines.simulation.floating_pieces import rigid_body_modes
 from pipelines.simulation.foot import clamped, cut_free, kept_by_cut
 from pipelines.simulation.inherent_strain import cell_strains
 from pipelines.simulation.layers import LayerGroup
 from pipelines.simulation.materials import MATERIALS, Material
 from pipelines.simulation.mechanics import Mechanics, rigid_body_motion
-from pipelines.simulation.stiffness import Multigrid, PlaneCholesky, SolverError, rigid_body_modes
+from pipelines.simulation.stiffness import Multigrid, PlaneCholesky, SolverError
 
 pytestmark = pytest.mark.numeric
 
@@ -232,6 +233,45 @@ def test_both_solvers_agree_with_a_third(held: bool) -> None:
     expected = expected - (0 if held else rigid_body_motion(mesh.points, expected))
     for moved in solutions:
         assert np.abs(moved - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def hanging_stubs() -> VoxelMesh:
+    """A wall with stubs beside it that hang on nothing until a roof comes; one touches the wall along an edge."""
+    mask = np.zeros((25, 12, 10), bool)
+    mask[:4] = True
+    mask[:, :, 8:] = True
+    for x in range(7, 25, 4):
+        for y in range(0, 12, 4):
+            mask[x : x + 2, y : y + 3, 3:] = True
+    mask[4, 4:7, :4] = False
+    mask[:4, :, 5:7] = False
+    mask[3, :, 5:7] = True
+    mask[4:6, 8:, 7:] = True
+    mask[3, 8:, 7] = False
+    return mesh_of_mask(mask, (0, 0, 0), (1.0, 1.2, 0.8))
+
+
+@pytest.mark.parametrize("planes", [4, 6, 8, 10])
+def test_pieces_that_hang_on_nothing_stay_where_they_are(planes: int) -> None:
+    mesh = hanging_stubs()
+    element = elastic_element(mesh.spacing, YOUNG, POISSON)
+    cells = mesh.indices[:, 2] < planes
+    strains = np.random.default_rng(planes).normal(0, 5e-3, (int(cells.sum()), 6))
+    pulled = (strains @ element.load.T).reshape(-1, 8, 3)
+    there = mesh.point_levels <= planes
+    forces = np.stack(
+        [np.bincount(mesh.cells[cells].ravel(), pulled[..., k].ravel(), int(there.sum())) for k in range(3)], axis=1
+    )
+    moved = []
+    for kind, goal in ((PlaneCholesky, 0.0), (Multigrid, 1e-5)):
+        solver = kind(mesh, element.stiffness, clamped(mesh))
+        for plane in range(1, planes + 1):
+            if plane == planes or kind is PlaneCholesky:
+                solver.extend(plane)
+        moved.append(solver.solve(clamped(mesh).reduce(forces), goal * float(np.linalg.norm(forces))))
+    exact, iterated = moved
+    assert np.abs(exact).max() < 1.0
+    assert np.abs(iterated - exact).max() < 2e-3 * np.abs(exact).max()
 
 
 def without_shrinkage(material: Material) -> Material:

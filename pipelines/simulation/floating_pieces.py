@@ -1,0 +1,139 @@
+"""Pieces of a growing part that hang on nothing yet: their rigid motions, which iterative solvers can't find.
+
+The lowest cells of an overhang lie in powder until the part below reaches them. Nothing but springs of a billionth of a
+cell's stiffness holds such a piece, or one that touches others along an edge alone, so that the smallest force left out
+of balance would carry it away. Its rigid-body motions are solved for directly, in float64, and the iterations never see
+them (deflation; balancing preconditioner of Mandel 1993, https://doi.org/10.1002/cnm.1640090307).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.sparse.csgraph import connected_components
+
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
+
+
+def rigid_body_modes(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The six rigid-body motions of points, [3 n, 6]: three translations, three small rotations about the centroid.
+
+    Args:
+        points: Coordinates, [n, 3].
+    """
+    x, y, z = (points - points.mean(axis=0)).T
+    modes = np.zeros((len(points), 3, 6))
+    for axis in range(3):
+        modes[:, axis, axis] = 1
+    modes[:, 1, 3], modes[:, 2, 3] = -z, y
+    modes[:, 0, 4], modes[:, 2, 4] = z, -x
+    modes[:, 0, 5], modes[:, 1, 5] = -y, x
+    return modes.reshape(-1, 6)
+
+
+def faces_between(mesh: VoxelMesh) -> NDArray[np.int64]:
+    """Pairs of cells that share a face, [F, 2], the lower number first.
+
+    Args:
+        mesh: The mesh.
+    """
+    grid = np.full(mesh.indices.max(axis=0) + 1, -1, dtype=np.int64)
+    grid[tuple(mesh.indices.T)] = np.arange(mesh.num_cells)
+    pairs = []
+    for axis in range(3):
+        here, there = np.moveaxis(grid, axis, 0)[:-1].ravel(), np.moveaxis(grid, axis, 0)[1:].ravel()
+        both = (here >= 0) & (there >= 0)
+        pairs.append(np.stack([here[both], there[both]], axis=1))
+    return np.sort(np.concatenate(pairs), axis=1)
+
+
+def floating_pieces(mesh: VoxelMesh, faces: NDArray[np.int64], num_cells: int) -> list[NDArray[np.int64]]:
+    """Nodes of each piece of the first cells that no chain of faces ties to the build plate.
+
+    Args:
+        mesh: The whole part.
+        faces: Pairs of its cells that share a face.
+        num_cells: How many cells are there.
+    """
+    there = faces[faces[:, 1] < num_cells]
+    graph = sp.coo_matrix((np.ones(len(there), np.int8), tuple(there.T)), shape=(num_cells, num_cells))
+    count, piece = connected_components(graph, directed=False)
+    grounded = np.zeros(count, dtype=bool)
+    grounded[piece[mesh.indices[:num_cells, 2] == 0]] = True
+    cells = mesh.cells[:num_cells].astype(np.int64)
+    return [np.unique(cells[piece == number]) for number in np.flatnonzero(~grounded)]
+
+
+@dataclass(frozen=True)
+class RigidMotions:
+    """Rigid-body motions of floating pieces, and the small system that decides them.
+
+    Attributes:
+        modes: The motions Z, orthonormal in each piece, sparse, [n, k].
+        pushed: Forces that they meet, A Z, sparse, [n, k].
+        factor: Cholesky factor of Zᵀ A Z, as SciPy's `cho_factor` gives it.
+    """
+
+    modes: sp.csr_matrix
+    pushed: sp.csr_matrix
+    factor: tuple[NDArray[np.float64], bool]
+
+    def move(self, forces: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Displacements Z (Zᵀ A Z)⁻¹ Zᵀ f, [n], after which no piece is pushed or turned as a whole.
+
+        Args:
+            forces: Forces f, [n].
+        """
+        moved: NDArray[np.float64] = self.modes @ cho_solve(self.factor, self.modes.T @ forces)
+        return moved
+
+    def precondition(
+        self, forces: NDArray[np.float64], approximate: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    ) -> NDArray[np.float64]:
+        """Displacements from forces by a preconditioner that is blind to the rigid motions, symmetric as it is.
+
+        Args:
+            forces: [n].
+            approximate: The preconditioner for all else, [n] to [n].
+        """
+        share = cho_solve(self.factor, self.modes.T @ forces)
+        guess = approximate(forces - self.pushed @ share)
+        moved: NDArray[np.float64] = guess + self.modes @ (share - cho_solve(self.factor, self.pushed.T @ guess))
+        return moved
+
+
+def rigid_motions(
+    matrix: sp.spmatrix, places: NDArray[np.float64], pieces: list[NDArray[np.int64]]
+) -> RigidMotions | None:
+    """What moves floating pieces as a whole; None where there are none.
+
+    Args:
+        matrix: The stiffness A, [3 m, 3 m], positive definite.
+        places: Where its unknowns are, mm, [m, 3].
+        pieces: Unknowns of each piece.
+
+    Raises:
+        LinAlgError: If the motions can't be told apart.
+    """
+    if not pieces:
+        return None
+    rows, columns, values = [], [], []
+    for number, piece in enumerate(pieces):
+        modes = np.linalg.qr(rigid_body_modes(places[piece]))[0]
+        dofs = (3 * piece[:, None] + np.arange(3)).ravel()
+        rows.append(np.repeat(dofs, 6))
+        columns.append(np.tile(6 * number + np.arange(6), len(dofs)))
+        values.append(modes.ravel())
+    size = (matrix.shape[0], 6 * len(pieces))
+    joined = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
+    modes = sp.csr_matrix(joined, shape=size)
+    pushed = sp.csr_matrix(matrix @ modes)
+    small = (modes.T @ pushed).toarray()
+    if not np.isfinite(small).all():
+        raise LinAlgError("the motions of loose pieces are no numbers")
+    return RigidMotions(modes, pushed, cho_factor((small + small.T) / 2, lower=True))
