@@ -71,6 +71,18 @@ def test_meshes_are_exact_and_values_within_the_tolerance(
     assert (back.fields["build_clearance_min"][untouched] == 100).all()
 
 
+def test_clearances_that_are_all_but_whole_are_packed_as_floats_can_tell_them(tmp_path: Path) -> None:
+    # Floats near 100 lie 8e-6 apart: a thousandth of a clearance that is lower by 0.008 at most.
+    case = boxes(2)
+    lower = np.linspace(0, 0.008, len(case.points))
+    case = dataclasses.replace(
+        case, fields=dict(case.fields) | {"build_clearance_min": (100 - lower).astype(np.float32)}
+    )
+    errors = PackedWriter(tmp_path, SPECS).add(record_of(case), case)
+    assert errors is not None
+    assert errors["build_clearance_min"] < 2e-3
+
+
 def test_a_mesh_that_was_numbered_otherwise_is_not_packed() -> None:
     assert pack_case(make_case(3), SPECS, 1e-5) is None
     case = boxes(1)
