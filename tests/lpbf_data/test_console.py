@@ -38,6 +38,11 @@ def call(module: str, *words: str, **environment: str) -> subprocess.CompletedPr
     return subprocess.run(command, capture_output=True, env=os.environ | environment, check=False)
 
 
+def spoken(module: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *words]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+
+
 @pytest.mark.parametrize(("module", "words", "wrong", "right"), OPTIONS, ids=[o[0] + o[2] for o in OPTIONS])
 def test_an_unknown_option_is_one_sentence_with_the_nearest_name(
     module: str, words: list[str], wrong: str, right: str
@@ -177,6 +182,7 @@ os.setresuid(54321, 0, 0)  # A user without an entry, who may still read what ro
 sys.argv = sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
+Trained = tuple[Path, Path, subprocess.CompletedProcess[str]]
 TINY = ["--recipe.epochs", "1", "--targets", "displacement_z", "--accelerator", "cpu"]
 SIZES = {"channels": 8, "num_blocks": 1, "num_heads": 2, "num_latents": 4}
 
@@ -203,15 +209,25 @@ def test_without_a_home_there_is_no_cache_and_one_warning(built: Path, tmp_path:
     assert "Traceback" not in done.stderr
 
 
-def test_without_a_home_the_named_cache_is_used(built: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    done = alone("flare_model.train", *training(built, tmp_path / "run"), LPBF_CACHE=str(cache))
+@pytest.fixture(scope="module")
+def trained(
+    built: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
+    """A run, its cache, and what was said, by a user without a home where one can be made."""
+    folder = tmp_path_factory.mktemp("trained")
+    run, cache = folder / "run[x]", folder / "cache"
+    start = alone if os.name != "nt" and os.getuid() == 0 else spoken
+    done = start("flare_model.train", *training(built, run), LPBF_CACHE=str(cache), PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
+    return run, cache, done
+
+
+def test_without_a_home_the_named_cache_is_used(trained: Trained) -> None:
+    if os.name == "nt" or os.getuid() != 0:
+        pytest.skip("only root can become a user without an entry")
+    _, cache, done = trained
     assert "home folder" not in done.stderr  # Matplotlib has words of its own on its folder.
     assert any(cache.iterdir())
-    again = alone("flare_model.train", *training(built, tmp_path / "run"), LPBF_CACHE=str(cache))
-    assert "ended at step" in again.stderr
-    assert "nothing is left to train" in again.stderr
 
 
 def test_a_tilde_that_stands_for_no_home_is_one_sentence(built: Path, tmp_path: Path) -> None:
@@ -229,21 +245,30 @@ def test_without_a_home_a_data_set_is_built_drawn_and_verified(tmp_path: Path) -
     assert alone("pipelines.verify", out, "--workers", "0").returncode == 0
 
 
-def test_what_goes_on_says_from_where_and_marks_in_ids_stay(built: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run[x]"
-    words = training(built, run)
-    first = call("flare_model.train", *words, LPBF_CACHE=str(tmp_path / "cache"), PYTHONIOENCODING="ascii")
-    assert first.returncode == 0, first.stderr
-    assert "goes on" not in first.stderr.decode()
-    assert "run[x]" in first.stdout.decode()
+def test_what_goes_on_says_from_where_and_marks_in_ids_stay(built: Path, trained: Trained) -> None:
+    run, cache, first = trained
+    assert "goes on" not in first.stderr
+    assert "run[x]" in first.stdout
     steps = json.loads((run / "result.json").read_text(encoding="utf-8"))["steps"]
     (run / "result.json").unlink()
-    again = call("flare_model.train", *words, LPBF_CACHE=str(tmp_path / "cache"))
-    assert f"run[x] goes on from step {steps} of {steps}\n" in again.stderr.decode()
+    again = spoken("flare_model.train", *training(built, run), LPBF_CACHE=str(cache))
+    assert f"run[x] goes on from step {steps} of {steps}\n" in again.stderr
     words = ["--checkpoint", str(run), "--data", str(built), "--split", "train"]
-    shown = call("flare_model.spectrum", *words, LPBF_CACHE=str(tmp_path / "cache"), PYTHONIOENCODING="ascii")
+    shown = spoken("flare_model.spectrum", *words, LPBF_CACHE=str(cache), PYTHONIOENCODING="ascii")
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.decode().startswith("case[bold]")
+    assert shown.stdout.startswith("case[bold]")
+
+
+def test_what_is_done_is_not_trained_again(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from flare_model.train import train
+    from flare_model.training.recipe import Recipe
+
+    words = {"targets": ["displacement_z"], "recipe": Recipe(epochs=1), "accelerator": "cpu"}
+    model = {"class_path": "Flare", "init_args": {"config": SIZES}}
+    for _ in range(2):
+        assert train(str(built), out=str(tmp_path / "run"), model=model, **words) == 0
+    said = capsys.readouterr().err
+    assert said.count("ended at step") == said.count("nothing is left to train") == 1
 
 
 def test_a_tilde_in_the_name_of_the_cache_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
