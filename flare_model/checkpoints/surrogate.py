@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flare_model.checkpoints.files import Description, Usage, restore_model
@@ -87,7 +89,7 @@ class Surrogate(nn.Module, Pretrained):
         given = torch.as_tensor(values)
         if not self.training and _can_be_looked_at(given) and not _is_finite(given):
             where = None if exists is None else exists.numpy(force=True)
-            if said := not_finite(given.double().numpy(force=True), where):
+            if said := not_finite(_numbers(given), where):
                 raise UsageError(f"the {name} given to the model aren't all finite numbers: {said}; leave those out")
         return given.to(self.point_scale)
 
@@ -127,6 +129,14 @@ def _is_finite(values: Tensor) -> bool:
         if "vmap" in str(error):
             return True
         raise
+
+
+def _numbers(values: Tensor) -> NDArray[np.float64]:
+    """The numbers of a tensor; inside `torch.func.grad` it has no memory of its own, and is asked one by one."""
+    try:
+        return values.double().numpy(force=True)
+    except RuntimeError:
+        return np.array([number.item() for number in values.reshape(-1)], np.float64).reshape(values.shape)
 
 
 def _check_fit(spec: ModelSpec, usage: Usage, folder: Path) -> None:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.elements import ElasticElement
+from pipelines.simulation.floating_pieces import rigid_body_modes
 from pipelines.simulation.foot import ElasticPlate, clamped, cut_free
 from pipelines.simulation.stiffness import (
     Foot,
@@ -39,7 +40,6 @@ from pipelines.simulation.stiffness import (
     conjugate_gradients,
     make_stiffness,
     plane_starts,
-    rigid_body_modes,
 )
 
 LARGEST_IMBALANCE: Final = 1e-4

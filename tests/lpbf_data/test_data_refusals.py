@@ -40,7 +40,7 @@ REQUESTS = {
     "redirected shard": "/cdn/user/lpbf",
     "npz file": ".npz",
     "zarr metadata": "zarr.json",
-    "zarr chunk": "/c/0",
+    "zarr chunk": "/points/c/0",  # of one array: those of others are asked for beside it
 }
 """Every kind of request, by a part of its address."""
 
