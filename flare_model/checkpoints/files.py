@@ -126,7 +126,8 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Description]:
 
 
 def _description_of(content: Mapping[str, Any]) -> Description:
-    spec = without_execution(ModelSpec(str(content["model"]["class_path"]), dict(content["model"]["init_args"])))
+    # Checkpoints of before named how a model was computed among its sizes.
+    spec, _ = split_execution(ModelSpec(str(content["model"]["class_path"]), dict(content["model"]["init_args"])))
     usage = content["usage"]
     if usage is None:
         return Description(spec, None, content["origin"])
@@ -137,11 +138,6 @@ def _description_of(content: Mapping[str, Any]) -> Description:
         envelope = Envelope(**(envelope | ranges | {"materials": tuple(envelope["materials"])}))
     names = {key: tuple(map(str, usage[key])) for key in ("targets", "features")}
     return Description(spec, Usage(Normalisation(**normalisation), envelope=envelope, **names), content["origin"])
-
-
-def without_execution(spec: ModelSpec) -> ModelSpec:
-    """A model without how it was computed, which earlier checkpoints of this package's models named among its sizes."""
-    return split_execution(spec)[0]
 
 
 def restore_model(

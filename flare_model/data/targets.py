@@ -152,6 +152,11 @@ def stack_targets(fields: Mapping[str, Tensor], targets: Sequence[Target]) -> Te
     return torch.cat(columns, dim=1)
 
 
+def column_names(targets: Sequence[Target]) -> list[str]:
+    """Names of the numbers of a point, in the order of `stack_targets`."""
+    return [column for target in targets for column in target.columns]
+
+
 def spans(targets: Sequence[Target]) -> dict[str, slice]:
     """Target name to its columns in what `stack_targets` returns."""
     found: dict[str, slice] = {}

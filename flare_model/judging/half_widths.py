@@ -9,7 +9,7 @@ from flare_model.checkpoints.files import WEIGHTS_NAME
 from flare_model.checkpoints.hub import fetch_checkpoint
 from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.data.intervals import Intervals, extreme_of, part_scale, read_intervals, regressors
-from flare_model.data.targets import resolve_targets
+from flare_model.data.targets import column_names, resolve_targets
 from flare_model.prediction.parts import Part
 from lpbf_data.durable import sha256_of_file
 
@@ -25,8 +25,8 @@ def kept_intervals(checkpoint: str, surrogate: Surrogate) -> tuple[Intervals | N
     if found is None:
         return None, ""
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
-    columns = {column for target in targets for column in target.columns}
-    if found.weights_sha256 == sha256_of_file(folder / WEIGHTS_NAME) and columns == set(found.columns):
+    told = set(column_names(targets)) == set(found.columns)
+    if told and found.weights_sha256 == sha256_of_file(folder / WEIGHTS_NAME):
         return found, ""
     return None, (
         f"the intervals beside {checkpoint} are of other weights, and are left out; judge it again for new ones: "

@@ -15,7 +15,7 @@ from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.data.batches import Batch
 from flare_model.data.intervals import Intervals
 from flare_model.data.splits import Split, has_split
-from flare_model.data.targets import resolve_targets
+from flare_model.data.targets import column_names, resolve_targets
 from flare_model.judging.conformal import Judged, calibrate, coverage, judged_part
 from flare_model.judging.judge import predictions
 from lpbf_data.errors import StoreError
@@ -51,8 +51,7 @@ class Watch:
 
 def columns_of_targets(surrogate: Surrogate) -> list[str]:
     """Names of the numbers that a model predicts, in their order."""
-    targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
-    return [column for target in targets for column in target.columns]
+    return column_names(resolve_targets(surrogate.usage.targets, "the checkpoint"))
 
 
 def make_intervals(surrogate: Surrogate, split: Split, level: float, weights_sha256: str) -> Intervals | str:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from flare_model.checkpoints.spec import ModelSpec
-from flare_model.data.targets import Target, did_you_mean, resolve_inputs, resolve_targets
+from flare_model.data.targets import Target, column_names, did_you_mean, resolve_inputs, resolve_targets
 from flare_model.training.recipe import Recipe
 from lpbf_data.errors import UsageError
 
@@ -83,7 +83,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.targets:
             raise UsageError("--targets names nothing to predict")
-        if both := _columns_of(self.targets) & _columns_of(self.features):
+        if both := set(column_names(self.targets)) & set(column_names(self.features)):
             raise UsageError(f"{min(both)} can't be both a target and a feature")
         for name in ("max_steps", "thin_to", "validate_every", "validate_steps", "checkpoint_every"):
             value = getattr(self, name)
@@ -132,10 +132,6 @@ class Settings:
             "num_workers": self.num_workers,
             "accelerator": self.accelerator,
         }
-
-
-def _columns_of(targets: Sequence[Target]) -> set[str]:
-    return {column for target in targets for column in target.columns}
 
 
 def make_settings(model: ModelSpec, targets: Sequence[str], features: Sequence[str], **others: Any) -> Settings:

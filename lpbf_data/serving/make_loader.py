@@ -128,7 +128,7 @@ def _opened(
         raise UsageError(f"data must be a name or an opened data set, not {type(data).__name__}")
     of_function = inspect.signature(make_loader).parameters
     for name, value in opening.items():
-        if value is not of_function[name].default and value != of_function[name].default:
+        if value != of_function[name].default:
             raise UsageError(f"an opened data set has its own {name}; give it to load_dataset")
     return data
 

@@ -22,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from lpbf_data.case.case import Case
 from lpbf_data.case.record import CaseRecord, Placement, attributes_of, is_case_id
@@ -181,16 +182,20 @@ def relative_error(one: Case, other: Case, spec: FieldSpec) -> float:
 
     A field with an origin of its own, such as a clearance of 100 %, is measured from there.
     """
-    values = other.planar(spec).astype(np.float64)
-    largest = float(np.linalg.norm(values - origin_of(spec), axis=0).max())
+    values, largest = _measured(other, spec)
     difference = float(np.abs(one.planar(spec) - values).max())
     return difference / largest if largest else (math.inf if difference else 0.0)
 
 
+def _measured(case: Case, spec: FieldSpec) -> tuple[NDArray[np.float64], float]:
+    """Values of a field, [components, N], and the largest distance of any from the field's origin."""
+    values = case.planar(spec).astype(np.float64)
+    return values, float(np.linalg.norm(values - origin_of(spec), axis=0).max())
+
+
 def _rounding(case: Case, spec: FieldSpec) -> float:
     """What floats of a field's size are rounded by, over its largest distance from its origin."""
-    values = case.planar(spec).astype(np.float64)
-    largest = float(np.linalg.norm(values - origin_of(spec), axis=0).max())
+    values, largest = _measured(case, spec)
     return _OF_FLOATS * float(np.abs(values).max()) / largest if largest else 0.0
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
-from scipy.sparse.csgraph import connected_components
 
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 
@@ -36,37 +36,21 @@ def rigid_body_modes(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return modes.reshape(-1, 6)
 
 
-def faces_between(mesh: VoxelMesh) -> NDArray[np.int64]:
-    """Pairs of cells that share a face, [F, 2], the lower number first.
-
-    Args:
-        mesh: The mesh.
-    """
-    grid = np.full(mesh.indices.max(axis=0) + 1, -1, dtype=np.int64)
-    grid[tuple(mesh.indices.T)] = np.arange(mesh.num_cells)
-    pairs = []
-    for axis in range(3):
-        here, there = np.moveaxis(grid, axis, 0)[:-1].ravel(), np.moveaxis(grid, axis, 0)[1:].ravel()
-        both = (here >= 0) & (there >= 0)
-        pairs.append(np.stack([here[both], there[both]], axis=1))
-    return np.sort(np.concatenate(pairs), axis=1)
-
-
-def floating_pieces(mesh: VoxelMesh, faces: NDArray[np.int64], num_cells: int) -> list[NDArray[np.int64]]:
-    """Nodes of each piece of the first cells that no chain of faces ties to the build plate.
+def floating_pieces(mesh: VoxelMesh, cell_planes: int) -> list[NDArray[np.int64]]:
+    """Nodes of each piece of the lowest planes of cells that no chain of faces ties to the build plate.
 
     Args:
         mesh: The whole part.
-        faces: Pairs of its cells that share a face.
-        num_cells: How many cells are there.
+        cell_planes: How many planes of cells are there.
     """
-    there = faces[faces[:, 1] < num_cells]
-    graph = sp.coo_matrix((np.ones(len(there), np.int8), tuple(there.T)), shape=(num_cells, num_cells))
-    count, piece = connected_components(graph, directed=False)
-    grounded = np.zeros(count, dtype=bool)
-    grounded[piece[mesh.indices[:num_cells, 2] == 0]] = True
-    cells = mesh.cells[:num_cells].astype(np.int64)
-    return [np.unique(cells[piece == number]) for number in np.flatnonzero(~grounded)]
+    there = mesh.indices[:, 2] < cell_planes
+    places, cells = tuple(mesh.indices[there].T), mesh.cells[there].astype(np.int64)
+    grid = np.zeros((*(mesh.indices[:, :2].max(axis=0) + 1), cell_planes), dtype=bool)
+    grid[places] = True
+    labels, count = ndimage.label(grid)  # pieces hang together by faces
+    floating = np.setdiff1d(np.arange(1, count + 1), labels[..., 0])
+    piece = labels[places]
+    return [np.unique(cells[piece == number]) for number in floating]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from lpbf_data.errors import LpbfError
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.floating_pieces import (
     RigidMotions,
-    faces_between,
     floating_pieces,
     rigid_body_modes,
     rigid_motions,
@@ -256,10 +255,6 @@ class Multigrid:
         self._loose: RigidMotions | None = None
 
     @cached_property
-    def _faces(self) -> NDArray[np.int64]:
-        return faces_between(self._mesh)
-
-    @cached_property
     def _pattern(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Rows and columns of the blocks of the whole matrix, and the block of each pair of corners of each cell."""
         cells = self._mesh.cells.astype(np.int64)
@@ -304,7 +299,7 @@ class Multigrid:
         options = _HIERARCHY | (_STRETCHED if stretched else _NEARLY_CUBES)
         places = np.concatenate([self._foot.points, self._mesh.points[self._nodes[1] : num_points]])
         shift = self._foot.size - int(self._nodes[1])
-        pieces = [nodes + shift for nodes in floating_pieces(self._mesh, self._faces, num_cells)]
+        pieces = [nodes + shift for nodes in floating_pieces(self._mesh, cell_planes)]
         try:
             self._loose = rigid_motions(self._matrix, places, pieces)
         except LinAlgError as error:
