@@ -99,6 +99,7 @@ def test_results(tmp_path: Path, make: Maker, kept: list[str], failed: list[str]
     source.mkdir()
     make(source)
     words = ["--src", str(source), "--out", str(out), "--workers", "0", "--no_report", "--filters.preset", "all"]
+    words += ["--time_limit", "inf"]  # in this process
     status, printed = run("pipelines.build", *words)
     records = decode_manifest((out / "manifest.parquet").read_bytes()).records
     told = {"kept": [], "failed": []}
