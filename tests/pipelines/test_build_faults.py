@@ -74,8 +74,9 @@ def options(src: Path | str, out: Path | str, *more: str, report: bool = False) 
 def kill_builds(src: Path, folder: Path, kills: int, seed: int, *more: str) -> dict[str, int]:
     """Kill builds at random moments until there were `kills`; each finished one must have the bytes of one left alone.
 
-    `more` are options of every build. Every fifth data set gets its report as well, which takes longer than all the rest. How long a whole build takes is
-    told by the last one that was left alone, for what else the machine does changes.
+    `more` are options of every build. Every fifth data set gets its report as well, which takes longer than all the
+    rest. How long a whole build takes is told by the last one that was left alone, for what else the machine does
+    changes.
     """
     rng = random.Random(seed)
     untouched = True
