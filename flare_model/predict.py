@@ -234,7 +234,8 @@ def predict(
         case: Ids of cases of a data set; all of the split by default.
         points: Points that a surface is meshed with; by default the median of the parts that the model was trained on.
         centre: Move the middle of a surface to x = y = 0; its lowest point is put on the build plate in any case.
-        units: Unit of lengths in files of surfaces; by default the one that a file states (3MF), else mm.
+        units: Unit of lengths in files of surfaces; by default the one that a file states (3MF), else mm. Meshes are
+            in mm.
         pictures: Draw every part.
         trust: Class path of a model outside of this package that may be imported.
         accelerator: auto, cpu or gpu.
