@@ -85,10 +85,12 @@ class RunFiles:
         data = self.read(name)
         try:
             if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes what it redirects
-                return data.decode("utf-16")
-            return data.decode("utf-8")
+                text = data.decode("utf-16")
+            else:
+                text = data.decode("utf-8")
         except UnicodeDecodeError:
-            return data.decode("cp1252", "replace")
+            text = data.decode("cp1252", "replace")
+        return text if "\n" in text else text.replace("\r", "\n")  # old Macs end lines by a return alone
 
     @property
     def bytes_read(self) -> int:
