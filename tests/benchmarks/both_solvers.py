@@ -4,8 +4,8 @@
 
 The lowest cells of a tilted part's overhangs hang on nothing until the part below reaches them: what iterations find
 hardest. Parts are candidates of the `balanced` draw, the first ones of a seed that are tilted, have a size between the
-two, hold several floating pieces at once and differ in family; a number measures that one alone (1 to 6). Each is written to the JSON
-file when it is there.
+two, hold several floating pieces at once and differ in family; a number measures that one alone (1 to 6). Each is written
+to the JSON file when it is there.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def parts() -> Iterator[tuple[PartPlan, VoxelMesh, int]]:
 
 def build(mesh: VoxelMesh, solver: Solver) -> tuple[list[np.ndarray], float]:
     """Displacements of all frames with a solver, mm, and seconds of one core."""
-    stiffness._DENSE_RATE = CHEAPER[solver]  # type: ignore[misc] # noqa: SLF001
-    stiffness._LARGEST_BLOCKS = 1e11  # type: ignore[misc] # noqa: SLF001
+    stiffness._DENSE_RATE = CHEAPER[solver]  # type: ignore[misc]
+    stiffness._LARGEST_BLOCKS = 1e11  # type: ignore[misc]
     material = MATERIALS["Ti64"]
     known = material.calibration
     refinement = choose_refinement(mesh.num_planes, mesh.spacing[2], known.group_thickness, known.fewest_groups)
