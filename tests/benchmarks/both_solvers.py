@@ -4,8 +4,8 @@
 
 The lowest cells of a tilted part's overhangs hang on nothing until the part below reaches them: what iterations find
 hardest. Parts are candidates of the `balanced` draw, the first ones of a seed that are tilted, have a size between the
-two, hold several floating pieces at once and differ in family; a number (1 to 6) measures that one alone. Each is written to
-the JSON file when it is there.
+two, hold several floating pieces at once and differ in family; a number (1 to 6) measures that one alone. Each is
+written to the JSON file when it is there.
 """
 
 from __future__ import annotations
