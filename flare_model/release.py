@@ -1,0 +1,117 @@
+"""`python -m flare_model.release --checkpoint runs/accurate --data lpbf/`: make the model that comes with the package.
+
+Weights and configuration of a run, with what predictions are told by: intervals, the risk of a hit, what the training
+parts look like, and a card.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lpbf_data.command_line import run
+from lpbf_data.console import follow, open_console
+from lpbf_data.durable import write_durably
+from lpbf_data.errors import StoreError, UsageError
+
+if TYPE_CHECKING:
+    from flare_model.data.likeness import Seen
+
+CARD_NAME = "README.md"
+
+
+def release(
+    checkpoint: str,
+    data: str,
+    *,
+    out: str | None = None,
+    split: str = "test",
+    threshold_cases: int = 1000,
+    trust: str | None = None,
+    accelerator: str = "auto",
+) -> int:
+    """Make a model that can be used with nothing else at hand.
+
+    Args:
+        checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub.
+        data: The data set that it was trained on, with validation and test splits.
+        out: Folder of the result; that of the package's own model by default.
+        split: The split that its card tells errors of.
+        threshold_cases: Training cases, at most, that the risk of a hit is fitted to beside those of validation.
+        trust: Class path of a model outside of this package that may be imported.
+        accelerator: auto, cpu or gpu.
+
+    Returns:
+        Exit status.
+    """
+    if split == "train":
+        raise UsageError("--split must not be train: errors on parts that were trained on say nothing")
+    import json
+
+    from flare_model.checkpoints.files import CONFIG_NAME, WEIGHTS_NAME
+    from flare_model.checkpoints.hub import fetch_checkpoint
+    from flare_model.checkpoints.own import OWN_FOLDER
+    from flare_model.checkpoints.surrogate import from_pretrained
+    from flare_model.data.intervals import INTERVALS_NAME
+    from flare_model.data.likeness import LIKENESS_NAME, write_seen
+    from flare_model.evaluate import SUMMARY_NAME, evaluate
+    from flare_model.judging.card import card_of
+    from flare_model.judging.kept_risk import RISK_NAME
+
+    place = OWN_FOLDER if out is None else Path(out)
+    loaded = fetch_checkpoint(checkpoint)
+    surrogate = from_pretrained(loaded, trust=trust)
+    with tempfile.TemporaryDirectory() as folder:
+        judged = Path(folder) / "judged"
+        aside = Path(folder) / "model"
+        aside.mkdir()
+        for name in (WEIGHTS_NAME, CONFIG_NAME):
+            write_durably(aside / name, (loaded / name).read_bytes())
+        evaluate(
+            str(aside), data, split=split, out=str(judged), worst=0, threshold_cases=threshold_cases, trust=trust,
+            accelerator=accelerator,
+        )  # fmt: skip
+        summary = json.loads((judged / SUMMARY_NAME).read_text(encoding="utf-8"))
+        seen = seen_in(data, summary["identity"]["weights_sha256"])
+        write_seen(aside, seen)
+        weights = sum(parameter.numel() for parameter in surrogate.parameters())
+        card = card_of(surrogate.usage, surrogate.origin, summary, seen, weights)
+        write_durably(aside / CARD_NAME, card.encode())
+        for name in (WEIGHTS_NAME, CONFIG_NAME, INTERVALS_NAME, RISK_NAME, LIKENESS_NAME, CARD_NAME):
+            if (aside / name).exists():
+                write_durably(place / name, (aside / name).read_bytes())
+            else:
+                (place / name).unlink(missing_ok=True)  # of another model
+    open_console().print(f"the model lies in {place}")
+    return 0
+
+
+def seen_in(data: str, weights_sha256: str) -> Seen:
+    """What the training parts of a data set look like.
+
+    Args:
+        data: The data set.
+        weights_sha256: The weights that were trained on it.
+
+    Raises:
+        StoreError: If a case can't be read.
+    """
+    from flare_model.data.likeness import Seen, describe_shape
+    from flare_model.prediction.parts import Unreadable, cases_of
+
+    shapes = []
+    for part in follow(cases_of(data, "train", fields=()), None, "train", "case"):
+        if isinstance(part, Unreadable):
+            raise StoreError(f"{part.name}: {part.error}")
+        shapes.append(describe_shape(part.points, part.cells))
+    return Seen.of(shapes, weights_sha256)
+
+
+def main() -> None:
+    """Entry point of `lpbf-release`."""
+    run(release, "python -m flare_model.release")
+
+
+if __name__ == "__main__":
+    main()
