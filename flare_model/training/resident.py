@@ -78,7 +78,9 @@ class Resident:
     def _turned(self, targets: Sequence[Target], features: Sequence[Target]) -> tuple[Tensor, Tensor]:
         """Of each symmetry, where every number of a batch comes from and with which sign, both [8, 3 + F + T]."""
         last = np.cumsum(list(self._widths.values())).tolist()
-        numbers = {name: torch.arange(end - width, end) for (name, width), end in zip(self._widths.items(), last, strict=True)}
+        numbers = {
+            name: torch.arange(end - width, end) for (name, width), end in zip(self._widths.items(), last, strict=True)
+        }
         columns = [(f.field, c) for f in (*features, *targets) for c in f.components]
         sources, signs = [], []
         for number in range(_SYMMETRIES):
@@ -107,9 +109,7 @@ class Resident:
             self._device, non_blocking=True
         )
         count = int(offsets[-1])
-        which = torch.repeat_interleave(
-            torch.arange(len(cases), device=self._device), packed[0], output_size=count
-        )
+        which = torch.repeat_interleave(torch.arange(len(cases), device=self._device), packed[0], output_size=count)
         taken = self._values[torch.arange(count, device=self._device) + packed[1][which]]
         drawn = packed[2][which]
         values = taken.gather(1, self._sources[drawn]) * self._signs[drawn]
