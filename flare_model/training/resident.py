@@ -60,7 +60,7 @@ class Resident:
             self._values = self._read(targets, features)
         except torch.OutOfMemoryError as error:
             raise UsageError(
-                f"the device has no room for the {int(sizes.sum()):,} points of the training cases; leave out --resident"
+                f"the device has no room for {int(sizes.sum()):,} points of training cases; leave out --resident"
             ) from error
         self._sources, self._signs = self._turned(targets, features)
 
