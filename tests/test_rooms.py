@@ -65,7 +65,7 @@ def test_public_names(package: Any) -> None:
 
 def test_import_paths_of_readmes() -> None:
     imports = readme_imports()
-    assert {module for module, _ in imports} >= {"lpbf_data", "lpbf_data.transforms", "lpbf_data.batching"}
+    assert {module for module, _ in imports} >= {"lpbf_data", "lpbf_data.transforms"}
     for module, name in imports:
         loaded = importlib.import_module(module)
         assert name is None or hasattr(loaded, name), f"{module}.{name}"
