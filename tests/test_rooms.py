@@ -21,7 +21,8 @@ import torch
 import flare_model
 import lpbf_data
 from flare_model import Flare, from_pretrained
-from flare_model.checkpoints.files import read_checkpoint, restore_model
+from flare_model.checkpoints.files import read_checkpoint
+from flare_model.checkpoints.restore_model import restore_model
 from flare_model.checkpoints.spec import SHIPPED, ModelSpec
 from tests.rounding import spread
 from tests.test_startup import HEAVY

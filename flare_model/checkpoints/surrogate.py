@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flare_model.checkpoints.files import Description, Usage, restore_model
+from flare_model.checkpoints.files import Description, Usage
 from flare_model.checkpoints.hub import Pretrained
 from flare_model.checkpoints.own import is_own, own_checkpoint
+from flare_model.checkpoints.restore_model import restore_model
 from flare_model.checkpoints.spec import ModelSpec, spec_of
 from flare_model.data.finite import not_finite
 from flare_model.data.targets import resolve_inputs, resolve_targets

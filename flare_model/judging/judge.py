@@ -15,6 +15,7 @@ from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.data.batches import Batch
 from flare_model.data.splits import Split, has_split, open_loader
 from flare_model.data.targets import resolve_inputs, resolve_targets, spans
+from flare_model.judging.alarm_threshold import BOTH, choose_by_cross_validation
 from flare_model.judging.interference import (
     Detection,
     Risk,
@@ -26,12 +27,10 @@ from flare_model.judging.interference import (
 )
 from flare_model.judging.kept_risk import KeptRisk, describe_verdicts
 from flare_model.judging.risk_curves import (
-    BOTH,
     RiskModel,
     arrays_of,
     bootstrap,
     brier,
-    choose_by_cross_validation,
     describe,
 )
 from flare_model.judging.scores import CaseScore, score_case, summarise

@@ -13,8 +13,9 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from flare_model.checkpoints.files import Description, restore_model
+from flare_model.checkpoints.files import Description
 from flare_model.checkpoints.hub import Pretrained
+from flare_model.checkpoints.restore_model import restore_model
 from flare_model.checkpoints.spec import spec_of
 from flare_model.layers.layout import Layout
 from lpbf_data.errors import UsageError

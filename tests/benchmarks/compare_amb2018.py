@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from lpbf_data.geometry.voxelize import voxelize
 from pipelines.calibrating.measured_file import read_measured
-from pipelines.simulation.build_simulation import BuildSimulation, Frame
-from pipelines.simulation.materials import MATERIALS, Material
-from pipelines.simulation.named_parts import BRIDGE_PROCESS, NAMED_PARTS, RIDGES, bridge
+from pipelines.simulation.materials.material import MATERIALS, Material
+from pipelines.simulation.parts.named_parts import BRIDGE_PROCESS, NAMED_PARTS, RIDGES, bridge
+from pipelines.simulation.physics.build_simulation import BuildSimulation, Frame
 from tests.benchmarks.figures import line_figure
 from tests.benchmarks.machine import describe_machine, save_result
 

@@ -29,11 +29,11 @@ from lpbf_data.geometry.surface_files import load_surface
 from lpbf_data.geometry.voxelize import voxelize
 from pipelines.netfabb.run import NetfabbRun
 from pipelines.simulate import simulate
-from pipelines.simulation.build_simulation import BuildSimulation
-from pipelines.simulation.calibrations import MEASURED_COOLING, netfabb
-from pipelines.simulation.fields import von_mises
-from pipelines.simulation.layers import time_groups
-from pipelines.simulation.materials import MATERIALS, Material
+from pipelines.simulation.materials.calibrations import MEASURED_COOLING, netfabb
+from pipelines.simulation.materials.material import MATERIALS, Material
+from pipelines.simulation.physics.build_simulation import BuildSimulation
+from pipelines.simulation.physics.fields import von_mises
+from pipelines.simulation.physics.layers import time_groups
 from pipelines.sources.case_files import FolderFiles
 from tests.benchmarks import compare_amb2018 as bridge
 from tests.benchmarks.compare_netfabb import CELL, PARTS, REFINEMENT, matching_points

@@ -30,8 +30,8 @@ from lpbf_data.case.tensor_order import (
 from pipelines.ensight import Dialect, read_variable, write_variable
 from pipelines.netfabb.run import NETFABB_ORDER, NetfabbRun
 from pipelines.reporting.summary import tensor_remarks
-from pipelines.simulation.elements import elasticity_matrix
-from pipelines.simulation.materials import MATERIALS
+from pipelines.simulation.materials.material import MATERIALS
+from pipelines.simulation.physics.elements import elasticity_matrix
 from pipelines.sources.case_files import open_case
 from pipelines.sources.finding import find_cases
 from tests.netfabb_cases import Part, box_mesh, write_part

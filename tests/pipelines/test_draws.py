@@ -21,14 +21,14 @@ from pipelines.build import build
 from pipelines.building.engine import SERIAL, Resources
 from pipelines.netfabb.solver_log import PartOrigin, read_log, write_origin
 from pipelines.simulate import print_outcomes, run_simulation
-from pipelines.simulation import draws as draws_module
-from pipelines.simulation import failures
 from pipelines.simulation.case_task import _mesh_near
-from pipelines.simulation.corpus import parameters_of, part_surface
-from pipelines.simulation.draws import BALANCED, DRAWS, PUBLISHED, Draw, plan_streams
-from pipelines.simulation.families import FAMILIES
-from pipelines.simulation.outcomes import CaseOutcome
+from pipelines.simulation.parts import draws as draws_module
+from pipelines.simulation.parts.corpus import parameters_of, part_surface
+from pipelines.simulation.parts.draws import BALANCED, DRAWS, PUBLISHED, Draw, plan_streams
+from pipelines.simulation.parts.families import FAMILIES
+from pipelines.simulation.parts.outcomes import CaseOutcome
 from pipelines.simulation.request import SimulationOptions, check_request
+from pipelines.simulation.results import failures
 
 SMALL = SimulationOptions(cases=5, points=150, seed=3, draw="balanced")
 
@@ -119,7 +119,7 @@ def test_a_stream_without_an_accepted_candidate_is_a_failed_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     never = dataclasses.replace(BALANCED, clear=0.0, hit=0.0)
-    monkeypatch.setattr("pipelines.simulation.trial.DRAWS", {"balanced": never})
+    monkeypatch.setattr("pipelines.simulation.parts.trial.DRAWS", {"balanced": never})
     monkeypatch.setattr("pipelines.simulation.case_task.MOST_CANDIDATES", 3)
     (outcome,) = run_small(tmp_path, dataclasses.replace(SMALL, cases=1))
     assert outcome.status == "failed"

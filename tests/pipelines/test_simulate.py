@@ -24,11 +24,11 @@ from pipelines.build import build
 from pipelines.building.engine import SERIAL, Resources
 from pipelines.netfabb.run import NetfabbRun
 from pipelines.simulate import run_simulation, simulate
-from pipelines.simulation import stiffness as stiffness_module
-from pipelines.simulation.archives import plan_archives
-from pipelines.simulation.failures import FailureKind, plan_failure
-from pipelines.simulation.outcomes import CaseOutcome
+from pipelines.simulation.parts.outcomes import CaseOutcome
+from pipelines.simulation.physics import stiffness as stiffness_module
 from pipelines.simulation.request import SimulationOptions, check_request
+from pipelines.simulation.results.archives import plan_archives
+from pipelines.simulation.results.failures import FailureKind, plan_failure
 from pipelines.sources.case_files import open_case
 from pipelines.sources.finding import find_cases
 from tests.pipelines.vtk_oracle import VtkFrames

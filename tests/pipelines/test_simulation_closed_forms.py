@@ -9,11 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from lpbf_data.geometry.voxel_mesh import VoxelMesh, mesh_of_mask
-from pipelines.simulation import foot as foot_module
-from pipelines.simulation.elements import elastic_element
-from pipelines.simulation.foot import ElasticPlate
-from pipelines.simulation.inherent_strain import WallRule, cell_strains
-from pipelines.simulation.mechanics import Mechanics
+from pipelines.simulation.materials.inherent_strain import WallRule, cell_strains
+from pipelines.simulation.physics import foot as foot_module
+from pipelines.simulation.physics.elements import elastic_element
+from pipelines.simulation.physics.foot import ElasticPlate
+from pipelines.simulation.physics.mechanics import Mechanics
 
 pytestmark = pytest.mark.numeric
 

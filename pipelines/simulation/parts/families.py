@@ -14,7 +14,7 @@ from typing import Final
 
 from manifold3d import CrossSection, JoinType, Manifold
 
-from pipelines.simulation.solids import SEGMENTS, box, cut, post, ring, rod, settle, spaced, union
+from pipelines.simulation.parts.solids import SEGMENTS, box, cut, post, ring, rod, settle, spaced, union
 
 Parameters = Mapping[str, float]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lpbf_data.cached_property import cached_property
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
-from pipelines.simulation.thermal import PLATE_LEVELS
+from pipelines.simulation.physics.thermal import PLATE_LEVELS
 
 _CORNERS = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]])
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.simulation.layers import LayerGroup
-from pipelines.simulation.materials import Process
+from pipelines.simulation.materials.material import Process
+from pipelines.simulation.physics.layers import LayerGroup
 
 
 @dataclass(frozen=True, slots=True)

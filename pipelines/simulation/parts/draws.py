@@ -18,8 +18,8 @@ import numpy as np
 
 from lpbf_data.case.record import Measures
 from pipelines.simulation.choices import DrawName
-from pipelines.simulation.corpus import BUILD_VOLUME, PartPlan, design_ids, parameters_of, quantile
-from pipelines.simulation.families import FAMILIES
+from pipelines.simulation.parts.corpus import BUILD_VOLUME, PartPlan, design_ids, parameters_of, quantile
+from pipelines.simulation.parts.families import FAMILIES
 
 MOST_CANDIDATES: Final = 200
 """Candidates that a stream may have; a case of which none is accepted fails."""

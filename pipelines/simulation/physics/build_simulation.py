@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from lpbf_data.cached_property import cached_property
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
-from pipelines.simulation.blade_pass import RecoaterPass, clearance_percent, pass_over
-from pipelines.simulation.elements import elastic_element
-from pipelines.simulation.foot import ElasticPlate, kept_by_cut
-from pipelines.simulation.inherent_strain import cell_strains
-from pipelines.simulation.layers import COOLING, LayerGroup, plan_layers
-from pipelines.simulation.materials import Material, Process
-from pipelines.simulation.mechanics import MechanicalState, Mechanics
-from pipelines.simulation.thermal import PLATE_LEVELS, LayerTemperature, temperature_history
+from pipelines.simulation.materials.inherent_strain import cell_strains
+from pipelines.simulation.materials.material import Material, Process
+from pipelines.simulation.physics.blade_pass import RecoaterPass, clearance_percent, pass_over
+from pipelines.simulation.physics.elements import elastic_element
+from pipelines.simulation.physics.foot import ElasticPlate, kept_by_cut
+from pipelines.simulation.physics.layers import COOLING, LayerGroup, plan_layers
+from pipelines.simulation.physics.mechanics import MechanicalState, Mechanics
+from pipelines.simulation.physics.thermal import PLATE_LEVELS, LayerTemperature, temperature_history
 
 FULL_CLEARANCE: Final = 100.0
 """Clearance where none is measured, percent."""

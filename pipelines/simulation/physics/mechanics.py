@@ -30,10 +30,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
-from pipelines.simulation.elements import ElasticElement
-from pipelines.simulation.floating_pieces import rigid_body_modes
-from pipelines.simulation.foot import ElasticPlate, clamped, cut_free
-from pipelines.simulation.stiffness import (
+from pipelines.simulation.physics.elements import ElasticElement
+from pipelines.simulation.physics.floating_pieces import rigid_body_modes
+from pipelines.simulation.physics.foot import ElasticPlate, clamped, cut_free
+from pipelines.simulation.physics.stiffness import (
     Foot,
     SolverError,
     Stiffness,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
-from pipelines.simulation.families import FAMILIES, Family, Parameters
+from pipelines.simulation.parts.families import FAMILIES, Family, Parameters
 
 BUILD_VOLUME: Final = 60.0
 """Parts are scaled to fit [-30, 30] x [-30, 30] x [0, 60] mm, as in appendix G.2 of the paper."""

@@ -14,9 +14,9 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from lpbf_data.geometry.voxel_mesh import VoxelMesh, mesh_of_mask
-from pipelines.simulation.elements import elastic_element
-from pipelines.simulation.stiffness import Foot, PlaneCholesky
-from pipelines.simulation.thermal import PLATE_LEVELS
+from pipelines.simulation.physics.elements import elastic_element
+from pipelines.simulation.physics.stiffness import Foot, PlaneCholesky
+from pipelines.simulation.physics.thermal import PLATE_LEVELS
 
 _COLUMNS: Final = 64  # of the block's cells, about
 _MOST_ALONG: Final = 32

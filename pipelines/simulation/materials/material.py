@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from pipelines.simulation.calibrations import CALIBRATIONS, Calibration, measured
+from pipelines.simulation.materials.calibrations import CALIBRATIONS, Calibration, measured
 
 MaterialName = Literal["Ti64", "Inc625", "SS316L", "15-5PH", "AlSi10Mg"]
 

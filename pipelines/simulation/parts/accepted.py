@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from lpbf_data.errors import UsageError
-from pipelines.simulation.draws import DRAWS, CandidateStream, at_size, plan_streams
-from pipelines.simulation.outcomes import CaseOutcome, load_outcome
+from pipelines.simulation.parts.draws import DRAWS, CandidateStream, at_size, plan_streams
+from pipelines.simulation.parts.outcomes import CaseOutcome, load_outcome
 
 WORKPLACE: Final = ".simulate"
 """Folder of a simulation's output that holds what it was asked for, and what came of each case."""

@@ -28,13 +28,13 @@ from pipelines.ensight import (
     write_variable,
 )
 from pipelines.netfabb.run import NETFABB_ORDER, VARIABLES
-from pipelines.simulation.build_plate import PlatedMesh, add_build_plate
-from pipelines.simulation.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
 from pipelines.simulation.choices import EncodingName, Results
-from pipelines.simulation.elements import STRAINS
-from pipelines.simulation.fields import principal_stresses, von_mises
-from pipelines.simulation.identity import GENERATOR, SOLVER_VERSION
-from pipelines.simulation.run_log import RunNames
+from pipelines.simulation.physics.build_plate import PlatedMesh, add_build_plate
+from pipelines.simulation.physics.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
+from pipelines.simulation.physics.elements import STRAINS
+from pipelines.simulation.physics.fields import principal_stresses, von_mises
+from pipelines.simulation.results.identity import GENERATOR, SOLVER_VERSION
+from pipelines.simulation.results.run_log import RunNames
 
 _SUFFIXES: Final[Mapping[str, str]] = {
     "displacement": "dis",

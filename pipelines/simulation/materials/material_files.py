@@ -28,10 +28,10 @@ from typing import Any, Final
 import yaml
 
 from lpbf_data.errors import UsageError
-from pipelines.simulation.calibrations import CALIBRATIONS, Calibration, measured
 from pipelines.simulation.choices import LONGEST_NAME, MATERIAL_SUFFIXES
-from pipelines.simulation.inherent_strain import WallRule
-from pipelines.simulation.materials import MATERIALS, Material, Process
+from pipelines.simulation.materials.calibrations import CALIBRATIONS, Calibration, measured
+from pipelines.simulation.materials.inherent_strain import WallRule
+from pipelines.simulation.materials.material import MATERIALS, Material, Process
 
 _LARGEST_FILE: Final = 1_000_000  # bytes
 _ALIASES: Final[Mapping[str, str]] = {"IN625": "Inc625"}  # as NIST calls it

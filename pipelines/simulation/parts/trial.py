@@ -9,8 +9,8 @@ import numpy as np
 
 from lpbf_data.case.record import CaseRecord
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
-from pipelines.simulation.corpus import PartPlan
-from pipelines.simulation.draws import DRAWS, CandidateStream
+from pipelines.simulation.parts.corpus import PartPlan
+from pipelines.simulation.parts.draws import DRAWS, CandidateStream
 
 FAR: Final = 4.0
 """Times as many points as were asked for: a sign that thin walls force the cells to be narrow."""

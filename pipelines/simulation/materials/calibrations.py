@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from lpbf_data.geometry.layer_groups import FEWEST_GROUPS, GROUP_THICKNESS
-from pipelines.simulation.inherent_strain import WallRule
+from pipelines.simulation.materials.inherent_strain import WallRule
 
 
 @dataclass(frozen=True, slots=True)

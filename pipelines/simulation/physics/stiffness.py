@@ -20,7 +20,7 @@ from scipy.linalg import LinAlgError, cholesky, solve_triangular
 from lpbf_data.cached_property import cached_property
 from lpbf_data.errors import LpbfError
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
-from pipelines.simulation.floating_pieces import (
+from pipelines.simulation.physics.floating_pieces import (
     RigidMotions,
     floating_pieces,
     rigid_body_modes,

@@ -20,8 +20,8 @@ from manifold3d import CrossSection, Manifold
 
 from lpbf_data.errors import UsageError
 from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
-from pipelines.simulation.materials import Process
-from pipelines.simulation.solids import box, cut, settle, union
+from pipelines.simulation.materials.material import Process
+from pipelines.simulation.parts.solids import box, cut, settle, union
 
 RIDGES: Final = tuple(0.5 + 7.0 * number for number in range(11))
 """Middle of each ridge of the bridge, mm along it."""

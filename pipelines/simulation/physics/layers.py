@@ -14,7 +14,7 @@ import numpy as np
 
 from lpbf_data.geometry.layer_groups import PlaneGroup, group_planes, layers_per_cell
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
-from pipelines.simulation.materials import Process
+from pipelines.simulation.materials.material import Process
 
 FIRST_STEP: Final = 0.01
 """Time of the first frame, s."""

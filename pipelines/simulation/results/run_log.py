@@ -15,11 +15,11 @@ from lpbf_data.geometry.layer_groups import layers_per_cell
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from lpbf_data.remarks import Remark
 from pipelines.netfabb.solver_log import write_remarks
-from pipelines.simulation.blade_pass import RecoaterPass
-from pipelines.simulation.build_simulation import BuildSimulation, Frame
-from pipelines.simulation.identity import GENERATOR, SOLVER_VERSION
-from pipelines.simulation.layers import LayerGroup
-from pipelines.simulation.materials import Material, Process, Table
+from pipelines.simulation.materials.material import Material, Process, Table
+from pipelines.simulation.physics.blade_pass import RecoaterPass
+from pipelines.simulation.physics.build_simulation import BuildSimulation, Frame
+from pipelines.simulation.physics.layers import LayerGroup
+from pipelines.simulation.results.identity import GENERATOR, SOLVER_VERSION
 
 _BANNER = "Autodesk AM Process Simulation"
 _TITLES = {"mechanical": "Quasi static Mechanical Analysis", "thermal": "Transient Conduction Analysis"}
