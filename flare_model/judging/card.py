@@ -19,7 +19,9 @@ _LIMITS: Final = (
 )
 
 
-def card_of(usage: Usage, origin: Mapping[str, Any], summary: Mapping[str, Any], seen: Seen, num_weights: int) -> str:
+def card_of(
+    usage: Usage, origin: Mapping[str, Any], summary: Mapping[str, Any], seen: Seen, num_weights: int, num_cases: int
+) -> str:
     """The card as Markdown.
 
     Args:
@@ -28,6 +30,7 @@ def card_of(usage: Usage, origin: Mapping[str, Any], summary: Mapping[str, Any],
         summary: Content of `summary.json` of its evaluation.
         seen: What its training parts look like.
         num_weights: Parameters of the model.
+        num_cases: Parts that it was trained on.
     """
     identity = summary["identity"]
     material = ", ".join(usage.envelope.materials) if usage.envelope and usage.envelope.materials else "unknown"
@@ -36,7 +39,7 @@ def card_of(usage: Usage, origin: Mapping[str, Any], summary: Mapping[str, Any],
         f"alone; {num_weights:,} parameters, {origin.get('step', 'unknown')} steps of training."
     )
     corpus = (
-        f"{seen.parts:,} training parts of the open simulator, material {material}. Digest of the data set "
+        f"{num_cases:,} training parts of the open simulator, material {material}. Digest of the data set "
         f"`{identity['data_sha256']}`, of the weights `{identity['weights_sha256']}`."
     )
     lines = [
@@ -57,7 +60,7 @@ def card_of(usage: Usage, origin: Mapping[str, Any], summary: Mapping[str, Any],
     lines[-1] += "\n" + "\n".join(rows)
     lines += _sureness(summary)
     lines += ["## Limits", "\n".join(f"- {limit}" for limit in _LIMITS)]
-    table = ["| of the training parts | 1 % | median | 99 % | unit |", "|---|---|---|---|---|"]
+    table = [f"| of {seen.parts:,} training parts | 1 % | median | 99 % | unit |", "|---|---|---|---|---|"]
     for name, (label, unit) in DESCRIPTORS.items():
         low, middle, high = (seen.quantiles[name][LEVELS.index(level)] for level in (0.01, 0.5, 0.99))
         table.append(f"| {label} | {low:,.3g} | {middle:,.3g} | {high:,.3g} | {unit} |")

@@ -84,7 +84,8 @@ def test_a_shape_in_numbers_by_hand() -> None:
     assert found["overhang_share"] == pytest.approx(320 / 720, abs=0.06)
     assert found["overhang_height"] == pytest.approx(8, abs=0.6)
     assert found["footprint_share"] == pytest.approx(0.2, abs=0.04)
-    assert found["reach"] == pytest.approx(10, abs=0.3)
+    moved = describe_shape(part.points + np.array([3, 4, 0], np.float32), part.cells)
+    assert moved["offset"] - found["offset"] == pytest.approx(5, abs=0.01)
 
 
 def test_a_part_is_compared_with_the_training() -> None:
