@@ -37,10 +37,14 @@ class SurfaceFile:
         bodies: One closed surface a body, in mm, in order of their least x, y and z. Shells that overlap or touch are
             one body, and so are a body and its cavities.
         remarks: What was guessed or repaired.
+        unit: Unit that its lengths were read in.
+        unit_told: Whether the file states that unit, or the caller did; else mm is assumed.
     """
 
     bodies: tuple[Surface, ...]
     remarks: tuple[Remark, ...]
+    unit: str = "mm"
+    unit_told: bool = True
 
 
 def load_bodies(path: Path, units: Units | None = None) -> SurfaceFile:
@@ -54,7 +58,7 @@ def load_bodies(path: Path, units: Units | None = None) -> SurfaceFile:
         GeometryError: If it can't be read, isn't closed, or holds more bodies than a bound.
     """
     try:
-        surface, remarks = _load(path, units)
+        surface, remarks, unit, told = _load(path, units)
         bodies = bodies_of(surface)
         if len(bodies) > _MOST_BODIES:
             raise GeometryError(f"it holds {len(bodies):,} bodies; at most {_MOST_BODIES} are read")
@@ -65,7 +69,7 @@ def load_bodies(path: Path, units: Units | None = None) -> SurfaceFile:
         remarks.append(
             Remark(Treatment.CHANGED, "several_bodies", sentence, 1, (f"{path.name}: {len(bodies)} bodies",))
         )
-    return SurfaceFile(bodies, tuple(remarks))
+    return SurfaceFile(bodies, tuple(remarks), unit, told)
 
 
 def load_surface(path: Path, units: Units | None = None) -> Surface:
@@ -84,7 +88,8 @@ def load_surface(path: Path, units: Units | None = None) -> Surface:
         raise GeometryError(f"{path}: {error}") from error
 
 
-def _load(path: Path, units: Units | None) -> tuple[Surface, list[Remark]]:
+def _load(path: Path, units: Units | None) -> tuple[Surface, list[Remark], str, bool]:
+    """The surface, what was remarked, the unit, and whether that was told."""
     remarks: list[Remark] = []
     stated: str | None = None
     suffix = path.suffix.lower()
@@ -111,7 +116,8 @@ def _load(path: Path, units: Units | None) -> tuple[Surface, list[Remark]]:
         sentence = f"lengths of a file that states {stated} were read in {units}, as was asked for"
         remarks.append(Remark(Treatment.CHANGED, "units", sentence, 1, (path.name,)))
     surface = replace(surface, vertices=surface.vertices * MILLIMETRES[unit])
-    return surface, [*remarks, *repaired, *_unusual(surface, unit, path.name, told=bool(units or stated))]
+    told = bool(units or stated)
+    return surface, [*remarks, *repaired, *_unusual(surface, unit, path.name, told=told)], unit, told
 
 
 def _unusual(surface: Surface, unit: str, name: str, *, told: bool) -> list[Remark]:
