@@ -31,6 +31,7 @@ from pipelines.simulation.results.archives import plan_archives
 from pipelines.simulation.results.failures import FailureKind, plan_failure
 from pipelines.sources.case_files import open_case
 from pipelines.sources.finding import find_cases
+from tests.commands import run_here
 from tests.pipelines.vtk_oracle import VtkFrames
 
 QUICK = ("plate", "bracket", "ribbed_plate", "cantilever", "clevis")  # families of few triangles
@@ -352,12 +353,13 @@ def test_two_simulations_do_not_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_its_counts(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipelines.simulate", "--out", str(tmp_path / "out"), "--cases", "3"]
+    command = ["pipelines.simulate", "--out", str(tmp_path / "out"), "--cases", "3"]
     command += ["--points", "100", "--workers", "0", "--families", "gear,flange", "--encoding", "ascii"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_here(*command)
+    assert done.returncode == 0, done.stderr
     assert "completed" in done.stdout
     assert "within the published limits" in done.stdout
     assert len(list((tmp_path / "out").glob("*_*"))) == 3
-    refused = subprocess.run([*command[:-2], "--encoding", "morse"], capture_output=True, text=True, check=False)
+    refused = run_here(*command[:-2], "--encoding", "morse")
     assert refused.returncode == 2
     assert "morse" in refused.stderr
