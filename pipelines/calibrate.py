@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pipelines.calibrating.fitting import Fit
     from pipelines.calibrating.request import CalibrationRequest
-    from pipelines.simulation.materials import Material
+    from pipelines.simulation.materials.material import Material
 
 
 def calibrate(

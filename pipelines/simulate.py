@@ -22,13 +22,13 @@ from lpbf_data.geometry.surface_formats import Units
 from lpbf_data.remarks import Remark
 from pipelines.building.engine import Resources, open_engine
 from pipelines.simulation.choices import CalibrationName, DrawName, EncodingName, Naming, Results
-from pipelines.simulation.families import FAMILIES
+from pipelines.simulation.parts.families import FAMILIES
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pipelines.simulation.case_task import CaseTask
-    from pipelines.simulation.outcomes import CaseOutcome
+    from pipelines.simulation.parts.outcomes import CaseOutcome
     from pipelines.simulation.request import SimulationRequest
 
 _EXAMPLES: Final = 3
@@ -130,8 +130,8 @@ def run_simulation(request: SimulationRequest, resources: Resources) -> tuple[Ca
     Raises:
         UsageError: If the folder holds something else, or another simulation works there.
     """
-    from pipelines.simulation.archives import archived
     from pipelines.simulation.case_task import run_case
+    from pipelines.simulation.results.archives import archived
 
     with _workplace(request) as place:
         packed = archived(request.out) if request.options.archive else 0
@@ -156,7 +156,7 @@ def _workplace(request: SimulationRequest) -> Iterator[Path]:
     """The folder `.simulate` of the output: what came of finished cases, and cases that aren't finished."""
     from filelock import FileLock, Timeout
 
-    from pipelines.simulation.accepted import WORKPLACE
+    from pipelines.simulation.parts.accepted import WORKPLACE
 
     place = request.out / WORKPLACE
     _check_output(request, place)
@@ -197,8 +197,8 @@ def _plan_tasks(
 ) -> tuple[list[CaseTask], dict[str, CaseOutcome]]:
     """Cases to simulate, and what came of those that are finished."""
     from pipelines.simulation.case_task import CaseTask
-    from pipelines.simulation.failures import plan_failure
-    from pipelines.simulation.outcomes import load_outcome
+    from pipelines.simulation.parts.outcomes import load_outcome
+    from pipelines.simulation.results.failures import plan_failure
 
     options = request.options
     tasks: list[CaseTask] = []
@@ -227,7 +227,7 @@ def _plan_tasks(
 
 
 def _pack(request: SimulationRequest, ready: Path, packed: int) -> None:
-    from pipelines.simulation.archives import archive_path, plan_archives, write_archive
+    from pipelines.simulation.results.archives import archive_path, plan_archives, write_archive
 
     for first, last in plan_archives(packed, len(request.parts)):
         folders = [ready / case_id for case_id, _ in request.parts[first:last]]

@@ -15,9 +15,7 @@ from typing import Any, Final
 
 import safetensors
 import safetensors.torch
-import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from flare_model.checkpoints.spec import ModelSpec, split_execution
 from flare_model.data.envelope import Envelope, Range
@@ -25,7 +23,7 @@ from flare_model.data.metrics import floor_of
 from flare_model.data.normalisation import Normalisation
 from flare_model.data.targets import resolve_targets, spans
 from lpbf_data.durable import write_durably, write_json
-from lpbf_data.errors import SchemaError, StoreError, UsageError
+from lpbf_data.errors import SchemaError, StoreError
 
 WEIGHTS_NAME: Final = "model.safetensors"
 CONFIG_NAME: Final = "config.json"
@@ -138,63 +136,3 @@ def _description_of(content: Mapping[str, Any]) -> Description:
         envelope = Envelope(**(envelope | ranges | {"materials": tuple(envelope["materials"])}))
     names = {key: tuple(map(str, usage[key])) for key in ("targets", "features")}
     return Description(spec, Usage(Normalisation(**normalisation), envelope=envelope, **names), content["origin"])
-
-
-def restore_model(
-    weights: Mapping[str, Tensor], spec: ModelSpec, *, folder: object, trust: str | None = None
-) -> nn.Module:
-    """Make the model of a checkpoint and give it its weights.
-
-    Args:
-        weights: Its weights.
-        spec: What it is.
-        folder: Where it came from, for errors.
-        trust: Class path of a model outside of this package that may be imported and made.
-
-    Returns:
-        The model on the CPU, in evaluation mode.
-
-    Raises:
-        UsageError: If the class isn't trusted.
-        SchemaError: If the weights have another shape than the model.
-    """
-    if not spec.is_shipped and trust != spec.class_path:
-        raise UsageError(
-            f"the checkpoint {folder} names the model {spec.class_path}, which is not part of this package; importing "
-            f"it runs its code, so it must be trusted by name: --trust {spec.class_path}"
-        )
-    if spec.is_shipped:
-        # Shapes first, without memory: a configuration that lies must not allocate what its weights don't fill.
-        with torch.device("meta"), _ShapesAlone():
-            _check_shapes(spec.build(), weights, folder)
-    with torch.random.fork_rng(devices=[]):
-        model = spec.build()
-    _check_shapes(model, weights, folder)
-    model.load_state_dict(dict(weights))
-    return model.eval()
-
-
-class _ShapesAlone(TorchFunctionMode):
-    """Leaves weights as they are where a model would be given fresh ones.
-
-    Tensors without memory take no numbers, and to draw normal ones for them PyTorch imports its compiler, a second.
-    """
-
-    def __torch_function__(  # type: ignore[no-untyped-def]
-        self, func, types, args=(), kwargs=None
-    ) -> Any:
-        given = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return given["tensor"] if "tensor" in given else args[0]
-        return func(*args, **given)
-
-
-def _check_shapes(model: nn.Module, weights: Mapping[str, Tensor], folder: object) -> None:
-    wanted = {name: tuple(values.shape) for name, values in model.state_dict().items()}
-    found = {name: tuple(values.shape) for name, values in weights.items()}
-    if wanted != found:
-        name = min(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        raise SchemaError(
-            f"the weights in {folder} don't fit the model that its {CONFIG_NAME} describes: {name} is "
-            f"{found.get(name)}, the model has {wanted.get(name)}; copy both files again from one checkpoint"
-        )

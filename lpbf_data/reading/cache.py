@@ -9,10 +9,8 @@ again. Processes share what is there without a server: the folder is the state.
     <root>/<collection>/00000/0000017.arrow
     <root>/footers/…                        ends of shards that lie elsewhere
 
-A collection is what one selection of arrays gives for one split of one data set. When the cache is full, collections
-that nobody has open are removed: first those whose data set is gone, then those that can be decoded or fetched again,
-the longest unused first. A collection is renamed while it is locked, and then removed: who opens it meanwhile finds it
-whole or not at all, and makes it anew. Cases of the collection at
+A collection is what one selection of arrays gives for one split of one data set. When the cache is full, others are
+removed ([cache_eviction][lpbf_data.reading.cache_eviction]). Cases of the collection at
 work are never exchanged for one another: an epoch visits each case once, in random order, so the newcomer is no more
 likely to be needed than the one it would replace. Keeping is also better: of a cache that holds a share f of the cases,
 keeping serves f of them, and replacing the least recently used serves about f²/2.
@@ -24,14 +22,11 @@ import contextlib
 import hashlib
 import json
 import os
-import re
-import shutil
-import time
 import uuid
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -41,6 +36,7 @@ import torch
 from filelock import FileLock
 
 from lpbf_data.errors import UsageError
+from lpbf_data.reading.cache_eviction import DESCRIBED, LOCKABLE, USED, make_room
 from lpbf_data.stores.arrow import map_arrays, write_arrays
 from lpbf_data.stores.selection import Arrays
 
@@ -48,28 +44,18 @@ try:
     import fcntl
 except ImportError:  # Windows has no flock; there, an open file can't be removed anyway
     fcntl = None  # type: ignore[assignment]
-_LOCKABLE: bool = fcntl is not None
 
 Cache = str | Path | bool | None
 """Where to keep decoded cases: a folder; True or None for the default one; False for nowhere."""
 
 CACHE_VERSION: Final = 2
 DEFAULT_SIZE: Final = "64 GB"
-_RESERVE: Final = 1 << 30
-"""Bytes of the disk that stay free: checkpoints have to be written somewhere."""
 
 _MAPPED: Final = 8192
 _SCAN_EVERY: Final = 64 << 20
 _LOCKS: Final = 64
 _LOCK_SECONDS: Final = 120.0
-_STALE_SECONDS: Final = 3600.0
 _OPENINGS: Final = 20
-_DESCRIBED: Final = "collection.json"
-_USED: Final = "used"
-FOOTERS: Final = "footers"
-_COLLECTION: Final = re.compile(r"[0-9a-f]{32}")
-_GONE: Final = re.compile(r"\.[0-9a-f]{32}\.[0-9a-f]{32}\.gone")
-_STAYS: Final = (2, 0.0)
 _UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -189,11 +175,11 @@ class CachedCases:
         for _ in range(_OPENINGS):
             with contextlib.suppress(FileNotFoundError):  # another process removed it between two of these steps
                 self.folder.mkdir(parents=True, exist_ok=True)
-                if not _says(self.folder / _DESCRIBED, described):
-                    with _aside(self.folder / _DESCRIBED) as aside:
+                if not _says(self.folder / DESCRIBED, described):
+                    with _aside(self.folder / DESCRIBED) as aside:
                         aside.write_text(described, encoding="utf-8")
-                        aside.replace(self.folder / _DESCRIBED)
-                (self.folder / _USED).touch()
+                        aside.replace(self.folder / DESCRIBED)
+                (self.folder / USED).touch()
                 if self._mark_used():
                     return
         raise OSError(f"{self.folder} is removed by others again and again")
@@ -204,16 +190,16 @@ class CachedCases:
         Returns:
             Whether the collection is still there, now that nobody can remove it.
         """
-        if not _LOCKABLE:
+        if not LOCKABLE:
             return True
         try:
-            descriptor = os.open(self.folder / _USED, os.O_RDONLY)
+            descriptor = os.open(self.folder / USED, os.O_RDONLY)
         except OSError:
             return False
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         try:
-            same = os.path.samestat(os.fstat(descriptor), os.stat(self.folder / _USED))
+            same = os.path.samestat(os.fstat(descriptor), os.stat(self.folder / USED))
         except OSError:
             same = False
         if not same:
@@ -316,97 +302,11 @@ def _aside(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def make_room(root: Path, size: int, needed: int, *, keep: Path, offline: bool) -> int:
-    """Remove collections until so many bytes fit.
-
-    Args:
-        root: The cache.
-        size: Bytes that it may take.
-        needed: Bytes to be written.
-        keep: A collection that stays.
-        offline: Collections that were fetched stay too.
-
-    Returns:
-        Bytes that are left then; negative when they don't fit.
-
-    Raises:
-        OSError: If the folder can't be listed.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    # Other folders are no matter of the cache, whoever put them there.
-    ours = [folder for folder in root.iterdir() if folder.is_dir() and not folder.is_symlink()]
-    for folder in ours:
-        if _GONE.fullmatch(folder.name):  # whoever removed it was killed
-            shutil.rmtree(folder, ignore_errors=True)
-    collections = [folder for folder in ours if _COLLECTION.fullmatch(folder.name)]
-    sizes = {folder: _size_of(folder) for folder in collections}
-    total = sum(sizes.values()) + _size_of(root / FOOTERS) + needed
-
-    def left() -> int:
-        return min(size - total, shutil.disk_usage(root).free - _RESERVE)
-
-    removable = [(_value(folder, offline=offline), folder) for folder in collections if folder != keep]
-    for value, folder in sorted(removable):
-        if left() >= 0:
-            break
-        if value != _STAYS and (_remove(folder) or not folder.exists()):  # another process may be faster
-            total -= sizes[folder]
-    return left()
-
-
-def _value(folder: Path, *, offline: bool) -> tuple[int, float]:
-    """What a collection is worth; the least goes first, and `_STAYS` never."""
-    try:
-        key: Mapping[str, Any] = json.loads((folder / _DESCRIBED).read_text(encoding="utf-8"))
-        local, source = bool(key["local"]), str(key["source"])
-        last_used = (folder / _USED).stat().st_mtime
-    except (OSError, ValueError, KeyError, TypeError):
-        # Nobody can open what has no description any more, unless it is being made just now.
-        with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
-                return 0, 0.0
-        return _STAYS
-    if local:
-        return (1 if Path(source).exists() else 0), last_used
-    return _STAYS if offline else (1, last_used)
-
-
-def _remove(folder: Path) -> bool:
-    """Remove a collection, unless somebody has it open."""
-    gone = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.gone")
-    try:
-        with contextlib.ExitStack() as stack:
-            if _LOCKABLE and (folder / _USED).exists():
-                descriptor = os.open(folder / _USED, os.O_RDONLY)
-                stack.callback(os.close, descriptor)
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            folder.rename(gone)
-    except OSError:
-        return False
-    shutil.rmtree(gone, ignore_errors=True)
-    return True
-
-
 def _says(path: Path, text: str) -> bool:
     try:
         return path.read_text(encoding="utf-8") == text
     except (OSError, ValueError):
         return False
-
-
-def _size_of(folder: Path) -> int:
-    """Bytes of the files of a collection; what a killed writer left behind is removed."""
-    total, now = 0, time.time()
-    for place, _, names in os.walk(folder):
-        for name in names:
-            path = Path(place) / name
-            with contextlib.suppress(OSError):
-                status = path.stat()
-                if name.endswith(".tmp") and now - status.st_mtime > _STALE_SECONDS:
-                    path.unlink()
-                else:
-                    total += status.st_size
-    return total
 
 
 def cache_root(cache: Cache) -> Path | None:

@@ -16,7 +16,8 @@ from lpbf_data.case.feature_schema import FEATURES_VERSION, resolve_features
 from lpbf_data.case.statistics import FieldStatistics
 from lpbf_data.errors import UsageError
 from lpbf_data.places.folder import DatasetFolder
-from lpbf_data.reading.cache import DEFAULT_SIZE, FOOTERS, Cache, CachedCases, CollectionKey, cache_root, parse_size
+from lpbf_data.reading.cache import DEFAULT_SIZE, Cache, CachedCases, CollectionKey, cache_root, parse_size
+from lpbf_data.reading.cache_eviction import FOOTERS
 from lpbf_data.reading.kept_footers import KeptFooters
 from lpbf_data.reading.split_reader import SplitReader
 from lpbf_data.reading.tensors import CaseTensors

@@ -14,8 +14,8 @@ from pipelines.calibrating.fitting import Values
 from pipelines.calibrating.measured_file import Measured
 from pipelines.calibrating.options import Reference
 from pipelines.calibrating.places import Sampling
-from pipelines.simulation.build_simulation import BuildSimulation
-from pipelines.simulation.materials import Material
+from pipelines.simulation.materials.material import Material
+from pipelines.simulation.physics.build_simulation import BuildSimulation
 
 _AXES: Final = np.eye(3)
 

@@ -18,8 +18,8 @@ from lpbf_data.geometry.voxelize import voxelize
 from lpbf_data.remarks import Remark
 from pipelines.calibrating.measured_file import Measured
 from pipelines.netfabb.run import NetfabbRun
-from pipelines.simulation.material_files import choose_material
-from pipelines.simulation.materials import MATERIALS, Material
+from pipelines.simulation.materials.material import MATERIALS, Material
+from pipelines.simulation.materials.material_files import choose_material
 from pipelines.sources.case_files import FolderFiles
 
 _MOST_POINTS: Final = 200_000

@@ -15,9 +15,9 @@ from lpbf_data.errors import StoreError
 from pipelines.calibrating.experiment import Experiment
 from pipelines.calibrating.fitting import Fit
 from pipelines.calibrating.request import CalibrationRequest
-from pipelines.simulation.identity import GENERATOR
-from pipelines.simulation.material_files import load_material, material_values
-from pipelines.simulation.materials import Material
+from pipelines.simulation.materials.material import Material
+from pipelines.simulation.materials.material_files import load_material, material_values
+from pipelines.simulation.results.identity import GENERATOR
 
 _DIGITS = 5
 

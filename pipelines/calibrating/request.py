@@ -23,9 +23,9 @@ from pipelines.calibrating.netfabb_result import read_result
 from pipelines.calibrating.options import CalibrationOptions, check_options
 from pipelines.calibrating.places import check_places
 from pipelines.calibrating.shrinkage import Shrinkage, choose_numbers
-from pipelines.simulation.material_files import choose_material
-from pipelines.simulation.materials import Material
-from pipelines.simulation.named_parts import NamedPart, digest_of_surface, named_part
+from pipelines.simulation.materials.material import Material
+from pipelines.simulation.materials.material_files import choose_material
+from pipelines.simulation.parts.named_parts import NamedPart, digest_of_surface, named_part
 
 POINTS: Final = 5000
 """Points of the mesh of a surface file, by default."""

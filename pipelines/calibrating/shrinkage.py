@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.errors import UsageError
-from pipelines.simulation.calibrations import Calibration, netfabb
-from pipelines.simulation.materials import Material
+from pipelines.simulation.materials.calibrations import Calibration, netfabb
+from pipelines.simulation.materials.material import Material
 
 MOST_NUMBERS: Final = 3
 """So many numbers are fitted at most."""

@@ -30,20 +30,20 @@ from pipelines.measuring.measure import measure_case
 from pipelines.netfabb.run import BuildReduction
 from pipelines.netfabb.solver_log import PartOrigin, write_origin
 from pipelines.selection.filters import Filters, active_limits, reject
-from pipelines.simulation import run_log
-from pipelines.simulation.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
 from pipelines.simulation.choices import EncodingName, Results
-from pipelines.simulation.corpus import PartPlan, part_surface
-from pipelines.simulation.draws import MOST_CANDIDATES, CandidateStream
-from pipelines.simulation.failures import FailureKind, PlannedFailure, cut_short, failure_of
-from pipelines.simulation.fields import von_mises
-from pipelines.simulation.materials import Material
-from pipelines.simulation.named_parts import named_part
-from pipelines.simulation.outcomes import CaseOutcome, store_outcome
-from pipelines.simulation.result_writer import ResultWriter
-from pipelines.simulation.run_log import RunNames
-from pipelines.simulation.stiffness import SolverError
-from pipelines.simulation.trial import FAILED, FAR, NOT_SURVIVED, PassedOverError, Trial, height_of
+from pipelines.simulation.materials.material import Material
+from pipelines.simulation.parts.corpus import PartPlan, part_surface
+from pipelines.simulation.parts.draws import MOST_CANDIDATES, CandidateStream
+from pipelines.simulation.parts.named_parts import named_part
+from pipelines.simulation.parts.outcomes import CaseOutcome, store_outcome
+from pipelines.simulation.parts.trial import FAILED, FAR, NOT_SURVIVED, PassedOverError, Trial, height_of
+from pipelines.simulation.physics.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
+from pipelines.simulation.physics.fields import von_mises
+from pipelines.simulation.physics.stiffness import SolverError
+from pipelines.simulation.results import run_log
+from pipelines.simulation.results.failures import FailureKind, PlannedFailure, cut_short, failure_of
+from pipelines.simulation.results.result_writer import ResultWriter
+from pipelines.simulation.results.run_log import RunNames
 
 _CUBES = 1.0  # aspect ratio of the cells of a part that came as a file
 _FEWEST_PLANES = 2  # of cells: one alone shrinks freely when it is cut, and would not warp

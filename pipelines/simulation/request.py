@@ -14,16 +14,16 @@ from lpbf_data.errors import UsageError
 from lpbf_data.geometry.surface_files import load_bodies
 from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
 from lpbf_data.remarks import Remark, merge_remarks
-from pipelines.simulation.accepted import accepted_parts
 from pipelines.simulation.case_task import KnownPart, SurfacePart
 from pipelines.simulation.choices import DrawName, EncodingName, Naming, Results
-from pipelines.simulation.corpus import PartPlan, plan_corpus
-from pipelines.simulation.draws import DRAWS, CandidateStream, plan_streams
-from pipelines.simulation.families import FAMILIES
-from pipelines.simulation.identity import VERSION
-from pipelines.simulation.material_files import choose_material, material_values
-from pipelines.simulation.materials import Material
-from pipelines.simulation.named_parts import digest_of_surface, named_part
+from pipelines.simulation.materials.material import Material
+from pipelines.simulation.materials.material_files import choose_material, material_values
+from pipelines.simulation.parts.accepted import accepted_parts
+from pipelines.simulation.parts.corpus import PartPlan, plan_corpus
+from pipelines.simulation.parts.draws import DRAWS, CandidateStream, plan_streams
+from pipelines.simulation.parts.families import FAMILIES
+from pipelines.simulation.parts.named_parts import digest_of_surface, named_part
+from pipelines.simulation.results.identity import VERSION
 
 _MOST_CASES: Final = 1_000_000
 _POINTS: Final = (50, 200_000)

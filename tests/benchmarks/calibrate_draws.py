@@ -3,7 +3,7 @@
     python -m tests.benchmarks.calibrate_draws --candidates 400 --points 2000
 
 Run it for each version of the simulator, on as many cores as there are, and put what it prints into
-pipelines/simulation/draws.py.
+pipelines/simulation/parts/draws.py.
 """
 
 from __future__ import annotations
@@ -19,12 +19,19 @@ from numpy.typing import NDArray
 from pipelines.building.engine import Resources
 from pipelines.simulate import run_simulation
 from pipelines.simulation.choices import CalibrationName
-from pipelines.simulation.draws import BALANCED, DISPLACEMENT_CLASSES, HEIGHT_CLASSES, PUBLISHED, Draw, plan_streams
-from pipelines.simulation.families import FAMILIES
-from pipelines.simulation.identity import VERSION
-from pipelines.simulation.materials import Material
-from pipelines.simulation.outcomes import CaseOutcome
+from pipelines.simulation.materials.material import Material
+from pipelines.simulation.parts.draws import (
+    BALANCED,
+    DISPLACEMENT_CLASSES,
+    HEIGHT_CLASSES,
+    PUBLISHED,
+    Draw,
+    plan_streams,
+)
+from pipelines.simulation.parts.families import FAMILIES
+from pipelines.simulation.parts.outcomes import CaseOutcome
 from pipelines.simulation.request import SimulationOptions, SimulationRequest, check_request
+from pipelines.simulation.results.identity import VERSION
 from tests.benchmarks.compare_table6 import describe
 from tests.benchmarks.machine import describe_machine, save_result
 

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from lpbf_data.geometry.voxelize import voxelize
 from pipelines.calibrating.measured_file import read_measured
-from pipelines.simulation.build_simulation import BuildSimulation, Frame
-from pipelines.simulation.materials import MATERIALS, Material
-from pipelines.simulation.named_parts import BRIDGE_PROCESS, NAMED_PARTS, RIDGES, bridge
+from pipelines.simulation.materials.material import MATERIALS, Material
+from pipelines.simulation.parts.named_parts import BRIDGE_PROCESS, NAMED_PARTS, RIDGES, bridge
+from pipelines.simulation.physics.build_simulation import BuildSimulation, Frame
 from tests.benchmarks.figures import line_figure
 from tests.benchmarks.machine import describe_machine, save_result
 
@@ -51,13 +51,16 @@ VOLUME: Final = 3732.5
 CELL: Final = 0.5
 """Edge of a cell, mm: the height of a ridge, and 25 powder layers."""
 
+HEIGHT: Final = 12.5
+"""With its ridges, mm."""
+
 _BLOCK: Final = 56.0  # where the end block begins
 PROCESS: Final = BRIDGE_PROCESS
 
 
 def ridge_rise(mesh: VoxelMesh, before: Frame, after: Frame) -> list[float]:
     """Mean rise of the top of each ridge, mm."""
-    top = mesh.points[:, 2] > 12.5 - 1e-6
+    top = mesh.points[:, 2] > HEIGHT - 1e-6
     rise = after.state.displacement[:, 2] - before.state.displacement[:, 2]
     return [float(rise[top & (np.abs(mesh.points[:, 0] - x) < 0.51)].mean()) for x in RIDGES]
 

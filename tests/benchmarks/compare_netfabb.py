@@ -23,9 +23,9 @@ from lpbf_data.geometry.surface_files import load_surface
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from lpbf_data.geometry.voxelize import voxelize
 from pipelines.netfabb.run import NetfabbRun
-from pipelines.simulation.build_simulation import BuildSimulation, Frame
-from pipelines.simulation.fields import von_mises
-from pipelines.simulation.materials import MATERIALS
+from pipelines.simulation.materials.material import MATERIALS
+from pipelines.simulation.physics.build_simulation import BuildSimulation, Frame
+from pipelines.simulation.physics.fields import von_mises
 from pipelines.sources.case_files import FolderFiles
 from tests.benchmarks.machine import describe_machine, save_result
 

@@ -14,10 +14,10 @@ from lpbf_data.case.case import Case
 from lpbf_data.geometry.layer_groups import choose_refinement
 from lpbf_data.geometry.render import Panel, render_panels
 from lpbf_data.geometry.voxelize import voxelize_to_size
-from pipelines.simulation.build_simulation import BuildSimulation
-from pipelines.simulation.corpus import parameters_of, part_surface
-from pipelines.simulation.families import FAMILIES
-from pipelines.simulation.materials import MATERIALS
+from pipelines.simulation.materials.material import MATERIALS
+from pipelines.simulation.parts.corpus import parameters_of, part_surface
+from pipelines.simulation.parts.families import FAMILIES
+from pipelines.simulation.physics.build_simulation import BuildSimulation
 
 PICTURE: Final = Path("pipelines/simulation/pictures/families.png")
 _UP: Final = {"truss": 1, "shaft": 2, "tee": 2, "cantilever": 2, "clevis": 1, "bracket": 2, "bridge": 1}

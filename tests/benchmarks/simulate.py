@@ -21,11 +21,11 @@ from lpbf_data.durable import flush_tree
 from lpbf_data.geometry.closed_surface import Surface
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from lpbf_data.geometry.voxelize import voxelize
-from pipelines.simulation.build_simulation import BuildSimulation
-from pipelines.simulation.corpus import part_surface
-from pipelines.simulation.materials import MATERIALS
-from pipelines.simulation.result_writer import ResultWriter
-from pipelines.simulation.run_log import RunNames
+from pipelines.simulation.materials.material import MATERIALS
+from pipelines.simulation.parts.corpus import part_surface
+from pipelines.simulation.physics.build_simulation import BuildSimulation
+from pipelines.simulation.results.result_writer import ResultWriter
+from pipelines.simulation.results.run_log import RunNames
 from tests.benchmarks.machine import describe_machine, save_result
 
 SIZES: Final = (1000, 2000, 5000, 10_000, 20_000)

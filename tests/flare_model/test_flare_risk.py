@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flare_model.judging.alarm_threshold import BOTH, choose_by_cross_validation
 from flare_model.judging.interference import Risk, ranking_quality
 from flare_model.judging.risk_curves import (
-    BOTH,
     RiskModel,
     arrays_of,
     bootstrap,
     brier,
-    choose_by_cross_validation,
     curve_of,
     describe,
 )

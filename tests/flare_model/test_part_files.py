@@ -145,7 +145,7 @@ def test_a_file_of_two_bodies_gives_two_parts_and_a_word(
     trimesh.util.concatenate([big, small]).export(tmp_path / "pair.stl")
     out = tmp_path / "out"
     assert predict(str(trained_run), [str(tmp_path / "pair.stl")], out=str(out), points=300, pictures=False) == 0
-    assert {path.name for path in out.iterdir()} == {"pair_1.vtu", "pair_2.vtu", "remarks.json"}
+    assert {path.name for path in out.iterdir()} == {"answers.json", "pair_1.vtu", "pair_2.vtu", "remarks.json"}
     for name, size in (("pair_1", 20), ("pair_2", 8)):
         np.testing.assert_allclose(np.ptp(meshio.read(out / f"{name}.vtu").points, axis=0), size, atol=1)
     assert (

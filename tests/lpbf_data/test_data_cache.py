@@ -26,6 +26,7 @@ import lpbf_data.reading.cache as cache_module
 from lpbf_data import load_dataset
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.reading.cache import CachedCases, CacheWarning, CollectionKey, parse_size
+from lpbf_data.reading.cache_eviction import make_room
 from lpbf_data.reading.kept_footers import KeptFooters
 from tests.data_support import make_case, write_dataset
 
@@ -242,7 +243,7 @@ def test_a_collection_that_is_opened_while_it_is_removed_can_be_removed_later(
     original, left = getattr(*moment), [1]
 
     def remove() -> None:
-        cache_module.make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
+        make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
         assert not folder.exists() or moment[1] == "fstat"  # then it is locked
 
     def step(*arguments: Any, **options: Any) -> Any:
@@ -256,10 +257,10 @@ def test_a_collection_that_is_opened_while_it_is_removed_can_be_removed_later(
         opened = CachedCases(tmp_path, CollectionKey("hub", "a", "train", ("pos", "y"), local=False), 10**9)
     fill(opened, 36)
     assert len(list(folder.rglob("*.arrow"))) == 36
-    cache_module.make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
+    make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
     assert folder.exists()  # it is in use
     del opened
-    cache_module.make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
+    make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -270,10 +271,10 @@ def test_what_nobody_can_open_any_more_is_removed_once_it_is_old(tmp_path: Path,
         (folder / "collection.json").write_text('{"source": "hu')
     else:
         (folder / {"description lost": "collection.json", "lock file lost": "used"}[damage]).unlink()
-    cache_module.make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
+    make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
     assert folder.exists()  # it may be in the making
     os.utime(folder, (1000, 1000))
-    cache_module.make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
+    make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
     assert not folder.exists()
 
 
@@ -284,7 +285,7 @@ def test_a_remover_that_was_killed_leaves_nothing_for_ever_and_others_folders_st
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_bytes(b"1")
         os.utime(tmp_path / name, (1000, 1000))
-    assert cache_module.make_room(tmp_path, 10**6, 0, keep=tmp_path, offline=False) == 10**6 - 1
+    assert make_room(tmp_path, 10**6, 0, keep=tmp_path, offline=False) == 10**6 - 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["footers", "results of mine"]
 
 
@@ -296,7 +297,7 @@ def test_a_cache_that_is_deleted_at_work_is_filled_anew(tmp_path: Path) -> None:
     assert 3 in cases
     assert (cases.folder / "collection.json").exists()
     del cases
-    cache_module.make_room(tmp_path / "cache", 1, 0, keep=tmp_path, offline=False)
+    make_room(tmp_path / "cache", 1, 0, keep=tmp_path, offline=False)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -346,7 +347,7 @@ def test_two_processes_fill_and_clear_one_cache(tmp_path: Path) -> None:
     assert [results.get(timeout=60) for _ in processes] == [0, 0]
     for process in processes:
         process.join()
-    cache_module.make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
+    make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
     assert list(tmp_path.iterdir()) == []  # whatever happened, nothing stays for ever
 
 
@@ -361,7 +362,7 @@ def test_a_process_killed_while_it_fills_and_clears_leaves_nothing_for_ever(tmp_
         process.join()
     for folder in [tmp_path, *tmp_path.rglob("*")]:
         os.utime(folder, (1000, 1000))  # what was in the making is an hour old
-    cache_module.make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
+    make_room(tmp_path, 1, 0, keep=tmp_path, offline=False)
     assert list(tmp_path.iterdir()) == []
 
 

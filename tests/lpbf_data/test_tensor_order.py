@@ -30,8 +30,8 @@ from lpbf_data.case.tensor_order import (
 from pipelines.ensight import Dialect, read_variable, write_variable
 from pipelines.netfabb.run import NETFABB_ORDER, NetfabbRun
 from pipelines.reporting.summary import tensor_remarks
-from pipelines.simulation.elements import elasticity_matrix
-from pipelines.simulation.materials import MATERIALS
+from pipelines.simulation.materials.material import MATERIALS
+from pipelines.simulation.physics.elements import elasticity_matrix
 from pipelines.sources.case_files import open_case
 from pipelines.sources.finding import find_cases
 from tests.netfabb_cases import Part, box_mesh, write_part
@@ -150,6 +150,15 @@ def test_damaged_principal_stresses_dont_fail_a_case_that_needs_none(tmp_path: P
     (root / "results/mechanical00_8.sp2.ens").write_bytes(b"short")
     assert run_of(root).tensor_order == (NETFABB_ORDER, "solver")
     assert _measured(root).run.tensor_order_basis == "solver"
+
+
+def test_files_whose_names_differ_in_case_check_tensors_too(samples: Path, tmp_path: Path) -> None:
+    """As of a disk that doesn't tell upper from lower case, copied to one that does."""
+    results = min(samples.rglob("results"))
+    shutil.copytree(results.parent, tmp_path / "case")
+    for path in (tmp_path / "case/results").glob("*.ens"):
+        path.rename(path.with_name(path.name.upper()))
+    assert run_of(tmp_path / "case").tensor_order == (NETFABB_ORDER, "checked")
 
 
 @pytest.mark.parametrize("kind", [Dialect(), Dialect(pipelines.ensight.Encoding.ASCII)], ids=["binary", "text"])

@@ -29,11 +29,11 @@ from pipelines.calibrating.places import sample
 from pipelines.calibrating.shrinkage import Shrinkage, choose_numbers
 from pipelines.netfabb.run import NetfabbRun
 from pipelines.simulate import simulate
-from pipelines.simulation.build_simulation import BuildSimulation
-from pipelines.simulation.calibrations import MEASURED_COOLING
-from pipelines.simulation.material_files import load_material, write_material
-from pipelines.simulation.materials import MATERIALS, Material
-from pipelines.simulation.named_parts import NAMED_PARTS, RIDGES
+from pipelines.simulation.materials.calibrations import MEASURED_COOLING
+from pipelines.simulation.materials.material import MATERIALS, Material
+from pipelines.simulation.materials.material_files import load_material, write_material
+from pipelines.simulation.parts.named_parts import NAMED_PARTS, RIDGES
+from pipelines.simulation.physics.build_simulation import BuildSimulation
 from pipelines.sources.case_files import FolderFiles
 
 # jsonargparse's own word on how it is called; elsewhere commands run in processes of their own, which don't hear it.

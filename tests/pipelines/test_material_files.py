@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from lpbf_data.errors import UsageError
-from pipelines.simulation.calibrations import CALIBRATIONS
-from pipelines.simulation.material_files import choose_material, load_material, write_material
-from pipelines.simulation.materials import MATERIALS
+from pipelines.simulation.materials.calibrations import CALIBRATIONS
+from pipelines.simulation.materials.material import MATERIALS
+from pipelines.simulation.materials.material_files import choose_material, load_material, write_material
 
 
 @pytest.mark.parametrize("calibration", list(CALIBRATIONS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.simulation.failures import LARGEST_DISPLACEMENT, LEAST_CLEARANCE, failure_of
+from pipelines.simulation.results.failures import LARGEST_DISPLACEMENT, LEAST_CLEARANCE, failure_of
 
 STILL = np.zeros((3, 3))
 CLEAR = np.full(3, 100.0)

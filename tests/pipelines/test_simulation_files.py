@@ -14,11 +14,11 @@ from pipelines.netfabb.run import VARIABLES, NetfabbRun
 from pipelines.netfabb.solver_log import read_input, read_log
 from pipelines.simulation.case_task import CaseTask, run_case
 from pipelines.simulation.choices import EncodingName
-from pipelines.simulation.corpus import PartPlan
-from pipelines.simulation.failures import PlannedFailure
-from pipelines.simulation.identity import GENERATOR, SOLVER_VERSION
-from pipelines.simulation.materials import MATERIALS
-from pipelines.simulation.outcomes import CaseOutcome
+from pipelines.simulation.materials.material import MATERIALS
+from pipelines.simulation.parts.corpus import PartPlan
+from pipelines.simulation.parts.outcomes import CaseOutcome
+from pipelines.simulation.results.failures import PlannedFailure
+from pipelines.simulation.results.identity import GENERATOR, SOLVER_VERSION
 from pipelines.sources.case_files import FolderFiles
 from tests.pipelines.vtk_oracle import VtkFrames
 

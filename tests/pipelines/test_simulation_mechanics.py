@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import spsolve
 
 from lpbf_data.geometry.voxel_mesh import VoxelMesh, mesh_of_mask
-from pipelines.simulation import stiffness as stiffness_module
-from pipelines.simulation.build_simulation import BuildSimulation, Frame
-from pipelines.simulation.elements import ElasticElement, elastic_element, elasticity_matrix
-from pipelines.simulation.floating_pieces import rigid_body_modes
-from pipelines.simulation.foot import clamped, cut_free, kept_by_cut
-from pipelines.simulation.inherent_strain import cell_strains
-from pipelines.simulation.layers import LayerGroup
-from pipelines.simulation.materials import MATERIALS, Material
-from pipelines.simulation.mechanics import Mechanics, rigid_body_motion
-from pipelines.simulation.stiffness import Multigrid, PlaneCholesky, SolverError
+from pipelines.simulation.materials.inherent_strain import cell_strains
+from pipelines.simulation.materials.material import MATERIALS, Material
+from pipelines.simulation.physics import stiffness as stiffness_module
+from pipelines.simulation.physics.build_simulation import BuildSimulation, Frame
+from pipelines.simulation.physics.elements import ElasticElement, elastic_element, elasticity_matrix
+from pipelines.simulation.physics.floating_pieces import rigid_body_modes
+from pipelines.simulation.physics.foot import clamped, cut_free, kept_by_cut
+from pipelines.simulation.physics.layers import LayerGroup
+from pipelines.simulation.physics.mechanics import Mechanics, rigid_body_motion
+from pipelines.simulation.physics.stiffness import Multigrid, PlaneCholesky, SolverError
 
 pytestmark = pytest.mark.numeric
 

@@ -12,10 +12,10 @@ import pytest
 from lpbf_data.geometry.layer_groups import choose_refinement
 from lpbf_data.geometry.voxel_mesh import VoxelMesh, mesh_of_mask
 from pipelines.netfabb.run import NetfabbRun
-from pipelines.simulation.blade_pass import clearance_percent, pass_over
-from pipelines.simulation.layers import LayerGroup, plan_layers
-from pipelines.simulation.materials import MATERIALS, Material, Process
-from pipelines.simulation.thermal import Heat, temperature_history
+from pipelines.simulation.materials.material import MATERIALS, Material, Process
+from pipelines.simulation.physics.blade_pass import clearance_percent, pass_over
+from pipelines.simulation.physics.layers import LayerGroup, plan_layers
+from pipelines.simulation.physics.thermal import Heat, temperature_history
 from pipelines.sources.case_files import FolderFiles
 
 pytestmark = pytest.mark.numeric
