@@ -167,7 +167,7 @@ class _Work:
 
     def _keep(self, prediction: Prediction, file: str) -> None:
         from flare_model.decision.answer import answer_of
-        from flare_model.decision.screen import lines_of
+        from flare_model.decision.screen import line_of, lines_of
 
         if self.beside.intervals:
             self.extremes |= {file: _extremes(prediction)}
@@ -179,11 +179,12 @@ class _Work:
 
             self.shown.append(shown_part(prediction, answer))
         if not self.quiet:
-            if self.done < _MOST_IN_FULL and not prediction.truth and answer.up is not None:
-                for line in lines_of(answer):
-                    self.console.print(line)
-            else:
+            if prediction.truth or answer.up is None:
                 _say(prediction, file, self.console)
+            else:
+                in_full = self.done < _MOST_IN_FULL
+                for line in lines_of(answer) if in_full else (line_of(answer),):
+                    self.console.print(line)
         _warn(prediction, self.complaints)
 
     def _turn(self, part: Part, file: str) -> None:
