@@ -35,6 +35,9 @@ lint: $(VENV)/installed ## Style, types, and which package may import which.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two workers keep two cores busy: with threads of their own, arithmetic libraries would only wait for one another.
+test numeric: export OMP_NUM_THREADS := 1
+
 # Each of two workers begins with one half of the tests, so that tests of one module share what they stand on.
 test: lint ## The whole fast test suite, and its arithmetic once more as other processors do it.
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'

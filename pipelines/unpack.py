@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 _MOST_MEGABYTES: Final = 1000
 
 
-def unpack(src: str, out: str, *, shard_megabytes: int = 96) -> int:
+def unpack(src: list[str], out: str, *, shard_megabytes: int = 96) -> int:
     """Restore the data set that was packed: Parquet shards, the same cases, designs and splits.
 
     Args:
-        src: Folder of the pieces, all of them.
+        src: Folder of the pieces, all of them; of several folders, the cases of all corpora become one data set.
         out: Folder of the data set; it must not exist yet, or be empty.
         shard_megabytes: Uncompressed size of a shard, MB; workers that read share a split by its shards.
 
@@ -44,18 +44,18 @@ def unpack(src: str, out: str, *, shard_megabytes: int = 96) -> int:
     from pipelines.reporting.summary import print_summary
 
     started = time.monotonic()
-    manifest = unpack_corpus(Path(src), Path(out), 10**6 * shard_megabytes)
+    manifest = unpack_corpus([Path(one) for one in src], Path(out), 10**6 * shard_megabytes)
     console = open_console()
     print_summary(manifest.records, out, seconds=time.monotonic() - started, console=console)
     print_remarks(manifest.remarks, console)
     return 0
 
 
-def unpack_corpus(src: Path, out: Path, shard_bytes: int = 96 * 10**6) -> Manifest:
+def unpack_corpus(src: Sequence[Path], out: Path, shard_bytes: int = 96 * 10**6) -> Manifest:
     """Restore the data set that was packed.
 
     Args:
-        src: Folder of the pieces.
+        src: Folders of the pieces, one a corpus.
         out: Folder of the data set, new or empty.
         shard_bytes: Uncompressed size of a shard.
 
@@ -70,13 +70,13 @@ def unpack_corpus(src: Path, out: Path, shard_bytes: int = 96 * 10**6) -> Manife
     from pipelines.pack import check_empty
 
     check_empty(out)
-    pieces = [PackedPiece(path) for path in find_pieces(src)]
+    pieces = [PackedPiece(path) for folder in src for path in find_pieces(folder)]
     records = {record.case_id: record for piece in pieces for record in piece.records()}
     announced = sum(len(piece.records()) for piece in pieces)
     if len(records) != announced:
-        raise StoreError(f"{src}: a case occurs in it twice; pack the data set again")
+        raise StoreError(f"{_listed(src)}: a case occurs twice; pack the data set again, or name each corpus once")
     if len({(piece.header.tolerance, piece.header.fields) for piece in pieces}) != 1:
-        raise StoreError(f"{src}: its pieces have other fields or tolerances; they belong to several corpora")
+        raise StoreError(f"{_listed(src)}: pieces have other fields or tolerances than others; they can't be joined")
     aside = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     aside.mkdir(parents=True)
     try:
@@ -93,6 +93,10 @@ def unpack_corpus(src: Path, out: Path, shard_bytes: int = 96 * 10**6) -> Manife
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return manifest
+
+
+def _listed(src: Sequence[Path]) -> str:
+    return ", ".join(map(str, src))
 
 
 class _Shards:

@@ -96,6 +96,7 @@ class Pretrained(
         """The module of a checkpoint that has been read."""
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the checkpoint; `save_pretrained` and `push_to_hub` of huggingface_hub call it."""
         write_checkpoint(save_directory, self.stored_weights(), self.description())
 
     def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **options: Any) -> str:

@@ -20,6 +20,8 @@ LATER: Final[Mapping[str, Any]] = {
     "steps": 0,
     "target_losses": {},
     "target_weights": {},
+    "beta2": 0.999,
+    "epsilon": 1e-8,
 }
 """Options of the recipe that came later, and what they were before: runs that began without them go on."""
 
@@ -60,6 +62,7 @@ class Settings:
         init: The checkpoint that it starts from; None for fresh weights.
         checkpoint_every: Steps between checkpoints.
         num_workers: Processes that read ahead.
+        resident: Keep the training cases on the device.
         accelerator: Where to train.
     """
 
@@ -78,6 +81,7 @@ class Settings:
     init: Start | None = None
     checkpoint_every: int = 1000
     num_workers: int = 0
+    resident: bool = False
     accelerator: Accelerator = "auto"
 
     def __post_init__(self) -> None:
@@ -92,6 +96,8 @@ class Settings:
         for name in ("num_workers", "judge_training"):
             if getattr(self, name) < 0:
                 raise UsageError(f"--{name} must not be negative, but is {getattr(self, name)}")
+        if self.resident and self.thin_to:
+            raise UsageError("--resident keeps whole cases on the device; leave out --thin_to")
         names = [target.name for target in self.targets]
         for option in ("target_losses", "target_weights"):
             for name in getattr(self.recipe, option):
@@ -130,6 +136,7 @@ class Settings:
             "checkpoint_every": self.checkpoint_every,
             "judge_training": self.judge_training,
             "num_workers": self.num_workers,
+            "resident": self.resident,
             "accelerator": self.accelerator,
         }
 

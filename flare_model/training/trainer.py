@@ -14,6 +14,7 @@ from flare_model.training.devices import Fabric, Precision
 from flare_model.training.divergence import DivergedError, check_weights
 from flare_model.training.failing import OtherProcessError, failures_named
 from flare_model.training.loss_log import LossLog
+from flare_model.training.resident import Resident
 from flare_model.training.resuming import Checkpoints, Counters
 from flare_model.training.run_log import RunLog
 from flare_model.training.settings import Settings
@@ -56,6 +57,7 @@ class Trainer:
         self.counters = Counters()
         self.stepper = Stepper(settings, fabric, train, self.steps)
         self.validation = Validation(settings, fabric, self.stepper, judged_on, open_seen(train, settings))
+        self.resident = self._keep_on_device(train) if settings.resident else None
         self.checkpoints = Checkpoints(
             folder, settings, fabric, precision, self.stepper, self.loader, data_digest=train.data_digest
         )
@@ -71,6 +73,17 @@ class Trainer:
             num_workers=self.settings.num_workers,
             thin_to=self.settings.thin_to,
             symmetries=self.settings.symmetries,
+        )
+
+    def _keep_on_device(self, train: Split) -> Resident:
+        settings = self.settings
+        return Resident(
+            train,
+            settings.targets,
+            settings.features,
+            self.fabric.device,
+            seed=settings.seed,
+            symmetries=settings.symmetries,
         )
 
     def _count(self) -> tuple[list[int], int]:
@@ -169,10 +182,14 @@ class Trainer:
 
     def _rest_of_epoch(self) -> Iterator[Batch]:
         """Batches of the epoch that haven't been taken; every rank takes equally many."""
-        for ragged in self.loader:
+        for batch in self.loader.each(self.resident.batch) if self.resident else self._read_batches():
             if self.step == self.steps:
                 return
             self.counters.taken += 1
+            yield batch
+
+    def _read_batches(self) -> Iterator[Batch]:
+        for ragged in self.loader:
             yield Batch.of(ragged, self.settings.targets, self.settings.features).to(self.fabric.device)
 
     def _optimise(self, group: list[Batch]) -> None:

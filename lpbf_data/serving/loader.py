@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from lpbf_data.serving.read_ahead import ReadAhead
 from lpbf_data.serving.stream import SkippedCaseWarning, State, check_state
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
+T = TypeVar("T")
 
 
 class Loader:
@@ -156,6 +157,21 @@ class Loader:
                 self._position += served.handed
                 self._report(served.skipped)
                 yield served.batch
+        self.epoch, self._position = self.epoch + 1, 0
+
+    def each(self, read: Callable[[Order], T]) -> Iterator[T]:
+        """A whole epoch, or what is left of it, of what a function makes of each order, in place of batches read here.
+
+        The position is counted as in a loop over batches.
+
+        Args:
+            read: Is given which cases make the next batch; called in this thread.
+        """
+        self._begin()
+        for order in self.orders():
+            made = read(order)
+            self._position += order.handed
+            yield made
         self.epoch, self._position = self.epoch + 1, 0
 
     def _source(self) -> Iterator[Served]:

@@ -17,7 +17,7 @@ from lpbf_data.serving.datasets import CaseDataset, load_dataset
 from lpbf_data.serving.loader import Loader, StartMethod
 from lpbf_data.serving.process_rank import check_rank, check_seed, rank_of_process
 from lpbf_data.serving.rank_sharing import Sharing, Uneven
-from lpbf_data.serving.samples import CaseSamples, Transform
+from lpbf_data.serving.samples import CaseSamples, SampleFormat, Transform
 from lpbf_data.serving.stream import CaseStream, OnError
 
 _WHERE: Final = ("revision", "cache_dir", "token", "offline")
@@ -95,7 +95,8 @@ def make_loader(
         "fields": fields, "cells": cells, "edges": edges, "features": features, "cache": cache,
         "cache_size": cache_size, "in_memory": in_memory,
     }  # fmt: skip
-    data = _opened(data, split, opening, where)
+    samples_of: SampleFormat = "pyg" if collate == "pyg" else "torch"
+    data = _opened(data, split, opening, {"format": samples_of, **where})
     if isinstance(data, CaseStream):
         shuffle = data.shuffle if shuffle is None else shuffle
         on_error = on_error or data.on_error
@@ -105,7 +106,7 @@ def make_loader(
         raise UsageError(f"unknown on_error {on_error!r}; known are: {', '.join(get_args(OnError))}")
     dataset = data if isinstance(data, CaseDataset) else CaseDataset(data.samples, data.seed)
     samples = dataset.samples
-    samples = CaseSamples(samples.tensors, "pyg" if collate == "pyg" else "torch", transform or samples.transform)
+    samples = CaseSamples(samples.tensors, samples_of, transform or samples.transform)
     batches = BatchSource(samples, list(dataset.indices()), collate, seed, on_error)
     loader = Loader(dataset, batches, sharing, ranks, shuffle=bool(shuffle), read_ahead=read_ahead)
     if pin_memory or (pin_memory is None and torch.cuda.is_available()):

@@ -122,7 +122,7 @@ def test_a_data_set_comes_back_with_its_cases_designs_and_splits(
     assert pack(str(src), str(tmp_path / "packed")) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "bytes a point" in said
-    assert unpack(str(tmp_path / "packed"), str(tmp_path / "back")) == 0
+    assert unpack([str(tmp_path / "packed")], str(tmp_path / "back")) == 0
     assert "values of fields were rounded" in capsys.readouterr().out
     assert verify_dataset(tmp_path / "back").problems == ()
     before, after = (decode_manifest((f / MANIFEST_NAME).read_bytes()).records for f in (src, tmp_path / "back"))
@@ -154,11 +154,30 @@ def test_pieces_are_cut_by_size_and_all_are_needed(tmp_path: Path) -> None:
     files = writer.close()
     assert len(files) > 1
     assert files == find_pieces(packed) == tuple(sorted(packed.iterdir()))
-    assert len(unpack_corpus(packed, tmp_path / "back").records) == 100
+    assert len(unpack_corpus([packed], tmp_path / "back").records) == 100
     files[0].unlink()
     with pytest.raises(StoreError, match=f"lacks piece 0 of {len(files)}"):
-        unpack_corpus(packed, tmp_path / "again")
+        unpack_corpus([packed], tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_several_corpora_become_one_data_set(tmp_path: Path) -> None:
+    for name, numbers, split in (("one", range(4), "train"), ("two", range(4, 7), "validation")):
+        pack_dataset(
+            write_dataset(tmp_path / name, {split: [boxes(n) for n in numbers]}),
+            tmp_path / f"{name}_packed",
+            DEFAULT,
+            2e-5,
+        )
+    both = [tmp_path / "one_packed", tmp_path / "two_packed"]
+    unpack_corpus(both, tmp_path / "joined")
+    assert {split: len(load_dataset(tmp_path / "joined", split=split)) for split in ("train", "validation")} == {
+        "train": 4,
+        "validation": 3,
+    }
+    assert verify_dataset(tmp_path / "joined").problems == ()
+    with pytest.raises(StoreError, match="a case occurs twice"):
+        unpack_corpus([*both, both[0]], tmp_path / "again")
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +189,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def refused(folder: Path, words: str = "") -> None:
     with pytest.raises(LpbfError, match=words):
-        unpack_corpus(folder, folder.parent / "back")
+        unpack_corpus([folder], folder.parent / "back")
     assert not (folder.parent / "back").exists()
     assert not list(folder.parent.glob(".back*"))
 

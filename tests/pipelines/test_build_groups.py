@@ -21,7 +21,7 @@ from lpbf_data.stores.manifest import decode_manifest
 from pipelines.build import run_build, run_part
 from pipelines.building.attempts import has_nanny, within
 from pipelines.building.case_process import CaseProcess
-from pipelines.building.engine import Engine, Resources
+from pipelines.building.engine import Engine
 from pipelines.building.groups import GroupTask, measure_group, plan_groups
 from pipelines.building.request import Part as Share
 from pipelines.building.shards import ShardTask, plan_shards, write_staged_shard
@@ -236,8 +236,8 @@ sys.addaudithook(look)
 """
 
 
-@pytest.mark.parametrize("resources", [Resources(workers=0), Resources(workers=1)], ids=["here", "in a worker"])
-def test_a_case_that_hangs_ends_alone(tmp_path: Path, resources: Resources) -> None:
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])  # natively with both below
+def test_a_case_that_hangs_ends_alone(tmp_path: Path, workers: int) -> None:
     """Whoever opens one of its files waits, as on a disk that doesn't answer, in this process and in workers."""
     for name in "abc":
         write_part(tmp_path / "src", Part(name))
@@ -249,7 +249,7 @@ from pipelines.building.engine import Resources
 from tests.pipelines.test_build import request
 if __name__ == "__main__":
     asked = request({str(tmp_path / "src")!r}, {str(tmp_path / "out")!r}, time_limit=3.0)
-    for record in run_build(asked, Resources(workers={resources.workers})):
+    for record in run_build(asked, Resources(workers={workers})):
         print(record.case_id, record.status, record.failure and record.failure.failure_reason, flush=True)
 """
     (tmp_path / "program.py").write_text(program)

@@ -1,0 +1,125 @@
+"""The training cases on the device, whole: batches are gathered and turned there, and no step waits for the host.
+
+The batches are those of the loader, number for number: its order, its position, and what it draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flare_model.data.batches import Batch
+from flare_model.data.splits import Split
+from flare_model.data.targets import Target
+from lpbf_data.errors import UsageError
+from lpbf_data.serving.batch_source import Order
+from lpbf_data.serving.collating import join_ragged
+from lpbf_data.serving.transforms import RandomSymmetry
+
+_SYMMETRIES = 8
+"""Mirrored along x, along y, and exchanged, each or not."""
+
+
+class Resident:
+    """All cases of a split on a device.
+
+    Args:
+        split: The split; its values are read once.
+        targets: What is predicted.
+        features: What is known beside the points.
+        device: Where they are kept: 4 bytes for each number of each point.
+        seed: Seed of what is drawn, as that of the loader.
+        symmetries: Show each case under one of the symmetries of a square build plate, drawn as the loader draws.
+
+    Raises:
+        UsageError: If the device has no room.
+        CaseError: If a value isn't finite.
+        StoreError: If a case can't be read.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        targets: Sequence[Target],
+        features: Sequence[Target],
+        device: torch.device,
+        *,
+        seed: int,
+        symmetries: bool,
+    ) -> None:
+        self._samples, self._seed, self._symmetries = split.dataset.samples, seed, symmetries
+        self._told, self._device = sum(f.width for f in features), device
+        self._fields = list(dict.fromkeys(["pos", *(target.field for target in (*features, *targets))]))
+        sizes = np.asarray(self._samples.sizes, dtype=np.int64)
+        self._sizes, self._starts = sizes, np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        try:
+            self._values = self._read(targets, features)
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                f"the device has no room for {int(sizes.sum()):,} points of training cases; leave out --resident"
+            ) from error
+        self._sources, self._signs = self._turned(targets, features)
+
+    def _read(self, targets: Sequence[Target], features: Sequence[Target]) -> Tensor:
+        """Every number of every point, [ΣN, K], on the device."""
+        rows = []
+        for index in range(len(self._samples)):
+            view = self._samples.view(index)
+            Batch.of(join_ragged([{"y": view["pos"], **view}]), targets, features)  # It looks for what isn't finite.
+            rows.append(np.concatenate([view[name].reshape(len(view["pos"]), -1) for name in self._fields], axis=1))
+        values = torch.from_numpy(np.concatenate(rows).astype(np.float32, copy=False)).to(self._device)
+        self._widths = {name: view[name].reshape(len(view["pos"]), -1).shape[1] for name in self._fields}
+        return values
+
+    def _turned(self, targets: Sequence[Target], features: Sequence[Target]) -> tuple[Tensor, Tensor]:
+        """Of each symmetry, where every number of a batch comes from and with which sign, both [8, 3 + F + T]."""
+        last = np.cumsum(list(self._widths.values())).tolist()
+        numbers = {
+            name: torch.arange(end - width, end) for (name, width), end in zip(self._widths.items(), last, strict=True)
+        }
+        columns = [(f.field, c) for f in (*features, *targets) for c in f.components]
+        sources, signs = [], []
+        for number in range(_SYMMETRIES):
+            # Numbers from 1 tell by themselves where they went, and whether they were mirrored.
+            probe: dict[str, Any] = {name: 1.0 + of[None] for name, of in numbers.items()}
+            turned = RandomSymmetry().apply(
+                probe, mirror_x=bool(number & 1), mirror_y=bool(number & 2), exchange=bool(number & 4)
+            )
+            picked = torch.stack([*turned["pos"][0], *(turned[name][0, c] for name, c in columns)])
+            sources.append(picked.abs().round().long() - 1)
+            signs.append(picked.sign())
+        return torch.stack(sources).to(self._device), torch.stack(signs).to(self._device)
+
+    def batch(self, order: Order) -> Batch:
+        """The batch that the loader would give.
+
+        Args:
+            order: Which cases, in which epoch.
+        """
+        cases = np.asarray(order.cases)
+        sizes = self._sizes[cases]
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        draws = [self._draw(order.epoch, int(case)) for case in cases]
+        # One small copy: what is larger would wait for the steps before.
+        packed = torch.from_numpy(np.stack([sizes, self._starts[cases] - offsets[:-1], draws])).to(
+            self._device, non_blocking=True
+        )
+        count = int(offsets[-1])
+        which = torch.repeat_interleave(torch.arange(len(cases), device=self._device), packed[0], output_size=count)
+        taken = self._values[torch.arange(count, device=self._device) + packed[1][which]]
+        drawn = packed[2][which]
+        values = taken.gather(1, self._sources[drawn]) * self._signs[drawn]
+        points, known, truth = values[:, :3], values[:, 3 : 3 + self._told], values[:, 3 + self._told :]
+        names = tuple(self._samples.case_id(int(case)) for case in cases)
+        return Batch(points, known if self._told else None, truth, torch.from_numpy(offsets), names)
+
+    def _draw(self, epoch: int, case: int) -> int:
+        """Number of the symmetry that a case is shown under."""
+        if not self._symmetries:
+            return 0
+        drawn = np.random.default_rng([self._seed, epoch, case]).integers(2, size=3)
+        return int(drawn @ (1, 2, 4))

@@ -1,0 +1,50 @@
+"""Training cases that stay on the device: the batches, the losses and the position of a loader's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flare_model.data.batches import Batch
+from flare_model.data.splits import Split, open_loader
+from flare_model.data.targets import resolve_inputs, resolve_targets
+from flare_model.training.resident import Resident
+from lpbf_data.errors import UsageError
+from tests.flare_model.flare_support import LEARNING, assert_same_losses, go
+
+
+@pytest.mark.parametrize("symmetries", [True, False])
+def test_batches_are_those_of_the_loader(box_dataset: str, symmetries: bool) -> None:
+    """Bit by bit, over epochs, with a budget of points, components out of order and vectors among the features."""
+    targets = resolve_targets(["displacement_y", "build_clearance_min", "displacement_x"], "")
+    features = resolve_inputs(["part_above", "slice_radius", "part_offset_x", "section_centroid"], "")
+    split = Split(box_dataset, "train", (*targets, *features))
+    options: dict[str, Any] = {"batch_size": 3, "max_points": 200, "shuffle": True, "seed": 4, "symmetries": symmetries}
+    read, ordered = open_loader(split, **options), open_loader(split, **options)
+    resident = Resident(split, targets, features, torch.device("cpu"), seed=4, symmetries=symmetries)
+    seen = 0
+    for _ in range(3):
+        for ragged, kept in zip(read, ordered.each(resident.batch), strict=True):
+            wanted = Batch.of(ragged, targets, features)
+            assert kept.case_ids == wanted.case_ids
+            assert all(np.array_equal(a, b) for a, b in zip(kept.tensors(), wanted.tensors(), strict=True))
+            assert ordered.state_dict() == read.state_dict()
+            seen += 1
+    assert seen > 3
+
+
+def test_a_run_has_the_losses_of_one_that_reads(box_dataset: str, tmp_path: Path) -> None:
+    folders = [
+        go(box_dataset, tmp_path / name, recipe=LEARNING, symmetries=True, resident=resident)
+        for name, resident in (("read", False), ("kept", True))
+    ]
+    assert_same_losses(*folders)
+
+
+def test_thinned_cases_cannot_stay(box_dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="thin_to"):
+        go(box_dataset, tmp_path / "run", resident=True, thin_to=5)
