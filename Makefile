@@ -11,7 +11,11 @@ CAPABILITY ?= avx2
 # Platforms whose pins are checked: linux, macos, windows; all of them without a name.
 PLATFORMS ?=
 
-.PHONY: help demo test numeric slow lint format pins check_pins report_assets benchmark clean
+# What `make own_model` makes the package's own model from.
+RUN ?=
+DATA ?=
+
+.PHONY: help demo test numeric slow lint format pins check_pins report_assets own_model benchmark clean
 
 help: ## Say what can be made.
 	@grep -E '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -30,6 +34,9 @@ lint: $(VENV)/installed ## Style, types, and which package may import which.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Two workers keep two cores busy: with threads of their own, arithmetic libraries would only wait for one another.
+test numeric: export OMP_NUM_THREADS := 1
 
 # Each of two workers begins with one half of the tests, so that tests of one module share what they stand on.
 test: lint ## The whole fast test suite, and its arithmetic once more as other processors do it.
@@ -57,6 +64,9 @@ check_pins: $(VENV)/installed ## Do the pins resolve for a stranger, on Linux, m
 report_assets: ## Bundle the JavaScript of viewer and report anew and lint the pages' own; needs node and npm, users don't.
 	cd lpbf_data/viewer/assets && npm ci && npm run lint && npm run build
 	cd pipelines/report_assets && npm ci && npm run lint && npm run build
+
+own_model: $(VENV)/installed ## Make the model that comes with the package. RUN=folder of a run, DATA=its data set.
+	$(BIN)/python -m flare_model.release --checkpoint '$(RUN)' --data '$(DATA)'
 
 benchmark: $(VENV)/installed ## Measure on this machine; results land in tests/benchmarks/results.
 	$(BIN)/python -m tests.benchmarks.build

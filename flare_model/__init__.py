@@ -17,14 +17,38 @@ if TYPE_CHECKING:
     from flare_model.checkpoints.spec import ModelSpec
     from flare_model.checkpoints.surrogate import Surrogate, from_pretrained
     from flare_model.models.flare import Flare
+    from flare_model.models.flare_plus_plus import FlarePlusPlus
+    from flare_model.models.gnot import GNOT
+    from flare_model.models.grid_transolver import GridTransolver
+    from flare_model.models.lno import LNO
+    from flare_model.models.perceiver import PerceiverIO
     from flare_model.models.transformer import Transformer
     from flare_model.models.transolver import Transolver
-    from flare_model.sizes import FlareConfig, TransformerConfig, TransolverConfig
+    from flare_model.sizes import (
+        FlareConfig,
+        FlarePlusPlusConfig,
+        GNOTConfig,
+        GridTransolverConfig,
+        LNOConfig,
+        PerceiverConfig,
+        TransformerConfig,
+        TransolverConfig,
+    )
 
 __all__ = [
+    "GNOT",
+    "LNO",
     "Flare",
     "FlareConfig",
+    "FlarePlusPlus",
+    "FlarePlusPlusConfig",
+    "GNOTConfig",
+    "GridTransolver",
+    "GridTransolverConfig",
+    "LNOConfig",
     "ModelSpec",
+    "PerceiverConfig",
+    "PerceiverIO",
     "Surrogate",
     "Transformer",
     "TransformerConfig",
@@ -36,7 +60,17 @@ __all__ = [
 _HOME: Final = {
     "Flare": "models.flare",
     "FlareConfig": "sizes",
+    "FlarePlusPlus": "models.flare_plus_plus",
+    "FlarePlusPlusConfig": "sizes",
+    "GNOT": "models.gnot",
+    "GNOTConfig": "sizes",
+    "GridTransolver": "models.grid_transolver",
+    "GridTransolverConfig": "sizes",
+    "LNO": "models.lno",
+    "LNOConfig": "sizes",
     "ModelSpec": "checkpoints.spec",
+    "PerceiverConfig": "sizes",
+    "PerceiverIO": "models.perceiver",
     "Surrogate": "checkpoints.surrogate",
     "Transformer": "models.transformer",
     "TransformerConfig": "sizes",

@@ -7,7 +7,7 @@ that are missing are drawn from the stored predictions.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flare_model.checkpoints.surrogate import Surrogate
-    from flare_model.data.intervals import Intervals
     from flare_model.data.splits import Split
     from flare_model.judging.scores import CaseScore
 
@@ -39,8 +38,8 @@ SEEDS_NAME: Final = "seeds.json"
 
 
 def evaluate(
-    checkpoint: str,
-    data: str,
+    checkpoint: str | None = None,
+    data: str = "",
     *,
     split: str = "test",
     out: str | None = None,
@@ -56,10 +55,11 @@ def evaluate(
 
     Args:
         checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub; a folder of several seeds gives
-            mean and standard deviation.
+            mean and standard deviation. The model that comes with the package where none is named.
         data: The data set.
         split: Its split.
-        out: Folder of the results; `evaluation/<split>` in the folder of the run by default. Pictures of an earlier
+        out: Folder of the results; `evaluation/<split>` in the folder of the run by default, and for the package's own
+            model in own_model/. Pictures of an earlier
             evaluation are removed from it.
         false_alarms: Share of parts without recoater interference that may raise an alarm; the threshold for it is
             chosen by cross-validation over validation and training designs.
@@ -83,13 +83,17 @@ def evaluate(
         raise UsageError(f"--threshold_cases must not be negative, but is {threshold_cases}")
     if worst < 0:
         raise UsageError(f"--worst must not be negative, but is {worst}")
+    if not data:
+        raise UsageError("--data is missing: name the data set to judge on")
     from flare_model.checkpoints.hub import seeds_of
+    from flare_model.checkpoints.own import own_checkpoint
     from flare_model.checkpoints.surrogate import results_folder
     from flare_model.data.splits import Split
     from flare_model.judging.sureness import read_families
     from flare_model.judging.tables import show, show_spread, spread_of
     from flare_model.training.devices import device_of
 
+    checkpoint = checkpoint or own_checkpoint()
     asked = _Asked(false_alarms, threshold_cases, coverage, read_families(families))
     judged = Split(data, split)
     console = open_console()
@@ -159,7 +163,9 @@ def _judge_into(
 
     Pictures of other numbers go first, so that those that lie beside a summary are always of its numbers.
     """
+    from flare_model.data.intervals import write_intervals
     from flare_model.judging import judge as judging
+    from flare_model.judging.kept_risk import risk_from, write_risk
     from flare_model.judging.pictures import clear_pictures
     from flare_model.judging.sureness import Watch, describe_intervals, families_of, make_intervals, watch_validation
 
@@ -173,7 +179,11 @@ def _judge_into(
     _write_predictions(out / PREDICTIONS_NAME, checkpoint, surrogate, split, kept)
     _write_cases(out / CASES_NAME, scores)
     if not isinstance(intervals, str):
-        _keep_intervals(checkpoint, out, intervals)
+        _keep(checkpoint, out, lambda folder: write_intervals(folder, intervals), "intervals")
+    if interference and "risk" in interference:
+        interference["risk"]["weights_sha256"] = identity["weights_sha256"]
+        risk = risk_from(interference["risk"])
+        _keep(checkpoint, out, lambda folder: write_risk(folder, risk), "the risk of a hit")
     return {
         "identity": dict(identity),
         "checkpoint": checkpoint,
@@ -187,16 +197,16 @@ def _judge_into(
     }
 
 
-def _keep_intervals(checkpoint: str, out: Path, intervals: Intervals) -> None:
-    """Write intervals beside the evaluation, and beside a checkpoint that lies in a folder."""
-    from flare_model.data.intervals import write_intervals
+def _keep(checkpoint: str, out: Path, write: Callable[[Path], None], what: str) -> None:
+    """Write something beside the evaluation, and beside a checkpoint that lies in a folder of the user's."""
+    from flare_model.checkpoints.own import is_own
 
-    write_intervals(out, intervals)
-    if Path(checkpoint).is_dir():
+    write(out)
+    if Path(checkpoint).is_dir() and not is_own(checkpoint):
         try:
-            write_intervals(Path(checkpoint), intervals)
+            write(Path(checkpoint))
         except OSError as error:
-            say(f"intervals can't be kept beside the checkpoint ({error}); they lie in {out}")
+            say(f"{what} can't be kept beside the checkpoint ({error}); see {out}")
 
 
 def _trained_on(surrogate: Surrogate, split: Split) -> bool:

@@ -1,290 +1,252 @@
-"""`python -m flare_model.predict --checkpoint runs/first --src part.stl`: predict on parts, and draw the result.
+"""`python -m flare_model.predict part.stl`: will it hit the blade, and how far does it warp?
 
-Each part becomes a VTU file for ParaView and a picture. Where the truth is known, both show it, and the error.
+Each part becomes a VTU file for ParaView and a picture; all of them one page and one JSON file. Where the truth is
+known, it is shown beside the prediction, and the error.
 """
 
 from __future__ import annotations
 
-import json
-import tempfile
-import time
+import json as json_format
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
-from flare_model.data.targets import Target, resolve_inputs, resolve_target, resolve_targets, spans
+from flare_model.data.targets import resolve_inputs, resolve_target, resolve_targets
+from flare_model.decision.prediction import Prediction, predict_part, write_results, write_vtu
 from flare_model.prediction.file_names import FileNames
-from lpbf_data.case.schema import FIELDS, SYMMETRIC_TENSOR
-from lpbf_data.case.tensor_order import VTK_ORDER, reorder
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks
-from lpbf_data.durable import flush_file, flush_folder, write_durably
-from lpbf_data.errors import CaseError, LpbfError, StoreError, UsageError
+from lpbf_data.durable import write_durably
+from lpbf_data.errors import LpbfError, UsageError
 from lpbf_data.geometry.surface_formats import Units
 from lpbf_data.remarks import Remark
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from rich.console import Console
 
     from flare_model.checkpoints.surrogate import Surrogate
-    from flare_model.data.intervals import Intervals
+    from flare_model.decision.answer import Answer, Beside
     from flare_model.prediction.parts import Meshing, Part, Unreadable
+    from lpbf_data.viewer.page import ShownPart
 
+__all__ = ["Prediction", "main", "predict", "predict_part", "write_vtu"]
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of a part.
+ANSWERS_NAME: Final = "answers.json"
+PAGE_NAME: Final = "answer.html"
+_MOST_SHOWN: Final = 50
+"""Parts on the page: a browser holds them all."""
 
-    Attributes:
-        part: The part.
-        fields: Target to prediction in physical units, [N, components] float32.
-        truth: Target to truth where it is known and finite, [N, components] float32.
-        errors: Target to relative L2 error; None where the truth is zero everywhere.
-        warnings: Why the part is unlike those of the training.
-        seconds: Time of the prediction.
-        broken_truth: Targets whose truth comes with the part, but isn't finite.
-        half_widths: Target to half-widths of the intervals at points, [N, components] float32; none where the
-            checkpoint has no intervals.
-        extremes: Column to the part's extreme as predicted, and half of its interval, in the column's unit.
-    """
+_MOST_IN_FULL: Final = 10
+"""Parts of which the screen tells all; of others a line each, and all in the files."""
 
-    part: Part
-    fields: Mapping[str, NDArray[np.float32]]
-    truth: Mapping[str, NDArray[np.float32]]
-    errors: Mapping[str, float | None]
-    warnings: tuple[str, ...]
-    seconds: float
-    broken_truth: tuple[str, ...] = ()
-    half_widths: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    extremes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-
-    def point_data(self) -> dict[str, NDArray[np.float32]]:
-        """Predictions, and truth and error where it is known, as a file shows them."""
-        shown: dict[str, NDArray[np.float32]] = {}
-        for name, values in self.fields.items():
-            shown[f"{name}_predicted"] = values
-            if name in self.truth:
-                shown |= {name: self.truth[name], f"{name}_error": values - self.truth[name]}
-            if name in self.half_widths:
-                shown[f"{name}_half_width"] = self.half_widths[name]
-        return {name: v[:, 0] if v.shape[1] == 1 else v for name, v in shown.items()}
-
-
-def predict_part(surrogate: Surrogate, part: Part, intervals: Intervals | None = None) -> Prediction:
-    """Predict on one part.
-
-    Args:
-        surrogate: The model.
-        part: The part.
-        intervals: Those of its checkpoint; None for none.
-
-    Raises:
-        UsageError: If the model needs a field that the part doesn't come with, or that isn't finite.
-        StoreError: If the part has points that aren't finite, or the model predicts values that aren't.
-    """
-    import numpy as np
-    import torch
-
-    from flare_model.data.envelope import outside
-    from flare_model.data.finite import not_finite
-    from flare_model.judging.half_widths import intervals_of
-
-    targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
-    features = resolve_inputs(surrogate.usage.features, "the checkpoint")
-    known = _known(part, features)
-    if said := not_finite(part.points):
-        raise StoreError(f"the points of {part.name} aren't all finite numbers: {said}; look at its mesh")
-    started = time.perf_counter()
-    with torch.inference_mode():
-        found = surrogate(np.array(part.points), known).cpu().numpy()
-    seconds = time.perf_counter() - started
-    if not np.isfinite(found).all():
-        raise StoreError(
-            f"the model predicts values for {part.name} that aren't finite; look at the part's lengths in mm"
-        )
-    columns, floors = spans(targets), surrogate.usage.floors()
-    fields = {name: found[:, c] for name, c in columns.items()}
-    known_truth = {t.name: part.column(t.name, t.field, t.components) for t in targets}
-    given = {name: values for name, values in known_truth.items() if values is not None}
-    truth = {name: values for name, values in given.items() if np.isfinite(values).all()}
-    errors = {name: _relative_l2(fields[name], values, floors[name]) for name, values in truth.items()}
-    reasons = outside(surrogate.usage.envelope, part.points, aspect_ratio=part.aspect_ratio, material=part.material)
-    broken = tuple(name for name in given if name not in truth)
-    half_widths, extremes = intervals_of(surrogate, part, known, found, intervals) if intervals else ({}, {})
-    return Prediction(part, fields, truth, errors, tuple(reasons), seconds, broken, half_widths, extremes)
-
-
-def _relative_l2(prediction: NDArray[np.float32], truth: NDArray[np.float32], floor: float) -> float | None:
-    import numpy as np
-    import torch
-
-    from flare_model.data.metrics import has_truth, relative_l2
-
-    given, known = (torch.from_numpy(np.array(values)) for values in (prediction, truth))
-    offsets = torch.tensor([0, len(known)])
-    return float(relative_l2(given, known, offsets)) if bool(has_truth(known, offsets, floor)) else None
-
-
-def _known(part: Part, features: Sequence[Target]) -> NDArray[np.float32] | None:
-    """What the model is told of a part beside its points, [N, F]; None where it is told nothing."""
-    import numpy as np
-
-    if not features:
-        return None
-    shape: dict[str, NDArray[np.float32]] = {}
-    if any(told.of_shape for told in features):
-        from lpbf_data.geometry.shape_features import shape_features
-
-        try:
-            shape = shape_features(part.points, part.cells)
-        except CaseError as error:
-            raise UsageError(f"{part.name}: {error.detail}; this model can't do without them") from error
-    columns = [
-        shape[told.field].reshape(len(part.points), -1)[:, list(told.components)]
-        if told.of_shape
-        else _needed(part, told)
-        for told in features
-    ]
-    return np.concatenate(columns, axis=1)
-
-
-def _needed(part: Part, feature: Target) -> NDArray[np.float32]:
-    from flare_model.data.finite import not_finite
-
-    values = part.column(feature.name, feature.field, feature.components)
-    if values is None:
-        raise UsageError(
-            f"the model needs the field {feature.name} at every point, which {part.name} doesn't come with"
-        )
-    if said := not_finite(values):
-        raise UsageError(
-            f"the model needs the field {feature.name}, which isn't finite everywhere in {part.name}: {said}"
-        )
-    return values
-
-
-def write_vtu(path: Path, prediction: Prediction) -> None:
-    """Write a prediction as a VTU file, which ParaView opens; symmetric tensors are in VTK's order there."""
-    import meshio
-
-    shown = {
-        name: reorder(values, SYMMETRIC_TENSOR, VTK_ORDER) if _is_tensor(name) else values
-        for name, values in prediction.point_data().items()
-    }
-    mesh = meshio.Mesh(prediction.part.points, [("hexahedron", prediction.part.cells)], point_data=shown)
-    mesh.write(path)
-
-
-def _is_tensor(name: str) -> bool:
-    """Whether a name of `Prediction.point_data` is that of a symmetric tensor; other things may have six columns."""
-    bare = (name, *(name.removesuffix(f"_{what}") for what in ("predicted", "error", "half_width")))
-    spec = next((FIELDS[one] for one in bare if one in FIELDS), None)
-    return spec is not None and spec.components == SYMMETRIC_TENSOR
-
-
-def write_results(out: Path, file: str, prediction: Prediction, *, pictures: bool) -> None:
-    """Write what belongs to one part: all of it, or nothing where a picture can't be drawn.
-
-    Args:
-        out: Folder of the results.
-        file: Name of the files, without suffix.
-        prediction: The prediction.
-        pictures: Whether to draw a picture a target.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=out) as folder:
-        aside = Path(folder)
-        write_vtu(aside / f"{file}.vtu", prediction)
-        for name, values in prediction.fields.items() if pictures else ():
-            from flare_model.prediction.pictures import draw_prediction  # PyVista and VTK
-
-            truth = prediction.truth.get(name)
-            draw_prediction(aside / f"{file}_{name}.png", prediction.part, name, values, truth)
-        for path in sorted(aside.iterdir()):
-            flush_file(path)
-            path.replace(out / path.name)
-    flush_folder(out)
+_HIT, _UNSURE = 3, 4
 
 
 def predict(
-    checkpoint: str,
-    src: list[str],
+    checkpoint: str | None = None,
+    src: list[str] = [],  # noqa: B006 (read only; shown as the default in the help)
     *,
     out: str = "predictions",
     split: str = "test",
-    case: list[str] = [],  # noqa: B006 (read only; shown as the default in the help)
+    case: list[str] = [],  # noqa: B006
     points: int | None = None,
     centre: bool = False,
     units: Units | None = None,
+    orientations: int = 0,
     pictures: bool = True,
+    json: bool = False,
+    fail_on_risk: bool = False,
     trust: str | None = None,
     accelerator: str = "auto",
 ) -> int:
-    """Predict on parts with a trained model.
+    """Say of parts whether the recoater hits them, how far they warp, and how sure that is.
 
     Args:
-        checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub.
-        src: Hexahedral meshes (VTU and others), closed surfaces (STL and others), folders of simulation results,
+        checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub; the model that comes with the
+            package where none is named.
+        src: Closed surfaces (STL and others), hexahedral meshes (VTU and others), folders of simulation results,
             folders of any of these; or data sets: folders, URLs, or ids on the Hugging Face hub.
-        out: Folder of the results, a VTU file a part and a picture a target.
+        out: Folder of the results: a VTU file a part and a picture a target, answers.json, and a page, answer.html.
         split: Which split of a data set.
         case: Ids of cases of a data set; all of the split by default.
         points: Points that a surface is meshed with; by default the median of the parts that the model was trained on.
-        centre: Move the middle of a surface to x = y = 0; its lowest point is put on the build plate in any case.
-        units: Unit of lengths in files of surfaces; by default the one that a file states (3MF), else mm.
-        pictures: Draw every part.
+        centre: Move the middle of a surface to x = y = 0; its lowest point is put on the build plate in any case, and
+            what lies out of the build volume is moved where it fits then.
+        units: Unit of lengths in files of surfaces; by default the one that a file states (3MF), else mm. Meshes are
+            in mm.
+        orientations: Rank each surface turned in as many ways by risk and displacement; the best three again in full.
+        pictures: Draw every part, and make the page.
+        json: Print the answers as JSON instead of sentences.
+        fail_on_risk: End with status 3 where the recoater hits a part, else 4 where nobody can tell.
         trust: Class path of a model outside of this package that may be imported.
         accelerator: auto, cpu or gpu.
 
     Returns:
-        Exit status: 0, or 1 when a part could not be predicted on.
+        Exit status: 0; 1 when a part could not be predicted on; 3 and 4 as `fail_on_risk` says.
     """
     if points is not None and points < 8:
         raise UsageError(f"--points must be 8 or more, not {points}")
+    if orientations < 0:
+        raise UsageError(f"--orientations must not be negative, but is {orientations}")
+    if not src:
+        raise UsageError("nothing to predict on: name a part, such as part.stl")
+    from flare_model.checkpoints.own import own_checkpoint
     from flare_model.checkpoints.surrogate import from_pretrained
-    from flare_model.judging.half_widths import kept_intervals
-    from flare_model.prediction.parts import Meshing, Unreadable
+    from flare_model.decision.beside import read_beside
+    from flare_model.prediction.parts import Meshing
     from flare_model.training.devices import device_of
 
-    device = device_of(accelerator)
-    surrogate = from_pretrained(checkpoint, trust=trust).to(device)
-    meshing = Meshing(points or _usual_points(surrogate), centre, units)
-    console, complaints = open_console(), open_console(stderr=True)
+    checkpoint = checkpoint or own_checkpoint()
+    surrogate = from_pretrained(checkpoint, trust=trust).to(device_of(accelerator))
+    beside, doubts = read_beside(checkpoint, surrogate)
+    work = _Work(surrogate, beside, Path(out), pictures, orientations, quiet=json)
+    for doubt in doubts:
+        work.complaints.print(f"warning: {doubt}", style=None)
+    meshing = Meshing(points or usual_points(surrogate), centre, units)
     needed = {resolve_target(name).field for name in surrogate.usage.targets}
     needed |= {told.field for told in resolve_inputs(surrogate.usage.features, "the checkpoint") if not told.of_shape}
-    names, done, failed = FileNames(), 0, 0
-    remarks: dict[str, tuple[Remark, ...]] = {}
-    intervals, doubt = kept_intervals(checkpoint, surrogate)
-    if doubt:
-        complaints.print(f"warning: {doubt}", style=None)
-    shown: dict[str, dict[str, dict[str, float | str]]] = {}
     for part in _parts(src, split, case, needed, meshing):
+        work.take(part)
+    status = work.close()
+    if json:
+        print(json_format.dumps(work.content(), indent=1))
+    return work.risk_status() or status if fail_on_risk and not status else status
+
+
+@dataclass
+class _Work:
+    """Parts one after the other, and what is kept of them.
+
+    Attributes:
+        surrogate: The model.
+        beside: What is used with it.
+        out: Folder of the results.
+        pictures: Whether to draw parts and to make the page.
+        orientations: Ways to turn each surface.
+        quiet: Whether sentences on parts are left out.
+    """
+
+    surrogate: Surrogate
+    beside: Beside
+    out: Path
+    pictures: bool
+    orientations: int
+    quiet: bool
+    names: FileNames = field(default_factory=FileNames)
+    done: int = 0
+    failed: int = 0
+    answers: dict[str, Answer] = field(default_factory=dict)
+    turned: dict[str, Any] = field(default_factory=dict)
+    remarks: dict[str, tuple[Remark, ...]] = field(default_factory=dict)
+    extremes: dict[str, dict[str, dict[str, float | str]]] = field(default_factory=dict)
+    shown: list[ShownPart] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.console, self.complaints = open_console(), open_console(stderr=True)
+
+    def take(self, part: Part | Unreadable) -> None:
+        """Predict on one part, write it and say what is found; or why not."""
+        from flare_model.prediction.parts import Unreadable
+
         if part.remarks:
-            remarks[part.name] = (*remarks.get(part.name, ()), *part.remarks)
+            self.remarks[part.name] = (*self.remarks.get(part.name, ()), *part.remarks)
         try:
             if isinstance(part, Unreadable):
                 raise part.error
-            prediction = predict_part(surrogate, part, intervals)
-            file = names.name(part.name)
-            write_results(Path(out), file, prediction, pictures=pictures)
+            prediction = predict_part(self.surrogate, part, self.beside.intervals)
+            file = self.names.name(part.name)
+            write_results(self.out, file, prediction, pictures=self.pictures)
+            self._keep(prediction, file)
+            if self.orientations and part.origin is not None:
+                self._turn(part, file)
         except LpbfError as error:
-            complaints.print(f"error: {error}", style=None)
-            failed += 1
+            self.complaints.print(f"error: {error}", style=None)
+            self.failed += 1
         else:
-            done += 1
-            shown |= {file: _extremes(prediction)} if intervals else {}
-            _say(prediction, file, console, complaints)
-    if done:
-        _keep_extremes(Path(out), intervals, shown)
-        console.print(f"predictions in {out}")
-        _keep_remarks(Path(out), remarks)
-    print_remarks((one for found in remarks.values() for one in found), complaints)
-    if failed and done + failed > 1:
-        complaints.print(f"{done} of {done + failed} parts are predicted", style=None)
-    return 1 if failed else 0
+            self.done += 1
+
+    def _keep(self, prediction: Prediction, file: str) -> None:
+        from flare_model.decision.answer import answer_of
+        from flare_model.decision.screen import line_of, lines_of
+
+        if self.beside.intervals:
+            self.extremes |= {file: _extremes(prediction)}
+        envelope = self.surrogate.usage.envelope
+        answer = answer_of(prediction, self.beside, envelope.materials if envelope else ())
+        self.answers[file] = answer
+        if self.pictures and len(self.shown) < _MOST_SHOWN:
+            from flare_model.decision.page import shown_part
+
+            self.shown.append(shown_part(prediction, answer))
+        if not self.quiet:
+            if prediction.truth or answer.up is None:
+                _say(prediction, file, self.console)
+            else:
+                in_full = self.done < _MOST_IN_FULL
+                for line in lines_of(answer) if in_full else (line_of(answer),):
+                    self.console.print(line)
+        _warn(prediction, self.complaints)
+
+    def _turn(self, part: Part, file: str) -> None:
+        from flare_model.decision.orientation import rank_orientations
+        from flare_model.decision.orientation_results import say_orientations, write_orientations
+
+        ranked = rank_orientations(self.surrogate, self.beside, part, self.orientations)
+        self.turned[file] = write_orientations(self.out, file, ranked, pictures=self.pictures)
+        if not self.quiet:
+            say_orientations(ranked, self.console)
+
+    def content(self) -> dict[str, Any]:
+        """All answers as JSON takes them."""
+        parts = {
+            file: answer.as_dict()
+            | {"remarks": [remark.as_dict() for remark in self.remarks.get(answer.name, ())]}
+            | ({"orientations": self.turned[file]} if file in self.turned else {})
+            for file, answer in self.answers.items()
+        }
+        return {"model": self.surrogate.origin.get("data_sha256"), "parts": parts}
+
+    def close(self) -> int:
+        """Write what belongs to all parts together, and say the rest; the exit status."""
+        from flare_model.decision.screen import closing_of
+
+        if self.done:
+            _keep_extremes(self.out, self.beside, self.extremes)
+            _keep_remarks(self.out, self.remarks)
+            data = json_format.dumps(self.content(), indent=1) + "\n"
+            write_durably(self.out / ANSWERS_NAME, data.encode())
+            self._write_page()
+            if not self.quiet:
+                if len(self.answers) > 1 and any(answer.hit for answer in self.answers.values()):
+                    self.console.print(closing_of([*self.answers.values()]))
+                self.console.print(f"predictions in {self.out}")
+        print_remarks((one for found in self.remarks.values() for one in found), self.complaints)
+        if self.failed and self.done + self.failed > 1:
+            self.complaints.print(f"{self.done} of {self.done + self.failed} parts are predicted", style=None)
+        return 1 if self.failed else 0
+
+    def _write_page(self) -> None:
+        path = self.out / PAGE_NAME
+        page = None
+        if self.shown:
+            from flare_model.decision.page import render_answers
+
+            sure = bool(self.beside.intervals)
+            page = render_answers("Predictions", self.shown, self.surrogate.usage.targets, sure=sure)
+        if page is None:
+            path.unlink(missing_ok=True)  # that of an earlier run
+            return
+        write_durably(path, page)
+        if len(self.shown) < len(self.answers) and not self.quiet:
+            self.console.print(f"{path} shows the first {len(self.shown)} of {len(self.answers)} parts")
+
+    def risk_status(self) -> int:
+        """3 where a part is hit, 4 where nobody can tell of one, else 0."""
+        said = {answer.hit.verdict if answer.hit else "can't tell" for answer in self.answers.values()}
+        if "yes" in said:
+            return _HIT
+        return _UNSURE if "can't tell" in said else 0
 
 
 def _keep_remarks(out: Path, remarks: Mapping[str, Sequence[Remark]]) -> None:
@@ -292,7 +254,7 @@ def _keep_remarks(out: Path, remarks: Mapping[str, Sequence[Remark]]) -> None:
     path = out / "remarks.json"
     if remarks:
         stored = {name: [remark.as_dict() for remark in found] for name, found in remarks.items()}
-        write_durably(path, (json.dumps(stored, indent=1) + "\n").encode())
+        write_durably(path, (json_format.dumps(stored, indent=1) + "\n").encode())
     else:
         path.unlink(missing_ok=True)  # those of an earlier run
 
@@ -308,20 +270,18 @@ def _extremes(prediction: Prediction) -> dict[str, dict[str, float | str]]:
     return found
 
 
-def _keep_extremes(
-    out: Path, intervals: Intervals | None, shown: Mapping[str, Mapping[str, Mapping[str, float | str]]]
-) -> None:
+def _keep_extremes(out: Path, beside: Beside, shown: Mapping[str, Mapping[str, Mapping[str, float | str]]]) -> None:
     """Write what is predicted of whole parts, and how sure it is, by the names of the files."""
     from flare_model.data.intervals import INTERVALS_NAME
 
-    if intervals is None:
+    if beside.intervals is None:
         (out / INTERVALS_NAME).unlink(missing_ok=True)  # those of an earlier run
         return
-    content = {"level": intervals.level, "parts": shown}
-    write_durably(out / INTERVALS_NAME, (json.dumps(content, indent=1) + "\n").encode())
+    content = {"level": beside.intervals.level, "parts": shown}
+    write_durably(out / INTERVALS_NAME, (json_format.dumps(content, indent=1) + "\n").encode())
 
 
-def _usual_points(surrogate: Surrogate) -> int:
+def usual_points(surrogate: Surrogate) -> int:
     """Points that a part of the training has."""
     from flare_model.prediction.parts import Meshing
 
@@ -342,7 +302,7 @@ def _parts(
             yield Unreadable(source, error)
 
 
-def _say(prediction: Prediction, file: str, console: Console, complaints: Console) -> None:
+def _say(prediction: Prediction, file: str, console: Console) -> None:
     import numpy as np
 
     from flare_model.judging.scores import unit_of_errors
@@ -362,6 +322,10 @@ def _say(prediction: Prediction, file: str, console: Console, complaints: Consol
     place = "" if file == part.name else f" (written as {file})"
     seconds = f"{prediction.seconds:.2f} s"
     console.print(f"{part.name}{place}: {len(part.points):,} points in {seconds}: {'; '.join(words)}")
+
+
+def _warn(prediction: Prediction, complaints: Console) -> None:
+    part = prediction.part
     for name in prediction.broken_truth:
         complaints.print(
             f"warning: the {name} that {part.name} comes with isn't finite everywhere: no error is shown",
@@ -376,7 +340,7 @@ def _say(prediction: Prediction, file: str, console: Console, complaints: Consol
 
 def main() -> None:
     """Entry point of `lpbf-predict`."""
-    run(predict, "python -m flare_model.predict")
+    run(predict, "python -m flare_model.predict", positional=("src",))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from lpbf_data.errors import CaseError, LpbfError, SchemaError, StoreError, Usag
 if TYPE_CHECKING:
     from lpbf_data.analysis import open_zarr
     from lpbf_data.case.case import Case
-    from lpbf_data.serving.collating import RaggedBatch
+    from lpbf_data.serving.collating import RaggedBatch, collate_ragged
     from lpbf_data.serving.datasets import CaseDataset, CaseStream, load_dataset
     from lpbf_data.serving.loader import Loader
     from lpbf_data.serving.make_loader import make_loader
@@ -36,6 +36,7 @@ __all__ = [
     "SchemaError",
     "StoreError",
     "UsageError",
+    "collate_ragged",
     "load_dataset",
     "make_loader",
     "open_zarr",
@@ -49,6 +50,7 @@ _LATER: Final = {
     "Loader": "serving.loader",
     "NodeBudgetSampler": "serving.node_budget_sampler",
     "RaggedBatch": "serving.collating",
+    "collate_ragged": "serving.collating",
     "load_dataset": "serving.datasets",
     "make_loader": "serving.make_loader",
     "open_zarr": "analysis",

@@ -1,4 +1,7 @@
-"""The published import path of [lpbf_data.serving.collating][lpbf_data.serving.collating]."""
+"""A published import path of [lpbf_data.serving.collating][lpbf_data.serving.collating], for programs that name it.
+
+New ones write `from lpbf_data import collate_ragged`. Nothing is decided here.
+"""
 
 from __future__ import annotations
 

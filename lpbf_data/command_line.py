@@ -79,12 +79,15 @@ def make_parser(
 
 def _expand(parser: ArgumentParser, words: Sequence[str], positional: Sequence[str] = ()) -> list[str]:
     """Turn `--list a b,c` into JSON, a bare `--switch` into `--switch true`, and name the first words."""
+    named = {name: action for action in parser._actions for name in action.option_strings}
+    # The last positional parameter takes all bare words that are left where it is a list.
+    most = len(words) if positional and _is_list(named[f"--{positional[-1]}"]) else len(positional)
     bare = 0
-    while bare < min(len(words), len(positional)) and not words[bare].startswith("-"):
+    while bare < min(len(words), most) and not words[bare].startswith("-"):
         bare += 1
     given = zip(positional, words[:bare], strict=False)
-    words = [part for name, word in given for part in (f"--{name}", word)] + list(words[bare:])
-    named = {name: action for action in parser._actions for name in action.option_strings}
+    rest = list(words[len(positional) : bare])
+    words = [part for name, word in given for part in (f"--{name}", word)] + rest + list(words[bare:])
     expanded: list[str] = []
     queue = list(words)
     while queue:

@@ -13,7 +13,11 @@ from torch import Tensor
 
 from flare_model.checkpoints.files import CONFIG_NAME, WEIGHTS_NAME, Description, read_checkpoint, write_checkpoint
 from flare_model.data.intervals import INTERVALS_NAME
+from flare_model.data.likeness import LIKENESS_NAME
 from lpbf_data.errors import StoreError, UsageError
+
+BESIDE: Final = (INTERVALS_NAME, LIKENESS_NAME, "risk.json")
+"""What may lie beside a checkpoint and is used with it."""
 
 _CARD: Final = """---
 {{ card_data }}
@@ -58,7 +62,7 @@ def fetch_checkpoint(name: str, **download: Any) -> Path:
     if Path(name).is_dir():
         return Path(name)
     try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, INTERVALS_NAME], **download))
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, *BESIDE], **download))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise StoreError(
             f"{name} is neither a folder nor a model on the Hugging Face hub that can be reached: "
@@ -92,6 +96,7 @@ class Pretrained(
         """The module of a checkpoint that has been read."""
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the checkpoint; `save_pretrained` and `push_to_hub` of huggingface_hub call it."""
         write_checkpoint(save_directory, self.stored_weights(), self.description())
 
     def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **options: Any) -> str:

@@ -39,13 +39,18 @@ def restore_model(
         )
     if spec.is_shipped:
         # Shapes first, without memory: a configuration that lies must not allocate what its weights don't fill.
-        with torch.device("meta"), _ShapesAlone():
-            _check_shapes(spec.build(), weights, folder)
+        _check_shapes(built_without_memory(spec), weights, folder)
     with torch.random.fork_rng(devices=[]):
         model = spec.build()
     _check_shapes(model, weights, folder)
     model.load_state_dict(dict(weights))
     return model.eval()
+
+
+def built_without_memory(spec: ModelSpec) -> nn.Module:
+    """A model whose weights have shapes and no values."""
+    with torch.device("meta"), _ShapesAlone():
+        return spec.build()
 
 
 class _ShapesAlone(TorchFunctionMode):

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 import yaml
 
-from flare_model.sizes import FlareConfig, TransformerConfig, TransolverConfig
+from flare_model.sizes import (
+    FlareConfig,
+    FlarePlusPlusConfig,
+    GNOTConfig,
+    GridTransolverConfig,
+    LNOConfig,
+    PerceiverConfig,
+    TransformerConfig,
+    TransolverConfig,
+)
 from lpbf_data.errors import LpbfError, UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +29,11 @@ if TYPE_CHECKING:
 
 SHIPPED: Final[Mapping[str, type[Any]]] = {
     "Flare": FlareConfig,
+    "FlarePlusPlus": FlarePlusPlusConfig,
+    "GNOT": GNOTConfig,
+    "GridTransolver": GridTransolverConfig,
+    "LNO": LNOConfig,
+    "PerceiverIO": PerceiverConfig,
     "Transformer": TransformerConfig,
     "Transolver": TransolverConfig,
 }
@@ -31,10 +45,21 @@ _MOVED: Final = {
     "flare_model.transformer.Transformer": "Transformer",
     "flare_model.transolver.Transolver": "Transolver",
     "flare_model.models.flare.Flare": "Flare",
+    "flare_model.models.flare_plus_plus.FlarePlusPlus": "FlarePlusPlus",
+    "flare_model.models.gnot.GNOT": "GNOT",
+    "flare_model.models.grid_transolver.GridTransolver": "GridTransolver",
+    "flare_model.models.lno.LNO": "LNO",
+    "flare_model.models.perceiver.PerceiverIO": "PerceiverIO",
     "flare_model.models.transformer.Transformer": "Transformer",
     "flare_model.models.transolver.Transolver": "Transolver",
 }
 """Other import paths of them, as runs and checkpoints may name them; the first three are those of earlier versions."""
+
+_LATER: Final[Mapping[str, tuple[str, ...]]] = {
+    "Flare": ("separate_decoding", "scaled_scores", "pointwise", "mlp_ratio", "latent_layers"),
+}
+"""Options of models that came later. At their defaults they are left unsaid, so that runs that began without them go on
+and earlier versions open what this one writes."""
 
 _DIMENSIONS: Final = ("in_dim", "out_dim")
 _EXECUTION: Final = "mixer"
@@ -55,8 +80,10 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         name = _MOVED.get(self.class_path, self.class_path)
+        name = name.removeprefix("flare_model.")
         if name in SHIPPED:
             object.__setattr__(self, "class_path", f"flare_model.{name}")
+            object.__setattr__(self, "init_args", _without_later(name, self.init_args))
 
     @property
     def is_shipped(self) -> bool:
@@ -159,6 +186,15 @@ def _without_dimensions(arguments: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in arguments.items()
         if name not in _DIMENSIONS
     }
+
+
+def _without_later(name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Arguments of a model of this package without options that came later and are at their defaults."""
+    config = arguments.get("config")
+    if name not in _LATER or not isinstance(config, Mapping):
+        return arguments
+    unsaid = {f.name: f.default for f in dataclasses.fields(SHIPPED[name]) if f.name in _LATER[name]}
+    return {**arguments, "config": {k: v for k, v in config.items() if k not in unsaid or v != unsaid[k]}}
 
 
 def _flat(arguments: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flare_model.checkpoints.files import Description, Usage
 from flare_model.checkpoints.hub import Pretrained
+from flare_model.checkpoints.own import is_own, own_checkpoint
 from flare_model.checkpoints.restore_model import restore_model
 from flare_model.checkpoints.spec import ModelSpec, spec_of
 from flare_model.data.finite import not_finite
@@ -169,20 +170,24 @@ def _contradict(stated: Mapping[str, Any], fitting: Mapping[str, Any]) -> bool:
 
 
 def results_folder(checkpoint: str, kind: str) -> Path:
-    """Where results about a checkpoint go by default: beside it, or, for one from the hub, into the working directory.
+    """Where results about a checkpoint go by default: beside it, or into the working directory.
+
+    The latter for one from the hub, and for the package's own.
 
     >>> results_folder("someone/model", "evaluation").as_posix()
     'someone--model/evaluation'
     """
+    if is_own(checkpoint):
+        return Path("own_model") / kind
     home = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint.replace("/", "--"))
     return home / kind
 
 
-def from_pretrained(name: str | Path, *, trust: str | None = None, **download: Any) -> Surrogate:
-    """A trained surrogate from the folder of a run or a checkpoint, or from the Hugging Face hub.
+def from_pretrained(name: str | Path | None = None, *, trust: str | None = None, **download: Any) -> Surrogate:
+    """A trained surrogate: the one that comes with the package, or one from a folder or from the Hugging Face hub.
 
     Args:
-        name: A folder, or an id on the hub.
+        name: Folder of a run or a checkpoint, or an id on the hub; the package's own model when None.
         trust: Class path of a model outside of this package that may be imported.
         download: Options of `huggingface_hub.snapshot_download`.
 
@@ -192,4 +197,4 @@ def from_pretrained(name: str | Path, *, trust: str | None = None, **download: A
     Raises:
         LpbfError: As `Pretrained.from_pretrained` says.
     """
-    return Surrogate.from_pretrained(name, trust=trust, **download)
+    return Surrogate.from_pretrained(own_checkpoint() if name is None else name, trust=trust, **download)

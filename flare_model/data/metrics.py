@@ -35,6 +35,7 @@ class _SumsOfSquares(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, offsets: Tensor) -> Tensor:
+        """Sums of [ΣN, …], [B] float64."""
         ctx.save_for_backward(values, offsets)
         squares = values.double().square().flatten(1).sum(1)
         return torch.segment_reduce(squares, "sum", offsets=offsets, unsafe=True)
@@ -42,6 +43,7 @@ class _SumsOfSquares(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Twice each value times the slope of its case, in the type of the values."""
         values, offsets = ctx.saved_tensors
         slopes = torch.repeat_interleave(2 * gradient, offsets.diff(), output_size=len(values))
         # What is wide here is one number a point; gradients of the size of the values have the type of the values.

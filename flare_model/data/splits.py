@@ -43,7 +43,7 @@ class Split:
         self.name = name
         fields = sorted({target.field for target in targets if not target.of_shape})
         shape = sorted({target.field for target in targets if target.of_shape})
-        opened = load_dataset(data, name, fields=fields, cells=False, features=shape)
+        opened = load_dataset(data, name, format="torch", fields=fields, cells=False, features=shape)
         assert isinstance(opened, CaseDataset)
         self.dataset = opened
         self.case_ids = tuple(opened.case_ids)

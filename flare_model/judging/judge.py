@@ -25,6 +25,7 @@ from flare_model.judging.interference import (
     ranking_quality,
     risk_target,
 )
+from flare_model.judging.kept_risk import KeptRisk, describe_verdicts
 from flare_model.judging.risk_curves import (
     RiskModel,
     arrays_of,
@@ -155,7 +156,11 @@ def interference_of(
         choice = choose_by_cross_validation(seen, trained_on, false_alarms)
         counted = partial(detect, threshold=choice.threshold)
         detections["by_threshold"] = (counted(risks), counted)
-        found["brier"] = _brier(risks, [*seen, *(trained_on if choice.source == BOTH else [])])
+        pool = [*seen, *(trained_on if choice.source == BOTH else [])]
+        found["brier"] = _brier(risks, pool)
+        if (kept := KeptRisk.of(found["target"], pool)) is not None:
+            found["risk"] = asdict(kept)
+            found["verdicts"] = describe_verdicts(kept, risks)
     for name, (detection, again) in detections.items():
         rates = {"recall": detection.recall, "false_alarm_rate": detection.false_alarm_rate}
         sure = {f"{rate}_interval": bootstrap(risks, partial(_rate, again, rate)) for rate in rates}

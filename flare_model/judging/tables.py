@@ -102,8 +102,22 @@ def _show_interference(found: Summary | None, console: Console) -> None:
         console.print(
             f"{what}: Brier score {_number(both['model'])}; {_number(both['share_of_hits'])} by the share of hits alone"
         )
+    if "verdicts" in found:
+        console.print(f"{what}: {verdicts_in_words(found['verdicts'])}")
     if "no_threshold" in found:
         console.print(f"{what}: no threshold, and so no recall or false alarms by one: {found['no_threshold']}")
+
+
+def verdicts_in_words(found: Mapping[str, Mapping[str, int]]) -> str:
+    """How often predict's answers are right, on the parts that were judged.
+
+    Args:
+        found: Verdict to parts and hits among them.
+    """
+    return ", ".join(
+        f"{_count(found[verdict]['parts'], 'part')} {said} of which {found[verdict]['hits']} are hit"
+        for verdict, said in (("yes", 'get "yes",'), ("no", '"no",'), ("can't tell", '"can\'t tell",'))
+    )
 
 
 def _between(interval: Sequence[float] | None) -> str:

@@ -1,6 +1,6 @@
 """Softmax attention among the points of each mesh: all meshes in one call where the GPU's FlashAttention takes them.
 
-B meshes, N points, ΣN points of all meshes together, H heads, D channels a head.
+B meshes, N points, ΣN points of all meshes together, H heads, D channels a head, C = H · D.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Final, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
 from flare_model.layers.layout import Layout
 
@@ -61,3 +61,25 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) 
     exists = None if mask is None else mask[:, None, None, :]
     queries, keys, values = (t.transpose(1, 2) for t in (queries, keys, values))
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=exists).transpose(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention among the points of a mesh, or among its latents.
+
+    Args:
+        channels: C.
+        num_heads: H; it divides C.
+        bias: Whether query, key and value projections have biases.
+    """
+
+    def __init__(self, channels: int, num_heads: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.enter = nn.Linear(channels, 3 * channels, bias=bias)
+        self.leave = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """[B, N, C] or [ΣN, C] to the same."""
+        queries, keys, values = self.enter(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        out: Tensor = self.leave(attend_among_points(queries, keys, values, layout).flatten(-2))
+        return out

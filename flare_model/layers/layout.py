@@ -8,7 +8,7 @@ Sizes are taken by `shape` and not by `len`, which would make constants of them 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -88,42 +88,88 @@ class Layout:
             offsets=offsets, sizes=sizes, padding=Places.padded(offsets, sizes) if worthwhile else None, tiles=tiles
         )
 
-    def attend(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    def attend(self, function: Callable[..., Tensor], *tensors: Tensor, of_meshes: Sequence[Tensor] = ()) -> Tensor:
         """Apply a function of whole meshes to every mesh of the batch.
 
         Args:
-            function: Takes tensors [B, N, …] and `mask`, [B, N] or None; returns [B, N, …].
+            function: Takes tensors [B, N, …], then those of meshes, and `mask`, [B, N] or None; returns [B, N, …].
             tensors: What it takes, laid out as this layout says.
+            of_meshes: What it takes that belongs to whole meshes, [B, …].
 
         Returns:
             Its result, laid out in the same way.
         """
         if self.offsets is None:
+            return function(*tensors, *of_meshes, mask=self.mask)
+        if self.offsets.shape[0] == 2:
+            return function(*(t.unsqueeze(0) for t in tensors), *of_meshes, mask=None).squeeze(0)
+        if self.sizes is None:
+            everywhere, owner = self._everywhere(*tensors)
+            mixed = everywhere(function, *of_meshes)
+            mine = owner.view(1, -1, *[1] * (mixed.dim() - 2)).expand(1, *mixed.shape[1:])
+            return mixed.gather(0, mine).squeeze(0)
+        if self.padding is not None:
+            cut = map(self.padding.cut, tensors)
+            return self.padding.join(function(*cut, *of_meshes, mask=self.padding.exists))
+        parts = self._one_by_one(function, tensors, of_meshes)
+        return torch.cat([part.squeeze(0) for part in parts])
+
+    def gather(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """Apply a function that makes of every mesh something of one size, such as its latents.
+
+        Args:
+            function: Takes tensors [B, N, …] and `mask`, [B, N] or None; returns [B, …].
+            tensors: What it takes, laid out as this layout says.
+
+        Returns:
+            Its result, [B, …].
+        """
+        if self.offsets is None:
             return function(*tensors, mask=self.mask)
         if self.offsets.shape[0] == 2:
-            return function(*(t.unsqueeze(0) for t in tensors), mask=None).squeeze(0)
+            return function(*(t.unsqueeze(0) for t in tensors), mask=None)
         if self.sizes is None:
-            if not torch.compiler.is_compiling() and _capturing():
-                raise UsageError(
-                    "this way of mixing needs to know where meshes end, which a CUDA graph can't ask: train without "
-                    "--recipe.step_graphs; or, in 16 bits, with the Transformer or a mixer that the kernels compute"
-                )
-            return self._attend_without_sizes(function, *tensors)
+            everywhere, _ = self._everywhere(*tensors)
+            return everywhere(function)
         if self.padding is not None:
-            return self.padding.join(function(*map(self.padding.cut, tensors), mask=self.padding.exists))
-        meshes = zip(*(torch.split(t, list(self.sizes)) for t in tensors), strict=True)
-        return torch.cat([function(*(t.unsqueeze(0) for t in mesh), mask=None).squeeze(0) for mesh in meshes])
+            return function(*map(self.padding.cut, tensors), mask=self.padding.exists)
+        return torch.cat(self._one_by_one(function, tensors))
 
-    def _attend_without_sizes(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """Every mesh as a mask over all points: B times the work, but one graph for all sizes."""
+    def _one_by_one(
+        self, function: Callable[..., Tensor], tensors: Sequence[Tensor], of_meshes: Sequence[Tensor] = ()
+    ) -> list[Tensor]:
+        """Results for each mesh alone."""
+        assert self.sizes is not None
+        cut = zip(
+            *(torch.split(t, list(self.sizes)) for t in tensors), *(torch.split(t, 1) for t in of_meshes), strict=True
+        )
+        count = len(tensors)
+        return [function(*(t.unsqueeze(0) for t in mesh[:count]), *mesh[count:], mask=None) for mesh in cut]
+
+    def _everywhere(self, *tensors: Tensor) -> tuple[Callable[..., Tensor], Tensor]:
+        """Every mesh as a mask over all points: B times the work, but one graph for all sizes.
+
+        Returns:
+            What applies a function to that, and the mesh of each point, [ΣN].
+
+        Raises:
+            UsageError: If a CUDA graph is recorded.
+        """
         assert self.offsets is not None
+        if not torch.compiler.is_compiling() and _capturing():
+            raise UsageError(
+                "this way of mixing needs to know where meshes end, which a CUDA graph can't ask: train without "
+                "--recipe.step_graphs; or, in 16 bits, with the Transformer or a mixer that the kernels compute"
+            )
         offsets = self.offsets.to(tensors[0].device)
         owner = mesh_of_points(offsets, tensors[0].shape[0])
         meshes = torch.arange(offsets.shape[0] - 1, device=offsets.device)
-        everywhere = (t.unsqueeze(0).expand(offsets.shape[0] - 1, *t.shape) for t in tensors)
-        mixed = function(*everywhere, mask=owner == meshes[:, None])
-        mine = owner.view(1, -1, *[1] * (mixed.dim() - 2)).expand(1, *mixed.shape[1:])
-        return mixed.gather(0, mine).squeeze(0)
+        expanded = [t.unsqueeze(0).expand(offsets.shape[0] - 1, *t.shape) for t in tensors]
+
+        def apply(function: Callable[..., Tensor], *of_meshes: Tensor) -> Tensor:
+            return function(*expanded, *of_meshes, mask=owner == meshes[:, None])
+
+        return apply, owner
 
 
 def _check_mask(mask: Tensor, points: Tensor) -> None:

@@ -119,11 +119,13 @@ class _Cut(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, place: Tensor) -> Tensor:
+        """Rows of points by the index of each place."""
         ctx.save_for_backward(place)
         return x[index]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """What each point's place was given."""
         (place,) = ctx.saved_tensors
         return gradient.flatten(0, 1)[place], None, None
 
@@ -133,10 +135,12 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor, exists: Tensor, place: Tensor) -> Tensor:
+        """Points by the place of each."""
         ctx.save_for_backward(index, exists)
         return rows.flatten(0, 1)[place]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        """What the point of each place was given, 0 where there is none."""
         index, exists = ctx.saved_tensors
         return gradient[index] * exists[(..., *[None] * (gradient.dim() - 1))], None, None, None

@@ -5,6 +5,8 @@ B meshes, N points, C channels, H heads, D = C / H channels a head, M latents.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everyone uses)
 from torch import Tensor, nn
@@ -102,6 +104,11 @@ def mix_by(model: nn.Module, implementation: Implementation) -> None:
         if implementation != "auto":
             raise UsageError(f"{OPTION} {implementation} is for FLARE; {type(model).__name__} mixes in one way alone")
         return
+    if implementation in ("triton", "reference") and not all(m.published for m in modules if isinstance(m, FlareMixer)):
+        raise UsageError(
+            f"{OPTION} {implementation} is for FLARE as published; with separate_decoding or latent_layers attention "
+            f"calls mix: leave {OPTION} at auto"
+        )
     for module in modules:
         if isinstance(module, FlareMixer | ResMLP):
             module.implementation = implementation
@@ -126,44 +133,98 @@ class FlareMixer(nn.Module):
         num_latents: M, latent tokens a head.
         layers: Residual layers in the key and value networks.
         implementation: How to mix; see `mix_meshes`.
+        scaled: Multiply scores by 1/√D; the paper's are not.
+        separate: Decode with latents and keys of their own, which the paper's don't have.
+        among: Blocks among the latents between encoding and decoding, each called with [B, M, C] and a
+            [Layout][flare_model.layers.layout.Layout]; the paper has none.
     """
 
     splits = True
     """It is `project`, `mix` and `leave`, of which `mix` alone looks at more than one point."""
 
     def __init__(
-        self, channels: int, num_heads: int, num_latents: int, layers: int, implementation: Implementation = "auto"
+        self,
+        channels: int,
+        num_heads: int,
+        num_latents: int,
+        layers: int,
+        implementation: Implementation = "auto",
+        *,
+        scaled: bool = False,
+        separate: bool = False,
+        among: Iterable[nn.Module] = (),
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.implementation: Implementation = implementation
+        self.scale = (channels // num_heads) ** -0.5 if scaled else 1.0
         self.latent_queries = nn.Parameter(torch.empty(num_heads, num_latents, channels // num_heads))
         self.keys = ResMLP(channels, channels, channels, layers, implementation=implementation)
         self.values = ResMLP(channels, channels, channels, layers, implementation=implementation)
+        self.separate = separate
+        if separate:
+            self.decoding_latent_queries = nn.Parameter(torch.empty_like(self.latent_queries))
+            self.decoding_keys = ResMLP(channels, channels, channels, layers, implementation=implementation)
+            nn.init.normal_(self.decoding_latent_queries, std=0.1)
+        self.among = nn.ModuleList(among)
         self.mixing = LatentMixing()
         self.leave = nn.Linear(channels, channels)
         nn.init.normal_(self.latent_queries, std=0.1)
 
+    @property
+    def published(self) -> bool:
+        """Whether it mixes as the paper does, by one pair of queries and keys and with nothing between."""
+        return not (self.separate or self.among)
+
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[B, N, C] or [ΣN, C] to the same."""
-        out: Tensor = self.leave(self.mix(self.keys(x), self.values(x), layout))
+        out: Tensor = self.leave(self.mix(*(network(x) for network in self._networks()), layout=layout))
         return out
 
     def behind(self, norm: nn.LayerNorm, x: Tensor, layout: Layout) -> Tensor:
         """The mixing of norm(x)."""
-        out: Tensor = self.leave(self.mix(*self.project(norm, x), layout))
+        out: Tensor = self.leave(self.mix(*self.project(norm, x), layout=layout))
         return out
 
-    def project(self, norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of norm(x), each laid out as x; looks at one point at a time."""
-        if self.keys.takes_norm(x):
-            return self.keys.behind(norm, x), self.values.behind(norm, x)
-        x = norm(x)
-        return self.keys(x), self.values(x)
+    def project(self, norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, ...]:
+        """Keys and values of norm(x), and keys to decode with where they are separate, each laid out as x.
 
-    def mix(self, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
-        """Keys and values to mixed values, laid out alike; the only place where points meet."""
-        heads = (*keys.shape[:-1], self.num_heads, keys.shape[-1] // self.num_heads)
-        keys, values = keys.reshape(heads), values.reshape(heads)
-        mixed: Tensor = self.mixing(self.latent_queries.to(keys.dtype), keys, values, layout, self.implementation)
+        Looks at one point at a time.
+        """
+        if self.keys.takes_norm(x):
+            return tuple(network.behind(norm, x) for network in self._networks())
+        x = norm(x)
+        return tuple(network(x) for network in self._networks())
+
+    def _networks(self) -> list[ResMLP]:
+        return [self.keys, self.values, *([self.decoding_keys] if self.separate else [])]
+
+    def mix(self, *projected: Tensor, layout: Layout) -> Tensor:
+        """What `project` gives to mixed values, laid out alike; the only place where points meet."""
+        heads = (*projected[0].shape[:-1], self.num_heads, projected[0].shape[-1] // self.num_heads)
+        keys, values, *decoding = (t.reshape(heads) for t in projected)
+        queries = self.latent_queries.to(keys.dtype)
+        if not self.published:
+            return layout.attend(self._mix_apart, keys, values, *decoding).flatten(-2)
+        if self.scale != 1.0:
+            queries = queries * self.scale
+        mixed: Tensor = self.mixing(queries, keys, values, layout, self.implementation)
         return mixed.flatten(-2)
+
+    def _mix_apart(
+        self, keys: Tensor, values: Tensor, decoding_keys: Tensor | None = None, *, mask: Tensor | None
+    ) -> Tensor:
+        """Keys and values [B, N, H, D] to the same, by a decoding of its own or with blocks among the latents."""
+        exists = None if mask is None else mask[:, None, None, :]
+        keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+        queries = self.latent_queries.to(keys.dtype).expand(keys.shape[0], -1, -1, -1)
+        encoded = F.scaled_dot_product_attention(queries, keys, values, attn_mask=exists, scale=self.scale)
+        if self.among:
+            latents = encoded.transpose(1, 2).flatten(2)
+            for block in self.among:
+                latents = block(latents, Layout())
+            encoded = latents.view(encoded.transpose(1, 2).shape).transpose(1, 2).to(keys.dtype)
+        if decoding_keys is not None:
+            keys = decoding_keys.transpose(1, 2)
+            queries = self.decoding_latent_queries.to(keys.dtype).expand_as(queries)
+        return F.scaled_dot_product_attention(keys, queries, encoded, scale=self.scale).transpose(1, 2)

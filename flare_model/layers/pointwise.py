@@ -22,6 +22,7 @@ class ResMLP(nn.Module):
         layers: Residual layers.
         input_residual: Add the input to the first layer where the widths agree.
         output_residual: Add the last hidden state to the output where the widths agree.
+        gelu: The tanh form of GELU, or the exact one ("none").
         implementation: triton or auto to let one kernel do it all where it can; anything else for one layer at a time.
     """
 
@@ -34,6 +35,7 @@ class ResMLP(nn.Module):
         *,
         input_residual: bool = True,
         output_residual: bool = True,
+        gelu: Literal["none", "tanh"] = "tanh",
         implementation: Implementation = "sdpa",
     ) -> None:
         super().__init__()
@@ -43,16 +45,17 @@ class ResMLP(nn.Module):
         self.leave = nn.Linear(hidden, out_dim)
         self.input_residual = input_residual and in_dim == hidden
         self.output_residual = output_residual and hidden == out_dim
+        self.gelu: Literal["none", "tanh"] = gelu
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, in_dim] to […, out_dim]."""
         if self.by_kernel(x):
             return self._by_kernel(x, None)
-        hidden = F.gelu(self.enter(x), approximate="tanh")
+        hidden = F.gelu(self.enter(x), approximate=self.gelu)
         if self.input_residual:
             hidden = x + hidden
         for layer in self.layers:
-            hidden = hidden + F.gelu(layer(hidden), approximate="tanh")
+            hidden = hidden + F.gelu(layer(hidden), approximate=self.gelu)
         out: Tensor = self.leave(hidden)
         return out + hidden if self.output_residual else out
 
@@ -70,7 +73,7 @@ class ResMLP(nn.Module):
 
     def by_kernel(self, x: Tensor) -> bool:
         """Whether one kernel does it all for such input."""
-        if not (self.input_residual and self.output_residual and self._is_plain()):
+        if not (self.input_residual and self.output_residual and self.gelu == "tanh" and self._is_plain()):
             return False
         dtype, width = compute_dtype(x), self.enter.in_features
         taken: bool = network_by_kernels(self.implementation, x.device, dtype, width, len(self.layers) + 2)

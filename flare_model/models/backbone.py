@@ -6,19 +6,14 @@ B meshes, N points, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Final, Protocol, Self, cast
+from typing import Final, Protocol, cast
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from flare_model.checkpoints.files import Description
-from flare_model.checkpoints.hub import Pretrained
-from flare_model.checkpoints.restore_model import restore_model
-from flare_model.checkpoints.spec import spec_of
 from flare_model.layers.layout import Layout
-from lpbf_data.errors import UsageError
+from flare_model.models.mesh_model import MeshModel, in_full
 
 _CHUNK: Final = 1 << 19
 """Points of a chunk, where the backward pass computes things again."""
@@ -31,7 +26,7 @@ class SplitMixer(Protocol):
     def leave(self) -> Callable[[Tensor], Tensor]:
         """Of single points: what `mix` returns, to what the mixer returns."""
 
-    def project(self, norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, ...]:
+    def project(self, norm: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
         """Of single points: norm(x) to what is mixed."""
 
     def mix(self, *projected: Tensor, layout: Layout) -> Tensor:
@@ -39,12 +34,13 @@ class SplitMixer(Protocol):
 
 
 class Block(nn.Module):
-    """A mixer and a pointwise network, each behind a LayerNorm and beside a residual (FLARE, equation 10).
+    """A mixer and a pointwise network, each behind a norm and beside a residual (FLARE, equation 10).
 
     Args:
         channels: C.
         mixer: Called with x and a [Layout][flare_model.layers.layout.Layout]; the only place where points meet.
         pointwise: Called with x.
+        norm: Makes the norm before each, from C.
 
     Either may have a method `behind`, as [ResMLP][flare_model.layers.pointwise.ResMLP] has: it is called with the
     LayerNorm and what enters that, so that one kernel can do both. A mixer with a true `tiled` gets joined meshes cut
@@ -52,11 +48,17 @@ class Block(nn.Module):
     [FlareMixer][flare_model.layers.mixer.FlareMixer] is, and saves memory where activations are computed again.
     """
 
-    def __init__(self, channels: int, mixer: nn.Module, pointwise: nn.Module) -> None:
+    def __init__(
+        self,
+        channels: int,
+        mixer: nn.Module,
+        pointwise: nn.Module,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
+    ) -> None:
         super().__init__()
-        self.mixer_norm = nn.LayerNorm(channels)
+        self.mixer_norm = norm(channels)
         self.mixer = mixer
-        self.pointwise_norm = nn.LayerNorm(channels)
+        self.pointwise_norm = norm(channels)
         self.pointwise = pointwise
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
@@ -82,7 +84,7 @@ class Block(nn.Module):
         return out
 
 
-def _behind(norm: nn.LayerNorm, module: nn.Module, x: Tensor, *more: object) -> Tensor:
+def _behind(norm: nn.Module, module: nn.Module, x: Tensor, *more: object) -> Tensor:
     """module(norm(x), ...), by the module itself where it can take in a norm."""
     behind = getattr(module, "behind", None)
     out: Tensor = module(norm(x), *more) if behind is None else behind(norm, x, *more)
@@ -107,7 +109,7 @@ def in_chunks(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> 
     return parts[0] if len(parts) == 1 else tuple(torch.cat(part, dim=-2) for part in zip(*parts, strict=True))
 
 
-class Backbone(nn.Module, Pretrained):
+class Backbone(MeshModel):
     """Blocks between two projections; see [protocol][flare_model.models.contract] for what goes in and out.
 
     Args:
@@ -119,8 +121,7 @@ class Backbone(nn.Module, Pretrained):
     """
 
     def __init__(self, in_dim: int, channels: int, enter: nn.Module, blocks: Iterable[Block], leave: nn.Module) -> None:
-        super().__init__()
-        self.in_dim = in_dim
+        super().__init__(in_dim)
         self.enter = enter
         self.blocks = nn.ModuleList(blocks)
         self._tiled = any(getattr(block.mixer, "tiled", False) for block in self.blocks)
@@ -129,37 +130,10 @@ class Backbone(nn.Module, Pretrained):
         self.activation_checkpointing = False
         """Keep only what enters each block, and compute the rest again in the backward pass, in chunks of points."""
 
-    def forward(
-        self, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
-        """Predict at every point.
-
-        Args:
-            points: Coordinates, [B, N, 3] for equal or padded meshes; [ΣN, 3] for joined ones, or for a single mesh.
-            features: What else is known of the points, as many numbers a point as in_dim leaves.
-            offsets: First point of each joined mesh and the end of the last, [B + 1].
-            mask: True where a point exists, [B, N]; for padded meshes.
-
-        Returns:
-            [B, N, out_dim] or [ΣN, out_dim]; where the mask is False it means nothing.
-
-        Raises:
-            UsageError: If the shapes don't fit together.
-        """
-        known = points if features is None else torch.cat([points, features], dim=-1)
-        if known.shape[-1] != self.in_dim:
-            raise UsageError(f"the model takes {self.in_dim} numbers a point, but got {known.shape[-1]}")
-        single = known.dim() == 2 and offsets is None
-        if single:
-            known = known.unsqueeze(0)
-        layout = Layout.of(known, offsets, mask, tiled=self._tiled)
-        if mask is not None:
-            # What fills a mesh up may be anything, and a weight of 0 times NaN is NaN.
-            known = known.masked_fill(~mask.unsqueeze(-1), 0.0)
+    def compute(self, known: Tensor, layout: Layout) -> Tensor:
+        """[B, N, in_dim] or [ΣN, in_dim] to [B, N, out_dim] or [ΣN, out_dim]."""
         again = self.activation_checkpointing and torch.is_grad_enabled()
-        # Both projections keep float32 under autocast: in 16 bits a coordinate of 30 mm is off by up to 0.06 mm, and a
-        # prediction has two digits. They are pointwise and a twentieth of the work.
-        with torch.autocast(known.device.type, enabled=False):
+        with in_full(known):
             hidden = in_chunks(lambda part: (self.enter(part),), known)[0] if again else self.enter(known)
         for block in self.blocks:
             if again:
@@ -167,28 +141,11 @@ class Backbone(nn.Module, Pretrained):
                 hidden = torch.utils.checkpoint.checkpoint(forward, hidden, layout, use_reentrant=False)
             else:
                 hidden = block(hidden, layout)
-        with torch.autocast(known.device.type, enabled=False):
+        with in_full(known):
             hidden = hidden.to(known.dtype)
-            out = in_chunks(lambda part: (self._predict(part),), hidden)[0] if again else self._predict(hidden)
-        return out.squeeze(0) if single else out
+            return in_chunks(lambda part: (self._predict(part),), hidden)[0] if again else self._predict(hidden)
 
     def _predict(self, hidden: Tensor) -> Tensor:
         """[..., C] to [..., out_dim]."""
         out: Tensor = self.leave(self.norm(hidden))
         return out
-
-    def description(self) -> Description:
-        """What a checkpoint says of it."""
-        return Description(spec_of(self))
-
-    def stored_weights(self) -> dict[str, Tensor]:
-        """What to store."""
-        return dict(self.state_dict())
-
-    @classmethod
-    def restored(cls, weights: dict[str, Tensor], description: Description, *, folder: Path, trust: str | None) -> Self:
-        """The bare model of a checkpoint, whether it was stored alone or as part of a surrogate."""
-        model = restore_model(weights, description.model, folder=folder, trust=trust)
-        if not isinstance(model, cls):
-            raise UsageError(f"the checkpoint {folder} holds a {type(model).__name__}, not a {cls.__name__}")
-        return model

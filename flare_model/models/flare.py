@@ -9,8 +9,9 @@ from functools import partial
 
 from torch import nn
 
+from flare_model.layers.attention import SelfAttention
 from flare_model.layers.mixer import FlareMixer, mix_by
-from flare_model.layers.pointwise import ResMLP
+from flare_model.layers.pointwise import FeedForward, ResMLP
 from flare_model.models.backbone import Backbone, Block
 from flare_model.sizes import FlareConfig, Implementation
 
@@ -28,20 +29,32 @@ class Flare(Backbone):
 
     def __init__(self, config: FlareConfig = FlareConfig(), mixer: Implementation = "auto") -> None:  # noqa: B008 (frozen)
         width, layers = config.channels, config.projection_layers
-        blocks = (
-            Block(
-                width,
-                FlareMixer(width, config.num_heads, config.num_latents, config.mixer_layers),
-                ResMLP(width, width, width, config.pointwise_layers),
-            )
-            for _ in range(config.num_blocks)
-        )
+        blocks = (Block(width, _mixer(config), _pointwise(config)) for _ in range(config.num_blocks))
         enter = ResMLP(config.in_dim, width, width, layers, input_residual=False)
         leave = ResMLP(width, width, config.out_dim, layers, output_residual=False)
         super().__init__(config.in_dim, width, enter, blocks, leave)
         self.config = config
         mix_by(self, mixer)
         self.apply(partial(initialise_linear, deviation=config.initial_deviation))
+
+
+def _mixer(config: FlareConfig) -> FlareMixer:
+    width, heads = config.channels, config.num_heads
+    among = (
+        Block(width, SelfAttention(width, heads), FeedForward(width, 4 * width, width))
+        for _ in range(config.latent_layers)
+    )
+    return FlareMixer(
+        width, heads, config.num_latents, config.mixer_layers,
+        scaled=config.scaled_scores, separate=config.separate_decoding, among=among,
+    )  # fmt: skip
+
+
+def _pointwise(config: FlareConfig) -> nn.Module:
+    width = config.channels
+    if config.pointwise == "mlp":
+        return FeedForward(width, width * config.mlp_ratio, width)
+    return ResMLP(width, width, width, config.pointwise_layers)
 
 
 def initialise_linear(module: nn.Module, deviation: float = 0.02) -> None:

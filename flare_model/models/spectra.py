@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flare_model.layers.mixer import LatentMixing
+from lpbf_data.errors import UsageError
 
 _CHUNK_NUMBERS: Final = 1 << 22
 """Scores that are held at a time; a few arrays of so many float64 numbers, 32 MiB each."""
@@ -52,6 +53,9 @@ def spectra(model: nn.Module, points: Tensor, features: Tensor | None = None) ->
 
     Returns:
         A spectrum for each block, in the order in which the model computes them.
+
+    Raises:
+        UsageError: If no block mixes in that way.
     """
     found: list[BlockSpectrum] = []
 
@@ -66,6 +70,11 @@ def spectra(model: nn.Module, points: Tensor, features: Tensor | None = None) ->
                 stack.enter_context(module.register_forward_pre_hook(record))
         stack.enter_context(torch.autocast(points.device.type, enabled=False))
         model(points.to(dtype), None if features is None else features.to(dtype))
+    if not found:
+        raise UsageError(
+            "the spectrum is that of one set of latents and keys that encode and decode; this model has none: "
+            "separate_decoding and latent_layers leave none either"
+        )
     return found
 
 

@@ -7,35 +7,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from torch import Tensor, nn
-
-from flare_model.layers.attention import attend_among_points
-from flare_model.layers.layout import Layout
+from flare_model.layers.attention import SelfAttention
 from flare_model.layers.pointwise import FeedForward, ResMLP
 from flare_model.models.backbone import Backbone, Block
 from flare_model.models.flare import initialise_linear
 from flare_model.sizes import TransformerConfig
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention among the points of a mesh; query, key and value projections without biases.
-
-    Args:
-        channels: C.
-        num_heads: H; it divides C.
-    """
-
-    def __init__(self, channels: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.enter = nn.Linear(channels, 3 * channels, bias=False)
-        self.leave = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        """[B, N, C] or [ΣN, C] to the same."""
-        queries, keys, values = self.enter(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
-        out: Tensor = self.leave(attend_among_points(queries, keys, values, layout).flatten(-2))
-        return out
 
 
 class Transformer(Backbone):

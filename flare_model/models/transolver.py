@@ -37,8 +37,8 @@ class PhysicsAttention(nn.Module):
         depth = channels // num_heads
         self.num_heads = num_heads
         self.temperature = nn.Parameter(torch.full((num_heads, 1), 0.5))
-        self.assign = nn.Linear(channels, channels)
-        self.values = nn.Linear(channels, channels)
+        self.assign: nn.Module = nn.Linear(channels, channels)
+        self.values: nn.Module = nn.Linear(channels, channels)
         self.slices = nn.Linear(depth, num_slices)
         self.slice_attention = nn.Linear(depth, 3 * depth, bias=False)
         self.leave = nn.Linear(channels, channels)
@@ -96,17 +96,19 @@ class PlaceholderProjection(nn.Module):
     Args:
         in_dim: Numbers a point comes with.
         channels: C.
+        added: Whether features aren't there; where they are, the vector has no part, and is not trained.
     """
 
-    def __init__(self, in_dim: int, channels: int) -> None:
+    def __init__(self, in_dim: int, channels: int, *, added: bool = True) -> None:
         super().__init__()
         self.network = FeedForward(in_dim, 2 * channels, channels, gelu="none")
-        self.placeholder = nn.Parameter(torch.rand(channels) / channels)
+        self.placeholder = nn.Parameter(torch.rand(channels) / channels, requires_grad=added)
+        self.added = added
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, in_dim] to […, C]."""
-        out: Tensor = self.network(x) + self.placeholder
-        return out
+        out: Tensor = self.network(x)
+        return out + self.placeholder if self.added else out
 
 
 class Transolver(Backbone):
@@ -129,10 +131,10 @@ class Transolver(Backbone):
         enter = PlaceholderProjection(config.in_dim, width)
         super().__init__(config.in_dim, width, enter, blocks, nn.Linear(width, config.out_dim))
         self.config = config
-        self.apply(partial(_initialise, deviation=config.initial_deviation))
+        self.apply(partial(initialise_truncated, deviation=config.initial_deviation))
 
 
-def _initialise(module: nn.Module, deviation: float = 0.02) -> None:
+def initialise_truncated(module: nn.Module, deviation: float = 0.02) -> None:
     """Weights of linear layers from a truncated normal distribution (of 0.02 in Transolver's code), biases 0."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=deviation)

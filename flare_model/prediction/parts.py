@@ -8,8 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flare_model.data.finite import not_finite
+from flare_model.prediction.part import DEFAULT_MESHING, Meshing, Part, Unreadable
 from lpbf_data.case.schema import FIELDS, SYMMETRIC_TENSOR
 from lpbf_data.case.tensor_order import VTK_ORDER, reorder
-from lpbf_data.errors import GeometryError, LpbfError, StoreError, UsageError
-from lpbf_data.geometry.hexahedra import hex_aspect_ratio
-from lpbf_data.geometry.surface_formats import SURFACE_SUFFIXES, Units
+from lpbf_data.errors import LpbfError, StoreError, UsageError
+from lpbf_data.geometry.surface_formats import SURFACE_SUFFIXES
 from lpbf_data.places.folder import DatasetFolder, is_hub_id
 from lpbf_data.places.litter import is_litter
 from lpbf_data.remarks import Remark, Treatment
@@ -30,9 +29,6 @@ from lpbf_data.stores.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     import meshio
-
-    from lpbf_data.geometry.closed_surface import Surface
-    from lpbf_data.geometry.voxel_mesh import VoxelMesh
 
 MESH_SUFFIXES: Final = (".vtu", ".vtk", ".xdmf", ".inp", ".msh", ".case")
 """Meshes that are read through meshio."""
@@ -43,76 +39,15 @@ _VOXEL_CORNERS: Final = [0, 1, 3, 2, 4, 5, 7, 6]  # VTK counts the corners of a 
 
 _KNOWN: Final = (*MESH_SUFFIXES, *SURFACE_SUFFIXES)
 
-LAYER: Final = 0.04
-"""Powder layer in mm of which the height of a hexahedron is a multiple, as in the published data set (G.2)."""
-
 RESULT: Final = "mechanical.case"
 """How the name of the file with a simulated part ends, in the folder of its results; the other files there are no parts
 of their own."""
 
+__all__ = ["Meshing", "Part", "Unreadable", "cases_of", "find_parts", "read_parts"]
+
 READERS: Final = "flare_model.mesh_readers"
 """Entry points that name modules to import before a mesh is read; they make formats known to meshio. EnSight's is one:
 this package and the one that reads simulator output don't import each other."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part to predict on.
-
-    Attributes:
-        name: Name of the part, as its file or the manifest says; files for it are named by `FileNames`.
-        points: Coordinates in mm, [N, 3] float32.
-        cells: Zero-based hexahedra, [E, 8] int32.
-        fields: What is known at the points, by field name or component, [N] or [N, components].
-        material: Its material, where known.
-        remarks: What was left out, guessed or repaired on reading it, and where its mesh differs from its surface.
-    """
-
-    name: str
-    points: NDArray[np.float32]
-    cells: NDArray[np.int32]
-    fields: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    material: str | None = None
-    remarks: tuple[Remark, ...] = ()
-
-    @property
-    def aspect_ratio(self) -> float:
-        """Aspect ratio of the worst cell."""
-        return float(hex_aspect_ratio(self.points, self.cells).max())
-
-    def column(self, name: str, field_name: str, components: Sequence[int]) -> NDArray[np.float32] | None:
-        """A field, or components of one, as [N, components]; None where it isn't known, or has other components."""
-        if name in self.fields:
-            values = np.asarray(self.fields[name], np.float32).reshape(len(self.points), -1)
-            return values if values.shape[1] == len(components) else None
-        if field_name in self.fields:
-            values = np.asarray(self.fields[field_name], np.float32).reshape(len(self.points), -1)
-            return values[:, list(components)] if max(components) < values.shape[1] else None
-        return None
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A part that can't be read, why, and what was remarked before."""
-
-    name: str
-    error: LpbfError
-    remarks: tuple[Remark, ...] = ()
-
-
-@dataclass(frozen=True)
-class Meshing:
-    """How a surface becomes a mesh.
-
-    Attributes:
-        num_points: Points that the mesh should have.
-        centre: Move the middle of the part to x = y = 0; its lowest point always comes to z = 0.
-        units: Unit of lengths in files of surfaces; None for the one that a file states, or mm.
-    """
-
-    num_points: int = 2000
-    centre: bool = False
-    units: Units | None = None
 
 
 def find_parts(
@@ -121,7 +56,7 @@ def find_parts(
     split: str = "test",
     cases: Sequence[str] = (),
     fields: Collection[str] | None = None,
-    meshing: Meshing = Meshing(),
+    meshing: Meshing = DEFAULT_MESHING,
 ) -> Iterator[Part | Unreadable]:
     """The parts of a source, one after the other.
 
@@ -219,7 +154,7 @@ def cases_of(
             yield Part(case_id, case.points, case.cells, case.fields, materials.get(case_id))
 
 
-def read_parts(path: Path, meshing: Meshing = Meshing()) -> Iterator[Part | Unreadable]:
+def read_parts(path: Path, meshing: Meshing = DEFAULT_MESHING) -> Iterator[Part | Unreadable]:
     """Read one file.
 
     Args:
@@ -230,45 +165,26 @@ def read_parts(path: Path, meshing: Meshing = Meshing()) -> Iterator[Part | Unre
         The part; of a file with several bodies a part each, named by their numbers, or why one can't be meshed.
 
     Raises:
-        UsageError: If its suffix is unknown.
+        UsageError: If its suffix is unknown, or a mesh is to be read in another unit than mm.
         StoreError: If it can't be read, or holds no hexahedra.
         GeometryError: If it is a surface that isn't closed, or can't be meshed.
     """
     if path.suffix.lower() in MESH_SUFFIXES:
+        if meshing.units not in (None, "mm"):
+            raise UsageError(
+                f"{path}: meshes are read in mm, and --units {meshing.units} is for surfaces; scale the mesh, or "
+                "predict it without"
+            )
         yield _read_mesh(path)
     elif path.suffix.lower() in SURFACE_SUFFIXES:
+        from flare_model.prediction.surface_parts import mesh_bodies
         from lpbf_data.geometry.surface_files import load_bodies
 
-        found = load_bodies(path, meshing.units)
-        for number, body in enumerate(found.bodies, 1):
-            name = path.stem if len(found.bodies) == 1 else f"{path.stem}_{number}"
-            remarks = found.remarks if number == 1 else ()
-            try:
-                yield _mesh_surface(path, name, body, meshing, remarks)
-            except GeometryError as error:
-                if len(found.bodies) == 1:
-                    raise
-                yield Unreadable(name, error, remarks)
+        yield from mesh_bodies(path, load_bodies(path, meshing.units), meshing)
     else:
         raise UsageError(
             f"{path}: can't predict on a {path.suffix or 'file without suffix'}; known are: {', '.join(_KNOWN)}"
         )
-
-
-def _mesh_surface(path: Path, name: str, body: Surface, meshing: Meshing, remarks: tuple[Remark, ...]) -> Part:
-    from lpbf_data.geometry.closed_surface import on_build_plate
-    from lpbf_data.geometry.mesh_check import mesh_faithfully
-    from lpbf_data.geometry.voxelize import voxelize_to_size
-
-    def mesher(surface: Surface, num_points: int) -> VoxelMesh:
-        return voxelize_to_size(surface, num_points, layer=LAYER)
-
-    try:
-        surface = on_build_plate(body, centre=meshing.centre)
-        mesh, differences = mesh_faithfully(surface, meshing.num_points, name, mesher)
-    except GeometryError as error:
-        raise GeometryError(f"{path}: {'' if name == path.stem else f'body {name}: '}{error}") from error
-    return Part(name, mesh.points.astype(np.float32), mesh.cells, remarks=remarks + differences)
 
 
 def _read_mesh(path: Path) -> Part:

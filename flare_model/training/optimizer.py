@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from flare_model.training.recipe import Recipe
 
+_NORMS: Final = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+
 
 def make_optimizer(
     model: nn.Module, recipe: Recipe, device: torch.device | None = None, *, recorded: bool = False
 ) -> torch.optim.AdamW:
-    """AdamW as the recipe says (betas 0.9 and 0.999).
+    """AdamW as the recipe says (beta1 is 0.9).
 
     Args:
         model: What is trained.
@@ -21,9 +25,11 @@ def make_optimizer(
         recorded: Make the steps fit for CUDA graphs: the learning rate is a tensor on the device.
     """
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    norms = {id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            spared = recipe.decay == "published" and (name.endswith("bias") or "latent" in name)
+            spared = recipe.decay != "all" and (name.endswith("bias") or "latent" in name)
+            spared = spared or (recipe.decay == "published_later" and id(parameter) in norms)
             groups[not spared].append(parameter)
     parameters = [
         {"params": members, "weight_decay": recipe.weight_decay if decayed else 0.0}
@@ -35,7 +41,10 @@ def make_optimizer(
         rate = torch.tensor(rate, device=device)
     # Under 16-mixed the loss scale comes off before clipping; the fused kernel would take it off itself.
     fused = device is not None and device.type == "cuda" and recipe.precision != "16-mixed"
-    return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.999), capturable=recorded, fused=fused or None)
+    betas = (0.9, recipe.beta2)
+    return torch.optim.AdamW(
+        parameters, lr=rate, betas=betas, eps=recipe.epsilon, capturable=recorded, fused=fused or None
+    )
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> OneCycleLR:

@@ -20,6 +20,7 @@ _POSITIVE: Final = (
     "clip_norm",
     "start_divisor",
     "end_divisor",
+    "epsilon",
 )
 
 _ROUNDED: Final = 1024
@@ -49,12 +50,15 @@ class Recipe:
         start_divisor: Peak over the rate of the first step. The paper is silent, PyTorch's default is taken; the
             published code divides by 1e4.
         end_divisor: Peak over the rate of the last step. The paper is silent, PyTorch's default is taken; the published
-            code divides by 1e4.
+            code divides by 1e8, which it writes as 1e4 over the rate of the first step.
         cycle_beta1: Let beta1 run from 0.95 to 0.85 and back while the rate rises and falls, as the published code
             does. The paper says 0.9 throughout.
+        beta2: Of AdamW (C.3: 0.999; 0.99 for LNO).
+        epsilon: Of AdamW. The paper is silent, PyTorch's default is taken.
         weight_decay: Of AdamW (Table 4: 1e-4).
         decay: What the weight decay acts on: all parameters, as the paper's silence says; or, as in the published code,
-            all but the biases and the latent queries.
+            all but the biases and the latent queries; or, as in its later states (published_later), neither these nor
+            the norms.
         clip_norm: Largest norm of the gradient (C.3: 1).
         ema_decay: Decay of an exponential moving average of the weights, which is then what is judged and kept; 0 for
             none (the paper uses none).
@@ -88,8 +92,10 @@ class Recipe:
     start_divisor: float = 25.0
     end_divisor: float = 2.5e5
     cycle_beta1: bool = False
+    beta2: float = 0.999
+    epsilon: float = 1e-8
     weight_decay: float = 1e-4
-    decay: Literal["all", "published"] = "all"
+    decay: Literal["all", "published", "published_later"] = "all"
     clip_norm: float = 1.0
     ema_decay: float = 0.0
     precision: Precision = "auto"
@@ -107,6 +113,8 @@ class Recipe:
                 raise UsageError(f"--recipe.{name} must be positive, not {getattr(self, name)}")
         if not 0 < self.warmup < 1:
             raise UsageError(f"--recipe.warmup must lie between 0 and 1, not {self.warmup}")
+        if not 0 < self.beta2 < 1:
+            raise UsageError(f"--recipe.beta2 must lie between 0 and 1, not {self.beta2}")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"--recipe.ema_decay must lie between 0 and 1, not {self.ema_decay}")
         for name in ("weight_decay", "round_points", "max_points", "steps"):

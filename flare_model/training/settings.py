@@ -20,6 +20,8 @@ LATER: Final[Mapping[str, Any]] = {
     "steps": 0,
     "target_losses": {},
     "target_weights": {},
+    "beta2": 0.999,
+    "epsilon": 1e-8,
 }
 """Options of the recipe that came later, and what they were before: runs that began without them go on."""
 

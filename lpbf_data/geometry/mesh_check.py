@@ -195,6 +195,14 @@ def remarks_on(check: MeshCheck, name: str) -> tuple[Remark, ...]:
 def mesh_faithfully(
     surface: Surface, num_points: int, name: str, mesher: Callable[[Surface, int], VoxelMesh]
 ) -> tuple[VoxelMesh, tuple[Remark, ...]]:
+    """Mesh a surface as `mesh_and_check` does; the mesh, and what is remarked."""
+    mesh, _, remarks = mesh_and_check(surface, num_points, name, mesher)
+    return mesh, remarks
+
+
+def mesh_and_check(
+    surface: Surface, num_points: int, name: str, mesher: Callable[[Surface, int], VoxelMesh]
+) -> tuple[VoxelMesh, MeshCheck, tuple[Remark, ...]]:
     """Mesh a surface so that the mesh is still the part, with up to four times as many points as were asked for.
 
     Args:
@@ -204,7 +212,7 @@ def mesh_faithfully(
         mesher: Makes a mesh of a surface with about so many points.
 
     Returns:
-        The mesh, and what differs from the surface or from what was asked for.
+        The mesh, the comparison with the surface, and what differs from that or from what was asked for.
 
     Raises:
         GeometryError: If it can't be meshed, or only as another part.
@@ -226,7 +234,7 @@ def mesh_faithfully(
             sentence = "a part was meshed with more points than were asked for, to keep thin walls whole"
             example = f"{name}: {mesh.num_points:,} instead of {num_points:,}"
             remarks += (Remark(Treatment.CHANGED, "more_points", sentence, 1, (example,)),)
-        return mesh, remarks
+        return mesh, check, remarks
     assert trouble is not None
     if "need about" in str(trouble) or (wall := thinnest_wall(surface, np.ones(3))) is None:
         raise trouble

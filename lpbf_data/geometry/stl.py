@@ -16,12 +16,16 @@ from numpy.typing import NDArray
 
 from lpbf_data.errors import GeometryError
 from lpbf_data.geometry.closed_surface import Surface
+from lpbf_data.geometry.polygon_text import decimal_commas
 from lpbf_data.remarks import Remark, Treatment
 
 _HEADER: Final = 84  # 80 bytes of any text, and the number of triangles
 _RECORD: Final = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 _KEYWORD: Final = re.compile(rb"^[ \t]*(facet|endfacet|endsolid|solid)\b", re.MULTILINE | re.IGNORECASE)
 _VERTEX: Final = re.compile(rb"^[ \t]*vertex[ \t]+([^\r\n]*)", re.MULTILINE | re.IGNORECASE)
+_FACET: Final = re.compile(rb"[\r\n][ \t]*facet\s+normal\s")  # in a text with something before the word solid
+_LONE_RETURN: Final = re.compile(rb"\r(?!\n)")  # the end of a line of old Macs
+_EXPONENT: Final = re.compile(rb"(?<=[\d.])[dD](?=[+-]?\d)")  # as Fortran prints it
 _DECIMAL_COMMA: Final = re.compile(rb"(?<![\d.])([+-]?\d+),(\d+(?:[eE][+-]?\d+)?)(?=\s|$)")
 _AT_ONCE: Final = 50_000  # lines that are turned into numbers together
 
@@ -45,7 +49,10 @@ def read_stl(path: Path) -> tuple[NDArray[np.float64], list[Remark]]:
     declared = int.from_bytes(content[80:84], "little") if len(content) >= _HEADER else -1
     if declared > 0 and len(content) == _HEADER + declared * _RECORD.itemsize:
         return _binary(content, declared), []
-    if content[:512].lstrip(b"\xef\xbb\xbf \t\r\n")[:5].lower() == b"solid" and b"\0" not in content[:4096]:
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        content = content.decode("utf-16", "replace").encode("ascii", "replace")
+    begun = content[:4096].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"\0" not in begun and (begun.startswith(b"solid") or _FACET.search(begun)):
         return _text(content, path.name)
     if len(content) < _HEADER:
         raise GeometryError("it is no STL file: too short for a binary one, and the word solid isn't at its beginning")
@@ -61,6 +68,10 @@ def _repaired_binary(content: bytes, declared: int, name: str) -> tuple[NDArray[
     """A binary file whose count and size disagree."""
     size = len(content) - _HEADER
     there, rest = divmod(size, _RECORD.itemsize)
+    if there and not rest and int.from_bytes(content[80:84], "big") == there:
+        sentence = "a binary STL in the other byte order (big-endian) was read so"
+        corners = np.frombuffer(content, _RECORD.newbyteorder(">"), there, _HEADER)["corners"].astype(np.float64)
+        return corners, [Remark(Treatment.REPAIRED, "stl_byte_order", sentence, 1, (name,))]
     if declared == 0 and there and not rest:
         sentence = "a binary STL that says it holds no triangles, and holds some, was read whole"
         return _binary(content, there), [Remark(Treatment.REPAIRED, "stl_count", sentence, 1, (f"{name}: {there:,}",))]
@@ -85,6 +96,8 @@ def _repaired_binary(content: bytes, declared: int, name: str) -> tuple[NDArray[
 
 def _text(content: bytes, name: str) -> tuple[NDArray[np.float64], list[Remark]]:
     remarks: list[Remark] = []
+    if _LONE_RETURN.search(content):
+        content = content.replace(b"\r", b"\n")
     corners, commas = _numbers(content)
     counts = dict.fromkeys((b"facet", b"endfacet", b"endsolid", b"solid"), 0)
     for found in _KEYWORD.finditer(content):
@@ -105,9 +118,7 @@ def _text(content: bytes, name: str) -> tuple[NDArray[np.float64], list[Remark]]
     if not counts[b"endsolid"]:
         sentence = "endsolid is missing at the end of an STL in text; it was read up to its last facet"
         remarks.append(Remark(Treatment.REPAIRED, "stl_no_end", sentence, 1, (f"{name}: {begun:,} facets",)))
-    if commas:
-        sentence = "numbers with a decimal comma in an STL were read with a point"
-        remarks.append(Remark(Treatment.REPAIRED, "decimal_commas", sentence, commas, (name,)))
+    remarks += decimal_commas(commas, name)
     return corners.reshape(-1, 3, 3), remarks
 
 
@@ -122,7 +133,10 @@ def _numbers(content: bytes) -> tuple[NDArray[np.float64], int]:
             if b"," in line:
                 line, commas = _DECIMAL_COMMA.sub(rb"\1.\2", line), commas + 1  # noqa: PLW2901
             try:
-                rows[row] = [float(word) for word in line.split()]
+                words = _EXPONENT.sub(b"e", line).split()
+                if len(words) != 3 or b"_" in line:  # NumPy would repeat one number, Python skips underscores
+                    raise ValueError
+                rows[row] = [float(word) for word in words]
             except ValueError as error:
                 shown = line.decode("ascii", "replace").strip()[:60]
                 raise GeometryError(f"corner number {number:,} isn't three numbers: {shown!r}") from error

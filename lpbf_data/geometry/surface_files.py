@@ -14,7 +14,9 @@ from scipy.sparse.csgraph import connected_components
 
 from lpbf_data.errors import GeometryError
 from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
-from lpbf_data.geometry.face_counts import check_face_count, refuse_too_many
+from lpbf_data.geometry.face_counts import check_face_count
+from lpbf_data.geometry.ply import read_ply
+from lpbf_data.geometry.polygon_text import read_obj, read_off
 from lpbf_data.geometry.stl import read_stl
 from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
 from lpbf_data.geometry.surface_repair import repair, shells_of
@@ -35,10 +37,14 @@ class SurfaceFile:
         bodies: One closed surface a body, in mm, in order of their least x, y and z. Shells that overlap or touch are
             one body, and so are a body and its cavities.
         remarks: What was guessed or repaired.
+        unit: Unit that its lengths were read in.
+        unit_told: Whether the file states that unit, or the caller did; else mm is assumed.
     """
 
     bodies: tuple[Surface, ...]
     remarks: tuple[Remark, ...]
+    unit: str = "mm"
+    unit_told: bool = True
 
 
 def load_bodies(path: Path, units: Units | None = None) -> SurfaceFile:
@@ -52,7 +58,7 @@ def load_bodies(path: Path, units: Units | None = None) -> SurfaceFile:
         GeometryError: If it can't be read, isn't closed, or holds more bodies than a bound.
     """
     try:
-        surface, remarks = _load(path, units)
+        surface, remarks, unit, told = _load(path, units)
         bodies = bodies_of(surface)
         if len(bodies) > _MOST_BODIES:
             raise GeometryError(f"it holds {len(bodies):,} bodies; at most {_MOST_BODIES} are read")
@@ -63,7 +69,7 @@ def load_bodies(path: Path, units: Units | None = None) -> SurfaceFile:
         remarks.append(
             Remark(Treatment.CHANGED, "several_bodies", sentence, 1, (f"{path.name}: {len(bodies)} bodies",))
         )
-    return SurfaceFile(bodies, tuple(remarks))
+    return SurfaceFile(bodies, tuple(remarks), unit, told)
 
 
 def load_surface(path: Path, units: Units | None = None) -> Surface:
@@ -82,7 +88,8 @@ def load_surface(path: Path, units: Units | None = None) -> Surface:
         raise GeometryError(f"{path}: {error}") from error
 
 
-def _load(path: Path, units: Units | None) -> tuple[Surface, list[Remark]]:
+def _load(path: Path, units: Units | None) -> tuple[Surface, list[Remark], str, bool]:
+    """The surface, what was remarked, the unit, and whether that was told."""
     remarks: list[Remark] = []
     stated: str | None = None
     suffix = path.suffix.lower()
@@ -93,12 +100,14 @@ def _load(path: Path, units: Units | None) -> tuple[Surface, list[Remark]]:
         if suffix == ".stl":
             corners, remarks = read_stl(path)
         elif suffix == ".3mf":
-            corners, stated = read_3mf(path)
+            corners, stated, remarks = read_3mf(path)
         else:
             check_face_count(path)
-            corners = _read_with_trimesh(path)
+            corners, remarks = {".obj": read_obj, ".off": read_off, ".ply": read_ply}[suffix](path)
     except OSError as error:
         raise GeometryError(f"it can't be read: {error.strerror or error}") from error
+    except (ValueError, OverflowError) as error:
+        raise GeometryError(f"it holds a number that can't be read ({error}); save it again") from error
     loose.append(corners)
     del corners
     surface, repaired = repair(loose.pop(), path.name)
@@ -107,28 +116,8 @@ def _load(path: Path, units: Units | None) -> tuple[Surface, list[Remark]]:
         sentence = f"lengths of a file that states {stated} were read in {units}, as was asked for"
         remarks.append(Remark(Treatment.CHANGED, "units", sentence, 1, (path.name,)))
     surface = replace(surface, vertices=surface.vertices * MILLIMETRES[unit])
-    return surface, [*remarks, *repaired, *_unusual(surface, unit, path.name, told=bool(units or stated))]
-
-
-def _read_with_trimesh(path: Path) -> NDArray[np.float64]:
-    """Corners of the triangles, [T, 3, 3], of a format that trimesh reads by itself."""
-    import trimesh
-
-    options: dict[str, Any] = {"skip_materials": True} if path.suffix.lower() == ".obj" else {}
-    try:
-        mesh = trimesh.load_mesh(path, process=False, **options)
-    except OSError:
-        raise
-    except Exception as error:  # trimesh raises whatever its readers raise
-        raise GeometryError(f"it can't be read as a surface: {error or type(error).__name__}") from error
-    if not isinstance(mesh, trimesh.Trimesh) or len(mesh.faces) == 0:
-        raise GeometryError("it holds no triangulated surface")
-    refuse_too_many(len(mesh.faces))
-    vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
-    if faces.min() < 0 or faces.max() >= len(vertices):
-        raise GeometryError("a face names a vertex that isn't there")
-    corners: NDArray[np.float64] = vertices[faces]
-    return corners
+    told = bool(units or stated)
+    return surface, [*remarks, *repaired, *_unusual(surface, unit, path.name, told=told)], unit, told
 
 
 def _unusual(surface: Surface, unit: str, name: str, *, told: bool) -> list[Remark]:

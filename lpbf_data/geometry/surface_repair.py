@@ -20,6 +20,7 @@ from lpbf_data.geometry.rows import unique_rows
 from lpbf_data.remarks import Remark, Treatment
 
 _WELDS: Final = (1e-8, 1e-7, 1e-6)  # of the largest extent: what rounding moves
+_MOST: Final = 1e12  # of any unit: volumes beyond lose their digits
 _MOST_NEAR: Final = 60  # corners at one place, before welding is given up
 
 
@@ -40,6 +41,9 @@ def repair(corners: NDArray[np.float64], name: str) -> tuple[Surface, list[Remar
         raise GeometryError("it holds no triangles")
     if not np.isfinite(corners).all():
         raise GeometryError("a coordinate of the surface is not a finite number")
+    largest = max(float(corners.max()), -float(corners.min()))
+    if not 1 / _MOST < largest < _MOST:
+        raise GeometryError(f"its lengths are no part's: its largest coordinate is {largest:.3g}")
     first, number = unique_rows(corners.reshape(-1, 3))
     vertices, triangles = corners.reshape(-1, 3)[first], number.reshape(-1, 3)
     del corners, first, number

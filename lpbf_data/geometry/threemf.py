@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zipfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
@@ -19,11 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.errors import GeometryError
+from lpbf_data.remarks import Remark, Treatment
 
 UNITS: Final = {"micron": "um", "millimeter": "mm", "centimeter": "cm", "meter": "m", "inch": "inch", "foot": "ft"}
 """Units of the specification, and what this package calls them."""
 
 _MODEL: Final = "3d/3dmodel.model"
+_ROOT: Final = "_rels/.rels"
+_ROOT_TYPE: Final = "http://schemas.microsoft.com/3dmanufacturing/2013/01/3dmodel"
+_EXTENSIONS: Final = ("/production/", "/material/", "/trianglesets/")  # that take nothing from the meshes
 _UNPACKED: Final = 256 * 2**20  # bytes that any archive may unfold to, beside ten times its size
 _MOST_TRIANGLES: Final = 3_000_000  # that a small archive may place
 _DEEPEST: Final = 16
@@ -34,6 +38,7 @@ _CHUNK: Final = 2**18
 class _Object:
     """A mesh, or other objects at places: (file, id, [4, 3])."""
 
+    kind: str = "model"
     vertices: array[float] = field(default_factory=lambda: array("d"))
     triangles: array[int] = field(default_factory=lambda: array("q"))
     components: list[tuple[str, str, NDArray[np.float64]]] = field(default_factory=list)
@@ -46,16 +51,20 @@ class _Model:
     objects: dict[str, _Object] = field(default_factory=dict)
     items: list[tuple[str, str, NDArray[np.float64]]] = field(default_factory=list)
     current: _Object | None = None
+    not_printed: int = 0
+    beams: int = 0
+    extensions: list[str] = field(default_factory=list)
 
 
-def read_3mf(path: Path) -> tuple[NDArray[np.float64], str]:
+def read_3mf(path: Path) -> tuple[NDArray[np.float64], str, list[Remark]]:
     """Read what a 3MF file builds.
 
     Args:
         path: The file.
 
     Returns:
-        Corners of the triangles, [T, 3, 3], and the unit that they are in, a value of `UNITS`.
+        Corners of the triangles, [T, 3, 3], the unit that they are in, a value of `UNITS`, and what was left out or
+        guessed.
 
     Raises:
         GeometryError: If it is no 3MF file, or unfolds to more than a bound.
@@ -63,20 +72,45 @@ def read_3mf(path: Path) -> tuple[NDArray[np.float64], str]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return _read(archive, path.stat().st_size)
+            corners, main, others, left_out = _read(archive, path.stat().st_size)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise GeometryError(f"it is no archive as 3MF files are ({error}); save it again") from error
     except expat.ExpatError as error:
         raise GeometryError(f"its model isn't well-formed XML ({error}); save it again") from error
     except (KeyError, ValueError, OverflowError) as error:
         raise GeometryError(f"its model lacks something or holds a wrong number: {error}") from error
+    return corners, UNITS[main.unit], _remarks(path.name, main, others, left_out)
 
 
-def _read(archive: zipfile.ZipFile, size: int) -> tuple[NDArray[np.float64], str]:
-    members = {info.filename.lstrip("/").lower(): info for info in archive.infolist()}
+def _remarks(name: str, main: _Model, models: Collection[_Model], supports: int) -> list[Remark]:
+    """What was left out of a file, and the unit where its models don't agree on one."""
+    found = []
+    if supports:
+        sentence = "objects of a 3MF that are supports, or no solids, were left out"
+        found.append(Remark(Treatment.LEFT_OUT, "3mf_supports", sentence, supports, (f"{name}: {supports}",)))
+    if main.not_printed:
+        sentence = "objects of a 3MF that its build doesn't print were left out"
+        found.append(
+            Remark(Treatment.LEFT_OUT, "3mf_not_printed", sentence, main.not_printed, (f"{name}: {main.not_printed}",))
+        )
+    if beams := sum(model.beams for model in models):
+        sentence = "beams of lattices in a 3MF were left out; its meshes were read"
+        found.append(Remark(Treatment.LEFT_OUT, "3mf_beams", sentence, beams, (f"{name}: {beams:,} beams",)))
+    placed = {file for one in main.objects.values() for file, _, _ in one.components}
+    placed |= {file for file, _, _ in main.items}
+    if any(model.name in placed and model.unit != main.unit for model in models):
+        sentence = "models within a 3MF that state another unit than the first were read in that of the first"
+        found.append(Remark(Treatment.GUESSED, "3mf_units", sentence, 1, (f"{name}: {main.unit}",)))
+    return found
+
+
+def _read(archive: zipfile.ZipFile, size: int) -> tuple[NDArray[np.float64], _Model, tuple[_Model, ...], int]:
+    """Corners, the main model, all models, and how many objects were left out as supports."""
+    members = {info.filename.replace("\\", "/").lstrip("/").lower(): info for info in archive.infolist()}
     models = {name: info for name, info in members.items() if name.endswith(".model")}
-    if _MODEL not in models:
-        raise GeometryError(f"it holds no {_MODEL}; save it again")
+    root = _root_of(archive, members)
+    if root not in models:
+        raise GeometryError(f"it holds no {root}; save it again")
     unpacked, most = sum(info.file_size for info in models.values()), 10 * size + _UNPACKED
     if unpacked > most:
         raise GeometryError(f"it unfolds to {unpacked / 2**20:,.0f} MiB; at most {most / 2**20:,.0f} MiB are read")
@@ -84,23 +118,56 @@ def _read(archive: zipfile.ZipFile, size: int) -> tuple[NDArray[np.float64], str
     for name, info in models.items():
         with archive.open(info) as stream:
             parsed[name] = _parse(name, stream)
-    main = parsed[_MODEL]
+    main = parsed[root]
+    if main.extensions:
+        raise GeometryError(
+            f"it can't be read without {main.extensions[0][:80]}, an extension of 3MF that isn't known here; save it "
+            "without, or as STL"
+        )
+    if not main.items:
+        raise GeometryError("its build is empty: it holds objects, and places none of them; save it again")
     if main.unit not in UNITS:
         raise GeometryError(f"its unit {main.unit[:20]!r} is unknown; known are: {', '.join(UNITS)}")
     most_triangles = _MOST_TRIANGLES + size // 40
-    pieces, count = [np.empty((0, 3, 3))], 0
-    for piece in _placed(parsed, main.items, 0, [4 * most_triangles]):
+    pieces, count, supports = [np.empty((0, 3, 3))], 0, [0]
+    for piece in _placed(parsed, main.items, 0, [4 * most_triangles], supports):
         count += len(piece)
         if count > most_triangles:
             raise GeometryError(f"it places more than {most_triangles:,} triangles")
         pieces.append(piece)
-    return np.concatenate(pieces), UNITS[main.unit]
+    if supports[0] and not count:
+        raise GeometryError("it builds supports alone, and no solid")
+    return np.concatenate(pieces), main, tuple(parsed.values()), supports[0]
+
+
+def _root_of(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> str:
+    """The model that the archive names as its first; usually, and where it names none, 3D/3dmodel.model."""
+    if _ROOT not in members or members[_ROOT].file_size > _CHUNK:
+        return _MODEL
+    found: list[str] = []
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        if tag.rpartition(" ")[2] == "Relationship" and attributes.get("Type") == _ROOT_TYPE:
+            found.append(attributes.get("Target", ""))
+
+    parser = expat.ParserCreate(namespace_separator=" ")
+    parser.StartElementHandler = start
+    parser.StartDoctypeDeclHandler = _no_document_type
+    parser.Parse(archive.read(members[_ROOT]), True)  # noqa: FBT003 (positional in the library)
+    return found[0].lstrip("/").lower() if found else _MODEL
 
 
 def _placed(
-    models: dict[str, _Model], items: list[tuple[str, str, NDArray[np.float64]]], depth: int, budget: list[int]
+    models: dict[str, _Model],
+    items: list[tuple[str, str, NDArray[np.float64]]],
+    depth: int,
+    budget: list[int],
+    supports: list[int],
 ) -> Iterator[NDArray[np.float64]]:
-    """Triangles of objects at their places; `budget` bounds how many objects are visited."""
+    """Triangles of objects at their places.
+
+    `budget` bounds how many objects are visited; `supports` counts those that are left out, being supports or no solid.
+    """
     if depth > _DEEPEST:
         raise GeometryError(f"its objects hold one another more than {_DEEPEST} deep")
     for file, number, place in items:
@@ -110,10 +177,19 @@ def _placed(
         found = models[file].objects.get(number) if file in models else None
         if found is None:
             raise GeometryError(f"its object {number[:20]!r} is missing")
+        if found.kind != "model":
+            supports[0] += 1
+            continue
         if found.triangles:
-            yield _triangles_of(found) @ place[:3] + place[3]
-        for piece in _placed(models, found.components, depth + 1, budget):
-            yield piece @ place[:3] + place[3]
+            yield _moved(_triangles_of(found), place)
+        for piece in _placed(models, found.components, depth + 1, budget, supports):
+            yield _moved(piece, place)
+
+
+def _moved(corners: NDArray[np.float64], place: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Triangles at a place; where it mirrors them they are turned, so that they face the same side."""
+    moved: NDArray[np.float64] = corners @ place[:3] + place[3]
+    return moved[:, ::-1] if np.linalg.det(place[:3]) < 0 else moved
 
 
 def _triangles_of(mesh: _Object) -> NDArray[np.float64]:
@@ -124,21 +200,29 @@ def _triangles_of(mesh: _Object) -> NDArray[np.float64]:
     return vertices[triangles]
 
 
+def _no_document_type(*_: Any) -> None:
+    raise GeometryError("its model declares a document type, which 3MF forbids")
+
+
 def _parse(name: str, stream: IO[bytes]) -> _Model:
     model = _Model(name)
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         _start(model, tag.rpartition(" ")[2], {key.rpartition(" ")[2]: v for key, v in attributes.items()})
 
-    def no_document_type(*_: Any) -> None:
-        raise GeometryError("its model declares a document type, which 3MF forbids")
+    def prefix(short: str | None, name: str) -> None:
+        prefixes[short or ""] = name
 
+    prefixes: dict[str, str] = {}
     parser = expat.ParserCreate(namespace_separator=" ")
+    parser.StartNamespaceDeclHandler = prefix
     parser.StartElementHandler = start
-    parser.StartDoctypeDeclHandler = no_document_type
+    parser.StartDoctypeDeclHandler = _no_document_type
     while chunk := stream.read(_CHUNK):
         parser.Parse(chunk)
     parser.Parse(b"", True)  # noqa: FBT003 (positional in the library)
+    named = [prefixes.get(short, short) for short in model.extensions]
+    model.extensions = [name for name in named if not any(known in name for known in _EXTENSIONS)]
     return model
 
 
@@ -150,13 +234,18 @@ def _start(model: _Model, tag: str, given: dict[str, str]) -> None:
     elif tag == "triangle" and now is not None:
         now.triangles.extend((int(given["v1"]), int(given["v2"]), int(given["v3"])))
     elif tag == "object":
-        model.current = model.objects[given["id"]] = _Object()
+        model.current = model.objects[given["id"]] = _Object(given.get("type", "model"))
+    elif tag == "item" and given.get("printable", "1") in ("0", "false"):
+        model.not_printed += 1
     elif tag in ("component", "item"):
         file = given.get("path", model.name).lstrip("/").lower()
         places = model.items if tag == "item" else now.components if now is not None else []
         places.append((file, given["objectid"], _place(given.get("transform"))))
     elif tag == "model":
         model.unit = given.get("unit", model.unit)
+        model.extensions = given.get("requiredextensions", "").split()
+    elif tag == "beam":
+        model.beams += 1
 
 
 def _place(text: str | None) -> NDArray[np.float64]:

@@ -140,6 +140,7 @@ class _Sharer(pickle.Pickler):
     """Goes through all that would be sent, and sends nothing."""
 
     def reducer_override(self, value: Any) -> Any:
+        """Move a tensor into shared memory, and leave it out of what is pickled."""
         if not isinstance(value, Tensor) or value.layout is not torch.strided:
             return NotImplemented  # a sparse tensor is made of others, which come here too
         value.share_memory_()  # type: ignore[no-untyped-call]
@@ -150,4 +151,5 @@ class _Nowhere:
     """A file that keeps nothing."""
 
     def write(self, content: Any) -> int:
+        """Take some bytes; returns their number."""
         return len(content)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, SupportsIndex, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import get_worker_info
-from torch_geometric.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from lpbf_data.case.feature_schema import FEATURES_VERSION, resolve_features
 from lpbf_data.case.statistics import FieldStatistics
@@ -31,8 +31,10 @@ from lpbf_data.stores.selection import TARGET_FIELD, Selection
 __all__ = ["CaseDataset", "CaseStream", "load_dataset"]
 
 
-class CaseDataset(Dataset):  # type: ignore[misc]
+class CaseDataset(Dataset[Any]):
     """A split with random access: `len`, indexing, slices; samples as [load_dataset][lpbf_data.load_dataset] says.
+
+    In the format "pyg" it is a [GraphDataset][lpbf_data.serving.graph.GraphDataset], a data set of PyG as well.
 
     Random transforms draw anew every time that a case is read. After `set_epoch` they draw from (seed, epoch, case)
     alone: the same in any process, and whenever the case is read.
@@ -43,8 +45,8 @@ class CaseDataset(Dataset):  # type: ignore[misc]
     """
 
     def __init__(self, samples: CaseSamples, seed: int = 0) -> None:
-        super().__init__(root=None, transform=None)
         self.samples = samples
+        self._indices: Sequence[int] | None = None
         self.seed = check_seed(seed)
         # Shared with the workers of a DataLoader that live on: the epoch and one, 0 until one is set.
         self._epoch = SharedNumbers(1)
@@ -65,21 +67,49 @@ class CaseDataset(Dataset):  # type: ignore[misc]
         return self.samples.sizes[list(self.indices())]
 
     def __getitem__(self, idx: Any) -> Any:
-        """A sample, or the data set of some of the cases: slice, list of numbers, or mask.
+        """A sample, or the data set of some of the cases: slice, numbers, or mask.
 
         Raises:
             IndexError: If there is no such case.
         """
-        if isinstance(idx, int) and not -len(self) <= idx < len(self):
-            raise IndexError(f"there is no case {idx}: the data set has {len(self)}")
-        return super().__getitem__(idx)
+        if not isinstance(idx, SupportsIndex) or np.ndim(idx):
+            return self.index_select(idx)
+        number = idx.__index__()
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"there is no case {number}: the data set has {len(self)}")
+        return self.get(self.indices()[number])
 
-    def len(self) -> int:
+    def index_select(self, idx: Any) -> Self:
+        """The data set of some of the cases.
+
+        Args:
+            idx: A slice, whose ends may be shares of the whole such as 0.9; numbers of cases; or a mask.
+
+        Raises:
+            IndexError: If there is no such case, or if a mask is not as long as the data set.
+        """
+        if isinstance(idx, slice):
+            ends = [round(end * len(self)) if isinstance(end, float) else end for end in (idx.start, idx.stop)]
+            chosen: Any = slice(*ends, idx.step)
+        else:
+            chosen = np.asarray(idx) if len(idx) else np.empty(0, int)
+        part = copy.copy(self)
+        part._indices = np.asarray(self.indices(), int)[chosen].ravel().tolist()
+        return part
+
+    def indices(self) -> Sequence[int]:
+        """Numbers of the cases in the split, in the order of the samples."""
+        return range(len(self.samples)) if self._indices is None else self._indices
+
+    def __len__(self) -> int:
         """Number of cases."""
-        return len(self.samples)
+        return len(self.indices())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)})"
 
     def get(self, idx: int) -> Any:
-        """One sample."""
+        """One sample, by the number of its case in the split."""
         if not getattr(self.samples.transform, "random", False):
             return self.samples.sample(idx)
         if (epoch := self._epoch[0] - 1) >= 0:
@@ -193,6 +223,10 @@ def load_dataset(
         no_network = getattr(folder.files, "offline", False)
         tensors.cache = CachedCases(root, _collection_key(tensors), limit, offline=no_network)
     samples = CaseSamples(tensors, format, transform)
+    if not streaming and format == "pyg":
+        from lpbf_data.serving.graph import GraphDataset  # torch_geometric takes seconds to import
+
+        return GraphDataset(samples, seed)
     if not streaming:
         return CaseDataset(samples, seed)
     return CaseStream(

@@ -1,10 +1,13 @@
-"""A case as PyTorch Geometric takes it."""
+"""A case and a data set as PyTorch Geometric takes them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch_geometric.data import Data
+from torch_geometric.data import Data, Dataset
+
+from lpbf_data.serving.datasets import CaseDataset
+from lpbf_data.serving.samples import CaseSamples
 
 
 class CaseData(Data):  # type: ignore[misc]
@@ -19,3 +22,29 @@ class CaseData(Data):  # type: ignore[misc]
     def __cat_dim__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
         """Along which dimension an attribute is joined in a batch."""
         return 0 if key in ("cells", "point_index") else super().__cat_dim__(key, value, *args, **kwargs)
+
+
+class GraphDataset(CaseDataset, Dataset):  # type: ignore[misc]
+    """A split with random access that PyG's own tools take as one of theirs.
+
+    Args:
+        samples: The cases.
+        seed: Seed of random transforms.
+    """
+
+    def __init__(self, samples: CaseSamples, seed: int = 0) -> None:
+        Dataset.__init__(self, root=None, transform=None)
+        CaseDataset.__init__(self, samples, seed)
+
+    def len(self) -> int:
+        """Number of cases."""
+        return len(self.samples)
+
+    def __getitem__(self, idx: Any) -> Any:
+        """A sample, on which what stands in `transform` was called; or the data set of some of the cases.
+
+        Raises:
+            IndexError: If there is no such case.
+        """
+        found = super().__getitem__(idx)
+        return found if self.transform is None or isinstance(found, CaseDataset) else self.transform(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -17,7 +18,7 @@ from lpbf_data.serving.datasets import CaseDataset, load_dataset
 from lpbf_data.serving.loader import Loader, StartMethod
 from lpbf_data.serving.process_rank import check_rank, check_seed, rank_of_process
 from lpbf_data.serving.rank_sharing import Sharing, Uneven
-from lpbf_data.serving.samples import CaseSamples, Transform
+from lpbf_data.serving.samples import CaseSamples, SampleFormat, Transform
 from lpbf_data.serving.stream import CaseStream, OnError
 
 _WHERE: Final = ("revision", "cache_dir", "token", "offline")
@@ -77,7 +78,7 @@ def make_loader(
         cache: Where decoded cases are kept; see [load_dataset][lpbf_data.load_dataset].
         cache_size: Bytes that the whole cache may take.
         in_memory: Read all cases now and keep them in memory.
-        pin_memory: Give batches in page-locked memory; where there is a GPU by default.
+        pin_memory: Give batches in page-locked memory; where there is a GPU by default, and nowhere else.
         start_method: How workers are started: "fork", "spawn" or "forkserver"; torch's default when None.
         read_ahead: Batches to have ready in this process.
         **where: `revision`, `cache_dir`, `token` and `offline`, for the hub.
@@ -95,7 +96,8 @@ def make_loader(
         "fields": fields, "cells": cells, "edges": edges, "features": features, "cache": cache,
         "cache_size": cache_size, "in_memory": in_memory,
     }  # fmt: skip
-    data = _opened(data, split, opening, where)
+    samples_of: SampleFormat = "pyg" if collate == "pyg" else "torch"
+    data = _opened(data, split, opening, {"format": samples_of, **where})
     if isinstance(data, CaseStream):
         shuffle = data.shuffle if shuffle is None else shuffle
         on_error = on_error or data.on_error
@@ -105,10 +107,12 @@ def make_loader(
         raise UsageError(f"unknown on_error {on_error!r}; known are: {', '.join(get_args(OnError))}")
     dataset = data if isinstance(data, CaseDataset) else CaseDataset(data.samples, data.seed)
     samples = dataset.samples
-    samples = CaseSamples(samples.tensors, "pyg" if collate == "pyg" else "torch", transform or samples.transform)
+    samples = CaseSamples(samples.tensors, samples_of, transform or samples.transform)
     batches = BatchSource(samples, list(dataset.indices()), collate, seed, on_error)
     loader = Loader(dataset, batches, sharing, ranks, shuffle=bool(shuffle), read_ahead=read_ahead)
-    if pin_memory or (pin_memory is None and torch.cuda.is_available()):
+    if pin_memory and not torch.accelerator.is_available():
+        warnings.warn("pin_memory=True does nothing here: PyTorch finds no GPU", stacklevel=2)
+    elif pin_memory or (pin_memory is None and torch.cuda.is_available()):
         loader.pin_memory()
     loader.start_workers(num_workers, start_method)
     return loader

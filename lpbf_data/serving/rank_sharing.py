@@ -121,12 +121,7 @@ class Sharing:
 
     def _last(self, order: NDArray[np.int64], position: int) -> Step | None:
         """What is left when it doesn't fill the batches of all ranks."""
-        cases = order[position:]
-        each, extra = divmod(len(cases), self.ranks)
-        if self.uneven == "drop":
-            cases = cases[: each * self.ranks]
-        elif self.uneven == "pad" and extra:
-            cases = np.concatenate([cases, np.resize(order, self.ranks - extra)])
+        cases = _evened(order[position:], order, self.ranks, self.uneven)
         if len(cases) == 0:
             return None
         shares = np.array_split(cases, self.ranks)
@@ -158,10 +153,21 @@ class Sharing:
 
 def turns_of_rank(count: int, base: int, rank: int, ranks: int, uneven: Uneven) -> NDArray[np.int64]:
     """Places in the order of an epoch that a rank takes from a position on."""
-    places = np.arange(base + rank, count, ranks)
-    extra = (count - base) % ranks
-    if uneven == "drop" and rank < extra:
-        return places[:-1]
-    if uneven == "pad" and 0 < extra <= rank:
-        return np.append(places, (rank - extra) % count)
-    return places
+    return _evened(np.arange(base, count), np.arange(count), ranks, uneven)[rank::ranks]
+
+
+def _evened(rest: NDArray[np.int64], order: NDArray[np.int64], ranks: int, uneven: Uneven) -> NDArray[np.int64]:
+    """The last cases of an epoch as they are shared out: without, or filled up for, what can't be shared evenly.
+
+    Args:
+        rest: What is left of the order.
+        order: Order of the epoch, from whose beginning "pad" takes.
+        ranks: Number of ranks.
+        uneven: What becomes of the last cases.
+    """
+    extra = len(rest) % ranks
+    if uneven == "drop":
+        return rest[: len(rest) - extra]
+    if uneven == "pad" and extra:
+        return np.concatenate([rest, np.resize(order, ranks - extra)])
+    return rest

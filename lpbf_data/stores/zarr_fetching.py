@@ -69,6 +69,7 @@ class FetchedArray(Spans):
         self._kept: dict[int, NDArray[np.uint8]] = {}
 
     def _bytes(self, start: int, stop: int | None) -> NDArray[np.uint8]:
+        """A range of the array's file, fetched."""
         return np.frombuffer(self._group.fetch(self._key, start, stop), np.uint8)
 
     def size_of(self, span: Span) -> int:
@@ -126,6 +127,7 @@ class FetchedPart:
         return self._arrays[name]
 
     def _open(self, name: str) -> FetchedArray | None:
+        """An array by its name; None where there is none, or none that can be read in this way."""
         try:
             layout = layout_of(json.loads(self._group.fetch(f"{name}/zarr.json", 0, None)))
         except MissingFileError:

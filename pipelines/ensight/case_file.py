@@ -7,6 +7,7 @@ the run.
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import math
 import posixpath
@@ -28,6 +29,7 @@ _VARIABLE: Final = re.compile(
     r"(?P<kind>scalar|vector|tensor symm|tensor asym|complex scalar|complex vector|constant) per "
     r"(?P<location>node|element|case|measured node|part|measured part|case file):?\s+(?P<rest>.*)"
 )
+_UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SET_NUMBER: Final = re.compile(r"[0-9]{1,9}")  # str.isdigit takes ² too, which int refuses
 _WORD: Final = re.compile(r'"([^"]*)"|(\S+)')
 _ELSEWHERE: Final = ("time values file", "filename numbers file")
@@ -123,7 +125,9 @@ def expand(pattern: str, number: int) -> str:
 
 
 def is_utf8(data: bytes) -> bool:
-    """Whether a text is UTF-8; one that isn't is taken for Windows-1252."""
+    """Whether a text is UTF-8, or UTF-16 by its first bytes; one that isn't is taken for Windows-1252."""
+    if data.startswith(_UTF16):
+        return True
     try:
         data.decode("utf-8")
     except UnicodeDecodeError:
@@ -138,8 +142,10 @@ class _Lines:
         self.path = path
         self.lines: list[tuple[int, str]] = []
         offset = 0
+        if data.startswith(_UTF16):
+            data = data.decode("utf-16", "replace").encode()
         encoding = "utf-8-sig" if is_utf8(data) else "cp1252"
-        for raw in data.split(b"\n"):
+        for raw in data.split(b"\n" if b"\n" in data else b"\r"):  # old Macs end lines by a return alone
             text = raw.decode(encoding, "replace").strip()
             if text and not text.startswith("#"):
                 self.lines.append((offset, text))

@@ -19,6 +19,8 @@ def parse_number(text: str) -> float:
     (0.01, -1.2e-101, 3.0)
     """
     try:
+        if "_" in text:  # which Python skips between digits
+            raise ValueError(f"{text!r} is no number")
         return float(text)
     except ValueError:
         match = _FORTRAN.fullmatch(text.strip())

@@ -137,6 +137,8 @@ class TextReader:
     """Text has none; this is what its numbers get where they are written in binary."""
 
     def __init__(self, data: bytes, path: str) -> None:
+        if b"\n" not in data:  # old Macs end lines by a return alone
+            data = data.replace(b"\r", b"\n")
         self.data, self.path, self.position = data, path, 0
 
     def line(self, what: str) -> str:
@@ -175,8 +177,9 @@ class TextReader:
                 self._refuse_value(piece[:40], what, piece_is_last=len(piece) < _TEXT_PIECE)
             lines = min(len(ends), -(-(count - done) // per_line))
             expected = min(lines * per_line, count - done)
-            tokens = piece[: int(ends[lines - 1]) + 1].split()
-            if len(tokens) != expected:
+            taken = piece[: int(ends[lines - 1]) + 1]
+            tokens = taken.split()
+            if len(tokens) != expected or b"_" in taken:  # which Python skips between digits
                 self._refuse_lines(piece, ends[:lines], per_line, what)
             try:
                 values[done : done + expected] = _values_of(tokens, dtype)

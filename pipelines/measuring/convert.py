@@ -74,7 +74,9 @@ def measure_location(location: CaseLocation) -> Measured:
         case = _with_reductions(finished, reductions)
         record = CaseRecord(
             case_id=location.case_id,
-            source=dataclasses.replace(location.source, source_bytes=run.bytes_read, source_digest=run.digest),
+            source=dataclasses.replace(
+                location.source, source_bytes=run.files.bytes_read, source_digest=run.files.digest
+            ),
             run=info,
             measures=measure_case(case, build, info.recoater_tolerance),
             statistics=field_statistics(case, measured_specs()),

@@ -7,7 +7,6 @@ onto the finished part.
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -37,9 +36,9 @@ from pipelines.ensight import (
 )
 from pipelines.ensight.case_file import is_utf8
 from pipelines.netfabb.matching_points import PointIndex
+from pipelines.netfabb.run_files import RunFiles
 from pipelines.netfabb.solver_log import InputSummary, LogSummary, read_input, read_log
-from pipelines.sources.case_files import CaseFiles, digest_of_contents
-from pipelines.sources.grouping import fold_name, runs_of
+from pipelines.sources.case_files import CaseFiles
 
 VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -75,7 +74,6 @@ solver's known order although the principal stresses fit neither."""
 # The project's own simulator wrote the manual's order until its files became like NetFabb's.
 _ORDER_OF_SOLVER: Final[Mapping[str, TensorOrder]] = MappingProxyType({"0.1.0-lpbf": ENSIGHT_ORDER})
 _PRINCIPAL: Final = ("principal_stress_max", "principal_stress_mid", "principal_stress_min")
-_MAX_TEXT_BYTES: Final = 1 << 26  # a real log has some 25 kB
 _SUPPORTS: Final = (4.0, 5.0)
 _NONE: Final = np.empty(0, dtype=np.intp)
 _BELOW_PLATE: Final = -1e-3  # mm; the finished part stands on z = 0
@@ -109,84 +107,36 @@ class NetfabbRun:
         CaseError: If the run isn't good, the folder holds several, or the case file is missing or malformed.
 
     Attributes:
+        files: Its files, and which of them were read so far.
         remarks: What was guessed, changed or repaired so far; readers add theirs.
     """
 
     def __init__(self, case_id: str, files: CaseFiles) -> None:
         self.case_id = case_id
-        self._files = files
-        self._read: dict[str, tuple[int, int]] = {}
+        self.files = RunFiles(files)
         self.remarks: list[Remark] = []
-        self._prefix = self._only_run()
         self.log = self._check_log()
         self.case_file, self._folder = self._read_case_file()
 
-    def _named(self, ending: str, folder: str = "") -> str | None:
-        """The file `<p>mechanical…` in a folder of the case; `<p>` is what all files of the run begin with."""
-        name = self._resolved(f"{folder}/{self._prefix}{ending}" if folder else f"{self._prefix}{ending}")
-        return name if name in self._files.sizes else None
-
-    def _only_run(self) -> str:
-        """What the files of the run begin with."""
-        runs = runs_of(self._files.sizes)
-        if len(runs) > 1:
-            named = ", ".join(run.removesuffix("_") or "one without a name" for run in runs)
-            detail = f"the folder holds {len(runs)} runs ({named}); give each a folder of its own"
-            raise CaseError(FailureReason.DUPLICATE_CASE, detail)
-        return runs[0] if runs else ""
-
-    @cached_property
-    def _by_folded_name(self) -> dict[str, list[str]]:
-        """Names of files by what doesn't differ between systems: neither case nor how accents are composed."""
-        names: dict[str, list[str]] = {}
-        for name in self._files.sizes:
-            names.setdefault(fold_name(name), []).append(name)
-        return names
-
-    def _resolved(self, name: str) -> str:
-        """How a file that goes by this name is really called."""
-        if name in self._files.sizes:
-            return name
-        like = self._by_folded_name.get(fold_name(name), [])
-        return like[0] if len(like) == 1 else name
-
-    def _bytes(self, name: str) -> bytes:
-        name = self._resolved(name)
-        data = self._files.read(name)
-        self._read[name] = (len(data), self._files.crc32(name, data))
-        return data
-
-    def _text(self, name: str) -> str:
-        if self._files.sizes.get(name, 0) > _MAX_TEXT_BYTES:
-            detail = f"the text has {self._files.sizes[name]:,} bytes; at most {_MAX_TEXT_BYTES:,} are read"
-            raise CaseError(FailureReason.OVERSIZED_MEMBER, detail, path=name)
-        data = self._bytes(name)
-        try:
-            if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes what it redirects
-                return data.decode("utf-16")
-            return data.decode("utf-8")
-        except UnicodeDecodeError:
-            return data.decode("cp1252", "replace")
-
     def _check_log(self) -> LogSummary:
-        name = self._named("mechanical.out")
+        name = self.files.named("mechanical.out")
         if name is None:
             raise CaseError(
-                FailureReason.MISSING_FILE, "the solver's log is missing", path=f"{self._prefix}mechanical.out"
+                FailureReason.MISSING_FILE, "the solver's log is missing", path=f"{self.files.prefix}mechanical.out"
             )
-        log = read_log(self._text(name))
+        log = read_log(self.files.text(name))
         if not log.completed:
             raise CaseError(FailureReason.SOLVER_TERMINATED, log.complaint, path=name)
         self.remarks += log.remarks
         return log
 
     def _read_case_file(self) -> tuple[CaseFile, str]:
-        inner, outer = self._named("mechanical.case", "results"), self._named("mechanical.case")
+        inner, outer = self.files.named("mechanical.case", "results"), self.files.named("mechanical.case")
         name = inner or outer
         if name is None:
-            missing = f"results/{self._prefix}mechanical.case"
+            missing = f"results/{self.files.prefix}mechanical.case"
             raise CaseError(FailureReason.MISSING_FILE, "the case file is missing", path=missing)
-        data = self._bytes(name)
+        data = self.files.read(name)
         self._case_name = name
         case_file = read_case_file(data, name)
         if not is_utf8(data):
@@ -197,8 +147,8 @@ class NetfabbRun:
     @cached_property
     def input(self) -> InputSummary:
         """What the input file tells; empty without one."""
-        name = self._named("mechanical.in")
-        return read_input(self._text(name)) if name else InputSummary()
+        name = self.files.named("mechanical.in")
+        return read_input(self.files.text(name)) if name else InputSummary()
 
     @property
     def num_frames(self) -> int:
@@ -212,16 +162,6 @@ class NetfabbRun:
             return self.log.build_frames
         return max(self.num_frames - 2, 0)
 
-    @property
-    def bytes_read(self) -> int:
-        """Size of the files that were read so far."""
-        return sum(size for size, _ in self._read.values())
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over name, size and CRC-32 of the files that were read so far."""
-        return digest_of_contents(self._read)
-
     def check_complete(self) -> None:
         """Look whether every file that the case file names is there; none is opened.
 
@@ -231,7 +171,7 @@ class NetfabbRun:
         case = self.case_file
         names = {case.geometry_file(index) for index in range(self._num_geometries)}
         names |= {case.variable_file(name, frame) for name in case.variables for frame in range(self.num_frames)}
-        missing = sorted(name for name in names if self._resolved(self._folder + name) not in self._files.sizes)
+        missing = sorted(name for name in names if self.files.resolved(self._folder + name) not in self.files.sizes)
         if missing:
             others = f", and {len(missing) - 1:,} others" if len(missing) > 1 else ""
             detail = f"the file is missing{others}"
@@ -258,7 +198,7 @@ class NetfabbRun:
             detail = f"{variable.name} is a {variable.kind} per {variable.location}"
             raise CaseError(FailureReason.MALFORMED_FILE, detail, path=self._case_name)
         path = self._folder + self.case_file.variable_file(variable.name, frame)
-        data = self._bytes(path)
+        data = self.files.read(path)
         try:
             values = read_variable(
                 data,
@@ -301,13 +241,13 @@ class NetfabbRun:
         read = []
         try:
             name = self._geometry_name(frame)
-            points, dialect = read_points(self._files.read(name), name)
+            points, dialect = read_points(self.files.look(name), name)
             for field, width in (("cauchy_stress", 6), *((field, 1) for field in _PRINCIPAL)):
                 variable = variables.get(VARIABLES[field])
                 if variable is None or COMPONENTS[variable.kind] != width or variable.location != "point":
                     return None
                 path = self._folder + self.case_file.variable_file(variable.name, frame)
-                data = self._files.read(path)
+                data = self.files.look(path)
                 read.append(read_variable(data, dialect, count=len(points), num_components=width, path=path))
         except CaseError:
             return None  # a file that can't be read is told when it is asked for
@@ -320,7 +260,7 @@ class NetfabbRun:
             return
         for index in range(self._num_geometries):
             name = self._folder + self.case_file.geometry_file(index)
-            geometry = read_geometry(self._files.read(self._resolved(name)), name)
+            geometry = read_geometry(self.files.look(name), name)
             if held == len(geometry.points if spec.location == "point" else geometry.cells):
                 detail = f"the file holds {held:,} values, its geometry has {count:,}; they fit {name}"
                 raise CaseError(FailureReason.SIZE_MISMATCH, detail, path=error.path, offset=error.offset) from error
@@ -337,7 +277,7 @@ class NetfabbRun:
             frame: Index of the frame; negative ones count from the end.
         """
         name = self._geometry_name(self._frame(frame))
-        return read_geometry(self._bytes(name), name)
+        return read_geometry(self.files.read(name), name)
 
     def read_case(self, fields: Iterable[str], frame: int = -1) -> Case:
         """The state at a frame as a `Case`; by default the last one, the finished part.
@@ -379,7 +319,7 @@ class NetfabbRun:
         for frame in range(self.num_build_frames):
             if self._geometry_name(frame) != name:
                 name, before = self._geometry_name(frame), frame_points
-                frame_points, dialect = read_points(self._bytes(name), name)
+                frame_points, dialect = read_points(self.files.read(name), name)
                 here, there = _match_grown(index, frame_points, before, here, there)
             count = len(frame_points)
             frame_clearance = self._variable("recoater_clearance", frame, dialect, count)
@@ -429,7 +369,7 @@ class NetfabbRun:
         )
 
     def _stl(self) -> str | None:
-        return next((name for name in sorted(self._files.sizes) if name.lower().endswith(".stl")), None)
+        return next((name for name in sorted(self.files.sizes) if name.lower().endswith(".stl")), None)
 
 
 def _match_grown(

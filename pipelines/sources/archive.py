@@ -117,6 +117,7 @@ class Archive:
         grouping: What else lies there.
         unsafe: Names that leave the archive.
         guessed: Names that are read as UTF-8 although the archive doesn't say that they are.
+        twice: Cases of which the archive holds two files of one name with different content, to the first such name.
     """
 
     def __init__(self, place: str) -> None:
@@ -127,18 +128,28 @@ class Archive:
         except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError, ValueError) as error:
             raise CaseError(FailureReason.DAMAGED_ARCHIVE, f"not a readable zip archive: {error}") from error
         names: dict[str, zipfile.ZipInfo] = {}
+        twice: set[str] = set()
         self.guessed: list[str] = []
         for info in infos:
             name = _true_name(info)
             if name != info.filename:
                 self.guessed.append(name)
             if not info.is_dir():
-                names[name.replace("\\", "/")] = info
+                name = name.replace("\\", "/")
+                before = names.get(name, info)
+                if (before.CRC, before.file_size) != (info.CRC, info.file_size):
+                    twice.add(name)
+                names[name] = info
         self.unsafe = sorted(name for name in names if _is_unsafe(name))
         self.grouping = group_cases(name for name in names if not _is_unsafe(name))
         self.cases = {
             case: {relative: _member(names[name]) for relative, name in files.items()}
             for case, files in self.grouping.cases.items()
+        }
+        self.twice = {
+            case: min(twice.intersection(files.values()))
+            for case, files in self.grouping.cases.items()
+            if twice and not twice.isdisjoint(files.values())
         }
 
 

@@ -219,6 +219,9 @@ def remarks_of(
     if shared := [f"{label}:{folder or '.'} ({', '.join(runs)})" for folder, runs in grouping.shared.items()]:
         sentence = "folders with several runs: each run is a case, named by what its files begin with"
         remarks.append(Remark.of_places(Treatment.CHANGED, "several_runs", sentence, shared))
+    if twice := [f"{label}:{name}" for name in grouping.twice]:
+        sentence = "files of results that a second folder holds, whose name differs in capitals alone; it was taken"
+        remarks.append(Remark.of_places(Treatment.LEFT_OUT, "two_results", sentence, twice))
     return tuple(remarks)
 
 
@@ -271,17 +274,28 @@ def find_in_archive(place: str, label: str) -> Found:
     archive = archive_at(place)
     stem = Path(place.rpartition("/")[2]).stem
     folders = archive.grouping.folders
+    ids = {case: run_of_case(case, folder) or folder.rpartition("/")[2] or stem for case, folder in folders.items()}
     locations = [
         CaseLocation(
-            run_of_case(case, folders[case]) or folders[case].rpartition("/")[2] or stem,
+            ids[case],
             place,
             case,
             SourceRef(label, _member(case, folders[case])),
             ArchiveFiles(archive.reader, members).signature(),
         )
         for case, members in archive.cases.items()
+        if case not in archive.twice
     ]
+    detail = "the archive holds two files of this name with different content; pack it anew"
     failures = [
+        CaseRecord(
+            case_id=ids[case],
+            source=SourceRef(label, _member(case, folders[case])),
+            failure=Failure(FailureReason.DAMAGED_ARCHIVE, detail, name),
+        )
+        for case, name in archive.twice.items()
+    ]
+    failures += [
         CaseRecord(
             case_id=name,
             source=SourceRef(label, name),

@@ -36,6 +36,7 @@ class Grouping:
         shared: Folders with several runs, to the names of these runs.
         litter: Names that were left out as litter.
         packed: Archives.
+        twice: Files of results that another folder of results, whose name has other capitals, holds too.
     """
 
     cases: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class Grouping:
     shared: dict[str, list[str]] = field(default_factory=dict)
     litter: list[str] = field(default_factory=list)
     packed: list[str] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
 
 
 def is_packed(name: str) -> bool:
@@ -139,7 +141,9 @@ def group_cases(names: Iterable[str]) -> Grouping:
         if is_packed(name):
             found.packed.append(name)
         folder, relative = split_name(name)
-        folders.setdefault(folder, {})[relative] = name  # "results" sorts behind "Results" and wins
+        if (other := folders.setdefault(folder, {}).get(relative)) is not None:
+            found.twice.append(other)
+        folders[folder][relative] = name  # "results" sorts behind "Results" and wins
     for folder, files in folders.items():
         _add_runs(found, folder, files)
     return found

@@ -51,13 +51,16 @@ VOLUME: Final = 3732.5
 CELL: Final = 0.5
 """Edge of a cell, mm: the height of a ridge, and 25 powder layers."""
 
+HEIGHT: Final = 12.5
+"""With its ridges, mm."""
+
 _BLOCK: Final = 56.0  # where the end block begins
 PROCESS: Final = BRIDGE_PROCESS
 
 
 def ridge_rise(mesh: VoxelMesh, before: Frame, after: Frame) -> list[float]:
     """Mean rise of the top of each ridge, mm."""
-    top = mesh.points[:, 2] > 12.5 - 1e-6
+    top = mesh.points[:, 2] > HEIGHT - 1e-6
     rise = after.state.displacement[:, 2] - before.state.displacement[:, 2]
     return [float(rise[top & (np.abs(mesh.points[:, 0] - x) < 0.51)].mean()) for x in RIDGES]
 

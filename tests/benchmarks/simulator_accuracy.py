@@ -1,20 +1,26 @@
 """How near the simulator is to NetFabb and to NIST's bridges, and what it costs: every figure in one table.
 
-    LPBF_NETFABB_SAMPLES=folder python -m tests.benchmarks.simulator_accuracy [before|after] [parts users bridges cost]
+    LPBF_NETFABB_SAMPLES=folder python -m tests.benchmarks.simulator_accuracy [before|after] [pieces]
 
-`before` names the JSON file simulator_accuracy_before, for figures that a change is held against. The folder holds
-`binary/step2` and `ascii/meshes2` of github.com/kevinferg/netfabb-tools. The cost is that of a part from its parameters
-to files, over the cost of the same part with the version in `REFERENCE`, run in turns from a worktree of its own.
+Pieces are parts, users, IN625, 15-5PH, program, spread and cost, all by default; each takes at most a few minutes, is
+measured in one run, and is written to the JSON file when it is there, beside what was measured before. IN625 and 15-5PH
+are NIST's bridges with the `measured` calibration, program both with that of NetFabb. `before` names the JSON file
+simulator_accuracy_before, for figures that a change is held against. The folder holds `binary/step2` and
+`ascii/meshes2` of github.com/kevinferg/netfabb-tools. The cost is that of a part from its parameters to files, over the
+cost of the same part with the version in `REFERENCE`, run in turns from a worktree of its own.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +30,7 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial import cKDTree
 
 from lpbf_data.case.case import Case
-from lpbf_data.geometry.layer_groups import PlaneGroup
+from lpbf_data.geometry.layer_groups import PlaneGroup, choose_refinement
 from lpbf_data.geometry.surface_files import load_surface
 from lpbf_data.geometry.voxelize import voxelize
 from pipelines.netfabb.run import NetfabbRun
@@ -34,6 +40,7 @@ from pipelines.simulation.materials.material import MATERIALS, Material
 from pipelines.simulation.physics.build_simulation import BuildSimulation
 from pipelines.simulation.physics.fields import von_mises
 from pipelines.simulation.physics.layers import time_groups
+from pipelines.simulation.results.identity import VERSION
 from pipelines.sources.case_files import FolderFiles
 from tests.benchmarks import compare_amb2018 as bridge
 from tests.benchmarks.compare_netfabb import CELL, PARTS, REFINEMENT, matching_points
@@ -49,7 +56,8 @@ LEAST_CLEARANCE: Final = 69.719
 REFERENCE: Final = "acc8ec5"
 """Commit whose cost is the measure."""
 
-GROUPS: Final = (0.5, 1.0, 2.5)
+FINEST: Final = 0.5
+GROUPS: Final = (FINEST, 1.0, 2.5)
 """Thickness of the bridge's groups in mm, all of the same cells."""
 
 _FIELDS: Final = ("displacement", "von_mises_stress")
@@ -147,65 +155,86 @@ def as_users_type_it(name: str, calibration: str) -> dict[str, Any]:
     return {"our_points": ours.num_points, "points_outside_our_mesh": int((~inside).sum())} | result
 
 
-def first_ridge(name: str, made_of: Material, thickness: float = 0.5) -> dict[str, float]:
-    """Rise of the bridge's first ridge over the measured one."""
+def first_ridge(name: str, made_of: Material, groups: list[PlaneGroup] | None = None) -> dict[str, float]:
+    """Rise of the bridge's first ridge over the measured one; groups as users get them by default."""
     measured = bridge.STEELS[name][1]
     mesh = voxelize(bridge.bridge(), (bridge.CELL, bridge.CELL))
-    simulation = BuildSimulation(mesh, made_of, bridge.PROCESS)
-    simulation.groups = time_groups(mesh, bridge.PROCESS, groups_of(mesh.num_planes, round(thickness / bridge.CELL)))
+    known = made_of.calibration
+    refinement = choose_refinement(mesh.num_planes, bridge.CELL, known.group_thickness, known.fewest_groups)
+    simulation = BuildSimulation(mesh, made_of, bridge.PROCESS, refinement=refinement)
+    if groups is not None:
+        simulation.groups = time_groups(mesh, bridge.PROCESS, groups)
     *_, before, after = simulation.frames(held=bridge.held_nodes(mesh))
     rise = bridge.ridge_rise(mesh, before, after)
-    return {
+    found = {
         "rise_mm": round(rise[0], 4),
         "over_measured": round(rise[0] / measured[0], 3),
         "correlation_of_ridges": round(float(np.corrcoef(rise, measured)[0, 1]), 4),
     }
+    print(name, known.name, known.strain, len(simulation.groups), "groups", found, flush=True)
+    return found
 
 
-def groups_of(planes: int, size: int) -> list[PlaneGroup]:
-    """Groups of so many planes of cells, also where that is no power of two."""
-    starts = range(0, planes, size)
-    return [PlaneGroup(number, low, min(low + size, planes)) for number, low in enumerate(starts, start=1)]
+def groups_of(thickness: float) -> list[PlaneGroup]:
+    """The bridge's planes of cells in groups of a thickness in mm, also where that is no power of two of planes."""
+    size, planes = round(thickness / bridge.CELL), round(bridge.HEIGHT / bridge.CELL)
+    return [PlaneGroup(n, low, min(low + size, planes)) for n, low in enumerate(range(0, planes, size), start=1)]
 
 
-def bridges(calibration: str) -> dict[str, Any]:
-    """Both alloys with a calibration, and the spread over the thickness of groups."""
-    result: dict[str, Any] = {}
-    for name, (known_as, _) in bridge.STEELS.items():
-        result[name] = first_ridge(name, material(known_as, calibration))
-        print(calibration, name, result[name], flush=True)
-    if calibration == "measured":
-        result["cooling_kelvin"] = MEASURED_COOLING
-        over = {name: float(result[name]["over_measured"]) for name in bridge.STEELS}
-        result["left_out"] = left_out(over, MEASURED_COOLING)
-    return result
+def cooled_by(name: str, kelvin: float) -> Material:
+    """An alloy of the bridges whose layers shrink by their thermal contraction over a temperature difference."""
+    made_of = material(bridge.STEELS[name][0], "measured")
+    strain = -made_of.expansion * kelvin
+    return dataclasses.replace(made_of, calibration=dataclasses.replace(made_of.calibration, strain=strain))
 
 
-def left_out(over_measured: dict[str, float], cooling: float) -> dict[str, dict[str, float]]:
-    """What the first ridges would be over the measured ones had a source not been used; rises follow the strain.
+def bridge_of(name: str) -> dict[str, Any]:
+    """A bridge with the `measured` calibration, and with the cooling that meets its own first ridge.
 
-    Args:
-        over_measured: Ratio of each alloy with thermal contraction over some temperature difference.
-        cooling: That temperature difference, K.
+    The second is by proportion; rises are linear in the cooling, so the two say what every other cooling gives.
     """
-    first, second = over_measured
-    over_netfabb = {}
-    for name, (known_as, _) in bridge.STEELS.items():
-        expansion = MATERIALS[known_as].expansion
-        over_netfabb[name] = round(over_measured[name] * netfabb(expansion).strain / (-expansion * cooling), 3)
+    first = first_ridge(name, cooled_by(name, MEASURED_COOLING), groups_of(FINEST))
+    guess = round(MEASURED_COOLING / first["over_measured"], 1)
+    second = first_ridge(name, cooled_by(name, guess), groups_of(FINEST))
+    slope = (second["rise_mm"] - first["rise_mm"]) / (guess - MEASURED_COOLING)
+    meets = MEASURED_COOLING + (bridge.STEELS[name][1][0] - first["rise_mm"]) / slope
     return {
-        "calibrated on the other alloy": {
-            first: round(over_measured[first] / over_measured[second], 3),
-            second: round(over_measured[second] / over_measured[first], 3),
-        },
-        "calibrated on NetFabb alone": over_netfabb,
+        f"{MEASURED_COOLING:g} K": first,
+        f"{guess:g} K": second,
+        "rise_mm_a_kelvin": round(slope, 6),
+        "kelvin_that_meet_it": round(meets, 1),
     }
 
 
-def spread(calibration: str) -> dict[str, Any]:
+def program() -> dict[str, Any]:
+    """Both bridges with the calibration on NetFabb's program, which never saw them."""
+    return {name: first_ridge(name, material(known, "netfabb")) for name, (known, _) in bridge.STEELS.items()}
+
+
+def left_out(result: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """First ridges over the measured ones, by what the strain was calibrated on; the worst of a row counts."""
+    known = {name: result[name] for name in bridge.STEELS}
+
+    def over(name: str, kelvin: float) -> float:
+        first = known[name][f"{MEASURED_COOLING:g} K"]["rise_mm"]
+        rise = first + known[name]["rise_mm_a_kelvin"] * (kelvin - MEASURED_COOLING)
+        return round(rise / bridge.STEELS[name][1][0], 3)
+
+    kelvins = {f"on {name}": dict.fromkeys(known, known[name]["kelvin_that_meet_it"]) for name in known}
+    kelvins["on both, `measured`"] = dict.fromkeys(known, MEASURED_COOLING)
+    kelvins["on NetFabb, its strain layer by layer"] = {
+        name: -netfabb(MATERIALS[made_of].expansion).strain / MATERIALS[made_of].expansion
+        for name, (made_of, _) in bridge.STEELS.items()
+    }
+    table = {source: {name: over(name, kelvin) for name, kelvin in row.items()} for source, row in kelvins.items()}
+    table["on NetFabb, `netfabb`"] = {name: result["program"][name]["over_measured"] for name in known}
+    return table
+
+
+def spread() -> dict[str, Any]:
     """The IN625 bridge with three thicknesses of groups: largest difference over the mean."""
-    made_of = material("Inc625", calibration)
-    rises = {f"{size} mm": first_ridge("IN625", made_of, size)["rise_mm"] for size in GROUPS}
+    made_of = material("Inc625", "measured")
+    rises = {f"{size} mm": first_ridge("IN625", made_of, groups_of(size))["rise_mm"] for size in GROUPS}
     values = np.array(list(rises.values()))
     return {"rise_mm": rises, "spread": round(float(np.ptp(values) / values.mean()), 4)}
 
@@ -252,23 +281,36 @@ def cost() -> dict[str, Any]:
     return result
 
 
+PIECES: Final[dict[str, Callable[[], Any]]] = {
+    "parts": lambda: {c: {p: on_netfabbs_cells(p, c) for p in PARTS} for c in CALIBRATIONS},
+    "users": lambda: {c: {p: as_users_type_it(p, c) for p in PARTS} for c in CALIBRATIONS},
+    **{name: partial(bridge_of, name) for name in bridge.STEELS},
+    "program": program,
+    "spread": spread,
+    "cost": cost,
+}
+"""What can be measured by itself."""
+
+
 def main() -> None:
     """Measure what was asked for, keep the rest of the file."""
     words = sys.argv[1:]
+    if unknown := set(words) - {"before", "after", *PIECES}:
+        sys.exit(f"unknown: {', '.join(sorted(unknown))}; pieces are {', '.join(PIECES)}")
     name = "simulator_accuracy_before" if "before" in words else "simulator_accuracy"
-    jobs: dict[str, Callable[[], Any]] = {
-        "parts": lambda: {c: {p: on_netfabbs_cells(p, c) for p in PARTS} for c in CALIBRATIONS},
-        "users": lambda: {c: {p: as_users_type_it(p, c) for p in PARTS} for c in CALIBRATIONS},
-        "bridges": lambda: {c: bridges(c) for c in CALIBRATIONS},
-        "spread": lambda: spread("measured"),
-        "cost": cost,
-    }
     known = RESULTS / f"{name}.json"
-    result: dict[str, Any] = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
-    for job in [word for word in words if word in jobs] or list(jobs):
-        result[job] = jobs[job]()
-        print(job, json.dumps(result[job], indent=1), flush=True)
-        result["machine"] = describe_machine(("numpy", "scipy", "pyamg"))
+    for piece in [word for word in words if word in PIECES] or list(PIECES):
+        started = time.perf_counter()
+        found = PIECES[piece]()
+        print(piece, json.dumps(found, indent=1), flush=True)
+        # Read only now: another piece may have been measured meanwhile.
+        result: dict[str, Any] = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
+        result[piece] = found
+        machine = describe_machine(("numpy", "scipy", "pyamg"))
+        seconds_taken = round(time.perf_counter() - started)
+        result.setdefault("measured", {})[piece] = {"simulator": VERSION, "seconds": seconds_taken, "machine": machine}
+        if all(one in result for one in (*bridge.STEELS, "program")):
+            result["left_out"] = left_out(result)
         save_result(name, result)
 
 

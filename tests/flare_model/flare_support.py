@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import csv
-import json
+import os
 import signal
-import subprocess
 import sys
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import flare_model.training.training_checkpoint
 from flare_model.checkpoints.files import Usage
 from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.data.normalisation import Normalisation
 from flare_model.models.flare import Flare, FlareConfig
 from flare_model.train import train
 from flare_model.training.recipe import Recipe
+from flare_model.training.trainer import Trainer
+from tests.forked import Program
 from tests.netfabb_cases import Part, write_part
 from tests.rounding import LOSSES
 
@@ -80,34 +82,30 @@ def go(dataset: str, folder: Path, model: dict[str, Any] = TINY, **options: Any)
     return folder
 
 
-KILLING = """
-import json, os, signal, sys
-import flare_model.training.training_checkpoint
-from flare_model.training.recipe import Recipe
-from flare_model.train import train
-from flare_model.training.trainer import Trainer
-from tests.flare_model.flare_support import TINY
+def _train_and_die(data: str, out: str, step: int, recipe: Recipe, options: dict[str, Any], *, writing: bool) -> None:
+    """Train until a step is done, or its checkpoint is being written, and kill this process there."""
+    sys.argv = ["the one that dies"]
+    if writing:
 
-data, out, step, writing, recipe, options = sys.argv[1:]
-if writing == "True":
-    def flush(root):
-        if f"{int(step):08d}" in root.name:
-            os.kill(os.getpid(), signal.SIGKILL)
-    flare_model.training.training_checkpoint.flush_tree = flush
-else:
-    plain = Trainer._optimise
-    def optimise(self, group):
-        plain(self, group)
-        if self.step == int(step):
-            os.kill(os.getpid(), signal.SIGKILL)
-    Trainer._optimise = optimise
-train(data, out=out, model=TINY, recipe=Recipe(**json.loads(recipe)), **json.loads(options))
-"""
+        def flush(root: Path) -> None:
+            if f"{step:08d}" in root.name:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        flare_model.training.training_checkpoint.flush_tree = flush  # type: ignore[assignment]
+    else:
+        plain = Trainer._optimise
+
+        def optimise(self: Trainer, group: Any) -> None:
+            plain(self, group)
+            if self.step == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Trainer._optimise = optimise  # type: ignore[method-assign]
+    train(data, out=out, model=TINY, recipe=recipe, **options)
 
 
 def kill(dataset: str, folder: Path, step: int, recipe: Recipe, *, writing: bool = False, **options: Any) -> None:
     """Train until a step is done, or its checkpoint is being written, and die there."""
-    words = [dataset, str(folder), str(step), str(writing), json.dumps(asdict(recipe)), json.dumps(options)]
-    command = [sys.executable, "-c", KILLING, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    die = partial(_train_and_die, dataset, str(folder), step, recipe, options, writing=writing)
+    program = Program(die, folder.with_name(f"{folder.name}-{step}-said"))
+    assert program.end() == -signal.SIGKILL, program.text()

@@ -9,12 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import flare_model.training.run_lock
 from flare_model.training.run_lock import HOLDER_NAME, is_local_lock, locked_run
+from flare_model.training.trainer import Trainer
 from lpbf_data.errors import UsageError
+from tests.forked import Program, command
 
 HOLDING = """
 import sys, time
@@ -26,26 +30,44 @@ with locked_run(Path(sys.argv[1])):
 """
 
 
+def train_until_told(run: str, *words: str) -> None:
+    """Train, and stand still after the first step until there is a file beside the run."""
+    plain = Trainer._after_step
+
+    def after_step(self: Trainer) -> None:
+        plain(self)
+        while not Path(run).with_name("go").exists():
+            time.sleep(0.01)
+
+    Trainer._after_step = after_step  # type: ignore[method-assign]
+    command("flare_model.train", *words)
+
+
+def train_in_a_hurry(*words: str) -> None:
+    """Train, and wait for no other process."""
+    flare_model.training.run_lock.locked_run = partial(locked_run, patience=0)  # type: ignore[assignment]
+    command("flare_model.train", *words)
+
+
 def test_two_processes_with_one_folder_train_once(box_dataset: str, tmp_path: Path) -> None:
     """As of a job that was submitted twice: one trains to the end, the other is told who does."""
     run = tmp_path / "run"
-    words = ["--data", box_dataset, "--out", str(run), "--recipe.epochs", "25", "--accelerator", "cpu"]
+    words = ["--data", box_dataset, "--out", str(run), "--recipe.epochs", "2", "--accelerator", "cpu"]
     sizes = ["--model.config.channels", "8", "--model.config.num_heads", "2", "--model.config.num_blocks", "1"]
-    command = [sys.executable, "-m", "flare_model.train", *words, *sizes, "--validate_every", "25"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as first:
-        while not (run / "training.csv").exists():
-            assert first.poll() is None
-            time.sleep(0.01)
-        first.send_signal(signal.SIGSTOP)  # It holds the folder for as long as the other takes.
-        second = subprocess.run(command, capture_output=True, text=True, check=False)
-        first.send_signal(signal.SIGCONT)
-        said = first.communicate()[1]
-    assert first.returncode == 0, said
-    assert second.returncode == 1
-    assert second.stderr.startswith(f"error: another process ({first.pid} on ")
-    assert second.stderr.count("\n") == 1
+    first = Program(train_until_told, tmp_path / "first", str(run), *words, *sizes)
+    while not (run / HOLDER_NAME).exists():
+        assert first.running(), first.text()
+        time.sleep(0.01)
+    # It holds the folder for as long as the other takes.
+    second = Program(train_in_a_hurry, tmp_path / "second", *words, *sizes)
+    assert second.end() == 1
+    (run.parent / "go").touch()
+    assert first.end() == 0, first.text()
+    said = second.text()
+    assert said.startswith(f"error: another process ({first.pid} on ")
+    assert said.count("\n") == 1
     with (run / "training.csv").open(newline="") as file:
-        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 201))
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 17))
     assert not (run / HOLDER_NAME).exists()
 
 

@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import flare_model
+from flare_model.checkpoints.restore_model import built_without_memory
 from flare_model.checkpoints.spec import ModelSpec
 from flare_model.configs import FOLDER, config_names, config_path, spell_out_config
 from flare_model.layers.layout import Layout
 from flare_model.layers.mixer import mix, mix_meshes
-from flare_model.models.backbone import Backbone
 from flare_model.models.flare import Flare, FlareConfig
+from flare_model.models.mesh_model import MeshModel
 from flare_model.models.transformer import SelfAttention, Transformer, TransformerConfig
 from flare_model.models.transolver import PhysicsAttention, Transolver, TransolverConfig
 from flare_model.train import train
@@ -70,7 +71,7 @@ def test_every_configuration_is_understood() -> None:
         options = set(inspect.signature(train).parameters)
         assert {"model", "recipe"} <= set(content) <= options
         Recipe(**content["recipe"])
-        assert isinstance(ModelSpec(**content["model"]).build(), Backbone)
+        assert isinstance(built_without_memory(ModelSpec(**content["model"])), MeshModel)
 
 
 def test_configurations_go_by_name() -> None:

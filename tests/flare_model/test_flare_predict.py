@@ -142,7 +142,7 @@ def test_a_netfabb_result_is_predicted_with_its_truth(
     for source, count in ((root / "mechanical.case", 1), (root, 1), (tmp_path / "cases", 2)):
         out = tmp_path / f"out-{source.name}"
         assert predict(str(trained_run), [str(source)], out=str(out), pictures=False) == 0
-        assert len(list(out.iterdir())) == count
+        assert len(list(out.glob("*.vtu"))) == count
         mesh = meshio.read(out / "200000_22b839a0_1.vtu")
         np.testing.assert_array_equal(mesh.point_data["displacement_z"], truth)
 
@@ -167,8 +167,11 @@ def test_a_surface_is_meshed_as_the_simulator_does_and_drawn(
     assert picture.startswith(b"\x89PNG")
     assert "out of the build volume" not in capsys.readouterr().err
     predict(str(trained_run), source, out=str(tmp_path / "off"), points=400, pictures=False)
-    assert "16 mm out of the build volume along x" in capsys.readouterr().err
-    assert [p.name for p in (tmp_path / "off").iterdir()] == ["box.vtu"]
+    said = capsys.readouterr().err
+    assert "changed: what lay out of the build volume was moved so that its middle stands on the middle of" in said
+    moved = meshio.read(tmp_path / "off/box.vtu").points
+    np.testing.assert_allclose(moved, mesh.points, atol=1e-5)
+    assert sorted(p.name for p in (tmp_path / "off").iterdir()) == ["answers.json", "box.vtu", "remarks.json"]
 
 
 def test_a_surface_has_as_many_points_as_parts_of_the_training(trained_run: Path, tmp_path: Path) -> None:
@@ -236,7 +239,11 @@ def test_features_must_come_with_the_part(box_dataset: str, tmp_path: Path, caps
     assert f"needs the field von_mises_stress at every point, which {source.stem} doesn't come with" in said
     assert "needs the field von_mises_stress, which isn't finite everywhere in odd" in said
     assert "1 of 3 parts are predicted" in said
-    assert {p.name.split("_")[0].split(".")[0] for p in (tmp_path / "again").iterdir()} == {"whole"}
+    assert {p.name.split("_")[0].split(".")[0] for p in (tmp_path / "again").iterdir()} == {
+        "answer",
+        "answers",
+        "whole",
+    }
 
 
 def test_a_truth_that_is_not_finite_is_left_out(
@@ -269,7 +276,8 @@ def test_a_part_whose_picture_can_not_be_drawn_leaves_nothing(
     monkeypatch.setattr(pictures, "draw_prediction", draw_others)
     assert predict(str(trained_run), [box_dataset], out=str(tmp_path / "out")) == 1
     (other,) = set(load_dataset(box_dataset, "test").case_ids) - {first}
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"{other}.vtu", f"{other}_displacement_z.png"]
+    found = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert found == sorted([f"{other}.vtu", f"{other}_displacement_z.png", "answer.html", "answers.json"])
 
 
 def test_a_bad_source_or_case_does_not_stop_the_others(
@@ -282,7 +290,7 @@ def test_a_bad_source_or_case_does_not_stop_the_others(
     capsys.readouterr()
     sources = [str(tmp_path / "bad.vtu"), str(tmp_path / "nothing"), str(data), str(good)]
     assert predict(str(trained_run), sources, out=str(tmp_path / "out"), pictures=False) == 1
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(["c1.vtu", good.name])
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.vtu")) == sorted(["c1.vtu", good.name])
     said = capsys.readouterr().err
     for words in ("bad.vtu can't be read", "there is no", "case c0 (shard", "2 of 5 parts are predicted"):
         assert words in said

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,6 +21,8 @@ from flare_model.training.training_checkpoint import latest_state
 from lpbf_data.errors import StoreError, UsageError
 from pipelines.build import build
 from tests.flare_model.flare_support import LEARNING, TINY, assert_same_losses, go, kill, losses, write_cases
+from tests.forked import Program, command, end_all
+from tests.lpbf_data.launch_support import torchrun_variables
 from tests.rounding import LOSSES, WEIGHTS
 
 
@@ -101,17 +102,21 @@ def test_differences_are_named() -> None:
     ]
 
 
-def torchrun(*options: str) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", *options, "-m", "flare_model.train"]
-
-
-def launch(commands: list[list[str]], words: list[str]) -> None:
-    """Start all commands at the same time, and wait for them."""
+def torchrun(words: list[str]) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, "-m", "flare_model.train", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    started = [subprocess.Popen([*c, *words], stderr=subprocess.PIPE, text=True, env=environment) for c in commands]
-    for process in started:
-        _, said = process.communicate()
-        assert process.returncode == 0, said
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def two_nodes(words: list[str], said: Path) -> None:
+    """One process on each, with the variables that torchrun sets."""
+    started = [
+        Program(command, said, "flare_model.train", *words, environment=os.environ | variables)
+        for variables in torchrun_variables(2, nodes=2)
+    ]
+    assert end_all(started) == [0, 0], said.read_text()
 
 
 @pytest.mark.parametrize(("nodes", "loss"), [(1, "mse"), (2, "relative_l2")])
@@ -130,13 +135,9 @@ def test_two_processes_make_the_steps_of_one(box_dataset: str, tmp_path: Path, n
     options |= {f"model.config.{name}": value for name, value in TINY["init_args"]["config"].items()}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     if nodes == 1:
-        launch([torchrun("--standalone", "--nproc-per-node=2")], words)
+        torchrun(words)
     else:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        meeting = ("--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}")
-        launch([torchrun(*meeting, f"--node-rank={rank}") for rank in (0, 1)], words)
+        two_nodes(words, tmp_path / "said")
     assert_same_losses(tmp_path / "both", single)
     weights, alone = (from_pretrained(f).model.state_dict() for f in (tmp_path / "both", single))
     for name, values in weights.items():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,9 @@ from flare_model.training.devices import _processes
 from lpbf_data.errors import UsageError
 from tests.flare_model.flare_support import TINY, losses
 from tests.flare_model.test_flare_checkpoints import Pointwise
+from tests.forked import Program, command, end_all
 
 JOB = {"SLURM_JOB_ID": "1234567", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NNODES": "1"}
-SECONDS = 300
-
 
 SIZES = {f"model.config.{name}": value for name, value in TINY["init_args"]["config"].items()}
 
@@ -38,18 +35,13 @@ class OneFails(Pointwise):
         return super().forward(*inputs)
 
 
-def start(data: str, out: Path, variables: dict[str, str], model: dict[str, Any] = SIZES) -> subprocess.Popen[str]:
+def start(data: str, out: Path, variables: dict[str, str], model: dict[str, Any] = SIZES) -> Program:
     """A training run with one epoch of its own data, as a task of SLURM would be."""
     options = {"data": data, "out": str(out), "recipe.epochs": 1, "recipe.batch_size": 2, "accelerator": "cpu"} | model
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | JOB | variables
-    return subprocess.Popen(
-        [sys.executable, "-m", "flare_model.train", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
+    said = out.with_name(f"{out.name}-{variables.get('SLURM_PROCID', '')}-said")
+    return Program(command, said, "flare_model.train", *words, environment=environment)
 
 
 def start_two(data: str, out: Path, model: dict[str, Any] = SIZES) -> tuple[list[int], list[str]]:
@@ -61,12 +53,7 @@ def start_two(data: str, out: Path, model: dict[str, Any] = SIZES) -> tuple[list
     tasks = [
         start(data, out, meeting | step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}, model) for rank in ("0", "1")
     ]
-    try:
-        said = [task.communicate(timeout=SECONDS)[0] for task in tasks]
-    finally:
-        for task in tasks:
-            task.kill()
-    return [task.returncode for task in tasks], said
+    return end_all(tasks), [task.text() for task in tasks]
 
 
 def test_a_folder_that_can_not_be_locked_ends_every_task(box_dataset: str, tmp_path: Path) -> None:
@@ -99,16 +86,15 @@ def test_tasks_that_srun_started_train_together(box_dataset: str, tmp_path: Path
     # Half of each batch of four on either: one run, whose steps are written once.
     assert [int(row[0]) for row in losses(tmp_path / "run")] == list(range(1, result["steps"] + 1))
     alone = start(box_dataset, tmp_path / "alone", {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"})
-    told = alone.communicate(timeout=SECONDS)[0]
-    assert alone.returncode == 0, told
+    assert alone.end() == 0, alone.text()
     steps = json.loads((tmp_path / "alone" / "result.json").read_text(encoding="utf-8"))["steps"]
     assert result["steps"] == steps // 2
 
 
 def test_a_job_of_eight_tasks_without_srun_is_told_how_to_start(box_dataset: str, tmp_path: Path) -> None:
     task = start(box_dataset, tmp_path / "run", {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"})
-    said = task.communicate(timeout=SECONDS)[0]
-    assert task.returncode != 0
+    assert task.end() != 0
+    said = task.text()
     assert "8 tasks" in said
     assert "write srun before python" in said.replace("\n", " ")
     assert "Traceback" not in said

@@ -18,7 +18,7 @@ import vtk
 
 from flare_model.predict import predict
 from flare_model.prediction.parts import MESH_SUFFIXES, Meshing, Part, Unreadable, read_parts
-from lpbf_data.errors import StoreError
+from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.geometry.hexahedra import hex_corner_volumes
 from tests.lpbf_data.test_surface_files import write_3mf
 from tests.netfabb_cases import Part as NetfabbPart
@@ -111,6 +111,13 @@ def test_voxels_are_hexahedra_in_another_order(tmp_path: Path, suffix: str) -> N
     np.testing.assert_allclose(hexahedra.cell_quality("scaled_jacobian")["scaled_jacobian"], 1.0)
 
 
+def test_units_are_not_ignored_for_meshes(tmp_path: Path) -> None:
+    write_vtk(tmp_path / "part.vtu", hexahedra())
+    assert len(list(read_parts(tmp_path / "part.vtu", Meshing(units="mm")))) == 1
+    with pytest.raises(UsageError, match="--units m is for surfaces"):
+        list(read_parts(tmp_path / "part.vtu", Meshing(units="m")))
+
+
 def test_cells_of_other_kinds_are_not_lost_without_a_word(tmp_path: Path) -> None:
     grid = hexahedra()
     strip = pyvista.UnstructuredGrid(np.array([4, 0, 1, 4, 5]), np.array([6]), grid.points)  # a triangle strip
@@ -145,7 +152,7 @@ def test_a_file_of_two_bodies_gives_two_parts_and_a_word(
     trimesh.util.concatenate([big, small]).export(tmp_path / "pair.stl")
     out = tmp_path / "out"
     assert predict(str(trained_run), [str(tmp_path / "pair.stl")], out=str(out), points=300, pictures=False) == 0
-    assert {path.name for path in out.iterdir()} == {"pair_1.vtu", "pair_2.vtu", "remarks.json"}
+    assert {path.name for path in out.iterdir()} == {"answers.json", "pair_1.vtu", "pair_2.vtu", "remarks.json"}
     for name, size in (("pair_1", 20), ("pair_2", 8)):
         np.testing.assert_allclose(np.ptp(meshio.read(out / f"{name}.vtu").points, axis=0), size, atol=1)
     assert (

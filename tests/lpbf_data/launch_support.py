@@ -1,4 +1,4 @@
-"""Start programs of several processes as users do, and tell what they said when they fail or hang."""
+"""Start programs of several processes, and tell what they said when they fail or hang."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-SECONDS: Final = 240
-"""How long a program may take on a machine at work; half a minute before, its processes say where they stand."""
+from tests.forked import SECONDS, Program, end_all, function
+
 ROOT: Final = Path(__file__).parents[2]
 LAUNCHERS: Final = {
     "torchrun": ("torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node={ranks}"),
@@ -95,12 +95,50 @@ def launch_command(launcher: str, ranks: int) -> list[str]:
     return [sys.executable, *(["-m", *options] if options else [])]
 
 
+def torchrun_variables(ranks: int, nodes: int = 1) -> list[dict[str, str]]:
+    """What torchrun sets in the environment of each of its processes.
+
+    Args:
+        ranks: Number of processes.
+        nodes: Number of machines that they are taken to be on.
+    """
+    local = ranks // nodes
+    shared = {
+        "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": local, "GROUP_WORLD_SIZE": nodes, "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": _free_port(), "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": 0,
+        "TORCHELASTIC_MAX_RESTARTS": 0,
+    }  # fmt: skip
+    own = ({"RANK": rank, "LOCAL_RANK": rank % local, "GROUP_RANK": rank // local} for rank in range(ranks))
+    return [{name: str(value) for name, value in (shared | each).items()} for each in own]
+
+
+def _run_forked(
+    program: str,
+    folder: Path,
+    words: Sequence[object],
+    variables: Sequence[Mapping[str, str]],
+    module: str,
+    environment: Mapping[str, str],
+) -> str:
+    """Run a program in several forked processes; what they said."""
+    folder.mkdir(parents=True, exist_ok=True)
+    output = folder / "output.txt"
+    started = [
+        Program(function, output, module, program, *words,
+                environment=environment_of(folder, {**environment, **own}), folder=folder)
+        for own in variables
+    ]  # fmt: skip
+    ended = end_all(started)
+    assert not any(ended), f"{program} ended with {ended}:\n{started[0].text()}"
+    return started[0].text()
+
+
 def run_ranks(
     program: str,
     folder: Path,
     *words: object,
     ranks: int,
-    launcher: str = "torchrun",
+    launcher: str = "forked",
     before: Sequence[str] = (),
     module: str = "tests.lpbf_data.rank_programs",
     environment: Mapping[str, str] | None = None,
@@ -112,7 +150,8 @@ def run_ranks(
         folder: Where output and reports go.
         words: What it is given, as JSON.
         ranks: Number of processes.
-        launcher: One of `LAUNCHERS`.
+        launcher: One of `LAUNCHERS`; or "forked" for processes with the variables that torchrun sets, and "forked
+            alone" for one without, which both begin with everything imported.
         module: Where the program stands.
         before: What the command begins with, such as a shell that sets limits.
         environment: Variables beside those of this process.
@@ -120,8 +159,12 @@ def run_ranks(
     Returns:
         What each rank reported, by rank.
     """
-    start = [*before, *launch_command(launcher, ranks)]
-    said = run_program([*start, "-m", module, program, json.dumps(words)], folder, environment)
+    if launcher.startswith("forked"):
+        sets = [torchrun_variables(ranks)[rank] for rank in range(ranks)] if launcher == "forked" else [{}]
+        said = _run_forked(program, folder, words, sets, module, environment or {})
+    else:
+        start = [*before, *launch_command(launcher, ranks)]
+        said = run_program([*start, "-m", module, program, json.dumps(words)], folder, environment)
     reports = [folder / f"{rank}.json" for rank in range(ranks)]
     assert all(report.exists() for report in reports), said
     return [json.loads(report.read_text(encoding="utf-8")) for report in reports]

@@ -15,7 +15,9 @@ PROGRAMS = "tests.lpbf_data.lightning_programs"
 
 
 def run(program: str, place: Path, *words: object, ranks: int = 1) -> list[Any]:
-    return run_ranks(program, place, *words, ranks=ranks, launcher="none", module=PROGRAMS)
+    """Lightning starts its second process as it was started itself, by a command."""
+    launcher = "none" if ranks > 1 else "forked alone"
+    return run_ranks(program, place, *words, ranks=ranks, launcher=launcher, module=PROGRAMS)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

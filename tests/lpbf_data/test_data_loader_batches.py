@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch_geometric.loader
 from torch.utils.data import DataLoader
 
 from lpbf_data import NodeBudgetSampler, RaggedBatch, load_dataset, make_loader
@@ -117,11 +120,21 @@ class Pinnable:
 
 @many_workers
 @pytest.mark.parametrize("workers", [0, 1])
-def test_memory_is_pinned_beside_training_and_in_this_process(small_dataset: Path, workers: int) -> None:
+def test_memory_is_pinned_beside_training_and_in_this_process(
+    small_dataset: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     loader = open_loader(small_dataset, collate=Pinnable, pin_memory=True, batch_size=5, num_workers=workers)
     batches = list(loader)
     assert [batch.count for batch in batches] == [5, 5, 5, 2]
     assert {batch.pinned_in for batch in batches} == {"lpbf-read-ahead"}
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="is of use with a GPU")
+def test_memory_that_can_not_be_pinned_is_told(small_dataset: Path) -> None:
+    with pytest.warns(UserWarning, match="pin_memory=True does nothing here: PyTorch finds no GPU"):
+        loader = open_loader(small_dataset, pin_memory=True)
+    assert len(next(iter(loader))) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
@@ -270,3 +283,57 @@ def test_a_budget_of_points_alone_fills_batches(small_dataset: Path) -> None:
     one_by_one = open_loader(small_dataset, fields=[])
     assert sizes == [len(one_by_one)]
     assert [len(batch) for batch in one_by_one] == [1] * sizes[0]
+
+
+def test_numbers_without_graphs_need_no_pyg(small_dataset: Path) -> None:
+    """It takes seconds to import, in each worker that is started anew."""
+    program = (
+        "import sys; from lpbf_data import load_dataset, make_loader\n"
+        "[folder] = sys.argv[1:]; list(make_loader(folder, fields=[]))\n"
+        "for streaming in (False, True): list(load_dataset(folder, format='torch', fields=[], streaming=streaming))\n"
+        "assert 'torch_geometric' not in sys.modules\n"
+        "assert type(load_dataset(folder, fields=[])[0]).__mro__[1].__module__.startswith('torch_geometric.')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(small_dataset)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_data_set_of_graphs_is_one_of_pyg(small_dataset: Path) -> None:
+    data = load_dataset(small_dataset, fields=[])
+    assert isinstance(data, torch_geometric.data.Dataset)
+    assert data.num_node_features == 0
+    shuffled = data.shuffle()
+    assert sorted(shuffled.case_ids) == sorted(data.case_ids)
+    assert [sample.case_id for sample in shuffled] == shuffled.case_ids
+    assert next(iter(torch_geometric.loader.DataLoader(data, batch_size=3))).case_id == data.case_ids[:3]
+    data.transform = lambda sample: sample.case_id
+    assert (data[3], data[3:5][1]) == (data.case_ids[3], data.case_ids[4])
+
+
+@pytest.mark.parametrize("kind", ["pyg", "torch"])
+def test_parts_of_a_data_set(small_dataset: Path, kind: Any) -> None:
+    data = load_dataset(small_dataset, format=kind, fields=[])
+    names = data.case_ids
+    few = np.arange(17) % 5 == 0
+    for index, chosen in (
+        (slice(2, 9, 3), names[2:9:3]),
+        (slice(None, 0.5), names[:8]),
+        ([3, -1], [names[3], names[16]]),
+        ([], []),
+        (np.array([4]), names[4:5]),
+        (torch.tensor([4, 2]), [names[4], names[2]]),
+        (few, names[::5]),
+        (torch.from_numpy(few), names[::5]),
+        (few.tolist(), names[::5]),
+    ):
+        part = data[index]
+        assert (part.case_ids, len(part)) == (chosen, len(chosen))
+        assert [sample["case_id"] for sample in part[::-1]] == chosen[::-1]
+    for one in (5, np.int64(5), torch.tensor(5), -12):
+        assert data[one]["case_id"] == names[5]
+    for wrong in (17, -18, [17], few[:9]):
+        with pytest.raises(IndexError):
+            data[wrong]
+    assert repr(data[:3]).endswith("Dataset(3)")

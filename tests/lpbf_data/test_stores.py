@@ -124,6 +124,18 @@ def test_unknown_columns_and_damage_are_told(tmp_path: Path) -> None:
         shard.read_case(1)
 
 
+def test_a_part_has_few_files_however_many_cases(tmp_path: Path) -> None:
+    """What stands once a case lies in one array, and arrays have one chunk each; file systems count files."""
+    found = {}
+    for count in (1, 12):
+        write_part(tmp_path / f"{count}", [simple_case(f"c{i}") for i in range(count)], resolve_fields(DEFAULT_FIELDS))
+        found[count] = sorted(p.name for p in (tmp_path / f"{count}").rglob("*") if p.is_file())
+    assert len(found[1]) == len(found[12]) == 29
+    assert found[12].count("zarr.json") == 15  # the part and its 14 arrays, each of which has one file of values
+    part = xarray.open_zarr(tmp_path / "12", consolidated=False)
+    assert sorted(set(part.variables)) == sorted(p.name for p in (tmp_path / "12").iterdir() if p.is_dir())
+
+
 def test_xarray_and_dask_open_a_part(tmp_path: Path) -> None:
     many = [simple_case("a"), simple_case("b", (9, 1, 3)), simple_case("ç", (1, 1, 1))]
     write_part(tmp_path / "part", many, resolve_fields(DEFAULT_FIELDS))

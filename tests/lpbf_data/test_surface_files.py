@@ -408,11 +408,11 @@ GROWN = """
 import resource
 import sys
 from pathlib import Path
-import manifold3d, scipy.sparse.csgraph, scipy.spatial, trimesh
+import manifold3d, scipy.sparse.csgraph, scipy.spatial
 from lpbf_data.geometry.surface_files import load_bodies
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-load_bodies(Path(sys.argv[1]))
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+for path in map(Path, sys.argv[1:]):  # from small to large, since the most that was taken is what is told
+    load_bodies(path)
+    print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
@@ -420,18 +420,18 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 @pytest.mark.parametrize("suffix", SURFACE_SUFFIXES)
 def test_memory_of_each_format_is_bounded(tmp_path: Path, suffix: str) -> None:
     """What a triangle more takes, measured between two sizes, keeps the largest file within the stated bound."""
-    grown, sizes, counts = [], [], []
+    paths, counts = [], []
     for subdivisions in (5, 6):
         mesh = trimesh.creation.icosphere(subdivisions=subdivisions, radius=20)
         path = tmp_path / f"{subdivisions}{suffix}"
+        paths.append(path)
         if suffix == ".3mf":
             write_3mf(path, mesh, None)
         else:
             mesh.export(path)
-        said = subprocess.run([sys.executable, "-c", GROWN, str(path)], capture_output=True, text=True, check=True)
-        grown.append(int(said.stdout))
-        sizes.append(path.stat().st_size)
         counts.append(len(mesh.faces))
+    said = subprocess.run([sys.executable, "-c", GROWN, *map(str, paths)], capture_output=True, text=True, check=True)
+    grown, sizes = [int(line) for line in said.stdout.splitlines()], [path.stat().st_size for path in paths]
     triangles = counts[1] - counts[0]
     taken, bytes_each = (grown[1] - grown[0]) / triangles, (sizes[1] - sizes[0]) / triangles
     largest = 1_000_000_000 / bytes_each if suffix == ".stl" else MOST_TRIANGLES

@@ -152,6 +152,15 @@ def test_damaged_principal_stresses_dont_fail_a_case_that_needs_none(tmp_path: P
     assert _measured(root).run.tensor_order_basis == "solver"
 
 
+def test_files_whose_names_differ_in_case_check_tensors_too(samples: Path, tmp_path: Path) -> None:
+    """As of a disk that doesn't tell upper from lower case, copied to one that does."""
+    results = min(samples.rglob("results"))
+    shutil.copytree(results.parent, tmp_path / "case")
+    for path in (tmp_path / "case/results").glob("*.ens"):
+        path.rename(path.with_name(path.name.upper()))
+    assert run_of(tmp_path / "case").tensor_order == (NETFABB_ORDER, "checked")
+
+
 @pytest.mark.parametrize("kind", [Dialect(), Dialect(pipelines.ensight.Encoding.ASCII)], ids=["binary", "text"])
 def test_meshio_gives_vtks_order_for_netfabb(tmp_path: Path, kind: Dialect) -> None:
     root = write_part(tmp_path, Part("p", dialect=kind))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from pipelines.building.request import BuildRequest, check_request
 from pipelines.ensight import Dialect, Encoding
 from pipelines.selection.filters import Filters
 from pipelines.sources.finding import find_cases
+from tests.commands import run_here
 from tests.netfabb_cases import TERMINATED, Part, write_part, zip_folder
 
 
@@ -377,25 +376,21 @@ def test_a_rule_that_matches_nothing_is_said(tmp_path: Path, capsys: pytest.Capt
         (["--src", "."], "no NetFabb case found"),
     ],
 )
-def test_mistakes_are_one_sentence_and_a_status(words: list[str], said: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.build", *words], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+def test_mistakes_are_one_sentence_and_a_status(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run_here("pipelines.build", *words)
     assert done.returncode == 1
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "lpbf").exists() or not any((tmp_path / "lpbf").glob("data/*"))
 
 
-def test_nothing_kept_is_an_error_with_a_manifest(tmp_path: Path) -> None:
+def test_nothing_kept_is_an_error_with_a_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_part(tmp_path / "src", Part("a", verdict=TERMINATED))
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.build", "--src", "src", "--workers", "0"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    monkeypatch.chdir(tmp_path)
+    done = run_here("pipelines.build", "--src", "src", "--workers", "0")
     assert done.returncode == 1
     assert "no case was kept" in done.stderr
     assert "solver_terminated" in done.stdout

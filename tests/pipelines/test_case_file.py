@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lpbf_data.errors import CaseError, FailureReason
 from pipelines.ensight import CaseFile, TimeSet, Variable, read_case_file, write_case_file
+from pipelines.ensight.case_file import is_utf8
 
 REAL = """FORMAT
 type: ensight gold
@@ -81,6 +82,15 @@ def test_numbers_over_several_lines_comments_and_windows_ends() -> None:
     assert case.time_sets[2].numbers == (1, 3, 5, 7, 9)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be with a mark"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_texts_of_any_system_say_the_same(encoding: str, end: str) -> None:
+    mark, encoding = ("\ufeff", "utf-16-be") if " " in encoding else ("", encoding)
+    data = (mark + REAL.replace("\n", end)).encode(encoding)
+    assert is_utf8(data)
+    assert read_case_file(data) == read_case_file(REAL.encode())
+
+
 def test_backslashes_are_folders() -> None:
     case = read_case_file(REAL.replace("./s_mechanical00", "results\\\\s_mechanical00").encode())
     assert case.variable_file("Displacement", 0) == "results/s_mechanical00_1.dis.ens"
@@ -100,6 +110,7 @@ def test_static_mesh_and_constants() -> None:
     [
         ("number of steps: 8", "number of steps: 9", FailureReason.INCONSISTENT_STEPS),
         ("number of steps: 8", "number of steps: 1000000000000", FailureReason.MALFORMED_FILE),
+        ("1.8906651968582260E+03", "1.89_06651968582260E+03", FailureReason.MALFORMED_FILE),
         ("number of steps: 8", "number of steps: 0", FailureReason.INCONSISTENT_STEPS),
         ("number of steps: 8", "number of steps: x", FailureReason.MALFORMED_FILE),
         ("  3.6716164721158925E+03\n  4.9", "  1.0\n  4.9", FailureReason.INCONSISTENT_STEPS),

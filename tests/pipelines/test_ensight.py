@@ -347,8 +347,12 @@ def test_text_with_ids_and_extents() -> None:
     geometry = read_geometry(text.encode())
     np.testing.assert_array_equal(geometry.points, points)
     assert geometry.cells.tolist() == [[0, 1, 3, 2, 4, 5, 7, 6]]
-    windows = read_geometry(text.replace("\n", "\r\n").encode())
-    np.testing.assert_array_equal(windows.cells, geometry.cells)
+    for end in ("\r\n", "\r"):
+        elsewhere = read_geometry(text.replace("\n", end).encode())
+        np.testing.assert_array_equal(elsewhere.points, points)
+        np.testing.assert_array_equal(elsewhere.cells, geometry.cells)
+    with pytest.raises(CaseError, match=r"expected 1 number of .*, found '1_0'"):
+        read_geometry(text.replace(" 8\n0\n", " 8\n1_0\n").encode())
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda d: f"{d.encoding}{d.byte_order}")

@@ -180,6 +180,35 @@ def test_results_with_a_capital_and_accents_taken_apart(tmp_path: Path, packed: 
     assert points_of(find_cases([source])) == {"Prüfkörper": 48}
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_names_that_an_archive_holds_twice(tmp_path: Path) -> None:
+    """Files of two runs must not become one case; the same file twice is one file."""
+    roots = [write_part(tmp_path / f"{n}", Part("p", amplitude=0.1 + n, shape=(2 + n, 2, 3))) for n in range(2)]
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for folder, sources in (("both", roots), ("same", [roots[0], roots[0]])):
+            for root in sources:
+                for path in sorted(root.rglob("*.*")):
+                    archive.write(path, f"{folder}/{path.relative_to(root).as_posix()}")
+    found = find_cases([tmp_path / "x.zip"])
+    assert points_of(found) == {"same": 36}
+    (failed,) = found.failures
+    assert failed.failure is not None
+    assert (failed.case_id, failed.failure.failure_reason) == ("both", FailureReason.DAMAGED_ARCHIVE)
+    assert "two files of this name with different content" in failed.failure.failure_detail
+    assert failed.failure.failure_path.startswith("both/")
+
+
+def test_two_folders_of_results_are_told(tmp_path: Path) -> None:
+    root = write_part(tmp_path, Part("p"))
+    (root / "Results").mkdir(exist_ok=True)
+    if len(list(root.glob("[Rr]esults"))) < 2:
+        pytest.skip("capitals make no difference here")
+    shutil.copy(root / "results/mechanical_1.geo", root / "Results")
+    found = find_cases([tmp_path])
+    assert kinds(found) == {"two_results": 1}
+    assert points_of(found) == {"p": 48}
+
+
 def test_names_of_a_zip_in_utf8_without_the_flag(tmp_path: Path) -> None:
     root = write_part(tmp_path / "src", Part("a"))
     path = tmp_path / "x.zip"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from pipelines.building.engine import SERIAL
 from pipelines.building.forecast import forecast
 from pipelines.building.request import BuildRequest, check_request
 from pipelines.selection.filters import Filters
+from tests.commands import run_here
 from tests.netfabb_cases import Part, write_part
 
 
@@ -85,17 +84,8 @@ def test_where_nothing_is_kept_there_is_no_data_set(sources: Path) -> None:
 
 def test_the_command_tells_and_does_nothing(sources: Path) -> None:
     before = sorted(sources.rglob("*"))
-    words = [
-        sys.executable,
-        "-m",
-        "pipelines.build",
-        "--src",
-        str(sources / "a"),
-        "--out",
-        str(sources / "out"),
-        "--plan",
-    ]
-    done = subprocess.run([*words, "--workers", "0"], capture_output=True, text=True, check=False)
+    words = ["--src", str(sources / "a"), "--out", str(sources / "out"), "--plan", "--workers", "0"]
+    done = run_here("pipelines.build", *words)
     assert done.returncode == 0, done.stderr
     assert "nothing was done" in done.stdout
     assert "10 in 10 folders and archives" in done.stdout

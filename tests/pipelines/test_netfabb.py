@@ -129,6 +129,18 @@ def test_numbers_as_fortran_prints_them_in_log_input_and_case_file(part_folder: 
     assert (run.log.layer_thickness, run.input.recoater_tolerance) == (0.04, 80.0)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_texts_of_old_macs_say_the_same(part_folder: Path, encoding: str) -> None:
+    before = run_of(part_folder)
+    told = (before.log, before.input, before.case_file)
+    for path in [p for p in part_folder.rglob("*mechanical.*") if p.suffix in (".out", ".in", ".case")]:
+        path.write_bytes(path.read_text(encoding="utf-8").replace("\n", "\r").encode(encoding))
+    run = run_of(part_folder)
+    assert (run.log, run.input, run.case_file) == told
+    assert run.input.recoater_tolerance == 80.0
+    assert run.remarks == []
+
+
 def test_full_clearance_has_no_height(tmp_path: Path) -> None:
     run = run_of(write_part(tmp_path, Part("p1", clearance=100)))
     build = run.reduce_build(run.read_case(["displacement"]).points)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import yaml
 
@@ -18,6 +17,7 @@ from lpbf_data.stores.manifest import decode_manifest
 from pipelines.build import run_build
 from pipelines.publish import published_files, warnings_for
 from pipelines.sources.privacy import find_local_paths, strip_local_paths
+from tests.commands import run_here
 from tests.netfabb_cases import Part, write_part
 from tests.pipelines.test_build import request
 from tests.pipelines.test_verify import a_stray_shard, one_bit_in_parquet
@@ -46,15 +46,14 @@ def hub() -> Iterator[UploadHub]:
 
 
 def publish(dataset: Path, hub: UploadHub, *more: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "pipelines.publish", str(dataset), "--repo", "u/lpbf", "--workers", "0", *more]
-    environment = os.environ | {
-        "HF_ENDPOINT": hub.url,
-        "HF_TOKEN": "hf_of_the_tests",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(dataset.parent / "hf"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-    return subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    """The command, with the hub on the loopback interface in the place of the real one."""
+    words = [str(dataset), "--repo", "u/lpbf", "--workers", "0", *more]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        patch.setenv("HF_ENDPOINT", hub.url)
+        patch.setenv("HF_TOKEN", "hf_of_the_tests")
+        return run_here("pipelines.publish", *words)
 
 
 def test_everything_but_the_workspace_arrives_in_one_commit(dataset: Path, hub: UploadHub) -> None:

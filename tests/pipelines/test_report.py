@@ -39,6 +39,7 @@ from pipelines.reporting.report_page import ASSETS, PageContent, render_page
 from pipelines.reporting.split_balance import balance_splits, leak_sentence
 from pipelines.selection.filters import Filters
 from pipelines.verify import verify_dataset
+from tests.commands import run_here
 from tests.netfabb_cases import TERMINATED, Part, box_mesh, write_part
 from tests.pipelines.report_support import HOSTILE, hostile_records, records_of
 from tests.pipelines.test_build import request, tree
@@ -409,11 +410,7 @@ def test_bad_predictions_are_one_sentence(built: Path, tmp_path: Path) -> None:
 
 
 def test_the_command(built: Path, tmp_path: Path) -> None:
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pipelines.report", *words]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    done = run(str(built), "--out", str(tmp_path / "page.html"), "--gallery", "2")
+    done = run_here("pipelines.report", str(built), "--out", str(tmp_path / "page.html"), "--gallery", "2")
     assert done.returncode == 0, done.stderr
     assert "2 parts in 3D" in done.stdout
     assert (tmp_path / "page.html").read_bytes().startswith(b"<!doctype html>")
@@ -423,7 +420,7 @@ def test_the_command(built: Path, tmp_path: Path) -> None:
         ([str(built), "--out", str(tmp_path)], "is a folder"),
         ([str(tmp_path)], "has no manifest.parquet"),
     ):
-        bad = run(*words)
+        bad = run_here("pipelines.report", *words)
         assert bad.returncode == 1
         assert said in bad.stderr
         assert len(bad.stderr.strip().splitlines()) == 1

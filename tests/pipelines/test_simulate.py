@@ -31,9 +31,11 @@ from pipelines.simulation.results.archives import plan_archives
 from pipelines.simulation.results.failures import FailureKind, plan_failure
 from pipelines.sources.case_files import open_case
 from pipelines.sources.finding import find_cases
+from tests.commands import run_here
 from tests.pipelines.vtk_oracle import VtkFrames
 
-SMALL = SimulationOptions(cases=5, points=150, seed=11)
+QUICK = ("plate", "bracket", "ribbed_plate", "cantilever", "clevis")  # families of few triangles
+SMALL = SimulationOptions(cases=5, points=100, seed=11, families=QUICK)
 
 
 def run_small(out: Path, options: SimulationOptions = SMALL, resources: Resources = SERIAL) -> tuple[CaseOutcome, ...]:
@@ -56,7 +58,7 @@ def visible(out: Path) -> dict[str, str]:
 
 
 def options(**changes: object) -> SimulationOptions:
-    return SimulationOptions(**({"cases": 5, "points": 150, "seed": 11} | changes))  # type: ignore[arg-type]
+    return SimulationOptions(**({"cases": 5, "points": 100, "seed": 11, "families": QUICK} | changes))  # type: ignore[arg-type]
 
 
 def test_the_same_seed_gives_the_same_bytes_whoever_works(small: Path, tmp_path: Path) -> None:
@@ -77,7 +79,8 @@ def test_multigrid_too_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_killed_run_goes_on_and_ends_the_same(small: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "pipelines.simulate", "--out", str(out), "--cases", "5", "--points", "150"]
+    command = [sys.executable, "-m", "pipelines.simulate", "--out", str(out), "--cases", "5", "--points", "100"]
+    command += ["--families", ",".join(QUICK)]
     process = subprocess.Popen(
         [*command, "--seed", "11", "--workers", "0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -137,7 +140,7 @@ def test_archives_hold_a_hundred_cases_each() -> None:
 
 
 def test_build_counts_what_the_simulator_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = options(cases=12, points=120, failure_rate=0.3, seed=4)
+    wanted = options(failure_rate=0.3, seed=21)
     outcomes = run_small(tmp_path / "out", wanted)
     failed = {one.case_id for one in outcomes if one.status == "failed"}
     beyond = {one.case_id: set(one.rejected_by) for one in outcomes if one.rejected_by}
@@ -145,7 +148,7 @@ def test_build_counts_what_the_simulator_counted(tmp_path: Path, capsys: pytest.
     assert beyond
     build([str(tmp_path / "out")], out=str(tmp_path / "set"), workers=0, no_report=True)
     records = decode_manifest((tmp_path / "set" / MANIFEST_NAME).read_bytes()).records
-    assert len(records) == 12
+    assert len(records) == 5
     assert {record.case_id for record in records if record.status == "failed"} == failed
     found = {r.case_id: {x.criterion for x in r.rejections} for r in records if r.status == "rejected"}
     assert found == beyond
@@ -155,9 +158,9 @@ def test_build_counts_what_the_simulator_counted(tmp_path: Path, capsys: pytest.
 
 
 def test_vtk_reads_every_frame_of_every_completed_case(tmp_path: Path) -> None:
-    outcomes = run_small(tmp_path, options(cases=8, points=100, seed=2))
+    outcomes = run_small(tmp_path, options(cases=3, seed=2))
     completed = [one.case_id for one in outcomes if one.status == "completed"]
-    assert len(completed) >= 6
+    assert len(completed) == 3
     for case_id in completed:
         vtk = VtkFrames(tmp_path / case_id / "results" / "mechanical.case")
         for frame in range(len(vtk.times)):
@@ -168,7 +171,7 @@ def test_vtk_reads_every_frame_of_every_completed_case(tmp_path: Path) -> None:
 
 
 def test_failures_end_as_the_readers_know_them(tmp_path: Path) -> None:
-    wanted = options(cases=14, points=80, failure_rate=1.0)
+    wanted = options(cases=3, points=80, failure_rate=1.0, seed=0)
     outcomes = run_small(tmp_path, wanted)
     assert all(one.status == "failed" and one.asked_for for one in outcomes)
     kinds = {one.case_id: plan_failure(wanted.seed, one.case_id, 1.0) for one in outcomes}
@@ -350,12 +353,13 @@ def test_two_simulations_do_not_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_its_counts(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipelines.simulate", "--out", str(tmp_path / "out"), "--cases", "3"]
+    command = ["pipelines.simulate", "--out", str(tmp_path / "out"), "--cases", "3"]
     command += ["--points", "100", "--workers", "0", "--families", "gear,flange", "--encoding", "ascii"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_here(*command)
+    assert done.returncode == 0, done.stderr
     assert "completed" in done.stdout
     assert "within the published limits" in done.stdout
     assert len(list((tmp_path / "out").glob("*_*"))) == 3
-    refused = subprocess.run([*command[:-2], "--encoding", "morse"], capture_output=True, text=True, check=False)
+    refused = run_here(*command[:-2], "--encoding", "morse")
     assert refused.returncode == 2
     assert "morse" in refused.stderr

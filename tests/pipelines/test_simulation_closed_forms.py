@@ -14,6 +14,7 @@ from pipelines.simulation.physics import foot as foot_module
 from pipelines.simulation.physics.elements import elastic_element
 from pipelines.simulation.physics.foot import ElasticPlate
 from pipelines.simulation.physics.mechanics import Mechanics
+from pipelines.simulation.physics.thermal import PLATE_LEVELS
 
 pytestmark = pytest.mark.numeric
 
@@ -45,6 +46,88 @@ def test_thin_layers_that_grow_on_a_free_beam_bend_it_as_stoney_says(planes_of_a
     coarse, fine = (abs(curvature_of_a_grown_beam(finer, planes_of_a_group) / exact - 1) for finer in (1, 2))
     assert fine < 0.01
     assert math.log2(coarse / fine) > 1.7  # falls with the square of the planes' thickness
+
+
+SIDE, THIN, PULL = 60.0, 0.4, 500.0  # of a thin layer that covers its block of plate, mm; its force, N/mm
+WAVES = 2 * math.pi / SIDE * np.array([1, 2])
+DEPTH = PLATE_LEVELS[-1] - PLATE_LEVELS[0]
+
+
+def wave_of_a_plate(k: float) -> tuple[float, float, float]:
+    """U, W and S of (U sin kx, W cos kx) and the stress S cos kx, for the top of a plate under a shear k sin kx.
+
+    Plane strain: displacements are a sum of the gradients of cos kx exp(+-kz) and of Papkovich's
+    (3 - 4 nu) psi e_z - z grad psi with the same harmonic functions; the lower side is held, no force is normal to the
+    upper one.
+    """
+    kappa = 3 - 4 * POISSON
+    lam, mu = YOUNG * POISSON / ((1 + POISSON) * (1 - 2 * POISSON)), YOUNG / (2 * (1 + POISSON))
+
+    def rows(z: float) -> NDArray[np.float64]:
+        """U, W and their derivatives of the four solutions, [4, 4]."""
+        columns = []
+        for s in (k, -k):
+            f = math.exp(s * z)
+            columns.append([-k * f, s * f, -k * s * f, s * s * f])
+            columns.append([k * z * f, (kappa - s * z) * f, k * (1 + s * z) * f, (kappa * s - s - s * s * z) * f])
+        return np.array(columns).T
+
+    (u, w, du, dw), held = rows(0.0), rows(-DEPTH)
+    shear, normal = mu * (du - k * w), lam * k * u + (lam + 2 * mu) * dw
+    shares = np.linalg.solve(np.stack([held[0], held[1], normal, shear]), [0, 0, 0, k])
+    return float(u @ shares), float(w @ shares), float(((lam + 2 * mu) * k * u + lam * dw) @ shares)
+
+
+def first_wave_of_our_plate(pulls: NDArray[np.float64], stretches: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Amplitudes along x and z of the longer wave, along the middle of the simulator's block of plate.
+
+    The layer pulls along x with the sum of pulls (1 - cos kx), none at its ends, and not along y: from that and the
+    plate's own stretch follow the strains that it wants to take.
+    """
+    mesh = mesh_of_mask(np.ones((40, 40, 1), dtype=bool), (0.0, 0.0, 0.0), (SIDE / 40, SIDE / 40, THIN))
+    plate = ElasticPlate(mesh, YOUNG, POISSON)
+    phase = np.cos(mesh.points[mesh.cells].mean(axis=1)[:, :1] * WAVES)
+    elastic = (1 - phase) @ pulls / (YOUNG * THIN)
+    strains = np.zeros((mesh.num_cells, 6))
+    strains[:, 0], strains[:, 1] = phase @ stretches - elastic, POISSON * elastic
+    mechanics = Mechanics(mesh, elastic_element(mesh.spacing, YOUNG, POISSON), strains, (1,), plate, at_once=True)
+    mechanics.add_layer(0.0)
+    state = mechanics.shrink_layer()
+    x = np.unique(plate.block.points[:, 0])
+    moved = plate.at(np.stack([x, np.full(len(x), SIDE / 2), np.zeros(len(x))], axis=1), state.plate)
+    sines, cosines = np.sin(np.outer(x, WAVES)), np.cos(np.outer(x, [0, *WAVES]))
+    along = np.linalg.lstsq(sines, moved[:, 0], rcond=None)[0]
+    up = np.linalg.lstsq(cosines, moved[:, 2], rcond=None)[0]
+    return np.array([along[0], up[1]])
+
+
+def test_a_plate_below_a_layer_that_shrinks_in_waves_moves_as_the_closed_form_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    long, short = (wave_of_a_plate(float(k)) for k in WAVES)
+    # Two waves, so that the sides of the block feel no stress at their upper edges, where nothing holds them.
+    pulls = PULL * np.array([1.0, -long[2] / short[2]])
+    stretches = WAVES * pulls * (long[0], short[0])
+    exact = PULL * np.array(long[:2])
+    coarse = first_wave_of_our_plate(pulls, stretches)
+    monkeypatch.setattr(foot_module, "_COLUMNS", 256)
+    monkeypatch.setattr(foot_module, "_MOST_PLANES", 20)
+    fine = first_wave_of_our_plate(pulls, stretches)
+    off, finer = np.abs(coarse / exact - 1), np.abs(fine / exact - 1)
+    assert (finer < 0.6 * off).all()
+    assert (finer < [0.04, 0.12]).all()
+    assert (2 * fine - coarse) / exact == pytest.approx(np.ones(2), abs=0.03)  # as ever smaller cells would give it
+
+
+def test_a_plate_that_is_warm_lifts_the_part_as_a_block_between_walls() -> None:
+    # Nothing moves sideways in its middle, so that every slice of height dz grows by (1 + nu) / (1 - nu) alpha dT dz.
+    mesh = mesh_of_mask(np.ones((40, 40, 1), dtype=bool), (0.0, 0.0, 0.0), (1.5, 1.5, 0.4))
+    plate = ElasticPlate(mesh, YOUNG, POISSON)
+    expansion = np.linspace(0.0, 2e-3, len(PLATE_LEVELS))
+    moved = plate.at(np.array([[30.0, 30.0, 0.0]]), plate.free_shape(expansion))[0]
+    grown = (1 + POISSON) / (1 - POISSON) * float(np.trapezoid(expansion, PLATE_LEVELS))
+    assert moved[2] == pytest.approx(grown, rel=0.02)
+    assert np.abs(moved[:2]).max() < 1e-6 * moved[2]
 
 
 def dish(mesh: VoxelMesh) -> NDArray[np.float64]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 import unicodedata
 import zipfile
 from collections.abc import Callable
@@ -16,6 +14,7 @@ import pytest
 import trimesh
 
 from lpbf_data.stores.manifest import decode_manifest
+from tests.commands import run_here
 from tests.netfabb_cases import Part, write_part, zip_folder
 
 Maker = Callable[[Path], None]
@@ -23,7 +22,7 @@ Maker = Callable[[Path], None]
 
 def run(*words: str) -> tuple[int, str]:
     """Exit status and everything that a command printed, on one line."""
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False)
+    done = run_here(*words)
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
@@ -100,6 +99,7 @@ def test_results(tmp_path: Path, make: Maker, kept: list[str], failed: list[str]
     source.mkdir()
     make(source)
     words = ["--src", str(source), "--out", str(out), "--workers", "0", "--no_report", "--filters.preset", "all"]
+    words += ["--time_limit", "inf"]  # in this process
     status, printed = run("pipelines.build", *words)
     records = decode_manifest((out / "manifest.parquet").read_bytes()).records
     told = {"kept": [], "failed": []}
@@ -165,7 +165,7 @@ def one_turned(path: Path) -> None:
 )
 def test_surfaces(tmp_path: Path, make: Maker, volumes: list[float], said: str) -> None:
     make(tmp_path / "part.stl")
-    words = ["--out", str(tmp_path / "out"), "--points", "500", "--workers", "0", "--stl", str(tmp_path / "part.stl")]
+    words = ["--out", str(tmp_path / "out"), "--points", "300", "--workers", "0", "--stl", str(tmp_path / "part.stl")]
     status, printed = run("pipelines.simulate", *words)
     assert status == (0 if volumes else 1), printed
     assert said in printed

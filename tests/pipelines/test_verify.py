@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from lpbf_data.stores.manifest import decode_manifest, encode_manifest
 from pipelines.build import run_build
 from pipelines.building.engine import Resources
 from pipelines.verify import verify_dataset
+from tests.commands import run_here
 from tests.pipelines.test_build import request, write_parts
 
 
@@ -158,11 +157,11 @@ def test_values_are_named_with_row_and_case(dataset: Path) -> None:
 
 
 def test_the_command(dataset: Path) -> None:
-    words = [sys.executable, "-m", "pipelines.verify", str(dataset), "--workers", "0"]
-    good = subprocess.run(words, capture_output=True, text=True, check=False)
+    words = ["pipelines.verify", str(dataset), "--workers", "0"]
+    good = run_here(*words)
     assert good.returncode == 0, good.stderr
     where = one_bit_in_parquet(dataset)
-    bad = subprocess.run(words, capture_output=True, text=True, check=False)
+    bad = run_here(*words)
     assert bad.returncode == 1
     assert where in bad.stdout
 

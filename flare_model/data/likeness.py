@@ -1,0 +1,220 @@
+"""How like the parts of the training a new part is: a few numbers of its shape, and their quantiles in the training.
+
+N points, E cells of one part.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpbf_data.durable import write_json
+from lpbf_data.errors import SchemaError
+
+LIKENESS_NAME: Final = "likeness.json"
+LIKENESS_VERSION: Final = 1
+
+LEVELS: Final = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+"""Quantiles that are kept of every number."""
+
+_RARE: Final = (0.01, 0.99)
+_USUAL_COUNT: Final = 0.95
+_SLACK: Final = 0.02  # of the range seen: a hundredth of a millimetre beyond the largest part is no other kind of part
+
+DESCRIPTORS: Final[Mapping[str, tuple[str, str]]] = {
+    "width": ("width", "mm"),
+    "depth": ("depth", "mm"),
+    "height": ("height", "mm"),
+    "offset": ("distance of its middle from the middle of the plate", "mm"),
+    "volume": ("volume", "mm³"),
+    "solid_share": ("share of its bounding box that is solid", ""),
+    "thickness": ("thickness (twice the volume over the surface)", "mm"),
+    "slenderness": ("height over the width of its foot", ""),
+    "footprint_share": ("area on the plate over the largest slice", ""),
+    "overhang_share": ("share of its volume that hangs over a gap", ""),
+    "overhang_height": ("height of its highest overhang above the plate", "mm"),
+    "slice_steps": ("largest change of the slice area between layers, over the largest slice", ""),
+    "cell": ("longest edge of a cell", "mm"),
+}
+"""Name to what it is called for people, and its unit; the width is the longer of the horizontal extents."""
+
+
+def describe_shape(points: NDArray[np.floating[Any]], cells: NDArray[np.integer[Any]]) -> dict[str, float]:
+    """The numbers of `DESCRIPTORS` for one part.
+
+    Args:
+        points: Coordinates in mm, [N, 3].
+        cells: Zero-based hexahedra, [E, 8], each a box along the axes.
+
+    Raises:
+        CaseError: If the mesh is none of boxes.
+
+    >>> cube = np.array([[x, y, z] for z in (0, 2) for x, y in ((0, 0), (3, 0), (3, 3), (0, 3))], dtype=np.float32)
+    >>> found = describe_shape(cube, np.arange(8)[None])
+    >>> found["volume"], found["solid_share"], found["overhang_share"], round(found["thickness"], 4)
+    (18.0, 1.0, 0.0, 0.8571)
+    """
+    from lpbf_data.geometry.box_grid import BoxGrid
+
+    grid = BoxGrid.of(points, cells)
+    extents = [float(planes[-1] - planes[0]) for planes in grid.planes]
+    voxels = np.einsum("i,j,k->ijk", *grid.sizes) * grid.solid
+    volume = float(voxels.sum())
+    areas = np.einsum("i,j,ijk->k", grid.sizes[0], grid.sizes[1], grid.solid)
+    steps = np.abs(np.diff(areas)).max(initial=0.0) / areas.max()
+    # A column hangs from where it first goes on above a gap.
+    gap = np.logical_or.accumulate(~grid.solid, axis=2)
+    hangs = grid.solid & gap
+    starts = hangs[:, :, 1:] & ~grid.solid[:, :, :-1]
+    heights = (grid.planes[2][1:-1] - grid.planes[2][0])[starts.any(axis=(0, 1))]
+    foot = math.sqrt(max(float(areas[0]), 1e-6))
+    edges = (np.ptp(points[cells, axis], axis=1).max() for axis in range(3))
+    return {
+        "width": max(extents[:2]),
+        "depth": min(extents[:2]),
+        "height": extents[2],
+        "offset": math.hypot(*((points.min(axis=0) + points.max(axis=0)) / 2)[:2].tolist()),
+        "volume": volume,
+        "solid_share": volume / math.prod(extents),
+        "thickness": 2 * volume / _surface_area(grid.solid, grid.sizes),
+        "slenderness": extents[2] / foot,
+        "footprint_share": float(areas[0] / areas.max()),
+        "overhang_share": float((voxels * hangs).sum()) / volume,
+        "overhang_height": float(heights.max(initial=0.0)),
+        "slice_steps": float(steps),
+        "cell": float(max(edges)),
+    }
+
+
+def _surface_area(solid: NDArray[np.bool_], sizes: Sequence[NDArray[np.float64]]) -> float:
+    total = 0.0
+    for axis in range(3):
+        padded = np.pad(np.moveaxis(solid, axis, 0), ((1, 1), (0, 0), (0, 0)))
+        one, other = (sizes[k] for k in range(3) if k != axis)
+        total += float(np.einsum("ijk,j,k->", padded[1:] != padded[:-1], one, other))
+    return total
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One way in which a part is unlike those of the training.
+
+    Attributes:
+        name: Which of `DESCRIPTORS`.
+        value: Of the part.
+        share: Share of the training parts with a smaller value.
+        low: The 1 % quantile of the training.
+        high: Its 99 % quantile.
+        outside: Whether no training part has such a value; else it is rarer than one in a hundred on its side.
+    """
+
+    name: str
+    value: float
+    share: float
+    low: float
+    high: float
+    outside: bool
+
+    def __str__(self) -> str:
+        """The reason for people."""
+        label, unit = DESCRIPTORS[self.name]
+        space = f" {unit}" if unit else ""
+        side = "larger" if self.value > self.high else "smaller"
+        than = "all" if self.outside else "99 %"
+        seen = f"most of them {self.low:,.3g} … {self.high:,.3g}{space}"
+        return f"{label} {self.value:,.3g}{space}, {side} than {than} of its parts ({seen})"
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How like the training set a part is.
+
+    Attributes:
+        unlike: Whether predictions on it are an extrapolation.
+        reasons: In what it is rare or outside; those outside first.
+    """
+
+    unlike: bool
+    reasons: tuple[Reason, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the parts of a training set look like.
+
+    Attributes:
+        parts: How many there were.
+        quantiles: Name of `DESCRIPTORS` to its quantiles at `LEVELS`.
+        usual_rarities: Numbers in which 95 % of the training parts are rarer than one in a hundred, at most.
+        weights_sha256: The weights that were trained on them.
+    """
+
+    parts: int
+    quantiles: Mapping[str, tuple[float, ...]]
+    usual_rarities: int
+    weights_sha256: str = ""
+
+    @classmethod
+    def of(cls, shapes: Sequence[Mapping[str, float]], weights_sha256: str = "") -> Seen:
+        """What some parts look like; there must be one or more."""
+        table = np.array([[shape[name] for name in DESCRIPTORS] for shape in shapes])
+        found = np.quantile(table, LEVELS, axis=0)
+        low, high = (found[LEVELS.index(level)] for level in _RARE)
+        counts = ((table < low) | (table > high)).sum(axis=1)
+        quantiles = {name: tuple(found[:, k].tolist()) for k, name in enumerate(DESCRIPTORS)}
+        return cls(len(shapes), quantiles, int(np.quantile(counts, _USUAL_COUNT, method="higher")), weights_sha256)
+
+    def compare(self, shape: Mapping[str, float]) -> Likeness:
+        """How like the training parts one is.
+
+        Args:
+            shape: What `describe_shape` says of it.
+        """
+        reasons = []
+        for name, quantiles in self.quantiles.items():
+            value, known = shape[name], np.array(quantiles)
+            low, high = (quantiles[LEVELS.index(level)] for level in _RARE)
+            slack = _SLACK * (known[-1] - known[0]) + 1e-3
+            outside = bool(value < known[0] - slack or value > known[-1] + slack)
+            if outside or value < low - 1e-6 * abs(low) - 1e-9 or value > high + 1e-6 * abs(high) + 1e-9:
+                reasons.append(Reason(name, value, float(np.interp(value, known, LEVELS)), low, high, outside))
+        reasons.sort(key=lambda reason: not reason.outside)
+        unlike = any(reason.outside for reason in reasons) or len(reasons) > self.usual_rarities
+        return Likeness(unlike, tuple(reasons))
+
+
+def write_seen(folder: Path, seen: Seen) -> None:
+    """Write it beside the checkpoint that it belongs to."""
+    write_json(folder / LIKENESS_NAME, {"likeness_version": LIKENESS_VERSION, "levels": LEVELS, **asdict(seen)})
+
+
+def read_seen(folder: Path) -> Seen | None:
+    """What the training parts of a checkpoint look like; None where that wasn't kept.
+
+    Raises:
+        SchemaError: If it can't be read.
+    """
+    path = folder / LIKENESS_NAME
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["likeness_version"] != LIKENESS_VERSION or tuple(content["levels"]) != LEVELS:
+            raise ValueError(f"version {content['likeness_version']}")
+        quantiles = {name: tuple(map(float, content["quantiles"][name])) for name in DESCRIPTORS}
+        if not all(len(row) == len(LEVELS) and all(map(math.isfinite, row)) for row in quantiles.values()):
+            raise ValueError("a quantile is missing or isn't finite")
+        digest = str(content["weights_sha256"])
+        return Seen(int(content["parts"]), quantiles, int(content["usual_rarities"]), digest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SchemaError(
+            f"{path} doesn't say what the training parts of a checkpoint look like ({error!r}); remove it, or make it "
+            "again: python -m flare_model.release"
+        ) from error

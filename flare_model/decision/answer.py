@@ -1,0 +1,264 @@
+"""The answer of one part: how far it warps, whether the recoater hits it, and how much of that is to be believed.
+
+N points, E cells of one part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flare_model.data.envelope import BUILD_VOLUME
+from flare_model.data.intervals import Intervals
+from flare_model.data.likeness import Likeness, Seen, describe_shape
+from flare_model.data.targets import resolve_targets
+from flare_model.judging.interference import assess, risk_target
+from flare_model.judging.kept_risk import KeptRisk, Verdict, verdict_of
+from flare_model.prediction.surface_parts import LAYER
+from lpbf_data.errors import CaseError
+
+if TYPE_CHECKING:
+    from flare_model.decision.prediction import Prediction
+    from flare_model.prediction.part import Part
+
+MICROMETRES: Final = 1000.0
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What lies beside the weights of a checkpoint and is used with them.
+
+    Attributes:
+        intervals: How far off predictions may be.
+        risk: How a score becomes the chance of a hit.
+        seen: What the parts of the training look like.
+    """
+
+    intervals: Intervals | None = None
+    risk: KeptRisk | None = None
+    seen: Seen | None = None
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The largest displacement in one direction.
+
+    Attributes:
+        value: Displacement, mm.
+        half_width: Half of its interval, mm; None where the checkpoint keeps none.
+        place: Where, mm.
+    """
+
+    value: float
+    half_width: float | None
+    place: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """Whether the recoater hits the part.
+
+    Attributes:
+        verdict: "yes", "no" or "can't tell".
+        chance: Chance of a hit; None where the checkpoint keeps no risk.
+        place: Where it is likeliest, mm.
+        layer: The powder layer there, from 1.
+        clearance: Least clearance predicted, percent of a layer; None where the model predicts none.
+        half_width: Half of its interval.
+        tolerance: Clearance below which the recoater hits, percent of a layer.
+        why: Why nobody can tell, where that is so.
+    """
+
+    verdict: Verdict
+    chance: float | None
+    place: tuple[float, float, float]
+    layer: int
+    clearance: float | None
+    half_width: float | None
+    tolerance: float | None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an engineer is told of one part.
+
+    Attributes:
+        name: The part.
+        size: Extents as read, mm.
+        volume: mm³.
+        unit: Unit that the file was read in, and whether that was assumed; None for a mesh, which is in mm.
+        body: Which body of its file, and of how many.
+        mesh: The mesh beside the surface.
+        up: Largest displacement upwards after release.
+        down: Largest displacement downwards.
+        sideways: Largest displacement in the plane; None where the model predicts none.
+        level: Share of parts that intervals hold for.
+        hit: Whether the recoater hits; None where the model predicts nothing that tells.
+        likeness: How like the training set it is; None where that isn't known.
+        outside: Why it is unlike what the model was trained on, by its size, place and material.
+        material: What the prediction is for.
+        calibrated: Whether the model is calibrated to a machine.
+    """
+
+    name: str
+    size: tuple[float, float, float]
+    volume: float
+    unit: tuple[str, bool] | None
+    body: tuple[int, int]
+    mesh: Mapping[str, Any]
+    up: Peak | None
+    down: Peak | None
+    sideways: Peak | None
+    level: float | None
+    hit: Hit | None
+    likeness: Likeness | None
+    outside: tuple[str, ...]
+    material: str
+    calibrated: bool = False
+    supports: str = field(default="none are known: the part stands on the plate as it is")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The answer as JSON takes it; lengths in mm, clearances in percent of a layer."""
+        content = asdict(self)
+        if self.likeness is not None:
+            content["likeness"]["said"] = [str(reason) for reason in self.likeness.reasons]
+        return content
+
+
+def answer_of(prediction: Prediction, beside: Beside, materials: tuple[str, ...] = ()) -> Answer:
+    """The answer that a prediction gives.
+
+    Args:
+        prediction: The prediction.
+        beside: What is used with the model.
+        materials: Materials that it was trained on.
+    """
+    part = prediction.part
+    extents = np.ptp(part.points if part.origin is None else part.origin.surface.vertices, axis=0)
+    columns = {
+        column: values[:, k]
+        for target in resolve_targets(tuple(prediction.fields), "the checkpoint")
+        for column, values in [(name, prediction.fields[target.name]) for name in target.columns]
+        for k in [target.columns.index(column)]
+    }
+    likeness = _likeness(part, beside.seen)
+    doubts = [*prediction.warnings, *(map(str, likeness.reasons) if likeness is not None and likeness.unlike else ())]
+    origin = part.origin
+    return Answer(
+        name=part.name,
+        size=_three(extents),
+        volume=_volume(part) if origin is None else origin.surface.volume,
+        unit=None if origin is None else (origin.unit, origin.unit_told),
+        body=(1, 1) if origin is None else (origin.body, origin.bodies),
+        mesh=_mesh(part),
+        up=_peak(prediction, columns, "displacement_z", 1.0),
+        down=_peak(prediction, columns, "displacement_z", -1.0),
+        sideways=_sideways(prediction, columns),
+        level=beside.intervals.level if beside.intervals else None,
+        hit=_hit(prediction, beside.risk, doubts),
+        likeness=likeness,
+        outside=prediction.warnings,
+        material=part.material or ", ".join(materials) or "unknown",
+    )
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    x, y, z = (float(value) for value in values)
+    return x, y, z
+
+
+def _volume(part: Part) -> float:
+    corners = part.points[part.cells].astype(np.float64)
+    sides = [corners[:, k] - corners[:, 0] for k in (1, 3, 4)]
+    return float(np.abs(np.einsum("ij,ij->i", sides[0], np.cross(sides[1], sides[2]))).sum())
+
+
+def _mesh(part: Part) -> dict[str, Any]:
+    found: dict[str, Any] = {"points": len(part.points), "cells": len(part.cells)}
+    if part.origin is not None:
+        check = part.origin.check
+        found |= {"cell": check.spacing, "volume_share": check.volume, "wall": check.wall}
+        found |= {"cells_across": check.cells_across, "needed_points": check.needed_points}
+        found |= {"differences": check.differences()}
+    return found
+
+
+def _peak(prediction: Prediction, columns: Mapping[str, NDArray[np.float32]], name: str, sign: float) -> Peak | None:
+    values = columns.get(name)
+    if values is None:
+        return None
+    place = int(np.argmax(sign * values))
+    extreme = prediction.extremes.get(name)
+    # The interval is that of the part's extreme, which is the one of the two that is farther from zero.
+    half = extreme[1] if extreme is not None else None
+    return Peak(float(values[place]), half, _three(prediction.part.points[place]))
+
+
+def _sideways(prediction: Prediction, columns: Mapping[str, NDArray[np.float32]]) -> Peak | None:
+    if "displacement_x" not in columns or "displacement_y" not in columns:
+        return None
+    lengths = np.hypot(columns["displacement_x"], columns["displacement_y"])
+    place = int(np.argmax(lengths))
+    halves = [prediction.extremes[n][1] for n in ("displacement_x", "displacement_y") if n in prediction.extremes]
+    return Peak(float(lengths[place]), max(halves) if halves else None, _three(prediction.part.points[place]))
+
+
+def _hit(prediction: Prediction, risk: KeptRisk | None, doubts: list[str]) -> Hit | None:
+    target = risk_target(tuple(prediction.fields))
+    if target is None:
+        return None
+    values = prediction.fields[target]
+    scored = assess(prediction.part.name, target, values, hit=False, tolerance=None)
+    direct = target == "build_clearance_min"
+    place = int(np.argmin(values[:, -1]) if direct else np.argmax(values[:, -1]))
+    chance = risk.chance(scored.score) if risk is not None and risk.target == target else None
+    verdict: Verdict = "can't tell" if chance is None else verdict_of(chance)
+    why = ""
+    if chance is None:
+        why = "this checkpoint keeps no risk: judge it with python -m flare_model.evaluate"
+    elif doubts:
+        verdict, why = "can't tell", "it is unlike the parts of the training, see below"
+    elif verdict == "can't tell":
+        why = "the model isn't sure enough"
+    at = _three(prediction.part.points[place])
+    extreme = prediction.extremes.get(target) if direct else None
+    return Hit(
+        verdict=verdict,
+        chance=chance,
+        place=at,
+        layer=max(1, math.ceil((at[2] - float(prediction.part.points[:, 2].min())) / LAYER - 1e-3)),
+        clearance=float(values[place, -1]) if direct else None,
+        half_width=extreme[1] if extreme else None,
+        tolerance=risk.tolerance if risk is not None and direct else None,
+        why=why,
+    )
+
+
+def _likeness(part: Part, seen: Seen | None) -> Likeness | None:
+    if seen is None:
+        return None
+    try:
+        return seen.compare(describe_shape(part.points, part.cells))
+    except CaseError:
+        return None  # a mesh of other cells than boxes: features of the shape have refused it where they are needed
+
+
+def advice_on_size(size: tuple[float, float, float]) -> str:
+    """What to do where a part is larger than the build volume; nothing where it fits."""
+    half_width, half_depth, height = BUILD_VOLUME
+    room = (2 * half_width, 2 * half_depth, height)
+    if all(one <= most + 1e-3 for one, most in zip(size, room, strict=True)):
+        return ""
+    wanted = " × ".join(f"{length:g}" for length in room)
+    if all(one <= most + 1e-3 for one, most in zip(sorted(size), sorted(room), strict=True)):
+        return f"it is larger than the build volume of {wanted} mm, but fits turned: --orientations 24 shows how"
+    return (
+        f"it is larger than the build volume of {wanted} mm that the model knows: cut it into parts that fit, check "
+        "its unit (--units), or train a model on larger parts"
+    )

@@ -1,0 +1,45 @@
+"""What lies beside the weights of a checkpoint, as long as it is of those weights."""
+
+from __future__ import annotations
+
+from flare_model.checkpoints.files import WEIGHTS_NAME
+from flare_model.checkpoints.hub import fetch_checkpoint
+from flare_model.checkpoints.surrogate import Surrogate
+from flare_model.data.likeness import read_seen
+from flare_model.decision.answer import Beside
+from flare_model.judging.half_widths import kept_intervals
+from flare_model.judging.interference import risk_target
+from flare_model.judging.kept_risk import read_risk
+from lpbf_data.durable import sha256_of_file
+
+
+def read_beside(checkpoint: str, surrogate: Surrogate) -> tuple[Beside, tuple[str, ...]]:
+    """Intervals, risk, and what the training parts look like; and why any of it is left out.
+
+    Args:
+        checkpoint: A folder, or an id on the Hugging Face hub.
+        surrogate: The model of that checkpoint.
+
+    Raises:
+        SchemaError: If something can't be read.
+    """
+    folder = fetch_checkpoint(checkpoint)
+    intervals, doubt = kept_intervals(checkpoint, surrogate)
+    doubts = [doubt] if doubt else []
+    digest = sha256_of_file(folder / WEIGHTS_NAME)
+    risk, seen = read_risk(folder), read_seen(folder)
+    if risk is not None and (
+        risk.weights_sha256 != digest or risk.target != risk_target(tuple(surrogate.usage.targets))
+    ):
+        doubts.append(
+            f"the risk of a hit beside {checkpoint} is of other weights, and is left out; judge it again: "
+            "python -m flare_model.evaluate"
+        )
+        risk = None
+    if seen is not None and seen.weights_sha256 != digest:
+        doubts.append(
+            f"what lies beside {checkpoint} of its training parts is of other weights, and is left out; make it again: "
+            "python -m flare_model.release"
+        )
+        seen = None
+    return Beside(intervals, risk, seen), tuple(doubts)

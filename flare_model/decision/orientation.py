@@ -1,0 +1,215 @@
+"""Which way up to build a part: the part turned in many ways, each predicted on, ranked by risk and displacement."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flare_model.data.envelope import BUILD_VOLUME
+from flare_model.decision.answer import Answer, Beside, answer_of
+from flare_model.decision.overhangs import Overhangs, overhangs_of
+from flare_model.decision.prediction import Prediction, predict_part
+from flare_model.prediction.surface_parts import mesh_surface
+from lpbf_data.errors import GeometryError, StoreError, UsageError
+from lpbf_data.geometry.closed_surface import Surface, on_build_plate
+
+if TYPE_CHECKING:
+    from flare_model.checkpoints.surrogate import Surrogate
+    from flare_model.prediction.part import Part
+
+RANKED_POINTS: Final = 2000
+BEST: Final = 3
+_CLOSE: Final = math.cos(math.radians(8.0))
+"""Directions that are nearer to each other than this count as one."""
+_MOST_FACES: Final = 12
+_VERDICTS: Final = {"no": 0, "can't tell": 1, "yes": 2}
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A part turned in one way.
+
+    Attributes:
+        down: Direction of the part, as its file has it, that looks down, [3].
+        rotation: What turns it so, [3, 3].
+        answer: What is predicted of it; None where it can't be meshed or is refused.
+        overhangs: Its overhangs.
+        why_not: Why there is no answer.
+    """
+
+    down: tuple[float, float, float]
+    rotation: NDArray[np.float64]
+    answer: Answer | None
+    overhangs: Overhangs | None
+    why_not: str = ""
+
+    @property
+    def displacement(self) -> float:
+        """Largest displacement, up or down, mm; infinite without an answer."""
+        if self.answer is None or self.answer.up is None or self.answer.down is None:
+            return math.inf
+        return max(abs(self.answer.up.value), abs(self.answer.down.value))
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits into the build volume."""
+        room = (2 * BUILD_VOLUME[0], 2 * BUILD_VOLUME[1], BUILD_VOLUME[2])
+        return self.answer is not None and all(a <= b + 1e-3 for a, b in zip(self.answer.size, room, strict=True))
+
+    def key(self) -> tuple[bool, float, float]:
+        """What orders it: the best is the least."""
+        hit = self.answer.hit if self.answer else None
+        chance = hit.chance if hit is not None and hit.chance is not None else 1.0
+        # Chances that can't be told apart leave the order to the displacement.
+        return (not self.fits, round(chance, 2), self.displacement)
+
+
+@dataclass(frozen=True)
+class Best:
+    """One of the best, again in full.
+
+    Attributes:
+        turned: The same as it was ranked.
+        surface: The surface as it is to be built, mm.
+        prediction: On as many points as were asked for.
+        answer: The answer of that.
+    """
+
+    turned: Turned
+    surface: Surface
+    prediction: Prediction
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All the ways, the best first.
+
+    Attributes:
+        name: The part.
+        ways: All that were tried.
+        best: The best of them in full, the best by that first.
+    """
+
+    name: str
+    ways: tuple[Turned, ...]
+    best: tuple[Best, ...]
+
+
+def directions(surface: Surface, count: int) -> list[NDArray[np.float64]]:
+    """Which sides of a part may look down: as it lies, its flat faces, the axes, and others evenly between them.
+
+    Args:
+        surface: The part.
+        count: How many directions.
+
+    Returns:
+        Unit vectors; the first is straight down.
+    """
+    corners = surface.vertices[surface.triangles]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    rounded, place = np.unique(
+        np.round(normals / np.linalg.norm(normals, axis=1, keepdims=True), 2), axis=0, return_inverse=True
+    )
+    areas = np.bincount(place.ravel(), np.linalg.norm(normals, axis=1))
+    faces = rounded[np.argsort(-areas, kind="stable")][:_MOST_FACES]
+    axes = np.array([[0, 0, -1], [0, 0, 1], [1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]], np.float64)
+    found: list[NDArray[np.float64]] = []
+    for candidate in [*axes[:1], *faces[np.linalg.norm(faces, axis=1) > 0], *axes[1:], *_spiral(8 * count)]:
+        direction = candidate / np.linalg.norm(candidate)
+        if len(found) < count and all(direction @ other < _CLOSE for other in found):
+            found.append(direction)
+    return found
+
+
+def _spiral(count: int) -> NDArray[np.float64]:
+    """Directions spread evenly over the sphere, in an order that is spread too (Fibonacci)."""
+    number = np.arange(count) + 0.5
+    z, angle = 1 - 2 * number / count, np.pi * (1 + math.sqrt(5)) * number
+    ring = np.sqrt(1 - z * z)
+    points = np.stack([ring * np.cos(angle), ring * np.sin(angle), z], axis=1)
+    order = np.argsort((np.arange(count) * 0.6180339887) % 1, kind="stable")
+    shuffled: NDArray[np.float64] = points[order]
+    return shuffled
+
+
+def rotation_to(down: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The shortest rotation that turns a direction down, [3, 3].
+
+    >>> rotation_to(np.array([1.0, 0.0, 0.0])).round(6) @ [1, 0, 0]
+    array([ 0.,  0., -1.])
+    """
+    target = np.array([0.0, 0.0, -1.0])
+    axis, cosine = np.cross(down, target), float(down @ target)
+    if cosine < -1 + 1e-9:
+        return np.diag([1.0, -1.0, -1.0])
+    x, y, z = axis
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    turned: NDArray[np.float64] = np.eye(3) + cross + cross @ cross / (1 + cosine)
+    return turned
+
+
+def turn(surface: Surface, rotation: NDArray[np.float64]) -> Surface:
+    """A surface turned, put on the middle of the plate."""
+    return on_build_plate(replace(surface, vertices=surface.vertices @ rotation.T), centre=True)
+
+
+def rank_orientations(surrogate: Surrogate, beside: Beside, part: Part, count: int, best: int = BEST) -> Ranking:
+    """Predict on a part turned in many ways.
+
+    Args:
+        surrogate: The model.
+        beside: What is used with it.
+        part: The part, which came as a surface; its number of points is that of the best in full.
+        count: How many ways.
+        best: How many of the best to predict on in full.
+
+    Raises:
+        UsageError: If the model predicts no displacement, or the part came as a mesh.
+        GeometryError: If the part can't be meshed in any of the ways.
+    """
+    if part.origin is None:
+        raise UsageError(f"{part.name} came as a mesh: only surfaces (STL and others) can be turned")
+    if "displacement_z" not in _columns(surrogate):
+        raise UsageError("orientations are ranked by displacement_z, which this model doesn't predict")
+    surface = part.origin.surface
+    points = min(RANKED_POINTS, len(part.points))
+    materials = surrogate.usage.envelope.materials if surrogate.usage.envelope else ()
+    ways = []
+    for down in directions(surface, count):
+        rotation = rotation_to(down)
+        x, y, z = map(float, down)
+        try:
+            turned = mesh_surface(turn(surface, rotation), part.name, points)
+            assert turned.origin is not None
+            answer = answer_of(predict_part(surrogate, turned, beside.intervals), beside, materials)
+            overhangs = overhangs_of(turned.origin.surface, turned.points, turned.cells)
+            ways.append(Turned((x, y, z), rotation, answer, overhangs))
+        except (GeometryError, StoreError) as error:
+            ways.append(Turned((x, y, z), rotation, None, None, str(error)))
+    ways.sort(key=Turned.key)
+    if ways[0].answer is None:
+        raise GeometryError(f"{part.name} can't be meshed in any of {len(ways)} orientations: {ways[0].why_not}")
+    chosen = [way for way in ways if way.answer is not None][:best]
+    found = [_in_full(surrogate, beside, part, way, materials) for way in chosen]
+    # Another mesh may tell them apart in another order, and the finer one is to be believed.
+    found.sort(key=lambda one: replace(one.turned, answer=one.answer).key())
+    return Ranking(part.name, tuple(ways), tuple(found))
+
+
+def _columns(surrogate: Surrogate) -> set[str]:
+    from flare_model.data.targets import column_names, resolve_targets
+
+    return set(column_names(resolve_targets(surrogate.usage.targets, "the checkpoint")))
+
+
+def _in_full(surrogate: Surrogate, beside: Beside, part: Part, way: Turned, materials: tuple[str, ...]) -> Best:
+    assert part.origin is not None
+    turned = mesh_surface(turn(part.origin.surface, way.rotation), part.name, len(part.points))
+    assert turned.origin is not None
+    prediction = predict_part(surrogate, turned, beside.intervals)
+    return Best(way, turned.origin.surface, prediction, answer_of(prediction, beside, materials))

@@ -1,0 +1,140 @@
+"""A ranking of orientations on the screen, as JSON, as a picture, and the best of them as STL files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from flare_model.decision.answer import MICROMETRES
+from flare_model.decision.orientation import Best, Ranking, Turned
+from flare_model.decision.stl_files import write_stl
+from lpbf_data.durable import flush_file, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_AXES: Final = "xyz"
+
+
+def side_in_words(down: tuple[float, float, float]) -> str:
+    """Which side looks down, for people.
+
+    >>> side_in_words((0.0, 0.0, -1.0)), side_in_words((0.7071, 0.0, -0.7071))
+    ('as it lies', '+x 0.71, -z 0.71')
+    """
+    if down[2] < -1 + 1e-6:
+        return "as it lies"
+    named = [
+        f"{'+' if value > 0 else '-'}{axis} {abs(value):.2f}"
+        for axis, value in zip(_AXES, down, strict=True)
+        if abs(value) > 0.01
+    ]
+    return named[0][:2] if len(named) == 1 else ", ".join(named)
+
+
+def say_orientations(ranking: Ranking, console: Console) -> None:
+    """Print the ranking as a table, and which way up to build the part."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for head in ("", "down", "hit", "warps\nµm", "height\nmm", "overhangs\nmm²", "supports\nmm³"):
+        table.add_column(head, justify="left" if head == "down" else "right", no_wrap=True)
+    for number, way in enumerate(ranking.ways, 1):
+        table.add_row(str(number), side_in_words(way.down), *_numbers(way))
+    console.print(f"{ranking.name}: {len(ranking.ways)} orientations, best first")
+    console.print(table)
+    for number, best in enumerate(ranking.best, 1):
+        console.print(f"best {number}, in full: {side_in_words(best.turned.down)}: {_in_full(best)}")
+    refused = [way for way in ranking.ways if way.answer is None]
+    if refused:
+        console.print(f"{len(refused)} of them can't be judged: {refused[0].why_not}")
+
+
+def _numbers(way: Turned) -> tuple[str, ...]:
+    if way.answer is None or way.overhangs is None:
+        return ("–",) * 5
+    hit = way.answer.hit
+    chance = "–" if hit is None or hit.chance is None else f"{hit.chance:.0%}"
+    over = way.overhangs
+    fits = "" if way.fits else " (too large)"
+    numbers = f"{over.height:.1f}{fits}", f"{over.area:,.0f}", f"{over.support_volume:,.0f}"
+    return (chance, f"{MICROMETRES * way.displacement:,.0f}", *numbers)
+
+
+def _in_full(best: Best) -> str:
+    from flare_model.decision.screen import hit_in_words
+
+    answer = best.answer
+    warps = [f"{MICROMETRES * peak.value:+.3g} µm" for peak in (answer.up, answer.down) if peak is not None]
+    return "; ".join([*([hit_in_words(answer.hit)] if answer.hit else []), f"warps {' and '.join(warps)}"])
+
+
+def write_orientations(out: Path, file: str, ranking: Ranking, *, pictures: bool) -> list[dict[str, Any]]:
+    """Write the ranking as JSON, the best as STL files to build from, and a picture of them.
+
+    Args:
+        out: Folder of the results.
+        file: Name of the part's files, without suffix.
+        ranking: The ranking.
+        pictures: Whether to draw the best.
+
+    Returns:
+        The ranking as JSON takes it.
+    """
+    content = [_as_dict(way) for way in ranking.ways]
+    for number, best in enumerate(ranking.best, 1):
+        entry = next(entry for way, entry in zip(ranking.ways, content, strict=True) if way is best.turned)
+        entry |= {"in_full": best.answer.as_dict(), "best": number}
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / f"{file}_orientations.json", {"orientations": content})
+    for number, best in enumerate(ranking.best, 1):
+        write_stl(out / f"{file}_best_{number}.stl", best.surface)
+    if pictures:
+        draw_best(out / f"{file}_orientations.png", ranking)
+    return content
+
+
+def _as_dict(way: Turned) -> dict[str, Any]:
+    over = way.overhangs
+    return {
+        "down": way.down,
+        "rotation": way.rotation.tolist(),
+        "answer": way.answer.as_dict() if way.answer else None,
+        "overhang_area": over.area if over else None,
+        "support_volume": over.support_volume if over else None,
+        "height": over.height if over else None,
+        "why_not": way.why_not,
+    }
+
+
+def draw_best(path: Path, ranking: Ranking) -> None:
+    """Draw the best orientations side by side, coloured by their displacement on one scale."""
+    from lpbf_data.case.case import Case
+    from lpbf_data.geometry.render import Panel, render_panels
+
+    panels = []
+    for number, best in enumerate(ranking.best, 1):
+        part = best.prediction.part
+        z = _displacement_z(best)
+        values = np.zeros((len(part.points), 3), np.float32)
+        values[:, 2] = z
+        label = f"{number}: {side_in_words(best.turned.down)}"
+        panels.append(
+            Panel(Case(part.name, part.points, part.cells, {"displacement": values}), label, "displacement", "z")
+        )
+    aside = path.with_name(f".{path.name}")
+    render_panels(panels, aside, panel_size=(420, 360) if len(panels) > 1 else (640, 480))
+    flush_file(aside)
+    aside.replace(path)
+
+
+def _displacement_z(best: Best) -> Any:
+    from flare_model.data.targets import resolve_targets
+
+    for target in resolve_targets(tuple(best.prediction.fields), "the checkpoint"):
+        if "displacement_z" in target.columns:
+            return best.prediction.fields[target.name][:, target.columns.index("displacement_z")]
+    raise KeyError("displacement_z")

@@ -1,0 +1,65 @@
+"""The answers on one page that opens without a network: turn, cut and deform each part, read fields and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flare_model.data.targets import resolve_targets
+from flare_model.decision.answer import Answer
+from flare_model.decision.prediction import Prediction
+from flare_model.decision.screen import facts_of
+from lpbf_data.case.schema import FIELDS
+from lpbf_data.viewer.page import ShownPart, render_parts
+from lpbf_data.viewer.shown_fields import ShownField, shown_fields
+
+
+def shown_part(prediction: Prediction, answer: Answer) -> ShownPart:
+    """One part for the page.
+
+    Args:
+        prediction: What is shown on it.
+        answer: What is told beside it.
+    """
+    part = prediction.part
+    return ShownPart.of_mesh(part.name, part.points, part.cells, _columns(prediction), facts_of(answer))
+
+
+def render_answers(title: str, parts: Sequence[ShownPart], targets: Sequence[str], *, sure: bool) -> bytes | None:
+    """The page.
+
+    Args:
+        title: Its title.
+        parts: What `shown_part` made of each.
+        targets: What the model predicts.
+        sure: Whether there are half-widths.
+
+    Returns:
+        None where the model predicts nothing that the page can show.
+    """
+    found = [column for target in resolve_targets(targets, "the checkpoint") for column in target.columns]
+    plain = {field.column: field for field in shown_fields(FIELDS.values())}
+    fields = [field for field in plain.values() if field.column in found]
+    if not fields:
+        return None
+    if sure:
+        fields += [
+            ShownField(_half(f.column), f"{f.label}, half of its interval", f.unit, signed=False) for f in tuple(fields)
+        ]
+    return render_parts(title, parts, fields)
+
+
+def _half(column: str) -> str:
+    return f"{column}_half_width"
+
+
+def _columns(prediction: Prediction) -> Mapping[str, NDArray[np.float32]]:
+    found = {}
+    for target in resolve_targets(tuple(prediction.fields), "the checkpoint"):
+        for k, column in enumerate(target.columns):
+            found[column] = prediction.fields[target.name][:, k]
+            if target.name in prediction.half_widths:
+                found[_half(column)] = prediction.half_widths[target.name][:, k]
+    return found

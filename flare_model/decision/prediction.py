@@ -1,0 +1,199 @@
+"""What a model says of one part, and the files that keep it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flare_model.data.targets import Target, resolve_inputs, resolve_targets, spans
+from lpbf_data.case.schema import FIELDS, SYMMETRIC_TENSOR
+from lpbf_data.case.tensor_order import VTK_ORDER, reorder
+from lpbf_data.durable import flush_file, flush_folder
+from lpbf_data.errors import CaseError, StoreError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from flare_model.checkpoints.surrogate import Surrogate
+    from flare_model.data.intervals import Intervals
+    from flare_model.prediction.part import Part
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of a part.
+
+    Attributes:
+        part: The part.
+        fields: Target to prediction in physical units, [N, components] float32.
+        truth: Target to truth where it is known and finite, [N, components] float32.
+        errors: Target to relative L2 error; None where the truth is zero everywhere.
+        warnings: Why the part is unlike those of the training.
+        seconds: Time of the prediction.
+        broken_truth: Targets whose truth comes with the part, but isn't finite.
+        half_widths: Target to half-widths of the intervals at points, [N, components] float32; none where the
+            checkpoint has no intervals.
+        extremes: Column to the part's extreme as predicted, and half of its interval, in the column's unit.
+    """
+
+    part: Part
+    fields: Mapping[str, NDArray[np.float32]]
+    truth: Mapping[str, NDArray[np.float32]]
+    errors: Mapping[str, float | None]
+    warnings: tuple[str, ...]
+    seconds: float
+    broken_truth: tuple[str, ...] = ()
+    half_widths: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    extremes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def point_data(self) -> dict[str, NDArray[np.float32]]:
+        """Predictions, and truth and error where it is known, as a file shows them."""
+        shown: dict[str, NDArray[np.float32]] = {}
+        for name, values in self.fields.items():
+            shown[f"{name}_predicted"] = values
+            if name in self.truth:
+                shown |= {name: self.truth[name], f"{name}_error": values - self.truth[name]}
+            if name in self.half_widths:
+                shown[f"{name}_half_width"] = self.half_widths[name]
+        return {name: v[:, 0] if v.shape[1] == 1 else v for name, v in shown.items()}
+
+
+def predict_part(surrogate: Surrogate, part: Part, intervals: Intervals | None = None) -> Prediction:
+    """Predict on one part.
+
+    Args:
+        surrogate: The model.
+        part: The part.
+        intervals: Those of its checkpoint; None for none.
+
+    Raises:
+        UsageError: If the model needs a field that the part doesn't come with, or that isn't finite.
+        StoreError: If the part has points that aren't finite, or the model predicts values that aren't.
+    """
+    import numpy as np
+    import torch
+
+    from flare_model.data.envelope import outside
+    from flare_model.data.finite import not_finite
+    from flare_model.judging.half_widths import intervals_of
+
+    targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
+    features = resolve_inputs(surrogate.usage.features, "the checkpoint")
+    known = _known(part, features)
+    if said := not_finite(part.points):
+        raise StoreError(f"the points of {part.name} aren't all finite numbers: {said}; look at its mesh")
+    started = time.perf_counter()
+    with torch.inference_mode():
+        found = surrogate(np.array(part.points), known).cpu().numpy()
+    seconds = time.perf_counter() - started
+    if not np.isfinite(found).all():
+        raise StoreError(
+            f"the model predicts values for {part.name} that aren't finite; look at the part's lengths in mm"
+        )
+    columns, floors = spans(targets), surrogate.usage.floors()
+    fields = {name: found[:, c] for name, c in columns.items()}
+    known_truth = {t.name: part.column(t.name, t.field, t.components) for t in targets}
+    given = {name: values for name, values in known_truth.items() if values is not None}
+    truth = {name: values for name, values in given.items() if np.isfinite(values).all()}
+    errors = {name: _relative_l2(fields[name], values, floors[name]) for name, values in truth.items()}
+    reasons = outside(surrogate.usage.envelope, part.points, aspect_ratio=part.aspect_ratio, material=part.material)
+    broken = tuple(name for name in given if name not in truth)
+    half_widths, extremes = intervals_of(surrogate, part, known, found, intervals) if intervals else ({}, {})
+    return Prediction(part, fields, truth, errors, tuple(reasons), seconds, broken, half_widths, extremes)
+
+
+def _relative_l2(prediction: NDArray[np.float32], truth: NDArray[np.float32], floor: float) -> float | None:
+    import numpy as np
+    import torch
+
+    from flare_model.data.metrics import has_truth, relative_l2
+
+    given, known = (torch.from_numpy(np.array(values)) for values in (prediction, truth))
+    offsets = torch.tensor([0, len(known)])
+    return float(relative_l2(given, known, offsets)) if bool(has_truth(known, offsets, floor)) else None
+
+
+def _known(part: Part, features: Sequence[Target]) -> NDArray[np.float32] | None:
+    """What the model is told of a part beside its points, [N, F]; None where it is told nothing."""
+    import numpy as np
+
+    if not features:
+        return None
+    shape: dict[str, NDArray[np.float32]] = {}
+    if any(told.of_shape for told in features):
+        from lpbf_data.geometry.shape_features import shape_features
+
+        try:
+            shape = shape_features(part.points, part.cells)
+        except CaseError as error:
+            raise UsageError(f"{part.name}: {error.detail}; this model can't do without them") from error
+    columns = [
+        shape[told.field].reshape(len(part.points), -1)[:, list(told.components)]
+        if told.of_shape
+        else _needed(part, told)
+        for told in features
+    ]
+    return np.concatenate(columns, axis=1)
+
+
+def _needed(part: Part, feature: Target) -> NDArray[np.float32]:
+    from flare_model.data.finite import not_finite
+
+    values = part.column(feature.name, feature.field, feature.components)
+    if values is None:
+        raise UsageError(
+            f"the model needs the field {feature.name} at every point, which {part.name} doesn't come with"
+        )
+    if said := not_finite(values):
+        raise UsageError(
+            f"the model needs the field {feature.name}, which isn't finite everywhere in {part.name}: {said}"
+        )
+    return values
+
+
+def write_vtu(path: Path, prediction: Prediction) -> None:
+    """Write a prediction as a VTU file, which ParaView opens; symmetric tensors are in VTK's order there."""
+    import meshio
+
+    shown = {
+        name: reorder(values, SYMMETRIC_TENSOR, VTK_ORDER) if _is_tensor(name) else values
+        for name, values in prediction.point_data().items()
+    }
+    mesh = meshio.Mesh(prediction.part.points, [("hexahedron", prediction.part.cells)], point_data=shown)
+    mesh.write(path)
+
+
+def _is_tensor(name: str) -> bool:
+    """Whether a name of `Prediction.point_data` is that of a symmetric tensor; other things may have six columns."""
+    bare = (name, *(name.removesuffix(f"_{what}") for what in ("predicted", "error", "half_width")))
+    spec = next((FIELDS[one] for one in bare if one in FIELDS), None)
+    return spec is not None and spec.components == SYMMETRIC_TENSOR
+
+
+def write_results(out: Path, file: str, prediction: Prediction, *, pictures: bool) -> None:
+    """Write what belongs to one part: all of it, or nothing where a picture can't be drawn.
+
+    Args:
+        out: Folder of the results.
+        file: Name of the files, without suffix.
+        prediction: The prediction.
+        pictures: Whether to draw a picture a target.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=out) as folder:
+        aside = Path(folder)
+        write_vtu(aside / f"{file}.vtu", prediction)
+        for name, values in prediction.fields.items() if pictures else ():
+            from flare_model.prediction.pictures import draw_prediction  # PyVista and VTK
+
+            truth = prediction.truth.get(name)
+            draw_prediction(aside / f"{file}_{name}.png", prediction.part, name, values, truth)
+        for path in sorted(aside.iterdir()):
+            flush_file(path)
+            path.replace(out / path.name)
+    flush_folder(out)

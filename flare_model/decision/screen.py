@@ -1,0 +1,127 @@
+"""An answer as an engineer reads it on the screen, and as the page tells it beside the part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from flare_model.decision.answer import MICROMETRES, Answer, Hit, Peak, advice_on_size
+
+_WIDTH: Final = 12
+_MOST_REASONS: Final = 3
+
+
+def facts_of(answer: Answer) -> list[tuple[str, str]]:
+    """What is told of a part: names and texts, in the order of reading."""
+    facts = [("recoater", hit_in_words(answer.hit))] if answer.hit else []
+    facts += [("warps up", _peak(answer.up, answer.level)), ("warps down", _peak(answer.down, answer.level))]
+    facts += [("sideways", _peak(answer.sideways, answer.level, ""))]
+    facts += [("size", _size(answer)), ("mesh", _mesh(answer)), ("likeness", _likeness(answer))]
+    known = f"material {answer.material}; supports: {answer.supports}"
+    facts.append(("stands for", known + ("" if answer.calibrated else "; uncalibrated for your machine")))
+    return [(name, text) for name, text in facts if text]
+
+
+def lines_of(answer: Answer) -> list[str]:
+    """The answer as lines of a screen."""
+    return [answer.name, *(f"  {name:{_WIDTH}}{text}" for name, text in facts_of(answer))]
+
+
+def line_of(answer: Answer) -> str:
+    """The answer on one line, for one part of many."""
+    words = []
+    if answer.hit is not None:
+        words.append({"yes": "hit", "no": "clear", "can't tell": "can't tell"}[answer.hit.verdict])
+        if answer.hit.chance is not None:
+            words[-1] += f" ({_percent(answer.hit.chance)} likely to hit)"
+    peaks = [peak for peak in (answer.up, answer.down) if peak is not None]
+    words.append(f"warps {' and '.join(f'{MICROMETRES * peak.value:+.3g}' for peak in peaks)} µm")
+    if answer.outside or (answer.likeness is not None and answer.likeness.unlike):
+        words.append("unlike the parts of the training")
+    return f"{answer.name}: {'; '.join(words)}"
+
+
+def hit_in_words(hit: Hit) -> str:
+    """Whether the recoater hits, how likely, and where."""
+    words = {"yes": "hits the part", "no": "clears the part", "can't tell": "can't tell whether it hits the part"}
+    said = [words[hit.verdict]]
+    if hit.why:
+        said[-1] += f" ({hit.why})"
+    if hit.chance is not None:
+        said.append(f"{_percent(hit.chance)} likely to hit")
+    where = f"z {hit.place[2]:.2f} mm, layer {hit.layer:,} of 0.04 mm"
+    if hit.clearance is None:
+        said.append(f"likeliest at {where}")
+    else:
+        half = "" if hit.half_width is None else f" ± {hit.half_width:.3g}"
+        below = "" if hit.tolerance is None else f" (a hit is below {hit.tolerance:.3g})"
+        said.append(f"least clearance {hit.clearance:.3g}{half} % of a layer{below} at {where}")
+    return "; ".join(said)
+
+
+def _percent(chance: float) -> str:
+    """A chance for people: none is certain.
+
+    >>> _percent(0.9999), _percent(0.42)
+    ('more than 99 %', '42 %')
+    """
+    if chance > 0.99:
+        return "more than 99 %"
+    return "less than 1 %" if chance < 0.01 else f"{100 * chance:.0f} %"
+
+
+def _peak(peak: Peak | None, level: float | None, sign: str = "+") -> str:
+    if peak is None:
+        return ""
+    half = ""
+    if peak.half_width is not None and level is not None:
+        half = f" ± {MICROMETRES * peak.half_width:.3g} ({100 * level:.3g} % sure)"
+    x, y, z = peak.place
+    return f"{MICROMETRES * peak.value:{sign}.3g}{half} µm at x {x:.1f}, y {y:.1f}, z {z:.1f} mm"
+
+
+def _size(answer: Answer) -> str:
+    words = [" × ".join(f"{length:,.4g}" for length in answer.size) + " mm"]
+    if answer.unit is not None:
+        unit, told = answer.unit
+        words.append(f"read in {unit}" + ("" if told else ", since the file states no unit (--units)"))
+    number, count = answer.body
+    words.append("1 body" if count == 1 else f"body {number} of {count}")
+    words.append(f"{answer.volume:,.0f} mm³" if answer.volume >= 100 else f"{answer.volume:.3g} mm³")
+    if advice := advice_on_size(answer.size):
+        words.append(advice)
+    return "; ".join(words)
+
+
+def _mesh(answer: Answer) -> str:
+    mesh = answer.mesh
+    words = [f"{mesh['points']:,} points"]
+    if "cell" in mesh:
+        words.append(f"cells of {' × '.join(f'{edge:.3g}' for edge in mesh['cell'])} mm")
+        words.append(f"{mesh['volume_share']:.0%} of the volume")
+        if mesh["wall"] is not None:
+            words.append(f"thinnest wall {mesh['wall']:.3g} mm, {mesh['cells_across']:.2g} cells")
+        if mesh["needed_points"] is not None:
+            words.append(f"too coarse for that wall: --points {mesh['needed_points']} would resolve it")
+    return ", ".join(words)
+
+
+def _likeness(answer: Answer) -> str:
+    if answer.likeness is None:
+        return "; ".join(["not known: the checkpoint keeps nothing of its training parts", *answer.outside])
+    reasons = [*answer.outside, *map(str, answer.likeness.reasons)]
+    if not reasons:
+        return "like the parts of the training"
+    more = f", and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
+    said = "; ".join(reasons[:_MOST_REASONS]) + more
+    unlike = answer.likeness.unlike or bool(answer.outside)
+    return (
+        f"unlike the parts of the training: {said}" if unlike else f"like the parts of the training, but rare: {said}"
+    )
+
+
+def closing_of(answers: Sequence[Answer]) -> str:
+    """One line on several parts: how many are hit, clear, and neither."""
+    said: list[str] = [answer.hit.verdict for answer in answers if answer.hit is not None]
+    counts = [("yes", "hit by the recoater"), ("no", "clear"), ("can't tell", "neither for sure")]
+    return f"{len(answers)} parts: " + ", ".join(f"{said.count(verdict)} {words}" for verdict, words in counts)

@@ -1,0 +1,90 @@
+"""The card of a released model: what it is, what it was trained on, how far off it is, and where it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from flare_model.checkpoints.files import Usage
+from flare_model.data.likeness import DESCRIPTORS, LEVELS, Seen
+from flare_model.data.targets import resolve_target
+from flare_model.judging.scores import unit_of_errors
+from flare_model.judging.tables import verdicts_in_words
+
+_LIMITS: Final = (
+    "It knows parts that stand on the plate without supports, of one material, machine and layer thickness.",
+    "It isn't calibrated to a machine.",
+    "Intervals and chances hold for parts drawn like those of the corpus, on average over parts.",
+    "`python -m flare_model.predict` says of each part how unlike the corpus it is, by the numbers below.",
+)
+
+
+def card_of(
+    usage: Usage, origin: Mapping[str, Any], summary: Mapping[str, Any], seen: Seen, num_weights: int, num_cases: int
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        usage: What the model predicts and is told.
+        origin: How it came about, as the checkpoint says.
+        summary: Content of `summary.json` of its evaluation.
+        seen: What its training parts look like.
+        num_weights: Parameters of the model.
+        num_cases: Parts that it was trained on.
+    """
+    identity = summary["identity"]
+    material = ", ".join(usage.envelope.materials) if usage.envelope and usage.envelope.materials else "unknown"
+    about = (
+        f"Predicts {', '.join(usage.targets)} at the points of a part made by laser powder bed fusion, from its mesh "
+        f"alone; {num_weights:,} parameters, {origin.get('step', 'unknown')} steps of training."
+    )
+    corpus = (
+        f"{num_cases:,} training parts of the open simulator, material {material}. Digest of the data set "
+        f"`{identity['data_sha256']}`, of the weights `{identity['weights_sha256']}`."
+    )
+    lines = [
+        "# The model that comes with the package",
+        about,
+        "## Corpus",
+        corpus,
+        f"## Errors on {identity['split']} parts, of designs that it never saw",
+        "| target | relative L2 | median | predict the mean | mean error | R² |\n|---|---|---|---|---|---|",
+    ]
+    rows = []
+    for target, by_predictor in summary["scores"].items():
+        model, mean = by_predictor["model"], by_predictor["mean"]
+        unit = unit_of_errors(resolve_target(target).unit)[1]
+        numbers = [_number(model[n]) for n in ("relative_l2", "relative_l2_median")] + [_number(mean["relative_l2"])]
+        error = f"{_number(model['mean_error'], '.3g')} {unit}"
+        rows.append(f"| {' | '.join([target, *numbers, error, _number(model['r2'])])} |")
+    lines[-1] += "\n" + "\n".join(rows)
+    lines += _sureness(summary)
+    lines += ["## Limits", "\n".join(f"- {limit}" for limit in _LIMITS)]
+    table = [f"| of {seen.parts:,} training parts | 1 % | median | 99 % | unit |", "|---|---|---|---|---|"]
+    for name, (label, unit) in DESCRIPTORS.items():
+        low, middle, high = (seen.quantiles[name][LEVELS.index(level)] for level in (0.01, 0.5, 0.99))
+        table.append(f"| {label} | {low:,.3g} | {middle:,.3g} | {high:,.3g} | {unit} |")
+    return "\n\n".join([*lines, "\n".join(table)]) + "\n"
+
+
+def _sureness(summary: Mapping[str, Any]) -> list[str]:
+    found = []
+    intervals, interference = summary["intervals"], summary["interference"]
+    if "none" not in intervals:
+        held = ", ".join(f"{name} {100 * of['points_inside']:.3g} %" for name, of in intervals["columns"].items())
+        found += ["## Intervals", f"{100 * intervals['level']:.3g} % intervals hold at so many points: {held}."]
+    if interference:
+        words = [f"Area under the ROC curve {_number(interference['ranking_quality'])}"]
+        if "brier" in interference:
+            both = interference["brier"]
+            words.append(
+                f"Brier score {_number(both['model'])} ({_number(both['share_of_hits'])} by the share of hits)"
+            )
+        if "verdicts" in interference:
+            words.append(verdicts_in_words(interference["verdicts"]))
+        found += ["## Hits of the recoater", "; ".join(words) + "."]
+    return found
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "–" if value is None else format(value, form)

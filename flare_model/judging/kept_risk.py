@@ -1,0 +1,128 @@
+"""The risk of a hit as a checkpoint keeps it: from a part's score to a chance, and to yes, no or can't tell."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from flare_model.judging.interference import DEFAULT_TOLERANCE, RISK_TARGETS, Risk
+from flare_model.judging.risk_curves import RiskModel, arrays_of
+from lpbf_data.durable import write_json
+from lpbf_data.errors import SchemaError
+
+RISK_NAME: Final = "risk.json"
+RISK_VERSION: Final = 1
+
+SURE: Final = 0.9
+"""Chance of a hit from which the answer is yes; no from the same chance of none; can't tell in between."""
+
+Verdict = Literal["yes", "no", "can't tell"]
+
+
+@dataclass(frozen=True)
+class KeptRisk:
+    """How the score of a part becomes the chance of a hit.
+
+    Attributes:
+        target: What the score is taken from, one of RISK_TARGETS.
+        curve: The logistic curve.
+        parts: Parts that it was fitted to.
+        hits: How many of them were hit.
+        tolerance: Clearance below which those were hits, percent of a layer.
+        weights_sha256: The weights that scored them.
+    """
+
+    target: str
+    curve: RiskModel
+    parts: int
+    hits: int
+    tolerance: float = DEFAULT_TOLERANCE
+    weights_sha256: str = ""
+
+    @classmethod
+    def of(cls, target: str, risks: Sequence[Risk]) -> KeptRisk | None:
+        """Fit to parts whose truth may be looked at; None without both kinds of parts."""
+        hits = sum(risk.hit for risk in risks)
+        if hits in (0, len(risks)):
+            return None
+        return cls(target, RiskModel.of(risks), len(risks), hits)
+
+    def chance(self, score: float) -> float:
+        """Chance of a hit."""
+        return float(self.curve.chances(np.array([score]))[0])
+
+
+def verdict_of(chance: float) -> Verdict:
+    """What a chance of a hit says.
+
+    >>> verdict_of(0.95), verdict_of(0.5), verdict_of(0.1)
+    ('yes', "can't tell", 'no')
+    """
+    if chance >= SURE:
+        return "yes"
+    return "no" if chance <= 1 - SURE + 1e-12 else "can't tell"
+
+
+def describe_verdicts(kept: KeptRisk, risks: Sequence[Risk]) -> dict[str, dict[str, int]]:
+    """How many parts get which verdict, and how many of those are hit.
+
+    Args:
+        kept: The risk.
+        risks: Parts that it wasn't fitted to.
+    """
+    scores, hits = arrays_of(risks)
+    said = np.array([verdict_of(float(chance)) for chance in kept.curve.chances(scores)])
+    verdicts: tuple[Verdict, ...] = ("yes", "no", "can't tell")
+    return {
+        verdict: {"parts": int((said == verdict).sum()), "hits": int(hits[said == verdict].sum())}
+        for verdict in verdicts
+    }
+
+
+def write_risk(folder: Path, kept: KeptRisk) -> None:
+    """Write it beside the checkpoint that it belongs to."""
+    write_json(folder / RISK_NAME, {"risk_version": RISK_VERSION, **asdict(kept)})
+
+
+def risk_from(content: Mapping[str, Any]) -> KeptRisk:
+    """The risk from what JSON holds of it.
+
+    Raises:
+        KeyError: If something is missing.
+        TypeError: If something is of another type.
+        ValueError: If a number isn't finite, or the target unknown.
+    """
+    curve = RiskModel(**{name: float(content["curve"][name]) for name in ("centre", "spread", "intercept", "slope")})
+    target, tolerance = str(content["target"]), float(content["tolerance"])
+    if target not in RISK_TARGETS or not all(map(math.isfinite, (*asdict(curve).values(), tolerance))):
+        raise ValueError("a number that isn't finite, or an unknown target")
+    if curve.spread <= 0:
+        raise ValueError("a spread that isn't positive")
+    counts = int(content["parts"]), int(content["hits"])
+    return KeptRisk(target, curve, *counts, tolerance, str(content["weights_sha256"]))
+
+
+def read_risk(folder: Path) -> KeptRisk | None:
+    """The risk of a checkpoint; None where it has none.
+
+    Raises:
+        SchemaError: If it can't be read.
+    """
+    path = folder / RISK_NAME
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["risk_version"] != RISK_VERSION:
+            raise ValueError(f"version {content['risk_version']}")
+        return risk_from(content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SchemaError(
+            f"{path} doesn't hold the risk of a checkpoint ({error!r}); remove it, or judge the checkpoint again"
+        ) from error

@@ -1,0 +1,114 @@
+"""The token mixing of FLARE++ (arXiv:2608.11519): latent queries that a mesh gives itself, by a third attention call.
+
+B meshes, N points, C channels, H heads, D = C / H channels a head, M latents.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from flare_model.layers.layout import Layout
+
+_EPSILON: Final = 1e-6
+"""Of RMSNorm."""
+_GATE: Final = 0.25
+"""Of each head before training: a sigmoid of 0.56."""
+_DEVIATION: Final = 0.02
+
+NormName = Literal["layer", "rms"]
+
+
+def make_norm(name: NormName, width: int, *, learned: bool = True) -> nn.Module:
+    """LayerNorm or RMSNorm over so many numbers, with a learned scale or without."""
+    if name == "rms":
+        return nn.RMSNorm(width, eps=_EPSILON, elementwise_affine=learned)
+    return nn.LayerNorm(width, elementwise_affine=learned)
+
+
+class FlarePlusPlusMixer(nn.Module):
+    """Seeds attend to the points and give queries; those encode the points, and the points decode them.
+
+    With N₀ a norm without a learned scale, N with one, all over the channels of a head:
+
+        S = N₀(W_s x), Qᵈ = attention(N(seeds), S, S), Q = N₀(Qᶠ) + σ(γ) Qᵈ, K = N(W_k x), V = W_v x
+        Z = attention(Q, K, V), Y = attention(K, Q, Z), result W_o Y
+
+    Scores are scaled by 1/√D. The queries differ from mesh to mesh, and their gradient goes on into the first call.
+
+    Args:
+        channels: C.
+        num_heads: H; it divides C.
+        num_latents: M, latent tokens a head.
+        norm: The kind of norm.
+    """
+
+    splits = True
+    """It is `project`, `mix` and `leave`, of which `mix` alone looks at more than one point."""
+
+    def __init__(self, channels: int, num_heads: int, num_latents: int, norm: NormName = "layer") -> None:
+        super().__init__()
+        depth = channels // num_heads
+        self.num_heads = num_heads
+        self.latent_seeds = nn.Parameter(torch.empty(num_heads, num_latents, depth))
+        self.latent_queries = nn.Parameter(torch.empty(num_heads, num_latents, depth))
+        self.gates = nn.Parameter(torch.full((num_heads,), _GATE))
+        self.seen = nn.Linear(channels, channels)
+        self.keys = nn.Linear(channels, channels)
+        self.values = nn.Linear(channels, channels)
+        self.plain_norm = make_norm(norm, depth, learned=False)
+        self.seed_norm = make_norm(norm, depth)
+        self.key_norm = make_norm(norm, depth)
+        self.leave = nn.Linear(channels, channels)
+        for latents in (self.latent_seeds, self.latent_queries):
+            nn.init.normal_(latents, std=_DEVIATION)
+        self.start_near_identity()
+
+    def start_near_identity(self) -> None:
+        """What points are seen by, keys and values start as what comes in, plus a little noise."""
+        for layer in (self.seen, self.keys, self.values):
+            nn.init.trunc_normal_(layer.weight, std=_DEVIATION)
+            nn.init.zeros_(layer.bias)
+            with torch.no_grad():
+                layer.weight += torch.eye(len(layer.bias), device=layer.weight.device, dtype=layer.weight.dtype)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """[B, N, C] or [ΣN, C] to the same."""
+        out: Tensor = self.leave(self.mix(*self._projected(x), layout=layout))
+        return out
+
+    def project(self, norm: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+        """What the seeds see, keys and values of norm(x), each laid out as x; looks at one point at a time."""
+        return self._projected(norm(x))
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        seen, keys, values = (
+            layer(x).unflatten(-1, (self.num_heads, -1)) for layer in (self.seen, self.keys, self.values)
+        )
+        return self.plain_norm(seen).flatten(-2), self.key_norm(keys).flatten(-2), values.flatten(-2)
+
+    def mix(self, *projected: Tensor, layout: Layout) -> Tensor:
+        """What `project` gives to mixed values, laid out alike; the only place where points meet."""
+        heads = (t.reshape(*t.shape[:-1], self.num_heads, t.shape[-1] // self.num_heads) for t in projected)
+        return layout.attend(self._mix, *heads).flatten(-2)
+
+    def _mix(self, seen: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None) -> Tensor:
+        """[B, N, H, D] each, and so is the result."""
+        exists = None if mask is None else mask[:, None, None, :]
+        seen, keys, values = (t.to(values.dtype).transpose(1, 2) for t in (seen, keys, values))
+        seeds = self.seed_norm(self.latent_seeds).to(seen.dtype).expand(seen.shape[0], -1, -1, -1)
+        moved = F.scaled_dot_product_attention(seeds, seen, seen, attn_mask=exists)
+        queries = self._queries(moved).to(keys.dtype)
+        encoded = F.scaled_dot_product_attention(queries, keys, values, attn_mask=exists)
+        return F.scaled_dot_product_attention(keys, queries, encoded).transpose(1, 2)
+
+    def _queries(self, moved: Tensor) -> Tensor:
+        """Learned queries and what the seeds saw, [B, H, M, D]; added in float32 at least."""
+        with torch.autocast(moved.device.type, enabled=False):
+            wide = torch.promote_types(moved.dtype, torch.float32)
+            fixed = self.plain_norm(self.latent_queries.to(wide))
+            queries: Tensor = fixed + self.gates.to(wide).sigmoid()[:, None, None] * moved.to(wide)
+            return queries

@@ -1,0 +1,106 @@
+"""What all models of the package share: what they are called with, what they refuse, and their checkpoints.
+
+B meshes, N points, ΣN points of all meshes together.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from flare_model.checkpoints.files import Description
+from flare_model.checkpoints.hub import Pretrained
+from flare_model.checkpoints.restore_model import restore_model
+from flare_model.checkpoints.spec import spec_of
+from flare_model.layers.layout import Layout
+from lpbf_data.errors import UsageError
+
+
+class MeshModel(nn.Module, Pretrained):
+    """A model that looks at meshes; see [protocol][flare_model.models.contract] for what goes in and out.
+
+    Args:
+        in_dim: Numbers a point comes with: its coordinates and its features.
+    """
+
+    tiled: ClassVar[bool] = False
+    """Whether joined meshes are to be cut into [tiles][flare_model.layers.mesh_tiles.MeshTiles]."""
+
+    def __init__(self, in_dim: int) -> None:
+        super().__init__()
+        self.in_dim = in_dim
+        self._tiled = self.tiled
+
+    def forward(
+        self, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Predict at every point.
+
+        Args:
+            points: Coordinates, [B, N, 3] for equal or padded meshes; [ΣN, 3] for joined ones, or for a single mesh.
+            features: What else is known of the points, as many numbers a point as in_dim leaves.
+            offsets: First point of each joined mesh and the end of the last, [B + 1].
+            mask: True where a point exists, [B, N]; for padded meshes.
+
+        Returns:
+            [B, N, out_dim] or [ΣN, out_dim]; where the mask is False it means nothing.
+
+        Raises:
+            UsageError: If the shapes don't fit together.
+        """
+        known = points if features is None else torch.cat([points, features], dim=-1)
+        if known.shape[-1] != self.in_dim:
+            raise UsageError(f"the model takes {self.in_dim} numbers a point, but got {known.shape[-1]}")
+        single = known.dim() == 2 and offsets is None
+        if single:
+            known = known.unsqueeze(0)
+        layout = Layout.of(known, offsets, mask, tiled=self._tiled)
+        if mask is not None:
+            # What fills a mesh up may be anything, and a weight of 0 times NaN is NaN.
+            known = known.masked_fill(~mask.unsqueeze(-1), 0.0)
+        out = self.compute(known, layout)
+        return out.squeeze(0) if single else out
+
+    @abstractmethod
+    def compute(self, known: Tensor, layout: Layout) -> Tensor:
+        """Predict from all that is known of the points.
+
+        Args:
+            known: [B, N, in_dim] or [ΣN, in_dim]; 0 where there is no point.
+            layout: How the points divide into meshes.
+
+        Returns:
+            [B, N, out_dim] or [ΣN, out_dim].
+        """
+
+    def description(self) -> Description:
+        """What a checkpoint says of it."""
+        return Description(spec_of(self))
+
+    def stored_weights(self) -> dict[str, Tensor]:
+        """What to store."""
+        return dict(self.state_dict())
+
+    @classmethod
+    def restored(cls, weights: dict[str, Tensor], description: Description, *, folder: Path, trust: str | None) -> Self:
+        """The bare model of a checkpoint, whether it was stored alone or as part of a surrogate."""
+        model = restore_model(weights, description.model, folder=folder, trust=trust)
+        if not isinstance(model, cls):
+            raise UsageError(f"the checkpoint {folder} holds a {type(model).__name__}, not a {cls.__name__}")
+        return model
+
+
+def in_full(x: Tensor) -> torch.autocast:
+    """A context in which products are not taken in 16 bits.
+
+    Projections of coordinates and of predictions keep float32: in 16 bits a coordinate of 30 mm is off by up to
+    0.06 mm, and a prediction has two digits. They are pointwise and a small part of the work.
+
+    Args:
+        x: A tensor on the device.
+    """
+    return torch.autocast(x.device.type, enabled=False)

@@ -1,0 +1,109 @@
+"""What a part to predict on is, and how surfaces become parts.
+
+N points, E cells of one part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpbf_data.errors import LpbfError
+from lpbf_data.geometry.hexahedra import hex_aspect_ratio
+from lpbf_data.geometry.surface_formats import Units
+from lpbf_data.remarks import Remark
+
+if TYPE_CHECKING:
+    from lpbf_data.geometry.closed_surface import Surface
+    from lpbf_data.geometry.mesh_check import MeshCheck
+
+
+@dataclass(frozen=True)
+class FromSurface:
+    """What a part was before it was meshed.
+
+    Attributes:
+        surface: Its surface where the mesh stands, mm.
+        check: The mesh beside the surface.
+        unit: Unit that its file was read in.
+        unit_told: Whether the file or the caller stated it; else mm is assumed.
+        body: Which body of its file, from 1.
+        bodies: How many bodies the file has.
+    """
+
+    surface: Surface
+    check: MeshCheck
+    unit: str
+    unit_told: bool
+    body: int = 1
+    bodies: int = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part to predict on.
+
+    Attributes:
+        name: Name of the part, as its file or the manifest says; files for it are named by `FileNames`.
+        points: Coordinates in mm, [N, 3] float32.
+        cells: Zero-based hexahedra, [E, 8] int32.
+        fields: What is known at the points, by field name or component, [N] or [N, components].
+        material: Its material, where known.
+        remarks: What was left out, guessed or repaired on reading it, and where its mesh differs from its surface.
+        origin: What it was before it was meshed; None where it came as a mesh.
+    """
+
+    name: str
+    points: NDArray[np.float32]
+    cells: NDArray[np.int32]
+    fields: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    material: str | None = None
+    remarks: tuple[Remark, ...] = ()
+    origin: FromSurface | None = None
+
+    @property
+    def aspect_ratio(self) -> float:
+        """Aspect ratio of the worst cell."""
+        return float(hex_aspect_ratio(self.points, self.cells).max())
+
+    def column(self, name: str, field_name: str, components: Sequence[int]) -> NDArray[np.float32] | None:
+        """A field, or components of one, as [N, components]; None where it isn't known, or has other components."""
+        if name in self.fields:
+            values = np.asarray(self.fields[name], np.float32).reshape(len(self.points), -1)
+            return values if values.shape[1] == len(components) else None
+        if field_name in self.fields:
+            values = np.asarray(self.fields[field_name], np.float32).reshape(len(self.points), -1)
+            return values[:, list(components)] if max(components) < values.shape[1] else None
+        return None
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A part that can't be read, why, and what was remarked before."""
+
+    name: str
+    error: LpbfError
+    remarks: tuple[Remark, ...] = ()
+
+
+@dataclass(frozen=True)
+class Meshing:
+    """How a surface becomes a mesh.
+
+    Attributes:
+        num_points: Points that the mesh should have.
+        centre: Move the middle of the part to x = y = 0; its lowest point always comes to z = 0. A part that reaches
+            out of the build volume is moved in any case where it would fit then.
+        units: Unit of lengths in files of surfaces; None for the one that a file states, or mm.
+    """
+
+    num_points: int = 2000
+    centre: bool = False
+    units: Units | None = None
+
+
+DEFAULT_MESHING: Final = Meshing()

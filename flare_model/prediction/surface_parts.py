@@ -1,0 +1,106 @@
+"""Closed surfaces as parts: put on the plate, meshed as the simulator does, and compared with their meshes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flare_model.data.envelope import BUILD_VOLUME
+from flare_model.prediction.part import FromSurface, Meshing, Part, Unreadable
+from lpbf_data.errors import GeometryError
+from lpbf_data.remarks import Remark, Treatment
+
+if TYPE_CHECKING:
+    from lpbf_data.geometry.closed_surface import Surface
+    from lpbf_data.geometry.surface_files import SurfaceFile
+    from lpbf_data.geometry.voxel_mesh import VoxelMesh
+
+LAYER: Final = 0.04
+"""Powder layer in mm of which the height of a hexahedron is a multiple, as in the published data set (G.2)."""
+
+
+def mesh_bodies(path: Path, file: SurfaceFile, meshing: Meshing) -> Iterator[Part | Unreadable]:
+    """The bodies of a file as parts.
+
+    Args:
+        path: The file, which names them.
+        file: What it holds.
+        meshing: How surfaces become meshes.
+
+    Returns:
+        A part a body, or why one can't be meshed.
+
+    Raises:
+        GeometryError: If the only one can't be meshed.
+    """
+    shifts, moved = _shifts(path.name, [body.bounds for body in file.bodies], centre=meshing.centre)
+    for number, (body, shift) in enumerate(zip(file.bodies, shifts, strict=True), 1):
+        name = path.stem if len(file.bodies) == 1 else f"{path.stem}_{number}"
+        remarks = file.remarks + moved if number == 1 else ()
+        try:
+            part = mesh_surface(replace(body, vertices=body.vertices - shift), name, meshing.num_points)
+        except GeometryError as error:
+            what = "" if name == path.stem else f"body {name}: "
+            refused = GeometryError(f"{path}: {what}{error}")
+            if len(file.bodies) == 1:
+                raise refused from error
+            yield Unreadable(name, refused, remarks)
+            continue
+        assert part.origin is not None
+        origin = replace(part.origin, unit=file.unit, unit_told=file.unit_told, body=number, bodies=len(file.bodies))
+        yield replace(part, remarks=remarks + part.remarks, origin=origin)
+
+
+def _shifts(
+    name: str, bounds: Sequence[NDArray[np.float64]], *, centre: bool
+) -> tuple[list[NDArray[np.float64]], tuple[Remark, ...]]:
+    """What is subtracted from each body: its foot, and where it must be moved the middle of the plate or of itself.
+
+    Args:
+        name: The file.
+        bounds: Least and largest coordinates of each body, mm, [2, 3].
+        centre: Move each to the middle.
+    """
+    half = np.array(BUILD_VOLUME[:2])
+    low, high = np.min([b[0] for b in bounds], axis=0), np.max([b[1] for b in bounds], axis=0)
+    feet = [np.array([0.0, 0.0, b[0, 2]]) for b in bounds]
+    middles = [np.append((b[0] + b[1])[:2] / 2, b[0, 2]) for b in bounds]
+    if centre:
+        return middles, ()
+    if (high[:2] <= half).all() and (low[:2] >= -half).all():
+        return feet, ()
+    if ((high - low)[:2] <= 2 * half).all():
+        middle = np.append((low + high)[:2] / 2, 0.0)
+        sentence = "what lay out of the build volume was moved so that its middle stands on the middle of the plate"
+        return [foot + middle for foot in feet], (Remark(Treatment.CHANGED, "moved", sentence, 1, (name,)),)
+    fits = [bool((np.ptp(b, axis=0)[:2] <= 2 * half).all()) for b in bounds]
+    sentence = "parts that lay out of the build volume were moved to the middle of the plate, each by itself"
+    moved = (Remark(Treatment.CHANGED, "moved", sentence, sum(fits), (name,)),) if any(fits) else ()
+    return middles, moved
+
+
+def mesh_surface(surface: Surface, name: str, num_points: int) -> Part:
+    """Mesh a surface that stands where it is to be built.
+
+    Args:
+        surface: The surface, its lowest point at z = 0, mm.
+        name: Name of the part.
+        num_points: Points that the mesh should have.
+
+    Raises:
+        GeometryError: If it can't be meshed, or only as another part.
+    """
+    from lpbf_data.geometry.mesh_check import mesh_and_check
+    from lpbf_data.geometry.voxelize import voxelize_to_size
+
+    def mesher(of: Surface, count: int) -> VoxelMesh:
+        return voxelize_to_size(of, count, layer=LAYER)
+
+    mesh, check, differences = mesh_and_check(surface, num_points, name, mesher)
+    origin = FromSurface(surface, check, "mm", unit_told=True)
+    return Part(name, mesh.points.astype(np.float32), mesh.cells, remarks=differences, origin=origin)

@@ -1,0 +1,543 @@
+"""PerceiverIO, LNO, GNOT, Transolver with convolution, FLARE++ and FLARE's ablations against their formulas.
+
+The formulas are written out here once more, with exponentials and sums alone, in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flare_model.layers.linear_attention import attend_linearly
+from flare_model.layers.mixer import mix_by
+from flare_model.models.contract import check_contract
+from flare_model.models.flare import Flare, FlareConfig
+from flare_model.models.flare_plus_plus import FlarePlusPlus, FlarePlusPlusConfig
+from flare_model.models.gnot import GNOT, GNOTConfig
+from flare_model.models.grid_transolver import GridTransolver, GridTransolverConfig
+from flare_model.models.grids import Grid
+from flare_model.models.lno import LNO, LNOConfig, average, take_back
+from flare_model.models.perceiver import PerceiverConfig, PerceiverIO
+from flare_model.models.spectra import spectra
+from lpbf_data.errors import UsageError
+from tests.rounding import assert_same
+
+pytestmark = pytest.mark.numeric
+
+TINY: dict[str, Any] = {"channels": 8, "num_heads": 2, "num_blocks": 2, "out_dim": 2}
+GRID: dict[str, Any] = {"grid_rows": 3, "grid_columns": 4}
+ABLATED: dict[str, Any] = {"separate_decoding": True, "scaled_scores": True, "pointwise": "mlp", "latent_layers": 1}
+
+RAGGED: dict[str, Callable[[], nn.Module]] = {
+    "perceiver": lambda: PerceiverIO(PerceiverConfig(**TINY, num_latents=5)),
+    "lno": lambda: LNO(LNOConfig(**TINY, num_modes=5)),
+    "gnot": lambda: GNOT(GNOTConfig(**TINY)),
+    "gnot original": lambda: GNOT(GNOTConfig(**TINY, flow="original")),
+    "flare++": lambda: FlarePlusPlus(FlarePlusPlusConfig(**TINY, num_latents=5)),
+    "flare++ rms": lambda: FlarePlusPlus(FlarePlusPlusConfig(**TINY, num_latents=5, norm="rms")),
+    "flare ablated": lambda: Flare(FlareConfig(**TINY, num_latents=5, **ABLATED)),
+}
+GRIDDED: dict[str, Callable[[], nn.Module]] = {
+    "grid transolver": lambda: GridTransolver(
+        GridTransolverConfig(**TINY, **GRID, num_slices=5, unified_positions=False)
+    ),
+    "grid transolver unified": lambda: GridTransolver(GridTransolverConfig(**TINY, **GRID, num_slices=5)),
+    "gnot unified": lambda: GNOT(GNOTConfig(**TINY, **GRID, unified_positions=True)),
+}
+MODELS = RAGGED | GRIDDED
+
+
+def in_double(name: str) -> Any:
+    """A model in float64 whose heads attend to something: every weight is drawn anew, norms around 1."""
+    torch.manual_seed(0)
+    model = MODELS[name]().double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.5 if parameter.dim() > 1 else 0.2))
+    return model
+
+
+def sample(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+# The formulas.
+
+
+def softmax(x: Tensor, dim: int) -> Tensor:
+    return x.exp() / x.exp().sum(dim, keepdim=True)
+
+
+def gelu(x: Tensor) -> Tensor:
+    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def tanh_gelu(x: Tensor) -> Tensor:
+    return x * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def linear(layer: Any, x: Tensor) -> Tensor:
+    out = torch.einsum("...i,oi->...o", x, layer.weight)
+    return out if layer.bias is None else out + layer.bias
+
+
+def standard(x: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / ((centred**2).mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+def rms(x: Tensor) -> Tensor:
+    return x / ((x**2).mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def norm(layer: Any, x: Tensor) -> Tensor:
+    return rms(x) * layer.weight if isinstance(layer, nn.RMSNorm) else standard(x) * layer.weight + layer.bias
+
+
+def feed_forward(network: Any, x: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
+    return linear(network.leave, act(linear(network.enter, x)))
+
+
+def enter(network: Any, x: Tensor) -> Tensor:
+    h = tanh_gelu(linear(network.enter, x))
+    for layer in network.layers:
+        h = h + tanh_gelu(linear(layer, h))
+    return h + linear(network.leave, h)
+
+
+def leave(network: Any, x: Tensor) -> Tensor:
+    h = x + tanh_gelu(linear(network.enter, x))
+    for layer in network.layers:
+        h = h + tanh_gelu(linear(layer, h))
+    return linear(network.leave, h)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None = None) -> Tensor:
+    """[Q, C], [K, C] and [K, C] to [Q, C], head by head."""
+    out = []
+    for a, b, c in zip(*(t.chunk(heads, dim=-1) for t in (q, k, v)), strict=True):
+        out.append(softmax(a @ b.T * (a.shape[1] ** -0.5 if scale is None else scale), 1) @ c)
+    return torch.cat(out, dim=-1)
+
+
+def latent_block(block: Any, z: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
+    q, k, v = linear(block.mixer.enter, norm(block.mixer_norm, z)).chunk(3, dim=-1)
+    z = z + linear(block.mixer.leave, attention(q, k, v, 2))
+    return z + feed_forward(block.pointwise, norm(block.pointwise_norm, z), act)
+
+
+def perceiver(m: Any, x: Tensor) -> Tensor:
+    x = enter(m.enter, x)
+    e, d, seen = m.encoder, m.decoder, norm(m.encoder.norm, x)
+    z = linear(e.leave, attention(e.latents, linear(e.keys, seen), linear(e.values, seen), 2))
+    for block in m.blocks:
+        z = latent_block(block, z, tanh_gelu)
+    z = norm(d.latent_norm, z)
+    y = attention(linear(d.queries, norm(d.norm, x)), linear(d.keys, z), linear(d.values, z), 2)
+    return leave(m.leave, norm(m.norm, linear(d.leave, y)))
+
+
+def lno(m: Any, x: Tensor) -> Tensor:
+    def mlp(network: Any, x: Tensor) -> Tensor:
+        r = gelu(linear(network.enter, x))
+        for layer in network.layers:
+            r = r + gelu(linear(layer, r))
+        return linear(network.leave, r)
+
+    s, y = mlp(m.scores, mlp(m.trunk, x)), mlp(m.branch, x)
+    z = softmax(s, 0).T @ y
+    for block in m.blocks:
+        z = latent_block(block, z, gelu)
+    return mlp(m.leave, softmax(s, 1) @ z)
+
+
+def gnot(m: Any, pos: Tensor) -> Tensor:
+    def linear_attention(layer: Any, a: Tensor, b: Tensor) -> Tensor:
+        out = []
+        parts = (linear(layer.queries, a), linear(layer.keys, b), linear(layer.values, b))
+        for a, b, v in zip(*(t.chunk(2, dim=-1) for t in parts), strict=True):
+            q, k = softmax(a, 1), softmax(b, 1)
+            common = q @ k.T  # What is linear in the points, written as if it were not.
+            out.append(common @ v / common.sum(1, keepdim=True) + q)
+        return linear(layer.leave, torch.cat(out, dim=1))
+
+    def experts(networks: Any, h: Tensor, g: Tensor) -> Tensor:
+        return sum(g[:, e : e + 1] * feed_forward(n, h, gelu) for e, n in enumerate(networks.networks))
+
+    def block(b: Any, x: Tensor, z: Tensor) -> Tensor:
+        first, _, second, _, third = b.gate
+        g = softmax(linear(third, gelu(linear(second, gelu(linear(first, pos))))), 1)
+        h = x + linear_attention(b.cross, norm(b.trunk_norm, x), norm(b.source_norm, z))
+        h = h + norm(b.first_norm, experts(b.first, h, g))
+        own = norm(b.self_norm, h)
+        h = h + linear_attention(b.self_attention, own, own)
+        return h + norm(b.second_norm, experts(b.second, h, g))
+
+    u = pos if m.grid is None else distances()
+    x = feed_forward(m.enter, u, gelu)
+    z = feed_forward(m.enter_source.network, u, gelu) + m.enter_source.placeholder
+    for b in m.blocks:
+        if m.config.flow == "original":
+            x = block(b, x, z)
+        else:
+            z = block(b, x, z)
+    return feed_forward(m.leave, x if m.config.flow == "original" else z, gelu)
+
+
+def distances() -> Tensor:
+    """Of the points of the grid to 8 × 8 places."""
+    points = [(i / 2, j / 3) for i in range(3) for j in range(4)]
+    places = [(i / 7, j / 7) for i in range(8) for j in range(8)]
+    return torch.tensor([[math.dist(p, r) for r in places] for p in points], dtype=torch.float64)
+
+
+def convolution(layer: Any, x: Tensor) -> Tensor:
+    """[12, C] to the same: nine neighbours, one after the other."""
+    out = []
+    for n in range(12):
+        i, j = divmod(n, 4)
+        near = [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if 0 <= i + a < 3 and 0 <= j + b < 4]
+        out.append(layer.bias + sum(layer.weight[:, :, a + 1, b + 1] @ x[4 * (i + a) + j + b] for a, b in near))
+    return torch.stack(out)
+
+
+def grid_transolver(m: Any, x: Tensor) -> Tensor:
+    if m.config.unified_positions:
+        f = feed_forward(m.enter.network, torch.cat([distances(), x[:, 2:]], 1), gelu)
+    else:
+        f = feed_forward(m.enter.network, x, gelu) + m.enter.placeholder
+    for block in m.blocks:
+        a, seen, out = block.mixer, norm(block.mixer_norm, f), []
+        pairs = zip(convolution(a.assign, seen).chunk(2, 1), convolution(a.values, seen).chunk(2, 1), strict=True)
+        for h, (mid, values) in enumerate(pairs):
+            w = softmax(linear(a.slices, mid) / a.temperature[h].clamp(0.1, 5), 1)
+            tokens = w.T @ values / (w.sum(0)[:, None] + 1e-5)
+            out.append(w @ attention(*linear(a.slice_attention, tokens).chunk(3, 1), 1))
+        f = f + linear(a.leave, torch.cat(out, 1))
+        f = f + feed_forward(block.pointwise, norm(block.pointwise_norm, f), gelu)
+    return linear(m.leave, norm(m.norm, f))
+
+
+def flare_plus_plus(m: Any, x: Tensor) -> Tensor:
+    plain = rms if m.config.norm == "rms" else standard
+    x = enter(m.enter, x)
+    for block in m.blocks:
+        a, seen, out = block.mixer, norm(block.mixer_norm, x), []
+        parts = zip(*(linear(layer, seen).chunk(2, 1) for layer in (a.seen, a.keys, a.values)), strict=True)
+        for h, (looked_at, key, v) in enumerate(parts):
+            s, k = plain(looked_at), norm(a.key_norm, key)
+            moved = attention(norm(a.seed_norm, a.latent_seeds[h]), s, s, 1)
+            q = plain(a.latent_queries[h]) + moved / (1 + (-a.gates[h]).exp())
+            out.append(attention(k, q, attention(q, k, v, 1), 1))
+        x = x + linear(a.leave, torch.cat(out, 1))
+        x = x + feed_forward(block.pointwise, norm(block.pointwise_norm, x), tanh_gelu)
+    return leave(m.leave, norm(m.norm, x))
+
+
+def ablated_flare(m: Any, x: Tensor) -> Tensor:
+    def residual(network: Any, x: Tensor) -> Tensor:
+        h = x + tanh_gelu(linear(network.enter, x))
+        for layer in network.layers:
+            h = h + tanh_gelu(linear(layer, h))
+        return h + linear(network.leave, h)
+
+    x = enter(m.enter, x)
+    for block in m.blocks:
+        a, seen = block.mixer, norm(block.mixer_norm, x)
+        encoding, decoding = (q.transpose(0, 1).flatten(1) for q in (a.latent_queries, a.decoding_latent_queries))
+        z = attention(encoding, residual(a.keys, seen), residual(a.values, seen), 2, scale=0.5)
+        z = latent_block(a.among[0], z, tanh_gelu)
+        x = x + linear(a.leave, attention(residual(a.decoding_keys, seen), decoding, z, 2, scale=0.5))
+        x = x + feed_forward(block.pointwise, norm(block.pointwise_norm, x), tanh_gelu)
+    return leave(m.leave, norm(m.norm, x))
+
+
+FORMULAS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "perceiver": perceiver,
+    "lno": lno,
+    "gnot": gnot,
+    "gnot original": gnot,
+    "flare++": flare_plus_plus,
+    "flare++ rms": flare_plus_plus,
+    "flare ablated": ablated_flare,
+    "grid transolver": grid_transolver,
+    "grid transolver unified": grid_transolver,
+    "gnot unified": gnot,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_its_formulas(name: str) -> None:
+    model, points = in_double(name), sample(12, 3)
+    with torch.no_grad():
+        wanted = FORMULAS[name](model, points)
+        assert wanted.std() > 0.05
+        assert_same(model(points), wanted)
+
+
+@pytest.mark.parametrize("name", RAGGED)
+@pytest.mark.parametrize("sizes", [(5, 6), (2, 1, 17)], ids=["alike", "unlike"])
+def test_joined_padded_and_single_meshes_give_the_same(name: str, sizes: tuple[int, ...]) -> None:
+    """Alike they are padded inside, unlike taken one by one; gradients too. A mesh may have a single point."""
+    model, points = in_double(name), sample(sum(sizes), 3)
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    mask = torch.arange(max(sizes)) < torch.tensor(sizes)[:, None]
+    padded = torch.full((len(sizes), max(sizes), 3), math.nan, dtype=torch.float64)
+    padded[mask] = points
+    outs = [torch.cat([model(p) for p in points.split(sizes)]), model(points, None, offsets), model(padded, mask=mask)]
+    outs[2] = outs[2][mask]
+    weights = list(model.parameters())
+    gradients = [torch.autograd.grad(out.square().sum(), weights) for out in outs]
+    for other in (1, 2):
+        assert_same(outs[other], outs[0])
+        assert_same(gradients[other], gradients[0])
+
+
+@pytest.mark.parametrize("name", GRIDDED)
+def test_joined_grids_give_the_same_as_single_ones(name: str) -> None:
+    model, points = in_double(name), sample(24, 3)
+    with torch.no_grad():
+        single = torch.stack([model(points[:12]), model(points[12:])])
+        assert_same(model(points.view(2, 12, 3)), single)
+        assert_same(model(points, None, torch.tensor([0, 12, 24])), single.flatten(0, 1))
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_points_may_come_in_any_order(name: str) -> None:
+    model, points = in_double(name), sample(15, 3)
+    order = torch.randperm(15, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert_same(model(points[order]), model(points)[order])
+
+
+def test_a_grid_turned_is_another_grid() -> None:
+    """Convolution knows which points are neighbours: in another order the same points are something else."""
+    model, points = in_double("grid transolver"), sample(12, 3)
+    with torch.no_grad():
+        assert (model(points.flip(0)).flip(0) - model(points)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_are_those_of_small_steps(name: str) -> None:
+    """Of points, and of all weights along three random directions, for two meshes that are joined."""
+    model = in_double(name)
+    points = sample(24 if name in GRIDDED else 9, 3).requires_grad_()
+    offsets = torch.tensor([0, 12, 24] if name in GRIDDED else [0, 2, 9])
+    weights = {n: p.detach() for n, p in model.named_parameters()}
+    ways = [{n: torch.randn_like(p) for n, p in weights.items()} for _ in range(3)]
+
+    def call(points: Tensor, steps: Tensor) -> Tensor:
+        moved = {n: p + sum(s * way[n] for s, way in zip(steps, ways, strict=True)) for n, p in weights.items()}
+        out: Tensor = torch.func.functional_call(model, moved, (points, None, offsets))
+        return out
+
+    steps = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(call, (points, steps), fast_mode=True)
+
+
+def test_two_softmaxes_of_lno_on_paper() -> None:
+    """Two points, two modes: weights of ¼ and ¾ where a score is ln 3, of ½ where scores are equal."""
+    scores = torch.tensor([[[0.0, 0.0], [math.log(3), 0.0]]])
+    values = torch.tensor([[[0.0], [8.0]]])
+    modes = average(scores, values)
+    torch.testing.assert_close(modes, torch.tensor([[[6.0], [4.0]]]))
+    torch.testing.assert_close(take_back(scores, modes), torch.tensor([[[5.0], [5.5]]]))
+    one = average(scores, values, mask=torch.tensor([[False, True]]))
+    torch.testing.assert_close(one, torch.tensor([[[8.0], [8.0]]]))
+
+
+def test_linear_attention_of_gnot_on_paper() -> None:
+    queries = torch.tensor([[0.25, 0.75], [0.5, 0.5]])[None, :, None]
+    keys = torch.tensor([[0.5, 0.5], [0.25, 0.75]])[None, :, None]
+    values = torch.tensor([[4.0, 0.0], [0.0, 8.0]])[None, :, None]
+    # Σ kᵀv = ((2, 2), (2, 6)) and Σ k = (3/4, 5/4): the first point gets (2, 5) over 9/8, the second (2, 4) over 1.
+    wanted = torch.tensor([[16 / 9, 40 / 9], [2.0, 4.0]])[None, :, None]
+    torch.testing.assert_close(attend_linearly(queries, keys, values), wanted)
+    alone = attend_linearly(queries, keys, values, mask=torch.tensor([[True, False]]))
+    torch.testing.assert_close(alone[0, :, 0], torch.tensor([[4.0, 0.0], [4.0, 0.0]]))
+
+
+def test_unified_positions_are_distances_on_the_index_grid() -> None:
+    found = Grid(3, 4).distances(torch.zeros((), dtype=torch.float64))
+    assert_same(found, distances())
+    assert found[0, 0] == 0
+    assert found[11, 63] == 0
+    assert found[0, 1] == pytest.approx(1 / 7)  # along a row first
+
+
+def test_gnot_with_unified_positions_sees_its_input_by_the_gates_alone() -> None:
+    """What the published counts of Darcy, airfoil and pipe stand for."""
+    model, (first, second) = in_double("gnot unified"), sample(2, 12, 3)
+    with torch.no_grad():
+        assert (model(first) - model(second)).abs().max() > 1e-3
+        for block in model.blocks:
+            block.gate[4].weight.zero_()
+        assert torch.equal(model(first), model(second))
+
+
+def test_experts_that_are_one_need_no_gate() -> None:
+    torch.manual_seed(0)
+    model, points = GNOT(GNOTConfig(**TINY, num_experts=1)).double(), sample(7, 3)
+    before = model(points)
+    for block in model.blocks:
+        nn.init.normal_(block.gate[4].weight)
+    assert_same(model(points), before)
+
+
+def test_flare_plus_plus_asks_another_mesh_other_questions() -> None:
+    """With the gates shut it is FLARE's mixing: the seeds, and what they see, have no part."""
+    model, points = in_double("flare++"), sample(9, 3)
+    with torch.no_grad():
+        before = model(points)
+        for block in model.blocks:
+            block.mixer.latent_seeds.normal_()
+        assert (model(points) - before).abs().max() > 1e-3
+        for block in model.blocks:
+            block.mixer.gates.fill_(-1e4)
+        shut = model(points)
+        for block in model.blocks:
+            block.mixer.latent_seeds.normal_()
+        assert_same(model(points), shut)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "mean", "deviation"),
+    [
+        ("flare++", "blocks.0.mixer.latent_seeds", 0, 0.02),
+        ("flare++", "blocks.0.mixer.leave.weight", 0, 0.02),
+        ("perceiver", "encoder.latents", 0, 1),
+        ("perceiver", "encoder.keys.weight", 0, 0.02),
+        ("gnot", "blocks.0.cross.keys.weight", 0, 0.02),
+        ("grid transolver", "blocks.0.mixer.assign.weight", 0, (9 * 64 * 3) ** -0.5),  # Kaiming's, uniform
+        ("lno", "trunk.layers.0.weight", 0, (3 * 64) ** -0.5),
+    ],
+)
+def test_weights_start_as_published(name: str, parameter: str, mean: float, deviation: float) -> None:
+    torch.manual_seed(0)
+    model = WIDE[name]()
+    values = model.get_parameter(parameter).detach()
+    assert float(values.std()) == pytest.approx(deviation, rel=0.1)
+    assert abs(float(values.mean()) - mean) < 0.1 * deviation
+
+
+WIDER: dict[str, Any] = {"channels": 64, "num_heads": 2, "num_blocks": 1}
+WIDE: dict[str, Callable[[], nn.Module]] = {
+    "perceiver": lambda: PerceiverIO(PerceiverConfig(**WIDER, num_latents=64)),
+    "lno": lambda: LNO(LNOConfig(**WIDER)),
+    "gnot": lambda: GNOT(GNOTConfig(**WIDER)),
+    "flare++": lambda: FlarePlusPlus(FlarePlusPlusConfig(**WIDER)),
+    "grid transolver": lambda: GridTransolver(GridTransolverConfig(**WIDER)),
+}
+
+
+def test_keys_and_values_of_flare_plus_plus_start_near_the_identity() -> None:
+    mixer = WIDE["flare++"]().blocks[0].mixer  # type: ignore[index, union-attr]
+    for layer in (mixer.seen, mixer.keys, mixer.values):
+        rest = layer.weight.detach() - torch.eye(64)
+        assert 0.018 < float(rest.std()) < 0.022
+        assert not layer.bias.any()
+    assert float(mixer.gates.detach().sigmoid()[0]) == pytest.approx(0.562, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_models_keep_the_contract(name: str) -> None:
+    torch.manual_seed(0)
+    check_contract(MODELS[name](), 0, 2, name=name, all_used=True)
+
+
+@pytest.mark.parametrize("name", GRIDDED)
+def test_a_model_of_grids_refuses_other_meshes_by_name(name: str) -> None:
+    model, called = in_double(name), "GNOT with unified_positions" if "gnot" in name else "Transolver with convolution"
+    with pytest.raises(UsageError, match=rf"^{called} takes grids of 3 × 4 = 12 points .* got a mesh of 61 points"):
+        check_contract(model.float(), 0, 2, name=name)
+    points = torch.rand(24, 3)
+    for inputs, words in (
+        ((points[:11],), "got a mesh of 11 points"),
+        ((points, None, torch.tensor([0, 10, 24])), "got a mesh of 10 points"),
+        ((points.view(2, 12, 3), None, None, torch.ones(2, 12, dtype=torch.bool)), "filled up to one size"),
+    ):
+        with pytest.raises(UsageError, match=rf"{called} takes grids .*{words}.* take Flare or another"):
+            model(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes", "words"),
+    [
+        (GridTransolverConfig, {"in_dim": 2}, "would not see its input at all"),
+        (GridTransolverConfig, {"grid_rows": 0}, "2 rows and columns at least, not 0 × 85"),
+        (GNOTConfig, {"unified_positions": True}, "give grid_rows and grid_columns"),
+        (GNOTConfig, {"flow": "either"}, "flow must be one of nsl, original, not 'either'"),
+        (GNOTConfig, {"unified_positions": 1}, "unified_positions must be true or false, not 1"),
+        (LNOConfig, {"residual_layers": -1}, "residual_layers must be a whole number from 0"),
+        (FlareConfig, {"pointwise": "none"}, "pointwise must be one of resmlp, mlp"),
+        (PerceiverConfig, {"channels": 24, "num_heads": 8}, r"odd number of channels, 3 \(24 channels over 8 heads\)"),
+        (LNOConfig, {"channels": 24, "num_heads": 8}, "an odd number of channels, 3"),
+        (FlarePlusPlusConfig, {"channels": 8, "num_heads": 8}, "an odd number of channels, 1"),
+        (GridTransolverConfig, {"channels": 24, "num_heads": 8}, "an odd number of channels, 3"),
+        (PerceiverConfig, {"channels": 60, "num_heads": 8}, "must be a multiple of its heads"),
+    ],
+)
+def test_sizes_that_cannot_be_are_told(config: Any, sizes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        config(**sizes)
+
+
+@pytest.mark.parametrize("option", ["separate_decoding", "scaled_scores"])
+def test_an_ablation_that_is_off_is_flare(option: str) -> None:
+    """Weights keep their names, and a single option changes what its name says."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {**TINY, "num_latents": 5}
+    plain, other = Flare(FlareConfig(**sizes)).double(), Flare(FlareConfig(**sizes, **{option: True})).double()
+    missing, unexpected = other.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected
+    assert all("decoding" in name for name in missing)
+    points = sample(9, 3)
+    with torch.no_grad():
+        for block, wanted in zip(other.blocks, plain.blocks, strict=True):
+            if option == "scaled_scores":
+                block.mixer.latent_queries.mul_(2)  # √D
+            else:
+                block.mixer.decoding_latent_queries.copy_(wanted.mixer.latent_queries)
+                block.mixer.decoding_keys.load_state_dict(wanted.mixer.keys.state_dict())
+        assert_same(other(points), plain(points))
+
+
+def test_ablations_mix_by_attention_calls_and_have_no_spectrum() -> None:
+    model = in_double("flare ablated")
+    for way in ("triton", "reference"):
+        with pytest.raises(UsageError, match=rf"--recipe.mixer {way} is for FLARE as published"):
+            mix_by(model, way)  # type: ignore[arg-type]
+    mix_by(model, "sdpa")
+    with pytest.raises(UsageError, match="this model has none"):
+        spectra(model, sample(9, 3))
+    scaled = Flare(FlareConfig(**TINY, num_latents=5, scaled_scores=True)).double()
+    assert len(spectra(scaled, sample(9, 3))) == 2
+
+
+@pytest.mark.parametrize("name", ["perceiver", "lno", "gnot", "flare++", "flare ablated", "grid transolver"])
+def test_mixed_precision_keeps_coordinates_and_predictions_in_full(name: str) -> None:
+    """Points 0.003 mm apart in a part 60 mm long: in 16 bits throughout they would fall together."""
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    points = torch.zeros(12, 3)
+    points[:, 0] = torch.linspace(0.5, 0.5006, 12)
+    with torch.no_grad():
+        full = model(points)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed, rounded = model(points), model(points.bfloat16().float())
+    assert mixed.dtype == torch.float32
+    assert (mixed - full).norm() < 0.05 * full.norm()
+    assert len(mixed[:, 0].unique()) >= len(rounded[:, 0].unique())
+
+
+def test_gnot_computes_blocks_again_for_memory() -> None:
+    model, points, kept = in_double("gnot"), sample(9, 3), []
+    for switch in (False, True):
+        model.activation_checkpointing = switch
+        kept.append(torch.autograd.grad(model(points).square().sum(), list(model.parameters())))
+    assert_same(*kept)

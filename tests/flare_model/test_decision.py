@@ -1,0 +1,229 @@
+"""From a part to an answer: how like the training it is, whether it is hit, what the screen and the files say."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from flare_model import from_pretrained
+from flare_model.checkpoints import own
+from flare_model.checkpoints.files import WEIGHTS_NAME, Usage
+from flare_model.checkpoints.surrogate import Surrogate, results_folder
+from flare_model.data.envelope import Envelope, Range
+from flare_model.data.likeness import DESCRIPTORS, LIKENESS_NAME, Seen, describe_shape, read_seen, write_seen
+from flare_model.data.normalisation import Normalisation
+from flare_model.judging.interference import Risk
+from flare_model.judging.kept_risk import RISK_NAME, KeptRisk, describe_verdicts, read_risk, verdict_of, write_risk
+from flare_model.judging.risk_curves import RiskModel
+from flare_model.predict import predict
+from flare_model.prediction.part import Meshing, Part
+from flare_model.prediction.parts import read_parts
+from flare_model.prediction.surface_parts import mesh_surface
+from lpbf_data.durable import sha256_of_file
+from lpbf_data.errors import GeometryError, SchemaError, StoreError, UsageError
+from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
+from tests.flare_model.flare_support import tiny_flare
+
+TARGETS = ("displacement_x", "displacement_y", "displacement_z", "build_clearance_min")
+
+
+def box(*size: float, at: tuple[float, float, float] = (0, 0, 0)) -> trimesh.Trimesh:
+    """A box whose foot's middle lies at a place."""
+    mesh = trimesh.creation.box(size)
+    mesh.apply_translation((at[0], at[1], at[2] + size[2] / 2))
+    return mesh
+
+
+def table() -> trimesh.Trimesh:
+    """A top of 20 by 10 by 2 mm on one leg of 4 by 10 by 8 mm in its middle."""
+    return trimesh.boolean.union([box(4, 10, 8.5), box(20, 10, 2, at=(0, 0, 8))], engine="manifold")
+
+
+def surface_of(mesh: trimesh.Trimesh) -> Surface:
+    return surface_of_arrays(mesh.vertices, mesh.faces)
+
+
+def part_of(mesh: trimesh.Trimesh, points: int = 400) -> Part:
+    return mesh_surface(surface_of(mesh), "part", points)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with displacement and clearance, and what lies beside one."""
+    folder = tmp_path_factory.mktemp("decision") / "model"
+    norm = Normalisation(target_mean=(0.0, 0.0, 0.0, 90.0), target_std=(0.02, 0.02, 0.03, 5.0))
+    ranges = {"num_points": Range(8, 9000), "height": Range(1, 60), "aspect_ratio_max": Range(1, 9)}
+    envelope = Envelope(9, **ranges, materials=("ti64",), num_points_median=400.0)
+    usage = Usage(norm, TARGETS, envelope=envelope)
+    Surrogate(tiny_flare(out_dim=4), usage).eval().save_pretrained(folder)
+    digest = sha256_of_file(folder / WEIGHTS_NAME)
+    shapes = [part_of(box(*size)) for size in ((8, 8, 8), (30, 20, 10), (12, 10, 40), (20, 20, 2), (50, 50, 20))]
+    write_seen(folder, Seen.of([describe_shape(part.points, part.cells) for part in shapes], digest))
+    return folder
+
+
+def keep_risk(folder: Path, intercept: float) -> None:
+    """A risk that says the same of every part."""
+    digest = sha256_of_file(folder / WEIGHTS_NAME)
+    curve = RiskModel(-80.0, 5.0, intercept, 0.0)
+    write_risk(folder, KeptRisk("build_clearance_min", curve, 100, 50, weights_sha256=digest))
+
+
+def test_a_shape_in_numbers_by_hand() -> None:
+    part = part_of(table(), 3000)
+    found = describe_shape(part.points, part.cells)
+    assert found.keys() == DESCRIPTORS.keys()
+    assert (found["width"], found["depth"], found["height"]) == pytest.approx((20, 10, 10), rel=0.06)
+    assert found["volume"] == pytest.approx(400 + 320, rel=0.1)
+    assert found["overhang_share"] == pytest.approx(320 / 720, abs=0.06)
+    assert found["overhang_height"] == pytest.approx(8, abs=0.6)
+    assert found["footprint_share"] == pytest.approx(0.2, abs=0.04)
+    moved = describe_shape(part.points + np.array([3, 4, 0], np.float32), part.cells)
+    assert moved["offset"] - found["offset"] == pytest.approx(5, abs=0.01)
+
+
+def test_a_part_is_compared_with_the_training() -> None:
+    base = dict.fromkeys(DESCRIPTORS, 1.0)
+    seen = Seen.of([base | {"height": float(k)} for k in range(1, 201)])
+    assert not seen.compare(base | {"height": 100.0}).reasons
+    rare = seen.compare(base | {"height": 199.9})
+    assert [reason.name for reason in rare.reasons] == ["height"]
+    assert not rare.reasons[0].outside
+    assert rare.unlike == (seen.usual_rarities == 0)
+    far = seen.compare(base | {"height": 300.0})
+    assert far.unlike
+    assert str(far.reasons[0]) == "height 300 mm, larger than all of its parts (most of them 2.99 … 198 mm)"
+
+
+def test_what_is_kept_beside_a_checkpoint_comes_back_or_is_refused(tmp_path: Path) -> None:
+    seen = Seen.of([dict.fromkeys(DESCRIPTORS, float(k)) for k in range(5)], "ab")
+    write_seen(tmp_path, seen)
+    assert read_seen(tmp_path) == seen
+    risk = KeptRisk("build_clearance_min", RiskModel(-80.0, 5.0, 0.1, 2.0), 10, 4, weights_sha256="ab")
+    write_risk(tmp_path, risk)
+    assert read_risk(tmp_path) == risk
+    for name, read in ((LIKENESS_NAME, read_seen), (RISK_NAME, read_risk)):
+        (tmp_path / name).write_text((tmp_path / name).read_text().replace('"ab"', "nan").replace("-80.0", "NaN"))
+        with pytest.raises(SchemaError, match="remove it"):
+            read(tmp_path)
+        (tmp_path / name).unlink()
+        assert read(tmp_path) is None
+
+
+def test_verdicts_count_parts_and_hits() -> None:
+    kept = KeptRisk("build_clearance_min", RiskModel(0.0, 1.0, 0.0, 3.0), 10, 5)
+    risks = [
+        Risk(str(k), score, hit, None) for k, (score, hit) in enumerate([(2, True), (2, False), (0, True), (-2, False)])
+    ]
+    assert verdict_of(kept.chance(2.0)) == "yes"
+    assert describe_verdicts(kept, risks) == {
+        "yes": {"parts": 2, "hits": 1}, "no": {"parts": 1, "hits": 0}, "can't tell": {"parts": 1, "hits": 1}
+    }  # fmt: skip
+    assert KeptRisk.of("build_clearance_min", risks[:1]) is None
+
+
+def test_without_a_model_of_its_own_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own, "OWN_FOLDER", tmp_path)
+    with pytest.raises(StoreError, match=r"comes without a model of its own .* --checkpoint"):
+        from_pretrained()
+
+
+def test_the_packages_own_model_is_used_and_not_written_into(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own, "OWN_FOLDER", model)
+    points = torch.rand(20, 3)
+    with torch.no_grad():
+        assert torch.equal(from_pretrained()(points), from_pretrained(model)(points))
+    assert results_folder(str(model), "evaluation") == Path("own_model/evaluation")
+
+
+@pytest.mark.parametrize(("intercept", "said", "status"), [(9.0, "yes", 3), (-9.0, "no", 0), (0.0, "can't tell", 4)])
+def test_an_answer_on_the_screen_in_files_and_as_status(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], intercept: float, said: str, status: int
+) -> None:
+    keep_risk(model, intercept)
+    box(20, 10, 12).export(tmp_path / "box.stl")
+    words = {"pictures": False, "fail_on_risk": True}
+    assert predict(str(model), [str(tmp_path / "box.stl")], out=str(tmp_path / "out"), **words) == status  # type: ignore[arg-type]
+    shown = capsys.readouterr().out
+    hit = {"yes": "hits the part", "no": "clears the part", "can't tell": "can't tell whether it hits the part"}[said]
+    assert f"  recoater    {hit}" in shown
+    assert "20 × 10 × 12 mm; read in mm, since the file states no unit (--units); 1 body; 2,400 mm³" in shown
+    assert "uncalibrated for your machine" in shown
+    (answer,) = json.loads((tmp_path / "out/answers.json").read_text())["parts"].values()
+    assert answer["hit"]["verdict"] == said
+    assert answer["hit"]["chance"] == pytest.approx(1 / (1 + math.exp(-intercept)))
+    assert not answer["likeness"]["unlike"]
+    place = answer["hit"]["place"]
+    part = next(read_parts(tmp_path / "box.stl", Meshing(400)))
+    assert isinstance(part, Part)
+    with torch.no_grad():
+        values = from_pretrained(model)(part.points).numpy()
+    assert answer["up"]["value"] == pytest.approx(values[:, 2].max(), rel=1e-4)
+    np.testing.assert_allclose(place, part.points[np.argmin(values[:, 3])], atol=1e-4)
+    assert answer["hit"]["layer"] == max(1, round(place[2] / 0.04))
+
+
+def test_nobody_can_tell_of_a_part_unlike_the_training(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep_risk(model, 9.0)
+    box(80, 90, 20).export(tmp_path / "huge.stl")
+    assert predict(str(model), [str(tmp_path / "huge.stl")], out=str(tmp_path / "out"), pictures=False, json=True) == 0
+    told = capsys.readouterr()
+    (answer,) = json.loads(told.out)["parts"].values()
+    assert answer["hit"]["verdict"] == "can't tell"
+    assert answer["hit"]["chance"] > 0.99
+    assert any(one.startswith("width 90 mm, larger than all") for one in answer["likeness"]["said"])
+    assert "out of the build volume along x" in told.err
+
+
+def test_parts_on_one_plate_keep_their_places_where_the_plate_fits(tmp_path: Path) -> None:
+    pair = trimesh.util.concatenate([box(10, 10, 12, at=(100, 0, 3)), box(10, 10, 30, at=(120, 0, 3))])
+    pair.export(tmp_path / "pair.stl")
+    first, second = (part for part in read_parts(tmp_path / "pair.stl", Meshing(200)) if isinstance(part, Part))
+    np.testing.assert_allclose([first.points.min(0), second.points.min(0)], [[-15, -5, 0], [5, -5, 0]], atol=1e-4)
+    assert [remark.kind for remark in first.remarks] == ["several_bodies", "moved"]
+    assert first.origin is not None
+    assert second.origin is not None
+    assert (second.origin.body, second.origin.bodies, second.origin.unit_told) == (2, 2, False)
+
+
+def test_of_many_parts_the_last_have_a_line_each(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep_risk(model, -9.0)
+    monkeypatch.setattr("flare_model.predict._MOST_IN_FULL", 1)
+    for name in ("a", "b", "c"):
+        box(20, 10, 12).export(tmp_path / f"{name}.stl")
+    assert predict(str(model), [str(tmp_path)], out=str(tmp_path / "out"), pictures=False) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "a"
+    assert [line.partition(" µm")[0].rpartition(";")[0] for line in shown[-4:-2]] == [
+        f"{name}: clear (less than 1 % likely to hit)" for name in ("b", "c")
+    ]
+    assert shown[-2] == "3 parts: 0 hit by the recoater, 3 clear, 0 neither for sure"
+
+
+def test_a_page_shows_the_parts_with_what_is_told(model: Path, tmp_path: Path) -> None:
+    keep_risk(model, 9.0)
+    box(20, 10, 12).export(tmp_path / "box.stl")
+    (tmp_path / "boxes").mkdir()
+    assert predict(str(model), [str(tmp_path / "box.stl")], out=str(tmp_path / "out")) == 0
+    page = (tmp_path / "out/answer.html").read_text(encoding="utf-8")
+    assert "<title>Predictions" in page
+    assert (tmp_path / "out/box_displacement_z.png").exists()
+
+
+def test_what_can_not_be_asked_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"name a part, such as part\.stl"):
+        predict(str(model))
+    with pytest.raises(UsageError, match="--orientations must not be negative"):
+        predict(str(model), ["part.stl"], orientations=-1)
+    with pytest.raises(GeometryError):
+        part_of(box(1e-4, 1e-4, 1e-4))

@@ -1,0 +1,109 @@
+"""Which way up: directions, rotations, overhangs by hand, and a ranking that is what each way gives by itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+
+from flare_model import from_pretrained
+from flare_model.decision.answer import Beside, answer_of
+from flare_model.decision.orientation import directions, rank_orientations, rotation_to, turn
+from flare_model.decision.overhangs import overhangs_of
+from flare_model.decision.prediction import predict_part
+from flare_model.predict import predict
+from flare_model.prediction.surface_parts import mesh_surface
+from lpbf_data.errors import UsageError
+from lpbf_data.geometry.surface_files import load_surface
+from tests.flare_model.test_decision import box, keep_risk, model, part_of, surface_of, table
+
+__all__ = ["model"]
+
+
+def test_directions_are_apart_and_begin_as_the_part_lies() -> None:
+    found = np.array(directions(surface_of(table()), 24))
+    assert found.shape == (24, 3)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1)
+    assert found[0].tolist() == [0, 0, -1]
+    assert (found @ found.T - np.eye(24)).max() < np.cos(np.radians(8))
+    sides = {tuple(row) for row in np.vstack([np.eye(3), -np.eye(3)]).tolist()}
+    assert sides <= {tuple(row) for row in found[:7].round(6).tolist()}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_rotation_turns_its_direction_down_and_keeps_lengths(seed: int) -> None:
+    down = np.random.default_rng(seed).normal(size=3)
+    down = np.array([0.0, 0.0, 1.0]) if seed == 0 else down / np.linalg.norm(down)
+    rotation = rotation_to(down)
+    np.testing.assert_allclose(rotation @ down, [0, 0, -1], atol=1e-12)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
+    assert np.linalg.det(rotation) == pytest.approx(1)
+    turned = turn(surface_of(table()), rotation)
+    assert turned.volume == pytest.approx(surface_of(table()).volume)
+    np.testing.assert_allclose(turned.bounds[0] + turned.bounds[1], [0, 0, np.ptp(turned.bounds[:, 2])], atol=1e-9)
+
+
+def test_overhangs_of_a_table_by_hand() -> None:
+    part = part_of(table(), 3000)
+    assert part.origin is not None
+    found = overhangs_of(part.origin.surface, part.points, part.cells)
+    assert found.area == pytest.approx(160)  # beneath the top, less the leg
+    assert found.support_volume == pytest.approx(160 * 8, rel=0.1)
+    assert found.height == pytest.approx(10)
+    over = turn(part.origin.surface, rotation_to(np.array([0.0, 0.0, 1.0])))
+    upside = mesh_surface(over, "upside", 3000)
+    none = overhangs_of(over, upside.points, upside.cells)
+    assert (none.area, none.support_volume) == (0, 0)
+
+
+def test_a_face_counts_below_45_degrees() -> None:
+    areas = []
+    for degrees in (44, 46):
+        plate = trimesh.creation.box((10, 10, 1))
+        plate.apply_transform(trimesh.transformations.rotation_matrix(np.radians(degrees), [0, 1, 0]))
+        surface = turn(surface_of(plate), np.eye(3))
+        part = mesh_surface(surface, "plate", 500)
+        areas.append(overhangs_of(surface, part.points, part.cells).area)
+    # The plate's underside; at 46 degrees its narrow end is the one that looks down less steeply.
+    assert areas == pytest.approx([100, 10])
+
+
+def test_a_ranking_is_what_each_way_gives_by_itself(model: Path, tmp_path: Path) -> None:
+    surrogate, part = from_pretrained(model), part_of(table())
+    assert part.origin is not None
+    ranking = rank_orientations(surrogate, Beside(), part, 5, best=2)
+    moved = [way.displacement for way in ranking.ways]
+    assert len(moved) == 5
+    assert moved == sorted(moved)
+    first, second = ranking.best
+    assert {id(first.turned), id(second.turned)} == {id(way) for way in ranking.ways[:2]}
+    full = [max(abs(best.answer.up.value), abs(best.answer.down.value)) for best in (first, second)]  # type: ignore[union-attr]
+    assert full == sorted(full)
+    again = mesh_surface(turn(part.origin.surface, rotation_to(np.array(first.turned.down))), "part", len(part.points))
+    wanted = answer_of(predict_part(surrogate, again), Beside(), ("ti64",))
+    assert first.answer == wanted
+    with pytest.raises(UsageError, match="only surfaces"):
+        rank_orientations(surrogate, Beside(), part.__class__("mesh", part.points, part.cells), 3)
+
+
+def test_the_command_ranks_draws_and_writes_what_to_build(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep_risk(model, 0.0)
+    box(10, 12, 30).export(tmp_path / "bar.stl")
+    out = tmp_path / "out"
+    assert predict(str(model), [str(tmp_path / "bar.stl")], out=str(out), points=150, orientations=4) == 0
+    told = capsys.readouterr().out
+    assert "bar: 4 orientations, best first" in told
+    assert "best 3, in full: " in told
+    stored = json.loads((out / "bar_orientations.json").read_text())["orientations"]
+    assert len(stored) == 4
+    for number in (1, 2, 3):
+        built = load_surface(out / f"bar_best_{number}.stl")
+        assert built.volume == pytest.approx(10 * 12 * 30, rel=1e-5)
+        (down,) = (np.array(way["down"]) for way in stored if way.get("best") == number)
+        assert np.ptp(built.bounds[:, 2]) == pytest.approx(np.abs(down) @ [10, 12, 30], rel=1e-5)
+    assert (out / "bar_orientations.png").read_bytes().startswith(b"\x89PNG")
