@@ -134,7 +134,10 @@ def fit_of(prediction: NDArray[np.floating], truth: NDArray[np.floating]) -> dic
 
 
 def real_parts(surrogate: Surrogate, samples: Path) -> dict[str, Any]:
-    """Both parts of NetFabb, predicted on its meshes, beside the simulator on ours, with either calibration."""
+    """Both parts of NetFabb, predicted on its meshes, beside the simulator on ours, with either calibration.
+
+    Errors are those at the points that both meshes have.
+    """
     from flare_model.predict import predict_part
     from flare_model.prediction.parts import Part
     from lpbf_data.geometry.surface_files import load_surface
@@ -149,7 +152,9 @@ def real_parts(surrogate: Surrogate, samples: Path) -> dict[str, Any]:
     for name, place in PARTS.items():
         folder = samples / place
         theirs = NetfabbRun(folder.name, FolderFiles(folder)).read_case(("displacement",))
-        said = predict_part(surrogate, Part(name, theirs.points, theirs.cells))
+        # Training parts stand about the middle of the plate, and where a part stands changes nothing.
+        middle = (theirs.points.min(axis=0) + theirs.points.max(axis=0)) / 2 * np.array([1, 1, 0], np.float32)
+        said = predict_part(surrogate, Part(name, theirs.points - middle, theirs.cells))
         predicted = np.concatenate([said.fields[f"displacement_{axis}"] for axis in "xyz"], axis=1)
         mesh = voxelize(load_surface(next(folder.glob("*.stl"))), CELL)
         ours, others = matching_points(mesh.points, theirs.points)
