@@ -27,11 +27,12 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.physics.elements import ElasticElement
-from pipelines.simulation.physics.floating_pieces import rigid_body_modes
+from pipelines.simulation.physics.floating_pieces import free_motions, rigid_body_modes
 from pipelines.simulation.physics.foot import ElasticPlate, clamped, cut_free
 from pipelines.simulation.physics.stiffness import (
     Foot,
@@ -188,7 +189,7 @@ class Mechanics:
         there = int(self._node_planes[plane + 2])  # nodes on cells with any stiffness
         forces = self._residual()
         forces[there - self._base + self._foot.size :] = 0.0
-        moved = self._solve_softened(forces, share)
+        moved = self._solve_softened(forces, share, free_motions(self._mesh, plane + 1, self._element.stiffness))
         motion = self._foot.expand(moved)
         stretch = self._stretch() + share * motion[self._mesh.cells[: self.num_cells]].reshape(-1, 24)
         # The top of the plane and what is above it are laid at their heights after this motion.
@@ -294,11 +295,16 @@ class Mechanics:
         self._largest_pull = max(self._largest_pull, largest)
         return residual
 
-    def _solve_softened(self, forces: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _solve_softened(
+        self, forces: NDArray[np.float64], share: NDArray[np.float64], free: sp.csr_matrix | None = None
+    ) -> NDArray[np.float64]:
         """Displacement [q + above, 3] when cells have only a share of their stiffness, [e, 1].
 
-        Conjugate gradients, with the whole stiffness as preconditioner. Where there is no stiffness nothing pulls.
+        Conjugate gradients, with the whole stiffness as preconditioner. Where there is no stiffness nothing pulls, and
+        motions of nodes that nothing resists, `free`, [3 n, k], aren't made.
         """
+        above = slice(3 * self._base, 3 * self.num_points)
+        unresisted = None if free is None else free[above]
 
         def apply(moved: NDArray[np.float64]) -> NDArray[np.float64]:
             corners = self._foot.expand(moved)[self._mesh.cells[: self.num_cells]].reshape(-1, 24)
@@ -308,7 +314,18 @@ class Mechanics:
                 result[: self._foot.size] += held.reshape(-1, 3)
             return result
 
-        return conjugate_gradients(apply, self._stiffness.approximate, forces, 0.0, _LEAST_MOVE)
+        def without_free(values: NDArray[np.float64]) -> NDArray[np.float64]:
+            if unresisted is None:
+                return values
+            whole = values.copy()
+            part = whole[self._foot.size :]
+            part -= (unresisted @ (unresisted.T @ part.ravel())).reshape(-1, 3)
+            return whole
+
+        def approximate(rest: NDArray[np.float64]) -> NDArray[np.float64]:
+            return without_free(self._stiffness.approximate(rest))
+
+        return conjugate_gradients(apply, approximate, without_free(forces), 0.0, _LEAST_MOVE)
 
     def _move(self, moved: NDArray[np.float64]) -> None:
         self._foot_moved += moved[: self._foot.size]
