@@ -72,7 +72,7 @@ class CaseDataset(Dataset[Any]):
         Raises:
             IndexError: If there is no such case.
         """
-        if not isinstance(idx, SupportsIndex) or np.ndim(idx):
+        if not isinstance(idx, SupportsIndex) or getattr(idx, "ndim", 0):
             return self.index_select(idx)
         number = idx.__index__()
         if not -len(self) <= number < len(self):
@@ -89,8 +89,8 @@ class CaseDataset(Dataset[Any]):
             IndexError: If there is no such case, or if a mask is not as long as the data set.
         """
         if isinstance(idx, slice):
-            ends = [round(end * len(self)) if isinstance(end, float) else end for end in (idx.start, idx.stop)]
-            chosen: Any = slice(*ends, idx.step)
+            start, stop = (round(end * len(self)) if isinstance(end, float) else end for end in (idx.start, idx.stop))
+            chosen: Any = slice(start, stop, idx.step)
         else:
             chosen = np.asarray(idx) if len(idx) else np.empty(0, int)
         part = copy.copy(self)
