@@ -72,7 +72,7 @@ class CaseDataset(Dataset[Any]):
         Raises:
             IndexError: If there is no such case.
         """
-        if np.ndim(idx) or not isinstance(idx, SupportsIndex):
+        if not isinstance(idx, SupportsIndex) or getattr(idx, "ndim", 0) > 0:
             return self.index_select(idx)
         number = idx.__index__()
         if not -len(self) <= number < len(self):
