@@ -18,7 +18,7 @@ from pipelines.simulation.materials.material import MATERIALS, Material
 from pipelines.simulation.physics import stiffness as stiffness_module
 from pipelines.simulation.physics.build_simulation import BuildSimulation, Frame
 from pipelines.simulation.physics.elements import ElasticElement, elastic_element, elasticity_matrix
-from pipelines.simulation.physics.floating_pieces import rigid_body_modes
+from pipelines.simulation.physics.floating_pieces import free_motions, rigid_body_modes
 from pipelines.simulation.physics.foot import clamped, cut_free, kept_by_cut
 from pipelines.simulation.physics.layers import LayerGroup
 from pipelines.simulation.physics.mechanics import Mechanics, rigid_body_motion
@@ -272,6 +272,29 @@ def test_pieces_that_hang_on_nothing_stay_where_they_are(planes: int) -> None:
     exact, iterated = moved
     assert np.abs(exact).max() < 1.0
     assert np.abs(iterated - exact).max() < 2e-3 * np.abs(exact).max()
+
+
+def test_motions_that_nothing_resists_are_those_without_stiffness() -> None:
+    """Against the null space of the whole matrix: a stub turns about the edge that it touches, another is all free."""
+    mask = np.zeros((8, 3, 4), bool)
+    mask[:2, :, :2] = True
+    mask[2, :, 2:] = True  # touches the column along an edge
+    mask[4:6, 1, 2:] = True  # touches nothing
+    mask[7] = True
+    mesh = mesh_of_mask(mask, (0, 0, 0), (1.0, 1.2, 0.8))
+    element = elastic_element(mesh.spacing, YOUNG, POISSON)
+    above = np.repeat(mesh.point_levels > 0, 3)
+    matrix = assemble(mesh, element.stiffness)[above][:, above]
+    values, vectors = np.linalg.eigh(matrix.toarray())
+    null = vectors[:, values < 1e-9 * values[-1]]
+    free = free_motions(mesh, 4, element.stiffness)
+    assert free is not None
+    motions = free.toarray()
+    assert not motions[~above].any()
+    assert null.shape[1] == motions.shape[1] == 1 + 6
+    np.testing.assert_allclose(motions.T @ motions, np.eye(7), atol=1e-12)
+    np.testing.assert_allclose(null @ (null.T @ motions[above]), motions[above], atol=1e-6)
+    assert free_motions(mesh, 2, element.stiffness) is None
 
 
 def without_shrinkage(material: Material) -> Material:
