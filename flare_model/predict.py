@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["Prediction", "main", "predict", "predict_part", "write_vtu"]
 
 ANSWERS_NAME: Final = "answers.json"
+PAGE_NAME: Final = "answer.html"
+_MOST_SHOWN: Final = 50
+"""Parts on the page: a browser holds them all."""
+
 _MOST_IN_FULL: Final = 10
 """Parts of which the screen tells all; of others a line each, and all in the files."""
 
@@ -164,22 +168,24 @@ class _Work:
 
     def _keep(self, prediction: Prediction, file: str) -> None:
         from flare_model.decision.answer import answer_of
-        from flare_model.decision.page import MOST_SHOWN, shown_part
-        from flare_model.decision.screen import lines_of
+        from flare_model.decision.screen import line_of, lines_of
 
         if self.beside.intervals:
             self.extremes |= {file: _extremes(prediction)}
         envelope = self.surrogate.usage.envelope
         answer = answer_of(prediction, self.beside, envelope.materials if envelope else ())
         self.answers[file] = answer
-        if self.pictures and len(self.shown) < MOST_SHOWN:
+        if self.pictures and len(self.shown) < _MOST_SHOWN:
+            from flare_model.decision.page import shown_part
+
             self.shown.append(shown_part(prediction, answer))
         if not self.quiet:
-            if self.done < _MOST_IN_FULL and not prediction.truth and answer.up is not None:
-                for line in lines_of(answer):
-                    self.console.print(line)
-            else:
+            if prediction.truth or answer.up is None:
                 _say(prediction, file, self.console)
+            else:
+                in_full = self.done < _MOST_IN_FULL
+                for line in lines_of(answer) if in_full else (line_of(answer),):
+                    self.console.print(line)
         _warn(prediction, self.complaints)
 
     def _turn(self, part: Part, file: str) -> None:
@@ -221,11 +227,14 @@ class _Work:
         return 1 if self.failed else 0
 
     def _write_page(self) -> None:
-        from flare_model.decision.page import PAGE_NAME, render_answers
-
         path = self.out / PAGE_NAME
-        page = render_answers("Predictions", self.shown, self.surrogate.usage.targets, sure=bool(self.beside.intervals))
-        if page is None or not self.shown:
+        page = None
+        if self.shown:
+            from flare_model.decision.page import render_answers
+
+            sure = bool(self.beside.intervals)
+            page = render_answers("Predictions", self.shown, self.surrogate.usage.targets, sure=sure)
+        if page is None:
             path.unlink(missing_ok=True)  # that of an earlier run
             return
         write_durably(path, page)

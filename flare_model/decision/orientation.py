@@ -92,7 +92,7 @@ class Ranking:
     Attributes:
         name: The part.
         ways: All that were tried.
-        best: The best of them in full.
+        best: The best of them in full, the best by that first.
     """
 
     name: str
@@ -196,6 +196,8 @@ def rank_orientations(surrogate: Surrogate, beside: Beside, part: Part, count: i
         raise GeometryError(f"{part.name} can't be meshed in any of {len(ways)} orientations: {ways[0].why_not}")
     chosen = [way for way in ways if way.answer is not None][:best]
     found = [_in_full(surrogate, beside, part, way, materials) for way in chosen]
+    # Another mesh may tell them apart in another order, and the finer one is to be believed.
+    found.sort(key=lambda one: replace(one.turned, answer=one.answer).key())
     return Ranking(part.name, tuple(ways), tuple(found))
 
 

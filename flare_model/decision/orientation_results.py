@@ -85,8 +85,9 @@ def write_orientations(out: Path, file: str, ranking: Ranking, *, pictures: bool
         The ranking as JSON takes it.
     """
     content = [_as_dict(way) for way in ranking.ways]
-    for best, entry in zip(ranking.best, (e for e in content if e["answer"] is not None), strict=False):
-        entry["in_full"] = best.answer.as_dict()
+    for number, best in enumerate(ranking.best, 1):
+        entry = next(entry for way, entry in zip(ranking.ways, content, strict=True) if way is best.turned)
+        entry |= {"in_full": best.answer.as_dict(), "best": number}
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{file}_orientations.json", {"orientations": content})
     for number, best in enumerate(ranking.best, 1):

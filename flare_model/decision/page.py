@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +14,6 @@ from flare_model.decision.screen import facts_of
 from lpbf_data.case.schema import FIELDS
 from lpbf_data.viewer.page import ShownPart, render_parts
 from lpbf_data.viewer.shown_fields import ShownField, shown_fields
-
-PAGE_NAME: Final = "answer.html"
-MOST_SHOWN: Final = 50
-"""Parts on a page: a browser holds them all."""
 
 
 def shown_part(prediction: Prediction, answer: Answer) -> ShownPart:

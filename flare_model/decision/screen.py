@@ -27,6 +27,20 @@ def lines_of(answer: Answer) -> list[str]:
     return [answer.name, *(f"  {name:{_WIDTH}}{text}" for name, text in facts_of(answer))]
 
 
+def line_of(answer: Answer) -> str:
+    """The answer on one line, for one part of many."""
+    words = []
+    if answer.hit is not None:
+        words.append({"yes": "hit", "no": "clear", "can't tell": "can't tell"}[answer.hit.verdict])
+        if answer.hit.chance is not None:
+            words[-1] += f" ({_percent(answer.hit.chance)} likely to hit)"
+    peaks = [peak for peak in (answer.up, answer.down) if peak is not None]
+    words.append(f"warps {' and '.join(f'{MICROMETRES * peak.value:+.3g}' for peak in peaks)} µm")
+    if answer.outside or (answer.likeness is not None and answer.likeness.unlike):
+        words.append("unlike the parts of the training")
+    return f"{answer.name}: {'; '.join(words)}"
+
+
 def hit_in_words(hit: Hit) -> str:
     """Whether the recoater hits, how likely, and where."""
     words = {"yes": "hits the part", "no": "clears the part", "can't tell": "can't tell whether it hits the part"}

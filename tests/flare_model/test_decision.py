@@ -194,6 +194,22 @@ def test_parts_on_one_plate_keep_their_places_where_the_plate_fits(tmp_path: Pat
     assert (second.origin.body, second.origin.bodies, second.origin.unit_told) == (2, 2, False)
 
 
+def test_of_many_parts_the_last_have_a_line_each(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep_risk(model, -9.0)
+    monkeypatch.setattr("flare_model.predict._MOST_IN_FULL", 1)
+    for name in ("a", "b", "c"):
+        box(20, 10, 12).export(tmp_path / f"{name}.stl")
+    assert predict(str(model), [str(tmp_path)], out=str(tmp_path / "out"), pictures=False) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "a"
+    assert [line.partition(" µm")[0].rpartition(";")[0] for line in shown[-4:-2]] == [
+        f"{name}: clear (less than 1 % likely to hit)" for name in ("b", "c")
+    ]
+    assert shown[-2] == "3 parts: 0 hit by the recoater, 3 clear, 0 neither for sure"
+
+
 def test_a_page_shows_the_parts_with_what_is_told(model: Path, tmp_path: Path) -> None:
     keep_risk(model, 9.0)
     box(20, 10, 12).export(tmp_path / "box.stl")
