@@ -35,6 +35,11 @@ def _is_switch(action: Any) -> bool:
     return getattr(action, "_typehint", None) is bool
 
 
+def _takes_float(action: Any) -> bool:
+    hint = getattr(action, "_typehint", None) or action.type
+    return float in (hint, *get_args(hint))
+
+
 AddOptions = Callable[[ArgumentParser, Sequence[str]], None]
 """Adds the options of one parameter to a parser, knowing the whole command line."""
 
@@ -78,7 +83,7 @@ def make_parser(
 
 
 def _expand(parser: ArgumentParser, words: Sequence[str], positional: Sequence[str] = ()) -> list[str]:
-    """Turn `--list a b,c` into JSON, a bare `--switch` into `--switch true`, and name the first words."""
+    """Turn `--list a b,c` into JSON, `--switch` into `--switch true`, `inf` into `.inf`, and name the first words."""
     named = {name: action for action in parser._actions for name in action.option_strings}
     # The last positional parameter takes all bare words that are left where it is a list.
     most = len(words) if positional and _is_list(named[f"--{positional[-1]}"]) else len(positional)
@@ -105,6 +110,9 @@ def _expand(parser: ArgumentParser, words: Sequence[str], positional: Sequence[s
             expanded.append(_as_json(values))
         elif _is_switch(action) and not equals and (not queue or queue[0].lower() not in ("true", "false")):
             expanded.append("true")
+        elif _takes_float(action) and (value if equals else "".join(queue[:1])).lower() == "inf":
+            expanded[-1] = f"{name}=.inf"  # as YAML spells it, whose words these are parsed as
+            del queue[: 0 if equals else 1]
     return expanded
 
 

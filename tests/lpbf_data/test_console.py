@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from lpbf_data.command_line import run
 from lpbf_data.console import ProgressLines, follow, open_console
 from tests.forked import Program, command
 from tests.netfabb_cases import Part, write_part
@@ -64,6 +65,24 @@ def test_a_wrong_value_is_one_sentence(words: list[str], said: str) -> None:
     done = call("flare_model.train", "--data", "x", *words)
     assert done.stderr.decode() == f"error: {said}\n"
     assert done.returncode == 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("words", [["--most", "inf"], ["--most=inf"], ["--most", "INF"], ["--most", ".inf"]])
+def test_a_limit_can_be_infinite(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    def tell(most: float = 1.0, name: str = "inf") -> None:
+        """Tell.
+
+        Args:
+            most: A limit.
+            name: A text.
+        """
+        print(most, name)
+
+    with pytest.raises(SystemExit) as ended:
+        run(tell, "tell", [*words, "--name", "inf"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == "inf inf\n"
 
 
 def test_an_option_that_must_be_given_is_named() -> None:

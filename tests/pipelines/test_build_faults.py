@@ -71,12 +71,12 @@ def options(src: Path | str, out: Path | str, *more: str, report: bool = False) 
     return [*words, *([] if report else ["--no_report"]), *more]
 
 
-def kill_builds(src: Path, folder: Path, kills: int, seed: int, *more: str) -> dict[str, int]:
+def kill_builds(src: Path, folder: Path, kills: int, seed: int, *more: str, reports: bool = True) -> dict[str, int]:
     """Kill builds at random moments until there were `kills`; each finished one must have the bytes of one left alone.
 
-    `more` are options of every build. Every fifth data set gets its report as well, which takes longer than all the
-    rest. How long a whole build takes is told by the last one that was left alone, for what else the machine does
-    changes.
+    `more` are options of every build. With `reports`, every fifth data set gets its report as well, which takes longer
+    than all the rest. How long a whole build takes is told by the last one that was left alone, for what else the
+    machine does changes.
     """
     rng = random.Random(seed)
     untouched = True
@@ -84,13 +84,13 @@ def kill_builds(src: Path, folder: Path, kills: int, seed: int, *more: str) -> d
     expected, seconds = {}, {}
     number = 0
     with Builds(folder / "said.txt") as builds:
-        for report in (False, True):
+        for report in (False, True)[: 1 + reports]:
             out = folder / f"undisturbed_{report}"
             started = time.monotonic()
             assert builds.run(options(src, out, "--workers", "0", *more, report=report)) == 0, builds.said.read_text()
             expected[report], seconds[report] = tree(out), 1.2 * (time.monotonic() - started)
         while done["kills"] < kills:
-            out, report = folder / f"out{number}", number % 5 == 2
+            out, report = folder / f"out{number}", reports and number % 5 == 2
             words = options(src, out, "--workers", rng.choice(["0", "0", "0", "2"]), *more, report=report)
             started = time.monotonic()
             status = builds.run(words, rng.uniform(0.05, seconds[report]))
@@ -107,17 +107,19 @@ def kill_builds(src: Path, folder: Path, kills: int, seed: int, *more: str) -> d
             shutil.rmtree(out)
             number += 1
     last = folder / f"out{number}"
-    subprocess.run(command(src, last, "--workers", "2", *more, report=number % 5 == 2), check=True, capture_output=True)
-    assert tree(last) == expected[number % 5 == 2]
+    report = reports and number % 5 == 2
+    subprocess.run(command(src, last, "--workers", "2", *more, report=report), check=True, capture_output=True)
+    assert tree(last) == expected[report]
     done["finished_builds"] += 1
     return done
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("kills", [15, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
 def test_kills_and_the_same_bytes(parts: Path, tmp_path: Path, kills: int) -> None:
-    """The few kills meet builds without a process for cases beside them, whose start takes most of a short build."""
-    done = kill_builds(parts, tmp_path, kills, 0, *(("--time_limit", "inf") if kills < 50 else ()))
+    """The few meet builds without reports, and without a process beside them, whose start takes most of the time."""
+    many = kills >= 50
+    done = kill_builds(parts, tmp_path, kills, 0, *(() if many else ("--time_limit", "inf")), reports=many)
     assert done["kills"] == kills
 
 
