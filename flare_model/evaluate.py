@@ -66,7 +66,8 @@ def evaluate(
         threshold_cases: Training cases, at most, that are predicted for that threshold; 0 for validation alone.
         coverage: Share of points, and of parts, that intervals are to hold; they come from the validation split, and
             are kept beside the checkpoint, where predict finds them.
-        families: CSV file with columns case_id and family, to tell by family how often intervals hold.
+        families: CSV file with columns case_id and family, to tell by family how often intervals hold; by default the
+            families that the data set's manifest names.
         worst: Cases with the largest relative error to draw.
         trust: Class path of a model outside of this package that may be imported.
         accelerator: auto, cpu or gpu.
@@ -166,13 +167,14 @@ def _judge_into(
     from flare_model.judging import judge as judging
     from flare_model.judging.kept_risk import risk_from, write_risk
     from flare_model.judging.pictures import clear_pictures
-    from flare_model.judging.sureness import Watch, describe_intervals, make_intervals
+    from flare_model.judging.sureness import Watch, describe_intervals, families_of, make_intervals, watch_validation
 
     kept: dict[str, NDArray[np.float32]] = {}
     watch = Watch(surrogate, split)
     scores, risks = judging.judge(surrogate, split, kept.__setitem__, watch)
-    interference = judging.interference_of(surrogate, split, risks, asked.false_alarms, asked.threshold_cases)
-    intervals = make_intervals(surrogate, split, asked.coverage, str(identity["weights_sha256"]))
+    seen = watch_validation(surrogate, split)
+    interference = judging.interference_of(surrogate, split, risks, asked.false_alarms, asked.threshold_cases, seen)
+    intervals = make_intervals(surrogate, split, asked.coverage, str(identity["weights_sha256"]), seen)
     clear_pictures(out)
     _write_predictions(out / PREDICTIONS_NAME, checkpoint, surrogate, split, kept)
     _write_cases(out / CASES_NAME, scores)
@@ -191,7 +193,7 @@ def _judge_into(
         "scores": judging.summaries_of(scores),
         "over_all": judging.over_all(scores),
         "interference": interference,
-        "intervals": describe_intervals(intervals, watch.parts, asked.families),
+        "intervals": describe_intervals(intervals, watch.parts, asked.families or families_of(split)),
     }
 
 

@@ -73,7 +73,8 @@ def predict(
         points: Points that a surface is meshed with; by default the median of the parts that the model was trained on.
         centre: Move the middle of a surface to x = y = 0; its lowest point is put on the build plate in any case, and
             what lies out of the build volume is moved where it fits then.
-        units: Unit of lengths in files of surfaces; by default the one that a file states (3MF), else mm.
+        units: Unit of lengths in files of surfaces; by default the one that a file states (3MF), else mm. Meshes are
+            in mm.
         orientations: Rank each surface turned in as many ways by risk and displacement; the best three again in full.
         pictures: Draw every part, and make the page.
         json: Print the answers as JSON instead of sentences.

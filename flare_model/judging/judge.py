@@ -36,6 +36,9 @@ from flare_model.judging.risk_curves import (
 from flare_model.judging.scores import CaseScore, score_case, summarise
 from lpbf_data.console import follow
 
+Watching = Callable[[Batch, NDArray[np.float32]], None]
+"""What looks at a case and its prediction."""
+
 
 def predictions(surrogate: Surrogate, split: Split) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
     """Every case of a split with its prediction in physical units, [N, T].
@@ -60,7 +63,7 @@ def judge(
     surrogate: Surrogate,
     split: Split,
     keep: Callable[[str, NDArray[np.float32]], None] | None = None,
-    watch: Callable[[Batch, NDArray[np.float32]], None] | None = None,
+    watch: Watching | None = None,
 ) -> tuple[list[CaseScore], list[Risk]]:
     """Score the model, "predict zero" and "predict the training mean" on every case of a split.
 
@@ -114,7 +117,12 @@ def over_all(scores: Sequence[CaseScore]) -> dict[str, dict[str, float | None]]:
 
 
 def interference_of(
-    surrogate: Surrogate, split: Split, risks: Sequence[Risk], false_alarms: float, threshold_cases: int = 1000
+    surrogate: Surrogate,
+    split: Split,
+    risks: Sequence[Risk],
+    false_alarms: float,
+    threshold_cases: int = 1000,
+    watch: Watching | None = None,
 ) -> dict[str, Any] | None:
     """Recall, false alarms, curves and calibrated risk; the threshold comes from the validation split, where it can.
 
@@ -124,6 +132,7 @@ def interference_of(
         risks: What was predicted of its cases.
         false_alarms: Share of parts without interference that may raise an alarm.
         threshold_cases: Training cases, at most, that the threshold is taken from beside those of validation.
+        watch: Is given every validation case and its prediction, where the threshold takes them.
 
     Returns:
         Detections by the solver's rule and by the threshold, and why there is none where there is none; None where the
@@ -137,7 +146,7 @@ def interference_of(
     detections: dict[str, tuple[Detection, Callable[[Sequence[Risk]], Detection | None]]] = {}
     if by_rule is not None:
         detections["by_the_solvers_rule"] = (by_rule, detect_by_rule)
-    seen, reason = _seen_in_validation(surrogate, split)
+    seen, reason = _seen_in_validation(surrogate, split, watch)
     if reason:
         found["no_threshold"] = reason
     else:
@@ -178,11 +187,13 @@ def _brier(risks: Sequence[Risk], seen: Sequence[Risk]) -> dict[str, float]:
     return {"model": brier(model.chances(scores), hits), "share_of_hits": brier(np.full(len(hits), share), hits)}
 
 
-def _risks_of(surrogate: Surrogate, split: Split) -> list[Risk]:
+def _risks_of(surrogate: Surrogate, split: Split, watch: Watching | None = None) -> list[Risk]:
     """What is predicted of the cases of a split, without their errors."""
     risky = risk_target(surrogate.usage.targets)
     found = []
     for batch, prediction in predictions(surrogate, split) if risky else ():
+        if watch is not None:
+            watch(batch, prediction)
         found += _risk_of(surrogate, split, batch.case_ids[0], risky, prediction)
     return found
 
@@ -200,13 +211,13 @@ def _risk_of(
     return [assess(case_id, risky, prediction[:, columns], hit=hit, tolerance=tolerance, design=design)]
 
 
-def _seen_in_validation(surrogate: Surrogate, split: Split) -> tuple[list[Risk], str]:
+def _seen_in_validation(surrogate: Surrogate, split: Split, watch: Watching | None) -> tuple[list[Risk], str]:
     """What is predicted of the validation cases, or why no threshold can be chosen from them."""
     if split.name == "validation":
         return [], "the validation split, from which it would be chosen, is the one that is judged"
     if not has_split(split.data, "validation"):
         return [], "the data set has no validation split to choose it from"
-    seen = _risks_of(surrogate, Split(split.data, "validation"))
+    seen = _risks_of(surrogate, Split(split.data, "validation"), watch)
     if all(risk.hit for risk in seen):
         return [], "no part of the validation split is without interference, so it says nothing of false alarms"
     return seen, ""

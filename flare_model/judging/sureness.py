@@ -54,7 +54,16 @@ def columns_of_targets(surrogate: Surrogate) -> list[str]:
     return column_names(resolve_targets(surrogate.usage.targets, "the checkpoint"))
 
 
-def make_intervals(surrogate: Surrogate, split: Split, level: float, weights_sha256: str) -> Intervals | str:
+def watch_validation(surrogate: Surrogate, split: Split) -> Watch | None:
+    """What keeps the validation cases of the data set that is judged; None where intervals can't come from them."""
+    if split.name == "validation" or not has_split(split.data, "validation"):
+        return None
+    return Watch(surrogate, Split(split.data, "validation"))
+
+
+def make_intervals(
+    surrogate: Surrogate, split: Split, level: float, weights_sha256: str, seen: Watch | None
+) -> Intervals | str:
     """Intervals from the validation split of the data set that is judged.
 
     Args:
@@ -62,19 +71,19 @@ def make_intervals(surrogate: Surrogate, split: Split, level: float, weights_sha
         split: The split that is judged.
         level: Share of points and of parts that are to lie inside.
         weights_sha256: The model's weights.
+        seen: What `watch_validation` gave; has it looked at no case yet, all are predicted for it.
 
     Returns:
         The intervals, or why there are none.
     """
-    if split.name == "validation":
-        return "the validation split, from which they come, is the one that is judged"
-    if not has_split(split.data, "validation"):
+    if seen is None:
+        if split.name == "validation":
+            return "the validation split, from which they come, is the one that is judged"
         return "the data set has no validation split to take them from"
-    validation = Split(split.data, "validation")
-    watch = Watch(surrogate, validation)
-    for batch, prediction in predictions(surrogate, validation):
-        watch(batch, prediction)
-    return calibrate(watch.parts, level, weights_sha256)
+    if not seen.parts:
+        for batch, prediction in predictions(surrogate, seen.split):
+            seen(batch, prediction)
+    return calibrate(seen.parts, level, weights_sha256)
 
 
 def describe_intervals(found: Intervals | str, parts: Sequence[Judged], families: Mapping[str, str]) -> dict[str, Any]:
@@ -82,6 +91,11 @@ def describe_intervals(found: Intervals | str, parts: Sequence[Judged], families
     if isinstance(found, str):
         return {"none": found}
     return {"level": found.level, "designs": found.designs, "columns": coverage(found, parts, families)}
+
+
+def families_of(split: Split) -> dict[str, str]:
+    """Case id to family, as the manifest of the data set names them; nothing where it names none."""
+    return {name: record.run.family for name, record in split.records.items() if record.run.family}
 
 
 def read_families(path: str | None) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The models that come with the package: FLARE, Transformer, Transolver, and what any model must do.
+"""The models that come with the package: FLARE, FLARE++ and those that they are compared with, and what any must do.
 
-One backbone, and what their heads communicate; nothing here knows of files or training.
+One backbone, and what FLARE's heads communicate; nothing here knows of training.
 """

@@ -5,6 +5,7 @@ Models are those of the configurations that come with the package; no weights ar
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Final
 
@@ -41,6 +42,7 @@ def parameter_counts() -> dict[str, dict[str, int]]:
     return found
 
 
+@functools.cache
 def count_parameters(configuration: str) -> int:
     """Parameters of the model that a configuration of this package describes.
 

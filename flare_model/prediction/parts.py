@@ -165,11 +165,16 @@ def read_parts(path: Path, meshing: Meshing = DEFAULT_MESHING) -> Iterator[Part 
         The part; of a file with several bodies a part each, named by their numbers, or why one can't be meshed.
 
     Raises:
-        UsageError: If its suffix is unknown.
+        UsageError: If its suffix is unknown, or a mesh is to be read in another unit than mm.
         StoreError: If it can't be read, or holds no hexahedra.
         GeometryError: If it is a surface that isn't closed, or can't be meshed.
     """
     if path.suffix.lower() in MESH_SUFFIXES:
+        if meshing.units not in (None, "mm"):
+            raise UsageError(
+                f"{path}: meshes are read in mm, and --units {meshing.units} is for surfaces; scale the mesh, or "
+                "predict it without"
+            )
         yield _read_mesh(path)
     elif path.suffix.lower() in SURFACE_SUFFIXES:
         from flare_model.prediction.surface_parts import mesh_bodies

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Final, cast
+from typing import IO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,7 +104,7 @@ class Polygons:
         triangles = np.frombuffer(self.triangles, np.int64).reshape(-1, 3)
         if triangles.min() < 0 or triangles.max() >= len(vertices):
             raise GeometryError("a face names a vertex that isn't there")
-        return cast("Corners", vertices[triangles])
+        return vertices[triangles]
 
 
 def read_obj(path: Path) -> tuple[Corners, list[Remark]]:

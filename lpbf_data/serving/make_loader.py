@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -77,7 +78,7 @@ def make_loader(
         cache: Where decoded cases are kept; see [load_dataset][lpbf_data.load_dataset].
         cache_size: Bytes that the whole cache may take.
         in_memory: Read all cases now and keep them in memory.
-        pin_memory: Give batches in page-locked memory; where there is a GPU by default.
+        pin_memory: Give batches in page-locked memory; where there is a GPU by default, and nowhere else.
         start_method: How workers are started: "fork", "spawn" or "forkserver"; torch's default when None.
         read_ahead: Batches to have ready in this process.
         **where: `revision`, `cache_dir`, `token` and `offline`, for the hub.
@@ -109,7 +110,9 @@ def make_loader(
     samples = CaseSamples(samples.tensors, samples_of, transform or samples.transform)
     batches = BatchSource(samples, list(dataset.indices()), collate, seed, on_error)
     loader = Loader(dataset, batches, sharing, ranks, shuffle=bool(shuffle), read_ahead=read_ahead)
-    if pin_memory or (pin_memory is None and torch.cuda.is_available()):
+    if pin_memory and not torch.accelerator.is_available():
+        warnings.warn("pin_memory=True does nothing here: PyTorch finds no GPU", stacklevel=2)
+    elif pin_memory or (pin_memory is None and torch.cuda.is_available()):
         loader.pin_memory()
     loader.start_workers(num_workers, start_method)
     return loader

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from flare_model.models.flare import Flare, FlareConfig
 from flare_model.training.settings import make_settings
 from lpbf_data.errors import UsageError
 from tests.flare_model.test_flare_checkpoints import POINTWISE
+from tests.forked import Program, command
 
 
 def count(model: torch.nn.Module) -> int:
@@ -33,11 +32,10 @@ def test_a_configuration_for_other_data_trains_no_other_model(name: str) -> None
 
 def test_training_by_a_configuration_for_other_data_is_refused_in_a_sentence(box_dataset: str, tmp_path: Path) -> None:
     words = ["--data", box_dataset, "--out", str(tmp_path / "run"), "--config", "elasticity"]
-    command = [sys.executable, "-m", "flare_model.train", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: the model is configured for 2 numbers a point (in_dim)")
-    assert done.stderr.count("\n") == 1
+    program = Program(command, tmp_path / "said", "flare_model.train", *words)
+    assert program.end() == 1
+    assert program.text().startswith("error: the model is configured for 2 numbers a point (in_dim)")
+    assert program.text().count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

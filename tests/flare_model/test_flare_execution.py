@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from flare_model.training.recipe import Recipe
 from flare_model.training.settings import make_settings
 from lpbf_data.errors import UsageError
 from tests.flare_model.flare_support import TINY, go, kill, losses, tiny_flare
+from tests.forked import Program, command
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "checkpoint"
 POINTS = torch.rand(40, 3, generator=torch.Generator().manual_seed(0)) * 40 - 20
@@ -135,11 +134,10 @@ def test_options_that_named_a_mixer_load_with_a_sentence(
     shutil.copytree(trained_run, old)
     as_of_before(old, "reference")
     words = [f"--config={old / 'config.yaml'}", "--out", str(tmp_path / "new"), "--max_steps", "1", *given]
-    command = [sys.executable, "-m", "flare_model.train", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    program = Program(command, tmp_path / "said", "flare_model.train", *words)
+    assert program.end() == 0, program.text()
     sentence = "is of an earlier version: its model.init_args.config.mixer reference is taken as --recipe.mixer"
-    assert done.stderr.replace("\n", " ").count(sentence) == 1
+    assert program.text().replace("\n", " ").count(sentence) == 1
     configuration = json.loads((tmp_path / "new" / "run.json").read_text())["configuration"]
     assert configuration["recipe"]["mixer"] == taken
     before = json.loads((trained_run / "run.json").read_text())["configuration"]

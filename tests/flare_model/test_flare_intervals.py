@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import meshio
@@ -24,12 +25,15 @@ from flare_model.data.intervals import (
     write_intervals,
 )
 from flare_model.data.normalisation import Normalisation
+from flare_model.data.splits import Split
 from flare_model.evaluate import evaluate
 from flare_model.judging.conformal import Judged, calibrate, conformal_quantile, coverage, judged_part, least_designs
-from flare_model.judging.sureness import read_families
+from flare_model.judging.judge import interference_of, judge
+from flare_model.judging.sureness import families_of, make_intervals, read_families, watch_validation
 from flare_model.predict import predict
 from lpbf_data.durable import sha256_of_file
 from lpbf_data.errors import LpbfError, SchemaError, StoreError
+from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest, encode_manifest
 from pipelines.build import build
 from tests.flare_model.flare_support import go, write_cases
 
@@ -177,6 +181,33 @@ def test_an_evaluation_keeps_intervals_and_tells_how_often_they_hold(judged: tup
     both = summary["over_all"]["model"]
     scores = [summary["scores"][name]["model"]["relative_l2"] for name in ("displacement", "build_clearance_min")]
     assert both["relative_l2"] == pytest.approx(np.mean(scores))
+
+
+def test_threshold_and_intervals_predict_the_validation_split_once(judged: tuple[Path, str]) -> None:
+    run, data = judged
+    surrogate, test, calls = from_pretrained(run), Split(data, "test"), []
+    surrogate.register_forward_hook(lambda *_: calls.append(1))
+    _, risks = judge(surrogate, test)
+    seen = watch_validation(surrogate, test)
+    assert seen is not None
+    calls.clear()
+    found = interference_of(surrogate, test, risks, 0.1, 0, seen)
+    once = make_intervals(surrogate, test, 0.9, "", seen)
+    assert found is not None
+    assert len(calls) == 9
+    alone = make_intervals(surrogate, test, 0.9, "", watch_validation(surrogate, test))
+    assert once == alone
+
+
+def test_families_come_from_the_manifest(judged: tuple[Path, str], tmp_path: Path) -> None:
+    _, data = judged
+    assert families_of(Split(data, "test")) == {}
+    shutil.copytree(data, tmp_path / "named")
+    manifest = decode_manifest((tmp_path / "named" / MANIFEST_NAME).read_bytes())
+    records = [replace(r, run=replace(r.run, family=f"like {r.case_id}")) for r in manifest.records]
+    (tmp_path / "named" / MANIFEST_NAME).write_bytes(encode_manifest(records, manifest.remarks))
+    split = Split(str(tmp_path / "named"), "test")
+    assert families_of(split) == {name: f"like {name}" for name in split.case_ids}
 
 
 def test_a_prediction_comes_with_its_intervals(

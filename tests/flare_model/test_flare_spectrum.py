@@ -150,6 +150,8 @@ def test_the_command_leaves_numbers_and_pictures(
 def test_what_has_no_spectrum_is_refused(box_dataset: str, trained_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no case 'nobody'"):
         spectrum(str(trained_run), box_dataset, case=["nobody"], out=str(tmp_path))
+    with pytest.raises(UsageError, match="--accelerator must be auto, cpu or gpu, not tpu"):
+        spectrum(str(trained_run), box_dataset, accelerator="tpu", out=str(tmp_path))
     with pytest.raises(UsageError, match="--cases"):
         spectrum(str(trained_run), box_dataset, cases=0, out=str(tmp_path))
     other = {"class_path": "Transformer", "init_args": {"config": {"channels": 8, "num_heads": 2, "num_blocks": 1}}}

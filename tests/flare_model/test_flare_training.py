@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from lpbf_data.serving.datasets import CaseDataset
 from pipelines.build import build
 from tests.flare_model.flare_support import LEARNING, TINY, assert_same_losses, go, losses, tiny_flare, write_cases
 from tests.flare_model.test_flare_checkpoints import POINTWISE, Pointwise
+from tests.forked import Program, command
 from tests.netfabb_cases import Part, write_part
 
 
@@ -67,28 +67,21 @@ def test_a_run_leaves_everything_that_made_it(trained_run: Path, box_dataset: st
 
 
 def test_the_configuration_of_a_run_starts_the_same_run(trained_run: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "flare_model.train",
-        "--config",
-        str(trained_run / "config.yaml"),
-        "--out",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert losses(tmp_path) == losses(trained_run)
-    assert "points_s" in done.stderr
-    assert "data_wait" in done.stderr
+    run = tmp_path / "run"
+    words = ["--config", str(trained_run / "config.yaml"), "--out", str(run)]
+    program = Program(command, tmp_path / "said", "flare_model.train", *words)
+    assert program.end() == 0, program.text()
+    assert losses(run) == losses(trained_run)
+    assert "points_s" in program.text()
+    assert "data_wait" in program.text()
 
 
 def test_the_configuration_of_a_run_names_what_the_command_line_takes(box_dataset: str, tmp_path: Path) -> None:
     """Numbers that data and target give are no options of a model."""
     first = go(box_dataset, tmp_path / "a", model={"class_path": POINTWISE}, recipe=Recipe(epochs=1))
-    command = [sys.executable, "-m", "flare_model.train", "--config", str(first / "config.yaml"), "--out"]
-    done = subprocess.run([*command, str(tmp_path / "b")], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    words = ["--config", str(first / "config.yaml"), "--out", str(tmp_path / "b")]
+    program = Program(command, tmp_path / "said", "flare_model.train", *words)
+    assert program.end() == 0, program.text()
     assert losses(tmp_path / "b") == losses(first)
 
 

@@ -18,7 +18,7 @@ import vtk
 
 from flare_model.predict import predict
 from flare_model.prediction.parts import MESH_SUFFIXES, Meshing, Part, Unreadable, read_parts
-from lpbf_data.errors import StoreError
+from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.geometry.hexahedra import hex_corner_volumes
 from tests.lpbf_data.test_surface_files import write_3mf
 from tests.netfabb_cases import Part as NetfabbPart
@@ -109,6 +109,13 @@ def test_voxels_are_hexahedra_in_another_order(tmp_path: Path, suffix: str) -> N
     np.testing.assert_array_equal(hexahedra.find_containing_cell(places), GRID.find_containing_cell(places))
     assert hexahedra.extract_surface(algorithm=None).area == pytest.approx(2 * (6 * 6 + 6 * 4 + 6 * 4))
     np.testing.assert_allclose(hexahedra.cell_quality("scaled_jacobian")["scaled_jacobian"], 1.0)
+
+
+def test_units_are_not_ignored_for_meshes(tmp_path: Path) -> None:
+    write_vtk(tmp_path / "part.vtu", hexahedra())
+    assert len(list(read_parts(tmp_path / "part.vtu", Meshing(units="mm")))) == 1
+    with pytest.raises(UsageError, match="--units m is for surfaces"):
+        list(read_parts(tmp_path / "part.vtu", Meshing(units="m")))
 
 
 def test_cells_of_other_kinds_are_not_lost_without_a_word(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from lpbf_data.console import ProgressLines, follow, open_console
+from tests.forked import Program, command
 from tests.netfabb_cases import Part, write_part
 
 OPTIONS = [
@@ -34,13 +35,8 @@ OPTIONS = [
 
 
 def call(module: str, *words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", module, *words]
-    return subprocess.run(command, capture_output=True, env=os.environ | environment, check=False)
-
-
-def spoken(module: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", module, *words]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+    started = [sys.executable, "-m", module, *words]
+    return subprocess.run(started, capture_output=True, env=os.environ | environment, check=False)
 
 
 @pytest.mark.parametrize(("module", "words", "wrong", "right"), OPTIONS, ids=[o[0] + o[2] for o in OPTIONS])
@@ -109,8 +105,8 @@ def test_progress_that_goes_on_counts_what_is_done_and_tells_where_it_broke(caps
 def test_a_terminal_gets_a_bar(built: Path) -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
-    command = [sys.executable, "-m", "pipelines.verify", str(built), "--workers", "0"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, check=False)
+    started = [sys.executable, "-m", "pipelines.verify", str(built), "--workers", "0"]
+    done = subprocess.run(started, stdout=subprocess.PIPE, stderr=theirs, check=False)
     os.close(theirs)
     shown = b""
     while chunk := _read(ours):
@@ -182,7 +178,8 @@ os.setresuid(54321, 0, 0)  # A user without an entry, who may still read what ro
 sys.argv = sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
-Trained = tuple[Path, Path, subprocess.CompletedProcess[str]]
+GONE = ("HOME", "LPBF_CACHE", "XDG_CACHE_HOME", "USER", "LOGNAME", "USERNAME", "LNAME")
+Trained = tuple[Path, Path, str]
 TINY = ["--recipe.epochs", "1", "--targets", "displacement_z", "--accelerator", "cpu"]
 SIZES = {"channels": 8, "num_blocks": 1, "num_heads": 2, "num_latents": 4}
 
@@ -191,10 +188,9 @@ def alone(module: str, *words: str, **environment: str) -> subprocess.CompletedP
     """Run a command as a user who has neither a home nor an entry."""
     if os.name == "nt" or os.getuid() != 0:
         pytest.skip("only root can become a user without an entry")
-    gone = ("HOME", "LPBF_CACHE", "XDG_CACHE_HOME", "USER", "LOGNAME", "USERNAME", "LNAME")
-    bare = {k: v for k, v in os.environ.items() if k not in gone}
-    command = [sys.executable, "-c", ALONE, module, *words]
-    return subprocess.run(command, capture_output=True, text=True, env=bare | environment, check=False)
+    bare = {k: v for k, v in os.environ.items() if k not in GONE}
+    started = [sys.executable, "-c", ALONE, module, *words]
+    return subprocess.run(started, capture_output=True, text=True, env=bare | environment, check=False)
 
 
 def training(built: Path, out: Path) -> list[str]:
@@ -209,24 +205,35 @@ def test_without_a_home_there_is_no_cache_and_one_warning(built: Path, tmp_path:
     assert "Traceback" not in done.stderr
 
 
+def as_nobody(*words: str) -> None:
+    """Run a command as a user without an entry, who may still read what root may."""
+    if os.name != "nt" and os.getuid() == 0:
+        os.setresuid(54321, 0, 0)
+    command(*words)
+
+
+def said_by(program: Program) -> str:
+    """What a program said that ended well."""
+    assert program.end() == 0, program.text()
+    return program.text()
+
+
 @pytest.fixture(scope="module")
-def trained(
-    built: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
+def trained(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A run, its cache, and what was said, by a user without a home where one can be made."""
     folder = tmp_path_factory.mktemp("trained")
     run, cache = folder / "run[x]", folder / "cache"
-    start = alone if os.name != "nt" and os.getuid() == 0 else spoken
-    done = start("flare_model.train", *training(built, run), LPBF_CACHE=str(cache), PYTHONIOENCODING="ascii")
-    assert done.returncode == 0, done.stderr
-    return run, cache, done
+    bare = {name: value for name, value in os.environ.items() if name not in GONE}
+    environment = bare | {"LPBF_CACHE": str(cache), "PYTHONIOENCODING": "ascii"}
+    words = ["flare_model.train", *training(built, run)]
+    return run, cache, said_by(Program(as_nobody, folder / "said", *words, environment=environment))
 
 
 def test_without_a_home_the_named_cache_is_used(trained: Trained) -> None:
     if os.name == "nt" or os.getuid() != 0:
         pytest.skip("only root can become a user without an entry")
-    _, cache, done = trained
-    assert "home folder" not in done.stderr  # Matplotlib has words of its own on its folder.
+    _, cache, said = trained
+    assert "home folder" not in said  # Matplotlib has words of its own on its folder.
     assert any(cache.iterdir())
 
 
@@ -245,18 +252,19 @@ def test_without_a_home_a_data_set_is_built_drawn_and_verified(tmp_path: Path) -
     assert alone("pipelines.verify", out, "--workers", "0").returncode == 0
 
 
-def test_what_goes_on_says_from_where_and_marks_in_ids_stay(built: Path, trained: Trained) -> None:
+def test_what_goes_on_says_from_where_and_marks_in_ids_stay(built: Path, trained: Trained, tmp_path: Path) -> None:
     run, cache, first = trained
-    assert "goes on" not in first.stderr
-    assert "run[x]" in first.stdout
+    assert "goes on" not in first
+    assert "run[x]" in first
     steps = json.loads((run / "result.json").read_text(encoding="utf-8"))["steps"]
     (run / "result.json").unlink()
-    again = spoken("flare_model.train", *training(built, run), LPBF_CACHE=str(cache))
-    assert f"run[x] goes on from step {steps} of {steps}\n" in again.stderr
-    words = ["--checkpoint", str(run), "--data", str(built), "--split", "train"]
-    shown = spoken("flare_model.spectrum", *words, LPBF_CACHE=str(cache), PYTHONIOENCODING="ascii")
-    assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.startswith("case[bold]")
+    environment = os.environ | {"LPBF_CACHE": str(cache), "PYTHONIOENCODING": "ascii"}
+    words = ["flare_model.train", *training(built, run)]
+    again = said_by(Program(command, tmp_path / "again", *words, environment=environment))
+    assert f"run[x] goes on from step {steps} of {steps}\n" in again
+    words = ["flare_model.spectrum", "--checkpoint", str(run), "--data", str(built), "--split", "train"]
+    program = Program(command, tmp_path / "said", *words, environment=environment, apart=tmp_path / "apart")
+    assert said_by(program).startswith("case[bold]")
 
 
 def test_what_is_done_is_not_trained_again(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,11 +120,21 @@ class Pinnable:
 
 @many_workers
 @pytest.mark.parametrize("workers", [0, 1])
-def test_memory_is_pinned_beside_training_and_in_this_process(small_dataset: Path, workers: int) -> None:
+def test_memory_is_pinned_beside_training_and_in_this_process(
+    small_dataset: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     loader = open_loader(small_dataset, collate=Pinnable, pin_memory=True, batch_size=5, num_workers=workers)
     batches = list(loader)
     assert [batch.count for batch in batches] == [5, 5, 5, 2]
     assert {batch.pinned_in for batch in batches} == {"lpbf-read-ahead"}
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="is of use with a GPU")
+def test_memory_that_can_not_be_pinned_is_told(small_dataset: Path) -> None:
+    with pytest.warns(UserWarning, match="pin_memory=True does nothing here: PyTorch finds no GPU"):
+        loader = open_loader(small_dataset, pin_memory=True)
+    assert len(next(iter(loader))) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from lpbf_data import CaseStream, load_dataset
+from lpbf_data import CaseStream, load_dataset, make_loader
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.serving.collating import collate_ragged
 from lpbf_data.serving.stream import SkippedCaseWarning
@@ -321,6 +321,11 @@ def test_what_cannot_be_read_is_told_or_left_out(damaged: Path) -> None:
     assert len(served) + len(stream.skipped) == 6
     assert set(served) | set(stream.skipped) == set(load_dataset(damaged).case_ids)
     assert 3 <= len(served) < 6
+    # A loader of the stream leaves out what the stream does, and raises where it is told to.
+    with pytest.warns(SkippedCaseWarning, match="left out: case"):
+        assert {name for batch in make_loader(stream) for name in batch.case_ids} == set(served)
+    with pytest.raises(StoreError):
+        list(make_loader(stream, on_error="raise"))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from pipelines.building.workspace import MeasuredRef, Workspace, load_reductions
 from pipelines.measuring.convert import measure_location
 from pipelines.sources.finding import find_cases
 from tests.netfabb_cases import Part, write_part
+from tests.pipelines.tasks_that_end import double_or_end
 from tests.pipelines.test_build import request, tree, write_parts
 
 Reductions = tuple[NDArray[np.float32], ...]
@@ -244,11 +245,15 @@ def test_a_case_that_hangs_ends_alone(tmp_path: Path, workers: int) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "sitecustomize.py").write_text(SLOW_DISK)
     program = f"""
-from pipelines.build import run_build, run_part
+from pipelines.build import run_build
 from pipelines.building.engine import Resources
-from tests.pipelines.test_build import request
+from pipelines.building.request import check_request
+from pipelines.selection.filters import Filters
 if __name__ == "__main__":
-    asked = request({str(tmp_path / "src")!r}, {str(tmp_path / "out")!r}, time_limit=3.0)
+    asked = check_request(
+        [{str(tmp_path / "src")!r}], {str(tmp_path / "out")!r}, filters=Filters(), splits="train=1", seed=0,
+        design_id="auto", fields=["displacement"], formats=["parquet"], time_limit=3.0,
+    )
     for record in run_build(asked, Resources(workers={workers})):
         print(record.case_id, record.status, record.failure and record.failure.failure_reason, flush=True)
 """
@@ -260,7 +265,7 @@ if __name__ == "__main__":
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["a kept None", "b failed time_limit", "c kept None"]
-    records = run_build(request(tmp_path / "src", tmp_path / "out"))
+    records = run_build(request(tmp_path / "src", tmp_path / "out", fields=["displacement"], formats=["parquet"]))
     assert all(record.status == "kept" for record in records)
 
 
@@ -297,25 +302,16 @@ def test_native_code_that_hangs_ends_alone(tmp_path: Path, workers: int) -> None
     assert "more than 3 s" in done.stdout
 
 
-def _double_or_end(number: int) -> int:
-    if number == 3:
-        os._exit(9)
-    if number == 4:
-        raise CaseError(FailureReason.MISSING_FILE, "four is gone", path="4")
-    print("what a task prints is no answer")
-    return 2 * number
-
-
 def test_a_process_beside_this_one_answers_in_order_and_is_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.building.case_process.MOST_ENDS", 2)
     with CaseProcess() as beside:
-        assert list(beside.map(_double_or_end, [5, 1, 2])) == [10, 2, 4]
+        assert list(beside.map(double_or_end, [5, 1, 2])) == [10, 2, 4]
         with pytest.raises(UsageError, match="took 2 processes with it"):
-            list(beside.map(_double_or_end, [3]))
+            list(beside.map(double_or_end, [3]))
         with pytest.raises(CaseError, match="four is gone") as caught:
-            list(beside.map(_double_or_end, [4]))
+            list(beside.map(double_or_end, [4]))
         assert caught.value.reason is FailureReason.MISSING_FILE
-        assert list(beside.map(_double_or_end, [7])) == [14]
+        assert list(beside.map(double_or_end, [7])) == [14]
 
 
 def test_python_that_runs_for_ever_is_stopped() -> None:

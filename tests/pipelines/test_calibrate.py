@@ -473,9 +473,23 @@ def test_a_part_by_name_is_simulated(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["binary/step2", "ascii/meshes2"])
+def test_netfabbs_own_results_are_fitted(name: str, samples: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my.yaml"
+    assert command(["--netfabb", str(samples / name), "--out", str(out), "--pictures", "false"]) == 0
+    kept = yaml.safe_load(out.read_text(encoding="utf-8"))["fit"]
+    assert kept["simulations"] <= 6
+    assert kept["residual"]["rms_after_mm"] < 0.8 * kept["residual"]["rms_before_mm"]
+    assert kept["residual"]["rms_after_mm"] < 0.002
+    assert report(out)["strain"]["after"] == pytest.approx(-0.0087, rel=0.1)
+
+
+@pytest.mark.slow
 def test_the_bridge_in_one_line(tmp_path: Path) -> None:
     out = tmp_path / "in625.yaml"
     assert command(["--part", "amb2018_bridge", "--material", "IN625", "--out", str(out)]) == 0
     kept = yaml.safe_load(out.read_text(encoding="utf-8"))["fit"]
-    assert kept["residual"]["rms_after_mm"] < 0.02
+    assert kept["simulations"] == 3
+    assert kept["residual"]["rms_after_mm"] < 0.01
+    assert -report(out)["strain"]["after"] / 1.28e-5 == pytest.approx(327, abs=2)  # kelvins
     assert load_material(out).process.machine == "M270"
