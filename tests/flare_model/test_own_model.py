@@ -1,0 +1,52 @@
+"""The model that comes with the package: whole, of one make, in every wheel, and of use straight away."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import trimesh
+
+from flare_model.checkpoints.files import WEIGHTS_NAME
+from flare_model.checkpoints.hub import BESIDE
+from flare_model.checkpoints.own import OWN_FOLDER, own_checkpoint
+from flare_model.data.likeness import LIKENESS_NAME
+from flare_model.predict import predict
+from lpbf_data.durable import sha256_of_file
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_it_is_whole_and_of_one_make() -> None:
+    names = {path.name for path in OWN_FOLDER.iterdir()}
+    needed = {WEIGHTS_NAME, "config.json", "README.md", LIKENESS_NAME}
+    assert needed <= names <= needed | set(BESIDE)
+    digest = sha256_of_file(OWN_FOLDER / WEIGHTS_NAME)
+    for name in names - {WEIGHTS_NAME, "README.md"}:
+        assert json.loads((OWN_FOLDER / name).read_text())["weights_sha256"] == digest
+    assert digest in (OWN_FOLDER / "README.md").read_text()
+    assert sum(path.stat().st_size for path in OWN_FOLDER.iterdir()) < 5e6
+    assert Path(own_checkpoint()) == ROOT / "flare_model/pretrained"
+
+
+def test_wheels_hold_it() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["flare_model"]
+    held = {path for pattern in patterns for path in (ROOT / "flare_model").glob(pattern)}
+    assert set(OWN_FOLDER.iterdir()) <= held
+
+
+def test_an_stl_gets_its_answer_with_nothing_else_at_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trimesh.creation.box((40, 20, 12)).export(tmp_path / "block.stl")
+    assert predict(src=[str(tmp_path / "block.stl")], out=str(tmp_path / "out"), pictures=False) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    (answer,) = json.loads((tmp_path / "out/answers.json").read_text())["parts"].values()
+    assert answer["material"] == "ti64"
+    assert answer["hit"]["verdict"] in ("yes", "no", "can't tell")
+    assert 40 < answer["hit"]["clearance"] < 105
+    assert not answer["likeness"]["unlike"]
+    # A block warps up at its rim, by tens of micrometres.
+    assert 0 < answer["up"]["value"] < 0.5
+    assert abs(answer["up"]["place"][0]) > 15
