@@ -19,6 +19,7 @@ keeping serves f of them, and replacing the least recently used serves about f²
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -327,10 +328,16 @@ def cache_root(cache: Cache) -> Path | None:
         return _expanded(cache, "cache")
     root = default_root()
     if root is None:
-        warnings.warn(
-            "there is no home folder for the cache, so cases are decoded anew each time; name a folder with LPBF_CACHE "
-            "or cache=…, or turn it off with cache=False",
-            CacheWarning,
-            stacklevel=3,
-        )
+        _tell_of_no_home()
     return root
+
+
+@functools.cache
+def _tell_of_no_home() -> None:
+    """Once a process: Python's own memory of warnings is lost wherever somebody changes their filters."""
+    warnings.warn(
+        "there is no home folder for the cache, so cases are decoded anew each time; name a folder with LPBF_CACHE "
+        "or cache=…, or turn it off with cache=False",
+        CacheWarning,
+        stacklevel=4,
+    )

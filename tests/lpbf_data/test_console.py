@@ -86,7 +86,7 @@ def test_a_limit_can_be_infinite(words: list[str], capsys: pytest.CaptureFixture
 
 
 def test_an_option_that_must_be_given_is_named() -> None:
-    done = call("flare_model.evaluate", "--data", "x")
+    done = call("flare_model.spectrum", "--data", "x")
     assert (done.stderr, done.returncode) == (b"error: --checkpoint must be given; --help lists all\n", 2)
 
 
