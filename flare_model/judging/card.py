@@ -39,8 +39,9 @@ def card_of(
         f"alone; {num_weights:,} parameters, {origin.get('step', 'unknown')} steps of training."
     )
     corpus = (
-        f"{num_cases:,} training parts of the open simulator, material {material}. Digest of the data set "
-        f"`{identity['data_sha256']}`, of the weights `{identity['weights_sha256']}`."
+        f"{num_cases:,} training parts of the open simulator, material {material}. Digest of the data set that it was "
+        f"trained on `{origin.get('data_sha256', 'unknown')}`, judged on `{identity['data_sha256']}`, of the weights "
+        f"`{identity['weights_sha256']}`."
     )
     lines = [
         "# The model that comes with the package",
