@@ -156,7 +156,7 @@ def _workplace(request: SimulationRequest) -> Iterator[Path]:
     """The folder `.simulate` of the output: what came of finished cases, and cases that aren't finished."""
     from filelock import FileLock, Timeout
 
-    from pipelines.simulation.parts.accepted import WORKPLACE
+    from pipelines.simulation.parts.earlier_parts import WORKPLACE
 
     place = request.out / WORKPLACE
     _check_output(request, place)

@@ -18,9 +18,9 @@ from pipelines.simulation.case_task import KnownPart, SurfacePart
 from pipelines.simulation.choices import DrawName, EncodingName, Naming, Results
 from pipelines.simulation.materials.material import Material
 from pipelines.simulation.materials.material_files import choose_material, material_values
-from pipelines.simulation.parts.accepted import accepted_parts
 from pipelines.simulation.parts.corpus import PartPlan, plan_corpus
 from pipelines.simulation.parts.draws import DRAWS, CandidateStream, plan_streams
+from pipelines.simulation.parts.earlier_parts import accepted_parts
 from pipelines.simulation.parts.families import FAMILIES
 from pipelines.simulation.parts.named_parts import digest_of_surface, named_part
 from pipelines.simulation.results.identity import VERSION
