@@ -160,7 +160,7 @@ def run_ranks(
         What each rank reported, by rank.
     """
     if launcher.startswith("forked"):
-        sets = [torchrun_variables(ranks)[rank] for rank in range(ranks)] if launcher == "forked" else [{}]
+        sets = torchrun_variables(ranks) if launcher == "forked" else [{}]
         said = _run_forked(program, folder, words, sets, module, environment or {})
     else:
         start = [*before, *launch_command(launcher, ranks)]
