@@ -5,6 +5,7 @@ B meshes, N points, ΣN points of all meshes together, H heads, D channels a hea
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Final, cast
 
 import torch
@@ -12,11 +13,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from flare_model.layers.layout import Layout
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # before PyTorch 2.10
-    varlen_attn = None  # type: ignore[assignment]
 
 _DEPTHS: Final = (8, 256)
 """FlashAttention takes a D that is a multiple of the first and at most the second."""
@@ -38,6 +34,8 @@ def attend_among_points(queries: Tensor, keys: Tensor, values: Tensor, layout: L
     if layout.offsets is not None and layout.offsets.shape[0] > 2 and takes_meshes_together(queries):
         bounds = layout.offsets.to(torch.int32)
         most = max(layout.sizes) if layout.sizes else queries.shape[0]  # Blocks beyond the end of a mesh end at once.
+        from torch.nn.attention.varlen import varlen_attn  # with it comes PyTorch's compiler, a second
+
         return cast("Tensor", varlen_attn(queries, keys, values, bounds, bounds, most, most))
     return layout.attend(_attend, queries, keys, values)
 
@@ -46,8 +44,8 @@ def takes_meshes_together(queries: Tensor) -> bool:
     """Whether one call takes joined meshes: 16 bits on a GPU that FlashAttention knows."""
     multiple, most = _DEPTHS
     return (
-        varlen_attn is not None
-        and queries.is_cuda
+        queries.is_cuda
+        and importlib.util.find_spec("torch.nn.attention.varlen") is not None  # since PyTorch 2.10
         and torch.version.hip is None
         and queries.dtype in (torch.float16, torch.bfloat16)
         and queries.shape[-1] % multiple == 0

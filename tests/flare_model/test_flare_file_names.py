@@ -49,7 +49,7 @@ def test_parts_of_one_name_are_written_beside_each_other(
         shutil.copy(path, sources[-1])
     capsys.readouterr()
     predict(str(trained_run), [str(s) for s in sources], out=str(tmp_path / "out"), pictures=False)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["bracket-2.vtu", "bracket.vtu"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["answers.json", "bracket-2.vtu", "bracket.vtu"]
     assert "bracket (written as bracket-2): " in capsys.readouterr().out
     for source, name in zip(sources, ("bracket.vtu", "bracket-2.vtu"), strict=True):
         np.testing.assert_array_equal(meshio.read(tmp_path / "out" / name).points, meshio.read(source).points)

@@ -174,11 +174,14 @@ def test_symmetries_change_what_is_seen_and_nothing_else(box_dataset: str, tmp_p
         go(box_dataset, tmp_path / "turned")
 
 
-def test_what_changed_between_the_starts_of_a_run_is_written_down(box_dataset: str, tmp_path: Path) -> None:
+def test_what_changed_between_the_starts_of_a_run_is_written_down(
+    box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kill(box_dataset, tmp_path, 5, Recipe(epochs=2), checkpoint_every=3)
     path = tmp_path / "run.json"
     about = json.loads(path.read_text())
     path.write_text(json.dumps(about | {"versions": about["versions"] | {"torch": "1.0"}}))
+    monkeypatch.setattr(sys, "argv", ["another", "command"])
     go(box_dataset, tmp_path, checkpoint_every=3)
     (again,) = json.loads(path.read_text())["resumed"]
     assert again["versions"] == about["versions"]
