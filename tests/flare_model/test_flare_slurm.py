@@ -75,8 +75,10 @@ def test_the_task_that_fails_says_where_all_go_on(box_dataset: str, tmp_path: Pa
     left = f"the last checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-00000003'}; the same command goes on from"
     assert left in second.replace("\n", " ")
     assert "raised IndexError: no such corner" in second.replace("\n", " ")
-    assert left not in first.replace("\n", " ")
-    assert "another process of the run ended, at step 6" in first.replace("\n", " ")
+    # The other hears of it from the one that failed; or its connection breaks before that, and it says so itself.
+    assert ("another process of the run ended, at step 6" in first.replace("\n", " ")) != (
+        left in first.replace("\n", " ")
+    )
 
 
 def test_tasks_that_srun_started_train_together(box_dataset: str, tmp_path: Path) -> None:
