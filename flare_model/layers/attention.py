@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from flare_model.layers.layout import Layout
 
+_HAS_VARLEN: Final = importlib.util.find_spec("torch.nn.attention.varlen") is not None
+"""Whether PyTorch has attention over joined meshes, since 2.10; looked up once, not at every call."""
+
 _DEPTHS: Final = (8, 256)
 """FlashAttention takes a D that is a multiple of the first and at most the second."""
 _LEAST_CAPABILITY: Final = (8, 0)
@@ -44,8 +47,8 @@ def takes_meshes_together(queries: Tensor) -> bool:
     """Whether one call takes joined meshes: 16 bits on a GPU that FlashAttention knows."""
     multiple, most = _DEPTHS
     return (
-        queries.is_cuda
-        and importlib.util.find_spec("torch.nn.attention.varlen") is not None  # since PyTorch 2.10
+        _HAS_VARLEN
+        and queries.is_cuda
         and torch.version.hip is None
         and queries.dtype in (torch.float16, torch.bfloat16)
         and queries.shape[-1] % multiple == 0
