@@ -82,11 +82,7 @@ def compensate_surface(
 
 def _turned_over(before: Surface, behind: Surface) -> NDArray[np.int64]:
     """Numbers of the triangles that look the other way now: there the surface folds."""
-    normals = []
-    for surface in (before, behind):
-        a, b, c = (surface.vertices[surface.triangles[:, k]] for k in range(3))
-        normals.append(np.cross(b - a, c - a))
-    return np.flatnonzero(np.einsum("tk,tk->t", *normals) < 0)
+    return np.flatnonzero(np.einsum("tk,tk->t", before.area_vectors(), behind.area_vectors()) < 0)
 
 
 def subdivide(surface: Surface, edge: float, most: int = MOST_TRIANGLES) -> tuple[Surface, float]:
@@ -103,7 +99,7 @@ def subdivide(surface: Surface, edge: float, most: int = MOST_TRIANGLES) -> tupl
         The surface, and the longest edge that was asked for in the end.
     """
     corners = surface.vertices[surface.triangles]
-    areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
+    areas = np.linalg.norm(surface.area_vectors(), axis=1) / 2
     lengths = np.linalg.norm(corners - np.roll(corners, -1, axis=1), axis=2)
     if len(corners) >= most or lengths.max() <= edge:
         return surface, float(max(edge, lengths.max()))

@@ -31,7 +31,7 @@ def crossing_triangles(surface: Surface) -> NDArray[np.int64]:
     corners = surface.vertices[surface.triangles]
     low, high = corners.min(axis=1), corners.max(axis=1)
     slack = _SHRUNK * float(np.ptp(surface.bounds, axis=0).max())
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals = surface.area_vectors()
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-300)
     heights = np.einsum("tk,tk->t", normals, corners[:, 0])
     found = []

@@ -110,8 +110,7 @@ def directions(surface: Surface, count: int) -> list[NDArray[np.float64]]:
     Returns:
         Unit vectors; the first is straight down.
     """
-    corners = surface.vertices[surface.triangles]
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals = surface.area_vectors()
     rounded, place = np.unique(
         np.round(normals / np.linalg.norm(normals, axis=1, keepdims=True), 2), axis=0, return_inverse=True
     )

@@ -48,7 +48,7 @@ def overhangs_of(
     from lpbf_data.geometry.box_grid import BoxGrid
 
     corners = surface.vertices[surface.triangles]
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals = surface.area_vectors()
     areas = np.linalg.norm(normals, axis=1) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
         down = np.nan_to_num(-normals[:, 2] / (2 * areas))

@@ -126,7 +126,7 @@ def thinnest_wall(surface: Surface, spacing: NDArray[np.float64]) -> tuple[float
         Thickness in cells that 99 % of the walls exceed, and the same wall in mm; None where no ray met a wall.
     """
     corners = surface.vertices[surface.triangles]
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals = surface.area_vectors()
     areas = np.linalg.norm(normals, axis=1)
     count = min(_RAYS, max(20, _MOST_HITS // len(corners)))
     rng = np.random.default_rng(0)
