@@ -74,11 +74,11 @@ def compensate(
     from flare_model.checkpoints.surrogate import from_pretrained
     from flare_model.decision.beside import read_beside
     from flare_model.decision.compensation import joined
-    from flare_model.decision.stl_files import write_stl
     from flare_model.predict import usual_points
     from flare_model.prediction.part import Meshing, Unreadable
     from flare_model.prediction.surface_parts import mesh_bodies
     from flare_model.training.devices import device_of
+    from lpbf_data.geometry.stl import stl_bytes
     from lpbf_data.geometry.surface_files import load_bodies
 
     checkpoint = checkpoint or own_checkpoint()
@@ -101,7 +101,7 @@ def compensate(
         moved.append(replace(found, vertices=found.vertices + back))
         told.append(content)
         remarks |= dict.fromkeys(part.remarks)
-    write_stl(target, joined(moved))
+    write_durably(target, stl_bytes(joined(moved), "lengths in mm"))
     stored = {"scale": scale, "bodies": told, "remarks": [remark.as_dict() for remark in remarks]}
     write_durably(target.with_suffix(".json"), (json.dumps(stored, indent=1) + "\n").encode())
     for content in told:

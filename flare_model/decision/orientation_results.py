@@ -9,8 +9,8 @@ import numpy as np
 
 from flare_model.decision.answer import MICROMETRES
 from flare_model.decision.orientation import Best, Ranking, Turned
-from flare_model.decision.stl_files import write_stl
-from lpbf_data.durable import flush_file, write_json
+from lpbf_data.durable import flush_file, write_durably, write_json
+from lpbf_data.geometry.stl import stl_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,7 +91,7 @@ def write_orientations(out: Path, file: str, ranking: Ranking, *, pictures: bool
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{file}_orientations.json", {"orientations": content})
     for number, best in enumerate(ranking.best, 1):
-        write_stl(out / f"{file}_best_{number}.stl", best.surface)
+        write_durably(out / f"{file}_best_{number}.stl", stl_bytes(best.surface, "lengths in mm"))
     if pictures:
         draw_best(out / f"{file}_orientations.png", ranking)
     return content

@@ -144,6 +144,19 @@ def _numbers(content: bytes) -> tuple[NDArray[np.float64], int]:
     return np.concatenate(blocks), commas
 
 
+def stl_bytes(surface: Surface, head: str = "") -> bytes:
+    """A surface as the content of a binary STL file.
+
+    Args:
+        surface: The surface.
+        head: ASCII text for the first 80 bytes; zeros without.
+    """
+    import trimesh
+
+    data: bytes = trimesh.exchange.stl.export_stl(trimesh.Trimesh(surface.vertices, surface.triangles, process=False))
+    return head.encode("ascii").ljust(80)[:80] + data[80:] if head else data
+
+
 def write_stl(path: Path, surface: Surface) -> None:
     """Write a surface as a binary STL file.
 
@@ -151,8 +164,4 @@ def write_stl(path: Path, surface: Surface) -> None:
         path: The file.
         surface: The surface.
     """
-    import trimesh
-
-    path.write_bytes(
-        trimesh.exchange.stl.export_stl(trimesh.Trimesh(surface.vertices, surface.triangles, process=False))
-    )
+    path.write_bytes(stl_bytes(surface))
