@@ -6,7 +6,6 @@ a quantile, one a column, times a scale that a residual model gives at every poi
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,12 +15,17 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from flare_model.data.beside_weights import BesideWeights
 from flare_model.data.normalisation import Normalisation
-from lpbf_data.durable import write_json
-from lpbf_data.errors import SchemaError
 
 INTERVALS_NAME: Final = "intervals.json"
 INTERVALS_VERSION: Final = 1
+_FILE: Final = BesideWeights(
+    INTERVALS_NAME,
+    "intervals_version",
+    INTERVALS_VERSION,
+    ("doesn't hold the intervals of a checkpoint", "remove it, or judge the checkpoint again"),
+)
 
 _FARTHEST: Final = 5.0
 """Standardised inputs of the residual model are cut off here: far from what it was fitted to it must not explode."""
@@ -144,7 +148,7 @@ def extreme_of(column: str, values: NDArray[np.floating]) -> float:
 
 def write_intervals(folder: Path, intervals: Intervals) -> None:
     """Write intervals beside the checkpoint that they belong to."""
-    write_json(folder / INTERVALS_NAME, {"intervals_version": INTERVALS_VERSION, **asdict(intervals)})
+    _FILE.write(folder, asdict(intervals))
 
 
 def read_intervals(folder: Path) -> Intervals | None:
@@ -153,19 +157,12 @@ def read_intervals(folder: Path) -> Intervals | None:
     Raises:
         SchemaError: If they can't be read.
     """
-    path = folder / INTERVALS_NAME
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["intervals_version"] != INTERVALS_VERSION:
-            raise ValueError(f"version {content['intervals_version']}")
-        columns = {str(name): _column(values) for name, values in content["columns"].items()}
-        return Intervals(float(content["level"]), str(content["weights_sha256"]), columns, int(content["designs"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SchemaError(
-            f"{path} doesn't hold the intervals of a checkpoint ({error!r}); remove it, or judge the checkpoint again"
-        ) from error
+    return _FILE.read(folder, _intervals_from)
+
+
+def _intervals_from(content: Mapping[str, Any]) -> Intervals:
+    columns = {str(name): _column(values) for name, values in content["columns"].items()}
+    return Intervals(float(content["level"]), str(content["weights_sha256"]), columns, int(content["designs"]))
 
 
 def _column(values: Mapping[str, Any]) -> ColumnInterval:

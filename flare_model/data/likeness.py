@@ -5,7 +5,6 @@ N points, E cells of one part.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,11 +14,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lpbf_data.durable import write_json
-from lpbf_data.errors import SchemaError
+from flare_model.data.beside_weights import BesideWeights
 
 LIKENESS_NAME: Final = "likeness.json"
 LIKENESS_VERSION: Final = 1
+_FILE: Final = BesideWeights(
+    LIKENESS_NAME,
+    "likeness_version",
+    LIKENESS_VERSION,
+    (
+        "doesn't say what the training parts of a checkpoint look like",
+        "remove it, or make it again: python -m flare_model.release",
+    ),
+)
 
 LEVELS: Final = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 """Quantiles that are kept of every number."""
@@ -192,7 +199,7 @@ class Seen:
 
 def write_seen(folder: Path, seen: Seen) -> None:
     """Write it beside the checkpoint that it belongs to."""
-    write_json(folder / LIKENESS_NAME, {"likeness_version": LIKENESS_VERSION, "levels": LEVELS, **asdict(seen)})
+    _FILE.write(folder, {"levels": LEVELS, **asdict(seen)})
 
 
 def read_seen(folder: Path) -> Seen | None:
@@ -201,20 +208,14 @@ def read_seen(folder: Path) -> Seen | None:
     Raises:
         SchemaError: If it can't be read.
     """
-    path = folder / LIKENESS_NAME
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["likeness_version"] != LIKENESS_VERSION or tuple(content["levels"]) != LEVELS:
-            raise ValueError(f"version {content['likeness_version']}")
-        quantiles = {name: tuple(map(float, content["quantiles"][name])) for name in DESCRIPTORS}
-        if not all(len(row) == len(LEVELS) and all(map(math.isfinite, row)) for row in quantiles.values()):
-            raise ValueError("a quantile is missing or isn't finite")
-        digest = str(content["weights_sha256"])
-        return Seen(int(content["parts"]), quantiles, int(content["usual_rarities"]), digest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SchemaError(
-            f"{path} doesn't say what the training parts of a checkpoint look like ({error!r}); remove it, or make it "
-            "again: python -m flare_model.release"
-        ) from error
+    return _FILE.read(folder, _seen_from)
+
+
+def _seen_from(content: Mapping[str, Any]) -> Seen:
+    if tuple(content["levels"]) != LEVELS:
+        raise ValueError(f"version {content['likeness_version']}")
+    quantiles = {name: tuple(map(float, content["quantiles"][name])) for name in DESCRIPTORS}
+    if not all(len(row) == len(LEVELS) and all(map(math.isfinite, row)) for row in quantiles.values()):
+        raise ValueError("a quantile is missing or isn't finite")
+    digest = str(content["weights_sha256"])
+    return Seen(int(content["parts"]), quantiles, int(content["usual_rarities"]), digest)

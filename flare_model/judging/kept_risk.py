@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,13 +10,18 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from flare_model.data.beside_weights import BesideWeights
 from flare_model.judging.interference import DEFAULT_TOLERANCE, RISK_TARGETS, Risk
 from flare_model.judging.risk_curves import RiskModel, arrays_of
-from lpbf_data.durable import write_json
-from lpbf_data.errors import SchemaError
 
 RISK_NAME: Final = "risk.json"
 RISK_VERSION: Final = 1
+_FILE: Final = BesideWeights(
+    RISK_NAME,
+    "risk_version",
+    RISK_VERSION,
+    ("doesn't hold the risk of a checkpoint", "remove it, or judge the checkpoint again"),
+)
 
 SURE: Final = 0.9
 """Chance of a hit from which the answer is yes; no from the same chance of none; can't tell in between."""
@@ -87,7 +91,7 @@ def describe_verdicts(kept: KeptRisk, risks: Sequence[Risk]) -> dict[str, dict[s
 
 def write_risk(folder: Path, kept: KeptRisk) -> None:
     """Write it beside the checkpoint that it belongs to."""
-    write_json(folder / RISK_NAME, {"risk_version": RISK_VERSION, **asdict(kept)})
+    _FILE.write(folder, asdict(kept))
 
 
 def risk_from(content: Mapping[str, Any]) -> KeptRisk:
@@ -114,15 +118,4 @@ def read_risk(folder: Path) -> KeptRisk | None:
     Raises:
         SchemaError: If it can't be read.
     """
-    path = folder / RISK_NAME
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["risk_version"] != RISK_VERSION:
-            raise ValueError(f"version {content['risk_version']}")
-        return risk_from(content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SchemaError(
-            f"{path} doesn't hold the risk of a checkpoint ({error!r}); remove it, or judge the checkpoint again"
-        ) from error
+    return _FILE.read(folder, risk_from)

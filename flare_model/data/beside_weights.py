@@ -1,0 +1,57 @@
+"""Small JSON files that lie beside the weights of a checkpoint, each with a version of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lpbf_data.durable import write_json
+from lpbf_data.errors import SchemaError
+
+Kept = TypeVar("Kept")
+
+
+@dataclass(frozen=True)
+class BesideWeights:
+    """One kind of file.
+
+    Attributes:
+        name: Its name.
+        version_key: Where its content says which version it is of.
+        version: The version that is written and read.
+        otherwise: What a file that can't be read doesn't do, and what to do about it, around the reason.
+    """
+
+    name: str
+    version_key: str
+    version: int
+    otherwise: tuple[str, str]
+
+    def write(self, folder: Path, content: Mapping[str, Any]) -> None:
+        """Write it to the folder of a checkpoint."""
+        write_json(folder / self.name, {self.version_key: self.version, **content})
+
+    def read(self, folder: Path, parse: Callable[[Mapping[str, Any]], Kept]) -> Kept | None:
+        """What the file of a checkpoint holds; None where there is none.
+
+        Args:
+            folder: The checkpoint.
+            parse: Makes it from the content; ValueError, KeyError, TypeError and AttributeError are its refusals.
+
+        Raises:
+            SchemaError: If it can't be read.
+        """
+        path = folder / self.name
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content[self.version_key] != self.version:
+                raise ValueError(f"version {content[self.version_key]}")
+            return parse(content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            fault, cure = self.otherwise
+            raise SchemaError(f"{path} {fault} ({error!r}); {cure}") from error
