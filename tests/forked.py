@@ -2,7 +2,8 @@
 
 A process of its own that trains spends more time in its imports than in its training. What forks is the server of
 `multiprocessing`, which has imported and does nothing else: whatever it forks is as if started anew, with an
-environment, a folder and outputs of its own. Where a program's start is what is tested, start Python.
+environment, a folder and outputs of its own. Where a program's start is what is tested, start Python. Where there is a
+GPU each is started anew.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+
+import torch
 
 IMPORTED: Final = (
     "accelerate", "lightning", "lightning_fabric", "matplotlib.figure", "pandas", "pyarrow.parquet", "torch._dynamo",
@@ -51,7 +54,8 @@ class Program:
         folder: Path | None = None,
         apart: Path | None = None,
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
+        # The server may have imported what asks for GPUs; CUDA works in no process that is forked after that.
+        context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
         context.set_forkserver_preload(list(IMPORTED))
         variables = dict(os.environ if environment is None else environment)
         self.said = said
