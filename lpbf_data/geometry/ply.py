@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lpbf_data.errors import GeometryError
 from lpbf_data.geometry.face_counts import refuse_too_many
-from lpbf_data.geometry.polygon_text import open_text
+from lpbf_data.geometry.polygon_text import checked_number, open_text
 from lpbf_data.remarks import Remark, Treatment
 
 _TYPES: Final = {
@@ -272,7 +272,7 @@ def _words_of(path: Path) -> Iterator[list[str]]:
 
 def _numbers(words: list[str], element: _Element) -> list[float]:
     try:
-        return [float(word) for word in words]
+        return [float(checked_number(word)) for word in words]
     except ValueError:
         raise GeometryError(f"a line of {element.name} holds what is no number: {' '.join(words)[:60]!r}") from None
 

@@ -39,6 +39,20 @@ def open_text(path: Path) -> IO[str]:
     return path.open(encoding=encoding, errors="replace")
 
 
+def checked_number(word: str) -> str:
+    """A word as it is, unless Python alone would take it for a number: it passes over underscores.
+
+    Args:
+        word: The word.
+
+    Raises:
+        ValueError: If it holds an underscore.
+    """
+    if "_" in word:
+        raise ValueError(repr(word[:40]))
+    return word
+
+
 def decimal_commas(count: int, name: str) -> list[Remark]:
     """What is said of numbers with a decimal comma.
 
@@ -74,9 +88,9 @@ class Polygons:
             three = [word.replace(",", ".") if _COMMA.fullmatch(word) else word for word in three]
             self.commas += 1
         try:
-            if len(three) < 3 or any("_" in word for word in three):
+            if len(three) < 3:
                 raise ValueError
-            self.coordinates.extend([float(word) for word in three])
+            self.coordinates.extend([float(checked_number(word)) for word in three])
         except ValueError:
             raise GeometryError(f"line {number:,} isn't three numbers: {' '.join(words)[:60]!r}") from None
 
@@ -145,7 +159,7 @@ def _obj_lines(stream: IO[str]) -> Iterator[tuple[int, list[str]]]:
 def _obj_corner(word: str, so_far: int, number: int) -> int:
     """The vertex, from 0, that a corner such as `3`, `3/1/2` or `-1` names."""
     try:
-        index = int(word.partition("/")[0])
+        index = int(checked_number(word.partition("/")[0]))
     except ValueError:
         raise GeometryError(f"line {number:,} has a face whose corner {word[:20]!r} is no number") from None
     if index == 0 or index < -so_far:
@@ -214,7 +228,7 @@ def _off_counts(lines: Iterator[tuple[int, list[str]]]) -> tuple[int, int]:
 def _off_face(words: Sequence[str], number: int) -> list[int]:
     """Corners of a face; behind them may stand a colour."""
     try:
-        corners = [int(word) for word in words[1 : int(words[0]) + 1]]
+        corners = [int(checked_number(word)) for word in words[1 : int(words[0]) + 1]]
     except ValueError:
         corners = []
     if not corners or len(corners) != int(words[0]):

@@ -61,7 +61,8 @@ def read_stl(path: Path) -> tuple[NDArray[np.float64], list[Remark]]:
 
 def _binary(content: bytes, count: int) -> NDArray[np.float64]:
     records = np.frombuffer(content, _RECORD, count, _HEADER)
-    return records["corners"].astype(np.float64)
+    with np.errstate(invalid="ignore"):  # what isn't a number is refused later, with a reason
+        return records["corners"].astype(np.float64)
 
 
 def _repaired_binary(content: bytes, declared: int, name: str) -> tuple[NDArray[np.float64], list[Remark]]:

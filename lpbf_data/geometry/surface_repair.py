@@ -48,6 +48,8 @@ def repair(corners: NDArray[np.float64], name: str) -> tuple[Surface, list[Remar
     vertices, triangles = corners.reshape(-1, 3)[first], number.reshape(-1, 3)
     del corners, first, number
     vertices, triangles, remarks = _weld(vertices, triangles, name)
+    if not len(triangles):
+        raise GeometryError("corners of all its facets coincide, so that it encloses nothing; save it again")
     triangles, merged = _merge(triangles)
     if merged:
         sentence = "facets that were there more than once were merged"

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.polygon_text import checked_number
 from lpbf_data.remarks import Remark, Treatment
 
 UNITS: Final = {"micron": "um", "millimeter": "mm", "centimeter": "cm", "meter": "m", "inch": "inch", "foot": "ft"}
@@ -230,9 +231,9 @@ def _start(model: _Model, tag: str, given: dict[str, str]) -> None:
     """Take one element of the XML."""
     now = model.current
     if tag == "vertex" and now is not None:
-        now.vertices.extend((float(given["x"]), float(given["y"]), float(given["z"])))
+        now.vertices.extend([float(checked_number(given[name])) for name in ("x", "y", "z")])
     elif tag == "triangle" and now is not None:
-        now.triangles.extend((int(given["v1"]), int(given["v2"]), int(given["v3"])))
+        now.triangles.extend([int(checked_number(given[name])) for name in ("v1", "v2", "v3")])
     elif tag == "object":
         model.current = model.objects[given["id"]] = _Object(given.get("type", "model"))
     elif tag == "item" and given.get("printable", "1") in ("0", "false"):
@@ -252,7 +253,7 @@ def _place(text: str | None) -> NDArray[np.float64]:
     """A transform of the specification, rows of [4, 3]; points are rows and stand before it."""
     if text is None:
         return np.eye(4, 3)
-    place = np.array([float(word) for word in text.split()])
+    place = np.array([float(checked_number(word)) for word in text.split()])
     if place.size != 12 or not np.isfinite(place).all():
         raise GeometryError(f"the transform {text[:40]!r} isn't 12 numbers")
     return place.reshape(4, 3)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -67,9 +68,11 @@ def read_measured(path: Path) -> Measured:
         UsageError: If it can't be read, or a column, a number or a component is missing or wrong.
     """
     text, remarks = _text(path)
+    text = re.sub(r"\Asep=[;,\t]\r?\n", "\n", text)  # Excel's own way to name the separator
     lines = [
         (number, line) for number, line in enumerate(io.StringIO(text, newline=None), 1) if line.strip(" ,;\t\r\n")
     ]
+    comments = [line.strip() for _, line in lines if line.lstrip().startswith("#")]
     lines = [(number, line.rstrip("\n")) for number, line in lines if not line.lstrip().startswith("#")]
     if not lines:
         raise UsageError(f"{path} is empty; it must hold the columns {', '.join(COLUMNS)}")
@@ -80,6 +83,9 @@ def read_measured(path: Path) -> Measured:
                               (path.name,)))  # fmt: skip
     header = [name.strip().lower() for name in _split(lines[0][1], separator)]
     _check_header(path, header)
+    if rows_left_out := [line[:60] for line in comments if len(_split(line, separator)) == len(header)]:
+        sentence = "rows that begin with # were left out as comments; a point whose name begins so needs another"
+        remarks.append(Remark.of_places(Treatment.LEFT_OUT, "commented_rows", sentence, rows_left_out))
     if others := [name for name in header if name not in COLUMNS and name]:
         sentence = "columns of other names than those that are known were left out"
         remarks.append(Remark.of_places(Treatment.LEFT_OUT, "columns", sentence, others))

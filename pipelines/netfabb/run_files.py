@@ -87,7 +87,7 @@ class RunFiles:
             if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes what it redirects
                 text = data.decode("utf-16")
             else:
-                text = data.decode("utf-8")
+                text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
             text = data.decode("cp1252", "replace")
         return text if "\n" in text else text.replace("\r", "\n")  # old Macs end lines by a return alone

@@ -134,8 +134,9 @@ class Archive:
             name = _true_name(info)
             if name != info.filename:
                 self.guessed.append(name)
-            if not info.is_dir():
-                name = name.replace("\\", "/")
+            name = name.replace("\\", "/")
+            if not name.endswith("/"):
+                name = _tidy_name(name)
                 before = names.get(name, info)
                 if (before.CRC, before.file_size) != (info.CRC, info.file_size):
                     twice.add(name)
@@ -161,6 +162,15 @@ def _true_name(info: zipfile.ZipInfo) -> str:
         return info.filename.encode("cp437").decode("utf-8")
     except UnicodeError:
         return info.filename
+
+
+def _tidy_name(name: str) -> str:
+    """A name without the doubled slashes and "." that some programs write; one that leaves the archive stays as it is.
+
+    >>> _tidy_name("./p1//results/./a.geo"), _tidy_name("/p1//a"), _tidy_name("p1//../a")
+    ('p1/results/a.geo', '/p1//a', 'p1//../a')
+    """
+    return name if _is_unsafe(name) else "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def _member(info: zipfile.ZipInfo) -> Member:

@@ -19,6 +19,7 @@ from tests.lpbf_data.loader_support import (
     RECORDED_ORDERS,
     expected,
     flat,
+    ids,
     ids_in_order,
     ids_of,
     many_workers,
@@ -53,6 +54,38 @@ def test_a_loader_resumes_where_it_was_cut(small_dataset: Path, cut: int, batch_
     assert second.epoch == (cut == 6)
     rest = flat(ids_of(second))
     assert served + rest == expected(small_dataset, 0) + (expected(small_dataset, 1) if cut == 6 else [])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_cut_goes_on_with_any_number_of_ranks(small_dataset: Path, streaming: bool) -> None:
+    """144 resumes: after each of 0 to 17 cases, on one to eight ranks; the rest comes once each, dealt in its order."""
+    opened = load_dataset(small_dataset, fields=[], cells=False, format="torch")
+
+    def start(rank: int, ranks: int) -> Any:
+        options: dict[str, Any] = {"shuffle": True, "seed": 5, "rank": rank, "world_size": ranks, "uneven": "keep"}
+        if streaming:
+            shared = {"format": "torch", "fields": [], "cells": False}
+            return load_dataset(small_dataset, streaming=True, **shared, **options)
+        return make_loader(opened, batch_size=1, **options)
+
+    def names(source: Any) -> list[str]:
+        return ids(source) if streaming else flat(ids_of(source))
+
+    resumes = 0
+    sources = [[start(rank, ranks) for rank in range(ranks)] for ranks in range(1, 9)]
+    for cut in range(18):
+        first = start(0, 1)
+        served = [each for _, each in zip(range(cut), first, strict=False)]
+        state = json.loads(json.dumps(first.state_dict()))
+        assert (state["epoch"], state["consumed"]) == ((1, 0) if cut == 17 else (0, cut))
+        assert names(served) == expected(small_dataset, 0)[:cut]
+        rest = expected(small_dataset, 1) if cut == 17 else expected(small_dataset, 0)[cut:]
+        for together in sources:
+            for rank, source in enumerate(together):
+                source.load_state_dict(state)
+                assert names(source) == rest[rank :: len(together)], (cut, rank)
+            resumes += 1
+    assert resumes == 144
 
 
 @many_workers

@@ -155,6 +155,10 @@ def test_what_is_repaired_is_said(tmp_path: Path, name: str, content: Content, k
         ("zero.obj", obj(QUADS), "line 9 has a face that names vertex 0; OBJ files count from 1"),
         ("before.obj", obj([[-9, -1, -2]]), "names vertex -9; there are 8 before it"),
         ("beyond.obj", obj([[n + 2 for n in quad] for quad in QUADS]), "names a vertex that isn't there"),
+        ("points.obj", obj([[1, 1, 1], [2, 2, 3]]), "corners of all its facets coincide"),
+        ("line.obj", obj([["1_0", 1, 2]]), "a face whose corner '1_0' is no number"),
+        ("line.ply", ply("ascii", QUADS).replace(b"20.5", b"2_0.5"), "holds what is no number"),
+        ("line.off", off("OFF\n").replace("4 0 3 2 1", "4 0 3 2 0_1"), "isn't a number of corners and as many"),
         ("two.obj", obj([[1, 2]]), "a face of 2 corners"),
         ("lines.obj", obj().replace("f ", "l "), "it holds no faces"),
         ("cut.ply", ply("binary_big_endian", TRIANGLES)[:-30], "cut short: it says that it holds 12 of face, and"),
@@ -255,6 +259,8 @@ def pack(path: Path, members: dict[str, str]) -> Path:
     [
         (model(cube(1), ITEM, SLICES), "can't be read without .*slice/2015/07, an extension of 3MF"),
         (model(cube(1), ""), "its build is empty"),
+        (model(cube(1), ITEM).replace('"20.5"', '"2_0.5"'), "holds a wrong number: '2_0.5'"),
+        (model(cube(1), ITEM).replace('v1="0"', 'v1="0_0"'), "holds a wrong number: '0_0'"),
         (model(cube(1, "support"), ITEM), "it builds supports alone"),
     ],
 )

@@ -8,12 +8,8 @@ finding and is written to tests/findings/. The test suite runs a few thousand of
 
 from __future__ import annotations
 
-import argparse
-import random
 import sys
-import time
-import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,23 +30,21 @@ from pipelines.ensight import (
     write_variable,
 )
 from pipelines.netfabb.solver_log import read_input, read_log
+from tests import fuzzing
+from tests.fuzzing import Corpus, Reader
 from tests.netfabb_cases import GOOD, INPUT, LOG, box_mesh
 
-MAX_SECONDS = 5.0
-MAX_BYTES = 200_000_000
 _TOKENS = (
     b"part", b"coordinates", b"hexa8", b"tetra4", b"block", b"node id given", b"extents", b"\n", b"\0", b"-1", b"nan",
     b"1e999", b"99999999999999999999", b"*", b"../", b"time set: 1", b"number of steps: 1000000000", b"C Binary",
     b"\xff\xff\xff\x7f", b"\x00\x00\x00\x80", b"\xff\xff\xff\xff", b" " * 80,
 )  # fmt: skip
 
-Reader = Callable[[bytes], object]
 
-
-def seeds() -> dict[str, tuple[bytes, tuple[Reader, ...]]]:
+def seeds() -> Corpus:
     """Valid inputs and what reads them."""
     points, cells = box_mesh((2, 2, 1))
-    found: dict[str, tuple[bytes, tuple[Reader, ...]]] = {}
+    found: Corpus = {}
     for dialect in (Dialect(), Dialect(Encoding.C_BINARY, ">"), Dialect(Encoding.ASCII)):
         name = f"{dialect.encoding}"
         found[f"geometry-{name}"] = (write_geometry(points, cells, dialect), (read_geometry, read_points))
@@ -70,7 +64,7 @@ def seeds() -> dict[str, tuple[bytes, tuple[Reader, ...]]]:
     return found
 
 
-def real_seeds(samples: Path) -> dict[str, tuple[bytes, tuple[Reader, ...]]]:
+def real_seeds(samples: Path) -> Corpus:
     """Geometries, case files and logs of real output below a folder, and what reads them."""
     readers: dict[str, tuple[Reader, ...]] = {
         "*_mechanical_?.geo": (read_geometry, read_points),
@@ -89,84 +83,20 @@ def _read_whole_case(data: bytes) -> object:
     ]
 
 
-def mutate(data: bytes, rng: random.Random) -> bytes:
-    """One to four changes: flipped bytes, cuts, repeats, removals, words of the format in wrong places."""
-    changed = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(changed) + 1)
-        kind = rng.randrange(6)
-        if kind == 0 and changed:
-            changed[min(at, len(changed) - 1)] = rng.randrange(256)
-        elif kind == 1:
-            del changed[at:]
-        elif kind == 2:
-            del changed[at : at + rng.randint(1, 100)]
-        elif kind == 3:
-            changed[at:at] = changed[at : at + rng.randint(1, 200)]
-        elif kind == 4:
-            word = rng.choice(_TOKENS)
-            changed[at : at + (len(word) if rng.random() < 0.5 else 0)] = word
-        elif len(changed) >= 4:
-            place = rng.randrange(max(1, len(changed) // 4)) * 4
-            changed[place : place + 4] = rng.randbytes(4)
-    return bytes(changed)
-
-
 def attempt(data: bytes, readers: tuple[Reader, ...]) -> str:
     """What is wrong with how an input is read; empty when nothing is."""
-    started = time.perf_counter()
-    for reader in readers:
-        try:
-            reader(data)
-        except CaseError:
-            pass
-        except Exception as error:  # noqa: BLE001 (every other exception is a finding)
-            return f"{type(error).__name__}: {error}"
-    seconds = time.perf_counter() - started
-    return f"took {seconds:.1f} s" if seconds > MAX_SECONDS else ""
+    return fuzzing.attempt(data, readers, CaseError)
 
 
-def run(
-    count: int, seed: int = 0, more: dict[str, tuple[bytes, tuple[Reader, ...]]] | None = None
-) -> Iterator[tuple[str, bytes, str]]:
+def run(count: int, seed: int = 0, more: Corpus | None = None) -> Iterator[tuple[str, bytes, str]]:
     """Name of the seed, input and complaint for every finding among `count` mutated inputs."""
-    corpus = seeds() | (more or {})
-    rng = random.Random(seed)
-    names = sorted(corpus)
-    for _ in range(count):
-        name = rng.choice(names)
-        data, readers = corpus[name]
-        mutated = mutate(data, rng)
-        complaint = attempt(mutated, readers)
-        if complaint:
-            yield name, mutated, complaint
+    return fuzzing.run(seeds() | (more or {}), _TOKENS, CaseError, count, seed)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--samples", type=Path, help="folder of real output to mutate as well")
-    options = parser.parse_args()
-    tracemalloc.start()
-    findings = 0
-    started = time.monotonic()
-    folder = Path(__file__).parents[1] / "findings"
-    for name, data, complaint in run(
-        options.count, options.seed, real_seeds(options.samples) if options.samples else None
-    ):
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{name}-{findings}.bin"
-        path.write_bytes(data)
-        findings += 1
-        print(f"{path.name}: {complaint}", file=sys.stderr)
-    peak = tracemalloc.get_traced_memory()[1]
-    if peak > MAX_BYTES:
-        print(f"memory: {peak:,} bytes at the peak", file=sys.stderr)
-        findings += 1
-    seconds = time.monotonic() - started
-    print(f"{options.count:,} inputs in {seconds:.0f} s, peak {peak / 1e6:.1f} MB, findings: {findings}")
-    return 1 if findings else 0
+    options = fuzzing.options(str(__doc__))
+    corpus = seeds() | (real_seeds(options.samples) if options.samples else {})
+    return fuzzing.report(corpus, _TOKENS, CaseError, options)
 
 
 if __name__ == "__main__":

@@ -322,6 +322,21 @@ def test_a_table_as_excel_writes_it(arm: Truth, tmp_path: Path) -> None:
     assert ["semicolons" in remark.sentence for remark in excel.remarks] == [True]
 
 
+def test_rows_that_begin_like_comments_and_words_of_windows(arm: Truth, tmp_path: Path) -> None:
+    """A laboratory numbers its points #1, #2; what is taken for a comment is told. Degrees are a byte in Windows."""
+    rows = arm.rows()[:8]
+    table = [["sep=;"], ["# measured at 25 °C, in µm / 1000"], [*COLUMNS, "angle [°]"]]
+    table += [[f"{'#' * (k < 3)}{k} §", *row[1:], "30°"] for k, row in enumerate(rows)]
+    path = tmp_path / "laboratory.csv"
+    path.write_bytes("\r\n".join(";".join(map(str, row)) for row in table).encode("cp1252"))
+    read, plain = read_measured(path), read_measured(write_table(tmp_path / "plain.csv", rows))
+    assert read.points == ("3 §", "4 §", "5 §", "6 §", "7 §")
+    assert (read.values == plain.values[3:]).all()
+    assert [(remark.kind, remark.count) for remark in read.remarks] == [
+        ("encoding", 1), ("separator", 1), ("commented_rows", 3), ("columns", 1),
+    ]  # fmt: skip
+
+
 Change = Callable[[list[Row]], list[Row]]
 
 

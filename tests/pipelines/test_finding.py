@@ -198,6 +198,34 @@ def test_names_that_an_archive_holds_twice(tmp_path: Path) -> None:
     assert failed.failure.failure_path.startswith("both/")
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_doubled_slashes_and_points_in_the_names_of_a_zip(tmp_path: Path) -> None:
+    """However a program joins names, `p1//file` is `p1/file`: nothing is lost, doubled or a case of its own."""
+    root = write_part(tmp_path / "src", Part("p1"))
+    plain = find_cases([zip_folder(tmp_path / "x.zip", tmp_path / "src", inside="b")])
+    digest = open_case(plain.locations[0]).content_digest()
+    spellings = ("b//p1/", "./b/p1/", "b/./p1/", "b/p1//", ".//b/././p1/", "b\\\\p1\\")
+    for number, start in enumerate(spellings):
+        for mixed in (False, True):
+            path = tmp_path / f"{number}{mixed}/x.zip"
+            path.parent.mkdir()
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr(start, b"")
+                archive.writestr(f"{start}results\\", b"")  # a folder, as .NET writes it
+                for file in root.rglob("*.*"):
+                    name = file.relative_to(root).as_posix()
+                    inner = f"{start}{name}" if file.suffix == ".ens" else f"b/p1/{name}"
+                    archive.write(file, inner if mixed else f"{start}{name.replace('/', '//')}")
+                    if mixed:
+                        archive.write(file, f"b/p1/./{name}")
+            found = find_cases([path])
+            assert [x.source for x in found.locations] == [x.source for x in plain.locations]
+            assert not found.failures
+            assert not found.remarks
+            assert [open_case(x).content_digest() for x in found.locations] == [digest]
+            assert points_of(found) == {"p1": 48}
+
+
 def test_two_folders_of_results_are_told(tmp_path: Path) -> None:
     root = write_part(tmp_path, Part("p"))
     (root / "Results").mkdir(exist_ok=True)

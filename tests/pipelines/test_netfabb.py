@@ -141,6 +141,25 @@ def test_texts_of_old_macs_say_the_same(part_folder: Path, encoding: str) -> Non
     assert run.remarks == []
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_degrees_and_micrometres_in_any_encoding(part_folder: Path, encoding: str) -> None:
+    log, control = part_folder / "mechanical.out", part_folder / "mechanical.in"
+    case_file = part_folder / "results/mechanical.case"
+    texts = {
+        log: log.read_text().lstrip("\n").replace("= ti64", "= ti64 (25 °C)"),
+        control: control.read_text(encoding="utf-8"),
+        case_file: "# 25 °C\n" + case_file.read_text(),
+    }
+    for path, text in texts.items():
+        path.write_bytes(text.encode(encoding))
+    run = run_of(part_folder)
+    assert (run.log.completed, run.log.num_runs, run.log.material) == (True, 1, "ti64 (25 °C)")
+    assert (run.input.process, run.input.machine) == ("Autodesk Ti64 AM250 40 µm", "AM250")
+    assert run.input.recoater_tolerance == 80.0
+    assert run.read_case(["displacement"]).num_points == 48
+    assert [remark.kind for remark in run.remarks] == ["case_file_encoding"] * (encoding == "cp1252")
+
+
 def test_full_clearance_has_no_height(tmp_path: Path) -> None:
     run = run_of(write_part(tmp_path, Part("p1", clearance=100)))
     build = run.reduce_build(run.read_case(["displacement"]).points)
