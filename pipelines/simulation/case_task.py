@@ -39,7 +39,7 @@ from pipelines.simulation.parts.outcomes import CaseOutcome, store_outcome
 from pipelines.simulation.parts.trial import FAILED, FAR, NOT_SURVIVED, PassedOverError, Trial, height_of
 from pipelines.simulation.physics.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
 from pipelines.simulation.physics.fields import von_mises
-from pipelines.simulation.physics.stiffness import SolverError
+from pipelines.simulation.physics.iterations import SolverError
 from pipelines.simulation.results import run_log
 from pipelines.simulation.results.failures import FailureKind, PlannedFailure, cut_short, failure_of
 from pipelines.simulation.results.result_writer import ResultWriter

@@ -32,7 +32,7 @@ from pipelines.simulation.physics import stiffness
 from pipelines.simulation.physics.build_simulation import BuildSimulation
 from pipelines.simulation.physics.elements import elastic_element
 from pipelines.simulation.physics.floating_pieces import floating_pieces
-from pipelines.simulation.physics.stiffness import SolverError
+from pipelines.simulation.physics.iterations import SolverError
 from pipelines.simulation.results.failures import failure_of
 from pipelines.simulation.results.identity import VERSION
 from tests.benchmarks.machine import RESULTS, describe_machine, save_result

@@ -34,14 +34,8 @@ from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.physics.elements import ElasticElement
 from pipelines.simulation.physics.floating_pieces import free_motions, rigid_body_modes
 from pipelines.simulation.physics.foot import ElasticPlate, clamped, cut_free
-from pipelines.simulation.physics.stiffness import (
-    Foot,
-    SolverError,
-    Stiffness,
-    conjugate_gradients,
-    make_stiffness,
-    plane_starts,
-)
+from pipelines.simulation.physics.iterations import SolverError, conjugate_gradients
+from pipelines.simulation.physics.stiffness import Foot, Stiffness, make_stiffness, plane_starts
 
 LARGEST_IMBALANCE: Final = 1e-4
 """Largest relative force out of balance that a solution may leave."""
@@ -325,7 +319,8 @@ class Mechanics:
         def approximate(rest: NDArray[np.float64]) -> NDArray[np.float64]:
             return without_free(self._stiffness.approximate(rest))
 
-        return conjugate_gradients(apply, approximate, without_free(forces), 0.0, _LEAST_MOVE)
+        known = self._stiffness.known
+        return conjugate_gradients(apply, approximate, without_free(forces), 0.0, _LEAST_MOVE, known)
 
     def _move(self, moved: NDArray[np.float64]) -> None:
         self._foot_moved += moved[: self._foot.size]

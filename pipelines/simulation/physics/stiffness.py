@@ -7,7 +7,6 @@ too large for dense blocks: conjugate gradients with smoothed aggregation, whose
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
 from lpbf_data.cached_property import cached_property
-from lpbf_data.errors import LpbfError
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.physics.floating_pieces import (
     RigidMotions,
@@ -26,8 +24,8 @@ from pipelines.simulation.physics.floating_pieces import (
     rigid_body_modes,
     rigid_motions,
 )
+from pipelines.simulation.physics.iterations import Preconditioning, SolverError, conjugate_gradients
 
-_MOST_ITERATIONS: Final = 1000
 _SPRING: Final = 1e-9
 # Share of a cell's stiffness that ties every node to its place, as loose powder does. It matters only where a piece
 # hangs on nothing, or by an edge: loads of inherent strains balance on each piece, so nothing pulls at the springs.
@@ -55,10 +53,6 @@ _LOOSE_SPRING: Final = 1e-4
 # Share of a cell's stiffness that holds floating pieces in the preconditioner, whose 24 bits would lose a smaller one;
 # their rigid motions are solved for beside it.
 _LARGEST_BLOCKS: Final = 4e9  # bytes
-
-
-class SolverError(LpbfError):
-    """Equations that could not be solved; the run ends as failed."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +93,13 @@ class Foot:
 
 
 class Stiffness(Protocol):
-    """The stiffness of the cells below some height on their foot."""
+    """The stiffness of the cells below some height on their foot.
+
+    Attributes:
+        known: How well `approximate` knows the stiffness, where that can be badly.
+    """
+
+    known: Preconditioning | None
 
     def extend(self, cell_planes: int) -> None:
         """Add cells up to (not including) a plane of cells.
@@ -177,6 +177,7 @@ class PlaneCholesky:
         if foot.stiffness is not None:
             self._open += foot.stiffness
         self._top: NDArray[np.float64] = np.empty((0, 0))
+        self.known: Preconditioning | None = None
 
     @property
     def top_stiffness(self) -> NDArray[np.float64]:
@@ -253,6 +254,7 @@ class Multigrid:
         self._matrix: Any = None
         self._hierarchy: Any = None
         self._loose: RigidMotions | None = None
+        self.known: Preconditioning | None = None
 
     @cached_property
     def _pattern(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -304,8 +306,11 @@ class Multigrid:
             self._loose = rigid_motions(self._matrix, places, pieces)
         except LinAlgError as error:
             raise SolverError(f"pieces that hang on nothing can't be solved for ({error})") from error
+        modes = rigid_body_modes(places)
+        nothing_holds = self._foot.stiffness is None and self._foot.size == int(self._nodes[1])
+        self.known = Preconditioning(np.linalg.qr(modes)[0] if nothing_holds else None)
         held = self._hold(pieces) if pieces else self._matrix
-        self._hierarchy = pyamg.smoothed_aggregation_solver(held, B=rigid_body_modes(places), **options)
+        self._hierarchy = pyamg.smoothed_aggregation_solver(held, B=modes, **options)
         for level in self._hierarchy.levels[:-1]:  # in rows of numbers, not blocks: Gauss-Seidel is three times as fast
             for name in ("A", "P", "R"):
                 setattr(level, name, getattr(level, name).tocsr().astype(_PRECONDITIONER))
@@ -321,10 +326,11 @@ class Multigrid:
             return np.asarray(self._matrix @ moved.ravel()).reshape(-1, 3)
 
         if self._loose is None:
-            return conjugate_gradients(apply, self.approximate, forces, goal)
+            return conjugate_gradients(apply, self.approximate, forces, goal, known=self.known)
         # Floating pieces are in balance as a whole before the iterations, all through them and, to rounding, after.
         moved = self._loose.move(forces.ravel()).reshape(-1, 3)
-        moved += conjugate_gradients(apply, self.approximate, forces - apply(moved), goal)
+        rest = forces - apply(moved)
+        moved += conjugate_gradients(apply, self.approximate, rest, goal, known=self.known)
         moved += self._loose.move((forces - apply(moved)).ravel()).reshape(-1, 3)
         return moved
 
@@ -358,43 +364,6 @@ def _block_matrix(
     """A matrix of 3 x 3 blocks whose rows are in order."""
     starts = np.searchsorted(rows, np.arange(size + 1))
     return sp.bsr_matrix((blocks, columns, starts), shape=(3 * size, 3 * size))
-
-
-def conjugate_gradients(
-    apply: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    approximate: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    forces: NDArray[np.float64],
-    goal: float,
-    least_move: float = 0.0,
-) -> NDArray[np.float64]:
-    """Displacements under forces, both [n, 3], by preconditioned conjugate gradients.
-
-    Args:
-        apply: Forces from displacements: symmetric, positive definite.
-        approximate: Displacements from forces, nearly: the preconditioner.
-        forces: The forces.
-        goal: Norm of the forces that may stay out of balance.
-        least_move: Displacement, by its largest component, that isn't worth another iteration, mm.
-
-    Raises:
-        SolverError: If neither gets so small.
-    """
-    moved, rest = np.zeros_like(forces), forces.copy()
-    direction, size = np.zeros_like(forces), 1.0
-    for _ in range(_MOST_ITERATIONS):
-        if float(np.linalg.norm(rest)) <= goal:
-            return moved
-        guess = approximate(rest)
-        if float(np.abs(guess).max()) <= least_move:
-            return moved
-        size, before = float(np.vdot(rest, guess)), size
-        direction = guess + size / before * direction
-        pushed = apply(direction)
-        step = size / float(np.vdot(direction, pushed))
-        moved += step * direction
-        rest -= step * pushed
-    left = float(np.linalg.norm(rest)) / float(np.linalg.norm(forces))
-    raise SolverError(f"the displacements did not converge: residual {left:.1e} after {_MOST_ITERATIONS} iterations")
 
 
 def make_stiffness(mesh: VoxelMesh, stiffness: NDArray[np.float64], foot: Foot, layers: int) -> Stiffness:
