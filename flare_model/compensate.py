@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flare_model.checkpoints.surrogate import Surrogate
-    from flare_model.data.intervals import Intervals
+    from flare_model.decision.answer import Beside
     from flare_model.decision.compensation import Compensated
     from flare_model.decision.prediction import Prediction
     from flare_model.prediction.part import Part
@@ -40,6 +40,7 @@ def compensate(
     scale: float = -1.0,
     points: int | None = None,
     units: Units | None = None,
+    material: str | None = None,
     trust: str | None = None,
     accelerator: str = "auto",
 ) -> int:
@@ -53,6 +54,8 @@ def compensate(
         scale: How many times the displacement is added, -5 to 5: -1 compensates it, 1 shows the part as it warps.
         points: Points that the surface is meshed with; by default the median of the parts of the training.
         units: Unit of lengths in the file; by default the one that it states (3MF), else mm.
+        material: Material and calibration of your machine, as in flare_model.predict: a YAML file as
+            pipelines.calibrate writes it, a named material or a calibration; by default those of the training.
         trust: Class path of a model outside of this package that may be imported.
         accelerator: auto, cpu or gpu.
 
@@ -84,7 +87,7 @@ def compensate(
     checkpoint = checkpoint or own_checkpoint()
     surrogate = from_pretrained(checkpoint, trust=trust).to(device_of(accelerator))
     _check_targets(surrogate)
-    beside, doubts = read_beside(checkpoint, surrogate)
+    beside, doubts = read_beside(checkpoint, surrogate, material)
     console, complaints = open_console(), open_console(stderr=True)
     for doubt in doubts:
         complaints.print(f"warning: {doubt}", style=None)
@@ -95,27 +98,27 @@ def compensate(
     for body, part in zip(file.bodies, parts, strict=True):
         if isinstance(part, Unreadable):
             raise part.error  # a body that can't be meshed would be missing in the result
-        found, content = _move(surrogate, beside.intervals, part, scale)
+        found, content = _move(surrogate, beside, part, scale)
         assert part.origin is not None
         back = body.vertices[0] - part.origin.surface.vertices[0]
         moved.append(replace(found, vertices=found.vertices + back))
         told.append(content)
         remarks |= dict.fromkeys(part.remarks)
     write_durably(target, stl_bytes(joined(moved), "lengths in mm"))
-    stored = {"scale": scale, "bodies": told, "remarks": [remark.as_dict() for remark in remarks]}
+    known = beside.scale.as_dict() if beside.scale is not None else None
+    stored = {"scale": scale, "material": known, "bodies": told, "remarks": [remark.as_dict() for remark in remarks]}
     write_durably(target.with_suffix(".json"), (json.dumps(stored, indent=1) + "\n").encode())
     for content in told:
         console.print(_said(content))
         for reason in content["unlike_the_training"]:
             complaints.print(f"warning: {content['name']} is unlike the parts of the training: {reason}", style=None)
-    console.print(f"{scale:g} times the displacement is in {target}")
+    made_for = "uncalibrated for your machine" if beside.scale is None else beside.scale.said()
+    console.print(f"{scale:g} times the displacement is in {target}; {made_for}")
     print_remarks(remarks, complaints)
     return 0
 
 
-def _move(
-    surrogate: Surrogate, intervals: Intervals | None, part: Part, scale: float
-) -> tuple[Surface, dict[str, Any]]:
+def _move(surrogate: Surrogate, beside: Beside, part: Part, scale: float) -> tuple[Surface, dict[str, Any]]:
     """A body's surface, moved, and what was done.
 
     Raises:
@@ -125,7 +128,7 @@ def _move(
     from flare_model.decision.prediction import predict_part
 
     assert part.origin is not None
-    prediction = predict_part(surrogate, part, intervals)
+    prediction = predict_part(surrogate, part, beside.intervals, beside.scale)
     found = compensate_surface(part.origin.surface, part.points, part.cells, _displacement(prediction), scale)
     _refuse_crossings(found, part.name, scale)
     return found.surface, _told(prediction, found)

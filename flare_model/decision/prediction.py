@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from flare_model.checkpoints.surrogate import Surrogate
     from flare_model.data.intervals import Intervals
+    from flare_model.decision.material_scale import MaterialScale
     from flare_model.prediction.part import Part
 
 
@@ -63,13 +64,16 @@ class Prediction:
         return {name: v[:, 0] if v.shape[1] == 1 else v for name, v in shown.items()}
 
 
-def predict_part(surrogate: Surrogate, part: Part, intervals: Intervals | None = None) -> Prediction:
+def predict_part(
+    surrogate: Surrogate, part: Part, intervals: Intervals | None = None, scale: MaterialScale | None = None
+) -> Prediction:
     """Predict on one part.
 
     Args:
         surrogate: The model.
         part: The part.
         intervals: Those of its checkpoint; None for none.
+        scale: For another material than that of the training; None for that one.
 
     Raises:
         UsageError: If the model needs a field that the part doesn't come with, or that isn't finite.
@@ -104,7 +108,12 @@ def predict_part(surrogate: Surrogate, part: Part, intervals: Intervals | None =
     reasons = outside(surrogate.usage.envelope, part.points, aspect_ratio=part.aspect_ratio, material=part.material)
     broken = tuple(name for name in given if name not in truth)
     half_widths, extremes = intervals_of(surrogate, part, known, found, intervals) if intervals else ({}, {})
-    return Prediction(part, fields, truth, errors, tuple(reasons), seconds, broken, half_widths, extremes)
+    prediction = Prediction(part, fields, truth, errors, tuple(reasons), seconds, broken, half_widths, extremes)
+    if scale is None:
+        return prediction
+    from flare_model.decision.material_scale import scaled
+
+    return scaled(prediction, scale)
 
 
 def _relative_l2(prediction: NDArray[np.float32], truth: NDArray[np.float32], floor: float) -> float | None:
