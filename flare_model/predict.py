@@ -205,13 +205,9 @@ class _Work:
 
     def content(self) -> dict[str, Any]:
         """All answers as JSON takes them."""
-        parts = {
-            file: answer.as_dict()
-            | {"remarks": [remark.as_dict() for remark in self.remarks.get(answer.name, ())]}
-            | ({"orientations": self.turned[file]} if file in self.turned else {})
-            for file, answer in self.answers.items()
-        }
-        return {"model": self.surrogate.origin.get("data_sha256"), "parts": parts}
+        from flare_model.decision.answer import answers_as_dict
+
+        return answers_as_dict(self.surrogate.origin.get("data_sha256"), self.answers, self.remarks, self.turned)
 
     def close(self) -> int:
         """Write what belongs to all parts together, and say the rest; the exit status."""

@@ -6,7 +6,7 @@ N points, E cells of one part.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from flare_model.decision.material_scale import MaterialScale
     from flare_model.decision.prediction import Prediction
     from flare_model.prediction.part import Part
+    from lpbf_data.remarks import Remark
 
 MICROMETRES: Final = 1000.0
 
@@ -175,6 +176,29 @@ def answer_of(prediction: Prediction, beside: Beside, materials: tuple[str, ...]
         calibrated=scale is not None and scale.calibrated,
         scale=scale,
     )
+
+
+def answers_as_dict(
+    model: Any,
+    answers: Mapping[str, Answer],
+    remarks: Mapping[str, Sequence[Remark]],
+    turned: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Answers as they stand in JSON.
+
+    Args:
+        model: What names the model.
+        answers: Answers by the names of their files.
+        remarks: What was remarked on each part, by its name.
+        turned: What is told of orientations, by the names of the files.
+    """
+    parts = {
+        file: answer.as_dict()
+        | {"remarks": [remark.as_dict() for remark in remarks.get(answer.name, ())]}
+        | ({"orientations": turned[file]} if file in turned else {})
+        for file, answer in answers.items()
+    }
+    return {"model": model, "parts": parts}
 
 
 def _three(values: Any) -> tuple[float, float, float]:
