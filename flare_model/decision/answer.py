@@ -228,8 +228,8 @@ def _peak(prediction: Prediction, columns: Mapping[str, NDArray[np.float32]], na
         return None
     place = int(np.argmax(sign * values))
     extreme = prediction.extremes.get(name)
-    # The interval is that of the part's extreme, which is the one of the two that is farther from zero.
-    half = extreme[1] if extreme is not None else None
+    # Intervals of before know the part's extreme alone, which is the one of the two that is farther from zero.
+    half = prediction.peaks.get(name, {}).get("largest" if sign > 0 else "least", extreme[1] if extreme else None)
     return Peak(float(values[place]), half, _three(prediction.part.points[place]))
 
 
@@ -239,7 +239,8 @@ def _sideways(prediction: Prediction, columns: Mapping[str, NDArray[np.float32]]
     lengths = np.hypot(columns["displacement_x"], columns["displacement_y"])
     place = int(np.argmax(lengths))
     halves = [prediction.extremes[n][1] for n in ("displacement_x", "displacement_y") if n in prediction.extremes]
-    return Peak(float(lengths[place]), max(halves) if halves else None, _three(prediction.part.points[place]))
+    half = prediction.peaks.get("displacement_x", {}).get("sideways", max(halves) if halves else None)
+    return Peak(float(lengths[place]), half, _three(prediction.part.points[place]))
 
 
 def _hit(prediction: Prediction, risk: KeptRisk | None, doubts: list[str], scale: MaterialScale | None) -> Hit | None:

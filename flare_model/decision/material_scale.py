@@ -14,12 +14,14 @@ intervals and the chance of a hit are widened by these errors.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flare_model.data.intervals import peaks_of
 from flare_model.data.scale_errors import ERRORS, SHARE_OF_STRAIN
 from flare_model.data.targets import resolve_targets
 from lpbf_data.errors import UsageError
@@ -178,7 +180,7 @@ def scaled(prediction: Prediction, scale: MaterialScale) -> Prediction:
         prediction: For the material of the training.
         scale: The scale.
     """
-    fields, widths, extremes = {}, {}, dict(prediction.extremes)
+    fields, widths, extremes, peaks = {}, {}, dict(prediction.extremes), {}
     for target in resolve_targets(tuple(prediction.fields), "the checkpoint"):
         values = prediction.fields[target.name].astype(np.float64)
         factor, rest = _of_target(target.name, scale)
@@ -193,9 +195,28 @@ def scaled(prediction: Prediction, scale: MaterialScale) -> Prediction:
                 moved = rest + factor * (value - rest)
                 beside = (scale.clearance_error if target.name in _BUILT else scale.error) * abs(moved - rest)
                 extremes[column] = (moved, math.hypot(factor * half, beside))
+    columns = {name: of[:, k] for name, of, k in _columns(fields)}
+    for column, values in peaks_of(columns).items():
+        halves = prediction.peaks.get(column, {})
+        peaks[column] = {
+            peak: math.hypot(scale.displacement * half, scale.error * values[peak]) for peak, half in halves.items()
+        }
     return replace(
-        prediction, fields=fields, half_widths=widths, extremes=extremes, truth={}, errors={}, broken_truth=()
+        prediction,
+        fields=fields,
+        half_widths=widths,
+        extremes=extremes,
+        peaks=peaks,
+        truth={},
+        errors={},
+        broken_truth=(),
     )
+
+
+def _columns(fields: Mapping[str, NDArray[np.float32]]) -> list[tuple[str, NDArray[np.float32], int]]:
+    """Name of each column, the values of its target, and its number in these."""
+    targets = resolve_targets(tuple(fields), "the checkpoint")
+    return [(name, fields[target.name], k) for target in targets for k, name in enumerate(target.columns)]
 
 
 def _of_target(name: str, scale: MaterialScale) -> tuple[float, float]:

@@ -40,6 +40,7 @@ class Prediction:
         half_widths: Target to half-widths of the intervals at points, [N, components] float32; none where the
             checkpoint has no intervals.
         extremes: Column to the part's extreme as predicted, and half of its interval, in the column's unit.
+        peaks: Column to peak (`intervals.peaks_of`) to half of its interval, mm; none where the checkpoint has none.
     """
 
     part: Part
@@ -51,6 +52,7 @@ class Prediction:
     broken_truth: tuple[str, ...] = ()
     half_widths: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     extremes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    peaks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def point_data(self) -> dict[str, NDArray[np.float32]]:
         """Predictions, and truth and error where it is known, as a file shows them."""
@@ -107,8 +109,8 @@ def predict_part(
     errors = {name: _relative_l2(fields[name], values, floors[name]) for name, values in truth.items()}
     reasons = outside(surrogate.usage.envelope, part.points, aspect_ratio=part.aspect_ratio, material=part.material)
     broken = tuple(name for name in given if name not in truth)
-    half_widths, extremes = intervals_of(surrogate, part, known, found, intervals) if intervals else ({}, {})
-    prediction = Prediction(part, fields, truth, errors, tuple(reasons), seconds, broken, half_widths, extremes)
+    sure = intervals_of(surrogate, part, known, found, intervals) if intervals else ({}, {}, {})
+    prediction = Prediction(part, fields, truth, errors, tuple(reasons), seconds, broken, *sure)
     if scale is None:
         return prediction
     from flare_model.decision.material_scale import scaled
