@@ -12,6 +12,7 @@ import pytest
 
 from flare_model import from_pretrained
 from flare_model.compensate import compensate
+from flare_model.data.intervals import ColumnInterval, Intervals
 from flare_model.data.scale_errors import ERRORS, SHARE_OF_STRAIN
 from flare_model.decision.answer import Beside, answer_of
 from flare_model.decision.beside import read_beside
@@ -130,6 +131,25 @@ def test_fields_intervals_and_chance_are_scaled(model: Path) -> None:
         expected = intercept / math.sqrt(1 + math.pi * steepness**2 / 8)
         assert hit.chance == pytest.approx(1 / (1 + math.exp(-expected)), rel=1e-4)
         assert hit.chance <= risk.chance(-least)
+
+
+def test_each_direction_has_an_interval_of_its_own(model: Path) -> None:
+    """Those of the peaks where the checkpoint has them, else that of the part's extreme, as in earlier files."""
+    surrogate, part = from_pretrained(model), part_of(table())
+    halves = {name: ColumnInterval((), 0.02, 0.07, 0.02) for name in surrogate.usage.targets}
+    before = answer_of(predict_part(surrogate, part, Intervals(0.9, "", halves, 40)), Beside())
+    for peak in (before.up, before.down, before.sideways):
+        assert peak is not None
+        assert peak.half_width == 0.07
+    halves["displacement_z"] = replace(halves["displacement_z"], peaks={"largest": 0.01, "least": 0.03})
+    halves["displacement_x"] = replace(halves["displacement_x"], peaks={"sideways": 0.005})
+    for scale in (None, material_scale("Inc625", surrogate.usage)):
+        prediction = predict_part(surrogate, part, Intervals(0.9, "", halves, 40), scale)
+        answer = answer_of(prediction, Beside(scale=scale))
+        factor, error = (1.0, 0.0) if scale is None else (scale.displacement, scale.error)
+        for peak, half in ((answer.up, 0.01), (answer.down, 0.03), (answer.sideways, 0.005)):
+            assert peak is not None
+            assert peak.half_width == pytest.approx(math.hypot(factor * half, error * peak.value), rel=1e-5)
 
 
 def test_the_screen_says_which_machine_it_is_for(
