@@ -162,8 +162,9 @@ class _Work:
                 raise part.error
             prediction = predict_part(self.surrogate, part, self.beside.intervals, self.beside.scale)
             file = self.names.name(part.name)
+            answer = self._tell(prediction, file)  # before pictures are drawn, which takes longer
             write_results(self.out, file, prediction, pictures=self.pictures)
-            self._keep(prediction, file)
+            self._keep(prediction, answer, file)
             if self.orientations and part.origin is not None:
                 self._turn(part, file)
         except LpbfError as error:
@@ -172,19 +173,13 @@ class _Work:
         else:
             self.done += 1
 
-    def _keep(self, prediction: Prediction, file: str) -> None:
+    def _tell(self, prediction: Prediction, file: str) -> Answer:
+        """Say what is found on a part."""
         from flare_model.decision.answer import answer_of
         from flare_model.decision.screen import line_of, lines_of
 
-        if self.beside.intervals:
-            self.extremes |= {file: _extremes(prediction)}
         envelope = self.surrogate.usage.envelope
         answer = answer_of(prediction, self.beside, envelope.materials if envelope else ())
-        self.answers[file] = answer
-        if self.pictures and len(self.shown) < _MOST_SHOWN:
-            from flare_model.decision.page import shown_part
-
-            self.shown.append(shown_part(prediction, answer))
         if not self.quiet:
             if prediction.truth or answer.up is None:
                 _say(prediction, file, self.console)
@@ -193,6 +188,17 @@ class _Work:
                 for line in lines_of(answer) if in_full else (line_of(answer),):
                     self.console.print(line)
         _warn(prediction, self.complaints)
+        return answer
+
+    def _keep(self, prediction: Prediction, answer: Answer, file: str) -> None:
+        """Keep what belongs to all parts together."""
+        if self.beside.intervals:
+            self.extremes |= {file: _extremes(prediction)}
+        self.answers[file] = answer
+        if self.pictures and len(self.shown) < _MOST_SHOWN:
+            from flare_model.decision.page import shown_part
+
+            self.shown.append(shown_part(prediction, answer))
 
     def _turn(self, part: Part, file: str) -> None:
         from flare_model.decision.orientation import rank_orientations
