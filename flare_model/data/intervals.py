@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,14 +43,17 @@ class ColumnInterval:
     Attributes:
         coefficients: Of the logarithm of the scale in what `regressors` returns, [K]; empty for a scale of 1.
         point: Half-width at a point over its scale.
-        part: Half-width of the part's extreme over the part's scale, the geometric mean of those at its points.
+        part: Half-width of the part's extreme over the part's scale, the geometric mean of those at its points; of a
+            displacement that is its size, whatever its direction.
         constant: Half-width at a point if it were the same everywhere, in the column's unit.
+        peaks: Of a displacement, name of a peak (`peaks_of`) to its half-width over the part's scale.
     """
 
     coefficients: tuple[float, ...]
     point: float
     part: float
     constant: float
+    peaks: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,37 @@ def extreme_of(column: str, values: NDArray[np.floating]) -> float:
     return float(values[np.argmax(np.abs(values))])
 
 
+def extreme_error(column: str, predicted: float, true: float) -> float:
+    """How far off the extreme of a part is; of a displacement its size counts, as either direction may be the larger.
+
+    >>> extreme_error("displacement_x", -0.31, 0.3) < 0.011, extreme_error("build_clearance_min", 90.0, 70.0)
+    (True, 20.0)
+    """
+    if column.endswith("clearance_min"):
+        return abs(predicted - true)
+    return abs(abs(predicted) - abs(true))
+
+
+def peaks_of(values: Mapping[str, NDArray[np.floating]]) -> dict[str, dict[str, float]]:
+    """The largest displacements of a part by direction: the farthest up each axis and down it, and sideways.
+
+    Args:
+        values: Column to values at the points, [N].
+
+    Returns:
+        Column to peak to value. Sideways, the size in the plane of the plate, stands with displacement_x, whose scale
+        its interval has.
+    """
+    found = {
+        name: {"largest": float(of.max()), "least": float(of.min())}
+        for name, of in values.items()
+        if name in ("displacement_x", "displacement_y", "displacement_z")
+    }
+    if {"displacement_x", "displacement_y"} <= found.keys():
+        found["displacement_x"]["sideways"] = float(np.hypot(values["displacement_x"], values["displacement_y"]).max())
+    return found
+
+
 def write_intervals(folder: Path, intervals: Intervals) -> None:
     """Write intervals beside the checkpoint that they belong to."""
     _FILE.write(folder, asdict(intervals))
@@ -167,7 +201,9 @@ def _intervals_from(content: Mapping[str, Any]) -> Intervals:
 
 def _column(values: Mapping[str, Any]) -> ColumnInterval:
     numbers = {name: float(values[name]) for name in ("point", "part", "constant")}
-    found = ColumnInterval(tuple(map(float, values["coefficients"])), **numbers)
-    if not all(map(math.isfinite, (*found.coefficients, *numbers.values()))) or min(numbers.values()) < 0:
+    peaks = {str(name): float(of) for name, of in values.get("peaks", {}).items()}  # earlier files have none
+    found = ColumnInterval(tuple(map(float, values["coefficients"])), **numbers, peaks=peaks)
+    widths = (*numbers.values(), *peaks.values())
+    if not all(map(math.isfinite, (*found.coefficients, *widths))) or min(widths) < 0:
         raise ValueError("a number that isn't finite, or a negative width")
     return found

@@ -6,7 +6,7 @@ N points, E cells of one part.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,8 +23,10 @@ from flare_model.prediction.surface_parts import LAYER
 from lpbf_data.errors import CaseError
 
 if TYPE_CHECKING:
+    from flare_model.decision.material_scale import MaterialScale
     from flare_model.decision.prediction import Prediction
     from flare_model.prediction.part import Part
+    from lpbf_data.remarks import Remark
 
 MICROMETRES: Final = 1000.0
 
@@ -37,11 +39,13 @@ class Beside:
         intervals: How far off predictions may be.
         risk: How a score becomes the chance of a hit.
         seen: What the parts of the training look like.
+        scale: For another material than that of the training; None for that one.
     """
 
     intervals: Intervals | None = None
     risk: KeptRisk | None = None
     seen: Seen | None = None
+    scale: MaterialScale | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,8 @@ class Answer:
         likeness: How like the training set it is; None where that isn't known.
         outside: Why it is unlike what the model was trained on, by its size, place and material.
         material: What the prediction is for.
-        calibrated: Whether the model is calibrated to a machine.
+        calibrated: Whether the prediction is for a calibration of one's own.
+        scale: What predictions are multiplied by for that material; None where they are for that of the training.
     """
 
     name: str
@@ -122,12 +127,15 @@ class Answer:
     material: str
     calibrated: bool = False
     supports: str = field(default="none are known: the part stands on the plate as it is")
+    scale: MaterialScale | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The answer as JSON takes it; lengths in mm, clearances in percent of a layer."""
         content = asdict(self)
         if self.likeness is not None:
             content["likeness"]["said"] = [str(reason) for reason in self.likeness.reasons]
+        if self.scale is not None:
+            content["scale"] = self.scale.as_dict()
         return content
 
 
@@ -149,7 +157,7 @@ def answer_of(prediction: Prediction, beside: Beside, materials: tuple[str, ...]
     }
     likeness = _likeness(part, beside.seen)
     doubts = [*prediction.warnings, *(map(str, likeness.reasons) if likeness is not None and likeness.unlike else ())]
-    origin = part.origin
+    origin, scale = part.origin, beside.scale
     return Answer(
         name=part.name,
         size=_three(extents),
@@ -161,11 +169,36 @@ def answer_of(prediction: Prediction, beside: Beside, materials: tuple[str, ...]
         down=_peak(prediction, columns, "displacement_z", -1.0),
         sideways=_sideways(prediction, columns),
         level=beside.intervals.level if beside.intervals else None,
-        hit=_hit(prediction, beside.risk, doubts),
+        hit=_hit(prediction, beside.risk, doubts, beside.scale),
         likeness=likeness,
         outside=prediction.warnings,
-        material=part.material or ", ".join(materials) or "unknown",
+        material=scale.wanted.label if scale else part.material or ", ".join(materials) or "unknown",
+        calibrated=scale is not None and scale.calibrated,
+        scale=scale,
     )
+
+
+def answers_as_dict(
+    model: Any,
+    answers: Mapping[str, Answer],
+    remarks: Mapping[str, Sequence[Remark]],
+    turned: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Answers as they stand in JSON.
+
+    Args:
+        model: What names the model.
+        answers: Answers by the names of their files.
+        remarks: What was remarked on each part, by its name.
+        turned: What is told of orientations, by the names of the files.
+    """
+    parts = {
+        file: answer.as_dict()
+        | {"remarks": [remark.as_dict() for remark in remarks.get(answer.name, ())]}
+        | ({"orientations": turned[file]} if file in turned else {})
+        for file, answer in answers.items()
+    }
+    return {"model": model, "parts": parts}
 
 
 def _three(values: Any) -> tuple[float, float, float]:
@@ -195,8 +228,8 @@ def _peak(prediction: Prediction, columns: Mapping[str, NDArray[np.float32]], na
         return None
     place = int(np.argmax(sign * values))
     extreme = prediction.extremes.get(name)
-    # The interval is that of the part's extreme, which is the one of the two that is farther from zero.
-    half = extreme[1] if extreme is not None else None
+    # Intervals of before know the part's extreme alone, which is the one of the two that is farther from zero.
+    half = prediction.peaks.get(name, {}).get("largest" if sign > 0 else "least", extreme[1] if extreme else None)
     return Peak(float(values[place]), half, _three(prediction.part.points[place]))
 
 
@@ -206,10 +239,11 @@ def _sideways(prediction: Prediction, columns: Mapping[str, NDArray[np.float32]]
     lengths = np.hypot(columns["displacement_x"], columns["displacement_y"])
     place = int(np.argmax(lengths))
     halves = [prediction.extremes[n][1] for n in ("displacement_x", "displacement_y") if n in prediction.extremes]
-    return Peak(float(lengths[place]), max(halves) if halves else None, _three(prediction.part.points[place]))
+    half = prediction.peaks.get("displacement_x", {}).get("sideways", max(halves) if halves else None)
+    return Peak(float(lengths[place]), half, _three(prediction.part.points[place]))
 
 
-def _hit(prediction: Prediction, risk: KeptRisk | None, doubts: list[str]) -> Hit | None:
+def _hit(prediction: Prediction, risk: KeptRisk | None, doubts: list[str], scale: MaterialScale | None) -> Hit | None:
     target = risk_target(tuple(prediction.fields))
     if target is None:
         return None
@@ -217,7 +251,8 @@ def _hit(prediction: Prediction, risk: KeptRisk | None, doubts: list[str]) -> Hi
     scored = assess(prediction.part.name, target, values, hit=False, tolerance=None)
     direct = target == "build_clearance_min"
     place = int(np.argmin(values[:, -1]) if direct else np.argmax(values[:, -1]))
-    chance = risk.chance(scored.score) if risk is not None and risk.target == target else None
+    spread = scale.spread(target, scored.score) if scale is not None else 0.0
+    chance = risk.chance(scored.score, spread) if risk is not None and risk.target == target else None
     verdict: Verdict = "can't tell" if chance is None else verdict_of(chance)
     why = ""
     if chance is None:

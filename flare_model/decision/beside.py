@@ -7,22 +7,26 @@ from flare_model.checkpoints.hub import fetch_checkpoint
 from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.data.likeness import read_seen
 from flare_model.decision.answer import Beside
+from flare_model.decision.material_scale import material_scale
 from flare_model.judging.half_widths import kept_intervals
 from flare_model.judging.interference import risk_target
 from flare_model.judging.kept_risk import read_risk
 from lpbf_data.durable import sha256_of_file
 
 
-def read_beside(checkpoint: str, surrogate: Surrogate) -> tuple[Beside, tuple[str, ...]]:
+def read_beside(checkpoint: str, surrogate: Surrogate, material: str | None = None) -> tuple[Beside, tuple[str, ...]]:
     """Intervals, risk, and what the training parts look like; and why any of it is left out.
 
     Args:
         checkpoint: A folder, or an id on the Hugging Face hub.
         surrogate: The model of that checkpoint.
+        material: The material that predictions are for; None for that of the training.
 
     Raises:
         SchemaError: If something can't be read.
+        UsageError: If the model's predictions can't be scaled to the material.
     """
+    scale = material_scale(material, surrogate.usage) if material is not None else None
     folder = fetch_checkpoint(checkpoint)
     intervals, doubt = kept_intervals(checkpoint, surrogate)
     doubts = [doubt] if doubt else []
@@ -42,4 +46,4 @@ def read_beside(checkpoint: str, surrogate: Surrogate) -> tuple[Beside, tuple[st
             "python -m flare_model.release"
         )
         seen = None
-    return Beside(intervals, risk, seen), tuple(doubts)
+    return Beside(intervals, risk, seen, scale), tuple(doubts)

@@ -185,7 +185,7 @@ def rank_orientations(surrogate: Surrogate, beside: Beside, part: Part, count: i
         try:
             turned = mesh_surface(turn(surface, rotation), part.name, points)
             assert turned.origin is not None
-            answer = answer_of(predict_part(surrogate, turned, beside.intervals), beside, materials)
+            answer = answer_of(predict_part(surrogate, turned, beside.intervals, beside.scale), beside, materials)
             overhangs = overhangs_of(turned.origin.surface, turned.points, turned.cells)
             ways.append(Turned((x, y, z), rotation, answer, overhangs))
         except (GeometryError, StoreError) as error:
@@ -210,5 +210,5 @@ def _in_full(surrogate: Surrogate, beside: Beside, part: Part, way: Turned, mate
     assert part.origin is not None
     turned = mesh_surface(turn(part.origin.surface, way.rotation), part.name, len(part.points))
     assert turned.origin is not None
-    prediction = predict_part(surrogate, turned, beside.intervals)
+    prediction = predict_part(surrogate, turned, beside.intervals, beside.scale)
     return Best(way, turned.origin.surface, prediction, answer_of(prediction, beside, materials))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from flare_model.checkpoints.surrogate import Surrogate
     from flare_model.data.intervals import Intervals
+    from flare_model.decision.material_scale import MaterialScale
     from flare_model.prediction.part import Part
 
 
@@ -39,6 +40,7 @@ class Prediction:
         half_widths: Target to half-widths of the intervals at points, [N, components] float32; none where the
             checkpoint has no intervals.
         extremes: Column to the part's extreme as predicted, and half of its interval, in the column's unit.
+        peaks: Column to peak (`intervals.peaks_of`) to half of its interval, mm; none where the checkpoint has none.
     """
 
     part: Part
@@ -50,6 +52,7 @@ class Prediction:
     broken_truth: tuple[str, ...] = ()
     half_widths: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     extremes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    peaks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def point_data(self) -> dict[str, NDArray[np.float32]]:
         """Predictions, and truth and error where it is known, as a file shows them."""
@@ -63,13 +66,16 @@ class Prediction:
         return {name: v[:, 0] if v.shape[1] == 1 else v for name, v in shown.items()}
 
 
-def predict_part(surrogate: Surrogate, part: Part, intervals: Intervals | None = None) -> Prediction:
+def predict_part(
+    surrogate: Surrogate, part: Part, intervals: Intervals | None = None, scale: MaterialScale | None = None
+) -> Prediction:
     """Predict on one part.
 
     Args:
         surrogate: The model.
         part: The part.
         intervals: Those of its checkpoint; None for none.
+        scale: For another material than that of the training; None for that one.
 
     Raises:
         UsageError: If the model needs a field that the part doesn't come with, or that isn't finite.
@@ -103,8 +109,13 @@ def predict_part(surrogate: Surrogate, part: Part, intervals: Intervals | None =
     errors = {name: _relative_l2(fields[name], values, floors[name]) for name, values in truth.items()}
     reasons = outside(surrogate.usage.envelope, part.points, aspect_ratio=part.aspect_ratio, material=part.material)
     broken = tuple(name for name in given if name not in truth)
-    half_widths, extremes = intervals_of(surrogate, part, known, found, intervals) if intervals else ({}, {})
-    return Prediction(part, fields, truth, errors, tuple(reasons), seconds, broken, half_widths, extremes)
+    sure = intervals_of(surrogate, part, known, found, intervals) if intervals else ({}, {}, {})
+    prediction = Prediction(part, fields, truth, errors, tuple(reasons), seconds, broken, *sure)
+    if scale is None:
+        return prediction
+    from flare_model.decision.material_scale import scaled
+
+    return scaled(prediction, scale)
 
 
 def _relative_l2(prediction: NDArray[np.float32], truth: NDArray[np.float32], floor: float) -> float | None:

@@ -18,6 +18,8 @@ def facts_of(answer: Answer) -> list[tuple[str, str]]:
     facts += [("sideways", _peak(answer.sideways, answer.level, ""))]
     facts += [("size", _size(answer)), ("mesh", _mesh(answer)), ("likeness", _likeness(answer))]
     known = f"material {answer.material}; supports: {answer.supports}"
+    if answer.scale is not None:
+        known += f"; {answer.scale.said()}"
     facts.append(("stands for", known + ("" if answer.calibrated else "; uncalibrated for your machine")))
     return [(name, text) for name, text in facts if text]
 

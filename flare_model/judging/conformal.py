@@ -16,7 +16,17 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flare_model.data.intervals import ColumnInterval, Intervals, Values, extreme_of, part_scale, regressors, scale_of
+from flare_model.data.intervals import (
+    ColumnInterval,
+    Intervals,
+    Values,
+    extreme_error,
+    extreme_of,
+    part_scale,
+    peaks_of,
+    regressors,
+    scale_of,
+)
 from flare_model.data.normalisation import Normalisation
 
 _POINTS: Final = 1024
@@ -48,6 +58,7 @@ class Judged:
         inputs: Column to what the residual model knows, [n, K].
         residuals: Column to truth less prediction, [n].
         extremes: Column to the extreme of the prediction and that of the truth, over all points.
+        peaks: Column to peak (`peaks_of`) to its error.
     """
 
     case_id: str
@@ -56,6 +67,7 @@ class Judged:
     inputs: Mapping[str, NDArray[np.floating]]
     residuals: Mapping[str, Values]
     extremes: Mapping[str, tuple[float, float]]
+    peaks: Mapping[str, Mapping[str, float]]
 
 
 def judged_part(
@@ -84,6 +96,7 @@ def judged_part(
     count = len(points)
     taken = np.sort(np.random.default_rng(seed).choice(count, min(count, _POINTS), replace=False))
     residuals = truth.astype(np.float64) - prediction
+    predicted, true = (peaks_of({name: of[:, c] for c, name in enumerate(columns)}) for of in (prediction, truth))
     return Judged(
         case_id,
         design,
@@ -91,6 +104,7 @@ def judged_part(
         {n: regressors(points, features, prediction, c, norm)[taken].astype(np.float32) for c, n in enumerate(columns)},
         {name: residuals[taken, c] for c, name in enumerate(columns)},
         {n: (extreme_of(n, prediction[:, c]), extreme_of(n, truth[:, c])) for c, n in enumerate(columns)},
+        {n: {peak: abs(value - true[n][peak]) for peak, value in of.items()} for n, of in predicted.items()},
     )
 
 
@@ -128,15 +142,18 @@ def calibrate(parts: Sequence[Judged], level: float, weights_sha256: str) -> Int
         coefficients = _residual_model(fitting, name, level)
         scales = [scale_of(coefficients, part.inputs[name]) for part in rest]
         residuals = [np.abs(part.residuals[name]) for part in rest]
-        extremes = [abs(part.extremes[name][0] - part.extremes[name][1]) for part in rest]
         groups = [part.design for part in rest]
+
+        def of_parts(errors: Sequence[float], scales: Sequence[Values] = scales, groups: list[str] = groups) -> float:
+            scores = [np.array([e / part_scale(s)]) for e, s in zip(errors, scales, strict=True)]
+            return conformal_quantile(scores, groups, level)
+
         columns[name] = ColumnInterval(
             coefficients,
             conformal_quantile([r / s for r, s in zip(residuals, scales, strict=True)], groups, level),
-            conformal_quantile(
-                [np.array([e / part_scale(s)]) for e, s in zip(extremes, scales, strict=True)], groups, level
-            ),
+            of_parts([extreme_error(name, *part.extremes[name]) for part in rest]),
             conformal_quantile(residuals, groups, level),
+            {peak: of_parts([part.peaks[name][peak] for part in rest]) for peak in rest[0].peaks.get(name, ())},
         )
     return Intervals(level, weights_sha256, columns, len(designs))
 
@@ -242,12 +259,14 @@ def coverage(intervals: Intervals, parts: Sequence[Judged], families: Mapping[st
 def _shares(intervals: Intervals, name: str, parts: Sequence[Judged]) -> dict[str, Any]:
     of = intervals.columns[name]
     points, whole, widths, part_widths = [], [], [], []
+    peaks: dict[str, list[float]] = {peak: [] for peak in of.peaks}
     for part in parts:
         scales = intervals.scales(name, part.inputs[name])
         points.append(float((np.abs(part.residuals[name]) <= of.point * scales).mean()))
-        predicted, true = part.extremes[name]
         part_widths.append(of.part * part_scale(scales))
-        whole.append(float(abs(predicted - true) <= part_widths[-1]))
+        whole.append(float(extreme_error(name, *part.extremes[name]) <= part_widths[-1]))
+        for peak, width in of.peaks.items():
+            peaks[peak].append(float(part.peaks[name][peak] <= width * part_scale(scales)))
         widths.append(float((of.point * scales).mean()))
     designs = [part.design for part in parts]
     mean_width = float(np.mean(widths))
@@ -261,6 +280,7 @@ def _shares(intervals: Intervals, name: str, parts: Sequence[Judged]) -> dict[st
         "parts_inside_interval": _bootstrap(whole, designs),
         "half_width": mean_width,
         "part_half_width": float(np.mean(part_widths)),
+        "peaks_inside": {peak: float(np.mean(inside)) for peak, inside in peaks.items()},
         "over_constant_width": mean_width / of.constant if of.constant else None,
     }
 

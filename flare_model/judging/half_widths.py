@@ -40,7 +40,7 @@ def intervals_of(
     known: NDArray[np.float32] | None,
     found: NDArray[np.float32],
     intervals: Intervals,
-) -> tuple[dict[str, NDArray[np.float32]], dict[str, tuple[float, float]]]:
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, tuple[float, float]], dict[str, dict[str, float]]]:
     """Intervals of one prediction.
 
     Args:
@@ -52,10 +52,11 @@ def intervals_of(
 
     Returns:
         Target to half-widths at points, [N, components]; column to the part's extreme as predicted, and half of its
-        interval. All in the unit of the field.
+        interval; column to peak to half of its interval. All in the unit of the field.
     """
     half_widths: dict[str, NDArray[np.float32]] = {}
     extremes: dict[str, tuple[float, float]] = {}
+    peaks: dict[str, dict[str, float]] = {}
     number = 0
     for target in resolve_targets(surrogate.usage.targets, "the checkpoint"):
         widths = []
@@ -63,7 +64,9 @@ def intervals_of(
             norm, of = surrogate.usage.normalisation, intervals.columns[column]
             scales = intervals.scales(column, regressors(part.points, known, found, number, norm))
             widths.append(of.point * scales)
-            extremes[column] = extreme_of(column, found[:, number]), of.part * part_scale(scales)
+            scale = part_scale(scales)
+            extremes[column] = extreme_of(column, found[:, number]), of.part * scale
+            peaks[column] = {peak: width * scale for peak, width in of.peaks.items()}
             number += 1
         half_widths[target.name] = np.stack(widths, axis=1).astype(np.float32)
-    return half_widths, extremes
+    return half_widths, extremes, peaks

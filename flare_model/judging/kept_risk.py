@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -57,8 +57,19 @@ class KeptRisk:
             return None
         return cls(target, RiskModel.of(risks), len(risks), hits)
 
-    def chance(self, score: float) -> float:
-        """Chance of a hit."""
+    def chance(self, score: float, spread: float = 0.0) -> float:
+        """Chance of a hit.
+
+        Args:
+            score: Score of the part.
+            spread: Standard deviation of what is unsure about the score beside what the curve was fitted to; the mean
+                of the curve over a normal distribution is taken by MacKay's approximation (1992).
+        """
+        if spread:
+            steepness = self.curve.slope / self.curve.spread * spread
+            flat = 1.0 / math.sqrt(1.0 + math.pi * steepness**2 / 8.0)
+            curve = replace(self.curve, intercept=flat * self.curve.intercept, slope=flat * self.curve.slope)
+            return float(curve.chances(np.array([score]))[0])
         return float(self.curve.chances(np.array([score]))[0])
 
 

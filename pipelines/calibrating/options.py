@@ -8,7 +8,8 @@ from typing import Final, Literal, get_args
 
 from lpbf_data.errors import UsageError
 from lpbf_data.geometry.surface_formats import MILLIMETRES, Units
-from pipelines.simulation.choices import LONGEST_NAME, MATERIAL_SUFFIXES, CalibrationName
+from lpbf_data.shrinkage import LONGEST_NAME, MATERIAL_SUFFIXES
+from pipelines.simulation.choices import CalibrationName
 
 Reference = Literal["before_cut", "nominal"]
 """From where displacements count: the part before the cut, or its nominal shape."""

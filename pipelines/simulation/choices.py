@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Literal
 
 EncodingName = Literal["binary", "ascii"]
 CalibrationName = Literal["measured", "netfabb"]
 Naming = Literal["batch", "interactive"]
 DrawName = Literal["published", "balanced"]
 Results = Literal["whole", "lean"]
-
-MATERIAL_SUFFIXES: Final = (".yaml", ".yml")
-"""How names of material files end."""
-
-LONGEST_NAME: Final = 60
-"""Letters that the name of a material or of a calibration may have."""

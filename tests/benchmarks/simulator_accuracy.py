@@ -33,9 +33,10 @@ from lpbf_data.case.case import Case
 from lpbf_data.geometry.layer_groups import PlaneGroup, choose_refinement
 from lpbf_data.geometry.surface_files import load_surface
 from lpbf_data.geometry.voxelize import voxelize
+from lpbf_data.shrinkage import MEASURED_COOLING
 from pipelines.netfabb.run import NetfabbRun
 from pipelines.simulate import simulate
-from pipelines.simulation.materials.calibrations import MEASURED_COOLING, netfabb
+from pipelines.simulation.materials.calibrations import netfabb
 from pipelines.simulation.materials.material import MATERIALS, Material
 from pipelines.simulation.physics.build_simulation import BuildSimulation
 from pipelines.simulation.physics.fields import von_mises

@@ -11,10 +11,10 @@ import trimesh
 
 from flare_model import from_pretrained
 from flare_model.compensate import compensate
-from flare_model.decision.compensation import compensate_surface, interpolate, subdivide
-from flare_model.decision.crossings import crossing_triangles
 from lpbf_data.errors import GeometryError, UsageError
 from lpbf_data.geometry.closed_surface import surface_of_arrays
+from lpbf_data.geometry.compensation import compensate_surface, interpolate, subdivide
+from lpbf_data.geometry.crossings import crossing_triangles
 from lpbf_data.geometry.surface_files import load_bodies, load_surface
 from tests.flare_model.flare_support import tiny_surrogate
 from tests.flare_model.test_decision import box, model, part_of, surface_of, table

@@ -110,6 +110,40 @@ def test_a_scale_that_knows_nothing_does_no_harm() -> None:
     assert found["half_width"] == pytest.approx(1.645 * 0.02, rel=0.05)  # 90 % of a normal distribution
 
 
+def plates(count: int, seed: int) -> list[Judged]:
+    """Parts that shrink towards their middle: either side may be the farther one, by a hundredth of what it moves."""
+    draw, found = np.random.default_rng(seed), []
+    columns = ("displacement_x", "displacement_y", "displacement_z")
+    norm = Normalisation(target_mean=(0.0,) * 3, target_std=(0.1,) * 3)
+    points = np.stack(np.meshgrid(*[np.linspace(-1, 1, 4)] * 3), axis=-1).reshape(-1, 3)
+    for number in range(count):
+        known, truth = (-0.2 * points * (1 + 0.01 * draw.normal(size=points.shape)) for _ in range(2))
+        found.append(
+            judged_part(f"{seed}-{number}", f"{seed}-{number}", columns, 10 * points, None, known, truth, norm)
+        )
+    return found
+
+
+def test_an_extreme_that_may_be_on_either_side_has_the_interval_of_its_size() -> None:
+    """The extremes of half of the parts have another sign than predicted: 0.4 apart, and their sizes 0.01."""
+    parts, others = plates(60, 5), plates(60, 6)
+    intervals = calibrate(parts, 0.9, "")
+    assert isinstance(intervals, Intervals)
+    flipped = [np.subtract(*part.extremes["displacement_x"]) for part in parts]
+    assert np.mean(np.abs(flipped) > 0.3) > 0.3
+    found = coverage(intervals, others, {})
+    for column in ("displacement_x", "displacement_z"):
+        assert found[column]["part_half_width"] < 0.015
+        assert found[column]["parts_inside"] > 0.8
+        sideways = {"sideways"} if column.endswith("x") else set()
+        assert found[column]["peaks_inside"].keys() == {"largest", "least"} | sideways
+        assert min(found[column]["peaks_inside"].values()) > 0.8
+        assert max(intervals.columns[column].peaks.values()) * 0.2 < 1
+    clearance = calibrate(made_up(60, 5), 0.9, "")
+    assert isinstance(clearance, Intervals)
+    assert clearance.columns["build_clearance_min"].peaks == {}
+
+
 def test_what_intervals_need() -> None:
     assert calibrate(made_up(8, 0), 0.9, "") == "90% intervals need 9 validation designs, and there are 8"
     few = calibrate(made_up(9, 0), 0.9, "")
@@ -133,7 +167,9 @@ def test_the_scale_sees_predictions_alone_up_to_their_unit(factor: float, seed: 
 
 def test_intervals_on_disk(tmp_path: Path) -> None:
     assert read_intervals(tmp_path) is None
-    intervals = Intervals(0.9, "abc", {"displacement_z": ColumnInterval((0.1, 0.2), 1.0, 2.0, 0.05)}, 40)
+    intervals = Intervals(
+        0.9, "abc", {"displacement_z": ColumnInterval((0.1, 0.2), 1.0, 2.0, 0.05, {"least": 3.0})}, 40
+    )
     write_intervals(tmp_path, intervals)
     assert read_intervals(tmp_path) == intervals
     content = json.loads((tmp_path / INTERVALS_NAME).read_text())

@@ -21,6 +21,7 @@ from lpbf_data.geometry.stl import write_stl
 from lpbf_data.geometry.surface_files import load_surface
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from lpbf_data.geometry.voxelize import voxelize
+from lpbf_data.shrinkage import MEASURED_COOLING
 from pipelines.calibrate import calibrate
 from pipelines.calibrating.cuts import held_by
 from pipelines.calibrating.fitting import FitError, Values, fit
@@ -29,7 +30,6 @@ from pipelines.calibrating.places import sample
 from pipelines.calibrating.shrinkage import Shrinkage, choose_numbers
 from pipelines.netfabb.run import NetfabbRun
 from pipelines.simulate import simulate
-from pipelines.simulation.materials.calibrations import MEASURED_COOLING
 from pipelines.simulation.materials.material import MATERIALS, Material
 from pipelines.simulation.materials.material_files import load_material, write_material
 from pipelines.simulation.parts.named_parts import NAMED_PARTS, RIDGES

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from lpbf_data.geometry.layer_groups import FEWEST_GROUPS, GROUP_THICKNESS
+from lpbf_data.shrinkage import MEASURED_COOLING, strain_of
 from pipelines.simulation.materials.inherent_strain import WallRule
 
 
@@ -43,11 +44,6 @@ class Calibration:
     cut_stiffness: float = 1.0
 
 
-MEASURED_COOLING: Final = 330.0
-"""Temperature difference in K whose thermal contraction meets the first ridge of both AM-Bench bridges best."""
-
-_NETFABB_STRAIN: Final = -0.0086782  # in the cells inside both parts, at all heights, to 1e-8
-_NETFABB_EXPANSION: Final = 1.28e-5  # of the material in which it was found, 1/K
 _NETFABB_WALLS: Final = WallRule(reach=2.5, onset=0.09, full=0.656, normal=0.6257, along=0.3860)
 _NETFABB_CUT: Final = (0.8, 0.1)
 """Its cut leaves the lowest plane of cells, 0.8 mm high, nearly without stress (at the lowest nodes of step2 46 MPa in
@@ -62,7 +58,7 @@ def measured(expansion: float) -> Calibration:
     """
     return Calibration(
         name="measured",
-        strain=-expansion * MEASURED_COOLING,
+        strain=strain_of("measured", expansion),
         walls=None,
         at_once=False,
         group_thickness=GROUP_THICKNESS,
@@ -82,7 +78,7 @@ def netfabb(expansion: float) -> Calibration:
     """
     return Calibration(
         name="netfabb",
-        strain=_NETFABB_STRAIN * expansion / _NETFABB_EXPANSION,
+        strain=strain_of("netfabb", expansion),
         walls=_NETFABB_WALLS,
         at_once=True,
         group_thickness=3.2,

@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from lpbf_data.shrinkage import EXPANSIONS
 from pipelines.simulation.materials.calibrations import CALIBRATIONS, Calibration, measured
 
 MaterialName = Literal["Ti64", "Inc625", "SS316L", "15-5PH", "AlSi10Mg"]
@@ -129,12 +130,12 @@ _TABLE: Final = (
         young=113.8e3,
         poisson=0.342,
         yield_strength=1085.0,
-        expansion=8.6e-6,
+        expansion=EXPANSIONS["Ti64"],
         density=4.43e-6,
         conductivity=((20.0, 6.7e-3),),
         specific_heat=((20.0, 526.3),),
         process=_AM250,
-        calibration=measured(8.6e-6),
+        calibration=measured(EXPANSIONS["Ti64"]),
         sources=(
             "modulus, Poisson's ratio, density, specific heat, expansion: MatWeb, Ti-6Al-4V (Grade 5), annealed",
             "yield strength: middle of 990 … 1180 MPa as built by LPBF, additive.tools/materials/ti-6al-4v-gr5",
@@ -146,7 +147,7 @@ _TABLE: Final = (
         young=150e3,
         poisson=0.278,
         yield_strength=604.0,
-        expansion=1.28e-5,
+        expansion=EXPANSIONS["Inc625"],
         density=8.44e-6,
         conductivity=(
             (25.0, 1.00e-2),
@@ -174,7 +175,7 @@ _TABLE: Final = (
             (1100.0, 680.0),
         ),
         process=Process(),
-        calibration=measured(1.28e-5),
+        calibration=measured(EXPANSIONS["Inc625"]),
         sources=(f"everything: {_NETFABB_LOG}",),
     ),
     Material(
@@ -182,12 +183,12 @@ _TABLE: Final = (
         young=193e3,
         poisson=0.28,
         yield_strength=540.0,
-        expansion=1.572e-5,
+        expansion=EXPANSIONS["SS316L"],
         density=7.97e-6,
         conductivity=((20.0, 1.62e-2),),
         specific_heat=((20.0, 500.0),),
         process=_AM250,
-        calibration=measured(1.572e-5),
+        calibration=measured(EXPANSIONS["SS316L"]),
         sources=(
             "yield strength (horizontal), expansion, density: EOS StainlessSteel 316L-4441, M 290, 20 µm, as made",
             "modulus, conductivity, specific heat: AISI 316, asm.matweb.com; Poisson's ratio: makeitfrom.com, 316L",
@@ -198,12 +199,12 @@ _TABLE: Final = (
         young=197.5e3,
         poisson=0.285,
         yield_strength=925.0,
-        expansion=1.08e-5,
+        expansion=EXPANSIONS["15-5PH"],
         density=7.78e-6,
         conductivity=((20.0, 1.41e-2),),
         specific_heat=((20.0, 460.0),),
         process=_AM250,
-        calibration=measured(1.08e-5),
+        calibration=measured(EXPANSIONS["15-5PH"]),
         sources=(
             "middle of what is reported as built by LPBF, additive.tools/materials/15-5ph: yield 820 … 1030 MPa,",
             "modulus 190 … 205 GPa, expansion 10.2 … 11.4e-6 1/K, conductivity 13 … 15.2 W/(m K), density",
@@ -216,12 +217,12 @@ _TABLE: Final = (
         young=75e3,
         poisson=0.33,
         yield_strength=270.0,
-        expansion=2.05e-5,
+        expansion=EXPANSIONS["AlSi10Mg"],
         density=2.67e-6,
         conductivity=((20.0, 0.103),),
         specific_heat=((20.0, 920.0),),
         process=_AM250,
-        calibration=measured(2.05e-5),
+        calibration=measured(EXPANSIONS["AlSi10Mg"]),
         sources=(
             "modulus, yield strength, conductivity, specific heat, density: EOS Aluminium AlSi10Mg as built, XY",
             "Poisson's ratio: customary for aluminium alloys",

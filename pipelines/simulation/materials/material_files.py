@@ -28,22 +28,28 @@ from typing import Any, Final
 import yaml
 
 from lpbf_data.errors import UsageError
-from pipelines.simulation.choices import LONGEST_NAME, MATERIAL_SUFFIXES
+from lpbf_data.shrinkage import (
+    EXPANSION_RANGE,
+    MATERIAL_ALIASES,
+    MATERIAL_SUFFIXES,
+    STRAIN_RANGE,
+    number_of,
+    read_material_values,
+    text_of,
+)
 from pipelines.simulation.materials.calibrations import CALIBRATIONS, Calibration, measured
 from pipelines.simulation.materials.inherent_strain import WallRule
 from pipelines.simulation.materials.material import MATERIALS, Material, Process
 
-_LARGEST_FILE: Final = 1_000_000  # bytes
-_ALIASES: Final[Mapping[str, str]] = {"IN625": "Inc625"}  # as NIST calls it
 _RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "cut_height": (0.0, 10.0),
     "cut_stiffness": (1e-3, 1.0),
     "young": (1.0, 1e7),
     "poisson": (0.0, 0.49),
     "yield_strength": (0.0, 1e5),
-    "expansion": (0.0, 1e-3),
+    "expansion": EXPANSION_RANGE,
     "density": (1e-9, 1e-3),
-    "strain": (-0.1, 0.0),
+    "strain": STRAIN_RANGE,
     "group_thickness": (0.01, 1000.0),
     "fewest_groups": (1, 1000),
     "power": (0.0, 1e5),
@@ -77,7 +83,7 @@ def choose_material(name: str, calibration: str | None = None) -> Material:
     """
     if calibration is not None and calibration not in CALIBRATIONS:
         raise UsageError(f"unknown --calibration {calibration}; known are: {', '.join(CALIBRATIONS)}")
-    name = _ALIASES.get(name, name)
+    name = MATERIAL_ALIASES.get(name, name)
     if name not in MATERIALS and Path(name).suffix.lower() not in MATERIAL_SUFFIXES:
         raise UsageError(f"unknown --material {name}; known are: {', '.join(MATERIALS)}, or a YAML file")
     material = MATERIALS[name] if name in MATERIALS else load_material(Path(name))
@@ -93,14 +99,7 @@ def load_material(path: Path) -> Material:
     Raises:
         UsageError: If it can't be read, or a value is missing, unknown or out of range.
     """
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise UsageError(f"{path} is larger than a material file can be")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"the material file {path} can't be read: {error}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} isn't a material file: it must hold names and values")
+    content = read_material_values(path)
     try:
         return _material(content)
     except UsageError as error:
@@ -184,11 +183,7 @@ def _checked(kind: type[Any], content: dict[Any, Any], base: Any) -> dict[str, A
 
 def _value(name: str, value: Any) -> Any:
     if name in ("name", "machine", "source"):
-        if not isinstance(value, str) or not value.strip() or not value.isprintable():
-            raise UsageError(f"{name} must be a line of text")
-        if name == "name" and len(value) > LONGEST_NAME:
-            raise UsageError(f"a name has at most {LONGEST_NAME} letters")
-        return value.strip()
+        return text_of(name, value)
     if name == "sources":
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise UsageError("sources must be a list of texts")
@@ -199,30 +194,18 @@ def _value(name: str, value: Any) -> Any:
         return value
     if name in ("conductivity", "specific_heat"):
         return _table(name, value)
-    low, high = _RANGES[name]
-    number = _number(name, value)
-    if not low <= number <= high:
-        raise UsageError(f"{name} must be {low:g} to {high:g}, not {number:g}")
+    number = number_of(name, value, *_RANGES[name])
     if name == "fewest_groups":
         return round(number)
-    return number
-
-
-def _number(name: str, value: Any) -> float:
-    # YAML reads 1e-5 (without a point) as text.
-    try:
-        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise UsageError(f"{name} must be a number, not {value!r}")
     return number
 
 
 def _table(name: str, value: Any) -> tuple[tuple[float, float], ...]:
     if not isinstance(value, list) or not value or not all(isinstance(row, list) and len(row) == 2 for row in value):
         raise UsageError(f"{name} must be a list of pairs of temperature and value")
-    table = tuple((_number(name, row[0]), _number(name, row[1])) for row in value)
+    table = tuple(
+        (number_of(name, row[0], -math.inf, math.inf), number_of(name, row[1], -math.inf, math.inf)) for row in value
+    )
     temperatures = [row[0] for row in table]
     if sorted(set(temperatures)) != temperatures or min(row[1] for row in table) <= 0:
         raise UsageError(f"{name} must have rising temperatures and values above 0")

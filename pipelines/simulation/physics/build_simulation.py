@@ -20,10 +20,10 @@ from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.materials.inherent_strain import cell_strains
 from pipelines.simulation.materials.material import Material, Process
 from pipelines.simulation.physics.blade_pass import RecoaterPass, clearance_percent, pass_over
-from pipelines.simulation.physics.elements import elastic_element
 from pipelines.simulation.physics.foot import ElasticPlate, kept_by_cut
 from pipelines.simulation.physics.layers import COOLING, LayerGroup, plan_layers
 from pipelines.simulation.physics.mechanics import MechanicalState, Mechanics
+from pipelines.simulation.physics.moved_elements import elements_of
 from pipelines.simulation.physics.thermal import PLATE_LEVELS, LayerTemperature, temperature_history
 
 FULL_CLEARANCE: Final = 100.0
@@ -116,7 +116,7 @@ class BuildSimulation:
         calibration = self.material.calibration
         mechanics = Mechanics(
             self.mesh,
-            elastic_element(self.mesh.spacing, self.material.young, self.material.poisson),
+            elements_of(self.mesh, self.material.young, self.material.poisson),
             cell_strains(self.mesh, calibration.strain, calibration.walls),
             tuple(group.end_plane for group in self.groups),
             self.plate,

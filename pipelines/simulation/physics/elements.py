@@ -59,6 +59,18 @@ class ElasticElement:
     strain: NDArray[np.float64]
     elasticity: NDArray[np.float64]
 
+    def forces(self, moved: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Forces [e, 24] that displacements of the corners of cells, [e, 24], take."""
+        return moved @ self.stiffness
+
+    def pull(self, strains: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Forces [e, 24] of cells that are held and want to strain, [e, 6]."""
+        return strains @ self.load.T
+
+    def corner_strains(self, moved: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Strains at the corners of cells, [e, 8, 6], from displacements of the corners, [e, 24]."""
+        return (moved @ self.strain.reshape(48, 24).T).reshape(-1, 8, 6)
+
 
 @dataclass(frozen=True)
 class ThermalElement:

@@ -72,7 +72,7 @@ def free_motions(mesh: VoxelMesh, cell_planes: int, stiffness: NDArray[np.float6
     Args:
         mesh: The whole part, n nodes.
         cell_planes: How many planes of cells are there.
-        stiffness: Stiffness of a cell, [24, 24].
+        stiffness: Stiffness of a cell, [24, 24], or of each of the mesh, [e, 24, 24].
     """
     cells, piece, floating = _pieces(mesh, cell_planes)
     if not len(floating):
@@ -84,11 +84,11 @@ def free_motions(mesh: VoxelMesh, cell_planes: int, stiffness: NDArray[np.float6
     for number, mine in zip(floating, nodes, strict=True):
         across |= np.isin(cells, mine).any(axis=1) & (piece != number)
     small = np.zeros((modes.shape[1],) * 2)
-    for corners in cells[across]:
-        moved = modes[(3 * corners[:, None] + np.arange(3)).ravel()].toarray()
-        small += moved.T @ stiffness @ moved
+    for number in np.flatnonzero(across):
+        moved = modes[(3 * cells[number][:, None] + np.arange(3)).ravel()].toarray()
+        small += moved.T @ (stiffness if stiffness.ndim == 2 else stiffness[number]) @ moved
     resisted, directions = eigh((small + small.T) / 2, (modes.T @ modes).toarray())
-    free = sp.csr_matrix(modes @ directions[:, resisted < _UNRESISTED * np.trace(stiffness)])
+    free = sp.csr_matrix(modes @ directions[:, resisted < _UNRESISTED * np.trace(stiffness, axis1=-2, axis2=-1).mean()])
     return free if free.shape[1] else None
 
 

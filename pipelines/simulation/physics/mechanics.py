@@ -35,6 +35,7 @@ from pipelines.simulation.physics.elements import ElasticElement
 from pipelines.simulation.physics.floating_pieces import free_motions, rigid_body_modes
 from pipelines.simulation.physics.foot import ElasticPlate, clamped, cut_free
 from pipelines.simulation.physics.iterations import SolverError, conjugate_gradients
+from pipelines.simulation.physics.moved_elements import MovedElements
 from pipelines.simulation.physics.stiffness import Foot, Stiffness, make_stiffness, plane_starts
 
 LARGEST_IMBALANCE: Final = 1e-4
@@ -73,7 +74,7 @@ class Mechanics:
 
     Args:
         mesh: The whole part.
-        element: Matrices of a cell.
+        element: Matrices of a cell, or of each.
         inherent: Strain that each cell takes when its layer shrinks, [e, 6].
         layer_ends: For each group of layers, the plane of cells above it.
         plate: The block of plate below it; clamped without one.
@@ -83,7 +84,7 @@ class Mechanics:
     def __init__(
         self,
         mesh: VoxelMesh,
-        element: ElasticElement,
+        element: ElasticElement | MovedElements,
         inherent: NDArray[np.float64],
         layer_ends: tuple[int, ...],
         plate: ElasticPlate | None = None,
@@ -262,8 +263,7 @@ class Mechanics:
         motion = self._solve_softened(self._residual(), share)
         self._move(motion)
         self._birth[: self.num_cells] += (1 - share[:, :, None]) * self._foot.expand(motion)[cells]
-        whole = (self._stretch() / share) @ self._element.strain.reshape(48, 24).T
-        self._permanent = (1 - share[:, :, None]) * whole.reshape(-1, 8, 6)
+        self._permanent = (1 - share[:, :, None]) * self._element.corner_strains(self._stretch() / share)
 
     def _stretch(self) -> NDArray[np.float64]:
         """Displacement of each cell's corners since the cell was added, [e, 24]."""
@@ -278,8 +278,8 @@ class Mechanics:
 
     def _residual(self) -> NDArray[np.float64]:
         """Forces out of balance at the foot's unknowns and the nodes above, [q + above, 3]."""
-        pull = self._free_strain[: self.num_cells] @ self._element.load.T
-        residual = self._foot.reduce(self._at_nodes(pull - self._stretch() @ self._element.stiffness))
+        pull = self._element.pull(self._free_strain[: self.num_cells])
+        residual = self._foot.reduce(self._at_nodes(pull - self._element.forces(self._stretch())))
         largest = float(np.linalg.norm(pull))
         if self._foot.stiffness is not None:
             free = self._plate_free[-self._foot.size :]
@@ -302,7 +302,7 @@ class Mechanics:
 
         def apply(moved: NDArray[np.float64]) -> NDArray[np.float64]:
             corners = self._foot.expand(moved)[self._mesh.cells[: self.num_cells]].reshape(-1, 24)
-            result = self._foot.reduce(self._at_nodes(share * (corners @ self._element.stiffness)))
+            result = self._foot.reduce(self._at_nodes(share * self._element.forces(corners)))
             if self._foot.stiffness is not None:
                 held = self._foot.stiffness @ moved[: self._foot.size].ravel()
                 result[: self._foot.size] += held.reshape(-1, 3)
@@ -348,8 +348,8 @@ class Mechanics:
 
     def _nodal_strain(self) -> NDArray[np.float64]:
         """Elastic strain at the corners of the cells, averaged over the cells at each node, [n, 6]."""
-        corners = self._stretch() @ self._element.strain.reshape(48, 24).T
-        return self._nodal_mean(corners.reshape(-1, 8, 6) - self._free_strain[: self.num_cells, None, :])
+        corners = self._element.corner_strains(self._stretch())
+        return self._nodal_mean(corners - self._free_strain[: self.num_cells, None, :])
 
     def _nodal_inherent_strain(self) -> NDArray[np.float64]:
         """Inherent and permanent strain of the cells, averaged over the cells at each node, [n, 6]."""

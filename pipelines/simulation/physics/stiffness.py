@@ -136,7 +136,7 @@ def plane_starts(levels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _spring(stiffness: NDArray[np.float64]) -> float:
-    return _SPRING * float(np.diag(stiffness).mean())
+    return _SPRING * float(np.diagonal(stiffness, axis1=-2, axis2=-1).mean())
 
 
 def _dofs(nodes: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
@@ -150,7 +150,7 @@ class PlaneCholesky:
 
     Args:
         mesh: The whole part.
-        stiffness: Stiffness of a cell, [24, 24].
+        stiffness: Stiffness of a cell, [24, 24], or of each, [e, 24, 24].
         foot: What it stands on.
         springs: What ties nodes above the lowest plane to their places, N/mm along each axis, [n, 3]; nothing by
             default.
@@ -209,7 +209,10 @@ class PlaneCholesky:
         dofs = _dofs(cells - self._nodes[plane])
         size, lower = (3 * int(self._nodes[plane + k] - self._nodes[plane]) for k in (2, 1))
         rows, columns = np.repeat(dofs, 24, axis=1).ravel(), np.tile(dofs, (1, 24)).ravel()
-        values = np.tile(self._stiffness.ravel(), len(cells))
+        if self._stiffness.ndim == 2:
+            values = np.tile(self._stiffness.ravel(), len(cells))
+        else:
+            values = self._stiffness[self._cells[plane] : self._cells[plane + 1]].ravel()
         matrix = sp.csr_matrix((values, (rows, columns)), shape=(size, size))
         upper = matrix[lower:, lower:].toarray()
         below, coupling = matrix[:lower, :lower], matrix[lower:, :lower]
@@ -242,7 +245,7 @@ class Multigrid:
 
     Args:
         mesh: The whole part.
-        stiffness: Stiffness of a cell, [24, 24].
+        stiffness: Stiffness of a cell, [24, 24], or of each, [e, 24, 24].
         foot: What it stands on.
     """
 
@@ -270,10 +273,11 @@ class Multigrid:
         used = block_of[: 64 * num_cells]
         chosen = np.bincount(used, minlength=len(rows)) > 0
         blocks = np.empty((int(chosen.sum()), 3, 3))
-        corners = self._stiffness.reshape(8, 3, 8, 3)
+        corners = self._stiffness[:num_cells] if self._stiffness.ndim == 3 else self._stiffness[None]
+        corners = corners.reshape(-1, 8, 3, 8, 3)
         for i in range(3):
             for j in range(3):
-                weights = np.tile(corners[:, i, :, j].ravel(), num_cells)
+                weights = np.resize(corners[:, :, i, :, j], 64 * num_cells)
                 blocks[:, i, j] = np.bincount(used, weights=weights, minlength=len(rows))[chosen]
         rows, columns = rows[chosen], columns[chosen]
         blocks[rows == columns] += self._spring * np.eye(3)
@@ -371,7 +375,7 @@ def make_stiffness(mesh: VoxelMesh, stiffness: NDArray[np.float64], foot: Foot, 
 
     Args:
         mesh: The whole part.
-        stiffness: Stiffness of a cell, [24, 24].
+        stiffness: Stiffness of a cell, [24, 24], or of each, [e, 24, 24].
         foot: What it stands on.
         layers: How often the stiffness will be extended.
     """

@@ -1,0 +1,155 @@
+"""All bodies of a file of surfaces, displaced: the STL to print, and what was done to each body."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flare_model.data.targets import column_names, resolve_targets
+from flare_model.decision.prediction import Prediction, predict_part
+from flare_model.prediction.part import Meshing, Part, Unreadable
+from lpbf_data.errors import UsageError
+from lpbf_data.geometry.compensation import Compensated, compensate_surface, joined, refuse_crossings
+from lpbf_data.remarks import Remark
+
+if TYPE_CHECKING:
+    from flare_model.checkpoints.surrogate import Surrogate
+    from flare_model.data.intervals import Intervals
+    from flare_model.decision.material_scale import MaterialScale
+    from lpbf_data.geometry.closed_surface import Surface
+
+_DISPLACEMENTS: Final = ("displacement_x", "displacement_y", "displacement_z")
+
+
+@dataclass(frozen=True)
+class CompensatedFile:
+    """A displaced file.
+
+    Attributes:
+        stl: A binary STL, lengths in mm, the bodies where they lie in the file.
+        bodies: What was done to each, as JSON takes it; lengths in mm.
+        remarks: What was guessed or repaired on reading it, and where meshes differ from their surfaces.
+        scale: How many times the displacement was added.
+        material: What predictions were multiplied by for another material; None for that of the training.
+    """
+
+    stl: bytes
+    bodies: tuple[dict[str, Any], ...]
+    remarks: tuple[Remark, ...]
+    scale: float
+    material: MaterialScale | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was done, as JSON takes it."""
+        remarks = [remark.as_dict() for remark in self.remarks]
+        material = None if self.material is None else self.material.as_dict()
+        return {"scale": self.scale, "material": material, "bodies": [*self.bodies], "remarks": remarks}
+
+
+def compensate_file(
+    surrogate: Surrogate,
+    intervals: Intervals | None,
+    source: Path,
+    meshing: Meshing,
+    scale: float,
+    material: MaterialScale | None = None,
+) -> CompensatedFile:
+    """Displace the bodies of a file by so many times the displacement that a model predicts.
+
+    Args:
+        surrogate: The model.
+        intervals: Those of its checkpoint; None for none.
+        source: A file of closed surfaces.
+        meshing: How surfaces become meshes.
+        scale: -1 for the part to print, 1 for the shape that it warps to.
+        material: For another material than that of the training; None for that one.
+
+    Raises:
+        UsageError: If the model doesn't predict all three displacements.
+        GeometryError: If the file can't be read, a body can't be meshed, or would cross itself.
+    """
+    from flare_model.prediction.surface_parts import mesh_bodies
+    from lpbf_data.geometry.stl import stl_bytes
+    from lpbf_data.geometry.surface_files import load_bodies
+
+    check_targets(surrogate)
+    file = load_bodies(source, meshing.units)
+    moved, told = [], []
+    remarks: dict[Remark, None] = {}
+    for body, part in zip(file.bodies, mesh_bodies(source, file, meshing), strict=True):
+        if isinstance(part, Unreadable):
+            raise part.error  # a body that can't be meshed would be missing in the result
+        found, content = _move(surrogate, intervals, part, scale, material)
+        assert part.origin is not None
+        back = body.vertices[0] - part.origin.surface.vertices[0]
+        moved.append(replace(found, vertices=found.vertices + back))
+        told.append(content)
+        remarks |= dict.fromkeys(part.remarks)
+    return CompensatedFile(stl_bytes(joined(moved), "lengths in mm"), tuple(told), tuple(remarks), scale, material)
+
+
+def _move(
+    surrogate: Surrogate, intervals: Intervals | None, part: Part, scale: float, material: MaterialScale | None
+) -> tuple[Surface, dict[str, Any]]:
+    """A body's surface, moved, and what was done.
+
+    Raises:
+        LpbfError: If it can't be predicted on, or would cross itself.
+    """
+    assert part.origin is not None
+    prediction = predict_part(surrogate, part, intervals, material)
+    found = compensate_surface(part.origin.surface, part.points, part.cells, _displacement(prediction), scale)
+    refuse_crossings(found, part.name, scale)
+    return found.surface, _told(prediction, found)
+
+
+def check_targets(surrogate: Surrogate) -> None:
+    """Refuse a model that doesn't predict all three displacements.
+
+    Raises:
+        UsageError: If it doesn't.
+    """
+    missing = set(_DISPLACEMENTS) - set(column_names(resolve_targets(surrogate.usage.targets, "the checkpoint")))
+    if missing:
+        raise UsageError(
+            f"to move a surface takes displacements along x, y and z, and this model doesn't predict "
+            f"{', '.join(sorted(missing))}; name another one with --checkpoint"
+        )
+
+
+def _displacement(prediction: Prediction) -> NDArray[np.float32]:
+    """At the points, [N, 3], mm."""
+    found = {}
+    for target in resolve_targets(tuple(prediction.fields), "the checkpoint"):
+        for k, column in enumerate(target.columns):
+            found[column] = prediction.fields[target.name][:, k]
+    return np.stack([found[name] for name in _DISPLACEMENTS], axis=1)
+
+
+def _told(prediction: Prediction, found: Compensated) -> dict[str, Any]:
+    """What was done to one body, as JSON takes it; lengths in mm."""
+    return {
+        "name": prediction.part.name,
+        "points": len(prediction.part.points),
+        "triangles": len(found.surface.triangles),
+        "triangles_added": found.split,
+        "longest_edge": found.edge,
+        "largest_move": found.largest,
+        "half_widths": {n: half for n, (_, half) in prediction.extremes.items() if n in _DISPLACEMENTS},
+        "unlike_the_training": list(prediction.warnings),
+    }
+
+
+def said_of(told: dict[str, Any]) -> str:
+    """What was done to one body, in a sentence."""
+    half = max(told["half_widths"].values(), default=None)
+    sure = "" if half is None else f", each displacement ± {1000 * half:.3g} µm at most"
+    return (
+        f"{told['name']}: moved by up to {1000 * told['largest_move']:.3g} µm{sure}; {told['triangles']:,} "
+        f"triangles ({told['triangles_added']:,} added, edges up to {told['longest_edge']:.3g} mm); "
+        "closed, crosses itself nowhere"
+    )

@@ -1,0 +1,232 @@
+"""From the material and calibration of the training to another one: predictions times a ratio of strains.
+
+A model knows one material and one calibration. Displacements are linear in what shrinks the layers: the strain that a
+calibration gives, and the thermal expansion of what is still warm. With r the strain over the thermal expansion, both
+over those of the training, and a the ratio of the expansions, predictions are multiplied by
+
+    a (1 + share (r - 1))
+
+where `share` is that part of a displacement which the strain brings, and likewise for what the recoater's clearance
+loses. Shares and errors are measured by the simulator on unseen parts (`python -m tests.benchmarks.material_scale`);
+intervals and the chance of a hit are widened by these errors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flare_model.data.intervals import peaks_of
+from flare_model.data.scale_errors import ERRORS, SHARE_OF_STRAIN
+from flare_model.data.targets import resolve_targets
+from lpbf_data.errors import UsageError
+from lpbf_data.shrinkage import CALIBRATION_NAMES, Shrinkage, shrinkage_of, strain_of
+
+if TYPE_CHECKING:
+    from flare_model.checkpoints.files import Usage
+    from flare_model.decision.prediction import Prediction
+
+SCALES: Final = (0.2, 6.0)
+"""Scales that may be asked for: beyond them nothing was measured."""
+
+_ONE_IN_TEN: Final = 1.645  # standard deviations within which nine of ten lie
+_SAME: Final = 1e-3  # ratios of expansions that differ by less are of one material
+_LAYER: Final = 0.04  # mm, of the corpus
+_TOLERANCE: Final = 80.0  # percent of a layer, of the corpus
+_BUILT: Final = ("build_clearance_min", "build_displacement_z_max")  # scale with what the clearance loses
+_MOVED: Final = ("displacement", "displacement_x", "displacement_y", "displacement_z")
+_FULL: Final = 100.0  # clearance of what hasn't moved, percent
+
+
+@dataclass(frozen=True)
+class MaterialScale:
+    """What predictions are multiplied by for another material or calibration.
+
+    Attributes:
+        wanted: The material that is asked for.
+        trained: That of the training.
+        displacement: Factor of displacements.
+        clearance: Factor of what the clearance loses, and of the rise while it is built.
+        error: Error of displacements over what is predicted (L2) that nine of ten unseen parts stayed below.
+        clearance_error: The same of what the least clearance loses.
+    """
+
+    wanted: Shrinkage
+    trained: Shrinkage
+    displacement: float
+    clearance: float
+    error: float
+    clearance_error: float
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it is of a machine, instead of a calibration that comes along."""
+        return self.wanted.calibration not in CALIBRATION_NAMES
+
+    def spread(self, target: str, score: float) -> float:
+        """Standard deviation that the scale adds to the score by which a hit is judged.
+
+        Args:
+            target: What the score is taken from.
+            score: The score.
+        """
+        lost = _FULL + score if target == "build_clearance_min" else score
+        return (self.clearance_error if target in _BUILT else self.error) * abs(lost) / _ONE_IN_TEN
+
+    def said(self) -> str:
+        """The scale in words."""
+        words = (
+            f"displacements × {self.displacement:.3g} from those of {self.trained.label}, itself off by up to "
+            f"{100 * self.error:.2g} % on nine of ten unseen parts"
+        )
+        other = [
+            f"{name} of {value:g} {unit}"
+            for name, value, known, unit in (
+                ("layers", self.wanted.layer, _LAYER, "mm"),
+                ("a tolerance", self.wanted.tolerance, _TOLERANCE, "%"),
+            )
+            if value is not None and abs(value - known) > 1e-9
+        ]
+        if other:
+            words += f"; {' and '.join(other)} aren't in it: the recoater is judged for layers of 0.04 mm and 80 %"
+        return words
+
+    def as_dict(self) -> dict[str, Any]:
+        """The scale as JSON takes it."""
+        names = ("displacement", "clearance", "error", "clearance_error")
+        found: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return found | {"material": self.wanted.label, "trained_on": self.trained.label, "said": self.said()}
+
+
+def material_scale(name: str, usage: Usage) -> MaterialScale:
+    """The scale for a material.
+
+    Args:
+        name: A material file (YAML), a named material, or a named calibration of the material of the training.
+        usage: What the model was trained on.
+
+    Raises:
+        UsageError: If the file is wrong, the material of the training isn't known, the scale is out of range, or the
+            model predicts something that no strain scales.
+    """
+    trained = _trained_on(usage)
+    wanted = _named(name, trained)
+    others = [one for one in usage.targets if one not in (*_MOVED, *_BUILT)]
+    if others:
+        raise UsageError(f"--material scales displacements and clearances, and this model predicts {', '.join(others)}")
+    if wanted.strain >= 0 or wanted.expansion <= 0:
+        raise UsageError(f"--material {name}: its layers shrink by nothing, so that there is nothing to scale")
+    expansion = wanted.expansion / trained.expansion
+    ratio = wanted.strain / trained.strain / expansion
+    moved, lost = (expansion * (1 + SHARE_OF_STRAIN[of] * (ratio - 1)) for of in ("displacement", "clearance"))
+    low, high = SCALES
+    if not all(low <= factor <= high for factor in (moved, lost)):
+        raise UsageError(
+            f"--material {name}: its strain {wanted.strain:.4g} would multiply what is predicted for {trained.label} "
+            f"by {moved:.3g}; nothing was measured beyond {low:g} to {high:g}. Check the strain, or train a model on "
+            "it (python -m pipelines.simulate --material)"
+        )
+    if (wanted.strain, wanted.expansion, wanted.at_once) == (trained.strain, trained.expansion, trained.at_once):
+        return MaterialScale(wanted, trained, 1.0, 1.0, 0.0, 0.0)
+    return MaterialScale(wanted, trained, moved, lost, *_errors(wanted, trained, (moved, lost)))
+
+
+def _errors(wanted: Shrinkage, trained: Shrinkage, scales: tuple[float, float]) -> tuple[float, float]:
+    """Errors of displacements and of what the clearance loses, over what is predicted."""
+    if wanted.at_once != trained.at_once:
+        return ERRORS["at once"]
+    expansion = wanted.expansion / trained.expansion
+    beyond = abs(wanted.strain / trained.strain - expansion)
+    by_strain = [error * beyond / scale for error, scale in zip(ERRORS["strain"], scales, strict=True)]
+    by_expansion = ERRORS["expansion"] if abs(expansion - 1) > _SAME else (0.0, 0.0)
+    moved, lost = (math.hypot(*both) for both in zip(by_strain, by_expansion, strict=True))
+    return moved, lost
+
+
+def _trained_on(usage: Usage) -> Shrinkage:
+    materials = usage.envelope.materials if usage.envelope else ()
+    if len(materials) != 1:
+        known = ", ".join(materials) or "a material that it doesn't name"
+        raise UsageError(f"--material scales from one material, and this model was trained on {known}; leave it out")
+    try:
+        return shrinkage_of(materials[0])
+    except UsageError as error:
+        raise UsageError(
+            f"--material: how much layers of {materials[0]}, which this model was trained on, shrink isn't known; "
+            "leave it out"
+        ) from error
+
+
+def _named(name: str, trained: Shrinkage) -> Shrinkage:
+    if name in CALIBRATION_NAMES:
+        strain = strain_of(name, trained.expansion)
+        return Shrinkage(trained.material, name, strain, trained.expansion, at_once=name == "netfabb")
+    try:
+        return shrinkage_of(name)
+    except UsageError as error:
+        known = "" if not str(error).startswith("unknown material") else f", or {' and '.join(CALIBRATION_NAMES)}"
+        raise UsageError(f"--material: {error}{known}") from error
+
+
+def scaled(prediction: Prediction, scale: MaterialScale) -> Prediction:
+    """A prediction for another material; what the truth was for the material of the training is left out.
+
+    Args:
+        prediction: For the material of the training.
+        scale: The scale.
+    """
+    fields, widths, extremes, peaks = {}, {}, dict(prediction.extremes), {}
+    for target in resolve_targets(tuple(prediction.fields), "the checkpoint"):
+        values = prediction.fields[target.name].astype(np.float64)
+        factor, rest = _of_target(target.name, scale)
+        fields[target.name] = (rest + factor * (values - rest)).astype(np.float32)
+        own = _added(target.name, factor * values, scale)
+        if target.name in prediction.half_widths:
+            wide = np.hypot(factor * prediction.half_widths[target.name], own)
+            widths[target.name] = wide.astype(np.float32)
+        for column in target.columns:
+            if column in extremes:
+                value, half = extremes[column]
+                moved = rest + factor * (value - rest)
+                beside = (scale.clearance_error if target.name in _BUILT else scale.error) * abs(moved - rest)
+                extremes[column] = (moved, math.hypot(factor * half, beside))
+    columns = {name: of[:, k] for name, of, k in _columns(fields)}
+    for column, values in peaks_of(columns).items():
+        halves = prediction.peaks.get(column, {})
+        peaks[column] = {
+            peak: math.hypot(scale.displacement * half, scale.error * values[peak]) for peak, half in halves.items()
+        }
+    return replace(
+        prediction,
+        fields=fields,
+        half_widths=widths,
+        extremes=extremes,
+        peaks=peaks,
+        truth={},
+        errors={},
+        broken_truth=(),
+    )
+
+
+def _columns(fields: Mapping[str, NDArray[np.float32]]) -> list[tuple[str, NDArray[np.float32], int]]:
+    """Name of each column, the values of its target, and its number in these."""
+    targets = resolve_targets(tuple(fields), "the checkpoint")
+    return [(name, fields[target.name], k) for target in targets for k, name in enumerate(target.columns)]
+
+
+def _of_target(name: str, scale: MaterialScale) -> tuple[float, float]:
+    """Factor of a target, and the value that nothing shifts."""
+    factor = scale.clearance if name in _BUILT else scale.displacement
+    return factor, _FULL if name == "build_clearance_min" else 0.0
+
+
+def _added(name: str, moved: NDArray[np.float64], scale: MaterialScale) -> NDArray[np.float64]:
+    """Half-width that the error of the scale adds at points: of displacements by their root mean square in the part."""
+    if name in _BUILT:
+        return scale.clearance_error * np.abs(moved)
+    return scale.error * np.sqrt(np.mean(moved**2, axis=0, keepdims=True))

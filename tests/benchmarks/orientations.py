@@ -1,0 +1,144 @@
+"""How well the model ranks ways to build a part: unseen parts in several orientations, each simulated too.
+
+    python -m tests.benchmarks.orientations [--parts 20] [--ways 6] [--points 1500] [--checkpoint FOLDER]
+
+Ways are those that `flare_model.predict --orientations` tries first, meshed as it meshes them. The simulator gives the
+largest displacement up or down after release and the least clearance of the blade. Ranks are compared by Spearman's
+correlation within a part; the regret of a choice is what the chosen way has beyond the best one, by the simulator.
+Parts that were done are kept, so that the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from flare_model import from_pretrained
+from flare_model.checkpoints.files import WEIGHTS_NAME
+from flare_model.checkpoints.hub import fetch_checkpoint
+from flare_model.checkpoints.own import own_checkpoint
+from flare_model.checkpoints.surrogate import Surrogate
+from flare_model.decision.answer import Answer, Beside, answer_of
+from flare_model.decision.beside import read_beside
+from flare_model.decision.orientation import Turned, directions, rotation_to, turn
+from flare_model.decision.prediction import predict_part
+from lpbf_data.durable import sha256_of_file
+from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.closed_surface import Surface
+from tests.benchmarks.machine import RESULTS, describe_machine, save_result
+from tests.benchmarks.unseen_parts import SEED, build, mesh_of, unseen_parts
+
+NAME = "orientations"
+TOLERANCE = 80.0  # percent of a layer: less is a hit
+
+
+def judge(surface: Surface, ways: int, points: int, surrogate: Surrogate, beside: Beside) -> list[dict[str, Any]]:
+    """What model and simulator say of each way that can be meshed and built."""
+    rows = []
+    for down in directions(surface, ways):
+        rotation = rotation_to(down)
+        try:
+            mesh, part = mesh_of(turn(surface, rotation), points)
+        except GeometryError:
+            continue
+        answer = answer_of(predict_part(surrogate, part, beside.intervals), beside)
+        built = build(mesh)
+        row = {"down": [round(float(k), 3) for k in down], "points": mesh.num_points}
+        row |= {"cell": [round(float(edge), 3) for edge in mesh.spacing]}
+        row |= {"displacement": float(np.abs(built.displacement[:, 2]).max()), "clearance": built.clearance}
+        row |= {"failure": built.failure, **predicted(answer, Turned((0, 0, 0), rotation, answer, None))}
+        rows.append(row)
+    return rows
+
+
+def predicted(answer: Answer, way: Turned) -> dict[str, Any]:
+    """The numbers that the ranking is made from."""
+    assert answer.hit is not None
+    fits, chance, displacement = way.key()
+    return {
+        "fits": not fits,
+        "predicted_displacement": displacement,
+        "predicted_clearance": answer.hit.clearance,
+        "predicted_chance": chance,
+        "verdict": answer.hit.verdict,
+    }
+
+
+def compare(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Rank correlations and regrets of one part; None where fewer than three ways were built."""
+    ways = [row for row in rows if not row["failure"]]
+    if len(ways) < 3:
+        return None
+    moved, clearance = (np.array([row[name] for row in ways]) for name in ("displacement", "clearance"))
+    said, told = (np.array([row[f"predicted_{name}"] for row in ways]) for name in ("displacement", "clearance"))
+    found: dict[str, Any] = {"ways": len(ways)}
+    for name, truth, prediction in (("displacement", moved, said), ("clearance", clearance, told)):
+        both_vary = np.ptp(truth) > 1e-9 and np.ptp(prediction) > 1e-9
+        found[f"spearman_{name}"] = float(spearmanr(truth, prediction).statistic) if both_vary else None
+    # The choice of the command: the chance of a hit to the percent, then displacement.
+    order = sorted(range(len(ways)), key=lambda k: (round(ways[k]["predicted_chance"], 2), said[k]))
+    truly = sorted(range(len(ways)), key=lambda k: (clearance[k] < TOLERANCE, moved[k]))
+    chosen, best = order[0], truly[0]
+    found |= {"chosen_hits": bool(clearance[chosen] < TOLERANCE), "best_hits": bool(clearance[best] < TOLERANCE)}
+    # In which order they come by the simulator, hits after those that clear.
+    ranks = np.argsort(truly), np.argsort(order)
+    found["spearman_ranking"] = float(spearmanr(*ranks).statistic)
+    least = int(np.argmin(said))
+    found["regret_of_least_displacement"] = float(moved[least] / moved.min() - 1)
+    found["regret_of_choice"] = float(moved[chosen] / moved[best] - 1)
+    found["regret_of_any"] = float(moved.mean() / moved.min() - 1)
+    found["rank_of_choice"] = truly.index(chosen) + 1
+    return found
+
+
+def summary(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means and medians over the parts."""
+    whole = [part["compared"] for part in parts if part.get("compared")]
+    if not whole:
+        return {}
+    found: dict[str, Any] = {"parts": len(whole)}
+    names = ("spearman_displacement", "spearman_clearance", "spearman_ranking")
+    for name in (*names, "regret_of_least_displacement", "regret_of_choice", "regret_of_any", "rank_of_choice"):
+        values = [one[name] for one in whole if one[name] is not None]
+        found[name] = {"mean": float(np.mean(values)), "median": float(np.median(values)), "parts": len(values)}
+    hits = [one for one in whole if not one["best_hits"]]
+    found["parts_with_a_clear_way"] = len(hits)
+    found["chosen_hits_though_a_way_is_clear"] = sum(one["chosen_hits"] for one in hits)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--parts", type=int, default=20)
+    parser.add_argument("--ways", type=int, default=6)
+    parser.add_argument("--points", type=int, default=1500)
+    parser.add_argument("--checkpoint", default=own_checkpoint())
+    options = parser.parse_args()
+    surrogate = from_pretrained(options.checkpoint)
+    beside = read_beside(options.checkpoint, surrogate)[0]
+    weights = sha256_of_file(fetch_checkpoint(options.checkpoint) / WEIGHTS_NAME)
+    identity = {"seed": SEED, "ways": options.ways, "points_asked_for": options.points, "weights_sha256": weights}
+    path = RESULTS / f"{NAME}.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    parts: list[dict[str, Any]] = kept["details"] if kept.get("identity") == identity else []
+    done = {part["name"] for part in parts}
+    torch.set_num_threads(1)
+    for part in unseen_parts(options.parts, options.points):
+        if part.name in done:
+            continue
+        started = time.perf_counter()
+        rows = judge(part.surface, options.ways, options.points, surrogate, beside)
+        parts.append({"name": part.name, "family": part.family, "compared": compare(rows), "ways": rows})
+        print(part.name, part.family, parts[-1]["compared"], f"{time.perf_counter() - started:.0f} s", flush=True)
+        content = summary(parts) | {"identity": identity, "details": parts, "machine": describe_machine(("torch",))}
+        save_result(NAME, content)
+
+
+if __name__ == "__main__":
+    main()
