@@ -63,6 +63,7 @@ check_pins: $(VENV)/installed ## Do the pins resolve for a stranger, on Linux, m
 
 report_assets: ## Bundle the JavaScript of viewer and report anew and lint the pages' own; needs node and npm, users don't.
 	cd lpbf_data/viewer/assets && npm ci && npm run lint && npm run build
+	cd lpbf_data/viewer/assets && node lint.mjs page ../../../flare_model/local_page/assets/page
 	cd pipelines/report_assets && npm ci && npm run lint && npm run build
 
 own_model: $(VENV)/installed ## Make the model that comes with the package. RUN=folder of a run, DATA=its data set.

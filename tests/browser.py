@@ -52,16 +52,16 @@ def open_browser() -> Iterator[Browser]:
 
 
 class Visit:
-    """A page opened from disk; every request but that for the page itself is refused and written down.
+    """A page opened from disk, or by its address; every request but those for itself is refused and written down.
 
     Args:
         browser: The browser.
-        path: The page.
+        path: The page, or the address of a server's, which may ask its server.
         scheme: "light" or "dark".
         fragment: What stands behind the #.
     """
 
-    def __init__(self, browser: Browser, path: Path, scheme: str = "light", fragment: str = "") -> None:
+    def __init__(self, browser: Browser, path: Path | str, scheme: str = "light", fragment: str = "") -> None:
         self.refused: list[str] = []
         self.errors: list[str] = []
         self.context = browser.new_context(
@@ -70,10 +70,12 @@ class Visit:
             reduced_motion="reduce",
         )
         self.page: Page = self.context.new_page()
-        address = path.resolve().as_uri()
+        served = isinstance(path, str)
+        address = path if isinstance(path, str) else path.resolve().as_uri()
 
         def judge(route: Route) -> None:
-            if route.request.url.partition("#")[0] == address:
+            asked = route.request.url.partition("#")[0]
+            if asked == address or (served and asked.startswith(address)):
                 route.continue_()
             else:
                 self.refused.append(route.request.url)

@@ -33,7 +33,7 @@ CHECKPOINT = ROOT / "tests" / "golden" / "checkpoint"
 PACKAGES = ("lpbf_data", "pipelines", "flare_model")
 COMMANDS = [
     *(f"pipelines.{name}" for name in ("build", "verify", "report", "publish", "simulate", "calibrate", "compensate")),
-    *(f"flare_model.{name}" for name in ("train", "evaluate", "predict", "spectrum", "release", "compensate")),
+    *(f"flare_model.{name}" for name in ("train", "evaluate", "predict", "spectrum", "release", "compensate", "serve")),
 ]
 ROOMS = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*/__init__.py"))
 

@@ -31,7 +31,8 @@ COMPILER: Final = ("torch._dynamo", "torch._inductor", "sympy")
 HEAVY: Final = (
     *COMPILER, "PIL", "dask", "datasets", "distributed", "fsspec", "httpx2", "huggingface_hub", "jinja2", "lightning",
     "lightning_fabric", "matplotlib", "meshio", "networkx", "numcodecs", "pandas", "pyamg", "pyarrow", "pyvista",
-    "scipy", "skfem", "tensorboard", "torch", "torch_geometric", "trimesh", "triton", "vtkmodules", "zarr",
+    "scipy", "skfem", "starlette", "tensorboard", "torch", "torch_geometric", "trimesh", "triton", "uvicorn",
+    "vtkmodules", "zarr",
 )  # fmt: skip
 
 LOADED: Final = """
@@ -107,6 +108,7 @@ WRONG_TYPE: Final = {
     "lpbf-publish": ["set", "--repo", "user/name", "--workers", "many"],
     "lpbf-release": ["--checkpoint", "run", "--data", "set", "--threshold_cases", "many"],
     "lpbf-report": ["set", "--gallery", "many"],
+    "lpbf-serve": ["--port", "many"],
     "lpbf-simulate": ["--out", "cases", "--seed", "many"],
     "lpbf-spectrum": ["--checkpoint", "run", "--data", "set", "--cases", "many"],
     "lpbf-train": ["--data", "set", "--recipe.epochs", "many"],
@@ -124,6 +126,7 @@ OUT_OF_RANGE: Final = {
     "lpbf-publish": ["set", "--repo", "name"],
     "lpbf-release": ["--checkpoint", "run", "--data", "set", "--split", "train"],
     "lpbf-report": ["set", "--gallery", "0"],
+    "lpbf-serve": ["--port", "-1"],
     "lpbf-simulate": ["--out", "cases", "--workers", "-1"],
     "lpbf-spectrum": ["--checkpoint", "run", "--data", "set", "--cases", "0"],
     "lpbf-train": ["--data", "set", "--thin_to", "0"],

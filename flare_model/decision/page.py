@@ -39,16 +39,25 @@ def render_answers(title: str, parts: Sequence[ShownPart], targets: Sequence[str
     Returns:
         None where the model predicts nothing that the page can show.
     """
+    fields = page_fields(targets, sure=sure)
+    return render_parts(title, parts, fields) if fields else None
+
+
+def page_fields(targets: Sequence[str], *, sure: bool) -> list[ShownField]:
+    """Columns that a page shows of what a model predicts: each, then half of its interval.
+
+    Args:
+        targets: What the model predicts.
+        sure: Whether there are half-widths.
+    """
     found = [column for target in resolve_targets(targets, "the checkpoint") for column in target.columns]
     plain = {field.column: field for field in shown_fields(FIELDS.values())}
     fields = [field for field in plain.values() if field.column in found]
-    if not fields:
-        return None
     if sure:
         fields += [
             ShownField(_half(f.column), f"{f.label}, half of its interval", f.unit, signed=False) for f in tuple(fields)
         ]
-    return render_parts(title, parts, fields)
+    return fields
 
 
 def _half(column: str) -> str:

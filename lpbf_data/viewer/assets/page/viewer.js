@@ -223,6 +223,7 @@ class Viewer {
 }
 
 /** The number of the part that the address asks for (`#part=<name>`); undefined for none. */
+// eslint-disable-next-line no-unused-vars -- pages that begin without parts open none
 function partOfAddress({ parts }) {
   const asked = new URLSearchParams(location.hash.slice(1)).get("part");
   const number = asked === null ? -1 : parts.findIndex(({ name }) => name === asked);

@@ -1,0 +1,105 @@
+"""`python -m flare_model.serve`: a page on this machine that says of a dropped STL what `lpbf-predict` says.
+
+Nothing is asked of a network, nothing is kept, and no other machine is answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Final
+
+from lpbf_data.command_line import run
+from lpbf_data.console import say
+from lpbf_data.errors import UsageError
+
+_HIGHEST_PORT: Final = 65_535
+_MOST_MB: Final = 4_000
+
+
+def serve(
+    *,
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    open: bool = False,  # noqa: A002 (the name of the option)
+    checkpoint: str | None = None,
+    points: int | None = None,
+    most_mb: int = 200,
+    trust: str | None = None,
+    accelerator: str = "auto",
+) -> int:
+    """Open a local page: drop an STL, see whether the recoater hits it and how far it warps, fetch the part to print.
+
+    The page takes STL, OBJ, PLY, OFF, 3MF and VTU files, one computation at a time. It is for this machine alone: it
+    listens on a loopback address, and answers nobody else's pages. Files lie in a temporary folder while they are
+    worked on, and are removed then. It runs until Ctrl-C. From another machine, or into a container, lead a tunnel:
+    ssh -L 8000:127.0.0.1:8000 machine.
+
+    Args:
+        port: Port of the page; 0 takes a free one. The address is printed.
+        host: A loopback address; others are refused.
+        open: Open the page in this machine's browser.
+        checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub; the model that comes with the
+            package where none is named.
+        points: Points that a surface is meshed with where the page asks for no other number; by default the median
+            of the parts that the model was trained on.
+        most_mb: Files are read up to so many megabytes; larger ones are refused before they have come.
+        trust: Class path of a model outside of this package that may be imported.
+        accelerator: auto, cpu or gpu.
+
+    Returns:
+        Exit status: 0 when it is ended.
+    """
+    if not 0 <= port <= _HIGHEST_PORT:
+        raise UsageError(f"--port must lie between 0 and {_HIGHEST_PORT}, not {port}")
+    if points is not None and points < 8:
+        raise UsageError(f"--points must be 8 or more, not {points}")
+    if not 1 <= most_mb <= _MOST_MB:
+        raise UsageError(f"--most_mb must lie between 1 and {_MOST_MB}, not {most_mb}")
+    try:
+        from flare_model.local_page.listening import (
+            check_host,
+            names_of,
+            open_socket,
+            serve_until_ended,
+            show_in_browser,
+            url_of,
+        )
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"the local page needs {error.name}, which isn't installed: python -m pip install 'lpbf-flare[serve]'"
+        ) from error
+    address = check_host(host)
+    with contextlib.closing(open_socket(address, port)) as opened:
+        from flare_model.checkpoints.own import own_checkpoint
+        from flare_model.checkpoints.surrogate import from_pretrained
+        from flare_model.decision.beside import read_beside
+        from flare_model.local_page.app import make_app
+        from flare_model.local_page.computing import Computing
+        from flare_model.local_page.uploads import working_folder
+        from flare_model.predict import usual_points
+        from flare_model.training.devices import device_of
+
+        checkpoint = checkpoint or own_checkpoint()
+        surrogate = from_pretrained(checkpoint, trust=trust).to(device_of(accelerator))
+        beside, doubts = read_beside(checkpoint, surrogate)
+        for doubt in doubts:
+            say(f"warning: {doubt}")
+        computing = Computing(surrogate, beside, points or usual_points(surrogate))
+        with working_folder() as folder:
+            app = make_app(computing, Path(folder), most_mb * 1_000_000, names_of(address))
+            url = url_of(opened)
+            print(f"{url} shows the page, to this machine alone; Ctrl-C ends it", flush=True)
+            if open and not show_in_browser(url):
+                say("note: this machine has no browser to open it in; open that address yourself")
+            serve_until_ended(app, opened)
+    return 0
+
+
+def main() -> None:
+    """Entry point of `lpbf-serve`."""
+    run(serve, "python -m flare_model.serve")
+
+
+if __name__ == "__main__":
+    main()

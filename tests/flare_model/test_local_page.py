@@ -1,0 +1,257 @@
+"""The local page by its real server: the answers of the command, refusals in sentences, and nothing kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import io
+import json
+import signal
+import socket
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import pytest
+
+from flare_model.compensate import compensate
+from flare_model.local_page.listening import check_host, open_socket
+from flare_model.local_page.one_at_a_time import MOST_WAITING, FullError, GoneError, OneAtATime
+from flare_model.local_page.uploads import working_folder
+from lpbf_data.errors import UsageError
+from tests.commands import run_here
+from tests.flare_model.local_server import Server
+from tests.flare_model.test_decision import box, keep_risk, model
+
+__all__ = ["model"]
+
+HEAD = b"solid part\nfacet normal 0 0 1\nouter loop\nvertex 0 0 0\n"
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that reads up to a megabyte, and whose temporary files can be looked at."""
+    keep_risk(model, 9.0)
+    with Server(model, tmp_path_factory.mktemp("page"), "--most_mb", "1", "--points", "400") as running:
+        yield running
+
+
+def bomb() -> bytes:
+    """A 3MF whose model unfolds to 300 MiB of blanks."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        archive.writestr("_rels/.rels", '<Relationships><Relationship Id="a" Type="http://schemas.microsoft.com/'
+                         '3dmanufacturing/2013/01/3dmodel" Target="/3D/3dmodel.model"/></Relationships>')  # fmt: skip
+        with archive.open("3D/3dmodel.model", "w", force_zip64=True) as member:
+            for _ in range(300):
+                member.write(b" " * 2**20)
+    return packed.getvalue()
+
+
+def test_the_page_answers_what_the_command_answers(server: Server, model: Path, tmp_path: Path) -> None:
+    pair = tmp_path / "pair.stl"
+    (box(20, 10, 12) + box(9, 9, 30, at=(40, 0, 3))).export(pair)
+    words = ["--checkpoint", str(model), "--points", "400", "--pictures", "false", "--out", str(tmp_path / "out")]
+    said = run_here("flare_model.predict", str(pair), *words)
+    assert said.returncode == 0, said.stderr
+    status, _, body = server.send("answer?name=pair.stl", pair.read_bytes())
+    assert status == 200
+    found = json.loads(body)
+    assert found["answers"] == json.loads((tmp_path / "out/answers.json").read_text())
+    lines = [f"  {name:12}{text}" for part in found["parts"] for name, text in part["facts"]]
+    assert [line for line in said.stdout.splitlines() if line.startswith("  ")] == lines
+    assert len(lines) > 10
+    told = found["answers"]["parts"].values()
+    assert [part["verdict"] for part in found["parts"]] == [answer["hit"]["verdict"] for answer in told]
+    assert found["closing"] in said.stdout
+    assert [f"note: {note}" for note in found["notes"]] == [s for s in said.stderr.splitlines() if s[:5] == "note:"]
+    assert found["notes"]
+    assert server.kept() == []
+
+
+def test_the_part_to_print_is_that_of_the_command(server: Server, model: Path, tmp_path: Path) -> None:
+    box(20, 10, 12, at=(3, 2, 1)).export(tmp_path / "box.stl")
+    source = str(tmp_path / "box.stl")
+    assert compensate(source, str(tmp_path / "new.stl"), checkpoint=str(model), points=300, scale=0.5) == 0
+    status, headers, body = server.send(
+        "compensate?name=b%C3%B6x%2F%22.stl&points=300&scale=0.5", Path(source).read_bytes()
+    )
+    assert status == 200
+    assert body == (tmp_path / "new.stl").read_bytes()
+    assert headers["content-disposition"] == "attachment; filename*=UTF-8''%22_moved_0.5_times.stl"
+    said = json.loads(unquote(headers["x-lpbf-said"]))
+    assert said["said"][0].endswith("closed, crosses itself nowhere")
+    assert server.kept() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "status", "sentence"),
+    [
+        ("part.stl", b"", 422, "part.stl: the file is empty; export it again"),
+        ("part.stl", HEAD, 422, "part.stl"),
+        ("part.exe", b"MZ", 422, "part.exe: .exe files can't be read here; send one of .stl, .obj"),
+        ("part", b"MZ", 422, "part: a file without suffix can't be read here"),
+        ("part.zip", b"PK", 422, ".zip files can't be read here"),
+        ("../../x.3mf", bomb, 422, "x.3mf: it unfolds to 300 MiB"),
+        ("x.3mf", b"PK\x03\x04", 422, "x.3mf: it is no archive as 3MF files are"),
+        ("x.vtu", b"<VTKFile>", 422, "x.vtu can't be read as a mesh"),
+        ("x.ply", b"ply\nformat ascii 1.0\n", 422, "x.ply: "),
+        ("x.stl&points=3", b"solid", 422, "points must lie between 8 and 200,000"),
+        ("x.stl&points=many", b"solid", 422, "points must be a number"),
+        ("x.stl&scale=nan", b"solid", 422, "scale must lie between -5 and 5"),
+        ("x.stl&units=parsec", b"solid", 422, "units must be one of um, mm"),
+        ("x.stl", bytes(1_000_001), 413, "the file is larger than 1 MB"),
+    ],
+)
+def test_what_can_not_be_read_gets_a_sentence(
+    server: Server, name: str, body: bytes | Callable[[], bytes], status: int, sentence: str
+) -> None:
+    sent = body if isinstance(body, bytes) else body()
+    got, headers, answer = server.send(f"answer?name={quote(name, safe='&=')}", sent)
+    said = json.loads(answer)["error"]
+    assert (got, headers["content-type"]) == (status, "application/json")
+    assert sentence in said
+    assert str(server.folder) not in said
+    assert server.kept() == []
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["announced", "endless"])
+def test_two_gigabytes_are_cut_off_early(server: Server, chunked: bool) -> None:
+    length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {2 * 10**9}"
+    head = f"POST /answer?name=part.stl HTTP/1.1\r\nHost: localhost:{server.port}\r\n{length}\r\n\r\n"
+    piece = b"10000\r\n" + bytes(65536) + b"\r\n" if chunked else bytes(65536)
+    sent = 0
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as raw:
+        raw.sendall(head.encode())
+        answer = b""
+        while b"MB" not in answer:
+            raw.setblocking(False)
+            try:
+                sent += raw.send(piece[sent % len(piece) :])  # what didn't fit goes next
+            except BlockingIOError:
+                time.sleep(0.001)
+            try:
+                answer += raw.recv(65536)
+            except BlockingIOError:
+                continue
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"the file is larger than 1 MB, and was not read further" in answer
+    assert sent < 20_000_000
+    assert server.kept() == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "path"),
+    [
+        ({"Host": "attacker.example"}, ""),
+        ({"Host": "localhost.attacker.example:{port}"}, "state"),
+        ({"Host": "127.0.0.1@attacker.example"}, ""),
+        ({"Host": ""}, ""),
+        ({"Origin": "http://attacker.example"}, "answer?name=x.stl"),
+        ({"Origin": "null"}, "state"),
+        ({"Origin": "https://127.0.0.1:{port}"}, "state"),
+        ({"Sec-Fetch-Site": "cross-site"}, "state"),
+        ({"Sec-Fetch-Site": "same-site"}, "answer?name=x.stl"),
+    ],
+)
+def test_nobody_else_is_answered(server: Server, headers: dict[str, str], path: str) -> None:
+    given = {name: value.format(port=server.port) for name, value in headers.items()}
+    method = "POST" if path.startswith("answer") else "GET"
+    status, answered, body = server.send(path, b"solid" if method == "POST" else None, method, given)
+    assert status == 403
+    assert "no" in json.loads(body)["error"]
+    assert not [name for name in answered if name.startswith("access-control")]
+
+
+def test_the_page_itself_is_answered_and_bound_to_itself(server: Server) -> None:
+    origin = f"http://localhost:{server.port}"
+    # By a tunnel the port may be another one.
+    for host in (f"127.0.0.1:{server.port}", "LOCALHOST:9000", f"[::1]:{server.port}"):
+        assert server.send("state", None, "GET", {"Host": host})[0] == 200
+    assert server.send("state", None, "GET", {"Host": origin[7:], "Origin": origin})[0] == 200
+    status, headers, body = server.send("", None, "GET", {"Sec-Fetch-Site": "cross-site"})  # a link that is followed
+    assert status == 200
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["cache-control"] == "no-store"
+    assert b"connect-src &#39;self&#39;" in body or b"connect-src 'self'" in body
+    assert b"http://" not in body.partition(b"<script")[0].replace(b"http://www.w3.org", b"")
+    for method, path in (("GET", "answer"), ("POST", ""), ("GET", "../etc/passwd"), ("OPTIONS", "answer")):
+        assert server.send(path, None, method)[0] == 404
+    with pytest.raises(ConnectionRefusedError):
+        http.client.HTTPConnection("127.0.0.2", server.port, timeout=5).connect()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_ended_in_the_middle_of_a_file_nothing_stays(model: Path, tmp_path: Path, number: signal.Signals) -> None:
+    with contextlib.ExitStack() as sending, Server(model, tmp_path) as running:
+        raw = socket.create_connection(("127.0.0.1", running.port))
+        sending.enter_context(raw)
+        raw.sendall(b"POST /answer?name=x.stl HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n" + bytes(100))
+        limit = time.monotonic() + 30
+        while not running.kept() and time.monotonic() < limit:
+            time.sleep(0.01)
+        assert running.kept()
+        running.program.send(number)
+        status = running.program.end(60)
+        if number == signal.SIGKILL:
+            assert running.kept()
+        else:
+            assert status == 0, running.program.text()
+            assert list(running.folder.glob("lpbf-serve-*")) == []
+    with pytest.MonkeyPatch.context() as patch:  # the next one clears up
+        patch.setattr("tempfile.tempdir", str(running.folder))
+        with working_folder() as folder:
+            assert list(running.folder.glob("lpbf-serve-*")) == [folder]
+            with working_folder() as beside:  # what is in use stays
+                assert folder.is_dir()
+                assert beside != folder
+    assert list(running.folder.glob("lpbf-serve-*")) == []
+
+
+def test_what_can_not_be_served_is_refused() -> None:
+    for host in ("0.0.0.0", "192.168.1.7", "::", "example.com", ""):
+        with pytest.raises(UsageError, match=r"must be a loopback address.* ssh -L"):
+            check_host(host)
+    with open_socket("127.0.0.1", 0) as taken, pytest.raises(UsageError, match="take another --port, or 0"):
+        open_socket("127.0.0.1", taken.getsockname()[1])
+
+
+def test_one_computation_at_a_time_in_order_and_no_crowd() -> None:
+    async def stay() -> bool:
+        return False
+
+    async def leave() -> bool:
+        return True
+
+    async def crowd() -> None:
+        work, running, order = OneAtATime(), [], []
+
+        def job(number: int) -> int:
+            running.append(number)
+            assert running == [number]
+            time.sleep(0.01)
+            order.append(number)
+            running.remove(number)
+            if number == 2:
+                raise ValueError("two")
+            return number
+
+        jobs = [work.run(lambda k=number: job(k), leave if number == 4 else stay) for number in range(6)]  # type: ignore[misc]
+        found = await asyncio.gather(*jobs, return_exceptions=True)
+        assert order == [0, 1, 2, 3, 5]
+        assert found[:2] == [0, 1]
+        assert isinstance(found[2], ValueError)
+        assert isinstance(found[4], GoneError)
+        places = [work.place() for _ in range(MOST_WAITING)]
+        for place in places:
+            place.__enter__()
+        with pytest.raises(FullError, match="in a minute"), work.place():
+            pass
+        places[0].__exit__(None, None, None)
+        with work.place():
+            assert work.places == MOST_WAITING
+
+    asyncio.run(crowd())
