@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -38,6 +40,8 @@ _FLAT: Final = frozenset({"vertex", "line", "triangle", "quad", "pixel"})  # the
 _VOXEL_CORNERS: Final = [0, 1, 3, 2, 4, 5, 7, 6]  # VTK counts the corners of a voxel row by row
 
 _KNOWN: Final = (*MESH_SUFFIXES, *SURFACE_SUFFIXES)
+
+_MOST_FOLDERS: Final = 1000  # that are looked into only to tell of them
 
 RESULT: Final = "mechanical.case"
 """How the name of the file with a simulated part ends, in the folder of its results; the other files there are no parts
@@ -77,11 +81,15 @@ def find_parts(
     if not files:
         _check_data_set(source)
         yield from cases_of(source, split, cases, fields)
+    passed_over = _passed_over(path, files) if path.is_dir() else ()  # said once, beside the first part
     for file in files:
         try:
-            yield from read_parts(file, meshing)
+            for part in read_parts(file, meshing):
+                yield replace(part, remarks=passed_over + part.remarks)
+                passed_over = ()
         except LpbfError as error:
-            yield Unreadable(_name_of(file), error)
+            yield Unreadable(_name_of(file), error, passed_over)
+            passed_over = ()
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -93,6 +101,43 @@ def _files_in(folder: Path) -> list[Path]:
     entries = sorted(p for p in folder.iterdir() if not is_litter(p.name))
     files = [p for p in entries if p.is_file() and p.suffix.lower() in _KNOWN]
     return files + [result for below in entries if below.is_dir() for result in _results_in(below)]
+
+
+def _passed_over(folder: Path, taken: Collection[Path]) -> tuple[Remark, ...]:
+    """What is said of a folder beside its parts: other files, and folders below that hold parts too."""
+    if all(_is_result(path) for path in taken):
+        return ()
+    others, below = [], []
+    for entry in sorted(folder.iterdir()):
+        if entry in taken or is_litter(entry.name):
+            continue
+        if not entry.is_dir():
+            others.append(f"{folder.name}/{entry.name}")
+        elif not _results_in(entry) and (found := _surfaces_below(entry)):
+            below.append(f"{folder.name}/{entry.name}: {found}")
+    remarks = []
+    if others:
+        sentence = f"files beside the parts of a folder, of other kinds than {', '.join(_KNOWN)}"
+        remarks.append(Remark.of_places(Treatment.LEFT_OUT, "other_files", sentence, others))
+    if below:
+        sentence = "folders below the one that was named, with meshes or surfaces in them; name them too, with --src"
+        remarks.append(Remark.of_places(Treatment.LEFT_OUT, "folders_below", sentence, below))
+    return tuple(remarks)
+
+
+def _surfaces_below(folder: Path) -> str:
+    """How many meshes and surfaces lie in a folder and below; "" for none."""
+    count = 0
+    for met, (_, folders, names) in enumerate(os.walk(folder)):
+        folders[:] = [name for name in folders if not is_litter(name)]
+        count += sum(not is_litter(name) and Path(name).suffix.lower() in _KNOWN for name in names)
+        if met >= _MOST_FOLDERS:
+            return f"more than {count:,}"
+    return f"{count:,}" if count else ""
+
+
+def _is_result(path: Path) -> bool:
+    return path.name == RESULT or path.name.endswith(f"_{RESULT}")
 
 
 def _check_data_set(source: str) -> None:
@@ -110,7 +155,7 @@ def _check_data_set(source: str) -> None:
 
 def _results_in(folder: Path) -> list[Path]:
     found = (p for p in folder.iterdir() if not is_litter(p.name))
-    return sorted(p for p in found if p.name == RESULT or p.name.endswith(f"_{RESULT}"))
+    return sorted(p for p in found if _is_result(p))
 
 
 def _name_of(path: Path) -> str:

@@ -54,6 +54,9 @@ def read_stl(path: Path) -> tuple[NDArray[np.float64], list[Remark]]:
     begun = content[:4096].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if b"\0" not in begun and (begun.startswith(b"solid") or _FACET.search(begun)):
         return _text(content, path.name)
+    if content[:_HEADER].isascii() and all(sign >= 32 or sign in b"\t\r\n" for sign in content[:_HEADER]):
+        first = content[:_HEADER].decode("ascii").split("\n")[0].strip()[:40]
+        raise GeometryError(f"it is no STL file: it is text that begins with {first!r}; save it again as STL")
     if len(content) < _HEADER:
         raise GeometryError("it is no STL file: too short for a binary one, and the word solid isn't at its beginning")
     return _repaired_binary(content, declared, path.name)

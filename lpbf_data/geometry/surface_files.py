@@ -24,6 +24,7 @@ from lpbf_data.geometry.threemf import read_3mf
 from lpbf_data.remarks import Remark, Treatment
 
 _USUAL: Final = (1.0, 1000.0)  # mm: the largest extent of parts that machines build
+_POINTER: Final = b"version https://git-lfs.github.com/spec/"
 _MOST_BODIES: Final = 200
 _MOST_PAIRS: Final = 20_000_000
 _MOST_COMPARED: Final = 2_000  # pairs of shells; beyond, those whose boxes overlap count as one body
@@ -95,6 +96,7 @@ def _load(path: Path, units: Units | None) -> tuple[Surface, list[Remark], str, 
     suffix = path.suffix.lower()
     if suffix not in SURFACE_SUFFIXES:
         raise GeometryError(f"surfaces are read from {', '.join(SURFACE_SUFFIXES)} files")
+    _check_fetched(path)
     loose: list[NDArray[np.float64]] = []  # handed on without keeping it: memory is bounded
     try:
         if suffix == ".stl":
@@ -118,6 +120,17 @@ def _load(path: Path, units: Units | None) -> tuple[Surface, list[Remark], str, 
     surface = replace(surface, vertices=surface.vertices * MILLIMETRES[unit])
     told = bool(units or stated)
     return surface, [*remarks, *repaired, *_unusual(surface, unit, path.name, told=told)], unit, told
+
+
+def _check_fetched(path: Path) -> None:
+    """Refuse what Git leaves in a working copy in the place of a large file."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(len(_POINTER))
+    except OSError as error:
+        raise GeometryError(f"it can't be read: {error.strerror or error}") from error
+    if start == _POINTER:
+        raise GeometryError("it is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull")
 
 
 def _unusual(surface: Surface, unit: str, name: str, *, told: bool) -> list[Remark]:

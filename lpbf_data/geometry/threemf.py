@@ -7,6 +7,7 @@ which is bounded before it is used, as is what an archive or an object placed ma
 
 from __future__ import annotations
 
+import re
 import zipfile
 from array import array
 from collections.abc import Collection, Iterator, Mapping
@@ -29,6 +30,11 @@ _MODEL: Final = "3d/3dmodel.model"
 _ROOT: Final = "_rels/.rels"
 _ROOT_TYPE: Final = "http://schemas.microsoft.com/3dmanufacturing/2013/01/3dmodel"
 _EXTENSIONS: Final = ("/production/", "/material/", "/trianglesets/")  # that take nothing from the meshes
+_SLICERS: Final = re.compile(
+    rb'"(ParameterModifier|NegativeVolume|SupportEnforcer|SupportBlocker|modifier_part|negative_part|support_enforcer'
+    rb'|support_blocker)"|key="(modifier)" value="1"'
+)  # what PrusaSlicer and its descendants say of volumes that are no solids
+_CURA: Final = re.compile(r"cura:(anti_overhang|cutting|infill|support)_mesh")
 _UNPACKED: Final = 256 * 2**20  # bytes that any archive may unfold to, beside ten times its size
 _MOST_TRIANGLES: Final = 3_000_000  # that a small archive may place
 _DEEPEST: Final = 16
@@ -115,6 +121,7 @@ def _read(archive: zipfile.ZipFile, size: int) -> tuple[NDArray[np.float64], _Mo
     unpacked, most = sum(info.file_size for info in models.values()), 10 * size + _UNPACKED
     if unpacked > most:
         raise GeometryError(f"it unfolds to {unpacked / 2**20:,.0f} MiB; at most {most / 2**20:,.0f} MiB are read")
+    _check_slicer(archive, members)
     parsed = {}
     for name, info in models.items():
         with archive.open(info) as stream:
@@ -139,6 +146,24 @@ def _read(archive: zipfile.ZipFile, size: int) -> tuple[NDArray[np.float64], _Mo
     if supports[0] and not count:
         raise GeometryError("it builds supports alone, and no solid")
     return np.concatenate(pieces), main, tuple(parsed.values()), supports[0]
+
+
+def _check_slicer(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> None:
+    """Refuse a slicer's project with volumes that aren't printed: as meshes they look like any other."""
+    for name, info in members.items():
+        if name.startswith("metadata/") and name.endswith(".config") and info.file_size <= _UNPACKED:
+            with archive.open(info) as stream:
+                kept = b""
+                while chunk := stream.read(_CHUNK):
+                    if found := _SLICERS.search(kept + chunk):
+                        raise _no_solid((found[1] or found[2]).decode())
+                    kept = chunk[-100:]
+
+
+def _no_solid(kind: str) -> GeometryError:
+    return GeometryError(
+        f"it is a slicer's project with a volume that is no solid ({kind}); save the part alone, or as STL"
+    )
 
 
 def _root_of(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> str:
@@ -247,6 +272,8 @@ def _start(model: _Model, tag: str, given: dict[str, str]) -> None:
         model.extensions = given.get("requiredextensions", "").split()
     elif tag == "beam":
         model.beams += 1
+    elif tag == "metadata" and _CURA.fullmatch(given.get("name", "")):
+        raise _no_solid(given["name"])
 
 
 def _place(text: str | None) -> NDArray[np.float64]:

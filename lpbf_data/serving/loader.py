@@ -37,7 +37,9 @@ class Loader:
     Each `for` loop gives a whole epoch, the next one every time, also where the loop before was left early (as
     Lightning leaves its sanity check). Only a position that was loaded is taken up as it is:
     `loader.load_state_dict(saved)`, or `loader.load_state_dict(loader.state_dict())` to go on behind the last batch of
-    a loop that was left. Ranks are those of the process group at the time of a loop: it may be made after the loader.
+    a loop that was left. A loop ends, with an error where it is gone on with, once another one over the same loader
+    begins: they share position and workers. Ranks are those of the process group at the time of a loop: it may be made
+    after the loader.
 
     Attributes:
         dataset: The cases, with random access.
@@ -66,6 +68,8 @@ class Loader:
         self._told_of_ranks = False
         # Whether the next loop starts at the position that is set, and whether in the epoch that is.
         self._placed = self._epoch_set = True
+        self._loop = 0
+        self._reading: weakref.ref[ReadAhead[Served]] | None = None
         self._shuffle = shuffle
         self._read_ahead = read_ahead
         self._position = 0
@@ -115,7 +119,7 @@ class Loader:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_workers": None}
+        return self.__dict__ | {"_workers": None, "_reading": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy has workers of its own: those of the original take their orders from the original.
@@ -147,9 +151,10 @@ class Loader:
         if self._ranks is None and not self._told_of_ranks:
             self._told_of_ranks = True
             warn_of_missing_group((self.rank, self.world_size))
-        self._begin()
+        loop = self._begin()
         waited = self.seconds_waiting
         with ReadAhead(self._source(), self._read_ahead, _pinned if self._pin else None) as ready:
+            self._reading = weakref.ref(ready)
             for served in ready:
                 self.seconds_waiting = waited + ready.seconds_waiting
                 if served.error is not None:
@@ -157,6 +162,7 @@ class Loader:
                 self._position += served.handed
                 self._report(served.skipped)
                 yield served.batch
+                self._check_alone(loop)
         self.epoch, self._position = self.epoch + 1, 0
 
     def each(self, read: Callable[[Order], T]) -> Iterator[T]:
@@ -167,11 +173,12 @@ class Loader:
         Args:
             read: Is given which cases make the next batch; called in this thread.
         """
-        self._begin()
+        loop = self._begin()
         for order in self.orders():
             made = read(order)
             self._position += order.handed
             yield made
+            self._check_alone(loop)
         self.epoch, self._position = self.epoch + 1, 0
 
     def _source(self) -> Iterator[Served]:
@@ -189,13 +196,24 @@ class Loader:
                 )
         return (self._batches[order] for order in self.orders())
 
-    def _begin(self) -> None:
-        """Stand where the next loop starts."""
+    def _begin(self) -> int:
+        """Stand where the next loop starts; returns its number. One that was not left yet reads no further."""
+        if self._reading is not None and (before := self._reading()) is not None:
+            before.stop()  # else two threads would take the batches of the same workers
+        self._loop += 1
         if self._placed:
             self._skip_finished()
         else:
             self.epoch, self._position = self.epoch + (self._position > 0 and not self._epoch_set), 0
         self._placed = self._epoch_set = False
+        return self._loop
+
+    def _check_alone(self, loop: int) -> None:
+        if loop != self._loop:
+            raise UsageError(
+                "another loop over this loader has begun, which ended this one: they share position and workers; make "
+                "a loader for each of two loops at the same time"
+            )
 
     def _skip_finished(self) -> None:
         if self._is_finished():

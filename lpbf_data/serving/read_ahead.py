@@ -85,6 +85,10 @@ class ReadAhead(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take nothing more, and wait until the thread has let go of the other iterator."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

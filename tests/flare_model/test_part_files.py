@@ -17,7 +17,7 @@ import trimesh
 import vtk
 
 from flare_model.predict import predict
-from flare_model.prediction.parts import MESH_SUFFIXES, Meshing, Part, Unreadable, read_parts
+from flare_model.prediction.parts import MESH_SUFFIXES, Meshing, Part, Unreadable, find_parts, read_parts
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.geometry.hexahedra import hex_corner_volumes
 from tests.lpbf_data.test_surface_files import write_3mf
@@ -109,6 +109,24 @@ def test_voxels_are_hexahedra_in_another_order(tmp_path: Path, suffix: str) -> N
     np.testing.assert_array_equal(hexahedra.find_containing_cell(places), GRID.find_containing_cell(places))
     assert hexahedra.extract_surface(algorithm=None).area == pytest.approx(2 * (6 * 6 + 6 * 4 + 6 * 4))
     np.testing.assert_allclose(hexahedra.cell_quality("scaled_jacobian")["scaled_jacobian"], 1.0)
+
+
+def test_what_a_folder_holds_beside_its_parts_is_told(tmp_path: Path) -> None:
+    box = trimesh.creation.box((20, 20, 10))
+    for name in ("in/a.STL", "in/b.stl", "in/sub dir/deep/c.stl", "in/sub dir/d.stl", "in/.hidden/e.stl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        box.export(tmp_path / name)
+    write_part(tmp_path / "in", NetfabbPart("run"))
+    (tmp_path / "in/notes").mkdir()
+    for name in ("part.step", "part.stl.gz", "._a.STL", "notes/x.txt"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    parts = list(find_parts(str(tmp_path / "in"), meshing=Meshing(num_points=500)))
+    assert [part.name for part in parts] == ["a", "b", "run"]
+    told = {remark.kind: remark.examples for part in parts for remark in part.remarks if "mesh" not in remark.kind}
+    assert told["other_files"] == ("in/part.step", "in/part.stl.gz")
+    assert told["folders_below"] == ("in/sub dir: 2",)
+    assert not any(remark.kind == "other_files" for part in parts[1:] for remark in part.remarks)
+    assert [part.remarks for part in find_parts(str(tmp_path / "in/run"))] == [()]
 
 
 def test_units_are_not_ignored_for_meshes(tmp_path: Path) -> None:

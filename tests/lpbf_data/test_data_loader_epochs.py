@@ -121,6 +121,30 @@ def test_a_loop_that_is_left_goes_on_behind_its_last_batch_if_asked_to(small_dat
     assert flat(ids_of(loader)) == expected(small_dataset, 5)
 
 
+@many_workers
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loop_that_another_one_overtakes_ends_with_a_word(small_dataset: Path, workers: int) -> None:
+    """Workers and position are shared: going on would lose cases without a word. A traceback keeps a loop open too."""
+    loader = open_loader(small_dataset, num_workers=workers, read_ahead=2)
+    first, second = iter(loader), iter(loader)
+    assert next(first).case_ids == (expected(small_dataset, 0)[0],)
+    served = [next(second).case_ids]
+    with pytest.raises(UsageError, match="make a loader for each of two loops at the same time"):
+        next(first)
+    served += ids_of(second)
+    assert flat(served) == expected(small_dataset, 1)
+    kept: list[Exception] = []
+    for epoch in (2, 3, 4):
+        try:
+            for number, _ in enumerate(loader):
+                assert number < epoch
+        except AssertionError as error:  # as a notebook keeps the last one
+            kept.append(error)
+        assert (loader.state_dict()["epoch"], loader.state_dict()["consumed"]) == (epoch, epoch + 1)
+    assert flat(ids_of(loader)) == expected(small_dataset, 5)
+    assert len(kept) == 3
+
+
 def test_set_epoch_keeps_the_position_in_the_epoch_at_work(small_dataset: Path) -> None:
     loader = open_loader(small_dataset)
     loader.load_state_dict(loader.state_dict() | {"epoch": 2, "consumed": 11})

@@ -22,6 +22,8 @@ CORNERS = POINTS[np.array(TRIANGLES)]
 VOLUME = 20.5**3
 L_SHAPE = [(0, 0), (20, 0), (20, 10), (10, 10), (10, 20), (0, 20)]
 
+LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d' * 32}\n"
+
 Content = str | bytes
 
 
@@ -155,6 +157,10 @@ def test_what_is_repaired_is_said(tmp_path: Path, name: str, content: Content, k
         ("zero.obj", obj(QUADS), "line 9 has a face that names vertex 0; OBJ files count from 1"),
         ("before.obj", obj([[-9, -1, -2]]), "names vertex -9; there are 8 before it"),
         ("beyond.obj", obj([[n + 2 for n in quad] for quad in QUADS]), "names a vertex that isn't there"),
+        ("pointer.stl", f"{LFS}size 98884\n", "a pointer of Git LFS, .* fetch it with: git lfs pull"),
+        ("pointer.obj", f"{LFS}size 98884\n", "a pointer of Git LFS"),
+        ("page.stl", "<!DOCTYPE html>\n<html><body>" + "404 " * 50, "it is text that begins with '<!DOCTYPE html>'"),
+        ("step.stl", "ISO-10303-21;\nHEADER;\n" + "DATA;" * 50, "it is text that begins with 'ISO-10303-21;'"),
         ("points.obj", obj([[1, 1, 1], [2, 2, 3]]), "corners of all its facets coincide"),
         ("line.obj", obj([["1_0", 1, 2]]), "a face whose corner '1_0' is no number"),
         ("line.ply", ply("ascii", QUADS).replace(b"20.5", b"2_0.5"), "holds what is no number"),
@@ -181,6 +187,32 @@ def test_what_is_refused_has_its_true_reason(tmp_path: Path, name: str, content:
     (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(GeometryError, match=said):
         load_bodies(tmp_path / name)
+
+
+PRUSA = '<config><object id="1"><volume firstid="0" lastid="11"><metadata type="volume" {}/></volume></object></config>'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kind"),
+    [
+        ("Metadata/Slic3r_PE_model.config", PRUSA.format('key="volume_type" value="ParameterModifier"'), "ParameterM"),
+        ("Metadata/Slic3r_PE_model.config", PRUSA.format('key="modifier" value="1"'), "modifier"),
+        ("Metadata/model_settings.config", '<config><part id="2" subtype="negative_part"/></config>', "negative_part"),
+        (None, '<metadatagroup><metadata name="cura:infill_mesh">True</metadata></metadatagroup>', "cura:infill_mesh"),
+        ("Metadata/Slic3r_PE_model.config", PRUSA.format('key="volume_type" value="ModelPart"'), ""),
+        ("Metadata/model_settings.config", '<config><part id="2" subtype="normal_part"/></config>', ""),
+    ],
+)
+def test_a_project_of_a_slicer_is_its_part_alone(tmp_path: Path, name: str | None, text: str, kind: str) -> None:
+    """Modifiers and negative volumes are meshes of a 3MF like any other; read as solids they make another part."""
+    whole = cube(1) if name else cube(1).replace("<mesh>", f"{text}<mesh>")
+    members = {FIRST: model(whole, ITEM)} | ({name: " " * 2**18 + text} if name else {})
+    path = pack(tmp_path / "project.3mf", members)
+    if kind:
+        with pytest.raises(GeometryError, match=rf"a volume that is no solid \({kind}"):
+            load_bodies(path)
+    else:
+        assert load_bodies(path).bodies[0].volume == pytest.approx(VOLUME)
 
 
 CORE = "http://schemas.microsoft.com/3dmanufacturing/core/2015/02"
