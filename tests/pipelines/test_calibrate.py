@@ -22,6 +22,8 @@ from lpbf_data.geometry.surface_files import load_surface
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from lpbf_data.geometry.voxelize import voxelize
 from lpbf_data.shrinkage import MEASURED_COOLING
+from lpbf_data.stores.manifest import decode_manifest
+from pipelines.build import build
 from pipelines.calibrate import calibrate
 from pipelines.calibrating.cuts import held_by
 from pipelines.calibrating.fitting import FitError, Values, fit
@@ -168,7 +170,7 @@ def test_a_known_strain_is_found_within_its_uncertainty(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["arm.csv", "my.png", "my.yaml"]
 
 
-def test_the_material_file_goes_everywhere_and_logs_name_it(arm: Truth, tmp_path: Path) -> None:
+def test_the_material_file_goes_everywhere_and_log_manifest_and_card_name_it(arm: Truth, tmp_path: Path) -> None:
     out = tmp_path / "our machine.yaml"
     assert command(options(arm, write_table(tmp_path / "arm.csv", arm.rows()), out)) == 0
     simulate(str(tmp_path / "made"), stl=[str(arm.stl)], material=str(out), points=POINTS, workers=0)
@@ -177,6 +179,10 @@ def test_the_material_file_goes_everywhere_and_logs_name_it(arm: Truth, tmp_path
     log = next((tmp_path / "made" / "arm").glob("*mechanical.out")).read_text(encoding="utf-8")
     assert "strain fitted with" in log
     assert sha256_of_file(tmp_path / "arm.csv")[:12] in log
+    build([str(tmp_path / "made")], out=str(tmp_path / "lpbf"), workers=0, splits="train=1", no_report=True)
+    (record,) = decode_manifest((tmp_path / "lpbf/manifest.parquet").read_bytes()).records
+    assert record.run.material == "inc625 (our machine)"
+    assert r"material: inc625 \(our machine\) (1)" in (tmp_path / "lpbf/README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

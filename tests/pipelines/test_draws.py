@@ -245,17 +245,18 @@ def test_a_tilted_part_is_the_part_turned_and_scaled() -> None:
     assert np.isclose(steep, np.cos(np.deg2rad(35.0)), atol=1e-3).sum() >= horizontal.sum() > 0
 
 
-def test_about_the_asked_share_of_candidates_is_tilted() -> None:
-    plans = [s.candidate(0)[0] for s in plan_streams("balanced", 5, 600, 2000, tuple(FAMILIES))]
-    assert np.mean([plan.tilt is not None for plan in plans]) == pytest.approx(BALANCED.tilted, abs=0.07)
+@pytest.mark.parametrize("draw", list(DRAWS.values()), ids=list(DRAWS))
+def test_about_the_asked_share_of_candidates_is_tilted(draw: Draw) -> None:
+    plans = [s.candidate(0)[0] for s in plan_streams(draw.name, 5, 600, 2000, tuple(FAMILIES))]
+    assert np.mean([plan.tilt is not None for plan in plans]) == pytest.approx(draw.tilted, abs=0.07)
     assert all((plan.tilt is None) != (plan.height is None) for plan in plans)
     heights = [plan.height for plan in plans if plan.height is not None]
     assert 0.6 <= min(heights) < 2
     assert np.mean(np.array(heights) == 60) == pytest.approx(0.28, abs=0.07)
     assert {plan.family for plan in plans} == set(FAMILIES)
     sizes = [plan.num_points for plan in plans]
-    assert min(sizes) >= 1000
-    assert max(sizes) <= 4000
+    shares = [share for _, share in draw.sizes]
+    assert max(100, 2000 * min(shares)) <= min(sizes) <= max(sizes) <= 2000 * max(shares)
 
 
 def test_lines_that_only_look_like_an_origin_are_somebody_elses() -> None:
