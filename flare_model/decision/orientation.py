@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 RANKED_POINTS: Final = 2000
 BEST: Final = 3
+HIT: Final = 4.0
+"""How many times its displacement a certain hit adds to the cost of a way; tests/benchmarks/orientations.py."""
+
 _CLOSE: Final = math.cos(math.radians(8.0))
 """Directions that are nearer to each other than this count as one."""
 _MOST_FACES: Final = 12
-_VERDICTS: Final = {"no": 0, "can't tell": 1, "yes": 2}
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,28 @@ class Turned:
         room = (2 * BUILD_VOLUME[0], 2 * BUILD_VOLUME[1], BUILD_VOLUME[2])
         return self.answer is not None and all(a <= b + 1e-3 for a, b in zip(self.answer.size, room, strict=True))
 
-    def key(self) -> tuple[bool, float, float]:
-        """What orders it: the best is the least."""
+    @property
+    def chance(self) -> float:
+        """Chance of a hit; 1 where it isn't known."""
         hit = self.answer.hit if self.answer else None
-        chance = hit.chance if hit is not None and hit.chance is not None else 1.0
-        # Chances that can't be told apart leave the order to the displacement.
-        return (not self.fits, round(chance, 2), self.displacement)
+        return hit.chance if hit is not None and hit.chance is not None else 1.0
+
+    def key(self) -> tuple[bool, float]:
+        """What orders it: the best is the least."""
+        return not self.fits, cost_of(self.displacement, self.chance)
+
+
+def cost_of(displacement: float, chance: float) -> float:
+    """What ways to build a part are ranked by, mm: the displacement, and what a hit would add by its chance.
+
+    Neither alone will do: chances between are no certainty, and the largest displacement of a part that is hit means
+    little.
+
+    Args:
+        displacement: Largest displacement, mm.
+        chance: Chance of a hit.
+    """
+    return displacement * (1 + HIT * chance)
 
 
 @dataclass(frozen=True)
