@@ -2,16 +2,17 @@
 
     python -m tests.benchmarks.orientations [--parts 20] [--ways 6] [--points 1500] [--checkpoint FOLDER]
 
-Ways are those that `flare_model.predict --orientations` tries first, meshed as it meshes them. The simulator gives the
-largest displacement up or down after release and the least clearance of the blade. Ranks are compared by Spearman's
-correlation within a part; the regret of a choice is what the chosen way has beyond the best one, by the simulator.
-Parts that were done are kept, so that the same command goes on.
+Ways are those that `flare_model.predict --orientations` tries first, meshed as it meshes them, with cells of about one
+size. The simulator gives the largest displacement up or down after release and the least clearance of the blade. Ranks
+are compared by Spearman's correlation within a part; the regret of a choice is what the chosen way has beyond the best
+one, by the simulator. Parts that were done are kept, so that the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from typing import Any
 
@@ -26,11 +27,13 @@ from flare_model.checkpoints.own import own_checkpoint
 from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.decision.answer import Answer, Beside, answer_of
 from flare_model.decision.beside import read_beside
-from flare_model.decision.orientation import Turned, cost_of, directions, rotation_to, turn
+from flare_model.decision.orientation import Turned, cost_of, directions, even_points, rotation_to, turn
 from flare_model.decision.prediction import predict_part
+from flare_model.prediction.part import Part
 from lpbf_data.durable import sha256_of_file
 from lpbf_data.errors import GeometryError
 from lpbf_data.geometry.closed_surface import Surface
+from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from tests.benchmarks.machine import RESULTS, describe_machine, save_result
 from tests.benchmarks.unseen_parts import SEED, build, mesh_of, unseen_parts
 
@@ -41,12 +44,17 @@ TOLERANCE = 80.0  # percent of a layer: less is a hit
 def judge(surface: Surface, ways: int, points: int, surrogate: Surrogate, beside: Beside) -> list[dict[str, Any]]:
     """What model and simulator say of each way that can be meshed and built."""
     rows = []
-    for down in directions(surface, ways):
-        rotation = rotation_to(down)
-        try:
-            mesh, part = mesh_of(turn(surface, rotation), points)
-        except GeometryError:
+    turned = [turn(surface, rotation_to(down)) for down in directions(surface, ways)]
+    meshed = [mesh_or_none(one, points) for one in turned]
+    sizes = [one and (one[0].num_points, math.prod(one[0].spacing) ** (1 / 3)) for one in meshed]
+    for number, wanted in enumerate(even_points(sizes)):
+        if wanted is not None:
+            meshed[number] = mesh_or_none(turned[number], wanted) or meshed[number]
+    for down, one in zip(directions(surface, ways), meshed, strict=True):
+        if one is None:
             continue
+        mesh, part = one
+        rotation = rotation_to(down)
         answer = answer_of(predict_part(surrogate, part, beside.intervals), beside)
         built = build(mesh)
         row = {"down": [round(float(k), 3) for k in down], "points": mesh.num_points}
@@ -55,6 +63,14 @@ def judge(surface: Surface, ways: int, points: int, surrogate: Surrogate, beside
         row |= {"failure": built.failure, **predicted(answer, Turned((0, 0, 0), rotation, answer, None))}
         rows.append(row)
     return rows
+
+
+def mesh_or_none(surface: Surface, points: int) -> tuple[VoxelMesh, Part] | None:
+    """A surface meshed; None where it can't be."""
+    try:
+        return mesh_of(surface, points)
+    except GeometryError:
+        return None
 
 
 def predicted(answer: Answer, way: Turned) -> dict[str, Any]:
