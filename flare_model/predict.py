@@ -20,7 +20,7 @@ from lpbf_data.console import open_console, print_remarks
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import LpbfError, UsageError
 from lpbf_data.geometry.surface_formats import Units
-from lpbf_data.remarks import Remark
+from lpbf_data.remarks import Remark, Treatment
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -162,6 +162,8 @@ class _Work:
                 raise part.error
             prediction = predict_part(self.surrogate, part, self.beside.intervals, self.beside.scale)
             file = self.names.name(part.name)
+            if self.beside.scale is not None and part.fields:
+                self.remarks[part.name] = (*self.remarks.get(part.name, ()), _untold(part.name))
             answer = self._tell(prediction, file)  # before pictures are drawn, which takes longer
             write_results(self.out, file, prediction, pictures=self.pictures)
             self._keep(prediction, answer, file)
@@ -255,6 +257,12 @@ class _Work:
         if "yes" in said:
             return _HIT
         return _UNSURE if "can't tell" in said else 0
+
+
+def _untold(name: str) -> Remark:
+    """That results which came along are left out where predictions are for another material."""
+    sentence = "results that came with a part aren't shown beside predictions for --material, which they aren't of"
+    return Remark(Treatment.LEFT_OUT, "truth_of_another_material", sentence, 1, (name,))
 
 
 def _keep_remarks(out: Path, remarks: Mapping[str, Sequence[Remark]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -22,11 +23,17 @@ if TYPE_CHECKING:
     from flare_model.prediction.part import Part
 
 RANKED_POINTS: Final = 2000
+MOST_RANKED: Final = 20_000
+"""Points of a way, at most, where others ask for narrow cells."""
+
+_EVEN: Final = 1.4  # ratio of edges up to which cells count as of one size
 BEST: Final = 3
+HIT: Final = 4.0
+"""How many times its displacement a certain hit adds to the cost of a way; tests/benchmarks/orientations.py."""
+
 _CLOSE: Final = math.cos(math.radians(8.0))
 """Directions that are nearer to each other than this count as one."""
 _MOST_FACES: Final = 12
-_VERDICTS: Final = {"no": 0, "can't tell": 1, "yes": 2}
 
 
 @dataclass(frozen=True)
@@ -60,12 +67,28 @@ class Turned:
         room = (2 * BUILD_VOLUME[0], 2 * BUILD_VOLUME[1], BUILD_VOLUME[2])
         return self.answer is not None and all(a <= b + 1e-3 for a, b in zip(self.answer.size, room, strict=True))
 
-    def key(self) -> tuple[bool, float, float]:
-        """What orders it: the best is the least."""
+    @property
+    def chance(self) -> float:
+        """Chance of a hit; 1 where it isn't known."""
         hit = self.answer.hit if self.answer else None
-        chance = hit.chance if hit is not None and hit.chance is not None else 1.0
-        # Chances that can't be told apart leave the order to the displacement.
-        return (not self.fits, round(chance, 2), self.displacement)
+        return hit.chance if hit is not None and hit.chance is not None else 1.0
+
+    def key(self) -> tuple[bool, float]:
+        """What orders it: the best is the least."""
+        return not self.fits, cost_of(self.displacement, self.chance)
+
+
+def cost_of(displacement: float, chance: float) -> float:
+    """What ways to build a part are ranked by, mm: the displacement, and what a hit would add by its chance.
+
+    Neither alone will do: chances between are no certainty, and the largest displacement of a part that is hit means
+    little.
+
+    Args:
+        displacement: Largest displacement, mm.
+        chance: Chance of a hit.
+    """
+    return displacement * (1 + HIT * chance)
 
 
 @dataclass(frozen=True)
@@ -178,18 +201,11 @@ def rank_orientations(surrogate: Surrogate, beside: Beside, part: Part, count: i
     surface = part.origin.surface
     points = min(RANKED_POINTS, len(part.points))
     materials = surrogate.usage.envelope.materials if surrogate.usage.envelope else ()
-    ways = []
-    for down in directions(surface, count):
-        rotation = rotation_to(down)
-        x, y, z = map(float, down)
-        try:
-            turned = mesh_surface(turn(surface, rotation), part.name, points)
-            assert turned.origin is not None
-            answer = answer_of(predict_part(surrogate, turned, beside.intervals, beside.scale), beside, materials)
-            overhangs = overhangs_of(turned.origin.surface, turned.points, turned.cells)
-            ways.append(Turned((x, y, z), rotation, answer, overhangs))
-        except (GeometryError, StoreError) as error:
-            ways.append(Turned((x, y, z), rotation, None, None, str(error)))
+    ways = [_judged(surrogate, beside, part, down, points) for down in directions(surface, count)]
+    for number, wanted in enumerate(even_points([*map(_mesh_of, ways)])):
+        if wanted is not None:
+            again = _judged(surrogate, beside, part, np.array(ways[number].down), wanted)
+            ways[number] = again if again.answer is not None else ways[number]
     ways.sort(key=Turned.key)
     if ways[0].answer is None:
         raise GeometryError(f"{part.name} can't be meshed in any of {len(ways)} orientations: {ways[0].why_not}")
@@ -198,6 +214,48 @@ def rank_orientations(surrogate: Surrogate, beside: Beside, part: Part, count: i
     # Another mesh may tell them apart in another order, and the finer one is to be believed.
     found.sort(key=lambda one: replace(one.turned, answer=one.answer).key())
     return Ranking(part.name, tuple(ways), tuple(found))
+
+
+def even_points(meshes: Sequence[tuple[int, float] | None]) -> list[int | None]:
+    """Points that ways are to be meshed with again, so that all have cells of about one size; None where they have.
+
+    Walls along the axes can be met by wide cells, or by chance be left out by them, and tilted ones ask for narrow
+    cells: what is predicted for one mesh doesn't compare with what is predicted for the other.
+
+    Args:
+        meshes: Points and edge of a cell in mm of each way as it was meshed first; None where it couldn't be.
+    """
+    narrowest = min((mesh[1] for mesh in meshes if mesh is not None), default=0.0)
+    wanted: list[int | None] = []
+    for mesh in meshes:
+        points = 0
+        if mesh is not None and mesh[1] > _EVEN * narrowest:
+            points = min(MOST_RANKED, round(mesh[0] * (mesh[1] / narrowest) ** 3))
+        wanted.append(points if mesh is not None and points > _EVEN * mesh[0] else None)
+    return wanted
+
+
+def _mesh_of(way: Turned) -> tuple[int, float] | None:
+    """Points of a way's mesh, and the edge of the cube that is as large as a cell, mm."""
+    if way.answer is None:
+        return None
+    return int(way.answer.mesh["points"]), math.prod(way.answer.mesh["cell"]) ** (1 / 3)
+
+
+def _judged(surrogate: Surrogate, beside: Beside, part: Part, down: NDArray[np.float64], points: int) -> Turned:
+    """What is predicted of a part turned in one way."""
+    assert part.origin is not None
+    materials = surrogate.usage.envelope.materials if surrogate.usage.envelope else ()
+    rotation = rotation_to(down)
+    x, y, z = map(float, down)
+    try:
+        turned = mesh_surface(turn(part.origin.surface, rotation), part.name, points)
+        assert turned.origin is not None
+        answer = answer_of(predict_part(surrogate, turned, beside.intervals, beside.scale), beside, materials)
+        overhangs = overhangs_of(turned.origin.surface, turned.points, turned.cells)
+        return Turned((x, y, z), rotation, answer, overhangs)
+    except (GeometryError, StoreError) as error:
+        return Turned((x, y, z), rotation, None, None, str(error))
 
 
 def _columns(surrogate: Surrogate) -> set[str]:

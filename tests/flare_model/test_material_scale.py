@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import meshio
 import numpy as np
 import pytest
 
@@ -171,6 +172,20 @@ def test_the_screen_says_which_machine_it_is_for(
     assert answers[1]["scale"]["material"] == "Ti64 (our machine)"
     ratio = answers[1]["up"]["value"] / answers[0]["up"]["value"]
     assert ratio == pytest.approx(answers[1]["scale"]["displacement"], rel=1e-4)
+
+
+def test_results_of_another_material_are_left_out_and_told(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = part_of(table(), 100)
+    points = {"displacement_z": part.points[:, 2]}
+    meshio.Mesh(part.points, [("hexahedron", part.cells)], point_data=points).write(tmp_path / "part.vtu")
+    words = {"checkpoint": str(model), "src": [str(tmp_path / "part.vtu")], "pictures": False}
+    for material, told in ((None, False), ("Inc625", True)):
+        assert predict(**words, out=str(tmp_path / "out"), material=material) == 0  # type: ignore[arg-type]
+        said = capsys.readouterr()
+        assert ("aren't shown beside predictions for --material" in said.err) == told
+        assert ("relative L2 error" in said.out) != told
 
 
 def test_compensation_moves_by_the_scaled_displacement(model: Path, tmp_path: Path) -> None:

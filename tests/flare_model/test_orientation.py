@@ -11,7 +11,15 @@ import trimesh
 
 from flare_model import from_pretrained
 from flare_model.decision.answer import Beside, answer_of
-from flare_model.decision.orientation import directions, rank_orientations, rotation_to, turn
+from flare_model.decision.orientation import (
+    MOST_RANKED,
+    cost_of,
+    directions,
+    even_points,
+    rank_orientations,
+    rotation_to,
+    turn,
+)
 from flare_model.decision.overhangs import overhangs_of
 from flare_model.decision.prediction import predict_part
 from flare_model.predict import predict
@@ -87,6 +95,25 @@ def test_a_ranking_is_what_each_way_gives_by_itself(model: Path, tmp_path: Path)
     assert first.answer == wanted
     with pytest.raises(UsageError, match="only surfaces"):
         rank_orientations(surrogate, Beside(), part.__class__("mesh", part.points, part.cells), 3)
+
+
+def test_all_ways_have_cells_of_about_one_size(model: Path) -> None:
+    """A plate that lies along the axes is met by wide cells; tilted it asks for narrow ones, and then all have them."""
+    surrogate, part = from_pretrained(model), part_of(box(30, 30, 1.2), 300)
+    ranking = rank_orientations(surrogate, Beside(), part, 7, best=1)
+    cells = [np.prod(way.answer.mesh["cell"]) ** (1 / 3) for way in ranking.ways if way.answer is not None]
+    assert len(cells) == 7
+    assert max(cells) < 1.4 * min(cells)
+    first = [mesh_surface(turn(surface_of(box(30, 30, 1.2)), way.rotation), "plate", 300) for way in ranking.ways]
+    assert max(len(one.points) for one in first) > 4 * min(len(one.points) for one in first)
+    assert even_points([(300, 2.0), None, (1500, 1.0), (400, 1.3)]) == [2400, None, None, None]
+    assert even_points([(300, 100.0), (300, 1.0)]) == [MOST_RANKED, None]
+
+
+def test_a_hit_counts_by_its_chance() -> None:
+    assert cost_of(0.1, 0.0) == 0.1
+    assert cost_of(0.1, 1.0) == pytest.approx(0.5)
+    assert cost_of(0.1, 0.5) < cost_of(0.35, 0.0) < cost_of(0.1, 0.9)
 
 
 def test_the_command_ranks_draws_and_writes_what_to_build(

@@ -40,7 +40,7 @@ class MovedMesh(VoxelMesh):
     places: NDArray[np.float64] | None = None
 
     @property
-    def points(self) -> NDArray[np.float64]:  # type: ignore[override]
+    def points(self) -> NDArray[np.float64]:
         """Coordinates in mm, [N, 3]."""
         assert self.places is not None
         return self.places
@@ -194,7 +194,7 @@ def _strains_at(
         Both, and the determinant of the Jacobian, [e].
     """
     jacobian = _jacobians(corners, place)
-    volume = np.linalg.det(jacobian)
+    volume: NDArray[np.float64] = np.linalg.det(jacobian)
     slopes = np.swapaxes(np.linalg.solve(jacobian, np.broadcast_to(_slopes(place).T, (len(corners), 3, 8))), 1, 2)
     # Of 1 - x² on the reference cube along each axis.
     bent = np.linalg.solve(middle, np.broadcast_to(np.diag(-2 * place), middle.shape))
