@@ -156,7 +156,6 @@ def answer_of(prediction: Prediction, beside: Beside, materials: tuple[str, ...]
         for k in [target.columns.index(column)]
     }
     likeness = _likeness(part, beside.seen)
-    doubts = [*prediction.warnings, *(map(str, likeness.reasons) if likeness is not None and likeness.unlike else ())]
     origin, scale = part.origin, beside.scale
     return Answer(
         name=part.name,
@@ -169,7 +168,7 @@ def answer_of(prediction: Prediction, beside: Beside, materials: tuple[str, ...]
         down=_peak(prediction, columns, "displacement_z", -1.0),
         sideways=_sideways(prediction, columns),
         level=beside.intervals.level if beside.intervals else None,
-        hit=_hit(prediction, beside.risk, doubts, beside.scale),
+        hit=_hit(prediction, beside.risk, _doubt(prediction, likeness), beside.scale),
         likeness=likeness,
         outside=prediction.warnings,
         material=scale.wanted.label if scale else part.material or ", ".join(materials) or "unknown",
@@ -218,7 +217,7 @@ def _mesh(part: Part) -> dict[str, Any]:
         check = part.origin.check
         found |= {"cell": check.spacing, "volume_share": check.volume, "wall": check.wall}
         found |= {"cells_across": check.cells_across, "needed_points": check.needed_points}
-        found |= {"differences": check.differences()}
+        found |= {"resolved_wall": check.resolved_wall, "differences": check.differences(), "lost": check.lost()}
     return found
 
 
@@ -243,7 +242,17 @@ def _sideways(prediction: Prediction, columns: Mapping[str, NDArray[np.float32]]
     return Peak(float(lengths[place]), half, _three(prediction.part.points[place]))
 
 
-def _hit(prediction: Prediction, risk: KeptRisk | None, doubts: list[str], scale: MaterialScale | None) -> Hit | None:
+def _doubt(prediction: Prediction, likeness: Likeness | None) -> str:
+    """Why nobody can tell whether this part is hit, whatever the model says; nothing where it can be told."""
+    if prediction.warnings or (likeness is not None and likeness.unlike):
+        return "it is unlike the parts of the training, see below"
+    origin = prediction.part.origin
+    return (
+        "its mesh isn't quite the part, see below" if origin is not None and not origin.check.is_quite_the_part else ""
+    )
+
+
+def _hit(prediction: Prediction, risk: KeptRisk | None, doubt: str, scale: MaterialScale | None) -> Hit | None:
     target = risk_target(tuple(prediction.fields))
     if target is None:
         return None
@@ -257,8 +266,8 @@ def _hit(prediction: Prediction, risk: KeptRisk | None, doubts: list[str], scale
     why = ""
     if chance is None:
         why = "this checkpoint keeps no risk: judge it with python -m flare_model.evaluate"
-    elif doubts:
-        verdict, why = "can't tell", "it is unlike the parts of the training, see below"
+    elif doubt:
+        verdict, why = "can't tell", doubt
     elif verdict == "can't tell":
         why = "the model isn't sure enough"
     at = _three(prediction.part.points[place])

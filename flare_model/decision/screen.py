@@ -37,7 +37,7 @@ def line_of(answer: Answer) -> str:
         if answer.hit.chance is not None:
             words[-1] += f" ({_percent(answer.hit.chance)} likely to hit)"
     peaks = [peak for peak in (answer.up, answer.down) if peak is not None]
-    words.append(f"warps {' and '.join(f'{MICROMETRES * peak.value:+.3g}' for peak in peaks)} µm")
+    words.append(f"warps {' and '.join(_micrometres(peak.value, '+') for peak in peaks)} µm")
     if answer.outside or (answer.likeness is not None and answer.likeness.unlike):
         words.append("unlike the parts of the training")
     return f"{answer.name}: {'; '.join(words)}"
@@ -77,9 +77,19 @@ def _peak(peak: Peak | None, level: float | None, sign: str = "+") -> str:
         return ""
     half = ""
     if peak.half_width is not None and level is not None:
-        half = f" ± {MICROMETRES * peak.half_width:.3g} ({100 * level:.3g} % sure)"
+        half = f" ± {_micrometres(peak.half_width)} ({100 * level:.3g} % sure)"
     x, y, z = peak.place
-    return f"{MICROMETRES * peak.value:{sign}.3g}{half} µm at x {x:.1f}, y {y:.1f}, z {z:.1f} mm"
+    return f"{_micrometres(peak.value, sign)}{half} µm at x {x:.1f}, y {y:.1f}, z {z:.1f} mm"
+
+
+def _micrometres(length: float, sign: str = "") -> str:
+    """A length in mm as micrometres with three digits, and never as a power of ten.
+
+    >>> _micrometres(1.9345), _micrometres(0.0123, "+")
+    ('1,934', '+12.3')
+    """
+    found = MICROMETRES * length
+    return f"{found:{sign},.0f}" if abs(found) >= 1000 else f"{found:{sign}.3g}"
 
 
 def _size(answer: Answer) -> str:
@@ -101,10 +111,13 @@ def _mesh(answer: Answer) -> str:
     if "cell" in mesh:
         words.append(f"cells of {' × '.join(f'{edge:.3g}' for edge in mesh['cell'])} mm")
         words.append(f"{mesh['volume_share']:.0%} of the volume")
+        words += [one for one in mesh["lost"] if "of its volume" not in one]
         if mesh["wall"] is not None:
             words.append(f"thinnest wall {mesh['wall']:.3g} mm, {mesh['cells_across']:.2g} cells")
         if mesh["needed_points"] is not None:
-            words.append(f"too coarse for that wall: --points {mesh['needed_points']} would resolve it")
+            words.append(f"too coarse for that wall: about --points {mesh['needed_points']} would resolve it")
+            if mesh["resolved_wall"] is not None:
+                words[-1] += f"; 50,000 points would resolve walls of {mesh['resolved_wall']:.2g} mm"
     return ", ".join(words)
 
 

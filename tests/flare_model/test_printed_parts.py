@@ -1,0 +1,198 @@
+"""Parts like those that engineers print: whether their mesh is still the part, and what is said where it isn't."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+
+from flare_model import from_pretrained
+from flare_model.decision.answer import Answer, Beside, answer_of
+from flare_model.decision.prediction import predict_part
+from flare_model.decision.screen import facts_of, line_of
+from flare_model.judging.kept_risk import KeptRisk
+from flare_model.judging.risk_curves import RiskModel
+from flare_model.prediction.part import Meshing, Part
+from flare_model.prediction.parts import read_parts
+from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.mesh_check import check_mesh
+from lpbf_data.geometry.voxelize import voxelize_to_size
+from tests.flare_model.test_decision import box, model, part_of, surface_of
+
+__all__ = ["model"]
+
+TOLD_HIT = Beside(risk=KeptRisk("build_clearance_min", RiskModel(-80.0, 5.0, 9.0, 0.0), 100, 50))
+
+
+def union(*meshes: trimesh.Trimesh) -> trimesh.Trimesh:
+    return trimesh.boolean.union(list(meshes), engine="manifold")
+
+
+def difference(*meshes: trimesh.Trimesh) -> trimesh.Trimesh:
+    return trimesh.boolean.difference(list(meshes), engine="manifold")
+
+
+def fins() -> trimesh.Trimesh:
+    """Thirteen fins of 0.3 mm on a plate."""
+    return union(box(30, 30, 2), *(box(0.3, 28, 15, at=(x, 0, 1.5)) for x in np.arange(-13, 13.1, 2)))
+
+
+def lattice() -> trimesh.Trimesh:
+    """Slanting struts of a millimetre between two plates, and upright ones of 1.2."""
+    places = (-8.0, 0.0, 8.0)
+    struts = [((x, y, 0.5), (x, y, 17.5), 0.6) for x in places for y in places]
+    for x, y, z in ((x, y, z) for x in places[:2] for y in places[:2] for z in (0.5, 9.0)):
+        struts += [((x, y, z), (x + 8, y + 8, z + 8.5), 0.5), ((x + 8, y, z), (x, y + 8, z + 8.5), 0.5)]
+    drawn = [trimesh.creation.cylinder(r, segment=[a, b], sections=8) for a, b, r in struts]
+    return union(box(24, 24, 1), box(24, 24, 1, at=(0, 0, 17)), *drawn)
+
+
+def gyroid() -> trimesh.Trimesh:
+    """A sheet of about 0.8 mm, in a cube of 20 mm."""
+    import manifold3d
+
+    def depth(x: float, y: float, z: float) -> float:
+        a, b, c = (2 * np.pi / 10 * v for v in (x, y, z))
+        return float(0.45 - abs(np.sin(a) * np.cos(b) + np.sin(b) * np.cos(c) + np.sin(c) * np.cos(a)))
+
+    mesh = manifold3d.Manifold.level_set(depth, (-10, -10, 0.0, 10, 10, 20.0), 0.7).to_mesh()
+    return trimesh.Trimesh(mesh.vert_properties[:, :3], mesh.tri_verts)
+
+
+def raised_text(depth: float = 0.6) -> trimesh.Trimesh:
+    """Four letters on a plate."""
+    import manifold3d
+    from matplotlib.textpath import TextPath
+
+    outlines = [np.asarray(outline)[:-1] for outline in TextPath((-14, -4), "LPBF", size=10).to_polygons()]
+    section = manifold3d.CrossSection(outlines, manifold3d.FillRule.EvenOdd)
+    mesh = manifold3d.Manifold.extrude(section, depth + 0.5).translate((0, 0, 3.5)).to_mesh()
+    return union(box(32, 14, 4), trimesh.Trimesh(mesh.vert_properties[:, :3], mesh.tri_verts))
+
+
+def cut_feet() -> trimesh.Trimesh:
+    """A table of which one foot is cut off 2.5 mm above the plate."""
+    feet = [box(4, 4, 12.5, at=(x, y, 0)) for x, y in ((12, -12), (-12, 12), (12, 12))]
+    return union(box(30, 30, 3, at=(0, 0, 12)), *feet, box(4, 4, 10, at=(-12, -12, 2.5)))
+
+
+def bracket() -> trimesh.Trimesh:
+    """An angle with two holes in its foot and one in its back."""
+    holes = [trimesh.creation.cylinder(2.6, segment=[(x, 0, -1), (x, 0, 9)], sections=48) for x in (0, 12)]
+    holes.append(trimesh.creation.cylinder(4, segment=[(-25, 0, 18), (-10, 0, 18)], sections=48))
+    return difference(union(box(40, 20, 4), box(4, 20, 30, at=(-18, 0, 0))), *holes)
+
+
+def cup(wall: float, size: float = 30) -> trimesh.Trimesh:
+    """An open box."""
+    return difference(box(size, size, 20), box(size - 2 * wall, size - 2 * wall, 20, at=(0, 0, 1)))
+
+
+def answer(folder: Path, part: Part) -> Answer:
+    return answer_of(predict_part(from_pretrained(folder), part), TOLD_HIT)
+
+
+def said(told: Answer) -> dict[str, str]:
+    return dict(facts_of(told))
+
+
+@pytest.mark.parametrize("draw", [bracket, cut_feet])
+def test_what_the_mesh_resolves_is_answered(model: Path, draw: object) -> None:
+    mesh = draw()  # type: ignore[operator]
+    told = answer(model, part_of(mesh, 2000))
+    assert told.volume == pytest.approx(mesh.volume)
+    assert told.mesh["volume_share"] == pytest.approx(1, abs=0.07)
+    assert told.mesh["lost"] == ()
+    assert told.mesh["wall"] == pytest.approx(4 if draw is bracket else 3, rel=0.01)
+    assert told.hit is not None
+    assert told.hit.verdict == "yes"
+    assert "too coarse" not in said(told)["mesh"]
+
+
+def test_a_foot_that_ends_above_the_plate_overhangs(model: Path) -> None:
+    part = part_of(cut_feet(), 2000)
+    low = part.points[part.points[:, 2] == part.points[:, 2].min()]
+    assert not ((low[:, 0] < 0) & (low[:, 1] < 0)).any()
+    ends = part.points[(part.points[:, :2] < -9).all(axis=1)]
+    assert ends[:, 2].min() == pytest.approx(2.5, abs=0.7)
+
+
+@pytest.mark.parametrize(("draw", "missing"), [(fins, 0.5), (lattice, 0.1)])
+def test_of_a_part_without_its_walls_nobody_can_tell(model: Path, draw: object, missing: float) -> None:
+    part = part_of(draw(), 2000)  # type: ignore[operator]
+    told = answer(model, part)
+    assert part.origin is not None
+    assert part.origin.check.missing > missing
+    assert told.hit is not None
+    assert (told.hit.verdict, told.hit.why) == ("can't tell", "its mesh isn't quite the part, see below")
+    assert told.hit.chance is not None
+    assert told.hit.chance > 0.99
+    assert re.search(r"\d\d% of its walls are missing", said(told)["mesh"])
+    assert re.search(r"too coarse for that wall: about --points \d+ would resolve it", said(told)["mesh"])
+    assert "can't tell (more than 99 % likely to hit)" in line_of(told)
+
+
+@pytest.mark.parametrize("draw", [fins, lattice, raised_text])
+def test_what_is_said_to_resolve_walls_does(draw: object) -> None:
+    surface = surface_of(draw())  # type: ignore[operator]
+    part = part_of(draw(), 2000)  # type: ignore[operator]
+    assert part.origin is not None
+    needed = part.origin.check.needed_points
+    assert needed is not None
+    check = check_mesh(surface, voxelize_to_size(surface, needed, layer=0.04))
+    assert check.cells_across is not None
+    assert check.cells_across >= 1
+    assert check.missing < 0.02
+    assert check.is_quite_the_part
+    assert check.needed_points is None
+
+
+def test_a_sheet_of_a_gyroid_is_said_in_numbers(model: Path) -> None:
+    part = part_of(gyroid(), 2000)
+    told = said(answer(model, part))
+    assert part.origin is not None
+    assert part.origin.check.missing < 0.05
+    assert 0.3 < (part.origin.check.wall or 0) < 1.1
+    assert "of the volume" in told["mesh"]
+    assert told["size"].startswith("20 × 20 × 20 mm")
+
+
+def test_letters_that_no_cell_shows_are_said(model: Path) -> None:
+    part = part_of(raised_text(), 2000)
+    told = answer(model, part)
+    assert part.origin is not None
+    assert told.mesh["cells_across"] < 1
+    assert "too coarse for that wall" in said(told)["mesh"]
+    assert told.size[2] == pytest.approx(4.6)
+
+
+def test_walls_that_fifty_thousand_points_do_not_resolve_say_what_would() -> None:
+    with pytest.raises(GeometryError, match="walls are missing") as refused:
+        part_of(cup(0.1, 50), 2000)
+    sentence = str(refused.value)
+    wall = re.search(r"make these walls ([\d.]+) mm thick, or cut the part into pieces", sentence)
+    assert wall is not None
+    # Walls of that thickness are resolved by as many points.
+    surface = surface_of(cup(float(wall[1]), 50))
+    check = check_mesh(surface, voxelize_to_size(surface, 50_000, layer=0.04))
+    assert check.cells_across == pytest.approx(1, abs=0.25)
+    assert check.missing < 0.05
+
+
+def test_parts_on_one_plate_and_one_that_is_too_large(model: Path, tmp_path: Path) -> None:
+    pieces = [box(8, 8, 10, at=(-15, -15, 0)), box(6, 6, 20, at=(10, 10, 0)), box(10, 10, 5, at=(15, -15, 0))]
+    trimesh.util.concatenate(pieces).export(tmp_path / "plate.stl")
+    parts = [part for part in read_parts(tmp_path / "plate.stl", Meshing(400)) if isinstance(part, Part)]
+    told = [answer(model, part) for part in parts]
+    assert [one.body for one in told] == [(1, 3), (2, 3), (3, 3)]
+    assert [one.size[2] for one in told] == pytest.approx([10, 20, 5])
+    assert "body 2 of 3" in said(told[1])["size"]
+    (huge,) = (answer(model, part) for part in (part_of(box(200, 70, 30), 400),))
+    assert "larger than the build volume of 60 × 60 × 60 mm that the model knows: cut it" in said(huge)["size"]
+    assert huge.hit is not None
+    assert huge.hit.verdict == "can't tell"
+    assert huge.hit.why.startswith("it is unlike")
+    assert "e+" not in " ".join(said(huge).values())
