@@ -61,6 +61,7 @@ def release(
     from flare_model.checkpoints.own import OWN_FOLDER
     from flare_model.checkpoints.surrogate import from_pretrained
     from flare_model.data.likeness import write_seen
+    from flare_model.data.splits import Split
     from flare_model.evaluate import evaluate
     from flare_model.judging.card import card_of
 
@@ -82,7 +83,8 @@ def release(
         seen = seen_in(data, shapes, summary["identity"]["weights_sha256"])
         write_seen(aside, seen)
         weights = sum(parameter.numel() for parameter in surrogate.parameters())
-        cases = surrogate.usage.envelope.num_cases if surrogate.usage.envelope else seen.parts
+        # An envelope counts the parts of every training that led here, the same ones twice.
+        cases = len(Split(data, "train"))
         card = card_of(surrogate.usage, surrogate.origin, summary, seen, weights, cases)
         write_durably(aside / CARD_NAME, card.encode())
         for name in (WEIGHTS_NAME, CONFIG_NAME, *BESIDE, CARD_NAME):
