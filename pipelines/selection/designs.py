@@ -10,6 +10,7 @@ import codecs
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class DesignNamer:
         found = []
         if self.unnamed and (missed := [r.case_id for r in ordered if r.status == "kept" and not self.rule(r)]):
             found.append(Remark.of_places(Treatment.GUESSED, "unnamed_designs", self.unnamed, missed))
-        if idle := sorted(self.table - {record.case_id for record in ordered}):
+        if idle := sorted(self.table - {_composed(record.case_id) for record in ordered}):
             sentence = "rows of the table of --design_id whose case_id no case has"
             found.append(Remark.of_places(Treatment.LEFT_OUT, "design_rows", sentence, idle))
         return tuple(found)
@@ -139,7 +140,12 @@ def _from_table(path: Path) -> DesignNamer:
             f"--design_id {path} can't be read as a table with the columns case_id and design_id: {error}"
         ) from error
     sentence = "cases that the table of --design_id doesn't name: their design was told from their names"
-    return DesignNamer(lambda record: table.get(record.case_id), _automatic, sentence, frozenset(table))
+    return DesignNamer(lambda record: table.get(_composed(record.case_id)), _automatic, sentence, frozenset(table))
+
+
+def _composed(name: str) -> str:
+    """A name with accents as parts of their letters: macOS stores them apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _read_table(path: Path) -> dict[str, str]:
@@ -149,17 +155,21 @@ def _read_table(path: Path) -> dict[str, str]:
         OSError: If the file can't be read.
         ValueError: If it has no such columns, or gives a case two designs.
     """
-    text = re.sub(r"\Asep=[;,\t|]\r?\n", "", _decoded(path.read_bytes()))  # Excel's own way to name the separator
+    text = _decoded(path.read_bytes()).lstrip("\r\n")
+    text = re.sub(r"\Asep=[;,\t|]\r?\n", "", text)  # Excel's own way to name the separator
     for separator in ",;\t|":
         rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-        names = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
-        if {"case_id", "design_id"} <= set(names):
+        header = [(name or "").strip().lower() for name in rows.fieldnames or ()]
+        if {"case_id", "design_id"} <= set(header):
             break
     else:
         raise ValueError(f"its first line is {text.partition(chr(10))[0][:80]!r}")
+    if twice := [name for name in ("case_id", "design_id") if header.count(name) > 1]:
+        raise ValueError(f"it has the column {twice[0]} twice")
+    names = dict(zip(header, rows.fieldnames or (), strict=True))
     table: dict[str, str] = {}
     for row in rows:
-        case, design = ((row[names[name]] or "").strip() for name in ("case_id", "design_id"))
+        case, design = (_composed(row[names[name]] or "").strip() for name in ("case_id", "design_id"))
         if case and table.setdefault(case, design) != design:
             raise ValueError(f"line {rows.line_num} gives case {case} the design {design}, before it was {table[case]}")
     return table

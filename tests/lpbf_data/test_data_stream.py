@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -20,8 +21,9 @@ from lpbf_data import CaseStream, load_dataset, make_loader
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.serving.collating import collate_ragged
 from lpbf_data.serving.stream import SkippedCaseWarning
+from lpbf_data.transforms import SubsamplePoints
 from tests.data_support import make_case, write_dataset
-from tests.lpbf_data.loader_support import RECORDED_ORDERS, expected, ids, ids_in_order, many_workers, stored_ids
+from tests.lpbf_data.loader_support import RECORDED_ORDERS, expected, first, ids, ids_in_order, many_workers, stored_ids
 
 quick = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -48,6 +50,24 @@ def test_without_shuffle_the_stored_order_is_kept(small_dataset: Path) -> None:
     stored = stored_ids(small_dataset)
     assert len(stored) == 17
     assert ids(stream) == ids(stream) == stored
+
+
+@many_workers
+def test_random_transforms_of_a_stream_draw_anew_with_every_epoch(small_dataset: Path) -> None:
+    """What is drawn depends on seed, epoch and case, and on nothing else."""
+
+    def epochs(workers: int, **options: Any) -> list[dict[str, Any]]:
+        stream = open_stream(small_dataset, transform=SubsamplePoints(20), **options)
+        loader = DataLoader(stream, batch_size=1, num_workers=workers, collate_fn=first)
+        return [{sample["case_id"]: sample["pos"] for sample in loader} for _ in range(2)]
+
+    zero, one = epochs(0)
+    assert len(zero) == 17
+    assert not any(torch.equal(zero[name], one[name]) for name in zero)
+    for before, again in zip((zero, one), epochs(2, shuffle=False), strict=True):
+        assert all(torch.equal(before[name], again[name]) for name in before)
+    other, _ = epochs(0, seed=6)
+    assert not any(torch.equal(zero[name], other[name]) for name in zero)
 
 
 def test_a_peek_takes_nothing_away(small_dataset: Path) -> None:

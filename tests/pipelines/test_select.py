@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import itertools
 import random
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -201,11 +202,23 @@ def test_designs_from_a_table_as_spreadsheets_write_it(
     assert name(record("101635_11b839a3_5")) == "101635_11b839a3"
 
 
+def test_a_table_names_cases_of_a_mac(tmp_path: Path) -> None:
+    """macOS takes accents apart in names of folders; nobody types them so. One design in either form is one design."""
+    apart = unicodedata.normalize("NFD", "Prüfkörper")
+    text = f'\n\nsep=;\ncase_id;design_id;note\nPrüfkörper;Gehäuse;"two\nlines"\n{apart}_2;{apart};\nb;Prüfkörper;\n'
+    (tmp_path / "designs.csv").write_text(text, encoding="utf-8")
+    name = design_namer(str(tmp_path / "designs.csv"))
+    assert name(record(apart)) == "Gehäuse"
+    assert name(record("Prüfkörper_2")) == name(record("b")) == "Prüfkörper"
+    assert name.remarks([record(apart), record("Prüfkörper_2"), record("b")]) == ()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("case;design\na;b\n", "its first line is 'case;design'"),
         ("", "its first line is ''"),
+        ("case_id,design_id,Design_ID \na,b,c\n", "it has the column design_id twice"),
         ("case_id,design_id\na,b\na,c\n", "line 3 gives case a the design c, before it was b"),
     ],
 )
