@@ -8,10 +8,12 @@ figures are comparable with published ones only as far as the recipe is theirs, 
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -107,8 +109,20 @@ def _map(
     if workers == 1:
         yield from map(make_case, jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
         yield from pool.map(make_case, jobs)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone; else it would wait for work for ever."""
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def make_case(job: tuple[int, int, int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

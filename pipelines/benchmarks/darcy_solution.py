@@ -66,9 +66,7 @@ def solve(medium: NDArray[np.float64]) -> NDArray[np.float64]:
     inner = len(medium) - 2
     matrix, right = difference_matrix(medium), np.ones(inner**2)
     hierarchy = pyamg.ruge_stuben_solver(matrix, max_coarse=200)
-    with warnings.catch_warnings(
-        record=True
-    ):  # the residual says what came of it
+    with warnings.catch_warnings(record=True):  # the residual says what came of it
         found = hierarchy.solve(right, tol=_TOLERANCE, accel="cg", maxiter=100)
     if not np.linalg.norm(matrix @ found - right) <= 10 * _TOLERANCE * inner:
         found = spsolve(matrix.tocsc(), right)  # where the spline overshoots far enough for a permeability below 0

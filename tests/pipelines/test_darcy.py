@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from scipy.io import loadmat
 from scipy.sparse.linalg import spsolve
@@ -110,6 +114,24 @@ def test_files_have_the_published_form_and_the_same_bytes(
     assert whole.shape == expected.shape
     assert np.array_equal(train["coeff"][2], expected[::5, ::5])
     assert np.array_equal(train["sol"][2], pressure(expected)[::5, ::5])
+
+
+@pytest.mark.slow
+def test_workers_give_the_same_and_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    alone = make(5, 0, 2, 5, 1)
+    for ours, theirs in zip(make(5, 0, 2, 5, 2), alone, strict=True):
+        assert np.array_equal(ours, theirs)
+    words = ["-m", "pipelines.benchmarks.darcy", "--out", str(tmp_path / "out"), "--workers", "2"]
+    command = subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL, start_new_session=True)
+    own = psutil.Process(command.pid)
+    while len(workers := own.children()) < 3:  # two and what watches over their resources
+        assert command.poll() is None
+        time.sleep(0.05)
+    command.kill()
+    command.wait()
+    _, left = psutil.wait_procs(workers, timeout=60)
+    assert not left
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
