@@ -230,7 +230,8 @@ class _Work:
             if not self.quiet:
                 if len(self.answers) > 1 and any(answer.hit for answer in self.answers.values()):
                     self.console.print(closing_of([*self.answers.values()]))
-                self.console.print(f"predictions in {self.out}")
+                page = f"; to turn and cut the parts, open {self.out / PAGE_NAME}" if self.shown else ""
+                self.console.print(f"predictions in {self.out}{page}")
         print_remarks((one for found in self.remarks.values() for one in found), self.complaints)
         if self.failed and self.done + self.failed > 1:
             self.complaints.print(f"{self.done} of {self.done + self.failed} parts are predicted", style=None)
