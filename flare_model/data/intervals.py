@@ -27,6 +27,9 @@ _FILE: Final = BesideWeights(
     ("doesn't hold the intervals of a checkpoint", "remove it, or judge the checkpoint again"),
 )
 
+LARGE: Final = 8000
+"""Points above which a part counts as large: models are off by more there than designs of all sizes say together."""
+
 _FARTHEST: Final = 5.0
 """Standardised inputs of the residual model are cut off here: far from what it was fitted to it must not explode."""
 
@@ -63,14 +66,20 @@ class Intervals:
     Attributes:
         level: Share of points, and of parts, that they hold for, in parts like those of the validation split.
         weights_sha256: The weights that they were made for.
-        columns: Column to its interval.
+        columns: Column to its interval; of parts with at most LARGE points where `large` holds those of larger ones.
         designs: Validation designs that they come from.
+        large: The same of parts with more than LARGE points; empty where validation designs were too few to tell.
     """
 
     level: float
     weights_sha256: str
     columns: Mapping[str, ColumnInterval]
     designs: int
+    large: Mapping[str, ColumnInterval] = field(default_factory=dict)
+
+    def of(self, column: str, num_points: int) -> ColumnInterval:
+        """The interval of a column in a part of so many points."""
+        return self.large[column] if self.large and num_points > LARGE else self.columns[column]
 
     def scales(self, column: str, inputs: NDArray[np.floating]) -> Values:
         """Scale at every point, [N], in the column's unit.
@@ -196,7 +205,10 @@ def read_intervals(folder: Path) -> Intervals | None:
 
 def _intervals_from(content: Mapping[str, Any]) -> Intervals:
     columns = {str(name): _column(values) for name, values in content["columns"].items()}
-    return Intervals(float(content["level"]), str(content["weights_sha256"]), columns, int(content["designs"]))
+    large = {str(name): _column(values) for name, values in content.get("large", {}).items()}  # earlier files have none
+    if large and large.keys() != columns.keys():
+        raise ValueError("intervals of large parts for other columns")
+    return Intervals(float(content["level"]), str(content["weights_sha256"]), columns, int(content["designs"]), large)
 
 
 def _column(values: Mapping[str, Any]) -> ColumnInterval:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flare_model.data.intervals import (
+    LARGE,
     ColumnInterval,
     Intervals,
     Values,
@@ -126,7 +127,8 @@ def calibrate(parts: Sequence[Judged], level: float, weights_sha256: str) -> Int
         weights_sha256: The weights that predicted.
 
     Returns:
-        The intervals, or a sentence that says why there are none.
+        The intervals, or a sentence that says why there are none. Large parts have intervals of their own where twice
+        as many designs as any interval needs are large, and as many are not.
     """
     designs = _shuffled({part.design for part in parts})
     least = least_designs(level)
@@ -137,25 +139,36 @@ def calibrate(parts: Sequence[Judged], level: float, weights_sha256: str) -> Int
         fitted = set()
     fitting = [part for part in parts if part.design in fitted]
     rest = [part for part in parts if part.design not in fitted]
-    columns = {}
+    by_size = [[part for part in rest if (part.num_points > LARGE) == large] for large in (False, True)]
+    apart = all(len({part.design for part in some}) >= 2 * least for some in by_size)
+    columns, of_large = {}, {}
     for name in parts[0].residuals:
         coefficients = _residual_model(fitting, name, level)
-        scales = [scale_of(coefficients, part.inputs[name]) for part in rest]
-        residuals = [np.abs(part.residuals[name]) for part in rest]
-        groups = [part.design for part in rest]
+        columns[name] = _column_interval(name, coefficients, by_size[0] if apart else rest, level)
+        if apart:
+            of_large[name] = _column_interval(name, coefficients, by_size[1], level)
+    return Intervals(level, weights_sha256, columns, len(designs), of_large)
 
-        def of_parts(errors: Sequence[float], scales: Sequence[Values] = scales, groups: list[str] = groups) -> float:
-            scores = [np.array([e / part_scale(s)]) for e, s in zip(errors, scales, strict=True)]
-            return conformal_quantile(scores, groups, level)
 
-        columns[name] = ColumnInterval(
-            coefficients,
-            conformal_quantile([r / s for r, s in zip(residuals, scales, strict=True)], groups, level),
-            of_parts([extreme_error(name, *part.extremes[name]) for part in rest]),
-            conformal_quantile(residuals, groups, level),
-            {peak: of_parts([part.peaks[name][peak] for part in rest]) for peak in rest[0].peaks.get(name, ())},
-        )
-    return Intervals(level, weights_sha256, columns, len(designs))
+def _column_interval(
+    name: str, coefficients: tuple[float, ...], parts: Sequence[Judged], level: float
+) -> ColumnInterval:
+    """The interval of a column from parts that its residual model wasn't fitted to."""
+    scales = [scale_of(coefficients, part.inputs[name]) for part in parts]
+    residuals = [np.abs(part.residuals[name]) for part in parts]
+    groups = [part.design for part in parts]
+
+    def of_parts(errors: Sequence[float]) -> float:
+        scores = [np.array([e / part_scale(s)]) for e, s in zip(errors, scales, strict=True)]
+        return conformal_quantile(scores, groups, level)
+
+    return ColumnInterval(
+        coefficients,
+        conformal_quantile([r / s for r, s in zip(residuals, scales, strict=True)], groups, level),
+        of_parts([extreme_error(name, *part.extremes[name]) for part in parts]),
+        conformal_quantile(residuals, groups, level),
+        {peak: of_parts([part.peaks[name][peak] for part in parts]) for peak in parts[0].peaks.get(name, ())},
+    )
 
 
 def _shuffled(names: Iterable[str]) -> list[str]:
@@ -257,10 +270,11 @@ def coverage(intervals: Intervals, parts: Sequence[Judged], families: Mapping[st
 
 
 def _shares(intervals: Intervals, name: str, parts: Sequence[Judged]) -> dict[str, Any]:
-    of = intervals.columns[name]
-    points, whole, widths, part_widths = [], [], [], []
-    peaks: dict[str, list[float]] = {peak: [] for peak in of.peaks}
+    points, whole, widths, part_widths, constants = [], [], [], [], []
+    peaks: dict[str, list[float]] = {peak: [] for peak in intervals.columns[name].peaks}
     for part in parts:
+        of = intervals.of(name, part.num_points)
+        constants.append(of.constant)
         scales = intervals.scales(name, part.inputs[name])
         points.append(float((np.abs(part.residuals[name]) <= of.point * scales).mean()))
         part_widths.append(of.part * part_scale(scales))
@@ -281,7 +295,7 @@ def _shares(intervals: Intervals, name: str, parts: Sequence[Judged]) -> dict[st
         "half_width": mean_width,
         "part_half_width": float(np.mean(part_widths)),
         "peaks_inside": {peak: float(np.mean(inside)) for peak, inside in peaks.items()},
-        "over_constant_width": mean_width / of.constant if of.constant else None,
+        "over_constant_width": mean_width / float(np.mean(constants)) if any(constants) else None,
     }
 
 

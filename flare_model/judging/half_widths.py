@@ -61,7 +61,7 @@ def intervals_of(
     for target in resolve_targets(surrogate.usage.targets, "the checkpoint"):
         widths = []
         for column in target.columns:
-            norm, of = surrogate.usage.normalisation, intervals.columns[column]
+            norm, of = surrogate.usage.normalisation, intervals.of(column, len(part.points))
             scales = intervals.scales(column, regressors(part.points, known, found, number, norm))
             widths.append(of.point * scales)
             scale = part_scale(scales)

@@ -17,6 +17,7 @@ from flare_model.checkpoints.files import WEIGHTS_NAME
 from flare_model.checkpoints.surrogate import from_pretrained
 from flare_model.data.intervals import (
     INTERVALS_NAME,
+    LARGE,
     ColumnInterval,
     Intervals,
     part_scale,
@@ -108,6 +109,34 @@ def test_a_scale_that_knows_nothing_does_no_harm() -> None:
     found = coverage(intervals, made_up(60, 4, alike=True), {})["displacement_z"]
     assert found["over_constant_width"] == pytest.approx(1, abs=0.05)
     assert found["half_width"] == pytest.approx(1.645 * 0.02, rel=0.05)  # 90 % of a normal distribution
+
+
+def test_large_parts_have_intervals_of_their_own_where_enough_designs_are_large(tmp_path: Path) -> None:
+    """Parts of 20,000 points, one in six, are off by thrice as much: 90 % of them are to lie inside as well."""
+
+    def of_both_sizes(count: int, seed: int) -> list[Judged]:
+        found = made_up(count, seed)
+        return [
+            replace(
+                part,
+                num_points=20_000 if number % 6 == 0 else 2_000,
+                residuals={k: v * (3 if number % 6 == 0 else 1) for k, v in part.residuals.items()},
+            )
+            for number, part in enumerate(found)
+        ]
+
+    intervals = calibrate(of_both_sizes(400, 7), 0.9, "")
+    assert isinstance(intervals, Intervals)
+    assert intervals.of("displacement_z", 20_000).point > 2 * intervals.of("displacement_z", 2_000).point
+    others = of_both_sizes(300, 8)
+    for some in ([p for p in others if p.num_points > LARGE], [p for p in others if p.num_points <= LARGE]):
+        assert coverage(intervals, some, {})["displacement_z"]["points_inside"] == pytest.approx(0.9, abs=0.05)
+    write_intervals(tmp_path, intervals)
+    assert read_intervals(tmp_path) == intervals
+    few = calibrate(of_both_sizes(100, 9), 0.9, "")
+    assert isinstance(few, Intervals)
+    assert few.large == {}
+    assert few.of("displacement_z", 20_000) == few.of("displacement_z", 2_000)
 
 
 def plates(count: int, seed: int) -> list[Judged]:
