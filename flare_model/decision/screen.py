@@ -92,8 +92,17 @@ def _micrometres(length: float, sign: str = "") -> str:
     return f"{found:{sign},.0f}" if abs(found) >= 1000 else f"{found:{sign}.3g}"
 
 
+def _millimetres(length: float, digits: int) -> str:
+    """A length in mm with so many digits, and never as a large power of ten.
+
+    >>> _millimetres(20000.0, 4), _millimetres(12.3456, 3)
+    ('20,000', '12.3')
+    """
+    return f"{length:,.0f}" if length >= 10 ** (digits - 1) else f"{length:.{digits}g}"
+
+
 def _size(answer: Answer) -> str:
-    words = [" × ".join(f"{length:,.4g}" for length in answer.size) + " mm"]
+    words = [" × ".join(_millimetres(length, 4) for length in answer.size) + " mm"]
     if answer.unit is not None:
         unit, told = answer.unit
         words.append(f"read in {unit}" + ("" if told else ", since the file states no unit (--units)"))
@@ -109,11 +118,11 @@ def _mesh(answer: Answer) -> str:
     mesh = answer.mesh
     words = [f"{mesh['points']:,} points"]
     if "cell" in mesh:
-        words.append(f"cells of {' × '.join(f'{edge:.3g}' for edge in mesh['cell'])} mm")
+        words.append(f"cells of {' × '.join(_millimetres(edge, 3) for edge in mesh['cell'])} mm")
         words.append(f"{mesh['volume_share']:.0%} of the volume")
         words += [one for one in mesh["lost"] if "of its volume" not in one]
         if mesh["wall"] is not None:
-            words.append(f"thinnest wall {mesh['wall']:.3g} mm, {mesh['cells_across']:.2g} cells")
+            words.append(f"thinnest wall {_millimetres(mesh['wall'], 3)} mm, {mesh['cells_across']:.2g} cells")
         if mesh["needed_points"] is not None:
             words.append(f"too coarse for that wall: about --points {mesh['needed_points']} would resolve it")
             if mesh["resolved_wall"] is not None:

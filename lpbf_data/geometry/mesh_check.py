@@ -36,6 +36,7 @@ USUAL_MOST_POINTS: Final = 50_000
 _ONE_CELL: Final = 1.05  # cells across a wall that are sure to hold the centre of one
 _HANGS_TOGETHER: Final = 1.8  # cells across a slanting strut whose cells share faces: a bit over the root of three
 _TRIALS: Final = (1, 2, 4)  # times as many points as were asked for, to keep a part whole
+_NO_ADVICE: Final = 10_000_000  # points that nothing here computes with
 _MANY: Final = 1.5  # times as many points as were asked for: from there on it is said
 _RAYS: Final = 500
 _MOST_HITS: Final = 10_000_000  # pairs of rays and triangles in all
@@ -306,7 +307,7 @@ def mesh_and_check(
     if "need about" in str(trouble) or (wall := thinnest_wall(surface, np.ones(3))) is None:
         raise trouble
     needed = _round_up(surface.volume / (0.7 * wall[0] ** 3))
-    if needed <= num_points:
+    if not num_points < needed <= _NO_ADVICE:
         raise trouble
     raise GeometryError(f"{trouble} (its walls of {wall[0]:.2g} mm need about {needed:,})") from trouble
 

@@ -40,7 +40,7 @@ def repair(corners: NDArray[np.float64], name: str) -> tuple[Surface, list[Remar
     if not len(corners):
         raise GeometryError("it holds no triangles")
     if not np.isfinite(corners).all():
-        raise GeometryError("a coordinate of the surface is not a finite number")
+        raise GeometryError("a coordinate of the surface is not a finite number; export it again from the CAD program")
     largest = max(float(corners.max()), -float(corners.min()))
     if not 1 / _MOST < largest < _MOST:
         raise GeometryError(f"its lengths are no part's: its largest coordinate is {largest:.3g}")

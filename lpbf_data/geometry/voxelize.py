@@ -249,6 +249,11 @@ def voxelize_to_size(
     """
     width = (surface.volume / (0.7 * num_points * aspect_ratio)) ** (1 / 3)
     extent = float(np.ptp(surface.bounds[:, 2]))
+    if layer is not None and extent < layer / 2:
+        raise GeometryError(
+            f"the part is {extent:.2g} mm high, less than half of a powder layer of {layer:g} mm; turn it, or check "
+            "the unit of its lengths (--units)"
+        )
     best: VoxelMesh | None = None
     trouble: GeometryError | None = None
     for _ in range(_ATTEMPTS):

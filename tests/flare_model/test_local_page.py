@@ -9,6 +9,7 @@ import io
 import json
 import signal
 import socket
+import struct
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 import pytest
+import trimesh
 
 from flare_model.compensate import compensate
 from flare_model.local_page.listening import check_host, open_socket
@@ -28,6 +30,7 @@ from tests.flare_model.test_decision import box, keep_risk, model
 
 __all__ = ["model"]
 
+OBJ = b"v 0.25 1.5 2\nv 1 0 0\nv 0 1 0\nf 1 2 3\n" * 10
 HEAD = b"solid part\nfacet normal 0 0 1\nouter loop\nvertex 0 0 0\n"
 
 
@@ -97,6 +100,8 @@ def test_the_part_to_print_is_that_of_the_command(server: Server, model: Path, t
         ("part.zip", b"PK", 422, ".zip files can't be read here"),
         ("../../x.3mf", bomb, 422, "x.3mf: it unfolds to 300 MiB"),
         ("x.3mf", b"PK\x03\x04", 422, "x.3mf: it is no archive as 3MF files are"),
+        ("x.stl", OBJ, 422, "x.stl: it is no STL file: neither text with facets nor binary triangles"),
+        ("x.stl", b"<html>404</html>", 422, "x.stl: it is no STL file"),
         ("x.vtu", b"<VTKFile>", 422, "x.vtu can't be read as a mesh"),
         ("x.ply", b"ply\nformat ascii 1.0\n", 422, "x.ply: "),
         ("x.stl&points=3", b"solid", 422, "points must lie between 8 and 200,000"),
@@ -116,6 +121,55 @@ def test_what_can_not_be_read_gets_a_sentence(
     assert sentence in said
     assert str(server.folder) not in said
     assert server.kept() == []
+
+
+def spoilt(how: str) -> bytes:
+    """A box of 20 by 10 by 12 as a binary STL with a fault."""
+    raw = trimesh.exchange.stl.export_stl(box(20, 10, 12))
+    head, records = raw[:80], [raw[84 + 50 * k : 134 + 50 * k] for k in range(12)]
+    if how == "doubled":
+        return head + struct.pack("<I", 13) + b"".join([*records, records[0]])
+    if how == "cut":
+        return raw[:-30]
+    if how == "open":
+        return head + struct.pack("<I", 11) + b"".join(records[1:])
+    if how == "metres":
+        return trimesh.exchange.stl.export_stl(box(0.02, 0.01, 0.012))
+    big = [struct.pack(">12fH", *struct.unpack("<12fH", record)) for record in records]
+    return head + struct.pack(">I", 12) + b"".join(big)
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("doubled", "repaired: facets that were there more than once were merged"),
+        ("big-endian", "repaired: a binary STL in the other byte order (big-endian) was read so"),
+        ("cut", "is cut short: it says that it holds 12 triangles, and 11 are there"),
+        ("open", "3 of 18 edges have no neighbour; close its holes"),
+        ("metres", "is 0.012 mm high, less than half of a powder layer of 0.04 mm; turn it, or check the unit"),
+    ],
+)
+def test_faults_of_surfaces_are_told_by_both_commands_and_the_page(
+    server: Server, model: Path, tmp_path: Path, how: str, sentence: str
+) -> None:
+    (tmp_path / "box.stl").write_bytes(spoilt(how))
+    words = [str(tmp_path / "box.stl"), "--checkpoint", str(model), "--points", "300", "--out"]
+    repaired = sentence.startswith("repaired")
+    predicted = run_here("flare_model.predict", *words, str(tmp_path / "out"), "--pictures", "false")
+    moved = run_here("flare_model.compensate", words[0], str(tmp_path / "new.stl"), *words[1:5])
+    for done in (predicted, moved):
+        assert (done.returncode == 0) == repaired
+        assert sentence in done.stderr
+        assert len([line for line in done.stderr.splitlines() if line.startswith(("error", "note"))]) == 1
+    status, _, body = server.send("answer?name=box.stl&points=300", spoilt(how))
+    found = json.loads(body)
+    assert sentence in (found["notes"][0] if repaired else found["error"])
+    status, headers, body = server.send("compensate?name=box.stl&points=300", spoilt(how))
+    said = unquote(headers["x-lpbf-said"]) if repaired else json.loads(body)["error"]
+    assert sentence in said
+    assert (status == 200) == repaired == (tmp_path / "new.stl").exists()
+    if how == "metres":  # asked again in its unit
+        assert server.send("answer?name=box.stl&points=300&units=m", spoilt(how))[0] == 200
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["announced", "endless"])
