@@ -502,3 +502,23 @@ def test_motions_that_nothing_holds_do_not_count_as_displacement_that_is_left() 
     blind = iterated(values, forces, Preconditioning(rigid))
     moved = np.flatnonzero((blind != iterated(values, forces, None)).any(axis=1))
     assert set(moved) <= {0}
+
+
+def test_iterations_that_fail_on_their_way_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iterations, "_MOST_ITERATIONS", 50)
+    rng = np.random.default_rng(4)
+    values, forces = rng.uniform(0.2, 1.0, (200, 3)), rng.normal(0, 1e-2, (200, 3))
+    usual, corrections = itertools.count(), itertools.count()
+
+    def counted(left: NDArray[np.float64]) -> NDArray[np.float64]:
+        next(usual)
+        return left
+
+    conjugate_gradients(lambda u: values * u, counted, forces, 1e-5)
+    last = next(usual)  # how many corrections it would have made
+
+    def failing(left: NDArray[np.float64]) -> NDArray[np.float64]:
+        return left * (np.nan if next(corrections) > last else 1.0)
+
+    with pytest.raises(SolverError, match="did not converge"), np.errstate(invalid="ignore"):
+        conjugate_gradients(lambda u: values * u, failing, forces, 1e-5, 0.0, Preconditioning())

@@ -9,6 +9,7 @@ by how much the preconditioner falls short for the motion that it knows worst.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,6 +24,8 @@ _MOST_ITERATIONS: Final = 1000
 _LARGEST_REMAINDER: Final = 1e-3  # mm; as estimated, which is more than is really left in most solutions
 _TRIAL: Final = 1 / 30
 """How much further the first solution goes, by its corrections, to meet motions that the usual end doesn't show."""
+
+_NOTHING: Final = 1e-300
 
 
 class SolverError(LpbfError):
@@ -66,17 +69,19 @@ class _Ending:
         """Take in an iteration: the length of its step, and the share of the direction before in its own."""
         before, _ = self._last
         if self.diagonal:
-            self.beside.append(np.sqrt(turn) / before)
+            self.beside.append(math.sqrt(max(turn, 0.0)) / before)
         self.diagonal.append(1 / step + (turn / before if self.diagonal else 0.0))
         self._last = step, turn
 
     def least(self) -> float:
         """Least eigenvalue that this solution or those before it have met."""
         found = 1.0 if self.known.least is None else self.known.least
-        if self.diagonal:
-            matrix = np.array(self.diagonal), np.array(self.beside)
-            found = min(found, float(eigvalsh_tridiagonal(*matrix, select="i", select_range=(0, 0))[0]))
-        return max(found, np.finfo(float).tiny)
+        diagonal, beside = np.array(self.diagonal), np.array(self.beside)
+        if not (np.isfinite(diagonal).all() and np.isfinite(beside).all()):
+            return _NOTHING  # the solution has failed and must not end
+        if len(diagonal):
+            found = min(found, float(eigvalsh_tridiagonal(diagonal, beside, select="i", select_range=(0, 0))[0]))
+        return max(found, _NOTHING)
 
     def found(self, moved: NDArray[np.float64], correction: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """The displacement to end with, [n, 3], or None to go on.
@@ -91,7 +96,7 @@ class _Ending:
         if self.usual is None:
             self.usual = moved.copy(), left
         first = self.learns and self.known.least is None
-        if left > least * _LARGEST_REMAINDER or (first and left > _TRIAL * self.usual[1]):
+        if not left <= least * _LARGEST_REMAINDER or (first and not left <= _TRIAL * self.usual[1]):
             return None
         if self.learns:
             self.known.least = least
