@@ -162,7 +162,7 @@ def _matrices(
         cross += np.swapaxes(modes, 1, 2) @ stressed
         inner += np.swapaxes(modes, 1, 2) @ (volume[:, None, None] * (elasticity @ modes))
         load += np.swapaxes(stressed, 1, 2)
-    bubbles = -np.linalg.solve(inner, cross)
+    bubbles = np.asarray(-np.linalg.solve(inner, cross), np.float64)
     stiffness = outer + np.swapaxes(cross, 1, 2) @ bubbles
     return (stiffness + np.swapaxes(stiffness, 1, 2)) / 2, load, bubbles
 
@@ -194,7 +194,7 @@ def _strains_at(
         Both, and the determinant of the Jacobian, [e].
     """
     jacobian = _jacobians(corners, place)
-    volume: NDArray[np.float64] = np.linalg.det(jacobian)
+    volume = np.linalg.det(jacobian)
     slopes = np.swapaxes(np.linalg.solve(jacobian, np.broadcast_to(_slopes(place).T, (len(corners), 3, 8))), 1, 2)
     # Of 1 - x² on the reference cube along each axis.
     bent = np.linalg.solve(middle, np.broadcast_to(np.diag(-2 * place), middle.shape))
