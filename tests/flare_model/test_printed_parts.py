@@ -58,7 +58,7 @@ def gyroid() -> trimesh.Trimesh:
         a, b, c = (2 * np.pi / 10 * v for v in (x, y, z))
         return float(0.45 - abs(np.sin(a) * np.cos(b) + np.sin(b) * np.cos(c) + np.sin(c) * np.cos(a)))
 
-    mesh = manifold3d.Manifold.level_set(depth, (-10, -10, 0.0, 10, 10, 20.0), 0.7).to_mesh()
+    mesh = manifold3d.Manifold.level_set(depth, (-10, -10, 0.0, 10, 10, 20.0), 1.0).to_mesh()
     return trimesh.Trimesh(mesh.vert_properties[:, :3], mesh.tri_verts)
 
 
@@ -135,7 +135,7 @@ def test_of_a_part_without_its_walls_nobody_can_tell(model: Path, draw: object, 
     assert "can't tell (more than 99 % likely to hit)" in line_of(told)
 
 
-@pytest.mark.parametrize("draw", [fins, lattice, raised_text])
+@pytest.mark.parametrize("draw", [pytest.param(fins, marks=pytest.mark.slow), lattice, raised_text])
 def test_what_is_said_to_resolve_walls_does(draw: object) -> None:
     surface = surface_of(draw())  # type: ignore[operator]
     part = part_of(draw(), 2000)  # type: ignore[operator]
