@@ -26,7 +26,6 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from flare_model.decision.compensated_file import CompensatedFile, said_of
-from flare_model.decision.compensation import LARGEST_SCALE
 from flare_model.decision.page import page_fields
 from flare_model.local_page.computing import Computing, notes_of
 from flare_model.local_page.guard import Guard
@@ -41,6 +40,7 @@ from flare_model.local_page.uploads import (
 )
 from flare_model.prediction.part import Meshing
 from lpbf_data.errors import LpbfError, UsageError
+from lpbf_data.geometry.compensation import LARGEST_SCALE
 from lpbf_data.geometry.surface_formats import SURFACE_SUFFIXES, Units
 from lpbf_data.viewer.page import render_page
 
