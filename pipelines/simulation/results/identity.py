@@ -10,8 +10,8 @@ order of EnSight's manual and elastic strains without the inherent ones; 0.2.0 w
 other physics (a plate that gives way, calibrated strains, layers that shrink one after the other); in 0.4.0 metal at
 NetFabb's cut gives way too, and solutions are found at less cost. 0.4.0 was
 frozen for what is learned; 0.4.1 gives the same wherever no piece of a part hangs on nothing while it is built, and
-holds such pieces where 0.4.0 could carry them away; 0.4.2 gives the same as 0.4.1 wherever blocks are factored, as for
-nearly all parts of fewer than 10,000 points, and goes on where iterations would leave more than 0.001 mm."""
+holds such pieces where 0.4.0 could carry them away; 0.4.2 gives the same as 0.4.1 wherever blocks are factored,
+and where iterations leave little; it goes on where they would leave more than about 0.001 mm."""
 
 GENERATOR: Final = f"lpbf-flare simulate {VERSION}"
 """In file descriptions and in a line of its own in every log."""
