@@ -196,10 +196,10 @@ def scaled(prediction: Prediction, scale: MaterialScale) -> Prediction:
                 beside = (scale.clearance_error if target.name in _BUILT else scale.error) * abs(moved - rest)
                 extremes[column] = (moved, math.hypot(factor * half, beside))
     columns = {name: of[:, k] for name, of, k in _columns(fields)}
-    for column, values in peaks_of(columns).items():
+    for column, sizes in peaks_of(columns).items():
         halves = prediction.peaks.get(column, {})
         peaks[column] = {
-            peak: math.hypot(scale.displacement * half, scale.error * values[peak]) for peak, half in halves.items()
+            peak: math.hypot(scale.displacement * half, scale.error * sizes[peak]) for peak, half in halves.items()
         }
     return replace(
         prediction,
@@ -229,4 +229,5 @@ def _added(name: str, moved: NDArray[np.float64], scale: MaterialScale) -> NDArr
     """Half-width that the error of the scale adds at points: of displacements by their root mean square in the part."""
     if name in _BUILT:
         return scale.clearance_error * np.abs(moved)
-    return scale.error * np.sqrt(np.mean(moved**2, axis=0, keepdims=True))
+    added: NDArray[np.float64] = scale.error * np.sqrt(np.mean(moved**2, axis=0, keepdims=True))
+    return added
