@@ -24,6 +24,7 @@ def serve(
     open: bool = False,  # noqa: A002 (the name of the option)
     checkpoint: str | None = None,
     points: int | None = None,
+    material: str | None = None,
     most_mb: int = 200,
     trust: str | None = None,
     accelerator: str = "auto",
@@ -43,6 +44,7 @@ def serve(
             package where none is named.
         points: Points that a surface is meshed with where the page asks for no other number; by default the median
             of the parts that the model was trained on.
+        material: Material and calibration of your machine, as in flare_model.predict; by default those of the training.
         most_mb: Files are read up to so many megabytes; larger ones are refused before they have come.
         trust: Class path of a model outside of this package that may be imported.
         accelerator: auto, cpu or gpu.
@@ -82,7 +84,7 @@ def serve(
 
         checkpoint = checkpoint or own_checkpoint()
         surrogate = from_pretrained(checkpoint, trust=trust).to(device_of(accelerator))
-        beside, doubts = read_beside(checkpoint, surrogate)
+        beside, doubts = read_beside(checkpoint, surrogate, material)
         for doubt in doubts:
             say(f"warning: {doubt}")
         computing = Computing(surrogate, beside, points or usual_points(surrogate))

@@ -44,7 +44,7 @@ class Computing:
 
     Attributes:
         surrogate: The model.
-        beside: What lies beside its weights.
+        beside: What lies beside its weights, and the scale of another material than that of its training.
         points: Points that a surface is meshed with where nothing else is asked for.
     """
 
@@ -87,7 +87,7 @@ class Computing:
     def _take(self, part: Part | Unreadable, names: FileNames, found: _Found) -> None:
         if isinstance(part, Unreadable):
             raise part.error
-        prediction = predict_part(self.surrogate, part, self.beside.intervals)
+        prediction = predict_part(self.surrogate, part, self.beside.intervals, self.beside.scale)
         envelope = self.surrogate.usage.envelope
         answer = answer_of(prediction, self.beside, envelope.materials if envelope else ())
         found.answers[names.name(part.name)] = answer
@@ -115,7 +115,7 @@ class Computing:
 
         if path.suffix.lower() not in SURFACE_SUFFIXES:
             raise UsageError(f"{path.name}: surfaces are displaced, from {', '.join(SURFACE_SUFFIXES)} files")
-        return compensate_file(self.surrogate, self.beside.intervals, path, meshing, scale)
+        return compensate_file(self.surrogate, self.beside.intervals, path, meshing, scale, self.beside.scale)
 
     def can_compensate(self) -> bool:
         """Whether the model predicts all three displacements."""

@@ -19,10 +19,14 @@ from urllib.parse import quote, unquote
 import pytest
 import trimesh
 
+from flare_model.checkpoints.surrogate import from_pretrained
 from flare_model.compensate import compensate
+from flare_model.decision.beside import read_beside
+from flare_model.local_page.computing import Computing
 from flare_model.local_page.listening import check_host, open_socket
 from flare_model.local_page.one_at_a_time import MOST_WAITING, FullError, GoneError, OneAtATime
 from flare_model.local_page.uploads import working_folder
+from flare_model.prediction.part import Meshing
 from lpbf_data.errors import UsageError
 from tests.commands import run_here
 from tests.flare_model.local_server import Server
@@ -73,6 +77,22 @@ def test_the_page_answers_what_the_command_answers(server: Server, model: Path, 
     assert [f"note: {note}" for note in found["notes"]] == [s for s in said.stderr.splitlines() if s[:5] == "note:"]
     assert found["notes"]
     assert server.kept() == []
+
+
+def test_the_page_of_another_material_says_what_the_command_says(model: Path, tmp_path: Path) -> None:
+    box(20, 10, 12).export(tmp_path / "box.stl")
+    words = ["--checkpoint", str(model), "--points", "200", "--material", "Inc625", "--out", str(tmp_path / "out")]
+    said = run_here("flare_model.predict", str(tmp_path / "box.stl"), *words, "--pictures", "false")
+    assert said.returncode == 0, said.stderr
+    surrogate = from_pretrained(str(model))
+    beside, _ = read_beside(str(model), surrogate, "Inc625")
+    computing, meshing = Computing(surrogate, beside, 200), Meshing(200)
+    found = computing.answer(tmp_path / "box.stl", meshing)
+    assert json.loads(json.dumps(found["answers"])) == json.loads((tmp_path / "out/answers.json").read_text())
+    straight = computing.compensate(tmp_path / "box.stl", meshing, -1.0)
+    assert compensate(str(tmp_path / "box.stl"), str(tmp_path / "new.stl"), checkpoint=str(model), points=200,
+                      material="Inc625") == 0  # fmt: skip
+    assert straight.stl == (tmp_path / "new.stl").read_bytes()
 
 
 def test_the_part_to_print_is_that_of_the_command(server: Server, model: Path, tmp_path: Path) -> None:
