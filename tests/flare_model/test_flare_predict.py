@@ -195,7 +195,7 @@ def test_a_surface_has_as_many_points_as_parts_of_the_training(trained_run: Path
         ("other.vtk", "can't be read as a mesh: it is cut short or no .vtk file"),
         ("no/part.vtu", "there is no"),
         ("open.stl", "not watertight"),
-        ("metres.stl", "metres.stl: no cell of the grid of 0.04 × 0.01 × 0.04 mm lies inside the surface"),
+        ("metres.stl", "metres.stl: the part is 0.012 mm high, less than half of a powder layer of 0.04 mm"),
     ],
 )
 def test_what_is_no_part_is_refused(

@@ -120,7 +120,7 @@ def test_the_part_to_print_is_that_of_the_command(server: Server, model: Path, t
         ("part.zip", b"PK", 422, ".zip files can't be read here"),
         ("../../x.3mf", bomb, 422, "x.3mf: it unfolds to 300 MiB"),
         ("x.3mf", b"PK\x03\x04", 422, "x.3mf: it is no archive as 3MF files are"),
-        ("x.stl", OBJ, 422, "x.stl: it is no STL file: neither text with facets nor binary triangles"),
+        ("x.stl", OBJ, 422, "x.stl: it is no STL file: it is text that begins with 'v 0.25 1.5 2'"),
         ("x.stl", b"<html>404</html>", 422, "x.stl: it is no STL file"),
         ("x.vtu", b"<VTKFile>", 422, "x.vtu can't be read as a mesh"),
         ("x.ply", b"ply\nformat ascii 1.0\n", 422, "x.ply: "),
