@@ -147,7 +147,8 @@ def test_boxes_moved_into_longer_boxes_are_those_boxes(
     for name in ("displacement", "strain", "stress", "inherent"):
         one, other = (getattr(state, name) for state in states)
         scale = np.abs(one).max()
-        np.testing.assert_allclose(other, one, atol=(1e-7 if kind is PlaneCholesky else 2e-3) * scale)
+        # Iterations end where little is left, each on its own way: not at one solution to the last digit.
+        np.testing.assert_allclose(other, one, atol=(1e-7 if kind is PlaneCholesky else 1e-2) * scale)
 
 
 def _mask(mesh: VoxelMesh) -> NDArray[np.bool_]:
