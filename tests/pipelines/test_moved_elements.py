@@ -13,6 +13,7 @@ from scipy.sparse.linalg import spsolve
 from lpbf_data.errors import GeometryError
 from lpbf_data.geometry.voxel_mesh import VoxelMesh, mesh_of_mask
 from pipelines.simulation.materials.material import MATERIALS
+from pipelines.simulation.physics import mechanics as mechanics_module
 from pipelines.simulation.physics import stiffness as stiffness_module
 from pipelines.simulation.physics.build_simulation import BuildSimulation
 from pipelines.simulation.physics.elements import elastic_element, elasticity_matrix
@@ -131,6 +132,9 @@ def test_boxes_moved_into_longer_boxes_are_those_boxes(
 ) -> None:
     """The whole of the mechanics, pieces that hang on nothing and a softened cut included, with a matrix a cell."""
     monkeypatch.setattr(stiffness_module, "_DENSE_RATE", 1e30 if kind is PlaneCholesky else 1e-30)
+    # Iterations go on beyond what a simulation needs, so that where they end is no matter of a processor's rounding.
+    for bound in ("_GOAL", "_LEAST_MOVE"):
+        monkeypatch.setattr(mechanics_module, bound, 0.1 * getattr(mechanics_module, bound))
     mesh = overhang()
     longer = mesh_of_mask(_mask(mesh), mesh.origin, (1.3, 1.2, 0.8))
     moved = moved_mesh(mesh, longer.points - mesh.points)
@@ -147,8 +151,7 @@ def test_boxes_moved_into_longer_boxes_are_those_boxes(
     for name in ("displacement", "strain", "stress", "inherent"):
         one, other = (getattr(state, name) for state in states)
         scale = np.abs(one).max()
-        # Iterations end where little is left, each on its own way: not at one solution to the last digit.
-        np.testing.assert_allclose(other, one, atol=(1e-7 if kind is PlaneCholesky else 1e-2) * scale)
+        np.testing.assert_allclose(other, one, atol=(1e-7 if kind is PlaneCholesky else 1e-3) * scale)
 
 
 def _mask(mesh: VoxelMesh) -> NDArray[np.bool_]:

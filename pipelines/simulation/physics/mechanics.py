@@ -41,7 +41,7 @@ from pipelines.simulation.physics.stiffness import Foot, Stiffness, make_stiffne
 LARGEST_IMBALANCE: Final = 1e-4
 """Largest relative force out of balance that a solution may leave."""
 
-_GOAL: Final = 2e-5  # the same for what a solution aims at: displacements are then right to about 0.0002 mm
+_GOAL: Final = 2e-5  # the same for what a solution aims at; iterations go on where displacements would be far off yet
 _LEAST_MOVE: Final = 1e-5  # mm; what is left of a plane's motion is balanced with the whole group
 
 
