@@ -145,8 +145,7 @@ def compensate_body(
     moved = compensate_surface(surface, mesh.points, mesh.cells, found.displacement, scale)
     refuse_crossings(moved, name, scale)
     back = body.vertices[0] - surface.vertices[0]
-    content = {"name": name, "points": mesh.num_points, "triangles": len(moved.surface.triangles)}
-    content |= {"triangles_added": moved.split, "longest_edge": moved.edge, "largest_move": moved.largest}
+    content = {"name": name, "points": mesh.num_points} | moved.as_dict()
     content |= {"distances": [{"mean": one.mean, "largest": one.largest} for one in found.distances]}
     remarks += _on_foot(scale * found.displacement[mesh.point_indices[:, 2] == 0, 2], name)
     return replace(moved.surface, vertices=moved.surface.vertices + back), content, remarks
@@ -163,15 +162,14 @@ def _on_foot(heights: NDArray[np.float64], name: str) -> tuple[Remark, ...]:
 
 def said_of(told: dict[str, Any]) -> str:
     """What was done to one body, in a sentence."""
+    from lpbf_data.geometry.compensation import triangles_said
+
     words = f"{told['name']}: moved by up to {1000 * told['largest_move']:.3g} µm; "
     shown = [f"{1000 * one['mean']:.3g} µm (at most {1000 * one['largest']:.3g})" for one in told["distances"]]
     words += f"ends up {shown[0]} from the wanted shape as it is"
     if len(shown) > 1:
         words += f", then {', '.join(shown[1:])}"
-    return (
-        f"{words}; {told['triangles']:,} triangles ({told['triangles_added']:,} added, edges up to "
-        f"{told['longest_edge']:.3g} mm); closed, crosses itself nowhere"
-    )
+    return f"{words}; {triangles_said(told)}"
 
 
 def main() -> None:

@@ -115,6 +115,17 @@ def open_part(visit: Visit, name: str) -> None:
     wait_for_part(visit, name)
 
 
+def drag(visit: Visit) -> None:
+    """Turn the part with the mouse."""
+    area = visit.page.locator("#viewer-canvas").bounding_box()
+    assert area is not None
+    x, y = area["x"] + area["width"] / 2, area["y"] + area["height"] / 2
+    visit.page.mouse.move(x, y)
+    visit.page.mouse.down()
+    visit.page.mouse.move(x + 160, y + 40, steps=4)
+    visit.page.mouse.up()
+
+
 def colourful(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Where a picture is neither background nor grey."""
     wide = picture.astype(int)

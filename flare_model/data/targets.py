@@ -15,6 +15,8 @@ from lpbf_data.case.schema import FIELDS, FieldSpec
 from lpbf_data.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -155,6 +157,16 @@ def stack_targets(fields: Mapping[str, Tensor], targets: Sequence[Target]) -> Te
 def column_names(targets: Sequence[Target]) -> list[str]:
     """Names of the numbers of a point, in the order of `stack_targets`."""
     return [column for target in targets for column in target.columns]
+
+
+def columns_of(fields: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """Column to its values at the points, [N].
+
+    Args:
+        fields: Target to values, [N, components].
+    """
+    targets = resolve_targets(tuple(fields), "the checkpoint")
+    return {name: fields[target.name][:, k] for target in targets for k, name in enumerate(target.columns)}
 
 
 def spans(targets: Sequence[Target]) -> dict[str, slice]:

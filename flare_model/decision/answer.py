@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from flare_model.data.envelope import BUILD_VOLUME
 from flare_model.data.intervals import Intervals
 from flare_model.data.likeness import Likeness, Seen, describe_shape
-from flare_model.data.targets import resolve_targets
 from flare_model.judging.interference import assess, risk_target
 from flare_model.judging.kept_risk import KeptRisk, Verdict, verdict_of
 from flare_model.prediction.surface_parts import LAYER
@@ -149,12 +148,7 @@ def answer_of(prediction: Prediction, beside: Beside, materials: tuple[str, ...]
     """
     part = prediction.part
     extents = np.ptp(part.points if part.origin is None else part.origin.surface.vertices, axis=0)
-    columns = {
-        column: values[:, k]
-        for target in resolve_targets(tuple(prediction.fields), "the checkpoint")
-        for column, values in [(name, prediction.fields[target.name]) for name in target.columns]
-        for k in [target.columns.index(column)]
-    }
+    columns = prediction.columns()
     likeness = _likeness(part, beside.seen)
     origin, scale = part.origin, beside.scale
     return Answer(

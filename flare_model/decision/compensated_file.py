@@ -13,7 +13,7 @@ from flare_model.data.targets import column_names, resolve_targets
 from flare_model.decision.prediction import Prediction, predict_part
 from flare_model.prediction.part import Meshing, Part, Unreadable
 from lpbf_data.errors import UsageError
-from lpbf_data.geometry.compensation import Compensated, compensate_surface, joined, refuse_crossings
+from lpbf_data.geometry.compensation import Compensated, compensate_surface, joined, refuse_crossings, triangles_said
 from lpbf_data.remarks import Remark
 
 if TYPE_CHECKING:
@@ -123,10 +123,7 @@ def check_targets(surrogate: Surrogate) -> None:
 
 def _displacement(prediction: Prediction) -> NDArray[np.float32]:
     """At the points, [N, 3], mm."""
-    found = {}
-    for target in resolve_targets(tuple(prediction.fields), "the checkpoint"):
-        for k, column in enumerate(target.columns):
-            found[column] = prediction.fields[target.name][:, k]
+    found = prediction.columns()
     return np.stack([found[name] for name in _DISPLACEMENTS], axis=1)
 
 
@@ -135,10 +132,7 @@ def _told(prediction: Prediction, found: Compensated) -> dict[str, Any]:
     return {
         "name": prediction.part.name,
         "points": len(prediction.part.points),
-        "triangles": len(found.surface.triangles),
-        "triangles_added": found.split,
-        "longest_edge": found.edge,
-        "largest_move": found.largest,
+        **found.as_dict(),
         "half_widths": {n: half for n, (_, half) in prediction.extremes.items() if n in _DISPLACEMENTS},
         "unlike_the_training": list(prediction.warnings),
     }
@@ -148,8 +142,4 @@ def said_of(told: dict[str, Any]) -> str:
     """What was done to one body, in a sentence."""
     half = max(told["half_widths"].values(), default=None)
     sure = "" if half is None else f", each displacement ± {1000 * half:.3g} µm at most"
-    return (
-        f"{told['name']}: moved by up to {1000 * told['largest_move']:.3g} µm{sure}; {told['triangles']:,} "
-        f"triangles ({told['triangles_added']:,} added, edges up to {told['longest_edge']:.3g} mm); "
-        "closed, crosses itself nowhere"
-    )
+    return f"{told['name']}: moved by up to {1000 * told['largest_move']:.3g} µm{sure}; {triangles_said(told)}"

@@ -14,7 +14,6 @@ intervals and the chance of a hit are widened by these errors.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from flare_model.data.intervals import peaks_of
 from flare_model.data.scale_errors import ERRORS, SHARE_OF_STRAIN
-from flare_model.data.targets import resolve_targets
+from flare_model.data.targets import columns_of, resolve_targets
 from lpbf_data.errors import UsageError
 from lpbf_data.shrinkage import CALIBRATION_NAMES, Shrinkage, shrinkage_of, strain_of
 
@@ -195,8 +194,7 @@ def scaled(prediction: Prediction, scale: MaterialScale) -> Prediction:
                 moved = rest + factor * (value - rest)
                 beside = (scale.clearance_error if target.name in _BUILT else scale.error) * abs(moved - rest)
                 extremes[column] = (moved, math.hypot(factor * half, beside))
-    columns = {name: of[:, k] for name, of, k in _columns(fields)}
-    for column, sizes in peaks_of(columns).items():
+    for column, sizes in peaks_of(columns_of(fields)).items():
         halves = prediction.peaks.get(column, {})
         peaks[column] = {
             peak: math.hypot(scale.displacement * half, scale.error * sizes[peak]) for peak, half in halves.items()
@@ -211,12 +209,6 @@ def scaled(prediction: Prediction, scale: MaterialScale) -> Prediction:
         errors={},
         broken_truth=(),
     )
-
-
-def _columns(fields: Mapping[str, NDArray[np.float32]]) -> list[tuple[str, NDArray[np.float32], int]]:
-    """Name of each column, the values of its target, and its number in these."""
-    targets = resolve_targets(tuple(fields), "the checkpoint")
-    return [(name, fields[target.name], k) for target in targets for k, name in enumerate(target.columns)]
 
 
 def _of_target(name: str, scale: MaterialScale) -> tuple[float, float]:

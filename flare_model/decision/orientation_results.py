@@ -118,7 +118,7 @@ def draw_best(path: Path, ranking: Ranking) -> None:
     panels = []
     for number, best in enumerate(ranking.best, 1):
         part = best.prediction.part
-        z = _displacement_z(best)
+        z = best.prediction.columns()["displacement_z"]
         values = np.zeros((len(part.points), 3), np.float32)
         values[:, 2] = z
         label = f"{number}: {side_in_words(best.turned.down)}"
@@ -129,12 +129,3 @@ def draw_best(path: Path, ranking: Ranking) -> None:
     render_panels(panels, aside, panel_size=(420, 360) if len(panels) > 1 else (640, 480))
     flush_file(aside)
     aside.replace(path)
-
-
-def _displacement_z(best: Best) -> Any:
-    from flare_model.data.targets import resolve_targets
-
-    for target in resolve_targets(tuple(best.prediction.fields), "the checkpoint"):
-        if "displacement_z" in target.columns:
-            return best.prediction.fields[target.name][:, target.columns.index("displacement_z")]
-    raise KeyError("displacement_z")

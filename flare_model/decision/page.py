@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from flare_model.data.targets import resolve_targets
+from flare_model.data.targets import columns_of, resolve_targets
 from flare_model.decision.answer import Answer
 from flare_model.decision.prediction import Prediction
 from flare_model.decision.screen import facts_of
@@ -65,10 +65,9 @@ def _half(column: str) -> str:
 
 
 def _columns(prediction: Prediction) -> Mapping[str, NDArray[np.float32]]:
-    found = {}
-    for target in resolve_targets(tuple(prediction.fields), "the checkpoint"):
-        for k, column in enumerate(target.columns):
-            found[column] = prediction.fields[target.name][:, k]
-            if target.name in prediction.half_widths:
-                found[_half(column)] = prediction.half_widths[target.name][:, k]
+    halves, found = columns_of(prediction.half_widths), {}
+    for column, values in prediction.columns().items():
+        found[column] = values
+        if column in halves:
+            found[_half(column)] = halves[column]
     return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flare_model.data.targets import Target, resolve_inputs, resolve_targets, spans
+from flare_model.data.targets import Target, columns_of, resolve_inputs, resolve_targets, spans
 from lpbf_data.case.schema import FIELDS, SYMMETRIC_TENSOR
 from lpbf_data.case.tensor_order import VTK_ORDER, reorder
 from lpbf_data.durable import flush_file, flush_folder
@@ -53,6 +53,10 @@ class Prediction:
     half_widths: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     extremes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     peaks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def columns(self) -> dict[str, NDArray[np.float32]]:
+        """Column to its prediction, [N]: `displacement` of three components gives its three columns."""
+        return columns_of(self.fields)
 
     def point_data(self) -> dict[str, NDArray[np.float32]]:
         """Predictions, and truth and error where it is known, as a file shows them."""

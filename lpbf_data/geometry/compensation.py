@@ -6,6 +6,7 @@ V vertices and T triangles of a surface, N points and E cells of a mesh.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -43,6 +44,27 @@ class Compensated:
     edge: float
     largest: float
     crossings: NDArray[np.float64]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was done, as JSON takes it; lengths in mm."""
+        return {
+            "triangles": len(self.surface.triangles),
+            "triangles_added": self.split,
+            "longest_edge": self.edge,
+            "largest_move": self.largest,
+        }
+
+
+def triangles_said(told: Mapping[str, Any]) -> str:
+    """The triangles of a surface that crosses itself nowhere, in words.
+
+    Args:
+        told: What `Compensated.as_dict` holds.
+    """
+    return (
+        f"{told['triangles']:,} triangles ({told['triangles_added']:,} added, edges up to "
+        f"{told['longest_edge']:.3g} mm); closed, crosses itself nowhere"
+    )
 
 
 def compensate_surface(

@@ -13,7 +13,7 @@ import pytest
 
 from flare_model.compensate import compensate
 from flare_model.predict import predict
-from tests.browser import Visit, colourful, pixels, wait_for_part
+from tests.browser import Visit, colourful, drag, pixels, wait_for_part
 from tests.flare_model.local_server import Server
 from tests.flare_model.test_decision import box, keep_risk, model
 
@@ -49,13 +49,7 @@ def try_the_view(visit: Visit) -> None:
     page = visit.page
     before = pixels(visit)
     assert colourful(before).mean() > 0.02
-    area = page.locator("#viewer-canvas").bounding_box()
-    assert area is not None
-    x, y = area["x"] + area["width"] / 2, area["y"] + area["height"] / 2
-    page.mouse.move(x, y)
-    page.mouse.down()
-    page.mouse.move(x + 160, y + 40, steps=3)
-    page.mouse.up()
+    drag(visit)
     assert (pixels(visit) != before).any(axis=2).mean() > 0.03
     page.get_by_role("button", name="corner").click()
     for label in ("Deformed, times", "Cut above z"):

@@ -17,7 +17,7 @@ from pipelines.build import run_build
 from pipelines.reporting.gallery_parts import KeptCases
 from pipelines.reporting.report_data import Report, make_report
 from pipelines.selection.filters import Filters
-from tests.browser import Visit, colourful, column, open_part, pixels, wait_for_part
+from tests.browser import Visit, colourful, column, drag, open_part, pixels, wait_for_part
 from tests.netfabb_cases import Part, write_part
 from tests.pipelines.report_support import HOSTILE_LOG
 from tests.pipelines.test_build import request
@@ -168,13 +168,7 @@ def test_a_click_opens_a_part_that_turns(visit: Visit) -> None:
     before = pixels(visit)
     assert colourful(before).mean() > 0.02
     assert page.locator("#viewer-facts").inner_text().count("closer to the blade than the solver tolerates") == 1
-    box = page.locator("#viewer-canvas").bounding_box()
-    assert box is not None
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x, y)
-    page.mouse.down()
-    page.mouse.move(x + 160, y + 40, steps=4)
-    page.mouse.up()
+    drag(visit)
     turned = pixels(visit)
     assert (turned != before).any(axis=2).mean() > 0.03
     page.mouse.wheel(0, -600)
