@@ -30,6 +30,8 @@ _RECOUNT: Final = 1.0  # seconds between two looks at how many workers there are
 _POLL: Final = 0.01  # seconds between two looks for results; tasks take seconds
 _MAY_GROW_TO: Final = 64  # workers that tasks are cut for, where more may join than are there at the start
 _MOST_KILLS: Final = 20  # workers that one task may take along before the build gives up
+_NO_WORKER: Final = 60.0  # seconds without any worker on this machine, where Dask starts a new one within a few
+_NO_WORKER_OF_CLUSTER: Final = 3600.0  # the same on a cluster, where jobs wait in a queue
 _SETTINGS: Final = {
     # A worker that dies takes its task along; the journal of attempts decides when a case is given up, not Dask.
     "distributed.scheduler.allowed-failures": 1000,
@@ -98,8 +100,7 @@ class Engine:
         """Threads that work at a time."""
         if self._client is None:
             return 1
-        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
-        return max(1, sum(int(worker["nthreads"]) for worker in workers))
+        return max(1, self._running_threads())
 
     @property
     def workers_to_plan_for(self) -> int:
@@ -114,7 +115,7 @@ class Engine:
             tasks: One argument each. Few are in flight at a time, so there may be many.
 
         Raises:
-            UsageError: If the scheduler goes away, or a task kills one worker after the other.
+            UsageError: If the scheduler goes away, a task kills one worker after the other, or no worker is left.
         """
         if self._client is None or not tasks:
             yield from map(function, tasks) if self._beside is None else self._beside.map(function, tasks)
@@ -143,10 +144,13 @@ class Engine:
             submitted[future.key] = (task, kills)
             running.add(future)
 
-        window, counted = 0, -math.inf
+        window, counted, alive = 0, -math.inf, time.monotonic()
         while True:
             if time.monotonic() - counted > _RECOUNT:  # workers join and leave, also while nothing is finished
-                window, counted = _IN_FLIGHT * self._count_workers(window // _IN_FLIGHT), time.monotonic()
+                workers, counted = self._count_workers(window // _IN_FLIGHT), time.monotonic()
+                alive = counted if workers else alive
+                self._check_waiting(counted - alive)
+                window = _IN_FLIGHT * max(1, workers)
             for task in itertools.islice(waiting, max(0, window - len(submitted))):
                 submit(task)
             if not submitted:
@@ -165,10 +169,24 @@ class Engine:
                 continue
             yield result
 
+    def _check_waiting(self, seconds: float) -> None:
+        """Refuse to wait longer for workers when there has been none for so many seconds."""
+        if seconds > (_NO_WORKER_OF_CLUSTER if self._may_grow else _NO_WORKER):
+            raise UsageError(
+                f"no worker process has been there for {seconds:.0f} s: all of them died and none was started again; "
+                "run the same command again, it continues (--workers 0 works without them)"
+            )
+
+    def _running_threads(self) -> int:
+        """Threads of the workers that the scheduler knows now."""
+        assert self._client is not None
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        return sum(int(worker["nthreads"]) for worker in workers)
+
     def _count_workers(self, before: int) -> int:
         """Threads that work now; as many as before where the scheduler doesn't answer, which its tasks will tell."""
         try:
-            return self.num_workers
+            return self._running_threads()
         except (OSError, TimeoutError):
             if not before:
                 raise

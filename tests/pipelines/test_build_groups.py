@@ -212,6 +212,22 @@ def test_a_cluster_that_grows_from_one(workers: int) -> None:
     assert most[0] == workers
 
 
+def test_without_any_worker_left_the_build_ends_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker and what would start it again are gone; the tasks would wait for ever."""
+    from distributed import Client, LocalCluster
+
+    monkeypatch.setattr("pipelines.building.engine._NO_WORKER", 0.5)
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        cluster.scale(0)
+        while client.scheduler_info(n_workers=-1)["workers"]:
+            time.sleep(0.05)
+        with pytest.raises(UsageError, match="no worker process has been there for 1 s"):
+            list(Engine(client).map(abs, range(3)))
+
+
 def test_groups_of_a_cluster_do_not_follow_its_first_worker(tmp_path: Path) -> None:
     """Few cases and one worker, that more will join: groups must be so many that all have work."""
     locations = [_fake(i) for i in range(100)]
