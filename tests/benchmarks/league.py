@@ -194,8 +194,9 @@ def measure_pace(job: Job) -> dict[str, Any]:
 
 
 def paces(asked: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
-    """Of each model, each in a process of its own: what a failed recording leaves behind ends with it."""
+    """Of each model, alone on its device; what a failed recording leaves behind ends with its process."""
     found = {}
+    alone = _one_process()
     for name in asked.models:
         path = work / "pace" / f"{name}.json"
         if not path.exists():
@@ -204,14 +205,20 @@ def paces(asked: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
                 folder = work / "pace" / f"{name}-{'graphs' if graphs else 'steps'}"
                 steps = min(PACE_STEPS, asked.trial_steps)
                 job = Job(folder, asked.data, name, INPUTS["geometry"], steps, graphs=graphs, reduced=asked.reduced)
-                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
-                    measured = alone.submit(measure_pace, job).result()
+                measured = alone.submit(measure_pace, job).result()
                 print(json.dumps(measured), flush=True)
                 if "failed" not in measured:
                     break
+                alone.shutdown()
+                alone = _one_process()
             write_json(path, measured)
         found[name] = json.loads(path.read_text(encoding="utf-8"))
+    alone.shutdown()
     return found
+
+
+def _one_process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=prepare)
 
 
 def in_parallel(jobs: Sequence[Job], processes: int, print_: Callable[[str], None]) -> list[dict[str, Any]]:
