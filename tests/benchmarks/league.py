@@ -65,7 +65,10 @@ MODELS: Final = {
 TRIALS: Final = (0.5, 1.0, 2.0)
 """Times the learning rate of the recipe."""
 
-PACE_STEPS: Final = 150
+PACE_STEPS: Final = 500
+SETTLED: Final = 100
+"""Steps that tell the speed: all, and the last ones, when most sizes of batches are recorded."""
+
 EQUAL: Final = {"batch_size": 16, "max_points": 65536, "ema_decay": 0.999, "cycle_beta1": False}
 ON_A_GPU: Final = {"precision": "bf16-mixed", "step_graphs": True, "round_points": 4096}
 REDUCED: Final = {
@@ -184,7 +187,7 @@ def measure_pace(job: Job) -> dict[str, Any]:
     with (job.folder / "training.csv").open(newline="") as file:
         rows = [float(row["points_per_second"]) for row in csv.DictReader(file)]
     peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
-    settled = statistics.median(rows[len(rows) // 2 :])
+    settled = statistics.median(rows[-SETTLED:])
     return {
         "model": job.name,
         "step_graphs": found["step_graphs"],
@@ -203,7 +206,7 @@ def paces(asked: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
             ways = (True, False) if torch.cuda.is_available() else (False,)
             for graphs in ways:
                 folder = work / "pace" / f"{name}-{'graphs' if graphs else 'steps'}"
-                steps = min(PACE_STEPS, asked.trial_steps)
+                steps = PACE_STEPS if torch.cuda.is_available() else asked.trial_steps
                 job = Job(folder, asked.data, name, INPUTS["geometry"], steps, graphs=graphs, reduced=asked.reduced)
                 measured = alone.submit(measure_pace, job).result()
                 print(json.dumps(measured), flush=True)
