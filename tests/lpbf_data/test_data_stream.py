@@ -376,7 +376,7 @@ def test_what_users_of_datasets_look_for_is_answered(small_dataset: Path, stream
     with pytest.raises(AttributeError, match="islice" if streaming else re.escape("dataset[:n]")):
         opened.take(2)
     assert not hasattr(opened, "map")
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'$"):
+    with pytest.raises(AttributeError, match=r"no attribute 'nonsense'$"):
         opened.nonsense  # noqa: B018
     again = pickle.loads(pickle.dumps(copy.copy(opened)))
     assert [sample["case_id"] for sample in itertools.islice(again, 2)] == stored_ids(small_dataset)[:2]
