@@ -59,7 +59,7 @@ def scale_latents(encoded: Tensor, grad_encoded: Tensor, normalisers: Tensor, po
 def _differentiate(
     gradient: Tensor, queries: Tensor, encoded: Tensor, normalisers: Tensor, points: Points
 ) -> tuple[Tensor, Tensor]:
-    """DQ [H, M, D], and the gradient of the points, laid out as they are."""
+    """DQ [H, M, D], float32, and the gradient of the points, laid out as they are."""
     tiles, latents = points.tiles("encode_gradient")
     together = points.together(tiles, latents)
     length, slices = points.slices(tiles, points.heads)
@@ -73,7 +73,7 @@ def _differentiate(
             **points.place(length), latent=latent, **points.constants(tiles, latents),
             NARROW=points.narrow, TILES=together // latents, MASKED=points.mask is not None, ADD=latent > 0,
         )  # fmt: skip
-    return parts.sum(0).to(queries.dtype), found.to(dtype)
+    return parts.sum(0), found.to(dtype)
 
 
 @torch.library.custom_op(
@@ -87,7 +87,7 @@ def encode_operator(
     """Encode points that are keys and values.
 
     Args:
-        queries: [H, M, D], contiguous.
+        queries: [H, M, D], contiguous. They are rounded to the type of the points, and their gradient is not.
         points: [B, N, H, D], contiguous; [1, ΣN, H, D] with offsets.
         mask: True where a point exists, [B, N], contiguous.
         offsets: First point of each mesh and the end of the last, [B + 1], on the device.
@@ -97,7 +97,7 @@ def encode_operator(
         where the points are float32, through which no gradient goes.
     """
     with launching_on(points):
-        return launch_encoding(queries, points, Points(points, queries.shape[1], mask, offsets))
+        return launch_encoding(queries.to(points.dtype), points, Points(points, queries.shape[1], mask, offsets))
 
 
 @torch.library.custom_op(
@@ -116,8 +116,10 @@ def encode_backward_operator(
     normalisers: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of queries and points; arguments as for and from `encode_operator`, the gradient contiguous."""
+    cut = Points(points, queries.shape[1], mask, offsets)
     with launching_on(points):
-        return _differentiate(gradient, queries, encoded, normalisers, Points(points, queries.shape[1], mask, offsets))
+        grad_queries, grad_points = _differentiate(gradient, queries.to(points.dtype), encoded, normalisers, cut)
+    return grad_queries.to(queries.dtype), grad_points
 
 
 @encode_operator.register_fake

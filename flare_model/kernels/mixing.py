@@ -58,7 +58,7 @@ def _point_gradients(
     point_normalisers: Tensor,
     points: Points,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """DQ as the queries, dK and dV laid out as the keys."""
+    """DQ as the queries lie, in float32; dK and dV as the keys."""
     exact, quick = points.tiles("point_gradient"), points.quick_tiles()
     ways = (quick, exact) if quick else (exact,)
     length, slices = points.slices(ways[0][0], points.heads)
@@ -80,7 +80,7 @@ def _point_gradients(
             )  # fmt: skip
     grad_keys, grad_values = (t.to(values.dtype) for t in gradients)
     grad_queries = sum_slices(parts, length, points) if queries.dim() == 4 else parts.sum(0)
-    return grad_queries.to(queries.dtype), grad_keys, grad_values
+    return grad_queries, grad_keys, grad_values
 
 
 @torch.library.custom_op(
@@ -95,7 +95,8 @@ def mix_operator(
     """Encode and decode.
 
     Args:
-        queries: [H, M, D], or [B, H, M, D] where each mesh has its own; contiguous.
+        queries: [H, M, D], or [B, H, M, D] where each mesh has its own; contiguous. They are rounded to the type of
+            the keys, and their gradient is not.
         keys: [B, N, H, D], contiguous; [1, ΣN, H, D] with offsets.
         values: As the keys.
         mask: True where a point exists, [B, N], contiguous.
@@ -108,8 +109,9 @@ def mix_operator(
     """
     points = Points(keys, queries.shape[-2], mask, offsets)
     with launching_on(keys):
-        encoded, latent_normalisers = launch_encoding(queries, values, points)
-        decoded, point_normalisers = _decode(queries, encoded, points)
+        asking = queries.to(keys.dtype)
+        encoded, latent_normalisers = launch_encoding(asking, values, points)
+        decoded, point_normalisers = _decode(asking, encoded, points)
     return decoded, encoded, latent_normalisers, point_normalisers
 
 
@@ -134,10 +136,12 @@ def mix_backward_operator(
     """Gradients of queries, keys and values; arguments as for and from `mix_operator`, the gradient contiguous."""
     points = Points(keys, queries.shape[-2], mask, offsets)
     with launching_on(keys):
-        grad_encoded = _latent_gradient(queries, gradient, point_normalisers, points)
-        return _point_gradients(
-            queries, values, decoded, gradient, encoded, grad_encoded, latent_normalisers, point_normalisers, points
+        asking = queries.to(keys.dtype)
+        grad_encoded = _latent_gradient(asking, gradient, point_normalisers, points)
+        grad_queries, grad_keys, grad_values = _point_gradients(
+            asking, values, decoded, gradient, encoded, grad_encoded, latent_normalisers, point_normalisers, points
         )
+        return grad_queries.to(queries.dtype), grad_keys, grad_values
 
 
 @mix_operator.register_fake
