@@ -205,13 +205,12 @@ def test_errors_are_no_larger_than_those_of_attention(shape: Shape, dtype: torch
         lie: dict[str, Any] = {"sizes": [points // 2, points - points // 2 - 1, 1]} if seed % 2 else {}
         exact, g = exactly(inputs, gradient, dtype)
         truth = derived(written_out(**lie), exact, g, torch.float64)
-        norms = torch.stack([t.square().sum() for t in truth]).cpu()
         ways: tuple[Implementation, ...] = ("triton", "sdpa")
         for row, way in zip(errors, ways, strict=True):
-            row.add_(squares(derived(by_layer(way, **lie), inputs, gradient, dtype), truth) / norms)
+            row.add_(squares(derived(by_layer(way, **lie), inputs, gradient, dtype), truth))
     kernels, attention = errors.sqrt()
     # Gates are one number a head: of so few, chance may favour either.
-    factor = torch.tensor([1.1, 1.1, 1.1, 3.0, 1.1, 1.1, 1.1])
+    factor = torch.tensor([1.1, 1.1, 1.1, 2.0, 1.1, 1.1, 1.1])
     assert (kernels <= factor * attention).all(), errors
 
 
