@@ -41,10 +41,10 @@ def encode_gradient_kernel(
     whole = 0 if MASKED else tl.maximum(count, 0) // POINTS * POINTS
     for start in range(0, whole, POINTS):
         dq = _advance(dq, operands, levels, points, grad_points, mask, first, start, count, head,
-                      HEADS, DEPTH, WIDTH, NARROW, POINTS, PRECISION, MASKED, ADD, False)  # fmt: skip
+                      HEADS, DEPTH, WIDTH, NARROW, LATENTS, POINTS, PRECISION, MASKED, ADD, False)  # fmt: skip
     for start in range(whole, count, POINTS):
         dq = _advance(dq, operands, levels, points, grad_points, mask, first, start, count, head,
-                      HEADS, DEPTH, WIDTH, NARROW, POINTS, PRECISION, MASKED, ADD, True)  # fmt: skip
+                      HEADS, DEPTH, WIDTH, NARROW, LATENTS, POINTS, PRECISION, MASKED, ADD, True)  # fmt: skip
     for tile in tl.static_range(TILES):
         store_latents(grad_queries, dq[tile], slot.to(tl.int64) * HEADS + head, latent + tile * LATENTS, num_latents,
                       LATENTS, DEPTH, NARROW)  # fmt: skip
@@ -66,12 +66,11 @@ def _operands(
 @triton.jit
 def _advance(
     dq, operands, levels, points, grad_points, mask, first, start, count, head,
-    HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NARROW: tl.constexpr, POINTS: tl.constexpr,
-    PRECISION: tl.constexpr, MASKED: tl.constexpr, ADD: tl.constexpr, EDGE: tl.constexpr,
+    HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NARROW: tl.constexpr, LATENTS: tl.constexpr,
+    POINTS: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr, ADD: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     """One tile of points: stores dx, returns dQ with what the tile adds. With EDGE, points may be missing."""
     EXACT: tl.constexpr = points.dtype.element_ty == tl.float32
-    LATENTS: tl.constexpr = operands[0][0].shape[0]
     scales, size, latent, num_latents = levels
     x = load_points(points, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
     narrow_x = load_points(points, first, start, count, head, 0.0, HEADS, DEPTH, NARROW, POINTS)

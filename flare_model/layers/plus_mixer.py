@@ -98,7 +98,9 @@ class FlarePlusPlusMixer(ChosenMixer):
         seen, keys, values = (
             layer(x).unflatten(-1, (self.num_heads, -1)) for layer in (self.seen, self.keys, self.values)
         )
-        return self.plain_norm(seen).flatten(-2), self.key_norm(keys).flatten(-2), values.flatten(-2)
+        # Under autocast norms return float32, and twice the memory is not needed until they are mixed.
+        seen, keys = (t.to(values.dtype) for t in (self.plain_norm(seen), self.key_norm(keys)))
+        return seen.flatten(-2), keys.flatten(-2), values.flatten(-2)
 
     def mix(self, *projected: Tensor, layout: Layout) -> Tensor:
         """What `project` gives to mixed values, laid out alike; the only place where points meet."""
