@@ -121,7 +121,8 @@ class FlarePlusPlusMixer(ChosenMixer):
         moved = attend(seeds, seen, seen, attn_mask=exists)
         queries = self._queries(moved).to(keys.dtype)
         encoded = attend(queries, keys, values, attn_mask=exists)
-        return attend(keys, queries, encoded).transpose(1, 2)
+        mixed: Tensor = attend(keys, queries, encoded)
+        return mixed.transpose(1, 2)
 
     def _mix_by_kernels(
         self, seen: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None, offsets: Tensor | None

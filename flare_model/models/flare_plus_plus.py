@@ -34,8 +34,8 @@ class FlarePlusPlus(Backbone):
             for _ in range(config.num_blocks)
         ]
         blocks = (
-            Block(width, mixer, FeedForward(width, width * config.mlp_ratio, width), partial(make_norm, config.norm))
-            for mixer in mixers
+            Block(width, each, FeedForward(width, width * config.mlp_ratio, width), partial(make_norm, config.norm))
+            for each in mixers
         )
         enter = ResMLP(config.in_dim, width, width, layers, input_residual=False)
         leave = ResMLP(width, width, config.out_dim, layers, output_residual=False)
@@ -43,5 +43,5 @@ class FlarePlusPlus(Backbone):
         self.config = config
         mix_by(self, mixer)
         self.apply(partial(initialise_linear, deviation=config.initial_deviation))
-        for mixer in mixers:
-            mixer.start_near_identity()
+        for each in mixers:
+            each.start_near_identity()
