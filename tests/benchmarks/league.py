@@ -68,8 +68,8 @@ TRIALS: Final = (0.5, 1.0, 2.0)
 PACE_STEPS: Final = 500
 SETTLED: Final = 100
 PACE_CASES: Final = 64
-"""Steps that tell the speed, the last ones of them that count, and parts that they see: few, so that all sizes of batches
-are recorded by then."""
+"""Steps that tell the speed, those at the end that count, and the parts that they see: few, so that all sizes of
+batches are recorded by then."""
 
 EQUAL: Final = {"batch_size": 16, "max_points": 65536, "ema_decay": 0.999, "cycle_beta1": False}
 ON_A_GPU: Final = {"precision": "bf16-mixed", "step_graphs": True, "round_points": 4096}
