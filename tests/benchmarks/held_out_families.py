@@ -83,10 +83,8 @@ def errors_by_family(
     found: dict[str, dict[str, list[float]]] = {}
     left: dict[str, int] = {}
     for split in splits:
-        families, points = (
-            families_of(split),
-            {c: r.measures.num_points for c, r in split.records.items() if r.measures},
-        )
+        families = families_of(split)
+        points = {c: r.measures.num_points for c, r in split.records.items() if r.measures}
         kinds = {c: f"{families[c]} {'large' if points[c] > LARGE else 'small'}" for c in split.case_ids}
         taken = []
         for case_id, kind in kinds.items():
