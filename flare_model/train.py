@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from flare_model.data.splits import Split
     from flare_model.data.targets import Target
     from flare_model.training.devices import Fabric, Precision
+    from lpbf_data.case.point_schema import PointSchema
 
 CONFIG_NAME: Final = "config.yaml"
 RUN_NAME: Final = "run.json"
 RESULT_NAME: Final = "result.json"
+_DEFAULT_TARGETS: Final = ["displacement_z"]
 
 
 def train(
@@ -60,7 +62,8 @@ def train(
     """Train a model to predict fields of simulated parts.
 
     Args:
-        data: The data set: a folder, or a URL that fsspec knows.
+        data: The data set: a folder, or a URL that fsspec knows. One that isn't of printed parts says itself what is
+            predicted and what a model is told, where neither targets nor features are named.
         out: Folder of the run; given again, the run goes on.
         model: Class path and init args of the model; FLARE by default.
         targets: Fields to predict, or components such as displacement_z; each counts alike in the loss.
@@ -87,10 +90,15 @@ def train(
     """
     asked = ModelSpec(**(model or {}))
     initial = None
+    from lpbf_data.reading.catalog import read_points
+
+    points = read_points(data)
     if init is not None:
         from flare_model.training.initial import adopt
 
-        initial, asked, targets, features = adopt(init, asked, targets, features)
+        initial, asked, targets, features = adopt(init, asked, targets, features, points)
+    elif points is not None:
+        targets, features = _named(points, targets, features)
     settings = make_settings(
         asked,
         targets,
@@ -108,6 +116,7 @@ def train(
         num_workers=num_workers,
         resident=resident,
         accelerator=accelerator,
+        points=points,
     )
     folders = _folders(Path(out), seed)
     from flare_model.training.devices import open_fabric
@@ -125,6 +134,12 @@ def train(
     if fabric.is_global_zero:
         _report(results, folders, Path(out), open_console())
     return 0
+
+
+def _named(points: PointSchema, targets: list[str], features: list[str]) -> tuple[list[str], list[str]]:
+    """Targets and features of a data set that names them itself; those that were asked for go first."""
+    asked = targets != _DEFAULT_TARGETS or "displacement_z" in points.field_columns
+    return targets if asked else list(points.targets), features or list(points.inputs)
 
 
 def _folders(out: Path, seeds: Sequence[int]) -> dict[int, Path]:

@@ -157,7 +157,7 @@ def prepared(
 
     with open_engine(resources) as engine:
         found = list_sources(request.sources, scans, engine, workspace)
-        manifest = _earlier_manifest(target)
+        manifest = _earlier_manifest(target, str(request.out))
         before = manifest.records if manifest else ()
         cases = drop_duplicates(
             found.locations, {(x.source.archive, x.source.member): x.case_id for x in before if x.status == "kept"}
@@ -303,12 +303,16 @@ def _open_target(request: BuildRequest) -> Target:
     return target
 
 
-def _earlier_manifest(target: Target) -> Manifest | None:
+def _earlier_manifest(target: Target, out: str) -> Manifest | None:
     """The manifest of an earlier build of the same set."""
     from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest
 
     data = target.read(MANIFEST_NAME)
-    return None if data is None else decode_manifest(data)
+    if data is None:
+        return None
+    manifest = decode_manifest(data)
+    manifest.need_parts(out, "python -m pipelines.build")
+    return manifest
 
 
 def _check_nothing_is_dropped(request: BuildRequest, before: Sequence[CaseRecord], found: set[str]) -> None:

@@ -344,6 +344,7 @@ def verify_dataset(root: str | Path, resources: Resources = SERIAL) -> Verdict:
         manifest = decode_manifest(data)
     except (StoreError, LpbfError) as error:
         return Verdict((Problem(MANIFEST_NAME, str(error)),), 0, len(data))
+    manifest.need_parts(str(root), "python -m pipelines.verify")
     problems = list(check_documents(place, manifest))
     tasks = shard_checks(place, manifest.records)
     cases = size = 0

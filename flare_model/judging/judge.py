@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.data.batches import Batch
 from flare_model.data.splits import Split, has_split, open_loader
-from flare_model.data.targets import resolve_inputs, resolve_targets, spans
+from flare_model.data.targets import spans
 from flare_model.judging.alarm_threshold import BOTH, choose_by_cross_validation
 from flare_model.judging.interference import (
     Detection,
@@ -44,10 +44,10 @@ def predictions(surrogate: Surrogate, split: Split) -> Iterator[tuple[Batch, NDA
     """Every case of a split with its prediction in physical units, [N, T].
 
     Raises:
-        UsageError: If the data set doesn't hold what the model predicts or is told.
+        UsageError: If the data set is of another kind, or doesn't hold what the model predicts or is told.
     """
-    targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
-    features = resolve_inputs(surrogate.usage.features, "the checkpoint")
+    surrogate.usage.check_data(split.points, split.data)
+    targets, features = surrogate.usage.predicted, surrogate.usage.told
     # The same cases: a part of a split is taken by number.
     opened = Split(split.data, split.name, (*targets, *features)).part(len(split))
     device = surrogate.point_scale.device
@@ -73,7 +73,7 @@ def judge(
         keep: Is given every case id and prediction, [N, T].
         watch: Is given every case and prediction.
     """
-    targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
+    targets = surrogate.usage.predicted
     mean = np.array(surrogate.usage.normalisation.target_mean, dtype=np.float32)
     risky = risk_target(surrogate.usage.targets)
     scores: list[CaseScore] = []
@@ -205,7 +205,7 @@ def _risk_of(
     record = split.records.get(case_id)
     if risky is None or record is None or record.measures is None:
         return []
-    columns = spans(resolve_targets(surrogate.usage.targets, "the checkpoint"))[risky]
+    columns = spans(surrogate.usage.predicted)[risky]
     hit, tolerance = record.measures.recoater_interference, record.run.recoater_tolerance
     design = record.design_id
     return [assess(case_id, risky, prediction[:, columns], hit=hit, tolerance=tolerance, design=design)]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lpbf_data.case.feature_schema import SHAPE_FEATURES
+from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.case.schema import FIELDS
 from lpbf_data.errors import UsageError
 from lpbf_data.geometry.hexahedra import hex_edges
@@ -102,7 +103,8 @@ class Standardise:
             UsageError: If the data set has no statistics of one of them.
         """
         stats = train.statistics()
-        columns = {name: (TARGET_COLUMN,) if name == "y" else _columns(name) for name in names}
+        points = train.samples.tensors.reader.points
+        columns = {name: _columns(name, points) for name in names}
         if missing := [c for group in columns.values() for c in group if c not in stats]:
             raise UsageError(f"there are no statistics of {missing[0]!r}; there are: {', '.join(stats)}")
         mean = {name: tuple(stats[c].mean for c in group) for name, group in columns.items()}
@@ -128,10 +130,13 @@ class Standardise:
         return values * values.new_tensor(self.std[name]) + values.new_tensor(self.mean[name])
 
 
-def _columns(name: str) -> tuple[str, ...]:
-    if name not in FIELDS:
-        raise UsageError(f"unknown field {name!r}; known are: y, {', '.join(FIELDS)}")
-    return FIELDS[name].columns
+def _columns(name: str, points: PointSchema | None) -> tuple[str, ...]:
+    if name == "y":
+        return (TARGET_COLUMN,) if points is None else points.target_columns
+    known = FIELDS if points is None else {spec.name: spec for spec in points.fields}
+    if name not in known:
+        raise UsageError(f"unknown field {name!r}; known are: y, {', '.join(known)}")
+    return known[name].columns
 
 
 @dataclass(frozen=True)
@@ -224,7 +229,12 @@ class RandomSymmetry:
             mirror_x: Mirror along x.
             mirror_y: Mirror along y.
             exchange: Then exchange x and y.
+
+        Raises:
+            UsageError: If the points aren't those of a part.
         """
+        if sample["pos"].shape[-1] != 3:
+            raise UsageError("the symmetries of a build plate are those of points in three dimensions")
 
         def moved(values: Tensor, components: Sequence[str]) -> Tensor:
             signs = [(-1.0) ** (mirror_x * name.count("x") + mirror_y * name.count("y")) for name in components]

@@ -6,7 +6,7 @@ module is the short way: only what was asked for, in the memory layout of the te
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.case.case import Case
-from lpbf_data.case.schema import FIELDS, FieldSpec
+from lpbf_data.case.schema import FIELDS, VECTOR, FieldSpec
 from lpbf_data.errors import StoreError
 from lpbf_data.geometry.hexahedra import hex_edges
 from lpbf_data.geometry.shape_features import shape_features
@@ -40,6 +40,8 @@ class Selection:
         cells: Whether to give `cells`, [E, 8].
         edges: Whether to derive `edge_index`, [2, num_edges].
         features: Features of the shape to derive from points and cells, each [N, components] float32 under its name.
+        coordinates: Columns of the points.
+        target_columns: Columns of `y`, where a data set has other targets than the benchmark's.
     """
 
     fields: tuple[FieldSpec, ...] = ()
@@ -47,6 +49,8 @@ class Selection:
     cells: bool = True
     edges: bool = False
     features: tuple[FieldSpec, ...] = ()
+    coordinates: tuple[str, ...] = VECTOR
+    target_columns: tuple[str, ...] = (TARGET_COLUMN,)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -116,13 +120,19 @@ def finish_arrays(arrays: Arrays, cells: NDArray[np.int32] | None, selection: Se
     return arrays
 
 
-def check_arrays(arrays: Mapping[str, NDArray[Any]], cells: NDArray[Any] | None, num_points: int | None) -> None:
+def check_arrays(
+    arrays: Mapping[str, NDArray[Any]],
+    cells: NDArray[Any] | None,
+    num_points: int | None,
+    at_cells: Collection[str] = (),
+) -> None:
     """Refuse what a model must not see: wrong lengths, values that aren't finite, indices out of range.
 
     Args:
         arrays: Decoded floating-point arrays, `pos` among them.
         cells: Decoded connectivity, [E, 8].
         num_points: Points that the case must have, when that is known.
+        at_cells: Names of arrays whose values belong to cells.
 
     Raises:
         StoreError: If anything is wrong; whoever reads the case adds where it lies.
@@ -131,8 +141,7 @@ def check_arrays(arrays: Mapping[str, NDArray[Any]], cells: NDArray[Any] | None,
     if num_points is not None and count != num_points:
         raise StoreError(f"{count} points are stored, {num_points} are announced{_CURE}")
     for name, values in arrays.items():
-        at_cells = name in FIELDS and FIELDS[name].location == "cell"
-        if len(values) != count and not at_cells:
+        if len(values) != count and name not in at_cells:
             raise StoreError(f"{name} has {len(values)} values at {count} points{_CURE}")
         # A sum is finite only if all its terms are, and is faster than looking at each; an overflow is looked into.
         with np.errstate(over="ignore", invalid="ignore"):
