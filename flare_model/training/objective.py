@@ -92,5 +92,5 @@ class Objective:
         if self._grid is None:
             return loss
         count = cases * self._grid[0] * self._grid[1]  # without what fills a batch up
-        grids = (values[:count, c] for values in (prediction, batch.targets))
-        return loss + term.gradient * differences_loss(*grids, offsets[: cases + 1], self._grid)
+        found, truth = prediction[:count, c], batch.targets[:count, c]
+        return loss + term.gradient * differences_loss(found, truth, offsets[: cases + 1], self._grid)

@@ -17,7 +17,7 @@ from lpbf_data.case.record import CaseRecord, Placement, SourceRef, is_case_id
 from lpbf_data.case.statistics import FieldStatistics, total
 from lpbf_data.durable import flush_folder, flush_tree, sha256_of_file, write_durably
 from lpbf_data.errors import CaseError, FailureReason, UsageError
-from lpbf_data.remarks import Remark
+from lpbf_data.remarks import Remark, merge_remarks
 from lpbf_data.stores.manifest import MANIFEST_NAME, encode_manifest
 from lpbf_data.stores.parquet import write_point_shard
 
@@ -88,7 +88,7 @@ def write_point_set(
         _check_unique(records)
         if standardised:
             points = replace(points, scales={**points.scales, **_standardised(points, records)})
-        write_durably(aside / MANIFEST_NAME, encode_manifest(records, remarks, points))
+        write_durably(aside / MANIFEST_NAME, encode_manifest(records, merge_remarks(remarks), points))
         flush_tree(aside)
         if out.exists():
             out.rmdir()
