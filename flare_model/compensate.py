@@ -11,7 +11,6 @@ from pathlib import Path
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks
 from lpbf_data.durable import write_durably
-from lpbf_data.errors import UsageError
 from lpbf_data.geometry.surface_formats import Units
 
 
@@ -45,19 +44,18 @@ def compensate(
     Returns:
         Exit status: 0; 1 where the surface would cross itself, and nothing is written.
     """
+    from flare_model.prediction.part import Meshing, check_points
     from lpbf_data.geometry.compensation import check_files
 
     source, target = Path(src), Path(out)
     check_files(source, target, scale)
-    if points is not None and points < 8:
-        raise UsageError(f"--points must be 8 or more, not {points}")
+    check_points(points)
 
     from flare_model.checkpoints.own import own_checkpoint
     from flare_model.checkpoints.surrogate import from_pretrained
     from flare_model.decision.beside import read_beside
     from flare_model.decision.compensated_file import check_targets, compensate_file, said_of
     from flare_model.predict import usual_points
-    from flare_model.prediction.part import Meshing
     from flare_model.training.devices import device_of
 
     checkpoint = checkpoint or own_checkpoint()

@@ -91,8 +91,9 @@ def predict(
     Returns:
         Exit status: 0; 1 when a part could not be predicted on; 3 and 4 as `fail_on_risk` says.
     """
-    if points is not None and points < 8:
-        raise UsageError(f"--points must be 8 or more, not {points}")
+    from flare_model.prediction.part import Meshing, check_points
+
+    check_points(points)
     if orientations < 0:
         raise UsageError(f"--orientations must not be negative, but is {orientations}")
     if not src:
@@ -100,7 +101,6 @@ def predict(
     from flare_model.checkpoints.own import own_checkpoint
     from flare_model.checkpoints.surrogate import from_pretrained
     from flare_model.decision.beside import read_beside
-    from flare_model.prediction.parts import Meshing
     from flare_model.training.devices import device_of
 
     checkpoint = checkpoint or own_checkpoint()

@@ -52,10 +52,11 @@ def serve(
     Returns:
         Exit status: 0 when it is ended.
     """
+    from flare_model.prediction.part import check_points
+
     if not 0 <= port <= _HIGHEST_PORT:
         raise UsageError(f"--port must lie between 0 and {_HIGHEST_PORT}, not {port}")
-    if points is not None and points < 8:
-        raise UsageError(f"--points must be 8 or more, not {points}")
+    check_points(points)
     if not 1 <= most_mb <= _MOST_MB:
         raise UsageError(f"--most_mb must lie between 1 and {_MOST_MB}, not {most_mb}")
     try:

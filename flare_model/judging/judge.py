@@ -48,8 +48,7 @@ def predictions(surrogate: Surrogate, split: Split) -> Iterator[tuple[Batch, NDA
     """
     surrogate.usage.check_data(split.points, split.data)
     targets, features = surrogate.usage.predicted, surrogate.usage.told
-    # The same cases: a part of a split is taken by number.
-    opened = Split(split.data, split.name, (*targets, *features)).part(len(split))
+    opened = Split(split.data, split.name, (*targets, *features)).only(split.case_ids)
     device = surrogate.point_scale.device
     for ragged in follow(open_loader(opened), len(opened), split.name, "case"):
         batch = Batch.of(ragged, targets, features)

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lpbf_data.errors import LpbfError
+from lpbf_data.errors import LpbfError, UsageError
 from lpbf_data.geometry.hexahedra import hex_aspect_ratio
 from lpbf_data.geometry.surface_formats import Units
 from lpbf_data.remarks import Remark
+
+_CORNERS: Final = 8
 
 if TYPE_CHECKING:
     from lpbf_data.geometry.closed_surface import Surface
@@ -107,3 +109,16 @@ class Meshing:
 
 
 DEFAULT_MESHING: Final = Meshing()
+
+
+def check_points(points: int | None) -> None:
+    """Refuse a number of points for a mesh, as it is asked for on a command line, that no cell has.
+
+    Args:
+        points: The number; None where it is left to the command.
+
+    Raises:
+        UsageError: If it is less than the corners of one cell.
+    """
+    if points is not None and points < _CORNERS:
+        raise UsageError(f"--points must be {_CORNERS} or more, not {points}")

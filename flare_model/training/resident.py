@@ -67,14 +67,18 @@ class Resident:
 
     def _read(self, targets: Sequence[Target], features: Sequence[Target]) -> Tensor:
         """Every number of every point, [ΣN, K], on the device."""
-        rows = []
-        for index in range(len(self._samples)):
+        first = self._samples.view(0)
+        self._widths = {name: first[name].reshape(len(first["pos"]), -1).shape[1] for name in self._fields}
+        rows = np.empty((int(self._sizes.sum()), sum(self._widths.values())), np.float32)
+        for index, (start, size) in enumerate(zip(self._starts, self._sizes, strict=True)):
             view = self._samples.view(index)
-            Batch.of(join_ragged([{"y": view["pos"], **view}]), targets, features)  # It looks for what isn't finite.
-            rows.append(np.concatenate([view[name].reshape(len(view["pos"]), -1) for name in self._fields], axis=1))
-        values = torch.from_numpy(np.concatenate(rows).astype(np.float32, copy=False)).to(self._device)
-        self._widths = {name: view[name].reshape(len(view["pos"]), -1).shape[1] for name in self._fields}
-        return values
+            row, column = rows[start : start + size], 0
+            for name, width in self._widths.items():
+                row[:, column : column + width] = view[name].reshape(size, width)
+                column += width
+            if index == 0 or not np.isfinite(row).all():
+                Batch.of(join_ragged([{"y": view["pos"], **view}]), targets, features)  # It says what isn't finite.
+        return torch.from_numpy(rows).to(self._device)
 
     def _turned(self, targets: Sequence[Target], features: Sequence[Target]) -> tuple[Tensor, Tensor]:
         """Of each symmetry, where every number of a batch comes from and with which sign, both [8, d + F + T].
@@ -120,9 +124,8 @@ class Resident:
         taken = self._values[torch.arange(count, device=self._device) + packed[1][which]]
         drawn = packed[2][which]
         values = taken.gather(1, self._sources[drawn]) * self._signs[drawn]
-        points, known, truth = values.split(
-            [self._coordinates, self._told, values.shape[1] - self._coordinates - self._told], dim=1
-        )
+        widths = [self._coordinates, self._told, values.shape[1] - self._coordinates - self._told]
+        points, known, truth = torch.split(values, widths, dim=1)
         names = tuple(self._samples.case_id(int(case)) for case in cases)
         return Batch(points, known if self._told else None, truth, torch.from_numpy(offsets), names)
 

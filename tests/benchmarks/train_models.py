@@ -167,7 +167,7 @@ def _train(run: Run, data: str, folder: Path, *, validate_every: int, max_steps:
 
 def rehearse(run: Run, data: str, work: Path, steps: int) -> None:
     """A few steps of a run, in a folder that is not used again."""
-    with _quiet(work / "rehearsal" / f"{run.place.replace('/', '-')}-{run.seed}-{steps}.log"):
+    with quiet(work / "rehearsal" / f"{run.place.replace('/', '-')}-{run.seed}-{steps}.log"):
         folder = run.folder(work / "rehearsal" / str(steps))
         _train(run, data, folder, validate_every=steps + 1, max_steps=steps)
 
@@ -175,7 +175,7 @@ def rehearse(run: Run, data: str, work: Path, steps: int) -> None:
 def carry_out(run: Run, data: str, work: Path) -> float:
     """Train a run, and judge it on the test split where that is asked for; returns the minutes of training."""
     folder = run.folder(work)
-    with _quiet(folder.with_suffix(".log")):
+    with quiet(folder.with_suffix(".log")):
         started = time.monotonic()
         _train(run, data, folder, validate_every=max(1, run.recipe.epochs // VALIDATIONS))
         minutes = (time.monotonic() - started) / 60
@@ -185,7 +185,7 @@ def carry_out(run: Run, data: str, work: Path) -> float:
 
 
 @contextlib.contextmanager
-def _quiet(log: Path) -> Any:
+def quiet(log: Path) -> Any:
     """What a run prints goes into a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):

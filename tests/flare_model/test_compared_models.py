@@ -281,7 +281,7 @@ def test_a_model_is_its_formulas(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RAGGED)
-@pytest.mark.parametrize("sizes", [(5, 6), (2, 1, 17)], ids=["alike", "unlike"])
+@pytest.mark.parametrize("sizes", [(5, 6), (2, 1, 17), (200, 100)], ids=["alike", "unlike", "with a tile to spare"])
 def test_joined_padded_and_single_meshes_give_the_same(name: str, sizes: tuple[int, ...]) -> None:
     """Alike they are padded inside, unlike taken one by one; gradients too. A mesh may have a single point."""
     model, points = in_double(name), sample(sum(sizes), 3)

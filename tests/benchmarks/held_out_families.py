@@ -1,0 +1,193 @@
+"""How a model does on families of parts that it never saw.
+
+    python -m tests.benchmarks.held_out_families --data lpbf/ --work runs/families --steps 10000 --processes 2
+
+For each of four fixed groups of the simulator's families, `lpbf_accurate` is trained from fresh weights on the train
+split without the group's parts, and judged on parts of the group, of all splits, at most `--judged` of a family and
+size. Beside it stands the error on the test split's parts of all other families. What is done lies in `--work`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import yaml
+
+from flare_model.checkpoints.spec import ModelSpec
+from flare_model.checkpoints.surrogate import Surrogate, from_pretrained
+from flare_model.configs import config_path
+from flare_model.data.splits import Split
+from flare_model.judging.judge import judge
+from flare_model.judging.sureness import families_of
+from flare_model.train import open_splits, run_once
+from flare_model.training.devices import open_fabric
+from flare_model.training.recipe import Recipe, choose_precision
+from flare_model.training.settings import Settings, make_settings
+from lpbf_data.durable import write_json
+from tests.benchmarks.machine import describe_machine, save_result
+from tests.benchmarks.train_models import prepare, quiet
+
+GROUPS: Final = {
+    "a": ("truss", "plate", "shaft", "bracket"),
+    "b": ("gear", "bridge", "housing", "tee"),
+    "c": ("flange", "heat_sink", "clevis"),
+    "d": ("impeller", "ribbed_plate", "cantilever"),
+}
+LARGE: Final = 7000
+"""Points that tell parts of about 20,000 from those of about 2,000."""
+
+TARGETS: Final = ("displacement_x", "displacement_y", "displacement_z")
+
+
+def settings_of(data: str, steps: int) -> Settings:
+    """The configuration `lpbf_accurate`, of so many steps."""
+    path = config_path("lpbf_accurate")
+    assert path is not None
+    known = yaml.safe_load(path.read_text(encoding="utf-8"))
+    gpu = torch.cuda.is_available()
+    recipe = replace(Recipe(**known["recipe"]), steps=steps, weight_decay=0.01, target_weights={"displacement_z": 2.0})
+    recipe = replace(recipe, step_graphs=gpu)
+    return make_settings(
+        ModelSpec(known["model"]["class_path"], known["model"]["init_args"]),
+        known["targets"],
+        known["features"],
+        data=data,
+        recipe=recipe,
+        symmetries=True,
+        validate_steps=steps,
+        checkpoint_every=steps,
+        resident=True,
+    )
+
+
+def errors_by_family(
+    surrogate: Surrogate, splits: Iterable[Split], judged: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean relative L2 by target, by family and size, of at most so many parts of each.
+
+    Args:
+        surrogate: The model.
+        splits: What is judged.
+        judged: Parts of a family and size at most.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    left: dict[str, int] = {}
+    for split in splits:
+        families, points = families_of(split), {c: r.geometry.num_points for c, r in split.records.items()}
+        kinds = {c: f"{families[c]} {'large' if points[c] > LARGE else 'small'}" for c in split.case_ids}
+        taken = []
+        for case_id, kind in kinds.items():
+            left[kind] = left.get(kind, judged) - 1
+            taken += [case_id] if left[kind] >= 0 else []
+        scores, _ = judge(surrogate, split.only(taken))
+        for score in scores:
+            if score.predictor == "model" and score.target in TARGETS and score.relative_l2 is not None:
+                found.setdefault(kinds[score.case_id], {}).setdefault(score.target, []).append(score.relative_l2)
+    return {
+        kind: {t: float(np.mean(values)) for t, values in by_target.items()} | {"parts": len(by_target[TARGETS[0]])}
+        for kind, by_target in sorted(found.items())
+    }
+
+
+def carry_out(group: str, data: str, work: Path, steps: int, judged: int) -> dict[str, Any]:
+    """Train without a group and judge on it."""
+    folder = work / group
+    done = folder / "families.json"
+    if done.exists():
+        found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+        return found
+    with quiet(folder.with_suffix(".log")):
+        settings = settings_of(data, steps)
+        fabric, precision = open_fabric(settings.recipe, "auto")
+        taken = choose_precision(settings.recipe.precision, on_gpu=fabric.device.type == "cuda")
+        settings = replace(settings, recipe=replace(settings.recipe, precision=taken))
+        whole = open_splits(settings)
+        families = {name: families_of(split) for name, split in whole.items()}
+
+        def of_group(name: str, *, inside: bool) -> list[str]:
+            return [c for c in whole[name].case_ids if (families[name].get(c) in GROUPS[group]) == inside]
+
+        run_once(
+            settings, fabric, precision, folder,
+            {name: split.only(of_group(name, inside=False)) for name, split in whole.items()},
+        )  # fmt: skip
+        surrogate = from_pretrained(folder).to(fabric.device)
+        whole["test"] = Split(data, "test")
+        families["test"] = families_of(whole["test"])
+        unseen = [whole[name].only(of_group(name, inside=True)) for name in ("test", "validation", "train")]
+        known = [whole["test"].only(of_group("test", inside=False))]
+        found = {
+            "trained_on": len(of_group("train", inside=False)),
+            "held_out": errors_by_family(surrogate, unseen, judged),
+            "known": errors_by_family(surrogate, known, judged),
+        }
+        write_json(done, found)
+    return found
+
+
+def over_families(groups: Sequence[dict[str, Any]], kind: str, size: str) -> dict[str, dict[str, float]] | None:
+    """Mean and worst over the families, each of which counts alike; a known family is the mean of its groups."""
+    rows: dict[str, dict[str, list[float]]] = {}
+    for group in groups:
+        for name, of in group[kind].items():
+            if name.endswith(f" {size}"):
+                for target in TARGETS:
+                    rows.setdefault(target, {}).setdefault(name, []).append(of[target])
+    if not rows:
+        return None
+    means = {target: {n: float(np.mean(v)) for n, v in by_name.items()} for target, by_name in rows.items()}
+    return {
+        target: {"mean": float(np.mean(list(by.values()))), "worst": max(by.values()), "worst_of": max(by, key=by.get)}  # type: ignore[arg-type, dict-item]
+        for target, by in means.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a built data set whose manifest names families")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs; given again, they go on")
+    parser.add_argument("--steps", type=int, default=10000, help="of each of the four trainings")
+    parser.add_argument("--judged", type=int, default=40, help="parts of a family and size that are judged at most")
+    parser.add_argument("--processes", type=int, default=1, help="trainings at a time")
+    asked = parser.parse_args()
+    spawn = multiprocessing.get_context("spawn")
+    started, found = time.monotonic(), {}
+    with ProcessPoolExecutor(asked.processes, mp_context=spawn, initializer=prepare) as pool:
+        waiting = {
+            pool.submit(carry_out, group, asked.data, asked.work, asked.steps, asked.judged): group for group in GROUPS
+        }
+        for future in as_completed(waiting):
+            found[waiting[future]] = future.result()
+            print(f"{time.monotonic() - started:7.1f} s: without group {waiting[future]}", flush=True)
+    train = Split(asked.data, "train")
+    groups = [found[name] for name in GROUPS]
+    content = {
+        "what": "relative L2 on families that were left out of training, beside families that were not",
+        "groups": GROUPS,
+        "steps": asked.steps,
+        "data": {"sha256": train.data_digest, "train": len(train)},
+        "machine": describe_machine(("numpy", "torch", "pyarrow"))
+        | {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
+        "over_families": {
+            f"{kind}, {size}": over_families(groups, kind, size)
+            for kind in ("held_out", "known")
+            for size in ("small", "large")
+        },
+        "by_group": found,
+    }
+    print(json.dumps(content["over_families"], indent=1))
+    print(save_result("held_out_families", content))
+
+
+if __name__ == "__main__":
+    main()

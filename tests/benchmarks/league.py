@@ -1,0 +1,343 @@
+"""Every model of the paper on one corpus, under one protocol, in one command.
+
+    python -m tests.benchmarks.league --data lpbf/ --work runs/league --steps 4000 --trial_steps 400 --processes 3
+
+Each model has the size of its configuration (`flare_model/configs/lpbf_*.yaml`) and the optimiser of its own recipe:
+warm-up, divisors, beta2, weight decay and clipping. What is equal for all: the corpus, the target (the Z displacement
+of the finished part), the steps, the batches (16 parts, 65,536 points at most), symmetries, the average of weights and
+bf16-mixed precision on a GPU. Each model gets three trials of `--trial_steps` steps, told the shape of the part, with
+half, once and twice its recipe's learning rate; the one with the least error on validation is taken for all its runs,
+told the shape and not told. Test errors are those of the end of a run, read once.
+
+Speed and memory are measured first, each model alone on the device; then `--processes` runs share it. What is done
+lies in `--work`, so that the command may be cut and given again, with other models, inputs or seeds too; the table is
+of all that lies there. `--reduced` shrinks models until a laptop's CPU does it; its figures say so, and compare nothing
+but whether everything runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import yaml
+
+from flare_model.checkpoints.spec import ModelSpec
+from flare_model.checkpoints.surrogate import from_pretrained
+from flare_model.configs import config_path
+from flare_model.data.splits import Split
+from flare_model.judging.judge import judge, summaries_of
+from flare_model.train import open_splits, run_once
+from flare_model.training.devices import open_fabric
+from flare_model.training.recipe import Recipe, choose_precision
+from flare_model.training.settings import Settings, make_settings
+from lpbf_data.durable import write_json
+from lpbf_data.errors import LpbfError
+from tests.benchmarks.machine import describe_machine, save_result
+from tests.benchmarks.train_models import prepare, quiet, spread
+
+TARGET: Final = "displacement_z"
+INPUTS: Final = {"geometry": ("geometry",), "plain": ()}
+"""Told the shape of the part, or coordinates alone."""
+
+MODELS: Final = {
+    "Flare": "lpbf",
+    "FlarePlusPlus": "lpbf_flare_plus_plus",
+    "Transformer": "lpbf_transformer",
+    "Transolver": "lpbf_transolver",
+    "PerceiverIO": "lpbf_perceiver",
+    "LNO": "lpbf_lno",
+    "GNOT": "lpbf_gnot",
+}
+"""And their configurations."""
+
+TRIALS: Final = (0.5, 1.0, 2.0)
+"""Times the learning rate of the recipe."""
+
+PACE_STEPS: Final = 500
+SETTLED: Final = 100
+"""Steps that tell the speed: all, and the last ones, when most sizes of batches are recorded."""
+
+EQUAL: Final = {"batch_size": 16, "max_points": 65536, "ema_decay": 0.999, "cycle_beta1": False}
+ON_A_GPU: Final = {"precision": "bf16-mixed", "step_graphs": True, "round_points": 4096}
+REDUCED: Final = {
+    "channels": 16, "num_blocks": 1, "num_heads": 2, "num_latents": 8, "num_slices": 8, "num_modes": 8,
+    "projection_layers": 0, "num_experts": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Attributes:
+        folder: Where it lies.
+        data: The data set.
+        name: The model, of [MODELS][].
+        told: The features that it is told.
+        steps: Steps.
+        factor: Times the learning rate of its recipe.
+        graphs: Whether its steps are recorded as CUDA graphs.
+        seed: Seed of weights and order.
+        reduced: Whether the model is shrunk.
+        judged: Whether it is judged on the test split.
+    """
+
+    folder: Path
+    data: str
+    name: str
+    told: tuple[str, ...]
+    steps: int
+    factor: float = 1.0
+    graphs: bool = False
+    seed: int = 0
+    reduced: bool = False
+    judged: bool = False
+
+    def settings(self) -> Settings:
+        """What `flare_model.train` would be asked for."""
+        path = config_path(MODELS[self.name])
+        assert path is not None, self.name
+        known = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = replace(Recipe(**known["recipe"]), steps=self.steps, **EQUAL)
+        recipe = replace(recipe, learning_rate=recipe.learning_rate * self.factor, precision="32-true")
+        if torch.cuda.is_available():
+            recipe = replace(recipe, **{**ON_A_GPU, "step_graphs": self.graphs})
+        model = known["model"]
+        sizes = model["init_args"]["config"]
+        sizes = {key: value for key, value in sizes.items() if key not in ("in_dim", "out_dim")}
+        if self.reduced:
+            sizes |= {key: value for key, value in REDUCED.items() if key in sizes}
+        return make_settings(
+            ModelSpec(model["class_path"], {"config": sizes}),
+            [TARGET],
+            self.told,
+            data=self.data,
+            recipe=recipe,
+            seed=self.seed,
+            symmetries=True,
+            validate_steps=self.steps,
+            checkpoint_every=self.steps,
+            resident=True,
+        )
+
+
+@functools.cache
+def opened(data: str, told: tuple[str, ...]) -> dict[str, Split]:
+    """The splits that training reads, opened once in a process; any model does."""
+    return open_splits(make_settings(ModelSpec("flare_model.Flare", {"config": {}}), [TARGET], told, data=data))
+
+
+def carry_out(job: Job) -> dict[str, Any]:
+    """Train, and judge where that is asked for.
+
+    Returns:
+        What is known of the run; it lies in its folder too.
+    """
+    done = job.folder / "league.json"
+    if done.exists():
+        found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+        return found
+    with quiet(job.folder.with_suffix(".log")):
+        settings = job.settings()
+        fabric, precision = open_fabric(settings.recipe, "auto")
+        taken = choose_precision(settings.recipe.precision, on_gpu=fabric.device.type == "cuda")
+        settings = replace(settings, recipe=replace(settings.recipe, precision=taken))
+        result = run_once(settings, fabric, precision, job.folder, opened(job.data, job.told))
+        found = {
+            "model": job.name,
+            "told": list(job.told),
+            "seed": job.seed,
+            "steps": result["steps"],
+            "learning_rate": settings.recipe.learning_rate,
+            "step_graphs": settings.recipe.step_graphs,
+            "validation": result["validation"][TARGET],
+        }
+        if job.judged:
+            surrogate = from_pretrained(job.folder).to(fabric.device)
+            scores, _ = judge(surrogate, Split(job.data, "test"))
+            found["test"] = summaries_of(scores)[TARGET]
+        write_json(done, found)
+    return found
+
+
+def measure_pace(job: Job) -> dict[str, Any]:
+    """Points a second of training and memory at its peak, of a model alone on its device.
+
+    A model whose steps can't be recorded is trained step by step, which is said.
+    """
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        found = carry_out(job)
+    except LpbfError as error:
+        return {"model": job.name, "step_graphs": job.graphs, "failed": str(error)}
+    with (job.folder / "training.csv").open(newline="") as file:
+        rows = [float(row["points_per_second"]) for row in csv.DictReader(file)]
+    peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
+    settled = statistics.median(rows[-SETTLED:])
+    return {
+        "model": job.name,
+        "step_graphs": found["step_graphs"],
+        "million_points_a_second": round(settled / 1e6, 3),
+        "peak_gib": peak and round(peak, 2),
+    }
+
+
+def paces(asked: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
+    """Of each model, alone on its device; what a failed recording leaves behind ends with its process."""
+    found = {}
+    alone = _one_process()
+    for name in asked.models:
+        path = work / "pace" / f"{name}.json"
+        if not path.exists():
+            ways = (True, False) if torch.cuda.is_available() else (False,)
+            for graphs in ways:
+                folder = work / "pace" / f"{name}-{'graphs' if graphs else 'steps'}"
+                steps = PACE_STEPS if torch.cuda.is_available() else asked.trial_steps
+                job = Job(folder, asked.data, name, INPUTS["geometry"], steps, graphs=graphs, reduced=asked.reduced)
+                measured = alone.submit(measure_pace, job).result()
+                print(json.dumps(measured), flush=True)
+                if "failed" not in measured:
+                    break
+                alone.shutdown()
+                alone = _one_process()
+            write_json(path, measured)
+        found[name] = json.loads(path.read_text(encoding="utf-8"))
+    alone.shutdown()
+    return found
+
+
+def _one_process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=prepare)
+
+
+def in_parallel(jobs: Sequence[Job], processes: int, print_: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Carry out jobs, so many at a time; one that fails leaves the others alone and is told."""
+    done = []
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=prepare) as pool:
+        waiting = {pool.submit(carry_out, job): job for job in jobs}
+        for future in as_completed(waiting):
+            job = waiting[future]
+            if error := future.exception():
+                print_(f"{job.folder}: {type(error).__name__}: {error}")
+                continue
+            done.append(future.result())
+            print_(f"{job.folder}: validation {done[-1]['validation']:.3f}")
+    return done
+
+
+def chosen_factors(work: Path, models: Sequence[str]) -> dict[str, float]:
+    """Of each model, the trial with the least error on validation."""
+    found = {}
+    for name in models:
+        errors = {}
+        for factor in TRIALS:
+            path = work / "trials" / f"{name}-{factor}" / "league.json"
+            if path.exists():
+                errors[factor] = json.loads(path.read_text(encoding="utf-8"))["validation"]
+        if errors:
+            found[name] = min(errors, key=lambda factor: errors[factor])
+    return found
+
+
+def table(work: Path) -> dict[str, Any]:
+    """All that lies in the folder of the league."""
+    rows: dict[str, Any] = {}
+    known = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob("runs/*/*/seed-*/league.json"))]
+    factors = chosen_factors(work, list(MODELS))
+    for name in MODELS:
+        pace = work / "pace" / f"{name}.json"
+        row: dict[str, Any] = {"pace": json.loads(pace.read_text(encoding="utf-8")) if pace.exists() else None}
+        row["trials"] = {
+            str(factor): json.loads(path.read_text(encoding="utf-8"))["validation"]
+            for factor in TRIALS
+            if (path := work / "trials" / f"{name}-{factor}" / "league.json").exists()
+        }
+        row["learning_rate_times"] = factors.get(name)
+        for inputs, told in INPUTS.items():
+            of = [run for run in known if run["model"] == name and tuple(run["told"]) == told]
+            if of:
+                names = ("relative_l2", "relative_l2_median", "published", "p95_error")
+                row[inputs] = {"seeds": len(of), "validation": spread([run["validation"] for run in of])}
+                row[inputs] |= {key: spread([run["test"]["model"][key] for run in of]) for key in names}
+                trivial = of[0]["test"]
+                row[inputs]["predict zero, mean"] = [trivial[key]["relative_l2"] for key in ("zero", "mean")]
+        if set(row) & set(INPUTS) or row["pace"]:
+            rows[name] = row
+    return rows
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a built data set with train, validation and test")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs; given again, they go on")
+    parser.add_argument("--steps", type=int, default=4000, help="of each run")
+    parser.add_argument("--trial_steps", type=int, default=400, help="of each trial of a learning rate")
+    parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS))
+    parser.add_argument("--inputs", nargs="+", choices=tuple(INPUTS), default=list(INPUTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time")
+    parser.add_argument("--reduced", action="store_true", help="small models, to see that everything runs")
+    return parser.parse_args()
+
+
+def main() -> None:
+    asked = parse()
+    work, started = asked.work, time.monotonic()
+
+    def note(line: str) -> None:
+        print(f"{time.monotonic() - started:7.1f} s: {line}", flush=True)
+
+    pace = paces(asked, work)
+    runnable = [name for name in asked.models if "failed" not in pace[name]]
+    common = {"data": asked.data, "reduced": asked.reduced}
+    trials = [
+        Job(work / "trials" / f"{name}-{factor}", name=name, told=INPUTS["geometry"], steps=asked.trial_steps,
+            factor=factor, graphs=pace[name]["step_graphs"], **common)
+        for name in runnable for factor in TRIALS
+    ]  # fmt: skip
+    in_parallel(trials, asked.processes, note)
+    factors = chosen_factors(work, runnable)
+    jobs = [
+        Job(work / "runs" / inputs / name / f"seed-{seed}", name=name, told=INPUTS[inputs], steps=asked.steps,
+            factor=factors[name], graphs=pace[name]["step_graphs"], seed=seed, judged=True, **common)
+        for seed in asked.seeds for inputs in asked.inputs for name in runnable if name in factors
+    ]  # fmt: skip
+    in_parallel(jobs, asked.processes, note)
+    splits = {name: Split(asked.data, name) for name in ("train", "validation", "test")}
+    content = {
+        "what": "REDUCED: small models; the figures show that all runs, not how models compare"
+        if asked.reduced
+        else "the models of the paper on a simulated corpus, split by design, equal steps and trials",
+        "protocol": " ".join((__doc__ or "").split("\n\n")[2].split()),
+        "steps": asked.steps,
+        "trial_steps": asked.trial_steps,
+        "recipe": EQUAL | ON_A_GPU,
+        "data": {
+            "sha256": splits["train"].data_digest,
+            "cases": {name: len(split) for name, split in splits.items()},
+            "points_mean": round(statistics.fmean(splits["train"].dataset.sizes.tolist())),
+        },
+        "machine": describe_machine(("numpy", "torch", "pyarrow"))
+        | {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
+        "models": table(work),
+    }
+    print(save_result("league_reduced" if asked.reduced else "league", content))
+
+
+if __name__ == "__main__":
+    main()
