@@ -13,14 +13,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from lpbf_data.case.schema import FieldSpec
+from lpbf_data.case.schema import FIELDS, FieldSpec
 from lpbf_data.errors import SchemaError
 
 POINTS_VERSION: Final = 3
 """Schema version of manifests and shards of such data sets; those of parts keep theirs."""
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-_TAKEN: Final = frozenset({"batch", "case_id", "cells", "edge_index", "num_points", "point_index", "pos", "ptr", "y"})
+_AT_CELLS: Final = {spec.name for spec in FIELDS.values() if spec.location == "cell"}
+_TAKEN: Final = frozenset(
+    {"batch", "case_id", "cells", "edge_index", "num_points", "point_index", "pos", "ptr", "y", *_AT_CELLS}
+)
 """What samples and batches call something else."""
 
 

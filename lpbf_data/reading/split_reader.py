@@ -208,8 +208,7 @@ class SplitReader:
                 if stored != address.case_id:
                     raise StoreError(f"it holds case {stored}; build the data set again")
                 arrays, cells = store.read_arrays(address.row, selection)
-            at_cells = {spec.name for spec in selection.fields if spec.location == "cell"}
-            check_arrays(arrays, cells, address.num_points, at_cells)
+            check_arrays(arrays, cells, address.num_points)
             return finish_arrays(arrays, cells, selection)
 
     def _open_npz(self, address: CaseAddress) -> NpzCase:

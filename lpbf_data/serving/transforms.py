@@ -2,7 +2,8 @@
 
 They take and give dicts of tensors or PyG data, and change neither what they are given nor its tensors. Those that
 draw at random have `random = True` and are handed a generator, so that a case at an epoch is treated the same on any
-rank and worker, and after a resume.
+rank and worker, and after a resume. Those that know what printed parts are like have `of_parts = True`, and are refused
+on other data.
 
     >>> import torch
     >>> scale = ScalePoints((30.0, 30.0, 60.0))
@@ -209,6 +210,7 @@ class RandomSymmetry:
     """
 
     random: ClassVar[bool] = True
+    of_parts: ClassVar[bool] = True
 
     def __call__(self, sample: Any, generator: np.random.Generator | None = None) -> Any:
         """Draw a symmetry and apply it.
@@ -229,12 +231,7 @@ class RandomSymmetry:
             mirror_x: Mirror along x.
             mirror_y: Mirror along y.
             exchange: Then exchange x and y.
-
-        Raises:
-            UsageError: If the points aren't those of a part.
         """
-        if sample["pos"].shape[-1] != 3:
-            raise UsageError("the symmetries of a build plate are those of points in three dimensions")
 
         def moved(values: Tensor, components: Sequence[str]) -> Tensor:
             signs = [(-1.0) ** (mirror_x * name.count("x") + mirror_y * name.count("y")) for name in components]
@@ -285,6 +282,7 @@ class Compose:
     def __init__(self, *transforms: Any) -> None:
         self.transforms = transforms
         self.random = any(getattr(transform, "random", False) for transform in transforms)
+        self.of_parts = any(getattr(transform, "of_parts", False) for transform in transforms)
 
     def __call__(self, sample: Any, generator: np.random.Generator | None = None) -> Any:
         """Apply all."""

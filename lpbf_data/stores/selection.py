@@ -6,7 +6,7 @@ module is the short way: only what was asked for, in the memory layout of the te
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -120,19 +120,13 @@ def finish_arrays(arrays: Arrays, cells: NDArray[np.int32] | None, selection: Se
     return arrays
 
 
-def check_arrays(
-    arrays: Mapping[str, NDArray[Any]],
-    cells: NDArray[Any] | None,
-    num_points: int | None,
-    at_cells: Collection[str] = (),
-) -> None:
+def check_arrays(arrays: Mapping[str, NDArray[Any]], cells: NDArray[Any] | None, num_points: int | None) -> None:
     """Refuse what a model must not see: wrong lengths, values that aren't finite, indices out of range.
 
     Args:
         arrays: Decoded floating-point arrays, `pos` among them.
         cells: Decoded connectivity, [E, 8].
         num_points: Points that the case must have, when that is known.
-        at_cells: Names of arrays whose values belong to cells.
 
     Raises:
         StoreError: If anything is wrong; whoever reads the case adds where it lies.
@@ -141,7 +135,8 @@ def check_arrays(
     if num_points is not None and count != num_points:
         raise StoreError(f"{count} points are stored, {num_points} are announced{_CURE}")
     for name, values in arrays.items():
-        if len(values) != count and name not in at_cells:
+        at_cells = name in FIELDS and FIELDS[name].location == "cell"
+        if len(values) != count and not at_cells:
             raise StoreError(f"{name} has {len(values)} values at {count} points{_CURE}")
         # A sum is finite only if all its terms are, and is faster than looking at each; an overflow is looked into.
         with np.errstate(over="ignore", invalid="ignore"):

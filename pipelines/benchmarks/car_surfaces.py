@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.case.record import SourceRef
+from lpbf_data.console import follow
 from lpbf_data.errors import CaseError, FailureReason, UsageError
 from lpbf_data.stores.point_sets import PointCase
 
@@ -44,6 +45,7 @@ _NPZ: Final = re.compile(r"run_(\d+)\.npz")
 _VTP: Final = re.compile(r"boundary_(\d+)\.vtp")
 _ARRAYS: Final = ("surface_mesh_centers", "surface_fields")
 _CELL_ARRAYS: Final = {"pressure": "pMeanTrim", "wall_shear_stress": "wallShearStressMeanTrim"}
+_LARGEST: Final = 20.0  # m from the origin; what reaches further has another unit
 _SPLITS: Final = ("train", "validation", "test")
 
 
@@ -121,6 +123,32 @@ def _read_split(path: str) -> Runs:
     if "train" not in chosen:
         raise UsageError(f"--split {path} has no run to train on")
     return chosen
+
+
+def cases_of_cars(src: Path, split: str | None, count: int) -> dict[str, Iterator[PointCase]]:
+    """Split to cars, each read when it is asked for.
+
+    Args:
+        src: Where the files lie.
+        split: As for `split_runs`.
+        count: As for `read_run`.
+
+    Raises:
+        UsageError: As `find_runs` and `split_runs` say.
+    """
+    found = find_runs(src)
+    chosen = split_runs(src, found, split)
+
+    def cars(name: str) -> Iterator[PointCase]:
+        for number in follow(chosen[name], len(chosen[name]), name, "car"):
+            case = read_run(number, found[number], count)
+            reach = float(np.abs(np.asarray(case.points, np.float64)).max()) if case.points.dtype.kind == "f" else 0.0
+            if not reach <= _LARGEST:
+                detail = f"it reaches {reach:g} m from the origin; its lengths must be in m"
+                raise CaseError(FailureReason.MALFORMED_FILE, detail, case_id=case.case_id, path=found[number].name)
+            yield case
+
+    return {name: cars(name) for name in chosen}
 
 
 def read_run(number: int, path: Path, count: int) -> PointCase:

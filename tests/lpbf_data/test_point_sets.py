@@ -19,7 +19,7 @@ from lpbf_data.errors import CaseError, LpbfError, SchemaError, StoreError, Usag
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.reading.catalog import read_points
 from lpbf_data.reading.split_reader import SplitReader
-from lpbf_data.serving.transforms import RandomSymmetry, Standardise
+from lpbf_data.serving.transforms import Compose, RandomSymmetry, Standardise
 from lpbf_data.stores import point_sets
 from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest
 from lpbf_data.stores.point_sets import PointCase, write_point_set
@@ -31,7 +31,7 @@ HEAT = PointSchema(
     (
         FieldSpec("source", (), "W", "point", "heat that is put in"),
         FieldSpec("flux", ("x", "y"), "W m-2", "point", "heat flux"),
-        FieldSpec("structure_type", (), "1", "point", "has the name of a field at the cells of parts"),
+        FieldSpec("temperature", (), "K", "point", "has the name of a field of parts, and another unit"),
     ),
     ("source",),
     ("flux",),
@@ -46,7 +46,7 @@ def heat_cases(prefix: str, count: int, size: int = 20) -> Iterator[PointCase]:
         fields = {
             "source": random.random(size),
             "flux": random.random((size, 2)),
-            "structure_type": random.random(size),
+            "temperature": random.random(size),
         }
         yield PointCase(f"{prefix}_{number}", random.random((size, 2)), fields)
 
@@ -130,7 +130,7 @@ def test_points_may_have_any_dimension(tmp_path: Path) -> None:
     [
         (lambda d: load_dataset(d, features="geometry"), "features of the shape are derived from hexahedra"),
         (lambda d: load_dataset(d, edges=True), "edges are derived from hexahedra"),
-        (lambda d: load_dataset(d, fields=["temperature"]), "has no field 'temperature'; it has: source, flux"),
+        (lambda d: load_dataset(d, fields=["pressure"]), "has no field 'pressure'; it has: source, flux"),
         (lambda d: load_dataset(d, "validation"), "has no split 'validation'"),
         (lambda d: SplitReader(DatasetFolder(d), "train").read(0, []), "points without cells"),
         (
@@ -196,6 +196,7 @@ def test_an_empty_split_or_a_folder_that_isnt_is_refused(tmp_path: Path) -> None
         ({"scales": {"x": [0.0, 0.0]}}, "x can't be scaled"),
         ({"scales": {"z": [0.0, 1.0]}}, "z can't be scaled"),
         ({"fields": [{"name": "pos", "components": [], "unit": "", "description": ""}]}, "can't be called 'pos'"),
+        ({"fields": [{"name": "structure_type", "components": [], "unit": "", "description": ""}]}, "can't be called"),
         ({"fields": [{"name": "u"}]}, "can't be read"),
         ({"fields": 3}, "can't be read"),
     ],
