@@ -132,9 +132,9 @@ def test_points_may_have_any_dimension(tmp_path: Path) -> None:
         (lambda d: load_dataset(d, edges=True), "edges are derived from hexahedra"),
         (lambda d: load_dataset(d, fields=["pressure"]), "has no field 'pressure'; it has: source, flux"),
         (lambda d: load_dataset(d, "validation"), "has no split 'validation'"),
+        (lambda d: SplitReader(DatasetFolder(d), "train").read(0, []), "points without cells"),
         (lambda d: load_dataset(d, transform=RandomSymmetry(), cache=False), "a transform is for printed parts alone"),
-        (lambda d: make_loader(d, transform=Compose(RandomSymmetry()), cache=False), "a transform is for printed parts"),
-        ),
+        (lambda d: make_loader(d, transform=Compose(RandomSymmetry()), cache=False), "a transform is for printed"),
     ],
 )
 def test_what_needs_cells_is_refused_in_a_sentence(how: Callable[[Path], Any], said: str, heat: Path) -> None:
