@@ -18,7 +18,7 @@ from flare_model.configs import config_names, spell_out_config
 from flare_model.judging.scores import mean_and_deviation
 from flare_model.training.earlier import reworded, reworded_words
 from flare_model.training.recipe import Recipe, choose_precision
-from flare_model.training.settings import Accelerator, Settings, changes, make_settings
+from flare_model.training.settings import Accelerator, Settings, changes, check_ranges, make_settings
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks, say
 from lpbf_data.durable import write_durably, write_json
@@ -88,36 +88,31 @@ def train(
     Returns:
         Exit status.
     """
-    asked = ModelSpec(**(model or {}))
-    initial = None
+    options = {
+        "data": data,
+        "recipe": recipe,
+        "max_steps": max_steps,
+        "thin_to": thin_to,
+        "symmetries": symmetries,
+        "validate_every": validate_every,
+        "validate_steps": validate_steps,
+        "judge_training": judge_training,
+        "checkpoint_every": checkpoint_every,
+        "num_workers": num_workers,
+        "resident": resident,
+        "accelerator": accelerator,
+    }
+    check_ranges(options)
     from lpbf_data.reading.catalog import read_points
 
-    points = read_points(data)
+    asked, initial, points = ModelSpec(**(model or {})), None, read_points(data)
     if init is not None:
         from flare_model.training.initial import adopt
 
         initial, asked, targets, features = adopt(init, asked, targets, features, points)
     elif points is not None:
         targets, features = _named(points, targets, features)
-    settings = make_settings(
-        asked,
-        targets,
-        features,
-        data=data,
-        recipe=recipe,
-        max_steps=max_steps,
-        thin_to=thin_to,
-        symmetries=symmetries,
-        validate_every=validate_every,
-        validate_steps=validate_steps,
-        judge_training=judge_training,
-        init=initial,
-        checkpoint_every=checkpoint_every,
-        num_workers=num_workers,
-        resident=resident,
-        accelerator=accelerator,
-        points=points,
-    )
+    settings = make_settings(asked, targets, features, points=points, init=initial, **options)
     folders = _folders(Path(out), seed)
     from flare_model.training.devices import open_fabric
 

@@ -122,6 +122,9 @@ class Pretrained(
         if description.usage is not None:
             targets = ", ".join(description.usage.targets)
             about = f"Predicts {targets} at the points of a part made by laser powder bed fusion; points in mm."
+            if (points := description.usage.points) is not None:
+                told = f", told {', '.join(description.usage.features)}" if description.usage.features else ""
+                about = f"Predicts {targets} at points of {points.name} ({', '.join(points.coordinates)}){told}."
             words |= {"about": about, "loader": "from_pretrained", "method": ""}
         details = json.dumps({"model": dict(description.model.init_args), "origin": dict(description.origin)}, indent=1)
         return super().generate_model_card(*args, **words, details=f"```json\n{details}\n```", **kwargs)

@@ -95,13 +95,7 @@ class Settings:
             raise UsageError("--targets names nothing to predict")
         if both := set(column_names(self.targets)) & set(column_names(self.features)):
             raise UsageError(f"{min(both)} can't be both a target and a feature")
-        for name in ("max_steps", "thin_to", "validate_every", "validate_steps", "checkpoint_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} must be 1 or more, not {value}")
-        for name in ("num_workers", "judge_training"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"--{name} must not be negative, but is {getattr(self, name)}")
+        check_ranges(vars(self))
         self._check_points()
         names = [target.name for target in self.targets]
         for option in ("target_losses", "target_weights"):
@@ -166,6 +160,24 @@ class Settings:
             "resident": self.resident,
             "accelerator": self.accelerator,
         }
+
+
+def check_ranges(options: Mapping[str, Any]) -> None:
+    """Refuse numbers out of range.
+
+    Args:
+        options: Attributes of Settings; others are left alone.
+
+    Raises:
+        UsageError: For the first that is.
+    """
+    for name in ("max_steps", "thin_to", "validate_every", "validate_steps", "checkpoint_every"):
+        value = options[name]
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} must be 1 or more, not {value}")
+    for name in ("num_workers", "judge_training"):
+        if options[name] < 0:
+            raise UsageError(f"--{name} must not be negative, but is {options[name]}")
 
 
 def make_settings(

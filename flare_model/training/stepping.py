@@ -114,6 +114,11 @@ class Stepper:
             )
         if self.settings.thin_to:
             raise UsageError(f"the model {name} takes {wanted}; leave out --thin_to")
+        if self.recipe.multiple:
+            raise UsageError(
+                f"the model {name} takes {wanted}, and --recipe.step_graphs and .round_points fill batches up by a mesh "
+                "that is none; leave them out"
+            )
 
     def _check_contract(self, model: torch.nn.Module, usage: Usage) -> None:
         """On the host; a model that runs on GPUs alone is checked there."""

@@ -110,6 +110,12 @@ def test_a_checkpoint_says_what_it_was_trained_on_and_goes_on(darcy_set: Path, d
     assert from_pretrained(out).usage == usage
 
 
+def test_its_card_speaks_of_no_part(darcy_run: Path) -> None:
+    card = str(from_pretrained(darcy_run).generate_model_card())
+    assert "Predicts pressure at points of darcy (x, y), told permeability." in card
+    assert "powder" not in card
+
+
 def test_a_spectrum_is_that_of_the_plane_too(darcy_set: Path, darcy_run: Path) -> None:
     done = run_here("flare_model.spectrum", "--checkpoint", str(darcy_run), "--data", str(darcy_set))
     assert done.returncode == 0, done.stderr
@@ -127,6 +133,7 @@ def test_a_spectrum_is_that_of_the_plane_too(darcy_set: Path, darcy_run: Path) -
         (["--config", "elasticity"], "but the data set's points come with 3: two"),
         (["--config", "pipe_grid_transolver", "--model.config.in_dim=3"], "grids of 129 × 129 points alone, and"),
         (["--config", "darcy_grid_transolver", "--recipe.gradient_weight=0", "--thin_to", "9"], "leave out --thin_to"),
+        (["--config", "darcy_grid_transolver", "--recipe.round_points", "1024"], "fill batches up by a mesh that"),
         (["--config", "darcy", "--thin_to", "9"], "takes differences along a grid, which --thin_to leaves holes in"),
         (["--config", "darcy", "--recipe.loss", "mse"], "adds to the loss relative_l2, which no target has"),
         (["--recipe.gradient_weight", "-1"], "--recipe.gradient_weight must not be negative"),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -74,6 +75,17 @@ def test_cases_are_read_as_they_were(heat: Path) -> None:
     batches = [*make_loader(str(heat), "train", batch_size=2, fields=["source"], cache=False)]
     assert [batch.offsets.tolist() for batch in batches] == [[0, 20, 40], [0, 20, 40], [0, 20]]
     assert (batches[0].pos.shape, batches[0].y.shape, [*batches[0].fields]) == ((40, 2), (40, 2), ["source"])
+
+
+def test_cases_that_lie_elsewhere_are_read_alike(heat: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(heat), "/heat", recursive=True)
+    mine, theirs = (load_dataset(name, format="torch", cache=False) for name in (heat, "memory://heat"))
+    for one, other in zip((mine[i] for i in range(5)), (theirs[i] for i in range(5)), strict=True):
+        assert one["case_id"] == other["case_id"]
+        assert all(np.array_equal(one[name], other[name]) for name in ("pos", "y", "source", "temperature"))
+    streamed = load_dataset(str(heat), "test", streaming=True, format="torch", cache=False)
+    assert [sample["case_id"] for sample in streamed] == ["test_0", "test_1"]
 
 
 def test_it_says_of_itself_what_lies_at_its_points(heat: Path) -> None:
