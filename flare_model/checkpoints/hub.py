@@ -70,11 +70,14 @@ def fetch_checkpoint(name: str, **download: Any) -> Path:
         ) from error
 
 
+_PRINTED: Final = "laser powder bed fusion"
+
+
 class Pretrained(
     PyTorchModelHubMixin,
     library_name="lpbf-flare",
     license="mit",
-    tags=["laser powder bed fusion", "surrogate"],
+    tags=[_PRINTED, "surrogate"],
     model_card_template=_CARD,
 ):
     """A module that can be saved, loaded and shared through the Hugging Face hub; `push_to_hub` comes with it.
@@ -127,7 +130,10 @@ class Pretrained(
                 about = f"Predicts {targets} at points of {points.name} ({', '.join(points.coordinates)}){told}."
             words |= {"about": about, "loader": "from_pretrained", "method": ""}
         details = json.dumps({"model": dict(description.model.init_args), "origin": dict(description.origin)}, indent=1)
-        return super().generate_model_card(*args, **words, details=f"```json\n{details}\n```", **kwargs)
+        card = super().generate_model_card(*args, **words, details=f"```json\n{details}\n```", **kwargs)
+        if description.usage is not None and description.usage.points is not None:
+            card.data.tags = [tag for tag in card.data.tags or () if tag != _PRINTED]
+        return card
 
     @classmethod
     def from_pretrained(

@@ -116,8 +116,8 @@ class Stepper:
             raise UsageError(f"the model {name} takes {wanted}; leave out --thin_to")
         if self.recipe.multiple:
             raise UsageError(
-                f"the model {name} takes {wanted}, and --recipe.step_graphs and .round_points fill batches up by a mesh "
-                "that is none; leave them out"
+                f"the model {name} takes {wanted}, and --recipe.step_graphs and .round_points fill batches up by a "
+                "mesh that is none; leave them out"
             )
 
     def _check_contract(self, model: torch.nn.Module, usage: Usage) -> None:

@@ -133,7 +133,7 @@ def test_a_spectrum_is_that_of_the_plane_too(darcy_set: Path, darcy_run: Path) -
         (["--config", "elasticity"], "but the data set's points come with 3: two"),
         (["--config", "pipe_grid_transolver", "--model.config.in_dim=3"], "grids of 129 × 129 points alone, and"),
         (["--config", "darcy_grid_transolver", "--recipe.gradient_weight=0", "--thin_to", "9"], "leave out --thin_to"),
-        (["--config", "darcy_grid_transolver", "--recipe.round_points", "1024"], "fill batches up by a mesh that"),
+        (["--config", "darcy_grid_transolver", "--recipe.round_points", "1024"], "fill batches up by a mesh"),
         (["--config", "darcy", "--thin_to", "9"], "takes differences along a grid, which --thin_to leaves holes in"),
         (["--config", "darcy", "--recipe.loss", "mse"], "adds to the loss relative_l2, which no target has"),
         (["--recipe.gradient_weight", "-1"], "--recipe.gradient_weight must not be negative"),
