@@ -132,7 +132,7 @@ class Pretrained(
         details = json.dumps({"model": dict(description.model.init_args), "origin": dict(description.origin)}, indent=1)
         card = super().generate_model_card(*args, **words, details=f"```json\n{details}\n```", **kwargs)
         if description.usage is not None and description.usage.points is not None:
-            card.data.tags = [tag for tag in card.data.tags or () if tag != _PRINTED]
+            card.data["tags"] = [tag for tag in card.data.get("tags", ()) if tag != _PRINTED]
         return card
 
     @classmethod
