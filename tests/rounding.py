@@ -134,11 +134,14 @@ class _Rounding:
 
 
 def _mixing(rounding: _Rounding, q: Tensor, k: Tensor, v: Tensor, g: Tensor, mask: Tensor | None) -> list[Tensor]:
-    """Output and gradients of queries [H, M, D] and keys, values, gradient [B, N, H, D], with errors drawn."""
+    """Output and gradients of queries, keys, values and gradient [B, N, H, D], with errors drawn.
+
+    Queries are [H, M, D], or those of each mesh, [B, H, M, D], and so is their gradient.
+    """
     k, v, g = (t.transpose(1, 2) for t in (k, v, g))
     if mask is not None:
         g = g * mask[:, None, :, None]
-    q = q.expand(len(k), -1, -1, -1)
+    own, q = q.dim() == 4, q.expand(len(k), -1, -1, -1)
     multiply, total = rounding.multiply, rounding.sum
     scores = rounding.scores(q, k)
     among = scores if mask is None else scores.masked_fill(~mask[:, None, None, :], -torch.inf)
@@ -157,7 +160,8 @@ def _mixing(rounding: _Rounding, q: Tensor, k: Tensor, v: Tensor, g: Tensor, mas
     per_point = total((output * g).sum(-1), (output * g).abs().sum(-1))[..., None, :]
     per_latent = total((encoded * encoded_gradient).sum(-1), (encoded * encoded_gradient).abs().sum(-1))[..., None]
     slope = decoding * (by_decoding - per_point) + encoding * (by_encoding - per_latent)
-    found = [output, multiply(slope, k).sum(0), multiply(slope.mT, q), multiply(encoding.mT, encoded_gradient)]
+    asked = multiply(slope, k)
+    found = [output, asked if own else asked.sum(0), multiply(slope.mT, q), multiply(encoding.mT, encoded_gradient)]
     return [found[0].transpose(1, 2), found[1], *(t.transpose(1, 2) for t in found[2:])]
 
 
@@ -172,7 +176,8 @@ def rounding_errors(
     """Squared errors that rounding alone makes.
 
     Args:
-        inputs: Queries [H, M, D], keys and values [B, N, H, D]; float64, of numbers that the type holds.
+        inputs: Queries [H, M, D], or [B, H, M, D] of each mesh, keys and values [B, N, H, D]; float64, of numbers that
+            the type holds.
         gradient: Gradient of the output, [B, N, H, D].
         dtype: The type that operands of products are rounded to.
         truth: Output and gradients in float64.
@@ -190,9 +195,80 @@ def rounding_errors(
             found = _mixing(rounding, q, k, v, gradient, mask)
         else:
             split = zip(*(t.split(sizes, 1) for t in (k, v, gradient)), strict=True)
-            parts = [_mixing(rounding, q, *part, None) for part in split]
+            asking = q.split(1) if q.dim() == 4 else [q] * len(sizes)
+            parts = [_mixing(rounding, a, *part, None) for a, part in zip(asking, split, strict=True)]
             joined = [torch.cat([part[i] for part in parts], dim=1) for i in (0, 2, 3)]
-            found = [joined[0], torch.stack([part[1] for part in parts]).sum(0), *joined[1:]]
+            asked = torch.stack([part[1] for part in parts])
+            found = [joined[0], asked.flatten(0, 1) if q.dim() == 4 else asked.sum(0), *joined[1:]]
+        if mask is not None:
+            found[0] = found[0] * mask[:, :, None, None]
+        errors += torch.stack([(a - b).square().sum() for a, b in zip(found, truth, strict=True)]).cpu() / DRAWS
+    return errors
+
+
+def _encoding(
+    rounding: _Rounding, q: Tensor, x: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+    """Latents of queries [H, M, D] and points [B, N, H, D], keys and values in one, and what gives their gradients."""
+    x = x.transpose(1, 2)
+    q, out = rounding.round(q).expand(len(x), -1, -1, -1), None if mask is None else ~mask[:, None, None, :]
+    scores = [s if out is None else s.masked_fill(out, -torch.inf) for s in (rounding.scores(q, x) for _ in range(2))]
+    encoded = rounding.multiply(scores[0].softmax(-1), x)
+
+    def differentiate(gradient: Tensor) -> tuple[Tensor, Tensor]:
+        # In another pass: the scores anew, less the levels that it was left.
+        weights, g = (scores[1] - scores[0].logsumexp(-1, keepdim=True)).exp(), rounding.round(gradient)
+        mean = rounding.sum((encoded * g).sum(-1), (encoded * g).abs().sum(-1))[..., None]
+        slope = weights * (rounding.multiply(g, x.mT) - mean)
+        points = rounding.multiply(slope.mT, q) + rounding.multiply(weights.mT, g)
+        return rounding.multiply(slope, x).sum(0), points.transpose(1, 2)
+
+    return encoded, differentiate
+
+
+def plus_errors(
+    inputs: tuple[Tensor, ...],
+    gradient: Tensor,
+    dtype: torch.dtype,
+    truth: list[Tensor],
+    mask: Tensor | None = None,
+    sizes: list[int] | None = None,
+) -> Tensor:
+    """The same as `rounding_errors` for the mixing of FLARE++.
+
+    Args:
+        inputs: Seeds, learned queries [H, M, D] and gates [H], of which a sigmoid is taken; what the seeds see, keys
+            and values, [B, N, H, D]. float64, the last three of numbers that the type holds.
+        gradient: As there, and so are the others.
+        dtype: As there.
+        truth: Output and gradients of all inputs.
+        mask: As there.
+        sizes: As there.
+
+    Returns:
+        [7] float64.
+    """
+    seeds, fixed, gates, *points = inputs
+    scale, opened = seeds.shape[-1] ** -0.5, gates.sigmoid()[:, None, None]
+
+    def mixed(rounding: _Rounding, seen: Tensor, k: Tensor, v: Tensor, g: Tensor, mask: Tensor | None) -> list[Tensor]:
+        moved, differentiate = _encoding(rounding, seeds * scale, seen, mask)
+        q = rounding.round((fixed + opened * moved) * scale)
+        out, dq, dk, dv = _mixing(rounding, q, k, v, g, mask)
+        dq = dq * scale
+        through = (dq * moved).sum((0, 2, 3)) * (gates.sigmoid() * (1 - gates.sigmoid()))
+        of_seeds, of_seen = differentiate(opened * dq)
+        return [out, of_seeds * scale, dq.sum(0), through, of_seen, dk, dv]
+
+    errors = torch.zeros(7, dtype=torch.float64)
+    for seed in range(DRAWS):
+        rounding = _Rounding(dtype, seed)
+        if sizes is None:
+            found = mixed(rounding, *points, gradient, mask)
+        else:
+            cut = zip(*(t.split(sizes, 1) for t in (*points, gradient)), strict=True)
+            parts = list(zip(*(mixed(rounding, *part, None) for part in cut), strict=True))
+            found = [torch.stack(p).sum(0) if 0 < i < 4 else torch.cat(p, dim=1) for i, p in enumerate(parts)]
         if mask is not None:
             found[0] = found[0] * mask[:, :, None, None]
         errors += torch.stack([(a - b).square().sum() for a, b in zip(found, truth, strict=True)]).cpu() / DRAWS

@@ -18,7 +18,7 @@ from flare_model.kernels.arithmetic import (
     store_points,
     sum_of_weights,
 )
-from flare_model.kernels.meshes import slice_of_mesh
+from flare_model.kernels.meshes import row_of_queries, slice_of_mesh
 
 
 @triton.jit
@@ -26,19 +26,20 @@ def decode_kernel(
     queries, keys, encoded, offsets, decoded, normalisers,
     num_meshes, num_points, num_latents, total_points, slice_length, search_steps,
     HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, LATENTS: tl.constexpr, TILES: tl.constexpr,
-    POINTS: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr, UNEVEN: tl.constexpr,
+    POINTS: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr, UNEVEN: tl.constexpr, OWN: tl.constexpr,
     POLYNOMIALS: tl.constexpr,
 ):  # fmt: skip
     """One slice of points, one head: the mixed values y, and the level l = log Σ exp(scores) over the latents.
 
-    decoded is [ΣN, H, D] in the type of the keys, normalisers [H, ΣN].
+    decoded is [ΣN, H, D] in the type of the keys, normalisers [H, ΣN]; queries are [H, M, D], with OWN [B, H, M, D].
     """
     EXACT: tl.constexpr = keys.dtype.element_ty == tl.float32
     head = tl.program_id(0) % HEADS
     slot = tl.program_id(0) // HEADS
     mesh, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
     row = mesh.to(tl.int64) * HEADS + head
-    q, z = _operands(queries, encoded, head, row, 0, num_latents, keys.dtype.element_ty, LATENTS, DEPTH, WIDTH)
+    asking = row_of_queries(mesh, head, HEADS, OWN)
+    q, z = _operands(queries, encoded, asking, row, 0, num_latents, keys.dtype.element_ty, LATENTS, DEPTH, WIDTH)
     for start in range(0, count, POINTS):
         k = load_points(keys, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
         top = tl.full((POINTS,), float("-inf"), tl.float32)
@@ -48,7 +49,8 @@ def decode_kernel(
                                       LATENTS, DEPTH, WIDTH, PRECISION, UNEVEN, POLYNOMIALS)  # fmt: skip
         for tile in range(1, TILES):
             latent = tile * LATENTS
-            more_q, more_z = _operands(queries, encoded, head, row, latent, num_latents, k.dtype, LATENTS, DEPTH, WIDTH)
+            more_q, more_z = _operands(queries, encoded, asking, row, latent, num_latents, k.dtype,
+                                       LATENTS, DEPTH, WIDTH)  # fmt: skip
             top, total, moment = _advance(top, total, moment, k, more_q, more_z, latent, num_latents,
                                           LATENTS, DEPTH, WIDTH, PRECISION, UNEVEN, POLYNOMIALS)  # fmt: skip
         total = sum_of_weights(total, moment, DEPTH, WIDTH)
@@ -60,11 +62,11 @@ def decode_kernel(
 
 @triton.jit
 def _operands(
-    queries, encoded, head, row, latent, num_latents,
+    queries, encoded, asking, row, latent, num_latents,
     TYPE: tl.constexpr, LATENTS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Queries and encoded values of a tile of latents; spare channels of the latter hold ones."""
-    q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
+    """Queries, of the row `asking`, and encoded values of a tile of latents; spare channels of these hold ones."""
+    q = load_latents(queries, asking, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
     z = load_latents(encoded, row, latent, num_latents, 1.0, LATENTS, DEPTH, WIDTH)
     return q.to(TYPE), z.to(TYPE)
 

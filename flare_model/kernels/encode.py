@@ -18,7 +18,7 @@ from flare_model.kernels.arithmetic import (
     store_latents,
     sum_of_weights,
 )
-from flare_model.kernels.meshes import slice_of_mesh, slices_of_mesh
+from flare_model.kernels.meshes import row_of_queries, slice_of_mesh, slices_of_mesh
 
 
 @triton.jit
@@ -26,19 +26,21 @@ def encode_kernel(
     queries, keys, values, mask, offsets, maxima, sums, moments,
     num_meshes, num_points, num_latents, slice_length, search_steps,
     HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, LATENTS: tl.constexpr, POINTS: tl.constexpr,
-    PRECISION: tl.constexpr, JOINED: tl.constexpr, MASKED: tl.constexpr, POLYNOMIALS: tl.constexpr,
+    PRECISION: tl.constexpr, JOINED: tl.constexpr, MASKED: tl.constexpr, OWN: tl.constexpr, POLYNOMIALS: tl.constexpr,
 ):  # fmt: skip
     """One slice of points, one head, one tile of latents: (level of the max, Σ e, Σ e·v) of the scores' exponentials.
 
     maxima and sums are [slices, H, M], moments [slices, H, M, D], float32; a slice of no points leaves (-∞, 0, 0).
+    queries are [H, M, D]; with OWN, [B, H, M, D].
     """
     EXACT: tl.constexpr = keys.dtype.element_ty == tl.float32
     tiles = tl.cdiv(num_latents, LATENTS)
     head = tl.program_id(0) % HEADS
     latent = (tl.program_id(0) // HEADS) % tiles * LATENTS
     slot = tl.program_id(0) // HEADS // tiles
-    _, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
-    q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH).to(keys.dtype.element_ty)
+    mesh, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
+    asking = row_of_queries(mesh, head, HEADS, OWN)
+    q = load_latents(queries, asking, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH).to(keys.dtype.element_ty)
     top = tl.full((LATENTS,), float("-inf"), tl.float32)
     total = no_weights(LATENTS, DEPTH, WIDTH, EXACT)
     moment = tl.zeros((LATENTS, WIDTH), tl.float32)

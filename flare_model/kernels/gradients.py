@@ -1,7 +1,8 @@
 """The backward pass: two passes over the points, which compute scores and exponentials again and store none.
 
-B meshes, N points, C channels, H heads, D = C / H channels a head, M latents. With s the scores, P = exp(s - l) the
-weights of decoding and E = exp(s - L) those of encoding:
+B meshes, N points, C channels, H heads, D = C / H channels a head, M latents; queries are [H, M, D], or [B, H, M, D]
+where a kernel is told that every mesh has its OWN. With s the scores, P = exp(s - l) the weights of decoding and
+E = exp(s - L) those of encoding:
 
     dZ = Pᵀ dY
     dV = E dZ
@@ -28,7 +29,7 @@ from flare_model.kernels.arithmetic import (
     store_latents,
     store_points,
 )
-from flare_model.kernels.meshes import slice_of_mesh, slices_of_mesh
+from flare_model.kernels.meshes import row_of_queries, slice_of_mesh, slices_of_mesh
 
 
 @triton.jit
@@ -36,7 +37,7 @@ def latent_gradient_kernel(
     queries, keys, grad_decoded, normalisers, offsets, grad_encoded,
     num_meshes, num_points, num_latents, total_points, slice_length, search_steps,
     HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NARROW: tl.constexpr, LATENTS: tl.constexpr,
-    POINTS: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr, POLYNOMIALS: tl.constexpr,
+    POINTS: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr, OWN: tl.constexpr, POLYNOMIALS: tl.constexpr,
 ):  # fmt: skip
     """Pass one. One slice of points, one head, one tile of latents: its share of dZ, [slices, H, M, D], float32."""
     EXACT: tl.constexpr = keys.dtype.element_ty == tl.float32
@@ -44,8 +45,9 @@ def latent_gradient_kernel(
     head = tl.program_id(0) % HEADS
     latent = (tl.program_id(0) // HEADS) % tiles * LATENTS
     slot = tl.program_id(0) // HEADS // tiles
-    _, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
-    q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH).to(keys.dtype.element_ty)
+    mesh, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
+    asking = row_of_queries(mesh, head, HEADS, OWN)
+    q = load_latents(queries, asking, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH).to(keys.dtype.element_ty)
     gradient = tl.zeros((LATENTS, NARROW), tl.float32)
     for start in range(0, count, POINTS):
         k = load_points(keys, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
@@ -119,7 +121,7 @@ def point_gradient_kernel(
     num_meshes, num_points, num_latents, total_points, slice_length, search_steps, latent,
     HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NARROW: tl.constexpr, LATENTS: tl.constexpr,
     TILES: tl.constexpr, POINTS: tl.constexpr, PRECISION: tl.constexpr, JOINED: tl.constexpr, MASKED: tl.constexpr,
-    UNEVEN: tl.constexpr, ADD: tl.constexpr, QUICK: tl.constexpr,
+    UNEVEN: tl.constexpr, ADD: tl.constexpr, QUICK: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
     """Pass two. One slice of points, one head, TILES tiles of latents: dK, dV and a share of dQ, [slices, H, M, D].
 
@@ -137,10 +139,11 @@ def point_gradient_kernel(
     levels = (scales + row * num_latents, size, tl.load(bounds + 2 * row), latent, num_latents)
     normalisers = point_normalisers + head.to(tl.int64) * total_points
     points = (keys, values, decoded, grad_decoded, normalisers, mask)
+    asking = row_of_queries(mesh, head, HEADS, OWN)
     operands = ()
     dq = ()
     for tile in tl.static_range(TILES):
-        operands += (_operands(queries, encoded, grad_encoded, levels, head, row, latent + tile * LATENTS,
+        operands += (_operands(queries, encoded, grad_encoded, levels, asking, row, latent + tile * LATENTS,
                                keys.dtype.element_ty, LATENTS, DEPTH, WIDTH, NARROW, QUICK),)  # fmt: skip
         dq += (tl.zeros((LATENTS, NARROW), tl.float32),)
     # Whole tiles need no mask; with a mask of points every tile does. The quick way needs none at all.
@@ -214,7 +217,7 @@ def _with_drops(tile, drop, DEPTH: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def _operands(
-    queries, encoded, grad_encoded, levels, head, row, latent,
+    queries, encoded, grad_encoded, levels, asking, row, latent,
     TYPE: tl.constexpr, LATENTS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NARROW: tl.constexpr,
     QUICK: tl.constexpr,
 ):  # fmt: skip
@@ -225,10 +228,10 @@ def _operands(
     SPARE: tl.constexpr = WIDTH >= 2 * DEPTH
     COPIES: tl.constexpr = 2 if QUICK and SPARE else 1
     scales, size, _, _, num_latents = levels
-    q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
+    q = load_latents(queries, asking, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
     z = load_latents(encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH)
     dz = load_latents(grad_encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, WIDTH, COPIES)
-    narrow_q = load_latents(queries, head, latent, num_latents, 0.0, LATENTS, DEPTH, NARROW)
+    narrow_q = load_latents(queries, asking, latent, num_latents, 0.0, LATENTS, DEPTH, NARROW)
     narrow_dz = load_latents(grad_encoded, row, latent, num_latents, 0.0, LATENTS, DEPTH, NARROW)
     if QUICK:
         latents = latent + tl.arange(0, LATENTS)

@@ -60,6 +60,15 @@ def slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_st
 
 
 @triton.jit
+def row_of_queries(mesh, head, HEADS: tl.constexpr, OWN: tl.constexpr):
+    """Row of queries that lie as [H, M, D], or, where every mesh has its own, as [B, H, M, D]."""
+    if OWN:
+        return mesh.to(tl.int64) * HEADS + head
+    else:
+        return head
+
+
+@triton.jit
 def slices_of_mesh(mesh, offsets, num_points, slice_length, JOINED: tl.constexpr):
     """First slice of a mesh, and the one after its last; slices of no points may be among them."""
     if JOINED:

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 import triton
 
-Kernel = Literal["encode", "decode", "latent_gradient", "point_gradient", "quick_point_gradient"]
+Kernel = Literal["encode", "decode", "latent_gradient", "point_gradient", "quick_point_gradient", "encode_gradient"]
 
 INTERPRETED: Final = bool(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on the CPU."""
@@ -49,6 +49,7 @@ _FULL_PRECISION: Final = Tiles(points=32, latents=32, stages=1, unrolled=1)
 
 _DECODE: Final = Tiles(points=64, latents=128, stages=4, programs=6336)
 _QUICK_POINT_GRADIENT: Final = Tiles(points=64, latents=64, warps=2, stages=2, programs=1056)
+_ENCODE_GRADIENT: Final = Tiles(points=32, latents=64, warps=2, stages=2, programs=1056)
 _POINT_GRADIENT_FEW: Final = Tiles(points=64, latents=32, warps=2, stages=2, unrolled=8)
 _POINT_GRADIENT_MANY: Final = Tiles(points=32, latents=64, warps=2, stages=2)
 
@@ -76,6 +77,8 @@ def tiles_of(kernel: Kernel, num_latents: int, depth: int, element_size: int) ->
         return Tiles(points=64 if depth in (4, 16) else 32, latents=128, warps=2, polynomials=1)
     if kernel == "point_gradient":
         return _POINT_GRADIENT_MANY if many else _POINT_GRADIENT_FEW
+    if kernel == "encode_gradient":
+        return replace(_ENCODE_GRADIENT, latents=32) if depth > 16 else _ENCODE_GRADIENT
     return _quick_point_gradient(depth, many=many)
 
 

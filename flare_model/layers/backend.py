@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flare_model.sizes import Implementation
 from lpbf_data.errors import UsageError
@@ -28,6 +28,22 @@ def _constant(function: Callable[..., bool]) -> Callable[..., bool]:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+class ChosenMixer(nn.Module):
+    """A mixer that the kernels can compute; what computes it is chosen by `flare_model.layers.mixer.mix_by`.
+
+    Args:
+        implementation: triton for the kernels, sdpa for attention calls, reference for matrices written out; auto takes
+            the kernels where they can run, else the attention calls.
+    """
+
+    published = True
+    """Whether it mixes as its paper does; otherwise by attention calls alone."""
+
+    def __init__(self, implementation: Implementation) -> None:
+        super().__init__()
+        self.implementation: Implementation = implementation
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -60,7 +76,7 @@ def mix_by_kernels(
     if reason and implementation == "triton":
         raise UsageError(f"{OPTION} triton asks for the kernels, but {reason}; {OPTION} auto takes what can run")
     if reason:
-        _warn_once(f"mixing by two attention calls instead of the kernels: {reason}")
+        _warn_once(f"mixing by attention calls instead of the kernels: {reason}")
     return reason is None
 
 

@@ -114,6 +114,32 @@ class Layout:
         parts = self._one_by_one(function, tensors, of_meshes)
         return torch.cat([part.squeeze(0) for part in parts])
 
+    def hand_over(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """Apply a function that finds the meshes of the batch itself, as the kernels do.
+
+        Args:
+            function: Takes tensors [B, N, …] and `mask`, [B, N] or None; or [ΣN, …] and `offsets`, [B + 1]. Returns
+                the same.
+            tensors: What it takes, laid out as this layout says.
+
+        Returns:
+            Its result, laid out in the same way.
+
+        Raises:
+            UsageError: If there are no points.
+        """
+        if tensors[0].shape[0 if self.offsets is not None else 1] == 0:
+            raise UsageError("there is nothing to mix: every mesh needs a point")
+        if self.offsets is None:
+            return function(*tensors, mask=self.mask, offsets=None)
+        if self.offsets.shape[0] == 2:
+            return function(*(t.unsqueeze(0) for t in tensors), mask=None, offsets=None).squeeze(0)
+        return function(*tensors, mask=None, offsets=self.offsets)
+
+    def lacks_meshes(self, points: Tensor) -> bool:
+        """Whether tensors [B, N, …] are of no meshes."""
+        return self.offsets is None and points.shape[0] == 0
+
     def gather(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         """Apply a function that makes of every mesh something of one size, such as its latents.
 

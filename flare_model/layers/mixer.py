@@ -6,12 +6,13 @@ B meshes, N points, C channels, H heads, D = C / H channels a head, M latents.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everyone uses)
 from torch import Tensor, nn
 
-from flare_model.layers.backend import OPTION, compute_dtype, mix_by_kernels
+from flare_model.layers.backend import OPTION, ChosenMixer, compute_dtype, mix_by_kernels
 from flare_model.layers.layout import Layout
 from flare_model.layers.pointwise import ResMLP
 from flare_model.sizes import IMPLEMENTATIONS, Implementation
@@ -64,9 +65,10 @@ def mix_meshes(
     """
     dtype = compute_dtype(keys)
     kernels: bool = mix_by_kernels(implementation, keys.device, dtype, queries.shape[2], queries.shape[1])
-    no_meshes = layout.offsets is None and keys.shape[0] == 0
-    if kernels and not no_meshes:
-        return _mix_by_kernels(queries.to(dtype), keys.to(dtype), values.to(dtype), layout)
+    if kernels and not layout.lacks_meshes(keys):
+        from flare_model.kernels import mixing
+
+        return layout.hand_over(partial(mixing.mix, queries.to(dtype)), keys.to(dtype), values.to(dtype))
     one_mesh = mix_explicitly if implementation == "reference" else mix
 
     def one_batch(keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -75,23 +77,11 @@ def mix_meshes(
     return layout.attend(one_batch, keys, values)
 
 
-def _mix_by_kernels(queries: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
-    from flare_model.kernels import mixing
-
-    if keys.shape[-3] == 0:
-        raise UsageError("there is nothing to mix: every mesh needs a point")
-    if layout.offsets is None:
-        return mixing.mix(queries, keys, values, layout.mask)
-    if layout.offsets.shape[0] == 2:
-        return mixing.mix(queries, keys[None], values[None])[0]
-    return mixing.mix(queries, keys, values, offsets=layout.offsets)
-
-
 def mix_by(model: nn.Module, implementation: Implementation) -> None:
     """Choose how a model computes on this machine; its weights and its checkpoints stay the same.
 
     Args:
-        model: FLARE, or another model with its mixers.
+        model: FLARE, FLARE++, or another model with their mixers.
         implementation: As for `mix_meshes`, for the pointwise networks too.
 
     Raises:
@@ -100,17 +90,20 @@ def mix_by(model: nn.Module, implementation: Implementation) -> None:
     if implementation not in IMPLEMENTATIONS:
         raise UsageError(f"the mixer must be one of {', '.join(IMPLEMENTATIONS)}, not {implementation!r}")
     modules = list(model.modules())
-    if not any(isinstance(module, FlareMixer) for module in modules):
+    mixers = [module for module in modules if isinstance(module, ChosenMixer)]
+    if not mixers:
         if implementation != "auto":
-            raise UsageError(f"{OPTION} {implementation} is for FLARE; {type(model).__name__} mixes in one way alone")
+            raise UsageError(
+                f"{OPTION} {implementation} is for FLARE and FLARE++; {type(model).__name__} mixes in one way alone"
+            )
         return
-    if implementation in ("triton", "reference") and not all(m.published for m in modules if isinstance(m, FlareMixer)):
+    if implementation in ("triton", "reference") and not all(mixer.published for mixer in mixers):
         raise UsageError(
             f"{OPTION} {implementation} is for FLARE as published; with separate_decoding or latent_layers attention "
             f"calls mix: leave {OPTION} at auto"
         )
     for module in modules:
-        if isinstance(module, FlareMixer | ResMLP):
+        if isinstance(module, ChosenMixer | ResMLP):
             module.implementation = implementation
 
 
@@ -124,7 +117,7 @@ class LatentMixing(nn.Module):
         return mix_meshes(queries, keys, values, layout, implementation)
 
 
-class FlareMixer(nn.Module):
+class FlareMixer(ChosenMixer):
     """Token mixing through latents (section 3.2): learned queries, keys and values from deep networks.
 
     Args:
@@ -154,9 +147,8 @@ class FlareMixer(nn.Module):
         separate: bool = False,
         among: Iterable[nn.Module] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(implementation)
         self.num_heads = num_heads
-        self.implementation: Implementation = implementation
         self.scale = (channels // num_heads) ** -0.5 if scaled else 1.0
         self.latent_queries = nn.Parameter(torch.empty(num_heads, num_latents, channels // num_heads))
         self.keys = ResMLP(channels, channels, channels, layers, implementation=implementation)
@@ -172,7 +164,7 @@ class FlareMixer(nn.Module):
         nn.init.normal_(self.latent_queries, std=0.1)
 
     @property
-    def published(self) -> bool:
+    def published(self) -> bool:  # type: ignore[override]
         """Whether it mixes as the paper does, by one pair of queries and keys and with nothing between."""
         return not (self.separate or self.among)
 

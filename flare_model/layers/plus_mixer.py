@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from flare_model.layers.backend import ChosenMixer, compute_dtype, mix_by_kernels
 from flare_model.layers.layout import Layout
+from flare_model.sizes import Implementation
 
 _EPSILON: Final = 1e-6
 """Of RMSNorm."""
@@ -29,7 +31,7 @@ def make_norm(name: NormName, width: int, *, learned: bool = True) -> nn.Module:
     return nn.LayerNorm(width, elementwise_affine=learned)
 
 
-class FlarePlusPlusMixer(nn.Module):
+class FlarePlusPlusMixer(ChosenMixer):
     """Seeds attend to the points and give queries; those encode the points, and the points decode them.
 
     With N₀ a norm without a learned scale, N with one, all over the channels of a head:
@@ -44,13 +46,21 @@ class FlarePlusPlusMixer(nn.Module):
         num_heads: H; it divides C.
         num_latents: M, latent tokens a head.
         norm: The kind of norm.
+        implementation: As for [mix_meshes][flare_model.layers.mixer.mix_meshes].
     """
 
     splits = True
     """It is `project`, `mix` and `leave`, of which `mix` alone looks at more than one point."""
 
-    def __init__(self, channels: int, num_heads: int, num_latents: int, norm: NormName = "layer") -> None:
-        super().__init__()
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        num_latents: int,
+        norm: NormName = "layer",
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__(implementation)
         depth = channels // num_heads
         self.num_heads = num_heads
         self.latent_seeds = nn.Parameter(torch.empty(num_heads, num_latents, depth))
@@ -88,22 +98,46 @@ class FlarePlusPlusMixer(nn.Module):
         seen, keys, values = (
             layer(x).unflatten(-1, (self.num_heads, -1)) for layer in (self.seen, self.keys, self.values)
         )
-        return self.plain_norm(seen).flatten(-2), self.key_norm(keys).flatten(-2), values.flatten(-2)
+        # Under autocast norms return float32, and twice the memory is not needed until they are mixed.
+        seen, keys = (t.to(values.dtype) for t in (self.plain_norm(seen), self.key_norm(keys)))
+        return seen.flatten(-2), keys.flatten(-2), values.flatten(-2)
 
     def mix(self, *projected: Tensor, layout: Layout) -> Tensor:
         """What `project` gives to mixed values, laid out alike; the only place where points meet."""
-        heads = (t.reshape(*t.shape[:-1], self.num_heads, t.shape[-1] // self.num_heads) for t in projected)
+        device, dtype = projected[-1].device, compute_dtype(projected[-1])
+        num_latents, depth = self.latent_queries.shape[1:]
+        heads = [t.to(dtype).reshape(*t.shape[:-1], self.num_heads, depth) for t in projected]
+        kernels: bool = mix_by_kernels(self.implementation, device, dtype, depth, num_latents)
+        if kernels and not layout.lacks_meshes(heads[0]):
+            return layout.hand_over(self._mix_by_kernels, *heads).flatten(-2)
         return layout.attend(self._mix, *heads).flatten(-2)
 
     def _mix(self, seen: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None) -> Tensor:
         """[B, N, H, D] each, and so is the result."""
+        attend = _attend_explicitly if self.implementation == "reference" else F.scaled_dot_product_attention
         exists = None if mask is None else mask[:, None, None, :]
-        seen, keys, values = (t.to(values.dtype).transpose(1, 2) for t in (seen, keys, values))
+        seen, keys, values = (t.transpose(1, 2) for t in (seen, keys, values))
         seeds = self.seed_norm(self.latent_seeds).to(seen.dtype).expand(seen.shape[0], -1, -1, -1)
-        moved = F.scaled_dot_product_attention(seeds, seen, seen, attn_mask=exists)
+        moved = attend(seeds, seen, seen, attn_mask=exists)
         queries = self._queries(moved).to(keys.dtype)
-        encoded = F.scaled_dot_product_attention(queries, keys, values, attn_mask=exists)
-        return F.scaled_dot_product_attention(keys, queries, encoded).transpose(1, 2)
+        encoded = attend(queries, keys, values, attn_mask=exists)
+        mixed: Tensor = attend(keys, queries, encoded)
+        return mixed.transpose(1, 2)
+
+    def _mix_by_kernels(
+        self, seen: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None, offsets: Tensor | None
+    ) -> Tensor:
+        """The same by kernels: one encodes for the queries, those of FLARE then take queries of each mesh.
+
+        [B, N, H, D] each, or [ΣN, H, D] with offsets, and so is the result. Queries and their gradients stay in float32
+        between the kernels.
+        """
+        from flare_model.kernels import encoding, mixing
+
+        scale = keys.shape[-1] ** -0.5
+        seeds = self.seed_norm(self.latent_seeds).float() * scale
+        queries = self._queries(encoding.encode(seeds, seen, mask, offsets)) * scale
+        return mixing.mix(queries, keys, values, mask, offsets)
 
     def _queries(self, moved: Tensor) -> Tensor:
         """Learned queries and what the seeds saw, [B, H, M, D]; added in float32 at least."""
@@ -112,3 +146,10 @@ class FlarePlusPlusMixer(nn.Module):
             fixed = self.plain_norm(self.latent_queries.to(wide))
             queries: Tensor = fixed + self.gates.to(wide).sigmoid()[:, None, None] * moved.to(wide)
             return queries
+
+
+def _attend_explicitly(queries: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    """Attention by a matrix of softmax that is written out; arguments as for `scaled_dot_product_attention`."""
+    scores = queries @ keys.mT * keys.shape[-1] ** -0.5
+    among = scores if attn_mask is None else scores.masked_fill(~attn_mask, float("-inf"))
+    return among.softmax(-1) @ values

@@ -7,34 +7,41 @@ from __future__ import annotations
 
 from functools import partial
 
+from flare_model.layers.mixer import mix_by
 from flare_model.layers.plus_mixer import FlarePlusPlusMixer, make_norm
 from flare_model.layers.pointwise import FeedForward, ResMLP
 from flare_model.models.backbone import Backbone, Block
 from flare_model.models.flare import initialise_linear
-from flare_model.sizes import FlarePlusPlusConfig
+from flare_model.sizes import FlarePlusPlusConfig, Implementation
 
 
 class FlarePlusPlus(Backbone):
-    """FLARE++ between the projections of FLARE; three attention calls a block.
+    """FLARE++ between the projections of FLARE; three attention calls a block, or the kernels for them.
 
     Args:
         config: Sizes of the model.
+        mixer: How to mix here, as FLARE's.
     """
 
-    def __init__(self, config: FlarePlusPlusConfig = FlarePlusPlusConfig()) -> None:  # noqa: B008 (frozen)
+    def __init__(
+        self,
+        config: FlarePlusPlusConfig = FlarePlusPlusConfig(),  # noqa: B008 (frozen)
+        mixer: Implementation = "auto",
+    ) -> None:
         width, layers = config.channels, config.projection_layers
         mixers = [
             FlarePlusPlusMixer(width, config.num_heads, config.num_latents, config.norm)
             for _ in range(config.num_blocks)
         ]
         blocks = (
-            Block(width, mixer, FeedForward(width, width * config.mlp_ratio, width), partial(make_norm, config.norm))
-            for mixer in mixers
+            Block(width, each, FeedForward(width, width * config.mlp_ratio, width), partial(make_norm, config.norm))
+            for each in mixers
         )
         enter = ResMLP(config.in_dim, width, width, layers, input_residual=False)
         leave = ResMLP(width, width, config.out_dim, layers, output_residual=False)
         super().__init__(config.in_dim, width, enter, blocks, leave)
         self.config = config
+        mix_by(self, mixer)
         self.apply(partial(initialise_linear, deviation=config.initial_deviation))
-        for mixer in mixers:
-            mixer.start_near_identity()
+        for each in mixers:
+            each.start_near_identity()

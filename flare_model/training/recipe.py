@@ -67,8 +67,8 @@ class Recipe:
             none (the paper uses none).
         precision: auto is bf16-mixed on a GPU and 32-true elsewhere. The paper's LPBF runs are FP32 (with TF32).
         tf32: Let FP32 matrix products on a GPU round their inputs to TF32, as the published runs did.
-        mixer: How FLARE mixes: triton for the GPU's kernels, sdpa for two attention calls, reference for matrices
-            written out, auto for the kernels where they can run and sdpa elsewhere. With the kernels, pointwise
+        mixer: How FLARE and FLARE++ mix: triton for the GPU's kernels, sdpa for attention calls, reference for matrices
+            written out, auto for the kernels where they can run and sdpa elsewhere. With the kernels, FLARE's pointwise
             networks of 64 or 128 channels run in one kernel each under 16-bit precision, with the LayerNorm before
             them. It is no part of the model: what was trained with kernels predicts without.
         compile: Compile the model with torch.compile in this mode; reduce-overhead uses CUDA graphs of its own.

@@ -6,7 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, SupportsIndex, get_args
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from lpbf_data.reading.cache_eviction import FOOTERS
 from lpbf_data.reading.kept_footers import KeptFooters
 from lpbf_data.reading.split_reader import SplitReader
 from lpbf_data.reading.tensors import CaseTensors
+from lpbf_data.serving.other_names import OF_DATASETS, missing_attribute
 from lpbf_data.serving.process_rank import check_rank, check_seed
 from lpbf_data.serving.rank_sharing import Uneven
 from lpbf_data.serving.samples import CaseSamples, SampleFormat, Transform
@@ -43,6 +44,11 @@ class CaseDataset(Dataset[Any]):
         samples: The cases.
         seed: Seed of random transforms.
     """
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise missing_attribute(self, name, OF_DATASETS)
 
     def __init__(self, samples: CaseSamples, seed: int = 0) -> None:
         self.samples = samples

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.serving.epoch_order import epoch_order
+from lpbf_data.serving.other_names import OF_STREAMS, missing_attribute
 from lpbf_data.serving.process_rank import (
     check_seed,
     rank_among_callers,
@@ -58,6 +59,11 @@ class CaseStream(IterableDataset[Any]):
     """
 
     _told_of_ranks = False
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise missing_attribute(self, name, OF_STREAMS)
 
     def __init__(
         self,

@@ -1,12 +1,15 @@
-"""The mixer's kernels beside two attention calls, on one GPU: time and error.
+"""The mixers' kernels beside attention calls, on one GPU: time and error.
 
-python -m tests.benchmarks.gpu_mixer [OUT.json]
+python -m tests.benchmarks.gpu_mixer [OUT.json] [flare] [flare++]
+
+FLARE's alone, unless others are named.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flare_model.kernels import mixing
+from flare_model.layers.layout import Layout
+from flare_model.layers.plus_mixer import FlarePlusPlusMixer
 from tests.benchmarks.gpu_timing import describe_gpu, exclusive, milliseconds
 
 EXPONENTIALS_A_SECOND = 3.7e12
@@ -23,6 +28,8 @@ BYTES_A_SECOND = 3.35e12
 """What an H100 can do: 132 multiprocessors with 16 special functions a clock, and its memory."""
 
 SHAPES = [(8, 8, 128), (8, 8, 256), (16, 4, 256), (8, 16, 128), (8, 16, 256)]
+PLUS_SHAPES = [(8, 16, 64), (8, 16, 128), (8, 8, 128)]
+"""Of FLARE++: its LPBF and Darcy, and FLARE's heads."""
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -30,11 +37,15 @@ BACKENDS = {
 }
 
 
-def _sdpa_times(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Any]:
-    """Fastest backend of each call: {call: {backend, forward, both}}."""
+def _sdpa_times(q: Tensor, k: Tensor, v: Tensor, *, seeds: bool = False) -> dict[str, Any]:
+    """Fastest backend of each call: {call: {backend, forward, both}}; of seeds too, whose keys are their values."""
     keys, values = k.transpose(1, 2).detach(), v.transpose(1, 2).detach()
     latents = q[None].detach()
-    calls = {"encode": (latents, keys, values), "decode": (keys, latents, torch.randn_like(latents))}
+    calls: dict[str, tuple[Tensor, ...]] = {
+        "encode": (latents, keys, values), "decode": (keys, latents, torch.randn_like(latents))
+    }  # fmt: skip
+    if seeds:
+        calls["seeds"] = (latents, values)
     found: dict[str, Any] = {}
     for call, tensors in calls.items():
         leaves = [t.requires_grad_() for t in tensors]
@@ -43,7 +54,7 @@ def _sdpa_times(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Any]:
 
             def forward(backend: SDPBackend = backend, leaves: list[Tensor] = leaves) -> Tensor:
                 with sdpa_kernel(backend):
-                    return F.scaled_dot_product_attention(*leaves, scale=1.0)
+                    return F.scaled_dot_product_attention(leaves[0], leaves[1], leaves[-1], scale=1.0)
 
             try:
                 gradient = torch.randn_like(forward())
@@ -82,6 +93,80 @@ def _row(heads: int, depth: int, latents: int, points: int) -> dict[str, Any]:
         "sdpa": sdpa, "sdpa_forward_ms": sum(c["forward"] for c in sdpa.values()), "sdpa_both_ms": theirs,
         "ratio_both": theirs / both, "lower_bound_ms": lower, "times_lower_bound": both / lower,
     }  # fmt: skip
+
+
+def _plus(shape: tuple[int, int, int], dtype: torch.dtype, points: int, seed: int = 0) -> tuple[Any, list[Tensor]]:
+    """A mixer of FLARE++, and what its seeds see, keys and values, [1, N, C]."""
+    heads, depth, latents = shape
+    torch.manual_seed(seed)
+    mixer = FlarePlusPlusMixer(heads * depth, heads, latents).cuda()
+    for parameter in (mixer.latent_seeds, mixer.latent_queries):
+        torch.nn.init.normal_(parameter)
+    projected = [torch.randn(1, points, heads * depth, device="cuda").to(dtype).requires_grad_() for _ in range(3)]
+    return mixer, projected
+
+
+def _learned(mixer: FlarePlusPlusMixer) -> list[Tensor]:
+    return [mixer.latent_seeds, mixer.latent_queries, mixer.gates]
+
+
+def _pass(mixer: FlarePlusPlusMixer, way: str, projected: list[Tensor]) -> Callable[[], Tensor]:
+    def forward() -> Tensor:
+        mixer.implementation = way  # type: ignore[assignment]
+        return mixer.mix(*projected, layout=Layout())
+
+    return forward
+
+
+def _plus_row(shape: tuple[int, int, int], points: int) -> dict[str, Any]:
+    """Kernels beside three attention calls: each by its fastest backend, and as PyTorch chooses in the layer."""
+    heads, depth, latents = shape
+    mixer, projected = _plus(shape, torch.bfloat16, points)
+    sdpa = _sdpa_times(*_sample(heads, depth, latents, points), seeds=True)
+    leaves, gradient = [*projected, *_learned(mixer)], torch.randn_like(projected[0])
+    times = {}
+    for way in ("triton", "sdpa"):
+        forward = _pass(mixer, way, projected)
+        both = milliseconds(lambda f=forward: torch.autograd.grad(f(), leaves, gradient))
+        with torch.no_grad():
+            times[way] = (milliseconds(forward), both)
+    theirs = sum(call["both"] for call in sdpa.values())
+    exponentials = 6 * points * latents * heads / EXPONENTIALS_A_SECOND * 1e3
+    lower = max(exponentials, points * heads * depth * 28 / BYTES_A_SECOND * 1e3)
+    (forward_ms, both_ms), (layer_forward, layer_both) = times["triton"], times["sdpa"]
+    return {
+        "points": points, "heads": heads, "head_dim": depth, "latents": latents,
+        "forward_ms": forward_ms, "both_ms": both_ms,
+        "sdpa": sdpa, "sdpa_forward_ms": sum(c["forward"] for c in sdpa.values()), "sdpa_both_ms": theirs,
+        "layer_sdpa_forward_ms": layer_forward, "layer_sdpa_both_ms": layer_both,
+        "ratio_both": theirs / both_ms, "lower_bound_ms": lower, "times_lower_bound": both_ms / lower,
+    }  # fmt: skip
+
+
+def plus_errors(dtype: torch.dtype, seeds: int = 10) -> dict[str, Any]:
+    """Relative L2 errors of FLARE++'s mixing, as `errors`; truth is the same layer written out in float64."""
+    names = ("output", "seen", "keys", "values", "seeds", "queries", "gates")
+    ways = ("triton", "sdpa")
+    off = torch.zeros(len(ways), len(names), dtype=torch.float64)
+    shapes = [(8, 16, 64), (8, 8, 128)]
+    for shape in shapes:
+        for seed in range(seeds):
+            mixer, projected = _plus(shape, dtype, 3000, seed)
+            gradient, results = torch.randn_like(projected[0]), {}
+            for way in (*ways, "reference"):  # The truth comes last, as it makes the mixer one of float64.
+                if way == "reference":
+                    mixer.double()
+                    projected = [t.detach().double().requires_grad_() for t in projected]
+                leaves = [*projected, *_learned(mixer)]
+                out = _pass(mixer, way, projected)()
+                gradients = torch.autograd.grad(out, leaves, gradient.to(out.dtype))
+                results[way] = [t.detach().double() for t in (out, *gradients)]
+            for row, way in zip(off, ways, strict=True):
+                for number, truth in enumerate(results["reference"]):
+                    error = (results[way][number] - truth).square().sum() / truth.square().sum()
+                    row[number] += error.item() / (seeds * len(shapes))
+    ours, theirs = off.sqrt().tolist()
+    return {n: {"triton": a, "sdpa": b, "ratio": a / b} for n, a, b in zip(names, ours, theirs, strict=True)}
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -127,32 +212,55 @@ def errors(dtype: torch.dtype, seeds: int = 10) -> dict[str, Any]:
     }
 
 
-def main(out: str = "tests/benchmarks/results/gpu_mixer.json") -> None:
-    """Measure, write, print."""
-    accuracy: dict[str, Any] = {}
-    rows = []
-    for shape in SHAPES:
+def _measure(
+    found: dict[str, Any],
+    shapes: list[tuple[int, int, int]],
+    errors_of: Callable[[torch.dtype], dict[str, Any]],
+    row_of: Callable[..., dict[str, Any]],
+    write: Callable[[], None],
+) -> None:
+    """Fill in errors and rows, printing each."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        name, errors = str(dtype).removeprefix("torch."), errors_of(dtype)
+        found["errors"][name] = errors
+        shown = {k: (f"{e['triton']:.2e}", f"{e['sdpa']:.2e}", round(e["ratio"], 3)) for k, e in errors.items()}
+        print(name, shown, flush=True)
+    for shape in shapes:
+        row = row_of(shape, 1_000_000)
+        found["rows"].append(row)
+        figures = [name for name in row if name.endswith("_ms") or name in ("ratio_both", "times_lower_bound")]
+        backends = [call["backend"] for call in row["sdpa"].values()]
+        print(shape, *(f"{name} {row[name]:.3f}" for name in figures), backends, flush=True)
+        torch.cuda.empty_cache()
+        write()
+
+
+def _compile(models: tuple[str, ...]) -> None:
+    """Which others need not wait for."""
+    for shape in SHAPES if "flare" in models else []:
         leaves = [t.requires_grad_() for t in _sample(*shape, 16_384)]
-        torch.autograd.grad(mixing.mix(*leaves).sum(), leaves)  # compiles, which others need not wait for
+        torch.autograd.grad(mixing.mix(*leaves).sum(), leaves)
+    for shape in PLUS_SHAPES if "flare++" in models else []:
+        mixer, projected = _plus(shape, torch.bfloat16, 16_384)
+        torch.autograd.grad(_pass(mixer, "triton", projected)().sum(), [*projected, *_learned(mixer)])
+
+
+def main(out: str = "tests/benchmarks/results/gpu_mixer.json", *names: str) -> None:
+    """Measure, write, print; errors and rows of FLARE, and those of FLARE++ below its name."""
+    models = names or ("flare",)
+    content: dict[str, Any] = {"gpu": describe_gpu()}
+
+    def write() -> None:
+        Path(out).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    _compile(models)
     with exclusive():
-        for dtype in (torch.bfloat16, torch.float16, torch.float32):
-            name, found = str(dtype).removeprefix("torch."), errors(dtype)
-            accuracy[name] = found
-            shown = {k: (f"{e['triton']:.2e}", f"{e['sdpa']:.2e}", round(e["ratio"], 3)) for k, e in found.items()}
-            print(name, shown, flush=True)
-        for shape in SHAPES:
-            row = _row(*shape, 1_000_000)
-            rows.append(row)
-            figures = ("forward_ms", "both_ms", "sdpa_forward_ms", "sdpa_both_ms", "ratio_both", "times_lower_bound")
-            backends = [call["backend"] for call in row["sdpa"].values()]
-            print(shape, *(f"{name} {row[name]:.3f}" for name in figures), backends, flush=True)
-            torch.cuda.empty_cache()
-            _write(out, accuracy, rows)
-
-
-def _write(out: str, accuracy: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    content = {"gpu": describe_gpu(), "errors": accuracy, "rows": rows}
-    Path(out).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        if "flare" in models:
+            content |= {"errors": {}, "rows": []}
+            _measure(content, SHAPES, errors, lambda shape, points: _row(*shape, points), write)
+        if "flare++" in models:
+            content["flare++"] = {"errors": {}, "rows": []}
+            _measure(content["flare++"], PLUS_SHAPES, plus_errors, _plus_row, write)
 
 
 if __name__ == "__main__":

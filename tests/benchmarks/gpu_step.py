@@ -1,7 +1,9 @@
-"""Training steps with the kernels beside the same model with two attention calls, on one GPU.
+"""Training steps with the kernels beside the same model with attention calls, on one GPU.
 
 python -m tests.benchmarks.gpu_step million|largest|lpbf|profile OUT.json [NAME ...]
 python -m tests.benchmarks.gpu_step summary OUT.json PART.json ...
+
+Without names million and lpbf measure all rows of FLARE; the name flare++ stands for all of FLARE++ (its LPBF run).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch import Tensor
 from flare_model.data.batches import Batch
 from flare_model.data.metrics import relative_l2_loss
 from flare_model.models.flare import Flare, FlareConfig
+from flare_model.models.flare_plus_plus import FlarePlusPlus
 from flare_model.training.optimizer import make_optimizer
 from flare_model.training.recipe import Recipe
 from flare_model.training.step_graphs import StepGraphs
@@ -55,11 +58,20 @@ class Step:
         compiled: Mode of torch.compile.
         checkpointing: Keep what enters the blocks alone.
         graphs: Record steps as CUDA graphs.
+        model: The model, at its own sizes.
     """
 
-    def __init__(self, mixer: str, compiled: str = "off", *, checkpointing: bool = False, graphs: bool = False) -> None:
+    def __init__(
+        self,
+        mixer: str,
+        compiled: str = "off",
+        *,
+        checkpointing: bool = False,
+        graphs: bool = False,
+        model: type[Flare | FlarePlusPlus] = Flare,
+    ) -> None:
         torch.manual_seed(0)
-        self.model = Flare(mixer=mixer).cuda()  # type: ignore[arg-type]
+        self.model = model(mixer=mixer).cuda()  # type: ignore[arg-type]
         self.model.activation_checkpointing = checkpointing
         recipe = Recipe(learning_rate=1e-4)
         self.optimizer = make_optimizer(self.model, recipe, torch.device("cuda"), recorded=graphs)
@@ -102,6 +114,22 @@ def _case(count: int) -> Batch:
     return Batch(points, None, target, torch.tensor([0, count]), ("",))
 
 
+_PLUS: dict[str, Callable[[], Step]] = {
+    "flare++: kernels, compiled": lambda: Step("triton", "default", model=FlarePlusPlus),
+    "flare++: kernels, checkpointed": lambda: Step("triton", checkpointing=True, model=FlarePlusPlus),
+    "flare++: kernels": lambda: Step("triton", model=FlarePlusPlus),
+    "flare++: attention, compiled": lambda: Step("sdpa", "default", model=FlarePlusPlus),
+    "flare++: attention, eager": lambda: Step("sdpa", model=FlarePlusPlus),
+}
+_PLUS_GRAPHS = "flare++: kernels, step graphs"
+
+
+def _named(name: str, names: tuple[str, ...]) -> bool:
+    """Whether a row was asked for, by its name or with all of its model."""
+    model = "flare++" if name.startswith("flare++") else "flare"
+    return name in names or model in (names or ("flare",))
+
+
 def lower_bound_ms(count: int) -> float:
     """Of a step: exponentials of the mixers, and pointwise work at full bandwidth."""
     config = FlareConfig()
@@ -117,8 +145,9 @@ def million(*names: str) -> dict[str, Any]:
         "kernels": lambda: Step("triton"),
         "paper, compiled": lambda: Step("sdpa", "default"),
         "paper, eager": lambda: Step("sdpa"),
+        **_PLUS,
     }
-    steps = {name: make for name, make in steps.items() if not names or name in names}
+    steps = {name: make for name, make in steps.items() if _named(name, names)}
     for make in steps.values():
         _compile(make, [_case(20_000)])
     case, rows = _case(1_000_000), {}
@@ -217,8 +246,10 @@ def lpbf(*names: str) -> dict[str, Any]:
         "kernels, eager": (lambda: Step("triton"), 5.0),
         "paper, eager": (lambda: Step("sdpa"), 8.0),
         "paper, compiled": (lambda: Step("sdpa", "default"), 8.0),
+        _PLUS_GRAPHS: (lambda: Step("triton", graphs=True, model=FlarePlusPlus), 8.0),
+        **{name: (make, 5.0) for name, make in _PLUS.items() if "checkpointed" not in name},
     }
-    todo = {name: what for name, what in todo.items() if not names or name in names}
+    todo = {name: what for name, what in todo.items() if _named(name, names)}
     few = [_case(size) for size in (sizes[-1], sizes[0], sizes[len(sizes) // 4])]
     compiling = {name: _compile(make, few) for name, (make, _) in todo.items()}
     with exclusive():
@@ -245,15 +276,17 @@ def summary(*parts: str) -> dict[str, Any]:
     ways = {"million": lambda row: 1e9 / row["ms"], "lpbf": lambda row: row["points_a_second"]}
     for what, speed in ways.items():
         if what in found:
-            speeds = {name: speed(row) for name, row in found[what]["rows"].items()}
+            speeds = {n: speed(row) for n, row in found[what]["rows"].items() if not n.startswith("flare++")}
+            if not speeds:
+                continue
             best = max((name for name in speeds if name.startswith("kernels")), key=speeds.__getitem__)
             found[what] |= {"best": best} | {
                 f"over {name}": speeds[best] / value for name, value in speeds.items() if name.startswith("paper")
             }
-    if "million" in found:
+    if "best" in found.get("million", {}):
         best = found["million"]["rows"][found["million"]["best"]]["ms"]
         found["million"]["times_lower_bound"] = best / found["million"]["lower_bound_ms"]
-    if "lpbf" in found:
+    if "best" in found.get("lpbf", {}):
         row = found["lpbf"]["rows"][found["lpbf"]["best"]]
         found["lpbf"]["full_run_minutes"] = LPBF_STEPS * row["ms_a_step"] / 6e4
     return found

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from flare_model.kernels import mixing
+from flare_model.kernels import encoding, launches, mixing
 from flare_model.kernels.tuning import Tiles, tiles_of
 from tests.benchmarks.gpu_timing import describe_gpu, exclusive, milliseconds
 
@@ -50,18 +50,21 @@ CANDIDATES: dict[str, list[Tiles]] = {
                          (16, 128, 2, 3), (32, 128, 4, 3)] for f in (0, 1, 2)],
     "quick_point_gradient": [Tiles(p, m, w, s, unrolled=16, registers=r) for p, m, w in _QUICK for r in _CAPS[w]
                              for s in (1, 2, 3)],
+    "encode_gradient": [Tiles(p, m, w, s, programs=n) for p, m, w in
+                        [(32, 64, 2), (64, 64, 4), (64, 32, 2), (64, 128, 4), (32, 32, 1), (32, 32, 2), (16, 64, 1)]
+                        for s in (1, 2, 3) for n in (1056, 2112)],
 }  # fmt: skip
 
 
 def _inputs(shape: Shape, points: int) -> dict[str, Any]:
     """What the kernels take, and what each leaves for the next."""
-    mixing.tiles_of = tiles_of
+    launches.tiles_of = tiles_of
     heads, depth, latents = shape
     torch.manual_seed(0)
     q = torch.randn(heads, latents, depth, device="cuda", dtype=torch.bfloat16)
     k, v, dy = (torch.randn(1, points, heads, depth, device="cuda", dtype=torch.bfloat16) for _ in range(3))
-    found: dict[str, Any] = {"q": q, "v": v, "dy": dy, "points": mixing._Points(k, latents, None, None)}
-    found["z"], found["L"] = mixing._encode(q, v, found["points"])
+    found: dict[str, Any] = {"q": q, "v": v, "dy": dy, "points": launches.Points(k, latents, None, None)}
+    found["z"], found["L"] = encoding.launch_encoding(q, v, found["points"])
     found["y"], found["l"] = mixing._decode(q, found["z"], found["points"])
     found["dz"] = mixing._latent_gradient(q, dy, found["l"], found["points"])
     return found
@@ -69,14 +72,16 @@ def _inputs(shape: Shape, points: int) -> dict[str, Any]:
 
 def _run(kernel: str, tiles: Tiles, x: dict[str, Any]) -> Any:
     """One kernel with such tiles, and what comes with it: the merging of slices, the other launches of pass two."""
-    mixing.tiles_of = lambda name, *size: tiles if name == kernel else tiles_of(name, *size)
+    launches.tiles_of = lambda name, *size: tiles if name == kernel else tiles_of(name, *size)
     q, points = x["q"], x["points"]
     if kernel == "encode":
-        return mixing._encode(q, x["v"], points)
+        return encoding.launch_encoding(q, x["v"], points)
     if kernel == "decode":
         return mixing._decode(q, x["z"], points)
     if kernel == "latent_gradient":
         return mixing._latent_gradient(q, x["dy"], x["l"], points)
+    if kernel == "encode_gradient":  # That its values aren't its keys takes no time.
+        return encoding._differentiate(x["dz"], q, x["z"], x["L"], points)
     return mixing._point_gradients(q, x["v"], x["y"], x["dy"], x["z"], x["dz"], x["L"], x["l"], points)
 
 

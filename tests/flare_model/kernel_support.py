@@ -20,11 +20,22 @@ TOLERANCE = {t: (16 if t == torch.float32 else 4) * torch.finfo(t).eps for t in 
 
 
 def explicit(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """[B, N, H, D] by matrices of softmax, written out."""
-    scores = torch.einsum("hmd,bnhd->bhmn", queries, keys)
+    """[B, N, H, D] by matrices of softmax, written out; queries are [H, M, D], or [B, H, M, D]."""
+    scores = torch.einsum("bhmd,bnhd->bhmn", queries.expand(len(keys), -1, -1, -1), keys)
     among_points = scores if mask is None else scores.masked_fill(~mask[:, None, None, :], -torch.inf)
     encoded = among_points.softmax(-1) @ values.transpose(1, 2)
     return (scores.softmax(-2).transpose(-1, -2) @ encoded).transpose(1, 2)
+
+
+def explicit_plus(
+    seeds: Tensor, fixed: Tensor, gates: Tensor, seen: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """The mixing of FLARE++, [B, N, H, D], in the same way; seeds and learned queries are those behind their norms."""
+    scale = seeds.shape[-1] ** -0.5
+    scores = torch.einsum("hmd,bnhd->bhmn", seeds, seen) * scale
+    among_points = scores if mask is None else scores.masked_fill(~mask[:, None, None, :], -torch.inf)
+    moved = among_points.softmax(-1) @ seen.transpose(1, 2)
+    return explicit((fixed + moved / (1 + (-gates).exp())[:, None, None]) * scale, keys, values, mask)
 
 
 def by_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:

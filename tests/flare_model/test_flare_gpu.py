@@ -65,7 +65,7 @@ def test_cuda_graphs_give_the_same_losses(box_dataset: str, tmp_path: Path) -> N
         assert float(a) == pytest.approx(float(b), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["Transformer", "Transolver"])
+@pytest.mark.parametrize("name", ["FlarePlusPlus", "Transformer", "Transolver"])
 def test_rivals_are_recorded_in_16_bits(box_dataset: str, tmp_path: Path, name: str) -> None:
     sizes = {"channels": 16, "num_blocks": 2, "num_heads": 2}
     model = {"class_path": name, "init_args": {"config": sizes}}

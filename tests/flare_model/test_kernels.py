@@ -24,8 +24,9 @@ import triton.language as tl
 
 from flare_model import kernels
 from flare_model.kernels import arithmetic, support
+from flare_model.kernels.launches import Points
 from flare_model.kernels.meshes import slice_of_mesh, slices_of_mesh
-from flare_model.kernels.mixing import _Points, mix, mix_operator
+from flare_model.kernels.mixing import mix, mix_operator
 from flare_model.kernels.tuning import INTERPRETED
 from flare_model.layers import backend as implementation
 from flare_model.layers.mixer import mix_by, mix_explicitly
@@ -184,7 +185,7 @@ def test_float32_is_rounded_to_tf32_on_request_alone(api: str) -> None:
             torch.backends.fp32_precision = backend.fp32_precision = precision  # type: ignore[attr-defined]
         found = []
         for dtype in (torch.float32, torch.float16):
-            points = _Points(torch.zeros(1, 3, 1, 4, dtype=dtype), 16, None, None)
+            points = Points(torch.zeros(1, 3, 1, 4, dtype=dtype), 16, None, None)
             found.append(points.constants(*points.tiles("encode"))["PRECISION"])
         q, k, v, _ = sample((1, 4, 3, 7))
         assert mix(q, k, v).isfinite().all()
@@ -358,7 +359,7 @@ def test_falling_back_is_a_warning_once(caplog: pytest.LogCaptureFixture) -> Non
             assert not implementation.network_by_kernels("sdpa", CUDA, torch.float32, 64, 5)
     aside = "pointwise networks by PyTorch's operators instead of the kernels: they take networks of "
     assert [r.message for r in caplog.records] == [
-        "mixing by two attention calls instead of the kernels: they take float16, bfloat16 and float32, not float64",
+        "mixing by attention calls instead of the kernels: they take float16, bfloat16 and float32, not float64",
         f"{aside}64 or 128 channels, not of 80",
         f"{aside}up to 5 layers, the first and the last among them, not of 6",
     ]
@@ -384,7 +385,9 @@ def test_a_cpu_takes_the_attention_calls_unless_told_otherwise() -> None:
     assert not implementation.mix_by_kernels("sdpa", CUDA, torch.bfloat16, 8, 16)
     with pytest.raises(UsageError, match="mixer must be one of auto, sdpa, triton, reference, not 'fast'"):
         Flare(mixer="fast")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"--recipe.mixer sdpa is for FLARE; Transformer mixes in one way alone"):
+    with pytest.raises(
+        UsageError, match=r"--recipe.mixer sdpa is for FLARE and FLARE\+\+; Transformer mixes in one way alone"
+    ):
         mix_by(Transformer(), "sdpa")
 
 

@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="the kernels need Triton, which is there fo
 import triton
 import triton.language as tl
 
-from flare_model.kernels import mixing
+from flare_model.kernels import launches, mixing
 from flare_model.kernels.gradients import _first_part, _with_addends, _with_drops
 from flare_model.kernels.tuning import INTERPRETED, tiles_of
 from tests.flare_model.kernel_support import DEVICE, HALVES, TOLERANCE, assert_close, differentiate, explicit, sample
@@ -85,7 +85,7 @@ def test_both_ways_share_a_batch(depth: int, cuts: tuple[int, int, int], monkeyp
         return replace(found, points=16, latents=latents, unrolled=unrolled[kernel]) if kernel in unrolled else found
 
     watched = _Watched(mixing.point_gradient_kernel)
-    monkeypatch.setattr(mixing, "tiles_of", tiles)
+    monkeypatch.setattr(launches, "tiles_of", tiles)
     monkeypatch.setattr(mixing, "point_gradient_kernel", watched)
     q, k, v, g = sample((2, depth, 64, 96), scale=1 / depth)
     # One point whose level lies far above: its slice has no quick way.

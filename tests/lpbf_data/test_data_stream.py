@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import pickle
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets.distributed import split_dataset_by_node
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -364,3 +367,19 @@ def test_what_cannot_be_read_is_told_or_left_out(damaged: Path) -> None:
 def test_impossible_options_are_refused(small_dataset: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         open_stream(small_dataset, **options)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_what_users_of_datasets_look_for_is_answered(small_dataset: Path, streaming: bool) -> None:
+    """The sentence names what is there, and it works; hasattr, copies and pickles see an attribute that isn't."""
+    opened = load_dataset(small_dataset, streaming=streaming, format="torch")
+    with pytest.raises(AttributeError, match="islice" if streaming else re.escape("dataset[:n]")):
+        opened.take(2)
+    assert not hasattr(opened, "map")
+    with pytest.raises(AttributeError, match=r"no attribute 'nonsense'$"):
+        opened.nonsense  # noqa: B018
+    again = pickle.loads(pickle.dumps(copy.copy(opened)))
+    assert [sample["case_id"] for sample in itertools.islice(again, 2)] == stored_ids(small_dataset)[:2]
+    if streaming:
+        with pytest.raises(AttributeError, match="ranks share a stream by themselves"):
+            split_dataset_by_node(opened, 0, 2)

@@ -1,0 +1,152 @@
+"""What launches of kernels over points share: how a batch is cut, and sums over slices.
+
+B meshes, N points, ΣN points of all meshes together, H heads, D channels a head, M latents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flare_model.kernels.gradients import sum_slices_kernel
+from flare_model.kernels.tuning import INTERPRETED, PROGRAMS, Kernel, Tiles, tiles_of
+
+LEVELS: Final = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
+"""What levels are kept in, by the type of the keys."""
+TYPES: Final = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+_TILES_A_PROGRAM: Final = 4
+
+
+@dataclass(frozen=True)
+class Points:
+    """How the points of a batch divide, and what every kernel is told of it.
+
+    Attributes:
+        keys: [B, N, H, D]; [1, ΣN, H, D] with offsets.
+        num_latents: M.
+        mask: True where a point exists, [B, N].
+        offsets: First point of each joined mesh and the end of the last, [B + 1].
+    """
+
+    keys: Tensor
+    num_latents: int
+    mask: Tensor | None
+    offsets: Tensor | None
+
+    @property
+    def heads(self) -> int:
+        """H."""
+        return self.keys.shape[2]
+
+    @property
+    def depth(self) -> int:
+        """D, channels of a head."""
+        return self.keys.shape[3]
+
+    @property
+    def narrow(self) -> int:
+        """Columns of what a product of a tile leaves; the matrix units take 8 at a time."""
+        return max(8, self.depth)
+
+    @property
+    def meshes(self) -> int:
+        """B."""
+        return len(self.keys) if self.offsets is None else len(self.offsets) - 1
+
+    @property
+    def total(self) -> int:
+        """ΣN, or B · N."""
+        return self.keys.shape[0] * self.keys.shape[1]
+
+    def tiles(self, kernel: Kernel) -> tuple[Tiles, int]:
+        """How to cut a kernel, and the latents of a tile."""
+        tiles = tiles_of(kernel, self.num_latents, self.depth, self.keys.element_size())
+        return tiles, max(16, min(tiles.latents, triton.next_power_of_2(self.num_latents)))
+
+    def together(self, tiles: Tiles, latents: int) -> int:
+        """Latents that one launch of a kernel with `unrolled` tiles takes."""
+        return latents * int(min(tiles.unrolled, triton.cdiv(self.num_latents, latents)))
+
+    def quick_tiles(self) -> tuple[Tiles, int] | None:
+        """How to cut the quick way, whose launches take as many latents each; None where it can't be had."""
+        # It needs the range of bfloat16, which the interpreter can't multiply: there float16 stands in.
+        if self.mask is not None or self.keys.dtype != (torch.float16 if INTERPRETED else torch.bfloat16):
+            return None
+        tiles, latents = self.tiles("quick_point_gradient")
+        while latents >= 16 and self.num_latents % self.together(tiles, latents):
+            latents //= 2
+        return (tiles, latents) if latents >= 16 else None
+
+    def slices(self, tiles: Tiles, programs_a_slice: int) -> tuple[int, int]:
+        """Points of a slice, and the number of slices; see [meshes][flare_model.kernels.meshes]."""
+        # Each program reads latents before its first tile: small meshes are not for many programs.
+        enough = self.total * programs_a_slice // (_TILES_A_PROGRAM * tiles.points)
+        wanted = max(1, min(tiles.programs, max(enough, PROGRAMS)) // programs_a_slice)
+        # Places within a slice are counted in 32 bits.
+        most = (1 << 30) // (self.heads * self.depth)
+        length = min(triton.cdiv(triton.cdiv(self.total, wanted), tiles.points) * tiles.points, most)
+        if self.offsets is None:
+            return length, self.meshes * triton.cdiv(self.keys.shape[1], length)
+        return length, self.total // length + self.meshes
+
+    def place(self, length: int) -> dict[str, int]:
+        """Arguments that say where points lie."""
+        number = self.total if self.offsets is not None else self.keys.shape[1]
+        steps = (self.meshes - 1).bit_length()
+        return {
+            "num_meshes": self.meshes,
+            "num_points": number,
+            "num_latents": self.num_latents,
+            "slice_length": length,
+            "search_steps": steps,
+        }
+
+    def polynomials(self, tiles: Tiles) -> int:
+        """How many of four exponentials are polynomials: in bfloat16 alone, beside whose rounding they are exact."""
+        return tiles.polynomials if self.keys.dtype == torch.bfloat16 else 0
+
+    def constants(self, tiles: Tiles, latents: int) -> dict[str, Any]:
+        """Compile-time arguments that all kernels over points share."""
+        return {
+            "HEADS": self.heads,
+            "DEPTH": self.depth,
+            "WIDTH": max(16, self.depth),
+            "LATENTS": latents,
+            "POINTS": tiles.points,
+            "PRECISION": _precision(self.keys.dtype),
+            "JOINED": self.offsets is not None,
+            "num_warps": tiles.warps,
+            "num_stages": tiles.stages,
+            **({} if tiles.registers is None else {"maxnreg": tiles.registers}),
+        }
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """How products round float32 operands, as it was asked of PyTorch; 16 bits are multiplied as they are."""
+    if dtype != torch.float32:
+        return "ieee"
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def sum_slices(parts: Tensor, length: int, points: Points) -> Tensor:
+    """What slices of so many points left of each mesh: [slices, H, M, D] to [B, H, M, D]."""
+    size = parts[0].numel()
+    if points.offsets is None:
+        return parts.view(points.meshes, -1, *parts.shape[1:]).sum(1)
+    sums = parts.new_empty(points.meshes, *parts.shape[1:])
+    sum_slices_kernel[(points.meshes * triton.cdiv(size, 64),)](
+        parts, points.offsets, sums, points.total, size, length, VALUES=64, SLICES=16, JOINED=True
+    )
+    return sums
+
+
+def launching_on(tensor: Tensor) -> Any:
+    """Kernels are launched on the current device: make it that of a tensor."""
+    return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
