@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.data.batches import Batch
 from flare_model.data.splits import Split, has_split, open_loader
-from flare_model.data.targets import spans
+from flare_model.data.targets import Target, spans, stack_targets
 from flare_model.judging.alarm_threshold import BOTH, choose_by_cross_validation
 from flare_model.judging.interference import (
     Detection,
@@ -66,6 +66,8 @@ def judge(
 ) -> tuple[list[CaseScore], list[Risk]]:
     """Score the model, "predict zero" and "predict the training mean" on every case of a split.
 
+    Where cases are grids, the mean of the training cases at each of their points is scored too.
+
     Args:
         surrogate: The model.
         split: The split.
@@ -77,7 +79,7 @@ def judge(
     risky = risk_target(surrogate.usage.targets)
     scores: list[CaseScore] = []
     risks: list[Risk] = []
-    columns, floors = spans(targets), surrogate.usage.floors()
+    columns, floors, field = spans(targets), surrogate.usage.floors(), mean_field(split, targets)
     for batch, prediction in predictions(surrogate, split):
         case_id, truth = batch.case_ids[0], batch.targets.numpy()
         if keep is not None:
@@ -85,6 +87,7 @@ def judge(
         if watch is not None:
             watch(batch, prediction)
         given = {"model": prediction, "zero": np.zeros_like(truth), "mean": np.broadcast_to(mean, truth.shape)}
+        given |= {} if field is None else {"mean_field": field}
         for target in targets:
             c = columns[target.name]
             of_target = {name: values[:, c] for name, values in given.items()}
@@ -92,6 +95,24 @@ def judge(
             scores += score_case(case_id, target.name, target.unit, truth[:, c], of_target, mean[c].tolist(), floor)
         risks += _risk_of(surrogate, split, case_id, risky, prediction)
     return scores, risks
+
+
+def mean_field(split: Split, targets: Sequence[Target]) -> NDArray[np.float32] | None:
+    """Mean of the training cases at each point of their grid, [N, T].
+
+    Args:
+        split: The split that is judged.
+        targets: What is predicted.
+
+    Returns:
+        None where cases are no grids, or there is no training split.
+    """
+    if split.points is None or split.points.grid is None or not has_split(split.data, "train"):
+        return None
+    train = Split(split.data, "train", targets)
+    added = sum(stack_targets(ragged.fields, targets).double() for ragged in open_loader(train))
+    assert isinstance(added, torch.Tensor)
+    return (added / len(train)).float().numpy()
 
 
 def summaries_of(scores: Sequence[CaseScore]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -13,7 +13,7 @@ from flare_model.data.targets import resolve_target
 from flare_model.judging.scores import mean_and_deviation, unit_of_errors
 from lpbf_data.console import open_console
 
-_NAMES: Final = {"model": "model", "zero": "predict zero", "mean": "predict mean"}
+_NAMES: Final = {"model": "model", "zero": "predict zero", "mean": "predict mean", "mean_field": "mean field"}
 _SPREAD: Final = ("relative_l2", "published", "mean_error")
 
 Summary = Mapping[str, Any]
