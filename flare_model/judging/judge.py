@@ -74,6 +74,7 @@ def judge(
         keep: Is given every case id and prediction, [N, T].
         watch: Is given every case and prediction.
     """
+    surrogate.usage.check_data(split.points, split.data)
     targets = surrogate.usage.predicted
     mean = np.array(surrogate.usage.normalisation.target_mean, dtype=np.float32)
     risky = risk_target(surrogate.usage.targets)
