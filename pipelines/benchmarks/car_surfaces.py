@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -46,6 +49,12 @@ _VTP: Final = re.compile(r"boundary_(\d+)\.vtp")
 _ARRAYS: Final = ("surface_mesh_centers", "surface_fields")
 _CELL_ARRAYS: Final = {"pressure": "pMeanTrim", "wall_shear_stress": "wallShearStressMeanTrim"}
 _LARGEST: Final = 20.0  # m from the origin; what reaches further has another unit
+_UNREADABLE: Final = (
+    OSError, ValueError, KeyError, EOFError, SyntaxError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+    tokenize.TokenError,
+)  # fmt: skip
+"""What NumPy, zipfile and VTK raise on files that are damaged."""
+
 _SPLITS: Final = ("train", "validation", "test")
 
 
@@ -169,7 +178,7 @@ def read_run(number: int, path: Path, count: int) -> PointCase:
 
     try:
         centres, pressure, shear = (_read_npz if path.suffix == ".npz" else _read_vtp)(path)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except _UNREADABLE as error:
         raise refuse(f"it can't be read as a surface: {' '.join(str(error).split())}") from error
     cells = len(centres)
     if centres.shape != (cells, 3) or pressure.shape != (cells,) or shear.shape != (cells, 3):

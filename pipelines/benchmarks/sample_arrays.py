@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from lpbf_data.console import follow
 from lpbf_data.errors import CaseError, FailureReason, UsageError
 from lpbf_data.remarks import Remark, Treatment
 from lpbf_data.stores.point_sets import PointCase
+from pipelines.benchmarks.mat_arrays import read_mat_array
 from pipelines.benchmarks.systems import COARSE, EVERY, FINE, SAMPLES, Column, System
 
 
@@ -122,22 +124,13 @@ def _load(path: Path, key: str) -> NDArray[Any]:
         if path.suffix == ".npy":
             mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
             return mapped
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
-
-        try:
-            stored = loadmat(path, variable_names=[key])
-        except (MatReadError, TypeError) as error:
-            raise ValueError(str(error)) from error
-        if key not in stored:
-            raise ValueError(f"it has no array {key!r}")
-        array: NDArray[Any] = np.asarray(stored[key])
+        array = read_mat_array(path, key)
         if array.shape[1:] != (FINE, FINE):
             return array
         return np.ascontiguousarray(array[:, ::EVERY, ::EVERY])  # all of it takes 1.4 GB
     except NotImplementedError as error:
         raise UsageError(f"{path.name} is a MATLAB file of version 7.3; save it as version 7 (save -v7)") from error
-    except (OSError, ValueError, EOFError, zlib.error) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, zlib.error, tokenize.TokenError) as error:
         raise UsageError(f"{path.name} can't be read: {' '.join(str(error).split())}; fetch it again") from error
 
 

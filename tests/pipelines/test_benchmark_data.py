@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import pyvista as pv
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from lpbf_data import load_dataset
 from lpbf_data.errors import LpbfError
@@ -19,6 +21,7 @@ from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.reading.catalog import read_manifest
 from pipelines.benchmarks.car_surfaces import PUBLIC, UNPUBLISHED
 from pipelines.benchmarks.convert import convert
+from pipelines.benchmarks.mat_arrays import read_mat_array
 from tests.commands import run_here
 
 RANDOM = np.random.default_rng(0)
@@ -149,8 +152,6 @@ def test_a_pipe_is_seen_by_standardised_coordinates(tmp_path: Path) -> None:
 def test_darcys_samples_are_thinned_and_its_boundary_told(tmp_path: Path) -> None:
     src = write_darcy(tmp_path / "src")
     assert convert("darcy", str(src / "FNO/darcy"), str(tmp_path / "set"), train=3, test=2) == 0
-    from scipy.io import loadmat
-
     stored = loadmat(src / "FNO/darcy/piececonst_r421_N2_smooth2.mat")
     sample = samples_of(tmp_path / "set", "test")["darcy_smooth2_0001"]
     assert sample["pos"].shape == (85 * 85, 2)
@@ -295,6 +296,67 @@ def test_what_doesnt_fit_is_a_sentence_and_leaves_nothing(
     with pytest.raises(LpbfError, match=said):
         convert(system, str(src), str(tmp_path / "out" / "set"), **options)
     assert not [*(tmp_path / "out").iterdir()]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_arrays_of_matlab_are_those_that_scipy_reads(compressed: bool, tmp_path: Path) -> None:
+    path = tmp_path / "some.mat"
+    arrays: dict[str, Any] = {
+        kind: RANDOM.integers(0, 100, (3, 4, 5)).astype(kind)
+        for kind in ("f8", "f4", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8")
+    }
+    arrays |= {"flat": np.arange(7.0), "a_name_of_more_than_4_letters": np.ones((2, 1)), "letters": "text", "one": 3.0}
+    savemat(path, {**arrays, "i": np.ones(3) * 1j}, do_compression=compressed)
+    expected = loadmat(path)
+    for name in (*arrays.keys() - {"letters"}, "one"):
+        found = read_mat_array(path, name)
+        assert found.dtype == expected[name].dtype, name
+        assert np.array_equal(found, expected[name]), name
+    for name, said in (("i", "complex numbers"), ("letters", "no plain numbers"), ("two", "no array 'two'; it has f8")):
+        with pytest.raises(ValueError, match=said):
+            read_mat_array(path, name)
+
+
+def test_doubles_that_matlab_stores_as_smaller_numbers(tmp_path: Path) -> None:
+    path, values = tmp_path / "some.mat", RANDOM.integers(0, 100, (3, 4, 5)).astype(np.uint8)
+    savemat(path, {"coeff": values})
+    content = bytearray(path.read_bytes())
+    content[144] = 6  # the class of the array, double in place of uint8
+    path.write_bytes(content)
+    found = read_mat_array(path, "coeff")
+    assert found.dtype == np.float64
+    assert np.array_equal(found, values)
+    big = b"".join((
+        b"MATLAB 5.0".ljust(124) + b"\1\0MI", struct.pack(">II", 14, 72), struct.pack(">IIII", 6, 8, 6, 0),
+        struct.pack(">IIii", 5, 8, 2, 3), struct.pack(">HHi", 1, 1, ord("a") << 24),
+        struct.pack(">II6h", 3, 12, *range(6)), bytes(4),
+    ))  # fmt: skip
+    path.write_bytes(big)
+    assert read_mat_array(path, "a").tolist() == [[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_damaged_arrays_of_matlab_are_told(compressed: bool, tmp_path: Path) -> None:
+    """SciPy's reader ends the process on some of these."""
+    path, random = tmp_path / "some.mat", np.random.default_rng(0)
+    savemat(path, {"coeff": random.random((2, 5, 5)), "sol": random.random((2, 5, 5))}, do_compression=compressed)
+    good, outcomes = path.read_bytes(), set()
+    for number in range(300):
+        content = bytearray(good)
+        for _ in range(3):
+            content[random.integers(0, 300 if number % 2 else len(good))] = random.integers(256)
+        path.write_bytes(content[: random.integers(len(good))] if number % 4 == 0 else content)
+        try:
+            read_mat_array(path, "sol")
+        except (ValueError, NotImplementedError, zlib.error) as error:
+            outcomes.add(type(error).__name__)
+        else:
+            outcomes.add("read")
+    assert outcomes >= {"ValueError", "read"}
+    for start in (b"MATLAB 7.3 MAT-file", b"MATLAB 5.0 MAT-file"):
+        path.write_bytes(start.ljust(124) + b"\0\2IM" + bytes(100))
+        with pytest.raises(NotImplementedError):
+            read_mat_array(path, "sol")
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
