@@ -66,9 +66,10 @@ class Surrogate(nn.Module, Pretrained):
             [ΣN, T] or [B, N, T], float32, where the model is.
 
         Raises:
-            UsageError: If a forward-mode derivative is asked for of attention that has none, or a coordinate or feature
-                isn't finite; `torch.func.vmap` lets nobody look at them. In training nobody looks: batches were
-                looked at on the host, and to look at the device is to wait for it.
+            UsageError: If points have another number of coordinates than in training, a forward-mode derivative is
+                asked for of attention that has none, or a coordinate or feature isn't finite; `torch.func.vmap` lets
+                nobody look at them. In training nobody looks: batches were looked at on the host, and to look at the
+                device is to wait for it.
         """
         exists = None if mask is None else torch.as_tensor(mask)
         scaled = self.scaled_points(self._taken(points, "points", exists))
@@ -88,7 +89,13 @@ class Surrogate(nn.Module, Pretrained):
         return normalised.float() * self.target_std + self.target_mean
 
     def scaled_points(self, points: Tensor) -> Tensor:
-        """Points as the model sees them, [..., d], of points in their unit on its device."""
+        """Points as the model sees them, [..., d], of points in their unit on its device.
+
+        Raises:
+            UsageError: If they have another number of coordinates than those that it was trained on.
+        """
+        if points.shape[-1] != len(self.point_scale):
+            raise UsageError(f"the model takes points of {len(self.point_scale)} coordinates, not {points.shape[-1]}")
         return (points - self.point_shift if len(self.point_shift) else points) / self.point_scale
 
     def need_parts(self, what: str) -> None:

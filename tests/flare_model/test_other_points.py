@@ -116,6 +116,23 @@ def test_a_checkpoint_says_what_it_was_trained_on_and_goes_on(darcy_set: Path, d
     assert from_pretrained(out).usage == usage
 
 
+def test_points_of_another_dimension_are_refused(darcy_run: Path) -> None:
+    surrogate = from_pretrained(darcy_run)
+    assert surrogate(np.zeros((5, 2)), np.zeros((5, 1))).shape == (5, 1)  # FLARE takes any points
+    for width in (1, 3):
+        with pytest.raises(UsageError, match=f"the model takes points of 2 coordinates, not {width}"):
+            surrogate(np.zeros((5, width)), np.zeros((5, 1)))
+
+
+def test_points_of_the_plane_are_thinned(darcy_set: Path, tmp_path: Path) -> None:
+    run = go(str(darcy_set), tmp_path / "run", thin_to=50, max_steps=2, recipe=Recipe(batch_size=2))
+    with (run / "training.csv").open(newline="") as file:
+        assert [float(row["loss"]) > 0 for row in csv.DictReader(file)] == [True, True]
+    split = Split(str(darcy_set), "train", resolve_targets(["pressure"], "", read_points(darcy_set)))
+    (ragged, *_) = open_loader(split, thin_to=50)
+    assert (ragged.pos.shape, ragged.fields["pressure"].shape) == ((50, 2), (50, 1))
+
+
 def test_its_card_speaks_of_no_part(darcy_run: Path) -> None:
     card = str(from_pretrained(darcy_run).generate_model_card())
     assert "Predicts pressure at points of darcy (x, y), told permeability." in card

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lpbf_data import load_dataset, make_loader
+from lpbf_data.analysis import open_zarr
 from lpbf_data.case.point_schema import POINTS_VERSION, PointSchema
 from lpbf_data.case.schema import SCHEMA_VERSION, VECTOR, FieldSpec
 from lpbf_data.errors import CaseError, LpbfError, SchemaError, StoreError, UsageError
@@ -256,6 +257,8 @@ def test_a_damaged_shard_is_told(heat: Path, tmp_path: Path) -> None:
 
 
 def test_commands_for_parts_refuse_points(heat: Path) -> None:
+    with pytest.raises(UsageError, match="open_zarr is for printed parts alone"):
+        open_zarr(str(heat))
     manifest = decode_manifest((heat / MANIFEST_NAME).read_bytes())
     with pytest.raises(
         LpbfError, match="heat is a data set of heat, points without cells; a report is for printed parts"
