@@ -16,10 +16,10 @@ from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.case.record import CaseRecord, Placement, SourceRef, is_case_id
 from lpbf_data.case.statistics import FieldStatistics, total
 from lpbf_data.durable import flush_folder, flush_tree, sha256_of_file, write_durably
-from lpbf_data.errors import CaseError, FailureReason, UsageError
+from lpbf_data.errors import CaseError, FailureReason, LpbfError, UsageError
 from lpbf_data.remarks import Remark, merge_remarks
 from lpbf_data.stores.manifest import MANIFEST_NAME, encode_manifest
-from lpbf_data.stores.parquet import write_point_shard
+from lpbf_data.stores.parquet import ParquetShard, write_point_shard
 
 RAW_BYTES: Final = 96_000_000
 """Uncompressed arrays a shard, unless a single case is larger."""
@@ -179,6 +179,32 @@ def _rows(
         )  # fmt: skip
         row, raw = row + 1, raw + sum(values.nbytes for values in columns.values())
         yield case.case_id, columns
+
+
+def differences_of_row(shard: ParquetShard, row: int, record: CaseRecord, points: PointSchema) -> Iterator[str]:
+    """What a stored case has other than its record says.
+
+    Args:
+        shard: Its shard.
+        row: Its row there.
+        record: Its record.
+        points: What must lie at its points.
+    """
+    try:
+        columns = shard.read_columns(row, ["case_id", *points.coordinates, *points.field_columns])
+    except LpbfError as error:
+        yield str(error)
+        return
+    if (stored := columns.pop("case_id")) != record.case_id:
+        yield f"holds case {stored!r}"
+        return
+    for column, values in columns.items():
+        known = record.statistics.get(column)
+        if len(values) != record.num_points:
+            yield f"has {len(values):,} values of {column} at {record.num_points} points"
+        elif known is None or (float(values.min()), float(values.max())) != (known.minimum, known.maximum):
+            span = "nothing" if known is None else f"{known.minimum} to {known.maximum}"
+            yield f"{column} runs from {values.min()} to {values.max()}, the manifest says {span}"
 
 
 def columns_of_case(case: PointCase, points: PointSchema) -> Columns:

@@ -176,7 +176,7 @@ def test_options_that_dont_fit_the_points_are_a_sentence(
 @pytest.mark.parametrize(
     ("module", "words", "said"),
     [
-        ("pipelines.verify", ["{data}"], "python -m pipelines.verify is for printed parts alone"),
+        ("pipelines.publish", ["{data}", "--repo", "a/b", "--license", "mit", "--workers", "0"], "publish is for"),
         ("pipelines.report", ["{data}"], "python -m pipelines.report is for printed parts alone"),
         ("pipelines.pack", ["--src", "{data}", "--out", "{out}"], "python -m pipelines.pack is for printed parts"),
         ("pipelines.build", ["--src", "{cases}", "--out", "{data}"], "python -m pipelines.build is for printed parts"),

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import pyvista as pv
 from scipy.io import loadmat, savemat
@@ -192,6 +194,24 @@ def test_the_public_split_of_cars() -> None:
     assert [len(PUBLIC[name]) for name in ("train", "validation", "test")] == [400, 34, 50]
     together = [run for runs in PUBLIC.values() for run in runs]
     assert sorted([*together, *UNPUBLISHED]) == list(range(1, 501))
+
+
+def test_a_converted_set_is_verified(tmp_path: Path) -> None:
+    src = write_elasticity(tmp_path / "src")
+    assert convert("elasticity", str(src), str(tmp_path / "set"), train=4, test=2) == 0
+    assert run_here("pipelines.verify", str(tmp_path / "set"), "--workers", "0").returncode == 0
+    table = pq.read_table(tmp_path / "set/data/train-00000.parquet")
+    wrong = pa.array([[0.5] * 972, *table["stress"].to_pylist()[1:]], table.schema.field("stress").type)
+    other = table.set_column(table.column_names.index("stress"), table.schema.field("stress"), wrong)
+    pq.write_table(other, tmp_path / "set/data/train-00000.parquet", row_group_size=1)
+    (tmp_path / "set/data/test-00000.parquet").unlink()
+    done = run_here("pipelines.verify", str(tmp_path / "set"), "--workers", "0")
+    assert done.returncode == 1
+    said = " ".join(done.stdout.split())
+    assert "data/test-00000.parquet: is missing" in said
+    assert "data/train-00000.parquet: has SHA-256" in said
+    assert "row 0, case elasticity_0000: stress runs from 0.5 to 0.5, the manifest says" in said
+    assert "row 1" not in said
 
 
 def change(path: str, how: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
