@@ -152,4 +152,5 @@ def _attend_explicitly(queries: Tensor, keys: Tensor, values: Tensor, attn_mask:
     """Attention by a matrix of softmax that is written out; arguments as for `scaled_dot_product_attention`."""
     scores = queries @ keys.mT * keys.shape[-1] ** -0.5
     among = scores if attn_mask is None else scores.masked_fill(~attn_mask, float("-inf"))
-    return among.softmax(-1) @ values
+    attended: Tensor = among.softmax(-1) @ values
+    return attended

@@ -83,7 +83,8 @@ def errors_by_family(
     found: dict[str, dict[str, list[float]]] = {}
     left: dict[str, int] = {}
     for split in splits:
-        families, points = families_of(split), {c: r.geometry.num_points for c, r in split.records.items()}
+        families = families_of(split)
+        points = {c: r.measures.num_points for c, r in split.records.items() if r.measures}
         kinds = {c: f"{families[c]} {'large' if points[c] > LARGE else 'small'}" for c in split.case_ids}
         taken = []
         for case_id, kind in kinds.items():
@@ -99,37 +100,38 @@ def errors_by_family(
     }
 
 
-def carry_out(group: str, data: str, work: Path, steps: int, judged: int) -> dict[str, Any]:
+def parts_of(split: Split, group: str, *, inside: bool) -> Split:
+    """Those parts of a split that are of a group's families, or those that aren't."""
+    families = families_of(split)
+    return split.only(c for c in split.case_ids if (families.get(c) in GROUPS[group]) == inside)
+
+
+def train_without(group: str, data: str, folder: Path, steps: int) -> None:
+    """Train on all parts but those of a group."""
+    settings = settings_of(data, steps)
+    fabric, precision = open_fabric(settings.recipe, "auto")
+    taken = choose_precision(settings.recipe.precision, on_gpu=fabric.device.type == "cuda")
+    settings = replace(settings, recipe=replace(settings.recipe, precision=taken))
+    left = {name: parts_of(split, group, inside=False) for name, split in open_splits(settings).items()}
+    run_once(settings, fabric, precision, folder, left)
+
+
+def carry_out(group: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Train without a group and judge on it."""
-    folder = work / group
+    folder = asked.work / group
     done = folder / "families.json"
     if done.exists():
         found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
         return found
     with quiet(folder.with_suffix(".log")):
-        settings = settings_of(data, steps)
-        fabric, precision = open_fabric(settings.recipe, "auto")
-        taken = choose_precision(settings.recipe.precision, on_gpu=fabric.device.type == "cuda")
-        settings = replace(settings, recipe=replace(settings.recipe, precision=taken))
-        whole = open_splits(settings)
-        families = {name: families_of(split) for name, split in whole.items()}
-
-        def of_group(name: str, *, inside: bool) -> list[str]:
-            return [c for c in whole[name].case_ids if (families[name].get(c) in GROUPS[group]) == inside]
-
-        run_once(
-            settings, fabric, precision, folder,
-            {name: split.only(of_group(name, inside=False)) for name, split in whole.items()},
-        )  # fmt: skip
-        surrogate = from_pretrained(folder).to(fabric.device)
-        whole["test"] = Split(data, "test")
-        families["test"] = families_of(whole["test"])
-        unseen = [whole[name].only(of_group(name, inside=True)) for name in ("test", "validation", "train")]
-        known = [whole["test"].only(of_group("test", inside=False))]
+        if not asked.judge_only:
+            train_without(group, asked.data, folder, asked.steps)
+        surrogate = from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+        whole = [Split(asked.data, name) for name in ("test", "validation", "train")]
         found = {
-            "trained_on": len(of_group("train", inside=False)),
-            "held_out": errors_by_family(surrogate, unseen, judged),
-            "known": errors_by_family(surrogate, known, judged),
+            "trained_on": len(parts_of(whole[-1], group, inside=False)),
+            "held_out": errors_by_family(surrogate, [parts_of(s, group, inside=True) for s in whole], asked.judged),
+            "known": errors_by_family(surrogate, [parts_of(whole[0], group, inside=False)], asked.judged),
         }
         write_json(done, found)
     return found
@@ -159,13 +161,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10000, help="of each of the four trainings")
     parser.add_argument("--judged", type=int, default=40, help="parts of a family and size that are judged at most")
     parser.add_argument("--processes", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--judge_only", action="store_true", help="judge the weights that lie in --work, train none")
     asked = parser.parse_args()
     spawn = multiprocessing.get_context("spawn")
     started, found = time.monotonic(), {}
     with ProcessPoolExecutor(asked.processes, mp_context=spawn, initializer=prepare) as pool:
-        waiting = {
-            pool.submit(carry_out, group, asked.data, asked.work, asked.steps, asked.judged): group for group in GROUPS
-        }
+        waiting = {pool.submit(carry_out, group, asked): group for group in GROUPS}
         for future in as_completed(waiting):
             found[waiting[future]] = future.result()
             print(f"{time.monotonic() - started:7.1f} s: without group {waiting[future]}", flush=True)

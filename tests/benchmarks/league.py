@@ -67,7 +67,9 @@ TRIALS: Final = (0.5, 1.0, 2.0)
 
 PACE_STEPS: Final = 500
 SETTLED: Final = 100
-"""Steps that tell the speed: all, and the last ones, when most sizes of batches are recorded."""
+PACE_CASES: Final = 64
+"""Steps that tell the speed, those at the end that count, and the parts that they see: few, so that all sizes of
+batches are recorded by then."""
 
 EQUAL: Final = {"batch_size": 16, "max_points": 65536, "ema_decay": 0.999, "cycle_beta1": False}
 ON_A_GPU: Final = {"precision": "bf16-mixed", "step_graphs": True, "round_points": 4096}
@@ -92,6 +94,7 @@ class Job:
         seed: Seed of weights and order.
         reduced: Whether the model is shrunk.
         judged: Whether it is judged on the test split.
+        cases: Training cases, taken evenly from all; 0 for all.
     """
 
     folder: Path
@@ -104,6 +107,7 @@ class Job:
     seed: int = 0
     reduced: bool = False
     judged: bool = False
+    cases: int = 0
 
     def settings(self) -> Settings:
         """What `flare_model.train` would be asked for."""
@@ -154,7 +158,10 @@ def carry_out(job: Job) -> dict[str, Any]:
         fabric, precision = open_fabric(settings.recipe, "auto")
         taken = choose_precision(settings.recipe.precision, on_gpu=fabric.device.type == "cuda")
         settings = replace(settings, recipe=replace(settings.recipe, precision=taken))
-        result = run_once(settings, fabric, precision, job.folder, opened(job.data, job.told))
+        splits = opened(job.data, job.told)
+        if job.cases:
+            splits = {name: split.part(job.cases) for name, split in splits.items()}
+        result = run_once(settings, fabric, precision, job.folder, splits)
         found = {
             "model": job.name,
             "told": list(job.told),
@@ -207,7 +214,10 @@ def paces(asked: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
             for graphs in ways:
                 folder = work / "pace" / f"{name}-{'graphs' if graphs else 'steps'}"
                 steps = PACE_STEPS if torch.cuda.is_available() else asked.trial_steps
-                job = Job(folder, asked.data, name, INPUTS["geometry"], steps, graphs=graphs, reduced=asked.reduced)
+                job = Job(
+                    folder, asked.data, name, INPUTS["geometry"], steps,
+                    graphs=graphs, reduced=asked.reduced, cases=PACE_CASES,
+                )  # fmt: skip
                 measured = alone.submit(measure_pace, job).result()
                 print(json.dumps(measured), flush=True)
                 if "failed" not in measured:

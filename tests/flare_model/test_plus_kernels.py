@@ -293,7 +293,7 @@ def test_torch_finds_nothing_wrong_with_the_operators() -> None:
         (encode_operator, (q, k, None, offsets)),
         (mix_operator, (own, k, v.requires_grad_(), None, offsets)),
     ):
-        found = torch.library.opcheck(operator, arguments, test_utils=tests)  # type: ignore[arg-type]
+        found = torch.library.opcheck(operator, arguments, test_utils=tests)
         assert set(found.values()) == {"SUCCESS"}
     assert [out.requires_grad for out in encode_operator(q, k, None, None)] == [True, False]
 
