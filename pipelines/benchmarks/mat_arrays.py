@@ -64,7 +64,7 @@ def read_mat_array(path: Path, name: str) -> NDArray[Any]:
             raise NotImplementedError
         if order is None or version != 0x0100:
             raise ValueError("it is no MATLAB file of version 5 to 7")
-    return _find(memoryview(np.memmap(path, np.uint8, "r")), name, order)
+    return _find(np.memmap(path, np.uint8, "r").data, name, order)
 
 
 def _find(view: memoryview, name: str, order: str) -> NDArray[Any]:
