@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flare_model.data.targets import resolve_targets
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, say
 from lpbf_data.durable import sha256_of_file, write_durably, write_json
@@ -170,7 +169,7 @@ def _judge_into(
     from flare_model.judging.sureness import Watch, describe_intervals, families_of, make_intervals, watch_validation
 
     kept: dict[str, NDArray[np.float32]] = {}
-    watch = Watch(surrogate, split)
+    watch = Watch(surrogate, split) if split.points is None else None  # intervals are those of printed parts
     scores, risks = judging.judge(surrogate, split, kept.__setitem__, watch)
     seen = watch_validation(surrogate, split)
     interference = judging.interference_of(surrogate, split, risks, asked.false_alarms, asked.threshold_cases, seen)
@@ -193,7 +192,8 @@ def _judge_into(
         "scores": judging.summaries_of(scores),
         "over_all": judging.over_all(scores),
         "interference": interference,
-        "intervals": describe_intervals(intervals, watch.parts, asked.families or families_of(split)),
+        **({} if surrogate.usage.points is None else {"units": {t.name: t.unit for t in surrogate.usage.predicted}}),
+        "intervals": describe_intervals(intervals, watch.parts if watch else (), asked.families or families_of(split)),
     }
 
 
@@ -255,9 +255,11 @@ def _write_predictions(
 ) -> None:
     from lpbf_data.stores.predictions import write_predictions
 
-    columns = [column for target in resolve_targets(surrogate.usage.targets, "") for column in target.columns]
+    columns = [column for target in surrogate.usage.predicted for column in target.columns]
     rows = ((case_id, dict(zip(columns, values.T, strict=True))) for case_id, values in kept.items())
-    write_predictions(path, rows, list(dict.fromkeys(columns)), split.data_digest, Path(checkpoint).name)
+    points = surrogate.usage.points
+    known = {} if points is None else {"known": points.field_columns}
+    write_predictions(path, rows, list(dict.fromkeys(columns)), split.data_digest, Path(checkpoint).name, **known)
 
 
 def main() -> None:

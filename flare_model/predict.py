@@ -7,6 +7,7 @@ known, it is shown beside the prediction, and the error.
 from __future__ import annotations
 
 import json as json_format
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,15 +99,17 @@ def predict(
         raise UsageError(f"--orientations must not be negative, but is {orientations}")
     if not src:
         raise UsageError("nothing to predict on: name a part, such as part.stl")
+    check_folder(Path(out))
     from flare_model.checkpoints.own import own_checkpoint
     from flare_model.checkpoints.surrogate import from_pretrained
+    from flare_model.decision.answer import identity_of
     from flare_model.decision.beside import read_beside
     from flare_model.training.devices import device_of
 
     checkpoint = checkpoint or own_checkpoint()
     surrogate = from_pretrained(checkpoint, trust=trust).to(device_of(accelerator))
     beside, doubts = read_beside(checkpoint, surrogate, material)
-    work = _Work(surrogate, beside, Path(out), pictures, orientations, quiet=json)
+    work = _Work(surrogate, beside, Path(out), pictures, orientations, json, identity_of(surrogate, checkpoint))
     for doubt in doubts:
         work.complaints.print(f"warning: {doubt}", style=None)
     meshing = Meshing(points or usual_points(surrogate), centre, units)
@@ -131,6 +134,7 @@ class _Work:
         pictures: Whether to draw parts and to make the page.
         orientations: Ways to turn each surface.
         quiet: Whether sentences on parts are left out.
+        model: What names the model.
     """
 
     surrogate: Surrogate
@@ -139,9 +143,10 @@ class _Work:
     pictures: bool
     orientations: int
     quiet: bool
+    model: Mapping[str, Any]
     names: FileNames = field(default_factory=FileNames)
     done: int = 0
-    failed: int = 0
+    errors: list[str] = field(default_factory=list)
     answers: dict[str, Answer] = field(default_factory=dict)
     turned: dict[str, Any] = field(default_factory=dict)
     remarks: dict[str, tuple[Remark, ...]] = field(default_factory=dict)
@@ -155,15 +160,15 @@ class _Work:
         """Predict on one part, write it and say what is found; or why not."""
         from flare_model.prediction.parts import Unreadable
 
+        file = self.names.name(part.name)  # parts of one name, from different files, have files of their own
         if part.remarks:
-            self.remarks[part.name] = (*self.remarks.get(part.name, ()), *part.remarks)
+            self.remarks[file] = part.remarks
         try:
             if isinstance(part, Unreadable):
                 raise part.error
             prediction = predict_part(self.surrogate, part, self.beside.intervals, self.beside.scale)
-            file = self.names.name(part.name)
             if self.beside.scale is not None and part.fields:
-                self.remarks[part.name] = (*self.remarks.get(part.name, ()), _untold(part.name))
+                self.remarks[file] = (*self.remarks.get(file, ()), _untold(part.name))
             answer = self._tell(prediction, file)  # before pictures are drawn, which takes longer
             write_results(self.out, file, prediction, pictures=self.pictures)
             self._keep(prediction, answer, file)
@@ -171,7 +176,7 @@ class _Work:
                 self._turn(part, file)
         except LpbfError as error:
             self.complaints.print(f"error: {error}", style=None)
-            self.failed += 1
+            self.errors.append(str(error))
         else:
             self.done += 1
 
@@ -215,7 +220,7 @@ class _Work:
         """All answers as JSON takes them."""
         from flare_model.decision.answer import answers_as_dict
 
-        return answers_as_dict(self.surrogate.origin.get("data_sha256"), self.answers, self.remarks, self.turned)
+        return answers_as_dict(self.model, self.answers, self.remarks, self.turned, self.errors)
 
     def close(self) -> int:
         """Write what belongs to all parts together, and say the rest; the exit status."""
@@ -233,9 +238,10 @@ class _Work:
                 page = f"; to turn and cut the parts, open {self.out / PAGE_NAME}" if self.shown else ""
                 self.console.print(f"predictions in {self.out}{page}")
         print_remarks((one for found in self.remarks.values() for one in found), self.complaints)
-        if self.failed and self.done + self.failed > 1:
-            self.complaints.print(f"{self.done} of {self.done + self.failed} parts are predicted", style=None)
-        return 1 if self.failed else 0
+        failed = len(self.errors)
+        if failed and self.done + failed > 1:
+            self.complaints.print(f"{self.done} of {self.done + failed} parts are predicted", style=None)
+        return 1 if failed else 0
 
     def _write_page(self) -> None:
         path = self.out / PAGE_NAME
@@ -260,6 +266,28 @@ class _Work:
         return _UNSURE if "can't tell" in said else 0
 
 
+def check_folder(out: Path) -> None:
+    """Refuse a folder that can't be written to, before anything is computed.
+
+    Args:
+        out: The folder; it may not exist yet.
+
+    Raises:
+        UsageError: If it is something else, or can't be made or written to.
+    """
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UsageError(f"--out {out} can't be written to ({error.strerror}); name another folder") from error
+    finally:
+        for folder in made:  # it is made when there is something to keep
+            if folder.is_dir():
+                folder.rmdir()
+
+
 def _untold(name: str) -> Remark:
     """That results which came along are left out where predictions are for another material."""
     sentence = "results that came with a part aren't shown beside predictions for --material, which they aren't of"
@@ -267,7 +295,7 @@ def _untold(name: str) -> Remark:
 
 
 def _keep_remarks(out: Path, remarks: Mapping[str, Sequence[Remark]]) -> None:
-    """Write what was left out, changed, guessed or repaired beside the predictions, by name of the part."""
+    """Write what was left out, changed, guessed or repaired beside the predictions, by names of the files."""
     path = out / "remarks.json"
     if remarks:
         stored = {name: [remark.as_dict() for remark in found] for name, found in remarks.items()}

@@ -68,6 +68,7 @@ def release(
     place = OWN_FOLDER if out is None else Path(out)
     loaded = fetch_checkpoint(checkpoint)
     surrogate = from_pretrained(loaded, trust=trust)
+    surrogate.need_parts("python -m flare_model.release")
     with tempfile.TemporaryDirectory() as folder:
         aside = Path(folder) / "model"
         aside.mkdir()

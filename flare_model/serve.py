@@ -76,6 +76,7 @@ def serve(
     with contextlib.closing(open_socket(address, port)) as opened:
         from flare_model.checkpoints.own import own_checkpoint
         from flare_model.checkpoints.surrogate import from_pretrained
+        from flare_model.decision.answer import identity_of
         from flare_model.decision.beside import read_beside
         from flare_model.local_page.app import make_app
         from flare_model.local_page.computing import Computing
@@ -88,7 +89,7 @@ def serve(
         beside, doubts = read_beside(checkpoint, surrogate, material)
         for doubt in doubts:
             say(f"warning: {doubt}")
-        computing = Computing(surrogate, beside, points or usual_points(surrogate))
+        computing = Computing(surrogate, beside, points or usual_points(surrogate), identity_of(surrogate, checkpoint))
         with working_folder() as folder:
             app = make_app(computing, Path(folder), most_mb * 1_000_000, names_of(address))
             url = url_of(opened)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flare_model.data.targets import resolve_inputs, resolve_targets
 from flare_model.prediction.file_names import FileNames
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console
@@ -89,9 +88,9 @@ def _chosen(surrogate: Surrogate, data: str, name: str, cases: int, wanted: list
     from flare_model.data.batches import Batch
     from flare_model.data.splits import Split, open_loader
 
-    targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
-    features = resolve_inputs(surrogate.usage.features, "the checkpoint")
+    targets, features = surrogate.usage.predicted, surrogate.usage.told
     split = Split(data, name, (*targets, *features))
+    surrogate.usage.check_data(split.points, data)
     if unknown := [case_id for case_id in wanted if case_id not in split.case_ids]:
         raise UsageError(f"the split {name} of {data} has no case {unknown[0]!r}")
     left = len(wanted) if wanted else cases
@@ -107,7 +106,7 @@ def _scaled(surrogate: Surrogate, batch: Batch) -> tuple[Tensor, Tensor | None]:
     features = batch.features
     if features is not None:
         features = (features - surrogate.feature_mean) / surrogate.feature_std
-    return batch.points / surrogate.point_scale, features
+    return surrogate.scaled_points(batch.points), features
 
 
 def _table(rows: list[tuple[str, BlockSpectrum]]) -> bytes:

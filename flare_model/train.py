@@ -18,7 +18,7 @@ from flare_model.configs import config_names, spell_out_config
 from flare_model.judging.scores import mean_and_deviation
 from flare_model.training.earlier import reworded, reworded_words
 from flare_model.training.recipe import Recipe, choose_precision
-from flare_model.training.settings import Accelerator, Settings, changes, make_settings
+from flare_model.training.settings import Accelerator, Settings, changes, check_ranges, make_settings
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks, say
 from lpbf_data.durable import write_durably, write_json
@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from flare_model.data.splits import Split
     from flare_model.data.targets import Target
     from flare_model.training.devices import Fabric, Precision
+    from lpbf_data.case.point_schema import PointSchema
 
 CONFIG_NAME: Final = "config.yaml"
 RUN_NAME: Final = "run.json"
 RESULT_NAME: Final = "result.json"
+_DEFAULT_TARGETS: Final = ["displacement_z"]
 
 
 def train(
@@ -60,7 +62,8 @@ def train(
     """Train a model to predict fields of simulated parts.
 
     Args:
-        data: The data set: a folder, or a URL that fsspec knows.
+        data: The data set: a folder, or a URL that fsspec knows. One that isn't of printed parts says itself what is
+            predicted and what a model is told, where neither targets nor features are named.
         out: Folder of the run; given again, the run goes on.
         model: Class path and init args of the model; FLARE by default.
         targets: Fields to predict, or components such as displacement_z; each counts alike in the loss.
@@ -85,30 +88,31 @@ def train(
     Returns:
         Exit status.
     """
-    asked = ModelSpec(**(model or {}))
-    initial = None
+    options = {
+        "data": data,
+        "recipe": recipe,
+        "max_steps": max_steps,
+        "thin_to": thin_to,
+        "symmetries": symmetries,
+        "validate_every": validate_every,
+        "validate_steps": validate_steps,
+        "judge_training": judge_training,
+        "checkpoint_every": checkpoint_every,
+        "num_workers": num_workers,
+        "resident": resident,
+        "accelerator": accelerator,
+    }
+    check_ranges(options)
+    from lpbf_data.reading.catalog import read_points
+
+    asked, initial, points = ModelSpec(**(model or {})), None, read_points(data)
     if init is not None:
         from flare_model.training.initial import adopt
 
-        initial, asked, targets, features = adopt(init, asked, targets, features)
-    settings = make_settings(
-        asked,
-        targets,
-        features,
-        data=data,
-        recipe=recipe,
-        max_steps=max_steps,
-        thin_to=thin_to,
-        symmetries=symmetries,
-        validate_every=validate_every,
-        validate_steps=validate_steps,
-        judge_training=judge_training,
-        init=initial,
-        checkpoint_every=checkpoint_every,
-        num_workers=num_workers,
-        resident=resident,
-        accelerator=accelerator,
-    )
+        initial, asked, targets, features = adopt(init, asked, targets, features, points)
+    elif points is not None:
+        targets, features = _named(points, targets, features)
+    settings = make_settings(asked, targets, features, points=points, init=initial, **options)
     folders = _folders(Path(out), seed)
     from flare_model.training.devices import open_fabric
 
@@ -125,6 +129,12 @@ def train(
     if fabric.is_global_zero:
         _report(results, folders, Path(out), open_console())
     return 0
+
+
+def _named(points: PointSchema, targets: list[str], features: list[str]) -> tuple[list[str], list[str]]:
+    """Targets and features of a data set that names them itself; those that were asked for go first."""
+    asked = targets != _DEFAULT_TARGETS or "displacement_z" in points.field_columns
+    return targets if asked else list(points.targets), features or list(points.inputs)
 
 
 def _folders(out: Path, seeds: Sequence[int]) -> dict[int, Path]:

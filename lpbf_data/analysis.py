@@ -33,7 +33,7 @@ def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
         **where: `revision`, `cache_dir`, `token` and `offline`, for the hub.
 
     Raises:
-        UsageError: If there is no such data set or split, or xarray isn't installed.
+        UsageError: If there is no such data set or split, it isn't one of printed parts, or xarray isn't installed.
         StoreError: If the data set has no Zarr parts, or they can't be read.
         SchemaError: If a later version of this package wrote them.
     """
@@ -45,6 +45,7 @@ def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
 
     folder = DatasetFolder(name, **where)
     manifest = read_manifest(folder)
+    manifest.need_parts(folder.name, "open_zarr")
     if split not in manifest.splits:
         raise UsageError(f"{folder.name} has no split {split!r}; it has: {', '.join(manifest.splits)}")
     names = [part for part in dict.fromkeys(manifest.of_split(split)["zarr_part"].to_pylist()) if part is not None]

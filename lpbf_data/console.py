@@ -8,6 +8,7 @@ stands for it.
 from __future__ import annotations
 
 import codecs
+import os
 import sys
 import time
 import unicodedata
@@ -68,8 +69,16 @@ def open_console(*, stderr: bool = False, file: IO[str] | None = None, width: in
     """
     from rich.console import Console
 
+    class Unbroken(Console):
+        """What nobody reads any more, as behind `| head`, is dropped, and the work goes on: its files are wanted."""
+
+        def on_broken_pipe(self) -> None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.file.fileno())
+            os.close(nowhere)
+
     prepare_streams()
-    return Console(file=file, width=width, stderr=stderr, soft_wrap=True, markup=False, emoji=False, highlight=False)
+    return Unbroken(file=file, width=width, stderr=stderr, soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
 class Progress(Protocol):

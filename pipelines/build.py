@@ -11,14 +11,14 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lpbf_data.case.schema import DEFAULT_FIELDS
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks, say
-from lpbf_data.errors import UsageError
+from lpbf_data.errors import SchemaError, StoreError, UsageError
 from lpbf_data.remarks import Remark
 from pipelines.building.engine import SERIAL, Engine, Resources, open_engine
 from pipelines.building.formats import FORMATS
@@ -300,6 +300,9 @@ def _open_target(request: BuildRequest) -> Target:
     # A workspace of ours tells that an unfinished data set is ours as well.
     if target.is_foreign() and not request.workspace.exists():
         raise UsageError(f"the output folder {request.out} holds something else; choose another --out")
+    with suppress(StoreError, SchemaError):  # whoever needs a manifest that is damaged says so
+        if (earlier := _earlier_manifest(target)) is not None:
+            earlier.need_parts(str(request.out), "python -m pipelines.build")
     return target
 
 

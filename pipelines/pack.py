@@ -109,6 +109,7 @@ def pack_dataset(
     if not src.is_dir():
         raise UsageError(f"--src {src} is no folder; name a data set that pipelines.build wrote")
     manifest = read_manifest(DatasetFolder(src))
+    manifest.need_parts(str(src), "python -m pipelines.pack")
     aside = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     aside.mkdir(parents=True)
     left_out: list[str] = []

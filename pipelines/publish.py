@@ -216,7 +216,9 @@ def publish(
         raise UsageError(f"{data} doesn't verify: {verdict.problems[0]}; see python -m pipelines.verify {data}")
     if paths := local_paths_in(root):
         raise UsageError(f"{data} names a path of this machine, {paths[0]}; build it again before you publish it")
-    records = decode_manifest((root / MANIFEST_NAME).read_bytes()).records
+    manifest = decode_manifest((root / MANIFEST_NAME).read_bytes())
+    manifest.need_parts(data, "python -m pipelines.publish")
+    records = manifest.records
     for sentence in warnings_for(records, license):
         console.print(f"warning: {sentence}")
     changed = {"README.md": with_license((root / "README.md").read_text(encoding="utf-8"), license)}

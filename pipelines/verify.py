@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from lpbf_data.case.case import Case
+    from lpbf_data.case.point_schema import PointSchema
     from lpbf_data.case.record import CaseRecord
     from lpbf_data.stores.manifest import Manifest
     from lpbf_data.stores.parquet import ParquetShard
@@ -51,10 +52,14 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ShardCheck:
-    """A shard to check: where the data set lies, and the records of the shard's cases in the order of the rows."""
+    """A shard to check: where the data set lies, and the records of the shard's cases in the order of the rows.
+
+    What lies at its points is told of a data set that isn't one of printed parts.
+    """
 
     root: str
     records: tuple[CaseRecord, ...]
+    points: PointSchema | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,7 @@ def check_shard(task: ShardCheck) -> Verdict:
 
 def _check_files(root: Path, task: ShardCheck) -> Verdict:
     from lpbf_data.stores.parquet import ParquetShard
+    from lpbf_data.stores.point_sets import differences_of_row
     from lpbf_data.stores.zarr_parts import ZarrPart
 
     place = task.records[0].placement
@@ -122,7 +128,15 @@ def _check_files(root: Path, task: ShardCheck) -> Verdict:
         if len(shard) != len(task.records):
             problems.append(Problem(name, f"holds {len(shard)} cases, the manifest says {len(task.records)}"))
     for row, record in enumerate(task.records):
-        problems += _check_row(shards, row, record)
+        if task.points is None:
+            problems += _check_row(shards, row, record)
+            continue
+        for name, shard in shards:
+            if not isinstance(shard, ParquetShard):
+                problems.append(Problem(name, "is no Parquet shard, as one of points without cells must be"))
+                break
+            differences = differences_of_row(shard, row, record, task.points)
+            problems += [Problem(name, what, row, record.case_id) for what in differences]
     return Verdict(tuple(problems), len(task.records), size)
 
 
@@ -306,14 +320,14 @@ def _find_leaks(records: Sequence[CaseRecord]) -> Iterator[Problem]:
         yield Problem(MANIFEST_NAME, f"design {design} lies in several splits: {listed}")
 
 
-def shard_checks(root: str, records: Iterable[CaseRecord]) -> list[ShardCheck]:
+def shard_checks(root: str, records: Iterable[CaseRecord], points: PointSchema | None = None) -> list[ShardCheck]:
     """One check a shard, from the places in the manifest."""
     shards: dict[tuple[str, int], list[CaseRecord]] = {}
     for record in records:
         if record.placement is not None:
             shards.setdefault((record.placement.split, record.placement.shard), []).append(record)
     ordered = (sorted(cases, key=lambda r: r.placement.row if r.placement else 0) for cases in shards.values())
-    return [ShardCheck(root, tuple(cases)) for cases in ordered]
+    return [ShardCheck(root, tuple(cases), points) for cases in ordered]
 
 
 def verify_dataset(root: str | Path, resources: Resources = SERIAL) -> Verdict:
@@ -344,8 +358,9 @@ def verify_dataset(root: str | Path, resources: Resources = SERIAL) -> Verdict:
         manifest = decode_manifest(data)
     except (StoreError, LpbfError) as error:
         return Verdict((Problem(MANIFEST_NAME, str(error)),), 0, len(data))
-    problems = list(check_documents(place, manifest))
-    tasks = shard_checks(place, manifest.records)
+    # Cards, reports and designs are those of printed parts.
+    problems = list(check_documents(place, manifest)) if manifest.points is None else []
+    tasks = shard_checks(place, manifest.records, manifest.points)
     cases = size = 0
     with open_engine(resources) as engine, progress(len(tasks), "verify", "shard") as bar:
         for verdict in engine.map(check_shard, tasks):

@@ -166,7 +166,7 @@ def test_models_are_made_from_what_their_options_say(name: str) -> None:
     constructor = getattr(flare_model, name).__init__
     (_, parameter, *others) = inspect.signature(constructor, eval_str=True).parameters.values()
     # How a model is computed is an option of the recipe.
-    assert [other.name for other in others] == (["mixer"] if name == "Flare" else [])
+    assert [other.name for other in others] == (["mixer"] if name in ("Flare", "FlarePlusPlus") else [])
     assert (parameter.name, parameter.annotation, parameter.default) == ("config", SHIPPED[name], SHIPPED[name]())
 
 

@@ -21,9 +21,10 @@ from flare_model.checkpoints.spec import ModelSpec, split_execution
 from flare_model.data.envelope import Envelope, Range
 from flare_model.data.metrics import floor_of
 from flare_model.data.normalisation import Normalisation
-from flare_model.data.targets import resolve_targets, spans
+from flare_model.data.targets import Target, resolve_inputs, resolve_targets, spans
+from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.durable import write_durably, write_json
-from lpbf_data.errors import SchemaError, StoreError
+from lpbf_data.errors import SchemaError, StoreError, UsageError
 
 WEIGHTS_NAME: Final = "model.safetensors"
 CONFIG_NAME: Final = "config.json"
@@ -39,17 +40,56 @@ class Usage:
         targets: Names of what it predicts.
         features: Names of the fields and features of the shape that it is told beside the points.
         envelope: What it was trained on, where known.
+        points: What lies at the points of the data set that it was trained on; None where that is one of printed parts.
     """
 
     normalisation: Normalisation
     targets: tuple[str, ...]
     features: tuple[str, ...] = ()
     envelope: Envelope | None = None
+    points: PointSchema | None = None
+
+    @property
+    def predicted(self) -> tuple[Target, ...]:
+        """What it predicts."""
+        return resolve_targets(self.targets, "the checkpoint", self.points)
+
+    @property
+    def told(self) -> tuple[Target, ...]:
+        """What it is told beside the points."""
+        return resolve_inputs(self.features, "the checkpoint", self.points)
 
     def floors(self) -> dict[str, float]:
         """Target to the root mean square up to which a truth counts as zero everywhere."""
         std = self.normalisation.target_std
-        return {name: floor_of(std[c]) for name, c in spans(resolve_targets(self.targets, "the checkpoint")).items()}
+        return {name: floor_of(std[c]) for name, c in spans(self.predicted).items()}
+
+    def check_data(self, points: PointSchema | None, data: str) -> None:
+        """Refuse a data set of another kind than the one that the model was trained on.
+
+        Args:
+            points: What lies at the points of the data set; None where it is one of printed parts.
+            data: Its name, for the message.
+
+        Raises:
+            UsageError: If coordinates, or fields that the model predicts or is told, are others.
+        """
+        mine = self.points
+        if mine is None or points is None:
+            if mine is not points:
+                kinds = ["printed parts" if of is None else f"points of {of.name}" for of in (mine, points)]
+                raise UsageError(f"the checkpoint is for {kinds[0]}, and {data} holds {kinds[1]}")
+            return
+        if (mine.coordinates, mine.unit) != (points.coordinates, points.unit):
+            kinds = [f"{', '.join(of.coordinates)} ({of.unit})" for of in (mine, points)]
+            raise UsageError(f"the checkpoint is for points with coordinates {kinds[0]}, and {data} has {kinds[1]}")
+        theirs = {spec.name: (spec.components, spec.unit) for spec in points.fields}
+        for spec in mine.fields:
+            needed = any(target.field == spec.name for target in (*self.predicted, *self.told))
+            if needed and theirs.get(spec.name) != (spec.components, spec.unit):
+                raise UsageError(
+                    f"the checkpoint needs the field {spec.name} ({spec.unit}), and {data} has no such field"
+                )
 
 
 @dataclass(frozen=True)
@@ -85,10 +125,21 @@ def write_checkpoint(folder: Path, weights: Mapping[str, Tensor], description: D
     content = {
         "checkpoint_version": CHECKPOINT_VERSION,
         "weights_sha256": hashlib.sha256(data).hexdigest(),
-        **asdict(description),
+        **_content_of(description),
     }
     write_durably(folder / WEIGHTS_NAME, data)
     write_json(folder / CONFIG_NAME, content)
+
+
+def _content_of(description: Description) -> dict[str, Any]:
+    """As JSON; what printed parts don't need is left unsaid, so that earlier versions open what this one writes."""
+    content = asdict(description)
+    if (usage := description.usage) is not None:
+        content["usage"].pop("points")
+        content["usage"] |= {} if usage.points is None else {"points": usage.points.as_dict()}
+        if not usage.normalisation.point_shift:
+            content["usage"]["normalisation"].pop("point_shift")
+    return content
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Description]:
@@ -135,4 +186,6 @@ def _description_of(content: Mapping[str, Any]) -> Description:
         ranges = {name: Range(**value) for name, value in envelope.items() if isinstance(value, dict)}
         envelope = Envelope(**(envelope | ranges | {"materials": tuple(envelope["materials"])}))
     names = {key: tuple(map(str, usage[key])) for key in ("targets", "features")}
-    return Description(spec, Usage(Normalisation(**normalisation), envelope=envelope, **names), content["origin"])
+    points = PointSchema.from_dict(usage["points"]) if usage.get("points") else None
+    made = Usage(Normalisation(**normalisation), envelope=envelope, points=points, **names)
+    return Description(spec, made, content["origin"])

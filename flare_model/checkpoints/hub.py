@@ -70,11 +70,14 @@ def fetch_checkpoint(name: str, **download: Any) -> Path:
         ) from error
 
 
+_PRINTED: Final = "laser powder bed fusion"
+
+
 class Pretrained(
     PyTorchModelHubMixin,
     library_name="lpbf-flare",
     license="mit",
-    tags=["laser powder bed fusion", "surrogate"],
+    tags=[_PRINTED, "surrogate"],
     model_card_template=_CARD,
 ):
     """A module that can be saved, loaded and shared through the Hugging Face hub; `push_to_hub` comes with it.
@@ -122,9 +125,15 @@ class Pretrained(
         if description.usage is not None:
             targets = ", ".join(description.usage.targets)
             about = f"Predicts {targets} at the points of a part made by laser powder bed fusion; points in mm."
+            if (points := description.usage.points) is not None:
+                told = f", told {', '.join(description.usage.features)}" if description.usage.features else ""
+                about = f"Predicts {targets} at points of {points.name} ({', '.join(points.coordinates)}){told}."
             words |= {"about": about, "loader": "from_pretrained", "method": ""}
         details = json.dumps({"model": dict(description.model.init_args), "origin": dict(description.origin)}, indent=1)
-        return super().generate_model_card(*args, **words, details=f"```json\n{details}\n```", **kwargs)
+        card = super().generate_model_card(*args, **words, details=f"```json\n{details}\n```", **kwargs)
+        if description.usage is not None and description.usage.points is not None:
+            card.data["tags"] = [tag for tag in card.data.get("tags", ()) if tag != _PRINTED]
+        return card
 
     @classmethod
     def from_pretrained(

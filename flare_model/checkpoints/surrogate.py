@@ -17,7 +17,6 @@ from flare_model.checkpoints.own import is_own, own_checkpoint
 from flare_model.checkpoints.restore_model import restore_model
 from flare_model.checkpoints.spec import ModelSpec, spec_of
 from flare_model.data.finite import not_finite
-from flare_model.data.targets import resolve_inputs, resolve_targets
 from lpbf_data.errors import SchemaError, UsageError
 
 
@@ -32,6 +31,7 @@ class Surrogate(nn.Module, Pretrained):
     """
 
     point_scale: Tensor
+    point_shift: Tensor
     target_mean: Tensor
     target_std: Tensor
     feature_mean: Tensor
@@ -56,7 +56,8 @@ class Surrogate(nn.Module, Pretrained):
         Arrays and tensors may lie anywhere; they go where the model is.
 
         Args:
-            points: Points in mm, [ΣN, 3], of any type; [B, N, 3] where the model takes padded meshes.
+            points: Points in mm, [ΣN, 3], of any type; [B, N, 3] where the model takes padded meshes. For a data set
+                that isn't one of printed parts, [ΣN, d] in the unit of its coordinates.
             features: Features in their own units, [ΣN, F]; None where the model takes none.
             offsets: First point of each mesh and the end of the last, [B + 1]; None for a single mesh.
             mask: True where a point exists, [B, N]; for padded meshes.
@@ -65,12 +66,13 @@ class Surrogate(nn.Module, Pretrained):
             [ΣN, T] or [B, N, T], float32, where the model is.
 
         Raises:
-            UsageError: If a forward-mode derivative is asked for of attention that has none, or a coordinate or feature
-                isn't finite; `torch.func.vmap` lets nobody look at them. In training nobody looks: batches were
-                looked at on the host, and to look at the device is to wait for it.
+            UsageError: If points have another number of coordinates than in training, a forward-mode derivative is
+                asked for of attention that has none, or a coordinate or feature isn't finite; `torch.func.vmap` lets
+                nobody look at them. In training nobody looks: batches were looked at on the host, and to look at the
+                device is to wait for it.
         """
         exists = None if mask is None else torch.as_tensor(mask)
-        scaled = self._taken(points, "points", exists) / self.point_scale
+        scaled = self.scaled_points(self._taken(points, "points", exists))
         known = None
         if features is not None:
             known = (self._taken(features, "features", exists) - self.feature_mean) / self.feature_std
@@ -85,6 +87,30 @@ class Surrogate(nn.Module, Pretrained):
                 'let FLARE mix written out, flare_model.layers.mixer.mix_by(surrogate.model, "reference")'
             ) from error
         return normalised.float() * self.target_std + self.target_mean
+
+    def scaled_points(self, points: Tensor) -> Tensor:
+        """Points as the model sees them, [..., d], of points in their unit on its device.
+
+        Raises:
+            UsageError: If they have another number of coordinates than those that it was trained on.
+        """
+        if points.shape[-1] != len(self.point_scale):
+            raise UsageError(f"the model takes points of {len(self.point_scale)} coordinates, not {points.shape[-1]}")
+        return (points - self.point_shift if len(self.point_shift) else points) / self.point_scale
+
+    def need_parts(self, what: str) -> None:
+        """Refuse a model that wasn't trained on printed parts.
+
+        Args:
+            what: What is for printed parts alone, as the subject of a sentence.
+
+        Raises:
+            UsageError: If it was trained on points of another kind.
+        """
+        if (points := self.usage.points) is not None:
+            raise UsageError(
+                f"the checkpoint was trained on points of {points.name}; {what} is for printed parts alone"
+            )
 
     def _taken(self, values: Any, name: str, exists: Tensor | None) -> Tensor:
         """Values as a tensor of the model's type where the model is."""
@@ -143,18 +169,17 @@ def _numbers(values: Tensor) -> NDArray[np.float64]:
 
 def _check_fit(spec: ModelSpec, usage: Usage, folder: Path) -> None:
     """Refuse a checkpoint whose normalisation is of other targets or features than it names, or its model of others."""
-    targets = resolve_targets(usage.targets, "the checkpoint")
-    features = resolve_inputs(usage.features, "the checkpoint")
-    predicted, told = (sum(t.width for t in named) for named in (targets, features))
-    norm = usage.normalisation
-    wanted = {"point_scale": 3, "target_mean": predicted, "target_std": predicted, "feature_mean": told}
+    predicted, told = (sum(t.width for t in named) for named in (usage.predicted, usage.told))
+    norm, coordinates = usage.normalisation, 3 if usage.points is None else len(usage.points.coordinates)
+    wanted = {"point_scale": coordinates, "target_mean": predicted, "target_std": predicted, "feature_mean": told}
+    wanted |= {"point_shift": coordinates} if norm.point_shift else {}
     for name, count in (wanted | {"feature_std": told}).items():
         if len(getattr(norm, name)) != count:
             raise SchemaError(
                 f"the checkpoint {folder} doesn't fit together: {name} has {len(getattr(norm, name))} numbers where "
                 f"its targets and features have {count}; copy it again, or train it again"
             )
-    if _contradict(spec.init_args, spec.fitted(3 + told, predicted).init_args):
+    if _contradict(spec.init_args, spec.fitted(coordinates + told, predicted).init_args):
         raise SchemaError(
             f"the checkpoint {folder} doesn't fit together: its model is for other numbers of targets or features than "
             f"{', '.join((*usage.targets, *usage.features))}; copy it again, or train it again"

@@ -158,6 +158,42 @@ def relative_l2_loss(
     return torch.where(defined, errors, 0.0)[:cases].mean()
 
 
+def grid_differences(values: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Differences between the two neighbours of each point of grids, with zeros around: twice the spacing times slopes.
+
+    Args:
+        values: [B * rows * columns, F], the column varying fastest.
+        grid: Rows and columns.
+
+    Returns:
+        Along the columns and along the rows, of the shape of the values.
+    """
+    images = values.reshape(-1, *grid, values.shape[1])
+    padded = torch.nn.functional.pad(images, (0, 0, 1, 1, 1, 1))
+    along = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
+    down = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
+    return along.reshape(values.shape), down.reshape(values.shape)
+
+
+def differences_loss(prediction: Tensor, truth: Tensor, offsets: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Sum of the mean relative L2 errors of slopes along both directions of grids, as published for Darcy.
+
+    What is predicted at the outermost points counts as 0, the truth there as it is; the spacing cancels.
+    (FLARE, Table 4; github.com/thuml/Transolver, exp_darcy.py.)
+
+    Args:
+        prediction: [B * rows * columns, F], in physical units.
+        truth: The same.
+        offsets: First point of each case and the end of the last, [B + 1].
+        grid: Rows and columns.
+    """
+    images = prediction.reshape(-1, *grid, prediction.shape[1])
+    inside = torch.nn.functional.pad(images[:, 1:-1, 1:-1], (0, 0, 1, 1, 1, 1)).reshape(prediction.shape)
+    pairs = zip(grid_differences(inside, grid), grid_differences(truth, grid), strict=True)
+    losses = [relative_l2_loss(found, wanted, offsets) for found, wanted in pairs]
+    return losses[0] + losses[1]
+
+
 def mse_loss(residual: Tensor, offsets: Tensor, cases: int) -> Tensor:
     """Mean square over the points of the first so many cases.
 

@@ -10,11 +10,12 @@ class Normalisation:
     """How physical units become what the model sees, and back.
 
     Attributes:
-        point_scale: Points are divided by it, [3], mm.
+        point_scale: Points are divided by it, [d]; mm for printed parts.
         target_mean: Mean of each target over the training points.
         target_std: Standard deviation of the same.
         feature_mean: Mean of each feature over the training points.
         feature_std: Standard deviation of the same.
+        point_shift: What is taken from points first, [d]; empty for nothing, as with printed parts.
     """
 
     point_scale: tuple[float, ...] = (30.0, 30.0, 60.0)
@@ -22,3 +23,4 @@ class Normalisation:
     target_std: tuple[float, ...] = (1.0,)
     feature_mean: tuple[float, ...] = ()
     feature_std: tuple[float, ...] = ()
+    point_shift: tuple[float, ...] = ()

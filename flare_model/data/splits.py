@@ -14,6 +14,7 @@ from flare_model.data.metrics import floor_of
 from flare_model.data.normalisation import Normalisation
 from flare_model.data.targets import Target
 from lpbf_data.cached_property import cached_property
+from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.case.record import CaseRecord
 from lpbf_data.case.statistics import FieldStatistics
 from lpbf_data.errors import UsageError
@@ -73,6 +74,11 @@ class Split:
         return taken
 
     @property
+    def points(self) -> PointSchema | None:
+        """What lies at the points of a data set that isn't one of printed parts; None for one that is."""
+        return self.dataset.samples.tensors.reader.points
+
+    @property
     def data_digest(self) -> str:
         """What decides the content of the data set: of a built one, the SHA-256 of its manifest."""
         return self.dataset.samples.tensors.reader.catalog.digest
@@ -99,7 +105,7 @@ class Split:
     @property
     def envelope(self) -> Envelope | None:
         """What its cases cover; None where nothing was measured."""
-        return Envelope.of(self.records.values()) if self.records else None
+        return Envelope.of(self.records.values()) if self.records and self.points is None else None
 
     def zero_cases(self, target: Target) -> list[str]:
         """Ids of the cases in which a target is zero everywhere but for rounding, as far as the manifest tells."""
@@ -122,15 +128,22 @@ def has_split(data: str, name: str) -> bool:
 
 
 def normalisation_of(split: Split, targets: Sequence[Target], features: Sequence[Target]) -> Normalisation:
-    """Normalisation from the statistics of a split."""
+    """Normalisation from the statistics of a split, but for what a data set fixes for its columns."""
+    fixed = {} if split.points is None else split.points.scales
 
-    def row(of: Sequence[Target], what: str) -> tuple[float, ...]:
-        values = [getattr(split.statistics[column], what) for target in of for column in target.columns]
-        return tuple(value or 1.0 for value in values) if what == "std" else tuple(values)
+    def rows(of: Sequence[Target]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        columns = [column for target in of for column in target.columns]
+        measured = {c: (split.statistics[c].mean, split.statistics[c].std or 1.0) for c in columns}
+        pairs = [fixed.get(column, measured[column]) for column in columns]
+        return tuple(mean for mean, _ in pairs), tuple(std for _, std in pairs)
 
-    return Normalisation(
-        BUILD_VOLUME, row(targets, "mean"), row(targets, "std"), row(features, "mean"), row(features, "std")
-    )
+    (target_mean, target_std), (feature_mean, feature_std) = rows(targets), rows(features)
+    if split.points is None:
+        return Normalisation(BUILD_VOLUME, target_mean, target_std, feature_mean, feature_std)
+    scales = [fixed.get(column, (0.0, 1.0)) for column in split.points.coordinates]
+    shift = tuple(shift for shift, _ in scales) if any(shift for shift, _ in scales) else ()
+    scale = tuple(scale for _, scale in scales)
+    return Normalisation(scale, target_mean, target_std, feature_mean, feature_std, shift)
 
 
 class Thin:

@@ -1,6 +1,7 @@
 """What a model predicts, or is told beside the points: fields of the data set, or single components of them.
 
-It may also be told features of the shape, which are derived from points and cells.
+It may also be told features of the shape, which are derived from points and cells. Names are those of printed parts, or
+those that a data set of other points brings along.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lpbf_data.case.feature_schema import SHAPE_FEATURES, resolve_features
+from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.case.schema import FIELDS, FieldSpec
 from lpbf_data.errors import UsageError
 
@@ -49,8 +51,12 @@ class Target:
         return self.field in SHAPE_FEATURES
 
 
-def resolve_target(name: str) -> Target:
+def resolve_target(name: str, points: PointSchema | None = None) -> Target:
     """Find a field or component by its name.
+
+    Args:
+        name: The name.
+        points: What lies at the points of a data set that isn't one of printed parts.
 
     Raises:
         UsageError: If there is none of that name, or it belongs to cells.
@@ -58,13 +64,23 @@ def resolve_target(name: str) -> Target:
     >>> resolve_target("displacement_z").components, resolve_target("displacement").width
     ((2,), 3)
     """
-    if found := _find(name, FIELDS.values()):
+    specs = _stored(points)
+    if found := _find(name, specs):
         return found
-    known = ", ".join(spec.name for spec in FIELDS.values() if spec.location == "point")
-    near = did_you_mean(name, _names_of(FIELDS.values()))
+    known = ", ".join(spec.name for spec in specs if spec.location == "point")
+    near = did_you_mean(name, _names_of(specs))
+    example = ", such as displacement_z" if points is None else ""
     raise UsageError(
-        f"there is no field {name!r} at points{near}; known are {known}, and their components, such as displacement_z"
+        f"there is no field {name!r} at points{_of(points)}{near}; known are {known}, and their components{example}"
     )
+
+
+def _stored(points: PointSchema | None) -> tuple[FieldSpec, ...]:
+    return tuple(FIELDS.values()) if points is None else points.fields
+
+
+def _of(points: PointSchema | None) -> str:
+    return "" if points is None else f" of {points.name}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -93,8 +109,13 @@ def _find(name: str, specs: Iterable[FieldSpec]) -> Target | None:
     return None
 
 
-def resolve_inputs(names: Sequence[str], option: str) -> tuple[Target, ...]:
+def resolve_inputs(names: Sequence[str], option: str, points: PointSchema | None = None) -> tuple[Target, ...]:
     """Find what a model is told: fields, components, and features of the shape, "geometry" for all of those.
+
+    Args:
+        names: The names.
+        option: What named them.
+        points: What lies at the points of a data set that isn't one of printed parts, and has no features of the shape.
 
     Raises:
         UsageError: If one is unknown or named twice, with the option that named it.
@@ -102,6 +123,8 @@ def resolve_inputs(names: Sequence[str], option: str) -> tuple[Target, ...]:
     >>> [told.name for told in resolve_inputs(["temperature", "slice_offset"], "--features")]
     ['temperature', 'slice_offset']
     """
+    if points is not None:
+        return _inputs_of_points(names, option, points)
     spelled = [
         n for name in names for n in ([f.name for f in resolve_features(name)] if name == "geometry" else [name])
     ]
@@ -120,19 +143,35 @@ def resolve_inputs(names: Sequence[str], option: str) -> tuple[Target, ...]:
     return tuple(found)
 
 
+def _inputs_of_points(names: Sequence[str], option: str, points: PointSchema) -> tuple[Target, ...]:
+    own = [spec.name for spec in points.fields]
+    if of_shape := [name for name in names if name == "geometry" or (name in SHAPE_FEATURES and name not in own)]:
+        raise UsageError(
+            f"{option} names {of_shape[0]}, which is derived from the hexahedra of a printed part; {points.name} is a "
+            f"data set of points without cells, whose fields are {', '.join(own)}"
+        )
+    _check_twice(names, option)
+    return tuple(resolve_target(name, points) for name in names)
+
+
 def _check_twice(names: Sequence[str], option: str) -> None:
     if len(set(names)) != len(names):
         raise UsageError(f"{option} names a field twice: {', '.join(names)}")
 
 
-def resolve_targets(names: Sequence[str], option: str) -> tuple[Target, ...]:
+def resolve_targets(names: Sequence[str], option: str, points: PointSchema | None = None) -> tuple[Target, ...]:
     """Find several fields or components.
+
+    Args:
+        names: The names.
+        option: What named them.
+        points: What lies at the points of a data set that isn't one of printed parts.
 
     Raises:
         UsageError: If one is unknown or named twice, with the option that named it.
     """
     _check_twice(names, option)
-    return tuple(resolve_target(name) for name in names)
+    return tuple(resolve_target(name, points) for name in names)
 
 
 def stack_targets(fields: Mapping[str, Tensor], targets: Sequence[Target]) -> Tensor:

@@ -13,15 +13,19 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from flare_model.checkpoints.files import WEIGHTS_NAME
+from flare_model.checkpoints.hub import fetch_checkpoint
 from flare_model.data.envelope import BUILD_VOLUME
 from flare_model.data.intervals import Intervals
 from flare_model.data.likeness import Likeness, Seen, describe_shape
 from flare_model.judging.interference import assess, risk_target
 from flare_model.judging.kept_risk import KeptRisk, Verdict, verdict_of
 from flare_model.prediction.surface_parts import LAYER
+from lpbf_data.durable import sha256_of_file
 from lpbf_data.errors import CaseError
 
 if TYPE_CHECKING:
+    from flare_model.checkpoints.surrogate import Surrogate
     from flare_model.decision.material_scale import MaterialScale
     from flare_model.decision.prediction import Prediction
     from flare_model.prediction.part import Part
@@ -95,8 +99,9 @@ class Answer:
         name: The part.
         size: Extents as read, mm.
         volume: mm³.
-        unit: Unit that the file was read in, and whether that was assumed; None for a mesh, which is in mm.
+        unit: Unit that the file was read in, and whether it was stated; None for a mesh, which is in mm.
         body: Which body of its file, and of how many.
+        moved: What was added to the coordinates of the file, mm; places are in coordinates of the build volume.
         mesh: The mesh beside the surface.
         up: Largest displacement upwards after release.
         down: Largest displacement downwards.
@@ -115,6 +120,7 @@ class Answer:
     volume: float
     unit: tuple[str, bool] | None
     body: tuple[int, int]
+    moved: tuple[float, float, float]
     mesh: Mapping[str, Any]
     up: Peak | None
     down: Peak | None
@@ -131,6 +137,8 @@ class Answer:
     def as_dict(self) -> dict[str, Any]:
         """The answer as JSON takes it; lengths in mm, clearances in percent of a layer."""
         content = asdict(self)
+        content["unit"] = None if self.unit is None else {"name": self.unit[0], "stated": self.unit[1]}
+        content["body"] = {"number": self.body[0], "of": self.body[1]}
         if self.likeness is not None:
             content["likeness"]["said"] = [str(reason) for reason in self.likeness.reasons]
         if self.scale is not None:
@@ -157,6 +165,7 @@ def answer_of(prediction: Prediction, beside: Beside, materials: tuple[str, ...]
         volume=_volume(part) if origin is None else origin.surface.volume,
         unit=None if origin is None else (origin.unit, origin.unit_told),
         body=(1, 1) if origin is None else (origin.body, origin.bodies),
+        moved=(0.0, 0.0, 0.0) if origin is None else origin.moved,
         mesh=_mesh(part),
         up=_peak(prediction, columns, "displacement_z", 1.0),
         down=_peak(prediction, columns, "displacement_z", -1.0),
@@ -172,26 +181,39 @@ def answer_of(prediction: Prediction, beside: Beside, materials: tuple[str, ...]
 
 
 def answers_as_dict(
-    model: Any,
+    model: Mapping[str, Any],
     answers: Mapping[str, Answer],
     remarks: Mapping[str, Sequence[Remark]],
     turned: Mapping[str, Any],
+    errors: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Answers as they stand in JSON.
 
     Args:
-        model: What names the model.
+        model: What names the model: `identity_of`.
         answers: Answers by the names of their files.
-        remarks: What was remarked on each part, by its name.
+        remarks: What was remarked on each part, by the names of the files.
         turned: What is told of orientations, by the names of the files.
+        errors: Why other parts have no answer.
     """
     parts = {
         file: answer.as_dict()
-        | {"remarks": [remark.as_dict() for remark in remarks.get(answer.name, ())]}
+        | {"remarks": [remark.as_dict() for remark in remarks.get(file, ())]}
         | ({"orientations": turned[file]} if file in turned else {})
         for file, answer in answers.items()
     }
-    return {"model": model, "parts": parts}
+    return {"model": dict(model), "parts": parts, "errors": list(errors)}
+
+
+def identity_of(surrogate: Surrogate, checkpoint: str) -> dict[str, Any]:
+    """What names a model in JSON: the SHA-256 of its weights, and of the data set that it was trained on.
+
+    Args:
+        surrogate: The model.
+        checkpoint: Where it was loaded from.
+    """
+    weights = sha256_of_file(fetch_checkpoint(checkpoint) / WEIGHTS_NAME)
+    return {"weights_sha256": weights, "data_sha256": surrogate.origin.get("data_sha256")}
 
 
 def _three(values: Any) -> tuple[float, float, float]:

@@ -24,8 +24,9 @@ def read_beside(checkpoint: str, surrogate: Surrogate, material: str | None = No
 
     Raises:
         SchemaError: If something can't be read.
-        UsageError: If the model's predictions can't be scaled to the material.
+        UsageError: If the model's predictions can't be scaled to the material, or it isn't one of printed parts.
     """
+    surrogate.need_parts("a decision")
     scale = material_scale(material, surrogate.usage) if material is not None else None
     folder = fetch_checkpoint(checkpoint)
     intervals, doubt = kept_intervals(checkpoint, surrogate)

@@ -208,7 +208,11 @@ def write_results(out: Path, file: str, prediction: Prediction, *, pictures: boo
 
             truth = prediction.truth.get(name)
             draw_prediction(aside / f"{file}_{name}.png", prediction.part, name, values, truth)
-        for path in sorted(aside.iterdir()):
+        written = sorted(aside.iterdir())
+        for path in written:
             flush_file(path)
             path.replace(out / path.name)
+    for name in prediction.fields:  # pictures of an earlier run would show another prediction
+        if (old := out / f"{file}_{name}.png").name not in {path.name for path in written}:
+            old.unlink(missing_ok=True)
     flush_folder(out)

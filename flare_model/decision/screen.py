@@ -10,12 +10,20 @@ from flare_model.decision.answer import MICROMETRES, Answer, Hit, Peak, advice_o
 _WIDTH: Final = 12
 _MOST_REASONS: Final = 3
 
+_FEW_CELLS: Final = 4
+"""Cells across a wall below which an answer moves with the mesh by more than its interval says."""
+
+_FINER: Final = 4
+_MANY_POINTS: Final = 20_000
+"""Points of the largest parts of the training."""
+
 
 def facts_of(answer: Answer) -> list[tuple[str, str]]:
     """What is told of a part: names and texts, in the order of reading."""
     facts = [("recoater", hit_in_words(answer.hit))] if answer.hit else []
-    facts += [("warps up", _peak(answer.up, answer.level)), ("warps down", _peak(answer.down, answer.level))]
-    facts += [("sideways", _peak(answer.sideways, answer.level, ""))]
+    sure = _sure(answer)
+    facts += [("warps up", _peak(answer.up, sure)), ("warps down", _peak(answer.down, sure))]
+    facts += [("sideways", _peak(answer.sideways, sure, ""))]
     facts += [("size", _size(answer)), ("mesh", _mesh(answer)), ("likeness", _likeness(answer))]
     known = f"material {answer.material}; supports: {answer.supports}"
     if answer.scale is not None:
@@ -72,12 +80,21 @@ def _percent(chance: float) -> str:
     return "less than 1 %" if chance < 0.01 else f"{100 * chance:.0f} %"
 
 
-def _peak(peak: Peak | None, level: float | None, sign: str = "+") -> str:
+def _sure(answer: Answer) -> str:
+    """How sure intervals are; nothing where there are none."""
+    if answer.level is None:
+        return ""
+    if answer.outside or (answer.likeness is not None and answer.likeness.unlike):
+        return "less sure than for parts like those of the training"
+    return f"{100 * answer.level:.3g} % sure"
+
+
+def _peak(peak: Peak | None, sure: str, sign: str = "+") -> str:
     if peak is None:
         return ""
     half = ""
-    if peak.half_width is not None and level is not None:
-        half = f" ± {_micrometres(peak.half_width)} ({100 * level:.3g} % sure)"
+    if peak.half_width is not None and sure:
+        half = f" ± {_micrometres(peak.half_width)} ({sure})"
     x, y, z = peak.place
     return f"{_micrometres(peak.value, sign)}{half} µm at x {x:.1f}, y {y:.1f}, z {z:.1f} mm"
 
@@ -127,6 +144,9 @@ def _mesh(answer: Answer) -> str:
             words.append(f"too coarse for that wall: about --points {mesh['needed_points']} would resolve it")
             if mesh["resolved_wall"] is not None:
                 words[-1] += f"; 50,000 points would resolve walls of {mesh['resolved_wall']:.2g} mm"
+        elif mesh["wall"] is not None and mesh["cells_across"] < _FEW_CELLS and mesh["points"] < _MANY_POINTS:
+            finer = min(_FINER * mesh["points"], _MANY_POINTS)
+            words.append(f"few: a finer mesh may answer otherwise, compare --points {finer}")
     return ", ".join(words)
 
 

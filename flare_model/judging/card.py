@@ -20,9 +20,10 @@ _UNCALIBRATED: Final = (
     "NetFabb's calibration, beside the model's own error."
 )
 _LIMITS: Final = (
-    "It knows parts that stand on the plate without supports, of one material, machine and layer thickness.",
+    "It knows parts of up to 60 × 60 × 60 mm that stand on the plate without supports, of one material and machine.",
     _UNCALIBRATED,
     "Intervals and chances hold for parts drawn like those of the corpus, on average over parts.",
+    "Intervals are for the mesh that is asked for: a finer one may answer otherwise where walls are a few cells thick.",
     "`python -m flare_model.predict` says of each part how unlike the corpus it is, by the numbers below.",
 )
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.data.batches import Batch
 from flare_model.data.splits import Split, has_split, open_loader
-from flare_model.data.targets import resolve_inputs, resolve_targets, spans
+from flare_model.data.targets import Target, spans, stack_targets
 from flare_model.judging.alarm_threshold import BOTH, choose_by_cross_validation
 from flare_model.judging.interference import (
     Detection,
@@ -44,10 +44,10 @@ def predictions(surrogate: Surrogate, split: Split) -> Iterator[tuple[Batch, NDA
     """Every case of a split with its prediction in physical units, [N, T].
 
     Raises:
-        UsageError: If the data set doesn't hold what the model predicts or is told.
+        UsageError: If the data set is of another kind, or doesn't hold what the model predicts or is told.
     """
-    targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
-    features = resolve_inputs(surrogate.usage.features, "the checkpoint")
+    surrogate.usage.check_data(split.points, split.data)
+    targets, features = surrogate.usage.predicted, surrogate.usage.told
     opened = Split(split.data, split.name, (*targets, *features)).only(split.case_ids)
     device = surrogate.point_scale.device
     for ragged in follow(open_loader(opened), len(opened), split.name, "case"):
@@ -66,18 +66,21 @@ def judge(
 ) -> tuple[list[CaseScore], list[Risk]]:
     """Score the model, "predict zero" and "predict the training mean" on every case of a split.
 
+    Where cases are grids, the mean of the training cases at each of their points is scored too.
+
     Args:
         surrogate: The model.
         split: The split.
         keep: Is given every case id and prediction, [N, T].
         watch: Is given every case and prediction.
     """
-    targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
+    surrogate.usage.check_data(split.points, split.data)
+    targets = surrogate.usage.predicted
     mean = np.array(surrogate.usage.normalisation.target_mean, dtype=np.float32)
     risky = risk_target(surrogate.usage.targets)
     scores: list[CaseScore] = []
     risks: list[Risk] = []
-    columns, floors = spans(targets), surrogate.usage.floors()
+    columns, floors, field = spans(targets), surrogate.usage.floors(), mean_field(split, targets)
     for batch, prediction in predictions(surrogate, split):
         case_id, truth = batch.case_ids[0], batch.targets.numpy()
         if keep is not None:
@@ -85,6 +88,7 @@ def judge(
         if watch is not None:
             watch(batch, prediction)
         given = {"model": prediction, "zero": np.zeros_like(truth), "mean": np.broadcast_to(mean, truth.shape)}
+        given |= {} if field is None else {"mean_field": field}
         for target in targets:
             c = columns[target.name]
             of_target = {name: values[:, c] for name, values in given.items()}
@@ -92,6 +96,24 @@ def judge(
             scores += score_case(case_id, target.name, target.unit, truth[:, c], of_target, mean[c].tolist(), floor)
         risks += _risk_of(surrogate, split, case_id, risky, prediction)
     return scores, risks
+
+
+def mean_field(split: Split, targets: Sequence[Target]) -> NDArray[np.float32] | None:
+    """Mean of the training cases at each point of their grid, [N, T].
+
+    Args:
+        split: The split that is judged.
+        targets: What is predicted.
+
+    Returns:
+        None where cases are no grids, or there is no training split.
+    """
+    if split.points is None or split.points.grid is None or not has_split(split.data, "train"):
+        return None
+    train = Split(split.data, "train", targets)
+    added = sum(stack_targets(ragged.fields, targets).double() for ragged in open_loader(train))
+    assert isinstance(added, torch.Tensor)
+    return (added / len(train)).float().numpy()
 
 
 def summaries_of(scores: Sequence[CaseScore]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -204,7 +226,7 @@ def _risk_of(
     record = split.records.get(case_id)
     if risky is None or record is None or record.measures is None:
         return []
-    columns = spans(resolve_targets(surrogate.usage.targets, "the checkpoint"))[risky]
+    columns = spans(surrogate.usage.predicted)[risky]
     hit, tolerance = record.measures.recoater_interference, record.run.recoater_tolerance
     design = record.design_id
     return [assess(case_id, risky, prediction[:, columns], hit=hit, tolerance=tolerance, design=design)]

@@ -49,7 +49,8 @@ def draw_evaluation(
     Raises:
         StoreError: If predictions or a case that is to be drawn can't be read.
     """
-    targets = resolve_targets(tuple(dict.fromkeys(row["target"] for row in rows)), "the evaluation")
+    targets = resolve_targets(tuple(dict.fromkeys(row["target"] for row in rows)), "the evaluation", split.points)
+    worst = worst if split.points is None else 0  # what has no cells has no surface to draw
     pictures = {place for target in targets for place in _histograms(out, target.name)}
     chosen = {target.name: worst_cases(rows, target.name, worst) for target in targets}
     names = {name: _name_files(out, name, cases) for name, cases in chosen.items()}
@@ -57,7 +58,8 @@ def draw_evaluation(
     if curves and not (out / INTERFERENCE).exists():
         plot_detection(out / INTERFERENCE, curves, (interference or {}).get("by_threshold"))
     pictures |= {out / INTERFERENCE} if curves else set()
-    _remove_others(out, pictures | {place for places in names.values() for place in places.values()})
+    wanted = pictures | {place for places in names.values() for place in places.values()}
+    _remove_others(out, wanted, [target.name for target in targets])
     for target in targets:
         _draw_histograms(out, target, [row for row in rows if row["target"] == target.name])
         missing = {case_id: place for case_id, place in names[target.name].items() if not place.exists()}
@@ -84,11 +86,11 @@ def clear_pictures(out: Path) -> None:
     _remove_others(out, set())
 
 
-def _remove_others(out: Path, wanted: set[Path]) -> None:
+def _remove_others(out: Path, wanted: set[Path], targets: Sequence[str] = ()) -> None:
     """Remove pictures that an evaluation drew and that aren't wanted; other files stay."""
     if out / INTERFERENCE not in wanted:
         (out / INTERFERENCE).unlink(missing_ok=True)
-    for name in [*FIELDS, *(column for spec in FIELDS.values() for column in spec.columns)]:
+    for name in [*FIELDS, *(column for spec in FIELDS.values() for column in spec.columns), *targets]:
         for path in (*_histograms(out, name), *(out / WORST).glob(f"{name}_*.png")):
             if path not in wanted:
                 path.unlink(missing_ok=True)

@@ -24,7 +24,8 @@ class CaseScore:
     Attributes:
         case_id: The case.
         target: The field, or component.
-        predictor: Who predicted: "model", "zero" (predict zero everywhere) or "mean" (the mean of the training points).
+        predictor: Who predicted: "model", "zero" (predict zero everywhere), "mean" (the mean of the training points),
+            or for grids "mean_field" (the mean of the training cases at each point).
         num_points: Points of the case.
         relative_l2: ‖prediction - truth‖ / ‖truth‖; None where the truth is zero everywhere.
         published: The figure that the FLARE paper gives for LPBF; None for other targets than its own.

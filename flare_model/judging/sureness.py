@@ -15,7 +15,7 @@ from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.data.batches import Batch
 from flare_model.data.intervals import Intervals
 from flare_model.data.splits import Split, has_split
-from flare_model.data.targets import column_names, resolve_targets
+from flare_model.data.targets import column_names
 from flare_model.judging.conformal import Judged, calibrate, coverage, judged_part
 from flare_model.judging.judge import predictions
 from lpbf_data.errors import StoreError
@@ -51,12 +51,12 @@ class Watch:
 
 def columns_of_targets(surrogate: Surrogate) -> list[str]:
     """Names of the numbers that a model predicts, in their order."""
-    return column_names(resolve_targets(surrogate.usage.targets, "the checkpoint"))
+    return column_names(surrogate.usage.predicted)
 
 
 def watch_validation(surrogate: Surrogate, split: Split) -> Watch | None:
     """What keeps the validation cases of the data set that is judged; None where intervals can't come from them."""
-    if split.name == "validation" or not has_split(split.data, "validation"):
+    if split.points is not None or split.name == "validation" or not has_split(split.data, "validation"):
         return None
     return Watch(surrogate, Split(split.data, "validation"))
 
@@ -77,6 +77,8 @@ def make_intervals(
         The intervals, or why there are none.
     """
     if seen is None:
+        if split.points is not None:
+            return "they are made for printed parts alone"
         if split.name == "validation":
             return "the validation split, from which they come, is the one that is judged"
         return "the data set has no validation split to take them from"

@@ -13,7 +13,7 @@ from flare_model.data.targets import resolve_target
 from flare_model.judging.scores import mean_and_deviation, unit_of_errors
 from lpbf_data.console import open_console
 
-_NAMES: Final = {"model": "model", "zero": "predict zero", "mean": "predict mean"}
+_NAMES: Final = {"model": "model", "zero": "predict zero", "mean": "predict mean", "mean_field": "mean field"}
 _SPREAD: Final = ("relative_l2", "published", "mean_error")
 
 Summary = Mapping[str, Any]
@@ -30,7 +30,7 @@ def show(summary: Summary, title: str, console: Console) -> None:
     """
     for target, by_predictor in summary["scores"].items():
         console.print(f"{target}: {title}")
-        table = _table(target, by_predictor)
+        table = _table(_unit(target, summary), by_predictor)
         width = console.measure(table, options=console.options.update_width(1000)).maximum
         open_console(file=console.file, width=max(width, console.width)).print(table)
         if missing := by_predictor["model"]["without_truth"]:
@@ -50,8 +50,13 @@ def show(summary: Summary, title: str, console: Console) -> None:
     _show_intervals(summary.get("intervals"), console)
 
 
-def _table(target: str, by_predictor: Mapping[str, Mapping[str, Any]]) -> Table:
-    _, unit = unit_of_errors(resolve_target(target).unit)
+def _unit(target: str, summary: Summary) -> str:
+    """The unit of a target's errors; summaries of printed parts needn't name it."""
+    stated = summary.get("units", {}).get(target)
+    return unit_of_errors(resolve_target(target).unit if stated is None else stated)[1]
+
+
+def _table(unit: str, by_predictor: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     heads = (
         "", "\nrelative\nL2", "\n\nmedian", "\npublished\nfigure",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -46,11 +46,13 @@ class Computing:
         surrogate: The model.
         beside: What lies beside its weights, and the scale of another material than that of its training.
         points: Points that a surface is meshed with where nothing else is asked for.
+        model: What names the model: `identity_of`.
     """
 
     surrogate: Surrogate
     beside: Beside
     points: int
+    model: Mapping[str, Any]
 
     def answer(self, path: Path, meshing: Meshing) -> dict[str, Any]:
         """The answers of a file's parts, as the page takes them.
@@ -66,10 +68,11 @@ class Computing:
 
         found, names = _Found(), FileNames()
         for part in read_parts(path, meshing):
+            file = names.name(part.name)
             if part.remarks:
-                found.remarks[part.name] = (*found.remarks.get(part.name, ()), *part.remarks)
+                found.remarks[file] = part.remarks
             try:
-                self._take(part, names, found)
+                self._take(part, file, found)
             except LpbfError as error:
                 found.errors.append(str(error))
         if not found.parts:
@@ -81,16 +84,16 @@ class Computing:
             "warnings": found.warnings,
             "errors": found.errors,
             "notes": notes_of([one for remarks in found.remarks.values() for one in remarks]),
-            "answers": answers_as_dict(self.surrogate.origin.get("data_sha256"), found.answers, found.remarks, {}),
+            "answers": answers_as_dict(self.model, found.answers, found.remarks, {}, found.errors),
         }
 
-    def _take(self, part: Part | Unreadable, names: FileNames, found: _Found) -> None:
+    def _take(self, part: Part | Unreadable, file: str, found: _Found) -> None:
         if isinstance(part, Unreadable):
             raise part.error
         prediction = predict_part(self.surrogate, part, self.beside.intervals, self.beside.scale)
         envelope = self.surrogate.usage.envelope
         answer = answer_of(prediction, self.beside, envelope.materials if envelope else ())
-        found.answers[names.name(part.name)] = answer
+        found.answers[file] = answer
         if prediction.warnings:
             reasons = "; ".join(prediction.warnings)
             found.warnings.append(f"{part.name} is unlike the parts that the model was trained on: {reasons}")

@@ -4,7 +4,7 @@ A model is a `torch.nn.Module` that is called with three tensors and returns one
 
 | name | shape | what it holds |
 |---|---|---|
-| `points` | [ΣN, 3] float | coordinates of the points of all meshes of a batch, one mesh after the other, scaled by half the width, half the depth and the height of the build volume, so that a part inside it has x and y in -1 … 1 and z in 0 … 1 |
+| `points` | [ΣN, 3] float | coordinates of the points of all meshes of a batch, one mesh after the other, scaled by half the width, half the depth and the height of the build volume, so that a part inside it has x and y in -1 … 1 and z in 0 … 1. Of a data set that isn't one of printed parts [ΣN, d], scaled as it says |
 | `features` | [ΣN, F] float, or None | what else is known of each point, scaled to mean 0 and standard deviation 1; None where nothing is |
 | `offsets` | [B + 1] int64, or None | first point of each mesh, and the end of the last; None stands for a single mesh |
 | returned | [ΣN, T] float | the targets at the same points, in units of their standard deviation over the training points, from their mean |
@@ -14,7 +14,10 @@ which others share its batch, in training as in evaluation: normalise over chann
 are taken, in any number from one on. What comes back are finite numbers, of any floating type; millimetres and losses are
 kept in float32 outside of the model.
 
-A constructor that takes `in_dim` (3 + F) and `out_dim` (T), itself or in a dataclass that it takes, is given them;
+A model for grids of one size, which looks at the order of the points, has an attribute `grid` with `rows` and `columns`;
+it is given such grids alone.
+
+A constructor that takes `in_dim` (3 + F, or d + F) and `out_dim` (T), itself or in a dataclass that it takes, is given them;
 everything else comes from `--model.init_args`. The models of this package take padded meshes too, [B, N, 3] with a
 `mask` [B, N]; others need not.
 
@@ -39,6 +42,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from flare_model.models.grids import Grid
 from lpbf_data.errors import LpbfError, UsageError
 
 _SIZES: Final = (61, 83)
@@ -48,7 +52,15 @@ _GPU_TOLERANCE: Final = 1e-2
 _LEAST: Final = 1e-6
 
 
-def check_contract(model: nn.Module, num_features: int, num_targets: int, *, name: str, all_used: bool = False) -> None:
+def check_contract(
+    model: nn.Module,
+    num_features: int,
+    num_targets: int,
+    *,
+    name: str,
+    all_used: bool = False,
+    coordinates: int = 3,
+) -> None:
     """Try a model on two small meshes, together and each alone, before any work is spent on it.
 
     It is tried in evaluation mode, where dropout leaves numbers as they are; batch normalisation, which mixes meshes in
@@ -60,6 +72,7 @@ def check_contract(model: nn.Module, num_features: int, num_targets: int, *, nam
         num_targets: T.
         name: What to call it in the error.
         all_used: Whether every parameter must have a gradient, as several processes that train together need.
+        coordinates: d.
 
     Raises:
         UsageError: If it has nothing to train, fails, returns something else than [ΣN, T] finite numbers, lets one
@@ -75,7 +88,9 @@ def check_contract(model: nn.Module, num_features: int, num_targets: int, *, nam
             f"the model {name} normalises over all points of a batch ({mixing[0]}), so that one mesh looks at another "
             "while it trains; use LayerNorm or GroupNorm"
         )
-    points, features, offsets = _meshes(num_features, next(iter(parameters.values())).device)
+    grid: Grid | None = getattr(model, "grid", None)
+    sizes = _SIZES if grid is None else (grid.num_points, grid.num_points)
+    points, features, offsets = _meshes(sizes, coordinates, num_features, next(iter(parameters.values())).device)
     was_training = model.training
     model.eval()
     with torch.enable_grad():
@@ -91,12 +106,16 @@ def check_contract(model: nn.Module, num_features: int, num_targets: int, *, nam
     model.train(was_training)
 
 
-def _meshes(num_features: int, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Points, features and offsets of two small meshes."""
-    generator, count = torch.Generator().manual_seed(0), sum(_SIZES)
-    points = torch.rand(count, 3, generator=generator) * torch.tensor([2.0, 2.0, 1.0]) - torch.tensor([1.0, 1.0, 0.0])
+def _meshes(
+    sizes: tuple[int, int], coordinates: int, num_features: int, device: torch.device
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Points, features and offsets of two small meshes, or of two grids."""
+    generator, count = torch.Generator().manual_seed(0), sum(sizes)
+    points = torch.rand(count, coordinates, generator=generator) * 2 - 1
+    if coordinates == 3:
+        points[:, 2] = (points[:, 2] + 1) / 2
     features = torch.randn(count, num_features, generator=generator).to(device) if num_features else None
-    return points.to(device), features, torch.tensor([0, _SIZES[0], count], device=device)
+    return points.to(device), features, torch.tensor([0, sizes[0], count], device=device)
 
 
 def _check_output(joined: object, wanted: tuple[int, int], name: str) -> None:

@@ -35,6 +35,7 @@ class FromSurface:
         unit_told: Whether the file or the caller stated it; else mm is assumed.
         body: Which body of its file, from 1.
         bodies: How many bodies the file has.
+        moved: What was added to the coordinates of the file, mm.
     """
 
     surface: Surface
@@ -43,6 +44,7 @@ class FromSurface:
     unit_told: bool
     body: int = 1
     bodies: int = 1
+    moved: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)

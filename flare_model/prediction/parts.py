@@ -183,6 +183,8 @@ def cases_of(
     from lpbf_data.reading.split_reader import SplitReader, read_manifest
 
     reader = SplitReader(DatasetFolder(source), split)
+    if reader.points is not None:
+        raise UsageError(f"{source} holds points without cells, and this is for printed parts")
     places = {address.case_id: index for index, address in enumerate(reader.addresses)}
     if unknown := [name for name in cases if name not in places]:
         raise UsageError(f"the split {split} of {source} has no case {unknown[0]!r}")

@@ -52,7 +52,10 @@ def mesh_bodies(path: Path, file: SurfaceFile, meshing: Meshing) -> Iterator[Par
             yield Unreadable(name, refused, remarks)
             continue
         assert part.origin is not None
-        origin = replace(part.origin, unit=file.unit, unit_told=file.unit_told, body=number, bodies=len(file.bodies))
+        x, y, z = (0.0 - float(one) for one in shift)  # no -0.0
+        origin = replace(
+            part.origin, unit=file.unit, unit_told=file.unit_told, body=number, bodies=len(file.bodies), moved=(x, y, z)
+        )
         yield replace(part, remarks=remarks + part.remarks, origin=origin)
 
 

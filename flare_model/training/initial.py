@@ -14,6 +14,7 @@ from flare_model.checkpoints.surrogate import Surrogate, from_pretrained
 from flare_model.data.normalisation import Normalisation
 from flare_model.data.targets import resolve_inputs, resolve_targets
 from flare_model.training.settings import Settings, Start
+from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.console import say
 from lpbf_data.durable import sha256_of_file
 from lpbf_data.errors import StoreError, UsageError
@@ -45,7 +46,11 @@ def read_initial(start: Start, trust: str) -> Surrogate:
 
 
 def adopt(
-    checkpoint: str, model: ModelSpec, targets: Sequence[str], features: Sequence[str]
+    checkpoint: str,
+    model: ModelSpec,
+    targets: Sequence[str],
+    features: Sequence[str],
+    points: PointSchema | None = None,
 ) -> tuple[Start, ModelSpec, list[str], list[str]]:
     """Model, targets and features of the checkpoint that a run starts from.
 
@@ -56,6 +61,7 @@ def adopt(
         model: The model as it was asked for.
         targets: Names of what to predict, as asked for.
         features: Names of what the model is told, as asked for.
+        points: What lies at the points of the data set, where it isn't one of printed parts.
 
     Returns:
         The checkpoint, the model, names of targets, names of features.
@@ -71,10 +77,13 @@ def adopt(
         raise StoreError(f"no readable checkpoint in {folder} ({error}); training writes one") from error
     start = Start(checkpoint, digest)
     found = read_initial(start, model.class_path)
+    found.usage.check_data(points, "the data set of this run")
     has = {"--targets": list(found.usage.targets), "--features": list(found.usage.features)}
     asked = {
-        "--targets": [t.name for t in resolve_targets(targets, "--targets")],
-        "--features": [f.name for f in resolve_inputs(features, "--features")],
+        "--targets": _DEFAULT_TARGETS
+        if list(targets) == _DEFAULT_TARGETS
+        else [t.name for t in resolve_targets(targets, "--targets", points)],
+        "--features": [f.name for f in resolve_inputs(features, "--features", points)],
     }
     for option, default in (("--targets", _DEFAULT_TARGETS), ("--features", [])):
         if asked[option] not in (has[option], default):

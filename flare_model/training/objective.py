@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flare_model.data.batches import Batch
-from flare_model.data.metrics import mse_loss, relative_l2_loss
+from flare_model.data.metrics import differences_loss, mse_loss, relative_l2_loss
 from flare_model.data.targets import spans
 from flare_model.training.recipe import Loss
 from flare_model.training.settings import Settings
@@ -31,12 +31,14 @@ class Term:
         loss: Kind of loss.
         weight: Its share of the loss; those of all targets add up to 1.
         floor: Root mean square up to which a truth counts as zero everywhere, in the target's unit.
+        gradient: How much the errors of the differences along the grid add.
     """
 
     columns: slice
     loss: Loss
     weight: float
     floor: float
+    gradient: float = 0.0
 
 
 class Objective:
@@ -48,9 +50,11 @@ class Objective:
     """
 
     def __init__(self, settings: Settings, floors: Mapping[str, float]) -> None:
-        total = sum(settings.recipe.weight_of(target.name) for target in settings.targets)
+        recipe = settings.recipe
+        self._grid = settings.points.grid if settings.points is not None and recipe.gradient_weight else None
+        total = sum(recipe.weight_of(target.name) for target in settings.targets)
         self.terms = tuple(
-            Term(c, settings.recipe.loss_of(name), settings.recipe.weight_of(name) / total, floors[name])
+            Term(c, recipe.loss_of(name), recipe.weight_of(name) / total, floors[name], recipe.gradient_weight)
             for name, c in spans(settings.targets).items()
         )
         self.kinds = tuple(dict.fromkeys(term.loss for term in self.terms))
@@ -80,9 +84,13 @@ class Objective:
             parts = [part * shares[term.loss] for term, part in zip(self.terms, parts, strict=True)]
         return torch.stack(parts).sum()
 
-    @staticmethod
-    def _loss_of(term: Term, prediction: Tensor, batch: Batch, scale: Tensor) -> Tensor:
+    def _loss_of(self, term: Term, prediction: Tensor, batch: Batch, scale: Tensor) -> Tensor:
         c, offsets, cases = term.columns, batch.offsets, len(batch)
         if term.loss == "mse":
             return mse_loss((prediction[:, c] - batch.targets[:, c]) / scale[c], offsets, cases)
-        return relative_l2_loss(prediction[:, c], batch.targets[:, c], offsets, term.floor, cases)
+        loss = relative_l2_loss(prediction[:, c], batch.targets[:, c], offsets, term.floor, cases)
+        if self._grid is None:
+            return loss
+        count = cases * self._grid[0] * self._grid[1]  # without what fills a batch up
+        found, truth = prediction[:count, c], batch.targets[:count, c]
+        return loss + term.gradient * differences_loss(found, truth, offsets[: cases + 1], self._grid)

@@ -45,6 +45,9 @@ class Recipe:
         target_losses: Losses of single targets by name, where they aren't that of `loss`: {build_clearance_min: mse}.
         target_weights: How much the loss of a target counts beside those of the others, by name; 1 where it isn't
             named. The loss of a step is the weighted mean over the targets.
+        gradient_weight: How much the relative L2 errors of the two differences along a grid add to the loss
+            relative_l2 (Table 4: 0.1 for Darcy), for data sets of grids; there, what is predicted at the outermost
+            points counts as 0, as it is at the boundary of Darcy's square.
         learning_rate: Peak of the OneCycle schedule (Table 4: 1e-3).
         warmup: Share of the steps in which the learning rate rises (C.3: 10 %); cosine decay follows.
         start_divisor: Peak over the rate of the first step. The paper is silent, PyTorch's default is taken; the
@@ -87,6 +90,7 @@ class Recipe:
     loss: Loss = "relative_l2"
     target_losses: dict[str, Loss] = field(default_factory=dict)
     target_weights: dict[str, float] = field(default_factory=dict)
+    gradient_weight: float = 0.0
     learning_rate: float = 1e-3
     warmup: float = 0.1
     start_divisor: float = 25.0
@@ -117,8 +121,8 @@ class Recipe:
             raise UsageError(f"--recipe.beta2 must lie between 0 and 1, not {self.beta2}")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"--recipe.ema_decay must lie between 0 and 1, not {self.ema_decay}")
-        for name in ("weight_decay", "round_points", "max_points", "steps"):
-            if not getattr(self, name) >= 0:
+        for name in ("weight_decay", "round_points", "max_points", "steps", "gradient_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"--recipe.{name} must not be negative, but is {getattr(self, name)}")
         for name, weight in self.target_weights.items():
             if not 0 < weight < float("inf"):

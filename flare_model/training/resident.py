@@ -53,6 +53,7 @@ class Resident:
     ) -> None:
         self._samples, self._seed, self._symmetries = split.dataset.samples, seed, symmetries
         self._told, self._device = sum(f.width for f in features), device
+        self._coordinates = 3 if split.points is None else len(split.points.coordinates)
         self._fields = list(dict.fromkeys(["pos", *(target.field for target in (*features, *targets))]))
         sizes = np.asarray(self._samples.sizes, dtype=np.int64)
         self._sizes, self._starts = sizes, np.concatenate([[0], np.cumsum(sizes)[:-1]])
@@ -80,13 +81,19 @@ class Resident:
         return torch.from_numpy(rows).to(self._device)
 
     def _turned(self, targets: Sequence[Target], features: Sequence[Target]) -> tuple[Tensor, Tensor]:
-        """Of each symmetry, where every number of a batch comes from and with which sign, both [8, 3 + F + T]."""
+        """Of each symmetry, where every number of a batch comes from and with which sign, both [8, d + F + T].
+
+        Without symmetries, [1, d + F + T] that leave all where it is.
+        """
         last = np.cumsum(list(self._widths.values())).tolist()
         numbers = {
             name: torch.arange(end - width, end) for (name, width), end in zip(self._widths.items(), last, strict=True)
         }
         columns = [(f.field, c) for f in (*features, *targets) for c in f.components]
         sources, signs = [], []
+        if not self._symmetries:
+            still = torch.stack([*numbers["pos"], *(numbers[name][c] for name, c in columns)])[None]
+            return still.to(self._device), torch.ones_like(still, dtype=torch.float32).to(self._device)
         for number in range(_SYMMETRIES):
             # Numbers from 1 tell by themselves where they went, and whether they were mirrored.
             probe: dict[str, Any] = {name: 1.0 + of[None] for name, of in numbers.items()}
@@ -117,7 +124,8 @@ class Resident:
         taken = self._values[torch.arange(count, device=self._device) + packed[1][which]]
         drawn = packed[2][which]
         values = taken.gather(1, self._sources[drawn]) * self._signs[drawn]
-        points, known, truth = values[:, :3], values[:, 3 : 3 + self._told], values[:, 3 + self._told :]
+        widths = [self._coordinates, self._told, values.shape[1] - self._coordinates - self._told]
+        points, known, truth = torch.split(values, widths, dim=1)
         names = tuple(self._samples.case_id(int(case)) for case in cases)
         return Batch(points, known if self._told else None, truth, torch.from_numpy(offsets), names)
 

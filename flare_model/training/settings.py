@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from flare_model.checkpoints.spec import ModelSpec
 from flare_model.data.targets import Target, column_names, did_you_mean, resolve_inputs, resolve_targets
 from flare_model.training.recipe import Recipe
+from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.errors import UsageError
 
 Accelerator = Literal["auto", "cpu", "gpu"]
@@ -22,11 +23,14 @@ LATER: Final[Mapping[str, Any]] = {
     "target_weights": {},
     "beta2": 0.999,
     "epsilon": 1e-8,
+    "gradient_weight": 0.0,
 }
 """Options of the recipe that came later, and what they were before: runs that began without them go on."""
 
 _COORDINATES: Final = 3
-"""Numbers that every point of a data set comes with."""
+"""Numbers that every point of a printed part comes with."""
+
+_IN_WORDS: Final = {1: "one coordinate", 2: "two coordinates", 3: "three coordinates"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Settings:
         num_workers: Processes that read ahead.
         resident: Keep the training cases on the device.
         accelerator: Where to train.
+        points: What lies at the points of the data set, where it isn't one of printed parts.
     """
 
     data: str
@@ -83,21 +88,15 @@ class Settings:
     num_workers: int = 0
     resident: bool = False
     accelerator: Accelerator = "auto"
+    points: PointSchema | None = None
 
     def __post_init__(self) -> None:
         if not self.targets:
             raise UsageError("--targets names nothing to predict")
         if both := set(column_names(self.targets)) & set(column_names(self.features)):
             raise UsageError(f"{min(both)} can't be both a target and a feature")
-        for name in ("max_steps", "thin_to", "validate_every", "validate_steps", "checkpoint_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} must be 1 or more, not {value}")
-        for name in ("num_workers", "judge_training"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"--{name} must not be negative, but is {getattr(self, name)}")
-        if self.resident and self.thin_to:
-            raise UsageError("--resident keeps whole cases on the device; leave out --thin_to")
+        check_ranges(vars(self))
+        self._check_points()
         names = [target.name for target in self.targets]
         for option in ("target_losses", "target_weights"):
             for name in getattr(self.recipe, option):
@@ -106,6 +105,28 @@ class Settings:
                         f"--recipe.{option} names {name!r}, which is no target of this run{did_you_mean(name, names)}; "
                         f"its targets are {', '.join(names)}"
                     )
+
+    def _check_points(self) -> None:
+        """Refuse what doesn't go with the points of the data set."""
+        if self.resident and self.thin_to:
+            raise UsageError("--resident keeps whole cases on the device; leave out --thin_to")
+        if self.points is not None and self.symmetries:
+            raise UsageError(
+                f"--symmetries are those of a square build plate, and {self.points.name} isn't printed; leave them out"
+            )
+        if self.recipe.gradient_weight:
+            self._check_gradient()
+
+    def _check_gradient(self) -> None:
+        """Refuse the gradient's loss where points have no neighbours, or no loss that it adds to."""
+        option = f"--recipe.gradient_weight {self.recipe.gradient_weight:g}"
+        if self.points is None or self.points.grid is None:
+            what = "printed parts are" if self.points is None else f"{self.points.name} is"
+            raise UsageError(f"{option} takes differences along a grid, and {what} none; leave it out")
+        if self.thin_to:
+            raise UsageError(f"{option} takes differences along a grid, which --thin_to leaves holes in; leave one out")
+        if all(self.recipe.loss_of(target.name) != "relative_l2" for target in self.targets):
+            raise UsageError(f"{option} adds to the loss relative_l2, which no target has; leave it out")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -141,32 +162,62 @@ class Settings:
         }
 
 
-def make_settings(model: ModelSpec, targets: Sequence[str], features: Sequence[str], **others: Any) -> Settings:
+def check_ranges(options: Mapping[str, Any]) -> None:
+    """Refuse numbers out of range.
+
+    Args:
+        options: Attributes of Settings; others are left alone.
+
+    Raises:
+        UsageError: For the first that is.
+    """
+    for name in ("max_steps", "thin_to", "validate_every", "validate_steps", "checkpoint_every"):
+        value = options[name]
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} must be 1 or more, not {value}")
+    for name in ("num_workers", "judge_training"):
+        if options[name] < 0:
+            raise UsageError(f"--{name} must not be negative, but is {options[name]}")
+
+
+def make_settings(
+    model: ModelSpec,
+    targets: Sequence[str],
+    features: Sequence[str],
+    *,
+    points: PointSchema | None = None,
+    **others: Any,
+) -> Settings:
     """Settings from names, with the model fitted to them.
 
     Args:
         model: The model as it was asked for.
         targets: Names of what it predicts.
         features: Names of what it is told.
+        points: What lies at the points of the data set, where it isn't one of printed parts.
         others: Attributes of Settings.
 
     Raises:
         UsageError: If a name is unknown, a number out of range, the model can't be found, or its configuration is for
             other data than these.
     """
-    wanted, known = resolve_targets(targets, "--targets"), resolve_inputs(features, "--features")
-    told, predicted = _COORDINATES + sum(f.width for f in known), sum(t.width for t in wanted)
-    _check_numbers(model.stated_numbers(), told, predicted)
-    return Settings(model=model.fitted(told, predicted), targets=wanted, features=known, **others)
+    wanted = resolve_targets(targets, "--targets", points)
+    known = resolve_inputs(features, "--features", points)
+    coordinates = _COORDINATES if points is None else len(points.coordinates)
+    told, predicted = coordinates + sum(f.width for f in known), sum(t.width for t in wanted)
+    _check_numbers(model.stated_numbers(), coordinates, told, predicted)
+    fitted = model.fitted(told, predicted)
+    return Settings(model=fitted, targets=wanted, features=known, points=points, **others)
 
 
-def _check_numbers(stated: Mapping[str, int], told: int, predicted: int) -> None:
+def _check_numbers(stated: Mapping[str, int], coordinates: int, told: int, predicted: int) -> None:
     """Refuse to train another model than the one that was configured."""
     if stated.get("in_dim", told) != told:
         raise UsageError(
             f"the model is configured for {stated['in_dim']} numbers a point (in_dim), but the data set's points come "
-            f"with {told}: three coordinates and {told - _COORDINATES} components of --features. Such a configuration "
-            "is for data of another kind; choose another one, or leave in_dim out of it"
+            f"with {told}: {_IN_WORDS.get(coordinates, f'{coordinates} coordinates')} and {told - coordinates} "
+            "components of --features. Such a configuration is for data of another kind; choose another one, or leave "
+            "in_dim out of it"
         )
     if stated.get("out_dim", predicted) != predicted:
         raise UsageError(

@@ -64,6 +64,7 @@ class Stepper:
             tuple(t.name for t in settings.targets),
             tuple(f.name for f in settings.features),
             train.envelope if initial is None else joined(initial.usage.envelope, train.envelope),
+            settings.points,
         )
         self.objective = Objective(settings, usage.floors())
         model = self._make_model(usage)
@@ -85,6 +86,7 @@ class Stepper:
         """The model as the settings ask for it, once it has kept to the contract."""
         model = self.settings.model.build()
         mix_by(model, self.recipe.mixer)
+        self._check_grid(model)
         self._check_contract(model, usage)
         if self.recipe.activation_checkpointing:
             if not hasattr(model, "activation_checkpointing"):
@@ -94,13 +96,39 @@ class Stepper:
             model.activation_checkpointing = True  # type: ignore[assignment]
         return model
 
+    def _check_grid(self, model: torch.nn.Module) -> None:
+        """Refuse a model for grids on cases that are none, or are grids of another size."""
+        grid, points = getattr(model, "grid", None), self.settings.points
+        if grid is None:
+            return
+        name, wanted = self.settings.model.class_path, f"grids of {grid.rows} × {grid.columns} points alone"
+        if points is None or points.grid is None:
+            raise UsageError(
+                f"the model {name} takes {wanted}, and {self.settings.data} holds none; take another model"
+            )
+        if points.grid != (grid.rows, grid.columns):
+            has = " × ".join(map(str, points.grid))
+            raise UsageError(
+                f"the model {name} takes {wanted}, and {self.settings.data} holds grids of {has}; set grid_rows and "
+                "grid_columns of the model to these"
+            )
+        if self.settings.thin_to:
+            raise UsageError(f"the model {name} takes {wanted}; leave out --thin_to")
+        if self.recipe.multiple:
+            raise UsageError(
+                f"the model {name} takes {wanted}, and --recipe.step_graphs and .round_points fill batches up by a "
+                "mesh that is none; leave them out"
+            )
+
     def _check_contract(self, model: torch.nn.Module, usage: Usage) -> None:
         """On the host; a model that runs on GPUs alone is checked there."""
         told, predicted = len(usage.normalisation.feature_mean), len(usage.normalisation.target_mean)
         check = partial(
             check_contract, model, told, predicted, name=self.settings.model.class_path,
-            all_used=self.fabric.world_size > 1,
+            all_used=self.fabric.world_size > 1, coordinates=len(usage.normalisation.point_scale),
         )  # fmt: skip
+        if getattr(model, "grid", None) is not None:  # whole grids are too large for the host, if there is a GPU
+            model.to(self.fabric.device)
         try:
             check()
         except UsageError:

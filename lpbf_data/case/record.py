@@ -172,6 +172,7 @@ class CaseRecord:
         placement: Where it lies in the data set.
         package_version: Version of this package that measured it.
         remarks: What was guessed, changed, left out or repaired when it was read.
+        num_points: Its points, where nothing else was measured: a case that is no printed part.
     """
 
     case_id: str
@@ -186,6 +187,7 @@ class CaseRecord:
     placement: Placement | None = None
     package_version: str | None = None
     remarks: tuple[Remark, ...] = ()
+    num_points: int | None = None
 
     @property
     def status(self) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Literal
 
+from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.errors import MissingFileError, SchemaError, StoreError, UnreachableError, UsageError
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.stores.known_faults import warn_of_known_fault
@@ -48,12 +50,14 @@ class Catalog:
             in a local folder, of index, and size and time of change of each file of the split. To read their contents
             would take minutes; a copy that doesn't keep the times is another data set.
         checksums: SHA-256 of each shard, where the manifest has one.
+        points: What lies at the points of a data set that isn't one of printed parts; None for one that is.
     """
 
     layout: Layout
     addresses: tuple[CaseAddress, ...]
     digest: str
     checksums: Mapping[str, str | None] = field(default_factory=dict)
+    points: PointSchema | None = None
 
 
 def read_manifest(folder: DatasetFolder) -> Manifest:
@@ -71,6 +75,18 @@ def read_manifest(folder: DatasetFolder) -> Manifest:
         raise MissingFileError(f"{folder.name} has no {MANIFEST_NAME}{_what_lies_there(folder)}") from error
     except (StoreError, SchemaError) as error:
         raise type(error)(f"{folder.name}: {error}") from error
+
+
+def read_points(name: str | Path) -> PointSchema | None:
+    """What lies at the points of a data set that isn't one of printed parts; None for one that is.
+
+    Args:
+        name: The data set; one that isn't there, or can't be read, is left to whoever opens a split of it.
+    """
+    try:
+        return read_manifest(DatasetFolder(name)).points
+    except (StoreError, UsageError):
+        return None
 
 
 def _what_lies_there(folder: DatasetFolder) -> str:
@@ -130,7 +146,20 @@ def _catalog_of_manifest(manifest: Manifest, split: str) -> Catalog:
     columns = (rows[name].to_pylist() for name in ("case_id", shard, "row", "num_points", f"{layout}_bytes"))
     addresses = tuple(CaseAddress(*row) for row in zip(*columns, strict=True))
     checksums = dict(zip(rows[shard].to_pylist(), rows[f"{layout}_sha256"].to_pylist(), strict=True))
-    return Catalog(layout, addresses, str(manifest.digest), checksums)
+    if manifest.points is not None:
+        _check_points(manifest.points, layout, addresses)
+    return Catalog(layout, addresses, str(manifest.digest), checksums, manifest.points)
+
+
+def _check_points(points: PointSchema, layout: Layout, addresses: Sequence[CaseAddress]) -> None:
+    """Refuse cases that aren't what the data set says of itself."""
+    if layout != "parquet":
+        raise SchemaError(
+            f"{MANIFEST_NAME} names no Parquet shards for points without cells; convert the data set again"
+        )
+    for address in addresses:
+        if refused := points.refuse_size(address.num_points):
+            raise SchemaError(f"{MANIFEST_NAME}: case {address.case_id}: {refused}; convert the data set again")
 
 
 def _catalog_of_index(folder: DatasetFolder, names: tuple[str, ...], no_manifest: StoreError) -> Catalog:

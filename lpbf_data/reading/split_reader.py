@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.case.case import Case
-from lpbf_data.case.schema import FIELDS, FieldSpec
+from lpbf_data.case.point_schema import PointSchema
+from lpbf_data.case.schema import FieldSpec
 from lpbf_data.errors import CaseError, SchemaError, StoreError, UnreachableError, UsageError
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.reading.catalog import CaseAddress, read_catalog, read_manifest
@@ -92,8 +93,15 @@ class SplitReader:
         return np.array([address.num_points for address in self.addresses], dtype=np.int64)
 
     @property
+    def points(self) -> PointSchema | None:
+        """What lies at the points of a data set that isn't one of printed parts; None for one that is."""
+        return self.catalog.points
+
+    @property
     def field_specs(self) -> tuple[FieldSpec, ...]:
         """Fields that the data set stores."""
+        if self.points is not None:
+            return self.points.fields
         if self.catalog.layout == "npz":
             return NPZ_FIELDS
         with self._reading():
@@ -128,7 +136,10 @@ class SplitReader:
 
         Raises:
             StoreError: If the shard is missing, cut or altered, or holds another case than the manifest says.
+            UsageError: If the cases of the data set are points without cells.
         """
+        if self.points is not None:
+            raise UsageError(f"cases of {self.folder.name} are points without cells; read their arrays (load_dataset)")
         selection = Selection(tuple(specs), target=False)
         arrays = self.read_arrays(index, selection)
         fields = {s.name: arrays[s.name] if s.components else arrays[s.name][:, 0] for s in specs}
@@ -260,7 +271,8 @@ class SplitReader:
         if missing := [name for name in names if name not in {spec.name for spec in stored}]:
             known = ", ".join(spec.name for spec in stored)
             raise UsageError(f"{self.folder.name} has no field {missing[0]!r}; it has: {known}")
-        return tuple(FIELDS[name] for name in dict.fromkeys(names))
+        by_name = {spec.name: spec for spec in stored}
+        return tuple(by_name[name] for name in dict.fromkeys(names))
 
 
 def _stamp_of(path: Path) -> str:

@@ -179,7 +179,7 @@ def load_dataset(
         format: "pyg" for `torch_geometric.data.Data`, "torch" for a dict of tensors.
         fields: Fields to read; all stored ones by default. Fewer fields are read faster; `[]` reads points and target.
         edges: Derive `edge_index` [2, num_edges] from the cells.
-        cells: Give the cells [E, 8].
+        cells: Give the cells [E, 8], of a data set that has any.
         features: Features of the shape, derived from points and cells when a case is decoded: names of
             [SHAPE_FEATURES][lpbf_data.case.feature_schema.SHAPE_FEATURES], or "geometry" for all.
         transform: Applied to every sample.
@@ -201,7 +201,9 @@ def load_dataset(
 
     Returns:
         A data set whose samples have `pos` [N, 3] in mm, `y` [N, 1] (Z displacement, mm) where displacement is stored,
-        the fields and features [N, components], `cells`, `edge_index` and `case_id`.
+        the fields and features [N, components], `cells`, `edge_index` and `case_id`. Samples of a data set that isn't
+        one of printed parts have `pos` [N, d] in the unit of its coordinates, `y` [N, F] with its targets, and neither
+        cells nor edges; see [PointSchema][lpbf_data.case.point_schema.PointSchema].
 
     Raises:
         UsageError: If there is no such data set, split or field, or the options don't fit together.
@@ -219,10 +221,7 @@ def load_dataset(
     folder = DatasetFolder(name, revision=revision, cache_dir=cache_dir, token=token, offline=offline)
     root, limit = cache_root(cache), parse_size(cache_size)
     reader = SplitReader(folder, split, None if root is None else KeptFooters(root / FOOTERS))
-    target = TARGET_FIELD in {spec.name for spec in reader.field_specs}
-    tensors = CaseTensors(
-        reader, Selection(reader.select_fields(fields), target, cells, edges, resolve_features(features))
-    )
+    tensors = CaseTensors(reader, _select(reader, fields, features, cells=cells, edges=edges))
     if in_memory:
         tensors.load_into_memory()
     elif root is not None:
@@ -237,6 +236,34 @@ def load_dataset(
         return CaseDataset(samples, seed)
     return CaseStream(
         samples, shuffle=shuffle, seed=seed, uneven=uneven, batch_size=batch_size, on_error=on_error, ranks=ranks
+    )
+
+
+def _select(
+    reader: SplitReader,
+    fields: Sequence[str] | str | None,
+    features: Sequence[str] | str,
+    *,
+    cells: bool,
+    edges: bool,
+) -> Selection:
+    """What to read of each case.
+
+    Raises:
+        UsageError: If a field isn't stored, or cells are needed and there are none.
+    """
+    derived = resolve_features(features)
+    if (points := reader.points) is None:
+        target = TARGET_FIELD in {spec.name for spec in reader.field_specs}
+        return Selection(reader.select_fields(fields), target, cells, edges, derived)
+    if edges or derived:
+        what = "edges are" if edges else "features of the shape are"
+        raise UsageError(f"{what} derived from hexahedra, and {reader.folder.name} holds points without cells")
+    return Selection(
+        reader.select_fields(fields),
+        cells=False,
+        coordinates=points.coordinates,
+        target_columns=points.target_columns,
     )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lpbf_data.case.schema import FIELDS
 from lpbf_data.case.statistics import FieldStatistics, total
+from lpbf_data.errors import UsageError
 from lpbf_data.reading.split_reader import read_manifest
 from lpbf_data.reading.tensors import CaseTensors
 from lpbf_data.stores.selection import TARGET_COLUMN
@@ -27,6 +28,9 @@ class CaseSamples:
         format: "pyg" for `torch_geometric.data.Data`, "torch" for a dict of tensors.
         transform: Applied to every sample. One that has a true attribute `random` is called with a
             `numpy.random.Generator` as second argument.
+
+    Raises:
+        UsageError: If the transform is for printed parts alone, and the cases are none.
     """
 
     def __init__(
@@ -35,6 +39,9 @@ class CaseSamples:
         format: SampleFormat = "pyg",  # noqa: A002 (the word that users of `datasets` know)
         transform: Transform | None = None,
     ) -> None:
+        if tensors.reader.points is not None and getattr(transform, "of_parts", False):
+            name = tensors.reader.folder.name
+            raise UsageError(f"a transform is for printed parts alone, and {name} holds {tensors.reader.points.name}")
         self.tensors = tensors
         self.format = format
         self.transform = transform

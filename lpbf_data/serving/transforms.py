@@ -2,7 +2,8 @@
 
 They take and give dicts of tensors or PyG data, and change neither what they are given nor its tensors. Those that
 draw at random have `random = True` and are handed a generator, so that a case at an epoch is treated the same on any
-rank and worker, and after a resume.
+rank and worker, and after a resume. Those that know what printed parts are like have `of_parts = True`, and are refused
+on other data.
 
     >>> import torch
     >>> scale = ScalePoints((30.0, 30.0, 60.0))
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from lpbf_data.case.feature_schema import SHAPE_FEATURES
+from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.case.schema import FIELDS
 from lpbf_data.errors import UsageError
 from lpbf_data.geometry.hexahedra import hex_edges
@@ -102,7 +104,8 @@ class Standardise:
             UsageError: If the data set has no statistics of one of them.
         """
         stats = train.statistics()
-        columns = {name: (TARGET_COLUMN,) if name == "y" else _columns(name) for name in names}
+        points = train.samples.tensors.reader.points
+        columns = {name: _columns(name, points) for name in names}
         if missing := [c for group in columns.values() for c in group if c not in stats]:
             raise UsageError(f"there are no statistics of {missing[0]!r}; there are: {', '.join(stats)}")
         mean = {name: tuple(stats[c].mean for c in group) for name, group in columns.items()}
@@ -128,10 +131,13 @@ class Standardise:
         return values * values.new_tensor(self.std[name]) + values.new_tensor(self.mean[name])
 
 
-def _columns(name: str) -> tuple[str, ...]:
-    if name not in FIELDS:
-        raise UsageError(f"unknown field {name!r}; known are: y, {', '.join(FIELDS)}")
-    return FIELDS[name].columns
+def _columns(name: str, points: PointSchema | None) -> tuple[str, ...]:
+    if name == "y":
+        return (TARGET_COLUMN,) if points is None else points.target_columns
+    known = FIELDS if points is None else {spec.name: spec for spec in points.fields}
+    if name not in known:
+        raise UsageError(f"unknown field {name!r}; known are: y, {', '.join(known)}")
+    return known[name].columns
 
 
 @dataclass(frozen=True)
@@ -204,6 +210,7 @@ class RandomSymmetry:
     """
 
     random: ClassVar[bool] = True
+    of_parts: ClassVar[bool] = True
 
     def __call__(self, sample: Any, generator: np.random.Generator | None = None) -> Any:
         """Draw a symmetry and apply it.
@@ -275,6 +282,7 @@ class Compose:
     def __init__(self, *transforms: Any) -> None:
         self.transforms = transforms
         self.random = any(getattr(transform, "random", False) for transform in transforms)
+        self.of_parts = any(getattr(transform, "of_parts", False) for transform in transforms)
 
     def __call__(self, sample: Any, generator: np.random.Generator | None = None) -> Any:
         """Apply all."""

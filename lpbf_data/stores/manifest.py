@@ -2,8 +2,9 @@
 
 Nested records become flat columns, named as in [record][lpbf_data.case.record]; others are lists, most of them of
 structs (`statistics`, `rejections`, `remarks`, `geometry_digests`). What the build as a whole left out, changed,
-guessed or repaired lies as JSON in the table's metadata, under `lpbf_remarks`. Reader and writer share the table below,
-so a column that one knows the other knows too.
+guessed or repaired lies as JSON in the table's metadata, under `lpbf_remarks`; what lies at the points of a data set
+that isn't one of printed parts, under `lpbf_points`. Reader and writer share the table below: what one
+knows, the other knows too.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lpbf_data.cached_property import cached_property
+from lpbf_data.case.point_schema import POINTS_VERSION, PointSchema
 from lpbf_data.case.record import CaseRecord, Failure, Measures, Placement, Rejection, RunInfo, SourceRef, is_case_id
 from lpbf_data.case.schema import SCHEMA_VERSION
 from lpbf_data.case.statistics import FieldStatistics, combine
-from lpbf_data.errors import FailureReason, SchemaError, StoreError
+from lpbf_data.errors import FailureReason, SchemaError, StoreError, UsageError
 from lpbf_data.remarks import Remark
 
 MANIFEST_NAME: Final = "manifest.parquet"
@@ -58,6 +60,8 @@ _REMARK: Final = pa.struct(
     ]
 )
 _REMARKS_KEY: Final = b"lpbf_remarks"
+_POINTS_KEY: Final = b"lpbf_points"
+_VERSION_KEY: Final = b"lpbf_schema_version"
 # Parts of a record that become flat columns, in the order of the columns.
 _PARTS: Final[tuple[tuple[str, type], ...]] = (
     ("source", SourceRef),
@@ -103,6 +107,8 @@ def _row_of(record: CaseRecord) -> dict[str, Any]:
         value = getattr(record, name)
         if value is not None:
             row |= dataclasses.asdict(value)
+    if record.num_points is not None:
+        row["num_points"] = record.num_points
     return row
 
 
@@ -115,12 +121,13 @@ def _record_of(row: dict[str, Any]) -> CaseRecord:
     failure = part(Failure, "failure_reason")
     if failure is not None:
         failure = dataclasses.replace(failure, failure_reason=FailureReason(failure.failure_reason))
+    measures = part(Measures, "height")
     return CaseRecord(
         case_id=row["case_id"],
         design_id=row["design_id"],
         source=part(SourceRef),
         run=part(RunInfo),
-        measures=part(Measures, "num_points"),
+        measures=measures,
         statistics={s.pop("column"): FieldStatistics(**s) for s in row["statistics"] or ()},
         geometry_digests=tuple(row["geometry_digests"] or ()),
         failure=failure,
@@ -128,6 +135,7 @@ def _record_of(row: dict[str, Any]) -> CaseRecord:
         placement=part(Placement, "split"),
         package_version=row["package_version"],
         remarks=tuple(map(Remark.from_dict, row["remarks"] or ())),
+        num_points=row["num_points"] if measures is None else None,
     )
 
 
@@ -149,12 +157,35 @@ class Manifest:
         table: Arrow table with the columns of [manifest_schema][lpbf_data.stores.manifest.manifest_schema].
         digest: SHA-256 of the file it was read from, if it was.
         schema_version: Version of the schema that the data set follows.
+        points: What lies at the points of a data set that isn't one of printed parts; None for one that is.
     """
 
-    def __init__(self, table: pa.Table, digest: str | None = None, schema_version: int = SCHEMA_VERSION) -> None:
+    def __init__(
+        self,
+        table: pa.Table,
+        digest: str | None = None,
+        schema_version: int = SCHEMA_VERSION,
+        points: PointSchema | None = None,
+    ) -> None:
         self.table = table
         self.digest = digest
         self.schema_version = schema_version
+        self.points = points
+
+    def need_parts(self, name: str, what: str) -> None:
+        """Refuse a data set that isn't one of printed parts.
+
+        Args:
+            name: The data set, for the message.
+            what: What is for printed parts alone, as the subject of a sentence.
+
+        Raises:
+            UsageError: If it is one of points alone.
+        """
+        if self.points is not None:
+            raise UsageError(
+                f"{name} is a data set of {self.points.name}, points without cells; {what} is for printed parts alone"
+            )
 
     @cached_property
     def records(self) -> tuple[CaseRecord, ...]:
@@ -220,14 +251,21 @@ class Manifest:
         return cast("int", self.table.num_rows)
 
 
-def encode_manifest(records: Iterable[CaseRecord], remarks: Iterable[Remark] = ()) -> bytes:
+def encode_manifest(
+    records: Iterable[CaseRecord], remarks: Iterable[Remark] = (), points: PointSchema | None = None
+) -> bytes:
     """The bytes of `manifest.parquet`; the same records and remarks give the same bytes.
 
     Args:
         records: A row each.
         remarks: What the build left out, changed, guessed or repaired, over all cases and sources.
+        points: What lies at the points of a data set that isn't one of printed parts.
     """
     table = records_to_table(records)
+    if points is not None:
+        table = table.replace_schema_metadata(
+            {_VERSION_KEY: str(POINTS_VERSION).encode(), _POINTS_KEY: points.encode()}
+        )
     if stored := [remark.as_dict() for remark in remarks]:
         metadata: dict[Any, Any] = dict(table.schema.metadata)
         table = table.replace_schema_metadata(metadata | {_REMARKS_KEY: json.dumps(stored).encode()})
@@ -250,12 +288,15 @@ def decode_manifest(data: bytes) -> Manifest:
     except (pa.ArrowException, OSError) as error:
         raise StoreError(f"{MANIFEST_NAME} can't be read as Parquet ({error}); build the data set again") from error
     metadata = table.schema.metadata or {}
-    version = int(metadata.get(b"lpbf_schema_version", b"0"))
-    if not 1 <= version <= SCHEMA_VERSION:
+    version = int(metadata.get(_VERSION_KEY, b"0"))
+    if not 1 <= version <= POINTS_VERSION:
         raise SchemaError(
-            f"{MANIFEST_NAME} has schema version {version}, this package reads 1 to {SCHEMA_VERSION}; "
-            + ("upgrade the package" if version > SCHEMA_VERSION else "it was not written by this project")
+            f"{MANIFEST_NAME} has schema version {version}, this package reads 1 to {POINTS_VERSION}; "
+            + ("upgrade the package" if version > POINTS_VERSION else "it was not written by this project")
         )
+    if (version == POINTS_VERSION) != (_POINTS_KEY in metadata):
+        raise SchemaError(f"{MANIFEST_NAME} has schema version {version}, and what lies at points doesn't go with that")
+    points = PointSchema.decode(metadata[_POINTS_KEY]) if version == POINTS_VERSION else None
     for field in manifest_schema():
         if field.name not in table.column_names:
             if version > _MAY_LACK.get(field.name, 0):
@@ -267,7 +308,7 @@ def decode_manifest(data: bytes) -> Manifest:
         raise SchemaError(
             f"{MANIFEST_NAME} has a case with the id {refused[0]!r}, which can't name a file; build the data set again"
         )
-    return Manifest(table, hashlib.sha256(data).hexdigest(), version)
+    return Manifest(table, hashlib.sha256(data).hexdigest(), version, points)
 
 
 def count_by(records: Sequence[CaseRecord], key: Callable[[CaseRecord], Iterable[str]]) -> dict[str, int]:

@@ -6,7 +6,7 @@ BYTE_STREAM_SPLIT, connectivity is DELTA_BINARY_PACKED, both under zstd; every p
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from lpbf_data.cached_property import cached_property
 from lpbf_data.case.case import Case, Scalar
+from lpbf_data.case.point_schema import POINTS_VERSION, PointSchema
 from lpbf_data.case.record import ATTRIBUTE_TYPES
 from lpbf_data.case.schema import FIELDS, SCHEMA_VERSION, FieldSpec
 from lpbf_data.errors import SchemaError, StoreError
 from lpbf_data.refusals import unreadable
-from lpbf_data.stores.selection import TARGET_COLUMN, Arrays, Selection, interleave
+from lpbf_data.stores.selection import Arrays, Selection, interleave
 
 POINT_COLUMNS: Final = ("x", "y", "z")
 CELL_COLUMN: Final = "cells"
@@ -69,9 +70,7 @@ def _as_table(case: Case, specs: Sequence[FieldSpec], schema: pa.Schema) -> pa.T
     arrays = []
     for entry in schema:
         if entry.name in flat:
-            values = pa.array(flat[entry.name])
-            offsets = pa.array([0, len(values)], type=pa.int32())
-            arrays.append(pa.ListArray.from_arrays(offsets, values, type=entry.type))
+            arrays.append(_as_list(flat[entry.name], entry.type))
         else:
             value = case.case_id if entry.name == "case_id" else case.attributes.get(entry.name)
             arrays.append(pa.array([value], type=entry.type))
@@ -87,6 +86,47 @@ def write_shard(path: Path, cases: Iterable[Case], specs: Sequence[FieldSpec]) -
         specs: Fields to store.
     """
     schema = shard_schema(specs)
+    _write_rows(path, schema, (_as_table(case, specs, schema) for case in cases))
+
+
+def point_shard_schema(points: PointSchema) -> pa.Schema:
+    """Arrow schema of a shard of a data set that isn't one of printed parts.
+
+    Args:
+        points: What lies at its points.
+    """
+    names = [*points.coordinates, *points.field_columns]
+    arrays = [pa.field(name, _flat_list(pa.float32()), nullable=False) for name in names]
+    metadata = {"lpbf_schema_version": str(POINTS_VERSION)}
+    return pa.schema([pa.field("case_id", pa.string(), nullable=False), *arrays], metadata=metadata)
+
+
+def write_point_shard(
+    path: Path, cases: Iterable[tuple[str, Mapping[str, NDArray[np.float32]]]], points: PointSchema
+) -> None:
+    """Write one shard of a data set that isn't one of printed parts; the same cases give the same bytes.
+
+    Args:
+        path: File to write; the caller chooses a temporary name and renames.
+        cases: Case id, and column of a coordinate or field to values [N] float32; consumed one by one.
+        points: What lies at the points.
+    """
+    schema = point_shard_schema(points)
+
+    def tables() -> Iterator[pa.Table]:
+        for case_id, columns in cases:
+            lists = [_as_list(columns[entry.name], entry.type) for entry in list(schema)[1:]]
+            yield pa.Table.from_arrays([pa.array([case_id], pa.string()), *lists], schema=schema)
+
+    _write_rows(path, schema, tables())
+
+
+def _as_list(flat: NDArray[Any], kind: pa.DataType) -> pa.ListArray:
+    values = pa.array(flat)
+    return pa.ListArray.from_arrays(pa.array([0, len(values)], type=pa.int32()), values, type=kind)
+
+
+def _write_rows(path: Path, schema: pa.Schema, rows: Iterable[pa.Table]) -> None:
     encodings = {
         f"{entry.name}.list.element": "DELTA_BINARY_PACKED" if entry.name == CELL_COLUMN else "BYTE_STREAM_SPLIT"
         for entry in schema
@@ -103,8 +143,8 @@ def write_shard(path: Path, cases: Iterable[Case], specs: Sequence[FieldSpec]) -
         write_statistics=[entry.name for entry in schema if not pa.types.is_list(entry.type)],
         store_schema=True,
     ) as writer:
-        for case in cases:
-            writer.write_table(_as_table(case, specs, schema), row_group_size=1)
+        for row in rows:
+            writer.write_table(row, row_group_size=1)
 
 
 def reason_of(error: Exception) -> str:
@@ -210,9 +250,9 @@ class ParquetShard:
             StoreError: If the shard is cut or altered.
         """
         columns = self.read_columns(row, columns_of(selection))
-        arrays: Arrays = {"pos": interleave([columns[name] for name in POINT_COLUMNS])}
+        arrays: Arrays = {"pos": interleave([columns[name] for name in selection.coordinates])}
         if selection.target:
-            arrays["y"] = columns[TARGET_COLUMN].reshape(-1, 1)
+            arrays["y"] = interleave([columns[name] for name in selection.target_columns])
         for spec in selection.fields:
             arrays[spec.name] = interleave([columns[name] for name in spec.columns])
         return arrays, columns[CELL_COLUMN].reshape(-1, 8) if selection.reads_cells else None
@@ -220,8 +260,8 @@ class ParquetShard:
 
 def columns_of(selection: Selection) -> list[str]:
     """Columns that a selection needs, each once."""
-    names = [*POINT_COLUMNS, *(column for spec in selection.fields for column in spec.columns)]
-    names += [TARGET_COLUMN] if selection.target else []
+    names = [*selection.coordinates, *(column for spec in selection.fields for column in spec.columns)]
+    names += selection.target_columns if selection.target else ()
     names += [CELL_COLUMN] if selection.reads_cells else []
     return list(dict.fromkeys(names))
 

@@ -6,7 +6,7 @@ the case, so truth and prediction are laid side by side without a key. The metad
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,19 +24,22 @@ _VERSION: Final = b"1"
 _COLUMNS: Final = {column: spec for spec in FIELDS.values() if spec.location == "point" for column in spec.columns}
 
 
-def predictions_schema(columns: Sequence[str], manifest_sha256: str, model: str = "") -> pa.Schema:
+def predictions_schema(
+    columns: Sequence[str], manifest_sha256: str, model: str = "", known: Collection[str] = _COLUMNS
+) -> pa.Schema:
     """Arrow schema of a file of predictions.
 
     Args:
         columns: Columns that are predicted.
         manifest_sha256: SHA-256 of the manifest of the data set.
         model: What predicted, for people.
+        known: Columns of fields at points; those of printed parts by default.
 
     Raises:
         SchemaError: If a column is none of a field at points.
     """
-    if unknown := [name for name in columns if name not in _COLUMNS]:
-        raise SchemaError(f"{unknown[0]!r} is no column of a field at points; known are: {', '.join(_COLUMNS)}")
+    if unknown := [name for name in columns if name not in known]:
+        raise SchemaError(f"{unknown[0]!r} is no column of a field at points; known are: {', '.join(known)}")
     values = pa.list_(pa.field("element", pa.float32(), nullable=False))
     fields = [pa.field("case_id", pa.string(), nullable=False)]
     fields += [pa.field(name, values, nullable=False) for name in columns]
@@ -50,6 +53,7 @@ def write_predictions(
     columns: Sequence[str],
     manifest_sha256: str,
     model: str = "",
+    known: Collection[str] = _COLUMNS,
 ) -> None:
     """Write the predictions of a model; the file appears whole or not at all.
 
@@ -59,8 +63,9 @@ def write_predictions(
         columns: Columns that are predicted.
         manifest_sha256: SHA-256 of the manifest of the data set.
         model: What predicted, for people.
+        known: Columns of fields at points; those of printed parts by default.
     """
-    schema = predictions_schema(columns, manifest_sha256, model)
+    schema = predictions_schema(columns, manifest_sha256, model, known)
     sink = pa.BufferOutputStream()
     encodings = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in columns}
     with pq.ParquetWriter(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.case.case import Case
-from lpbf_data.case.schema import FIELDS, FieldSpec
+from lpbf_data.case.schema import FIELDS, VECTOR, FieldSpec
 from lpbf_data.errors import StoreError
 from lpbf_data.geometry.hexahedra import hex_edges
 from lpbf_data.geometry.shape_features import shape_features
@@ -40,6 +40,8 @@ class Selection:
         cells: Whether to give `cells`, [E, 8].
         edges: Whether to derive `edge_index`, [2, num_edges].
         features: Features of the shape to derive from points and cells, each [N, components] float32 under its name.
+        coordinates: Columns of the points.
+        target_columns: Columns of `y`, where a data set has other targets than the benchmark's.
     """
 
     fields: tuple[FieldSpec, ...] = ()
@@ -47,6 +49,8 @@ class Selection:
     cells: bool = True
     edges: bool = False
     features: tuple[FieldSpec, ...] = ()
+    coordinates: tuple[str, ...] = VECTOR
+    target_columns: tuple[str, ...] = (TARGET_COLUMN,)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """`python -m pipelines.benchmarks.darcy --out darcy/ --cases 1200`: data for the Darcy benchmark, made here.
 
 The published files can't always be had; their recipe can ([darcy_solution.py](darcy_solution.py)).
-Files have the names and the form of the published ones, so that what reads these reads those. The cases are others:
+Files have the names and the form of the published ones, so that what reads these reads those, `python -m
+pipelines.benchmarks.convert darcy` among them, which makes a data set to train on. The cases are others:
 figures are comparable with published ones only as far as the recipe is theirs, and belong beside seed and digest.
 """
 
@@ -32,12 +33,13 @@ _STRIDES: Final = (1, 5)  # 421 and 85 points along a side
 _HEADER: Final = b"MATLAB 5.0 MAT-file, written by lpbf-flare pipelines.benchmarks.darcy"
 
 
-def darcy(out: str, *, cases: int = 1200, seed: int = 0, stride: int = 5, workers: int = 1) -> int:
+def darcy(out: str, *, cases: int = 1200, test: int = TEST, seed: int = 0, stride: int = 5, workers: int = 1) -> int:
     """Make data of flow through porous media, 1,000 cases for training and 200 for the test by default.
 
     Args:
         out: Folder of the two files; it must not exist yet, or be empty.
-        cases: How many; the last 200 are for the test.
+        cases: How many, those of the test among them.
+        test: Cases for the test.
         seed: Other seeds give other cases. The first cases of a seed are the same, however many there are.
         stride: Every how many of the 421 points along each side are kept: 5 for 85, as papers do, or 1.
         workers: Processes; 1.5 s of one core a case at most, and the same bytes with any number.
@@ -45,8 +47,10 @@ def darcy(out: str, *, cases: int = 1200, seed: int = 0, stride: int = 5, worker
     Returns:
         Exit status: 0.
     """
-    if cases <= TEST:
-        raise UsageError(f"--cases must be more than {TEST}, which are for the test, not {cases}")
+    if test < 1:
+        raise UsageError(f"--test must be 1 or more, not {test}")
+    if cases <= test:
+        raise UsageError(f"--cases must be more than {test}, which are for the test, not {cases}")
     if seed < 0:
         raise UsageError(f"--seed must be 0 or more, not {seed}")
     if stride not in _STRIDES:
@@ -59,13 +63,13 @@ def darcy(out: str, *, cases: int = 1200, seed: int = 0, stride: int = 5, worker
 
     from rich.table import Table
 
-    train, test = ("smooth1", cases - TEST), ("smooth2", TEST)
+    parts = ("smooth1", cases - test), ("smooth2", test)
     table = Table(title=f"Darcy's flow, seed {seed}", title_justify="left")
     for name in ("file", "cases", "sha256 of coeff and sol"):
         table.add_column(name, overflow="fold")
     solutions = []
     with progress(cases, "solve", "case") as bar:
-        for part, (name, count) in enumerate((train, test)):
+        for part, (name, count) in enumerate(parts):
             coeff, sol = make(seed, part, count, stride, workers, bar)
             digest = hashlib.sha256(coeff.tobytes() + sol.tobytes()).hexdigest()
             path = folder / f"piececonst_r{coeff.shape[1]}_N{count}_{name}.mat"

@@ -46,6 +46,7 @@ class KeptCases:
     def __init__(self, folder: DatasetFolder) -> None:
         self.folder = folder
         self.manifest: Manifest = read_manifest(folder)
+        self.manifest.need_parts(folder.name, "python -m pipelines.report")
         self._readers = {split: SplitReader(folder, split) for split in self.manifest.splits}
         self._places = {
             address.case_id: (reader, number)

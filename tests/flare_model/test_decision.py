@@ -210,6 +210,49 @@ def test_of_many_parts_the_last_have_a_line_each(
     assert shown[-2] == "3 parts: 0 hit by the recoater, 3 clear, 0 neither for sure"
 
 
+def test_files_of_one_name_are_parts_of_their_own(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each with its remarks; what can't be read is among the errors, and the model is named by its weights."""
+    (tmp_path / "other").mkdir()
+    box(20, 10, 12).export(tmp_path / "box.stl")
+    box(20, 10, 12, at=(100, 0, 3)).export(tmp_path / "other/box.stl")
+    (tmp_path / "text.stl").write_text("nothing to print")
+    sources = [str(tmp_path / name) for name in ("box.stl", "other/box.stl", "text.stl")]
+    assert predict(str(model), sources, out=str(tmp_path / "out"), pictures=False, json=True) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert content == json.loads((tmp_path / "out/answers.json").read_text())
+    first, second = content["parts"].values()
+    assert [[remark["kind"] for remark in answer["remarks"]] for answer in (first, second)] == [[], ["moved"]]
+    assert (first["moved"], second["moved"]) == ([0, 0, 0], [-100, 0, -3])
+    assert (first["unit"], first["body"]) == ({"name": "mm", "stated": False}, {"number": 1, "of": 1})
+    assert len(content["errors"]) == 1
+    assert "text.stl" in content["errors"][0]
+    assert content["model"]["weights_sha256"] == sha256_of_file(model / WEIGHTS_NAME)
+
+
+def test_pictures_of_an_earlier_run_do_not_stay_beside_another_prediction(model: Path, tmp_path: Path) -> None:
+    box(20, 10, 12).export(tmp_path / "box.stl")
+    out = tmp_path / "out"
+    assert predict(str(model), [str(tmp_path / "box.stl")], out=str(out)) == 0
+    assert len(list(out.glob("box_*.png"))) == len(TARGETS)
+    (out / "box_mine.png").write_bytes(b"of the user")
+    assert predict(str(model), [str(tmp_path / "box.stl")], out=str(out), points=200, pictures=False) == 0
+    assert [path.name for path in out.glob("*.png")] == ["box_mine.png"]
+
+
+def test_a_wall_of_few_cells_and_a_part_unlike_the_training_are_told(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box(20, 10, 12).export(tmp_path / "box.stl")
+    box(20, 10, 2).export(tmp_path / "thin.stl")
+    for name in ("box", "thin"):
+        assert predict(str(model), [str(tmp_path / f"{name}.stl")], out=str(tmp_path / "out"), pictures=False) == 0
+    box_told, thin_told = capsys.readouterr().out.split("thin\n")
+    assert "a finer mesh may answer otherwise" not in box_told
+    assert "a finer mesh may answer otherwise, compare --points" in thin_told
+
+
 def test_a_page_shows_the_parts_with_what_is_told(model: Path, tmp_path: Path) -> None:
     keep_risk(model, 9.0)
     box(20, 10, 12).export(tmp_path / "box.stl")
@@ -225,5 +268,11 @@ def test_what_can_not_be_asked_is_refused(model: Path, tmp_path: Path) -> None:
         predict(str(model))
     with pytest.raises(UsageError, match="--orientations must not be negative"):
         predict(str(model), ["part.stl"], orientations=-1)
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", Path("/proc/none")):
+        with pytest.raises(UsageError, match=f"--out {out} can't be written to"):
+            predict(str(model), [str(tmp_path / "file")], out=str(out))
+    with pytest.raises(UsageError, match="--points must be 8 or more"):
+        predict(str(model), ["part.stl"], points=7)
     with pytest.raises(GeometryError):
         part_of(box(1e-4, 1e-4, 1e-4))

@@ -21,6 +21,7 @@ import trimesh
 
 from flare_model.checkpoints.surrogate import from_pretrained
 from flare_model.compensate import compensate
+from flare_model.decision.answer import identity_of
 from flare_model.decision.beside import read_beside
 from flare_model.local_page.computing import Computing
 from flare_model.local_page.listening import check_host, open_socket
@@ -86,7 +87,7 @@ def test_the_page_of_another_material_says_what_the_command_says(model: Path, tm
     assert said.returncode == 0, said.stderr
     surrogate = from_pretrained(str(model))
     beside, _ = read_beside(str(model), surrogate, "Inc625")
-    computing, meshing = Computing(surrogate, beside, 200), Meshing(200)
+    computing, meshing = Computing(surrogate, beside, 200, identity_of(surrogate, str(model))), Meshing(200)
     found = computing.answer(tmp_path / "box.stl", meshing)
     assert json.loads(json.dumps(found["answers"])) == json.loads((tmp_path / "out/answers.json").read_text())
     straight = computing.compensate(tmp_path / "box.stl", meshing, -1.0)

@@ -304,3 +304,14 @@ def test_a_tilde_in_the_name_of_the_cache_is_the_home(tmp_path: Path, monkeypatc
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("LPBF_CACHE", "~/kept")
     assert cache_root(None) == tmp_path / "kept"
+
+
+def test_a_reader_that_goes_away_ends_no_work() -> None:
+    """As behind `| head`: what is printed from then on is dropped."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        console = open_console(file=stream, width=80)
+        console.print("read")
+        os.close(reading)
+        console.print("nobody reads this")
+        console.print("nor this")

@@ -97,9 +97,8 @@ def test_files_have_the_published_form_and_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("pipelines.benchmarks.darcy_solution.permeability.__defaults__", (21,))
-    monkeypatch.setattr(command, "TEST", 3)
     for folder in ("one", "again"):
-        assert darcy(str(tmp_path / folder), cases=7) == 0
+        assert darcy(str(tmp_path / folder), cases=7, test=3) == 0
     assert "the mean field" in capsys.readouterr().out
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == ["piececonst_r5_N3_smooth2.mat", "piececonst_r5_N4_smooth1.mat"]
@@ -138,6 +137,7 @@ def test_workers_give_the_same_and_end_with_a_command_that_is_killed(tmp_path: P
     ("words", "said"),
     [
         ({"cases": 200}, "--cases must be more than 200"),
+        ({"cases": 5, "test": 0}, "--test must be 1 or more"),
         ({"seed": -1}, "--seed"),
         ({"stride": 3}, "--stride must be 1 or 5"),
         ({"workers": 0}, "--workers"),
