@@ -23,6 +23,7 @@ def compensate(
     points: int | None = None,
     units: Units | None = None,
     material: str | None = None,
+    anyway: bool = False,
     trust: str | None = None,
     accelerator: str = "auto",
 ) -> int:
@@ -38,11 +39,14 @@ def compensate(
         units: Unit of lengths in the file; by default the one that it states (3MF), else mm.
         material: Material and calibration of your machine, as in flare_model.predict: a YAML file as
             pipelines.calibrate writes it, a named material or a calibration; by default those of the training.
+        anyway: Write the surface too where its mesh isn't the part, or where it doesn't fit the build volume that the
+            model knows; what is wrong is a warning then.
         trust: Class path of a model outside of this package that may be imported.
         accelerator: auto, cpu or gpu.
 
     Returns:
-        Exit status: 0; 1 where the surface would cross itself, and nothing is written.
+        Exit status: 0; 1 where the surface would cross itself, its mesh isn't the part, or it doesn't fit the build
+        volume, and nothing is written.
     """
     from flare_model.prediction.part import Meshing, check_points
     from lpbf_data.geometry.compensation import check_files
@@ -66,11 +70,13 @@ def compensate(
     for doubt in doubts:
         complaints.print(f"warning: {doubt}", style=None)
     meshing = Meshing(points or usual_points(surrogate), units=units)
-    found = compensate_file(surrogate, beside.intervals, source, meshing, scale, beside.scale)
+    found = compensate_file(surrogate, beside.intervals, source, meshing, scale, beside.scale, anyway=anyway)
     write_durably(target, found.stl)
     write_durably(target.with_suffix(".json"), (json.dumps(found.as_dict(), indent=1) + "\n").encode())
     for content in found.bodies:
         console.print(said_of(content))
+        for doubt in content["doubts"]:
+            complaints.print(f"warning: {doubt}", style=None)
         for reason in content["unlike_the_training"]:
             complaints.print(f"warning: {content['name']} is unlike the parts of the training: {reason}", style=None)
     made_for = "uncalibrated for your machine" if beside.scale is None else beside.scale.said()

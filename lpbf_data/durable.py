@@ -6,11 +6,14 @@ import glob
 import hashlib
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
+
+from lpbf_data.errors import UsageError
 
 _FLUSHES: Final = 16  # files flushed at a time
 
@@ -67,6 +70,31 @@ def flush_tree(root: Path) -> None:
         flush_folder(Path(folder))
 
 
+def _name_aside(path: Path) -> str:
+    return f".{path.name}.{uuid.uuid4().hex}.tmp"
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that `write_durably` couldn't write, before its content is computed; nothing is left behind.
+
+    Args:
+        path: The file; its folder may be absent.
+
+    Raises:
+        UsageError: If it is a folder, or its folder is none, can't be made or can't be written to.
+    """
+    try:
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; name a file in it")
+        there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+        if not there.is_dir():
+            raise UsageError(f"{path} can't be written: {there} isn't a folder")
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=there) as folder:
+            (Path(folder) / _name_aside(path)).touch()
+    except OSError as error:
+        raise UsageError(f"{path} can't be written: {error.strerror or error}; name another place") from error
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Replace a file by new content so that any moment shows the old or the new content, never a part.
 
@@ -75,7 +103,7 @@ def write_durably(path: Path, data: bytes) -> None:
         data: The whole content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    aside = path.with_name(_name_aside(path))
     try:
         with aside.open("wb") as file:
             file.write(data)

@@ -109,7 +109,14 @@ def read_material_values(path: Path) -> dict[Any, Any]:
         if path.stat().st_size > _LARGEST_FILE:
             raise UsageError(f"{path} is larger than a material file can be")
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"the material file {path} can't be read: there is no such file; name one that python -m "
+            f"pipelines.calibrate wrote, or one of {', '.join(EXPANSIONS)}"
+        ) from error
+    except OSError as error:
+        raise UsageError(f"the material file {path} can't be read: {error.strerror or error}") from error
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"the material file {path} can't be read: {error}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} isn't a material file: it must hold names and values")

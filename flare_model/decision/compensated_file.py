@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from flare_model.data.envelope import outside
 from flare_model.data.targets import column_names, resolve_targets
 from flare_model.decision.prediction import Prediction, predict_part
 from flare_model.prediction.part import Meshing, Part, Unreadable
-from lpbf_data.errors import UsageError
+from lpbf_data.errors import GeometryError, UsageError
 from lpbf_data.geometry.compensation import Compensated, compensate_surface, joined, refuse_crossings, triangles_said
 from lpbf_data.remarks import Remark
 
@@ -57,6 +58,8 @@ def compensate_file(
     meshing: Meshing,
     scale: float,
     material: MaterialScale | None = None,
+    *,
+    anyway: bool = False,
 ) -> CompensatedFile:
     """Displace the bodies of a file by so many times the displacement that a model predicts.
 
@@ -67,10 +70,12 @@ def compensate_file(
         meshing: How surfaces become meshes.
         scale: -1 for the part to print, 1 for the shape that it warps to.
         material: For another material than that of the training; None for that one.
+        anyway: Displace a body too whose mesh isn't the part, or that doesn't fit the build volume; it is told.
 
     Raises:
         UsageError: If the model doesn't predict all three displacements.
-        GeometryError: If the file can't be read, a body can't be meshed, or would cross itself.
+        GeometryError: If the file can't be read, a body can't be meshed, its mesh isn't the part, it doesn't fit the
+            build volume, or it would cross itself.
     """
     from flare_model.prediction.surface_parts import mesh_bodies
     from lpbf_data.geometry.stl import stl_bytes
@@ -83,13 +88,34 @@ def compensate_file(
     for body, part in zip(file.bodies, mesh_bodies(source, file, meshing), strict=True):
         if isinstance(part, Unreadable):
             raise part.error  # a body that can't be meshed would be missing in the result
+        doubts = _doubts(part)
+        if doubts and not anyway:
+            raise GeometryError(f"{'; '.join(doubts)}. Nothing is written; --anyway true writes it all the same")
         found, content = _move(surrogate, intervals, part, scale, material)
+        content["doubts"] = doubts
         assert part.origin is not None
         back = body.vertices[0] - part.origin.surface.vertices[0]
         moved.append(replace(found, vertices=found.vertices + back))
         told.append(content)
         remarks |= dict.fromkeys(part.remarks)
     return CompensatedFile(stl_bytes(joined(moved), "lengths in mm"), tuple(told), tuple(remarks), scale, material)
+
+
+def _doubts(part: Part) -> list[str]:
+    """Why the displacement predicted of a part isn't that of the part: its mesh, or a size that no model knows."""
+    assert part.origin is not None
+    found, check = [], part.origin.check
+    if not check.is_quite_the_part:
+        found.append(
+            f"the mesh of {part.name}, of {check.num_points:,} points (--points), isn't quite the part: "
+            f"{', '.join(check.lost())}; {check.advice()}"
+        )
+    if reasons := outside(None, part.origin.surface.vertices):
+        found.append(
+            f"{part.name} doesn't fit the build volume that the model knows: {', '.join(reasons)}; turn it "
+            "(lpbf-predict --orientations 24 shows how), cut it into parts that fit, or check its unit (--units)"
+        )
+    return found
 
 
 def _move(

@@ -25,6 +25,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from flare_model.data.targets import did_you_mean
 from flare_model.decision.compensated_file import CompensatedFile, said_of
 from flare_model.decision.page import page_fields
 from flare_model.local_page.computing import Computing, notes_of
@@ -54,6 +55,10 @@ _MOST_SAID: Final = 10  # bodies of which a header tells
 _DRAINED: Final = 64 * 2**20
 _DRAIN_SECONDS: Final = 2.0
 _STATUS: Final[Mapping[type[LpbfError], int]] = {TooLargeError: 413, StalledError: 408, FullError: 503}
+_PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
+    "/answer": ("name", "units", "points"),
+    "/compensate": ("name", "units", "points", "scale", "anyway"),
+}
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,13 @@ class Asked:
         name: Name of the file.
         meshing: How surfaces become meshes.
         scale: How many times the displacement is added.
+        anyway: Whether to displace where the mesh isn't the part, or the part doesn't fit the build volume.
     """
 
     name: str
     meshing: Meshing
     scale: float
+    anyway: bool = False
 
 
 class _Refusal(JSONResponse):
@@ -117,7 +124,7 @@ def make_app(computing: Computing, folder: Path, most: int, names: tuple[str, ..
 
     async def compensate(request: Request) -> Response:
         def compute(path: Path, asked: Asked) -> Response:
-            return _as_stl(computing.compensate(path, asked.meshing, asked.scale), asked)
+            return _as_stl(computing.compensate(path, asked.meshing, asked.scale, anyway=asked.anyway), asked)
 
         return await _work_on(request, work, folder, most, computing.points, compute)
 
@@ -141,6 +148,7 @@ async def _work_on(
     """Receive a file, compute, and throw the file away; a sentence where that can't be done."""
     reading = True
     try:
+        _check_request(request)
         asked = _asked(request.query_params, usual_points)
         check_length(request.headers.get("content-length"), most)
         with work.place(), tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as own:
@@ -185,6 +193,27 @@ def _told(compute: Callable[[Path, Asked], Response], path: Path, asked: Asked) 
         return JSONResponse({"error": sentence}, 500)
 
 
+def _check_request(request: Request) -> None:
+    """Refuse what would be passed over in silence, or read as if it were the part.
+
+    Raises:
+        UsageError: If a parameter isn't one of this address, or comes twice, or a form is sent instead of a file.
+    """
+    if request.headers.get("content-type", "").lower().startswith("multipart/"):
+        raise UsageError("send the file itself (curl --data-binary @part.stl), not a form")
+    path = request.url.path
+    known = _PARAMETERS[path]
+    given = [name for name, _ in request.query_params.multi_items()]
+    if unknown := [f"{name}{did_you_mean(name.lower(), known)}" for name in dict.fromkeys(given) if name not in known]:
+        few = unknown[:_MOST_SAID]
+        raise UsageError(
+            f"{path} has no parameter {', '.join(few)}; it takes {', '.join(known[:-1])} and {known[-1]}. Model and "
+            "material are chosen when the page is started"
+        )
+    if twice := [name for name in known if given.count(name) > 1]:
+        raise UsageError(f"{', '.join(twice)} must be given once")
+
+
 def _asked(words: Mapping[str, str], usual_points: int) -> Asked:
     """What stands in the address.
 
@@ -197,7 +226,11 @@ def _asked(words: Mapping[str, str], usual_points: int) -> Asked:
         raise UsageError(f"units must be one of {', '.join(get_args(Units))}")
     points = _number(words.get("points"), int, "points", 8, MOST_POINTS)
     scale = _number(words.get("scale"), float, "scale", -LARGEST_SCALE, LARGEST_SCALE)
-    return Asked(name, Meshing(points or usual_points, units=units), -1.0 if scale is None else scale)
+    anyway = (words.get("anyway") or "false").lower()
+    if anyway not in ("true", "false"):
+        raise UsageError("anyway must be true or false")
+    meshing = Meshing(points or usual_points, units=units)
+    return Asked(name, meshing, -1.0 if scale is None else scale, anyway == "true")
 
 
 def _number(word: str | None, kind: Callable[[str], T], what: str, least: float, most: float) -> T | None:
@@ -217,7 +250,8 @@ def _as_stl(found: CompensatedFile, asked: Asked) -> Response:
     """The STL, and in a header, as JSON in percent signs, what was done."""
     said = [said_of(told) for told in found.bodies[:_MOST_SAID]]
     said += [f"and {len(found.bodies) - _MOST_SAID} more bodies"] if len(found.bodies) > _MOST_SAID else []
-    notes = notes_of(found.remarks)
+    doubts = [doubt for told in found.bodies[:_MOST_SAID] for doubt in told["doubts"]]
+    notes = [*doubts, *notes_of(found.remarks)]
     name = f"{Path(asked.name).stem}_{'compensated' if found.scale == -1 else f'moved_{found.scale:g}_times'}.stl"
     headers = {
         "content-disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",

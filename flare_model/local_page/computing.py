@@ -103,13 +103,14 @@ class Computing:
         verdict = answer.hit.verdict if answer.hit else ""
         found.parts.append({"name": part.name, "facts": facts_of(answer), "verdict": verdict, "surface": surface})
 
-    def compensate(self, path: Path, meshing: Meshing, scale: float) -> CompensatedFile:
+    def compensate(self, path: Path, meshing: Meshing, scale: float, *, anyway: bool = False) -> CompensatedFile:
         """The displaced surfaces of a file.
 
         Args:
             path: The file.
             meshing: How surfaces become meshes.
             scale: How many times the displacement is added.
+            anyway: Whether to displace where the mesh isn't the part, or the part doesn't fit the build volume.
 
         Raises:
             LpbfError: If it holds no surfaces, or can't be displaced.
@@ -118,7 +119,8 @@ class Computing:
 
         if path.suffix.lower() not in SURFACE_SUFFIXES:
             raise UsageError(f"{path.name}: surfaces are displaced, from {', '.join(SURFACE_SUFFIXES)} files")
-        return compensate_file(self.surrogate, self.beside.intervals, path, meshing, scale, self.beside.scale)
+        beside = self.beside
+        return compensate_file(self.surrogate, beside.intervals, path, meshing, scale, beside.scale, anyway=anyway)
 
     def can_compensate(self) -> bool:
         """Whether the model predicts all three displacements."""

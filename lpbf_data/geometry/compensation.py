@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lpbf_data.durable import check_writable
 from lpbf_data.errors import GeometryError, UsageError
 from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
 from lpbf_data.geometry.crossings import crossing_triangles
@@ -123,7 +124,8 @@ def check_files(source: Path, target: Path, scale: float) -> None:
         scale: How many times a displacement is added.
 
     Raises:
-        UsageError: If the suffix of either is of something else, both are one file, or the scale is out of range.
+        UsageError: If the suffix of either is of something else, both are one file, the scale is out of range, or the
+            target, or the JSON file beside it, can't be written.
     """
     check_scale(scale)
     if source.suffix.lower() not in SURFACE_SUFFIXES:
@@ -132,6 +134,8 @@ def check_files(source: Path, target: Path, scale: float) -> None:
         raise UsageError(f"--out must be an STL file, not {target}")
     if target.resolve() == source.resolve():
         raise UsageError(f"--out must be another file than {source}, which stays as it is")
+    check_writable(target)
+    check_writable(target.with_suffix(".json"))
 
 
 def refuse_crossings(found: Compensated, name: str, scale: float) -> None:

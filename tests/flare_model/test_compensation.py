@@ -11,11 +11,13 @@ import trimesh
 
 from flare_model import from_pretrained
 from flare_model.compensate import compensate
+from lpbf_data.durable import check_writable
 from lpbf_data.errors import GeometryError, UsageError
 from lpbf_data.geometry.closed_surface import surface_of_arrays
 from lpbf_data.geometry.compensation import compensate_surface, interpolate, subdivide
 from lpbf_data.geometry.crossings import crossing_triangles
 from lpbf_data.geometry.surface_files import load_bodies, load_surface
+from tests.commands import run_here
 from tests.flare_model.flare_support import tiny_surrogate
 from tests.flare_model.test_decision import box, model, part_of, surface_of, table
 
@@ -170,3 +172,51 @@ def test_what_can_not_be_compensated_is_refused(model: Path, tmp_path: Path) -> 
         compensate(str(tmp_path / "open.stl"), str(tmp_path / "new.stl"), checkpoint=str(model))
     assert not (tmp_path / "new.stl").exists()
     assert from_pretrained(model).usage.targets[2] == "displacement_z"
+
+
+@pytest.mark.parametrize(
+    ("mesh", "sentence"),
+    [
+        (table(), "points (--points), isn't quite the part: 72% of its volume; ask for more points"),
+        (box(70, 10, 10), "doesn't fit the build volume that the model knows: it reaches 5 mm out of the build volume"),
+    ],
+    ids=["another mesh", "too large"],
+)
+def test_a_part_that_the_prediction_is_not_of_is_written_on_request_alone(
+    model: Path, tmp_path: Path, mesh: trimesh.Trimesh, sentence: str
+) -> None:
+    mesh.export(tmp_path / "part.stl")
+    out = tmp_path / "new.stl"
+    words = [str(tmp_path / "part.stl"), str(out), "--checkpoint", str(model), "--points", "400"]
+    refused = run_here("flare_model.compensate", *words)
+    assert refused.returncode == 1
+    assert sentence in refused.stderr
+    assert refused.stderr.endswith("Nothing is written; --anyway true writes it all the same\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["part.stl"]
+    written = run_here("flare_model.compensate", *words, "--anyway", "true")
+    assert written.returncode == 0, written.stderr
+    (line,) = [line for line in written.stderr.splitlines() if sentence in line]
+    assert line.startswith("warning: ")
+    assert out.exists()
+    (told,) = json.loads(out.with_suffix(".json").read_text())["bodies"]
+    assert [f"warning: {doubt}" for doubt in told["doubts"]] == [line]
+
+
+def test_where_nothing_can_be_written_is_said_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.stl").mkdir()
+    (tmp_path / "beside.json").mkdir()
+    (tmp_path / "lost").symlink_to(tmp_path / "gone", target_is_directory=True)
+    before = sorted(tmp_path.rglob("*"))
+    for out, said in (
+        (tmp_path / "folder.stl", "folder.stl is a folder; name a file in it"),
+        (tmp_path / "beside.stl", "beside.json is a folder"),
+        (tmp_path / "file/below/new.stl", "can't be written: .*file isn't a folder"),
+        (tmp_path / "lost/new.stl", "can't be written: .*lost isn't a folder"),
+        (tmp_path / f"{'n' * 240}.stl", "can't be written: File name too long; name another place"),
+        (Path("/proc/lpbf/new.stl"), "/proc/lpbf/new.stl can't be written: [^/]+; name another place"),
+    ):
+        with pytest.raises(UsageError, match=said):  # the part, which isn't there, is read later
+            compensate(str(tmp_path / "gone.stl"), str(out))
+    check_writable(tmp_path / "new" / "folder" / "new.stl")
+    assert sorted(tmp_path.rglob("*")) == before

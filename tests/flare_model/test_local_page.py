@@ -31,7 +31,7 @@ from flare_model.prediction.part import Meshing
 from lpbf_data.errors import UsageError
 from tests.commands import run_here
 from tests.flare_model.local_server import Server
-from tests.flare_model.test_decision import box, keep_risk, model
+from tests.flare_model.test_decision import box, keep_risk, model, table
 
 __all__ = ["model"]
 
@@ -127,7 +127,14 @@ def test_the_part_to_print_is_that_of_the_command(server: Server, model: Path, t
         ("x.ply", b"ply\nformat ascii 1.0\n", 422, "x.ply: "),
         ("x.stl&points=3", b"solid", 422, "points must lie between 8 and 200,000"),
         ("x.stl&points=many", b"solid", 422, "points must be a number"),
-        ("x.stl&scale=nan", b"solid", 422, "scale must lie between -5 and 5"),
+        ("x.stl&scale=1", b"solid", 422, "/answer has no parameter scale; it takes name, units and points."),
+        (
+            "x.stl&unit=inch&material=Inc625",
+            b"solid",
+            422,
+            "no parameter unit (did you mean units?), material; it takes name, units and points. Model and material",
+        ),
+        ("x.stl&units=mm&units=inch", b"solid", 422, "units must be given once"),
         ("x.stl&units=parsec", b"solid", 422, "units must be one of um, mm"),
         ("x.stl", bytes(1_000_001), 413, "the file is larger than 1 MB"),
     ],
@@ -142,6 +149,30 @@ def test_what_can_not_be_read_gets_a_sentence(
     assert sentence in said
     assert str(server.folder) not in said
     assert server.kept() == []
+
+
+def test_a_part_that_the_prediction_is_not_of_is_moved_on_request_alone(server: Server) -> None:
+    body = trimesh.exchange.stl.export_stl(table())
+    for words, sentence in (
+        ("scale=nan", "scale must lie between -5 and 5"),
+        ("anyway=perhaps", "anyway must be true or false"),
+        ("scala=2", "no parameter scala (did you mean scale?); it takes name, units, points, scale and anyway"),
+        ("anyway=false", "isn't quite the part: 72% of its volume"),
+    ):
+        status, _, answer = server.send(f"compensate?name=x.stl&{words}", body)
+        assert status == 422
+        assert sentence in json.loads(answer)["error"]
+    status, headers, _ = server.send("compensate?name=x.stl&anyway=true", body)
+    assert status == 200
+    assert "isn't quite the part: 72% of its volume" in json.loads(unquote(headers["x-lpbf-said"]))["notes"][0]
+
+
+def test_a_form_is_told_from_a_file(server: Server) -> None:
+    for path in ("answer", "answer?name=x.stl", "compensate?name=x.stl"):
+        headers = {"Content-Type": "multipart/form-data; boundary=------------------------abc"}
+        status, _, body = server.send(path, b"--------------------------abc\r\n", headers=headers)
+        assert status == 422
+        assert json.loads(body)["error"] == "send the file itself (curl --data-binary @part.stl), not a form"
 
 
 def spoilt(how: str) -> bytes:

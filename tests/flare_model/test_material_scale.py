@@ -89,8 +89,14 @@ def test_names_and_models_that_can_not_be_scaled(tmp_path: Path, model: Path) ->
     usage = from_pretrained(model).usage
     with pytest.raises(UsageError, match=r"unknown material Gold; known are: Ti64.*or measured and netfabb"):
         material_scale("Gold", usage)
-    with pytest.raises(UsageError, match=r"gone\.yaml can't be read"):
-        material_scale(str(tmp_path / "gone.yaml"), usage)
+    for name, why in (
+        ("gone", "there is no such file; name one .* wrote, or one of Ti64"),
+        ("folder", "Is a directory$"),
+    ):
+        (tmp_path / "folder.yaml").mkdir(exist_ok=True)
+        with pytest.raises(UsageError, match=rf"{name}\.yaml can't be read: {why}") as caught:
+            material_scale(str(tmp_path / f"{name}.yaml"), usage)
+        assert "Errno" not in str(caught.value)
     with pytest.raises(UsageError, match="trained on a material that it doesn't name"):
         material_scale("Inc625", tiny_surrogate().usage)
     write_material(choose_material("Inc625"), tmp_path / "found.yaml")

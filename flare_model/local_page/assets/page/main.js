@@ -117,6 +117,7 @@ class ServePage {
       try {
         const words = new URLSearchParams(asked);
         words.set("scale", made.querySelector(".scale").value);
+        words.set("anyway", made.querySelector(".anyway").checked);
         const response = await ask(`compensate?${words}`, file);
         const told = JSON.parse(decodeURIComponent(response.headers.get("X-Lpbf-Said")));
         save(await response.blob(), told.name);
