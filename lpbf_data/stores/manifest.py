@@ -121,7 +121,8 @@ def _record_of(row: dict[str, Any]) -> CaseRecord:
     failure = part(Failure, "failure_reason")
     if failure is not None:
         failure = dataclasses.replace(failure, failure_reason=FailureReason(failure.failure_reason))
-    measures = part(Measures, "height")
+    # Points alone are no measures, and measures without points are none either.
+    measures = part(Measures, "height") if row["num_points"] is not None else None
     return CaseRecord(
         case_id=row["case_id"],
         design_id=row["design_id"],
