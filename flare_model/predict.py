@@ -7,7 +7,6 @@ known, it is shown beside the prediction, and the error.
 from __future__ import annotations
 
 import json as json_format
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from flare_model.decision.prediction import Prediction, predict_part, write_resu
 from flare_model.prediction.file_names import FileNames
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks
-from lpbf_data.durable import write_durably
+from lpbf_data.durable import check_writable, write_durably
 from lpbf_data.errors import LpbfError, UsageError
 from lpbf_data.geometry.surface_formats import Units
 from lpbf_data.remarks import Remark, Treatment
@@ -275,17 +274,10 @@ def check_folder(out: Path) -> None:
     Raises:
         UsageError: If it is something else, or can't be made or written to.
     """
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise UsageError(f"--out {out} can't be written to ({error.strerror}); name another folder") from error
-    finally:
-        for folder in made:  # it is made when there is something to keep
-            if folder.is_dir():
-                folder.rmdir()
+        check_writable(out / ANSWERS_NAME)
+    except UsageError as error:
+        raise UsageError(f"--out {out} can't be written to: {error}") from error
 
 
 def _untold(name: str) -> Remark:

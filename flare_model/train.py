@@ -114,13 +114,8 @@ def train(
         targets, features = _named(points, targets, features)
     settings = make_settings(asked, targets, features, points=points, init=initial, **options)
     folders = _folders(Path(out), seed)
-    from flare_model.training.devices import open_fabric
-
     splits = open_splits(settings)
-    fabric, precision = open_fabric(recipe, accelerator)
-    # What decides the numbers of a run is the precision that auto stands for here.
-    taken = choose_precision(recipe.precision, on_gpu=fabric.device.type == "cuda")
-    settings = replace(settings, recipe=replace(recipe, precision=taken))
+    settings, fabric, precision = open_device(settings)
     fresh = dict(precision.state_dict())
     results = {}
     for s, folder in folders.items():
@@ -135,6 +130,22 @@ def _named(points: PointSchema, targets: list[str], features: list[str]) -> tupl
     """Targets and features of a data set that names them itself; those that were asked for go first."""
     asked = targets != _DEFAULT_TARGETS or "displacement_z" in points.field_columns
     return targets if asked else list(points.targets), features or list(points.inputs)
+
+
+def open_device(settings: Settings) -> tuple[Settings, Fabric, Precision]:
+    """Join the processes of a run, and settle its precision: what decides its numbers is what auto stands for here.
+
+    Returns:
+        The settings with that precision; the fabric, launched, and the precision of its arithmetic.
+
+    Raises:
+        UsageError: As `open_fabric` does.
+    """
+    from flare_model.training.devices import open_fabric
+
+    fabric, precision = open_fabric(settings.recipe, settings.accelerator)
+    taken = choose_precision(settings.recipe.precision, on_gpu=fabric.device.type == "cuda")
+    return replace(settings, recipe=replace(settings.recipe, precision=taken)), fabric, precision
 
 
 def _folders(out: Path, seeds: Sequence[int]) -> dict[int, Path]:

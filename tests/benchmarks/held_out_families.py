@@ -29,9 +29,8 @@ from flare_model.configs import config_path
 from flare_model.data.splits import Split
 from flare_model.judging.judge import judge
 from flare_model.judging.sureness import families_of
-from flare_model.train import open_splits, run_once
-from flare_model.training.devices import open_fabric
-from flare_model.training.recipe import Recipe, choose_precision
+from flare_model.train import open_device, open_splits, run_once
+from flare_model.training.recipe import Recipe
 from flare_model.training.settings import Settings, make_settings
 from lpbf_data.durable import write_json
 from tests.benchmarks.machine import describe_machine, save_result
@@ -108,10 +107,7 @@ def parts_of(split: Split, group: str, *, inside: bool) -> Split:
 
 def train_without(group: str, data: str, folder: Path, steps: int) -> None:
     """Train on all parts but those of a group."""
-    settings = settings_of(data, steps)
-    fabric, precision = open_fabric(settings.recipe, "auto")
-    taken = choose_precision(settings.recipe.precision, on_gpu=fabric.device.type == "cuda")
-    settings = replace(settings, recipe=replace(settings.recipe, precision=taken))
+    settings, fabric, precision = open_device(settings_of(data, steps))
     left = {name: parts_of(split, group, inside=False) for name, split in open_splits(settings).items()}
     run_once(settings, fabric, precision, folder, left)
 

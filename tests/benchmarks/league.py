@@ -38,9 +38,8 @@ from flare_model.checkpoints.surrogate import from_pretrained
 from flare_model.configs import config_path
 from flare_model.data.splits import Split
 from flare_model.judging.judge import judge, summaries_of
-from flare_model.train import open_splits, run_once
-from flare_model.training.devices import open_fabric
-from flare_model.training.recipe import Recipe, choose_precision
+from flare_model.train import open_device, open_splits, run_once
+from flare_model.training.recipe import Recipe
 from flare_model.training.settings import Settings, make_settings
 from lpbf_data.durable import write_json
 from lpbf_data.errors import LpbfError
@@ -154,10 +153,7 @@ def carry_out(job: Job) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
         return found
     with quiet(job.folder.with_suffix(".log")):
-        settings = job.settings()
-        fabric, precision = open_fabric(settings.recipe, "auto")
-        taken = choose_precision(settings.recipe.precision, on_gpu=fabric.device.type == "cuda")
-        settings = replace(settings, recipe=replace(settings.recipe, precision=taken))
+        settings, fabric, precision = open_device(job.settings())
         splits = opened(job.data, job.told)
         if job.cases:
             splits = {name: split.part(job.cases) for name, split in splits.items()}

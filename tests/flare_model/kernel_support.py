@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flare_model.kernels.tuning import INTERPRETED
 from flare_model.layers.mixer import mix as mix_by_attention
+from tests.rounding import spread
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Products of bfloat16 are wrong in the interpreter of some versions.
@@ -73,3 +74,20 @@ def assert_close(found: list[Tensor], wanted: list[Tensor], tolerance: float) ->
         assert ours.isfinite().all(), name
         # Gradients that cancel exactly, as where all points are one, are known to the rounding of their terms.
         assert (ours - truth).norm() <= tolerance * max(truth.norm(), 0.05 * ours[0].numel() ** 0.5), name
+
+
+def assert_compiles_whole(model: nn.Module, exact: nn.Module) -> None:
+    """A model compiled without a break of its graph is near its formulas, and every weight gets a gradient.
+
+    Args:
+        model: The model, by its kernels.
+        exact: The same written out, in float64.
+    """
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    points, offsets = torch.randn(30, 3, device=DEVICE), torch.tensor([0, 9, 30], device=DEVICE)
+    (wanted,), (error,) = spread(lambda: [torch.cat([exact(p.double()) for p in points.split([9, 21])])], torch.float32)
+    out = compiled(points, None, offsets)
+    assert (out - wanted).norm() <= 4 * error
+    out.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -34,7 +34,16 @@ from flare_model.models.backbone import in_chunks
 from flare_model.models.flare import Flare, FlareConfig
 from flare_model.models.transformer import Transformer
 from lpbf_data.errors import UsageError
-from tests.flare_model.kernel_support import DEVICE, HALVES, TOLERANCE, assert_close, differentiate, explicit, sample
+from tests.flare_model.kernel_support import (
+    DEVICE,
+    HALVES,
+    TOLERANCE,
+    assert_close,
+    assert_compiles_whole,
+    differentiate,
+    explicit,
+    sample,
+)
 from tests.rounding import assert_same, rounding_errors, spread
 
 CUDA = torch.device("cuda")
@@ -259,16 +268,7 @@ def test_checkpoints_in_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.compiles
 def test_compiling_breaks_no_graph_and_meets_no_host() -> None:
-    torch.compiler.reset()
-    model = small("triton")
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
-    points, offsets = torch.randn(30, 3, device=DEVICE), torch.tensor([0, 9, 30], device=DEVICE)
-    exact = small("reference").double()
-    (wanted,), (error,) = spread(lambda: [torch.cat([exact(p.double()) for p in points.split([9, 21])])], torch.float32)
-    out = compiled(points, None, offsets)
-    assert (out - wanted).norm() <= 4 * error
-    out.sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert_compiles_whole(small("triton"), small("reference").double())
 
 
 def test_an_empty_case_is_refused() -> None:

@@ -31,6 +31,7 @@ from tests.flare_model.kernel_support import (
     HALVES,
     TOLERANCE,
     assert_close,
+    assert_compiles_whole,
     differentiate,
     explicit,
     explicit_plus,
@@ -337,15 +338,7 @@ def test_checkpoints_in_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.compiles
 def test_compiling_breaks_no_graph_and_meets_no_host() -> None:
-    torch.compiler.reset()
-    model, exact = small("triton"), small("reference").double()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
-    points, offsets = torch.randn(30, 3, device=DEVICE), torch.tensor([0, 9, 30], device=DEVICE)
-    (wanted,), (error,) = spread(lambda: [torch.cat([exact(p.double()) for p in points.split([9, 21])])], torch.float32)
-    out = compiled(points, None, offsets)
-    assert (out - wanted).norm() <= 4 * error
-    out.sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert_compiles_whole(small("triton"), small("reference").double())
 
 
 def test_the_kernels_are_chosen_and_refused_as_those_of_flare() -> None:
