@@ -6,8 +6,8 @@ Each model has the size and the recipe of its configuration (`flare_model/config
 rate, warm-up, decay, clipping and the loss's gradient term, in FP32 with products in TF32, as published; what differs
 from the paper is the number of epochs (500 there), and that the cases are made by the published recipe, not the
 published ones.
-All models see the same number of epochs: that of `--epochs`, or as many as the slowest manages in `--minutes`, which a
-rehearsal of a few steps of all of them tells. The schedule ends with the last step, whose weights are judged on the
+All models see the same number of epochs: that of `--epochs`, or as many as all manage in `--minutes`, which a rehearsal
+of a few steps of each tells. The schedule ends with the last step, whose weights are judged on the
 test split, once.
 
 `--processes` trainings run at a time, spread over the GPUs there are. Figures are kept after each training in `--out`;
@@ -42,7 +42,6 @@ PAPER: Final = {"Flare": 5.10e-3, "Transformer": 4.38e-3, "Transolver": 18.6e-3,
 
 NAMES: Final = {"GridTransolver": "Transolver with convolution", "Transolver": "Transolver without convolution"}
 REDUCED: Final = {"channels": 16, "num_blocks": 1, "num_heads": 4, "num_latents": 8, "num_slices": 8}
-PACE_RESERVE: Final = 0.95
 
 
 def jobs_of(asked: argparse.Namespace, epochs: int) -> list[Job]:
@@ -68,16 +67,17 @@ def reduced(name: str) -> dict[str, int]:
     return {key: value for key, value in REDUCED.items() if key not in left_out.get(name, {"num_latents"})}
 
 
-def epochs_in(minutes: float, ms_a_step: Mapping[str, float], steps: Mapping[str, int]) -> int:
-    """Epochs that the slowest training manages.
+def epochs_in(minutes: float, ms_a_step: Mapping[str, float], steps: Mapping[str, int], gpus: int) -> int:
+    """Epochs that all trainings manage, which take turns on the GPUs and end with the slowest.
 
     Args:
         minutes: The time.
         ms_a_step: Milliseconds a step of each training.
         steps: Steps of an epoch of each.
+        gpus: GPUs that they share.
     """
-    slowest = max(ms_a_step[key] * steps[key] for key in ms_a_step)
-    return max(1, math.floor(minutes * 60_000 * PACE_RESERVE / slowest))
+    an_epoch = [ms_a_step[key] * steps[key] for key in ms_a_step]
+    return max(1, math.floor(minutes * 60_000 / max([sum(an_epoch) / gpus, *an_epoch])))
 
 
 def rows_of(content: Mapping[str, Any]) -> list[str]:
@@ -145,7 +145,7 @@ def main() -> None:
             steps = {job.key: math.ceil(len(train) / job.settings(graphs=False).recipe.batch_size) for job in jobs}
             if not pace:
                 raise SystemExit("no rehearsal succeeded; see the .log files in --work")
-            epochs = epochs_in(asked.minutes, pace, steps)
+            epochs = epochs_in(asked.minutes, pace, steps, max(1, len(gpus)))
             note(f"{epochs} epochs")
         jobs = [job for job in jobs_of(asked, epochs) if job.key not in kept.runs]
 
