@@ -119,8 +119,8 @@ class Stepper:
             raise UsageError(f"the model {name} takes {wanted}; leave out --thin_to")
         if self.recipe.multiple and not self._points_of_grids(model):
             raise UsageError(
-                f"the model {name} takes {wanted}, and --recipe.round_points, or --recipe.step_graphs with a model that "
-                "isn't of this package, fill batches up by a mesh that is none; leave them out"
+                f"the model {name} takes {wanted}, and --recipe.round_points, or --recipe.step_graphs with a model "
+                "that isn't of this package, fill batches up by a mesh that is none; leave them out"
             )
 
     def _points_of_grids(self, model: torch.nn.Module) -> int:
