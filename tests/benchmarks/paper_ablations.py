@@ -61,11 +61,9 @@ def key_of(sizes: Mapping[str, int], steps: int, precision: str, seed: int) -> s
 
 
 def errors_of(content: Mapping[str, Any], **change: int) -> list[Mapping[str, Any]]:
-    """Runs of the longest trainings in a file whose sizes are the normal ones but for a change."""
-    runs = list(content["runs"].values())
-    steps = max((run["steps"] for run in runs), default=0)
+    """Runs of what was asked for last, one a seed, whose sizes are the normal ones but for a change."""
     wanted = {**NORMAL, **change}
-    of = [run for run in runs if run["steps"] == steps and run.get("test_relative_l2") is not None]
+    of = [run for run in content["runs"].values() if run["asked"] == content["asked"] and run.get("test_relative_l2")]
     return [run for run in of if {name: run["sizes"].get(name) for name in NORMAL} == wanted]
 
 
@@ -108,17 +106,13 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         panel.grid(alpha=0.3)
         if panel.lines:
             panel.legend(frameon=False, fontsize=8)
-    figure.suptitle(f"FLARE on Darcy, {_steps(content):,} steps", fontsize=11)
+    figure.suptitle(f"FLARE on Darcy, {content['asked']['steps']:,} steps", fontsize=11)
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
 def _line(panel: Any, points: Sequence[tuple[int, float]], label: str) -> None:
     if points:
         panel.plot(*zip(*points, strict=True), marker="o", label=label)
-
-
-def _steps(content: Mapping[str, Any]) -> int:
-    return max((run["steps"] for run in content["runs"].values()), default=0)
 
 
 def tables_of(content: Mapping[str, Any]) -> list[str]:
@@ -160,6 +154,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=6, help="trainings at a time")
     parser.add_argument("--precision", choices=("recipe", "bf16-mixed"), default="recipe")
     parser.add_argument("--graphs", choices=("auto", "yes", "no"), default="auto", help="steps as CUDA graphs")
+    parser.add_argument("--deviation", type=float, help="of the weights before training, other than the recipe's 0.02")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reduced", action="store_true", help="small models, to see that everything runs")
     parser.add_argument("--draw", action="store_true", help="draw the picture of what lies in --out, and do nothing")
@@ -175,10 +170,15 @@ def run(asked: argparse.Namespace) -> None:
     recipe: dict[str, Any] = {"steps": asked.steps, "tf32": True}
     if asked.precision != "recipe":
         recipe["precision"] = asked.precision
+    more: dict[str, Any] = dict(REDUCED) if asked.reduced else {}
+    if asked.deviation:
+        more["initial_deviation"] = asked.deviation
+    what_was_asked = {"steps": asked.steps, "precision": asked.precision, "deviation": asked.deviation}
+    start = f"-deviation-{asked.deviation:g}" if asked.deviation else ""
     jobs = [
         Job(
-            key_of(sizes, asked.steps, asked.precision, asked.seed), asked.data, "darcy", asked.work,
-            {**sizes, **(REDUCED if asked.reduced else {})}, recipe, seed=asked.seed,
+            key_of(sizes, asked.steps, asked.precision, asked.seed) + start, asked.data, "darcy", asked.work,
+            {**sizes, **more}, recipe, seed=asked.seed, facts={"asked": what_was_asked},
         )
         for sizes in sizes_of(asked.only)
     ]  # fmt: skip
@@ -188,6 +188,7 @@ def run(asked: argparse.Namespace) -> None:
             "what": ("REDUCED: small models; figures show that all runs. " if asked.reduced else "")
             + "FLARE on Darcy in place of elasticity, the same few steps of Darcy's recipe for all, test split",
             "data": {"sha256": opened(asked.data, "train").data_digest},
+            "asked": what_was_asked,
             "processes": asked.processes,
             "machine": describe_machine(("numpy", "torch", "pyarrow"))
             | {"gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]},
