@@ -8,8 +8,8 @@ The paper has Darcy in figure 5 alone, and elasticity, which can't be had here, 
 epochs. Here each model is trained for the same, few steps of Darcy's recipe, and judged once on the test split.
 Weights start with a standard deviation of `--deviation`, 0.08: with the 0.02 of the published code a small FLARE was at
 a relative L2 of 0.62 after 300 steps, with 0.08 at 0.22, where the mean of the training cases at each point is at 0.25.
-One thing is changed at a time of Darcy's configuration (8 blocks, 256 latents, 16 heads of 4 channels, 3 residual layers
-in the networks of keys and values and in the pointwise one), but for figure 5, which crosses blocks with latents.
+One thing is changed at a time of Darcy's configuration (8 blocks, 256 latents, 16 heads of 4 channels, 3 residual
+layers in the networks of keys and values and in the pointwise one), but for figure 5: blocks crossed with latents.
 
 `--processes` trainings run at a time, spread over the GPUs there are; figures are kept after each in `--out`, and those
 that lie there are not done again.
