@@ -6,7 +6,6 @@ P processes, B meshes, H heads, M latents, D channels a head.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 SECONDS: Final = 50.0
 """How long a process waits for the others within a step, before it ends with an error."""
 
-_LN2: Final = math.log(2.0)
+_LEAST: Final = -1e30
 
 
 @dataclass(frozen=True)
@@ -131,17 +130,17 @@ class PointRanks:
             binary: Whether levels are logarithms to the base of two.
 
         Returns:
-            The same of whole meshes, in the types of both; 0 where nobody has a point.
+            The same of whole meshes, in the types of both; 0 and a very low level where nobody has a point.
         """
         packed = torch.cat([encoded.to(levels.dtype), levels[..., None]], dim=-1)
         gathered = packed.new_empty(self.size, *packed.shape)
         _gather(gathered.view(-1, *packed.shape[1:]), packed, self.group)
-        found = gathered[..., -1] * _LN2 if binary else gathered[..., -1]
-        weights = found.softmax(0).nan_to_num(0.0)
-        level = found.logsumexp(0)
-        level = level.masked_fill(level == -math.inf, 0.0)
-        merged = (gathered[..., :-1] * weights[..., None]).sum(0)
-        return merged.to(encoded.dtype), level / _LN2 if binary else level
+        exp, log = (torch.exp2, torch.log2) if binary else (torch.exp, torch.log)
+        top = gathered[..., -1].amax(0).clamp_min(_LEAST)  # -∞ less -∞ is no number
+        weights = exp(gathered[..., -1] - top)
+        total = weights.sum(0).clamp_min(1.0)  # the largest weight is 1, where there is one
+        merged = (gathered[..., :-1] * weights[..., None]).sum(0) / total[..., None]
+        return merged.to(encoded.dtype), top + log(total)
 
     def merged(self, encoded: Tensor, levels: Tensor) -> Tensor:
         """The latents that `merge` gives, with gradients for encoded and levels."""
@@ -165,7 +164,7 @@ class PointRanks:
                 kinds.setdefault(parameter.grad.dtype, []).append(parameter.grad)
         for gradients in kinds.values():
             total = self.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-            parts = total.split([gradient.numel() for gradient in gradients])
+            parts = torch.split(total, [gradient.numel() for gradient in gradients])
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -129,5 +129,5 @@ def _part(mask: Tensor | None, chunk: slice) -> Tensor | None:
 
 def _scores(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
     """[B, H, M, N]; -∞ where there is no point."""
-    scores = cast("Tensor", queries @ keys.mT)
+    scores = queries @ keys.mT
     return scores if mask is None else scores.masked_fill(~mask[:, None, None, :], -math.inf)

@@ -30,9 +30,9 @@ def check_divisible(model: nn.Module) -> list[MeshModel]:
         UsageError: If there is none, or one that looks at other points in a way that isn't made for it.
     """
     found = [module for module in model.modules() if isinstance(module, MeshModel)]
-    others = [module for module in found if not module.divisible]
-    if others or not found:
-        name = type((others or [model])[0]).__name__
+    other = model if not found else next((module for module in found if not module.divisible), None)
+    if other is not None:
+        name = type(other).__name__
         raise UsageError(f"only FLARE's points can be divided over processes, and {name} isn't FLARE")
     if any(module._compiled_call_impl or hasattr(module, "_orig_mod") for module in model.modules()):
         raise UsageError("a compiled model can't be divided over processes; leave it as it is")

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from flare_model.data.metrics import mse_loss, relative_l2_loss
 from flare_model.data.point_ranks import PointRanks
@@ -183,17 +184,20 @@ def _padded(ranks: PointRanks) -> float:
 
 
 def beside_data_parallelism() -> None:
-    """Two groups of two processes, a batch each: gradients are the mean of both, by DDP in two ways."""
+    """Two groups of two processes, a batch each: gradients are the mean of both, by DDP over all or across groups."""
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
-    ranks = PointRanks.of_world(2)
+    grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "points"))
     batches = [_batch(SIZES, torch.float64, seed) for seed in (0, 1)]
     alone = [_alone(_model(torch.float64), batch, _relative) for batch in batches]
     wanted = (alone[0][1] + alone[1][1]) / 2
     points, truth, offsets = batches[rank // 2]
-    mine, off = ranks.share(offsets), []
-    across = [torch.distributed.new_group([number, number + 2]) for number in (0, 1)]
-    for group, scale in ((None, 2.0), (across[rank % 2], 1.0)):
+    off = []
+    for group, ranks, scale in (
+        (None, PointRanks.of_world(2), 2.0),
+        (grid["data"].get_group(), PointRanks(grid["points"].get_group()), 1.0),
+    ):
+        mine = ranks.share(offsets)
         model = nn.parallel.DistributedDataParallel(_model(torch.float64), process_group=group)
         with divided(model, ranks):
             prediction = model(mine.of(points), None, mine.offsets)
