@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -19,6 +20,7 @@ from flare_model.data.splits import Split, normalisation_of
 from flare_model.layers.mixer import mix_by
 from flare_model.models.contract import check_contract
 from flare_model.models.divided import divided
+from flare_model.models.mesh_model import MeshModel
 from flare_model.training.devices import Fabric
 from flare_model.training.initial import fitting, read_initial
 from flare_model.training.objective import Objective, Shares
@@ -71,6 +73,7 @@ class Stepper:
         )
         self.objective = Objective(settings, usage.floors())
         model = self._make_model(usage)
+        self._grid_points = self._points_of_grids(model)
         if initial is not None:
             model.load_state_dict(initial.model.state_dict())
         self.ranks = open_ranks(settings, model)
@@ -118,11 +121,22 @@ class Stepper:
             )
         if self.settings.thin_to:
             raise UsageError(f"the model {name} takes {wanted}; leave out --thin_to")
-        if self.recipe.multiple:
+        if self.recipe.multiple and not self._points_of_grids(model):
             raise UsageError(
-                f"the model {name} takes {wanted}, and --recipe.step_graphs and .round_points fill batches up by a "
-                "mesh that is none; leave them out"
+                f"the model {name} takes {wanted}, and --recipe.round_points, or --recipe.step_graphs with a model "
+                "that isn't of this package, fill batches up by a mesh that is none; leave them out"
             )
+
+    def _points_of_grids(self, model: torch.nn.Module) -> int:
+        """Points of each case where all are grids of one size and the model takes them as a batch [B, N, …]; else 0.
+
+        Such batches have one size: nobody needs to know where meshes end, nor to fill anything up for a recording.
+        """
+        points = self.settings.points
+        whole = not (self.settings.thin_to or self.recipe.round_points)
+        if points is None or points.grid is None or not whole or not isinstance(model, MeshModel):
+            return 0
+        return math.prod(points.grid)
 
     def _check_contract(self, model: torch.nn.Module, usage: Usage) -> None:
         """On the host; a model that runs on GPUs alone is checked there."""
@@ -156,7 +170,7 @@ class Stepper:
             The loss, on the device: of all batches of all processes together, that is the mean of what the processes
             return; and the learning rate of the step.
         """
-        loss = self.graphs(group[0].filled(self.recipe.multiple)) if self.graphs else self._launch(group)
+        loss = self.graphs(self._recordable(group[0])) if self.graphs else self._launch(group)
         self._settled = False
         rate: float | Tensor = self.schedule.get_last_lr()[0]
         if self.schedule.last_epoch + 1 < self.schedule.total_steps:
@@ -165,6 +179,10 @@ class Stepper:
             self.average.update_parameters(self.surrogate.model)
         self._settled = True
         return loss, rate
+
+    def _recordable(self, batch: Batch) -> Batch:
+        """A batch of one of few sizes."""
+        return batch if self._grid_points else batch.filled(self.recipe.multiple)
 
     def _launch(self, group: list[Batch]) -> Tensor:
         """Loss, gradients and the optimiser's step, launched one by one."""
@@ -202,11 +220,17 @@ class Stepper:
 
     def predict(self, module: torch.nn.Module, batch: Batch) -> Tensor:
         """Predictions of a surrogate for a batch, in physical units, [ΣN, T]."""
+        prediction: Tensor
+        if self._grid_points and len(batch.points) == len(batch) * self._grid_points:  # not where points are shared
+            grids = (len(batch), self._grid_points)
+            told = None if batch.features is None else batch.features.unflatten(0, grids)
+            prediction = module(batch.points.unflatten(0, grids), told)
+            return prediction.flatten(0, 1)
         filled = batch.filled(self.recipe.round_points) if self.recipe.round_points else batch
         offsets = filled.offsets
         if self.recipe.compile != "off":
             offsets = offsets.to(batch.points.device)  # A graph on the device can't read the host.
-        prediction: Tensor = module(filled.points, filled.features, offsets)
+        prediction = module(filled.points, filled.features, offsets)
         return prediction[: len(batch.points)]
 
     def loss(self, batch: Batch, shares: Shares | None = None) -> Tensor:

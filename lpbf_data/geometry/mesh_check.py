@@ -40,6 +40,7 @@ _NO_ADVICE: Final = 10_000_000  # points that nothing here computes with
 _MANY: Final = 1.5  # times as many points as were asked for: from there on it is said
 _RAYS: Final = 500
 _MOST_HITS: Final = 10_000_000  # pairs of rays and triangles in all
+_PAIRS: Final = 500_000  # of them that are looked at together
 _FACING: Final = 0.9  # cosine: sides of a wall face away from each other, those of a wedge don't
 _THINNEST: Final = 0.01  # share of the surface that may be thinner still
 
@@ -206,39 +207,66 @@ def _walls(
     starts = np.einsum("ij,ijk->ik", shares, corners[chosen])
     del corners
     inwards = -normals[chosen] / areas[chosen, None]
-    thickness = np.array([_first_wall(surface, *ray) for ray in zip(starts, inwards, strict=True)])
+    thickness = _first_walls(surface, starts, inwards)
     met = np.isfinite(thickness)
     starts, inwards, thickness = starts[met], inwards[met], thickness[met]
     return starts + inwards * thickness[:, None] / 2, thickness, thickness * np.linalg.norm(inwards / spacing, axis=1)
 
 
-def _first_wall(surface: Surface, start: NDArray[np.float64], direction: NDArray[np.float64]) -> float:
-    """Distance from a place to the next triangle that faces the other way; infinite for wedges and misses.
+def _first_walls(surface: Surface, starts: NDArray[np.float64], directions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distances from places to the next triangle that faces the other way, [R]; infinite for wedges and misses.
 
-    Möller and Trumbore (1997), for the triangles whose boxes the ray meets when it is looked along.
+    Triangles are tested whose enclosing balls a ray meets, looked along.
+
+    Args:
+        surface: The surface.
+        starts: Places, mm, [R, 3].
+        directions: Unit vectors, [R, 3].
     """
-    size = float(np.ptp(surface.bounds, axis=0).max())
-    flat = (surface.vertices - start) @ np.linalg.svd(direction[None])[2][1:].T  # [V, 2], the ray is the origin
-    sides = [flat[surface.triangles[:, k]] for k in range(3)]
-    low, high = np.minimum(np.minimum(*sides[:2]), sides[2]), np.maximum(np.maximum(*sides[:2]), sides[2])
-    near = ((low <= 1e-9 * size) & (high >= -1e-9 * size)).all(axis=1)
-    corner, second, third = (surface.vertices[surface.triangles[near, k]] for k in range(3))
-    one, other = second - corner, third - corner
-    normals = np.cross(one, other)
-    across = np.cross(direction, other)
-    scale = np.einsum("tk,tk->t", one, across)
+    slack = 1e-7 * float(np.ptp(surface.bounds, axis=0).max())
+    corners = surface.vertices[surface.triangles]
+    middles = corners.mean(axis=1)
+    radii = np.sqrt(((corners - middles[:, None]) ** 2).sum(axis=2).max(axis=1)) + slack
+    found = np.full(len(starts), math.inf)
+    rays_at_once = max(1, _PAIRS // len(corners))
+    for begin in range(0, len(starts), rays_at_once):
+        some = slice(begin, begin + rays_at_once)
+        # A common origin near the ray keeps digits, since squares of distances are subtracted.
+        origin = starts[some].mean(axis=0)
+        start, direction, middle = starts[some] - origin, directions[some], middles - origin
+        along = direction @ middle.T - np.einsum("rk,rk->r", start, direction)[:, None]
+        away = -2 * (start @ middle.T)
+        away += (middle**2).sum(axis=1)
+        away += (start**2).sum(axis=1)[:, None]
+        away -= along**2
+        ray, triangle = np.nonzero((away <= radii**2) & (along >= -radii))
+        distances, facing = _hits(starts[some][ray], direction[ray], corners[triangle], slack)
+        order = np.lexsort((distances, ray))
+        rays, first = np.unique(ray[order], return_index=True)
+        nearest = order[first]
+        found[begin + rays] = np.where(facing[nearest], distances[nearest], math.inf)
+    return found
+
+
+def _hits(
+    start: NDArray[np.float64], direction: NDArray[np.float64], corners: NDArray[np.float64], least: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Distances at which rays go through triangles, infinite where they don't, and whether these face along the ray.
+
+    Möller and Trumbore (1997), for pairs: [P] from [P, 3], [P, 3] and [P, 3, 3].
+    """
+    one, other = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    normals, across = np.cross(one, other), np.cross(direction, other)
+    scale = np.einsum("pk,pk->p", one, across)
     with np.errstate(divide="ignore", invalid="ignore"):
-        offset = start - corner
-        u = np.einsum("tk,tk->t", offset, across) / scale
+        offset = start - corners[:, 0]
+        u = np.einsum("pk,pk->p", offset, across) / scale
         turned = np.cross(offset, one)
-        v = turned @ direction / scale
-        distance = np.einsum("tk,tk->t", other, turned) / scale
-        hit = (u >= 0) & (v >= 0) & (u + v <= 1) & (distance > 1e-7 * size)
-    if not hit.any():
-        return math.inf
-    nearest = int(np.argmin(np.where(hit, distance, np.inf)))
-    facing = float(normals[nearest] @ direction) > _FACING * float(np.linalg.norm(normals[nearest]))
-    return float(distance[nearest]) if facing else math.inf
+        v = np.einsum("pk,pk->p", turned, direction) / scale
+        distance = np.einsum("pk,pk->p", other, turned) / scale
+        hit = (u >= 0) & (v >= 0) & (u + v <= 1) & (distance > least)
+    facing = np.einsum("pk,pk->p", normals, direction) > _FACING * np.linalg.norm(normals, axis=1)
+    return np.where(hit, distance, math.inf), facing
 
 
 def remarks_on(check: MeshCheck, name: str) -> tuple[Remark, ...]:

@@ -157,10 +157,14 @@ def stl_bytes(surface: Surface, head: str = "") -> bytes:
         surface: The surface.
         head: ASCII text for the first 80 bytes; zeros without.
     """
-    import trimesh
-
-    data: bytes = trimesh.exchange.stl.export_stl(trimesh.Trimesh(surface.vertices, surface.triangles, process=False))
-    return head.encode("ascii").ljust(80)[:80] + data[80:] if head else data
+    corners = surface.vertices[surface.triangles]
+    normals = surface.area_vectors()
+    lengths = np.linalg.norm(normals, axis=1, keepdims=True)
+    records = np.zeros(len(corners), _RECORD)
+    records["normal"] = np.divide(normals, lengths, out=np.zeros_like(normals), where=lengths > 0)
+    records["corners"] = corners
+    start = head.encode("ascii").ljust(80)[:80] if head else bytes(80)
+    return start + len(records).to_bytes(4, "little") + records.tobytes()
 
 
 def write_stl(path: Path, surface: Surface) -> None:

@@ -25,10 +25,12 @@ from flare_model.models.contract import check_contract
 from flare_model.models.grid_transolver import GridTransolver
 from flare_model.sizes import GridTransolverConfig
 from flare_model.train import open_splits, train
+from flare_model.training.devices import open_fabric
 from flare_model.training.objective import Objective
 from flare_model.training.recipe import Recipe
 from flare_model.training.resident import Resident
 from flare_model.training.settings import make_settings
+from flare_model.training.trainer import Trainer
 from lpbf_data.errors import LpbfError, SchemaError, UsageError
 from lpbf_data.reading.catalog import read_points
 from pipelines.benchmarks.convert import convert
@@ -268,6 +270,38 @@ def test_a_model_for_grids_trains_on_grids(darcy_set: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     with pytest.raises(UsageError, match="takes grids of 85 × 85 = 7225 points alone"):
         from_pretrained(tmp_path / "run")(torch.zeros(7224, 2), torch.zeros(7224, 1))
+
+
+@pytest.mark.parametrize("name", ["Flare", "Transolver"])
+def test_grids_of_one_size_are_a_batch_that_nothing_fills_up(name: str, darcy_set: Path, tmp_path: Path) -> None:
+    """With the loss and the gradients of the same meshes joined; where cases are thinned, they are joined."""
+    points = read_points(darcy_set)
+    assert points is not None
+    sizes = {"channels": 8, "num_blocks": 1, "num_heads": 2}
+    recipe = Recipe(batch_size=2, gradient_weight=0.1, precision="32-true")
+    settings = make_settings(
+        ModelSpec(f"flare_model.{name}", {"config": sizes}), list(points.targets), list(points.inputs),
+        points=points, data=str(darcy_set), recipe=recipe, accelerator="cpu",
+    )  # fmt: skip
+    trainer = Trainer(settings, *open_fabric(recipe, "cpu"), tmp_path, open_splits(settings))
+    stepper = trainer.stepper
+    batch = Batch.of(next(iter(trainer.loader)), settings.targets, settings.features)
+    shapes: list[tuple[int, ...]] = []
+    stepper.surrogate.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    assert stepper._grid_points == 7225
+    assert stepper._recordable(batch) is batch
+    weights, found = list(stepper.surrogate.parameters()), []
+    for grid_points in (7225, 0):
+        stepper._grid_points = grid_points
+        loss = stepper.loss(batch)
+        found.append([loss, *torch.autograd.grad(loss, weights)])
+    assert shapes == [(2, 7225, 2), (2 * 7225, 2)]
+    for mine, joined in zip(*found, strict=True):
+        torch.testing.assert_close(mine, joined, rtol=1e-3, atol=1e-5)
+    stepper.settings = dataclasses.replace(
+        settings, recipe=dataclasses.replace(recipe, gradient_weight=0.0), thin_to=50
+    )
+    assert stepper._points_of_grids(stepper.surrogate.model) == 0
 
 
 def test_every_configuration_of_darcy_has_the_gradients_term() -> None:

@@ -7,11 +7,12 @@ import re
 
 import numpy as np
 import pytest
+import pyvista
 import trimesh
 
 from lpbf_data.errors import GeometryError
 from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
-from lpbf_data.geometry.mesh_check import check_mesh, mesh_faithfully, remarks_on, thinnest_wall
+from lpbf_data.geometry.mesh_check import _first_walls, check_mesh, mesh_faithfully, remarks_on, thinnest_wall
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from lpbf_data.geometry.voxelize import voxelize, voxelize_to_size
 
@@ -110,3 +111,24 @@ def test_a_fin_thinner_than_a_cell_is_said() -> None:
     mesh = voxelize(surface, (1.0, 1.0))
     said = " ".join(check_mesh(surface, mesh).differences())
     assert "walls of 0.2 mm are 0.2 cells thick" in said
+
+
+@pytest.mark.parametrize("made", [trimesh.creation.torus(20, 5), trimesh.creation.cylinder(8, 60, sections=100)])
+def test_walls_are_met_where_vtk_meets_them(made: trimesh.Trimesh) -> None:
+    made.apply_transform(trimesh.transformations.random_rotation_matrix(np.array([0.1, 0.6, 0.3])))
+    made.apply_translation((300, -40, 7))
+    surface = surface_of_arrays(made.vertices, made.faces)
+    corners = surface.vertices[surface.triangles]
+    normals = surface.area_vectors()
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    some = np.random.default_rng(0).permutation(len(corners))[:200]
+    starts = np.einsum("k,rkc->rc", (0.5, 0.3, 0.2), corners[some])
+    found = _first_walls(surface, starts, -normals[some])
+    drawn = pyvista.make_tri_mesh(surface.vertices, surface.triangles)
+    for start, direction, distance in zip(starts, -normals[some], found, strict=True):
+        places, cells = drawn.ray_trace(start + 1e-4 * direction, start + 100 * direction)
+        first = np.argmin(np.linalg.norm(places - start, axis=1))
+        facing = float(normals[cells[first]] @ direction) > 0.9
+        assert math.isfinite(distance) == facing
+        assert not facing or distance == pytest.approx(np.linalg.norm(places[first] - start), rel=1e-6)
+    assert np.isfinite(found).sum() > 50

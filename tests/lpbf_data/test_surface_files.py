@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import zipfile
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from lpbf_data.errors import GeometryError
 from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
 from lpbf_data.geometry.face_counts import MOST_TRIANGLES
+from lpbf_data.geometry.stl import stl_bytes
 from lpbf_data.geometry.surface_files import bodies_of, load_bodies, load_surface
 from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
 from lpbf_data.geometry.surface_repair import repair
@@ -75,6 +77,17 @@ def test_a_3mf_states_its_unit(tmp_path: Path, unit: str, length: float) -> None
     write_3mf(tmp_path / "cube.3mf", trimesh.creation.box((size, size, size)), unit)
     assert load_surface(tmp_path / "cube.3mf").volume == pytest.approx(8000)
     assert kinds(tmp_path / "cube.3mf") == []
+
+
+def test_others_read_the_stl_that_is_written() -> None:
+    made = trimesh.creation.annulus(3, 5, 7)
+    surface = surface_of_arrays(made.vertices, made.faces)
+    content = stl_bytes(surface, "lengths in mm")
+    assert content.startswith(b"lengths in mm ")
+    assert stl_bytes(surface)[:80] == bytes(80)
+    read = trimesh.load(io.BytesIO(content), file_type="stl", process=False)
+    np.testing.assert_array_equal(read.triangles, surface.vertices.astype(np.float32)[surface.triangles])
+    np.testing.assert_allclose(read.face_normals, made.face_normals, atol=1e-6)
 
 
 def test_a_3mf_without_a_unit_is_in_millimetres_and_units_given_win(tmp_path: Path) -> None:

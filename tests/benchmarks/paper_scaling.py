@@ -1,0 +1,388 @@
+"""Time and memory of attention layers over the number of points, as the FLARE paper's figures 2 and 8 show them.
+
+    python -m tests.benchmarks.paper_scaling                  # measures on a GPU, and writes paper_scaling.json
+    python -m tests.benchmarks.paper_scaling --draw           # draws paper_scaling.png from it, anywhere
+    python -m tests.benchmarks.paper_scaling --show           # prints it as a table
+
+What is measured is one forward and backward pass of a single token-mixing layer, its projections included, on one mesh:
+vanilla attention (PyTorch's fused attention), Transolver's physics attention, and FLARE by two attention calls and by
+the kernels. "bf16" is figure 2: mixed precision by autocast, 128 channels and 8 heads for all (the paper: float16).
+"fp32" is figure 8: FP32 without TF32, each layer in the size that its model has in the benchmarks. Layers are called as
+they are, neither compiled nor recorded, so that small meshes show what launching costs. Memory is what tensors take at
+the peak, weights and input included. PyTorch's choice among fused attention backends is left to it, but for cuDNN's,
+which plans anew for each number of points, and which training switches off too.
+
+Figures are kept after each measurement; what lies in the file is not measured again, but with `--again`. Quadratic
+attention stops where a step would take more than `--longest` seconds, which is told, as is memory that ran out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from flare_model.layers.attention import SelfAttention
+from flare_model.layers.layout import Layout
+from flare_model.layers.mixer import FlareMixer
+from flare_model.models.transolver import PhysicsAttention
+from flare_model.sizes import Implementation
+from tests.benchmarks.machine import RESULTS, describe_machine
+
+SIZES: Final = {"bf16": {"vanilla": (128, 8), "physics": (128, 8), "flare": (128, 8)}}
+SIZES["fp32"] = {"vanilla": (80, 5), "physics": (128, 8), "flare": (64, 8)}
+"""Precision to layer to channels and heads."""
+
+MIXER_LAYERS: Final = 3
+BUDGET: Final = 0.12
+"""Seconds that the repetitions of a measurement take, about."""
+MOST: Final = 10
+WARM_POINTS: Final = (1024, 16384)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What is measured.
+
+    Attributes:
+        method: vanilla, physics, flare_calls or flare_kernels.
+        rank: Latents of FLARE, slices of Transolver; 0 for vanilla attention.
+    """
+
+    method: str
+    rank: int = 0
+
+    def build(self, precision: str) -> nn.Module:
+        """The layer in its size, on the host."""
+        kind = self.method.partition("_")[0]
+        channels, heads = SIZES[precision][kind]
+        if kind == "vanilla":
+            return SelfAttention(channels, heads)
+        if kind == "physics":
+            return PhysicsAttention(channels, heads, self.rank)
+        way: Implementation = "triton" if self.method == "flare_kernels" else "sdpa"
+        mixer = FlareMixer(channels, heads, self.rank, MIXER_LAYERS, way)
+        for network in (mixer.keys, mixer.values):
+            network.implementation = way
+        return mixer
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        names = {"vanilla": "vanilla attention", "physics": "physics attention, {} slices"}
+        names |= {"flare_calls": "FLARE by attention calls, M = {}", "flare_kernels": "FLARE by kernels, M = {}"}
+        return names[self.method].format(self.rank)
+
+
+LAYERS: Final = (
+    Layer("vanilla"),
+    *(Layer("physics", rank) for rank in (64, 256)),
+    *(Layer(method, rank) for method in ("flare_calls", "flare_kernels") for rank in (64, 256, 1024)),
+)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One place in the figures."""
+
+    precision: str
+    layer: Layer
+    points: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the file."""
+        return f"{self.precision}/{self.layer.method}-{self.layer.rank}/{self.points}"
+
+
+def plan(asked: argparse.Namespace) -> list[Measurement]:
+    """All that is asked for, from few points to many, so that what is cut off is the end of all curves."""
+    counts = []
+    points = asked.least
+    while points <= asked.most:
+        counts.append(points)
+        points *= asked.factor
+    layers = [layer for layer in LAYERS if layer.method in asked.only]
+    return [Measurement(p, layer, n) for n in counts for p in asked.precisions for layer in layers]
+
+
+def expected_seconds(measured: Mapping[str, Any], one: Measurement) -> float | None:
+    """How long quadratic attention will take, of the largest mesh that was measured; None where nothing tells."""
+    if one.layer.method != "vanilla":
+        return None
+    known = [(row["points"], row["ms"]) for row in measured.values() if _is_smaller(row, one)]
+    if not known:
+        return None
+    points, ms = max(known)
+    return float(ms) / 1000 * (one.points / points) ** 2
+
+
+def _is_smaller(row: Mapping[str, Any], one: Measurement) -> bool:
+    same = (row["precision"], row["method"], row["rank"]) == (one.precision, one.layer.method, one.layer.rank)
+    return same and "ms" in row and row["points"] < one.points
+
+
+class Clock:
+    """Times calls on a device.
+
+    Args:
+        device: Where they run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+
+    def once(self, call: Callable[[], Any]) -> float:
+        """Milliseconds of a call."""
+        if not self.on_gpu:
+            started = time.perf_counter()
+            call()
+            return (time.perf_counter() - started) * 1000
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end))
+
+    def median(self, call: Callable[[], Any]) -> tuple[float, int]:
+        """Median milliseconds of calls after the first, and how many; of the first alone where that takes seconds."""
+        first = self.once(call)
+        if first > 2000:
+            return first, 1
+        second = self.once(call)
+        count = min(MOST, max(1, int(BUDGET * 1000 / max(second, 1e-3))))
+        times = [second, *(self.once(call) for _ in range(count - 1))]
+        return statistics.median(times), len(times)
+
+
+def measure(one: Measurement, device: torch.device) -> dict[str, Any]:
+    """Time and memory of a forward and backward pass.
+
+    Returns:
+        ms, calls and, on a GPU, peak_gib.
+    """
+    torch.manual_seed(0)
+    layer = one.layer.build(one.precision).to(device)
+    x = torch.randn(1, one.points, SIZES[one.precision][one.layer.method.partition("_")[0]][0], device=device)
+    leaves = [x.requires_grad_(), *layer.parameters()]
+    mixed = one.precision == "bf16"
+
+    def forward() -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16) if mixed else contextlib.nullcontext():
+            out: Tensor = layer(x, Layout())
+        return out
+
+    gradient = torch.randn_like(x, dtype=torch.bfloat16 if mixed else torch.float32)
+
+    def step() -> None:
+        torch.autograd.grad(forward(), leaves, gradient)
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    ms, calls = Clock(device).median(step)
+    found: dict[str, Any] = {"ms": round(ms, 4), "calls": calls}
+    if device.type == "cuda":
+        found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 4)
+    return found
+
+
+def row_of(one: Measurement, device: torch.device, measured: Mapping[str, Any], longest: float) -> dict[str, Any]:
+    """What is kept of a measurement: its figures, or why there are none."""
+    about = {"precision": one.precision, **asdict(one.layer), "points": one.points}
+    expected = expected_seconds(measured, one)
+    if expected is not None and expected > longest:
+        return about | {"left_out": f"a step would take about {expected:.0f} s"}
+    try:
+        return about | measure(one, device)
+    except torch.OutOfMemoryError:
+        return about | {"left_out": "out of memory"}
+    except Exception as error:  # noqa: BLE001 (one failure leaves the others alone, and is told)
+        return about | {"failed": f"{type(error).__name__}: {error}"[:300]}
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def prepare(layer: Layer, precisions: Sequence[str]) -> None:
+    """Compile the kernels of a layer, in a process of its own."""
+    _leave_cudnn_attention()
+    for precision in precisions:
+        for points in WARM_POINTS:
+            row_of(Measurement(precision, layer, points), torch.device("cuda"), {}, math.inf)
+
+
+def compile_kernels(layers: Sequence[Layer], precisions: Sequence[str]) -> None:
+    """All at once, one process a layer: Triton keeps what it compiles on disk."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max(1, len(layers)), mp_context=spawn) as pool:
+        for future in [pool.submit(prepare, layer, precisions) for layer in layers]:
+            if error := future.exception():
+                print(f"compiling: {error}", flush=True)
+
+
+def _leave_cudnn_attention() -> None:
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
+
+
+def about(device: torch.device) -> dict[str, Any]:
+    """What the figures are of."""
+    found = {
+        "what": "one forward and backward pass of one token-mixing layer on one mesh, as figures 2 (bf16) and 8 (fp32)",
+        "sizes": SIZES,
+        "machine": describe_machine(("numpy", "torch")),
+    }
+    if device.type == "cuda":
+        from tests.benchmarks.gpu_timing import describe_gpu
+
+        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+        found["gpu"] = describe_gpu() | {"memory_gib": round(memory, 1)}
+    return found
+
+
+def curves_of(
+    rows: Mapping[str, Mapping[str, Any]], precision: str, value: str
+) -> dict[Layer, list[tuple[int, float]]]:
+    """Layer to points and values, in the order of the points; layers without any are left out."""
+    found = {}
+    for layer in LAYERS:
+        of = [r for r in rows.values() if (r["precision"], r["method"], r["rank"]) == (precision, *_words(layer))]
+        if curve := sorted((row["points"], row[value]) for row in of if row.get(value) is not None):
+            found[layer] = curve
+    return found
+
+
+def _words(layer: Layer) -> tuple[str, int]:
+    return layer.method, layer.rank
+
+
+COLOURS: Final = {"vanilla": "black", "physics": "tab:blue", "flare_calls": "tab:orange", "flare_kernels": "tab:red"}
+STYLES: Final = {0: "-", 64: "-", 256: "--", 1024: ":"}
+
+
+def draw(content: Mapping[str, Any], path: Path) -> None:
+    """Time and memory over points, a row of panels a precision."""
+    from matplotlib.figure import Figure
+
+    precisions = [name for name in SIZES if curves_of(content["rows"], name, "ms")]
+    titles = {"bf16": "mixed precision (bf16), C = 128, H = 8", "fp32": "FP32, layers as in the benchmarks' models"}
+    figure = Figure(figsize=(10, 3.6 * len(precisions) + 0.8), layout="constrained")
+    panels = figure.subplots(len(precisions), 2, squeeze=False)
+    for row, precision in zip(panels, precisions, strict=True):
+        for panel, value, label in zip(row, ("ms", "peak_gib"), ("milliseconds", "peak memory, GiB"), strict=True):
+            for layer, curve in curves_of(content["rows"], precision, value).items():
+                points, values = zip(*curve, strict=True)
+                style = STYLES.get(layer.rank, "-")
+                panel.plot(
+                    points, values, style, color=COLOURS[layer.method], label=layer.name, marker="o", markersize=3
+                )
+            panel.set(xscale="log", yscale="log", xlabel="points", ylabel=label, title=titles[precision])
+            panel.grid(alpha=0.3)
+        if memory := content.get("gpu", {}).get("memory_gib"):
+            row[1].axhline(memory, color="grey", linestyle="--", linewidth=1)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def tables_of(content: Mapping[str, Any]) -> list[str]:
+    """Markdown tables, one a precision: milliseconds and peak memory of each layer by the number of points."""
+    rows, lines = content["rows"], list[str]()
+    for precision in SIZES:
+        of = [row for row in rows.values() if row["precision"] == precision]
+        counts = sorted({row["points"] for row in of})
+        if not counts:
+            continue
+        lines += [
+            f"| {precision}: ms, GiB | " + " | ".join(f"{n:,}" for n in counts) + " |",
+            "|---" * (len(counts) + 1) + "|",
+        ]
+        for layer in LAYERS:
+            cells = [_cell(rows.get(Measurement(precision, layer, n).key)) for n in counts]
+            if any(cells):
+                lines.append(f"| {layer.name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    if "ms" not in row:
+        return str(row.get("left_out") or "failed")
+    memory = row.get("peak_gib")
+    return f"{row['ms']:.3g}" + ("" if memory is None else f", {memory:.2g}")
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    methods = list(dict.fromkeys(layer.method for layer in LAYERS))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS / "paper_scaling.json", help="file of the figures")
+    parser.add_argument("--only", nargs="+", choices=methods, default=methods)
+    parser.add_argument("--precisions", nargs="+", choices=tuple(SIZES), default=list(SIZES))
+    parser.add_argument("--least", type=int, default=1024, help="points of the smallest mesh")
+    parser.add_argument("--most", type=int, default=1 << 20, help="points of the largest mesh")
+    parser.add_argument("--factor", type=int, default=4, help="between the meshes")
+    parser.add_argument("--longest", type=float, default=10.0, help="seconds of a step of vanilla attention")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no measurement after so many")
+    parser.add_argument("--again", action="store_true", help="measure what lies in the file too")
+    parser.add_argument("--accelerator", choices=("gpu", "cpu"), default="gpu")
+    parser.add_argument("--draw", action="store_true", help="draw the picture of what lies in --out, and do nothing")
+    parser.add_argument("--show", action="store_true", help="print the tables of what lies in --out, and do nothing")
+    return parser.parse_args(words)
+
+
+def run(asked: argparse.Namespace) -> None:
+    """Measure what is asked for and isn't known."""
+    device, started = torch.device("cuda" if asked.accelerator == "gpu" else "cpu"), time.monotonic()
+    before = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {}
+    content: dict[str, Any] = {**about(device), "rows": before.get("rows", {})}
+    rows = content["rows"]
+    todo = [one for one in plan(asked) if asked.again or not {"ms", "failed"} & rows.get(one.key, {}).keys()]
+    if device.type == "cuda":
+        _leave_cudnn_attention()
+        compile_kernels([y for y in LAYERS if y.method == "flare_kernels" and y.method in asked.only], asked.precisions)
+        print(f"kernels compiled after {time.monotonic() - started:.1f} s", flush=True)
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    for one in todo:
+        if time.monotonic() - started > asked.seconds:
+            print(f"{one.key} and what follows is left out: {asked.seconds:g} s are over", flush=True)
+            break
+        rows[one.key] = row_of(one, device, rows, asked.longest)
+        asked.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        print(f"{time.monotonic() - started:6.1f} s: {one.key}: {_cell(rows[one.key])}", flush=True)
+        if "CUDA error" in rows[one.key].get("failed", ""):
+            raise SystemExit("after this error the process can't use the GPU; the same command goes on behind it")
+    print(asked.out)
+
+
+def main() -> None:
+    asked = parse()
+    if not (asked.draw or asked.show):
+        run(asked)
+        return
+    content = json.loads(asked.out.read_text(encoding="utf-8"))
+    if asked.draw:
+        draw(content, asked.out.with_suffix(".png"))
+        print(asked.out.with_suffix(".png"))
+    if asked.show:
+        print("\n".join(tables_of(content)))
+
+
+if __name__ == "__main__":
+    main()
