@@ -58,6 +58,7 @@ def train(
     num_workers: int = 0,
     resident: bool = False,
     accelerator: Accelerator = "auto",
+    points_over: int = 1,
 ) -> int:
     """Train a model to predict fields of simulated parts.
 
@@ -84,6 +85,10 @@ def train(
         resident: Keep the training cases on the device, where batches are gathered and turned: the same batches,
             several times as fast where a GPU waits for them; it takes 4 bytes for each number of each point.
         accelerator: Where to train.
+        points_over: Processes that share the points of each case, so that cases fit which are too large for one GPU:
+            `torchrun --nproc-per-node 8 -m flare_model.train --points_over 4 …` trains on two batches at a time, each
+            over four GPUs. The steps are those of one process on each batch, to rounding. For FLARE alone, as it is or
+            with any of its options; their number must divide that of all processes.
 
     Returns:
         Exit status.
@@ -101,6 +106,7 @@ def train(
         "num_workers": num_workers,
         "resident": resident,
         "accelerator": accelerator,
+        "points_over": points_over,
     }
     check_ranges(options)
     from lpbf_data.reading.catalog import read_points

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flare_model.data.finite import not_finite
+from flare_model.data.point_ranks import PointRanks
 from flare_model.data.targets import Target, stack_targets
 from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.serving.collating import RaggedBatch
@@ -84,6 +85,15 @@ class Batch:
     def tensors(self) -> tuple[Tensor, ...]:
         """All its tensors."""
         return tuple(t for t in (self.points, self.features, self.targets, self.offsets) if t is not None)
+
+    def shared(self, ranks: PointRanks) -> Batch:
+        """The points of one of several processes that share those of every case; of some it may have none.
+
+        Args:
+            ranks: The processes.
+        """
+        mine = ranks.share(self.offsets)
+        return self._changed(mine.of, mine.offsets)
 
     def filled(self, multiple: int) -> Batch:
         """The batch with one more mesh, so that the points are a multiple of a number.

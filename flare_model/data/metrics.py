@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch.autograd.function import once_differentiable
 
 from lpbf_data.case.statistics import NEGLIGIBLE
 from lpbf_data.errors import UsageError
+
+if TYPE_CHECKING:
+    from flare_model.data.point_ranks import PointRanks
 
 PUBLISHED_MEAN: Final = 0.45099
 PUBLISHED_STD: Final = 0.34213
@@ -79,7 +82,10 @@ def sums_of_squares(values: Tensor, offsets: Tensor) -> Tensor:
 
 def _norms(values: Tensor, offsets: Tensor) -> Tensor:
     """Euclidean norm of each case, [B] float64."""
-    squares = sums_of_squares(values, offsets)
+    return _roots(sums_of_squares(values, offsets))
+
+
+def _roots(squares: Tensor) -> Tensor:
     # The root has no derivative at zero; an exact prediction must not turn the gradient into NaN.
     zero = squares == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, squares).sqrt())
@@ -141,7 +147,12 @@ def _least_norms(truth: Tensor, offsets: Tensor, floor: float) -> Tensor:
 
 
 def relative_l2_loss(
-    prediction: Tensor, truth: Tensor, offsets: Tensor, floor: float = 0.0, cases: int | None = None
+    prediction: Tensor,
+    truth: Tensor,
+    offsets: Tensor,
+    floor: float = 0.0,
+    cases: int | None = None,
+    ranks: PointRanks | None = None,
 ) -> Tensor:
     """Mean over the cases of `relative_l2`; cases without a relative error add nothing, and have no gradient.
 
@@ -151,10 +162,22 @@ def relative_l2_loss(
         offsets: First point of each case and the end of the last, [B + 1].
         floor: Root mean square up to which a truth counts as zero everywhere.
         cases: The mean is over so many of the first; all by default.
+        ranks: The processes that share the points of every case: these are the points of one, the loss is that of all,
+            and its gradient is of these.
     """
-    size = _norms(truth, offsets)
-    defined = size > _least_norms(truth, offsets, floor)
-    errors = _norms(prediction - truth, offsets) / torch.where(defined, size, 1.0)
+    if ranks is None:
+        size, least, error = (
+            _norms(truth, offsets),
+            _least_norms(truth, offsets, floor),
+            _norms(prediction - truth, offsets),
+        )
+    else:
+        counts = offsets.diff().to(truth.device, torch.float64)
+        sums = [sums_of_squares(truth, offsets), counts, sums_of_squares(prediction - truth, offsets)]
+        size, least, error = map(_roots, ranks.sum(torch.stack(sums)).unbind())
+        least = floor * least
+    defined = size > least
+    errors = error / torch.where(defined, size, 1.0)
     return torch.where(defined, errors, 0.0)[:cases].mean()
 
 
@@ -194,16 +217,20 @@ def differences_loss(prediction: Tensor, truth: Tensor, offsets: Tensor, grid: t
     return losses[0] + losses[1]
 
 
-def mse_loss(residual: Tensor, offsets: Tensor, cases: int) -> Tensor:
+def mse_loss(residual: Tensor, offsets: Tensor, cases: int, ranks: PointRanks | None = None) -> Tensor:
     """Mean square over the points of the first so many cases.
 
     Args:
         residual: [ΣN, F].
         offsets: First point of each case and the end of the last, [B + 1].
         cases: Cases that count; points behind them don't.
+        ranks: As for `relative_l2_loss`.
     """
     count = offsets[cases].to(residual.device) * residual.shape[1]
-    return sums_of_squares(residual, offsets)[:cases].sum() / count
+    total = sums_of_squares(residual, offsets)[:cases].sum()
+    if ranks is not None:
+        total, count = ranks.sum(torch.stack([total, count.double()])).unbind()
+    return total / count
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,7 @@ def open_loader(
     thin_to: int | None = None,
     symmetries: bool = False,
     uneven: Uneven = "drop",
+    ranks: tuple[int, int] | None = None,
 ) -> Loader:
     """Batches of a split, epoch after epoch, with a position that can be saved and taken up again.
 
@@ -188,8 +189,10 @@ def open_loader(
         thin_to: Points that a case is thinned to at random.
         symmetries: Show each case under one of the symmetries of a square build plate, drawn at random.
         uneven: What becomes of cases that can't be shared out evenly among processes.
+        ranks: Whose batches, and of how many; as torch.distributed says by default.
     """
     transforms = [*([RandomSymmetry()] if symmetries else []), *([Thin(thin_to)] if thin_to else [])]
+    rank, world_size = ranks or (None, None)
     has_displacement = split.dataset.samples.tensors.selection.target
     return make_loader(
         split.dataset,
@@ -201,6 +204,8 @@ def open_loader(
         transform=Compose(*transforms) if transforms else None,
         collate="ragged" if has_displacement else _join_without_displacement,
         uneven=uneven,
+        rank=rank,
+        world_size=world_size,
     )
 
 

@@ -5,11 +5,13 @@ B meshes, N points, ΣN points of all meshes together, C channels, H heads, D = 
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Protocol
 
 import torch
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from flare_model.kernels.decode import decode_kernel
 from flare_model.kernels.encoding import launch_encoding, scale_latents
@@ -197,4 +199,99 @@ def mix(
         mixed = mix_operator(queries.contiguous(), keys[None], values[None], None, offsets)[0][0]
     else:
         mixed = mix_operator(queries.contiguous(), keys, values, None if mask is None else mask.contiguous(), None)[0]
+    return mixed
+
+
+class Ranks(Protocol):
+    """Processes that share the points of every mesh."""
+
+    def merge(self, encoded: Tensor, levels: Tensor, *, binary: bool) -> tuple[Tensor, Tensor]:
+        """Z and L of whole meshes, of those that each process has; L is -∞ where it has no point."""
+
+    def total(self, part: Tensor) -> Tensor:
+        """Sum over the processes."""
+
+
+class _MixShared(torch.autograd.Function):
+    """`mix_operator` for the points of one of several processes: Z, L and dZ are those of whole meshes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, ranks: Ranks, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None,
+        offsets: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """Mixed values; arguments as for `mix_operator`."""
+        points, asking = Points(keys, queries.shape[-2], mask, offsets), queries.to(keys.dtype)
+        with launching_on(keys):
+            encoded, levels = _encode_own(asking, values, points)
+            encoded, levels = ranks.merge(encoded, levels, binary=keys.dtype != torch.float32)
+            encoded, levels = encoded.contiguous(), levels.contiguous()
+            if points.total:
+                decoded, point_levels = _decode(asking, encoded, points)
+            else:
+                decoded, point_levels = torch.empty_like(values), levels.new_empty(points.heads, 0)
+        ctx.save_for_backward(queries, keys, values, mask, offsets, decoded, encoded, levels, point_levels)
+        ctx.ranks = ranks
+        return decoded
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """As `mix_backward_operator`, with dZ summed over the processes between the passes; dQ is of the own points."""
+        queries, keys, values, mask, offsets, decoded, encoded, levels, point_levels = ctx.saved_tensors
+        points, asking = Points(keys, queries.shape[-2], mask, offsets), queries.to(keys.dtype)
+        gradient = gradient.contiguous()
+        with launching_on(keys):
+            if points.total == 0:
+                ctx.ranks.total(torch.zeros_like(encoded))
+                return None, torch.zeros_like(queries), torch.empty_like(keys), torch.empty_like(values), None, None
+            grad_encoded = ctx.ranks.total(_latent_gradient(asking, gradient, point_levels, points))
+            grad_queries, grad_keys, grad_values = _point_gradients(
+                asking, values, decoded, gradient, encoded, grad_encoded, levels, point_levels, points
+            )
+        return None, grad_queries.to(queries.dtype), grad_keys, grad_values, None, None
+
+
+def _encode_own(queries: Tensor, values: Tensor, points: Points) -> tuple[Tensor, Tensor]:
+    """Z and L of the points of this process; L is -∞ for meshes of which it has none."""
+    if points.total == 0:
+        shape = (points.meshes, points.heads, points.num_latents)
+        encoded = values.new_zeros(*shape, points.depth, dtype=torch.float32)
+        return encoded, encoded.new_full(shape, -math.inf, dtype=LEVELS[values.dtype])
+    encoded, levels = launch_encoding(queries, values, points)
+    if points.offsets is not None:
+        return encoded, levels.masked_fill((points.offsets.diff() == 0)[:, None, None], -math.inf)
+    if points.mask is not None:
+        return encoded, levels.masked_fill(~points.mask.any(1)[:, None, None], -math.inf)
+    return encoded, levels
+
+
+def mix_shared(
+    ranks: Ranks,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None = None,
+    offsets: Tensor | None = None,
+) -> Tensor:
+    """`mix` where several processes share the points of every mesh.
+
+    Args:
+        ranks: The processes.
+        queries: Latent queries, [H, M, D]; their gradient is of the points of this process.
+        keys: Keys of the points of this process; of any mesh, and of all, there may be none.
+        values: As the keys.
+        mask: True where a point exists, [B, N].
+        offsets: First point of each mesh here and the end of the last, [B + 1].
+
+    Returns:
+        As the keys.
+    """
+    queries, keys, values = queries.contiguous(), keys.contiguous(), values.contiguous()
+    if offsets is not None:
+        offsets = offsets.to(keys.device).contiguous()
+        joined: Tensor = _MixShared.apply(ranks, queries, keys[None], values[None], None, offsets)  # type: ignore[no-untyped-call]
+        return joined[0]
+    mask = None if mask is None else mask.contiguous()
+    mixed: Tensor = _MixShared.apply(ranks, queries, keys, values, mask, None)  # type: ignore[no-untyped-call]
     return mixed

@@ -10,13 +10,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
 from flare_model.layers.mesh_tiles import MeshTiles, Places, mesh_of_points
 from lpbf_data.errors import UsageError
+
+if TYPE_CHECKING:
+    from flare_model.data.point_ranks import PointRanks
 
 _MAX_PADDING: Final = 1.5
 """Joined meshes are padded when that makes them at most so much longer; otherwise they are taken one by one."""
@@ -34,6 +37,7 @@ class Layout:
         sizes: Points of each joined mesh, where the host knows them.
         padding: Set where joined meshes are better padded than taken one by one.
         tiles: Joined meshes cut into tiles, for mixers that sum over meshes.
+        ranks: The processes that share the points of every mesh, where there are several: these are the points of one.
     """
 
     offsets: Tensor | None = None
@@ -41,9 +45,18 @@ class Layout:
     sizes: tuple[int, ...] | None = None
     padding: Places | None = None
     tiles: MeshTiles | None = None
+    ranks: PointRanks | None = None
 
     @classmethod
-    def of(cls, points: Tensor, offsets: Tensor | None, mask: Tensor | None, *, tiled: bool = False) -> Layout:
+    def of(
+        cls,
+        points: Tensor,
+        offsets: Tensor | None,
+        mask: Tensor | None,
+        *,
+        tiled: bool = False,
+        ranks: PointRanks | None = None,
+    ) -> Layout:
         """The layout of a batch.
 
         Args:
@@ -51,6 +64,7 @@ class Layout:
             offsets: First point of each mesh and the end of the last, [B + 1], on any device.
             mask: True where a point exists, [B, N].
             tiled: Cut joined meshes into tiles, rather than pad them.
+            ranks: The processes that share the points of every mesh; a mesh may then have none of them here.
 
         Raises:
             UsageError: If the shapes don't fit together, or a mesh has no points. Where the host can't know the offsets
@@ -60,7 +74,7 @@ class Layout:
         if offsets is None:
             if mask is not None:
                 _check_mask(mask, points)
-            return cls(mask=mask)
+            return cls(mask=mask, ranks=ranks)
         if points.dim() != 2 or mask is not None:
             raise UsageError(
                 "joined meshes are points [ΣN, …] with offsets; padded ones [B, N, …] with a mask: not both"
@@ -74,19 +88,18 @@ class Layout:
         one, sizes = offsets.shape[0] == 2, None
         if torch.compiler.is_compiling() or (offsets.is_cuda and (_capturing() or one)):
             # Reading the sizes would break the graph, or wait for the device; one mesh needs none.
-            _assert_rising(offsets, points.shape[0])
+            _assert_rising(offsets, points.shape[0], 1 if ranks is None else 0)
         else:
-            sizes = _checked_sizes(offsets, points.shape[0])
+            sizes = _checked_sizes(offsets, points.shape[0], 1 if ranks is None else 0)
         if one:
-            return cls(offsets=offsets)
+            return cls(offsets=offsets, ranks=ranks)
         offsets = offsets.to(points.device)
         tiles = MeshTiles.of(offsets, points.shape[0]) if tiled else None
         if sizes is None or _capturing():
-            return cls(offsets=offsets, tiles=tiles)
-        worthwhile = not tiled and max(sizes) * len(sizes) <= _MAX_PADDING * points.shape[0]
-        return cls(
-            offsets=offsets, sizes=sizes, padding=Places.padded(offsets, sizes) if worthwhile else None, tiles=tiles
-        )
+            return cls(offsets=offsets, tiles=tiles, ranks=ranks)
+        worthwhile = not tiled and min(sizes) > 0 and max(sizes) * len(sizes) <= _MAX_PADDING * points.shape[0]
+        padding = Places.padded(offsets, sizes) if worthwhile else None
+        return cls(offsets=offsets, sizes=sizes, padding=padding, tiles=tiles, ranks=ranks)
 
     def attend(self, function: Callable[..., Tensor], *tensors: Tensor, of_meshes: Sequence[Tensor] = ()) -> Tensor:
         """Apply a function of whole meshes to every mesh of the batch.
@@ -128,7 +141,7 @@ class Layout:
         Raises:
             UsageError: If there are no points.
         """
-        if tensors[0].shape[0 if self.offsets is not None else 1] == 0:
+        if self.ranks is None and tensors[0].shape[0 if self.offsets is not None else 1] == 0:
             raise UsageError("there is nothing to mix: every mesh needs a point")
         if self.offsets is None:
             return function(*tensors, mask=self.mask, offsets=None)
@@ -205,11 +218,11 @@ def _check_mask(mask: Tensor, points: Tensor) -> None:
         raise UsageError(f"the mask must be of bool, True where a point exists, not of {mask.dtype}")
 
 
-def _checked_sizes(offsets: Tensor, num_points: int) -> tuple[int, ...]:
+def _checked_sizes(offsets: Tensor, num_points: int, least: int) -> tuple[int, ...]:
     """Points of each mesh, which the host knows then."""
     bounds = offsets.tolist()
     sizes = tuple(b - a for a, b in itertools.pairwise(bounds))
-    if bounds[0] != 0 or bounds[-1] != num_points or min(sizes) < 1:
+    if bounds[0] != 0 or bounds[-1] != num_points or min(sizes) < least:
         raise UsageError(
             f"offsets must rise from 0 to the number of points, {num_points}, with a point or more in every mesh; "
             f"they are {bounds}"
@@ -217,10 +230,10 @@ def _checked_sizes(offsets: Tensor, num_points: int) -> tuple[int, ...]:
     return sizes
 
 
-def _assert_rising(offsets: Tensor, num_points: int) -> None:
+def _assert_rising(offsets: Tensor, num_points: int, least: int) -> None:
     """The same check on the device, which nobody waits for; the sizes stay unknown."""
     if not torch.compiler.is_exporting():
-        rising = (offsets[0] == 0) & (offsets[-1] == num_points) & (offsets.diff() > 0).all()
+        rising = (offsets[0] == 0) & (offsets[-1] == num_points) & (offsets.diff() >= least).all()
         torch._assert_async(rising, "offsets must rise from 0 to the number of points")
 
 

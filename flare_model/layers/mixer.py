@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812 (the name that everyone uses)
 from torch import Tensor, nn
 
 from flare_model.layers.backend import OPTION, ChosenMixer, compute_dtype, mix_by_kernels
+from flare_model.layers.divided import decode_shared, encode_shared
 from flare_model.layers.layout import Layout
 from flare_model.layers.pointwise import ResMLP
 from flare_model.sizes import IMPLEMENTATIONS, Implementation
@@ -68,7 +69,11 @@ def mix_meshes(
     if kernels and not layout.lacks_meshes(keys):
         from flare_model.kernels import mixing
 
-        return layout.hand_over(partial(mixing.mix, queries.to(dtype)), keys.to(dtype), values.to(dtype))
+        by_kernels = mixing.mix if layout.ranks is None else partial(mixing.mix_shared, layout.ranks)
+        return layout.hand_over(partial(by_kernels, queries.to(dtype)), keys.to(dtype), values.to(dtype))
+    if layout.ranks is not None:
+        keys, values = keys.to(dtype), values.to(dtype)
+        return decode_shared(queries, keys, encode_shared(queries, keys, values, layout), layout)
     one_mesh = mix_explicitly if implementation == "reference" else mix
 
     def one_batch(keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -197,6 +202,8 @@ class FlareMixer(ChosenMixer):
         keys, values, *decoding = (t.reshape(heads) for t in projected)
         queries = self.latent_queries.to(keys.dtype)
         if not self.published:
+            if layout.ranks is not None:
+                return self._mix_apart_shared(keys, values, *decoding, layout=layout).flatten(-2)
             return layout.attend(self._mix_apart, keys, values, *decoding).flatten(-2)
         if self.scale != 1.0:
             queries = queries * self.scale
@@ -211,12 +218,29 @@ class FlareMixer(ChosenMixer):
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
         queries = self.latent_queries.to(keys.dtype).expand(keys.shape[0], -1, -1, -1)
         encoded = F.scaled_dot_product_attention(queries, keys, values, attn_mask=exists, scale=self.scale)
-        if self.among:
-            latents = encoded.transpose(1, 2).flatten(2)
-            for block in self.among:
-                latents = block(latents, Layout())
-            encoded = latents.view(encoded.transpose(1, 2).shape).transpose(1, 2).to(keys.dtype)
+        encoded = self._mix_latents(encoded, keys.dtype)
         if decoding_keys is not None:
             keys = decoding_keys.transpose(1, 2)
             queries = self.decoding_latent_queries.to(keys.dtype).expand_as(queries)
         return F.scaled_dot_product_attention(keys, queries, encoded, scale=self.scale).transpose(1, 2)
+
+    def _mix_apart_shared(
+        self, keys: Tensor, values: Tensor, decoding_keys: Tensor | None = None, *, layout: Layout
+    ) -> Tensor:
+        """The same where processes share points: keys and values lie as the layout says. Each mixes all latents."""
+        dtype = compute_dtype(keys)
+        keys, values = keys.to(dtype), values.to(dtype)
+        encoded = encode_shared(self.latent_queries.to(dtype) * self.scale, keys, values, layout)
+        encoded = self._mix_latents(encoded, dtype)
+        if decoding_keys is None:
+            return decode_shared(self.latent_queries * self.scale, keys, encoded, layout)
+        return decode_shared(self.decoding_latent_queries * self.scale, decoding_keys.to(dtype), encoded, layout)
+
+    def _mix_latents(self, encoded: Tensor, dtype: torch.dtype) -> Tensor:
+        """Latents [B, H, M, D] through the blocks among them, if there are any."""
+        if not self.among:
+            return encoded
+        latents = encoded.transpose(1, 2).flatten(2)
+        for block in self.among:
+            latents = block(latents, Layout())
+        return latents.view(encoded.transpose(1, 2).shape).transpose(1, 2).to(dtype)

@@ -27,6 +27,8 @@ class Flare(Backbone):
             them. Checkpoints don't hold it; `mix_by` changes it.
     """
 
+    divisible = True
+
     def __init__(self, config: FlareConfig = FlareConfig(), mixer: Implementation = "auto") -> None:  # noqa: B008 (frozen)
         width, layers = config.channels, config.projection_layers
         blocks = (Block(width, _mixer(config), _pointwise(config)) for _ in range(config.num_blocks))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from flare_model.checkpoints.restore_model import restore_model
 from flare_model.checkpoints.spec import spec_of
 from flare_model.layers.layout import Layout
 from lpbf_data.errors import UsageError
+
+if TYPE_CHECKING:
+    from flare_model.data.point_ranks import PointRanks
 
 
 class MeshModel(nn.Module, Pretrained):
@@ -30,10 +33,15 @@ class MeshModel(nn.Module, Pretrained):
     tiled: ClassVar[bool] = False
     """Whether joined meshes are to be cut into [tiles][flare_model.layers.mesh_tiles.MeshTiles]."""
 
+    divisible: ClassVar[bool] = False
+    """Whether [several processes][flare_model.models.divided] can share the points of a mesh."""
+
     def __init__(self, in_dim: int) -> None:
         super().__init__()
         self.in_dim = in_dim
         self._tiled = self.tiled
+        self.ranks: PointRanks | None = None
+        """The processes that share the points of every mesh, while they do."""
 
     def forward(
         self, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None, mask: Tensor | None = None
@@ -58,7 +66,7 @@ class MeshModel(nn.Module, Pretrained):
         single = known.dim() == 2 and offsets is None
         if single:
             known = known.unsqueeze(0)
-        layout = Layout.of(known, offsets, mask, tiled=self._tiled)
+        layout = Layout.of(known, offsets, mask, tiled=self._tiled, ranks=self.ranks)
         if mask is not None:
             # What fills a mesh up may be anything, and a weight of 0 times NaN is NaN.
             known = known.masked_fill(~mask.unsqueeze(-1), 0.0)

@@ -22,6 +22,9 @@ IN_TRAINING: Final = (
 )
 """What helps where a step of training doesn't fit into memory."""
 
+_GONE: Final = ("closed by peer", "connection reset by peer", "timed out waiting")
+"""What gloo says of a process that ended, or doesn't answer."""
+
 _OURS: Final = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent))
 
 
@@ -93,7 +96,7 @@ def _is_of_another_process(error: BaseException) -> bool:
     """Gloo and NCCL raise what they like when whom they talk to is gone."""
     if torch.distributed.is_available() and isinstance(error, torch.distributed.DistError):
         return True
-    return isinstance(error, RuntimeError) and "closed by peer" in str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _GONE)
 
 
 def _place(error: BaseException) -> str:

@@ -91,7 +91,7 @@ class LossLog:
             if not math.isfinite(value):
                 raise diverged(self.folder, _what_diverged(step))
         elapsed = time.monotonic() - self._started - self._apart
-        speed, waiting = self._points * self.fabric.world_size / elapsed, self.loader.seconds_waiting / elapsed
+        speed, waiting = self._points * self.loader.world_size / elapsed, self.loader.seconds_waiting / elapsed
         if self.table:
             for step, value, rate in zip(steps, values, rates, strict=True):
                 row = {"step": step.number, "loss": value, "learning_rate": rate}

@@ -18,6 +18,8 @@ from flare_model.training.settings import Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flare_model.data.point_ranks import PointRanks
+
 Shares = Mapping[Loss, "float | Tensor"]
 """Kind of loss to the share of a step that a batch is: of its cases or, for mse, of its points."""
 
@@ -64,7 +66,14 @@ class Objective:
         """Kind of loss to how many things it is the mean over in a batch: points or cases."""
         return {kind: int(batch.offsets[len(batch)]) if kind == "mse" else len(batch) for kind in self.kinds}
 
-    def __call__(self, prediction: Tensor, batch: Batch, scale: Tensor, shares: Shares | None = None) -> Tensor:
+    def __call__(
+        self,
+        prediction: Tensor,
+        batch: Batch,
+        scale: Tensor,
+        shares: Shares | None = None,
+        ranks: PointRanks | None = None,
+    ) -> Tensor:
         """Weighted mean over the targets, each one's loss being that of the batch's share of a step.
 
         Args:
@@ -72,10 +81,11 @@ class Objective:
             batch: The truth; one that is filled up counts without what fills it.
             scale: Standard deviation of each target over the training points, [T]: the unit of mse.
             shares: Which part of the step the batch is; all of it where left out.
+            ranks: The processes that share the points of each case, of which prediction and batch are those of one.
         """
         import torch
 
-        losses = [self._loss_of(term, prediction, batch, scale) for term in self.terms]
+        losses = [self._loss_of(term, prediction, batch, scale, ranks) for term in self.terms]
         if self._alike:
             mean = torch.stack(losses).mean()
             return mean if shares is None else mean * shares[self.kinds[0]]
@@ -84,11 +94,11 @@ class Objective:
             parts = [part * shares[term.loss] for term, part in zip(self.terms, parts, strict=True)]
         return torch.stack(parts).sum()
 
-    def _loss_of(self, term: Term, prediction: Tensor, batch: Batch, scale: Tensor) -> Tensor:
+    def _loss_of(self, term: Term, prediction: Tensor, batch: Batch, scale: Tensor, ranks: PointRanks | None) -> Tensor:
         c, offsets, cases = term.columns, batch.offsets, len(batch)
         if term.loss == "mse":
-            return mse_loss((prediction[:, c] - batch.targets[:, c]) / scale[c], offsets, cases)
-        loss = relative_l2_loss(prediction[:, c], batch.targets[:, c], offsets, term.floor, cases)
+            return mse_loss((prediction[:, c] - batch.targets[:, c]) / scale[c], offsets, cases, ranks)
+        loss = relative_l2_loss(prediction[:, c], batch.targets[:, c], offsets, term.floor, cases, ranks)
         if self._grid is None:
             return loss
         count = cases * self._grid[0] * self._grid[1]  # without what fills a batch up

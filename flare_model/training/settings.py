@@ -69,6 +69,7 @@ class Settings:
         resident: Keep the training cases on the device.
         accelerator: Where to train.
         points: What lies at the points of the data set, where it isn't one of printed parts.
+        points_over: Processes that share the points of each case.
     """
 
     data: str
@@ -89,6 +90,7 @@ class Settings:
     resident: bool = False
     accelerator: Accelerator = "auto"
     points: PointSchema | None = None
+    points_over: int = 1
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -97,6 +99,7 @@ class Settings:
             raise UsageError(f"{min(both)} can't be both a target and a feature")
         check_ranges(vars(self))
         self._check_points()
+        self._check_sharing()
         names = [target.name for target in self.targets]
         for option in ("target_losses", "target_weights"):
             for name in getattr(self.recipe, option):
@@ -116,6 +119,18 @@ class Settings:
             )
         if self.recipe.gradient_weight:
             self._check_gradient()
+
+    def _check_sharing(self) -> None:
+        """Refuse what needs all points of a case in one process."""
+        if self.points_over == 1:
+            return
+        for unfit, what in (
+            (self.recipe.step_graphs, "--recipe.step_graphs, which is for one process"),
+            (self.recipe.compile != "off", f"--recipe.compile {self.recipe.compile}: what processes tell each other"),
+            (self.recipe.gradient_weight, "--recipe.gradient_weight, which takes differences between all points"),
+        ):
+            if unfit:
+                raise UsageError(f"--points_over {self.points_over} doesn't go with {what}; leave one out")
 
     def _check_gradient(self) -> None:
         """Refuse the gradient's loss where points have no neighbours, or no loss that it adds to."""
@@ -142,6 +157,7 @@ class Settings:
             "validate_every": self.validate_every,
             **({"symmetries": True} if self.symmetries else {}),
             **({"validate_steps": self.validate_steps} if self.validate_steps else {}),
+            **({"points_over": self.points_over} if self.points_over > 1 else {}),
             **({"init": {"weights_sha256": self.init.weights_sha256}} if self.init else {}),
         }
 
@@ -159,6 +175,7 @@ class Settings:
             "num_workers": self.num_workers,
             "resident": self.resident,
             "accelerator": self.accelerator,
+            "points_over": self.points_over,
         }
 
 
@@ -171,7 +188,7 @@ def check_ranges(options: Mapping[str, Any]) -> None:
     Raises:
         UsageError: For the first that is.
     """
-    for name in ("max_steps", "thin_to", "validate_every", "validate_steps", "checkpoint_every"):
+    for name in ("max_steps", "thin_to", "validate_every", "validate_steps", "checkpoint_every", "points_over"):
         value = options[name]
         if value is not None and value < 1:
             raise UsageError(f"--{name} must be 1 or more, not {value}")

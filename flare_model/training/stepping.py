@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Final, cast
 
@@ -18,6 +19,7 @@ from flare_model.data.envelope import joined
 from flare_model.data.splits import Split, normalisation_of
 from flare_model.layers.mixer import mix_by
 from flare_model.models.contract import check_contract
+from flare_model.models.divided import divided
 from flare_model.models.mesh_model import MeshModel
 from flare_model.training.devices import Fabric
 from flare_model.training.initial import fitting, read_initial
@@ -25,6 +27,7 @@ from flare_model.training.objective import Objective, Shares
 from flare_model.training.optimizer import make_optimizer, make_schedule
 from flare_model.training.recipe import Loss, check_device
 from flare_model.training.settings import Settings
+from flare_model.training.sharing import open_ranks
 from flare_model.training.step_graphs import StepGraphs
 from lpbf_data.errors import UsageError
 
@@ -73,6 +76,7 @@ class Stepper:
         self._grid_points = self._points_of_grids(model)
         if initial is not None:
             model.load_state_dict(initial.model.state_dict())
+        self.ranks = open_ranks(settings, model)
         self.surrogate = self.judged = Surrogate(model, usage, settings.model)
         self.optimizer = make_optimizer(self.surrogate, recipe, fabric.device, recorded=self.recorded)
         self.schedule = make_schedule(self.optimizer, recipe, steps)
@@ -189,7 +193,7 @@ class Stepper:
         for number, (batch, count) in enumerate(zip(group, counts, strict=True), start=1):
             shares: dict[Loss, float | Tensor] = {kind: count[kind] / totals[kind] for kind in kinds}
             with self.fabric.no_backward_sync(self.wrapped, enabled=number < len(group)):
-                losses.append(self._differentiate(batch, shares))
+                losses.append(self._differentiate(batch if self.ranks is None else batch.shared(self.ranks), shares))
         self._update()
         self.wrapped_optimizer.zero_grad(set_to_none=True)
         return torch.stack(losses).sum()
@@ -203,7 +207,8 @@ class Stepper:
 
     def _differentiate(self, batch: Batch, shares: Shares | None = None) -> Tensor:
         loss = self.loss(batch, shares)
-        self.fabric.backward(loss)
+        # Gradients are averaged over all processes, but add up over those that share points.
+        self.fabric.backward(loss if self.ranks is None else loss * self.ranks.size)
         return loss.detach()
 
     def _update(self) -> None:
@@ -216,7 +221,7 @@ class Stepper:
     def predict(self, module: torch.nn.Module, batch: Batch) -> Tensor:
         """Predictions of a surrogate for a batch, in physical units, [ΣN, T]."""
         prediction: Tensor
-        if self._grid_points:
+        if self._grid_points and len(batch.points) == len(batch) * self._grid_points:  # not where points are shared
             grids = (len(batch), self._grid_points, -1)
             told = None if batch.features is None else batch.features.reshape(grids)
             prediction = module(batch.points.reshape(grids), told)
@@ -232,10 +237,12 @@ class Stepper:
         """Weighted mean over the targets of their losses for a batch, filled or not.
 
         Args:
-            batch: The batch, on the device.
+            batch: The batch, on the device; of one whose points are shared, those of this process.
             shares: Which part of the step it is; all of it where left out.
         """
-        return self.objective(self.predict(self.wrapped, batch), batch, self.surrogate.target_std, shares)
+        with nullcontext() if self.ranks is None else divided(self.surrogate, self.ranks):
+            prediction = self.predict(self.wrapped, batch)
+        return self.objective(prediction, batch, self.surrogate.target_std, shares, self.ranks)
 
     def weights(self) -> dict[str, Mapping[str, Tensor]]:
         """Weights to go on from: "model" as they are trained, and "average" where there is one."""

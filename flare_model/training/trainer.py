@@ -18,6 +18,7 @@ from flare_model.training.resident import Resident
 from flare_model.training.resuming import Checkpoints, Counters
 from flare_model.training.run_log import RunLog
 from flare_model.training.settings import Settings
+from flare_model.training.sharing import batch_ranks
 from flare_model.training.stepping import Stepper
 from flare_model.training.training_checkpoint import latest_state, random_state
 from flare_model.training.validation import Best, Validation, open_seen, open_validation
@@ -51,7 +52,9 @@ class Trainer:
         train, validation = splits["train"], splits.get("validation")
         self.loader = self._open_train_loader(train)
         if len(self.loader) == 0:
-            raise UsageError(f"the split train has fewer cases than the {fabric.world_size} processes that train on it")
+            raise UsageError(
+                f"the split train has fewer cases than the {self.loader.world_size} processes that train on it"
+            )
         judged_on = None if validation is None else open_validation(validation, settings.recipe)
         self.batches, self.steps = self._count()
         self.counters = Counters()
@@ -73,6 +76,7 @@ class Trainer:
             num_workers=self.settings.num_workers,
             thin_to=self.settings.thin_to,
             symmetries=self.settings.symmetries,
+            ranks=batch_ranks(self.settings, self.fabric),
         )
 
     def _keep_on_device(self, train: Split) -> Resident:

@@ -1,0 +1,209 @@
+"""Processes that share the points of every mesh: which points are whose, and what they must tell each other.
+
+P processes, B meshes, H heads, M latents, D channels a head.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lpbf_data.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+SECONDS: Final = 50.0
+"""How long a process waits for the others within a step, before it ends with an error."""
+
+_LEAST: Final = -1e30
+
+
+@dataclass(frozen=True)
+class Share:
+    """The points of one process.
+
+    Attributes:
+        slices: Where they stand among all points, a slice a mesh; some may be empty.
+        offsets: First of them in each mesh and the end of the last, [B + 1]; on the host.
+    """
+
+    slices: tuple[slice, ...]
+    offsets: Tensor
+
+    def of(self, values: Tensor) -> Tensor:
+        """What belongs to these points, of values at all points, [ΣN, …]."""
+        parts = [values[part] for part in self.slices]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class PointRanks:
+    """Processes that share the points of every mesh, and this one among them.
+
+    Attributes:
+        group: The processes. All must call the same methods in the same order, and with the same number of meshes;
+            any of them may have no point of a mesh, or none at all.
+    """
+
+    group: ProcessGroup
+
+    @classmethod
+    def of_world(cls, over: int | None = None, *, seconds: float = SECONDS) -> PointRanks:
+        """The processes that share points with this one; every process of the world must call it.
+
+        Args:
+            over: P, consecutive ranks of the world; all of it by default.
+            seconds: How long to wait for the others within a step. One that is gone is noticed at once by gloo, and
+                after so long by NCCL.
+
+        Raises:
+            UsageError: If there is no process group, or P doesn't divide its processes.
+        """
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            raise UsageError("to share points takes a process group: call torch.distributed.init_process_group first")
+        world = torch.distributed.get_world_size()
+        over = world if over is None else over
+        if over < 1 or world % over:
+            raise UsageError(f"{world} processes can't be divided into groups of {over} that share points")
+        mine: Any = None
+        for first in range(0, world, over):
+            group = torch.distributed.new_group(range(first, first + over), timeout=timedelta(seconds=seconds))
+            if first <= torch.distributed.get_rank() < first + over:
+                mine = group
+        return cls(mine)
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return self.group.size()
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        return self.group.rank()
+
+    def share(self, offsets: Tensor | Sequence[int]) -> Share:
+        """The points of this process: of each mesh a P-th, one after the other.
+
+        Args:
+            offsets: First point of each whole mesh and the end of the last, [B + 1].
+        """
+        bounds = offsets.tolist() if isinstance(offsets, Tensor) else list(offsets)
+        slices = tuple(
+            slice(a + (b - a) * self.rank // self.size, a + (b - a) * (self.rank + 1) // self.size)
+            for a, b in itertools.pairwise(bounds)
+        )
+        mine = [0, *itertools.accumulate(part.stop - part.start for part in slices)]
+        return Share(slices, torch.tensor(mine))
+
+    def total(self, part: Tensor) -> Tensor:
+        """The sum of a tensor over the processes, without a gradient."""
+        total = part.detach().clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total, group=self.group)
+        return total
+
+    def sum(self, part: Tensor) -> Tensor:
+        """The sum over the processes of what each has for its points, such as its share of a norm.
+
+        Each process goes on with the whole sum, and its gradient is that of its own points: those of parameters add up
+        over the processes (`sum_gradients`).
+        """
+        total: Tensor = _Sum.apply(part, self)  # type: ignore[no-untyped-call]
+        return total
+
+    def merge(self, encoded: Tensor, levels: Tensor, *, binary: bool = False) -> tuple[Tensor, Tensor]:
+        """Latents of whole meshes, of those that each process has of its points: as slices of one mesh are merged.
+
+        One gathering of B·H·M·(D + 1) numbers a process, added up in the order of the ranks: all get the same bits.
+
+        Args:
+            encoded: Weighted means over the points of this process, [B, H, M, D].
+            levels: Logarithms of their weights' sums, [B, H, M]; -∞ where it has no point of a mesh.
+            binary: Whether levels are logarithms to the base of two.
+
+        Returns:
+            The same of whole meshes, in the types of both; 0 and a very low level where nobody has a point.
+        """
+        packed = torch.cat([encoded.to(levels.dtype), levels[..., None]], dim=-1)
+        gathered = packed.new_empty(self.size, *packed.shape)
+        _gather(gathered.view(-1, *packed.shape[1:]), packed, self.group)
+        exp, log = (torch.exp2, torch.log2) if binary else (torch.exp, torch.log)
+        top = gathered[..., -1].amax(0).clamp_min(_LEAST)  # -∞ less -∞ is no number
+        weights = exp(gathered[..., -1] - top)
+        total = weights.sum(0).clamp_min(1.0)  # the largest weight is 1, where there is one
+        merged = (gathered[..., :-1] * weights[..., None]).sum(0) / total[..., None]
+        return merged.to(encoded.dtype), top + log(total)
+
+    def merged(self, encoded: Tensor, levels: Tensor) -> Tensor:
+        """The latents that `merge` gives, with gradients for encoded and levels."""
+        merged: Tensor = _Merge.apply(encoded, levels, self)  # type: ignore[no-untyped-call]
+        return merged
+
+    def sum_gradients(self, parameters: nn.Module | Iterable[nn.Parameter]) -> None:
+        """Add up the gradients of parameters over the processes, after the backward pass, before clipping.
+
+        Where there is data parallelism beside it, mean over its processes before or after.
+
+        Args:
+            parameters: A module, or parameters; those that need no gradient are left alone.
+        """
+        wanted = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
+        kinds: dict[torch.dtype, list[Tensor]] = {}
+        for parameter in wanted:
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                kinds.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+        for gradients in kinds.values():
+            total = self.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+            parts = torch.split(total, [gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+
+def _gather(gathered: Tensor, part: Tensor, group: ProcessGroup) -> None:
+    """What all processes have, one after the other; PyTorch 2.13 has another name for it."""
+    gather: Any = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
+    gather(gathered, part, group=group)
+
+
+class _Sum(torch.autograd.Function):
+    """A sum over processes, each of which then does the same with it."""
+
+    @staticmethod
+    def forward(_: Any, part: Tensor, ranks: PointRanks) -> Tensor:
+        """The sum."""
+        return ranks.total(part)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """That of the own part."""
+        return gradient, None
+
+
+class _Merge(torch.autograd.Function):
+    """Latents of whole meshes; every process decodes them onto its own points, so that their gradients add up."""
+
+    @staticmethod
+    def forward(ctx: Any, encoded: Tensor, levels: Tensor, ranks: PointRanks) -> Tensor:
+        """As `PointRanks.merge`."""
+        merged, level = ranks.merge(encoded, levels)
+        ctx.save_for_backward(encoded, (levels - level).exp(), merged)
+        ctx.ranks = ranks
+        return merged
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Of merged = Σ w·encoded with w = exp(levels - level): w·dZ, and w·dZ·(encoded - merged)."""
+        encoded, weights, merged = ctx.saved_tensors
+        slopes = ctx.ranks.total(gradient) * weights[..., None]
+        return slopes, (slopes * (encoded - merged)).sum(-1), None

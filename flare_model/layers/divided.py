@@ -1,0 +1,133 @@
+"""FLARE's token mixing where several processes share the points of every mesh, by softmax matrices in chunks of points.
+
+Only the encoding looks at points of other processes, and only through sums over points: each process encodes its own
+points, and `PointRanks` merges what they have. The kernels do the same in `flare_model.kernels.mixing`.
+
+B meshes, N points of this process, H heads, D channels a head, M latents.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from flare_model.layers.layout import Layout
+
+_SCORES: Final = 1 << 24
+"""Scores of a chunk, about."""
+
+
+def encode_shared(queries: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
+    """Latents of whole meshes, of which this process has some points.
+
+    Args:
+        queries: Latent queries, [H, M, D].
+        keys: Keys of the points, [B, N, H, D] or [ΣN, H, D].
+        values: As the keys.
+        layout: How the points divide into meshes, and who has the others.
+
+    Returns:
+        [B, H, M, D], in float32 at least, the same in each process.
+    """
+    assert layout.ranks is not None
+    with torch.autocast(keys.device.type, enabled=False):
+        packed = layout.gather(partial(_encode, queries), keys, values)
+        latents = layout.ranks.merged(packed[..., :-1], packed[..., -1])
+        return latents.to(torch.promote_types(keys.dtype, torch.float32))
+
+
+def decode_shared(queries: Tensor, keys: Tensor, latents: Tensor, layout: Layout) -> Tensor:
+    """Latents onto the points of this process.
+
+    Args:
+        queries: What the points ask the latents by, [H, M, D].
+        keys: Keys of the points, [B, N, H, D] or [ΣN, H, D].
+        latents: [B, H, M, D].
+        layout: How the points divide into meshes.
+
+    Returns:
+        As the keys.
+    """
+    with torch.autocast(keys.device.type, enabled=False):
+        return layout.attend(partial(_decode, queries), keys, of_meshes=[latents])
+
+
+def _encode(queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None) -> Tensor:
+    packed: Tensor = _Encode.apply(queries, keys.transpose(1, 2), values.transpose(1, 2), mask)  # type: ignore[no-untyped-call]
+    return packed
+
+
+def _decode(queries: Tensor, keys: Tensor, latents: Tensor, *, mask: Tensor | None) -> Tensor:
+    """[B, N, H, D]; attention of points to latents, where there may be no points at all."""
+    del mask
+    asking, latents = queries.to(keys.dtype).expand(len(keys), -1, -1, -1), latents.to(keys.dtype)
+    if keys.shape[1] == 0:
+        return (keys.transpose(1, 2) @ asking.mT @ latents).transpose(1, 2)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return attend(keys.transpose(1, 2), asking, latents, scale=1.0).transpose(1, 2)
+
+
+class _Encode(torch.autograd.Function):
+    """Weighted means of the values and the logarithms of their weights' sums; nothing of size N·M is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Of queries [H, M, D] and keys and values [B, H, N, D]: [B, H, M, D + 1], float64, the logarithms last."""
+        wide = torch.promote_types(keys.dtype, torch.float32)
+        shape = (len(keys), *queries.shape[:2])
+        top, total = keys.new_full(shape, -math.inf, dtype=wide), keys.new_zeros(shape, dtype=wide)
+        moment = keys.new_zeros(*shape, keys.shape[-1], dtype=wide)
+        for chunk in _chunks(queries, keys):
+            scores = _scores(queries.to(wide), keys[:, :, chunk].to(wide), _part(mask, chunk))
+            highest = torch.maximum(top, scores.amax(-1))
+            level = highest.masked_fill(highest == -math.inf, 0.0)
+            weights, decay = (scores - level[..., None]).exp(), (top - level).exp()
+            total = total * decay + weights.sum(-1)
+            moment = moment * decay[..., None] + weights @ values[:, :, chunk].to(wide)
+            top = highest
+        levels = top.double() + total.double().log()
+        nothing = total == 0
+        top, total = top.masked_fill(nothing, 0.0), total.masked_fill(nothing, 1.0)
+        encoded = moment / total[..., None]
+        ctx.save_for_backward(queries, keys, values, mask, encoded, top, total)
+        return torch.cat([encoded.double(), levels[..., None]], dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """With E the weights over their sums: dV = Eᵀ dZ, dS = E ∘ (dZ Vᵀ - dZ·Z + dL), dK = dSᵀ Q, dQ = dS K."""
+        queries, keys, values, mask, encoded, top, total = ctx.saved_tensors
+        wide = encoded.dtype
+        asking, slopes = queries.to(wide), gradient[..., :-1].to(wide)
+        shift = (gradient[..., -1] - (gradient[..., :-1] * encoded).sum(-1)).to(wide)[..., None]
+        grad_queries = torch.zeros_like(asking)
+        grad_keys, grad_values = torch.empty_like(keys), torch.empty_like(values)
+        for chunk in _chunks(queries, keys):
+            k, v = keys[:, :, chunk].to(wide), values[:, :, chunk].to(wide)
+            scores = _scores(asking, k, _part(mask, chunk))
+            weights = (scores - top[..., None]).exp() / total[..., None]
+            grad_values[:, :, chunk] = weights.mT @ slopes
+            slope = weights * (slopes @ v.mT + shift)
+            grad_keys[:, :, chunk] = slope.mT @ asking
+            grad_queries += (slope @ k).sum(0)
+        return grad_queries.to(queries.dtype), grad_keys, grad_values, None
+
+
+def _chunks(queries: Tensor, keys: Tensor) -> list[slice]:
+    length = max(1, _SCORES // max(1, len(keys) * queries.shape[0] * queries.shape[1]))
+    return [slice(start, start + length) for start in range(0, keys.shape[2], length)]
+
+
+def _part(mask: Tensor | None, chunk: slice) -> Tensor | None:
+    return None if mask is None else mask[:, chunk]
+
+
+def _scores(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, H, M, N]; -∞ where there is no point."""
+    scores = queries @ keys.mT
+    return scores if mask is None else scores.masked_fill(~mask[:, None, None, :], -math.inf)

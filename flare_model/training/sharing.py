@@ -1,0 +1,51 @@
+"""The processes of a run that share the points of each case."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from flare_model.data.point_ranks import PointRanks
+from flare_model.models.divided import check_divisible
+from flare_model.training.devices import Fabric
+from flare_model.training.settings import Settings
+from lpbf_data.errors import UsageError
+
+
+def batch_ranks(settings: Settings, fabric: Fabric) -> tuple[int, int] | None:
+    """Which batches a process takes, and of how many at a time; None where each process has its own.
+
+    Args:
+        settings: Say how many processes share the points of each case.
+        fabric: The processes, of which consecutive ones share.
+
+    Raises:
+        UsageError: If their number isn't a multiple.
+    """
+    over, world = settings.points_over, fabric.world_size
+    if over == 1:
+        return None
+    if world % over:
+        raise UsageError(
+            f"--points_over {over} takes {over} processes or a multiple of them, and this run has {world}: start it "
+            f"with torchrun --nproc-per-node {over} -m flare_model.train …"
+        )
+    return fabric.global_rank // over, world // over
+
+
+def open_ranks(settings: Settings, model: nn.Module) -> PointRanks | None:
+    """The processes that share points with this one; None where each has whole cases.
+
+    Args:
+        settings: Say how many do.
+        model: What is trained, not compiled.
+
+    Raises:
+        UsageError: If the model can't be divided.
+    """
+    if settings.points_over == 1:
+        return None
+    try:
+        check_divisible(model)
+    except UsageError as error:
+        raise UsageError(f"--points_over {settings.points_over}: {error}; leave it out") from error
+    return PointRanks.of_world(settings.points_over)

@@ -1,0 +1,231 @@
+"""What each of several processes that share the points of meshes does in tests."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from flare_model.data.metrics import mse_loss, relative_l2_loss
+from flare_model.data.point_ranks import PointRanks
+from flare_model.layers.layout import Layout
+from flare_model.layers.mixer import mix_meshes
+from flare_model.models.divided import divided
+from flare_model.models.flare import Flare
+from flare_model.sizes import FlareConfig
+from flare_model.training.failing import OtherProcessError, step_failed
+from tests.flare_model.kernel_support import explicit
+from tests.lpbf_data.rank_programs import report
+
+SIZES: Final = (7, 1, 40, 2)
+"""Points of joined meshes, some of which are fewer than the processes."""
+
+MESHES: Final = (1, 18, 4)
+"""The same for kernels."""
+
+SMALL: Final = {"channels": 16, "num_heads": 2, "num_latents": 5, "num_blocks": 2, "in_dim": 3, "out_dim": 2}
+Loss = Callable[[Tensor, Tensor, Tensor, PointRanks | None], Tensor]
+
+
+def _relative(prediction: Tensor, truth: Tensor, offsets: Tensor, ranks: PointRanks | None) -> Tensor:
+    return relative_l2_loss(prediction, truth, offsets, floor=1e-3, ranks=ranks)
+
+
+def _square(prediction: Tensor, truth: Tensor, offsets: Tensor, ranks: PointRanks | None) -> Tensor:
+    return mse_loss(prediction - truth, offsets, 3, ranks)
+
+
+def _batch(sizes: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.rand(sum(sizes), 3, generator=generator, dtype=torch.float64)
+    truth = torch.randn(sum(sizes), 2, generator=generator, dtype=torch.float64)
+    return points.to(dtype), truth.to(dtype), torch.tensor([0, *itertools.accumulate(sizes)])
+
+
+def _model(dtype: torch.dtype, mixer: str = "sdpa", **config: Any) -> Flare:
+    torch.manual_seed(0)
+    model = Flare(FlareConfig(**SMALL | config), mixer=mixer)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)  # so that softmaxes are far from even
+    return model.to(dtype)
+
+
+def _gradients(model: nn.Module) -> Tensor:
+    flat = torch.cat([p.grad.reshape(-1).double() for p in model.parameters() if p.grad is not None])
+    model.zero_grad()
+    return flat
+
+
+def _alone(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], loss: Loss) -> tuple[float, Tensor]:
+    points, truth, offsets = batch
+    found = loss(model(points, None, offsets), truth, offsets, None)
+    found.backward()
+    return float(found.detach()), _gradients(model)
+
+
+def _together(
+    model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], loss: Loss, ranks: PointRanks
+) -> tuple[float, Tensor]:
+    points, truth, offsets = batch
+    mine = ranks.share(offsets)
+    with divided(model, ranks):
+        prediction = model(mine.of(points), None, mine.offsets)
+    found = loss(prediction, mine.of(truth), mine.offsets, ranks)
+    found.backward()
+    ranks.sum_gradients(model)
+    return float(found.detach()), _gradients(model)
+
+
+def _off(found: tuple[float, Tensor], wanted: tuple[float, Tensor]) -> float:
+    """Largest relative difference of loss and gradients."""
+    gradient = float((found[1] - wanted[1]).norm() / wanted[1].norm())
+    return max(abs(found[0] - wanted[0]) / abs(wanted[0]), gradient)
+
+
+def _one_square(prediction: Tensor, truth: Tensor, offsets: Tensor, ranks: PointRanks | None) -> Tensor:
+    return mse_loss(prediction - truth, offsets, 1, ranks)
+
+
+CASES: Final[dict[str, tuple[tuple[int, ...], Loss, dict[str, Any]]]] = {
+    "meshes": (SIZES, _relative, {}),
+    "alike": ((9, 10, 11), _relative, {}),
+    "one": ((50,), _one_square, {"mixer": "reference"}),
+    "a point": ((1,), _relative, {}),
+    "square": (SIZES, _square, {"scaled_scores": True}),
+    "apart": (SIZES, _relative, {"separate_decoding": True, "latent_layers": 1}),
+    "checkpoints": (SIZES, _relative, {}),
+}
+
+
+def same_numbers() -> None:
+    """Loss and gradients beside those of one process, for each way of mixing and each way that meshes lie."""
+    torch.distributed.init_process_group("gloo")
+    ranks, off, found = PointRanks.of_world(), {}, (math.nan, torch.zeros(0))
+    for name, (sizes, loss, config) in CASES.items():
+        batch, model = _batch(sizes, torch.float64), _model(torch.float64, **config)
+        wanted = _alone(model, batch, loss)
+        assert float(wanted[1].norm()) > 1e-3, name
+        model.activation_checkpointing = name == "checkpoints"
+        off[name] = _off(_together(model, batch, loss, ranks), wanted)
+    off["padded"] = _padded(ranks)
+    single, half = {}, {}
+    # The interpreter is slow: what kernels are tried with depends on the number of processes.
+    by_kernels: tuple[tuple[int, ...], ...] = {1: (), 2: (MESHES,), 3: ((1,), (2, 20))}[ranks.size]
+    for mixer, sizes in [("sdpa", SIZES), *(("triton", sizes) for sizes in by_kernels)]:
+        exact = _alone(_model(torch.float64, num_blocks=1), _batch(sizes, torch.float64), _relative)
+        batch, model = _batch(sizes, torch.float32), _model(torch.float32, mixer=mixer, num_blocks=1)
+        alone = _off(_alone(model, batch, _relative), exact)
+        found = _together(model, batch, _relative, ranks)
+        single[f"{mixer} {sizes}"] = _off(found, exact), alone
+    for sizes in by_kernels[-1:]:
+        half[str(sizes)] = _by_half(sizes, ranks)
+    report({"off": off, "single": single, "half": half, "last": [found[0], found[1].tolist()]})
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def _by_half(sizes: tuple[int, ...], ranks: PointRanks) -> tuple[float, float]:
+    """Errors of gradients by the kernels' mixing in float16, the quick way included: of all together, and of one."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(2, 16, 8), *[(sum(sizes), 2, 8)] * 3]
+    *inputs, gradient = (torch.randn(shape, generator=generator).half() for shape in shapes)
+    offsets = torch.tensor([0, *itertools.accumulate(sizes)])
+    mine, points = ranks.share(offsets), inputs[1].flatten(1)
+    whole = Layout.of(points, offsets, None)
+    own = Layout.of(mine.of(points), mine.offsets, None, ranks=ranks)
+
+    def written(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        meshes = zip(keys.split(sizes), values.split(sizes), strict=True)
+        return torch.cat([explicit(queries, k[None], v[None])[0] for k, v in meshes])
+
+    def together(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return mix_meshes(queries, mine.of(keys), mine.of(values), own, "triton")
+
+    def slopes(function: Callable[..., Tensor], dtype: torch.dtype, gradient: Tensor) -> Tensor:
+        leaves = [t.to(dtype).requires_grad_() for t in inputs]
+        found = torch.autograd.grad(function(*leaves), leaves, gradient.to(dtype))
+        return torch.cat([t.double().reshape(-1) for t in found])
+
+    exact = slopes(written, torch.float64, gradient)
+    alone = slopes(lambda q, k, v: mix_meshes(q, k, v, whole, "triton"), torch.half, gradient)
+    shared = ranks.total(slopes(together, torch.half, mine.of(gradient)))
+    return float((shared - exact).norm() / exact.norm()), float((alone - exact).norm() / exact.norm())
+
+
+def _padded(ranks: PointRanks) -> float:
+    """The same for a batch of padded meshes, cut along the points, so that some lack a mesh."""
+    model = _model(torch.float64)
+    points, truth, _ = _batch((3 * 12,), torch.float64)
+    points, truth = points.view(3, 12, 3), truth.view(3, 12, 2)
+    exists = torch.arange(12) < torch.tensor([12, 5, 1])[:, None]
+
+    def loss(prediction: Tensor, truth: Tensor, exists: Tensor) -> Tensor:
+        return ((prediction - truth) * exists[..., None]).square().sum()
+
+    wanted = loss(model(points, mask=exists), truth, exists)
+    wanted.backward()
+    one = float(wanted.detach()), _gradients(model)
+    mine = slice(12 * ranks.rank // ranks.size, 12 * (ranks.rank + 1) // ranks.size)
+    with divided(model, ranks):
+        prediction = model(points[:, mine], mask=exists[:, mine])
+    found = ranks.sum(loss(prediction, truth[:, mine], exists[:, mine]))
+    found.backward()
+    ranks.sum_gradients(model)
+    return _off((float(found.detach()), _gradients(model)), one)
+
+
+def beside_data_parallelism() -> None:
+    """Two groups of two processes, a batch each: gradients are the mean of both, by DDP over all or across groups."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "points"))
+    batches = [_batch(SIZES, torch.float64, seed) for seed in (0, 1)]
+    alone = [_alone(_model(torch.float64), batch, _relative) for batch in batches]
+    wanted = (alone[0][1] + alone[1][1]) / 2
+    points, truth, offsets = batches[rank // 2]
+    off = []
+    for group, ranks, scale in (
+        (None, PointRanks.of_world(2), 2.0),
+        (grid["data"].get_group(), PointRanks(grid["points"].get_group()), 1.0),
+    ):
+        mine = ranks.share(offsets)
+        model = nn.parallel.DistributedDataParallel(_model(torch.float64), process_group=group)
+        with divided(model, ranks):
+            prediction = model(mine.of(points), None, mine.offsets)
+        loss = _relative(prediction, mine.of(truth), mine.offsets, ranks)
+        (scale * loss).backward()
+        if group is not None:
+            ranks.sum_gradients(model)
+        off.append(_off((float(loss.detach()), _gradients(model)), (alone[rank // 2][0], wanted)))
+        del model
+    report(off)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def one_dies(how: str) -> None:
+    """The last process stops in the second step; the others report what they were told, and after how long."""
+    torch.distributed.init_process_group("gloo")
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    ranks = PointRanks.of_world(seconds=50.0 if how == "SIGKILL" else 3.0)
+    batch, model = _batch(SIZES, torch.float64), _model(torch.float64)
+    _together(model, batch, _relative, ranks)
+    if rank == world - 1:
+        os.kill(os.getpid(), getattr(signal, how))
+        time.sleep(600)
+    began = time.monotonic()
+    try:
+        _together(model, batch, _relative, ranks)
+    except RuntimeError as error:
+        failed = step_failed(error, "step 2", ["a"], 50, "Flare")
+        report([time.monotonic() - began, str(failed), isinstance(failed, OtherProcessError)])
+    os._exit(3)  # The group can't be ended in order any more.
