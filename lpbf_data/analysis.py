@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lpbf_data.errors import StoreError, UsageError
+from lpbf_data.os_errors import read_error
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.reading.catalog import read_manifest
-from lpbf_data.refusals import unreadable
 from lpbf_data.stores.known_faults import warn_of_known_fault
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
         ]
     except (OSError, KeyError, ValueError) as error:
         damage = f" can't be opened: {error}; verify the data set"
-        raise unreadable(f"the Zarr parts of {folder.name}", error, damage) from error
+        raise read_error(f"the Zarr parts of {folder.name}", error, damage) from error
     for name, part in zip(names, parts, strict=True):
         check_layout(part.attrs, f"{folder.name}/{name}")
     return _joined(parts)

@@ -18,7 +18,7 @@ from lpbf_data.errors import UsageError
 MATERIAL_SUFFIXES: Final = (".yaml", ".yml")
 """How names of material files end."""
 
-LONGEST_NAME: Final = 60
+MAX_NAME_LENGTH: Final = 60
 """Letters that the name of a material or of a calibration may have."""
 
 MATERIAL_ALIASES: Final[Mapping[str, str]] = MappingProxyType({"IN625": "Inc625"})  # as NIST calls it
@@ -40,7 +40,7 @@ NETFABB_EXPANSION: Final = 1.28e-5
 STRAIN_RANGE: Final = (-0.1, 0.0)
 EXPANSION_RANGE: Final = (0.0, 1e-3)
 
-_LARGEST_FILE: Final = 1_000_000  # bytes
+_MAX_FILE_BYTES: Final = 1_000_000  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def read_material_values(path: Path) -> dict[Any, Any]:
     import yaml
 
     try:
-        if path.stat().st_size > _LARGEST_FILE:
+        if path.stat().st_size > _MAX_FILE_BYTES:
             raise UsageError(f"{path} is larger than a material file can be")
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -155,8 +155,8 @@ def text_of(name: str, value: Any) -> str:
     """
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
         raise UsageError(f"{name} must be a line of text")
-    if name == "name" and len(value) > LONGEST_NAME:
-        raise UsageError(f"a name has at most {LONGEST_NAME} letters")
+    if name == "name" and len(value) > MAX_NAME_LENGTH:
+        raise UsageError(f"a name has at most {MAX_NAME_LENGTH} letters")
     return value.strip()
 
 

@@ -95,7 +95,7 @@ def pack_dataset(
     """
     from lpbf_data.places.folder import DatasetFolder
     from lpbf_data.reading.catalog import read_manifest
-    from lpbf_data.stores.packed import PackedWriter, without_place
+    from lpbf_data.stores.packed import PackedWriter, with_split_only
     from lpbf_data.stores.packed_codec import known_fields
 
     _check_tolerance(tolerance)
@@ -119,7 +119,7 @@ def pack_dataset(
         kept = sum(record.placement is not None for record in manifest.records)
         with progress(kept, "pack", "case") as bar:
             for record, case in _cases(src, manifest, specs):
-                errors = writer.add(without_place(record), case)
+                errors = writer.add(with_split_only(record), case)
                 if errors is None:
                     left_out.append(record.case_id)
                 else:

@@ -41,7 +41,7 @@ from flare_model.local_page.uploads import (
 )
 from flare_model.prediction.part import Meshing
 from lpbf_data.errors import LpbfError, UsageError
-from lpbf_data.geometry.compensation import LARGEST_SCALE
+from lpbf_data.geometry.compensation import MAX_SCALE
 from lpbf_data.geometry.surface_formats import SURFACE_SUFFIXES, Units
 from lpbf_data.viewer.page import render_page
 
@@ -225,7 +225,7 @@ def _asked(words: Mapping[str, str], usual_points: int) -> Asked:
     if units is not None and units not in get_args(Units):
         raise UsageError(f"units must be one of {', '.join(get_args(Units))}")
     points = _number(words.get("points"), int, "points", 8, MOST_POINTS)
-    scale = _number(words.get("scale"), float, "scale", -LARGEST_SCALE, LARGEST_SCALE)
+    scale = _number(words.get("scale"), float, "scale", -MAX_SCALE, MAX_SCALE)
     anyway = (words.get("anyway") or "false").lower()
     if anyway not in ("true", "false"):
         raise UsageError("anyway must be true or false")
@@ -269,7 +269,7 @@ def _render(computing: Computing, most: int) -> bytes:
         "points": computing.points,
         "most_points": MOST_POINTS,
         "most_mb": f"{most / 1e6:,.0f}",
-        "scale": LARGEST_SCALE,
+        "scale": MAX_SCALE,
     }
     data = {
         "parts": [],

@@ -16,7 +16,7 @@ from flare_model.data.batches import Batch
 from flare_model.data.splits import Split
 from flare_model.data.targets import Target
 from lpbf_data.errors import UsageError
-from lpbf_data.serving.batch_source import Order
+from lpbf_data.serving.batch_source import BatchRequest
 from lpbf_data.serving.collating import join_ragged
 from lpbf_data.serving.transforms import RandomSymmetry
 
@@ -105,7 +105,7 @@ class Resident:
             signs.append(picked.sign())
         return torch.stack(sources).to(self._device), torch.stack(signs).to(self._device)
 
-    def batch(self, order: Order) -> Batch:
+    def batch(self, order: BatchRequest) -> Batch:
         """The batch that the loader would give.
 
         Args:

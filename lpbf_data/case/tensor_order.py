@@ -20,10 +20,10 @@ ENSIGHT_ORDER: Final[TensorOrder] = ("xx", "yy", "zz", "xy", "xz", "yz")
 VTK_ORDER: Final[TensorOrder] = ("xx", "yy", "zz", "xy", "yz", "xz")
 """VTK and its files; VTK's EnSight readers turn the manual's order into it. NetFabb writes EnSight files in it too."""
 
-_MOST_POINTS: Final = 4096  # that an order is judged by: those where the two orders differ most
-_LEAST_DIFFERENCE: Final = 2e-5  # of the largest principal stress; text files round to 5e-7
-_MUCH_NEARER: Final = 0.2
-_LARGEST_ERROR: Final = 0.01  # of the largest principal stress
+_MAX_POINTS: Final = 4096  # that an order is judged by: those where the two orders differ most
+_MIN_DIFFERENCE: Final = 2e-5  # of the largest principal stress; text files round to 5e-7
+_MAX_ERROR_RATIO: Final = 0.2
+_MAX_ERROR: Final = 0.01  # of the largest principal stress
 
 
 def reorder(values: NDArray[Any], given: TensorOrder, wanted: TensorOrder) -> NDArray[Any]:
@@ -76,17 +76,17 @@ def order_by_principal_values(values: NDArray[Any], principal: NDArray[Any]) -> 
     # The two orders differ in the determinant alone, by this much.
     difference = np.abs((values[:, 1] - values[:, 0]) * (values[:, 5] ** 2 - values[:, 4] ** 2))
     chosen = np.arange(len(values))
-    if len(values) > _MOST_POINTS:
-        chosen = np.argpartition(difference, -_MOST_POINTS)[-_MOST_POINTS:]
+    if len(values) > _MAX_POINTS:
+        chosen = np.argpartition(difference, -_MAX_POINTS)[-_MAX_POINTS:]
     error = {
         order: float(np.abs(np.linalg.eigvalsh(as_matrices(values[chosen], order)) - principal[chosen]).max(initial=0))
         for order in (ENSIGHT_ORDER, VTK_ORDER)
     }
     best = min(error, key=lambda order: error[order])
     worst = max(error.values())
-    if worst <= _LEAST_DIFFERENCE * scale:
+    if worst <= _MIN_DIFFERENCE * scale:
         return None
-    if error[best] > min(_MUCH_NEARER * worst, _LARGEST_ERROR * scale):
+    if error[best] > min(_MAX_ERROR_RATIO * worst, _MAX_ERROR * scale):
         raise ValueError(
             f"the tensors' principal values differ from those beside them by up to {error[best]:.3g} in either order"
         )

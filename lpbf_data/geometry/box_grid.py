@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lpbf_data.errors import CaseError, FailureReason
 
-LARGEST_GRID: Final = 64_000_000
+MAX_VOXELS: Final = 64_000_000
 """Most voxels of a grid: 64 MB of solid and empty."""
 
 _TOLERANCE: Final = 0.02
@@ -46,7 +46,7 @@ class BoxGrid:
 
         Raises:
             CaseError: If there are no cells, one isn't a box along the axes, two overlap, a point belongs to no cell,
-                or the grid would have more than `LARGEST_GRID` voxels.
+                or the grid would have more than `MAX_VOXELS` voxels.
         """
         _check_numbers(points, cells)
         corners = np.ascontiguousarray(cells.T)
@@ -54,7 +54,7 @@ class BoxGrid:
         _check_boxes([numbers[corners] for _, numbers in axes])
         vertices = np.stack([numbers for _, numbers in axes], axis=1)
         shape = (len(axes[0][0]) - 1, len(axes[1][0]) - 1, len(axes[2][0]) - 1)
-        if math.prod(shape) > LARGEST_GRID:
+        if math.prod(shape) > MAX_VOXELS:
             raise _refused(f"its planes make a grid of {' × '.join(map(str, shape))} voxels, more than are taken")
         return cls((axes[0][0], axes[1][0], axes[2][0]), _fill(vertices, corners, shape), vertices)
 

@@ -20,11 +20,11 @@ from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
 from lpbf_data.geometry.crossings import crossing_triangles
 from lpbf_data.geometry.surface_formats import SURFACE_SUFFIXES
 
-MOST_TRIANGLES: Final = 1_000_000
+MAX_TRIANGLES: Final = 1_000_000
 """Triangles of a subdivided surface, at most."""
 
-LARGEST_SCALE: Final = 5.0
-_MOST_PLACES: Final = 5
+MAX_SCALE: Final = 5.0
+_MAX_EXAMPLES: Final = 5
 _NEAR: Final = 8  # cells whose centres are nearest to a vertex: one of them is the nearest cell
 
 
@@ -111,8 +111,8 @@ def check_scale(scale: float) -> None:
     Raises:
         UsageError: If it isn't.
     """
-    if not (math.isfinite(scale) and abs(scale) <= LARGEST_SCALE):
-        raise UsageError(f"--scale must lie between -{LARGEST_SCALE:g} and {LARGEST_SCALE:g}, not {scale:g}")
+    if not (math.isfinite(scale) and abs(scale) <= MAX_SCALE):
+        raise UsageError(f"--scale must lie between -{MAX_SCALE:g} and {MAX_SCALE:g}, not {scale:g}")
 
 
 def check_files(source: Path, target: Path, scale: float) -> None:
@@ -151,8 +151,8 @@ def refuse_crossings(found: Compensated, name: str, scale: float) -> None:
     """
     if not len(found.crossings):
         return
-    places = "; ".join("x {:.2f}, y {:.2f}, z {:.2f} mm".format(*place) for place in found.crossings[:_MOST_PLACES])
-    more = ", …" if len(found.crossings) > _MOST_PLACES else ""
+    places = "; ".join("x {:.2f}, y {:.2f}, z {:.2f} mm".format(*place) for place in found.crossings[:_MAX_EXAMPLES])
+    more = ", …" if len(found.crossings) > _MAX_EXAMPLES else ""
     raise GeometryError(
         f"{name} would cross itself at {len(found.crossings):,} places ({places}{more}), and isn't written; "
         f"take a --scale nearer to 0 than {scale:g}, or widen the gaps there"
@@ -164,7 +164,7 @@ def _turned_over(before: Surface, behind: Surface) -> NDArray[np.int64]:
     return np.flatnonzero(np.einsum("tk,tk->t", before.area_vectors(), behind.area_vectors()) < 0)
 
 
-def subdivide(surface: Surface, edge: float, most: int = MOST_TRIANGLES) -> tuple[Surface, float]:
+def subdivide(surface: Surface, edge: float, most: int = MAX_TRIANGLES) -> tuple[Surface, float]:
     """Split edges until none is longer than asked for, as far as a number of triangles allows.
 
     An edge is split for both of its triangles alike, so that a closed surface stays closed. What is flat stays flat.

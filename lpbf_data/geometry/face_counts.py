@@ -8,7 +8,7 @@ from typing import Final
 
 from lpbf_data.errors import GeometryError
 
-MOST_TRIANGLES: Final = 3_000_000
+MAX_TRIANGLES: Final = 3_000_000
 """Triangles that are read from an OBJ, PLY or OFF file; each takes up to 760 bytes."""
 
 _HEADER: Final = 2**16
@@ -23,7 +23,7 @@ def check_face_count(path: Path) -> None:
         path: An OBJ, PLY or OFF file.
 
     Raises:
-        GeometryError: If it holds more than `MOST_TRIANGLES` faces.
+        GeometryError: If it holds more than `MAX_TRIANGLES` faces.
         OSError: If it can't be read.
     """
     count = {".obj": _lines_with_faces, ".ply": _stated_by_ply, ".off": _stated_by_off}[path.suffix.lower()](path)
@@ -31,14 +31,14 @@ def check_face_count(path: Path) -> None:
 
 
 def refuse_too_many(count: int) -> None:
-    """Refuse more than `MOST_TRIANGLES` triangles.
+    """Refuse more than `MAX_TRIANGLES` triangles.
 
     Raises:
         GeometryError: If there are more.
     """
-    if count > MOST_TRIANGLES:
+    if count > MAX_TRIANGLES:
         raise GeometryError(
-            f"it holds {count:,} triangles; at most {MOST_TRIANGLES:,} are read from OBJ, PLY and OFF files; coarsen "
+            f"it holds {count:,} triangles; at most {MAX_TRIANGLES:,} are read from OBJ, PLY and OFF files; coarsen "
             "the surface, or save it as a binary STL"
         )
 

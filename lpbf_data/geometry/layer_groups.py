@@ -20,10 +20,10 @@ from lpbf_data.errors import UsageError
 GROUP_THICKNESS: Final = 2.5
 """Thickness in mm that a group of layers comes near to: the lumped layer of the published data set."""
 
-FEWEST_GROUPS: Final = 4
+MIN_GROUPS: Final = 4
 """Groups that even a low part is divided into, where it has so many planes of cells."""
 
-_DEEPEST: Final = 4
+_MAX_REFINEMENT: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class PlaneGroup:
 
 
 def choose_refinement(
-    planes: int, cell_height: float, thickness: float = GROUP_THICKNESS, fewest: int = FEWEST_GROUPS
+    planes: int, cell_height: float, thickness: float = GROUP_THICKNESS, min_groups: int = MIN_GROUPS
 ) -> int:
     """How often a group is halved to give a cell, so that groups come near to a thickness.
 
@@ -57,15 +57,15 @@ def choose_refinement(
         planes: Planes of cells in the part.
         cell_height: Height of a cell in mm.
         thickness: Thickness in mm that groups come near to.
-        fewest: Groups that even a low part is divided into, where it has so many planes.
+        min_groups: Groups that even a low part is divided into, where it has so many planes.
 
     >>> choose_refinement(40, 0.6), choose_refinement(25, 2.4), choose_refinement(8, 0.6), choose_refinement(3, 0.6)
     (2, 0, 1, 0)
     """
     wanted = round(math.log2(thickness / cell_height))
-    if fewest > 1:
-        wanted = min(wanted, int(math.log2(planes / fewest)) if planes >= fewest else 0)
-    return max(0, min(wanted, _DEEPEST))
+    if min_groups > 1:
+        wanted = min(wanted, int(math.log2(planes / min_groups)) if planes >= min_groups else 0)
+    return max(0, min(wanted, _MAX_REFINEMENT))
 
 
 def layers_per_cell(cell_height: float, layer_thickness: float) -> int:

@@ -15,22 +15,22 @@ from lpbf_data.geometry.closed_surface import Surface
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from lpbf_data.remarks import Remark, Treatment
 
-VOLUME_SAID: Final = 0.1
+VOLUME_REPORTED: Final = 0.1
 """Relative deviation of the volume from which it is said."""
 
 VOLUME_REFUSED: Final = 0.5
 """Relative deviation of the volume from which a mesh isn't the part any more."""
 
-EXTENT_SAID: Final = 0.05
+EXTENT_REPORTED: Final = 0.05
 """Relative deviation of an extent, beside two cells, from which it is said."""
 
 EXTENT_REFUSED: Final = 0.2
 """Relative deviation of an extent, beside two cells, from which a mesh isn't the part any more."""
 
-MISSING_SAID: Final = 0.05
+MISSING_REPORTED: Final = 0.05
 """Share of the walls that aren't in the mesh from which it is said."""
 
-USUAL_MOST_POINTS: Final = 50_000
+USUAL_MAX_POINTS: Final = 50_000
 """Points that the parts of the published data set have at most (G.2): more take long, and no model knows them."""
 
 _ONE_CELL: Final = 1.05  # cells across a wall that are sure to hold the centre of one
@@ -39,7 +39,7 @@ _TRIALS: Final = (1, 2, 4)  # times as many points as were asked for, to keep a 
 _NO_ADVICE: Final = 10_000_000  # points that nothing here computes with
 _MANY: Final = 1.5  # times as many points as were asked for: from there on it is said
 _RAYS: Final = 500
-_MOST_HITS: Final = 10_000_000  # pairs of rays and triangles in all
+_MAX_HITS: Final = 10_000_000  # pairs of rays and triangles in all
 _PAIRS: Final = 500_000  # of them that are looked at together
 _FACING: Final = 0.9  # cosine: sides of a wall face away from each other, those of a wedge don't
 _THINNEST: Final = 0.01  # share of the surface that may be thinner still
@@ -74,7 +74,7 @@ class MeshCheck:
     @property
     def needed_points(self) -> int | None:
         """About how many points give the thinnest walls a cell, and struts cells that hang together; None if so."""
-        in_pieces = self.left_out > 0 and self.missing > MISSING_SAID
+        in_pieces = self.left_out > 0 and self.missing > MISSING_REPORTED
         wanted = _HANGS_TOGETHER if in_pieces else _ONE_CELL
         if self.cells_across is None or self.cells_across >= (wanted if in_pieces else 1):
             return None
@@ -84,9 +84,9 @@ class MeshCheck:
     def resolved_wall(self) -> float | None:
         """Walls in mm that the usual largest number of points would resolve; None where fewer resolve those it has."""
         needed = self.needed_points
-        if needed is None or needed <= USUAL_MOST_POINTS or self.wall is None:
+        if needed is None or needed <= USUAL_MAX_POINTS or self.wall is None:
             return None
-        return self.wall * math.cbrt(needed / USUAL_MOST_POINTS)
+        return self.wall * math.cbrt(needed / USUAL_MAX_POINTS)
 
     def differing_axes(self, bound: float) -> tuple[int, ...]:
         """Axes along which mesh and surface differ by more than two cells and a share."""
@@ -101,8 +101,8 @@ class MeshCheck:
     @property
     def is_quite_the_part(self) -> bool:
         """Whether volume, extents and walls are those of the part, so that what is found on the mesh is said of it."""
-        there = abs(self.volume - 1) <= VOLUME_SAID and self.missing <= MISSING_SAID
-        return there and not self.differing_axes(EXTENT_SAID)
+        there = abs(self.volume - 1) <= VOLUME_REPORTED and self.missing <= MISSING_REPORTED
+        return there and not self.differing_axes(EXTENT_REPORTED)
 
     def differences(self) -> tuple[str, ...]:
         """What differs by more than the stated bounds, in numbers."""
@@ -115,13 +115,13 @@ class MeshCheck:
         """The same without walls that are thin, but there."""
         found = [
             f"{self.extents[k]:.4g} of {self.surface_extents[k]:.4g} mm along {'xyz'[k]}"
-            for k in self.differing_axes(EXTENT_SAID)
+            for k in self.differing_axes(EXTENT_REPORTED)
         ]
-        if abs(self.volume - 1) > VOLUME_SAID:
+        if abs(self.volume - 1) > VOLUME_REPORTED:
             found.append(f"{self.volume:.0%} of its volume")
         if self.left_out:
             found.append(f"{self.left_out:,} cells in loose pieces are missing")
-        if self.missing > MISSING_SAID:
+        if self.missing > MISSING_REPORTED:
             found.append(f"{self.missing:.0%} of its walls are missing")
         return tuple(found)
 
@@ -134,7 +134,7 @@ class MeshCheck:
         if self.resolved_wall is None:
             return said
         return (
-            f"{said}; since that is more than the usual {USUAL_MOST_POINTS:,}, make these walls "
+            f"{said}; since that is more than the usual {USUAL_MAX_POINTS:,}, make these walls "
             f"{self.resolved_wall:.2g} mm thick, or cut the part into pieces"
         )
 
@@ -199,7 +199,7 @@ def _walls(
     corners = surface.vertices[surface.triangles]
     normals = surface.area_vectors()
     areas = np.linalg.norm(normals, axis=1)
-    count = min(_RAYS, max(20, _MOST_HITS // len(corners)))
+    count = min(_RAYS, max(20, _MAX_HITS // len(corners)))
     rng = np.random.default_rng(0)
     chosen = np.searchsorted(np.cumsum(areas), (np.arange(count) + rng.random(count)) / count * areas.sum())
     chosen = chosen[chosen < len(corners)]
@@ -280,9 +280,9 @@ def remarks_on(check: MeshCheck, name: str) -> tuple[Remark, ...]:
     if not differences:
         return ()
     sentence = (
-        f"the mesh differs from the surface: by more than {VOLUME_SAID:.0%} of its volume, by {EXTENT_SAID:.0%} and "
-        "two cells of an extent, by loose pieces or missing walls, or where walls are thinner than a cell; more points "
-        "come closer"
+        f"the mesh differs from the surface: by more than {VOLUME_REPORTED:.0%} of its volume, by "
+        f"{EXTENT_REPORTED:.0%} and two cells of an extent, by loose pieces or missing walls, or where walls are "
+        "thinner than a cell; more points come closer"
     )
     example = f"{name}: {', '.join(differences)}; {check.advice()}"
     return (Remark(Treatment.CHANGED, "mesh_differs", sentence, 1, (example,)),)

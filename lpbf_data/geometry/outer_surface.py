@@ -132,7 +132,7 @@ def outer_faces(points: NDArray[np.floating[Any]], cells: NDArray[np.integer[Any
 
 
 @dataclass(frozen=True)
-class Surface:
+class MeshSurface:
     """The surface of a mesh with points of its own.
 
     Attributes:
@@ -144,7 +144,7 @@ class Surface:
     faces: NDArray[np.int64]
 
 
-def extract_surface(points: NDArray[np.floating[Any]], cells: NDArray[np.integer[Any]]) -> Surface:
+def extract_surface(points: NDArray[np.floating[Any]], cells: NDArray[np.integer[Any]]) -> MeshSurface:
     """The surface of a mesh, without the points inside.
 
     Args:
@@ -152,4 +152,4 @@ def extract_surface(points: NDArray[np.floating[Any]], cells: NDArray[np.integer
         cells: Zero-based connectivity, [E, 8].
     """
     numbers, faces = np.unique(outer_faces(points, cells), return_inverse=True)
-    return Surface(numbers, faces.reshape(-1, 4))
+    return MeshSurface(numbers, faces.reshape(-1, 4))

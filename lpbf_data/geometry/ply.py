@@ -29,7 +29,7 @@ _TYPES: Final = {
 }  # fmt: skip
 _ORDERS: Final = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 _LISTS: Final = ("vertex_indices", "vertex_index")
-_MOST_HEADER: Final = 2**16
+_MAX_HEADER_BYTES: Final = 2**16
 _AT_ONCE: Final = 10_000  # lines that are turned into numbers together
 
 Row = dict[str, Any]
@@ -105,10 +105,10 @@ def _fans(polygons: NDArray[np.int64]) -> NDArray[np.int64]:
 def _read_header(path: Path) -> tuple[str, list[_Element], int]:
     """Byte order ("" for text), elements, and where they begin."""
     with path.open("rb") as stream:
-        head = stream.read(_MOST_HEADER)
+        head = stream.read(_MAX_HEADER_BYTES)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         with open_text(path) as stream_of_text:
-            head = stream_of_text.read(_MOST_HEADER).encode("ascii", "replace")
+            head = stream_of_text.read(_MAX_HEADER_BYTES).encode("ascii", "replace")
     head = head.removeprefix(b"\xef\xbb\xbf")
     mark = head.find(b"end_header")
     if not head.startswith(b"ply") or mark < 0:
@@ -246,15 +246,15 @@ class _Text:
 
     def _list(self, words: list[str], element: _Element, name: str) -> NDArray[np.int64]:
         """One list of a line, [1, length]."""
-        numbers, place = _numbers(words, element), 0
+        numbers, position = _numbers(words, element), 0
         for label, _, length in element.properties:
-            count = int(numbers[place]) if length and place < len(numbers) else 1
-            begin = place + bool(length)
-            place = begin + count
-            if count < 0 or place > len(numbers):
+            count = int(numbers[position]) if length and position < len(numbers) else 1
+            begin = position + bool(length)
+            position = begin + count
+            if count < 0 or position > len(numbers):
                 break
             if label == name:
-                return _whole(numbers[begin:place])[None]
+                return _whole(numbers[begin:position])[None]
         raise GeometryError(f"a line of {element.name} isn't what the header says: {' '.join(words)[:40]!r}")
 
     def _rows(self, element: _Element) -> Iterator[list[str]]:

@@ -25,7 +25,7 @@ MAGNITUDE: Final = "magnitude"
 _BAR_SHARE: Final = 0.24  # height of the colour bar against that of a row of panels
 _PLAIN: Final = "#c9ccd1"
 _FONT: Final = 9
-_MOST_EDGES: Final = 5000  # faces of a part whose edges are drawn
+_MAX_FACES_WITH_EDGES: Final = 5000  # faces of a part whose edges are drawn
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _draw(pyvista: Any, plotter: Any, panel: Panel, style: dict[str, Any]) -> No
         points = points + panel.exaggeration * case.fields["displacement"]
     faces = outer_faces(case.points, case.cells)
     surface = pyvista.PolyData(points, np.insert(faces, 0, 4, axis=1).ravel())
-    look = {"show_edges": len(faces) < _MOST_EDGES, "edge_color": "#50545a", "line_width": 0.4}
+    look = {"show_edges": len(faces) < _MAX_FACES_WITH_EDGES, "edge_color": "#50545a", "line_width": 0.4}
     if values is None:
         plotter.add_mesh(surface, color=_PLAIN, ambient=0.45, diffuse=0.6, specular=0.0, **look)
     elif len(values) == len(points):

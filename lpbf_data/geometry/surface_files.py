@@ -25,9 +25,9 @@ from lpbf_data.remarks import Remark, Treatment
 
 _USUAL: Final = (1.0, 1000.0)  # mm: the largest extent of parts that machines build
 _POINTER: Final = b"version https://git-lfs.github.com/spec/"
-_MOST_BODIES: Final = 200
-_MOST_PAIRS: Final = 20_000_000
-_MOST_COMPARED: Final = 2_000  # pairs of shells; beyond, those whose boxes overlap count as one body
+_MAX_BODIES: Final = 200
+_MAX_PAIRS: Final = 20_000_000
+_MAX_COMPARED: Final = 2_000  # pairs of shells; beyond, those whose boxes overlap count as one body
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def load_bodies(path: Path, units: Units | None = None) -> SurfaceFile:
     try:
         surface, remarks, unit, told = _load(path, units)
         bodies = bodies_of(surface)
-        if len(bodies) > _MOST_BODIES:
-            raise GeometryError(f"it holds {len(bodies):,} bodies; at most {_MOST_BODIES} are read")
+        if len(bodies) > _MAX_BODIES:
+            raise GeometryError(f"it holds {len(bodies):,} bodies; at most {_MAX_BODIES} are read")
     except GeometryError as error:
         raise GeometryError(f"{path}: {error}") from error
     if len(bodies) > 1:
@@ -179,13 +179,13 @@ def _groups(surface: Surface, shell: NDArray[np.int64], count: int) -> NDArray[n
     for k in range(3):
         np.minimum.at(low, shell, surface.vertices[surface.triangles[:, k]])
         np.maximum.at(high, shell, surface.vertices[surface.triangles[:, k]])
-    if count * count > _MOST_PAIRS:
+    if count * count > _MAX_PAIRS:
         raise GeometryError(f"it holds {count:,} separate shells, more than a part has; is it a scan or a simulation?")
     near = np.ones((count, count), bool)
     for axis in range(3):
         near &= (low[:, None, axis] <= high[None, :, axis]) & (low[None, :, axis] <= high[:, None, axis])
     pairs = np.argwhere(np.triu(near, 1))
-    if len(pairs) <= _MOST_COMPARED:
+    if len(pairs) <= _MAX_COMPARED:
         solids = [_solid(surface, surface.triangles[shell == n]) if (pairs == n).any() else None for n in range(count)]
         pairs = np.array([pair for pair in pairs.tolist() if _hang_together(solids, *pair)], np.int64).reshape(-1, 2)
     graph = coo_array((np.ones(len(pairs), bool), pairs.T), shape=(count, count))

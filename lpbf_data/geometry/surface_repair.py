@@ -20,8 +20,8 @@ from lpbf_data.geometry.rows import unique_rows
 from lpbf_data.remarks import Remark, Treatment
 
 _WELDS: Final = (1e-8, 1e-7, 1e-6)  # of the largest extent: what rounding moves
-_MOST: Final = 1e12  # of any unit: volumes beyond lose their digits
-_MOST_NEAR: Final = 60  # corners at one place, before welding is given up
+_MAX_COORDINATE: Final = 1e12  # of any unit: volumes beyond lose their digits
+_MAX_NEAR: Final = 60  # corners at one place, before welding is given up
 
 
 def repair(corners: NDArray[np.float64], name: str) -> tuple[Surface, list[Remark]]:
@@ -42,7 +42,7 @@ def repair(corners: NDArray[np.float64], name: str) -> tuple[Surface, list[Remar
     if not np.isfinite(corners).all():
         raise GeometryError("a coordinate of the surface is not a finite number; export it again from the CAD program")
     largest = max(float(corners.max()), -float(corners.min()))
-    if not 1 / _MOST < largest < _MOST:
+    if not 1 / _MAX_COORDINATE < largest < _MAX_COORDINATE:
         raise GeometryError(f"its lengths are no part's: its largest coordinate is {largest:.3g}")
     first, number = unique_rows(corners.reshape(-1, 3))
     vertices, triangles = corners.reshape(-1, 3)[first], number.reshape(-1, 3)
@@ -99,7 +99,7 @@ def _weld(
     loose = np.union1d(loose, triangles[:, [1, 2, 0]].T.ravel()[before])
     tree = cKDTree(vertices[loose])
     for share in _WELDS:
-        if tree.count_neighbors(tree, share * size) > _MOST_NEAR * len(loose):
+        if tree.count_neighbors(tree, share * size) > _MAX_NEAR * len(loose):
             break
         pairs = tree.query_pairs(share * size, output_type="ndarray")
         if not len(pairs):

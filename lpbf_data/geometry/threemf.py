@@ -36,14 +36,14 @@ _SLICERS: Final = re.compile(
 )  # what PrusaSlicer and its descendants say of volumes that are no solids
 _CURA: Final = re.compile(r"cura:(anti_overhang|cutting|infill|support)_mesh")
 _UNPACKED: Final = 256 * 2**20  # bytes that any archive may unfold to, beside ten times its size
-_MOST_TRIANGLES: Final = 3_000_000  # that a small archive may place
-_DEEPEST: Final = 16
+_MAX_TRIANGLES: Final = 3_000_000  # that a small archive may build
+_MAX_DEPTH: Final = 16
 _CHUNK: Final = 2**18
 
 
 @dataclass
 class _Object:
-    """A mesh, or other objects at places: (file, id, [4, 3])."""
+    """A mesh, or components: other objects as (file, id, transform [4, 3])."""
 
     kind: str = "model"
     vertices: array[float] = field(default_factory=lambda: array("d"))
@@ -118,9 +118,9 @@ def _read(archive: zipfile.ZipFile, size: int) -> tuple[NDArray[np.float64], _Mo
     root = _root_of(archive, members)
     if root not in models:
         raise GeometryError(f"it holds no {root}; save it again")
-    unpacked, most = sum(info.file_size for info in models.values()), 10 * size + _UNPACKED
-    if unpacked > most:
-        raise GeometryError(f"it unfolds to {unpacked / 2**20:,.0f} MiB; at most {most / 2**20:,.0f} MiB are read")
+    unpacked, max_bytes = sum(info.file_size for info in models.values()), 10 * size + _UNPACKED
+    if unpacked > max_bytes:
+        raise GeometryError(f"it unfolds to {unpacked / 2**20:,.0f} MiB; at most {max_bytes / 2**20:,.0f} MiB are read")
     _check_slicer(archive, members)
     parsed = {}
     for name, info in models.items():
@@ -136,12 +136,12 @@ def _read(archive: zipfile.ZipFile, size: int) -> tuple[NDArray[np.float64], _Mo
         raise GeometryError("its build is empty: it holds objects, and places none of them; save it again")
     if main.unit not in UNITS:
         raise GeometryError(f"its unit {main.unit[:20]!r} is unknown; known are: {', '.join(UNITS)}")
-    most_triangles = _MOST_TRIANGLES + size // 40
+    max_triangles = _MAX_TRIANGLES + size // 40
     pieces, count, supports = [np.empty((0, 3, 3))], 0, [0]
-    for piece in _placed(parsed, main.items, 0, [4 * most_triangles], supports):
+    for piece in _instances(parsed, main.items, 0, [4 * max_triangles], supports):
         count += len(piece)
-        if count > most_triangles:
-            raise GeometryError(f"it places more than {most_triangles:,} triangles")
+        if count > max_triangles:
+            raise GeometryError(f"it places more than {max_triangles:,} triangles")
         pieces.append(piece)
     if supports[0] and not count:
         raise GeometryError("it builds supports alone, and no solid")
@@ -183,20 +183,20 @@ def _root_of(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -
     return found[0].lstrip("/").lower() if found else _MODEL
 
 
-def _placed(
+def _instances(
     models: dict[str, _Model],
     items: list[tuple[str, str, NDArray[np.float64]]],
     depth: int,
     budget: list[int],
     supports: list[int],
 ) -> Iterator[NDArray[np.float64]]:
-    """Triangles of objects at their places.
+    """Triangles of the instances of objects, each transformed.
 
     `budget` bounds how many objects are visited; `supports` counts those that are left out, being supports or no solid.
     """
-    if depth > _DEEPEST:
-        raise GeometryError(f"its objects hold one another more than {_DEEPEST} deep")
-    for file, number, place in items:
+    if depth > _MAX_DEPTH:
+        raise GeometryError(f"its objects hold one another more than {_MAX_DEPTH} deep")
+    for file, number, transform in items:
         budget[0] -= 1000
         if budget[0] < 0:
             raise GeometryError("it places too many objects")
@@ -207,15 +207,15 @@ def _placed(
             supports[0] += 1
             continue
         if found.triangles:
-            yield _moved(_triangles_of(found), place)
-        for piece in _placed(models, found.components, depth + 1, budget, supports):
-            yield _moved(piece, place)
+            yield _transformed(_triangles_of(found), transform)
+        for piece in _instances(models, found.components, depth + 1, budget, supports):
+            yield _transformed(piece, transform)
 
 
-def _moved(corners: NDArray[np.float64], place: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Triangles at a place; where it mirrors them they are turned, so that they face the same side."""
-    moved: NDArray[np.float64] = corners @ place[:3] + place[3]
-    return moved[:, ::-1] if np.linalg.det(place[:3]) < 0 else moved
+def _transformed(corners: NDArray[np.float64], transform: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Transformed triangles, [T, 3, 3]; where the transform mirrors, their orientation is flipped back."""
+    moved: NDArray[np.float64] = corners @ transform[:3] + transform[3]
+    return moved[:, ::-1] if np.linalg.det(transform[:3]) < 0 else moved
 
 
 def _triangles_of(mesh: _Object) -> NDArray[np.float64]:
@@ -266,7 +266,7 @@ def _start(model: _Model, tag: str, given: dict[str, str]) -> None:
     elif tag in ("component", "item"):
         file = given.get("path", model.name).lstrip("/").lower()
         places = model.items if tag == "item" else now.components if now is not None else []
-        places.append((file, given["objectid"], _place(given.get("transform"))))
+        places.append((file, given["objectid"], _transform(given.get("transform"))))
     elif tag == "model":
         model.unit = given.get("unit", model.unit)
         model.extensions = given.get("requiredextensions", "").split()
@@ -276,11 +276,11 @@ def _start(model: _Model, tag: str, given: dict[str, str]) -> None:
         raise _no_solid(given["name"])
 
 
-def _place(text: str | None) -> NDArray[np.float64]:
-    """A transform of the specification, rows of [4, 3]; points are rows and stand before it."""
+def _transform(text: str | None) -> NDArray[np.float64]:
+    """A transform as the specification writes it, [4, 3] float64, applied to row vectors from the right."""
     if text is None:
         return np.eye(4, 3)
-    place = np.array([float(checked_number(word)) for word in text.split()])
-    if place.size != 12 or not np.isfinite(place).all():
+    transform = np.array([float(checked_number(word)) for word in text.split()])
+    if transform.size != 12 or not np.isfinite(transform).all():
         raise GeometryError(f"the transform {text[:40]!r} isn't 12 numbers")
-    return place.reshape(4, 3)
+    return transform.reshape(4, 3)

@@ -27,8 +27,8 @@ _OFF_CENTRE: Final = 1e-6 * np.array([0.6180339887, 0.3819660113])
 _ATTEMPTS: Final = 12
 _CLOSE_ENOUGH: Final = 0.04  # relative deviation from the number of points asked for
 _FALLS_APART: Final = 0.9
-_MOST_SAMPLES: Final = 64_000_000  # of a grid, 1 byte each, and 4 for a moment; the stated bound is 1 GiB with all else
-_MOST_ALONG: Final = 100_000
+_MAX_SAMPLES: Final = 64_000_000  # of a grid, 1 byte each, and 4 for a moment; the stated bound is 1 GiB with all else
+_MAX_SAMPLES_ALONG_AXIS: Final = 100_000
 _TILE: Final = 2_000_000  # samples and crossings that are worked on together
 
 
@@ -68,9 +68,9 @@ def _fill(
     The volume of a surface counts what lies in several shells several times.
     """
     fine = tuple(n * samples for n in shape)
-    if math.prod(fine) > _MOST_SAMPLES or max(fine) > _MOST_ALONG:
+    if math.prod(fine) > _MAX_SAMPLES or max(fine) > _MAX_SAMPLES_ALONG_AXIS:
         raise GeometryError(
-            f"a grid of {shape[0]:,} × {shape[1]:,} × {shape[2]:,} cells is too fine (at most {_MOST_SAMPLES:,}); ask "
+            f"a grid of {shape[0]:,} × {shape[1]:,} × {shape[2]:,} cells is too fine (at most {_MAX_SAMPLES:,}); ask "
             "for fewer points"
         )
     start, step = np.asarray(origin, np.float64), np.asarray(spacing, np.float64) / samples

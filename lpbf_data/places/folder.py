@@ -1,4 +1,4 @@
-"""Where a data set lies: a folder on this machine, a repository of the Hugging Face hub, or a URL that fsspec reads."""
+"""`DatasetFolder`: the files of a data set in a local folder, a Hugging Face repository, or a URL that fsspec reads."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, Final, Protocol, TypeVar, cast
 import fsspec
 
 from lpbf_data.errors import MissingFileError, UnreachableError, UsageError
+from lpbf_data.os_errors import read_error
 from lpbf_data.places.names import checked_name
-from lpbf_data.places.patience import TEMPORARY, OutOfPatienceError, patiently, status_of
-from lpbf_data.refusals import unreadable
+from lpbf_data.places.retries import TRANSIENT_STATUSES, RetriesExhaustedError, retry, status_of
 
 T = TypeVar("T")
 
-_LASTING: Final = (
+_PERMANENT: Final = (
     FileNotFoundError,
     PermissionError,
     NotADirectoryError,
@@ -32,7 +32,7 @@ _LASTING: Final = (
     AssertionError,
     SyntaxError,
 )
-"""What no second request mends: refusals, a lack of memory or of a package, and errors of a program."""
+"""Errors that a retry doesn't cure: missing files and rights, no memory, no package, and programming errors."""
 
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_URL: Final = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([^/]+))?/?")
@@ -50,13 +50,13 @@ class Files(Protocol):
 
     @property
     def identity(self) -> str:
-        """What tells this data set from another one whose manifest has the same bytes."""
+        """What distinguishes this data set from another one whose manifest has the same bytes."""
 
     def local_path(self, relative: str) -> Path | None:
-        """Where a file lies on this machine, if it does."""
+        """Local path of a file; None where there is no local copy."""
 
     def read(self, relative: str) -> bytes:
-        """The whole of a small file, which is worth keeping on this machine."""
+        """The content of a small file; remote implementations may keep a local copy."""
 
     def read_range(self, relative: str, start: int, stop: int | None) -> bytes:
         """Some bytes of a file; up to its end where stop is None, and from its end where start is negative."""
@@ -65,7 +65,7 @@ class Files(Protocol):
         """Relative names of the files directly in a folder."""
 
     def zarr_store(self, relative: str) -> Any:
-        """A Zarr group, as something that zarr opens."""
+        """A Zarr group, as a store or path that zarr opens."""
 
 
 class DatasetFolder:
@@ -100,10 +100,10 @@ class DatasetFolder:
         elif hub_url or ("://" not in self.name and not isinstance(name, Path) and is_hub_id(self.name)):
             from lpbf_data.places.hub import HubFiles  # huggingface_hub is loaded by those who use it
 
-            repository, asked = (hub_url[1], hub_url[2]) if hub_url else (self.name, None)
+            repository, url_revision = (hub_url[1], hub_url[2]) if hub_url else (self.name, None)
             self.files = HubFiles(
                 repository,
-                revision=revision or asked,
+                revision=revision or url_revision,
                 cache_dir=None if cache_dir is None else Path(cache_dir).expanduser().absolute(),
                 token=token,
                 offline=offline,
@@ -143,7 +143,7 @@ class LocalFiles:
     """A folder on this machine.
 
     Args:
-        root: The folder; a relative one is that of now, wherever the process goes later.
+        root: The folder; a relative one is resolved at once, so that a later change of folder does no harm.
     """
 
     is_remote = False
@@ -154,7 +154,7 @@ class LocalFiles:
         self.root = root.absolute()
 
     def local_path(self, relative: str) -> Path | None:
-        """Where a file lies."""
+        """Path of a file."""
         return self.root / checked_name(relative)
 
     def read(self, relative: str) -> bytes:
@@ -171,7 +171,7 @@ class LocalFiles:
         except FileNotFoundError as error:
             raise _missing(str(self.root), relative) from error
         except OSError as error:
-            raise unreadable(f"{self.root}/{relative}", error, f" can't be read: {error}") from error
+            raise read_error(f"{self.root}/{relative}", error, f" can't be read: {error}") from error
 
     def names(self, folder: str) -> list[str]:
         """Relative names of the files in a folder."""
@@ -184,10 +184,10 @@ class LocalFiles:
 
 
 class UrlFiles:
-    """Anything that fsspec reads. Every read is repeated within the limit of [patience][lpbf_data.places.patience].
+    """Anything that fsspec reads. Every read is repeated within the limits of [retries][lpbf_data.places.retries].
 
     Args:
-        url: Where the data set lies.
+        url: URL of the data set.
 
     Raises:
         UsageError: If fsspec can't open the URL.
@@ -209,21 +209,27 @@ class UrlFiles:
         return system, root
 
     def _try(self, relative: str, action: Callable[[Any, str], T]) -> T:
-        """Do something with a file, again after a pause when it fails."""
+        """Do something with a file, with retries.
+
+        Raises:
+            MissingFileError: If there is no such file.
+            UnreachableError: If the server, the network or the operating system refuses it.
+            StoreError: If it can't be read for another reason.
+        """
         checked_name(relative)
         system, root = self._system()
         what = f"{self.url}/{relative}"
         try:
-            return patiently(lambda: action(system, f"{root}/{relative}"), self.url, _may_pass)
+            return retry(lambda: action(system, f"{root}/{relative}"), self.url, _is_transient)
         except FileNotFoundError as error:
             raise _missing(self.url, relative) from error
-        except OutOfPatienceError as error:
-            raise UnreachableError(f"{what} can't be read now: {error.story}; {error.cure}") from error
+        except RetriesExhaustedError as error:
+            raise UnreachableError(f"{what} can't be read now: {error.summary}; {error.advice}") from error
         except Exception as error:  # every file system has errors of its own
-            raise unreadable(what, error, f" can't be read: {error or type(error).__name__}") from error
+            raise read_error(what, error, f" can't be read: {error or type(error).__name__}") from error
 
     def local_path(self, relative: str) -> Path | None:  # noqa: ARG002
-        """Nowhere."""
+        """None: files of a URL have no local copy."""
         return None
 
     def read(self, relative: str) -> bytes:
@@ -253,9 +259,9 @@ class UrlFiles:
         return RemoteZarr(self, relative)
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether a read may succeed the next time. Every file system has errors of its own: what isn't known may pass."""
-    if isinstance(error, _LASTING):
+def _is_transient(error: Exception) -> bool:
+    """Whether a retry may succeed. Every file system has errors of its own: unknown ones count as transient."""
+    if isinstance(error, _PERMANENT):
         return False
     status = status_of(error)
-    return status is None or status in TEMPORARY
+    return status is None or status in TRANSIENT_STATUSES

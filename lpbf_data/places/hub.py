@@ -1,10 +1,10 @@
 """Data sets on the Hugging Face hub: small files through its cache, shards by byte ranges.
 
 Names, revisions, tokens, the cache folder, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to huggingface_hub, whose
-session does the talking. Files that its cache holds already (after `hf download`, say) are read from there. Requests
+session is used. Files that its cache holds already (after `hf download`, say) are read from there. Requests
 are made here and not by its functions, because these wait for as long as a server asks them to, or don't repeat at all:
-here every one of them, for a commit, a listing, a file or a range, is repeated within the one limit of
-[patience][lpbf_data.places.patience].
+here every one of them, for a commit, a listing, a file or a range, is repeated within the limits of
+[retries][lpbf_data.places.retries].
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from lpbf_data.durable import write_durably
 from lpbf_data.errors import MissingFileError, StoreError, UnreachableError, UsageError
 from lpbf_data.places.folder import LocalFiles
 from lpbf_data.places.names import checked_name
-from lpbf_data.places.patience import TEMPORARY, OutOfPatienceError, patiently, status_of
+from lpbf_data.places.retries import TRANSIENT_STATUSES, RetriesExhaustedError, retry, status_of
 
 _KIND: Final = "dataset"
 _MAIN: Final = "main"
@@ -81,7 +81,7 @@ class HubFiles:
         self.endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
         self.offline = constants.is_offline_mode() if offline is None else offline
         self._commit: str | None = None
-        self._places: dict[str, str] = {}
+        self._download_urls: dict[str, str] = {}
 
     @property
     def commit(self) -> str:
@@ -92,7 +92,7 @@ class HubFiles:
             StoreError: If the hub can't be reached and this machine has no copy.
         """
         if self._commit is None:
-            with self._telling("its commit"):
+            with self._wrap_errors("its commit"):
                 validate_repo_id(self.repository)
                 self._commit = self._find_commit()
         return self._commit
@@ -103,14 +103,14 @@ class HubFiles:
         if self.revision is not None and _COMMIT.fullmatch(self.revision):
             return self.revision
         try:
-            response = self._ask(self._api("revision", self.revision or _MAIN))
-        except OutOfPatienceError as error:
+            response = self._get_api(self._api("revision", self.revision or _MAIN))
+        except RetriesExhaustedError as error:
             try:
                 commit = self._snapshot().name
             except LocalEntryNotFoundError:
                 raise error from None
             warnings.warn(
-                f"{self.endpoint} can't be reached ({error.story}): of the data set {self.repository} this machine's "
+                f"{self.endpoint} can't be reached ({error.summary}): of the data set {self.repository} this machine's "
                 f"copy is read, commit {commit}, which may not be the newest",
                 HubWarning,
                 stacklevel=2,
@@ -122,7 +122,7 @@ class HubFiles:
         return commit
 
     def _api(self, verb: str, *parts: str) -> str:
-        """Address of what the hub's API says of the repository."""
+        """URL of an endpoint of the hub's API for this repository."""
         rest = "/".join(quote(part, safe="/" if number else "") for number, part in enumerate(parts))
         return f"{self.endpoint}/api/datasets/{self.repository}/{verb}/{rest}"
 
@@ -143,7 +143,7 @@ class HubFiles:
         return f"{self.repository}@{self.commit}"
 
     def local_path(self, relative: str) -> Path | None:
-        """Where huggingface_hub's cache has a file, if it does."""
+        """Path of a file in huggingface_hub's cache; None where the cache lacks it."""
         name = checked_name(relative)
         found = try_to_load_from_cache(
             self.repository, name, cache_dir=self.cache_dir, revision=self._commit or self.revision, repo_type=_KIND
@@ -161,7 +161,7 @@ class HubFiles:
         return data
 
     def _keep(self, relative: str, commit: str, data: bytes) -> None:
-        """Put a file where huggingface_hub looks for it: where there are no links, files lie in the snapshots."""
+        """Put a file into huggingface_hub's cache, in its layout without symbolic links."""
         name = checked_name(relative)
         folder = repo_folder_name(repo_id=self.repository, repo_type=_KIND)
         root = Path(self.cache_dir or constants.HF_HUB_CACHE) / folder
@@ -178,11 +178,11 @@ class HubFiles:
             )
 
     def read_range(self, relative: str, start: int, stop: int | None) -> bytes:
-        """Some bytes of a file, by one request where its place is known."""
+        """Some bytes of a file, by one request where its download URL is known."""
         path = self.local_path(relative)
         if path is not None:
             return LocalFiles(path.parent).read_range(path.name, start, stop)
-        with self._telling(relative):
+        with self._wrap_errors(relative):
             if self.offline:
                 raise OfflineModeIsEnabled("offline mode is on")
             span = f"{start}-{'' if stop is None else stop - 1}" if start >= 0 else str(start)
@@ -203,18 +203,18 @@ class HubFiles:
         return data
 
     def _request(self, relative: str, headers: dict[str, str]) -> httpx2.Response:
-        """Get a file from where the hub said it lies, or ask the hub first; large files lie on other servers."""
+        """Get a file from its known download URL, or by way of the hub, which redirects for large files."""
         home = hf_hub_url(self.repository, relative, repo_type=_KIND, revision=self.commit, endpoint=self.endpoint)
-        place = self._places.pop(relative, None)
-        if place is not None:
-            response = self._get(place, headers)
+        known_url = self._download_urls.pop(relative, None)
+        if known_url is not None:
+            response = self._get(known_url, headers)
             if response.status_code not in _EXPIRED:
-                self._places[relative] = place
+                self._download_urls[relative] = known_url
                 return response
         return self._follow(home, headers, relative)
 
     def _follow(self, url: str, headers: dict[str, str], relative: str | None = None) -> httpx2.Response:
-        """Get something from wherever the hub sends us; where that is, is kept for a file."""
+        """Get a URL, following redirects; the URL that a file ends up at is remembered."""
         response = self._get(url, headers)
         for _ in range(_REDIRECTS):
             if not response.is_redirect:
@@ -222,37 +222,41 @@ class HubFiles:
             url = urljoin(url, response.headers["Location"])
             response = self._get(url, headers)
             if relative is not None and not response.is_redirect:
-                self._places[relative] = url
+                self._download_urls[relative] = url
         return response
 
-    def _ask(self, url: str) -> httpx2.Response:
-        """Get what the hub's API says."""
+    def _get_api(self, url: str) -> httpx2.Response:
+        """Get a response of the hub's API.
+
+        Raises:
+            HfHubHTTPError: If its status is an error.
+        """
         response = self._follow(url, {})
         hf_raise_for_status(response)
         return response
 
     def _get(self, url: str, headers: dict[str, str]) -> httpx2.Response:
-        """One request, repeated within the limit. The token goes to the hub alone."""
+        """One request, with retries. The token is sent to the hub alone."""
         ours = urlsplit(url)[:2] == urlsplit(self.endpoint)[:2]
         known = build_hf_headers(token=self.token if ours else False, library_name="lpbf_data")
         sent = known | headers | {"Accept-Encoding": "identity"}
 
         def request() -> httpx2.Response:
             response = get_session().request("GET", url, headers=sent, follow_redirects=False, timeout=_SECONDS)
-            if response.status_code in TEMPORARY:
+            if response.status_code in TRANSIENT_STATUSES:
                 hf_raise_for_status(response)
             return response
 
-        return patiently(request, self.endpoint if ours else "{}://{}".format(*urlsplit(url)[:2]), _may_pass)
+        return retry(request, self.endpoint if ours else "{}://{}".format(*urlsplit(url)[:2]), _is_transient)
 
     def entries(self, folder: str) -> dict[str, bool]:
         """Names of what lies directly in a folder, and whether each is a folder."""
         if self.offline:
-            with self._telling(folder):
+            with self._wrap_errors(folder):
                 root = self._snapshot()
             return {path.name: path.is_dir() for path in (root / checked_name(folder)).glob("*")}
         found: dict[str, bool] = {}
-        with self._telling(folder):
+        with self._wrap_errors(folder):
             url: str | None = self._api("tree", self.commit, checked_name(folder))
             listed: set[str] = set()
             while url is not None:
@@ -263,7 +267,7 @@ class HubFiles:
                     )
                 listed.add(url)
                 try:
-                    response = self._ask(url)
+                    response = self._get_api(url)
                 except EntryNotFoundError:
                     return {}
                 found |= _entries_of(_json_of(response))
@@ -282,36 +286,36 @@ class HubFiles:
         return RemoteZarr(self, relative)
 
     @contextmanager
-    def _telling(self, what: str) -> Iterator[None]:
-        """Turn what huggingface_hub raises into one sentence that says what was tried and what to do."""
-        place = f"the data set {self.repository} on {self.endpoint}"
+    def _wrap_errors(self, what: str) -> Iterator[None]:
+        """Raise errors of huggingface_hub as this package's, in a sentence that says what was tried and what to do."""
+        subject = f"the data set {self.repository} on {self.endpoint}"
         try:
             yield
         except RepositoryNotFoundError as error:
             raise UsageError(
-                f"no folder {self.repository} lies here, and {place} isn't there, or isn't open to you: check the "
+                f"no folder {self.repository} lies here, and {subject} isn't there, or isn't open to you: check the "
                 "name, accept its conditions on its page, or give a token"
             ) from error
         except RevisionNotFoundError as error:
-            raise UsageError(f"{place} has no revision {self.revision}") from error
+            raise UsageError(f"{subject} has no revision {self.revision}") from error
         except HFValidationError as error:
             raise UsageError(f"no folder {self.repository} lies here, and it is no hub id: {error}") from error
         except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
             raise StoreError(self._unreachable(what, str(error))) from error
         except EntryNotFoundError as error:
             commit = self._commit or self.revision or "main"
-            raise MissingFileError(f"{place}, commit {commit}, has no {what}") from error
-        except OutOfPatienceError as error:
+            raise MissingFileError(f"{subject}, commit {commit}, has no {what}") from error
+        except RetriesExhaustedError as error:
             if status_of(error.last) is None:
-                raise UnreachableError(self._unreachable(what, error.story)) from error
-            raise UnreachableError(f"{place}: {what} can't be read now: {error.story}; {error.cure}") from error
+                raise UnreachableError(self._unreachable(what, error.summary)) from error
+            raise UnreachableError(f"{subject}: {what} can't be read now: {error.summary}; {error.advice}") from error
         except HfHubHTTPError as error:
-            raise StoreError(f"{place}: {what} can't be read: {error}") from error
+            raise StoreError(f"{subject}: {what} can't be read: {error}") from error
         except httpx2.HTTPError as error:
             raise UnreachableError(self._unreachable(what, f"{type(error).__name__}: {error}")) from error
 
-    def _unreachable(self, what: str, story: str) -> str:
-        tried = "offline mode is on" if self.offline else f"{self.endpoint} can't be reached ({story})"
+    def _unreachable(self, what: str, reason: str) -> str:
+        tried = "offline mode is on" if self.offline else f"{self.endpoint} can't be reached ({reason})"
         return (
             f"{what} of the data set {self.repository} is needed: {tried}, and huggingface_hub's cache "
             f"{self.cache_dir or constants.HF_HUB_CACHE} doesn't have it. Where there is a network, "
@@ -319,18 +323,18 @@ class HubFiles:
         )
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether a request may succeed the next time: the server was busy, or the connection failed."""
-    return isinstance(error, httpx2.TransportError) or status_of(error) in TEMPORARY
+def _is_transient(error: Exception) -> bool:
+    """Whether a retry may succeed: the server was busy, or the connection failed."""
+    return isinstance(error, httpx2.TransportError) or status_of(error) in TRANSIENT_STATUSES
 
 
 def _json_of(response: httpx2.Response) -> Any:
     try:
         return response.json()
     except ValueError as error:
-        place = urlsplit(str(response.url))
+        url = urlsplit(str(response.url))
         raise StoreError(
-            f"{place.scheme}://{place.netloc} answers with something that isn't JSON; is it a Hugging Face hub?"
+            f"{url.scheme}://{url.netloc} answers with something that isn't JSON; is it a Hugging Face hub?"
         ) from error
 
 

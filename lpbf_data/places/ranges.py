@@ -12,17 +12,17 @@ Range = tuple[int, int]
 REQUEST_COST: Final = 1 << 20
 """Bytes that arrive in the time of one more request (some 50 ms at 20 MB/s): a smaller gap is cheaper to fetch."""
 
-LARGEST_REQUEST: Final = 16 << 20
+MAX_REQUEST_BYTES: Final = 16 << 20
 """Bytes a request: a broken connection costs no more than this."""
 
 
-def merge_ranges(ranges: Iterable[Range], gap: int = REQUEST_COST, largest: int = LARGEST_REQUEST) -> list[Range]:
+def merge_ranges(ranges: Iterable[Range], gap: int = REQUEST_COST, max_bytes: int = MAX_REQUEST_BYTES) -> list[Range]:
     """Join ranges that lie close together.
 
     Args:
         ranges: Ranges in any order; they may overlap.
         gap: Bytes between two ranges that are fetched rather than spent a request on.
-        largest: Size from which on a result is not joined with the next one.
+        max_bytes: Size from which on a result is not joined with the next one.
 
     Returns:
         Ranges in ascending order that cover all the given ones.
@@ -32,7 +32,7 @@ def merge_ranges(ranges: Iterable[Range], gap: int = REQUEST_COST, largest: int 
     """
     merged: list[Range] = []
     for start, stop in sorted(ranges):
-        if merged and start - merged[-1][1] <= gap and stop - merged[-1][0] <= largest:
+        if merged and start - merged[-1][1] <= gap and stop - merged[-1][0] <= max_bytes:
             merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
         elif not merged or stop > merged[-1][1]:
             merged.append((max(start, merged[-1][1]) if merged else start, stop))

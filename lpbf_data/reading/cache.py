@@ -52,11 +52,11 @@ Cache = str | Path | bool | None
 CACHE_VERSION: Final = 2
 DEFAULT_SIZE: Final = "64 GB"
 
-_MAPPED: Final = 8192
+_MAX_MAPPED: Final = 8192
 _SCAN_EVERY: Final = 64 << 20
 _LOCKS: Final = 64
 _LOCK_SECONDS: Final = 120.0
-_OPENINGS: Final = 20
+_MAX_OPENINGS: Final = 20
 _UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -173,10 +173,10 @@ class CachedCases:
             OSError: If it can't be written to.
         """
         described = json.dumps(asdict(self.key), indent=1)
-        for _ in range(_OPENINGS):
+        for _ in range(_MAX_OPENINGS):
             with contextlib.suppress(FileNotFoundError):  # another process removed it between two of these steps
                 self.folder.mkdir(parents=True, exist_ok=True)
-                if not _says(self.folder / DESCRIBED, described):
+                if not _has_text(self.folder / DESCRIBED, described):
                     with _aside(self.folder / DESCRIBED) as aside:
                         aside.write_text(described, encoding="utf-8")
                         aside.replace(self.folder / DESCRIBED)
@@ -244,7 +244,7 @@ class CachedCases:
         except (OSError, ValueError):
             return None
         self._mapped[index] = found
-        if len(self._mapped) > _MAPPED:
+        if len(self._mapped) > _MAX_MAPPED:
             self._mapped.popitem(last=False)
         return found
 
@@ -303,7 +303,7 @@ def _aside(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def _says(path: Path, text: str) -> bool:
+def _has_text(path: Path, text: str) -> bool:
     try:
         return path.read_text(encoding="utf-8") == text
     except (OSError, ValueError):
@@ -328,12 +328,12 @@ def cache_root(cache: Cache) -> Path | None:
         return _expanded(cache, "cache")
     root = default_root()
     if root is None:
-        _tell_of_no_home()
+        _warn_of_no_home()
     return root
 
 
 @functools.cache
-def _tell_of_no_home() -> None:
+def _warn_of_no_home() -> None:
     """Once a process: Python's own memory of warnings is lost wherever somebody changes their filters."""
     warnings.warn(
         "there is no home folder for the cache, so cases are decoded anew each time; name a folder with LPBF_CACHE "

@@ -1,4 +1,4 @@
-"""Parquet shards that lie elsewhere: the footer once, then the pages of the wanted columns, in few large requests."""
+"""Remote Parquet shards: the footer once, then the pages of the selected columns, in few large requests."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from lpbf_data.case.schema import FieldSpec
 from lpbf_data.errors import StoreError
 from lpbf_data.places.folder import Files
 from lpbf_data.places.ranges import FetchedFile, Range, merge_ranges
-from lpbf_data.reading.kept_footers import KeptFooters
+from lpbf_data.reading.footer_cache import FooterCache
 from lpbf_data.stores.parquet import ParquetShard, fields_among, reason_of
 
 _TRAILER: Final = 8  # length of the footer, and the magic number
-_FOOTER_OF_ROW: Final = 5_000
-_FOOTER_LEAST: Final = 65_536  # what Arrow reads at once
+_FOOTER_BYTES_PER_ROW: Final = 5_000
+_MIN_FOOTER_BYTES: Final = 65_536  # what Arrow reads at once
 
 
 class RemoteShard:
-    """One shard read by ranges.
+    """One remote shard, read by byte ranges.
 
     Args:
-        files: Where it lies.
-        relative: Its name there.
+        files: The files of the data set.
+        relative: Name of the shard among them.
         size: Its size, as the manifest has it.
         rows: Its number of rows, for a guess of the size of its footer.
-        kept: Where footers are kept, if anywhere.
+        footers: Cache of footers, if any.
         checksum: Its SHA-256, as the manifest has it: a shard that is built anew can have name and size of the old one.
 
     Raises:
@@ -43,26 +43,26 @@ class RemoteShard:
         relative: str,
         size: int,
         rows: int,
-        kept: KeptFooters | None = None,
+        footers: FooterCache | None = None,
         checksum: str | None = None,
     ) -> None:
         self.name = f"{files.identity}/{relative}"
         self._files = files
         self._relative = relative
         self._size = size
-        content = f"{self.name}\0{size}\0{checksum or ''}"
-        tail = None if kept is None else kept.get(content)
-        if kept is not None and tail is not None:
+        key = f"{self.name}\0{size}\0{checksum or ''}"
+        tail = None if footers is None else footers.get(key)
+        if footers is not None and tail is not None:
             with contextlib.suppress(StoreError):
-                self._take(tail)
+                self._parse_footer(tail)
                 return
-            kept.drop(content)
-        tail = self._read_footer(min(_FOOTER_LEAST + _FOOTER_OF_ROW * rows, size))
-        self._take(tail)
-        if kept is not None:
-            kept.put(content, tail)
+            footers.drop(key)
+        tail = self._read_footer(min(_MIN_FOOTER_BYTES + _FOOTER_BYTES_PER_ROW * rows, size))
+        self._parse_footer(tail)
+        if footers is not None:
+            footers.put(key, tail)
 
-    def _take(self, tail: bytes) -> None:
+    def _parse_footer(self, tail: bytes) -> None:
         """Read the footer from the end of the file."""
         self._tail = (self._size - len(tail), tail)
         try:
@@ -98,7 +98,7 @@ class RemoteShard:
         return sum(int(group.column(number).total_compressed_size) for number in range(group.num_columns))
 
     def _ranges(self, rows: Sequence[int], columns: Sequence[str]) -> Iterator[Range]:
-        """Where the pages of some columns of some row groups lie."""
+        """Byte ranges of the pages of some columns of some row groups."""
         wanted = set(columns)
         for row in rows:
             group = self.metadata.row_group(row)

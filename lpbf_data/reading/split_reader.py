@@ -18,16 +18,16 @@ from lpbf_data.case.case import Case
 from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.case.schema import FieldSpec
 from lpbf_data.errors import CaseError, SchemaError, StoreError, UnreachableError, UsageError
+from lpbf_data.os_errors import read_error
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.reading.catalog import CaseAddress, read_catalog, read_manifest
-from lpbf_data.reading.kept_footers import KeptFooters
+from lpbf_data.reading.footer_cache import FooterCache
 from lpbf_data.reading.remote_shard import RemoteShard
-from lpbf_data.refusals import unreadable
 from lpbf_data.stores.npz import NPZ_FIELDS, NpzCase
 from lpbf_data.stores.parquet import ParquetShard, columns_of
 from lpbf_data.stores.selection import Arrays, Selection, check_arrays, finish_arrays
+from lpbf_data.stores.zarr_direct_reader import descriptors_allowed
 from lpbf_data.stores.zarr_parts import ZarrPart
-from lpbf_data.stores.zarr_quick_reader import descriptors_allowed
 
 __all__ = ["SplitReader", "read_manifest"]
 
@@ -55,7 +55,7 @@ class SplitReader:
         StoreError: If there is neither a manifest nor an index.
     """
 
-    def __init__(self, folder: DatasetFolder, split: str, footers: KeptFooters | None = None) -> None:
+    def __init__(self, folder: DatasetFolder, split: str, footers: FooterCache | None = None) -> None:
         self.folder = folder
         self._footers = footers
         self.split = split
@@ -63,9 +63,9 @@ class SplitReader:
         self.addresses = self.catalog.addresses
         self._rows_of = Counter(address.shard for address in self.addresses)
         self._stamps: dict[str, str] = {}
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         """Have nothing open; one thread reads at a time."""
         self._open: OrderedDict[str, Shard] = OrderedDict()
         self._lock = threading.Lock()
@@ -76,11 +76,11 @@ class SplitReader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_stamps": {}}
-        self._forget()
+        self._reset()
 
-    def _reading(self) -> threading.Lock:
+    def _read_lock(self) -> threading.Lock:
         if self._process != os.getpid():  # a fork: what the parent has open, and locked, is the parent's
-            self._forget()
+            self._reset()
         return self._lock
 
     def __len__(self) -> int:
@@ -104,7 +104,7 @@ class SplitReader:
             return self.points.fields
         if self.catalog.layout == "npz":
             return NPZ_FIELDS
-        with self._reading():
+        with self._read_lock():
             return self._shard(self.addresses[0]).field_specs
 
     def _shard(self, address: CaseAddress) -> Shard:
@@ -170,7 +170,7 @@ class SplitReader:
         Raises:
             StoreError: If the first case can't be read or isn't what it should be; names shard, row and case.
         """
-        with self._reading():
+        with self._read_lock():
             store = self._fetch(indices, selection)
             try:
                 found = [self._read_one(indices[0], store, selection)]
@@ -179,7 +179,7 @@ class SplitReader:
                         found.append(self._read_one(index, store, selection))  # noqa: PERF401 (those before an error)
             finally:
                 if isinstance(store, ZarrPart):
-                    store.let_go()
+                    store.drop_fetched()
         return found
 
     def _fetch(self, indices: Sequence[int], selection: Selection) -> ParquetShard | ZarrPart | None:
@@ -187,7 +187,7 @@ class SplitReader:
         if self.catalog.layout == "npz":
             return None
         first = self.addresses[indices[0]]
-        with _Telling(self.folder.name, first):
+        with _WrapErrors(self.folder.name, first):
             shard = self._shard(first)
             rows = [self.addresses[index].row for index in indices]
             if isinstance(shard, RemoteShard):
@@ -198,7 +198,7 @@ class SplitReader:
 
     def _read_one(self, index: int, store: ParquetShard | ZarrPart | None, selection: Selection) -> Arrays:
         address = self.addresses[index]
-        with _Telling(self.folder.name, address):
+        with _WrapErrors(self.folder.name, address):
             if store is None:
                 arrays, cells = self._open_npz(address).read_arrays(selection)
             else:
@@ -254,7 +254,7 @@ class SplitReader:
         if root is None:
             return ""
         if name not in self._stamps:
-            with _Telling(self.folder.name, self.addresses[index]):
+            with _WrapErrors(self.folder.name, self.addresses[index]):
                 self._stamps[name] = _stamp_of(root / name)
         return self._stamps[name]
 
@@ -280,11 +280,11 @@ def _stamp_of(path: Path) -> str:
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         states = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     except OSError as error:
-        raise unreadable("it", error, f" can't be read ({error}); verify the data set, or build it again") from error
+        raise read_error("it", error, f" can't be read ({error}); verify the data set, or build it again") from error
     return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
 
-class _Telling:
+class _WrapErrors:
     """Add shard, row and case to what is raised."""
 
     def __init__(self, name: str, address: CaseAddress) -> None:

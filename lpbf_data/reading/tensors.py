@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from lpbf_data.reading.cache import CachedCases
-from lpbf_data.reading.recycling import RECYCLER
+from lpbf_data.reading.memory_pool import ARRAY_POOL
 from lpbf_data.reading.split_reader import SplitReader
 from lpbf_data.stores.selection import Arrays, Selection
 
@@ -56,7 +56,7 @@ class CaseTensors:
             StoreError: If it can't be read.
         """
         arrays, shared = self._find(index)
-        return as_tensors({name: RECYCLER.copy(values) for name, values in arrays.items()} if shared else arrays)
+        return as_tensors({name: ARRAY_POOL.copy(values) for name, values in arrays.items()} if shared else arrays)
 
     def _find(self, index: int) -> tuple[Arrays, bool]:
         """Arrays of a case, and whether others look at the same memory."""

@@ -1,4 +1,4 @@
-"""Whole batches by the numbers of their cases: what a loader's workers do, and all that they import."""
+"""`BatchSource`: reads whole batches by the numbers of their cases; it runs in the workers of a loader."""
 
 from __future__ import annotations
 
@@ -12,56 +12,76 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from lpbf_data.errors import LpbfError, StoreError
-from lpbf_data.serving.collating import MEMORY_CURE, SharedMemoryError, collate_pyg, collate_ragged, join_ragged
+from lpbf_data.serving.collating import MEMORY_ADVICE, SharedMemoryError, collate_pyg, collate_ragged, join_ragged
 from lpbf_data.serving.samples import CaseSamples
 from lpbf_data.serving.stream import OnError
 
 Collate = Literal["ragged", "pyg"] | Callable[[Sequence[Any]], Any]
 
 COLLATE: Final[dict[str, Callable[[Sequence[Any]], Any]]] = {"ragged": join_ragged, "pyg": collate_pyg}
-"""Ways to join samples, by name."""
+"""Functions that join samples to a batch, by name."""
 
 
-class Order(NamedTuple):
-    """What to read for one batch: the epoch, numbers of cases, and how many cases the step hands out on all ranks."""
+class BatchRequest(NamedTuple):
+    """What to read for one batch of one rank.
+
+    Attributes:
+        epoch: Number of the epoch.
+        cases: Numbers of the cases in the split.
+        consumed: Cases of the epoch's order that the step consumes on all ranks together.
+    """
 
     epoch: int
     cases: tuple[int, ...]
-    handed: int
+    consumed: int
 
 
-class Served(NamedTuple):
-    """A batch, how many cases its step handed out, and what couldn't be read: left out, or the error to raise.
+class BatchResult(NamedTuple):
+    """A batch that was read, or why it wasn't.
 
-    A worker that finds no shared memory for its batch leaves it to its parent, with the reason.
+    Attributes:
+        batch: The batch; None where it couldn't be read or sent.
+        consumed: Cases of the epoch's order that the step consumes on all ranks together.
+        skipped: Case id to reason, for cases that couldn't be read and were left out.
+        error: The error to raise in the process that trains.
+        unsent: Where a worker has no shared memory for its batch: the request, for the parent process to read, and
+            the reason.
     """
 
     batch: Any
-    handed: int
+    consumed: int
     skipped: dict[str, str]
     error: LpbfError | None = None
-    left: tuple[Order, str] | None = None
+    unsent: tuple[BatchRequest, str] | None = None
 
 
 class SharedMemoryWarning(UserWarning):
-    """Workers can't hand their batches over."""
+    """Workers can't send their batches to the process that trains."""
 
 
-class BatchSource(Dataset[Served]):
-    """Reads whole batches; this is what workers get."""
+class BatchSource(Dataset[BatchResult]):
+    """Reads whole batches, indexed by requests; the data set of the DataLoader whose workers read.
+
+    Args:
+        samples: The samples of the split.
+        indices: Numbers of all cases that are served, in the order of the data set.
+        collate: How samples are joined: a name of `COLLATE`, or a function of a list of samples.
+        seed: Seed of random transforms.
+        on_error: "raise", or "skip" to leave out cases that can't be read.
+    """
 
     def __init__(
-        self, samples: CaseSamples, places: Sequence[int], collate: Collate, seed: int, on_error: OnError
+        self, samples: CaseSamples, indices: Sequence[int], collate: Collate, seed: int, on_error: OnError
     ) -> None:
         self.samples = samples
-        self.places = places
-        named = "ragged" if collate is collate_ragged else collate
-        self.collate = named if callable(named) else COLLATE[named]
+        self.indices = indices
+        chosen = "ragged" if collate is collate_ragged else collate
+        self.collate = chosen if callable(chosen) else COLLATE[chosen]
         self.seed = seed
         self.on_error = on_error
-        self._told_of_memory = False
+        self._warned_of_memory = False
 
-    def __getitem__(self, order: Order) -> Served:
+    def __getitem__(self, order: BatchRequest) -> BatchResult:
         in_worker = get_worker_info() is not None
         try:
             served = self._serve(order)
@@ -71,27 +91,27 @@ class BatchSource(Dataset[Served]):
         except (SharedMemoryError, RuntimeError) as error:
             if not in_worker or "shared memory" not in str(error):
                 raise
-            return Served(None, order.handed, {}, left=(order, str(error)))
+            return BatchResult(None, order.consumed, {}, unsent=(order, str(error)))
         except LpbfError as error:
-            # A value among others: a DataLoader would wrap it in pages of text, and wait long for its workers to end.
-            return Served(None, order.handed, {}, error)
+            # Returned, not raised: a DataLoader would wrap it in pages of text, and wait long for its workers to end.
+            return BatchResult(None, order.consumed, {}, error)
 
-    def received(self, served: Served) -> Served:
-        """What a worker has served; read here where it had no room to hand it over."""
-        if served.left is None:
+    def received(self, served: BatchResult) -> BatchResult:
+        """The result of a worker; where it had no shared memory for its batch, the batch is read in this process."""
+        if served.unsent is None:
             return served
-        order, reason = served.left
-        if not self._told_of_memory:
-            self._told_of_memory = True
+        order, reason = served.unsent
+        if not self._warned_of_memory:
+            self._warned_of_memory = True
             warnings.warn(
                 f"workers find no room in shared memory for some batches, so this process reads them itself ({reason})"
-                f". {MEMORY_CURE}, or leave num_workers out",
+                f". {MEMORY_ADVICE}, or leave num_workers out",
                 SharedMemoryWarning,
                 stacklevel=2,
             )
         return self[order]
 
-    def _serve(self, order: Order) -> Served:
+    def _serve(self, order: BatchRequest) -> BatchResult:
         # Joining copies, so that the cache's own tensors can be joined; transforms and other functions get copies.
         direct = self.collate is join_ragged and self.samples.transform is None
         skipped: dict[str, str] = {}
@@ -105,18 +125,18 @@ class BatchSource(Dataset[Served]):
                     raise
                 skipped[self.samples.case_id(index)] = str(error)
         try:
-            return Served(self.collate(samples), order.handed, skipped)
+            return BatchResult(self.collate(samples), order.consumed, skipped)
         except Exception as error:
             error.add_note(f"when these cases were joined: {', '.join(self.samples.case_id(i) for i in order.cases)}")
             raise
 
-    def _candidates(self, order: Order, samples: list[Any]) -> Iterator[int]:
-        """The cases of a batch; and others after them while none could be read: all ranks need a batch."""
+    def _candidates(self, order: BatchRequest, samples: list[Any]) -> Iterator[int]:
+        """The cases of a batch, and the ones after them while none could be read: all ranks need a batch."""
         yield from order.cases
         if samples:
             return
-        behind = self.places.index(order.cases[-1]) + 1
-        for other in [*self.places[behind:], *self.places[:behind]]:
+        following = self.indices.index(order.cases[-1]) + 1
+        for other in [*self.indices[following:], *self.indices[:following]]:
             yield other
             if samples:
                 return
@@ -126,18 +146,18 @@ class BatchSource(Dataset[Served]):
 def _share(batch: Any) -> None:
     """Move the tensors of a batch to shared memory, in place, whatever it is made of.
 
-    Left to the queue between the processes, that would happen in a thread of the queue, whose errors nobody is told of:
-    the batch would be missing, and its receiver would wait for ever.
+    The queue between the processes would do it in a thread of its own, whose errors are lost: the batch would be
+    missing, and its receiver would wait for ever.
 
     Raises:
         RuntimeError: If there is no room.
         pickle.PicklingError: If the batch can't be sent at all.
     """
-    _Sharer(_Nowhere(), protocol=5, buffer_callback=lambda _: None).dump(batch)
+    _SharedMemoryPickler(_NullFile(), protocol=5, buffer_callback=lambda _: None).dump(batch)
 
 
-class _Sharer(pickle.Pickler):
-    """Goes through all that would be sent, and sends nothing."""
+class _SharedMemoryPickler(pickle.Pickler):
+    """Pickles a batch to nowhere, and moves each tensor that it meets to shared memory."""
 
     def reducer_override(self, value: Any) -> Any:
         """Move a tensor into shared memory, and leave it out of what is pickled."""
@@ -147,9 +167,9 @@ class _Sharer(pickle.Pickler):
         return bool, ()
 
 
-class _Nowhere:
-    """A file that keeps nothing."""
+class _NullFile:
+    """A file whose content is discarded."""
 
     def write(self, content: Any) -> int:
-        """Take some bytes; returns their number."""
+        """Discard some bytes; returns their number."""
         return len(content)

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from lpbf_data.errors import StoreError
-from lpbf_data.reading.recycling import RECYCLER
+from lpbf_data.reading.memory_pool import ARRAY_POOL
 
-MEMORY_CURE: Final = "Make /dev/shm larger (docker run --shm-size=2g, or --ipc=host)"
+MEMORY_ADVICE: Final = "Make /dev/shm larger (docker run --shm-size=2g, or --ipc=host)"
 """What helps where shared memory is full."""
 
 _APART: Final = frozenset({"pos", "y", "case_id", "cells", "edge_index"})
@@ -85,7 +85,7 @@ def collate_ragged(samples: Sequence[Mapping[str, Any]]) -> RaggedBatch:
     except RuntimeError as error:
         raise SharedMemoryError(
             f"a worker finds no room in shared memory for the batch of {', '.join(batch.case_ids)} ({error}). "
-            f"{MEMORY_CURE}, or use num_workers=0"
+            f"{MEMORY_ADVICE}, or use num_workers=0"
         ) from error
 
 
@@ -122,7 +122,7 @@ def _join(parts: Sequence[Any], axis: int = 0) -> Tensor:
     """Tensors or arrays one behind the other; always a copy."""
     if isinstance(parts[0], Tensor):
         return torch.cat(list(parts), dim=axis)
-    return torch.from_numpy(RECYCLER.join(parts, axis))
+    return torch.from_numpy(ARRAY_POOL.join(parts, axis))
 
 
 def collate_pyg(samples: Sequence[Any]) -> Any:

@@ -18,10 +18,10 @@ from lpbf_data.errors import UsageError
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.reading.cache import DEFAULT_SIZE, Cache, CachedCases, CollectionKey, cache_root, parse_size
 from lpbf_data.reading.cache_eviction import FOOTERS
-from lpbf_data.reading.kept_footers import KeptFooters
+from lpbf_data.reading.footer_cache import FooterCache
 from lpbf_data.reading.split_reader import SplitReader
 from lpbf_data.reading.tensors import CaseTensors
-from lpbf_data.serving.other_names import OF_DATASETS, missing_attribute
+from lpbf_data.serving.attribute_hints import DATASET_HINTS, missing_attribute
 from lpbf_data.serving.process_rank import check_rank, check_seed
 from lpbf_data.serving.rank_sharing import Uneven
 from lpbf_data.serving.samples import CaseSamples, SampleFormat, Transform
@@ -48,7 +48,7 @@ class CaseDataset(Dataset[Any]):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            raise missing_attribute(self, name, OF_DATASETS)
+            raise missing_attribute(self, name, DATASET_HINTS)
 
     def __init__(self, samples: CaseSamples, seed: int = 0) -> None:
         self.samples = samples
@@ -220,7 +220,7 @@ def load_dataset(
         raise UsageError("shuffle is for streams; shuffle random access with the DataLoader, or use make_loader")
     folder = DatasetFolder(name, revision=revision, cache_dir=cache_dir, token=token, offline=offline)
     root, limit = cache_root(cache), parse_size(cache_size)
-    reader = SplitReader(folder, split, None if root is None else KeptFooters(root / FOOTERS))
+    reader = SplitReader(folder, split, None if root is None else FooterCache(root / FOOTERS))
     tensors = CaseTensors(reader, _select(reader, fields, features, cells=cells, edges=edges))
     if in_memory:
         tensors.load_into_memory()

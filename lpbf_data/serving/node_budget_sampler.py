@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.serving.epoch_order import epoch_order
-from lpbf_data.serving.process_rank import check_rank, check_seed, rank_among_callers, warn_of_missing_group
+from lpbf_data.serving.process_rank import check_rank, check_seed, effective_rank, warn_of_missing_group
 from lpbf_data.serving.rank_sharing import Sharing, Uneven
 
 
@@ -50,7 +50,7 @@ class NodeBudgetSampler:
         self.shuffle = shuffle
         self.seed = check_seed(seed)
         self.epoch = 0
-        self._begun = self._told_of_ranks = False
+        self._begun = self._warned_of_ranks = False
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation of the next iteration; those after it follow one another."""
@@ -59,9 +59,9 @@ class NodeBudgetSampler:
     def __iter__(self) -> Iterator[list[int]]:
         """Batches of this rank, as lists of numbers of cases; of the next epoch with every loop."""
         self.epoch, self._begun = self.epoch + self._begun, True
-        rank, ranks = rank_among_callers(self._ranks)
-        if self._ranks is None and not self._told_of_ranks:
-            self._told_of_ranks = True
+        rank, ranks = effective_rank(self._ranks)
+        if self._ranks is None and not self._warned_of_ranks:
+            self._warned_of_ranks = True
             warn_of_missing_group((rank, ranks))
         for step in replace(self._shares, ranks=ranks).steps(self._order(), self.sizes):
             if step.shares[rank]:
@@ -72,5 +72,5 @@ class NodeBudgetSampler:
 
     def __len__(self) -> int:
         """Number of batches of this rank in the epoch that was chosen."""
-        rank, ranks = rank_among_callers(self._ranks)
+        rank, ranks = effective_rank(self._ranks)
         return replace(self._shares, ranks=ranks).num_steps(rank, self._order(), self.sizes)

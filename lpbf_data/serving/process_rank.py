@@ -13,10 +13,10 @@ import torch
 
 from lpbf_data.errors import UsageError
 
-_SHARING: Final = frozenset({"BatchSamplerShard", "DataLoaderDispatcher", "IterableDatasetShard"})
+_WRAPPER_CLASSES: Final = frozenset({"BatchSamplerShard", "DataLoaderDispatcher", "IterableDatasetShard"})
 """Classes that share out among processes what they iterate over."""
 
-_THEIRS: Final = ("accelerate.", "transformers.")
+_WRAPPER_PACKAGES: Final = ("accelerate.", "transformers.")
 """Whose classes these are; transformers has some of the same names."""
 
 
@@ -73,14 +73,14 @@ def shared_by_wrapper() -> bool:
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        within = frame.f_code.co_qualname.partition(".")[0] in _SHARING
-        if within and str(frame.f_globals.get("__name__", "")).startswith(_THEIRS):
+        within = frame.f_code.co_qualname.partition(".")[0] in _WRAPPER_CLASSES
+        if within and str(frame.f_globals.get("__name__", "")).startswith(_WRAPPER_PACKAGES):
             return True
         frame = frame.f_back
     return False
 
 
-def rank_among_callers(ranks: tuple[int, int] | None) -> tuple[int, int]:
+def effective_rank(ranks: tuple[int, int] | None) -> tuple[int, int]:
     """Rank and number of ranks, where a wrapper may share out what is taken: 0 of 1 for it.
 
     Args:

@@ -1,8 +1,8 @@
 """Which rank gets which cases, and how many of them make a batch: by their number or a budget of points.
 
 Steps take cases from the order of an epoch one after the other: in each step every rank gets its share, and the steps
-before it have handed out a beginning of the order and nothing else. So one number, how many cases were handed out, says
-where training stands, and it can go on from there with another number of ranks or workers, other batch sizes, or a
+before it have consumed a prefix of the order and nothing else. So one number, how many cases were consumed, is the
+position of a run, which can be resumed with another number of ranks or workers, other batch sizes, or a
 budget of points instead of a number of cases.
 """
 
@@ -32,11 +32,12 @@ class Step:
 
     Attributes:
         shares: Cases of each rank, as numbers in the split.
-        handed: How many cases of the order the step uses up.
+        consumed: How many cases of the epoch's order the step consumes, over all ranks; less than the sum of the shares
+            where "pad" repeats cases.
     """
 
     shares: tuple[tuple[int, ...], ...]
-    handed: int
+    consumed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Sharing:
             raise UsageError(f"unknown uneven={self.uneven!r}; known are: {', '.join(get_args(Uneven))}")
 
     def check_sizes(self, sizes: NDArray[np.int64]) -> None:
-        """Refuse a budget that a single case exceeds.
+        """Check that no single case exceeds the budget of points.
 
         Args:
             sizes: Points of each case.
@@ -84,12 +85,12 @@ class Sharing:
             )
 
     def steps(self, order: NDArray[np.int64], sizes: NDArray[np.int64], position: int = 0) -> Iterator[Step]:
-        """The steps of what is left of an epoch.
+        """The remaining steps of an epoch.
 
         Args:
             order: Order of the epoch.
             sizes: Points of each case.
-            position: How many cases of it were handed out before.
+            position: How many cases of the order were consumed before.
         """
         count = len(order)
         while position < count:
@@ -97,7 +98,7 @@ class Sharing:
             if taken is None:
                 return
             yield taken
-            position += taken.handed
+            position += taken.consumed
 
     def num_steps(self, rank: int, order: NDArray[np.int64], sizes: NDArray[np.int64]) -> int:
         """Number of steps in an epoch in which a rank has cases."""
@@ -115,13 +116,13 @@ class Sharing:
             return self._within_budget(order, sizes, position)
         if self.batch_size is None or left < self.ranks * self.batch_size:
             return self._last(order, position)
-        handed = self.ranks * self.batch_size
-        cases = order[position : position + handed].reshape(self.ranks, self.batch_size)
-        return Step(tuple(map(tuple, cases.tolist())), handed)
+        consumed = self.ranks * self.batch_size
+        cases = order[position : position + consumed].reshape(self.ranks, self.batch_size)
+        return Step(tuple(map(tuple, cases.tolist())), consumed)
 
     def _last(self, order: NDArray[np.int64], position: int) -> Step | None:
-        """What is left when it doesn't fill the batches of all ranks."""
-        cases = _evened(order[position:], order, self.ranks, self.uneven)
+        """The last step, of the cases that don't fill the batches of all ranks; None where none is left."""
+        cases = _even_out(order[position:], order, self.ranks, self.uneven)
         if len(cases) == 0:
             return None
         shares = np.array_split(cases, self.ranks)
@@ -133,31 +134,31 @@ class Sharing:
         Every rank gets at least one, since there are at least as many cases left as ranks.
         """
         assert self.max_points is not None
-        most = self.batch_size or len(order)
+        max_cases = self.batch_size or len(order)
         shares: list[list[int]] = [[] for _ in range(self.ranks)]
         loads = [(0, rank) for rank in range(self.ranks)]
-        handed = 0
-        for place in range(position, len(order)):  # of a long order, only what the step takes is looked at
-            case = int(order[place])
+        consumed = 0
+        for number in range(position, len(order)):  # reads no more of a long order than the step needs
+            case = int(order[number])
             # A rank with all the cases it may have leaves the heap; the step ends with the first case that doesn't fit.
-            while loads and len(shares[loads[0][1]]) >= most:
+            while loads and len(shares[loads[0][1]]) >= max_cases:
                 heapq.heappop(loads)
             if not loads or loads[0][0] + int(sizes[case]) > self.max_points:
                 break
             load, rank = loads[0]
             shares[rank].append(case)
             heapq.heapreplace(loads, (load + int(sizes[case]), rank))
-            handed += 1
-        return Step(tuple(map(tuple, shares)), handed)
+            consumed += 1
+        return Step(tuple(map(tuple, shares)), consumed)
 
 
-def turns_of_rank(count: int, base: int, rank: int, ranks: int, uneven: Uneven) -> NDArray[np.int64]:
-    """Places in the order of an epoch that a rank takes from a position on."""
-    return _evened(np.arange(base, count), np.arange(count), ranks, uneven)[rank::ranks]
+def positions_of_rank(count: int, base: int, rank: int, ranks: int, uneven: Uneven) -> NDArray[np.int64]:
+    """Positions in the order of an epoch whose cases a rank gets, from the position `base` on, [n] int64."""
+    return _even_out(np.arange(base, count), np.arange(count), ranks, uneven)[rank::ranks]
 
 
-def _evened(rest: NDArray[np.int64], order: NDArray[np.int64], ranks: int, uneven: Uneven) -> NDArray[np.int64]:
-    """The last cases of an epoch as they are shared out: without, or filled up for, what can't be shared evenly.
+def _even_out(rest: NDArray[np.int64], order: NDArray[np.int64], ranks: int, uneven: Uneven) -> NDArray[np.int64]:
+    """The remaining cases of an epoch, cut or padded to a multiple of the ranks as `uneven` asks.
 
     Args:
         rest: What is left of the order.

@@ -13,7 +13,7 @@ from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS: Final = 60.0
+JOIN_TIMEOUT: Final = 60.0
 """How long the end of an epoch waits for the thread."""
 
 
@@ -92,10 +92,10 @@ class ReadAhead(Generic[T]):
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        self._thread.join(PATIENCE_SECONDS)
+        self._thread.join(JOIN_TIMEOUT)
         if self._thread.is_alive():
             warnings.warn(
-                f"what reads ahead has not ended within {PATIENCE_SECONDS:g} s and is left to itself: a worker or the "
+                f"what reads ahead has not ended within {JOIN_TIMEOUT:g} s and is left to itself: a worker or the "
                 "storage hangs",
                 RuntimeWarning,
                 stacklevel=2,

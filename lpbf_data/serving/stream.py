@@ -1,4 +1,4 @@
-"""A split as a stream, shared among ranks and workers, whose position can be saved and taken up again."""
+"""`CaseStream`: a split as an iterable data set, shared among ranks and workers, with a position to save and resume."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lpbf_data.errors import StoreError, UsageError
+from lpbf_data.serving.attribute_hints import STREAM_HINTS, missing_attribute
 from lpbf_data.serving.epoch_order import epoch_order
-from lpbf_data.serving.other_names import OF_STREAMS, missing_attribute
 from lpbf_data.serving.process_rank import (
     check_seed,
-    rank_among_callers,
+    effective_rank,
     rank_of_process,
     shared_by_wrapper,
     warn_of_missing_group,
 )
-from lpbf_data.serving.rank_sharing import Uneven, turns_of_rank
+from lpbf_data.serving.rank_sharing import Uneven, positions_of_rank
 from lpbf_data.serving.samples import CaseSamples
 from lpbf_data.serving.worker_epochs import SharedNumbers, WorkerEpochs
 
@@ -36,14 +36,14 @@ class CaseStream(IterableDataset[Any]):
     """A split as a stream. Ranks take turns in the order of the epoch, and so do the workers of a DataLoader.
 
     Each loop serves a whole epoch, the next one every time, also where the loop before was left early; only a position
-    that was loaded, or an epoch that was set, is taken up as it is. Workers of a DataLoader that end with every epoch
-    keep to that, too. Where accelerate shares out what it takes from a stream (`accelerator.prepare`), each process
-    gives it all cases.
+    that was loaded, or an epoch that was set, is resumed. That holds also for DataLoader workers that end with every
+    epoch. Where accelerate shares out the samples of a stream (`accelerator.prepare`), each process serves all cases.
 
-    Iterated directly, `state_dict` says where the stream stands. In the workers of torchdata's StatefulDataLoader it
-    does too, for the same number of workers. With a plain DataLoader the workers' copies move and this one doesn't:
-    tell it by `advance` how many samples were handed to you, and it knows where to go on. (Workers that live on after a
-    loop was left early are told by `stream.load_state_dict(stream.state_dict())`.)
+    `state_dict` is the position of a stream that is iterated directly, or in the workers of torchdata's
+    StatefulDataLoader, which resumes with the same number of workers. With a plain DataLoader the workers' copies
+    advance and this one doesn't: call `advance` with the number of samples that you received, and `state_dict` is
+    right. (Persistent workers get the position of a loop that was left early by
+    `stream.load_state_dict(stream.state_dict())`.)
 
     Args:
         samples: The cases.
@@ -58,12 +58,12 @@ class CaseStream(IterableDataset[Any]):
         ranks: Rank and number of ranks; as torch.distributed says when None.
     """
 
-    _told_of_ranks = False
+    _warned_of_ranks = False
 
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            raise missing_attribute(self, name, OF_STREAMS)
+            raise missing_attribute(self, name, STREAM_HINTS)
 
     def __init__(
         self,
@@ -84,34 +84,33 @@ class CaseStream(IterableDataset[Any]):
         self.on_error = on_error
         self.skipped: dict[str, str] = {}
         self._ranks = ranks
-        # In a spawned worker, what its parent was; and among how many the iteration at work shares.
+        # In a spawned worker, rank and number of ranks of its parent; and the number of ranks in the current iteration.
         self._inherited: tuple[int, int] | None = None
-        self._sharers: int | None = None
-        # Whether the loop at work tells by `advance` what it was handed; the epoch that this process has read to its
-        # end since; whether a loop was asked for and hasn't begun; whether what accelerate adds to fill its last steps
-        # is all that is still to come.
-        self._is_told = False
+        self._num_ranks: int | None = None
+        # Whether the current loop calls `advance`; the epoch that this process has read to its end since; whether a
+        # loop was requested and hasn't begun; whether only samples with which accelerate pads its last steps remain.
+        self._uses_advance = False
         self._read: int | None = None
         self._is_pending = False
         self._is_over = False
-        # Epoch and position as they were last set between two loops, how often, and what `_told` was then: for workers
-        # that live on.
+        # For persistent workers: epoch and position as they were last set between two loops, how many times they were
+        # set, and `_times_set` at that time.
         self._set = SharedNumbers(4)
         self._known = 0
-        # What workers that end with each epoch leave for the next ones; how often this copy was told where to stand;
-        # the iteration of the DataLoader that a worker serves; whether the next loop starts just where the stream
-        # stands, and whether a saved position was loaded.
+        # The epochs that workers which end with each epoch have served; how many times the position of this copy was
+        # set; the iteration of the DataLoader that a worker serves; whether the next loop starts at the position that
+        # was set, and whether a saved position was loaded.
         self._worker_epochs = WorkerEpochs()
-        self._told = 0
+        self._times_set = 0
         self._iteration: int | None = None
-        self._placed = True
+        self._position_set = True
         self._loaded = False
-        # The epoch at work, where in it the iteration began, samples that it gave since, and samples before its first.
+        # The current epoch, the position where the iteration began, samples given since, and samples to skip first.
         self._epoch = self._base = self._taken = self._resumed = 0
         self._digest = samples.digest(range(len(samples)))
 
     def __getstate__(self) -> dict[str, Any]:
-        # A spawned worker isn't in the process group: it is told which rank it works for.
+        # A spawned worker isn't in the process group: it gets the rank of its parent.
         rank, ranks = self._rank()
         self._warn_of_ranks(rank, ranks)
         return self.__dict__ | {"_inherited": (rank, ranks)}
@@ -123,35 +122,35 @@ class CaseStream(IterableDataset[Any]):
         return self._copy(copy.deepcopy(self.__dict__, memo))
 
     def _copy(self, attributes: dict[str, Any]) -> CaseStream:
-        # Within this process, a copy asks for its rank as the original does.
+        # A copy in this process asks the process group for its rank, as the original does.
         other = type(self).__new__(type(self))
         other.__dict__ |= attributes
         return other
 
     def _rank(self) -> tuple[int, int]:
-        """Whose turns, of how many; those of all where a wrapper shares them out."""
+        """Rank and number of ranks; 0 of 1 where a wrapper such as accelerate's shares out the samples."""
         if self._inherited is not None and not shared_by_wrapper():
             return self._inherited
-        return rank_among_callers(self._ranks)
+        return effective_rank(self._ranks)
 
     @property
     def epoch(self) -> int:
-        """Number of the epoch at work."""
+        """Number of the current epoch."""
         return self._epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch; a position in it that was loaded, and not taken up yet, stays."""
+        """Go to the beginning of an epoch; a loaded position in it that wasn't resumed yet stays."""
         self._is_over = False
-        self._sharers = self._rank()[1]  # accelerate calls this before it iterates, or lets workers iterate
+        self._num_ranks = self._rank()[1]  # accelerate calls this before it iterates, or lets workers iterate
         if epoch != self._epoch or self._is_begun():
-            self._go_to(epoch, 0)
+            self._publish_position(epoch, 0)
 
     def _is_begun(self) -> bool:
-        """Whether a loop has started from where the stream stands, here or in workers, whose copies moved alone."""
-        return not self._placed or self._worker_epochs.is_begun(self._told)
+        """Whether a loop has started from the position that was set, in this process or in workers."""
+        return not self._position_set or self._worker_epochs.is_begun(self._times_set)
 
     def advance(self, consumed: int) -> None:
-        """Say that so many samples were handed to this rank since the last call, by a DataLoader with workers.
+        """Advance the position by the samples that a DataLoader with workers gave this rank since the last call.
 
         Args:
             consumed: Number of samples; other ranks got as many.
@@ -160,66 +159,66 @@ class CaseStream(IterableDataset[Any]):
             return
         processes = (self._ranks or rank_of_process())[1]
         position = self._base + consumed * processes
-        self._is_over = position >= self._end() and self._sharers == 1 < processes
-        # Not told to workers: one that is slow to start would leave out what others have handed over meanwhile.
-        self._stand_at(*((self._epoch + 1, 0) if position >= self._end() else (self._epoch, position)))
-        self._is_told = True
+        self._is_over = position >= self._end() and self._num_ranks == 1 < processes
+        # Not published to workers: one that is slow to start would skip what others have served meanwhile.
+        self._set_position(*((self._epoch + 1, 0) if position >= self._end() else (self._epoch, position)))
+        self._uses_advance = True
 
-    def _stand_at(self, epoch: int, position: int) -> None:
+    def _set_position(self, epoch: int, position: int) -> None:
         self._epoch, self._base, self._taken, self._resumed = epoch, position, 0, 0
-        self._told, self._placed = self._told + 1, True
+        self._times_set, self._position_set = self._times_set + 1, True
 
-    def _go_to(self, epoch: int, position: int) -> None:
-        """Stand there, and tell workers that live on."""
-        self._stand_at(epoch, position)
-        self._is_told = self._is_over = False
-        self._set[0], self._set[1], self._set[3] = epoch, position, self._told
+    def _publish_position(self, epoch: int, position: int) -> None:
+        """Set the position, in persistent workers too."""
+        self._set_position(epoch, position)
+        self._uses_advance = self._is_over = False
+        self._set[0], self._set[1], self._set[3] = epoch, position, self._times_set
         self._set[2] += 1
         self._known = self._set[2]
 
     def _end(self) -> int:
-        """Position from which on an epoch has nothing left for all ranks."""
-        count, ranks = len(self.samples), self._sharers or self._rank()[1]
+        """Position at which an epoch ends: with "drop" the last cases that don't fill all ranks are left out."""
+        count, ranks = len(self.samples), self._num_ranks or self._rank()[1]
         left = count - self._base
         return count - left % ranks if self.uneven == "drop" else count
 
     def __len__(self) -> int:
         """Number of samples of this rank in an epoch."""
         rank, ranks = self._rank()
-        return len(turns_of_rank(len(self.samples), 0, rank, ranks, self.uneven))
+        return len(positions_of_rank(len(self.samples), 0, rank, ranks, self.uneven))
 
     def __iter__(self) -> Iterator[Any]:
-        """What is left of the epoch for this rank and worker; then the stream stands at the next one."""
+        """The remaining samples of the epoch for this rank and worker; after them the stream is at the next epoch."""
         self._is_pending = True
         return self._serve()
 
     def _begin(self) -> None:
-        """Stand where a loop starts."""
+        """Move to the position where a loop starts."""
         if self._known != self._set[2]:
-            self._epoch, self._base, self._known, self._told = self._set.tolist()
-            self._resumed, self._placed = 0, True
-        elif self._read == self._epoch or (not self._placed and self._taken):
-            # What a loop served that was left early, or read to its end, doesn't come again.
+            self._epoch, self._base, self._known, self._times_set = self._set.tolist()
+            self._resumed, self._position_set = 0, True
+        elif self._read == self._epoch or (not self._position_set and self._taken):
+            # An epoch that a loop left early, or read to its end, isn't continued.
             self._epoch, self._base, self._resumed = self._epoch + 1, 0, 0
-        self._tell_workers()
-        self._placed = self._is_told = self._is_pending = False
+        self._announce_epoch()
+        self._position_set = self._uses_advance = self._is_pending = False
         self._read, self._taken = None, self._resumed
 
     def _serve(self) -> Iterator[Any]:
         """The samples of one loop."""
         worker = get_worker_info()
-        if worker is None or self._is_pending or self._placed:
+        if worker is None or self._is_pending or self._position_set:
             self._begin()
         epoch = self._epoch
-        rank, self._sharers = self._rank()
-        self._warn_of_ranks(rank, self._sharers)
+        rank, self._num_ranks = self._rank()
+        self._warn_of_ranks(rank, self._num_ranks)
         order = epoch_order(len(self.samples), shuffle=self.shuffle, seed=self.seed, epoch=epoch)
-        mine = order[turns_of_rank(len(order), self._base, rank, self._sharers, self.uneven)]
+        cases = order[positions_of_rank(len(order), self._base, rank, self._num_ranks, self.uneven)]
         if worker is not None:
-            mine = mine[np.arange(len(mine)) // self.batch_size % worker.num_workers == worker.id]
+            cases = cases[np.arange(len(cases)) // self.batch_size % worker.num_workers == worker.id]
         done, self._resumed = self._resumed, 0
         self._taken = done
-        for index in mine[done:].tolist():
+        for index in cases[done:].tolist():
             done += 1
             try:
                 sample = self.samples.sample(index, seed=self.seed, epoch=epoch)
@@ -230,7 +229,7 @@ class CaseStream(IterableDataset[Any]):
                 continue
             self._taken = done
             yield sample
-        if self._is_told or worker is not None:
+        if self._uses_advance or worker is not None:
             # The last samples were taken, but not all handed over yet; and a worker's state is asked for after its last
             # one, when others may still be in this epoch.
             self._read, self._taken = epoch, done
@@ -238,22 +237,22 @@ class CaseStream(IterableDataset[Any]):
             self._epoch, self._base, self._taken = epoch + 1, 0, 0
 
     def _warn_of_ranks(self, rank: int, ranks: int) -> None:
-        if self._ranks is None and self._inherited is None and not self._told_of_ranks:
-            self._told_of_ranks = True
+        if self._ranks is None and self._inherited is None and not self._warned_of_ranks:
+            self._warned_of_ranks = True
             warn_of_missing_group((rank, ranks))
 
-    def _tell_workers(self) -> None:
-        """In a worker: find the epoch that follows what the workers before served, and say which one it is."""
+    def _announce_epoch(self) -> None:
+        """In a worker: move to the epoch after the one that the workers before served, and record it."""
         worker = get_worker_info()
         if worker is None:
             return
         iteration = worker.seed - worker.id
-        if self._iteration == iteration:  # a worker that lives on knows its epoch
-            self._worker_epochs.serve(worker.id, iteration, self._epoch, self._told)
+        if self._iteration == iteration:  # a persistent worker knows its epoch
+            self._worker_epochs.serve(worker.id, iteration, self._epoch, self._times_set)
             return
         self._iteration = iteration
-        loaded = self._placed and self._loaded
-        found = self._worker_epochs.begin(worker.id, iteration, self._epoch, self._told, fixed=loaded)
+        loaded = self._position_set and self._loaded
+        found = self._worker_epochs.begin(worker.id, iteration, self._epoch, self._times_set, fixed=loaded)
         if found is not None:
             self._epoch, self._base, self._resumed = found, 0, 0
 
@@ -262,9 +261,9 @@ class CaseStream(IterableDataset[Any]):
         warnings.warn(f"left out: {error}", SkippedCaseWarning, stacklevel=3)
 
     def state_dict(self) -> State:
-        """Where the stream stands: plain numbers and texts.
+        """The position: plain numbers and texts.
 
-        `consumed` counts the samples of this epoch that were handed out on all ranks together.
+        `consumed` counts the samples of this epoch that were served on all ranks together.
         """
         state: State = {
             "seed": self.seed,
@@ -280,14 +279,14 @@ class CaseStream(IterableDataset[Any]):
                 self._begin()
                 state |= {"epoch": self._epoch, "consumed": self._base}
             return state | {"taken": self._taken}
-        taken = 0 if self._is_told else self._taken
-        position = self._base + taken * (self._sharers or self._rank()[1])
+        taken = 0 if self._uses_advance else self._taken
+        position = self._base + taken * (self._num_ranks or self._rank()[1])
         if position >= self._end():
             return state | {"epoch": self._epoch + 1, "consumed": 0}
         return state | {"consumed": position}
 
     def load_state_dict(self, state: State) -> None:
-        """Take up a position, with any number of ranks.
+        """Resume at a saved position, with any number of ranks.
 
         Raises:
             UsageError: If it belongs to other data, or to another way of shuffling.
@@ -295,27 +294,31 @@ class CaseStream(IterableDataset[Any]):
         check_state(state, self.state_dict())
         self.seed = check_seed(state["seed"])
         if get_worker_info() is None:
-            self._go_to(int(state["epoch"]), int(state["consumed"]))
+            self._publish_position(int(state["epoch"]), int(state["consumed"]))
         else:
             self._epoch, self._base, self._resumed = (int(state[name]) for name in ("epoch", "consumed", "taken"))
             self._known = self._set[2]
-            self._placed = self._loaded = True
-            self._tell_workers()
+            self._position_set = self._loaded = True
+            self._announce_epoch()
 
 
-def check_state(state: State, mine: State) -> None:
-    """Refuse the state of other data, or one of another way of shuffling.
+def check_state(state: State, own: State) -> None:
+    """Check that a saved state belongs to the same data and the same way of shuffling.
+
+    Args:
+        state: The saved state.
+        own: The state of the loader or stream that is to resume.
 
     Raises:
-        UsageError: If it doesn't fit.
+        UsageError: If it doesn't.
     """
     for name in ("seed", "shuffle", "epoch", "consumed", "count", "digest"):
         if not isinstance(state, Mapping) or name not in state:
             raise UsageError(f"the saved state of the data has no {name!r}; it isn't one of this package")
-    if (state["count"], state["digest"]) != (mine["count"], mine["digest"]):
+    if (state["count"], state["digest"]) != (own["count"], own["digest"]):
         raise UsageError(
             f"the saved state belongs to other data: {state['count']} cases with digest {state['digest']}, here are "
-            f"{mine['count']} with {mine['digest']}; open the data set that it was saved with"
+            f"{own['count']} with {own['digest']}; open the data set that it was saved with"
         )
-    if state["shuffle"] != mine["shuffle"]:
+    if state["shuffle"] != own["shuffle"]:
         raise UsageError(f"the saved state has shuffle={bool(state['shuffle'])}; open the data set in the same way")

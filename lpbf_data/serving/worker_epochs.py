@@ -1,9 +1,9 @@
-"""Which epoch the workers of a DataLoader are in, where their copies of a stream die with every epoch.
+"""Shared record of the epochs that DataLoader workers have served, so that new workers serve the next one.
 
-A DataLoader without `persistent_workers` starts new processes for each epoch, with the copy of the stream that its
-parent holds, and the parent's copy never moves: every epoch would be the first. So each worker writes down, in memory
-that all copies share, which epoch it served and in which iteration of the DataLoader; the worker of that number in the
-next iteration reads it and goes on.
+A DataLoader without `persistent_workers` starts new processes for each epoch. Each gets a copy of the parent's stream,
+and the parent's own copy never advances: every epoch would be the first. So each worker records, in memory that all
+copies share, which epoch it served and in which iteration of the DataLoader; the worker with the same number in the
+next iteration reads the record and serves the epoch after it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _zeros(count: int) -> Tensor:
 
 
 class SharedNumbers:
-    """Whole numbers, zeros at first, in memory that processes started from this one share; a deep copy has its own.
+    """An array of integers, initially 0, in memory shared with child processes; a deep copy has its own.
 
     Without shared memory (a container without /dev/shm) a file in the folder for temporary files stands for it, which
     forked processes share.
@@ -67,52 +67,54 @@ class SharedNumbers:
 
 
 class WorkerEpochs:
-    """What workers say of their epochs. Pickles to workers; a deep copy shares nothing with the original.
+    """The record of all workers. Pickled to a worker it is shared; a deep copy shares nothing with the original.
 
-    Each worker writes one cell of 8 bytes, at once, and no other worker writes it: no lock is needed.
+    Each worker writes one 8-byte cell, atomically, and no other worker writes that cell: no lock is needed.
     """
 
     def __init__(self) -> None:
         self._cells = SharedNumbers(_WORKERS)
 
-    def begin(self, worker: int, iteration: int, epoch: int, told: int, *, fixed: bool) -> int | None:
-        """Say that a worker begins an iteration.
+    def begin(self, worker: int, iteration: int, epoch: int, times_set: int, *, fixed: bool) -> int | None:
+        """Record that a worker begins an iteration of the DataLoader.
 
         Args:
             worker: Number of the worker.
-            iteration: What tells iterations of a DataLoader apart, the same in all its workers: its base seed.
-            epoch: The epoch where the parent's copy stands.
-            told: How often the parent was told where to stand.
+            iteration: Base seed of the DataLoader, which differs between iterations and is the same in all workers.
+            epoch: Epoch of the parent's copy.
+            times_set: How often the parent was times_set where to stand.
             fixed: The worker itself was told; what others say doesn't count.
 
         Returns:
-            The epoch that follows the one which was served last, or None to start where the copy stands.
+            The epoch after the one that was served last; None to start at the position of the parent's copy.
         """
-        found = None if fixed else self._following(worker, iteration, epoch, told)
-        self.serve(worker, iteration, epoch if found is None else found, told)
+        found = None if fixed else self._following(worker, iteration, epoch, times_set)
+        self.serve(worker, iteration, epoch if found is None else found, times_set)
         return found
 
-    def is_begun(self, told: int) -> bool:
-        """Whether a worker has begun an iteration since the parent was last told where to stand."""
-        return any(cell and _told(cell) == told % 256 for cell in self._cells.tolist())
+    def is_begun(self, times_set: int) -> bool:
+        """Whether a worker has begun an iteration since the parent was last times_set where to stand."""
+        return any(cell and _times_set(cell) == times_set % 256 for cell in self._cells.tolist())
 
-    def serve(self, worker: int, iteration: int, epoch: int, told: int) -> None:
-        """Say which epoch a worker serves."""
-        fields = (_tag(iteration, 16) << 47) | (_tag(os.getpid(), 15) << 32) | ((told % 256) << 24) | (epoch % _EPOCHS)
+    def serve(self, worker: int, iteration: int, epoch: int, times_set: int) -> None:
+        """Record which epoch a worker serves."""
+        fields = (
+            (_tag(iteration, 16) << 47) | (_tag(os.getpid(), 15) << 32) | ((times_set % 256) << 24) | (epoch % _EPOCHS)
+        )
         self._cells[worker % _WORKERS] = fields
 
-    def _following(self, worker: int, iteration: int, epoch: int, told: int) -> int | None:
+    def _following(self, worker: int, iteration: int, epoch: int, times_set: int) -> int | None:
         cells = self._cells.tolist()
         own = cells[worker % _WORKERS]
-        if own and _told(own) == told % 256:
+        if own and _times_set(own) == times_set % 256:
             return (own % _EPOCHS) + 1
-        mine = _tag(iteration, 16)
-        others = [cell for cell in cells if cell and _told(cell) == told % 256]
-        if beside := [cell % _EPOCHS for cell in others if cell >> 47 == mine]:
-            # A worker of this iteration that has begun; if where the copy stands, then maybe in the middle of an epoch.
-            return None if beside[0] == epoch % _EPOCHS else beside[0]
+        tag = _tag(iteration, 16)
+        others = [cell for cell in cells if cell and _times_set(cell) == times_set % 256]
+        if same_iteration := [cell % _EPOCHS for cell in others if cell >> 47 == tag]:
+            # Another worker of this iteration has begun. In the epoch of the parent's copy it may have resumed midway.
+            return None if same_iteration[0] == epoch % _EPOCHS else same_iteration[0]
         return max((cell % _EPOCHS for cell in others), default=-2) + 1 if others else None
 
 
-def _told(cell: int) -> int:
+def _times_set(cell: int) -> int:
     return cell >> 24 & 255

@@ -32,7 +32,7 @@ from lpbf_data.stores.selection import TARGET_COMPONENT, TARGET_FIELD, Arrays, S
 INDEX_COLUMNS: Final = ("case_id", "file", "num_nodes", "num_edges")
 _MEMBERS: Final = {"displacement": "disp", "temperature": "temp", "von_mises_stress": "vmstr"}
 # Each hexahedron of a mesh without hanging nodes brings about one node; a file that announces many more is no mesh.
-_MOST_CELLS: Final = 8
+_MAX_CELLS_PER_POINT: Final = 8
 
 NPZ_FIELDS: Final[tuple[FieldSpec, ...]] = tuple(spec for name, spec in FIELDS.items() if name in _MEMBERS)
 """Fields of the published files."""
@@ -115,7 +115,7 @@ class NpzCase:
             known = ", ".join(sorted(name.removesuffix(".npy") for name in self._archive.namelist()))
             raise StoreError(f"{self.name} has no array {member!r}; it has: {known}") from error
 
-    def _read(self, member: str, rows: int | None, columns: int, kind: str, most: int) -> NDArray[Any]:
+    def _read(self, member: str, rows: int | None, columns: int, kind: str, max_rows: int) -> NDArray[Any]:
         """An array of numbers, whose shape and type are looked at before its values are decompressed.
 
         Args:
@@ -123,13 +123,13 @@ class NpzCase:
             rows: Its first dimension, when that is known.
             columns: Its second dimension; where it is 1, there may be none.
             kind: Kinds of types that it may have, letters of `numpy.dtype.kind`.
-            most: Largest first dimension.
+            max_rows: Largest first dimension.
         """
         try:
             with self._open(member) as file:
                 shape, dtype, order = _read_header(file)
                 right = shape[1:] == (columns,) or (columns == 1 and len(shape) == 1)
-                if not right or shape[0] > most or rows not in (None, shape[0]) or dtype.kind not in kind:
+                if not right or shape[0] > max_rows or rows not in (None, shape[0]) or dtype.kind not in kind:
                     wanted = f"[{'E' if rows is None else rows}, {columns}]"
                     raise StoreError(
                         f"{self.name}, array {member!r}: expected {wanted} of kind {kind!r}, found {dtype} {shape}; "
@@ -166,7 +166,7 @@ class NpzCase:
         return arrays | stored, self._read_cells(points) if selection.reads_cells else None
 
     def _read_cells(self, points: int) -> NDArray[np.int32]:
-        cells = self._read("elems", None, 8, "iu", _MOST_CELLS * points)
+        cells = self._read("elems", None, 8, "iu", _MAX_CELLS_PER_POINT * points)
         if len(cells) and (int(cells.min()) < 0 or int(cells.max()) >= points):
             raise StoreError(f"{self.name}: elems names nodes outside 0 … {points - 1}")
         return np.ascontiguousarray(cells, dtype=np.int32)

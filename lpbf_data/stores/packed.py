@@ -51,7 +51,7 @@ _STORED: Final = pa.schema(
     ]
 )
 _GROUP: Final = 32  # cases that are compressed together
-_MOST_IN_A_GROUP: Final = 2**30  # bytes, uncompressed: far beyond 32 parts of 200,000 points
+_MAX_GROUP_BYTES: Final = 2**30  # bytes, uncompressed: far beyond 32 parts of 200,000 points
 _LEVEL: Final = 19  # of zstd
 _OF_FLOATS: Final = 2e-7  # of a value as it is stored, its origin included: rounding of what is restored
 
@@ -97,7 +97,7 @@ class PackedWriter:
         tolerance: float = DEFAULT_TOLERANCE,
         piece_bytes: int = PIECE_BYTES,
     ) -> None:
-        self._folder, self._specs, self._tolerance, self._most = folder, tuple(specs), tolerance, piece_bytes
+        self._folder, self._specs, self._tolerance, self._piece_bytes = folder, tuple(specs), tolerance, piece_bytes
         self._waiting: list[tuple[CaseRecord, PackedCase]] = []
         self._groups: list[Path] = []
 
@@ -152,10 +152,10 @@ class PackedWriter:
         """
         self._flush()
         pieces: list[list[Path]] = []
-        size = self._most
+        size = self._piece_bytes
         for path in self._groups:
             bytes_here = path.stat().st_size
-            if size + bytes_here > self._most:
+            if size + bytes_here > self._piece_bytes:
                 pieces.append([])
                 size = 0
             pieces[-1].append(path)
@@ -273,7 +273,7 @@ class PackedPiece:
             raise self._broken(error) from error
         self.header = self._read_header()
         groups = [self._file.metadata.row_group(number) for number in range(self._file.metadata.num_row_groups)]
-        if any(group.num_rows > _GROUP or group.total_byte_size > _MOST_IN_A_GROUP for group in groups):
+        if any(group.num_rows > _GROUP or group.total_byte_size > _MAX_GROUP_BYTES for group in groups):
             raise StoreError(f"{path.name} announces more than a piece can hold; it is not read")
         if not self._file.metadata.num_rows == sum(group.num_rows for group in groups) == self.header.cases:
             raise StoreError(f"{path.name} doesn't hold the {self.header.cases:,} cases that it says; fetch it again")
@@ -365,7 +365,7 @@ class PackedPiece:
 _FLAT: Final = (*_AXES, "steps", "residuals")
 
 
-def without_place(record: CaseRecord) -> CaseRecord:
+def with_split_only(record: CaseRecord) -> CaseRecord:
     """A record that knows its split, but no shard: these are made anew where it is unpacked."""
     assert record.placement is not None
     return dataclasses.replace(record, placement=Placement(record.placement.split, 0, 0))

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from lpbf_data.case.case import Case
 from lpbf_data.case.schema import FIELDS, FieldSpec
 from lpbf_data.errors import StoreError
-from lpbf_data.geometry.box_grid import LARGEST_GRID
+from lpbf_data.geometry.box_grid import MAX_VOXELS
 from lpbf_data.geometry.voxel_mesh import VoxelMesh, mesh_of_mask
 
 _ORIGINS: Final = {"build_clearance_min": 100.0}
 """What a field is where nothing happened; that value is restored exactly. 0 for all others."""
-_MOST_STEPS: Final = 2**30
+_MAX_STEPS: Final = 2**30
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def pack_case(case: Case, specs: tuple[FieldSpec, ...], tolerance: float) -> Pac
     axes = [np.unique(case.points[:, axis], return_inverse=True) for axis in range(3)]
     places = np.stack([numbers.reshape(-1) for _, numbers in axes], axis=1).astype(np.int64)
     shape = [len(values) - 1 for values, _ in axes]
-    if min(shape) < 1 or math.prod(shape) > LARGEST_GRID:
+    if min(shape) < 1 or math.prod(shape) > MAX_VOXELS:
         return None
     mask = np.zeros(shape, dtype=bool)
     mask[tuple(np.minimum(places[case.cells].min(axis=1), np.array(shape) - 1).T)] = True
@@ -84,7 +84,7 @@ def pack_case(case: Case, specs: tuple[FieldSpec, ...], tolerance: float) -> Pac
         steps.append(2 * tolerance * largest)
         whole.append(np.rint(values / steps[-1]).astype(np.int64) if largest else np.zeros(values.shape, np.int64))
     residuals = _residuals(mesh.point_indices, np.concatenate(whole).T)
-    if int(np.abs(residuals).max()) >= _MOST_STEPS // 2:
+    if int(np.abs(residuals).max()) >= _MAX_STEPS // 2:
         return None
     packed = np.where(residuals < 0, -2 * residuals - 1, 2 * residuals).astype(np.uint32)
     x, y, z = (values for values, _ in axes)
@@ -109,7 +109,7 @@ def unpack_case(packed: PackedCase, case_id: str, specs: tuple[FieldSpec, ...], 
     residuals = packed.residuals
     if residuals.shape != (columns, mesh.num_points) or len(packed.steps) != len(specs):
         raise _damaged(case_id, f"{residuals.shape} numbers stand for {columns} columns of {mesh.num_points} points")
-    if not (np.isfinite(packed.steps).all() and (packed.steps >= 0).all() and int(residuals.max()) <= _MOST_STEPS):
+    if not (np.isfinite(packed.steps).all() and (packed.steps >= 0).all() and int(residuals.max()) <= _MAX_STEPS):
         raise _damaged(case_id, "a step or a number is impossible")
     signed = residuals.astype(np.int64)
     whole = _restore(mesh.point_indices, np.where(signed % 2, -(signed + 1) // 2, signed // 2).T)
@@ -130,7 +130,7 @@ def _damaged(case_id: str, what: str) -> StoreError:
 
 def _mask(packed: PackedCase, case_id: str) -> NDArray[np.bool_]:
     shape = [len(planes) - 1 for planes in packed.planes]
-    if min(shape) < 1 or math.prod(shape) > LARGEST_GRID:
+    if min(shape) < 1 or math.prod(shape) > MAX_VOXELS:
         raise _damaged(case_id, f"its grid of {' × '.join(map(str, shape))} boxes is impossible")
     if len(packed.occupied) != -(-math.prod(shape) // 8):
         raise _damaged(case_id, f"{len(packed.occupied):,} bytes don't hold a bit for each of its boxes")

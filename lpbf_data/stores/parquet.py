@@ -21,7 +21,7 @@ from lpbf_data.case.point_schema import POINTS_VERSION, PointSchema
 from lpbf_data.case.record import ATTRIBUTE_TYPES
 from lpbf_data.case.schema import FIELDS, SCHEMA_VERSION, FieldSpec
 from lpbf_data.errors import SchemaError, StoreError
-from lpbf_data.refusals import unreadable
+from lpbf_data.os_errors import read_error
 from lpbf_data.stores.selection import Arrays, Selection, interleave
 
 POINT_COLUMNS: Final = ("x", "y", "z")
@@ -177,7 +177,7 @@ class ParquetShard:
             raise StoreError(f"shard {self.name} is missing; run the build again, or fetch the file again") from error
         except (pa.ArrowException, OSError, MemoryError) as error:
             damage = f" can't be read ({reason_of(error)}); verify or build the data set again"
-            raise unreadable(f"shard {self.name}", error, damage) from error
+            raise read_error(f"shard {self.name}", error, damage) from error
 
     @cached_property
     def column_names(self) -> frozenset[str]:
@@ -211,7 +211,7 @@ class ParquetShard:
             table = self._file.read_row_group(row, columns=list(names), use_threads=False)
         except (pa.ArrowException, OSError, IndexError, MemoryError) as error:
             damage = f": {reason_of(error)}; verify or build the data set again"
-            raise unreadable(f"shard {self.name}, row {row}", error, damage) from error
+            raise read_error(f"shard {self.name}, row {row}", error, damage) from error
         return {name: _unwrap(table.column(name).chunk(0)) for name in names}
 
     def read_case(self, row: int, specs: Sequence[FieldSpec] | None = None) -> Case:

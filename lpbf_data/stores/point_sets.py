@@ -24,8 +24,8 @@ from lpbf_data.stores.parquet import ParquetShard, write_point_shard
 RAW_BYTES: Final = 96_000_000
 """Uncompressed arrays a shard, unless a single case is larger."""
 
-_MOST_ROWS: Final = 256
-_LEAST_SPREAD: Final = 1e-8  # what the published normalisation adds to a standard deviation
+_MAX_ROWS: Final = 256
+_MIN_STD: Final = 1e-8  # what the published normalisation adds to a standard deviation
 
 Columns = dict[str, NDArray[np.float32]]
 
@@ -116,7 +116,7 @@ def _standardised(points: PointSchema, records: Sequence[CaseRecord]) -> dict[st
     found = {}
     for column in points.coordinates:
         whole = total(statistics[column] for statistics in train)
-        spread = (whole.squared_deviations / max(whole.count - 1, 1)) ** 0.5 + _LEAST_SPREAD
+        spread = (whole.squared_deviations / max(whole.count - 1, 1)) ** 0.5 + _MIN_STD
         found[column] = (whole.mean, spread)
     return found
 
@@ -167,7 +167,7 @@ def _rows(
 ) -> Iterator[tuple[str, Columns]]:
     """The rows of one shard, noting the record of each."""
     row, raw = 0, 0
-    while rest.more and row < _MOST_ROWS and raw < RAW_BYTES:
+    while rest.more and row < _MAX_ROWS and raw < RAW_BYTES:
         case = rest.take()
         columns = columns_of_case(case, points)
         statistics = {name: FieldStatistics.of(values) for name, values in columns.items()}

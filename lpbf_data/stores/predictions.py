@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lpbf_data.case.schema import FIELDS
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import SchemaError, StoreError
-from lpbf_data.refusals import unreadable
+from lpbf_data.os_errors import read_error
 
 _VERSION: Final = b"1"
 _COLUMNS: Final = {column: spec for spec in FIELDS.values() if spec.location == "point" for column in spec.columns}
@@ -99,7 +99,7 @@ class PredictionFile:
         except FileNotFoundError as error:
             raise StoreError(f"{path} doesn't exist") from error
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise unreadable(str(path), error, f" can't be read as predictions ({error}); predict again") from error
+            raise read_error(str(path), error, f" can't be read as predictions ({error}); predict again") from error
         schema = self._file.schema_arrow
         metadata = schema.metadata or {}
         if metadata.get(b"lpbf_predictions") != _VERSION or "case_id" not in schema.names:
@@ -139,7 +139,7 @@ class PredictionFile:
                 for name in self.columns
             }
         except (pa.ArrowException, OSError, AttributeError, ValueError) as error:
-            raise unreadable(f"{self.path}, case {case_id}", error, f": {error}; predict again") from error
+            raise read_error(f"{self.path}, case {case_id}", error, f": {error}; predict again") from error
         for name, values in found.items():
             if len(values) != num_points:
                 raise StoreError(

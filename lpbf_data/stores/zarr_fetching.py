@@ -1,7 +1,7 @@
-"""Zarr parts elsewhere: what some cases need of each array, in few large requests, those of several arrays at once.
+"""Remote Zarr parts: the chunks that some cases need, fetched in few large requests, several arrays at a time.
 
-It knows the same layout as the [quick reader][lpbf_data.stores.zarr_quick_reader]; where it meets another one,
-zarr-python reads chunk by chunk.
+It reads the same layout as the [direct reader][lpbf_data.stores.zarr_direct_reader]; arrays of another layout are left
+to zarr-python, which fetches chunk by chunk.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from lpbf_data.errors import MissingFileError, StoreError, UnreachableError
 from lpbf_data.places.ranges import merge_ranges
-from lpbf_data.stores.zarr_quick_reader import ShardLayout, Spans, decoded_index, layout_of
+from lpbf_data.stores.zarr_direct_reader import ShardLayout, SpanReader, decoded_index, layout_of
 
 _AT_ONCE: Final = 8
-"""Arrays that are asked for at the same time."""
+"""Arrays that are fetched at the same time."""
 _BOUND: Final = 1 << 62
 """No shard is larger; how large it is isn't asked."""
 _SHORT_GAP: Final = 1 << 16
@@ -37,8 +37,8 @@ class RemoteGroup(Protocol):
 
 
 @contextmanager
-def _left_to_its_case() -> Iterator[None]:
-    """Damage is told by the case that meets it when it is read; what can't be reached now is told at once."""
+def _defer_damage() -> Iterator[None]:
+    """Ignore damage, which raises once the damaged case is read; an unreachable server raises at once."""
     try:
         yield
     except UnreachableError:
@@ -47,8 +47,8 @@ def _left_to_its_case() -> Iterator[None]:
         pass
 
 
-class FetchedArray(Spans):
-    """Spans of an array elsewhere.
+class FetchedArray(SpanReader):
+    """Reads spans of a remote array.
 
     Args:
         group: The group.
@@ -78,32 +78,32 @@ class FetchedArray(Spans):
         return int(self._index[numbers.start : numbers.stop, 1].sum())
 
     def fetch(self, spans: Iterable[Span]) -> None:
-        """Fetch the chunks of some spans, and keep them; those that are cut are left to the case that needs them.
+        """Fetch the chunks of some spans, and keep them; damaged ones raise once a case that needs them is read.
 
         Raises:
             UnreachableError: If they can't be fetched now.
         """
         numbers = sorted({number for span in spans for number in self.chunks(*span)} - self._kept.keys())
-        places = {number: (int(self._index[number, 0]), int(self._index[number].sum())) for number in numbers}
-        for start, stop in merge_ranges(places.values(), gap=_SHORT_GAP):
-            with _left_to_its_case():
+        ranges = {number: (int(self._index[number, 0]), int(self._index[number].sum())) for number in numbers}
+        for start, stop in merge_ranges(ranges.values(), gap=_SHORT_GAP):
+            with _defer_damage():
                 data = self._bytes(start, stop)
-                within = {n: place for n, place in places.items() if start <= place[0] and place[1] <= stop}
+                within = {n: span for n, span in ranges.items() if start <= span[0] and span[1] <= stop}
                 self._kept |= {n: data[begin - start : end - start] for n, (begin, end) in within.items()}
 
-    def let_go(self) -> None:
+    def drop_fetched(self) -> None:
         """Keep no chunks."""
         self._kept = {}
 
     def stored(self, chunks: range) -> Sequence[NDArray[np.uint8]]:
         """Stored bytes of consecutive chunks: those that were fetched, else by a request each."""
-        places = [(int(self._index[n, 0]), int(self._index[n].sum())) for n in chunks]
+        ranges = [(int(self._index[n, 0]), int(self._index[n].sum())) for n in chunks]
         found = [self._kept.get(number) for number in chunks]
-        return [self._bytes(*place) if data is None else data for data, place in zip(found, places, strict=True)]
+        return [self._bytes(*span) if data is None else data for data, span in zip(found, ranges, strict=True)]
 
 
 class FetchedPart:
-    """The arrays of a part elsewhere that were asked for.
+    """The arrays of a remote part, opened when they are first read.
 
     Args:
         group: The part.
@@ -141,11 +141,11 @@ class FetchedPart:
         """Fetch what some spans of some arrays need, all arrays at once.
 
         Raises:
-            UnreachableError: If it can't be fetched now. What is damaged is told when it is read.
+            UnreachableError: If it can't be fetched now. Damaged chunks raise when they are read.
         """
 
         def fetch_one(name: str) -> None:
-            with _left_to_its_case():
+            with _defer_damage():
                 array = self.array(name)
                 if array is not None:
                     array.fetch(spans[name])
@@ -153,11 +153,11 @@ class FetchedPart:
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="lpbf-fetch") as threads:
             list(threads.map(fetch_one, spans))
 
-    def let_go(self) -> None:
+    def drop_fetched(self) -> None:
         """Keep no chunks."""
         for array in self._arrays.values():
             if array is not None:
-                array.let_go()
+                array.drop_fetched()
 
     def bytes_of(self, spans: Mapping[str, Span]) -> int:
         """Stored bytes of a span of each array that was read already; others don't count."""

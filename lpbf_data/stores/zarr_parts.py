@@ -38,11 +38,11 @@ from lpbf_data.case.case import Case, Scalar
 from lpbf_data.case.record import ATTRIBUTE_TYPES
 from lpbf_data.case.schema import FIELDS, SCHEMA_VERSION, FieldSpec
 from lpbf_data.errors import SchemaError, StoreError
+from lpbf_data.os_errors import read_error
 from lpbf_data.places.remote_zarr import RemoteZarr
-from lpbf_data.refusals import unreadable
 from lpbf_data.stores.selection import TARGET_COMPONENT, TARGET_FIELD, Arrays, Selection
+from lpbf_data.stores.zarr_direct_reader import ShardedArray, SpanReader, open_sharded_array
 from lpbf_data.stores.zarr_fetching import FetchedPart
-from lpbf_data.stores.zarr_quick_reader import ShardedArray, Spans, open_sharded_array
 
 ZARR_NAME: Final = "lpbf.zarr"
 TABLES: Final = ("measures", "labels")
@@ -220,9 +220,9 @@ class ZarrPart:
         self.name = name or str(store)
         self._store = store
         self._folder = store if isinstance(store, Path) else None
-        # zarrs reads from this machine's disks; elsewhere zarr-python does, chunk by chunk.
+        # zarrs reads local parts; zarr-python reads remote ones, chunk by chunk.
         self._reading = {} if self._folder is None else _READING
-        self._short: dict[str, ShardedArray | None] = {}
+        self._direct: dict[str, ShardedArray | None] = {}
         self._fetched = FetchedPart(store, self.name) if isinstance(store, RemoteZarr) else None
         try:
             attributes = self._attributes()
@@ -233,7 +233,7 @@ class ZarrPart:
             self._offsets = {kind: self._read_all(f"{kind}_offset").tolist() for kind in _KINDS}
         except (OSError, KeyError, TypeError, ValueError) as error:
             damage = f" can't be opened ({error}); build the data set again"
-            raise unreadable(f"Zarr part {self.name}", error, damage) from error
+            raise read_error(f"Zarr part {self.name}", error, damage) from error
 
     @cached_property
     def _group(self) -> zarr.Group:
@@ -262,13 +262,13 @@ class ZarrPart:
         """Id of a case."""
         return self.case_ids[row]
 
-    def _short_way(self, name: str) -> Spans | None:
-        """The array, where it has the layout that can be read directly."""
+    def _direct_array(self, name: str) -> SpanReader | None:
+        """The array by way of the direct reader; None where it has another layout."""
         if self._fetched is not None:
             return self._fetched.array(name)
-        if name not in self._short:
-            self._short[name] = None if self._folder is None else open_sharded_array(self._folder / name)
-        return self._short[name]
+        if name not in self._direct:
+            self._direct[name] = None if self._folder is None else open_sharded_array(self._folder / name)
+        return self._direct[name]
 
     def _read(self, name: str, selection: Any) -> NDArray[Any]:
         """Values by way of zarr-python."""
@@ -281,18 +281,18 @@ class ZarrPart:
             raise StoreError(f"Zarr part {self.name} has no array {name!r}; its fields are: {stored}") from error
         except (RuntimeError, ValueError, OSError, MemoryError) as error:
             damage = f": {error}; verify the data set"
-            raise unreadable(f"Zarr part {self.name}, array {name}", error, damage) from error
+            raise read_error(f"Zarr part {self.name}, array {name}", error, damage) from error
 
     def _read_all(self, name: str) -> NDArray[Any]:
-        short = self._short_way(name)
-        return self._read(name, ...) if short is None else short.read(0, short.length)[:, 0]
+        direct = self._direct_array(name)
+        return self._read(name, ...) if direct is None else direct.read(0, direct.length)[:, 0]
 
     def _read_span(self, name: str, row: int, kind: str, components: slice = slice(None)) -> NDArray[Any]:
         """Values of one case, [N or E, components]."""
         start, stop = self._offsets[kind][row], self._offsets[kind][row + 1]
-        short = self._short_way(name)
-        if short is not None:
-            return short.read(start, stop, components)
+        direct = self._direct_array(name)
+        if direct is not None:
+            return direct.read(start, stop, components)
         planar = np.atleast_2d(self._read(name, (..., slice(start, stop))))
         return np.ascontiguousarray(planar[components].T)
 
@@ -305,11 +305,11 @@ class ZarrPart:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it lies elsewhere, so that cases are worth fetching together."""
+        """Whether the part is remote, so that cases are worth fetching together."""
         return self._fetched is not None
 
     def fetch(self, rows: Sequence[int], selection: Selection) -> None:
-        """Fetch what some cases need, where the part lies elsewhere, and keep it until `let_go`.
+        """Fetch what some cases need of a remote part, and keep it until `drop_fetched`; does nothing for a local one.
 
         Args:
             rows: Numbers of the cases in the part.
@@ -322,17 +322,17 @@ class ZarrPart:
             each = [self._spans(row, selection) for row in rows if 0 <= row < len(self)]
             self._fetched.fetch({name: [spans[name] for spans in each] for name in (each[0] if each else ())})
 
-    def let_go(self) -> None:
-        """Keep nothing of what was fetched."""
+    def drop_fetched(self) -> None:
+        """Drop the chunks that were fetched."""
         if self._fetched is not None:
-            self._fetched.let_go()
+            self._fetched.drop_fetched()
 
     def has_row(self, row: int) -> bool:
         """Whether there is such a case: manifests can name others."""
         return 0 <= row < len(self)
 
     def row_bytes(self, row: int) -> int:
-        """Stored bytes of a case in those arrays that were read already, where the part lies elsewhere."""
+        """Stored bytes of a case in those arrays of a remote part that were read already; 0 for a local part."""
         everything = Selection(tuple(FIELDS.values()))  # to ask which of them are stored would be to list them
         return 0 if self._fetched is None else self._fetched.bytes_of(self._spans(row, everything))
 
@@ -370,7 +370,7 @@ class ZarrPart:
         return values if spec.components else values[:, 0]
 
     def read_case(self, row: int, specs: Sequence[FieldSpec] | None = None) -> Case:
-        """One case with the given fields (all stored ones by default); its scalars lie in the manifest.
+        """One case with the given fields (all stored ones by default); its scalars are in the manifest.
 
         Args:
             row: Number of the case in the part.

@@ -8,7 +8,7 @@ from typing import Final, Literal, get_args
 
 from lpbf_data.errors import UsageError
 from lpbf_data.geometry.surface_formats import MILLIMETRES, Units
-from lpbf_data.shrinkage import LONGEST_NAME, MATERIAL_SUFFIXES
+from lpbf_data.shrinkage import MATERIAL_SUFFIXES, MAX_NAME_LENGTH
 from pipelines.simulation.choices import CalibrationName
 
 Reference = Literal["before_cut", "nominal"]
@@ -78,8 +78,8 @@ def _check_output(out: str, name: str | None) -> tuple[Path, str]:
     if path.exists():
         raise UsageError(f"--out {out} exists; choose another name, or remove it")
     name = path.stem if name is None else name.strip()
-    if not name or not name.isprintable() or len(name) > LONGEST_NAME:
-        raise UsageError(f"--name must be a line of at most {LONGEST_NAME} letters")
+    if not name or not name.isprintable() or len(name) > MAX_NAME_LENGTH:
+        raise UsageError(f"--name must be a line of at most {MAX_NAME_LENGTH} letters")
     if name in get_args(CalibrationName):
         raise UsageError(f"a calibration of your own can't be called {name}; choose another --name")
     return path, name

@@ -20,7 +20,7 @@ from lpbf_data.case.case import Case
 from lpbf_data.case.record import CaseRecord
 from lpbf_data.case.schema import FIELDS, FieldSpec
 from lpbf_data.case.statistics import NEGLIGIBLE, total
-from lpbf_data.geometry.outer_surface import Surface, extract_surface
+from lpbf_data.geometry.outer_surface import MeshSurface, extract_surface
 from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.reading.catalog import read_manifest
 from lpbf_data.reading.split_reader import SplitReader
@@ -179,7 +179,7 @@ class Exhibit:
 
 
 def _columns_of_surface(
-    case: Case, surface: Surface, fields: Sequence[ShownField], predicted: Mapping[str, NDArray[np.float32]]
+    case: Case, surface: MeshSurface, fields: Sequence[ShownField], predicted: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, NDArray[np.floating[Any]]]:
     """Columns at the points of the surface; errors of prediction under the name of their column with " error"."""
     numbers = surface.point_numbers

@@ -27,7 +27,7 @@ from lpbf_data import load_dataset
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.reading.cache import CachedCases, CacheWarning, CollectionKey, parse_size
 from lpbf_data.reading.cache_eviction import make_room
-from lpbf_data.reading.kept_footers import KeptFooters
+from lpbf_data.reading.footer_cache import FooterCache
 from tests.data_support import make_case, write_dataset
 
 KEY = CollectionKey("somewhere", "digest", "train", ("pos", "y"), local=False)
@@ -312,7 +312,7 @@ def test_a_cache_whose_folder_is_taken_away_warns_once_and_never_raises(tmp_path
 
 @pytest.mark.parametrize("content", [b"", b"\0\0\0\0", b"\0\0\0\0\0", b"footer"])
 def test_a_footer_of_no_bytes_is_not_intact(tmp_path: Path, content: bytes) -> None:
-    kept = KeptFooters(tmp_path)
+    kept = FooterCache(tmp_path)
     kept.put("a shard", b"footer")
     assert kept.get("a shard") == b"footer"
     (path,) = tmp_path.iterdir()

@@ -22,7 +22,7 @@ from lpbf_data import load_dataset, make_loader, open_zarr
 from lpbf_data.case.record import CaseRecord, Placement
 from lpbf_data.durable import sha256_of_file
 from lpbf_data.errors import StoreError, UsageError
-from lpbf_data.places import patience
+from lpbf_data.places import retries
 from lpbf_data.places.folder import DatasetFolder, UrlFiles
 from lpbf_data.places.hub import HubFiles
 from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest, encode_manifest
@@ -120,7 +120,7 @@ def test_faults_on_the_way_are_overcome(
 def test_a_hub_that_stays_away_is_an_error_that_names_the_case(
     hub: Hub, there: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "TRIES", 2)
+    monkeypatch.setattr(retries, "MAX_ATTEMPTS", 2)
     dataset = load_dataset("user/lpbf", "test", **there)
     hub.faults += [503] * 20
     with pytest.raises(StoreError, match=r"case \d+_\w+_0 \(shard user/lpbf/data/test-.*, row 0\)"):
@@ -350,7 +350,7 @@ def test_what_no_second_request_mends_is_asked_once(monkeypatch: pytest.MonkeyPa
         raise error
 
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", fails)
-    monkeypatch.setattr(patience.time, "sleep", lambda _: pytest.fail("it was waited for"))
+    monkeypatch.setattr(retries.time, "sleep", lambda _: pytest.fail("it was waited for"))
     with pytest.raises(StoreError, match="x can't be read: "):
         UrlFiles("memory://set").read("x")
     assert len(asked) == 1

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpbf_data.reading.recycling import Recycler
+from lpbf_data.reading.memory_pool import ArrayPool
 
 LARGE = (200_000,)
 FLOAT = np.dtype(np.float32)
@@ -20,15 +20,15 @@ def address(array: np.ndarray) -> int:
 
 
 def test_a_block_that_nobody_holds_is_used_again() -> None:
-    recycler = Recycler()
-    first = recycler.empty(LARGE, FLOAT)
+    pool = ArrayPool()
+    first = pool.empty(LARGE, FLOAT)
     place = address(first)
     del first
-    assert address(recycler.empty(LARGE, FLOAT)) == place
+    assert address(pool.empty(LARGE, FLOAT)) == place
 
 
 def test_a_block_that_somebody_holds_is_not() -> None:
-    recycler = Recycler()
+    pool = ArrayPool()
     for hold in (
         lambda a: a,
         lambda a: a[10:20],
@@ -38,23 +38,23 @@ def test_a_block_that_somebody_holds_is_not() -> None:
         lambda a: torch.from_numpy(a).view(1000, 200).t(),
         memoryview,
     ):
-        block = recycler.empty(LARGE, FLOAT)
+        block = pool.empty(LARGE, FLOAT)
         place, held = address(block), hold(block)
         del block
         gc.collect()
-        assert address(recycler.empty(LARGE, FLOAT)) != place
+        assert address(pool.empty(LARGE, FLOAT)) != place
         del held
         gc.collect()
-        assert address(recycler.empty(LARGE, FLOAT)) == place
+        assert address(pool.empty(LARGE, FLOAT)) == place
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 300_000), st.integers(0, 10)), min_size=1, max_size=40))
 def test_no_two_live_tensors_share_memory(plan: list[tuple[int, int]]) -> None:
-    recycler = Recycler()
+    pool = ArrayPool()
     live: list[tuple[torch.Tensor, float]] = []
     for number, (size, drop) in enumerate(plan):
-        tensor = torch.from_numpy(recycler.empty((size,), FLOAT))
+        tensor = torch.from_numpy(pool.empty((size,), FLOAT))
         tensor.fill_(number)
         live.append((tensor, float(number)))
         del live[:drop]
@@ -62,21 +62,21 @@ def test_no_two_live_tensors_share_memory(plan: list[tuple[int, int]]) -> None:
 
 
 def test_copies_and_joins_hold_the_values() -> None:
-    recycler = Recycler()
+    pool = ArrayPool()
     rng = np.random.default_rng(0)
     for _ in range(3):
         parts = [rng.random((size, 3), dtype=np.float32) for size in (40_000, 1, 70_000)]
-        np.testing.assert_array_equal(recycler.join(parts), np.concatenate(parts))
+        np.testing.assert_array_equal(pool.join(parts), np.concatenate(parts))
         wide = [np.ascontiguousarray(part.T) for part in parts]
-        np.testing.assert_array_equal(recycler.join(wide, axis=1), np.concatenate(wide, axis=1))
-        np.testing.assert_array_equal(recycler.copy(parts[2]), parts[2])
-        np.testing.assert_array_equal(recycler.copy(parts[2].T), parts[2].T)
-        assert recycler.copy(parts[2].T).flags.c_contiguous
+        np.testing.assert_array_equal(pool.join(wide, axis=1), np.concatenate(wide, axis=1))
+        np.testing.assert_array_equal(pool.copy(parts[2]), parts[2])
+        np.testing.assert_array_equal(pool.copy(parts[2].T), parts[2].T)
+        assert pool.copy(parts[2].T).flags.c_contiguous
 
 
 def test_what_is_kept_is_bounded() -> None:
-    recycler = Recycler()
-    blocks = [recycler.empty((4 << 20,), FLOAT) for _ in range(10)]  # 16 MiB each
+    pool = ArrayPool()
+    blocks = [pool.empty((4 << 20,), FLOAT) for _ in range(10)]  # 16 MiB each
     del blocks
-    assert recycler._kept <= 64 << 20
-    assert recycler._kept == sum(block.nbytes for free in recycler._free.values() for block in free)
+    assert pool._free_bytes <= 64 << 20
+    assert pool._free_bytes == sum(block.nbytes for free in pool._free.values() for block in free)

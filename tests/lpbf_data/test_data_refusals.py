@@ -22,10 +22,10 @@ from huggingface_hub import scan_cache_dir
 
 from lpbf_data import load_dataset, open_zarr
 from lpbf_data.errors import MissingFileError, StoreError, UnreachableError
+from lpbf_data.os_errors import describe_os_error
 from lpbf_data.places import hub as hub_module
-from lpbf_data.places import patience
+from lpbf_data.places import retries
 from lpbf_data.places.hub import HubFiles, HubWarning
-from lpbf_data.refusals import refusal_of
 from tests.data_hub_server import Hub, commit_of
 from tests.data_support import make_case, write_dataset
 
@@ -111,7 +111,7 @@ def test_every_kind_of_refusal_is_told_as_what_it_is(
     text = str(told.value)
     assert not any(word in text for word in ("has no manifest", "verify", "build", "damage", "altered", "publish it"))
     assert ("a token" in text) == (status == 429)
-    assert 1000 - len(next(iter(full_hub.refusals.values()))) == patience.TRIES
+    assert 1000 - len(next(iter(full_hub.refusals.values()))) == retries.MAX_ATTEMPTS
     assert [pause for pause in pauses if pause] == [0.25, 0.5, 1, 2, 4, 8]
 
 
@@ -146,7 +146,7 @@ def test_the_pause_is_the_one_that_is_asked_for(
 def test_a_date_is_a_pause_too_and_a_long_one_is_told(hub: Hub, there: Any, pauses: list[float]) -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
     refuse(hub, "lpbf", "commit", 503, 1, Retry_After=soon)
-    with pytest.warns(patience.WaitingWarning, match=rf"{hub.url} asks to wait \d+ s"):
+    with pytest.warns(retries.WaitingWarning, match=rf"{hub.url} asks to wait \d+ s"):
         load_dataset("user/lpbf", "test", **there)
     (pause,) = [p for p in pauses if p]
     assert 30 < pause <= 90
@@ -161,7 +161,7 @@ def test_a_pause_beyond_the_limit_is_not_made(hub: Hub, there: Any, pauses: list
     assert not [p for p in pauses if p]
     refuse(hub, "lpbf", "manifest", 429, 50, Retry_After="100")
     with (
-        pytest.warns(patience.WaitingWarning, match="asks to wait 100 s"),
+        pytest.warns(retries.WaitingWarning, match="asks to wait 100 s"),
         pytest.raises(UnreachableError, match="4 times in 300 s, and asks to wait 100 s more"),
     ):
         load_dataset("user/lpbf", "test", **there)
@@ -338,16 +338,16 @@ def test_what_the_system_refuses_of_a_shard_is_no_damage(
 
 
 def test_errors_that_are_refusals_are_told_from_those_of_content() -> None:
-    assert refusal_of(OSError(errno.ENOSPC, "x")) == (
+    assert describe_os_error(OSError(errno.ENOSPC, "x")) == (
         "the operating system refuses it (No space left on device): make room on the disk"
     )
-    assert "Too many open files" in str(refusal_of(RuntimeError("failed: Too many open files (os error 24)")))
-    assert "free some memory" in str(refusal_of(MemoryError()))
+    assert "Too many open files" in str(describe_os_error(RuntimeError("failed: Too many open files (os error 24)")))
+    assert "free some memory" in str(describe_os_error(MemoryError()))
     decoding = ValueError("can't be decoded")
     decoding.__cause__ = ConnectionResetError(errno.ECONNRESET, "reset")
-    assert "the connection fails" in str(refusal_of(decoding))
+    assert "the connection fails" in str(describe_os_error(decoding))
     for content in (OSError("Couldn't deserialize thrift"), ValueError("altered"), FileNotFoundError(2, "x"), None):
-        assert refusal_of(content) is None
+        assert describe_os_error(content) is None
 
 
 def test_a_manifest_that_may_not_be_read_and_one_that_is_cut(

@@ -96,7 +96,7 @@ def test_resumed_anywhere_by_anybody_no_case_is_lost_or_repeated(
         wanted = len(order) if last else data.draw(st.integers(0, len(order)))
         for _, step in zip(range(wanted), steps, strict=False):
             served += cases_of(step)
-            position += step.handed
+            position += step.consumed
     assert sorted(served) == list(range(len(order)))
 
 
@@ -107,7 +107,7 @@ def test_one_to_eight_to_three_ranks() -> None:
         sharing = Sharing(ranks, batch_size, uneven="keep")
         for _, step in zip(range(steps), sharing.steps(order, sizes, position), strict=False):
             served += cases_of(step)
-            position += step.handed
+            position += step.consumed
         if steps < 99:
             assert sorted(served) == sorted(order[:position].tolist())
     assert sorted(served) == list(range(101))

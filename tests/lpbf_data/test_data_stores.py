@@ -20,8 +20,8 @@ from lpbf_data.case.schema import FIELDS
 from lpbf_data.errors import SchemaError, StoreError
 from lpbf_data.stores.parquet import ParquetShard, write_shard
 from lpbf_data.stores.selection import Selection, arrays_of_case
+from lpbf_data.stores.zarr_direct_reader import open_sharded_array
 from lpbf_data.stores.zarr_parts import ZarrPart, write_part
-from lpbf_data.stores.zarr_quick_reader import open_sharded_array
 from tests.data_support import SPECS, make_case
 
 SELECTIONS = [

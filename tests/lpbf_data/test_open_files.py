@@ -62,9 +62,9 @@ def test_more_parts_than_open_files(tmp_path: Path, layout: str, count: int) -> 
 @pytest.mark.skipif(not hasattr(os, "pread"), reason="Windows reads by way of zarr-python")
 def test_a_part_that_is_replaced_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that isn't kept open could be another one at the next read; its index would be that of the old one."""
-    import lpbf_data.stores.zarr_quick_reader
+    import lpbf_data.stores.zarr_direct_reader
 
-    monkeypatch.setattr(lpbf_data.stores.zarr_quick_reader, "_MOST_OPEN", 0)
+    monkeypatch.setattr(lpbf_data.stores.zarr_direct_reader, "_MAX_OPEN", 0)
     cases = [make_case(seed) for seed in (1, 2)]
     write_part(tmp_path / "part", cases, SPECS)
     part = ZarrPart(tmp_path / "part")

@@ -21,7 +21,7 @@ from lpbf_data.case.schema import FIELDS
 from lpbf_data.errors import LpbfError, StoreError, UsageError
 from lpbf_data.geometry.voxel_mesh import mesh_of_mask
 from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest
-from lpbf_data.stores.packed import PackedPiece, PackedWriter, find_pieces, relative_error, without_place
+from lpbf_data.stores.packed import PackedPiece, PackedWriter, find_pieces, relative_error, with_split_only
 from lpbf_data.stores.packed_codec import pack_case, unpack_case
 from pipelines.pack import DEFAULT, pack, pack_dataset
 from pipelines.unpack import unpack, unpack_corpus
@@ -150,7 +150,7 @@ def test_pieces_are_cut_by_size_and_all_are_needed(tmp_path: Path) -> None:
     records = decode_manifest((src / MANIFEST_NAME).read_bytes()).records
     writer = PackedWriter(packed, SPECS, piece_bytes=50_000)
     for record in records:
-        writer.add(without_place(record), boxes(int(record.case_id[:5])))
+        writer.add(with_split_only(record), boxes(int(record.case_id[:5])))
     files = writer.close()
     assert len(files) > 1
     assert files == find_pieces(packed) == tuple(sorted(packed.iterdir()))

@@ -110,7 +110,7 @@ def test_the_same_cases_give_the_same_bytes_in_shards_of_bounded_size(
     again = write_point_set(tmp_path / "again", HEAT, {"train": heat_cases("train", 5), "test": heat_cases("test", 2)})
     for name in ("data/train-00000.parquet", "data/test-00000.parquet"):
         assert (heat / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    monkeypatch.setattr(point_sets, "_MOST_ROWS", 2)
+    monkeypatch.setattr(point_sets, "_MAX_ROWS", 2)
     many = write_point_set(tmp_path / "many", HEAT, {"train": heat_cases("train", 5)})
     assert [(r.placement.shard, r.placement.row) for r in many if r.placement] == [
         (0, 0),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lpbf_data.errors import GeometryError
 from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
-from lpbf_data.geometry.face_counts import MOST_TRIANGLES
+from lpbf_data.geometry.face_counts import MAX_TRIANGLES
 from lpbf_data.geometry.stl import stl_bytes
 from lpbf_data.geometry.surface_files import bodies_of, load_bodies, load_surface
 from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
@@ -447,12 +447,12 @@ def test_memory_of_each_format_is_bounded(tmp_path: Path, suffix: str) -> None:
     grown, sizes = [int(line) for line in said.stdout.splitlines()], [path.stat().st_size for path in paths]
     triangles = counts[1] - counts[0]
     taken, bytes_each = (grown[1] - grown[0]) / triangles, (sizes[1] - sizes[0]) / triangles
-    largest = 1_000_000_000 / bytes_each if suffix == ".stl" else MOST_TRIANGLES
+    largest = 1_000_000_000 / bytes_each if suffix == ".stl" else MAX_TRIANGLES
     assert taken * largest < 10 * bytes_each * largest + 1.5 * 2**30
 
 
 def test_a_surface_of_too_many_triangles_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    count = MOST_TRIANGLES + 1
+    count = MAX_TRIANGLES + 1
     (tmp_path / "a.ply").write_bytes(b"ply\nformat ascii 1.0\nelement vertex 3\nelement face %d\nend_header\n" % count)
     (tmp_path / "a.off").write_bytes(b"OFF # by hand\n3 %d 0\n" % count)
     (tmp_path / "a.obj").write_bytes(b"v 0 0 0\nv 1 0 0\nv 0 1 0\n" + b"f 1 2 3\n" * count)

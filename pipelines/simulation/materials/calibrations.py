@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from lpbf_data.geometry.layer_groups import FEWEST_GROUPS, GROUP_THICKNESS
+from lpbf_data.geometry.layer_groups import GROUP_THICKNESS, MIN_GROUPS
 from lpbf_data.shrinkage import MEASURED_COOLING, strain_of
 from pipelines.simulation.materials.inherent_strain import WallRule
 
@@ -62,7 +62,7 @@ def measured(expansion: float) -> Calibration:
         walls=None,
         at_once=False,
         group_thickness=GROUP_THICKNESS,
-        fewest_groups=FEWEST_GROUPS,
+        fewest_groups=MIN_GROUPS,
         source=(
             f"thermal contraction over {MEASURED_COOLING:g} K, fitted on the AM-Bench 2018 bridges in IN625 and "
             "15-5PH (NIST, CHAL-AMB2018-01-PD); other materials by their thermal expansion"

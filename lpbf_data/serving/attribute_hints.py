@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-OF_STREAMS: Final[Mapping[str, str]] = {
+STREAM_HINTS: Final[Mapping[str, str]] = {
     "take": "itertools.islice(stream, n)",
     "skip": "load_dataset without streaming, then dataset[n:]; or stream.load_state_dict to go on where one stood",
     "map": "load_dataset(…, transform=function)",
@@ -18,7 +18,7 @@ OF_STREAMS: Final[Mapping[str, str]] = {
 }
 """Of a [CaseStream][lpbf_data.CaseStream]."""
 
-OF_DATASETS: Final[Mapping[str, str]] = {
+DATASET_HINTS: Final[Mapping[str, str]] = {
     "select": "dataset[numbers]",
     "take": "dataset[:n]",
     "skip": "dataset[n:]",

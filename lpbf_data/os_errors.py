@@ -1,4 +1,4 @@
-"""What the operating system refuses, told apart from damage: building the files again would be no cure."""
+"""Errors of the operating system, distinguished from damaged files, which alone are cured by building them again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MEMORY: Final = "free some memory, or read with fewer workers"
 _DISK: Final = "the disk or its connection fails: look at it, and try again"
 _CONNECTION: Final = "the connection fails: try again"
 
-_CURES: Final[dict[int, str]] = {
+_ADVICE: Final[dict[int, str]] = {
     errno.EACCES: _RIGHTS,
     errno.EPERM: _RIGHTS,
     errno.EMFILE: _OPEN_FILES,
@@ -40,28 +40,28 @@ _CURES: Final[dict[int, str]] = {
     errno.ENETUNREACH: _CONNECTION,
     errno.ENETDOWN: _CONNECTION,
 }
-# Libraries in Rust tell the number in their text: "Too many open files (os error 24)".
+# Libraries in Rust give the error number in their text alone: "Too many open files (os error 24)".
 _NUMBER_IN_TEXT: Final = re.compile(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]")
 
 
-def refusal_of(error: BaseException | None) -> str | None:
-    """What the operating system said when it refused, and what helps; None where nothing was refused.
+def describe_os_error(error: BaseException | None) -> str | None:
+    """What the operating system refused, and what the user can do; None for any other error.
 
     Args:
-        error: What was raised. Its causes are looked at too.
+        error: The error; the errors that caused it are looked at too.
 
-    >>> refusal_of(OSError(errno.EMFILE, "…"))
+    >>> describe_os_error(OSError(errno.EMFILE, "…"))
     'the operating system refuses it (Too many open files): raise the limit of open files (ulimit -n), or read with \
 fewer workers'
-    >>> refusal_of(OSError("Unexpected end of stream")) is None
+    >>> describe_os_error(OSError("Unexpected end of stream")) is None
     True
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         number = _number_of(error)
-        if number in _CURES:
-            return f"the operating system refuses it ({os.strerror(number)}): {_CURES[number]}"
+        if number in _ADVICE:
+            return f"the operating system refuses it ({os.strerror(number)}): {_ADVICE[number]}"
         error = error.__cause__ or error.__context__
     return None
 
@@ -75,13 +75,16 @@ def _number_of(error: BaseException) -> int:
     return 0 if found is None else int(found[1] or found[2])
 
 
-def unreadable(what: str, error: BaseException, otherwise: str) -> StoreError:
-    """The error to raise where something can't be read.
+def read_error(what: str, error: BaseException, otherwise: str) -> StoreError:
+    """The error to raise where a file can't be read.
 
     Args:
-        what: What can't be read, "shard data/train-00000.parquet".
-        error: Why.
-        otherwise: The rest of the sentence where the operating system didn't refuse it: the content is at fault.
+        what: The file, such as "shard data/train-00000.parquet"; the beginning of the message.
+        error: The error of reading it.
+        otherwise: The rest of the message for errors other than the operating system's: the content is at fault.
+
+    Returns:
+        An UnreachableError where the operating system refused it, else a StoreError.
     """
-    refusal = refusal_of(error)
+    refusal = describe_os_error(error)
     return StoreError(f"{what}{otherwise}") if refusal is None else UnreachableError(f"{what} can't be read: {refusal}")

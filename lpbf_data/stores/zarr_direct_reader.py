@@ -1,10 +1,9 @@
-"""The short way to spans of a sharded Zarr array on this machine: read the inner chunks, check, decompress, copy.
+"""Direct reader of spans of a local sharded Zarr array: read the inner chunks, compare checksums, decompress, copy.
 
 zarr-python plans every read anew, which costs more than decoding where a case is some 25,000 points in seven arrays.
-This reader knows one layout, the one that [zarr_parts][lpbf_data.stores.zarr_parts] writes (Zarr format 3, one shard
-an array,
-`sharding_indexed` with the index at the end, blosc, crc32c); where it meets another, the general way takes over. The
-tests hold both to the same values.
+This reader knows one layout, the one that [zarr_parts][lpbf_data.stores.zarr_parts] writes: Zarr format 3, one shard
+an array, `sharding_indexed` with the index at the end, blosc, crc32c. Arrays of any other layout are read by
+zarr-python. The tests compare the values of both.
 
 Source: Zarr core specification, version 3, https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/
 """
@@ -29,14 +28,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.errors import StoreError
-from lpbf_data.refusals import unreadable
+from lpbf_data.os_errors import read_error
 
 if sys.platform != "win32":
     import resource
 
 _CRC_BYTES: Final = 4
-_MOST_OPEN: Final = 1024  # arrays that a process keeps open; a quarter of what it may open where that is less
-_ENOUGH: Final = 4096
+_MAX_OPEN: Final = 1024  # arrays that a process keeps open; a quarter of what it may open where that is less
+_MAX_DESCRIPTORS: Final = 4096
 _TYPES: Final[dict[str, np.dtype[Any]]] = {
     "float32": np.dtype("<f4"),
     "int32": np.dtype("<i4"),
@@ -45,9 +44,9 @@ _TYPES: Final[dict[str, np.dtype[Any]]] = {
 
 
 class _OpenFiles:
-    """How many shards this process keeps open: a share of what the operating system allows it.
+    """Limit on the shards that this process keeps open: a share of what the operating system allows it.
 
-    One that isn't kept open is opened for every read, which takes some microseconds on a disk of this machine.
+    A shard beyond it is opened for every read, which takes some microseconds on a local disk.
     """
 
     def __init__(self) -> None:
@@ -57,12 +56,12 @@ class _OpenFiles:
     def take(self) -> bool:
         """Whether one more may be kept open."""
         with self._lock:
-            if self._count >= min(_MOST_OPEN, descriptors_allowed() // 4):
+            if self._count >= min(_MAX_OPEN, descriptors_allowed() // 4):
                 return False
             self._count += 1
             return True
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """One less is kept open."""
         with self._lock:
             self._count -= 1
@@ -75,9 +74,9 @@ class _OpenFiles:
 def descriptors_allowed() -> int:
     """Files that this process may have open, 4,096 at most: that is enough for everything here."""
     if os.name == "nt":
-        return _ENOUGH
+        return _MAX_DESCRIPTORS
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _ENOUGH if soft == resource.RLIM_INFINITY else min(_ENOUGH, soft)
+    return _MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(_MAX_DESCRIPTORS, soft)
 
 
 _open_files = _OpenFiles()
@@ -88,11 +87,11 @@ if hasattr(os, "register_at_fork"):
 
 def _close(descriptor: int) -> None:
     os.close(descriptor)
-    _open_files.give_back()
+    _open_files.release()
 
 
-class Spans:
-    """Spans of the last dimension of one array, whose stored chunks come from anywhere.
+class SpanReader:
+    """Reads spans along the last dimension of one array, from stored chunks that a subclass provides.
 
     Args:
         name: How errors call the array.
@@ -184,8 +183,8 @@ def decoded_index(data: NDArray[np.uint8], layout: ShardLayout, end: int, name: 
     return index
 
 
-class ShardedArray(Spans):
-    """Spans of an array on this machine.
+class ShardedArray(SpanReader):
+    """Reads spans of a local array.
 
     Args:
         folder: Folder of the array.
@@ -213,7 +212,7 @@ class ShardedArray(Spans):
         try:
             self._kept = self._open()
         except BaseException:
-            _open_files.give_back()
+            _open_files.release()
             raise
         weakref.finalize(self, _close, self._kept)
 
@@ -223,7 +222,7 @@ class ShardedArray(Spans):
         except FileNotFoundError as error:
             raise StoreError(f"{self._path} is missing; verify the data set, or build it again") from error
         except OSError as error:
-            raise unreadable(str(self._path), error, f" can't be opened: {error}") from error
+            raise read_error(str(self._path), error, f" can't be opened: {error}") from error
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
@@ -244,7 +243,7 @@ class ShardedArray(Spans):
         try:
             return np.frombuffer(os.pread(file, size, offset), np.uint8)
         except OSError as error:
-            raise unreadable(str(self._path), error, f" can't be read: {error}") from error
+            raise read_error(str(self._path), error, f" can't be read: {error}") from error
 
     def _read_index(self, file: int) -> NDArray[np.uint64]:
         """Offset and size of each inner chunk, [chunks, 2]."""
@@ -265,7 +264,7 @@ class ShardedArray(Spans):
 
 
 def _is_intact(data: NDArray[np.uint8]) -> bool:
-    """Whether data ends in the CRC-32C of what comes before; nothing isn't intact, though its checksum is nought."""
+    """Whether data ends in the CRC-32C of what comes before; an empty array isn't intact, though its checksum is 0."""
     return len(data) > _CRC_BYTES and int(google_crc32c.value(data[:-_CRC_BYTES])) == int.from_bytes(
         data[-_CRC_BYTES:].tobytes(), "little"
     )
@@ -329,7 +328,7 @@ def layout_of(metadata: dict[str, Any]) -> ShardLayout | None:
 
 
 def open_sharded_array(folder: Path) -> ShardedArray | None:
-    """Open an array the short way; None where it has another layout than the one this reader knows.
+    """Open an array for direct reading; None where it has another layout than the one this reader knows.
 
     Args:
         folder: Folder of the array.
@@ -344,7 +343,7 @@ def open_sharded_array(folder: Path) -> ShardedArray | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise unreadable(f"{folder}/zarr.json", error, f" can't be read: {error}") from error
+        raise read_error(f"{folder}/zarr.json", error, f" can't be read: {error}") from error
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise StoreError(f"{folder}/zarr.json can't be understood ({error}); verify the data set") from error
     return None if layout is None else ShardedArray(folder, layout)
