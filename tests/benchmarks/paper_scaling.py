@@ -159,10 +159,8 @@ class Clock:
         return float(begin.elapsed_time(end))
 
     def median(self, call: Callable[[], Any]) -> tuple[float, int]:
-        """Median milliseconds of calls after the first, and how many; of the first alone where that takes seconds."""
-        first = self.once(call)
-        if first > 2000:
-            return first, 1
+        """Median milliseconds of calls after the first, which compiles and loads libraries, and how many."""
+        self.once(call)
         second = self.once(call)
         count = min(MOST, max(1, int(BUDGET * 1000 / max(second, 1e-3))))
         times = [second, *(self.once(call) for _ in range(count - 1))]
