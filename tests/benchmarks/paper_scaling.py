@@ -291,8 +291,9 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
             panel.grid(alpha=0.3)
         if memory := content.get("gpu", {}).get("memory_gib"):
             row[1].axhline(memory, color="grey", linestyle="--", linewidth=1)
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    known = {line.get_label(): line for panel in panels.flat for line in panel.lines}
+    lines = [known[layer.name] for layer in LAYERS if layer.name in known]  # a layer may lack in one of the panels
+    figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
