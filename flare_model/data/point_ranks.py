@@ -75,7 +75,7 @@ class PointRanks:
             raise UsageError(f"{world} processes can't be divided into groups of {over} that share points")
         mine: Any = None
         for first in range(0, world, over):
-            group = torch.distributed.new_group(range(first, first + over), timeout=timedelta(seconds=seconds))
+            group = torch.distributed.new_group([*range(first, first + over)], timeout=timedelta(seconds=seconds))
             if first <= torch.distributed.get_rank() < first + over:
                 mine = group
         return cls(mine)
