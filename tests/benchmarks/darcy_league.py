@@ -56,6 +56,7 @@ def jobs_of(asked: argparse.Namespace, epochs: int) -> list[Job]:
             Job(
                 key, asked.data, MODELS[name], asked.work, reduced(name) if asked.reduced else {}, recipe,
                 max_steps=asked.max_steps, seed=asked.seed, facts={"model": name, "epochs": epochs},
+                keep=asked.keep,
             )
         )  # fmt: skip
     return jobs
@@ -105,6 +106,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", default="darcy", help="a data set that pipelines.benchmarks.convert darcy made")
     parser.add_argument("--work", type=Path, default=Path("runs/darcy_league"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=RESULTS / "darcy_league.json", help="file of the figures")
+    parser.add_argument("--keep", type=Path, help="folder that trained models are copied to, for paper_spectrum")
     parser.add_argument("--only", dest="models", nargs="+", choices=tuple(MODELS), default=list(MODELS))
     how_long = parser.add_mutually_exclusive_group()
     how_long.add_argument("--epochs", type=int, default=20)

@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import os
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from typing import Any, Final, Self
 import torch
 import yaml
 
+from flare_model.checkpoints.files import CONFIG_NAME, WEIGHTS_NAME
 from flare_model.checkpoints.spec import ModelSpec
 from flare_model.checkpoints.surrogate import Surrogate, from_pretrained
 from flare_model.configs import config_path
@@ -61,6 +63,7 @@ class Job:
         seed: Seed of weights and order.
         judged: Whether the test split is predicted at the end.
         facts: What its figures say beside what is measured.
+        keep: Folder below which the trained model is copied.
     """
 
     key: str
@@ -73,6 +76,7 @@ class Job:
     seed: int = 0
     judged: bool = True
     facts: Mapping[str, Any] = field(default_factory=dict)
+    keep: Path | None = None
 
     def settings(self, *, graphs: bool) -> Settings:
         """What `flare_model.train` would be asked for."""
@@ -123,6 +127,11 @@ def carry_out(job: Job, *, graphs: bool) -> dict[str, Any]:
             torch.cuda.reset_peak_memory_stats()
         result = run_once(settings, fabric, precision, folder, open_splits(settings))
         surrogate = from_pretrained(folder).to(fabric.device)
+        if job.keep is not None:
+            for name in (CONFIG_NAME, WEIGHTS_NAME):
+                place = job.keep / job.key / name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / name, place)
         found = {
             **job.facts,
             "config": job.config,
@@ -316,7 +325,7 @@ def ways_of(graphs: str) -> tuple[bool, ...]:
 
 def rehearse(jobs: Sequence[Job], slots: Slots) -> dict[str, float]:
     """Milliseconds a step of each training while as many of the others run beside it as will; nothing is kept."""
-    short = [replace(job, work=job.work / "rehearsal", max_steps=PACE_STEPS, judged=False) for job in jobs]
+    short = [replace(job, work=job.work / "rehearsal", max_steps=PACE_STEPS, judged=False, keep=None) for job in jobs]
     found: dict[str, float] = {}
 
     def tell(job: Job, figures: dict[str, Any] | None, failures: dict[str, str]) -> None:

@@ -319,6 +319,22 @@ def tables_of(content: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def ratios_of(content: Mapping[str, Any]) -> list[str]:
+    """How many times as long vanilla attention takes as each other layer, on the largest mesh of both, in sentences."""
+    lines = []
+    for precision in SIZES:
+        curves = {layer: dict(curve) for layer, curve in curves_of(content["rows"], precision, "ms").items()}
+        vanilla = curves.pop(LAYERS[0], {})
+        for layer, curve in curves.items():
+            if common := vanilla.keys() & curve.keys():
+                n = max(common)
+                ratio = vanilla[n] / curve[n]
+                lines.append(
+                    f"{precision}, {n:,} points: vanilla attention takes {ratio:.3g} times as long as {layer.name}"
+                )
+    return lines
+
+
 def _cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
@@ -381,7 +397,7 @@ def main() -> None:
         draw(content, asked.out.with_suffix(".png"))
         print(asked.out.with_suffix(".png"))
     if asked.show:
-        print("\n".join(tables_of(content)))
+        print("\n".join([*tables_of(content), *ratios_of(content)]))
 
 
 if __name__ == "__main__":

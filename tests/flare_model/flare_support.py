@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +22,9 @@ from flare_model.models.flare import Flare, FlareConfig
 from flare_model.train import train
 from flare_model.training.recipe import Recipe
 from flare_model.training.trainer import Trainer
+from lpbf_data.case.point_schema import PointSchema
+from lpbf_data.case.schema import FieldSpec
+from lpbf_data.stores.point_sets import PointCase, write_point_set
 from tests.forked import Program, command, end_all
 from tests.lpbf_data.launch_support import torchrun_variables
 from tests.netfabb_cases import Part, write_part
@@ -62,6 +66,32 @@ def write_cases(folder: Path, count: int = 12) -> Path:
         )
         write_part(folder, part)
     return folder
+
+
+def write_grids(folder: Path, count: int = 7) -> str:
+    """A data set of scalar fields on 6 x 9 points; returns its name."""
+    y, x = np.meshgrid(np.linspace(0, 1, 6), np.linspace(0, 1, 9), indexing="ij")
+    points = np.stack([x.ravel(), y.ravel()], axis=1)
+    schema = PointSchema(
+        "plates", ("x", "y"), "1",
+        (FieldSpec("load", (), "1", "point", "what is told"), FieldSpec("bow", (), "1", "point", "what is predicted")),
+        ("load",), ("bow",), grid=(6, 9),
+    )  # fmt: skip
+    cases = []
+    for number in range(count):
+        load = np.random.default_rng(number).random(54)
+        bow = (1 + number / count) * np.sin(np.pi * points[:, 0]) * np.sin(np.pi * points[:, 1]) + 0.1 * load
+        cases.append(PointCase(f"plate_{number}", points, {"load": load, "bow": bow}))
+    write_point_set(folder / "plates", schema, {"train": cases[:-1], "test": cases[-1:]})
+    return str(folder / "plates")
+
+
+def grid_model(name: str) -> dict[str, Any]:
+    """A small model by its class for such grids."""
+    sizes = {"channels": 16, "num_blocks": 2, "num_heads": 2}
+    if name == "GridTransolver":
+        sizes |= {"grid_rows": 6, "grid_columns": 9}
+    return {"class_path": name, "init_args": {"config": sizes}}
 
 
 def losses(folder: Path) -> list[tuple[str, str, str]]:

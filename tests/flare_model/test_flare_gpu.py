@@ -24,7 +24,15 @@ from flare_model.training.recipe import Recipe
 from flare_model.training.run_log import read_table
 from flare_model.training.training_checkpoint import latest_state
 from lpbf_data.errors import UsageError
-from tests.flare_model.flare_support import LEARNING, go, kill, losses, tiny_surrogate
+from tests.flare_model.flare_support import (
+    LEARNING,
+    go,
+    grid_model,
+    kill,
+    losses,
+    tiny_surrogate,
+    write_grids,
+)
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU here"),
@@ -74,6 +82,21 @@ def test_rivals_are_recorded_in_16_bits(box_dataset: str, tmp_path: Path, name: 
     runs = {name: go(box_dataset, tmp_path / name, model, recipe=r, accelerator="gpu") for name, r in recipes.items()}
     plain, graphs = (losses(run) for run in runs.values())
     assert [float(loss) for _, loss, _ in graphs] == pytest.approx([float(loss) for _, loss, _ in plain], rel=2e-2)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("name", ["Flare", "Transformer", "Transolver", "GridTransolver"])
+def test_every_model_is_recorded_on_grids(tmp_path: Path, name: str, precision: Any) -> None:
+    """With the term of the gradient, and a last batch of an epoch that is smaller."""
+    data = write_grids(tmp_path)
+    recipe = replace(LEARNING, batch_size=4, precision=precision, gradient_weight=0.1)
+    recipes = {"plain": recipe, "graphs": replace(recipe, step_graphs=True)}
+    runs = {
+        way: go(data, tmp_path / way, grid_model(name), recipe=r, accelerator="gpu", resident=True)
+        for way, r in recipes.items()
+    }
+    plain, graphs = ([float(loss) for _, loss, _ in losses(run)] for run in runs.values())
+    assert graphs == pytest.approx(plain, rel=2e-3 if precision == "32-true" else 2e-2)
 
 
 def test_arrays_and_tensors_of_the_host_go_to_the_gpu() -> None:

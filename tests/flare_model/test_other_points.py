@@ -36,7 +36,7 @@ from lpbf_data.reading.catalog import read_points
 from pipelines.benchmarks.convert import convert
 from pipelines.benchmarks.darcy import trivial_errors
 from tests.commands import run_here
-from tests.flare_model.flare_support import TINY, assert_same_losses, go, train_over
+from tests.flare_model.flare_support import TINY, assert_same_losses, go, grid_model, train_over, write_grids
 from tests.pipelines.test_benchmark_data import write_airfoil, write_cars, write_elasticity, write_pipe
 
 SMALL = [f"--model.config.{name}" for name in ("channels=16", "num_blocks=1", "num_heads=2", "num_latents=8")]
@@ -272,47 +272,47 @@ def test_a_model_for_grids_trains_on_grids(darcy_set: Path, tmp_path: Path) -> N
         from_pretrained(tmp_path / "run")(torch.zeros(7224, 2), torch.zeros(7224, 1))
 
 
-def test_points_of_grids_are_shared_by_processes(darcy_set: Path, tmp_path: Path) -> None:
+def test_points_of_grids_are_shared_by_processes(tmp_path: Path) -> None:
     """What a process has of a grid is none: the steps are those of one process that has whole grids."""
-    recipe = Recipe(steps=2, batch_size=2)
-    single = go(str(darcy_set), tmp_path / "single", recipe=recipe, accelerator="cpu")
+    data, recipe = write_grids(tmp_path), Recipe(steps=2, batch_size=2)
+    single = go(data, tmp_path / "single", recipe=recipe, accelerator="cpu")
     options = {"recipe.steps": 2, "recipe.batch_size": 2}
     options |= {f"model.config.{name}": value for name, value in TINY["init_args"]["config"].items()}
-    ended, said = train_over(2, 2, str(darcy_set), tmp_path / "shared", **options)
+    ended, said = train_over(2, 2, data, tmp_path / "shared", **options)
     assert not any(ended), said
     assert_same_losses(tmp_path / "shared", single)
 
 
-@pytest.mark.parametrize("name", ["Flare", "Transolver"])
-def test_grids_of_one_size_are_a_batch_that_nothing_fills_up(name: str, darcy_set: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["Flare", "Transformer", "Transolver", "GridTransolver"])
+def test_grids_of_one_size_are_a_batch_that_nothing_fills_up(name: str, tmp_path: Path) -> None:
     """With the loss and the gradients of the same meshes joined; where cases are thinned, they are joined."""
-    points = read_points(darcy_set)
-    assert points is not None
-    sizes = {"channels": 8, "num_blocks": 1, "num_heads": 2}
-    recipe = Recipe(batch_size=2, gradient_weight=0.1, precision="32-true")
+    data, recipe = write_grids(tmp_path), Recipe(batch_size=3, gradient_weight=0.1, precision="32-true")
     settings = make_settings(
-        ModelSpec(f"flare_model.{name}", {"config": sizes}), list(points.targets), list(points.inputs),
-        points=points, data=str(darcy_set), recipe=recipe, accelerator="cpu",
-    )  # fmt: skip
-    trainer = Trainer(settings, *open_fabric(recipe, "cpu"), tmp_path, open_splits(settings))
+        ModelSpec(**grid_model(name)), ["bow"], ["load"], points=read_points(data), data=data, recipe=recipe
+    )
+    trainer = Trainer(settings, *open_fabric(recipe, "cpu"), tmp_path / "run", open_splits(settings))
     stepper = trainer.stepper
     batch = Batch.of(next(iter(trainer.loader)), settings.targets, settings.features)
     shapes: list[tuple[int, ...]] = []
     stepper.surrogate.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
-    assert stepper._grid_points == 7225
+    assert stepper._grid_points == 54
     assert stepper._recordable(batch) is batch
-    weights, found = list(stepper.surrogate.parameters()), []
-    for grid_points in (7225, 0):
-        stepper._grid_points = grid_points
+    weights, found = [p for p in stepper.surrogate.parameters() if p.requires_grad], []
+    for points in (54, 0):
+        stepper._grid_points = points
         loss = stepper.loss(batch)
         found.append([loss, *torch.autograd.grad(loss, weights)])
-    assert shapes == [(2, 7225, 2), (2 * 7225, 2)]
+    assert shapes == [(3, 54, 2), (3 * 54, 2)]
     for mine, joined in zip(*found, strict=True):
         torch.testing.assert_close(mine, joined, rtol=1e-3, atol=1e-5)
-    stepper.settings = dataclasses.replace(
-        settings, recipe=dataclasses.replace(recipe, gradient_weight=0.0), thin_to=50
-    )
+    stepper.recipe = dataclasses.replace(recipe, round_points=64)
     assert stepper._points_of_grids(stepper.surrogate.model) == 0
+    for change in ({"thin_to": 5}, {"points": dataclasses.replace(settings.points, grid=None)}):
+        stepper.recipe = recipe
+        stepper.settings = dataclasses.replace(
+            settings, recipe=dataclasses.replace(recipe, gradient_weight=0.0), **change
+        )
+        assert stepper._points_of_grids(stepper.surrogate.model) == 0
 
 
 def test_every_configuration_of_darcy_has_the_gradients_term() -> None:
