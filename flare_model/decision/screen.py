@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from typing import Final
 
 from flare_model.decision.answer import MICROMETRES, Answer, Hit, Peak, advice_on_size
+from lpbf_data.geometry.surface_formats import MILLIMETRES
 
 _WIDTH: Final = 12
 _MOST_REASONS: Final = 3
 
 _FEW_CELLS: Final = 4
 """Cells across a wall below which an answer moves with the mesh by more than its interval says."""
+
+_SMALL: Final = 10.0
+"""mm; parts that are printed are rarely smaller than this along all axes."""
 
 _FINER: Final = 4
 _MANY_POINTS: Final = 20_000
@@ -123,6 +127,9 @@ def _size(answer: Answer) -> str:
     if answer.unit is not None:
         unit, told = answer.unit
         words.append(f"read in {unit}" + ("" if told else ", since the file states no unit (--units)"))
+        if unit == "mm" and not told and max(answer.size) < _SMALL:
+            inches = " × ".join(_millimetres(MILLIMETRES["inch"] * length, 4) for length in answer.size)
+            words.append(f"in inches it would be {inches} mm (--units inch)")
     number, count = answer.body
     words.append("1 body" if count == 1 else f"body {number} of {count}")
     words.append(f"{answer.volume:,.0f} mm³" if answer.volume >= 100 else f"{answer.volume:.3g} mm³")

@@ -222,9 +222,9 @@ class Stepper:
         """Predictions of a surrogate for a batch, in physical units, [ΣN, T]."""
         prediction: Tensor
         if self._grid_points and len(batch.points) == len(batch) * self._grid_points:  # not where points are shared
-            grids = (len(batch), self._grid_points)
-            told = None if batch.features is None else batch.features.unflatten(0, grids)
-            prediction = module(batch.points.unflatten(0, grids), told)
+            grids = (len(batch), self._grid_points, -1)
+            told = None if batch.features is None else batch.features.reshape(grids)
+            prediction = module(batch.points.reshape(grids), told)
             return prediction.flatten(0, 1)
         filled = batch.filled(self.recipe.round_points) if self.recipe.round_points else batch
         offsets = filled.offsets

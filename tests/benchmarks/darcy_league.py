@@ -52,9 +52,13 @@ def jobs_of(asked: argparse.Namespace, epochs: int) -> list[Job]:
         if asked.precision != "recipe":
             recipe |= {"precision": asked.precision}
         key = f"{name}-{epochs}-epochs-{asked.precision}-seed-{asked.seed}"
+        sizes: dict[str, Any] = dict(reduced(name)) if asked.reduced else {}
+        if asked.deviation:
+            sizes["initial_deviation"] = asked.deviation
+            key += f"-from-{asked.deviation:g}"
         jobs.append(
             Job(
-                key, asked.data, MODELS[name], asked.work, reduced(name) if asked.reduced else {}, recipe,
+                key, asked.data, MODELS[name], asked.work, sizes, recipe,
                 max_steps=asked.max_steps, seed=asked.seed, facts={"model": name, "epochs": epochs},
                 keep=asked.keep,
             )
@@ -90,6 +94,8 @@ def rows_of(content: Mapping[str, Any]) -> list[str]:
     runs = [run for run in content["runs"].values() if run.get("test_relative_l2") is not None]
     for run in sorted(runs, key=lambda run: run["test_relative_l2"]):
         name = NAMES.get(run["model"], run["model"]) + ("" if run["precision"] == "32-true" else ", bf16-mixed")
+        if deviation := run.get("sizes", {}).get("initial_deviation"):
+            name += f", weights from {deviation:g}"
         paper = f"{PAPER[run['model']] * 1e3:.2f}"
         lines.append(
             f"| {name} | {run['parameters']:,} | {run['epochs']} | {run['test_relative_l2'] * 1e3:.2f} | {paper} | "
@@ -114,6 +120,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_steps", type=int, help="stop after so many, to see that everything runs")
     parser.add_argument("--processes", type=int, default=len(MODELS), help="trainings at a time")
     parser.add_argument("--precision", choices=("recipe", "bf16-mixed"), default="recipe")
+    parser.add_argument(
+        "--deviation", type=float, help="of weights before training, other than the configurations' 0.02"
+    )
     parser.add_argument("--graphs", choices=("auto", "yes", "no"), default="auto", help="steps as CUDA graphs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reduced", action="store_true", help="small models, to see that everything runs")

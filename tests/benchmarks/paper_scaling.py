@@ -218,19 +218,18 @@ def row_of(one: Measurement, device: torch.device, measured: Mapping[str, Any], 
             torch.cuda.empty_cache()
 
 
-def prepare(layer: Layer, precisions: Sequence[str]) -> None:
+def prepare(layer: Layer, precision: str) -> None:
     """Compile the kernels of a layer, in a process of its own."""
-    _leave_cudnn_attention()
-    for precision in precisions:
-        for points in WARM_POINTS:
-            row_of(Measurement(precision, layer, points), torch.device("cuda"), {}, math.inf)
+    for points in WARM_POINTS:
+        row_of(Measurement(precision, layer, points), torch.device("cuda"), {}, math.inf)
 
 
 def compile_kernels(layers: Sequence[Layer], precisions: Sequence[str]) -> None:
-    """All at once, one process a layer: Triton keeps what it compiles on disk."""
+    """All at once, each in a process: Triton keeps what it compiles on disk."""
+    kinds = [(layer, precision) for layer in layers for precision in precisions]
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max(1, len(layers)), mp_context=spawn) as pool:
-        for future in [pool.submit(prepare, layer, precisions) for layer in layers]:
+    with ProcessPoolExecutor(max(1, len(kinds)), mp_context=spawn) as pool:
+        for future in [pool.submit(prepare, *kind) for kind in kinds]:
             if error := future.exception():
                 print(f"compiling: {error}", flush=True)
 

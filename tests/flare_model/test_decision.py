@@ -142,6 +142,16 @@ def test_the_packages_own_model_is_used_and_not_written_into(model: Path, monkey
     assert results_folder(str(model), "evaluation") == Path("own_model/evaluation")
 
 
+def test_a_part_of_a_few_millimetres_may_be_in_inches(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box(2, 1.5, 1).export(tmp_path / "box.stl")
+    predict(str(model), [str(tmp_path / "box.stl")], out=str(tmp_path / "out"), pictures=False)
+    assert "(--units); in inches it would be 50.8 × 38.1 × 25.4 mm (--units inch); 1 body" in capsys.readouterr().out
+    predict(str(model), [str(tmp_path / "box.stl")], out=str(tmp_path / "out"), pictures=False, units="mm")
+    assert "read in mm; 1 body" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("intercept", "said", "status"), [(9.0, "yes", 3), (-9.0, "no", 0), (0.0, "can't tell", 4)])
 def test_an_answer_on_the_screen_in_files_and_as_status(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], intercept: float, said: str, status: int

@@ -63,9 +63,10 @@ def test_each_model_of_the_ablations_is_trained_once() -> None:
     sizes = paper_ablations.sizes_of(["5", "9", "10"])
     assert len(sizes) == 9 + 4 + 4 + 3
     assert sizes[0] == paper_ablations.NORMAL
-    keys = {paper_ablations.key_of(one, 100, "recipe", 0) for one in sizes}
+    asked = {"steps": 100, "precision": "recipe", "deviation": 0.08}
+    keys = {paper_ablations.key_of(one, asked, 0) for one in sizes}
     assert len(keys) == len(sizes)
-    assert "b8-m256-h16-k3-p3-100-steps-recipe-seed-0" in keys
+    assert "b8-m256-h16-k3-p3-100-steps-recipe-from-0.08-seed-0" in keys
 
 
 def test_figures_of_ablations_take_the_trainings_that_were_asked_for_last(tmp_path: Path) -> None:
