@@ -135,7 +135,8 @@ def _one_gpu(machine: Machine, count: int, **how: Any) -> tuple[dict[str, Any], 
         points, truth = make_mesh(machine, count)
         numbers = Step(machine, **how).numbers(points, truth, None)
         found = _measured(machine, points, truth, None, **how)
-        again = Step(machine, **how).numbers(points.flip(0), truth.flip(0), None)
+        order = torch.randperm(count, device=machine.device)  # tiles of another order round other sums
+        again = Step(machine, **how).numbers(points[order], truth[order], None)
         found["off_by_order_of_points"] = _off(again, numbers)
         return found, numbers
     except torch.OutOfMemoryError as error:
