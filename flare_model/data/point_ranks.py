@@ -75,7 +75,7 @@ class PointRanks:
             raise UsageError(f"{world} processes can't be divided into groups of {over} that share points")
         mine: Any = None
         for first in range(0, world, over):
-            group = torch.distributed.new_group(range(first, first + over), timeout=timedelta(seconds=seconds))
+            group = torch.distributed.new_group([*range(first, first + over)], timeout=timedelta(seconds=seconds))
             if first <= torch.distributed.get_rank() < first + over:
                 mine = group
         return cls(mine)
@@ -165,8 +165,8 @@ class PointRanks:
         for gradients in kinds.values():
             total = self.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
             parts = torch.split(total, [gradient.numel() for gradient in gradients])
-            for gradient, part in zip(gradients, parts, strict=True):
-                gradient.copy_(part.view_as(gradient))
+            shaped = [part.view_as(gradient) for gradient, part in zip(gradients, parts, strict=True)]
+            torch._foreach_copy_(gradients, shaped)  # one launch; hundreds of small copies took 6 ms a step
 
 
 def _gather(gathered: Tensor, part: Tensor, group: ProcessGroup) -> None:

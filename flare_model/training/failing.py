@@ -84,15 +84,28 @@ def step_failed(
     if is_out_of_memory(error):
         return StepFailedError(f"{what} doesn't fit into memory, with {which}: {cure}")
     said = str(error).strip().partition("\n")[0]
-    if _is_of_another_process(error):
-        return OtherProcessError(f"another process of the run ended, at {what} of this one ({said}); it says why")
+    if is_of_another_process(error):
+        return other_ended(error, f"at {what}")
     return StepFailedError(
         f"the model {model} raised {type(error).__name__}{f': {said}' if said else ''}{_place(error)} in {what}, with "
         f"{which}; mend the model, or leave the case out of the data set"
     )
 
 
-def _is_of_another_process(error: BaseException) -> bool:
+def other_ended(error: BaseException, when: str) -> OtherProcessError:
+    """What to tell of an error that another process caused.
+
+    Args:
+        error: The error.
+        when: What this process did, such as "at step 12 of the training".
+    """
+    said = str(error).strip().partition("\n")[0]
+    return OtherProcessError(
+        f"another process of the run ended, {when} of this one ({said}); it says why, unless it was killed"
+    )
+
+
+def is_of_another_process(error: BaseException) -> bool:
     """Gloo and NCCL raise what they like when whom they talk to is gone."""
     if torch.distributed.is_available() and isinstance(error, torch.distributed.DistError):
         return True

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 
-from flare_model.data.point_ranks import PointRanks
+import torch
+from torch import nn
+from torch.distributed.constants import default_pg_timeout
+
+from flare_model.data.point_ranks import SECONDS, PointRanks
 from flare_model.models.divided import check_divisible
 from flare_model.training.devices import Fabric
 from flare_model.training.settings import Settings
@@ -49,3 +55,19 @@ def open_ranks(settings: Settings, model: nn.Module) -> PointRanks | None:
     except UsageError as error:
         raise UsageError(f"--points_over {settings.points_over}: {error}; leave it out") from error
     return PointRanks.of_world(settings.points_over)
+
+
+@contextmanager
+def waiting_briefly(seconds: float = SECONDS) -> Iterator[None]:
+    """Let this process wait for any other no longer than for those that it shares points with.
+
+    For a step, in which all do the same at the same time; a validation or a checkpoint may keep some busy for longer.
+
+    Args:
+        seconds: How long to wait for an exchange between all processes that begins within.
+    """
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
+    try:
+        yield
+    finally:
+        torch.distributed.distributed_c10d._set_pg_timeout(default_pg_timeout)

@@ -27,7 +27,7 @@ from flare_model.training.objective import Objective, Shares
 from flare_model.training.optimizer import make_optimizer, make_schedule
 from flare_model.training.recipe import Loss, check_device
 from flare_model.training.settings import Settings
-from flare_model.training.sharing import open_ranks
+from flare_model.training.sharing import open_ranks, waiting_briefly
 from flare_model.training.step_graphs import StepGraphs
 from lpbf_data.errors import UsageError
 
@@ -186,6 +186,10 @@ class Stepper:
 
     def _launch(self, group: list[Batch]) -> Tensor:
         """Loss, gradients and the optimiser's step, launched one by one."""
+        with nullcontext() if self.ranks is None else waiting_briefly():
+            return self._launch_each(group)
+
+    def _launch_each(self, group: list[Batch]) -> Tensor:
         counts = [self.objective.counts(batch) for batch in group]
         kinds = self.objective.kinds
         totals = {kind: self._mean_over_processes(sum(count[kind] for count in counts)) for kind in kinds}

@@ -12,7 +12,7 @@ from flare_model.data.batches import Batch, grouped
 from flare_model.data.splits import Split, open_loader
 from flare_model.training.devices import Fabric, Precision
 from flare_model.training.divergence import DivergedError, check_weights
-from flare_model.training.failing import OtherProcessError, failures_named
+from flare_model.training.failing import OtherProcessError, failures_named, is_of_another_process, other_ended
 from flare_model.training.loss_log import LossLog
 from flare_model.training.resident import Resident
 from flare_model.training.resuming import Checkpoints, Counters
@@ -140,6 +140,8 @@ class Trainer:
                 except DivergedError:
                     raise
                 except Exception as error:
+                    if is_of_another_process(error):
+                        raise other_ended(error, f"after step {self.step:,}") from error
                     self._keep_what_was_done(error)
                     raise
         finally:

@@ -2,7 +2,7 @@
 
 torchrun --nproc_per_node N -m tests.benchmarks.gpu_scaling --out gpu_scaling.json
 torchrun --nproc_per_node N -m tests.benchmarks.gpu_scaling --out gpu_scaling.json --parts ddp
-python -m tests.benchmarks.gpu_scaling --out gpu_scaling.json --picture gpu_scaling.png
+python -m tests.benchmarks.gpu_scaling --out gpu_scaling.json --add other.json --picture gpu_scaling.png
 
 Results of one N replace what the file had of it, and are written after each measurement. What one GPU takes is measured
 beside it, in the same process and by the code that knows of no others. Without GPUs it runs on the CPU, by gloo.
@@ -11,17 +11,11 @@ beside it, in the same process and by the code that knows of no others. Without 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import os
-import socket
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,10 +26,9 @@ from flare_model.data.metrics import relative_l2_loss
 from flare_model.data.point_ranks import PointRanks
 from flare_model.models.divided import divided
 from flare_model.models.flare import Flare
-from flare_model.sizes import FlareConfig
-from flare_model.training.optimizer import make_optimizer, make_schedule
+from flare_model.training.optimizer import make_optimizer
 from flare_model.training.recipe import Recipe
-from tests.benchmarks.machine import describe_machine
+from tests.benchmarks.gpu_processes import WAIT, Machine, join, saver
 
 MILLION: Final = 1_000_000
 GIB_A_MILLION: Final = {False: 14.5, True: 4.0}
@@ -44,48 +37,8 @@ GIB_A_MILLION: Final = {False: 14.5, True: 4.0}
 CHECKPOINTED: Final = 6 * MILLION
 """Meshes of more points are trained with activations computed again, on any number of GPUs."""
 
-TINY: Final = FlareConfig(channels=16, num_heads=2, num_latents=8, num_blocks=2)
-_WAIT: Final = timedelta(seconds=300)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """This process among others.
-
-    Attributes:
-        device: Its device.
-        rank: Its number.
-        size: How many there are.
-        config: Sizes of the model.
-        began: When it began, s.
-    """
-
-    device: torch.device
-    rank: int
-    size: int
-    config: FlareConfig
-    began: float
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether it computes on a GPU."""
-        return self.device.type == "cuda"
-
-    def meet(self) -> None:
-        """Wait for all, and for the device."""
-        if self.on_gpu:
-            torch.cuda.synchronize()
-        torch.distributed.barrier()
-
-    def most(self, value: float) -> float:
-        """The largest of a value over the processes."""
-        found = torch.tensor(value, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-        return float(found)
-
-    def room_gib(self) -> float:
-        """Memory of its device."""
-        return torch.cuda.get_device_properties(self.device).total_memory / 2**30 if self.on_gpu else 1e9
+_ALONE: Final[dict[tuple[object, ...], tuple[dict[str, Any], Any]]] = {}
+"""What one GPU took and found, by mesh and way of training: weak scaling begins where strong scaling ended."""
 
 
 class Step:
@@ -134,7 +87,7 @@ class Step:
         return float(loss), flat
 
 
-def _mesh(machine: Machine, count: int) -> tuple[Tensor, Tensor]:
+def make_mesh(machine: Machine, count: int) -> tuple[Tensor, Tensor]:
     """The same points and truth on each process."""
     generator = torch.Generator(machine.device).manual_seed(count)
     points = torch.rand(count, 3, device=machine.device, generator=generator)
@@ -173,18 +126,18 @@ def _measured(machine: Machine, points: Tensor, truth: Tensor, ranks: PointRanks
     return found
 
 
-def _one_gpu(machine: Machine, count: int, *, reversed_too: bool, **how: Any) -> tuple[dict[str, Any], Any]:
+def _one_gpu(machine: Machine, count: int, **how: Any) -> tuple[dict[str, Any], Any]:
     """What the first process takes alone, and its numbers; where it can't, the words that say so."""
     needed = GIB_A_MILLION[how["checkpointing"]] * count / MILLION
     if needed > machine.room_gib():
         return {"left_out": f"would take about {needed:.0f} GiB on one GPU"}, None
     try:
-        points, truth = _mesh(machine, count)
+        points, truth = make_mesh(machine, count)
         numbers = Step(machine, **how).numbers(points, truth, None)
         found = _measured(machine, points, truth, None, **how)
-        if reversed_too:
-            again = Step(machine, **how).numbers(points.flip(0), truth.flip(0), None)
-            found["off_by_order_of_points"] = _off(again, numbers)
+        order = torch.randperm(count, device=machine.device)  # tiles of another order round other sums
+        again = Step(machine, **how).numbers(points[order], truth[order], None)
+        found["off_by_order_of_points"] = _off(again, numbers)
         return found, numbers
     except torch.OutOfMemoryError as error:
         return {"left_out": str(error)[:200]}, None
@@ -224,12 +177,15 @@ def divided_row(machine: Machine, ranks: PointRanks, count: int, base: int, **ho
         return row | {"left_out": f"would take about {needed:.0f} GiB on each GPU"}
     numbers = None
     if machine.rank == 0:
-        row["one"], numbers = _one_gpu(machine, base, reversed_too=base == count, **how)
+        key = (base, *how.values())
+        if key not in _ALONE:
+            _ALONE[key] = _one_gpu(machine, base, **how)
+        row["one"], numbers = _ALONE[key]
         if base != count and numbers is not None:
             numbers = _numbers_of_one(machine, count, **how)
     machine.meet()
     mine = ranks.share([0, count])
-    points, truth = (mine.of(values).clone() for values in _mesh(machine, count))
+    points, truth = (mine.of(values).clone() for values in make_mesh(machine, count))
     _free(machine)
     found = Step(machine, **how).numbers(points, truth, ranks)
     row["loss"] = found[0]
@@ -249,7 +205,7 @@ def _numbers_of_one(machine: Machine, count: int, **how: Any) -> Any:
     if GIB_A_MILLION[how["checkpointing"]] * count / MILLION > machine.room_gib():
         return None
     try:
-        return Step(machine, **how).numbers(*_mesh(machine, count), None)
+        return Step(machine, **how).numbers(*make_mesh(machine, count), None)
     except torch.OutOfMemoryError:
         return None
     finally:
@@ -282,7 +238,7 @@ def communication(machine: Machine, ranks: PointRanks) -> dict[str, float]:
 
 def _compile(machine: Machine, ranks: PointRanks) -> dict[str, Any]:
     """Let all processes compile the kernels at the same time, which takes longer than to measure."""
-    points, truth = _mesh(machine, 32_768 if machine.on_gpu else 64)
+    points, truth = make_mesh(machine, 32_768 if machine.on_gpu else 64)
     for dtype in (torch.bfloat16, None):
         step = Step(machine, dtype=dtype)
         step(points, truth, None)
@@ -293,7 +249,7 @@ def _compile(machine: Machine, ranks: PointRanks) -> dict[str, Any]:
 
 def context(machine: Machine, options: argparse.Namespace, save: Callable[[dict[str, Any]], None]) -> None:
     """Weak and strong scaling of a step over a divided mesh."""
-    ranks = PointRanks.of_world(seconds=_WAIT.total_seconds())
+    ranks = PointRanks.of_world(seconds=WAIT.total_seconds())
     found: dict[str, Any] = {}
 
     def measure(name: str, function: Callable[[], Any]) -> None:
@@ -308,164 +264,23 @@ def context(machine: Machine, options: argparse.Namespace, save: Callable[[dict[
 
     measure("compiling", lambda: _compile(machine, ranks))
     measure("communication_ms", lambda: communication(machine, ranks))
+    exact = round(options.exact * MILLION)
+    measure("float32", lambda: divided_row(machine, ranks, exact, exact, dtype=None))
     for millions in options.sizes:
         count = round(millions * MILLION)
         measure(f"strong {millions:g}", lambda count=count: divided_row(machine, ranks, count, count))
     for millions in options.weak:
         base = round(millions * MILLION)
         measure(f"weak {millions:g}", lambda base=base: divided_row(machine, ranks, base * machine.size, base))
-    count = round(options.exact * MILLION)
-    measure("float32", lambda: divided_row(machine, ranks, count, count, dtype=None))
 
 
-class Cases:
-    """Parts of the sizes of real ones with something to learn, on the host.
-
-    Args:
-        machine: This process.
-        sizes: Points of each.
-    """
-
-    def __init__(self, machine: Machine, sizes: Sequence[int]) -> None:
-        self.machine, self.waited = machine, 0.0
-        generator = torch.Generator().manual_seed(0)
-        self.cases: list[tuple[Tensor, Tensor]] = []
-        for size in sizes:
-            points = torch.rand(size, 3, generator=generator)
-            top = points[:, 2:].amax() * torch.rand(1, generator=generator)
-            truth = torch.sin(6 * points[:, :1] + 4 * top) * points[:, 2:] + 0.3 * torch.cos(9 * points[:, 1:2])
-            pinned = (points.pin_memory(), truth.pin_memory()) if machine.on_gpu else (points, truth)
-            self.cases.append(pinned)
-
-    def batch(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Points, truth and offsets of some cases, on the device but for the offsets."""
-        begin = time.perf_counter()
-        chosen = [self.cases[number % len(self.cases)] for number in numbers]
-        joined = [torch.cat(parts).to(self.machine.device, non_blocking=True) for parts in zip(*chosen, strict=True)]
-        offsets = torch.tensor([0, *itertools.accumulate(len(points) for points, _ in chosen)])
-        self.waited += time.perf_counter() - begin
-        return joined[0], joined[1], offsets
-
-
-def _train(machine: Machine, cases: Cases, steps: int, batch: int, *, alone: bool) -> dict[str, Any]:
-    """So many steps with a batch on each process, or with all of them on this one."""
-    torch.manual_seed(0)
-    bare = Flare(machine.config).to(machine.device)
-    model: torch.nn.Module = bare
-    if not alone:
-        where = [machine.device.index] if machine.on_gpu else None
-        model = torch.nn.parallel.DistributedDataParallel(bare, device_ids=where)
-    recipe = Recipe()
-    optimizer = make_optimizer(bare, recipe, machine.device)
-    schedule = make_schedule(optimizer, recipe, steps)
-    order = torch.Generator().manual_seed(1)
-    losses, taken, begin, warm = [], 0, 0.0, min(20, steps // 2)
-    for number in range(steps):
-        if number == warm:
-            machine.meet() if not alone else None
-            begin, taken, cases.waited = time.perf_counter(), 0, 0.0
-        drawn = torch.randint(len(cases.cases), (batch * machine.size,), generator=order).tolist()
-        mine = drawn if alone else drawn[batch * machine.rank : batch * (machine.rank + 1)]
-        points, truth, offsets = cases.batch(mine)
-        with torch.autocast(machine.device.type, dtype=torch.bfloat16):
-            prediction = model(points, None, offsets)
-        loss = relative_l2_loss(prediction, truth, offsets)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
-        taken += len(points)
-    if machine.on_gpu:
-        torch.cuda.synchronize()
-    elapsed = time.perf_counter() - begin
-    own = torch.stack(losses).double()
-    sums = torch.tensor([float(taken), elapsed, cases.waited], dtype=torch.float64, device=machine.device)
-    if not alone:
-        torch.distributed.all_reduce(own)
-        own /= machine.size
-        torch.distributed.all_reduce(sums)
-        sums[1:] /= machine.size
-    points_done, seconds, waited = sums.tolist()
-    return {
-        "points_a_second": points_done / seconds, "ms_a_step": seconds / (steps - warm) * 1e3,
-        "waiting": waited / seconds, "loss": float(own[-max(1, steps // 10) :].mean()), "first_loss": float(own[0]),
-    }  # fmt: skip
-
-
-def ddp(machine: Machine, options: argparse.Namespace, save: Callable[[dict[str, Any]], None]) -> None:
-    """Training on parts of the sizes of real ones, a batch on each GPU, beside one GPU with the same global batch."""
-    from tests.benchmarks.gpu_step import LPBF_CELLS, LPBF_MEAN_POINTS
-
-    factor = LPBF_MEAN_POINTS * len(LPBF_CELLS) / sum(LPBF_CELLS)
-    sizes = [round(cells * (factor if machine.on_gpu else 0.01)) for cells in LPBF_CELLS]
-    cases, found = Cases(machine, sizes), dict[str, Any](steps=options.steps, cases=len(sizes))
-    for batch in options.batches:
-        row: dict[str, Any] = {}
-        found[f"batch {batch}"] = row
-        row["together"] = _train(machine, cases, options.steps, batch, alone=False)
-        save(found)
-        if machine.rank == 0:
-            row["one"] = _train(machine, cases, options.steps, batch, alone=True)
-            row["off_loss"] = abs(row["together"]["loss"] / row["one"]["loss"] - 1)
-            row["times_one"] = row["together"]["points_a_second"] / row["one"]["points_a_second"]
-        machine.meet()
-        save(found)
-    machine.meet()
-
-
-def _join(*, tiny: bool, on_gpu: bool) -> Machine:
-    """The processes that torchrun started, or this one alone."""
-    began = time.monotonic()
-    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
-    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in alone.items()})
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
-        torch.distributed.init_process_group("nccl", timeout=_WAIT, device_id=device)
-    else:
-        torch.distributed.init_process_group("gloo", timeout=_WAIT)
-    config = replace(TINY if tiny else FlareConfig(), in_dim=3, out_dim=1)
-    return Machine(device, torch.distributed.get_rank(), torch.distributed.get_world_size(), config, began)
-
-
-def _describe(machine: Machine) -> dict[str, Any]:
-    """Device, versions, links."""
-    found: dict[str, Any] = {"machine": describe_machine(("numpy", "torch")), "device": machine.device.type}
-    if machine.on_gpu:
-        from tests.benchmarks.gpu_timing import describe_gpu
-
-        topology = subprocess.run(["nvidia-smi", "topo", "-m"], capture_output=True, text=True, check=False).stdout
-        found |= {"gpu": describe_gpu(), "links": topology.splitlines()}
-        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
-        found["nccl_nvls"] = os.environ["NCCL_NVLS_ENABLE"]
-    return found
-
-
-def _saver(machine: Machine, out: Path, part: str) -> Callable[[dict[str, Any]], None]:
-    """What puts results of this number of processes into the file, beside those of others."""
-
-    def save(found: dict[str, Any]) -> None:
-        if machine.rank:
-            return
-        content = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-        of_size = content.setdefault("by_ranks", {}).setdefault(str(machine.size), {})
-        if "about" not in of_size or part not in of_size:
-            of_size["about"] = _describe(machine)
-        of_size[part] = found
-        aside = out.with_name(out.name + ".part")
-        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        aside.replace(out)
-        print(part, json.dumps(dict([*found.items()][-1:]))[:400], flush=True)
-
-    return save
+def add(out: Path, others: Sequence[Path]) -> None:
+    """Put what files have of each number of GPUs into one, later ones over earlier ones."""
+    sizes: dict[str, dict[str, Any]] = {}
+    for path in (*([out] if out.exists() else []), *others):
+        for size, found in json.loads(path.read_text(encoding="utf-8"))["by_ranks"].items():
+            sizes.setdefault(size, {}).update(found)
+    out.write_text(json.dumps({"by_ranks": sizes}, indent=1) + "\n", encoding="utf-8")
 
 
 def draw(results: Path, picture: Path) -> None:
@@ -508,19 +323,29 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="*", type=float, default=[1, 2, 8], help="million points, strong scaling")
     parser.add_argument("--weak", nargs="*", type=float, default=[8], help="million points a GPU, weak scaling")
     parser.add_argument("--exact", type=float, default=0.25, help="million points, numbers in float32")
-    parser.add_argument("--seconds", type=float, default=140, help="begin no measurement of a divided mesh after these")
+    parser.add_argument("--seconds", type=float, default=120, help="begin no measurement of a divided mesh after these")
     parser.add_argument("--steps", type=int, default=500, help="steps of training on parts")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="parts a GPU and step")
     parser.add_argument("--cpu", action="store_true", help="on the CPU, with a tiny model")
+    parser.add_argument("--add", nargs="+", type=Path, help="take over what other files have, and measure nothing")
     parser.add_argument("--picture", type=Path, help="draw the results into this file, and measure nothing")
     options = parser.parse_args()
+    if options.add:
+        add(options.out, options.add)
     if options.picture:
         draw(options.out, options.picture)
+    if options.add or options.picture:
         return
     on_gpu = torch.cuda.is_available() and not options.cpu
-    machine = _join(tiny=not on_gpu, on_gpu=on_gpu)
+    machine = join(tiny=not on_gpu, on_gpu=on_gpu)
     for part in options.parts:
-        {"context": context, "ddp": ddp}[part](machine, options, _saver(machine, options.out, part))
+        save = saver(machine, options.out, part)
+        if part == "context":
+            context(machine, options, save)
+        else:
+            from tests.benchmarks.gpu_data_parallel import ddp
+
+            ddp(machine, options, save)
     machine.meet()
     torch.distributed.destroy_process_group()
 

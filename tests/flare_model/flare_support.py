@@ -25,7 +25,8 @@ from flare_model.training.trainer import Trainer
 from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.case.schema import FieldSpec
 from lpbf_data.stores.point_sets import PointCase, write_point_set
-from tests.forked import Program
+from tests.forked import Program, command, end_all
+from tests.lpbf_data.launch_support import torchrun_variables
 from tests.netfabb_cases import Part, write_part
 from tests.rounding import LOSSES
 
@@ -139,3 +140,14 @@ def kill(dataset: str, folder: Path, step: int, recipe: Recipe, *, writing: bool
     die = partial(_train_and_die, dataset, str(folder), step, recipe, options, writing=writing)
     program = Program(die, folder.with_name(f"{folder.name}-{step}-said"))
     assert program.end() == -signal.SIGKILL, program.text()
+
+
+def train_over(over: int, processes: int, data: str, out: Path, **options: object) -> tuple[list[int], str]:
+    """A run by several processes: how each ended, and what they said."""
+    given = {"data": data, "out": out, "points_over": over, "accelerator": "cpu", **options}
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    started = [
+        Program(command, out.with_name("said"), "flare_model.train", *words, environment=os.environ | variables)
+        for variables in torchrun_variables(processes)
+    ]
+    return end_all(started), started[0].text()

@@ -21,7 +21,8 @@ from flare_model.layers.mixer import mix_meshes
 from flare_model.models.divided import divided
 from flare_model.models.flare import Flare
 from flare_model.sizes import FlareConfig
-from flare_model.training.failing import OtherProcessError, step_failed
+from flare_model.training.failing import OtherProcessError, is_of_another_process, step_failed
+from flare_model.training.sharing import waiting_briefly
 from tests.flare_model.kernel_support import explicit
 from tests.lpbf_data.rank_programs import report
 
@@ -213,7 +214,10 @@ def beside_data_parallelism() -> None:
 
 
 def one_dies(how: str) -> None:
-    """The last process stops in the second step; the others report what they were told, and after how long."""
+    """The last process stops in the second step; the others report what they were told, and after how long.
+
+    Then that one of them asks all processes, as steps do, where only those that share points were to wait briefly.
+    """
     torch.distributed.init_process_group("gloo")
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     ranks = PointRanks.of_world(seconds=50.0 if how == "SIGKILL" else 3.0)
@@ -227,5 +231,10 @@ def one_dies(how: str) -> None:
         _together(model, batch, _relative, ranks)
     except RuntimeError as error:
         failed = step_failed(error, "step 2", ["a"], 50, "Flare")
-        report([time.monotonic() - began, str(failed), isinstance(failed, OtherProcessError)])
+        try:
+            with waiting_briefly(3.0):
+                torch.distributed.all_reduce(torch.zeros(1))
+        except RuntimeError as again:
+            told = isinstance(failed, OtherProcessError) and is_of_another_process(again)
+            report([time.monotonic() - began, f"{failed}; {again}", told])
     os._exit(3)  # The group can't be ended in order any more.

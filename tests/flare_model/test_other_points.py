@@ -36,7 +36,7 @@ from lpbf_data.reading.catalog import read_points
 from pipelines.benchmarks.convert import convert
 from pipelines.benchmarks.darcy import trivial_errors
 from tests.commands import run_here
-from tests.flare_model.flare_support import TINY, go, grid_model, write_grids
+from tests.flare_model.flare_support import TINY, assert_same_losses, go, grid_model, train_over, write_grids
 from tests.pipelines.test_benchmark_data import write_airfoil, write_cars, write_elasticity, write_pipe
 
 SMALL = [f"--model.config.{name}" for name in ("channels=16", "num_blocks=1", "num_heads=2", "num_latents=8")]
@@ -270,6 +270,17 @@ def test_a_model_for_grids_trains_on_grids(darcy_set: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     with pytest.raises(UsageError, match="takes grids of 85 × 85 = 7225 points alone"):
         from_pretrained(tmp_path / "run")(torch.zeros(7224, 2), torch.zeros(7224, 1))
+
+
+def test_points_of_grids_are_shared_by_processes(tmp_path: Path) -> None:
+    """What a process has of a grid is none: the steps are those of one process that has whole grids."""
+    data, recipe = write_grids(tmp_path), Recipe(steps=2, batch_size=2)
+    single = go(data, tmp_path / "single", recipe=recipe, accelerator="cpu")
+    options = {"recipe.steps": 2, "recipe.batch_size": 2}
+    options |= {f"model.config.{name}": value for name, value in TINY["init_args"]["config"].items()}
+    ended, said = train_over(2, 2, data, tmp_path / "shared", **options)
+    assert not any(ended), said
+    assert_same_losses(tmp_path / "shared", single)
 
 
 @pytest.mark.parametrize("name", ["Flare", "Transformer", "Transolver", "GridTransolver"])

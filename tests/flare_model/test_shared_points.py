@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ from flare_model.training.run_log import read_table
 from flare_model.training.settings import make_settings
 from lpbf_data.errors import UsageError
 from tests.commands import run_here
-from tests.flare_model.flare_support import TINY, assert_same_losses, go
-from tests.forked import Program, command, end_all, function
+from tests.flare_model.flare_support import TINY, assert_same_losses, go, train_over
+from tests.forked import Program, function
 from tests.lpbf_data.launch_support import environment_of, run_ranks, torchrun_variables
 from tests.rounding import LOSSES, SAME, SINGLE, WEIGHTS
 
@@ -81,17 +80,6 @@ def test_what_is_not_divided_is_refused() -> None:
         check_divisible(model)
     with pytest.raises(UsageError, match=r"call torch\.distributed\.init_process_group first"):
         PointRanks.of_world()
-
-
-def train_over(over: int, processes: int, data: str, out: Path, **options: object) -> tuple[list[int], str]:
-    """A run by several processes: how each ended, and what they said."""
-    given = {"data": data, "out": out, "points_over": over, "accelerator": "cpu", **options}
-    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    started = [
-        Program(command, out.with_name("said"), "flare_model.train", *words, environment=os.environ | variables)
-        for variables in torchrun_variables(processes)
-    ]
-    return end_all(started), started[0].text()
 
 
 @pytest.mark.parametrize(("processes", "loss"), [(2, "relative_l2"), (4, "mse")])

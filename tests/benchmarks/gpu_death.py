@@ -1,0 +1,74 @@
+"""One of two processes that share a mesh is killed: after how long the other ends, and what it says.
+
+python -m tests.benchmarks.gpu_death OUT.json
+
+On two GPUs by NCCL, else on the CPU by gloo; nobody watches over them, as torchrun would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from flare_model.data.point_ranks import PointRanks
+from tests.benchmarks.gpu_processes import join
+from tests.benchmarks.gpu_scaling import Step, make_mesh
+
+WAIT: Final = 15.0
+"""Seconds that a process waits for the other within a step; training waits longer, which costs this more."""
+_MOST: Final = 90.0
+
+
+def process() -> None:
+    """Train; the second process kills itself in the fourth step."""
+    on_gpu = torch.cuda.device_count() > 1
+    machine = join(tiny=not on_gpu, on_gpu=on_gpu)
+    ranks, step = PointRanks.of_world(seconds=WAIT), Step(machine)
+    points, truth = make_mesh(machine, 1 << 16 if on_gpu else 64)
+    for number in range(1000):
+        if number == 3:
+            machine.meet()
+            if machine.rank:
+                os.kill(os.getpid(), signal.SIGKILL)
+        step(points, truth, ranks)
+        if on_gpu:
+            torch.cuda.synchronize()
+
+
+def main(out: str) -> None:
+    """Start both, and write down how the first one ended."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = []
+    for rank in range(2):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = os.environ | {name: str(value) for name, value in own.items()}
+        command = [sys.executable, "-m", "tests.benchmarks.gpu_death", "process"]
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    first, second = started
+    found: dict[str, Any] = {"waits_s": WAIT, "by": "NCCL" if torch.cuda.device_count() > 1 else "gloo"}
+    second.wait()
+    began = time.monotonic()
+    try:
+        said = first.communicate(timeout=_MOST)[1]
+        found |= {"seconds": round(time.monotonic() - began, 1), "status": first.returncode}
+        found["said"] = [line[:300] for line in said.splitlines() if "rror" in line or "imeout" in line][-3:]
+    except subprocess.TimeoutExpired:
+        first.kill()
+        found["hung"] = f"it went on for {_MOST:g} s"
+    print(json.dumps(found), flush=True)
+    Path(out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    process() if sys.argv[1] == "process" else main(sys.argv[1])

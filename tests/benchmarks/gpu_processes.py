@@ -1,0 +1,116 @@
+"""Processes of one machine with a GPU each, as torchrun starts them: what benchmarks of several GPUs share."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from flare_model.sizes import FlareConfig
+from tests.benchmarks.machine import describe_machine
+
+TINY: Final = FlareConfig(channels=16, num_heads=2, num_latents=8, num_blocks=2)
+WAIT: Final = timedelta(seconds=300)
+"""How long a process waits for others, one of which may measure alone."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This process among others.
+
+    Attributes:
+        device: Its device.
+        rank: Its number.
+        size: How many there are.
+        config: Sizes of the model.
+        began: When it began, s.
+    """
+
+    device: torch.device
+    rank: int
+    size: int
+    config: FlareConfig
+    began: float
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on a GPU."""
+        return self.device.type == "cuda"
+
+    def meet(self) -> None:
+        """Wait for all, and for the device."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        torch.distributed.barrier()
+
+    def most(self, value: float) -> float:
+        """The largest of a value over the processes."""
+        found = torch.tensor(value, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return float(found)
+
+    def room_gib(self) -> float:
+        """Memory of its device."""
+        return torch.cuda.get_device_properties(self.device).total_memory / 2**30 if self.on_gpu else 1e9
+
+
+def join(*, tiny: bool, on_gpu: bool) -> Machine:
+    """The processes that torchrun started, or this one alone."""
+    began = time.monotonic()
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in alone.items()})
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+        torch.distributed.init_process_group("nccl", timeout=WAIT, device_id=device)
+    else:
+        torch.distributed.init_process_group("gloo", timeout=WAIT)
+    config = replace(TINY if tiny else FlareConfig(), in_dim=3, out_dim=1)
+    return Machine(device, torch.distributed.get_rank(), torch.distributed.get_world_size(), config, began)
+
+
+def _describe(machine: Machine) -> dict[str, Any]:
+    """Device, versions, links."""
+    found: dict[str, Any] = {"machine": describe_machine(("numpy", "torch")), "device": machine.device.type}
+    if machine.on_gpu:
+        from tests.benchmarks.gpu_timing import describe_gpu
+
+        topology = subprocess.run(["nvidia-smi", "topo", "-m"], capture_output=True, text=True, check=False).stdout
+        found |= {"gpu": describe_gpu(), "links": topology.splitlines()}
+        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+        found["nccl_nvls"] = os.environ["NCCL_NVLS_ENABLE"]
+    return found
+
+
+def saver(machine: Machine, out: Path, part: str) -> Callable[[dict[str, Any]], None]:
+    """What puts results of this number of processes into the file, beside those of others."""
+
+    def save(found: dict[str, Any]) -> None:
+        if machine.rank:
+            return
+        content = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+        of_size = content.setdefault("by_ranks", {}).setdefault(str(machine.size), {})
+        if "about" not in of_size or part not in of_size:
+            of_size["about"] = _describe(machine)
+        of_size[part] = found
+        aside = out.with_name(out.name + ".part")
+        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        aside.replace(out)
+        print(part, json.dumps(dict([*found.items()][-1:]))[:400], flush=True)
+
+    return save
