@@ -1,11 +1,11 @@
-"""What a simulated part is, how it lies on disk, and how it is served.
+"""Data sets of laser powder bed fusion: cases, their storage formats, and data sets and loaders for training.
 
     >>> from lpbf_data import load_dataset, make_loader  # doctest: +SKIP
     >>> train = load_dataset("lpbf/", split="train")  # doctest: +SKIP
     >>> for batch in make_loader("lpbf/", "train", batch_size=4, shuffle=True):  # doctest: +SKIP
     ...     print(batch.pos.shape, batch.y.shape, batch.offsets)
 
-NumPy and torch are loaded with the first use of a case and of a data set, not with the package.
+NumPy and torch are imported with the first use of a case or a data set, not with the package.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ __all__ = [
     "open_zarr",
 ]
 
-# Loaded when they are first asked for: they need NumPy, most of them torch, and open_zarr needs xarray.
-_LATER: Final = {
+# Imported with their first use: they need NumPy, most of them torch, and open_zarr needs xarray.
+_LAZY: Final = {
     "Case": "case.case",
     "CaseDataset": "serving.datasets",
     "CaseStream": "serving.datasets",
@@ -58,6 +58,6 @@ _LATER: Final = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(import_module(f"lpbf_data.{_LATER[name]}"), name)
+    if name in _LAZY:
+        return getattr(import_module(f"lpbf_data.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -156,7 +156,7 @@ def run(
 ) -> NoReturn:
     """Run a function as a command and exit.
 
-    Status 0 is success, 1 an error told in one sentence on stderr (or what the function returns), 2 options that can't
+    Status 0 is success, 1 an error, as one sentence on stderr (or what the function returns), 2 options that can't
     be understood, 130 an interrupt.
 
     Args:

@@ -189,7 +189,7 @@ def print_remarks(remarks: Iterable[Remark], console: Console) -> None:
     """Print what was left out, changed, guessed or repaired, one line a kind, as every command does when it is done.
 
     Args:
-        remarks: What was remarked; equal ones are told once, with how often they were met.
+        remarks: What was remarked; equal ones are printed once, with the number of occurrences.
         console: Where to print.
     """
     for remark in merge_remarks(remarks):

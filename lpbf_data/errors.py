@@ -1,4 +1,4 @@
-"""What can go wrong, told apart by name.
+"""The error classes of the project, one for each kind of cause.
 
 Every error that a user can meet derives from [LpbfError][lpbf_data.errors.LpbfError]; its text is one or two
 sentences that say what is wrong, where, and what to do. Command lines print it and exit with a non-zero status;
@@ -15,7 +15,7 @@ class LpbfError(Exception):
 
 
 class UsageError(LpbfError):
-    """A request that can't be met: an option out of range, a folder that isn't there, a split that doesn't exist."""
+    """The user asked for what can't be done: an option out of range, a missing folder, a split that doesn't exist."""
 
 
 class GeometryError(LpbfError):
@@ -35,7 +35,7 @@ class MissingFileError(StoreError):
 
 
 class UnreachableError(StoreError):
-    """What the operating system, the network or a server refuses now; it says nothing of the content."""
+    """A file that the operating system, the network or a server refuses at the moment; its content may be intact."""
 
 
 class FailureReason(StrEnum):

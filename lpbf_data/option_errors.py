@@ -1,4 +1,4 @@
-"""Errors in the options of a command line, each told in one sentence."""
+"""Errors in the options of a command line, each as one sentence."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What was left out, changed, guessed or repaired on the way, told once and with numbers.
+"""Remarks: what was left out, changed, guessed or repaired, reported once and with numbers.
 
-A reader that meets a doubled triangle, a folder of litter or a file without units goes on, but never without a word: it
-returns [Remark][lpbf_data.remarks.Remark]s beside its result. Commands print them once, under their closing table, and
-keep them in the JSON that lies beside the result.
+A function that meets a duplicate triangle, a hidden file or a file without units goes on, and returns a
+[Remark][lpbf_data.remarks.Remark] for each kind of such a finding beside its result. Commands print them once, under
+their closing table, and store them in the JSON file beside the result.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 MAX_EXAMPLES = 3
-"""So many places are named of each kind; the count tells of the others."""
+"""Examples that a remark names at most; `count` counts all."""
 
 
 class Treatment(StrEnum):
@@ -32,9 +32,9 @@ class Remark:
     Attributes:
         treatment: What was done about it.
         kind: A short name that stays the same from version to version, for programs: `"litter"`, `"merged_facets"`.
-        sentence: What was met and what was done, for people; the same for every place where it was met.
-        count: How often it was met.
-        examples: Where, at most [MAX_EXAMPLES][lpbf_data.remarks.MAX_EXAMPLES] places: files, cases, bodies.
+        sentence: What was found and what was done, for people; the same for every occurrence.
+        count: Number of occurrences.
+        examples: Where it occurred: files, cases or bodies, at most [MAX_EXAMPLES][lpbf_data.remarks.MAX_EXAMPLES].
     """
 
     treatment: Treatment
@@ -45,7 +45,7 @@ class Remark:
 
     @classmethod
     def of_places(cls, treatment: Treatment, kind: str, sentence: str, places: Sequence[str]) -> Remark:
-        """A remark on places that were all met: counted all, the first of them as examples."""
+        """A remark on some places (files, cases, bodies): it counts all, and names the first as examples."""
         return cls(treatment, kind, sentence, len(places), tuple(places[:MAX_EXAMPLES]))
 
     @property
@@ -55,7 +55,7 @@ class Remark:
 
     @property
     def where(self) -> str:
-        """The places that are named, and whether there are more."""
+        """The examples, with an ellipsis where there are more."""
         return ", ".join(self.examples) + (", …" if self.count > len(self.examples) > 0 else "")
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
-"""How much layers of a material shrink: what the simulator and a surrogate's predictions both read of a material.
+"""Inherent shrinkage of the layers of a material, which both the simulator and a surrogate's predictions need.
 
-Values that both need stand here; the simulator's own are in `pipelines.simulation.materials`.
+Values that both need are defined here; the simulator's own are in `pipelines.simulation.materials`.
 """
 
 from __future__ import annotations
@@ -209,9 +209,11 @@ def _of_values(content: Mapping[Any, Any]) -> Shrinkage:
     process = content.get("process", {})
     if not isinstance(process, Mapping):
         raise UsageError(f"a process is given by names and values, not by {process!r}")
-    told = {"layer": ("layer_thickness", 1e-3, 10.0), "tolerance": ("recoater_tolerance", 0.0, 100.0)}
+    optional = {"layer": ("layer_thickness", 1e-3, 10.0), "tolerance": ("recoater_tolerance", 0.0, 100.0)}
     read = {
-        ours: number_of(name, process[name], low, high) for ours, (name, low, high) in told.items() if name in process
+        ours: number_of(name, process[name], low, high)
+        for ours, (name, low, high) in optional.items()
+        if name in process
     }
     return Shrinkage(found.material, found.calibration, found.strain, found.expansion, found.at_once, **read)
 

@@ -1,7 +1,7 @@
-"""What lies at the points of a data set that isn't one of printed parts: points of any dimension, fields of any name.
+"""`PointSchema`: the schema of a data set that isn't one of printed parts: points of any dimension, fields of any name.
 
-Such a data set has the same Parquet layout and manifest as one of parts, without cells and without measures. It says of
-itself, in the manifest's metadata, what a data set of parts leaves to [schema][lpbf_data.case.schema].
+Such a data set has the same Parquet layout and manifest as one of parts, without cells and without measures. Its fields
+are defined in the manifest's metadata; those of a data set of parts are in [schema][lpbf_data.case.schema].
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _AT_CELLS: Final = {spec.name for spec in FIELDS.values() if spec.location == "c
 _TAKEN: Final = frozenset(
     {"batch", "case_id", "cells", "edge_index", "num_points", "point_index", "pos", "ptr", "y", *_AT_CELLS}
 )
-"""What samples and batches call something else."""
+"""Names that samples and batches use for something else."""
 
 
 @dataclass(frozen=True)
 class PointSchema:
-    """What the cases of a data set hold at their points.
+    """Coordinates and fields at the points of the cases of a data set.
 
     Attributes:
         name: What the data set is, in a word.

@@ -31,7 +31,7 @@ class SourceRef:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """How a case was simulated, as its log and input file tell; None where they don't.
+    """How a case was simulated, from its log and input file; None for what they don't state.
 
     Attributes:
         solver_version: Version of the solver.
@@ -121,8 +121,8 @@ class Failure:
     @property
     def description(self) -> str:
         """The sentence, with file and byte in brackets where they are known."""
-        places = [self.failure_path or "", "" if self.failure_offset is None else f"byte {self.failure_offset}"]
-        where = ", ".join(filter(None, places))
+        parts = [self.failure_path or "", "" if self.failure_offset is None else f"byte {self.failure_offset}"]
+        where = ", ".join(filter(None, parts))
         return f"{self.failure_detail} ({where})" if where else self.failure_detail
 
 
@@ -137,7 +137,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a kept case lies: split, shard, row, and the shard's file and part with size and SHA-256."""
+    """Where a kept case is stored: split, shard, row, and Parquet file and Zarr part with size and SHA-256."""
 
     split: str
     shard: int
@@ -166,7 +166,7 @@ class CaseRecord:
         statistics: Column name (say "displacement_z") to statistics of the values.
         geometry_digests: Three hashes of the mesh up to translation, uniform scale and the symmetries of a square build
             plate; two cases have the same geometry when they share one. Their version is in front ("2:…"); those
-            without one tell mirrored meshes apart.
+            without one differ between mirrored meshes.
         failure: Why it failed.
         rejections: Filter criteria it doesn't meet.
         placement: Where it lies in the data set.

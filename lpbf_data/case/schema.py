@@ -1,4 +1,4 @@
-"""The table of fields: names, components, units. The only place where they are written down.
+"""The table of fields: names, components, units. Nothing else defines them.
 
 Units: lengths in mm, stresses in MPa, temperatures in degrees Celsius, times in seconds.
 """

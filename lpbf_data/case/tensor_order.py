@@ -1,8 +1,8 @@
-"""In which order the six components of a symmetric tensor stand, by whoever writes them, and how to tell from the data.
+"""Orders of the six components of a symmetric tensor (EnSight, VTK), and how to recognise the order from the data.
 
 The project keeps them as xx, yy, zz, xy, xz, yz ([SYMMETRIC_TENSOR][lpbf_data.case.schema.SYMMETRIC_TENSOR]), in
-every store and in Python. Others exchange the last two. Order and sense of the components are all that changes: shear
-strains stay engineering strains (γ, twice the tensor's) where they were.
+every store and in Python. Others exchange the last two. Only the order of the components changes: engineering shear
+strains (γ, twice the tensor's component) stay engineering shear strains.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ ENSIGHT_ORDER: Final[TensorOrder] = ("xx", "yy", "zz", "xy", "xz", "yz")
 VTK_ORDER: Final[TensorOrder] = ("xx", "yy", "zz", "xy", "yz", "xz")
 """VTK and its files; VTK's EnSight readers turn the manual's order into it. NetFabb writes EnSight files in it too."""
 
-_MAX_POINTS: Final = 4096  # that an order is judged by: those where the two orders differ most
+_MAX_POINTS: Final = 4096  # points that are compared: those where the two orders differ most
 _MIN_DIFFERENCE: Final = 2e-5  # of the largest principal stress; text files round to 5e-7
-_MAX_ERROR_RATIO: Final = 0.2
+_MAX_ERROR_RATIO: Final = 0.2  # of the error of the right order over that of the other one
 _MAX_ERROR: Final = 0.01  # of the largest principal stress
 
 
@@ -59,14 +59,14 @@ def as_matrices(values: NDArray[Any], order: TensorOrder) -> NDArray[np.float64]
 
 
 def order_by_principal_values(values: NDArray[Any], principal: NDArray[Any]) -> TensorOrder | None:
-    """The order in which tensors have the principal values that are told beside them.
+    """The order of components in which tensors have given principal values.
 
     Args:
         values: Tensors as they were written, [N, 6].
         principal: Their principal values in any order, [N, 3].
 
     Returns:
-        The order; None where both give the same values, so that nothing can be told.
+        The order; None where both orders give the same principal values, so that it can't be recognised.
 
     Raises:
         ValueError: If neither gives them: the two arrays don't describe one state.

@@ -34,8 +34,8 @@ class Surface:
         if not np.isfinite(self.vertices).all():
             raise GeometryError("a coordinate of the surface is not a finite number")
         starts, ends = self.triangles.T.ravel(), self.triangles[:, [1, 2, 0]].T.ravel()
-        least, most = np.minimum(starts, ends), np.maximum(starts, ends)
-        edges = np.unique(least * len(self.vertices) + most, return_inverse=True)[1].ravel()
+        low, high = np.minimum(starts, ends), np.maximum(starts, ends)
+        edges = np.unique(low * len(self.vertices) + high, return_inverse=True)[1].ravel()
         # Each edge is passed as often in one direction as in the other; a facet that is there twice shows here.
         uneven = np.bincount(edges, np.where(starts < ends, 1, -1)) != 0
         if uneven.any():
@@ -63,17 +63,17 @@ class Surface:
         return np.stack([self.vertices.min(axis=0), self.vertices.max(axis=0)])
 
 
-def inside_surface(vertices: NDArray[np.float64], triangles: NDArray[np.int64], place: NDArray[np.float64]) -> bool:
-    """Whether triangles that face outwards wind around a place more than half a time.
+def inside_surface(vertices: NDArray[np.float64], triangles: NDArray[np.int64], point: NDArray[np.float64]) -> bool:
+    """Whether a point lies inside a surface that faces outwards: its winding number there exceeds one half.
 
     The solid angles of the triangles are added (Van Oosterom and Strackee, 1983).
 
     Args:
         vertices: [V, 3].
         triangles: [T, 3].
-        place: [3].
+        point: [3].
     """
-    a, b, c = (vertices[triangles[:, k]] - place for k in range(3))
+    a, b, c = (vertices[triangles[:, k]] - point for k in range(3))
     la, lb, lc = (np.linalg.norm(side, axis=1) for side in (a, b, c))
     above = np.einsum("ij,ij->i", a, np.cross(b, c))
     below = la * lb * lc + lc * np.einsum("ij,ij->i", a, b)
@@ -94,7 +94,7 @@ def on_build_plate(surface: Surface, *, centre: bool = False) -> Surface:
 
 
 def surface_of_arrays(vertices: NDArray[Any], triangles: NDArray[Any]) -> Surface:
-    """A surface from arrays of any number type; vertices at one place become one, unused ones are left out.
+    """A surface from arrays of any number type; equal vertices become one, unused ones are left out.
 
     Args:
         vertices: Coordinates in mm, [V, 3].
@@ -104,8 +104,8 @@ def surface_of_arrays(vertices: NDArray[Any], triangles: NDArray[Any]) -> Surfac
         GeometryError: See `Surface`.
     """
     vertices = np.asarray(vertices, np.float64)
-    first, place = unique_rows(vertices)
-    merged = place[np.asarray(triangles, np.int64)]
+    first, inverse = unique_rows(vertices)
+    merged = inverse[np.asarray(triangles, np.int64)]
     proper = (merged[:, 0] != merged[:, 1]) & (merged[:, 1] != merged[:, 2]) & (merged[:, 2] != merged[:, 0])
     used, numbers = np.unique(merged[proper], return_inverse=True)
     return Surface(vertices[first[used]], numbers.reshape(-1, 3))

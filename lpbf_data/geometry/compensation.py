@@ -1,4 +1,4 @@
-"""The part to print so that it ends up straight: its surface, displaced by so many times a displacement.
+"""Compensation of a part's surface: moved against a predicted displacement, so that the printed part ends up nominal.
 
 V vertices and T triangles of a surface, N points and E cells of a mesh.
 """
@@ -30,10 +30,10 @@ _NEAR: Final = 8  # cells whose centres are nearest to a vertex: one of them is 
 
 @dataclass(frozen=True)
 class Compensated:
-    """A displaced surface.
+    """A displaced surface, and how it came about.
 
     Attributes:
-        surface: It.
+        surface: The displaced surface.
         split: Triangles that the subdivision added.
         edge: Longest edge that was asked for, mm.
         largest: Largest displacement of a vertex, mm.
@@ -75,10 +75,10 @@ def compensate_surface(
     displacement: NDArray[np.floating[Any]],
     scale: float,
 ) -> Compensated:
-    """Displace a surface by so many times a displacement of its mesh.
+    """Displace a surface by a multiple of the displacement of its mesh.
 
     Args:
-        surface: The surface, where its mesh stands, mm.
+        surface: The surface, in the coordinates of its mesh, mm.
         points: Points of the mesh, mm, [N, 3].
         cells: Zero-based hexahedra, [E, 8], boxes along the axes.
         displacement: At the points, mm, [N, 3].
@@ -159,12 +159,12 @@ def refuse_crossings(found: Compensated, name: str, scale: float) -> None:
     )
 
 
-def _turned_over(before: Surface, behind: Surface) -> NDArray[np.int64]:
+def _turned_over(before: Surface, after: Surface) -> NDArray[np.int64]:
     """Numbers of the triangles that look the other way now: there the surface folds."""
-    return np.flatnonzero(np.einsum("tk,tk->t", before.area_vectors(), behind.area_vectors()) < 0)
+    return np.flatnonzero(np.einsum("tk,tk->t", before.area_vectors(), after.area_vectors()) < 0)
 
 
-def subdivide(surface: Surface, edge: float, most: int = MAX_TRIANGLES) -> tuple[Surface, float]:
+def subdivide(surface: Surface, edge: float, max_triangles: int = MAX_TRIANGLES) -> tuple[Surface, float]:
     """Split edges until none is longer than asked for, as far as a number of triangles allows.
 
     An edge is split for both of its triangles alike, so that a closed surface stays closed. What is flat stays flat.
@@ -172,7 +172,7 @@ def subdivide(surface: Surface, edge: float, most: int = MAX_TRIANGLES) -> tuple
     Args:
         surface: The surface.
         edge: Longest edge, mm.
-        most: Triangles at most; a surface that has more already is left as it is.
+        max_triangles: Triangles at most; a surface that has more already is left as it is.
 
     Returns:
         The surface, and the longest edge that was asked for in the end.
@@ -180,19 +180,19 @@ def subdivide(surface: Surface, edge: float, most: int = MAX_TRIANGLES) -> tuple
     corners = surface.vertices[surface.triangles]
     areas = np.linalg.norm(surface.area_vectors(), axis=1) / 2
     lengths = np.linalg.norm(corners - np.roll(corners, -1, axis=1), axis=2)
-    if len(corners) >= most or lengths.max() <= edge:
+    if len(corners) >= max_triangles or lengths.max() <= edge:
         return surface, float(max(edge, lengths.max()))
 
     def expected(of: float) -> float:
         pieces = np.maximum(np.maximum(2.5 * areas / of**2, lengths.sum(axis=1) / of - 2), 1.0)
         return float(pieces.sum())
 
-    while expected(edge) > most:
+    while expected(edge) > max_triangles:
         edge *= 1.2
     vertices, triangles = surface.vertices, surface.triangles
     while True:
         split = _split_longest(vertices, triangles, edge)
-        if split is None or len(split[1]) > most:
+        if split is None or len(split[1]) > max_triangles:
             return Surface(vertices, triangles), edge
         vertices, triangles = split
 
@@ -240,17 +240,17 @@ def _pieces(vertices: NDArray[np.float64], triangles: NDArray[np.int64], cut: ND
 
 
 def interpolate(
-    places: NDArray[np.float64],
+    positions: NDArray[np.float64],
     points: NDArray[np.floating[Any]],
     cells: NDArray[np.integer[Any]],
     values: NDArray[np.floating[Any]],
 ) -> NDArray[np.float64]:
-    """Values of a mesh at places in it or near it, linear along each axis of a cell.
+    """Values of a mesh at positions in it or near it, by trilinear interpolation in a cell.
 
-    A surface lies up to half a cell out of its mesh: a place takes the value of the nearest place in the mesh.
+    A surface lies up to half a cell outside of its mesh: such a position takes the value at the nearest point in it.
 
     Args:
-        places: [V, 3], mm.
+        positions: [V, 3], mm.
         points: [N, 3], mm.
         cells: Zero-based hexahedra in VTK's order, [E, 8], boxes along the axes.
         values: At the points, [N, K].
@@ -262,10 +262,10 @@ def interpolate(
 
     corners = np.asarray(points, np.float64)[cells]
     low, high = corners.min(axis=1), corners.max(axis=1)
-    near = cKDTree((low + high) / 2).query(places, k=min(_NEAR, len(cells)))[1].reshape(len(places), -1)
-    outside = np.maximum(low[near] - places[:, None], 0) + np.maximum(places[:, None] - high[near], 0)
-    chosen = near[np.arange(len(places)), np.argmin((outside**2).sum(axis=2), axis=1)]
-    share = np.clip((places - low[chosen]) / (high - low)[chosen], 0, 1)
+    near = cKDTree((low + high) / 2).query(positions, k=min(_NEAR, len(cells)))[1].reshape(len(positions), -1)
+    outside = np.maximum(low[near] - positions[:, None], 0) + np.maximum(positions[:, None] - high[near], 0)
+    chosen = near[np.arange(len(positions)), np.argmin((outside**2).sum(axis=2), axis=1)]
+    share = np.clip((positions - low[chosen]) / (high - low)[chosen], 0, 1)
     x, y, z = share.T
     along_x, along_y = (1 - x, x), (1 - y, y)
     order = ((0, 0), (1, 0), (1, 1), (0, 1))  # of the corners of a face in VTK
@@ -277,6 +277,9 @@ def interpolate(
 
 def joined(surfaces: list[Surface]) -> Surface:
     """Several bodies as one surface.
+
+    Args:
+        surfaces: The bodies.
 
     Raises:
         GeometryError: If there are none.

@@ -103,13 +103,13 @@ def _pierces(
     length = np.linalg.norm(normal, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         unit = normal / length[:, None]
-        before, behind = (np.einsum("pk,pk->p", unit, place - a) for place in (start, end))
-        through = np.minimum(before, behind) < -slack
-        through &= np.maximum(before, behind) > slack
-        place = start + (before / (before - behind))[:, None] * (end - start)
+        at_start, at_end = (np.einsum("pk,pk->p", unit, point - a) for point in (start, end))
+        through = np.minimum(at_start, at_end) < -slack
+        through &= np.maximum(at_start, at_end) > slack
+        point = start + (at_start / (at_start - at_end))[:, None] * (end - start)
         inside = through
         for p, q in ((a, b), (b, c), (c, a)):
-            side = np.einsum("pk,pk->p", np.cross(q - p, place - p), unit)
+            side = np.einsum("pk,pk->p", np.cross(q - p, point - p), unit)
             inside &= side > -slack * np.linalg.norm(q - p, axis=1)
     found: NDArray[np.bool_] = inside & np.isfinite(length) & (length > 0)
     return found

@@ -1,4 +1,4 @@
-"""How many faces a surface file holds, told before it is read: memory follows their number, not the file's size."""
+"""Number of faces of a surface file, counted before it is read: memory follows it, not the size of the file."""
 
 from __future__ import annotations
 

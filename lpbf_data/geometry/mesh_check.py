@@ -1,4 +1,4 @@
-"""Is a mesh still the part? Volume, extents, pieces and walls beside those of the surface, said in numbers."""
+"""Checks a mesh against the surface it was made of: volume, extents, loose pieces and thin walls, in numbers."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from lpbf_data.remarks import Remark, Treatment
 
 VOLUME_REPORTED: Final = 0.1
-"""Relative deviation of the volume from which it is said."""
+"""Relative deviation of the volume from which it is reported."""
 
 VOLUME_REFUSED: Final = 0.5
 """Relative deviation of the volume from which a mesh isn't the part any more."""
 
 EXTENT_REPORTED: Final = 0.05
-"""Relative deviation of an extent, beside two cells, from which it is said."""
+"""Relative deviation of an extent, beside two cells, from which it is reported."""
 
 EXTENT_REFUSED: Final = 0.2
 """Relative deviation of an extent, beside two cells, from which a mesh isn't the part any more."""
 
 MISSING_REPORTED: Final = 0.05
-"""Share of the walls that aren't in the mesh from which it is said."""
+"""Share of the walls missing in the mesh from which it is reported."""
 
 USUAL_MAX_POINTS: Final = 50_000
-"""Points that the parts of the published data set have at most (G.2): more take long, and no model knows them."""
+"""Largest number of points in the published data set (paper, appendix G.2): no model was trained on more."""
 
 _ONE_CELL: Final = 1.05  # cells across a wall that are sure to hold the centre of one
 _HANGS_TOGETHER: Final = 1.8  # cells across a slanting strut whose cells share faces: a bit over the root of three

@@ -1,4 +1,4 @@
-"""The surface of a hexahedral mesh, exact where the mesh is refined and points hang on coarse faces.
+"""The surface of a hexahedral mesh, exact also where the mesh is refined and has hanging nodes.
 
 Where cells of two sizes meet, a coarse face lies on four fine ones (or on some of them: the others are outside). No
 face there has a partner of equal corners, so [boundary_faces][lpbf_data.geometry.hexahedra.boundary_faces] gives
@@ -50,28 +50,28 @@ _UNCOVERED: Final = _uncovered_table()
 
 
 class _PointIndex:
-    """Points by their place, up to a tolerance: ranks of coordinates along each axis, joined to one integer."""
+    """Finds points by their coordinates, up to a tolerance: ranks along each axis, joined to one integer key."""
 
     def __init__(self, points: NDArray[np.floating[Any]], tolerance: float) -> None:
         self._tolerance = tolerance
-        self._places: list[NDArray[np.float64]] = []
+        self._coordinates: list[NDArray[np.float64]] = []
         key = np.zeros(len(points), dtype=np.int64)
         for axis in range(3):
             values, inverse = np.unique(points[:, axis].astype(np.float64), return_inverse=True)
             rank = np.cumsum(np.concatenate(([False], np.diff(values) > tolerance)))
-            self._places.append(np.bincount(rank, values) / np.bincount(rank))
-            key = key * len(self._places[-1]) + rank[inverse]
+            self._coordinates.append(np.bincount(rank, values) / np.bincount(rank))
+            key = key * len(self._coordinates[-1]) + rank[inverse]
         self._order = np.argsort(key, kind="stable")
         self._keys = key[self._order]
 
-    def find(self, places: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Number of the point at each place, [...] for places [..., 3]; -1 where there is none."""
-        key = np.zeros(places.shape[:-1], dtype=np.int64)
-        near = np.ones(places.shape[:-1], dtype=bool)
-        for axis, known in enumerate(self._places):
+    def find(self, positions: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Number of the point at each position, [...] int64 for [..., 3]; -1 where there is none."""
+        key = np.zeros(positions.shape[:-1], dtype=np.int64)
+        near = np.ones(positions.shape[:-1], dtype=bool)
+        for axis, known in enumerate(self._coordinates):
             middles = (known[1:] + known[:-1]) / 2
-            rank = np.searchsorted(middles, places[..., axis])
-            near &= np.abs(known[rank] - places[..., axis]) <= self._tolerance
+            rank = np.searchsorted(middles, positions[..., axis])
+            near &= np.abs(known[rank] - positions[..., axis]) <= self._tolerance
             key = key * len(known) + rank
         position = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
         return np.where(near & (self._keys[position] == key), self._order[position], -1)
@@ -84,7 +84,7 @@ def _face_keys(faces: NDArray[np.int64]) -> NDArray[np.void]:
 
 
 def outer_faces(points: NDArray[np.floating[Any]], cells: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """Quadrilaterals between material and surroundings, also where points hang on coarse faces.
+    """Quadrilaterals between material and surroundings, also where a refined mesh has hanging nodes.
 
     Neighbouring cells may differ in size by a factor of two, as octrees do. What is outside of a coarse face that is
     covered in part becomes one or two quadrilaterals on points of the mesh.

@@ -186,7 +186,7 @@ class _Binary:
             yield row[name].astype(np.int64)[None]
 
     def _each(self, element: _Element, wanted: str, *, peek: bool = False) -> Iterator[Row]:
-        """Rows one by one: the list that is wanted; all that is in the first row, which is then read again, to peek."""
+        """Rows one by one, with the list that is wanted; with `peek` the whole first row, without moving on."""
         begin = self.position
         kinds = [
             (name, np.dtype(self.order + number), np.dtype(self.order + length) if length else None)

@@ -1,7 +1,7 @@
 """Surfaces of polygons in text: Wavefront's OBJ and Geomview's OFF.
 
 Both are read line by line, as exporters write them: ends of lines of any system, UTF-16, decimal commas, polygons of
-any number of corners, and in OBJ lines that go on behind a backslash and corners that count back from the latest
+any number of corners, and in OBJ lines continued by a backslash and corners that count back from the latest
 vertex. Polygons become fans of triangles, which enclose the same volume.
 """
 
@@ -54,7 +54,7 @@ def checked_number(word: str) -> str:
 
 
 def decimal_commas(count: int, name: str) -> list[Remark]:
-    """What is said of numbers with a decimal comma.
+    """The remark on numbers with a decimal comma; none where there are none.
 
     Args:
         count: Lines that had them.
@@ -169,7 +169,7 @@ def _obj_corner(word: str, so_far: int, number: int) -> int:
 
 
 def read_off(path: Path) -> tuple[Corners, list[Remark]]:
-    """Read the faces of an OFF file in text, with normals, colours and places on textures left out.
+    """Read the faces of an OFF file in text, with normals, colours and texture coordinates left out.
 
     Args:
         path: The file.
@@ -226,7 +226,7 @@ def _off_counts(lines: Iterator[tuple[int, list[str]]]) -> tuple[int, int]:
 
 
 def _off_face(words: Sequence[str], number: int) -> list[int]:
-    """Corners of a face; behind them may stand a colour."""
+    """Corners of a face; a colour may follow them."""
     try:
         corners = [int(checked_number(word)) for word in words[1 : int(words[0]) + 1]]
     except ValueError:

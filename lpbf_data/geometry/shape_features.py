@@ -1,4 +1,4 @@
-"""What the shape of a part says at each of its points: inputs of a surrogate beside the coordinates.
+"""Features of a part's shape at each of its points: inputs of a surrogate beside the coordinates.
 
 A residual stress bends a part by its moment over the part's stiffness, so that a displacement depends on how much
 solid lies where. The features below are lengths, areas and shares of the solid itself, integrated exactly over the

@@ -72,7 +72,7 @@ def _proper(triangles: NDArray[np.int64]) -> NDArray[np.int64]:
 def edges_of(triangles: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Edges without direction as numbers from 0, and whether each goes from its lesser to its larger corner, [3T].
 
-    Edge k of triangle t is at place k T + t.
+    Edge k of triangle t has the index k T + t.
 
     Args:
         triangles: [T, 3].
@@ -128,23 +128,23 @@ def _open_edges(triangles: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _merge(triangles: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-    """Triangles without those that are there again.
+    """Triangles without duplicates, and how many were removed.
 
     The same three corners once each way are the two sides of a wall, and stay, as long as their edges are shared by
     even numbers of triangles; else one of them is a copy that was turned.
     """
     ordered = np.sort(triangles, axis=1)
-    first, place = unique_rows(ordered)
+    first, inverse = unique_rows(ordered)
     even = (triangles[:, 0] < triangles[:, 1]).astype(int) + (triangles[:, 1] < triangles[:, 2])
     even = (even + (triangles[:, 2] < triangles[:, 0])) % 2  # whether the corners are an even permutation
-    sided = np.unique(place * 2 + even, return_index=True)[1]
+    sided = np.unique(inverse * 2 + even, return_index=True)[1]
     kept = np.zeros(len(triangles), bool)
     kept[sided] = True
     edges, _ = edges_of(triangles[kept])
     odd = (np.bincount(edges) % 2 == 1)[edges].reshape(3, -1).any(axis=0)
     suspect = np.zeros(len(triangles), bool)
     suspect[np.flatnonzero(kept)[odd]] = True
-    copies = suspect & (first[place] != np.arange(len(triangles)))
+    copies = suspect & (first[inverse] != np.arange(len(triangles)))
     kept &= ~copies
     return triangles[kept], int((~kept).sum())
 
@@ -247,8 +247,8 @@ def _inverted(
         np.maximum.at(high, shell, vertices[triangles[:, k]])
     first = np.unique(shell, return_index=True)[1]
     for number in np.flatnonzero(inverted):
-        place = vertices[triangles[first[number]]].mean(axis=0)
-        around = ((low <= place) & (place <= high)).all(axis=1)
+        point = vertices[triangles[first[number]]].mean(axis=0)
+        around = ((low <= point) & (point <= high)).all(axis=1)
         around[number] = False
-        inverted[number] = not inside_surface(vertices, triangles[around[shell]], place)
+        inverted[number] = not inside_surface(vertices, triangles[around[shell]], point)
     return inverted

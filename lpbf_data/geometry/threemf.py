@@ -1,8 +1,9 @@
 """3MF files: the triangles of what they build, in the unit that they state.
 
-3MF Core Specification 1.3 (3mf.io): a zip archive whose model says its unit, its objects (meshes, or components that
-place other objects), and which objects are built where. It is read as a stream: memory follows the number of triangles,
-which is bounded before it is used, as is what an archive or an object placed many times can unfold to.
+3MF Core Specification 1.3 (3mf.io): a zip archive whose model states its unit, its objects (meshes, or components:
+transformed instances of other objects), and which objects are built where. It is read as a stream: memory follows the
+number of triangles, which is bounded before it is used, as is what an archive or an object placed many times can unfold
+to.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ class VoxelMesh:
         origin: Corner of the grid with the least coordinates, mm.
         spacing: Edges of a cell, mm.
         shape: Cells of the grid along each axis; along x and y it spans the bounding box of the surface.
-        indices: Place of each cell in the grid, [E, 3].
-        left_out: Cells inside the surface that don't hang together with the others by faces.
+        indices: Index of each cell in the grid along x, y and z, [E, 3] int64.
+        left_out: Cells inside the surface that aren't connected with the others by faces.
         lowered: Planes of cells below the first one that has any; the mesh stands so much lower than the surface.
         surplus: Volume in mm³ that the surface encloses more than once.
     """
@@ -48,7 +48,7 @@ class VoxelMesh:
 
     @property
     def point_indices(self) -> NDArray[np.int64]:
-        """Place of each point in the grid, [N, 3]."""
+        """Index of each point in the grid along x, y and z, [N, 3] int64."""
         return self._topology[0]
 
     @property
@@ -86,20 +86,20 @@ class VoxelMesh:
 def _number_points(
     indices: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
-    """Places of the points, cells, and levels of the points."""
+    """Grid indices of the points [N, 3], cells [E, 8], and levels of the points [N]."""
     corners = indices[:, None, :] + _CORNERS
     nx, ny = int(corners[..., 0].max()) + 1, int(corners[..., 1].max()) + 1
     keys = (corners[..., 2] * ny + corners[..., 1]) * nx + corners[..., 0]
     unique, inverse = np.unique(keys, return_inverse=True)
     cells = inverse.reshape(-1, 8)
-    places = np.stack([unique % nx, unique // nx % ny, unique // (nx * ny)], axis=1)
-    rests = places[:, 2] == 0
+    positions = np.stack([unique % nx, unique // nx % ny, unique // (nx * ny)], axis=1)
+    rests = positions[:, 2] == 0
     rests[cells[:, 4:]] = True
-    levels = places[:, 2] + ~rests
+    levels = positions[:, 2] + ~rests
     order = np.argsort(levels, kind="stable")
     number = np.empty_like(order)
     number[order] = np.arange(len(order))
-    return places[order], number[cells].astype(np.int32), levels[order]
+    return positions[order], number[cells].astype(np.int32), levels[order]
 
 
 def mesh_of_mask(mask: NDArray[np.bool_], origin: Sequence[float], spacing: Sequence[float]) -> VoxelMesh:

@@ -1,4 +1,4 @@
-"""Where a data set lies, and how its bytes are fetched: a local folder, a web server, an object store, the hub.
+"""Access to the files of a data set by name and byte range: a local folder, a web server, an object store, the hub.
 
-It knows names and ranges of bytes, not what is in them.
+Nothing here knows the formats of the files.
 """

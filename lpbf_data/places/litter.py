@@ -1,4 +1,4 @@
-"""Files that operating systems and file managers leave beside a user's own: one rule for every finder."""
+"""Litter: files that operating systems and file managers leave beside a user's own, and hidden ones; all ignored."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _is_litter(part: str) -> bool:
 
 
 def litter_remark(names: Sequence[str]) -> tuple[Remark, ...]:
-    """What is said of litter that was met; nothing without any.
+    """The remark on litter that was left out; none where there was none.
 
     Args:
         names: The files and folders, as people shall read them.

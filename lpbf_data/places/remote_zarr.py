@@ -1,4 +1,4 @@
-"""A Zarr group on a server, read through the same requests as everything else: repeated, counted and told alike."""
+"""A remote Zarr group as a Zarr store that reads through the same requests as other files, with their retries."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class _Files(Protocol):
 
 
 class RemoteZarr(Store):  # noqa: PLW1641 (no store of zarr has a hash)
-    """A group, to be read.
+    """A read-only Zarr store of a remote group.
 
     Args:
-        files: Where it lies.
-        folder: Its folder there.
+        files: The files of the data set.
+        folder: Folder of the group among them.
     """
 
     supports_writes = False

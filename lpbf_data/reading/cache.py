@@ -2,12 +2,12 @@
 
 One Arrow file a case holds the tensors of a sample as they are in memory. A file is written aside and renamed, so it is
 whole or absent; its checksums are compared when a process first maps it, so that a file torn by a power cut is decoded
-again. Processes share what is there without a server: the folder is the state.
+again. Processes share the folder, and need no server.
 
     <root>/<collection>/collection.json     what it was decoded from
     <root>/<collection>/used                when it was last opened; locked while somebody has it open
     <root>/<collection>/00000/0000017.arrow
-    <root>/footers/…                        ends of shards that lie elsewhere
+    <root>/footers/…                        footers of remote shards
 
 A collection is what one selection of arrays gives for one split of one data set. When the cache is full, others are
 removed ([cache_eviction][lpbf_data.reading.cache_eviction]). Cases of the collection at
@@ -220,7 +220,11 @@ class CachedCases:
 
     @contextlib.contextmanager
     def lock(self, name: object) -> Iterator[None]:
-        """Keep other processes from decoding the same thing meanwhile; no lock where the file system has none."""
+        """Hold a lock while a case or shard is decoded, against other processes; none on file systems without locks.
+
+        Args:
+            name: Number of the case, or name of the shard.
+        """
         number = int(hashlib.sha256(str(name).encode()).hexdigest(), 16) % _LOCKS
         held = FileLock(self.folder / f"{number:02d}.lock", timeout=_LOCK_SECONDS)
         with contextlib.ExitStack() as stack:

@@ -31,7 +31,7 @@ USED: Final = "used"
 """File of a collection that is touched, and locked, by whoever opens it."""
 
 FOOTERS: Final = "footers"
-"""Folder for the ends of shards that lie elsewhere."""
+"""Folder for the footers of remote shards."""
 
 _RESERVE: Final = 1 << 30
 """Bytes of the disk that stay free: checkpoints have to be written somewhere."""
@@ -81,7 +81,7 @@ def make_room(root: Path, size: int, needed: int, *, keep: Path, offline: bool) 
 
 
 def _value(folder: Path, *, offline: bool) -> tuple[int, float]:
-    """What a collection is worth; the least goes first, and `_STAYS` never."""
+    """Priority of a collection: the smallest is removed first, and `_STAYS` never."""
     try:
         key: Mapping[str, Any] = json.loads((folder / DESCRIBED).read_text(encoding="utf-8"))
         local, source = bool(key["local"]), str(key["source"])
@@ -116,9 +116,9 @@ def _remove(folder: Path) -> bool:
 def _size_of(folder: Path) -> int:
     """Bytes of the files of a collection; what a killed writer left behind is removed."""
     total, now = 0, time.time()
-    for place, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
-            path = Path(place) / name
+            path = Path(parent) / name
             with contextlib.suppress(OSError):
                 status = path.stat()
                 if name.endswith(".tmp") and now - status.st_mtime > _STALE_SECONDS:

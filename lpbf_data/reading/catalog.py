@@ -1,4 +1,4 @@
-"""Which cases a split has and where they lie: from the manifest of a build, or the index of the published layout."""
+"""`Catalog`: the cases of a split and where each is stored, from a build's manifest or the published layout's index."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BUILD_WORKSPACE: Final = ".build"  # where a build keeps what it needs to go on
 
 @dataclass(frozen=True, slots=True)
 class CaseAddress:
-    """Where a case of a split lies.
+    """Where a case of a split is stored.
 
     Attributes:
         case_id: Its id.
@@ -63,6 +63,9 @@ class Catalog:
 def read_manifest(folder: DatasetFolder) -> Manifest:
     """The manifest of a data set.
 
+    Args:
+        folder: The files of the data set.
+
     Raises:
         MissingFileError: If there is none: a build is at work, was interrupted, or never ran.
         UnreachableError: If the operating system, the network or a server refuses it.
@@ -99,6 +102,10 @@ def _what_lies_there(folder: DatasetFolder) -> str:
 
 def read_catalog(folder: DatasetFolder, split: str) -> Catalog:
     """The cases of a split, in the order of shard and row, or of the index.
+
+    Args:
+        folder: The files of the data set.
+        split: Name of the split.
 
     Raises:
         UsageError: If the data set has no such split.

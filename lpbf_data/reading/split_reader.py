@@ -48,7 +48,7 @@ class SplitReader:
     Args:
         folder: The data set.
         split: Its split.
-        footers: Where footers of shards elsewhere are kept, if anywhere.
+        footers: Cache of the footers of remote shards, if any.
 
     Raises:
         UsageError: If the data set has no such split.
@@ -66,7 +66,7 @@ class SplitReader:
         self._reset()
 
     def _reset(self) -> None:
-        """Have nothing open; one thread reads at a time."""
+        """Drop open shards and the lock, which lets one thread read at a time."""
         self._open: OrderedDict[str, Shard] = OrderedDict()
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -158,14 +158,14 @@ class SplitReader:
         return self.read_many([index], selection)[0]
 
     def read_many(self, indices: Sequence[int], selection: Selection) -> list[Arrays]:
-        """The selected arrays of some cases of one shard, which are fetched together where it lies elsewhere.
+        """The selected arrays of some cases of one shard; those of a remote shard are fetched together.
 
         Args:
             indices: Their numbers in the split, all in one shard.
             selection: What to read.
 
         Returns:
-            Arrays of the first case and of those behind it, up to the first that can't be read.
+            Arrays of the first case and of those after it, up to the first that can't be read.
 
         Raises:
             StoreError: If the first case can't be read or isn't what it should be; names shard, row and case.
@@ -216,13 +216,13 @@ class SplitReader:
         return NpzCase(content, address.num_points, f"{self.folder.name}/{address.shard}")
 
     def neighbours(self, index: int) -> list[int]:
-        """Cases around this one in its shard that are worth fetching with it: some 8 MB, where it lies elsewhere.
+        """Cases around this one in its shard that are worth fetching with it: 8 MB if remote, none if local.
 
         Args:
             index: Number of a case in the split.
         """
         shard = self._open.get(self.addresses[index].shard)
-        # The first case of a shard is fetched alone: it should arrive soon, and its neighbours may never be asked for.
+        # The first case of a shard is fetched alone: it should arrive soon, and its neighbours may never be read.
         if shard is None or isinstance(shard, ParquetShard) or not shard.has_row(self.addresses[index].row):
             return []
         if isinstance(shard, ZarrPart) and not shard.is_remote:
@@ -285,7 +285,7 @@ def _stamp_of(path: Path) -> str:
 
 
 class _WrapErrors:
-    """Add shard, row and case to what is raised."""
+    """Context manager: adds shard, row and case to the message of an error."""
 
     def __init__(self, name: str, address: CaseAddress) -> None:
         self._name = name
@@ -297,6 +297,6 @@ class _WrapErrors:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, (StoreError, SchemaError, CaseError)):
             at = self._address
-            place = f"case {at.case_id} (shard {self._name}/{at.shard}, row {at.row})"
+            subject = f"case {at.case_id} (shard {self._name}/{at.shard}, row {at.row})"
             kind = UnreachableError if isinstance(error, UnreachableError) else StoreError
-            raise kind(f"{place}: {error}") from error
+            raise kind(f"{subject}: {error}") from error

@@ -71,7 +71,7 @@ class CaseTensors:
     def _decode(self, index: int, stamp: str) -> tuple[Arrays, bool]:
         """Decode a case for the cache, and with it what is worth fetching along."""
         assert self.cache is not None
-        # Neighbours of a shard elsewhere come together: who waits for one of them shouldn't fetch it too.
+        # Neighbours in a remote shard are fetched together: a process that waits for one shouldn't fetch it too.
         remote = self.reader.folder.is_remote
         with self.cache.lock(self.reader.addresses[index].shard if remote else index):
             found = self.cache.get(index, stamp)  # another process may have been faster

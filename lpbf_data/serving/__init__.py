@@ -1,4 +1,4 @@
-"""What users hold: data sets, streams, samplers, batches, loaders and transforms.
+"""Data sets, streams, samplers, batches, loaders and transforms: what training programs use.
 
 Order, shares of ranks and workers, and positions to resume from are decided here.
 """

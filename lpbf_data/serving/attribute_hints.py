@@ -1,4 +1,4 @@
-"""What users of the library `datasets` look for on a data set, and how it is done here."""
+"""Hints in the errors for missing attributes: methods of the library `datasets`, and what to write here instead."""
 
 from __future__ import annotations
 

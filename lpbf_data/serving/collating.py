@@ -21,7 +21,7 @@ _APART: Final = frozenset({"pos", "y", "case_id", "cells", "edge_index"})
 
 
 class SharedMemoryError(StoreError):
-    """There is no room in shared memory for what a worker has to hand over."""
+    """There is no room in shared memory for the batch that a worker sends."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def join_ragged(samples: Sequence[Mapping[str, Any]]) -> RaggedBatch:
 
 
 def _join(parts: Sequence[Any], axis: int = 0) -> Tensor:
-    """Tensors or arrays one behind the other; always a copy."""
+    """Tensors or arrays, concatenated; always a copy."""
     if isinstance(parts[0], Tensor):
         return torch.cat(list(parts), dim=axis)
     return torch.from_numpy(ARRAY_POOL.join(parts, axis))

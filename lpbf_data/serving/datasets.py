@@ -1,4 +1,4 @@
-"""The data sets that a user holds: map-style for random access, streamed for training."""
+"""`load_dataset` and its data sets: map-style for random access, iterable for streaming."""
 
 from __future__ import annotations
 
@@ -59,7 +59,11 @@ class CaseDataset(Dataset[Any]):
         self._reads: Counter[int] = Counter()
 
     def set_epoch(self, epoch: int) -> None:
-        """Let random transforms draw what belongs to an epoch."""
+        """Set the epoch, which with seed and case decides what random transforms draw.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+        """
         self._epoch[0] = epoch + 1
 
     @property
@@ -174,7 +178,7 @@ def load_dataset(
     Args:
         name: A local folder; else a URL that fsspec knows; else an id of the Hugging Face hub, such as
             "vedantpuri/LPBF_FLARE".
-        split: "train", "validation", "test", or whatever the build was asked for.
+        split: "train", "validation", "test", or another split that the build made.
         streaming: A stream instead of random access.
         format: "pyg" for `torch_geometric.data.Data`, "torch" for a dict of tensors.
         fields: Fields to read; all stored ones by default. Fewer fields are read faster; `[]` reads points and target.
@@ -188,7 +192,7 @@ def load_dataset(
         uneven: For a stream shared by ranks: what becomes of the last cases; see
             [Uneven][lpbf_data.serving.rank_sharing.Uneven].
         batch_size: For a stream read by a DataLoader with workers: its batch size.
-        rank: For a stream: whose turns; as torch.distributed says by default.
+        rank: For a stream: rank that the cases are for; as torch.distributed says by default.
         world_size: For a stream: number of ranks.
         on_error: For a stream: "raise", or "skip" to leave out what can't be read.
         cache: Where decoded cases are kept: a folder; None for LPBF_CACHE or the user's cache folder; False for none.
@@ -209,9 +213,9 @@ def load_dataset(
         UsageError: If there is no such data set, split or field, or the options don't fit together.
         StoreError: If it can't be read.
     """
-    _check("format", format, get_args(SampleFormat))
-    _check("on_error", on_error, get_args(OnError))
-    _check("uneven", uneven, get_args(Uneven))
+    check_choice("format", format, get_args(SampleFormat))
+    check_choice("on_error", on_error, get_args(OnError))
+    check_choice("uneven", uneven, get_args(Uneven))
     seed = check_seed(seed)
     ranks = check_rank(rank, world_size)
     if batch_size < 1:
@@ -267,13 +271,23 @@ def _select(
     )
 
 
-def _check(name: str, value: str, known: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Check the value of an option that has a few known ones.
+
+    Args:
+        name: Name of the option.
+        value: Its value.
+        known: The known values.
+
+    Raises:
+        UsageError: If it is none of them.
+    """
     if value not in known:
         raise UsageError(f"unknown {name} {value!r}; known are: {', '.join(known)}")
 
 
 def _collection_key(tensors: CaseTensors) -> CollectionKey:
-    """What decides the decoded tensors."""
+    """Key of the cached tensors: everything that they depend on."""
     reader = tensors.reader
     local = reader.folder.local
     source = reader.folder.files.identity if local is None else str(local.resolve())

@@ -1,4 +1,4 @@
-"""A case and a data set as PyTorch Geometric takes them."""
+"""A case and a data set in the types of PyTorch Geometric (PyG)."""
 
 from __future__ import annotations
 

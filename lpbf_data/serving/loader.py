@@ -93,11 +93,7 @@ class Loader:
 
     @property
     def _sharing(self) -> Sharing:
-        return (
-            self._base_sharing
-            if self._base_sharing.ranks == self.world_size
-            else replace(self._base_sharing, ranks=self.world_size)
-        )
+        return replace(self._base_sharing, ranks=self.world_size)
 
     def start_workers(self, count: int, start_method: StartMethod | None) -> None:
         """Read in worker processes from now on.
@@ -263,6 +259,9 @@ class Loader:
 
     def load_state_dict(self, state: State) -> None:
         """Resume at a saved position, with any number of ranks and workers and any batch size.
+
+        Args:
+            state: What `state_dict` returned.
 
         Raises:
             UsageError: If it belongs to other data, or to another seed or way of shuffling.

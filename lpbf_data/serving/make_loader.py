@@ -1,4 +1,4 @@
-"""`make_loader`: what a user may ask of batches for training, checked, and the loader that serves them."""
+"""`make_loader`: checks the options of batches for training, and makes the loader that serves them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from lpbf_data.errors import UsageError
 from lpbf_data.reading.cache import DEFAULT_SIZE, Cache
 from lpbf_data.serving.batch_source import COLLATE, BatchSource, Collate
-from lpbf_data.serving.datasets import CaseDataset, load_dataset
+from lpbf_data.serving.datasets import CaseDataset, check_choice, load_dataset
 from lpbf_data.serving.loader import Loader, StartMethod
 from lpbf_data.serving.process_rank import check_rank, check_seed, rank_of_process
 from lpbf_data.serving.rank_sharing import Sharing, Uneven
@@ -70,7 +70,7 @@ def make_loader(
         transform: Applied to every sample, a dict of tensors (PyG data with collate="pyg").
         collate: "ragged" for [RaggedBatch][lpbf_data.serving.collating.RaggedBatch], "pyg" for
             `torch_geometric.data.Batch`, or a function of a list of samples.
-        rank: Whose batches; as torch.distributed says by default.
+        rank: Rank that the batches are for; as torch.distributed says by default.
         world_size: Number of ranks; as torch.distributed says by default.
         uneven: What becomes of the last cases of an epoch; see [Uneven][lpbf_data.serving.rank_sharing.Uneven].
         on_error: "raise", or "skip" to leave out what can't be read, with a warning, and count it in `skipped`; as
@@ -103,8 +103,7 @@ def make_loader(
         on_error = on_error or data.on_error
     seed = data.seed if seed is None else check_seed(seed)
     on_error = on_error or "raise"
-    if on_error not in get_args(OnError):
-        raise UsageError(f"unknown on_error {on_error!r}; known are: {', '.join(get_args(OnError))}")
+    check_choice("on_error", on_error, get_args(OnError))
     dataset = data if isinstance(data, CaseDataset) else CaseDataset(data.samples, data.seed)
     samples = dataset.samples
     samples = CaseSamples(samples.tensors, samples_of, transform or samples.transform)

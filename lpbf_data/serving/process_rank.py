@@ -67,9 +67,8 @@ def rank_of_process() -> tuple[int, int]:
 def shared_by_wrapper() -> bool:
     """Whether this is called by a wrapper that shares out what it takes, so that all of it must be given.
 
-    `accelerator.prepare` puts such wrappers around a data set, which learns nothing of it: neither is it called then,
-    nor told later. But it is called by them: their methods are among the callers, also in workers that were forked from
-    such a call.
+    `accelerator.prepare` puts such wrappers around a data set without notice to it. But they call it: their methods are
+    on the call stack, also in workers that were forked from such a call.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -81,13 +80,13 @@ def shared_by_wrapper() -> bool:
 
 
 def effective_rank(ranks: tuple[int, int] | None) -> tuple[int, int]:
-    """Rank and number of ranks, where a wrapper may share out what is taken: 0 of 1 for it.
+    """Rank and number of ranks for which to serve: 0 of 1 where a wrapper such as accelerate's shares out the cases.
 
     Args:
-        ranks: What was asked for; the process group's where None.
+        ranks: Rank and number of ranks that the user gave; None for those of the process group.
 
     Raises:
-        UsageError: If it was asked for and a wrapper shares out, too.
+        UsageError: If the user gave several ranks and a wrapper shares out the cases, too.
     """
     if not shared_by_wrapper():
         return ranks or rank_of_process()

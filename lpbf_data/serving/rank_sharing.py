@@ -1,4 +1,4 @@
-"""Which rank gets which cases, and how many of them make a batch: by their number or a budget of points.
+"""Distribution of the cases of an epoch over ranks and batches, by number of cases or by a budget of points.
 
 Steps take cases from the order of an epoch one after the other: in each step every rank gets its share, and the steps
 before it have consumed a prefix of the order and nothing else. So one number, how many cases were consumed, is the
@@ -101,7 +101,13 @@ class Sharing:
             position += taken.consumed
 
     def num_steps(self, rank: int, order: NDArray[np.int64], sizes: NDArray[np.int64]) -> int:
-        """Number of steps in an epoch in which a rank has cases."""
+        """Number of steps in an epoch in which a rank has cases.
+
+        Args:
+            rank: The rank.
+            order: Order of the epoch, [cases].
+            sizes: Points of each case, [cases].
+        """
         if self.max_points is not None:
             return sum(1 for step in self.steps(order, sizes) if step.shares[rank])
         assert self.batch_size is not None
@@ -153,7 +159,18 @@ class Sharing:
 
 
 def positions_of_rank(count: int, base: int, rank: int, ranks: int, uneven: Uneven) -> NDArray[np.int64]:
-    """Positions in the order of an epoch whose cases a rank gets, from the position `base` on, [n] int64."""
+    """Positions in the order of an epoch whose cases a rank gets, case by case in turn.
+
+    Args:
+        count: Number of cases.
+        base: Position from which on cases are shared out.
+        rank: The rank.
+        ranks: Number of ranks.
+        uneven: What becomes of the last cases.
+
+    Returns:
+        [n] int64, ascending but for cases that "pad" repeats.
+    """
     return _even_out(np.arange(base, count), np.arange(count), ranks, uneven)[rank::ranks]
 
 

@@ -1,4 +1,4 @@
-"""Take from an iterator in a thread, so that the next value is there when it is asked for."""
+"""`ReadAhead`: takes values from an iterator in a thread, ahead of the caller."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Final, Generic, TypeVar
 T = TypeVar("T")
 
 JOIN_TIMEOUT: Final = 60.0
-"""How long the end of an epoch waits for the thread."""
+"""Seconds that the end of an epoch waits for the thread to end."""
 
 
 class ReadAhead(Generic[T]):

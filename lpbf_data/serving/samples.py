@@ -1,4 +1,4 @@
-"""How the tensors of a case become the sample that a user holds."""
+"""`CaseSamples`: makes samples (dicts of tensors, or PyG data) of the tensors of cases."""
 
 from __future__ import annotations
 

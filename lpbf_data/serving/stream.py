@@ -288,6 +288,9 @@ class CaseStream(IterableDataset[Any]):
     def load_state_dict(self, state: State) -> None:
         """Resume at a saved position, with any number of ranks.
 
+        Args:
+            state: What `state_dict` returned.
+
         Raises:
             UsageError: If it belongs to other data, or to another way of shuffling.
         """

@@ -83,7 +83,7 @@ class WorkerEpochs:
             iteration: Base seed of the DataLoader, which differs between iterations and is the same in all workers.
             epoch: Epoch of the parent's copy.
             times_set: How often the parent was times_set where to stand.
-            fixed: The worker itself was told; what others say doesn't count.
+            fixed: Whether the worker itself loaded a position; the records of others don't count then.
 
         Returns:
             The epoch after the one that was served last; None to start at the position of the parent's copy.

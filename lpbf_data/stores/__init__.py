@@ -1,4 +1,1 @@
-"""How cases lie on disk: Parquet, Zarr, npz, Arrow, the manifest, predictions; one module a format.
-
-Reader and writer of a format stand together, so that what one knows the other knows too.
-"""
+"""Storage formats: Parquet, Zarr, npz, Arrow, the manifest, predictions; a module each, with reader and writer."""

@@ -1,4 +1,4 @@
-"""What is wrong in data sets that earlier versions built: said when one is opened, by the schema version it carries."""
+"""Known errors in data sets that earlier versions built, by schema version; opening such a data set warns."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""`manifest.parquet`: one row a case that was found, whatever became of it.
+"""`manifest.parquet`: one row for each case that was found: kept, rejected or failed.
 
 Nested records become flat columns, named as in [record][lpbf_data.case.record]; others are lists, most of them of
 structs (`statistics`, `rejections`, `remarks`, `geometry_digests`). What the build as a whole left out, changed,
 guessed or repaired lies as JSON in the table's metadata, under `lpbf_remarks`; what lies at the points of a data set
-that isn't one of printed parts, under `lpbf_points`. Reader and writer share the table below: what one
-knows, the other knows too.
+that isn't one of printed parts, under `lpbf_points`. Reader and writer share the table of
+columns below.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class Manifest:
         self.points = points
 
     def need_parts(self, name: str, what: str) -> None:
-        """Refuse a data set that isn't one of printed parts.
+        """Check that a data set is one of printed parts.
 
         Args:
             name: The data set, for the message.
@@ -277,6 +277,9 @@ def encode_manifest(
 
 def decode_manifest(data: bytes) -> Manifest:
     """Read a manifest from its bytes.
+
+    Args:
+        data: Content of `manifest.parquet`.
 
     Raises:
         StoreError: If the bytes aren't a Parquet file.

@@ -30,6 +30,7 @@ from lpbf_data.case.schema import SCHEMA_VERSION, FieldSpec
 from lpbf_data.errors import SchemaError, StoreError, UsageError
 from lpbf_data.stores.manifest import manifest_schema, records_to_table, table_to_records
 from lpbf_data.stores.packed_codec import PackedCase, known_fields, origin_of, pack_case, unpack_case
+from lpbf_data.stores.parquet import reason_of
 
 PIECE_BYTES: Final = 60 * 2**20
 """Most bytes of a piece."""
@@ -279,8 +280,9 @@ class PackedPiece:
             raise StoreError(f"{path.name} doesn't hold the {self.header.cases:,} cases that it says; fetch it again")
 
     def _broken(self, error: Exception) -> StoreError:
-        said = " ".join(str(error).split()).rstrip(".")
-        return StoreError(f"{self.path.name} can't be read ({said}); fetch it again, or pack the data set again")
+        return StoreError(
+            f"{self.path.name} can't be read ({reason_of(error)}); fetch it again, or pack the data set again"
+        )
 
     def _read_header(self) -> PackedHeader:
         metadata = self._file.schema_arrow.metadata or {}
@@ -366,6 +368,6 @@ _FLAT: Final = (*_AXES, "steps", "residuals")
 
 
 def with_split_only(record: CaseRecord) -> CaseRecord:
-    """A record that knows its split, but no shard: these are made anew where it is unpacked."""
+    """A record whose placement has its split alone: shards and rows are assigned anew when it is unpacked."""
     assert record.placement is not None
     return dataclasses.replace(record, placement=Placement(record.placement.split, 0, 0))

@@ -68,14 +68,14 @@ def pack_case(case: Case, specs: tuple[FieldSpec, ...], tolerance: float) -> Pac
         so much that its steps can't be counted.
     """
     axes = [np.unique(case.points[:, axis], return_inverse=True) for axis in range(3)]
-    places = np.stack([numbers.reshape(-1) for _, numbers in axes], axis=1).astype(np.int64)
+    indices = np.stack([numbers.reshape(-1) for _, numbers in axes], axis=1).astype(np.int64)
     shape = [len(values) - 1 for values, _ in axes]
     if min(shape) < 1 or math.prod(shape) > MAX_VOXELS:
         return None
     mask = np.zeros(shape, dtype=bool)
-    mask[tuple(np.minimum(places[case.cells].min(axis=1), np.array(shape) - 1).T)] = True
+    mask[tuple(np.minimum(indices[case.cells].min(axis=1), np.array(shape) - 1).T)] = True
     mesh = _mesh(mask)
-    if not (np.array_equal(mesh.point_indices, places) and np.array_equal(mesh.cells, case.cells)):
+    if not (np.array_equal(mesh.point_indices, indices) and np.array_equal(mesh.cells, case.cells)):
         return None
     steps, whole = [], []
     for spec in specs:
@@ -153,16 +153,16 @@ class _Row:
 
     there: NDArray[np.bool_]
     prediction: NDArray[np.int64]
-    place: tuple[int, int]
+    position: tuple[int, int]
 
 
-def _rows(places: NDArray[np.int64], grid: NDArray[np.int64]) -> Iterator[_Row]:
+def _rows(indices: NDArray[np.int64], grid: NDArray[np.int64]) -> Iterator[_Row]:
     """Rows in the order in which they are predicted; the caller fills the grid, [nz, ny, nx, columns], as it goes.
 
     A row is predicted by the one below plus the one behind less the one behind that below, where there are all.
     """
     there = np.zeros(grid.shape[:3], dtype=bool)
-    there[places[:, 2], places[:, 1], places[:, 0]] = True
+    there[indices[:, 2], indices[:, 1], indices[:, 0]] = True
     filled: NDArray[np.bool_] = np.any(there, axis=2)
     for z, y in zip(*np.nonzero(filled), strict=True):
         below, behind = z > 0 and filled[z - 1, y], y > 0 and filled[z, y - 1]
@@ -175,33 +175,33 @@ def _rows(places: NDArray[np.int64], grid: NDArray[np.int64]) -> Iterator[_Row]:
         yield _Row(there[z, y], prediction, (int(z), int(y)))
 
 
-def _grid(places: NDArray[np.int64], columns: int) -> NDArray[np.int64]:
-    x, y, z = (places.max(axis=0) + 1).tolist()
+def _grid(indices: NDArray[np.int64], columns: int) -> NDArray[np.int64]:
+    x, y, z = (indices.max(axis=0) + 1).tolist()
     return np.zeros((z, y, x, columns), dtype=np.int64)
 
 
-def _residuals(places: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Differences from the predictions, [N, columns]; places without a point go on as the one on their left is off."""
-    grid = _grid(places, whole.shape[1])
-    grid[places[:, 2], places[:, 1], places[:, 0]] = whole
+def _residuals(indices: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Differences from the predictions, [N, columns]; vertices without a point take that of their left one."""
+    grid = _grid(indices, whole.shape[1])
+    grid[indices[:, 2], indices[:, 1], indices[:, 0]] = whole
     residuals = np.zeros_like(grid)
-    for row in _rows(places, grid):
-        off = grid[row.place] - row.prediction
+    for row in _rows(indices, grid):
+        off = grid[row.position] - row.prediction
         latest = np.maximum.accumulate(np.where(row.there, np.arange(len(off)), -1))
         carried = np.where((latest >= 0)[:, None], off[latest], 0)
-        residuals[row.place] = np.diff(carried, axis=0, prepend=0)
-        grid[row.place] = row.prediction + carried
-    return residuals[places[:, 2], places[:, 1], places[:, 0]]
+        residuals[row.position] = np.diff(carried, axis=0, prepend=0)
+        grid[row.position] = row.prediction + carried
+    return residuals[indices[:, 2], indices[:, 1], indices[:, 0]]
 
 
-def _restore(places: NDArray[np.int64], residuals: NDArray[np.int64]) -> NDArray[np.int64]:
+def _restore(indices: NDArray[np.int64], residuals: NDArray[np.int64]) -> NDArray[np.int64]:
     """The inverse of `_residuals`."""
-    grid = _grid(places, residuals.shape[1])
+    grid = _grid(indices, residuals.shape[1])
     differences = np.zeros_like(grid)
-    differences[places[:, 2], places[:, 1], places[:, 0]] = residuals
-    for row in _rows(places, grid):
-        grid[row.place] = row.prediction + np.cumsum(differences[row.place], axis=0)
-    return grid[places[:, 2], places[:, 1], places[:, 0]]
+    differences[indices[:, 2], indices[:, 1], indices[:, 0]] = residuals
+    for row in _rows(indices, grid):
+        grid[row.position] = row.prediction + np.cumsum(differences[row.position], axis=0)
+    return grid[indices[:, 2], indices[:, 1], indices[:, 0]]
 
 
 def origin_of(spec: FieldSpec) -> float:

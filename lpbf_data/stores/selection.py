@@ -1,7 +1,7 @@
-"""What a sample holds, and its arrays before they become tensors.
+"""`Selection`: which arrays of a case are read, and those arrays before they become tensors.
 
-A `Case` carries everything and is checked when it is made. Training reads a few arrays of it, many thousand times; this
-module is the short way: only what was asked for, in the memory layout of the tensors, checked once when decoded.
+A `Case` holds all arrays and is checked when it is made. Training reads few of them, many thousand times: readers
+decode only the selected arrays, in the memory layout of the tensors, and check them once.
 """
 
 from __future__ import annotations
@@ -90,7 +90,14 @@ def interleave(components: Sequence[NDArray[Any]], out: NDArray[Any] | None = No
 
 
 def arrays_of_case(case: Case, selection: Selection) -> Arrays:
-    """The selected arrays of a case; views where they can be, so not to be written to.
+    """The selected arrays of a case.
+
+    Args:
+        case: The case.
+        selection: What to take of it.
+
+    Returns:
+        Name to values; some are views of the case, which must not be written to.
 
     Raises:
         KeyError: If the case lacks a selected field.
@@ -107,6 +114,11 @@ def arrays_of_case(case: Case, selection: Selection) -> Arrays:
 def finish_arrays(arrays: Arrays, cells: NDArray[np.int32] | None, selection: Selection) -> Arrays:
     """Add connectivity, and edges and features derived from it, where they are selected.
 
+    Args:
+        arrays: Decoded arrays, `pos` among them; changed in place.
+        cells: Connectivity, [E, 8] int32; None where nothing selected needs it.
+        selection: What is selected.
+
     Raises:
         CaseError: If features are selected and the mesh is none of boxes.
     """
@@ -121,7 +133,7 @@ def finish_arrays(arrays: Arrays, cells: NDArray[np.int32] | None, selection: Se
 
 
 def check_arrays(arrays: Mapping[str, NDArray[Any]], cells: NDArray[Any] | None, num_points: int | None) -> None:
-    """Refuse what a model must not see: wrong lengths, values that aren't finite, indices out of range.
+    """Check that arrays have the right lengths, finite values, and indices in range.
 
     Args:
         arrays: Decoded floating-point arrays, `pos` among them.

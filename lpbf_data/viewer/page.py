@@ -41,7 +41,7 @@ class ShownPart:
     Attributes:
         name: Name for people; the address `#part=<name>` opens it.
         surface: Its surface with columns, as `encode_surface` writes it.
-        facts: What is told beside it: names and texts.
+        facts: Names and texts that are shown beside it.
     """
 
     name: str
@@ -64,7 +64,7 @@ class ShownPart:
             points: Coordinates in mm, [N, 3].
             cells: Zero-based hexahedra, [E, 8].
             columns: Column name to values at the points, [N].
-            facts: What is told beside it.
+            facts: Names and texts that are shown beside it.
         """
         surface = extract_surface(points, cells)
         numbers = surface.point_numbers

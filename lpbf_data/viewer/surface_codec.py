@@ -1,6 +1,6 @@
 """A part's surface with its fields in few bytes, for the page that shows it in 3D.
 
-Numbers are rounded to a grid between their least and largest value, told as differences of neighbours (small numbers,
+Numbers are rounded to a grid between their least and largest value, stored as differences of neighbours (small numbers,
 zigzag-coded), laid out as one plane a byte, and deflated, which every browser inflates:
 
     deflate( length of the head (u32) | head (JSON) | planes of x, y, z | planes of the faces | planes of each column )

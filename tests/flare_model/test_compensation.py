@@ -48,7 +48,7 @@ def test_subdividing_keeps_a_surface_closed_and_in_place(edge: float) -> None:
     assert trimesh.Trimesh(found.vertices, found.triangles).area == pytest.approx(
         trimesh.Trimesh(surface.vertices, surface.triangles).area
     )
-    bounded, coarser = subdivide(surface, edge, most=400)
+    bounded, coarser = subdivide(surface, edge, max_triangles=400)
     assert len(bounded.triangles) <= 400
     assert coarser >= edge
 
