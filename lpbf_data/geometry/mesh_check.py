@@ -37,7 +37,7 @@ _ONE_CELL: Final = 1.05  # cells across a wall that are sure to hold the centre 
 _HANGS_TOGETHER: Final = 1.8  # cells across a slanting strut whose cells share faces: a bit over the root of three
 _TRIALS: Final = (1, 2, 4)  # times as many points as were asked for, to keep a part whole
 _NO_ADVICE: Final = 10_000_000  # points that nothing here computes with
-_MANY: Final = 1.5  # times as many points as were asked for: from there on it is said
+_MANY: Final = 1.5  # times as many points as were asked for, from which on it is reported
 _RAYS: Final = 500
 _MAX_HITS: Final = 10_000_000  # pairs of rays and triangles in all
 _PAIRS: Final = 500_000  # of them that are looked at together
@@ -54,7 +54,7 @@ class MeshCheck:
         extents: Of the mesh, mm, [3].
         surface_extents: Of the surface, mm, [3].
         spacing: Of the cells, mm, [3].
-        left_out: Cells of pieces that don't hang together with the mesh.
+        left_out: Cells of pieces that aren't connected with the mesh.
         wall: Thickness of the thinnest walls in mm; None where no wall was met.
         cells_across: The same in cells.
         num_points: Points of the mesh.
@@ -73,7 +73,7 @@ class MeshCheck:
 
     @property
     def needed_points(self) -> int | None:
-        """About how many points give the thinnest walls a cell, and struts cells that hang together; None if so."""
+        """About how many points give the thinnest walls a cell, and struts connected cells; None if they have them."""
         in_pieces = self.left_out > 0 and self.missing > MISSING_REPORTED
         wanted = _HANGS_TOGETHER if in_pieces else _ONE_CELL
         if self.cells_across is None or self.cells_across >= (wanted if in_pieces else 1):
@@ -100,7 +100,7 @@ class MeshCheck:
 
     @property
     def is_quite_the_part(self) -> bool:
-        """Whether volume, extents and walls are those of the part, so that what is found on the mesh is said of it."""
+        """Whether volume, extents and walls are those of the part, so that results on the mesh hold for the part."""
         there = abs(self.volume - 1) <= VOLUME_REPORTED and self.missing <= MISSING_REPORTED
         return there and not self.differing_axes(EXTENT_REPORTED)
 
@@ -195,7 +195,7 @@ def _thinnest(thickness: NDArray[np.float64], cells: NDArray[np.float64]) -> tup
 def _walls(
     surface: Surface, spacing: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Walls behind places all over a surface: their middles, mm, [W, 3], and their thickness in mm and cells, [W]."""
+    """Walls below random points of a surface: their middles, mm, [W, 3], and their thickness in mm and cells, [W]."""
     corners = surface.vertices[surface.triangles]
     normals = surface.area_vectors()
     areas = np.linalg.norm(normals, axis=1)

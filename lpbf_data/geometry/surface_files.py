@@ -90,7 +90,7 @@ def load_surface(path: Path, units: Units | None = None) -> Surface:
 
 
 def _load(path: Path, units: Units | None) -> tuple[Surface, list[Remark], str, bool]:
-    """The surface, what was remarked, the unit, and whether that was told."""
+    """The surface, remarks, the unit, and whether the file or the caller stated it."""
     remarks: list[Remark] = []
     stated: str | None = None
     suffix = path.suffix.lower()
@@ -156,7 +156,7 @@ def bodies_of(surface: Surface) -> tuple[Surface, ...]:
 
     Returns:
         Closed surfaces. Shells that overlap, touch or lie in one another belong to one body, as long as their solids
-        hang together; a loose piece in a cavity is a body of its own.
+        are connected; a loose piece in a cavity is a body of its own.
 
     Raises:
         GeometryError: If there are too many shells to compare.

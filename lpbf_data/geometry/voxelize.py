@@ -1,9 +1,9 @@
 """A closed surface to a mesh of axis-aligned hexahedra.
 
-Every column of cells is pierced by vertical lines; where a line enters and leaves the surface tells which part of it
-lies inside. A cell becomes a hexahedron when its centre (or more than half of its sample points) does; by this rule
-NetFabb activates the same number of cells on both parts whose logs tell it. Used wherever a part comes as a surface: by
-the simulator, and for predictions on parts that were never simulated.
+Every column of cells is pierced by vertical lines; the heights at which a line enters and leaves the surface give the
+part of it that lies inside. A cell becomes a hexahedron when its centre (or more than half of its sample points) does;
+by this rule NetFabb activates the same number of cells on both parts whose logs state it. Used wherever a part comes as
+a surface: by the simulator, and for predictions on parts that were never simulated.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def voxelize(surface: Surface, cell: tuple[float, float], *, samples: int = _SAM
         samples: See `fill_fractions`.
 
     Returns:
-        The largest piece that hangs together by faces of cells, its bottom at the bottom of the surface.
+        The largest piece of cells connected by faces, its bottom at the bottom of the surface.
 
     Raises:
         GeometryError: If no cell lies inside, or the mesh falls apart because walls are thinner than cells.

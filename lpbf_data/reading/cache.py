@@ -338,7 +338,7 @@ def cache_root(cache: Cache) -> Path | None:
 
 @functools.cache
 def _warn_of_no_home() -> None:
-    """Once a process: Python's own memory of warnings is lost wherever somebody changes their filters."""
+    """Warn once a process: Python's own registry of warnings is reset wherever their filters are changed."""
     warnings.warn(
         "there is no home folder for the cache, so cases are decoded anew each time; name a folder with LPBF_CACHE "
         "or cache=…, or turn it off with cache=False",

@@ -84,7 +84,10 @@ def read_points(name: str | Path) -> PointSchema | None:
     """What lies at the points of a data set that isn't one of printed parts; None for one that is.
 
     Args:
-        name: The data set; one that isn't there, or can't be read, is left to whoever opens a split of it.
+        name: The data set.
+
+    Returns:
+        The schema; None, too, for a data set that is missing or can't be read: opening a split of it raises.
     """
     try:
         return read_manifest(DatasetFolder(name)).points
@@ -185,7 +188,7 @@ def _catalog_of_index(folder: DatasetFolder, names: tuple[str, ...], no_manifest
 
 
 def _state_of(folder: DatasetFolder, file: str) -> str:
-    """Size and time of change of a file in a local folder; nothing for one elsewhere, or one that isn't there."""
+    """Size and time of change of a file in a local folder; empty for a remote or missing one."""
     if folder.local is None:
         return ""
     try:

@@ -81,26 +81,26 @@ class BatchSource(Dataset[BatchResult]):
         self.on_error = on_error
         self._warned_of_memory = False
 
-    def __getitem__(self, order: BatchRequest) -> BatchResult:
+    def __getitem__(self, request: BatchRequest) -> BatchResult:
         in_worker = get_worker_info() is not None
         try:
-            served = self._serve(order)
+            served = self._serve(request)
             if in_worker:
                 _share(served.batch)
             return served
         except (SharedMemoryError, RuntimeError) as error:
             if not in_worker or "shared memory" not in str(error):
                 raise
-            return BatchResult(None, order.consumed, {}, unsent=(order, str(error)))
+            return BatchResult(None, request.consumed, {}, unsent=(request, str(error)))
         except LpbfError as error:
             # Returned, not raised: a DataLoader would wrap it in pages of text, and wait long for its workers to end.
-            return BatchResult(None, order.consumed, {}, error)
+            return BatchResult(None, request.consumed, {}, error)
 
     def received(self, served: BatchResult) -> BatchResult:
         """The result of a worker; where it had no shared memory for its batch, the batch is read in this process."""
         if served.unsent is None:
             return served
-        order, reason = served.unsent
+        request, reason = served.unsent
         if not self._warned_of_memory:
             self._warned_of_memory = True
             warnings.warn(
@@ -109,33 +109,33 @@ class BatchSource(Dataset[BatchResult]):
                 SharedMemoryWarning,
                 stacklevel=2,
             )
-        return self[order]
+        return self[request]
 
-    def _serve(self, order: BatchRequest) -> BatchResult:
+    def _serve(self, request: BatchRequest) -> BatchResult:
         # Joining copies, so that the cache's own tensors can be joined; transforms and other functions get copies.
         direct = self.collate is join_ragged and self.samples.transform is None
         skipped: dict[str, str] = {}
         samples: list[Any] = []
-        for index in self._candidates(order, samples):
+        for index in self._candidates(request, samples):
             try:
                 view = self.samples.view(index) if direct else None
-                samples.append(view or self.samples.sample(index, seed=self.seed, epoch=order.epoch))
+                samples.append(view or self.samples.sample(index, seed=self.seed, epoch=request.epoch))
             except StoreError as error:
                 if self.on_error == "raise":
                     raise
                 skipped[self.samples.case_id(index)] = str(error)
         try:
-            return BatchResult(self.collate(samples), order.consumed, skipped)
+            return BatchResult(self.collate(samples), request.consumed, skipped)
         except Exception as error:
-            error.add_note(f"when these cases were joined: {', '.join(self.samples.case_id(i) for i in order.cases)}")
+            error.add_note(f"when these cases were joined: {', '.join(self.samples.case_id(i) for i in request.cases)}")
             raise
 
-    def _candidates(self, order: BatchRequest, samples: list[Any]) -> Iterator[int]:
+    def _candidates(self, request: BatchRequest, samples: list[Any]) -> Iterator[int]:
         """The cases of a batch, and the ones after them while none could be read: all ranks need a batch."""
-        yield from order.cases
+        yield from request.cases
         if samples:
             return
-        following = self.indices.index(order.cases[-1]) + 1
+        following = self.indices.index(request.cases[-1]) + 1
         for other in [*self.indices[following:], *self.indices[:following]]:
             yield other
             if samples:

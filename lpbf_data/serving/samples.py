@@ -65,7 +65,7 @@ class CaseSamples:
         Args:
             index: Number of the case in the split.
             seed: Together with the epoch and the case decides what a random transform draws.
-            epoch: Number of the epoch; or several numbers, where the epoch isn't known, that tell draws apart.
+            epoch: Number of the epoch; or several numbers, where the epoch isn't known, that differ between draws.
 
         Raises:
             StoreError: If the case can't be read.

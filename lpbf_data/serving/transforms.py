@@ -1,7 +1,7 @@
 """Transforms of samples, each with its inverse.
 
 They take and give dicts of tensors or PyG data, and change neither what they are given nor its tensors. Those that
-draw at random have `random = True` and are handed a generator, so that a case at an epoch is treated the same on any
+draw at random have `random = True` and are given a generator, so that a case at an epoch is treated the same on any
 rank and worker, and after a resume. Those that know what printed parts are like have `of_parts = True`, and are refused
 on other data.
 

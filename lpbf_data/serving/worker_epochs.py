@@ -82,7 +82,7 @@ class WorkerEpochs:
             worker: Number of the worker.
             iteration: Base seed of the DataLoader, which differs between iterations and is the same in all workers.
             epoch: Epoch of the parent's copy.
-            times_set: How often the parent was times_set where to stand.
+            times_set: How many times the position of the parent's copy was set.
             fixed: Whether the worker itself loaded a position; the records of others don't count then.
 
         Returns:
@@ -93,7 +93,7 @@ class WorkerEpochs:
         return found
 
     def is_begun(self, times_set: int) -> bool:
-        """Whether a worker has begun an iteration since the parent was last times_set where to stand."""
+        """Whether a worker has begun an iteration since the position of the parent's copy was last set."""
         return any(cell and _times_set(cell) == times_set % 256 for cell in self._cells.tolist())
 
     def serve(self, worker: int, iteration: int, epoch: int, times_set: int) -> None:

@@ -5,7 +5,7 @@
 A piece is Parquet with a checksum for each page, and each case has one over what was stored of it. Nothing is
 unpickled, and sizes are held against each other before anything is made of them. Meshes are restored to the bit, values
 within the tolerance that each piece states: a share of a field's largest value (for vectors: of the longest one) in a
-case. What can't be packed, cells' fields and meshes that this project's mesher didn't number, stays behind.
+case. Fields of cells, and meshes that this project's mesher didn't number, can't be packed.
 """
 
 from __future__ import annotations
