@@ -86,10 +86,10 @@ def check_writable(path: Path) -> None:
     try:
         if path.is_dir():
             raise UsageError(f"{path} is a folder; name a file in it")
-        there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
-        if not there.is_dir():
-            raise UsageError(f"{path} can't be written: {there} isn't a folder")
-        with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=there) as folder:
+        existing = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+        if not existing.is_dir():
+            raise UsageError(f"{path} can't be written: {existing} isn't a folder")
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=existing) as folder:
             (Path(folder) / _name_aside(path)).touch()
     except OSError as error:
         raise UsageError(f"{path} can't be written: {error.strerror or error}; name another place") from error

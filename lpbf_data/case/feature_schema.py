@@ -59,11 +59,11 @@ def resolve_features(names: Iterable[str] | str) -> tuple[FieldSpec, ...]:
     >>> len(resolve_features(["geometry"])) == len(SHAPE_FEATURES)
     True
     """
-    asked = {names} if isinstance(names, str) else set(names)
-    if "geometry" in asked:
-        asked = (asked - {"geometry"}) | set(SHAPE_FEATURES)
-    if unknown := sorted(asked - set(SHAPE_FEATURES)):
+    requested = {names} if isinstance(names, str) else set(names)
+    if "geometry" in requested:
+        requested = (requested - {"geometry"}) | set(SHAPE_FEATURES)
+    if unknown := sorted(requested - set(SHAPE_FEATURES)):
         raise UsageError(
             f"unknown feature {', '.join(map(repr, unknown))}; known are: geometry for all, {', '.join(SHAPE_FEATURES)}"
         )
-    return tuple(spec for spec in _TABLE if spec.name in asked)
+    return tuple(spec for spec in _TABLE if spec.name in requested)

@@ -106,11 +106,11 @@ def resolve_fields(names: Iterable[str]) -> tuple[FieldSpec, ...]:
     >>> [spec.name for spec in resolve_fields(["temperature"])]
     ['temperature', 'build_clearance_min', 'build_displacement_z_max']
     """
-    asked = set(names)
-    if "all" in asked:
-        asked |= set(FIELDS)
-        asked.discard("all")
-    if unknown := sorted(asked - set(FIELDS)):
+    requested = set(names)
+    if "all" in requested:
+        requested |= set(FIELDS)
+        requested.discard("all")
+    if unknown := sorted(requested - set(FIELDS)):
         raise UsageError(f"unknown field {', '.join(map(repr, unknown))}; known are: {', '.join(FIELDS)}")
-    asked |= set(BUILD_FIELDS)
-    return tuple(spec for spec in _TABLE if spec.name in asked)
+    requested |= set(BUILD_FIELDS)
+    return tuple(spec for spec in _TABLE if spec.name in requested)

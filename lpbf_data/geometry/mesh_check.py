@@ -158,10 +158,10 @@ def check_mesh(surface: Surface, mesh: VoxelMesh) -> MeshCheck:
     return MeshCheck(volume, extents, own, mesh.spacing, mesh.left_out, wall, across, mesh.num_points, missing)
 
 
-def _without_cell(mesh: VoxelMesh, places: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether places are farther than half a cell from every cell of a mesh, [P] from [P, 3]."""
+def _without_cell(mesh: VoxelMesh, positions: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether positions are farther than half a cell from every cell of a mesh, [P] from [P, 3]."""
     spacing = np.asarray(mesh.spacing)
-    grid = (places - np.asarray(mesh.origin)) / spacing - (0, 0, mesh.lowered)
+    grid = (positions - np.asarray(mesh.origin)) / spacing - (0, 0, mesh.lowered)
     mask = np.zeros(mesh.indices.max(axis=0) + 3, bool)  # with a frame of no cells
     mask[tuple(mesh.indices.T + 1)] = True
     steps = 0.5 * np.array([(0, 0, 0), *np.eye(3), *-np.eye(3)])
@@ -171,7 +171,7 @@ def _without_cell(mesh: VoxelMesh, places: NDArray[np.float64]) -> NDArray[np.bo
 
 
 def thinnest_wall(surface: Surface, spacing: NDArray[np.float64]) -> tuple[float, float] | None:
-    """Thickness of the thinnest walls, in mm and in cells, met by rays that go inwards from places all over a surface.
+    """Thickness of the thinnest walls, in mm and in cells, met by rays that go inwards from random points of a surface.
 
     Args:
         surface: The surface.
@@ -188,8 +188,8 @@ def thinnest_wall(surface: Surface, spacing: NDArray[np.float64]) -> tuple[float
 def _thinnest(thickness: NDArray[np.float64], cells: NDArray[np.float64]) -> tuple[float, float] | None:
     if not len(cells):
         return None
-    place = int(np.argsort(cells)[int(_THINNEST * len(cells))])
-    return float(thickness[place]), float(cells[place])
+    index = int(np.argsort(cells)[int(_THINNEST * len(cells))])
+    return float(thickness[index]), float(cells[index])
 
 
 def _walls(
@@ -214,13 +214,13 @@ def _walls(
 
 
 def _first_walls(surface: Surface, starts: NDArray[np.float64], directions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distances from places to the next triangle that faces the other way, [R]; infinite for wedges and misses.
+    """Distances from points to the next triangle that faces the other way, [R]; infinite for wedges and misses.
 
     Triangles are tested whose enclosing balls a ray meets, looked along.
 
     Args:
         surface: The surface.
-        starts: Places, mm, [R, 3].
+        starts: Points, mm, [R, 3].
         directions: Unit vectors, [R, 3].
     """
     slack = 1e-7 * float(np.ptp(surface.bounds, axis=0).max())

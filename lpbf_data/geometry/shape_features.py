@@ -44,7 +44,7 @@ def shape_features(
     ([2.0, 2.0, 2.0, 2.0, 0.0, 0.0, 0.0, 0.0], 9.0)
     """
     grid = BoxGrid.of(points, cells)
-    around = _Around(grid)
+    around = _OctantMeans(grid)
     found = {name: _solid_share(grid, side) for name, side in _CUBES.items()}
     found |= _columns(grid, around)
     found["surface_distance"] = _surface_distance(grid)
@@ -53,7 +53,7 @@ def shape_features(
     return {name: np.ascontiguousarray(found[name], dtype=np.float32) for name in SHAPE_FEATURES}
 
 
-class _Around:
+class _OctantMeans:
     """Means over the solid octants around the points."""
 
     def __init__(self, grid: BoxGrid) -> None:
@@ -94,7 +94,7 @@ def _solid_share(grid: BoxGrid, side: float) -> NDArray[np.float64]:
     return found
 
 
-def _columns(grid: BoxGrid, around: _Around) -> dict[str, NDArray[np.float64]]:
+def _columns(grid: BoxGrid, around: _OctantMeans) -> dict[str, NDArray[np.float64]]:
     """Where the column of solid through a point begins, and how far it goes on above it."""
     z = grid.planes[2]
     count = grid.solid.shape[2]
@@ -147,33 +147,33 @@ def _interior(grid: BoxGrid) -> NDArray[np.bool_]:
 
 def _along_first(surface: NDArray[np.bool_], planes: NDArray[np.float64]) -> NDArray[np.float32]:
     """Squared distance to the nearest vertex of the surface on the line along the first axis; infinite without one."""
-    place = planes.astype(np.float32)[:, None, None]
-    before = np.maximum.accumulate(np.where(surface, place, np.float32(-np.inf)), axis=0)
-    after = np.minimum.accumulate(np.where(surface, place, np.float32(np.inf))[::-1], axis=0)[::-1]
-    squares: NDArray[np.float32] = np.minimum(place - before, after - place) ** 2
+    position = planes.astype(np.float32)[:, None, None]
+    before = np.maximum.accumulate(np.where(surface, position, np.float32(-np.inf)), axis=0)
+    after = np.minimum.accumulate(np.where(surface, position, np.float32(np.inf))[::-1], axis=0)[::-1]
+    squares: NDArray[np.float32] = np.minimum(position - before, after - position) ** 2
     return squares
 
 
-def _slices(grid: BoxGrid, around: _Around) -> dict[str, NDArray[np.float64]]:
+def _slices(grid: BoxGrid, around: _OctantMeans) -> dict[str, NDArray[np.float64]]:
     """Areas, centroids and radii of gyration of the slices at the points, and of the part as a whole."""
     size_x, size_y, size_z = grid.sizes
     solid = grid.solid.astype(np.float64)
     by_side = [np.tensordot(size_y, solid, (0, 1)).T * size_x, np.tensordot(size_x, solid, (0, 0)).T * size_y]
-    places = [planes[grid.vertices[:, axis]] for axis, planes in enumerate(grid.planes)]
+    positions = [planes[grid.vertices[:, axis]] for axis, planes in enumerate(grid.planes)]
     found: dict[str, NDArray[np.float64]] = {}
     for axis, areas in enumerate(by_side):  # area of each slice by its position along the axis, [nz, n], mm²
         centroid, radius = _moments(areas, grid.planes[axis])
         whole, spread = _moments((size_z @ areas)[None], grid.planes[axis])
-        found[f"slice_offset_{axis}"] = places[axis] - around.mean_along(2, centroid)
+        found[f"slice_offset_{axis}"] = positions[axis] - around.mean_along(2, centroid)
         found[f"slice_radius_{axis}"] = around.mean_along(2, radius)
-        found[f"part_offset_{axis}"] = places[axis] - whole
-        found[f"part_radius_{axis}"] = np.repeat(spread, len(places[axis]))
+        found[f"part_offset_{axis}"] = positions[axis] - whole
+        found[f"part_radius_{axis}"] = np.repeat(spread, len(positions[axis]))
     names = ("slice_offset", "slice_radius", "part_offset", "part_radius")
     joined = {name: np.stack([found[f"{name}_0"], found[f"{name}_1"]], axis=1) for name in names}
     return joined | _areas(grid, around, by_side[0].sum(axis=1))
 
 
-def _areas(grid: BoxGrid, around: _Around, area: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+def _areas(grid: BoxGrid, around: _OctantMeans, area: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """What the areas of all slices, [nz], mm², say at the points."""
     z, layer = grid.planes[2], grid.vertices[:, 2]
     filled = np.concatenate(([0.0], np.cumsum(area * grid.sizes[2])))
@@ -215,7 +215,7 @@ def _mean_area(z: NDArray[np.float64], filled: NDArray[np.float64], reach: float
     return np.abs(other - filled) / abs(reach)
 
 
-def _sections(grid: BoxGrid, around: _Around) -> dict[str, NDArray[np.float64]]:
+def _sections(grid: BoxGrid, around: _OctantMeans) -> dict[str, NDArray[np.float64]]:
     """Height of the centroid and radius of gyration of the sections normal to x and to y: what resists bending."""
     size_x, size_y, size_z = grid.sizes
     solid = grid.solid.astype(np.float64)

@@ -59,7 +59,7 @@ def load_bodies(path: Path, units: Units | None = None) -> SurfaceFile:
         GeometryError: If it can't be read, isn't closed, or holds more bodies than a bound.
     """
     try:
-        surface, remarks, unit, told = _load(path, units)
+        surface, remarks, unit, is_stated = _load(path, units)
         bodies = bodies_of(surface)
         if len(bodies) > _MAX_BODIES:
             raise GeometryError(f"it holds {len(bodies):,} bodies; at most {_MAX_BODIES} are read")
@@ -70,7 +70,7 @@ def load_bodies(path: Path, units: Units | None = None) -> SurfaceFile:
         remarks.append(
             Remark(Treatment.CHANGED, "several_bodies", sentence, 1, (f"{path.name}: {len(bodies)} bodies",))
         )
-    return SurfaceFile(bodies, tuple(remarks), unit, told)
+    return SurfaceFile(bodies, tuple(remarks), unit, is_stated)
 
 
 def load_surface(path: Path, units: Units | None = None) -> Surface:
@@ -118,8 +118,8 @@ def _load(path: Path, units: Units | None) -> tuple[Surface, list[Remark], str, 
         sentence = f"lengths of a file that states {stated} were read in {units}, as was asked for"
         remarks.append(Remark(Treatment.CHANGED, "units", sentence, 1, (path.name,)))
     surface = replace(surface, vertices=surface.vertices * MILLIMETRES[unit])
-    told = bool(units or stated)
-    return surface, [*remarks, *repaired, *_unusual(surface, unit, path.name, told=told)], unit, told
+    is_stated = bool(units or stated)
+    return surface, [*remarks, *repaired, *_unusual(surface, unit, path.name, is_stated=is_stated)], unit, is_stated
 
 
 def _check_fetched(path: Path) -> None:
@@ -133,12 +133,12 @@ def _check_fetched(path: Path) -> None:
         raise GeometryError("it is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull")
 
 
-def _unusual(surface: Surface, unit: str, name: str, *, told: bool) -> list[Remark]:
+def _unusual(surface: Surface, unit: str, name: str, *, is_stated: bool) -> list[Remark]:
     """A remark where a part is so small or large that its lengths may be in another unit."""
     extent = float(np.ptp(surface.bounds, axis=0).max())
     if _USUAL[0] <= extent <= _USUAL[1]:
         return []
-    read = f"lengths were read in {unit}" + ("" if told else ", since the file states no unit")
+    read = f"lengths were read in {unit}" + ("" if is_stated else ", since the file states no unit")
     if extent < _USUAL[0]:
         sentence = f"{read}, and the part is less than {_USUAL[0]:g} mm wide; if they are in metres, use --units m"
     else:

@@ -66,5 +66,5 @@ def column_of(case: Case, column: str) -> NDArray[np.float32]:
 
 def fields_of(columns: Iterable[str]) -> list[str]:
     """Names of the fields that some columns belong to."""
-    asked = set(columns)
-    return [spec.name for spec in FIELDS.values() if asked & set(spec.columns)]
+    requested = set(columns)
+    return [spec.name for spec in FIELDS.values() if requested & set(spec.columns)]
