@@ -42,7 +42,7 @@ def darcy(out: str, *, cases: int = 1200, test: int = TEST, seed: int = 0, strid
         test: Cases for the test.
         seed: Other seeds give other cases. The first cases of a seed are the same, however many there are.
         stride: Every how many of the 421 points along each side are kept: 5 for 85, as papers do, or 1.
-        workers: Processes; 1.5 s of one core a case at most, and the same bytes with any number.
+        workers: Processes; under 1 s of one core a case, and the same bytes with any number.
 
     Returns:
         Exit status: 0.
