@@ -25,6 +25,7 @@ from typing import Any, Final
 
 import torch
 
+from flare_model.sizes import FlareConfig
 from tests.benchmarks.machine import RESULTS, describe_machine
 
 NORMAL: Final = {"num_blocks": 8, "num_latents": 256, "num_heads": 16, "mixer_layers": 3, "pointwise_layers": 3}
@@ -108,7 +109,9 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         panel.grid(alpha=0.3)
         if panel.lines:
             panel.legend(frameon=False, fontsize=8)
-    figure.suptitle(f"FLARE on Darcy, {content['asked']['steps']:,} steps", fontsize=11)
+    start = content["asked"].get("deviation") or FlareConfig.initial_deviation
+    title = f"FLARE on Darcy, {content['asked']['steps']:,} steps, first weights of deviation {start:g}"
+    figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 

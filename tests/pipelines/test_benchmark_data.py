@@ -196,6 +196,17 @@ def test_the_public_split_of_cars() -> None:
     assert sorted([*together, *UNPUBLISHED]) == list(range(1, 501))
 
 
+def test_surfaces_are_split_by_the_public_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, runs in (("train", (1,)), ("validation", (4,)), ("test", (11,))):  # of 484 one each
+        assert set(runs) <= set(PUBLIC[name])
+        monkeypatch.setitem(PUBLIC, name, runs)
+    src = write_surfaces(tmp_path / "src")
+    assert convert("drivaerml", str(src), str(tmp_path / "set"), split="public", points=20) == 0
+    for name, run in (("train", "run_1"), ("validation", "run_4"), ("test", "run_11")):
+        ((case_id, sample),) = samples_of(tmp_path / "set", name).items()
+        assert (case_id, sample["pos"].shape) == (run, (20, 3))
+
+
 def test_a_converted_set_is_verified(tmp_path: Path) -> None:
     src = write_elasticity(tmp_path / "src")
     assert convert("elasticity", str(src), str(tmp_path / "set"), train=4, test=2) == 0

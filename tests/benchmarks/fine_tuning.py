@@ -1,0 +1,184 @@
+"""What a few results of a user's own are worth to the model that comes with the package.
+
+    python -m pipelines.simulate --out simulated/ --cases 500 --points 2000 --seed 151 --calibration netfabb
+    python -m pipelines.build --src simulated/ --out lpbf_netfabb/ --fields displacement --filters.preset all
+    python -m tests.benchmarks.fine_tuning --data lpbf_netfabb/ --work runs/fine_tuning --processes 4
+
+The model learned from this project's simulator as NIST's bridges calibrate it. Here it meets results of another
+calibration: as it is, with its displacements times one number (the best for the cases at hand, least squares), and
+after fine-tuning (`flare_model.train --init`) on 10, 50 and 200 cases; beside it stands a model trained on 200 alone.
+Cases are taken evenly from the train split, `--draws` times with other first ones; errors are relative L2 on the test
+split, mean over its cases, and nothing is chosen by them. What is done lies in `--work`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import yaml
+
+from flare_model.checkpoints.own import own_checkpoint
+from flare_model.checkpoints.spec import ModelSpec
+from flare_model.checkpoints.surrogate import Surrogate, from_pretrained
+from flare_model.configs import config_path
+from flare_model.data.splits import Split
+from flare_model.judging.judge import judge, predictions, summaries_of
+from flare_model.train import open_device, open_splits, run_once
+from flare_model.training.initial import adopt
+from flare_model.training.recipe import Recipe
+from flare_model.training.settings import Settings, make_settings
+from lpbf_data.durable import write_json
+from tests.benchmarks.machine import describe_machine, save_result
+from tests.benchmarks.train_models import prepare, quiet, spread
+
+COUNTS: Final = (10, 50, 200)
+TARGETS: Final = ("displacement_x", "displacement_y", "displacement_z")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Attributes:
+        folder: Where it lies.
+        data: The data set.
+        cases: How many it sees.
+        draw: Which of the evenly taken ones.
+        steps: Steps.
+        fresh: From fresh weights, instead of the package's own.
+    """
+
+    folder: Path
+    data: str
+    cases: int
+    draw: int
+    steps: int
+    fresh: bool = False
+
+    def settings(self) -> Settings:
+        """What `flare_model.train --config lpbf_accurate` would be asked for, with or without `--init`."""
+        path = config_path("lpbf_accurate")
+        assert path is not None
+        known = yaml.safe_load(path.read_text(encoding="utf-8"))
+        rate = known["recipe"]["learning_rate"] * (1.0 if self.fresh else 0.3)
+        recipe = replace(Recipe(**known["recipe"]), steps=self.steps, learning_rate=rate, ema_decay=0.99)
+        recipe = replace(recipe, step_graphs=torch.cuda.is_available())
+        model = ModelSpec(known["model"]["class_path"], known["model"]["init_args"])
+        targets, features, start = known["targets"], known["features"], None
+        if not self.fresh:
+            start, model, targets, features = adopt(own_checkpoint(), model, targets, features)
+        return make_settings(
+            model, targets, features, data=self.data, recipe=recipe, seed=self.draw, symmetries=True, init=start,
+            resident=True, checkpoint_every=self.steps,
+        )  # fmt: skip
+
+
+def drawn(split: Split, cases: int, draw: int) -> Split:
+    """So many cases taken evenly, beginning with another one for each draw."""
+    numbers = [(draw * 7 + place * len(split) // cases) % len(split) for place in range(cases)]
+    return split.only(split.case_ids[number] for number in numbers)
+
+
+def errors_of(surrogate: Surrogate, split: Split) -> dict[str, float]:
+    """Relative L2 by target, mean over a split's cases."""
+    surrogate = surrogate.to("cuda" if torch.cuda.is_available() else "cpu")
+    found = summaries_of(judge(surrogate, split)[0])
+    return {target: found[target]["model"]["relative_l2"] for target in TARGETS}
+
+
+def carry_out(job: Job) -> dict[str, float]:
+    """Train and judge."""
+    done = job.folder / "errors.json"
+    if done.exists():
+        found: dict[str, float] = json.loads(done.read_text(encoding="utf-8"))
+        return found
+    with quiet(job.folder.with_suffix(".log")):
+        settings, fabric, precision = open_device(job.settings())
+        train = drawn(open_splits(settings)["train"], job.cases, job.draw)
+        run_once(settings, fabric, precision, job.folder, {"train": train})
+        found = errors_of(from_pretrained(job.folder), Split(job.data, "test"))
+        write_json(done, found)
+    return found
+
+
+def scaled(data: str, cases: int, draw: int) -> dict[str, float]:
+    """Errors of the model's displacements times the number that fits so many training cases best."""
+    surrogate = from_pretrained()
+    factor = _fitted(surrogate, drawn(Split(data, "train"), cases, draw))
+    rows: dict[str, list[float]] = {target: [] for target in TARGETS}
+    for batch, predicted in predictions(surrogate, Split(data, "test")):
+        truth = batch.targets.numpy()
+        for column, target in enumerate(TARGETS):
+            off = np.linalg.norm(factor * predicted[:, column] - truth[:, column])
+            rows[target].append(float(off / np.linalg.norm(truth[:, column])))
+    return {target: statistics.fmean(values) for target, values in rows.items()} | {"factor": factor}
+
+
+def _fitted(surrogate: Surrogate, split: Split) -> float:
+    above, below = 0.0, 0.0
+    for batch, predicted in predictions(surrogate, split):
+        one, other = predicted[:, : len(TARGETS)].astype(np.float64), batch.targets[:, : len(TARGETS)].double().numpy()
+        weight = 1 / np.square(other).sum()  # each case alike, as in the error
+        above, below = above + weight * float((one * other).sum()), below + weight * float(np.square(one).sum())
+    return above / below
+
+
+def spreads(rows: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Mean and deviation over draws, by target."""
+    return {key: spread([row[key] for row in rows]) for key in rows[0]} | {"draws": len(rows)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a built data set of another calibration, with train and test")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs; given again, they go on")
+    parser.add_argument("--steps", type=int, default=600, help="of each training")
+    parser.add_argument("--draws", type=int, default=2, help="other cases, other seeds")
+    parser.add_argument("--processes", type=int, default=1, help="trainings at a time")
+    asked = parser.parse_args()
+    train = Split(asked.data, "train")
+    counts = [count for count in COUNTS if count <= len(train)]
+    jobs = {
+        (kind, count): [
+            Job(asked.work / f"{kind}-{count}-{draw}", asked.data, count, draw, asked.steps, fresh=kind == "fresh")
+            for draw in range(asked.draws)
+        ]
+        for kind, count in [*(("tuned", count) for count in counts), ("fresh", counts[-1])]
+    }
+    started = time.monotonic()
+    with ProcessPoolExecutor(
+        asked.processes, mp_context=multiprocessing.get_context("spawn"), initializer=prepare
+    ) as pool:
+        waiting = {pool.submit(carry_out, job): job for jobs_of in jobs.values() for job in jobs_of}
+        for future in as_completed(waiting):
+            print(f"{time.monotonic() - started:7.1f} s: {waiting[future].folder.name}: {future.result()}", flush=True)
+    content = {
+        "what": "relative L2 on test cases of another calibration, of the package's own model and after fine-tuning",
+        "steps": asked.steps,
+        "data": {"sha256": train.data_digest, "train": len(train), "test": len(Split(asked.data, "test"))},
+        "machine": describe_machine(("numpy", "torch", "pyarrow"))
+        | {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
+        "as it is": errors_of(from_pretrained(), Split(asked.data, "test")),
+        "times one number": {
+            str(count): spreads([scaled(asked.data, count, draw) for draw in range(asked.draws)]) for count in counts
+        },
+        "tuned": {str(c): spreads([carry_out(job) for job in of]) for (kind, c), of in jobs.items() if kind == "tuned"},
+        "fresh": {str(c): spreads([carry_out(job) for job in of]) for (kind, c), of in jobs.items() if kind == "fresh"},
+    }
+    print(json.dumps({key: content[key] for key in ("as it is", "times one number", "tuned", "fresh")}, indent=1))
+    print(save_result("fine_tuning", content))
+
+
+if __name__ == "__main__":
+    main()

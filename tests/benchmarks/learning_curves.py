@@ -1,0 +1,175 @@
+"""What designs, steps and features of the shape are worth to `lpbf_accurate`, on validation parts.
+
+    python -m tests.benchmarks.learning_curves --data lpbf/ --work runs/curves --steps 8000 --processes 4
+
+Each training begins from fresh weights and runs its schedule to the end; one thing is changed at a time. Designs are
+taken evenly from the train split; features are left out by group. Errors are relative L2 on the validation split at the
+end of a training; the test split is not read. What is done lies in `--work`; `--draw` makes the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import yaml
+
+from flare_model.checkpoints.spec import ModelSpec
+from flare_model.configs import config_path
+from flare_model.data.splits import Split
+from flare_model.train import open_device, open_splits, run_once
+from flare_model.training.recipe import Recipe
+from flare_model.training.settings import Settings, make_settings
+from lpbf_data.case.feature_schema import SHAPE_FEATURES
+from lpbf_data.durable import write_json
+from tests.benchmarks.machine import RESULTS, describe_machine, save_result
+from tests.benchmarks.train_models import prepare, quiet
+
+DESIGNS: Final = (500, 1000, 2000, 4000)
+"""Of the train split, beside all of it."""
+
+SHARES: Final = (0.125, 0.25, 0.5)
+"""Of the steps, beside all of them."""
+
+GROUPS: Final = {
+    "neighbourhood": ("solid_share_4mm", "solid_share_12mm", "surface_distance"),
+    "column": ("solid_above", "column_foot"),
+    "slice": ("slice_area_log", "slice_growth", "slice_offset", "slice_radius"),
+    "what is built above": ("part_above", "volume_above"),
+    "part": ("footprint_log", "part_offset", "part_radius"),
+    "section": ("section_centroid", "section_radius"),
+}
+"""Features that say alike things; all of `--features geometry`."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Attributes:
+        name: What is changed, and so the folder.
+        data: The data set.
+        steps: Steps.
+        designs: Training cases; 0 for all.
+        features: What the model is told.
+    """
+
+    name: str
+    data: str
+    steps: int
+    designs: int
+    features: tuple[str, ...]
+
+    def settings(self) -> Settings:
+        """What `flare_model.train --config lpbf_accurate` would be asked for."""
+        path = config_path("lpbf_accurate")
+        assert path is not None
+        known = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = replace(Recipe(**known["recipe"]), steps=self.steps, weight_decay=0.01)
+        recipe = replace(recipe, target_weights={"displacement_z": 2.0}, step_graphs=torch.cuda.is_available())
+        model = ModelSpec(known["model"]["class_path"], known["model"]["init_args"])
+        return make_settings(
+            model, known["targets"], self.features, data=self.data, recipe=recipe, symmetries=True, resident=True,
+            validate_steps=self.steps, checkpoint_every=self.steps,
+        )  # fmt: skip
+
+
+def jobs_of(data: str, steps: int, designs: int) -> list[Job]:
+    """All trainings, the longest first.
+
+    Args:
+        data: The data set.
+        steps: Of the longest.
+        designs: How many its train split has.
+    """
+    told = tuple(name for group in GROUPS.values() for name in group)
+    jobs = [Job("all", data, steps, 0, told)]
+    jobs += [Job(f"designs-{count}", data, steps, count, told) for count in DESIGNS if count < designs]
+    jobs += [
+        Job(f"without-{name.replace(' ', '-')}", data, steps, 0, tuple(one for one in told if one not in group))
+        for name, group in GROUPS.items()
+    ]
+    jobs += [Job("coordinates-alone", data, steps, 0, ())]
+    return jobs + [Job(f"steps-{round(share * steps)}", data, round(share * steps), 0, told) for share in SHARES]
+
+
+def carry_out(job: Job, work: Path) -> dict[str, Any]:
+    """Train, and say the error on validation at the end."""
+    folder = work / job.name
+    done = folder / "curve.json"
+    if done.exists():
+        found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+        return found
+    with quiet(folder.with_suffix(".log")):
+        settings, fabric, precision = open_device(job.settings())
+        splits = open_splits(settings)
+        if job.designs:
+            splits["train"] = splits["train"].part(job.designs)
+        result = run_once(settings, fabric, precision, folder, splits)
+        found = {"steps": job.steps, "train": len(splits["train"]), "features": list(job.features)}
+        found["validation"] = result["validation"]
+        write_json(done, found)
+    return found
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
+    """Error of Z over designs and over steps, both axes logarithmic."""
+    from matplotlib.figure import Figure
+
+    runs = content["runs"]
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    for axis, kind, key in zip(
+        figure.subplots(1, 2, sharey=True), ("designs", "steps"), ("train", "steps"), strict=True
+    ):
+        rows = sorted((runs[name] for name in runs if name == "all" or name.startswith(kind)), key=lambda run: run[key])
+        axis.loglog([run[key] for run in rows], [run["validation"]["displacement_z"] for run in rows], "o-")
+        axis.set_xlabel("training designs" if kind == "designs" else "steps")
+        axis.grid(visible=True, which="both", alpha=0.3)
+    figure.axes[0].set_ylabel("relative L2 of Z, validation")
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="a built data set with train and validation")
+    parser.add_argument("--work", type=Path, help="folder of the runs; given again, they go on")
+    parser.add_argument("--steps", type=int, default=8000, help="of the longest trainings")
+    parser.add_argument("--processes", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--draw", action="store_true", help="draw what was measured, and do nothing else")
+    asked = parser.parse_args()
+    if asked.draw:
+        draw(json.loads((RESULTS / "learning_curves.json").read_text("utf-8")), RESULTS / "learning_curves.png")
+        return
+    if not asked.data or not asked.work:
+        parser.error("--data and --work are needed")
+    assert {name for group in GROUPS.values() for name in group} == set(SHAPE_FEATURES)
+    train = Split(asked.data, "train")
+    content: dict[str, Any] = {
+        "what": "relative L2 on validation parts over designs, steps and features; one seed",
+        "groups": GROUPS,
+        "data": {"sha256": train.data_digest, "train": len(train), "validation": len(Split(asked.data, "validation"))},
+        "machine": describe_machine(("numpy", "torch", "pyarrow"))
+        | {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
+        "runs": {},
+    }
+    started, spawn = time.monotonic(), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(asked.processes, mp_context=spawn, initializer=prepare) as pool:
+        jobs = jobs_of(asked.data, asked.steps, len(train))
+        waiting = {pool.submit(carry_out, job, asked.work): job for job in jobs}
+        for future in as_completed(waiting):
+            name = waiting[future].name
+            content["runs"][name] = future.result()
+            save_result("learning_curves", content)
+            z = content["runs"][name]["validation"]["displacement_z"]
+            print(f"{time.monotonic() - started:7.1f} s: {name}: {z:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
