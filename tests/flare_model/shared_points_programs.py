@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Final
 
 import torch
@@ -117,8 +118,10 @@ def same_numbers() -> None:
         assert float(wanted[1].norm()) > 1e-3, name
         model.activation_checkpointing = name == "checkpoints"
         off[name] = _off(_together(model, batch, loss, ranks), wanted)
-    off["padded"] = _padded(ranks)
+    off["padded"] = _padded(ranks, torch.float64, "sdpa")[0]
     single, half = {}, {}
+    if ranks.size == 3:
+        single["padded"] = _padded(ranks, torch.float32, "triton")
     # The interpreter is slow: what kernels are tried with depends on the number of processes.
     by_kernels: tuple[tuple[int, ...], ...] = {1: (), 2: (MESHES,), 3: ((1,), (2, 20))}[ranks.size]
     for mixer, sizes in [("sdpa", SIZES), *(("triton", sizes) for sizes in by_kernels)]:
@@ -162,26 +165,35 @@ def _by_half(sizes: tuple[int, ...], ranks: PointRanks) -> tuple[float, float]:
     return float((shared - exact).norm() / exact.norm()), float((alone - exact).norm() / exact.norm())
 
 
-def _padded(ranks: PointRanks) -> float:
-    """The same for a batch of padded meshes, cut along the points, so that some lack a mesh."""
-    model = _model(torch.float64)
+def _padded(ranks: PointRanks, dtype: torch.dtype, mixer: str) -> tuple[float, float]:
+    """Errors for a batch of padded meshes, cut along the points, so that some lack a mesh: of all together, and of one.
+
+    Beside one process in float64, by attention calls.
+    """
     points, truth, _ = _batch((3 * 12,), torch.float64)
     points, truth = points.view(3, 12, 3), truth.view(3, 12, 2)
     exists = torch.arange(12) < torch.tensor([12, 5, 1])[:, None]
 
-    def loss(prediction: Tensor, truth: Tensor, exists: Tensor) -> Tensor:
-        return ((prediction - truth) * exists[..., None]).square().sum()
+    def numbers(model: nn.Module, mine: slice, ranks: PointRanks | None) -> tuple[float, Tensor]:
+        where = exists[:, mine]
+        with divided(model, ranks) if ranks else nullcontext():
+            prediction = model(points[:, mine].to(dtype_of(model)), mask=where)
+        found = ((prediction - truth[:, mine].to(prediction.dtype)) * where[..., None]).square().sum()
+        found = ranks.sum(found) if ranks else found
+        found.backward()
+        if ranks:
+            ranks.sum_gradients(model)
+        return float(found.detach()), _gradients(model)
 
-    wanted = loss(model(points, mask=exists), truth, exists)
-    wanted.backward()
-    one = float(wanted.detach()), _gradients(model)
-    mine = slice(12 * ranks.rank // ranks.size, 12 * (ranks.rank + 1) // ranks.size)
-    with divided(model, ranks):
-        prediction = model(points[:, mine], mask=exists[:, mine])
-    found = ranks.sum(loss(prediction, truth[:, mine], exists[:, mine]))
-    found.backward()
-    ranks.sum_gradients(model)
-    return _off((float(found.detach()), _gradients(model)), one)
+    def dtype_of(model: nn.Module) -> torch.dtype:
+        return next(model.parameters()).dtype
+
+    exact = numbers(_model(torch.float64, num_blocks=1), slice(12), None)
+    model, mine = (
+        _model(dtype, mixer, num_blocks=1),
+        slice(12 * ranks.rank // ranks.size, 12 * (ranks.rank + 1) // ranks.size),
+    )
+    return _off(numbers(model, mine, ranks), exact), _off(numbers(model, slice(12), None), exact)
 
 
 def beside_data_parallelism() -> None:
