@@ -90,15 +90,15 @@ def test_every_class_of_accelerate_that_shares_out_is_known() -> None:
     }
     told = {name for name, found in theirs.items() if "process_index" in inspect.signature(found).parameters}
     sends = {name for name, found in theirs.items() if "broadcast_object_list" in inspect.getsource(found)}
-    assert told | sends == process_rank._SHARING
-    assert set(theirs) - process_rank._SHARING == {
+    assert told | sends == process_rank._WRAPPER_CLASSES
+    assert set(theirs) - process_rank._WRAPPER_CLASSES == {
         "DataLoaderAdapter", "DataLoaderShard", "DataLoaderStateMixin", "SeedableRandomSampler", "SkipBatchSampler",
         "SkipDataLoader",
     }  # fmt: skip
-    for name in process_rank._SHARING:
+    for name in process_rank._WRAPPER_CLASSES:
         for method in (theirs[name].__iter__, getattr(theirs[name], "_fetch_batches", None), theirs[name].__len__):
             if method is not None and method.__qualname__.startswith(name):
-                assert inspect.unwrap(method).__globals__["__name__"].startswith(process_rank._THEIRS)
+                assert inspect.unwrap(method).__globals__["__name__"].startswith(process_rank._WRAPPER_PACKAGES)
 
 
 class IterableDatasetShard:
