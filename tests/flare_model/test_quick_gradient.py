@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,11 @@ pytestmark = [
     pytest.mark.numeric,
     pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no GPU, and TRITON_INTERPRET=0"),
 ]
+
+
+CUTS = ((16, 1, 2), (16, 4, 1), (32, 2, 3))
+USUAL = {(4, CUTS[0]), (8, CUTS[1]), (16, CUTS[2]), (32, CUTS[0])}
+"""Depths of a head and cuts that the fast suite tries."""
 
 
 @triton.jit
@@ -73,8 +79,13 @@ class _Watched:
         return launch
 
 
-@pytest.mark.parametrize("depth", [4, 8, 16, 32])
-@pytest.mark.parametrize("cuts", [(16, 1, 2), (16, 4, 1), (32, 2, 3)])
+@pytest.mark.parametrize(
+    ("depth", "cuts"),
+    [
+        pytest.param(depth, cuts, marks=() if (depth, cuts) in USUAL else pytest.mark.slow)
+        for depth, cuts in itertools.product((4, 8, 16, 32), CUTS)
+    ],
+)
 def test_both_ways_share_a_batch(depth: int, cuts: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Slices that only the exact way can take are found among others, however the two ways cut the latents."""
     latents, quick, exact = cuts

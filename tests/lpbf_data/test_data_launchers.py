@@ -54,7 +54,8 @@ def resumable(folder: Path, workers: int, batch_size: int, **options: Any) -> An
 @pytest.mark.parametrize(
     ("workers", "persistent", "batch_size"),
     [
-        *[(workers, False, 3) for workers in range(6)],
+        *[(workers, False, 3) for workers in (0, 1, 3)],
+        *[pytest.param(workers, False, 3, marks=pytest.mark.slow) for workers in (2, 4, 5)],
         (2, True, 3),
         *[pytest.param(workers, workers > 2, 1, marks=pytest.mark.slow) for workers in range(6)],
     ],

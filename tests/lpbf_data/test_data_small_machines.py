@@ -39,7 +39,7 @@ def in_namespace(mounts: str) -> tuple[str, ...]:
     return (*start, f'{mounts} && exec "$@"', "sh")
 
 
-@pytest.mark.parametrize("collate", ["ragged", "pyg"])
+@pytest.mark.parametrize("collate", ["ragged", pytest.param("pyg", marks=pytest.mark.slow)])
 def test_batches_that_do_not_fit_into_shared_memory_come_all_the_same(
     small_dataset: Path, tmp_path: Path, collate: str
 ) -> None:

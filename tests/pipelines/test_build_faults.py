@@ -115,7 +115,7 @@ def kill_builds(src: Path, folder: Path, kills: int, seed: int, *more: str, repo
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
 def test_kills_and_the_same_bytes(parts: Path, tmp_path: Path, kills: int) -> None:
     """The few meet builds without reports, and without a process beside them, whose start takes most of the time."""
     many = kills >= 50
