@@ -76,7 +76,7 @@ def relative_squares(inputs: tuple[Tensor, ...], gradient: Tensor, dtype: torch.
     return torch.stack([found, rounding_errors((q, k, v), g, dtype, truth)]) / norms
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 def test_errors_are_those_of_rounding(dtype: torch.dtype) -> None:
     """Relative L2 over all shapes and ten seeds; in the interpreter each seed has one shape."""
     squares = torch.zeros(2, 4, dtype=torch.float64)
