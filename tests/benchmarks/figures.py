@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 
@@ -26,3 +29,18 @@ def line_figure(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)
+
+
+def draw_or_show(
+    asked: argparse.Namespace,
+    draw: Callable[[dict[str, Any], Path], None],
+    tables_of: Callable[[dict[str, Any]], list[str]],
+) -> None:
+    """What `--draw` and `--show` ask for, of the figures in `--out`: the picture beside them, and their tables."""
+    content = json.loads(asked.out.read_text(encoding="utf-8"))
+    if asked.draw:
+        picture = asked.out.with_suffix(".png")
+        draw(content, picture)
+        print(picture)
+    if asked.show:
+        print("\n".join(tables_of(content)))

@@ -16,30 +16,25 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
-import yaml
+from numpy.typing import NDArray
 
 from flare_model.checkpoints.own import own_checkpoint
-from flare_model.checkpoints.spec import ModelSpec
 from flare_model.checkpoints.surrogate import Surrogate, from_pretrained
-from flare_model.configs import config_path
 from flare_model.data.splits import Split
 from flare_model.judging.judge import judge, predictions, summaries_of
 from flare_model.train import open_device, open_splits, run_once
-from flare_model.training.initial import adopt
-from flare_model.training.recipe import Recipe
-from flare_model.training.settings import Settings, make_settings
-from lpbf_data.durable import write_json
-from tests.benchmarks.machine import describe_machine, save_result
+from flare_model.training.settings import Settings
+from tests.benchmarks.accurate_trainings import accurate_settings
+from tests.benchmarks.machine import describe_machine, kept_result, save_result
 from tests.benchmarks.train_models import prepare, quiet, spread
 
 COUNTS: Final = (10, 50, 200)
@@ -67,21 +62,10 @@ class Job:
     fresh: bool = False
 
     def settings(self) -> Settings:
-        """What `flare_model.train --config lpbf_accurate` would be asked for, with or without `--init`."""
-        path = config_path("lpbf_accurate")
-        assert path is not None
-        known = yaml.safe_load(path.read_text(encoding="utf-8"))
-        rate = known["recipe"]["learning_rate"] * (1.0 if self.fresh else 0.3)
-        recipe = replace(Recipe(**known["recipe"]), steps=self.steps, learning_rate=rate, ema_decay=0.99)
-        recipe = replace(recipe, step_graphs=torch.cuda.is_available())
-        model = ModelSpec(known["model"]["class_path"], known["model"]["init_args"])
-        targets, features, start = known["targets"], known["features"], None
-        if not self.fresh:
-            start, model, targets, features = adopt(own_checkpoint(), model, targets, features)
-        return make_settings(
-            model, targets, features, data=self.data, recipe=recipe, seed=self.draw, symmetries=True, init=start,
-            resident=True, checkpoint_every=self.steps,
-        )  # fmt: skip
+        """The configuration `lpbf_accurate`, from fresh weights or from the package's own."""
+        recipe = {"steps": self.steps, "ema_decay": 0.99} | ({} if self.fresh else {"learning_rate": 3e-4})
+        init = None if self.fresh else own_checkpoint()
+        return accurate_settings(self.data, recipe, init=init, seed=self.draw, checkpoint_every=self.steps)
 
 
 def drawn(split: Split, cases: int, draw: int) -> Split:
@@ -99,39 +83,33 @@ def errors_of(surrogate: Surrogate, split: Split) -> dict[str, float]:
 
 def carry_out(job: Job) -> dict[str, float]:
     """Train and judge."""
-    done = job.folder / "errors.json"
-    if done.exists():
-        found: dict[str, float] = json.loads(done.read_text(encoding="utf-8"))
-        return found
-    with quiet(job.folder.with_suffix(".log")):
-        settings, fabric, precision = open_device(job.settings())
-        train = drawn(open_splits(settings)["train"], job.cases, job.draw)
-        run_once(settings, fabric, precision, job.folder, {"train": train})
-        found = errors_of(from_pretrained(job.folder), Split(job.data, "test"))
-        write_json(done, found)
-    return found
+
+    def train_and_judge() -> dict[str, float]:
+        with quiet(job.folder.with_suffix(".log")):
+            settings, fabric, precision = open_device(job.settings())
+            train = drawn(open_splits(settings)["train"], job.cases, job.draw)
+            run_once(settings, fabric, precision, job.folder, {"train": train})
+            return errors_of(from_pretrained(job.folder), Split(job.data, "test"))
+
+    return kept_result(job.folder / "errors.json", train_and_judge)
 
 
-def scaled(data: str, cases: int, draw: int) -> dict[str, float]:
-    """Errors of the model's displacements times the number that fits so many training cases best."""
-    surrogate = from_pretrained()
-    factor = _fitted(surrogate, drawn(Split(data, "train"), cases, draw))
-    rows: dict[str, list[float]] = {target: [] for target in TARGETS}
-    for batch, predicted in predictions(surrogate, Split(data, "test")):
-        truth = batch.targets.numpy()
-        for column, target in enumerate(TARGETS):
-            off = np.linalg.norm(factor * predicted[:, column] - truth[:, column])
-            rows[target].append(float(off / np.linalg.norm(truth[:, column])))
-    return {target: statistics.fmean(values) for target, values in rows.items()} | {"factor": factor}
-
-
-def _fitted(surrogate: Surrogate, split: Split) -> float:
-    above, below = 0.0, 0.0
+def products(surrogate: Surrogate, split: Split) -> NDArray[np.float64]:
+    """Of predictions p and truth t of each case and target: p·p, p·t and t·t, [cases, targets, 3]."""
+    rows = []
     for batch, predicted in predictions(surrogate, split):
-        one, other = predicted[:, : len(TARGETS)].astype(np.float64), batch.targets[:, : len(TARGETS)].double().numpy()
-        weight = 1 / np.square(other).sum()  # each case alike, as in the error
-        above, below = above + weight * float((one * other).sum()), below + weight * float(np.square(one).sum())
-    return above / below
+        p, t = predicted[:, : len(TARGETS)].astype(np.float64), batch.targets[:, : len(TARGETS)].double().numpy()
+        rows.append(np.stack([(p * p).sum(0), (p * t).sum(0), (t * t).sum(0)], axis=-1))
+    return np.stack(rows)
+
+
+def scaled(seen: NDArray[np.float64], test: NDArray[np.float64]) -> dict[str, float]:
+    """Errors on test cases of displacements times the number that fits the seen ones best, each case alike."""
+    pp, pt, tt = np.moveaxis(seen.sum(axis=1), -1, 0)
+    factor = float((pt / tt).sum() / (pp / tt).sum())
+    pp, pt, tt = np.moveaxis(test, -1, 0)
+    errors = np.sqrt((factor**2 * pp - 2 * factor * pt + tt) / tt).mean(axis=0)
+    return dict(zip(TARGETS, errors.tolist(), strict=True)) | {"factor": factor}
 
 
 def spreads(rows: Sequence[dict[str, float]]) -> dict[str, Any]:
@@ -163,15 +141,20 @@ def main() -> None:
         waiting = {pool.submit(carry_out, job): job for jobs_of in jobs.values() for job in jobs_of}
         for future in as_completed(waiting):
             print(f"{time.monotonic() - started:7.1f} s: {waiting[future].folder.name}: {future.result()}", flush=True)
+    own, test = from_pretrained(), Split(asked.data, "test")
+    products_of_test = products(own, test)
     content = {
         "what": "relative L2 on test cases of another calibration, of the package's own model and after fine-tuning",
         "steps": asked.steps,
-        "data": {"sha256": train.data_digest, "train": len(train), "test": len(Split(asked.data, "test"))},
+        "data": {"sha256": train.data_digest, "train": len(train), "test": len(test)},
         "machine": describe_machine(("numpy", "torch", "pyarrow"))
         | {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
-        "as it is": errors_of(from_pretrained(), Split(asked.data, "test")),
+        "as it is": errors_of(own, test),
         "times one number": {
-            str(count): spreads([scaled(asked.data, count, draw) for draw in range(asked.draws)]) for count in counts
+            str(count): spreads(
+                [scaled(products(own, drawn(train, count, draw)), products_of_test) for draw in range(asked.draws)]
+            )
+            for count in counts
         },
         "tuned": {str(c): spreads([carry_out(job) for job in of]) for (kind, c), of in jobs.items() if kind == "tuned"},
         "fresh": {str(c): spreads([carry_out(job) for job in of]) for (kind, c), of in jobs.items() if kind == "fresh"},

@@ -15,25 +15,20 @@ import multiprocessing
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
-import yaml
 
-from flare_model.checkpoints.spec import ModelSpec
 from flare_model.checkpoints.surrogate import Surrogate, from_pretrained
-from flare_model.configs import config_path
 from flare_model.data.splits import Split
 from flare_model.judging.judge import judge
 from flare_model.judging.sureness import families_of
 from flare_model.train import open_device, open_splits, run_once
-from flare_model.training.recipe import Recipe
-from flare_model.training.settings import Settings, make_settings
-from lpbf_data.durable import write_json
-from tests.benchmarks.machine import describe_machine, save_result
+from flare_model.training.settings import Settings
+from tests.benchmarks.accurate_trainings import accurate_settings, recipe_of_own_model
+from tests.benchmarks.machine import describe_machine, kept_result, save_result
 from tests.benchmarks.train_models import prepare, quiet
 
 GROUPS: Final = {
@@ -50,23 +45,7 @@ TARGETS: Final = ("displacement_x", "displacement_y", "displacement_z")
 
 def settings_of(data: str, steps: int) -> Settings:
     """The configuration `lpbf_accurate`, of so many steps."""
-    path = config_path("lpbf_accurate")
-    assert path is not None
-    known = yaml.safe_load(path.read_text(encoding="utf-8"))
-    gpu = torch.cuda.is_available()
-    recipe = replace(Recipe(**known["recipe"]), steps=steps, weight_decay=0.01, target_weights={"displacement_z": 2.0})
-    recipe = replace(recipe, step_graphs=gpu)
-    return make_settings(
-        ModelSpec(known["model"]["class_path"], known["model"]["init_args"]),
-        known["targets"],
-        known["features"],
-        data=data,
-        recipe=recipe,
-        symmetries=True,
-        validate_steps=steps,
-        checkpoint_every=steps,
-        resident=True,
-    )
+    return accurate_settings(data, recipe_of_own_model(steps), validate_steps=steps, checkpoint_every=steps)
 
 
 def errors_by_family(
@@ -115,22 +94,20 @@ def train_without(group: str, data: str, folder: Path, steps: int) -> None:
 def carry_out(group: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Train without a group and judge on it."""
     folder = asked.work / group
-    done = folder / "families.json"
-    if done.exists():
-        found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
-        return found
-    with quiet(folder.with_suffix(".log")):
-        if not asked.judge_only:
-            train_without(group, asked.data, folder, asked.steps)
-        surrogate = from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
-        whole = [Split(asked.data, name) for name in ("test", "validation", "train")]
-        found = {
-            "trained_on": len(parts_of(whole[-1], group, inside=False)),
-            "held_out": errors_by_family(surrogate, [parts_of(s, group, inside=True) for s in whole], asked.judged),
-            "known": errors_by_family(surrogate, [parts_of(whole[0], group, inside=False)], asked.judged),
-        }
-        write_json(done, found)
-    return found
+
+    def train_and_judge() -> dict[str, Any]:
+        with quiet(folder.with_suffix(".log")):
+            if not asked.judge_only:
+                train_without(group, asked.data, folder, asked.steps)
+            surrogate = from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+            whole = [Split(asked.data, name) for name in ("test", "validation", "train")]
+            return {
+                "trained_on": len(parts_of(whole[-1], group, inside=False)),
+                "held_out": errors_by_family(surrogate, [parts_of(s, group, inside=True) for s in whole], asked.judged),
+                "known": errors_by_family(surrogate, [parts_of(whole[0], group, inside=False)], asked.judged),
+            }
+
+    return kept_result(folder / "families.json", train_and_judge)
 
 
 def over_families(groups: Sequence[dict[str, Any]], kind: str, size: str) -> dict[str, dict[str, float]] | None:

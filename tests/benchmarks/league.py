@@ -43,7 +43,7 @@ from flare_model.training.recipe import Recipe
 from flare_model.training.settings import Settings, make_settings
 from lpbf_data.durable import write_json
 from lpbf_data.errors import LpbfError
-from tests.benchmarks.machine import describe_machine, save_result
+from tests.benchmarks.machine import describe_machine, kept_result, save_result
 from tests.benchmarks.train_models import prepare, quiet, spread
 
 TARGET: Final = "displacement_z"
@@ -148,31 +148,30 @@ def carry_out(job: Job) -> dict[str, Any]:
     Returns:
         What is known of the run; it lies in its folder too.
     """
-    done = job.folder / "league.json"
-    if done.exists():
-        found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+
+    def train_and_judge() -> dict[str, Any]:
+        with quiet(job.folder.with_suffix(".log")):
+            settings, fabric, precision = open_device(job.settings())
+            splits = opened(job.data, job.told)
+            if job.cases:
+                splits = {name: split.part(job.cases) for name, split in splits.items()}
+            result = run_once(settings, fabric, precision, job.folder, splits)
+            found = {
+                "model": job.name,
+                "told": list(job.told),
+                "seed": job.seed,
+                "steps": result["steps"],
+                "learning_rate": settings.recipe.learning_rate,
+                "step_graphs": settings.recipe.step_graphs,
+                "validation": result["validation"][TARGET],
+            }
+            if job.judged:
+                surrogate = from_pretrained(job.folder).to(fabric.device)
+                scores, _ = judge(surrogate, Split(job.data, "test"))
+                found["test"] = summaries_of(scores)[TARGET]
         return found
-    with quiet(job.folder.with_suffix(".log")):
-        settings, fabric, precision = open_device(job.settings())
-        splits = opened(job.data, job.told)
-        if job.cases:
-            splits = {name: split.part(job.cases) for name, split in splits.items()}
-        result = run_once(settings, fabric, precision, job.folder, splits)
-        found = {
-            "model": job.name,
-            "told": list(job.told),
-            "seed": job.seed,
-            "steps": result["steps"],
-            "learning_rate": settings.recipe.learning_rate,
-            "step_graphs": settings.recipe.step_graphs,
-            "validation": result["validation"][TARGET],
-        }
-        if job.judged:
-            surrogate = from_pretrained(job.folder).to(fabric.device)
-            scores, _ = judge(surrogate, Split(job.data, "test"))
-            found["test"] = summaries_of(scores)[TARGET]
-        write_json(done, found)
-    return found
+
+    return kept_result(job.folder / "league.json", train_and_judge)
 
 
 def measure_pace(job: Job) -> dict[str, Any]:

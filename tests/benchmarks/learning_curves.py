@@ -14,22 +14,18 @@ import json
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-import yaml
 
-from flare_model.checkpoints.spec import ModelSpec
-from flare_model.configs import config_path
 from flare_model.data.splits import Split
 from flare_model.train import open_device, open_splits, run_once
-from flare_model.training.recipe import Recipe
-from flare_model.training.settings import Settings, make_settings
+from flare_model.training.settings import Settings
 from lpbf_data.case.feature_schema import SHAPE_FEATURES
-from lpbf_data.durable import write_json
-from tests.benchmarks.machine import RESULTS, describe_machine, save_result
+from tests.benchmarks.accurate_trainings import accurate_settings, recipe_of_own_model
+from tests.benchmarks.machine import RESULTS, describe_machine, kept_result, save_result
 from tests.benchmarks.train_models import prepare, quiet
 
 DESIGNS: Final = (500, 1000, 2000, 4000)
@@ -69,14 +65,8 @@ class Job:
 
     def settings(self) -> Settings:
         """What `flare_model.train --config lpbf_accurate` would be asked for."""
-        path = config_path("lpbf_accurate")
-        assert path is not None
-        known = yaml.safe_load(path.read_text(encoding="utf-8"))
-        recipe = replace(Recipe(**known["recipe"]), steps=self.steps, weight_decay=0.01)
-        recipe = replace(recipe, target_weights={"displacement_z": 2.0}, step_graphs=torch.cuda.is_available())
-        model = ModelSpec(known["model"]["class_path"], known["model"]["init_args"])
-        return make_settings(
-            model, known["targets"], self.features, data=self.data, recipe=recipe, symmetries=True, resident=True,
+        return accurate_settings(
+            self.data, recipe_of_own_model(self.steps), features=self.features,
             validate_steps=self.steps, checkpoint_every=self.steps,
         )  # fmt: skip
 
@@ -103,20 +93,18 @@ def jobs_of(data: str, steps: int, designs: int) -> list[Job]:
 def carry_out(job: Job, work: Path) -> dict[str, Any]:
     """Train, and say the error on validation at the end."""
     folder = work / job.name
-    done = folder / "curve.json"
-    if done.exists():
-        found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
-        return found
-    with quiet(folder.with_suffix(".log")):
-        settings, fabric, precision = open_device(job.settings())
-        splits = open_splits(settings)
-        if job.designs:
-            splits["train"] = splits["train"].part(job.designs)
-        result = run_once(settings, fabric, precision, folder, splits)
+
+    def train() -> dict[str, Any]:
+        with quiet(folder.with_suffix(".log")):
+            settings, fabric, precision = open_device(job.settings())
+            splits = open_splits(settings)
+            if job.designs:
+                splits["train"] = splits["train"].part(job.designs)
+            result = run_once(settings, fabric, precision, folder, splits)
         found = {"steps": job.steps, "train": len(splits["train"]), "features": list(job.features)}
-        found["validation"] = result["validation"]
-        write_json(done, found)
-    return found
+        return found | {"validation": result["validation"]}
+
+    return kept_result(folder / "curve.json", train)
 
 
 def draw(content: dict[str, Any], path: Path) -> None:

@@ -6,9 +6,11 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from lpbf_data.durable import write_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -28,6 +30,16 @@ def describe_machine(packages: Sequence[str] = ("numpy", "pyarrow", "zarr", "tor
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def kept_result(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What an earlier call left in a JSON file; else it is computed, and left there."""
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    found = compute()
+    write_json(path, found)
+    return found
 
 
 def save_result(name: str, content: dict[str, Any]) -> Path:

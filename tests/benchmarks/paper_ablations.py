@@ -18,7 +18,6 @@ that lie there are not done again.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -208,15 +207,12 @@ def run(asked: argparse.Namespace) -> None:
 
 def main() -> None:
     asked = parse()
-    if not (asked.draw or asked.show):
+    if asked.draw or asked.show:
+        from tests.benchmarks.figures import draw_or_show
+
+        draw_or_show(asked, draw, tables_of)
+    else:
         run(asked)
-        return
-    content = json.loads(asked.out.read_text(encoding="utf-8"))
-    if asked.draw:
-        draw(content, asked.out.with_suffix(".png"))
-        print(asked.out.with_suffix(".png"))
-    if asked.show:
-        print("\n".join(tables_of(content)))
 
 
 if __name__ == "__main__":

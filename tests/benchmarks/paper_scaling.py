@@ -387,15 +387,12 @@ def run(asked: argparse.Namespace) -> None:
 
 def main() -> None:
     asked = parse()
-    if not (asked.draw or asked.show):
+    if asked.draw or asked.show:
+        from tests.benchmarks.figures import draw_or_show
+
+        draw_or_show(asked, draw, lambda content: [*tables_of(content), *ratios_of(content)])
+    else:
         run(asked)
-        return
-    content = json.loads(asked.out.read_text(encoding="utf-8"))
-    if asked.draw:
-        draw(content, asked.out.with_suffix(".png"))
-        print(asked.out.with_suffix(".png"))
-    if asked.show:
-        print("\n".join([*tables_of(content), *ratios_of(content)]))
 
 
 if __name__ == "__main__":
