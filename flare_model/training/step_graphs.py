@@ -6,9 +6,11 @@ copied into them. Fill batches up to few sizes: [filled][flare_model.data.batche
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -105,7 +107,7 @@ class StepGraphs:
         try:
             # Nothing outlives a replay but the loss, which is copied at once: all sizes share their memory. Other
             # threads go on meanwhile: one of them reads ahead, and pins memory.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with _no_collection(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 loss = self._differentiate(static)
                 self._update()
         except (LpbfError, torch.OutOfMemoryError):
@@ -156,3 +158,15 @@ def make_state(optimizer: torch.optim.Optimizer) -> None:
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"].copy_(rate)
     optimizer.zero_grad(set_to_none=True)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python from freeing the graphs of an earlier run meanwhile: freeing one spoils the recording of another."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

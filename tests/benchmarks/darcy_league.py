@@ -27,7 +27,7 @@ from typing import Any, Final
 import torch
 
 from tests.benchmarks.darcy_runs import Job, Kept, Slots, clock, opened, rehearse, trivial_errors, ways_of
-from tests.benchmarks.machine import RESULTS, describe_machine
+from tests.benchmarks.machine import RESULTS, describe_training_machine
 
 MODELS: Final = {
     "Transformer": "darcy_transformer",
@@ -136,7 +136,6 @@ def main() -> None:
         print("\n".join(rows_of(json.loads(asked.out.read_text(encoding="utf-8")))))
         return
     train = opened(asked.data, "train")
-    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     kept = Kept(
         asked.out,
         {
@@ -145,7 +144,7 @@ def main() -> None:
             "data": {"sha256": train.data_digest, "cases": {n: len(opened(asked.data, n)) for n in ("train", "test")}},
             "processes": asked.processes,
             "paper": PAPER,
-            "machine": describe_machine(("numpy", "torch", "pyarrow")) | {"gpus": gpus},
+            "machine": describe_training_machine(),
         },
     )
     with Slots(asked.processes, ways_of(asked.graphs)) as slots:
@@ -156,7 +155,7 @@ def main() -> None:
             steps = {job.key: math.ceil(len(train) / job.settings(graphs=False).recipe.batch_size) for job in jobs}
             if not pace:
                 raise SystemExit("no rehearsal succeeded; see the .log files in --work")
-            epochs = epochs_in(asked.minutes, pace, steps, max(1, len(gpus)))
+            epochs = epochs_in(asked.minutes, pace, steps, max(1, torch.cuda.device_count()))
             note(f"{epochs} epochs")
         jobs = [job for job in jobs_of(asked, epochs) if job.key not in kept.runs]
 

@@ -10,8 +10,6 @@ import csv
 import functools
 import json
 import math
-import multiprocessing
-import os
 import queue
 import shutil
 import threading
@@ -40,6 +38,7 @@ from lpbf_data.durable import write_json
 from lpbf_data.errors import UsageError
 from lpbf_data.reading.catalog import read_points
 from tests.benchmarks.train_models import quiet
+from tests.benchmarks.workers import training_pool, visible_gpus
 
 NEVER: Final = 10**9
 """Epochs between validations, and steps between checkpoints: there is no validation split, and the end counts."""
@@ -246,8 +245,7 @@ class Slots:
     """
 
     def __init__(self, processes: int, ways: Sequence[bool]) -> None:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-        devices = visible.split(",")
+        devices = visible_gpus() or [""]
         self._ways = tuple(ways)
         self._stepwise = set[tuple[str, str | None]]()
         self._devices = [devices[number % len(devices)] for number in range(processes)]
@@ -303,17 +301,9 @@ class Slots:
             tell(job, found, failures)
 
     def _new_pool(self, number: int) -> ProcessPoolExecutor:
-        spawn = multiprocessing.get_context("spawn")  # A forked process can't use the GPU.
-        pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_prepare, initargs=(self._devices[number],))
+        pool = training_pool(1, [self._devices[number]])
         self._pools[number] = pool
         return pool
-
-
-def _prepare(device: str) -> None:
-    """One GPU and one thread a process: the processes are the parallelism."""
-    if device:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
-    torch.set_num_threads(1)
 
 
 def ways_of(graphs: str) -> tuple[bool, ...]:

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,8 +33,9 @@ from flare_model.judging.judge import judge, predictions, summaries_of
 from flare_model.train import open_device, open_splits, run_once
 from flare_model.training.settings import Settings
 from tests.benchmarks.accurate_trainings import accurate_settings
-from tests.benchmarks.machine import describe_machine, kept_result, save_result
-from tests.benchmarks.train_models import prepare, quiet, spread
+from tests.benchmarks.machine import describe_training_machine, kept_result, save_result
+from tests.benchmarks.train_models import quiet, spread
+from tests.benchmarks.workers import training_pool
 
 COUNTS: Final = (10, 50, 200)
 TARGETS: Final = ("displacement_x", "displacement_y", "displacement_z")
@@ -135,9 +135,7 @@ def main() -> None:
         for kind, count in [*(("tuned", count) for count in counts), ("fresh", counts[-1])]
     }
     started = time.monotonic()
-    with ProcessPoolExecutor(
-        asked.processes, mp_context=multiprocessing.get_context("spawn"), initializer=prepare
-    ) as pool:
+    with training_pool(asked.processes) as pool:
         waiting = {pool.submit(carry_out, job): job for jobs_of in jobs.values() for job in jobs_of}
         for future in as_completed(waiting):
             print(f"{time.monotonic() - started:7.1f} s: {waiting[future].folder.name}: {future.result()}", flush=True)
@@ -147,8 +145,7 @@ def main() -> None:
         "what": "relative L2 on test cases of another calibration, of the package's own model and after fine-tuning",
         "steps": asked.steps,
         "data": {"sha256": train.data_digest, "train": len(train), "test": len(test)},
-        "machine": describe_machine(("numpy", "torch", "pyarrow"))
-        | {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
+        "machine": describe_training_machine(),
         "as it is": errors_of(own, test),
         "times one number": {
             str(count): spreads(

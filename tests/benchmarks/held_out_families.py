@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,8 +27,9 @@ from flare_model.judging.sureness import families_of
 from flare_model.train import open_device, open_splits, run_once
 from flare_model.training.settings import Settings
 from tests.benchmarks.accurate_trainings import accurate_settings, recipe_of_own_model
-from tests.benchmarks.machine import describe_machine, kept_result, save_result
-from tests.benchmarks.train_models import prepare, quiet
+from tests.benchmarks.machine import describe_training_machine, kept_result, save_result
+from tests.benchmarks.train_models import quiet
+from tests.benchmarks.workers import training_pool
 
 GROUPS: Final = {
     "a": ("truss", "plate", "shaft", "bracket"),
@@ -136,9 +136,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="trainings at a time")
     parser.add_argument("--judge_only", action="store_true", help="judge the weights that lie in --work, train none")
     asked = parser.parse_args()
-    spawn = multiprocessing.get_context("spawn")
     started, found = time.monotonic(), {}
-    with ProcessPoolExecutor(asked.processes, mp_context=spawn, initializer=prepare) as pool:
+    with training_pool(asked.processes) as pool:
         waiting = {pool.submit(carry_out, group, asked): group for group in GROUPS}
         for future in as_completed(waiting):
             found[waiting[future]] = future.result()
@@ -150,8 +149,7 @@ def main() -> None:
         "groups": GROUPS,
         "steps": asked.steps,
         "data": {"sha256": train.data_digest, "train": len(train)},
-        "machine": describe_machine(("numpy", "torch", "pyarrow"))
-        | {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
+        "machine": describe_training_machine(),
         "over_families": {
             f"{kind}, {size}": over_families(groups, kind, size)
             for kind in ("held_out", "known")

@@ -9,6 +9,9 @@ bf16-mixed precision on a GPU. Each model gets three trials of `--trial_steps` s
 half, once and twice its recipe's learning rate; the one with the least error on validation is taken for all its runs,
 told the shape and not told. Test errors are those of the end of a run, read once.
 
+`--equal_time` gives each model steps in proportion to its speed instead: all take the time in which the slowest one of
+those asked for makes `--steps`.
+
 Speed and memory are measured first, each model alone on the device; then `--processes` runs share it. What is done
 lies in `--work`, so that the command may be cut and given again, with other models, inputs or seeds too; the table is
 of all that lies there. `--reduced` shrinks models until a laptop's CPU does it; its figures say so, and compare nothing
@@ -21,11 +24,10 @@ import argparse
 import csv
 import functools
 import json
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -43,8 +45,9 @@ from flare_model.training.recipe import Recipe
 from flare_model.training.settings import Settings, make_settings
 from lpbf_data.durable import write_json
 from lpbf_data.errors import LpbfError
-from tests.benchmarks.machine import describe_machine, kept_result, save_result
-from tests.benchmarks.train_models import prepare, quiet, spread
+from tests.benchmarks.machine import describe_training_machine, kept_result, save_result
+from tests.benchmarks.train_models import quiet, spread
+from tests.benchmarks.workers import training_pool
 
 TARGET: Final = "displacement_z"
 INPUTS: Final = {"geometry": ("geometry",), "plain": ()}
@@ -63,6 +66,9 @@ MODELS: Final = {
 
 TRIALS: Final = (0.5, 1.0, 2.0)
 """Times the learning rate of the recipe."""
+
+KINDS: Final = {"": "runs", ", equal time": "equal_time"}
+"""Folders of runs, by what their rows are called."""
 
 PACE_STEPS: Final = 500
 SETTLED: Final = 100
@@ -201,7 +207,7 @@ def measure_pace(job: Job) -> dict[str, Any]:
 def paces(asked: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
     """Of each model, alone on its device; what a failed recording leaves behind ends with its process."""
     found = {}
-    alone = _one_process()
+    alone = training_pool(1)
     for name in asked.models:
         path = work / "pace" / f"{name}.json"
         if not path.exists():
@@ -218,21 +224,17 @@ def paces(asked: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
                 if "failed" not in measured:
                     break
                 alone.shutdown()
-                alone = _one_process()
+                alone = training_pool(1)
             write_json(path, measured)
         found[name] = json.loads(path.read_text(encoding="utf-8"))
     alone.shutdown()
     return found
 
 
-def _one_process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=prepare)
-
-
 def in_parallel(jobs: Sequence[Job], processes: int, print_: Callable[[str], None]) -> list[dict[str, Any]]:
     """Carry out jobs, so many at a time; one that fails leaves the others alone and is told."""
     done = []
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=prepare) as pool:
+    with training_pool(processes) as pool:
         waiting = {pool.submit(carry_out, job): job for job in jobs}
         for future in as_completed(waiting):
             job = waiting[future]
@@ -261,7 +263,10 @@ def chosen_factors(work: Path, models: Sequence[str]) -> dict[str, float]:
 def table(work: Path) -> dict[str, Any]:
     """All that lies in the folder of the league."""
     rows: dict[str, Any] = {}
-    known = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob("runs/*/*/seed-*/league.json"))]
+    known = {
+        folder: [json.loads(path.read_text("utf-8")) for path in sorted(work.glob(f"{folder}/*/*/seed-*/league.json"))]
+        for folder in KINDS.values()
+    }
     factors = chosen_factors(work, list(MODELS))
     for name in MODELS:
         pace = work / "pace" / f"{name}.json"
@@ -272,17 +277,31 @@ def table(work: Path) -> dict[str, Any]:
             if (path := work / "trials" / f"{name}-{factor}" / "league.json").exists()
         }
         row["learning_rate_times"] = factors.get(name)
-        for inputs, told in INPUTS.items():
-            of = [run for run in known if run["model"] == name and tuple(run["told"]) == told]
-            if of:
-                names = ("relative_l2", "relative_l2_median", "published", "p95_error")
-                row[inputs] = {"seeds": len(of), "validation": spread([run["validation"] for run in of])}
-                row[inputs] |= {key: spread([run["test"]["model"][key] for run in of]) for key in names}
-                trivial = of[0]["test"]
-                row[inputs]["predict zero, mean"] = [trivial[key]["relative_l2"] for key in ("zero", "mean")]
-        if set(row) & set(INPUTS) or row["pace"]:
+        for kind, folder in KINDS.items():
+            for inputs, told in INPUTS.items():
+                of = [run for run in known[folder] if run["model"] == name and tuple(run["told"]) == told]
+                if of:
+                    row[inputs + kind] = summary(of)
+        if any(name.startswith(tuple(INPUTS)) for name in row) or row["pace"]:
             rows[name] = row
     return rows
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Steps and errors of runs that differ in their seeds, mean and deviation."""
+    names = ("relative_l2", "relative_l2_median", "published", "p95_error")
+    found = {"seeds": len(runs), "steps": runs[0]["steps"], "validation": spread([run["validation"] for run in runs])}
+    found |= {key: spread([run["test"]["model"][key] for run in runs]) for key in names}
+    trivial = runs[0]["test"]
+    return found | {"predict zero, mean": [trivial[key]["relative_l2"] for key in ("zero", "mean")]}
+
+
+def steps_of(asked: argparse.Namespace, pace: dict[str, dict[str, Any]], name: str) -> int:
+    """Steps of a model's runs: the same for all, or as many as take the same time."""
+    if not asked.equal_time:
+        return int(asked.steps)
+    speeds = {name: found["million_points_a_second"] for name, found in pace.items() if "failed" not in found}
+    return round(asked.steps * speeds[name] / min(speeds.values()))
 
 
 def parse() -> argparse.Namespace:
@@ -296,6 +315,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--inputs", nargs="+", choices=tuple(INPUTS), default=list(INPUTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--processes", type=int, default=1, help="runs at a time")
+    parser.add_argument("--equal_time", action="store_true", help="as many steps as take the slowest model's time")
+    parser.add_argument("--name", default="league", help="of the results' file")
     parser.add_argument("--reduced", action="store_true", help="small models, to see that everything runs")
     return parser.parse_args()
 
@@ -317,8 +338,9 @@ def main() -> None:
     ]  # fmt: skip
     in_parallel(trials, asked.processes, note)
     factors = chosen_factors(work, runnable)
+    folder = work / KINDS[", equal time" if asked.equal_time else ""]
     jobs = [
-        Job(work / "runs" / inputs / name / f"seed-{seed}", name=name, told=INPUTS[inputs], steps=asked.steps,
+        Job(folder / inputs / name / f"seed-{seed}", name=name, told=INPUTS[inputs], steps=steps_of(asked, pace, name),
             factor=factors[name], graphs=pace[name]["step_graphs"], seed=seed, judged=True, **common)
         for seed in asked.seeds for inputs in asked.inputs for name in runnable if name in factors
     ]  # fmt: skip
@@ -337,11 +359,10 @@ def main() -> None:
             "cases": {name: len(split) for name, split in splits.items()},
             "points_mean": round(statistics.fmean(splits["train"].dataset.sizes.tolist())),
         },
-        "machine": describe_machine(("numpy", "torch", "pyarrow"))
-        | {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
+        "machine": describe_training_machine(),
         "models": table(work),
     }
-    print(save_result("league_reduced" if asked.reduced else "league", content))
+    print(save_result(asked.name + "_reduced" * asked.reduced, content))
 
 
 if __name__ == "__main__":

@@ -11,22 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-
-import torch
 
 from flare_model.data.splits import Split
 from flare_model.train import open_device, open_splits, run_once
 from flare_model.training.settings import Settings
 from lpbf_data.case.feature_schema import SHAPE_FEATURES
 from tests.benchmarks.accurate_trainings import accurate_settings, recipe_of_own_model
-from tests.benchmarks.machine import RESULTS, describe_machine, kept_result, save_result
-from tests.benchmarks.train_models import prepare, quiet
+from tests.benchmarks.machine import RESULTS, describe_training_machine, kept_result, save_result
+from tests.benchmarks.train_models import quiet
+from tests.benchmarks.workers import training_pool
 
 DESIGNS: Final = (500, 1000, 2000, 4000)
 """Of the train split, beside all of it."""
@@ -143,12 +141,11 @@ def main() -> None:
         "what": "relative L2 on validation parts over designs, steps and features; one seed",
         "groups": GROUPS,
         "data": {"sha256": train.data_digest, "train": len(train), "validation": len(Split(asked.data, "validation"))},
-        "machine": describe_machine(("numpy", "torch", "pyarrow"))
-        | {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
+        "machine": describe_training_machine(),
         "runs": {},
     }
-    started, spawn = time.monotonic(), multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(asked.processes, mp_context=spawn, initializer=prepare) as pool:
+    started = time.monotonic()
+    with training_pool(asked.processes) as pool:
         jobs = jobs_of(asked.data, asked.steps, len(train))
         waiting = {pool.submit(carry_out, job, asked.work): job for job in jobs}
         for future in as_completed(waiting):

@@ -32,6 +32,14 @@ def describe_machine(packages: Sequence[str] = ("numpy", "pyarrow", "zarr", "tor
     }
 
 
+def describe_training_machine() -> dict[str, Any]:
+    """The machine, its GPUs and what trainings stand on."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return describe_machine(("numpy", "torch", "pyarrow")) | {"gpus": gpus}
+
+
 def kept_result(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What an earlier call left in a JSON file; else it is computed, and left there."""
     if path.exists():

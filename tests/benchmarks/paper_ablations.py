@@ -22,10 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from flare_model.sizes import FlareConfig
-from tests.benchmarks.machine import RESULTS, describe_machine
+from tests.benchmarks.machine import RESULTS, describe_training_machine
 
 NORMAL: Final = {"num_blocks": 8, "num_latents": 256, "num_heads": 16, "mixer_layers": 3, "pointwise_layers": 3}
 """Darcy's configuration, of 64 channels."""
@@ -191,8 +189,7 @@ def run(asked: argparse.Namespace) -> None:
             "data": {"sha256": opened(asked.data, "train").data_digest},
             "asked": what_was_asked,
             "processes": asked.processes,
-            "machine": describe_machine(("numpy", "torch", "pyarrow"))
-            | {"gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]},
+            "machine": describe_training_machine(),
         },
     )
 

@@ -29,7 +29,6 @@ import argparse
 import contextlib
 import json
 import math
-import multiprocessing
 import os
 import statistics
 import sys
@@ -52,7 +51,8 @@ from flare_model.evaluate import evaluate
 from flare_model.models.flare import Flare, FlareConfig
 from flare_model.train import train
 from flare_model.training.recipe import Recipe
-from tests.benchmarks.machine import describe_machine, save_result
+from tests.benchmarks.machine import describe_training_machine, save_result
+from tests.benchmarks.workers import training_pool
 
 BENCHMARK = "displacement_z"
 RISK = "build_clearance_min"
@@ -192,11 +192,6 @@ def quiet(log: Path) -> Any:
         yield
 
 
-def prepare() -> None:
-    """One thread a process: the processes are the parallelism."""
-    torch.set_num_threads(1)
-
-
 def choose_epochs(pool: ProcessPoolExecutor, runs: Sequence[Run], asked: argparse.Namespace, steps: int) -> int:
     """As many epochs as fit into the minutes.
 
@@ -326,7 +321,6 @@ def prediction_seconds(points: int = 20_000) -> dict[str, float]:
 def describe(asked: argparse.Namespace, recipe: Recipe, size: Size) -> dict[str, Any]:
     """What the figures are of."""
     splits = {name: Split(asked.data, name) for name in ("train", "validation", "test")}
-    gpu = torch.cuda.is_available()
     command = "python -m tests.benchmarks.train_models --data lpbf/ --work runs/numbers"
     return {
         "what": "FLARE, Transformer and Transolver on a simulated corpus, split by design"
@@ -341,8 +335,7 @@ def describe(asked: argparse.Namespace, recipe: Recipe, size: Size) -> dict[str,
         "recipe": asdict(recipe),
         "steps": recipe.epochs * math.ceil(len(splits["train"]) / recipe.batch_size),
         "seeds": size.seeds,
-        "machine": describe_machine(("numpy", "torch", "pyarrow"))
-        | {"gpu": torch.cuda.get_device_name() if gpu else None, "threads": torch.get_num_threads()},
+        "machine": describe_training_machine() | {"threads": torch.get_num_threads()},
     }
 
 
@@ -360,9 +353,8 @@ def main() -> None:
     changed = {name: value for name in ("epochs", "batch_size") if (value := getattr(asked, name)) is not None}
     size = replace(size, recipe=replace(size.recipe, **changed))
     name = "train_models" if asked.size == "full" else "train_models_reduced"
-    prepare()
-    spawn = multiprocessing.get_context("spawn")  # A forked process can't use the GPU.
-    with ProcessPoolExecutor(asked.processes, mp_context=spawn, initializer=prepare) as pool:
+    torch.set_num_threads(1)
+    with training_pool(asked.processes) as pool:
         runs = plan(size, gpu=torch.cuda.is_available())
         if asked.minutes:
             steps = math.ceil(len(Split(asked.data, "train")) / size.recipe.batch_size)
