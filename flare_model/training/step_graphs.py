@@ -107,7 +107,7 @@ class StepGraphs:
         try:
             # Nothing outlives a replay but the loss, which is copied at once: all sizes share their memory. Other
             # threads go on meanwhile: one of them reads ahead, and pins memory.
-            with _no_collection(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with no_collection(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 loss = self._differentiate(static)
                 self._update()
         except (LpbfError, torch.OutOfMemoryError):
@@ -161,7 +161,7 @@ def make_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Keep Python from freeing the graphs of an earlier run meanwhile: freeing one spoils the recording of another."""
     was_on = gc.isenabled()
     gc.disable()

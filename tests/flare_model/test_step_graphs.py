@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from flare_model.training.devices import open_fabric
 from flare_model.training.optimizer import make_optimizer
 from flare_model.training.recipe import Recipe
 from flare_model.training.settings import make_settings
-from flare_model.training.step_graphs import StepGraphs, make_state
+from flare_model.training.step_graphs import StepGraphs, make_state, no_collection
 from flare_model.training.trainer import Trainer
 from flare_model.training.training_checkpoint import STATE_NAME
 from lpbf_data.errors import UsageError
@@ -136,3 +138,23 @@ def test_a_checkpoint_of_recorded_steps_opens_where_none_are_recorded(box_datase
     torch.save(rest, folder / STATE_NAME)
     go(box_dataset, cut, recipe=recipe, checkpoint_every=4)
     assert_same_losses(cut, whole)
+
+
+def test_nothing_of_an_earlier_run_is_freed_while_a_step_is_recorded() -> None:
+    """A graph that is freed during the recording of another spoils it: CUDA then ends that recording with an error."""
+
+    class Earlier:
+        def __init__(self) -> None:
+            self.itself = self  # only a collection frees it
+
+    def left_over() -> weakref.ref[Earlier]:
+        return weakref.ref(Earlier())
+
+    freed = left_over()
+    [[] for _ in range(100_000)]  # makes Python collect
+    assert freed() is None
+    with no_collection():
+        kept = left_over()
+        [[] for _ in range(100_000)]
+        assert kept() is not None
+    assert gc.isenabled()
