@@ -6,6 +6,7 @@ P processes, B meshes, H heads, M latents, D channels a head.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,7 +24,18 @@ if TYPE_CHECKING:
 SECONDS: Final = 50.0
 """How long a process waits for the others within a step, before it ends with an error."""
 
+_WATCHDOG: Final = "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC"
+
 _LEAST: Final = -1e30
+
+
+def end_soon_after_timeouts() -> None:
+    """Let a process that waited in vain end after two seconds, in groups of NCCL that are made from now on.
+
+    PyTorch's watchdog pauses four times the variable's milliseconds, 15,000 by default, so that every process can write
+    down what it was doing: a minute in which a machine is held for nothing. What the user set stays.
+    """
+    os.environ.setdefault(_WATCHDOG, "500")
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ class PointRanks:
         Args:
             over: P, consecutive ranks of the world; all of it by default.
             seconds: How long to wait for the others within a step. One that is gone is noticed at once by gloo, and
-                after so long by NCCL.
+                after so long by NCCL, whose watchdog then ends this process (see `end_soon_after_timeouts`).
 
         Raises:
             UsageError: If there is no process group, or P doesn't divide its processes.
@@ -73,6 +85,7 @@ class PointRanks:
         over = world if over is None else over
         if over < 1 or world % over:
             raise UsageError(f"{world} processes can't be divided into groups of {over} that share points")
+        end_soon_after_timeouts()
         mine: Any = None
         for first in range(0, world, over):
             group = torch.distributed.new_group([*range(first, first + over)], timeout=timedelta(seconds=seconds))

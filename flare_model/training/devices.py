@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import torch
 
+from flare_model.data.point_ranks import end_soon_after_timeouts
 from flare_model.training.recipe import Recipe, check_device, choose_precision
 from lpbf_data.errors import LpbfError, UsageError
 
@@ -91,6 +92,7 @@ def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> t
     if recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _CUBLAS)
         torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    end_soon_after_timeouts()
     devices, nodes, launcher = _processes()
     if launcher == "SLURMEnvironment":  # What srun started counts; Fabric compares with what the whole job asked for.
         step = {"SLURM_NTASKS": devices * nodes, "SLURM_NTASKS_PER_NODE": devices, "SLURM_NNODES": nodes}

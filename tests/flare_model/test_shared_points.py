@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from torch import nn
 
 from flare_model.checkpoints.spec import ModelSpec
 from flare_model.checkpoints.surrogate import from_pretrained
-from flare_model.data.point_ranks import PointRanks
+from flare_model.data.point_ranks import PointRanks, end_soon_after_timeouts
 from flare_model.models.divided import check_divisible
 from flare_model.models.flare import Flare
 from flare_model.models.flare_plus_plus import FlarePlusPlus
 from flare_model.sizes import FlareConfig
+from flare_model.training.devices import open_fabric
 from flare_model.training.recipe import Recipe
 from flare_model.training.run_log import read_table
 from flare_model.training.settings import make_settings
@@ -119,3 +121,13 @@ def test_training_refuses_what_can_not_share(box_dataset: str, tmp_path: Path) -
 def test_recipes_that_need_whole_cases_are_refused(option: str, value: Any) -> None:
     with pytest.raises(UsageError, match=rf"--points_over 2 doesn't go with --recipe\.{option}"):
         make_settings(ModelSpec(), ["displacement_z"], [], data="x", points_over=2, recipe=Recipe(**{option: value}))
+
+
+def test_the_pause_of_the_watchdog_is_short_unless_the_user_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC"
+    monkeypatch.setenv(name, "7000")
+    end_soon_after_timeouts()
+    assert os.environ[name] == "7000"
+    monkeypatch.delenv(name)
+    open_fabric(Recipe(), "cpu")
+    assert os.environ[name] == "500"
