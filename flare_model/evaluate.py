@@ -85,14 +85,14 @@ def evaluate(
     if not data:
         raise UsageError("--data is missing: name the data set to judge on")
     from flare_model.checkpoints.hub import seeds_of
-    from flare_model.checkpoints.own import own_checkpoint
+    from flare_model.checkpoints.packaged_model import packaged_checkpoint
     from flare_model.checkpoints.surrogate import results_folder
     from flare_model.data.splits import Split
-    from flare_model.judging.sureness import read_families
+    from flare_model.judging.interval_calibration import read_families
     from flare_model.judging.tables import show, show_spread, spread_of
     from flare_model.training.devices import device_of
 
-    checkpoint = checkpoint or own_checkpoint()
+    checkpoint = checkpoint or packaged_checkpoint()
     asked = _Asked(false_alarms, threshold_cases, coverage, read_families(families))
     judged = Split(data, split)
     console = open_console()
@@ -164,16 +164,28 @@ def _judge_into(
     """
     from flare_model.data.intervals import write_intervals
     from flare_model.judging import judge as judging
-    from flare_model.judging.kept_risk import risk_from, write_risk
+    from flare_model.judging.interval_calibration import (
+        ResidualCollector,
+        describe_intervals,
+        families_of,
+        validation_collector,
+        validation_intervals,
+    )
     from flare_model.judging.pictures import clear_pictures
-    from flare_model.judging.sureness import Watch, describe_intervals, families_of, make_intervals, watch_validation
+    from flare_model.judging.risk_model import risk_from, write_risk
 
     kept: dict[str, NDArray[np.float32]] = {}
-    watch = Watch(surrogate, split) if split.points is None else None  # intervals are those of printed parts
-    scores, risks = judging.judge(surrogate, split, kept.__setitem__, watch)
-    seen = watch_validation(surrogate, split)
-    interference = judging.interference_of(surrogate, split, risks, asked.false_alarms, asked.threshold_cases, seen)
-    intervals = make_intervals(surrogate, split, asked.coverage, str(identity["weights_sha256"]), seen)
+    collector = (
+        ResidualCollector(surrogate, split) if split.point_schema is None else None
+    )  # intervals are those of printed parts
+    scores, hit_scores = judging.judge(surrogate, split, kept.__setitem__, collector)
+    validation_residuals = validation_collector(surrogate, split)
+    interference = judging.interference_of(
+        surrogate, split, hit_scores, asked.false_alarms, asked.threshold_cases, validation_residuals
+    )
+    intervals = validation_intervals(
+        surrogate, split, asked.coverage, str(identity["weights_sha256"]), validation_residuals
+    )
     clear_pictures(out)
     _write_predictions(out / PREDICTIONS_NAME, checkpoint, surrogate, split, kept)
     _write_cases(out / CASES_NAME, scores)
@@ -181,8 +193,8 @@ def _judge_into(
         _keep(checkpoint, out, lambda folder: write_intervals(folder, intervals), "intervals")
     if interference and "risk" in interference:
         interference["risk"]["weights_sha256"] = identity["weights_sha256"]
-        risk = risk_from(interference["risk"])
-        _keep(checkpoint, out, lambda folder: write_risk(folder, risk), "the risk of a hit")
+        risk_model = risk_from(interference["risk"])
+        _keep(checkpoint, out, lambda folder: write_risk(folder, risk_model), "the risk of a hit")
     return {
         "identity": dict(identity),
         "checkpoint": checkpoint,
@@ -190,19 +202,25 @@ def _judge_into(
         "trained_on_this_data": _trained_on(surrogate, split),
         "files": {name: sha256_of_file(out / name) for name in (CASES_NAME, PREDICTIONS_NAME)},
         "scores": judging.summaries_of(scores),
-        "over_all": judging.over_all(scores),
+        "over_all": judging.mean_over_targets(scores),
         "interference": interference,
-        **({} if surrogate.usage.points is None else {"units": {t.name: t.unit for t in surrogate.usage.predicted}}),
-        "intervals": describe_intervals(intervals, watch.parts if watch else (), asked.families or families_of(split)),
+        **(
+            {}
+            if surrogate.usage.point_schema is None
+            else {"units": {t.name: t.unit for t in surrogate.usage.target_fields}}
+        ),
+        "intervals": describe_intervals(
+            intervals, collector.parts if collector else (), asked.families or families_of(split)
+        ),
     }
 
 
 def _keep(checkpoint: str, out: Path, write: Callable[[Path], None], what: str) -> None:
     """Write something beside the evaluation, and beside a checkpoint that lies in a folder of the user's."""
-    from flare_model.checkpoints.own import is_own
+    from flare_model.checkpoints.packaged_model import is_packaged
 
     write(out)
-    if Path(checkpoint).is_dir() and not is_own(checkpoint):
+    if Path(checkpoint).is_dir() and not is_packaged(checkpoint):
         try:
             write(Path(checkpoint))
         except OSError as error:
@@ -255,9 +273,9 @@ def _write_predictions(
 ) -> None:
     from lpbf_data.stores.predictions import write_predictions
 
-    columns = [column for target in surrogate.usage.predicted for column in target.columns]
+    columns = [column for target in surrogate.usage.target_fields for column in target.columns]
     rows = ((case_id, dict(zip(columns, values.T, strict=True))) for case_id, values in kept.items())
-    points = surrogate.usage.points
+    points = surrogate.usage.point_schema
     known = {} if points is None else {"known": points.field_columns}
     write_predictions(path, rows, list(dict.fromkeys(columns)), split.data_digest, Path(checkpoint).name, **known)
 

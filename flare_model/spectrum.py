@@ -88,9 +88,9 @@ def _chosen(surrogate: Surrogate, data: str, name: str, cases: int, wanted: list
     from flare_model.data.batches import Batch
     from flare_model.data.splits import Split, open_loader
 
-    targets, features = surrogate.usage.predicted, surrogate.usage.told
+    targets, features = surrogate.usage.target_fields, surrogate.usage.feature_fields
     split = Split(data, name, (*targets, *features))
-    surrogate.usage.check_data(split.points, data)
+    surrogate.usage.check_data(split.point_schema, data)
     if unknown := [case_id for case_id in wanted if case_id not in split.case_ids]:
         raise UsageError(f"the split {name} of {data} has no case {unknown[0]!r}")
     left = len(wanted) if wanted else cases

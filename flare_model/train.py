@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flare_model.checkpoints.spec import ModelSpec, add_model_options, model_words
 from flare_model.configs import config_names, spell_out_config
 from flare_model.judging.scores import mean_and_deviation
-from flare_model.training.earlier import reworded, reworded_words
+from flare_model.training.backward_compatibility import upgraded_arguments, upgraded_configuration
 from flare_model.training.recipe import Recipe, choose_precision
 from flare_model.training.settings import Accelerator, Settings, changes, check_ranges, make_settings
 from lpbf_data.command_line import run
@@ -27,8 +27,8 @@ from lpbf_data.errors import SchemaError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from flare_model.data.point_fields import PointField
     from flare_model.data.splits import Split
-    from flare_model.data.targets import Target
     from flare_model.training.devices import Fabric, Precision
     from lpbf_data.case.point_schema import PointSchema
 
@@ -111,14 +111,14 @@ def train(
     check_ranges(options)
     from lpbf_data.reading.catalog import read_points
 
-    asked, initial, points = ModelSpec(**(model or {})), None, read_points(data)
+    asked, initial, point_schema = ModelSpec(**(model or {})), None, read_points(data)
     if init is not None:
-        from flare_model.training.initial import adopt
+        from flare_model.training.initial_weights import adopt_checkpoint
 
-        initial, asked, targets, features = adopt(init, asked, targets, features, points)
-    elif points is not None:
-        targets, features = _named(points, targets, features)
-    settings = make_settings(asked, targets, features, points=points, init=initial, **options)
+        initial, asked, targets, features = adopt_checkpoint(init, asked, targets, features, point_schema)
+    elif point_schema is not None:
+        targets, features = _default_fields(point_schema, targets, features)
+    settings = make_settings(asked, targets, features, point_schema=point_schema, init=initial, **options)
     folders = _folders(Path(out), seed)
     splits = open_splits(settings)
     settings, fabric, precision = open_device(settings)
@@ -132,10 +132,10 @@ def train(
     return 0
 
 
-def _named(points: PointSchema, targets: list[str], features: list[str]) -> tuple[list[str], list[str]]:
+def _default_fields(point_schema: PointSchema, targets: list[str], features: list[str]) -> tuple[list[str], list[str]]:
     """Targets and features of a data set that names them itself; those that were asked for go first."""
-    asked = targets != _DEFAULT_TARGETS or "displacement_z" in points.field_columns
-    return targets if asked else list(points.targets), features or list(points.inputs)
+    asked = targets != _DEFAULT_TARGETS or "displacement_z" in point_schema.field_columns
+    return targets if asked else list(point_schema.targets), features or list(point_schema.inputs)
 
 
 def open_device(settings: Settings) -> tuple[Settings, Fabric, Precision]:
@@ -189,7 +189,7 @@ def open_splits(settings: Settings) -> dict[str, Split]:
     return splits
 
 
-def _check_varies(targets: Sequence[Target], train: Split) -> None:
+def _check_varies(targets: Sequence[PointField], train: Split) -> None:
     """There is nothing to learn where a target has one value everywhere."""
     columns = [column for target in targets for column in target.columns]
     found = {column: train.statistics[column] for column in columns}
@@ -237,7 +237,7 @@ def run_once(
         return found
     fabric.barrier()  # Nobody writes before all have looked.
     trainer = Trainer(settings, fabric, precision, folder, splits)  # It refuses a model before anything is written.
-    with _held(settings, fabric, folder, about):
+    with _locked(settings, fabric, folder, about):
         trainer.fit()
         best = trainer.best
         found = {
@@ -252,7 +252,7 @@ def run_once(
 
 
 @contextmanager
-def _held(settings: Settings, fabric: Fabric, folder: Path, about: dict[str, Any]) -> Iterator[None]:
+def _locked(settings: Settings, fabric: Fabric, folder: Path, about: dict[str, Any]) -> Iterator[None]:
     """Hold the folder of the run for all its processes, and write down what begins there.
 
     Raises:
@@ -260,20 +260,20 @@ def _held(settings: Settings, fabric: Fabric, folder: Path, about: dict[str, Any
         OSError: If it can't be locked or written to.
         FirstProcessError: In the other processes of the run, with the same sentence.
     """
-    from flare_model.training.devices import first_does
+    from flare_model.training.devices import on_first_process
     from flare_model.training.run_lock import locked_run
 
-    with ExitStack() as holding:
+    with ExitStack() as stack:
 
         def begin() -> None:
-            remarks = holding.enter_context(locked_run(folder))
+            remarks = stack.enter_context(locked_run(folder))
             _check_same_run(settings, about, folder)
             if remarks:
                 print_remarks(remarks, open_console(stderr=True))
                 about["remarks"] = [remark.as_dict() for remark in remarks]
             _write_start(folder, settings, about)
 
-        first_does(fabric, begin)
+        on_first_process(fabric, begin)
         yield
 
 
@@ -304,10 +304,10 @@ def _check_same_run(settings: Settings, about: dict[str, Any], folder: Path) -> 
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        configuration, data = reworded(before["configuration"]), before["data"]
+        configuration, data = upgraded_configuration(before["configuration"]), before["data"]
     except (ValueError, KeyError, TypeError) as error:
         raise SchemaError(f"{path} doesn't describe a run ({error!r}); give another --out") from error
-    now = reworded(json.loads(json.dumps(settings.identity)))
+    now = upgraded_configuration(json.loads(json.dumps(settings.identity)))
     if found := changes(configuration, now):
         raise UsageError(
             f"{folder} holds a run with another configuration ({'; '.join(found)}); go on with the same one, or give "
@@ -335,7 +335,7 @@ def _report(results: dict[int, dict[str, Any]], folders: dict[int, Path], out: P
 
 def main() -> None:
     """Entry point of `lpbf-train`."""
-    words = model_words(reworded_words(spell_out_config(sys.argv[1:])))
+    words = model_words(upgraded_arguments(spell_out_config(sys.argv[1:])))
     run(train, "python -m flare_model.train", words, plain={"model": add_model_options}, configurations=config_names())
 
 

@@ -55,7 +55,7 @@ _MOVED: Final = {
 }
 """Other import paths of them, as runs and checkpoints may name them; the first three are those of earlier versions."""
 
-_LATER: Final[Mapping[str, tuple[str, ...]]] = {
+_OPTIONS_ADDED_LATER: Final[Mapping[str, tuple[str, ...]]] = {
     "Flare": ("separate_decoding", "scaled_scores", "pointwise", "mlp_ratio", "latent_layers"),
 }
 """Options of models that came later. At their defaults they are left unsaid, so that runs that began without them go on
@@ -83,7 +83,7 @@ class ModelSpec:
         name = name.removeprefix("flare_model.")
         if name in SHIPPED:
             object.__setattr__(self, "class_path", f"flare_model.{name}")
-            object.__setattr__(self, "init_args", _without_later(name, self.init_args))
+            object.__setattr__(self, "init_args", _without_added_later(name, self.init_args))
 
     @property
     def is_shipped(self) -> bool:
@@ -188,12 +188,12 @@ def _without_dimensions(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _without_later(name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+def _without_added_later(name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     """Arguments of a model of this package without options that came later and are at their defaults."""
     config = arguments.get("config")
-    if name not in _LATER or not isinstance(config, Mapping):
+    if name not in _OPTIONS_ADDED_LATER or not isinstance(config, Mapping):
         return arguments
-    unsaid = {f.name: f.default for f in dataclasses.fields(SHIPPED[name]) if f.name in _LATER[name]}
+    unsaid = {f.name: f.default for f in dataclasses.fields(SHIPPED[name]) if f.name in _OPTIONS_ADDED_LATER[name]}
     return {**arguments, "config": {k: v for k, v in config.items() if k not in unsaid or v != unsaid[k]}}
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from flare_model.checkpoints.files import Description, Usage
 from flare_model.checkpoints.hub import Pretrained
-from flare_model.checkpoints.own import is_own, own_checkpoint
+from flare_model.checkpoints.packaged_model import is_packaged, packaged_checkpoint
 from flare_model.checkpoints.restore_model import restore_model
 from flare_model.checkpoints.spec import ModelSpec, spec_of
-from flare_model.data.finite import not_finite
+from flare_model.data.non_finite import describe_non_finite
 from lpbf_data.errors import SchemaError, UsageError
 
 
@@ -107,9 +107,9 @@ class Surrogate(nn.Module, Pretrained):
         Raises:
             UsageError: If it was trained on points of another kind.
         """
-        if (points := self.usage.points) is not None:
+        if (point_schema := self.usage.point_schema) is not None:
             raise UsageError(
-                f"the checkpoint was trained on points of {points.name}; {what} is for printed parts alone"
+                f"the checkpoint was trained on points of {point_schema.name}; {what} is for printed parts alone"
             )
 
     def _taken(self, values: Any, name: str, exists: Tensor | None) -> Tensor:
@@ -117,7 +117,7 @@ class Surrogate(nn.Module, Pretrained):
         given = torch.as_tensor(values)
         if not self.training and _can_be_looked_at(given) and not _is_finite(given):
             where = None if exists is None else exists.numpy(force=True)
-            if said := not_finite(_numbers(given), where):
+            if said := describe_non_finite(_numbers(given), where):
                 raise UsageError(f"the {name} given to the model aren't all finite numbers: {said}; leave those out")
         return given.to(self.point_scale)
 
@@ -169,8 +169,8 @@ def _numbers(values: Tensor) -> NDArray[np.float64]:
 
 def _check_fit(spec: ModelSpec, usage: Usage, folder: Path) -> None:
     """Refuse a checkpoint whose normalisation is of other targets or features than it names, or its model of others."""
-    predicted, told = (sum(t.width for t in named) for named in (usage.predicted, usage.told))
-    norm, coordinates = usage.normalisation, 3 if usage.points is None else len(usage.points.coordinates)
+    predicted, told = (sum(t.width for t in named) for named in (usage.target_fields, usage.feature_fields))
+    norm, coordinates = usage.normalisation, 3 if usage.point_schema is None else len(usage.point_schema.coordinates)
     wanted = {"point_scale": coordinates, "target_mean": predicted, "target_std": predicted, "feature_mean": told}
     wanted |= {"point_shift": coordinates} if norm.point_shift else {}
     for name, count in (wanted | {"feature_std": told}).items():
@@ -202,7 +202,7 @@ def results_folder(checkpoint: str, kind: str) -> Path:
     >>> results_folder("someone/model", "evaluation").as_posix()
     'someone--model/evaluation'
     """
-    if is_own(checkpoint):
+    if is_packaged(checkpoint):
         return Path("own_model") / kind
     home = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint.replace("/", "--"))
     return home / kind
@@ -222,4 +222,4 @@ def from_pretrained(name: str | Path | None = None, *, trust: str | None = None,
     Raises:
         LpbfError: As `Pretrained.from_pretrained` says.
     """
-    return Surrogate.from_pretrained(own_checkpoint() if name is None else name, trust=trust, **download)
+    return Surrogate.from_pretrained(packaged_checkpoint() if name is None else name, trust=trust, **download)

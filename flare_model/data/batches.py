@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flare_model.data.finite import not_finite
+from flare_model.data.non_finite import describe_non_finite
+from flare_model.data.point_fields import PointField, stack_fields
 from flare_model.data.point_ranks import PointRanks
-from flare_model.data.targets import Target, stack_targets
 from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.serving.collating import RaggedBatch
 
@@ -37,31 +37,31 @@ class Batch:
     case_ids: tuple[str, ...]
 
     @classmethod
-    def of(cls, ragged: RaggedBatch, targets: Sequence[Target], features: Sequence[Target]) -> Batch:
+    def of(cls, ragged: RaggedBatch, targets: Sequence[PointField], features: Sequence[PointField]) -> Batch:
         """Pick targets and features from what a loader gives.
 
         Raises:
             CaseError: If a coordinate, target or feature isn't finite.
         """
         fields = ragged.fields
-        known = stack_targets(fields, features) if features else None
-        batch = cls(ragged.pos, known, stack_targets(fields, targets), ragged.offsets.cpu(), ragged.case_ids)
+        stacked = stack_fields(fields, features) if features else None
+        batch = cls(ragged.pos, stacked, stack_fields(fields, targets), ragged.offsets.cpu(), ragged.case_ids)
         batch._check_finite(targets)
         return batch
 
-    def _check_finite(self, targets: Sequence[Target]) -> None:
-        again = "build the data set again from sound results"
+    def _check_finite(self, targets: Sequence[PointField]) -> None:
+        advice = "build the data set again from sound results"
         names = ", ".join(target.name for target in targets)
-        known = self.targets if self.features is None else torch.cat([self.targets, self.features], dim=1)
-        if bool(self.points.isfinite().all()) and bool(known.isfinite().all()):
+        stacked = self.targets if self.features is None else torch.cat([self.targets, self.features], dim=1)
+        if bool(self.points.isfinite().all()) and bool(stacked.isfinite().all()):
             return
         for case_id, (first, last) in zip(self.case_ids, pairwise(self.offsets.tolist()), strict=True):
             for values, subject in (
                 (self.points, "coordinates aren't finite numbers"),
-                (known, f"a value of {names} or a feature is not a finite number"),
+                (stacked, f"a value of {names} or a feature is not a finite number"),
             ):
-                if said := not_finite(values[first:last].numpy(force=True)):
-                    raise CaseError(FailureReason.NON_FINITE, f"{subject}: {said}; {again}", case_id=case_id)
+                if said := describe_non_finite(values[first:last].numpy(force=True)):
+                    raise CaseError(FailureReason.NON_FINITE, f"{subject}: {said}; {advice}", case_id=case_id)
 
     def __len__(self) -> int:
         """Number of cases."""
@@ -92,8 +92,8 @@ class Batch:
         Args:
             ranks: The processes.
         """
-        mine = ranks.share(self.offsets)
-        return self._changed(mine.of, mine.offsets)
+        share = ranks.share(self.offsets)
+        return self._changed(share.of, share.offsets)
 
     def filled(self, multiple: int) -> Batch:
         """The batch with one more mesh, so that the points are a multiple of a number.

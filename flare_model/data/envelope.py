@@ -63,7 +63,7 @@ class Envelope:
         return cls(len(measured), span("num_points"), span("height"), span("aspect_ratio_max"), materials, median)
 
 
-def joined(first: Envelope | None, second: Envelope | None) -> Envelope | None:
+def merge_envelopes(first: Envelope | None, second: Envelope | None) -> Envelope | None:
     """What a model has seen that was trained on one set of cases after the other; parts are those of the later.
 
     Args:
@@ -83,7 +83,7 @@ def joined(first: Envelope | None, second: Envelope | None) -> Envelope | None:
     return Envelope(first.num_cases + second.num_cases, **spans, materials=materials, num_points_median=median)
 
 
-def outside(
+def reasons_outside(
     envelope: Envelope | None,
     points: NDArray[np.floating],
     *,

@@ -15,25 +15,25 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flare_model.data.beside_weights import BesideWeights
+from flare_model.data.auxiliary_file import AuxiliaryFile
 from flare_model.data.normalisation import Normalisation
 
 INTERVALS_NAME: Final = "intervals.json"
 INTERVALS_VERSION: Final = 1
-_FILE: Final = BesideWeights(
+_FILE: Final = AuxiliaryFile(
     INTERVALS_NAME,
     "intervals_version",
     INTERVALS_VERSION,
     ("doesn't hold the intervals of a checkpoint", "remove it, or judge the checkpoint again"),
 )
 
-LARGE: Final = 8000
+LARGE_PART_POINTS: Final = 8000
 """Points above which a part counts as large: models are off by more there than designs of all sizes say together."""
 
-_FARTHEST: Final = 5.0
+_MAX_STANDARDISED: Final = 5.0
 """Standardised inputs of the residual model are cut off here: far from what it was fitted to it must not explode."""
 
-_LEAST: Final = 1e-3
+_MIN_STANDARDISED: Final = 1e-3
 """Predictions are never taken for smaller than this, in standard deviations."""
 
 Values = NDArray[np.float64]
@@ -77,9 +77,9 @@ class Intervals:
     designs: int
     large: Mapping[str, ColumnInterval] = field(default_factory=dict)
 
-    def of(self, column: str, num_points: int) -> ColumnInterval:
+    def column_interval(self, column: str, num_points: int) -> ColumnInterval:
         """The interval of a column in a part of so many points."""
-        return self.large[column] if self.large and num_points > LARGE else self.columns[column]
+        return self.large[column] if self.large and num_points > LARGE_PART_POINTS else self.columns[column]
 
     def scales(self, column: str, inputs: NDArray[np.floating]) -> Values:
         """Scale at every point, [N], in the column's unit.
@@ -123,12 +123,12 @@ def regressors(
     Returns:
         [N, K]; the first is 1.
     """
-    all_of = (prediction.astype(np.float64) - np.array(norm.target_mean)) / np.array(norm.target_std)
-    values = all_of[:, column]
-    size = math.hypot(float(np.sqrt(np.mean(values**2))), _LEAST)
-    whole = math.hypot(float(np.sqrt(np.mean(all_of**2))), _LEAST)
+    standardised = (prediction.astype(np.float64) - np.array(norm.target_mean)) / np.array(norm.target_std)
+    values = standardised[:, column]
+    size = math.hypot(float(np.sqrt(np.mean(values**2))), _MIN_STANDARDISED)
+    whole = math.hypot(float(np.sqrt(np.mean(standardised**2))), _MIN_STANDARDISED)
     high = points[:, 2] - points[:, 2].min()
-    known = [
+    inputs = [
         np.ones(len(points)),
         np.full(len(points), math.log(size)),
         np.full(len(points), math.log(whole)),
@@ -139,8 +139,8 @@ def regressors(
     ]
     if features is not None:
         scaled = (features.astype(np.float64) - np.array(norm.feature_mean)) / np.array(norm.feature_std)
-        known += [*np.clip(scaled, -_FARTHEST, _FARTHEST).T]
-    return np.stack(known, axis=1)
+        inputs += [*np.clip(scaled, -_MAX_STANDARDISED, _MAX_STANDARDISED).T]
+    return np.stack(inputs, axis=1)
 
 
 def extreme_of(column: str, values: NDArray[np.floating]) -> float:

@@ -14,11 +14,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flare_model.data.beside_weights import BesideWeights
+from flare_model.data.auxiliary_file import AuxiliaryFile
 
 LIKENESS_NAME: Final = "likeness.json"
 LIKENESS_VERSION: Final = 1
-_FILE: Final = BesideWeights(
+_FILE: Final = AuxiliaryFile(
     LIKENESS_NAME,
     "likeness_version",
     LIKENESS_VERSION,
@@ -28,11 +28,11 @@ _FILE: Final = BesideWeights(
     ),
 )
 
-LEVELS: Final = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+QUANTILE_LEVELS: Final = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 """Quantiles that are kept of every number."""
 
-_RARE: Final = (0.01, 0.99)
-_USUAL_COUNT: Final = 0.95
+_RARE_LEVELS: Final = (0.01, 0.99)
+_USUAL_SHARE: Final = 0.95
 _SLACK: Final = 0.02  # of the range seen: a hundredth of a millimetre beyond the largest part is no other kind of part
 
 DESCRIPTORS: Final[Mapping[str, tuple[str, str]]] = {
@@ -153,12 +153,12 @@ class Likeness:
 
 
 @dataclass(frozen=True)
-class Seen:
+class TrainingShapes:
     """What the parts of a training set look like.
 
     Attributes:
         parts: How many there were.
-        quantiles: Name of `DESCRIPTORS` to its quantiles at `LEVELS`.
+        quantiles: Name of `DESCRIPTORS` to its quantiles at `QUANTILE_LEVELS`.
         usual_rarities: Numbers in which 95 % of the training parts are rarer than one in a hundred, at most.
         weights_sha256: The weights that were trained on them.
     """
@@ -169,14 +169,14 @@ class Seen:
     weights_sha256: str = ""
 
     @classmethod
-    def of(cls, shapes: Sequence[Mapping[str, float]], weights_sha256: str = "") -> Seen:
+    def of(cls, shapes: Sequence[Mapping[str, float]], weights_sha256: str = "") -> TrainingShapes:
         """What some parts look like; there must be one or more."""
         table = np.array([[shape[name] for name in DESCRIPTORS] for shape in shapes])
-        found = np.quantile(table, LEVELS, axis=0)
-        low, high = (found[LEVELS.index(level)] for level in _RARE)
+        found = np.quantile(table, QUANTILE_LEVELS, axis=0)
+        low, high = (found[QUANTILE_LEVELS.index(level)] for level in _RARE_LEVELS)
         counts = ((table < low) | (table > high)).sum(axis=1)
         quantiles = {name: tuple(found[:, k].tolist()) for k, name in enumerate(DESCRIPTORS)}
-        return cls(len(shapes), quantiles, int(np.quantile(counts, _USUAL_COUNT, method="higher")), weights_sha256)
+        return cls(len(shapes), quantiles, int(np.quantile(counts, _USUAL_SHARE, method="higher")), weights_sha256)
 
     def compare(self, shape: Mapping[str, float]) -> Likeness:
         """How like the training parts one is.
@@ -187,22 +187,22 @@ class Seen:
         reasons = []
         for name, quantiles in self.quantiles.items():
             value, known = shape[name], np.array(quantiles)
-            low, high = (quantiles[LEVELS.index(level)] for level in _RARE)
+            low, high = (quantiles[QUANTILE_LEVELS.index(level)] for level in _RARE_LEVELS)
             slack = _SLACK * (known[-1] - known[0]) + 1e-3
             outside = bool(value < known[0] - slack or value > known[-1] + slack)
             if outside or value < low - 1e-6 * abs(low) - 1e-9 or value > high + 1e-6 * abs(high) + 1e-9:
-                reasons.append(Reason(name, value, float(np.interp(value, known, LEVELS)), low, high, outside))
+                reasons.append(Reason(name, value, float(np.interp(value, known, QUANTILE_LEVELS)), low, high, outside))
         reasons.sort(key=lambda reason: not reason.outside)
         unlike = any(reason.outside for reason in reasons) or len(reasons) > self.usual_rarities
         return Likeness(unlike, tuple(reasons))
 
 
-def write_seen(folder: Path, seen: Seen) -> None:
+def write_training_shapes(folder: Path, seen: TrainingShapes) -> None:
     """Write it beside the checkpoint that it belongs to."""
-    _FILE.write(folder, {"levels": LEVELS, **asdict(seen)})
+    _FILE.write(folder, {"levels": QUANTILE_LEVELS, **asdict(seen)})
 
 
-def read_seen(folder: Path) -> Seen | None:
+def read_training_shapes(folder: Path) -> TrainingShapes | None:
     """What the training parts of a checkpoint look like; None where that wasn't kept.
 
     Raises:
@@ -211,11 +211,11 @@ def read_seen(folder: Path) -> Seen | None:
     return _FILE.read(folder, _seen_from)
 
 
-def _seen_from(content: Mapping[str, Any]) -> Seen:
-    if tuple(content["levels"]) != LEVELS:
+def _seen_from(content: Mapping[str, Any]) -> TrainingShapes:
+    if tuple(content["levels"]) != QUANTILE_LEVELS:
         raise ValueError(f"version {content['likeness_version']}")
     quantiles = {name: tuple(map(float, content["quantiles"][name])) for name in DESCRIPTORS}
-    if not all(len(row) == len(LEVELS) and all(map(math.isfinite, row)) for row in quantiles.values()):
+    if not all(len(row) == len(QUANTILE_LEVELS) and all(map(math.isfinite, row)) for row in quantiles.values()):
         raise ValueError("a quantile is missing or isn't finite")
     digest = str(content["weights_sha256"])
-    return Seen(int(content["parts"]), quantiles, int(content["usual_rarities"]), digest)
+    return TrainingShapes(int(content["parts"]), quantiles, int(content["usual_rarities"]), digest)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SECONDS: Final = 50.0
 """How long a process waits for the others within a step, before it ends with an error."""
 
-_LEAST: Final = -1e30
+_MIN_LOGSUMEXP: Final = -1e30
 
 
 @dataclass(frozen=True)
@@ -119,32 +119,32 @@ class PointRanks:
         total: Tensor = _Sum.apply(part, self)  # type: ignore[no-untyped-call]
         return total
 
-    def merge(self, encoded: Tensor, levels: Tensor, *, binary: bool = False) -> tuple[Tensor, Tensor]:
+    def merge(self, encoded: Tensor, logsumexp: Tensor, *, binary: bool = False) -> tuple[Tensor, Tensor]:
         """Latents of whole meshes, of those that each process has of its points: as slices of one mesh are merged.
 
         One gathering of B·H·M·(D + 1) numbers a process, added up in the order of the ranks: all get the same bits.
 
         Args:
             encoded: Weighted means over the points of this process, [B, H, M, D].
-            levels: Logarithms of their weights' sums, [B, H, M]; -∞ where it has no point of a mesh.
+            logsumexp: Logarithms of their weights' sums, [B, H, M]; -∞ where it has no point of a mesh.
             binary: Whether levels are logarithms to the base of two.
 
         Returns:
             The same of whole meshes, in the types of both; 0 and a very low level where nobody has a point.
         """
-        packed = torch.cat([encoded.to(levels.dtype), levels[..., None]], dim=-1)
+        packed = torch.cat([encoded.to(logsumexp.dtype), logsumexp[..., None]], dim=-1)
         gathered = packed.new_empty(self.size, *packed.shape)
         _gather(gathered.view(-1, *packed.shape[1:]), packed, self.group)
         exp, log = (torch.exp2, torch.log2) if binary else (torch.exp, torch.log)
-        top = gathered[..., -1].amax(0).clamp_min(_LEAST)  # -∞ less -∞ is no number
-        weights = exp(gathered[..., -1] - top)
+        maximum = gathered[..., -1].amax(0).clamp_min(_MIN_LOGSUMEXP)  # -∞ less -∞ is no number
+        weights = exp(gathered[..., -1] - maximum)
         total = weights.sum(0).clamp_min(1.0)  # the largest weight is 1, where there is one
         merged = (gathered[..., :-1] * weights[..., None]).sum(0) / total[..., None]
-        return merged.to(encoded.dtype), top + log(total)
+        return merged.to(encoded.dtype), maximum + log(total)
 
-    def merged(self, encoded: Tensor, levels: Tensor) -> Tensor:
+    def merged(self, encoded: Tensor, logsumexp: Tensor) -> Tensor:
         """The latents that `merge` gives, with gradients for encoded and levels."""
-        merged: Tensor = _Merge.apply(encoded, levels, self)  # type: ignore[no-untyped-call]
+        merged: Tensor = _Merge.apply(encoded, logsumexp, self)  # type: ignore[no-untyped-call]
         return merged
 
     def sum_gradients(self, parameters: nn.Module | Iterable[nn.Parameter]) -> None:
@@ -155,14 +155,14 @@ class PointRanks:
         Args:
             parameters: A module, or parameters; those that need no gradient are left alone.
         """
-        wanted = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
-        kinds: dict[torch.dtype, list[Tensor]] = {}
-        for parameter in wanted:
+        members = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for parameter in members:
             if parameter.requires_grad:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                kinds.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-        for gradients in kinds.values():
+                by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+        for gradients in by_type.values():
             total = self.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
             parts = torch.split(total, [gradient.numel() for gradient in gradients])
             shaped = [part.view_as(gradient) for gradient, part in zip(gradients, parts, strict=True)]
@@ -193,10 +193,10 @@ class _Merge(torch.autograd.Function):
     """Latents of whole meshes; every process decodes them onto its own points, so that their gradients add up."""
 
     @staticmethod
-    def forward(ctx: Any, encoded: Tensor, levels: Tensor, ranks: PointRanks) -> Tensor:
+    def forward(ctx: Any, encoded: Tensor, logsumexp: Tensor, ranks: PointRanks) -> Tensor:
         """As `PointRanks.merge`."""
-        merged, level = ranks.merge(encoded, levels)
-        ctx.save_for_backward(encoded, (levels - level).exp(), merged)
+        merged, merged_logsumexp = ranks.merge(encoded, logsumexp)
+        ctx.save_for_backward(encoded, (logsumexp - merged_logsumexp).exp(), merged)
         ctx.ranks = ranks
         return merged
 

@@ -17,9 +17,9 @@ from flare_model.checkpoints.files import WEIGHTS_NAME
 from flare_model.checkpoints.hub import fetch_checkpoint
 from flare_model.data.envelope import BUILD_VOLUME
 from flare_model.data.intervals import Intervals
-from flare_model.data.likeness import Likeness, Seen, describe_shape
+from flare_model.data.likeness import Likeness, TrainingShapes, describe_shape
 from flare_model.judging.interference import assess, risk_target
-from flare_model.judging.kept_risk import KeptRisk, Verdict, verdict_of
+from flare_model.judging.risk_model import RiskModel, Verdict, verdict_of
 from flare_model.prediction.surface_parts import LAYER
 from lpbf_data.durable import sha256_of_file
 from lpbf_data.errors import CaseError
@@ -35,20 +35,20 @@ MICROMETRES: Final = 1000.0
 
 
 @dataclass(frozen=True)
-class Beside:
+class Auxiliary:
     """What lies beside the weights of a checkpoint and is used with them.
 
     Attributes:
         intervals: How far off predictions may be.
-        risk: How a score becomes the chance of a hit.
-        seen: What the parts of the training look like.
-        scale: For another material than that of the training; None for that one.
+        risk_model: How a score becomes the chance of a hit.
+        training_shapes: What the parts of the training look like.
+        material_scale: For another material than that of the training; None for that one.
     """
 
     intervals: Intervals | None = None
-    risk: KeptRisk | None = None
-    seen: Seen | None = None
-    scale: MaterialScale | None = None
+    risk_model: RiskModel | None = None
+    training_shapes: TrainingShapes | None = None
+    material_scale: MaterialScale | None = None
 
 
 @dataclass(frozen=True)
@@ -146,19 +146,19 @@ class Answer:
         return content
 
 
-def answer_of(prediction: Prediction, beside: Beside, materials: tuple[str, ...] = ()) -> Answer:
+def answer_of(prediction: Prediction, auxiliary: Auxiliary, materials: tuple[str, ...] = ()) -> Answer:
     """The answer that a prediction gives.
 
     Args:
         prediction: The prediction.
-        beside: What is used with the model.
+        auxiliary: What is used with the model.
         materials: Materials that it was trained on.
     """
     part = prediction.part
     extents = np.ptp(part.points if part.origin is None else part.origin.surface.vertices, axis=0)
     columns = prediction.columns()
-    likeness = _likeness(part, beside.seen)
-    origin, scale = part.origin, beside.scale
+    likeness = _likeness(part, auxiliary.training_shapes)
+    origin, material_scale = part.origin, auxiliary.material_scale
     return Answer(
         name=part.name,
         size=_three(extents),
@@ -170,13 +170,13 @@ def answer_of(prediction: Prediction, beside: Beside, materials: tuple[str, ...]
         up=_peak(prediction, columns, "displacement_z", 1.0),
         down=_peak(prediction, columns, "displacement_z", -1.0),
         sideways=_sideways(prediction, columns),
-        level=beside.intervals.level if beside.intervals else None,
-        hit=_hit(prediction, beside.risk, _doubt(prediction, likeness), beside.scale),
+        level=auxiliary.intervals.level if auxiliary.intervals else None,
+        hit=_hit(prediction, auxiliary.risk_model, _doubt(prediction, likeness), auxiliary.material_scale),
         likeness=likeness,
         outside=prediction.warnings,
-        material=scale.wanted.label if scale else part.material or ", ".join(materials) or "unknown",
-        calibrated=scale is not None and scale.calibrated,
-        scale=scale,
+        material=material_scale.wanted.label if material_scale else part.material or ", ".join(materials) or "unknown",
+        calibrated=material_scale is not None and material_scale.calibrated,
+        scale=material_scale,
     )
 
 
@@ -184,7 +184,7 @@ def answers_as_dict(
     model: Mapping[str, Any],
     answers: Mapping[str, Answer],
     remarks: Mapping[str, Sequence[Remark]],
-    turned: Mapping[str, Any],
+    orientations: Mapping[str, Any],
     errors: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Answers as they stand in JSON.
@@ -193,13 +193,13 @@ def answers_as_dict(
         model: What names the model: `identity_of`.
         answers: Answers by the names of their files.
         remarks: What was remarked on each part, by the names of the files.
-        turned: What is told of orientations, by the names of the files.
+        orientations: What is told of orientations, by the names of the files.
         errors: Why other parts have no answer.
     """
     parts = {
         file: answer.as_dict()
         | {"remarks": [remark.as_dict() for remark in remarks.get(file, ())]}
-        | ({"orientations": turned[file]} if file in turned else {})
+        | ({"orientations": orientations[file]} if file in orientations else {})
         for file, answer in answers.items()
     }
     return {"model": dict(model), "parts": parts, "errors": list(errors)}
@@ -228,13 +228,13 @@ def _volume(part: Part) -> float:
 
 
 def _mesh(part: Part) -> dict[str, Any]:
-    found: dict[str, Any] = {"points": len(part.points), "cells": len(part.cells)}
+    report: dict[str, Any] = {"points": len(part.points), "cells": len(part.cells)}
     if part.origin is not None:
         check = part.origin.check
-        found |= {"cell": check.spacing, "volume_share": check.volume, "wall": check.wall}
-        found |= {"cells_across": check.cells_across, "needed_points": check.needed_points}
-        found |= {"resolved_wall": check.resolved_wall, "differences": check.differences(), "lost": check.lost()}
-    return found
+        report |= {"cell": check.spacing, "volume_share": check.volume, "wall": check.wall}
+        report |= {"cells_across": check.cells_across, "needed_points": check.needed_points}
+        report |= {"resolved_wall": check.resolved_wall, "differences": check.differences(), "lost": check.lost()}
+    return report
 
 
 def _peak(prediction: Prediction, columns: Mapping[str, NDArray[np.float32]], name: str, sign: float) -> Peak | None:
@@ -268,7 +268,9 @@ def _doubt(prediction: Prediction, likeness: Likeness | None) -> str:
     )
 
 
-def _hit(prediction: Prediction, risk: KeptRisk | None, doubt: str, scale: MaterialScale | None) -> Hit | None:
+def _hit(
+    prediction: Prediction, risk_model: RiskModel | None, doubt: str, material_scale: MaterialScale | None
+) -> Hit | None:
     target = risk_target(tuple(prediction.fields))
     if target is None:
         return None
@@ -276,8 +278,8 @@ def _hit(prediction: Prediction, risk: KeptRisk | None, doubt: str, scale: Mater
     scored = assess(prediction.part.name, target, values, hit=False, tolerance=None)
     direct = target == "build_clearance_min"
     place = int(np.argmin(values[:, -1]) if direct else np.argmax(values[:, -1]))
-    spread = scale.spread(target, scored.score) if scale is not None else 0.0
-    chance = risk.chance(scored.score, spread) if risk is not None and risk.target == target else None
+    spread = material_scale.spread(target, scored.score) if material_scale is not None else 0.0
+    chance = risk_model.chance(scored.score, spread) if risk_model is not None and risk_model.target == target else None
     verdict: Verdict = "can't tell" if chance is None else verdict_of(chance)
     why = ""
     if chance is None:
@@ -286,25 +288,25 @@ def _hit(prediction: Prediction, risk: KeptRisk | None, doubt: str, scale: Mater
         verdict, why = "can't tell", doubt
     elif verdict == "can't tell":
         why = "the model isn't sure enough"
-    at = _three(prediction.part.points[place])
+    position = _three(prediction.part.points[place])
     extreme = prediction.extremes.get(target) if direct else None
     return Hit(
         verdict=verdict,
         chance=chance,
-        place=at,
-        layer=max(1, math.ceil((at[2] - float(prediction.part.points[:, 2].min())) / LAYER - 1e-3)),
+        place=position,
+        layer=max(1, math.ceil((position[2] - float(prediction.part.points[:, 2].min())) / LAYER - 1e-3)),
         clearance=float(values[place, -1]) if direct else None,
         half_width=extreme[1] if extreme else None,
-        tolerance=risk.tolerance if risk is not None and direct else None,
+        tolerance=risk_model.tolerance if risk_model is not None and direct else None,
         why=why,
     )
 
 
-def _likeness(part: Part, seen: Seen | None) -> Likeness | None:
-    if seen is None:
+def _likeness(part: Part, training_shapes: TrainingShapes | None) -> Likeness | None:
+    if training_shapes is None:
         return None
     try:
-        return seen.compare(describe_shape(part.points, part.cells))
+        return training_shapes.compare(describe_shape(part.points, part.cells))
     except CaseError:
         return None  # a mesh of other cells than boxes: features of the shape have refused it where they are needed
 

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flare_model.data.intervals import peaks_of
-from flare_model.data.scale_errors import ERRORS, SHARE_OF_STRAIN
-from flare_model.data.targets import columns_of, resolve_targets
+from flare_model.data.material_scale_errors import ERRORS, SHARE_OF_STRAIN
+from flare_model.data.point_fields import columns_of, resolve_targets
 from lpbf_data.errors import UsageError
 from lpbf_data.shrinkage import CALIBRATION_NAMES, Shrinkage, shrinkage_of, strain_of
 
@@ -77,7 +77,7 @@ class MaterialScale:
         lost = _FULL + score if target == "build_clearance_min" else score
         return (self.clearance_error if target in _BUILT else self.error) * abs(lost) / _ONE_IN_TEN
 
-    def said(self) -> str:
+    def describe(self) -> str:
         """The scale in words."""
         words = (
             f"displacements × {self.displacement:.3g} from those of {self.trained.label}, itself off by up to "
@@ -99,10 +99,10 @@ class MaterialScale:
         """The scale as JSON takes it."""
         names = ("displacement", "clearance", "error", "clearance_error")
         found: dict[str, Any] = {name: getattr(self, name) for name in names}
-        return found | {"material": self.wanted.label, "trained_on": self.trained.label, "said": self.said()}
+        return found | {"material": self.wanted.label, "trained_on": self.trained.label, "said": self.describe()}
 
 
-def material_scale(name: str, usage: Usage) -> MaterialScale:
+def scale_for_material(name: str, usage: Usage) -> MaterialScale:
     """The scale for a material.
 
     Args:
@@ -172,7 +172,7 @@ def _named(name: str, trained: Shrinkage) -> Shrinkage:
         raise UsageError(f"--material: {error}{known}") from error
 
 
-def scaled(prediction: Prediction, scale: MaterialScale) -> Prediction:
+def scale_prediction(prediction: Prediction, scale: MaterialScale) -> Prediction:
     """A prediction for another material; what the truth was for the material of the training is left out.
 
     Args:
@@ -192,8 +192,8 @@ def scaled(prediction: Prediction, scale: MaterialScale) -> Prediction:
             if column in extremes:
                 value, half = extremes[column]
                 moved = rest + factor * (value - rest)
-                beside = (scale.clearance_error if target.name in _BUILT else scale.error) * abs(moved - rest)
-                extremes[column] = (moved, math.hypot(factor * half, beside))
+                added_error = (scale.clearance_error if target.name in _BUILT else scale.error) * abs(moved - rest)
+                extremes[column] = (moved, math.hypot(factor * half, added_error))
     for column, sizes in peaks_of(columns_of(fields)).items():
         halves = prediction.peaks.get(column, {})
         peaks[column] = {

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from flare_model.checkpoints.files import Usage
-from flare_model.data.likeness import DESCRIPTORS, LEVELS, Seen
-from flare_model.data.scale_errors import ERRORS
-from flare_model.data.targets import resolve_target
+from flare_model.data.likeness import DESCRIPTORS, QUANTILE_LEVELS, TrainingShapes
+from flare_model.data.material_scale_errors import ERRORS
+from flare_model.data.point_fields import resolve_target
 from flare_model.judging.scores import unit_of_errors
 from flare_model.judging.tables import verdicts_in_words
 
@@ -29,7 +29,12 @@ _LIMITS: Final = (
 
 
 def card_of(
-    usage: Usage, origin: Mapping[str, Any], summary: Mapping[str, Any], seen: Seen, num_weights: int, num_cases: int
+    usage: Usage,
+    origin: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    training_shapes: TrainingShapes,
+    num_weights: int,
+    num_cases: int,
 ) -> str:
     """The card as Markdown.
 
@@ -37,7 +42,7 @@ def card_of(
         usage: What the model predicts and is told.
         origin: How it came about, as the checkpoint says.
         summary: Content of `summary.json` of its evaluation.
-        seen: What its training parts look like.
+        training_shapes: What its training parts look like.
         num_weights: Parameters of the model.
         num_cases: Parts that it was trained on.
     """
@@ -68,16 +73,18 @@ def card_of(
         error = f"{_number(model['mean_error'], '.3g')} {unit}"
         rows.append(f"| {' | '.join([target, *numbers, error, _number(model['r2'])])} |")
     lines[-1] += "\n" + "\n".join(rows)
-    lines += _sureness(summary)
+    lines += _uncertainty_lines(summary)
     lines += ["## Limits", "\n".join(f"- {limit}" for limit in _LIMITS)]
-    table = [f"| of {seen.parts:,} training parts | 1 % | median | 99 % | unit |", "|---|---|---|---|---|"]
+    table = [f"| of {training_shapes.parts:,} training parts | 1 % | median | 99 % | unit |", "|---|---|---|---|---|"]
     for name, (label, unit) in DESCRIPTORS.items():
-        low, middle, high = (seen.quantiles[name][LEVELS.index(level)] for level in (0.01, 0.5, 0.99))
+        low, middle, high = (
+            training_shapes.quantiles[name][QUANTILE_LEVELS.index(level)] for level in (0.01, 0.5, 0.99)
+        )
         table.append(f"| {label} | {low:,.3g} | {middle:,.3g} | {high:,.3g} | {unit} |")
     return "\n\n".join([*lines, "\n".join(table)]) + "\n"
 
 
-def _sureness(summary: Mapping[str, Any]) -> list[str]:
+def _uncertainty_lines(summary: Mapping[str, Any]) -> list[str]:
     found = []
     intervals, interference = summary["intervals"], summary["interference"]
     if "none" not in intervals:

@@ -23,7 +23,7 @@ RISK_TARGETS: Final = ("build_clearance_min", "build_displacement_z_max", "displ
 
 
 @dataclass(frozen=True)
-class Risk:
+class HitScore:
     """What is predicted of one case, and what the simulation found.
 
     Attributes:
@@ -88,7 +88,7 @@ def assess(
     hit: bool,
     tolerance: float | None,
     design: str | None = None,
-) -> Risk:
+) -> HitScore:
     """What a prediction says of one case.
 
     Args:
@@ -101,51 +101,51 @@ def assess(
     """
     if target == "build_clearance_min":
         least = float(prediction.min())
-        return Risk(case_id, -least, hit, least < (DEFAULT_TOLERANCE if tolerance is None else tolerance), design)
-    return Risk(case_id, float(prediction[:, -1].max()), hit, None, design)
+        return HitScore(case_id, -least, hit, least < (DEFAULT_TOLERANCE if tolerance is None else tolerance), design)
+    return HitScore(case_id, float(prediction[:, -1].max()), hit, None, design)
 
 
-def choose_threshold(risks: Sequence[Risk], false_alarm_rate: float) -> float:
+def choose_threshold(hit_scores: Sequence[HitScore], false_alarm_rate: float) -> float:
     """The lowest threshold that keeps the rate of false alarms.
 
     Args:
-        risks: Cases whose truth may be looked at.
+        hit_scores: Cases whose truth may be looked at.
         false_alarm_rate: Largest share of cases without a hit that may raise an alarm.
 
-    >>> risks = [Risk("a", 1.0, False, None), Risk("b", 2.0, False, None), Risk("c", 3.0, True, None)]
-    >>> choose_threshold(risks, 0.5), choose_threshold(risks, 0.0)
+    >>> hit_scores = [HitScore("a", 1.0, False, None), HitScore("b", 2.0, False, None), HitScore("c", 3.0, True, None)]
+    >>> choose_threshold(hit_scores, 0.5), choose_threshold(hit_scores, 0.0)
     (1.0, 2.0)
     """
-    clear = sorted((risk.score for risk in risks if not risk.hit), reverse=True)
+    clear = sorted((hit_score.score for hit_score in hit_scores if not hit_score.hit), reverse=True)
     allowed = math.floor(false_alarm_rate * len(clear) + 1e-9)
     return clear[allowed] if allowed < len(clear) else -math.inf
 
 
-def detect(risks: Sequence[Risk], threshold: float) -> Detection:
+def detect(hit_scores: Sequence[HitScore], threshold: float) -> Detection:
     """Hits found and false alarms raised by a threshold."""
-    return _count(risks, {risk.case_id: risk.score > threshold for risk in risks}, threshold)
+    return _count(hit_scores, {hit_score.case_id: hit_score.score > threshold for hit_score in hit_scores}, threshold)
 
 
-def detect_by_rule(risks: Sequence[Risk]) -> Detection | None:
+def detect_by_rule(hit_scores: Sequence[HitScore]) -> Detection | None:
     """The same by the solver's rule; None where it can't be applied."""
-    alarms = {risk.case_id: risk.by_rule for risk in risks if risk.by_rule is not None}
-    return _count(risks, alarms, None) if len(alarms) == len(risks) and risks else None
+    alarms = {hit_score.case_id: hit_score.by_rule for hit_score in hit_scores if hit_score.by_rule is not None}
+    return _count(hit_scores, alarms, None) if len(alarms) == len(hit_scores) and hit_scores else None
 
 
-def _count(risks: Sequence[Risk], alarms: Mapping[str, bool], threshold: float | None) -> Detection:
-    hits = [risk.case_id for risk in risks if risk.hit]
-    clear = [risk.case_id for risk in risks if not risk.hit]
+def _count(hit_scores: Sequence[HitScore], alarms: Mapping[str, bool], threshold: float | None) -> Detection:
+    hits = [hit_score.case_id for hit_score in hit_scores if hit_score.hit]
+    clear = [hit_score.case_id for hit_score in hit_scores if not hit_score.hit]
     return Detection(len(hits), sum(alarms[i] for i in hits), len(clear), sum(alarms[i] for i in clear), threshold)
 
 
-def ranking_quality(risks: Sequence[Risk]) -> float | None:
+def ranking_quality(hit_scores: Sequence[HitScore]) -> float | None:
     """Chance that a case with a hit scores above one without (the area under the ROC curve); None without both.
 
-    >>> ranking_quality([Risk("a", 1.0, False, None), Risk("b", 2.0, True, None)])
+    >>> ranking_quality([HitScore("a", 1.0, False, None), HitScore("b", 2.0, True, None)])
     1.0
     """
-    hits = np.array([risk.score for risk in risks if risk.hit])
-    clear = np.array([risk.score for risk in risks if not risk.hit])
+    hits = np.array([hit_score.score for hit_score in hit_scores if hit_score.hit])
+    clear = np.array([hit_score.score for hit_score in hit_scores if not hit_score.hit])
     if not len(hits) or not len(clear):
         return None
     above = (hits[:, None] > clear).mean() + 0.5 * (hits[:, None] == clear).mean()

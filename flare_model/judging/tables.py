@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flare_model.data.targets import resolve_target
+from flare_model.data.point_fields import resolve_target
 from flare_model.judging.scores import mean_and_deviation, unit_of_errors
 from lpbf_data.console import open_console
 

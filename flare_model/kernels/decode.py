@@ -18,7 +18,7 @@ from flare_model.kernels.arithmetic import (
     store_points,
     sum_of_weights,
 )
-from flare_model.kernels.meshes import row_of_queries, slice_of_mesh
+from flare_model.kernels.mesh_slices import row_of_queries, slice_of_mesh
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from flare_model.kernels.arithmetic import exp_of_difference, load_latents, load_points, store_latents, store_points
-from flare_model.kernels.meshes import slice_of_mesh
+from flare_model.kernels.mesh_slices import slice_of_mesh
 
 
 @triton.jit

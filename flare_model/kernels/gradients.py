@@ -29,7 +29,7 @@ from flare_model.kernels.arithmetic import (
     store_latents,
     store_points,
 )
-from flare_model.kernels.meshes import row_of_queries, slice_of_mesh, slices_of_mesh
+from flare_model.kernels.mesh_slices import row_of_queries, slice_of_mesh, slices_of_mesh
 
 
 @triton.jit

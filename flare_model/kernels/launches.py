@@ -83,7 +83,7 @@ class Points:
         return (tiles, latents) if latents >= 16 else None
 
     def slices(self, tiles: Tiles, programs_a_slice: int) -> tuple[int, int]:
-        """Points of a slice, and the number of slices; see [meshes][flare_model.kernels.meshes]."""
+        """Points of a slice, and the number of slices; see [meshes][flare_model.kernels.mesh_slices]."""
         # Each program reads latents before its first tile: small meshes are not for many programs.
         enough = self.total * programs_a_slice // (_TILES_A_PROGRAM * tiles.points)
         wanted = max(1, min(tiles.programs, max(enough, PROGRAMS)) // programs_a_slice)

@@ -212,7 +212,7 @@ class Ranks(Protocol):
         """Sum over the processes."""
 
 
-class _MixShared(torch.autograd.Function):
+class _MixDivided(torch.autograd.Function):
     """`mix_operator` for the points of one of several processes: Z, L and dZ are those of whole meshes."""
 
     @staticmethod
@@ -266,7 +266,7 @@ def _encode_own(queries: Tensor, values: Tensor, points: Points) -> tuple[Tensor
     return encoded, levels
 
 
-def mix_shared(
+def mix_divided(
     ranks: Ranks,
     queries: Tensor,
     keys: Tensor,
@@ -290,8 +290,8 @@ def mix_shared(
     queries, keys, values = queries.contiguous(), keys.contiguous(), values.contiguous()
     if offsets is not None:
         offsets = offsets.to(keys.device).contiguous()
-        joined: Tensor = _MixShared.apply(ranks, queries, keys[None], values[None], None, offsets)  # type: ignore[no-untyped-call]
+        joined: Tensor = _MixDivided.apply(ranks, queries, keys[None], values[None], None, offsets)  # type: ignore[no-untyped-call]
         return joined[0]
     mask = None if mask is None else mask.contiguous()
-    mixed: Tensor = _MixShared.apply(ranks, queries, keys, values, mask, None)  # type: ignore[no-untyped-call]
+    mixed: Tensor = _MixDivided.apply(ranks, queries, keys, values, mask, None)  # type: ignore[no-untyped-call]
     return mixed

@@ -38,7 +38,7 @@ class ChosenMixer(nn.Module):
             the kernels where they can run, else the attention calls.
     """
 
-    published = True
+    as_published = True
     """Whether it mixes as its paper does; otherwise by attention calls alone."""
 
     def __init__(self, implementation: Implementation) -> None:

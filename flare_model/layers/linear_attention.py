@@ -41,8 +41,8 @@ class LinearAttention(nn.Module):
         if tiles is None:
             attended = layout.attend(attend_linearly, queries, keys, values)
         else:
-            cut = map(tiles.cut, (queries, keys, values))
-            attended = tiles.join(attend_linearly(*cut, mask=tiles.exists, tiles=tiles))
+            cut = map(tiles.to_rows, (queries, keys, values))
+            attended = tiles.to_points(attend_linearly(*cut, mask=tiles.exists, tiles=tiles))
         out: Tensor = self.leave((attended + queries).flatten(-2))
         return out
 

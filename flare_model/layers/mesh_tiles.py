@@ -17,21 +17,21 @@ _LENGTH: Final = 256
 
 
 @dataclass(frozen=True)
-class Places:
+class PointRows:
     """Where joined points go in rows and come back from.
 
     Attributes:
         index: Number of the joined point at each place, [R, L]; any point where there is none.
         exists: True where there is one, [R, L].
-        place: Place of each joined point in the flattened rows, [ΣN].
+        slot: Place of each joined point in the flattened rows, [ΣN].
     """
 
     index: Tensor
     exists: Tensor
-    place: Tensor
+    slot: Tensor
 
     @classmethod
-    def padded(cls, offsets: Tensor, sizes: tuple[int, ...]) -> Places:
+    def padded(cls, offsets: Tensor, sizes: tuple[int, ...]) -> PointRows:
         """A row a mesh, on the device of the offsets.
 
         Args:
@@ -42,28 +42,28 @@ class Places:
         exists = along < offsets.diff()[:, None]
         index = torch.where(exists, offsets[:-1, None] + along, offsets[:-1, None])
         mesh = mesh_of_points(offsets, sum(sizes))
-        return cls(index, exists, _places(mesh * max(sizes), mesh, offsets))
+        return cls(index, exists, _slots(mesh * max(sizes), mesh, offsets))
 
-    def cut(self, x: Tensor) -> Tensor:
+    def to_rows(self, x: Tensor) -> Tensor:
         """[ΣN, …] to [R, L, …]; where there is no point stands that of another, to which no gradient goes back."""
-        rows: Tensor = _Cut.apply(x, self.index, self.place)  # type: ignore[no-untyped-call]
+        rows: Tensor = _ToRows.apply(x, self.index, self.slot)  # type: ignore[no-untyped-call]
         return rows
 
-    def join(self, rows: Tensor) -> Tensor:
+    def to_points(self, rows: Tensor) -> Tensor:
         """[R, L, …] to [ΣN, …]."""
-        x: Tensor = _Join.apply(rows, self.index, self.exists, self.place)  # type: ignore[no-untyped-call]
+        x: Tensor = _ToPoints.apply(rows, self.index, self.exists, self.slot)  # type: ignore[no-untyped-call]
         return x
 
 
 @dataclass(frozen=True)
-class MeshTiles(Places):
+class MeshTiles(PointRows):
     """Many rows a mesh, each of one mesh.
 
     Attributes:
-        members: 1 where a row is of a mesh, 0 elsewhere, [B, R], float32.
+        membership: 1 where a row is of a mesh, 0 elsewhere, [B, R], float32.
     """
 
-    members: Tensor
+    membership: Tensor
 
     @classmethod
     def of(cls, offsets: Tensor, num_points: int, length: int = _LENGTH) -> Self:
@@ -80,21 +80,21 @@ class MeshTiles(Places):
         # As many as there can be; those behind the last are empty.
         rows = torch.arange(num_points // length + meshes.shape[0], device=offsets.device)
         owner = torch.bucketize(rows, ends, right=True)
-        mine = owner.clamp(max=meshes.shape[0] - 1)
+        mesh_of_row = owner.clamp(max=meshes.shape[0] - 1)
         along = torch.arange(length, device=offsets.device)
-        index = (offsets[mine] + (rows - firsts[mine]) * length)[:, None] + along
-        exists = (index < offsets[mine + 1, None]) & (owner == mine)[:, None]
+        index = (offsets[mesh_of_row] + (rows - firsts[mesh_of_row]) * length)[:, None] + along
+        exists = (index < offsets[mesh_of_row + 1, None]) & (owner == mesh_of_row)[:, None]
         mesh = mesh_of_points(offsets, num_points)
-        place = _places(firsts[mesh] * length, mesh, offsets)
-        return cls(index.clamp(max=num_points - 1), exists, place, (meshes[:, None] == owner).float())
+        slot = _slots(firsts[mesh] * length, mesh, offsets)
+        return cls(index.clamp(max=num_points - 1), exists, slot, (meshes[:, None] == owner).float())
 
     def total(self, parts: Tensor) -> Tensor:
         """Sums over the rows of each mesh, [R, …] to [B, …], float32 at least: in the same order in every run."""
-        return _multiply(self.members, parts)
+        return _multiply(self.membership, parts)
 
     def spread(self, sums: Tensor) -> Tensor:
         """What belongs to a mesh to each of its rows, [B, …] to [R, …], float32 at least."""
-        return _multiply(self.members.T, sums)
+        return _multiply(self.membership.T, sums)
 
 
 def mesh_of_points(offsets: Tensor, num_points: int) -> Tensor:
@@ -103,7 +103,7 @@ def mesh_of_points(offsets: Tensor, num_points: int) -> Tensor:
     return torch.bucketize(points, offsets[1:], right=True)
 
 
-def _places(row_starts: Tensor, mesh: Tensor, offsets: Tensor) -> Tensor:
+def _slots(row_starts: Tensor, mesh: Tensor, offsets: Tensor) -> Tensor:
     """Place of each point, from that of the first of its mesh."""
     return row_starts + torch.arange(mesh.shape[0], device=offsets.device) - offsets[mesh]
 
@@ -114,30 +114,30 @@ def _multiply(matrix: Tensor, rows: Tensor) -> Tensor:
         return (matrix.to(wide) @ rows.to(wide).flatten(1)).view(-1, *rows.shape[1:])
 
 
-class _Cut(torch.autograd.Function):
+class _ToRows(torch.autograd.Function):
     """Gather by index. Each point has one place, so its gradient is gathered too: sums would need atomics."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, place: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, index: Tensor, slot: Tensor) -> Tensor:
         """Rows of points by the index of each place."""
-        ctx.save_for_backward(place)
+        ctx.save_for_backward(slot)
         return x[index]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """What each point's place was given."""
-        (place,) = ctx.saved_tensors
-        return gradient.flatten(0, 1)[place], None, None
+        (slot,) = ctx.saved_tensors
+        return gradient.flatten(0, 1)[slot], None, None
 
 
-class _Join(torch.autograd.Function):
+class _ToPoints(torch.autograd.Function):
     """Gather by place; the gradient of a place without a point is 0."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, exists: Tensor, place: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, index: Tensor, exists: Tensor, slot: Tensor) -> Tensor:
         """Points by the place of each."""
         ctx.save_for_backward(index, exists)
-        return rows.flatten(0, 1)[place]
+        return rows.flatten(0, 1)[slot]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:

@@ -49,7 +49,7 @@ _SIZES: Final = (61, 83)
 _TOLERANCE: Final = 1e-3
 """Of the largest prediction; a GPU may round products more coarsely."""
 _GPU_TOLERANCE: Final = 1e-2
-_LEAST: Final = 1e-6
+_MIN_TOLERANCE: Final = 1e-6
 
 
 def check_contract(
@@ -83,9 +83,9 @@ def check_contract(
         raise UsageError(
             f"the model {name} has no parameters to train; see flare_model.models.contract for what a model must do"
         )
-    if mixing := [n for n, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]:
+    if norms := [n for n, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]:
         raise UsageError(
-            f"the model {name} normalises over all points of a batch ({mixing[0]}), so that one mesh looks at another "
+            f"the model {name} normalises over all points of a batch ({norms[0]}), so that one mesh looks at another "
             "while it trains; use LayerNorm or GroupNorm"
         )
     grid: Grid | None = getattr(model, "grid", None)
@@ -99,10 +99,10 @@ def check_contract(
         _check_gradients(joined, parameters, name, all_used=all_used)
     with torch.no_grad():
         for first, last in itertools.pairwise(offsets.tolist()):
-            mine = slice(first, last)
-            told = None if features is None else features[mine]
-            alone = _call(model, name, points[mine], told, offsets.new_tensor([0, last - first]))
-            _check_apart(joined[mine].detach(), alone, name)
+            own = slice(first, last)
+            own_features = None if features is None else features[own]
+            alone = _call(model, name, points[own], own_features, offsets.new_tensor([0, last - first]))
+            _check_independent(joined[own].detach(), alone, name)
     model.train(was_training)
 
 
@@ -151,10 +151,10 @@ def _check_gradients(joined: Tensor, parameters: Mapping[str, nn.Parameter], nam
         )
 
 
-def _check_apart(together: Tensor, alone: Tensor, name: str) -> None:
+def _check_independent(together: Tensor, alone: Tensor, name: str) -> None:
     difference = float((together - alone).abs().max())
     tolerance = _GPU_TOLERANCE if alone.is_cuda else _TOLERANCE
-    if not difference <= tolerance * float(alone.abs().max()) + _LEAST:
+    if not difference <= tolerance * float(alone.abs().max()) + _MIN_TOLERANCE:
         raise UsageError(
             f"the model {name} lets one mesh of a batch look at another (its prediction for a mesh changes by "
             f"{difference:.2g} when another joins); keep them apart by the offsets, see flare_model.models.contract"

@@ -32,9 +32,9 @@ class Flare(Backbone):
     def __init__(self, config: FlareConfig = FlareConfig(), mixer: Implementation = "auto") -> None:  # noqa: B008 (frozen)
         width, layers = config.channels, config.projection_layers
         blocks = (Block(width, _mixer(config), _pointwise(config)) for _ in range(config.num_blocks))
-        enter = ResMLP(config.in_dim, width, width, layers, input_residual=False)
-        leave = ResMLP(width, width, config.out_dim, layers, output_residual=False)
-        super().__init__(config.in_dim, width, enter, blocks, leave)
+        input_projection = ResMLP(config.in_dim, width, width, layers, input_residual=False)
+        output_projection = ResMLP(width, width, config.out_dim, layers, output_residual=False)
+        super().__init__(config.in_dim, width, input_projection, blocks, output_projection)
         self.config = config
         mix_by(self, mixer)
         self.apply(partial(initialise_linear, deviation=config.initial_deviation))
@@ -42,13 +42,13 @@ class Flare(Backbone):
 
 def _mixer(config: FlareConfig) -> FlareMixer:
     width, heads = config.channels, config.num_heads
-    among = (
+    latent_blocks = (
         Block(width, SelfAttention(width, heads), FeedForward(width, 4 * width, width))
         for _ in range(config.latent_layers)
     )
     return FlareMixer(
         width, heads, config.num_latents, config.mixer_layers,
-        scaled=config.scaled_scores, separate=config.separate_decoding, among=among,
+        scaled_scores=config.scaled_scores, separate_decoding=config.separate_decoding, latent_blocks=latent_blocks,
     )  # fmt: skip
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from flare_model.layers.flare_plus_plus_mixer import FlarePlusPlusMixer, make_norm
 from flare_model.layers.mixer import mix_by
-from flare_model.layers.plus_mixer import FlarePlusPlusMixer, make_norm
 from flare_model.layers.pointwise import FeedForward, ResMLP
 from flare_model.models.backbone import Backbone, Block
 from flare_model.models.flare import initialise_linear
@@ -37,9 +37,9 @@ class FlarePlusPlus(Backbone):
             Block(width, each, FeedForward(width, width * config.mlp_ratio, width), partial(make_norm, config.norm))
             for each in mixers
         )
-        enter = ResMLP(config.in_dim, width, width, layers, input_residual=False)
-        leave = ResMLP(width, width, config.out_dim, layers, output_residual=False)
-        super().__init__(config.in_dim, width, enter, blocks, leave)
+        input_projection = ResMLP(config.in_dim, width, width, layers, input_residual=False)
+        output_projection = ResMLP(width, width, config.out_dim, layers, output_residual=False)
+        super().__init__(config.in_dim, width, input_projection, blocks, output_projection)
         self.config = config
         mix_by(self, mixer)
         self.apply(partial(initialise_linear, deviation=config.initial_deviation))

@@ -60,25 +60,25 @@ class MeshModel(nn.Module, Pretrained):
         Raises:
             UsageError: If the shapes don't fit together.
         """
-        known = points if features is None else torch.cat([points, features], dim=-1)
-        if known.shape[-1] != self.in_dim:
-            raise UsageError(f"the model takes {self.in_dim} numbers a point, but got {known.shape[-1]}")
-        single = known.dim() == 2 and offsets is None
+        inputs = points if features is None else torch.cat([points, features], dim=-1)
+        if inputs.shape[-1] != self.in_dim:
+            raise UsageError(f"the model takes {self.in_dim} numbers a point, but got {inputs.shape[-1]}")
+        single = inputs.dim() == 2 and offsets is None
         if single:
-            known = known.unsqueeze(0)
-        layout = Layout.of(known, offsets, mask, tiled=self._tiled, ranks=self.ranks)
+            inputs = inputs.unsqueeze(0)
+        layout = Layout.of(inputs, offsets, mask, tiled=self._tiled, ranks=self.ranks)
         if mask is not None:
             # What fills a mesh up may be anything, and a weight of 0 times NaN is NaN.
-            known = known.masked_fill(~mask.unsqueeze(-1), 0.0)
-        out = self.compute(known, layout)
+            inputs = inputs.masked_fill(~mask.unsqueeze(-1), 0.0)
+        out = self.compute(inputs, layout)
         return out.squeeze(0) if single else out
 
     @abstractmethod
-    def compute(self, known: Tensor, layout: Layout) -> Tensor:
+    def compute(self, inputs: Tensor, layout: Layout) -> Tensor:
         """Predict from all that is known of the points.
 
         Args:
-            known: [B, N, in_dim] or [ΣN, in_dim]; 0 where there is no point.
+            inputs: [B, N, in_dim] or [ΣN, in_dim]; 0 where there is no point.
             layout: How the points divide into meshes.
 
         Returns:
@@ -102,7 +102,7 @@ class MeshModel(nn.Module, Pretrained):
         return model
 
 
-def in_full(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> torch.autocast:
     """A context in which products are not taken in 16 bits.
 
     Projections of coordinates and of predictions keep float32: in 16 bits a coordinate of 30 mm is off by up to

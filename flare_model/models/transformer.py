@@ -27,8 +27,8 @@ class Transformer(Backbone):
             Block(width, SelfAttention(width, config.num_heads), FeedForward(width, width * config.mlp_ratio, width))
             for _ in range(config.num_blocks)
         )
-        enter = ResMLP(config.in_dim, width, width, layers, input_residual=False)
-        leave = ResMLP(width, width, config.out_dim, layers, output_residual=False)
-        super().__init__(config.in_dim, width, enter, blocks, leave)
+        input_projection = ResMLP(config.in_dim, width, width, layers, input_residual=False)
+        output_projection = ResMLP(width, width, config.out_dim, layers, output_residual=False)
+        super().__init__(config.in_dim, width, input_projection, blocks, output_projection)
         self.config = config
         self.apply(partial(initialise_linear, deviation=config.initial_deviation))

@@ -48,7 +48,7 @@ class PhysicsAttention(nn.Module):
         tiles = layout.tiles
         if tiles is None:
             return layout.attend(self._attend, x)
-        return tiles.join(self._attend(tiles.cut(x), tiles.exists, tiles))
+        return tiles.to_points(self._attend(tiles.to_rows(x), tiles.exists, tiles))
 
     def _attend(self, x: Tensor, mask: Tensor | None, tiles: MeshTiles | None = None) -> Tensor:
         """[B, N, C], or tiles of joined meshes [R, L, C], to the same."""
@@ -128,8 +128,8 @@ class Transolver(Backbone):
             )
             for _ in range(config.num_blocks)
         )
-        enter = PlaceholderProjection(config.in_dim, width)
-        super().__init__(config.in_dim, width, enter, blocks, nn.Linear(width, config.out_dim))
+        input_projection = PlaceholderProjection(config.in_dim, width)
+        super().__init__(config.in_dim, width, input_projection, blocks, nn.Linear(width, config.out_dim))
         self.config = config
         self.apply(partial(initialise_truncated, deviation=config.initial_deviation))
 

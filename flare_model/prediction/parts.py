@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flare_model.data.finite import not_finite
+from flare_model.data.non_finite import describe_non_finite
 from flare_model.prediction.part import DEFAULT_MESHING, Meshing, Part, Unreadable
 from lpbf_data.case.schema import FIELDS, SYMMETRIC_TENSOR
 from lpbf_data.case.tensor_order import VTK_ORDER, reorder
@@ -242,7 +242,7 @@ def _read_mesh(path: Path) -> Part:
     points = np.asarray(mesh.points, np.float32)
     if points.ndim != 2 or points.shape[1] != 3:
         raise StoreError(f"{path}: points must be [N, 3] numbers, but are {list(points.shape)}")
-    if said := not_finite(points):
+    if said := describe_non_finite(points):
         raise StoreError(f"{path}: coordinates aren't finite numbers: {said}; write the mesh again from a sound one")
     if not cells.size:
         raise StoreError(f"{path} holds no cells; only hexahedral meshes can be predicted on")
@@ -263,7 +263,7 @@ def _open_mesh(path: Path) -> meshio.Mesh:
         raise StoreError(f"{path} can't be read as a mesh: the file is empty; write it again")
     import meshio
 
-    from flare_model.prediction.unfolding import bounded_vtu, check_hdf
+    from flare_model.prediction.decompression import bounded_vtu, check_hdf
 
     said = io.StringIO()
     try:

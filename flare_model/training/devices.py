@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.precision import Precision
 
-__all__ = ["Fabric", "FirstProcessError", "Precision", "device_of", "first_does", "open_fabric"]
+__all__ = ["Fabric", "FirstProcessError", "Precision", "device_of", "on_first_process", "open_fabric"]
 
 _CUBLAS: Final = ":4096:8"
 _INTERACTIVE: Final = ("bash", "interactive")
@@ -114,7 +114,7 @@ class FirstProcessError(LpbfError):
     """The first process of a run failed in what it does for all of them."""
 
 
-def first_does(fabric: Fabric, action: Callable[[], None]) -> None:
+def on_first_process(fabric: Fabric, action: Callable[[], None]) -> None:
     """Let the first process do something, while the others wait for it; where it fails, all end.
 
     Args:

@@ -46,7 +46,7 @@ class LossLog:
 
     def __init__(self, folder: Path, fabric: Fabric, loader: Loader, table: RunLog | None, bar: Any) -> None:
         self.folder, self.fabric, self.loader, self.table, self.bar = folder, fabric, loader, table, bar
-        self._started, self._apart, self._points = time.monotonic(), 0.0, 0
+        self._started, self._seconds_paused, self._points = time.monotonic(), 0.0, 0
         self._pending: list[_Step] = []
 
     def add(self, step: int, loss: Tensor, rate: float | Tensor, group: Sequence[Batch]) -> None:
@@ -73,7 +73,7 @@ class LossLog:
         try:
             yield
         finally:
-            self._apart += time.monotonic() - began
+            self._seconds_paused += time.monotonic() - began
 
     def flush(self) -> None:
         """Look at the losses since the last look, and log them.
@@ -90,7 +90,7 @@ class LossLog:
         for step, value in zip(steps, values, strict=True):
             if not math.isfinite(value):
                 raise diverged(self.folder, _what_diverged(step))
-        elapsed = time.monotonic() - self._started - self._apart
+        elapsed = time.monotonic() - self._started - self._seconds_paused
         speed, waiting = self._points * self.loader.world_size / elapsed, self.loader.seconds_waiting / elapsed
         if self.table:
             for step, value, rate in zip(steps, values, rates, strict=True):

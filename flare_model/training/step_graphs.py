@@ -32,8 +32,8 @@ class _Recording:
 
     def replay(self, batch: Batch) -> Tensor:
         """Copy a batch of the same size in, and launch."""
-        for mine, new in zip(self.batch.tensors(), batch.tensors(), strict=True):
-            mine.copy_(new, non_blocking=True)
+        for static, new in zip(self.batch.tensors(), batch.tensors(), strict=True):
+            static.copy_(new, non_blocking=True)
         self.graph.replay()
         return self.loss.clone()
 

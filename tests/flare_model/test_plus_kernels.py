@@ -20,9 +20,9 @@ from flare_model.checkpoints.spec import spec_of
 from flare_model.kernels.encoding import encode_operator
 from flare_model.kernels.mixing import mix, mix_operator
 from flare_model.kernels.tuning import INTERPRETED
+from flare_model.layers.flare_plus_plus_mixer import FlarePlusPlusMixer
 from flare_model.layers.layout import Layout
 from flare_model.layers.mixer import mix_by
-from flare_model.layers.plus_mixer import FlarePlusPlusMixer
 from flare_model.models.flare_plus_plus import FlarePlusPlus, FlarePlusPlusConfig
 from flare_model.sizes import Implementation
 from lpbf_data.errors import UsageError

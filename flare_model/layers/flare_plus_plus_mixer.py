@@ -49,7 +49,7 @@ class FlarePlusPlusMixer(ChosenMixer):
         implementation: As for [mix_meshes][flare_model.layers.mixer.mix_meshes].
     """
 
-    splits = True
+    separable = True
     """It is `project`, `mix` and `leave`, of which `mix` alone looks at more than one point."""
 
     def __init__(
@@ -108,8 +108,8 @@ class FlarePlusPlusMixer(ChosenMixer):
         num_latents, depth = self.latent_queries.shape[1:]
         heads = [t.to(dtype).reshape(*t.shape[:-1], self.num_heads, depth) for t in projected]
         kernels: bool = mix_by_kernels(self.implementation, device, dtype, depth, num_latents)
-        if kernels and not layout.lacks_meshes(heads[0]):
-            return layout.hand_over(self._mix_by_kernels, *heads).flatten(-2)
+        if kernels and not layout.has_no_meshes(heads[0]):
+            return layout.apply_joined(self._mix_by_kernels, *heads).flatten(-2)
         return layout.attend(self._mix, *heads).flatten(-2)
 
     def _mix(self, seen: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None) -> Tensor:

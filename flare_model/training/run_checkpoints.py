@@ -9,11 +9,11 @@ from typing import Any, Final
 import torch
 
 from flare_model.checkpoints.files import Description, write_checkpoint
-from flare_model.training.devices import Fabric, Precision, first_does
+from flare_model.training.devices import Fabric, Precision, on_first_process
 from flare_model.training.settings import Settings
-from flare_model.training.stepping import STEPPER_STATE, Stepper
+from flare_model.training.stepper import STEPPER_STATE, Stepper
 from flare_model.training.training_checkpoint import latest_state, read_state, set_random_state, write_state
-from flare_model.training.validation import Best
+from flare_model.training.validation import BestWeights
 from lpbf_data.errors import UsageError
 from lpbf_data.serving.loader import Loader
 from lpbf_data.serving.stream import State
@@ -65,13 +65,13 @@ class Checkpoints:
         about["data_sha256"] = self.data_digest
         return Description(self.settings.model, self.stepper.surrogate.usage, about)
 
-    def publish(self, best: Best) -> None:
+    def publish(self, best: BestWeights) -> None:
         """Put the best weights where users look for them: into the folder of the run."""
         about = self.description(step=best.step, validation_relative_l2=best.errors)
         if best.weights:
-            first_does(self.fabric, lambda: write_checkpoint(self.folder, best.weights, about))
+            on_first_process(self.fabric, lambda: write_checkpoint(self.folder, best.weights, about))
 
-    def write(self, counters: Counters, best: Best, loader: State, drawn: dict[str, Any]) -> None:
+    def write(self, counters: Counters, best: BestWeights, loader: State, drawn: dict[str, Any]) -> None:
         """Write everything that is needed to go on.
 
         Args:
@@ -96,7 +96,7 @@ class Checkpoints:
             }
             write_state(self.folder, counters.step, self.description(step=counters.step), weights, rest)
 
-        first_does(self.fabric, write)
+        on_first_process(self.fabric, write)
 
     def _gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:
         """The random states of all ranks."""
@@ -106,7 +106,7 @@ class Checkpoints:
         torch.distributed.all_gather_object(states, state)
         return states
 
-    def resume(self) -> tuple[Counters, Best] | None:
+    def resume(self) -> tuple[Counters, BestWeights] | None:
         """Take up the latest checkpoint.
 
         Returns:
@@ -131,4 +131,4 @@ class Checkpoints:
         set_random_state(rest["random"][self.fabric.global_rank])
         # Earlier versions wrote none but steps whose validation was done.
         counters = Counters(rest["step"], rest["epoch"], rest["taken"], rest.get("judged", rest["step"]))
-        return counters, Best(**rest["best"], weights=weights.get("best", {}))
+        return counters, BestWeights(**rest["best"], weights=weights.get("best", {}))

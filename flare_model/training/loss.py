@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from flare_model.data.batches import Batch
 from flare_model.data.metrics import differences_loss, mse_loss, relative_l2_loss
-from flare_model.data.targets import spans
+from flare_model.data.point_fields import spans
 from flare_model.training.recipe import Loss
 from flare_model.training.settings import Settings
 
@@ -25,7 +25,7 @@ Shares = Mapping[Loss, "float | Tensor"]
 
 
 @dataclass(frozen=True)
-class Term:
+class TargetLoss:
     """The loss of one target.
 
     Attributes:
@@ -43,7 +43,7 @@ class Term:
     gradient: float = 0.0
 
 
-class Objective:
+class TrainingLoss:
     """The loss of a batch.
 
     Args:
@@ -53,10 +53,12 @@ class Objective:
 
     def __init__(self, settings: Settings, floors: Mapping[str, float]) -> None:
         recipe = settings.recipe
-        self._grid = settings.points.grid if settings.points is not None and recipe.gradient_weight else None
+        self._grid = (
+            settings.point_schema.grid if settings.point_schema is not None and recipe.gradient_weight else None
+        )
         total = sum(recipe.weight_of(target.name) for target in settings.targets)
         self.terms = tuple(
-            Term(c, recipe.loss_of(name), recipe.weight_of(name) / total, floors[name], recipe.gradient_weight)
+            TargetLoss(c, recipe.loss_of(name), recipe.weight_of(name) / total, floors[name], recipe.gradient_weight)
             for name, c in spans(settings.targets).items()
         )
         self.kinds = tuple(dict.fromkeys(term.loss for term in self.terms))
@@ -94,7 +96,9 @@ class Objective:
             parts = [part * shares[term.loss] for term, part in zip(self.terms, parts, strict=True)]
         return torch.stack(parts).sum()
 
-    def _loss_of(self, term: Term, prediction: Tensor, batch: Batch, scale: Tensor, ranks: PointRanks | None) -> Tensor:
+    def _loss_of(
+        self, term: TargetLoss, prediction: Tensor, batch: Batch, scale: Tensor, ranks: PointRanks | None
+    ) -> Tensor:
         c, offsets, cases = term.columns, batch.offsets, len(batch)
         if term.loss == "mse":
             return mse_loss((prediction[:, c] - batch.targets[:, c]) / scale[c], offsets, cases, ranks)

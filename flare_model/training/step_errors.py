@@ -13,7 +13,7 @@ import torch
 from flare_model.data.batches import Batch
 from lpbf_data.errors import LpbfError
 
-_CASES: Final = 4
+_MAX_NAMED_CASES: Final = 4
 """So many cases of a step are named."""
 
 IN_TRAINING: Final = (
@@ -22,10 +22,10 @@ IN_TRAINING: Final = (
 )
 """What helps where a step of training doesn't fit into memory."""
 
-_GONE: Final = ("closed by peer", "connection reset by peer", "timed out waiting")
+_CONNECTION_LOST: Final = ("closed by peer", "connection reset by peer", "timed out waiting")
 """What gloo says of a process that ended, or doesn't answer."""
 
-_OURS: Final = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent))
+_OWN_PATHS: Final = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent))
 
 
 class StepFailedError(LpbfError):
@@ -44,14 +44,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def failures_named(what: str, group: Sequence[Batch], model: str, cure: str = IN_TRAINING) -> Iterator[None]:
+def errors_with_cases(what: str, group: Sequence[Batch], model: str, advice: str = IN_TRAINING) -> Iterator[None]:
     """Tell errors of a model, and a lack of memory, with the cases at work; errors that are ours say enough.
 
     Args:
         what: What is done, such as "step 12 of the training".
         group: The batches that it is done with.
         model: Class path of the model.
-        cure: What helps where there is too little memory.
+        advice: What helps where there is too little memory.
 
     Raises:
         StepFailedError: In place of the error.
@@ -63,11 +63,11 @@ def failures_named(what: str, group: Sequence[Batch], model: str, cure: str = IN
     except Exception as error:
         case_ids = [case_id for batch in group for case_id in batch.case_ids]
         points = sum(len(batch.points) for batch in group)
-        raise step_failed(error, what, case_ids, points, model, cure) from error
+        raise step_error(error, what, case_ids, points, model, advice) from error
 
 
-def step_failed(
-    error: BaseException, what: str, case_ids: Sequence[str], points: int, model: str, cure: str = IN_TRAINING
+def step_error(
+    error: BaseException, what: str, case_ids: Sequence[str], points: int, model: str, advice: str = IN_TRAINING
 ) -> StepFailedError:
     """What to tell of an error that isn't ours.
 
@@ -77,31 +77,34 @@ def step_failed(
         case_ids: The cases that it was done with.
         points: Their points together.
         model: Class path of the model.
-        cure: What helps where there is too little memory.
+        advice: What helps where there is too little memory.
     """
-    named = ", ".join(case_ids[:_CASES]) + (f" and {len(case_ids) - _CASES} more" if len(case_ids) > _CASES else "")
+    named = ", ".join(case_ids[:_MAX_NAMED_CASES]) + (
+        f" and {len(case_ids) - _MAX_NAMED_CASES} more" if len(case_ids) > _MAX_NAMED_CASES else ""
+    )
     which = f"{'case' if len(case_ids) == 1 else 'cases'} {named} ({points:,} points)"
     if is_out_of_memory(error):
-        return StepFailedError(f"{what} doesn't fit into memory, with {which}: {cure}")
-    said = str(error).strip().partition("\n")[0]
+        return StepFailedError(f"{what} doesn't fit into memory, with {which}: {advice}")
+    first_line = str(error).strip().partition("\n")[0]
     if is_of_another_process(error):
-        return other_ended(error, f"at {what}")
+        return other_process_error(error, f"at {what}")
+    raised = f"{type(error).__name__}{f': {first_line}' if first_line else ''}{_line_of_model(error)}"
     return StepFailedError(
-        f"the model {model} raised {type(error).__name__}{f': {said}' if said else ''}{_place(error)} in {what}, with "
-        f"{which}; mend the model, or leave the case out of the data set"
+        f"the model {model} raised {raised} in {what}, with {which}; mend the model, or leave the case out of the "
+        "data set"
     )
 
 
-def other_ended(error: BaseException, when: str) -> OtherProcessError:
+def other_process_error(error: BaseException, when: str) -> OtherProcessError:
     """What to tell of an error that another process caused.
 
     Args:
         error: The error.
         when: What this process did, such as "at step 12 of the training".
     """
-    said = str(error).strip().partition("\n")[0]
+    first_line = str(error).strip().partition("\n")[0]
     return OtherProcessError(
-        f"another process of the run ended, {when} of this one ({said}); it says why, unless it was killed"
+        f"another process of the run ended, {when} of this one ({first_line}); it says why, unless it was killed"
     )
 
 
@@ -109,11 +112,11 @@ def is_of_another_process(error: BaseException) -> bool:
     """Gloo and NCCL raise what they like when whom they talk to is gone."""
     if torch.distributed.is_available() and isinstance(error, torch.distributed.DistError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _GONE)
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _CONNECTION_LOST)
 
 
-def _place(error: BaseException) -> str:
+def _line_of_model(error: BaseException) -> str:
     """The innermost line of the error that is neither ours nor PyTorch's."""
     frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if not frame.filename.startswith((*_OURS, "<"))]
+    theirs = [frame for frame in frames if not frame.filename.startswith((*_OWN_PATHS, "<"))]
     return f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""

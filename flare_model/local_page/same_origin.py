@@ -25,7 +25,7 @@ _HEADERS: Final = {
 }
 
 
-class Guard:
+class SameOriginMiddleware:
     """Lets requests through that are for this server and from its own page.
 
     Args:

@@ -11,30 +11,30 @@ from typing import Any, TypeVar
 from lpbf_data.durable import write_json
 from lpbf_data.errors import SchemaError
 
-Kept = TypeVar("Kept")
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
-class BesideWeights:
+class AuxiliaryFile:
     """One kind of file.
 
     Attributes:
         name: Its name.
         version_key: Where its content says which version it is of.
         version: The version that is written and read.
-        otherwise: What a file that can't be read doesn't do, and what to do about it, around the reason.
+        problem_and_advice: What a file that can't be read doesn't do, and what to do about it, around the reason.
     """
 
     name: str
     version_key: str
     version: int
-    otherwise: tuple[str, str]
+    problem_and_advice: tuple[str, str]
 
     def write(self, folder: Path, content: Mapping[str, Any]) -> None:
         """Write it to the folder of a checkpoint."""
         write_json(folder / self.name, {self.version_key: self.version, **content})
 
-    def read(self, folder: Path, parse: Callable[[Mapping[str, Any]], Kept]) -> Kept | None:
+    def read(self, folder: Path, parse: Callable[[Mapping[str, Any]], Content]) -> Content | None:
         """What the file of a checkpoint holds; None where there is none.
 
         Args:
@@ -53,5 +53,5 @@ class BesideWeights:
                 raise ValueError(f"version {content[self.version_key]}")
             return parse(content)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            fault, cure = self.otherwise
-            raise SchemaError(f"{path} {fault} ({error!r}); {cure}") from error
+            problem, advice = self.problem_and_advice
+            raise SchemaError(f"{path} {problem} ({error!r}); {advice}") from error

@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from flare_model.checkpoints.spec import ModelSpec, split_execution
-from flare_model.training.settings import LATER
+from flare_model.training.settings import OPTIONS_ADDED_LATER
 from lpbf_data.console import say
 
 
-def reworded(configuration: Mapping[str, Any]) -> dict[str, Any]:
+def upgraded_configuration(configuration: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a run, with how to mix as an option of the recipe, and options that came later as they were.
 
     Args:
@@ -26,33 +26,33 @@ def reworded(configuration: Mapping[str, Any]) -> dict[str, Any]:
     """
     model, mixer = split_execution(ModelSpec(**configuration["model"]))
     named = {} if mixer is None else {"mixer": mixer}
-    recipe = {**LATER, **named, **configuration.get("recipe", {})}
+    recipe = {**OPTIONS_ADDED_LATER, **named, **configuration.get("recipe", {})}
     return {**configuration, "model": asdict(model), "recipe": recipe}
 
 
-def reworded_words(words: Sequence[str]) -> list[str]:
+def upgraded_arguments(words: Sequence[str]) -> list[str]:
     """A command line with the content of files in place of their names, where `--config` names one of before.
 
     What is taken in another way than it is written there is said.
     """
-    taken: list[str] = []
+    upgraded: list[str] = []
     for word in words:
         option, equals, value = word.partition("=")
         inline = option == "--config" and bool(equals)
-        content = _content_of_before(value if inline else word) if inline or taken[-1:] == ["--config"] else None
-        taken.append(word if content is None else f"{option}={content}" if inline else content)
-    return taken
+        content = _upgraded_file(value if inline else word) if inline or upgraded[-1:] == ["--config"] else None
+        upgraded.append(word if content is None else f"{option}={content}" if inline else content)
+    return upgraded
 
 
-def _content_of_before(path: str) -> str | None:
+def _upgraded_file(path: str) -> str | None:
     """A file of options in today's words, as JSON; None where it is in today's words, or nothing to be read here."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         model, mixer = split_execution(ModelSpec(**content["model"]))
         if mixer is None:
             return None
-        again = {**content, "model": asdict(model), "recipe": {"mixer": mixer, **content.get("recipe", {})}}
+        rewritten = {**content, "model": asdict(model), "recipe": {"mixer": mixer, **content.get("recipe", {})}}
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return None  # The parser has the better words for a file that can't be read.
     say(f"{path} is of an earlier version: its model.init_args.config.mixer {mixer} is taken as --recipe.mixer")
-    return json.dumps(again)
+    return json.dumps(rewritten)

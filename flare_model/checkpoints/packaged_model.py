@@ -7,26 +7,26 @@ from typing import Final
 
 from lpbf_data.errors import StoreError
 
-OWN_FOLDER: Final = Path(__file__).parents[1] / "pretrained"
+PACKAGED_FOLDER: Final = Path(__file__).parents[1] / "pretrained"
 """Weights, configuration, intervals, risk, quantiles of the training set, and the card."""
 
 OWN_NAME: Final = "the package's own model"
 
 
-def own_checkpoint() -> str:
+def packaged_checkpoint() -> str:
     """The folder of the model that comes with the package.
 
     Raises:
         StoreError: If this installation has none.
     """
-    if not (OWN_FOLDER / "config.json").exists():
+    if not (PACKAGED_FOLDER / "config.json").exists():
         raise StoreError(
-            f"this installation comes without a model of its own ({OWN_FOLDER} is empty); name one with --checkpoint, "
-            "or install the package again"
+            f"this installation comes without a model of its own ({PACKAGED_FOLDER} is empty); name one with "
+            "--checkpoint, or install the package again"
         )
-    return str(OWN_FOLDER)
+    return str(PACKAGED_FOLDER)
 
 
-def is_own(checkpoint: str | Path) -> bool:
+def is_packaged(checkpoint: str | Path) -> bool:
     """Whether a folder is the one of the package's own model, which nothing is written into."""
-    return Path(checkpoint).resolve() == OWN_FOLDER.resolve()
+    return Path(checkpoint).resolve() == PACKAGED_FOLDER.resolve()

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def not_finite(values: NDArray[Any], exists: NDArray[np.bool_] | None = None) -> str:
+def describe_non_finite(values: NDArray[Any], exists: NDArray[np.bool_] | None = None) -> str:
     """What to say of points whose numbers aren't finite.
 
     Args:

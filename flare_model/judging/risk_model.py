@@ -10,13 +10,13 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from flare_model.data.beside_weights import BesideWeights
-from flare_model.judging.interference import DEFAULT_TOLERANCE, RISK_TARGETS, Risk
-from flare_model.judging.risk_curves import RiskModel, arrays_of
+from flare_model.data.auxiliary_file import AuxiliaryFile
+from flare_model.judging.interference import DEFAULT_TOLERANCE, RISK_TARGETS, HitScore
+from flare_model.judging.risk_curves import LogisticCurve, arrays_of
 
 RISK_NAME: Final = "risk.json"
 RISK_VERSION: Final = 1
-_FILE: Final = BesideWeights(
+_FILE: Final = AuxiliaryFile(
     RISK_NAME,
     "risk_version",
     RISK_VERSION,
@@ -30,7 +30,7 @@ Verdict = Literal["yes", "no", "can't tell"]
 
 
 @dataclass(frozen=True)
-class KeptRisk:
+class RiskModel:
     """How the score of a part becomes the chance of a hit.
 
     Attributes:
@@ -43,19 +43,19 @@ class KeptRisk:
     """
 
     target: str
-    curve: RiskModel
+    curve: LogisticCurve
     parts: int
     hits: int
     tolerance: float = DEFAULT_TOLERANCE
     weights_sha256: str = ""
 
     @classmethod
-    def of(cls, target: str, risks: Sequence[Risk]) -> KeptRisk | None:
+    def of(cls, target: str, hit_scores: Sequence[HitScore]) -> RiskModel | None:
         """Fit to parts whose truth may be looked at; None without both kinds of parts."""
-        hits = sum(risk.hit for risk in risks)
-        if hits in (0, len(risks)):
+        hits = sum(each.hit for each in hit_scores)
+        if hits in (0, len(hit_scores)):
             return None
-        return cls(target, RiskModel.of(risks), len(risks), hits)
+        return cls(target, LogisticCurve.of(hit_scores), len(hit_scores), hits)
 
     def chance(self, score: float, spread: float = 0.0) -> float:
         """Chance of a hit.
@@ -84,15 +84,15 @@ def verdict_of(chance: float) -> Verdict:
     return "no" if chance <= 1 - SURE + 1e-12 else "can't tell"
 
 
-def describe_verdicts(kept: KeptRisk, risks: Sequence[Risk]) -> dict[str, dict[str, int]]:
+def describe_verdicts(risk_model: RiskModel, hit_scores: Sequence[HitScore]) -> dict[str, dict[str, int]]:
     """How many parts get which verdict, and how many of those are hit.
 
     Args:
-        kept: The risk.
-        risks: Parts that it wasn't fitted to.
+        risk_model: The risk.
+        hit_scores: Parts that it wasn't fitted to.
     """
-    scores, hits = arrays_of(risks)
-    said = np.array([verdict_of(float(chance)) for chance in kept.curve.chances(scores)])
+    scores, hits = arrays_of(hit_scores)
+    said = np.array([verdict_of(float(chance)) for chance in risk_model.curve.chances(scores)])
     verdicts: tuple[Verdict, ...] = ("yes", "no", "can't tell")
     return {
         verdict: {"parts": int((said == verdict).sum()), "hits": int(hits[said == verdict].sum())}
@@ -100,12 +100,12 @@ def describe_verdicts(kept: KeptRisk, risks: Sequence[Risk]) -> dict[str, dict[s
     }
 
 
-def write_risk(folder: Path, kept: KeptRisk) -> None:
+def write_risk(folder: Path, risk_model: RiskModel) -> None:
     """Write it beside the checkpoint that it belongs to."""
-    _FILE.write(folder, asdict(kept))
+    _FILE.write(folder, asdict(risk_model))
 
 
-def risk_from(content: Mapping[str, Any]) -> KeptRisk:
+def risk_from(content: Mapping[str, Any]) -> RiskModel:
     """The risk from what JSON holds of it.
 
     Raises:
@@ -113,17 +113,19 @@ def risk_from(content: Mapping[str, Any]) -> KeptRisk:
         TypeError: If something is of another type.
         ValueError: If a number isn't finite, or the target unknown.
     """
-    curve = RiskModel(**{name: float(content["curve"][name]) for name in ("centre", "spread", "intercept", "slope")})
+    curve = LogisticCurve(
+        **{name: float(content["curve"][name]) for name in ("centre", "spread", "intercept", "slope")}
+    )
     target, tolerance = str(content["target"]), float(content["tolerance"])
     if target not in RISK_TARGETS or not all(map(math.isfinite, (*asdict(curve).values(), tolerance))):
         raise ValueError("a number that isn't finite, or an unknown target")
     if curve.spread <= 0:
         raise ValueError("a spread that isn't positive")
     counts = int(content["parts"]), int(content["hits"])
-    return KeptRisk(target, curve, *counts, tolerance, str(content["weights_sha256"]))
+    return RiskModel(target, curve, *counts, tolerance, str(content["weights_sha256"]))
 
 
-def read_risk(folder: Path) -> KeptRisk | None:
+def read_risk(folder: Path) -> RiskModel | None:
     """The risk of a checkpoint; None where it has none.
 
     Raises:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from lpbf_data.errors import UsageError
 
-_ENDING: Final = ("SIGINT", "SIGTERM", "SIGHUP")
+_END_SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP")
 _SECONDS_TO_END: Final = 2
 
 
@@ -93,27 +93,27 @@ def serve_until_ended(app: ASGIApp, opened: socket.socket) -> None:
         server_header=False, limit_concurrency=64, timeout_keep_alive=5, timeout_graceful_shutdown=_SECONDS_TO_END,
     )  # fmt: skip
     # The server raises the signal that ended it once more; by default SIGTERM then ends the process on the spot.
-    with _endings_caught(), contextlib.suppress(_EndedError):
+    with _end_signals_caught(), contextlib.suppress(_EndSignal):
         uvicorn.Server(config).run(sockets=[opened])
 
 
-class _EndedError(BaseException):
+class _EndSignal(BaseException):
     """A signal to end came; no Exception, so that nothing on the way takes it for one."""
 
 
 @contextlib.contextmanager
-def _endings_caught() -> Iterator[None]:
+def _end_signals_caught() -> Iterator[None]:
     def end(_: int, __: FrameType | None) -> None:
-        raise _EndedError
+        raise _EndSignal
 
-    before: dict[signal.Signals, Callable[..., object] | int | None] = {}
-    for name in _ENDING:
+    previous: dict[signal.Signals, Callable[..., object] | int | None] = {}
+    for name in _END_SIGNALS:
         if number := getattr(signal, name, None):
-            before[number] = signal.signal(number, end)
+            previous[number] = signal.signal(number, end)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from flare_model.checkpoints.files import WEIGHTS_NAME
 from flare_model.checkpoints.hub import fetch_checkpoint
 from flare_model.checkpoints.surrogate import Surrogate
-from flare_model.data.likeness import read_seen
-from flare_model.decision.answer import Beside
-from flare_model.decision.material_scale import material_scale
-from flare_model.judging.half_widths import kept_intervals
+from flare_model.data.likeness import read_training_shapes
+from flare_model.decision.answer import Auxiliary
+from flare_model.decision.material_scale import scale_for_material
 from flare_model.judging.interference import risk_target
-from flare_model.judging.kept_risk import read_risk
+from flare_model.judging.part_intervals import stored_intervals
+from flare_model.judging.risk_model import read_risk
 from lpbf_data.durable import sha256_of_file
 
 
-def read_beside(checkpoint: str, surrogate: Surrogate, material: str | None = None) -> tuple[Beside, tuple[str, ...]]:
+def read_auxiliary(
+    checkpoint: str, surrogate: Surrogate, material: str | None = None
+) -> tuple[Auxiliary, tuple[str, ...]]:
     """Intervals, risk, and what the training parts look like; and why any of it is left out.
 
     Args:
@@ -27,24 +29,24 @@ def read_beside(checkpoint: str, surrogate: Surrogate, material: str | None = No
         UsageError: If the model's predictions can't be scaled to the material, or it isn't one of printed parts.
     """
     surrogate.need_parts("a decision")
-    scale = material_scale(material, surrogate.usage) if material is not None else None
+    material_scale = scale_for_material(material, surrogate.usage) if material is not None else None
     folder = fetch_checkpoint(checkpoint)
-    intervals, doubt = kept_intervals(checkpoint, surrogate)
+    intervals, doubt = stored_intervals(checkpoint, surrogate)
     doubts = [doubt] if doubt else []
     digest = sha256_of_file(folder / WEIGHTS_NAME)
-    risk, seen = read_risk(folder), read_seen(folder)
-    if risk is not None and (
-        risk.weights_sha256 != digest or risk.target != risk_target(tuple(surrogate.usage.targets))
+    risk_model, training_shapes = read_risk(folder), read_training_shapes(folder)
+    if risk_model is not None and (
+        risk_model.weights_sha256 != digest or risk_model.target != risk_target(tuple(surrogate.usage.targets))
     ):
         doubts.append(
             f"the risk of a hit beside {checkpoint} is of other weights, and is left out; judge it again: "
             "python -m flare_model.evaluate"
         )
-        risk = None
-    if seen is not None and seen.weights_sha256 != digest:
+        risk_model = None
+    if training_shapes is not None and training_shapes.weights_sha256 != digest:
         doubts.append(
             f"what lies beside {checkpoint} of its training parts is of other weights, and is left out; make it again: "
             "python -m flare_model.release"
         )
-        seen = None
-    return Beside(intervals, risk, seen, scale), tuple(doubts)
+        training_shapes = None
+    return Auxiliary(intervals, risk_model, training_shapes, material_scale), tuple(doubts)
