@@ -64,8 +64,8 @@ def evaluate(
             chosen by cross-validation over validation and training designs.
         threshold_cases: Training cases, at most, that are predicted for that threshold; 0 for validation alone.
         coverage: Share of points, and of parts, that intervals are to hold; they come from the validation split, and
-            are kept beside the checkpoint, where predict finds them.
-        families: CSV file with columns case_id and family, to tell by family how often intervals hold; by default the
+            are written into the checkpoint's folder, where predict reads them.
+        families: CSV file with columns case_id and family, for the coverage of intervals by family; by default the
             families that the data set's manifest names.
         worst: Cases with the largest relative error to draw.
         trust: Class path of a model outside of this package that may be imported.
@@ -93,7 +93,7 @@ def evaluate(
     from flare_model.training.devices import device_of
 
     checkpoint = checkpoint or packaged_checkpoint()
-    asked = _Asked(false_alarms, threshold_cases, coverage, read_families(families))
+    options = _Options(false_alarms, threshold_cases, coverage, read_families(families))
     judged = Split(data, split)
     console = open_console()
     folders = seeds_of(checkpoint)
@@ -102,7 +102,7 @@ def evaluate(
         place = results_folder(folder, "evaluation") / split
         if out is not None:
             place = Path(out) if len(folders) == 1 else Path(out) / Path(folder).name
-        summaries.append(_evaluate_one(folder, judged, place, asked, worst, trust, device_of(accelerator)))
+        summaries.append(_evaluate_one(folder, judged, place, options, worst, trust, device_of(accelerator)))
         show(summaries[-1], f"{folder} on {data}, split {split}", console)
         console.print(f"numbers, cases and pictures in {place}")
     if len(summaries) > 1:
@@ -115,8 +115,8 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What of an evaluation is a choice, and decides its numbers."""
+class _Options:
+    """Options that decide the numbers of an evaluation; part of its identity."""
 
     false_alarms: float
     threshold_cases: int
@@ -125,7 +125,7 @@ class _Asked:
 
 
 def _evaluate_one(
-    checkpoint: str, split: Split, out: Path, asked: _Asked, worst: int, trust: str | None, device: torch.device
+    checkpoint: str, split: Split, out: Path, options: _Options, worst: int, trust: str | None, device: torch.device
 ) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
@@ -141,12 +141,12 @@ def _evaluate_one(
         "data_sha256": split.data_digest,
         "split": split.name,
         "case_ids_sha256": split.digest,
-        **asdict(asked),
+        **asdict(options),
     }
     summary = _stored(out, identity)
     if summary is None:
         surrogate = from_pretrained(loaded, trust=trust).to(device)
-        summary = _judge_into(out, checkpoint, surrogate, split, asked, identity)
+        summary = _judge_into(out, checkpoint, surrogate, split, options, identity)
         write_json(out / SUMMARY_NAME, summary)
     else:
         say(f"{out} holds this evaluation already; only pictures that are missing are drawn")
@@ -156,7 +156,7 @@ def _evaluate_one(
 
 
 def _judge_into(
-    out: Path, checkpoint: str, surrogate: Surrogate, split: Split, asked: _Asked, identity: Mapping[str, Any]
+    out: Path, checkpoint: str, surrogate: Surrogate, split: Split, options: _Options, identity: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Judge a model, write predictions, cases and intervals, and return what the summary says of them.
 
@@ -181,10 +181,10 @@ def _judge_into(
     scores, hit_scores = judging.judge(surrogate, split, kept.__setitem__, collector)
     validation_residuals = validation_collector(surrogate, split)
     interference = judging.interference_of(
-        surrogate, split, hit_scores, asked.false_alarms, asked.threshold_cases, validation_residuals
+        surrogate, split, hit_scores, options.false_alarms, options.threshold_cases, validation_residuals
     )
     intervals = validation_intervals(
-        surrogate, split, asked.coverage, str(identity["weights_sha256"]), validation_residuals
+        surrogate, split, options.coverage, str(identity["weights_sha256"]), validation_residuals
     )
     clear_pictures(out)
     _write_predictions(out / PREDICTIONS_NAME, checkpoint, surrogate, split, kept)
@@ -210,7 +210,7 @@ def _judge_into(
             else {"units": {t.name: t.unit for t in surrogate.usage.target_fields}}
         ),
         "intervals": describe_intervals(
-            intervals, collector.parts if collector else (), asked.families or families_of(split)
+            intervals, collector.parts if collector else (), options.families or families_of(split)
         ),
     }
 

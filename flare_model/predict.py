@@ -38,7 +38,7 @@ _MAX_SHOWN: Final = 50
 """Parts on the page: a browser holds them all."""
 
 _MAX_IN_FULL: Final = 10
-"""Parts of which the screen tells all; of others a line each, and all in the files."""
+"""Parts that are printed in full; of others a line each, and all in the files."""
 
 _HIT, _UNSURE = 3, 4
 
@@ -61,7 +61,7 @@ def predict(
     trust: str | None = None,
     accelerator: str = "auto",
 ) -> int:
-    """Say of parts whether the recoater hits them, how far they warp, and how sure that is.
+    """Predict whether the recoater hits parts, how far they warp, and how certain both are.
 
     Args:
         checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub; the model that comes with the
@@ -78,13 +78,14 @@ def predict(
             in mm.
         material: Material and calibration of your machine: a YAML file as pipelines.calibrate writes it, a material
             (Ti64, Inc625, SS316L, 15-5PH, AlSi10Mg), or a calibration (measured, netfabb). Predictions are multiplied
-            by a scale from its strain and thermal expansion over those of the training. That is rough, and the error
-            is told: about 10 % for another material, 25 % for half as much strain again, 40 % for netfabb, in the
+            by a scale from its strain and thermal expansion over those of the training. That is rough; the error
+            is printed: about 10 % for another material, 25 % for half as much strain again, 40 % for netfabb, in the
             median of unseen parts. By default those of the training: uncalibrated for your machine.
-        orientations: Rank each surface turned in as many ways by risk and displacement; the best three again in full.
+        orientations: Rank so many orientations of each surface by risk and displacement; predict the best three again
+            with all points.
         pictures: Draw every part, and make the page.
         json: Print the answers as JSON instead of sentences.
-        fail_on_risk: End with status 3 where the recoater hits a part, else 4 where nobody can tell.
+        fail_on_risk: End with status 3 where the recoater hits a part, else 4 where the verdict is "can't tell".
         trust: Class path of a model outside of this package that may be imported.
         accelerator: auto, cpu or gpu.
 
@@ -116,7 +117,9 @@ def predict(
     meshing = Meshing(points or default_points(surrogate), centre, units)
     needed = {resolve_target(name).field for name in surrogate.usage.targets}
     needed |= {
-        told.field for told in resolve_inputs(surrogate.usage.features, "the checkpoint") if not told.is_shape_feature
+        feature.field
+        for feature in resolve_inputs(surrogate.usage.features, "the checkpoint")
+        if not feature.is_shape_feature
     }
     for part in _parts(src, split, case, needed, meshing):
         work.predict_one(part)
@@ -128,16 +131,16 @@ def predict(
 
 @dataclass
 class _PredictionRun:
-    """Parts one after the other, and what is kept of them.
+    """Prediction on parts one after the other, and the results for all of them.
 
     Attributes:
         surrogate: The model.
-        auxiliary: What is used with it.
+        auxiliary: Intervals, risk model, training shapes and material scale.
         out: Folder of the results.
         pictures: Whether to draw parts and to make the page.
-        orientations: Ways to turn each surface.
+        orientations: Orientations to try for each surface.
         quiet: Whether sentences on parts are left out.
-        model: What names the model.
+        model: Digests that identify the model.
     """
 
     surrogate: Surrogate
@@ -160,7 +163,7 @@ class _PredictionRun:
         self.console, self.errors_console = open_console(), open_console(stderr=True)
 
     def predict_one(self, part: Part | Unreadable) -> None:
-        """Predict on one part, write it and say what is found; or why not."""
+        """Predict on one part, write and print the results, or the error."""
         from flare_model.prediction.parts import Unreadable
 
         file = self.names.name(part.name)  # parts of one name, from different files, have files of their own
@@ -184,7 +187,7 @@ class _PredictionRun:
             self.done += 1
 
     def _answer(self, prediction: Prediction, file: str) -> Answer:
-        """Say what is found on a part."""
+        """The answer for a part, printed."""
         from flare_model.decision.answer import answer_of
         from flare_model.decision.answer_text import answer_line, answer_lines
 
@@ -201,7 +204,7 @@ class _PredictionRun:
         return answer
 
     def _keep(self, prediction: Prediction, answer: Answer, file: str) -> None:
-        """Keep what belongs to all parts together."""
+        """Collect what is written for all parts together."""
         if self.auxiliary.intervals:
             self.extremes |= {file: _extremes(prediction)}
         self.answers[file] = answer
@@ -226,7 +229,7 @@ class _PredictionRun:
         return answers_as_dict(self.model, self.answers, self.remarks, self.turned, self.errors)
 
     def close(self) -> int:
-        """Write what belongs to all parts together, and say the rest; the exit status."""
+        """Write and print what belongs to all parts together; the exit status."""
         from flare_model.decision.answer_text import verdict_counts_line
 
         if self.done:
@@ -262,7 +265,7 @@ class _PredictionRun:
             self.console.print(f"{path} shows the first {len(self.shown)} of {len(self.answers)} parts")
 
     def risk_status(self) -> int:
-        """3 where a part is hit, 4 where nobody can tell of one, else 0."""
+        """3 where a part is hit, 4 where a verdict is "can't tell", else 0."""
         said = {answer.hit.verdict if answer.hit else "can't tell" for answer in self.answers.values()}
         if "yes" in said:
             return _HIT
@@ -285,7 +288,7 @@ def check_folder(out: Path) -> None:
 
 
 def _truth_left_out(name: str) -> Remark:
-    """That results which came along are left out where predictions are for another material."""
+    """Remark that the part's own results are left out where predictions are for another material."""
     sentence = "results that came with a part aren't shown beside predictions for --material, which they aren't of"
     return Remark(Treatment.LEFT_OUT, "truth_of_another_material", sentence, 1, (name,))
 
@@ -314,7 +317,7 @@ def _extremes(prediction: Prediction) -> dict[str, dict[str, float | str]]:
 def _keep_extremes(
     out: Path, auxiliary: Auxiliary, shown: Mapping[str, Mapping[str, Mapping[str, float | str]]]
 ) -> None:
-    """Write what is predicted of whole parts, and how sure it is, by the names of the files."""
+    """Write the extremes of whole parts with their intervals, by the names of the files."""
     from flare_model.data.intervals import INTERVALS_NAME
 
     if auxiliary.intervals is None:
@@ -325,7 +328,7 @@ def _keep_extremes(
 
 
 def default_points(surrogate: Surrogate) -> int:
-    """Points that a part of the training has."""
+    """Median number of points of the training parts."""
     from flare_model.prediction.parts import Meshing
 
     envelope = surrogate.usage.envelope

@@ -1,7 +1,7 @@
 """`python -m flare_model.release --checkpoint runs/accurate --data lpbf/`: make the model that comes with the package.
 
-Weights and configuration of a run, with what predictions are told by: intervals, the risk of a hit, what the training
-parts look like, and a card.
+Weights and configuration of a run, with its auxiliary files (intervals, risk model, shapes of the training parts) and a
+model card.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def release(
         checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub.
         data: The data set that it was trained on, with validation and test splits.
         out: Folder of the result; that of the package's own model by default.
-        split: The split that its card tells errors of.
+        split: The split whose errors the card states.
         evaluation: Folder of an evaluation of these weights on this data set, whose numbers are taken instead of
             judging anew.
-        threshold_cases: Training cases, at most, that the risk of a hit is fitted to beside those of validation.
-        shapes: Training cases, at most, that say what the training parts look like.
+        threshold_cases: Training cases, at most, that the risk model is fitted to beside those of validation.
+        shapes: Training cases, at most, from which the shapes of the training parts are described.
         trust: Class path of a model outside of this package that may be imported.
         accelerator: auto, cpu or gpu.
 
@@ -81,12 +81,12 @@ def release(
                 accelerator=accelerator,
             )  # fmt: skip
         summary = _take_over(judged, aside, sha256_of_file(aside / WEIGHTS_NAME))
-        seen = training_shapes_of(data, shapes, summary["identity"]["weights_sha256"])
-        write_training_shapes(aside, seen)
+        training_shapes = training_shapes_of(data, shapes, summary["identity"]["weights_sha256"])
+        write_training_shapes(aside, training_shapes)
         weights = sum(parameter.numel() for parameter in surrogate.parameters())
         # An envelope counts the parts of every training that led here, the same ones twice.
         cases = len(Split(data, "train"))
-        card = card_of(surrogate.usage, surrogate.origin, summary, seen, weights, cases)
+        card = card_of(surrogate.usage, surrogate.origin, summary, training_shapes, weights, cases)
         write_durably(aside / CARD_NAME, card.encode())
         for name in (WEIGHTS_NAME, CONFIG_NAME, *AUXILIARY_NAMES, CARD_NAME):
             if (aside / name).exists():
@@ -121,7 +121,7 @@ def _take_over(judged: Path, aside: Path, weights_sha256: str) -> dict[str, Any]
 
 
 def training_shapes_of(data: str, most: int, weights_sha256: str) -> TrainingShapes:
-    """What the training parts of a data set look like.
+    """Distribution of the shapes of a data set's training parts.
 
     Args:
         data: The data set.

@@ -192,7 +192,7 @@ class GridTransolverConfig:
         grid_rows: Points of a grid along the first index, which varies slowest.
         grid_columns: Points of a grid along the second.
         unified_positions: Tell the model, in place of where a point lies, its distances on the index grid to 8 × 8
-            places; what else comes with a point is told beside them.
+            places; other inputs of a point are kept.
         initial_deviation: As Transolver's, of linear layers; convolutions start as PyTorch's do.
     """
 
@@ -214,9 +214,9 @@ class GridTransolverConfig:
         _check_grid(self)
         if self.unified_positions and self.in_dim <= _PLACE:
             raise UsageError(
-                f"with unified_positions a model that is told {self.in_dim} numbers a point would not see its input at "
+                f"with unified_positions a model with {self.in_dim} inputs a point would not see its input at "
                 "all: distances on the index grid stand for the place, and there is nothing else; switch "
-                "unified_positions off, or tell it a feature"
+                "unified_positions off, or give it a feature"
             )
 
 

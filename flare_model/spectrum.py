@@ -1,4 +1,4 @@
-"""`python -m flare_model.spectrum --checkpoint runs/first --data lpbf/`: what each head of FLARE communicates.
+"""`python -m flare_model.spectrum --checkpoint runs/first --data lpbf/`: spectra of FLARE's heads.
 
 The eigenvalues are those of [spectra][flare_model.models.spectra].
 """
@@ -34,7 +34,7 @@ def spectrum(
     trust: str | None = None,
     accelerator: str = "auto",
 ) -> int:
-    """Eigenvalues of what each head of a trained FLARE communicates, as a table and as a picture.
+    """Eigenvalues of the token mixing of each head of a trained FLARE, as a table and as a picture.
 
     Args:
         checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub.

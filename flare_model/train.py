@@ -1,6 +1,6 @@
 """`python -m flare_model.train --data lpbf/ --out runs/first`: train FLARE, or any other model, on a data set.
 
-The loop itself is [trainer][flare_model.training.trainer]. The same command given again goes on where the run stopped.
+The loop itself is [trainer][flare_model.training.trainer]. The same command given again resumes the run.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def train(
     """Train a model to predict fields of simulated parts.
 
     Args:
-        data: The data set: a folder, or a URL that fsspec knows. One that isn't of printed parts says itself what is
-            predicted and what a model is told, where neither targets nor features are named.
+        data: The data set: a folder, or a URL that fsspec knows. One that isn't of printed parts states itself the
+            default targets and features.
         out: Folder of the run; given again, the run goes on.
         model: Class path and init args of the model; FLARE by default.
         targets: Fields to predict, or components such as displacement_z; each counts alike in the loss.
-        features: What the model is told beside the points: fields, or features of the shape (geometry: all of them).
+        features: Input features beside the coordinates: fields, or features of the shape (geometry: all of them).
         recipe: How to train.
         seed: Seeds of weights and order; with several, one run each, in folders of their own.
         max_steps: Stop after so many steps; the schedule is cut to them.
@@ -80,7 +80,7 @@ def train(
         judge_training: Training cases that are judged at each validation beside it, so that curves show both errors.
         init: Checkpoint whose weights and normalisation the run starts from: a folder, or an id on the hub. Model,
             targets and features are those of the checkpoint, and must not be asked for otherwise.
-        checkpoint_every: Steps between checkpoints to go on from.
+        checkpoint_every: Steps between checkpoints to resume from.
         num_workers: Processes that read ahead.
         resident: Keep the training cases on the device, where batches are gathered and turned: the same batches,
             several times as fast where a GPU waits for them; it takes 4 bytes for each number of each point.
@@ -133,7 +133,7 @@ def train(
 
 
 def _default_fields(point_schema: PointSchema, targets: list[str], features: list[str]) -> tuple[list[str], list[str]]:
-    """Targets and features of a data set that names them itself; those that were asked for go first."""
+    """Targets and features that a data set states as defaults, unless others were asked for."""
     asked = targets != _DEFAULT_TARGETS or "displacement_z" in point_schema.field_columns
     return targets if asked else list(point_schema.targets), features or list(point_schema.inputs)
 
@@ -190,7 +190,7 @@ def open_splits(settings: Settings) -> dict[str, Split]:
 
 
 def _check_varies(targets: Sequence[PointField], train: Split) -> None:
-    """There is nothing to learn where a target has one value everywhere."""
+    """Refuse targets that are all constant, and warn of single constant ones: there is nothing to learn of them."""
     columns = [column for target in targets for column in target.columns]
     found = {column: train.statistics[column] for column in columns}
     constant = [column for column, seen in found.items() if seen.minimum == seen.maximum]
@@ -204,12 +204,12 @@ def _check_varies(targets: Sequence[PointField], train: Split) -> None:
 
 
 def _say_zero(target: str, zero: Sequence[str], cases: int) -> None:
-    """Cases without a relative error add nothing to the loss; a split of nothing else can't be trained on."""
-    cure = "leave them out of the data set, or train with --recipe.loss mse"
+    """Warn of cases without a relative error, which add nothing to the loss; refuse a split of nothing else."""
+    advice = "leave them out of the data set, or train with --recipe.loss mse"
     where = f"{target} is zero everywhere in {len(zero)} of {cases} training cases, {zero[0]} among them"
     if len(zero) == cases:
-        raise UsageError(f"{where}; such cases have no relative error: {cure}")
-    say(f"warning: {where}; without a relative error they add nothing to the loss: {cure}")
+        raise UsageError(f"{where}; such cases have no relative error: {advice}")
+    say(f"warning: {where}; without a relative error they add nothing to the loss: {advice}")
 
 
 def run_once(
@@ -278,7 +278,7 @@ def _locked(settings: Settings, fabric: Fabric, folder: Path, about: dict[str, A
 
 
 def _write_start(folder: Path, settings: Settings, about: dict[str, Any]) -> None:
-    """What makes the run; when it goes on, what differs from before: versions, code, machine, command."""
+    """Write the run's configuration and provenance; when it resumes, what differs: versions, code, machine, command."""
     import yaml
 
     path = folder / RUN_NAME

@@ -33,13 +33,13 @@ CHECKPOINT_VERSION: Final = 2
 
 @dataclass(frozen=True)
 class Usage:
-    """What stands between a bare model and millimetres.
+    """How to use a bare model in physical units: normalisation, targets, input features, envelope of its training.
 
     Attributes:
         normalisation: How units become what the model sees, and back.
         targets: Names of what it predicts.
         features: Names of its input features: fields of the data set, and features of the shape.
-        envelope: What it was trained on, where known.
+        envelope: Envelope of its training data, where known.
         point_schema: Coordinates and fields of the data set that it was trained on; None where that is one of printed
             parts. Called `points` in config.json.
     """
@@ -69,7 +69,7 @@ class Usage:
         """Refuse a data set of another kind than the one that the model was trained on.
 
         Args:
-            point_schema: What lies at the points of the data set; None where it is one of printed parts.
+            point_schema: Coordinates and fields of the data set; None where it is one of printed parts.
             data: Its name, for the message.
 
         Raises:
@@ -176,7 +176,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Description]:
 
 
 def _description_of(content: Mapping[str, Any]) -> Description:
-    # Checkpoints of before named how a model was computed among its sizes.
+    # Checkpoints of earlier versions name the implementation of the mixing among the sizes of the model.
     spec, _ = split_execution(ModelSpec(str(content["model"]["class_path"]), dict(content["model"]["init_args"])))
     usage = content["usage"]
     if usage is None:

@@ -17,7 +17,7 @@ from flare_model.data.likeness import LIKENESS_NAME
 from lpbf_data.errors import StoreError, UsageError
 
 AUXILIARY_NAMES: Final = (INTERVALS_NAME, LIKENESS_NAME, "risk.json")
-"""What may lie beside a checkpoint and is used with it."""
+"""Auxiliary files that a checkpoint's folder may hold."""
 
 _CARD: Final = """---
 {{ card_data }}

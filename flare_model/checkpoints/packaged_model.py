@@ -10,8 +10,6 @@ from lpbf_data.errors import StoreError
 PACKAGED_FOLDER: Final = Path(__file__).parents[1] / "pretrained"
 """Weights, configuration, intervals, risk, quantiles of the training set, and the card."""
 
-OWN_NAME: Final = "the package's own model"
-
 
 def packaged_checkpoint() -> str:
     """The folder of the model that comes with the package.
@@ -28,5 +26,5 @@ def packaged_checkpoint() -> str:
 
 
 def is_packaged(checkpoint: str | Path) -> bool:
-    """Whether a folder is the one of the package's own model, which nothing is written into."""
+    """Whether a folder is that of the model that comes with the package, into which nothing is written."""
     return Path(checkpoint).resolve() == PACKAGED_FOLDER.resolve()

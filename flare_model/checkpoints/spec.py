@@ -63,7 +63,7 @@ and earlier versions open what this one writes."""
 
 _DIMENSIONS: Final = ("in_dim", "out_dim")
 _EXECUTION: Final = "mixer"
-"""How a model is computed: an option of the recipe, which earlier versions named among the sizes of a model."""
+"""Implementation of the mixing: an option of the recipe, which earlier versions named among the sizes of a model."""
 
 
 @dataclass(frozen=True)

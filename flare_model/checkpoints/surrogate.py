@@ -67,9 +67,9 @@ class Surrogate(nn.Module, Pretrained):
 
         Raises:
             UsageError: If points have another number of coordinates than in training, a forward-mode derivative is
-                asked for of attention that has none, or a coordinate or feature isn't finite; `torch.func.vmap` lets
-                nobody look at them. In training nobody looks: batches were looked at on the host, and to look at the
-                device is to wait for it.
+                asked for of attention that has none, or a coordinate or feature isn't finite. The last is not checked
+                under `torch.func.vmap`, where values can't be read, nor in training: there batches were checked on the
+                host, and a check on the device would have to wait for it.
         """
         exists = None if mask is None else torch.as_tensor(mask)
         scaled = self.scaled_points(self._taken(points, "points", exists))
@@ -115,7 +115,7 @@ class Surrogate(nn.Module, Pretrained):
     def _taken(self, values: Any, name: str, exists: Tensor | None) -> Tensor:
         """Values as a tensor of the model's type where the model is."""
         given = torch.as_tensor(values)
-        if not self.training and _can_be_looked_at(given) and not _is_finite(given):
+        if not self.training and _can_be_read(given) and not _is_finite(given):
             where = None if exists is None else exists.numpy(force=True)
             if said := describe_non_finite(_numbers(given), where):
                 raise UsageError(f"the {name} given to the model aren't all finite numbers: {said}; leave those out")
@@ -142,15 +142,15 @@ class Surrogate(nn.Module, Pretrained):
         return cls(model, description.usage, description.model, description.origin).eval()
 
 
-def _can_be_looked_at(values: Tensor) -> bool:
-    """Not where numbers aren't there, nor while a graph is traced or recorded."""
+def _can_be_read(values: Tensor) -> bool:
+    """Whether values can be read: not of tensors without memory, nor while a graph is traced or recorded."""
     if values.is_meta or torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return False
     return not (values.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _is_finite(values: Tensor) -> bool:
-    """Whether all numbers are finite; under `torch.func.vmap`, which lets nobody look, they are taken as such."""
+    """Whether all numbers are finite; assumed under `torch.func.vmap`, where values can't be read."""
     try:
         return bool(values.isfinite().all())
     except RuntimeError as error:
@@ -169,17 +169,22 @@ def _numbers(values: Tensor) -> NDArray[np.float64]:
 
 def _check_fit(spec: ModelSpec, usage: Usage, folder: Path) -> None:
     """Refuse a checkpoint whose normalisation is of other targets or features than it names, or its model of others."""
-    predicted, told = (sum(t.width for t in named) for named in (usage.target_fields, usage.feature_fields))
+    num_targets, num_features = (sum(t.width for t in named) for named in (usage.target_fields, usage.feature_fields))
     norm, coordinates = usage.normalisation, 3 if usage.point_schema is None else len(usage.point_schema.coordinates)
-    wanted = {"point_scale": coordinates, "target_mean": predicted, "target_std": predicted, "feature_mean": told}
+    wanted = {
+        "point_scale": coordinates,
+        "target_mean": num_targets,
+        "target_std": num_targets,
+        "feature_mean": num_features,
+    }
     wanted |= {"point_shift": coordinates} if norm.point_shift else {}
-    for name, count in (wanted | {"feature_std": told}).items():
+    for name, count in (wanted | {"feature_std": num_features}).items():
         if len(getattr(norm, name)) != count:
             raise SchemaError(
                 f"the checkpoint {folder} doesn't fit together: {name} has {len(getattr(norm, name))} numbers where "
                 f"its targets and features have {count}; copy it again, or train it again"
             )
-    if _contradict(spec.init_args, spec.fitted(coordinates + told, predicted).init_args):
+    if _contradict(spec.init_args, spec.fitted(coordinates + num_features, num_targets).init_args):
         raise SchemaError(
             f"the checkpoint {folder} doesn't fit together: its model is for other numbers of targets or features than "
             f"{', '.join((*usage.targets, *usage.features))}; copy it again, or train it again"

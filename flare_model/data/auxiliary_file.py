@@ -1,4 +1,4 @@
-"""Small JSON files that lie beside the weights of a checkpoint, each with a version of its own."""
+"""Auxiliary files of a checkpoint: small JSON files in its folder, each with a version of its own."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True)
 class AuxiliaryFile:
-    """One kind of file.
+    """One kind of auxiliary file, such as `intervals.json`.
 
     Attributes:
-        name: Its name.
-        version_key: Where its content says which version it is of.
+        name: File name.
+        version_key: Key of the version in its content.
         version: The version that is written and read.
-        problem_and_advice: What a file that can't be read doesn't do, and what to do about it, around the reason.
+        problem_and_advice: What stands before and after the reason in the error about a file that can't be read.
     """
 
     name: str
@@ -31,15 +31,16 @@ class AuxiliaryFile:
     problem_and_advice: tuple[str, str]
 
     def write(self, folder: Path, content: Mapping[str, Any]) -> None:
-        """Write it to the folder of a checkpoint."""
+        """Write it into the folder of a checkpoint."""
         write_json(folder / self.name, {self.version_key: self.version, **content})
 
     def read(self, folder: Path, parse: Callable[[Mapping[str, Any]], Content]) -> Content | None:
         """What the file of a checkpoint holds; None where there is none.
 
         Args:
-            folder: The checkpoint.
-            parse: Makes it from the content; ValueError, KeyError, TypeError and AttributeError are its refusals.
+            folder: Folder of the checkpoint.
+            parse: Makes the result from the content; raises ValueError, KeyError, TypeError or AttributeError where
+                the content is wrong.
 
         Raises:
             SchemaError: If it can't be read.

@@ -23,7 +23,7 @@ class Batch:
 
     Attributes:
         points: Points in mm, [ΣN, 3].
-        features: Features, [ΣN, F]; None where there are none.
+        features: Input features, [ΣN, F]; None where there are none.
         targets: Targets, [ΣN, T].
         offsets: First point of each case and the end of the last, [B + 1]; on the host, so that reading it waits for
             no device. A filled batch has a mesh more, which is no case.
@@ -38,7 +38,7 @@ class Batch:
 
     @classmethod
     def of(cls, ragged: RaggedBatch, targets: Sequence[PointField], features: Sequence[PointField]) -> Batch:
-        """Pick targets and features from what a loader gives.
+        """Pick targets and features from a batch of a loader.
 
         Raises:
             CaseError: If a coordinate, target or feature isn't finite.
@@ -87,10 +87,10 @@ class Batch:
         return tuple(t for t in (self.points, self.features, self.targets, self.offsets) if t is not None)
 
     def shared(self, ranks: PointRanks) -> Batch:
-        """The points of one of several processes that share those of every case; of some it may have none.
+        """This process's points, where several share the points of every case; it may have none of some cases.
 
         Args:
-            ranks: The processes.
+            ranks: The processes that share the points.
         """
         share = ranks.share(self.offsets)
         return self._changed(share.of, share.offsets)
@@ -98,8 +98,8 @@ class Batch:
     def filled(self, multiple: int) -> Batch:
         """The batch with one more mesh, so that the points are a multiple of a number.
 
-        CUDA graphs are recorded once a size: fewer sizes, fewer graphs. The filler is a mesh of its own, so that by the
-        contract no other mesh sees it, and no case. A batch that is filled stays as it is.
+        CUDA graphs are recorded once for each size: fewer sizes, fewer graphs. The added points are a mesh of their
+        own, on which by the contract no other mesh depends, and which is no case. A filled batch is returned as it is.
 
         Args:
             multiple: What the number of points becomes a multiple of.

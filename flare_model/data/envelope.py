@@ -1,4 +1,4 @@
-"""What a model has seen in training, and whether a new part lies outside of it."""
+"""The envelope of the training data: ranges of sizes and materials, and in what a new part lies outside of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Envelope:
-    """What the cases of a training split cover.
+    """Ranges of sizes, and materials, of the cases of a training split.
 
     Attributes:
         num_cases: How many there were.
@@ -64,11 +64,11 @@ class Envelope:
 
 
 def merge_envelopes(first: Envelope | None, second: Envelope | None) -> Envelope | None:
-    """What a model has seen that was trained on one set of cases after the other; parts are those of the later.
+    """The envelope of two trainings, one after the other; the median number of points is that of the later.
 
     Args:
-        first: What the earlier cases cover; None where nothing was measured.
-        second: What the later cases cover.
+        first: Envelope of the earlier cases; None where nothing was measured.
+        second: Envelope of the later cases.
     """
     if first is None or second is None:
         return second or first
@@ -91,17 +91,17 @@ def reasons_outside(
     material: str | None = None,
     build_volume: Sequence[float] = BUILD_VOLUME,
 ) -> list[str]:
-    """Why a part is unlike those that a model was trained on.
+    """In what a part lies outside of the envelope of the training data.
 
     Args:
-        envelope: What it was trained on; only the build volume is checked when None.
+        envelope: Envelope of the training data; only the build volume is checked when None.
         points: Points of the part in mm, [N, 3].
         aspect_ratio: Aspect ratio of its worst cell, where known.
         material: Its material, where known.
         build_volume: Half width, half depth and height in mm.
 
     Returns:
-        One sentence a reason; none when it is alike.
+        One sentence a reason; none when it lies inside.
     """
     half_width, half_depth, height = build_volume
     beyond = np.maximum(points.max(0) - (half_width, half_depth, height), (-half_width, -half_depth, 0) - points.min(0))

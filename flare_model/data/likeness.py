@@ -1,4 +1,4 @@
-"""How like the parts of the training a new part is: a few numbers of its shape, and their quantiles in the training.
+"""Likeness: how similar a new part is to the training parts, by descriptors of its shape and their training quantiles.
 
 N points, E cells of one part.
 """
@@ -23,13 +23,13 @@ _FILE: Final = AuxiliaryFile(
     "likeness_version",
     LIKENESS_VERSION,
     (
-        "doesn't say what the training parts of a checkpoint look like",
+        "doesn't hold the shapes of a checkpoint's training parts",
         "remove it, or make it again: python -m flare_model.release",
     ),
 )
 
 QUANTILE_LEVELS: Final = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
-"""Quantiles that are kept of every number."""
+"""Levels of the quantiles that are kept of every descriptor."""
 
 _RARE_LEVELS: Final = (0.01, 0.99)
 _USUAL_SHARE: Final = 0.95
@@ -50,11 +50,11 @@ DESCRIPTORS: Final[Mapping[str, tuple[str, str]]] = {
     "slice_steps": ("largest change of the slice area between layers, over the largest slice", ""),
     "cell": ("longest edge of a cell", "mm"),
 }
-"""Name to what it is called for people, and its unit; the width is the longer of the horizontal extents."""
+"""Descriptors of a shape: name to label and unit; the width is the longer of the horizontal extents."""
 
 
 def describe_shape(points: NDArray[np.floating[Any]], cells: NDArray[np.integer[Any]]) -> dict[str, float]:
-    """The numbers of `DESCRIPTORS` for one part.
+    """The `DESCRIPTORS` of one part.
 
     Args:
         points: Coordinates in mm, [N, 3].
@@ -111,7 +111,7 @@ def _surface_area(solid: NDArray[np.bool_], sizes: Sequence[NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Reason:
-    """One way in which a part is unlike those of the training.
+    """One descriptor in which a part is unlike the training parts.
 
     Attributes:
         name: Which of `DESCRIPTORS`.
@@ -141,7 +141,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Likeness:
-    """How like the training set a part is.
+    """How similar to the training parts a part is.
 
     Attributes:
         unlike: Whether predictions on it are an extrapolation.
@@ -154,12 +154,13 @@ class Likeness:
 
 @dataclass(frozen=True)
 class TrainingShapes:
-    """What the parts of a training set look like.
+    """Distribution of the descriptors over the training parts.
 
     Attributes:
         parts: How many there were.
         quantiles: Name of `DESCRIPTORS` to its quantiles at `QUANTILE_LEVELS`.
-        usual_rarities: Numbers in which 95 % of the training parts are rarer than one in a hundred, at most.
+        usual_rarities: Number of descriptors beyond the 1 % or 99 % quantile that 95 % of the training parts don't
+            exceed.
         weights_sha256: The weights that were trained on them.
     """
 
@@ -170,7 +171,7 @@ class TrainingShapes:
 
     @classmethod
     def of(cls, shapes: Sequence[Mapping[str, float]], weights_sha256: str = "") -> TrainingShapes:
-        """What some parts look like; there must be one or more."""
+        """The distribution over some parts; there must be one or more."""
         table = np.array([[shape[name] for name in DESCRIPTORS] for shape in shapes])
         found = np.quantile(table, QUANTILE_LEVELS, axis=0)
         low, high = (found[QUANTILE_LEVELS.index(level)] for level in _RARE_LEVELS)
@@ -179,7 +180,7 @@ class TrainingShapes:
         return cls(len(shapes), quantiles, int(np.quantile(counts, _USUAL_SHARE, method="higher")), weights_sha256)
 
     def compare(self, shape: Mapping[str, float]) -> Likeness:
-        """How like the training parts one is.
+        """How similar to the training parts a part is.
 
         Args:
             shape: What `describe_shape` says of it.
@@ -198,12 +199,12 @@ class TrainingShapes:
 
 
 def write_training_shapes(folder: Path, seen: TrainingShapes) -> None:
-    """Write it beside the checkpoint that it belongs to."""
+    """Write it into the folder of its checkpoint."""
     _FILE.write(folder, {"levels": QUANTILE_LEVELS, **asdict(seen)})
 
 
 def read_training_shapes(folder: Path) -> TrainingShapes | None:
-    """What the training parts of a checkpoint look like; None where that wasn't kept.
+    """Distribution of the descriptors over the training parts of a checkpoint; None where it has none.
 
     Raises:
         SchemaError: If it can't be read.

@@ -162,8 +162,8 @@ def relative_l2_loss(
         offsets: First point of each case and the end of the last, [B + 1].
         floor: Root mean square up to which a truth counts as zero everywhere.
         cases: The mean is over so many of the first; all by default.
-        ranks: The processes that share the points of every case: these are the points of one, the loss is that of all,
-            and its gradient is of these.
+        ranks: The processes that share the points of every case: prediction and truth are at the points of this one,
+            the loss is that of all, its gradient is with respect to these.
     """
     if ranks is None:
         size, norm_floor, error = (
@@ -223,7 +223,7 @@ def mse_loss(residual: Tensor, offsets: Tensor, cases: int, ranks: PointRanks | 
     Args:
         residual: [ΣN, F].
         offsets: First point of each case and the end of the last, [B + 1].
-        cases: Cases that count; points behind them don't.
+        cases: Cases that count; points after those don't.
         ranks: As for `relative_l2_loss`.
     """
     count = offsets[cases].to(residual.device) * residual.shape[1]

@@ -1,4 +1,4 @@
-"""Processes that share the points of every mesh: which points are whose, and what they must tell each other.
+"""Processes that share the points of every mesh: which points are whose, and the sums that they exchange.
 
 P processes, B meshes, H heads, M latents, D channels a head.
 """
@@ -113,26 +113,26 @@ class PointRanks:
     def sum(self, part: Tensor) -> Tensor:
         """The sum over the processes of what each has for its points, such as its share of a norm.
 
-        Each process goes on with the whole sum, and its gradient is that of its own points: those of parameters add up
-        over the processes (`sum_gradients`).
+        Each process continues with the whole sum, and its gradient is that of its own points: gradients of parameters
+        add up over the processes (`sum_gradients`).
         """
         total: Tensor = _Sum.apply(part, self)  # type: ignore[no-untyped-call]
         return total
 
-    def merge(self, encoded: Tensor, logsumexp: Tensor, *, binary: bool = False) -> tuple[Tensor, Tensor]:
+    def merge(self, encoded: Tensor, logsumexps: Tensor, *, binary: bool = False) -> tuple[Tensor, Tensor]:
         """Latents of whole meshes, of those that each process has of its points: as slices of one mesh are merged.
 
         One gathering of B·H·M·(D + 1) numbers a process, added up in the order of the ranks: all get the same bits.
 
         Args:
             encoded: Weighted means over the points of this process, [B, H, M, D].
-            logsumexp: Logarithms of their weights' sums, [B, H, M]; -∞ where it has no point of a mesh.
-            binary: Whether levels are logarithms to the base of two.
+            logsumexps: Logarithms of their weights' sums, [B, H, M]; -∞ where it has no point of a mesh.
+            binary: Whether logsumexps are logarithms to the base of two.
 
         Returns:
-            The same of whole meshes, in the types of both; 0 and a very low level where nobody has a point.
+            The same of whole meshes, in the types of both; 0 and a very low logsumexp where no process has a point.
         """
-        packed = torch.cat([encoded.to(logsumexp.dtype), logsumexp[..., None]], dim=-1)
+        packed = torch.cat([encoded.to(logsumexps.dtype), logsumexps[..., None]], dim=-1)
         gathered = packed.new_empty(self.size, *packed.shape)
         _gather(gathered.view(-1, *packed.shape[1:]), packed, self.group)
         exp, log = (torch.exp2, torch.log2) if binary else (torch.exp, torch.log)
@@ -142,9 +142,9 @@ class PointRanks:
         merged = (gathered[..., :-1] * weights[..., None]).sum(0) / total[..., None]
         return merged.to(encoded.dtype), maximum + log(total)
 
-    def merged(self, encoded: Tensor, logsumexp: Tensor) -> Tensor:
-        """The latents that `merge` gives, with gradients for encoded and levels."""
-        merged: Tensor = _Merge.apply(encoded, logsumexp, self)  # type: ignore[no-untyped-call]
+    def merged(self, encoded: Tensor, logsumexps: Tensor) -> Tensor:
+        """The latents that `merge` gives, with gradients for encoded and logsumexps."""
+        merged: Tensor = _Merge.apply(encoded, logsumexps, self)  # type: ignore[no-untyped-call]
         return merged
 
     def sum_gradients(self, parameters: nn.Module | Iterable[nn.Parameter]) -> None:
@@ -185,7 +185,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(_: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """That of the own part."""
+        """The gradient of this process's own part."""
         return gradient, None
 
 
@@ -193,17 +193,17 @@ class _Merge(torch.autograd.Function):
     """Latents of whole meshes; every process decodes them onto its own points, so that their gradients add up."""
 
     @staticmethod
-    def forward(ctx: Any, encoded: Tensor, logsumexp: Tensor, ranks: PointRanks) -> Tensor:
+    def forward(ctx: Any, encoded: Tensor, logsumexps: Tensor, ranks: PointRanks) -> Tensor:
         """As `PointRanks.merge`."""
-        merged, merged_logsumexp = ranks.merge(encoded, logsumexp)
-        ctx.save_for_backward(encoded, (logsumexp - merged_logsumexp).exp(), merged)
+        merged, merged_logsumexp = ranks.merge(encoded, logsumexps)
+        ctx.save_for_backward(encoded, (logsumexps - merged_logsumexp).exp(), merged)
         ctx.ranks = ranks
         return merged
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Of merged = Σ w·encoded with w = exp(levels - level): w·dZ, and w·dZ·(encoded - merged)."""
+        """Of merged = Σ w·encoded with w = exp(logsumexp - merged logsumexp): w·dZ, and w·dZ·(encoded - merged)."""
         encoded, weights, merged = ctx.saved_tensors
         slopes = ctx.ranks.total(gradient) * weights[..., None]
         return slopes, (slopes * (encoded - merged)).sum(-1), None

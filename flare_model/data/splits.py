@@ -33,7 +33,7 @@ class Split:
     Args:
         data: The data set: a folder, a URL that fsspec knows, or an id of the Hugging Face hub.
         name: Name of the split.
-        targets: What is predicted, and what is known beside the points.
+        targets: Targets and input features to open.
 
     Raises:
         UsageError: If there is no such data set or split, or it doesn't store a target.
@@ -54,7 +54,7 @@ class Split:
         return len(self.case_ids)
 
     def evenly_chosen(self, count: int) -> Self:
-        """So many of its cases, taken evenly from all; all of them where it has no more."""
+        """So many of its cases, evenly spaced over all; all of them where it has no more."""
         if count >= len(self):
             return self
         return self._chosen(np.linspace(0, len(self) - 1, count).round().astype(int).tolist())
@@ -75,12 +75,12 @@ class Split:
 
     @property
     def point_schema(self) -> PointSchema | None:
-        """What lies at the points of a data set that isn't one of printed parts; None for one that is."""
+        """Coordinates and fields of a data set that isn't one of printed parts; None for one that is."""
         return self.dataset.samples.tensors.reader.points
 
     @property
     def data_digest(self) -> str:
-        """What decides the content of the data set: of a built one, the SHA-256 of its manifest."""
+        """Digest of the data set: of a built one, the SHA-256 of its manifest."""
         return self.dataset.samples.tensors.reader.catalog.digest
 
     @property
@@ -104,11 +104,11 @@ class Split:
 
     @property
     def envelope(self) -> Envelope | None:
-        """What its cases cover; None where nothing was measured."""
+        """Envelope of its cases; None where nothing was measured."""
         return Envelope.of(self.records.values()) if self.records and self.point_schema is None else None
 
     def zero_cases(self, target: PointField) -> list[str]:
-        """Ids of the cases in which a target is zero everywhere but for rounding, as far as the manifest tells."""
+        """Ids of the cases in which a target is zero everywhere but for rounding, by the manifest's statistics."""
         floor = floor_of([self.statistics[column].std or 1.0 for column in target.columns])
 
         def largest(record: CaseRecord) -> float:

@@ -1,4 +1,4 @@
-"""The answer of one part: how far it warps, whether the recoater hits it, and how much of that is to be believed.
+"""The answer for one part: how far it warps, whether the recoater hits it, and how certain both are.
 
 N points, E cells of one part.
 """
@@ -36,12 +36,12 @@ MICROMETRES: Final = 1000.0
 
 @dataclass(frozen=True)
 class Auxiliary:
-    """What lies beside the weights of a checkpoint and is used with them.
+    """What answers need beside the model: the content of the checkpoint's auxiliary files, and a material scale.
 
     Attributes:
-        intervals: How far off predictions may be.
-        risk_model: How a score becomes the chance of a hit.
-        training_shapes: What the parts of the training look like.
+        intervals: Prediction intervals.
+        risk_model: Gives the chance of a hit from a score.
+        training_shapes: Distribution of the shapes of the training parts.
         material_scale: For another material than that of the training; None for that one.
     """
 
@@ -57,8 +57,8 @@ class Peak:
 
     Attributes:
         value: Displacement, mm.
-        half_width: Half of its interval, mm; None where the checkpoint keeps none.
-        place: Where, mm.
+        half_width: Half-width of its interval, mm; None where the checkpoint has none.
+        place: Position, mm.
     """
 
     value: float
@@ -72,13 +72,13 @@ class Hit:
 
     Attributes:
         verdict: "yes", "no" or "can't tell".
-        chance: Chance of a hit; None where the checkpoint keeps no risk.
+        chance: Probability of a hit; None where the checkpoint has no risk model.
         place: Where it is likeliest, mm.
         layer: The powder layer there, from 1.
         clearance: Least clearance predicted, percent of a layer; None where the model predicts none.
-        half_width: Half of its interval.
+        half_width: Half-width of its interval.
         tolerance: Clearance below which the recoater hits, percent of a layer.
-        why: Why nobody can tell, where that is so.
+        why: Why the verdict is "can't tell", where it is.
     """
 
     verdict: Verdict
@@ -93,7 +93,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """What an engineer is told of one part.
+    """The answer for one part.
 
     Attributes:
         name: The part.
@@ -102,14 +102,14 @@ class Answer:
         unit: Unit that the file was read in, and whether it was stated; None for a mesh, which is in mm.
         body: Which body of its file, and of how many.
         moved: What was added to the coordinates of the file, mm; places are in coordinates of the build volume.
-        mesh: The mesh beside the surface.
+        mesh: The mesh, and how well it represents the surface.
         up: Largest displacement upwards after release.
         down: Largest displacement downwards.
         sideways: Largest displacement in the plane; None where the model predicts none.
         level: Share of parts that intervals hold for.
-        hit: Whether the recoater hits; None where the model predicts nothing that tells.
-        likeness: How like the training set it is; None where that isn't known.
-        outside: Why it is unlike what the model was trained on, by its size, place and material.
+        hit: Whether the recoater hits; None where no target of the model says so.
+        likeness: How similar to the training parts it is; None where that isn't known.
+        outside: In what it lies outside of the envelope of the training data: size, position, material.
         material: What the prediction is for.
         calibrated: Whether the prediction is for a calibration of one's own.
         scale: What predictions are multiplied by for that material; None where they are for that of the training.
@@ -147,11 +147,11 @@ class Answer:
 
 
 def answer_of(prediction: Prediction, auxiliary: Auxiliary, materials: tuple[str, ...] = ()) -> Answer:
-    """The answer that a prediction gives.
+    """The answer from a prediction.
 
     Args:
         prediction: The prediction.
-        auxiliary: What is used with the model.
+        auxiliary: Intervals, risk model, training shapes and material scale.
         materials: Materials that it was trained on.
     """
     part = prediction.part
@@ -190,10 +190,10 @@ def answers_as_dict(
     """Answers as they stand in JSON.
 
     Args:
-        model: What names the model: `identity_of`.
+        model: Digests that identify the model: `identity_of`.
         answers: Answers by the names of their files.
         remarks: What was remarked on each part, by the names of the files.
-        orientations: What is told of orientations, by the names of the files.
+        orientations: Rankings of orientations, by the names of the files.
         errors: Why other parts have no answer.
     """
     parts = {
@@ -206,7 +206,7 @@ def answers_as_dict(
 
 
 def identity_of(surrogate: Surrogate, checkpoint: str) -> dict[str, Any]:
-    """What names a model in JSON: the SHA-256 of its weights, and of the data set that it was trained on.
+    """What identifies a model in JSON: the SHA-256 of its weights, and of the data set that it was trained on.
 
     Args:
         surrogate: The model.
@@ -243,7 +243,7 @@ def _peak(prediction: Prediction, columns: Mapping[str, NDArray[np.float32]], na
         return None
     place = int(np.argmax(sign * values))
     extreme = prediction.extremes.get(name)
-    # Intervals of before know the part's extreme alone, which is the one of the two that is farther from zero.
+    # Intervals of earlier versions are for the part's extreme alone, the one of the two that is farther from zero.
     half = prediction.peaks.get(name, {}).get("largest" if sign > 0 else "least", extreme[1] if extreme else None)
     return Peak(float(values[place]), half, _three(prediction.part.points[place]))
 
@@ -259,7 +259,7 @@ def _sideways(prediction: Prediction, columns: Mapping[str, NDArray[np.float32]]
 
 
 def _doubt(prediction: Prediction, likeness: Likeness | None) -> str:
-    """Why nobody can tell whether this part is hit, whatever the model says; nothing where it can be told."""
+    """Why the verdict must be "can't tell" whatever the model predicts; empty where there is no such reason."""
     if prediction.warnings or (likeness is not None and likeness.unlike):
         return "it is unlike the parts of the training, see below"
     origin = prediction.part.origin

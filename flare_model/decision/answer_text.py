@@ -1,4 +1,4 @@
-"""An answer as an engineer reads it on the screen, and as the page tells it beside the part."""
+"""The answer for a part as text: on the screen, and beside the part on the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WIDTH: Final = 12
 _MAX_REASONS: Final = 3
 
 _MIN_CELLS_ACROSS: Final = 4
-"""Cells across a wall below which an answer moves with the mesh by more than its interval says."""
+"""Cells across a wall below which an answer changes with the mesh by more than its interval."""
 
 _SMALL_PART: Final = 10.0
 """mm; parts that are printed are rarely smaller than this along all axes."""
@@ -23,7 +23,7 @@ _MAX_TRAINING_POINTS: Final = 20_000
 
 
 def answer_facts(answer: Answer) -> list[tuple[str, str]]:
-    """What is told of a part: names and texts, in the order of reading."""
+    """Facts about a part: names and texts, in the order of reading."""
     facts = [("recoater", hit_in_words(answer.hit))] if answer.hit else []
     confidence = _confidence(answer)
     facts += [("warps up", _peak(answer.up, confidence)), ("warps down", _peak(answer.down, confidence))]
@@ -85,7 +85,7 @@ def _percent(chance: float) -> str:
 
 
 def _confidence(answer: Answer) -> str:
-    """How sure intervals are; nothing where there are none."""
+    """Confidence of the intervals in words; empty where there are none."""
     if answer.level is None:
         return ""
     if answer.outside or (answer.likeness is not None and answer.likeness.unlike):

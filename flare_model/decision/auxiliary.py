@@ -1,4 +1,4 @@
-"""What lies beside the weights of a checkpoint, as long as it is of those weights."""
+"""Reading the auxiliary files of a checkpoint, as far as they belong to its weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lpbf_data.durable import sha256_of_file
 def read_auxiliary(
     checkpoint: str, surrogate: Surrogate, material: str | None = None
 ) -> tuple[Auxiliary, tuple[str, ...]]:
-    """Intervals, risk, and what the training parts look like; and why any of it is left out.
+    """Intervals, risk model and shapes of the training parts; and for what is left out a sentence that says why.
 
     Args:
         checkpoint: A folder, or an id on the Hugging Face hub.
         surrogate: The model of that checkpoint.
-        material: The material that predictions are for; None for that of the training.
+        material: The material that predictions are scaled to; None for that of the training.
 
     Raises:
         SchemaError: If something can't be read.

@@ -32,9 +32,9 @@ class CompensatedFile:
 
     Attributes:
         stl: A binary STL, lengths in mm, the bodies where they lie in the file.
-        bodies: What was done to each, as JSON takes it; lengths in mm.
+        bodies: Report of what was done to each, as JSON takes it; lengths in mm.
         remarks: What was guessed or repaired on reading it, and where meshes differ from their surfaces.
-        scale: How many times the displacement was added.
+        scale: Factor of the displacement that was added; -1 compensates.
         material_scale: What predictions were multiplied by for another material; None for that of the training.
     """
 
@@ -70,7 +70,7 @@ def compensate_file(
         meshing: How surfaces become meshes.
         scale: -1 for the part to print, 1 for the shape that it warps to.
         material_scale: For another material than that of the training; None for that one.
-        anyway: Displace a body too whose mesh isn't the part, or that doesn't fit the build volume; it is told.
+        anyway: Displace a body too whose mesh isn't the part, or that doesn't fit the build volume; its report says so.
 
     Raises:
         UsageError: If the model doesn't predict all three displacements.

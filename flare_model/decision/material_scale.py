@@ -6,7 +6,7 @@ over those of the training, and a the ratio of the expansions, predictions are m
 
     a (1 + share (r - 1))
 
-where `share` is that part of a displacement which the strain brings, and likewise for what the recoater's clearance
+where `share` is that part of a displacement which is due to the strain, and likewise for what the recoater's clearance
 loses. Shares and errors are measured by the simulator on unseen parts (`python -m tests.benchmarks.material_scale`);
 intervals and the chance of a hit are widened by these errors.
 """
@@ -51,7 +51,7 @@ class MaterialScale:
         trained: That of the training.
         displacement: Factor of displacements.
         clearance: Factor of what the clearance loses, and of the rise while it is built.
-        error: Error of displacements over what is predicted (L2) that nine of ten unseen parts stayed below.
+        error: Relative error of the scaled displacements (L2) that nine of ten unseen parts stayed below.
         clearance_error: The same of what the least clearance loses.
     """
 
@@ -68,7 +68,7 @@ class MaterialScale:
         return self.wanted.calibration not in CALIBRATION_NAMES
 
     def spread(self, target: str, score: float) -> float:
-        """Standard deviation that the scale adds to the score by which a hit is judged.
+        """Standard deviation that the scale adds to the score from which the chance of a hit comes.
 
         Args:
             target: What the score is taken from.

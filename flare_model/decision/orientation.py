@@ -1,4 +1,4 @@
-"""Which way up to build a part: the part turned in many ways, each predicted on, ranked by risk and displacement."""
+"""Orientations in which to build a part: each is predicted on, and they are ranked by risk and displacement."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 RANKED_POINTS: Final = 2000
 MAX_RANKED_POINTS: Final = 20_000
-"""Points of a way, at most, where others ask for narrow cells."""
+"""Points of an orientation's mesh, at most, where others need narrow cells."""
 
 _EQUAL_EDGE_RATIO: Final = 1.4  # ratio of edges up to which cells count as of one size
 NUM_BEST: Final = 3
 HIT_COST: Final = 4.0
-"""How many times its displacement a certain hit adds to the cost of a way; tests/benchmarks/orientations.py."""
+"""A certain hit adds so many times the displacement to the cost; chosen by tests/benchmarks/orientations.py."""
 
 _SAME_DIRECTION_COSINE: Final = math.cos(math.radians(8.0))
 """Directions that are nearer to each other than this count as one."""
@@ -38,11 +38,11 @@ _MAX_FACES: Final = 12
 
 @dataclass(frozen=True)
 class OrientedPart:
-    """A part turned in one way.
+    """A part in one orientation.
 
     Attributes:
-        down: Direction of the part, as its file has it, that looks down, [3].
-        rotation: What turns it so, [3, 3].
+        down: Direction in the coordinates of its file that points down, [3].
+        rotation: Rotation from the file's coordinates, [3, 3].
         answer: What is predicted of it; None where it can't be meshed or is refused.
         overhangs: Its overhangs.
         error: Why there is no answer.
@@ -74,14 +74,14 @@ class OrientedPart:
         return hit.chance if hit is not None and hit.chance is not None else 1.0
 
     def key(self) -> tuple[bool, float]:
-        """What orders it: the best is the least."""
+        """Sort key: the best orientation has the least."""
         return not self.fits, cost_of(self.displacement, self.chance)
 
 
 def cost_of(displacement: float, chance: float) -> float:
-    """What ways to build a part are ranked by, mm: the displacement, and what a hit would add by its chance.
+    """Cost by which orientations are ranked, mm: the displacement, and what a hit adds by its probability.
 
-    Neither alone will do: chances between are no certainty, and the largest displacement of a part that is hit means
+    Neither alone will do: few probabilities are 0 or 1, and the largest displacement of a part that is hit means
     little.
 
     Args:
@@ -93,7 +93,7 @@ def cost_of(displacement: float, chance: float) -> float:
 
 @dataclass(frozen=True)
 class BestOrientation:
-    """One of the best, again in full.
+    """One of the best orientations, predicted on again with as many points as were asked for.
 
     Attributes:
         turned: The same as it was ranked.
@@ -110,12 +110,12 @@ class BestOrientation:
 
 @dataclass(frozen=True)
 class Ranking:
-    """All the ways, the best first.
+    """All orientations, the best first.
 
     Attributes:
         name: The part.
-        orientations: All that were tried.
-        best: The best of them in full, the best by that first.
+        orientations: All that were tried, ranked on coarse meshes.
+        best: The best of them, predicted on again and ranked by that.
     """
 
     name: str
@@ -124,7 +124,7 @@ class Ranking:
 
 
 def directions(surface: Surface, count: int) -> list[NDArray[np.float64]]:
-    """Which sides of a part may look down: as it lies, its flat faces, the axes, and others evenly between them.
+    """Directions of a part that may point down: as it lies, its flat faces, the axes, and others evenly between them.
 
     Args:
         surface: The part.
@@ -183,18 +183,18 @@ def turn(surface: Surface, rotation: NDArray[np.float64]) -> Surface:
 def rank_orientations(
     surrogate: Surrogate, auxiliary: Auxiliary, part: Part, count: int, best: int = NUM_BEST
 ) -> Ranking:
-    """Predict on a part turned in many ways.
+    """Predict on a part in many orientations, and rank them.
 
     Args:
         surrogate: The model.
-        auxiliary: What is used with it.
+        auxiliary: Intervals, risk model, training shapes and material scale.
         part: The part, which came as a surface; its number of points is that of the best in full.
-        count: How many ways.
-        best: How many of the best to predict on in full.
+        count: Number of orientations.
+        best: How many of the best to predict on again with all points.
 
     Raises:
         UsageError: If the model predicts no displacement, or the part came as a mesh.
-        GeometryError: If the part can't be meshed in any of the ways.
+        GeometryError: If the part can't be meshed in any orientation.
     """
     if part.origin is None:
         raise UsageError(f"{part.name} came as a mesh: only surfaces (STL and others) can be turned")
@@ -217,19 +217,19 @@ def rank_orientations(
         )
     chosen = [orientation for orientation in orientations if orientation.answer is not None][:best]
     found = [_predict_best(surrogate, auxiliary, part, orientation, materials) for orientation in chosen]
-    # Another mesh may tell them apart in another order, and the finer one is to be believed.
+    # On finer meshes the order may be another, and counts.
     found.sort(key=lambda one: replace(one.turned, answer=one.answer).key())
     return Ranking(part.name, tuple(orientations), tuple(found))
 
 
 def points_for_equal_cells(meshes: Sequence[tuple[int, float] | None]) -> list[int | None]:
-    """Points that ways are to be meshed with again, so that all have cells of about one size; None where they have.
+    """Points that orientations are to be meshed with again, so that all have cells of one size; None where they have.
 
     Walls along the axes can be met by wide cells, or by chance be left out by them, and tilted ones ask for narrow
     cells: what is predicted for one mesh doesn't compare with what is predicted for the other.
 
     Args:
-        meshes: Points and edge of a cell in mm of each way as it was meshed first; None where it couldn't be.
+        meshes: Points and edge of a cell in mm of each orientation as it was meshed first; None where it couldn't be.
     """
     narrowest = min((mesh[1] for mesh in meshes if mesh is not None), default=0.0)
     num_points: list[int | None] = []
@@ -242,7 +242,7 @@ def points_for_equal_cells(meshes: Sequence[tuple[int, float] | None]) -> list[i
 
 
 def _points_and_edge(orientation: OrientedPart) -> tuple[int, float] | None:
-    """Points of a way's mesh, and the edge of the cube that is as large as a cell, mm."""
+    """Points of an orientation's mesh, and the edge of the cube that is as large as a cell, mm."""
     if orientation.answer is None:
         return None
     return int(orientation.answer.mesh["points"]), math.prod(orientation.answer.mesh["cell"]) ** (1 / 3)
@@ -251,7 +251,7 @@ def _points_and_edge(orientation: OrientedPart) -> tuple[int, float] | None:
 def _predict_orientation(
     surrogate: Surrogate, auxiliary: Auxiliary, part: Part, down: NDArray[np.float64], points: int
 ) -> OrientedPart:
-    """What is predicted of a part turned in one way."""
+    """Prediction on a part in one orientation."""
     assert part.origin is not None
     materials = surrogate.usage.envelope.materials if surrogate.usage.envelope else ()
     rotation = rotation_to(down)

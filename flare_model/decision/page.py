@@ -20,8 +20,8 @@ def shown_part(prediction: Prediction, answer: Answer) -> ShownPart:
     """One part for the page.
 
     Args:
-        prediction: What is shown on it.
-        answer: What is told beside it.
+        prediction: Fields that are shown on the part.
+        answer: Answer that is shown beside it.
     """
     part = prediction.part
     return ShownPart.of_mesh(part.name, part.points, part.cells, _columns(prediction), answer_facts(answer))

@@ -1,4 +1,4 @@
-"""What a model says of one part, and the files that keep it."""
+"""The prediction on one part, and the files that it is written to."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of a part.
+    """Prediction of a model on a part.
 
     Attributes:
         part: The part.
         fields: Target to prediction in physical units, [N, components] float32.
         truth: Target to truth where it is known and finite, [N, components] float32.
         errors: Target to relative L2 error; None where the truth is zero everywhere.
-        warnings: Why the part is unlike those of the training.
+        warnings: In what the part lies outside of the training data's envelope.
         seconds: Time of the prediction.
         broken_truth: Targets whose truth comes with the part, but isn't finite.
         half_widths: Target to half-widths of the intervals at points, [N, components] float32; none where the
             checkpoint has no intervals.
-        extremes: Column to the part's extreme as predicted, and half of its interval, in the column's unit.
-        peaks: Column to peak (`intervals.peaks_of`) to half of its interval, mm; none where the checkpoint has none.
+        extremes: Column to the part's extreme as predicted, and half-width of its interval, in the column's unit.
+        peaks: Column to peak (`intervals.peaks_of`) to half-width of its interval, mm; none where the checkpoint has
+            none.
     """
 
     part: Part
@@ -138,7 +139,7 @@ def _relative_l2(prediction: NDArray[np.float32], truth: NDArray[np.float32], fl
 
 
 def _part_features(part: Part, features: Sequence[PointField]) -> NDArray[np.float32] | None:
-    """What the model is told of a part beside its points, [N, F]; None where it is told nothing."""
+    """Input features of a part, [N, F]; None where the model takes none."""
     import numpy as np
 
     if not features:

@@ -1,4 +1,4 @@
-"""Above which score an alarm is raised: the threshold, by cross-validation over designs."""
+"""The threshold on the hit score above which an alarm is raised, by cross-validation over designs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Choice:
 def choose_by_cross_validation(validation: Sequence[HitScore], training: Sequence[HitScore], rate: float) -> Choice:
     """The lowest threshold that keeps a rate of false alarms, taken from as many parts as can be trusted.
 
-    A model has seen its training parts, and may tell their clear ones better than others: taken from them, a threshold
+    A model may score the clear parts that it was trained on lower than others: taken from them, a threshold
     may be too low. The validation designs say whether it is: each fold of them is judged by thresholds from the others,
     with the training parts and without, and the source whose rate of false alarms comes closer to the stated one is
     taken, training parts where both are as close.

@@ -1,4 +1,4 @@
-"""The card of a released model: what it is, what it was trained on, how far off it is, and where it ends."""
+"""The model card of a released model: what it is, training data, errors, intervals, limits."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def card_of(
     """The card as Markdown.
 
     Args:
-        usage: What the model predicts and is told.
-        origin: How it came about, as the checkpoint says.
+        usage: Targets and input features of the model.
+        origin: Origin of the weights, as the checkpoint states it.
         summary: Content of `summary.json` of its evaluation.
-        training_shapes: What its training parts look like.
+        training_shapes: Shapes of its training parts.
         num_weights: Parameters of the model.
         num_cases: Parts that it was trained on.
     """

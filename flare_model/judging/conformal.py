@@ -1,4 +1,4 @@
-"""Intervals by split conformal prediction: from validation designs, and how often they hold on the cases judged.
+"""Intervals by split conformal prediction: calibrated on validation designs, with their coverage on other cases.
 
 Designs are exchangeable, points of a part are not: each design counts once, shared by its parts and their points. The
 next design then is one more among so many, and a quantile over them all holds for a point drawn from it with the stated
@@ -31,7 +31,7 @@ from flare_model.data.intervals import (
 from flare_model.data.normalisation import Normalisation
 
 _POINTS: Final = 1024
-"""Points of a part that are looked at, drawn at random: all of 600 parts of 20,000 points would be too many to sort."""
+"""Points of a part that are used, drawn at random: all of 600 parts of 20,000 points would be too many to sort."""
 
 _FITTED: Final = 3
 """One design in so many fits the residual model; the others say how wide intervals are."""
@@ -50,13 +50,13 @@ _BOOTSTRAP_LEVEL: Final = 0.95
 
 @dataclass(frozen=True)
 class PartResiduals:
-    """One part with prediction and truth of every column, at some of its points.
+    """Residuals of every column at some points of one part, and errors of its extremes.
 
     Attributes:
         case_id: The case.
         design: Its design.
         num_points: Points of the part.
-        inputs: Column to what the residual model knows, [n, K].
+        inputs: Column to inputs of the residual model, [n, K].
         residuals: Column to truth less prediction, [n].
         extremes: Column to the extreme of the prediction and that of the truth, over all points.
         peaks: Column to peak (`peaks_of`) to its error.
@@ -81,14 +81,14 @@ def part_residuals(
     truth: NDArray[np.floating],
     norm: Normalisation,
 ) -> PartResiduals:
-    """One part as the functions here want it.
+    """Residuals and extremes of one part from prediction and truth.
 
     Args:
         case_id: The case.
         design: Its design.
         columns: Names of the T columns.
         points: [N, 3], mm.
-        features: [N, F]; None where the model is told none.
+        features: [N, F]; None where the model has none.
         prediction: [N, T].
         truth: [N, T].
         norm: Normalisation of the model.
@@ -203,7 +203,7 @@ def conformal_quantile(scores: Sequence[Values], groups: Sequence[str], level: f
 def _residual_model(parts: Sequence[PartResiduals], name: str, level: float) -> tuple[float, ...]:
     """Coefficients of the scale that makes intervals narrowest for designs that it wasn't fitted to; none for 1.
 
-    Few designs tell little of the residuals' size, and a scale that follows their noise makes intervals wide.
+    From few designs the size of residuals is known poorly, and a scale that follows noise makes intervals wide.
 
     Args:
         parts: Parts that are for this alone.
@@ -243,7 +243,7 @@ def _fit(parts: Sequence[PartResiduals], name: str, ridge: float) -> tuple[float
 
 
 def coverage(intervals: Intervals, parts: Sequence[PartResiduals], families: Mapping[str, str]) -> dict[str, Any]:
-    """How often intervals hold on parts that they weren't made from, overall, by size and by family.
+    """Coverage of the intervals on other parts than those of their calibration: overall, by size and by family.
 
     Args:
         intervals: The intervals.
@@ -302,7 +302,7 @@ def _shares(intervals: Intervals, name: str, parts: Sequence[PartResiduals]) -> 
 
 
 def _bootstrap(values: Sequence[float], designs: Sequence[str]) -> tuple[float, float]:
-    """Interval of the mean over parts, by drawing designs again and again."""
+    """Interval of the mean over parts, by resampling designs."""
     numbers = np.unique(np.array(designs), return_inverse=True)[1]
     sums, counts = np.bincount(numbers, values), np.bincount(numbers)
     drawn = np.random.default_rng(0).integers(len(sums), size=(_RESAMPLES, len(sums)))

@@ -1,8 +1,8 @@
-"""Does the recoater hit the part? What predicted fields say of it, against what the simulation said.
+"""Recoater interference: hit scores from predicted fields, and how well they detect the hits of the simulation.
 
 A score is larger the likelier a hit. Where the target is the clearance itself, the solver's own rule decides: a hit is
-a clearance below the tolerance. Otherwise a threshold on the score is chosen where truth may be looked at, on the
-validation split, for a stated rate of false alarms, and only used on the test split.
+a clearance below the tolerance. Otherwise a threshold on the score is chosen on the
+validation split, for a stated rate of false alarms, and only applied on the test split.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ DEFAULT_TOLERANCE: Final = 80.0
 """Clearance below which NetFabb reports interference unless its input says otherwise, percent of a layer."""
 
 RISK_TARGETS: Final = ("build_clearance_min", "build_displacement_z_max", "displacement_z", "displacement")
-"""Targets that tell of interference, the most direct one first."""
+"""Targets from which interference can be predicted, the most direct one first."""
 
 
 @dataclass(frozen=True)
 class HitScore:
-    """What is predicted of one case, and what the simulation found.
+    """Hit score of one case, and whether the simulation found a hit.
 
     Attributes:
         case_id: The case.
@@ -42,7 +42,7 @@ class HitScore:
 
     @property
     def design(self) -> str:
-        """What it is drawn with."""
+        """Group that bootstraps and folds keep together."""
         return self.design_id or self.case_id
 
 
@@ -76,7 +76,7 @@ class Detection:
 
 
 def risk_target(targets: Sequence[str]) -> str | None:
-    """The target that tells most directly of interference; None when none does."""
+    """The most direct target from which interference can be predicted; None when there is none."""
     return next((name for name in RISK_TARGETS if name in targets), None)
 
 
@@ -89,7 +89,7 @@ def assess(
     tolerance: float | None,
     design: str | None = None,
 ) -> HitScore:
-    """What a prediction says of one case.
+    """Hit score of one case from its prediction.
 
     Args:
         case_id: The case.
@@ -109,7 +109,7 @@ def choose_threshold(hit_scores: Sequence[HitScore], false_alarm_rate: float) ->
     """The lowest threshold that keeps the rate of false alarms.
 
     Args:
-        hit_scores: Cases whose truth may be looked at.
+        hit_scores: Cases of which the truth may be used.
         false_alarm_rate: Largest share of cases without a hit that may raise an alarm.
 
     >>> hit_scores = [HitScore("a", 1.0, False, None), HitScore("b", 2.0, False, None), HitScore("c", 3.0, True, None)]

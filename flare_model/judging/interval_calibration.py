@@ -1,4 +1,4 @@
-"""Intervals of a checkpoint: made on the validation split, tried on the split that is judged."""
+"""Intervals of a checkpoint: calibrated on the validation split, evaluated on the split that is judged."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from lpbf_data.errors import StoreError
 
 @dataclass
 class ResidualCollector:
-    """Keeps of every case that is predicted what intervals are made from and judged by.
+    """Collects the residuals of every predicted case, from which intervals are calibrated or evaluated.
 
     Attributes:
         surrogate: The model.
         split: The split that is predicted.
-        parts: What was kept so far.
+        parts: Residuals so far.
     """
 
     surrogate: Surrogate
@@ -36,7 +36,7 @@ class ResidualCollector:
     parts: list[PartResiduals] = field(default_factory=list)
 
     def __call__(self, batch: Batch, prediction: NDArray[np.float32]) -> None:
-        """Look at one case."""
+        """Collect one case."""
         case_id = batch.case_ids[0]
         record = self.split.records.get(case_id)
         features = None if batch.features is None else batch.features.numpy()
@@ -55,7 +55,7 @@ def columns_of_targets(surrogate: Surrogate) -> list[str]:
 
 
 def validation_collector(surrogate: Surrogate, split: Split) -> ResidualCollector | None:
-    """What keeps the validation cases of the data set that is judged; None where intervals can't come from them."""
+    """Collector for the validation cases of the data set that is judged; None where intervals can't come from them."""
     if split.point_schema is not None or split.name == "validation" or not has_split(split.data, "validation"):
         return None
     return ResidualCollector(surrogate, Split(split.data, "validation"))
@@ -71,7 +71,7 @@ def validation_intervals(
         split: The split that is judged.
         level: Share of points and of parts that are to lie inside.
         weights_sha256: The model's weights.
-        collector: What `validation_collector` gave; has it looked at no case yet, all are predicted for it.
+        collector: What `validation_collector` returned; where it has no case yet, all are predicted for it.
 
     Returns:
         The intervals, or why there are none.
@@ -91,7 +91,7 @@ def validation_intervals(
 def describe_intervals(
     found: Intervals | str, parts: Sequence[PartResiduals], families: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What a summary keeps of intervals: how often they hold, or why there are none."""
+    """Summary of intervals: their coverage, or why there are none."""
     if isinstance(found, str):
         return {"none": found}
     return {"level": found.level, "designs": found.designs, "columns": coverage(found, parts, families)}

@@ -1,4 +1,4 @@
-"""Judging a model on the cases of a split: scores, and what its predictions say of recoater interference."""
+"""Judging a model on the cases of a split: scores, and detection of recoater interference."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from flare_model.judging.scores import CaseScore, score_case, summarise
 from lpbf_data.console import follow
 
 CaseObserver = Callable[[Batch, NDArray[np.float32]], None]
-"""What looks at a case and its prediction."""
+"""Called with every case and its prediction."""
 
 
 def predictions(surrogate: Surrogate, split: Split) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
     """Every case of a split with its prediction in physical units, [N, T].
 
     Raises:
-        UsageError: If the data set is of another kind, or doesn't hold what the model predicts or is told.
+        UsageError: If the data set is of another kind, or lacks a target or feature of the model.
     """
     surrogate.usage.check_data(split.point_schema, split.data)
     targets, features = surrogate.usage.target_fields, surrogate.usage.feature_fields
@@ -71,8 +71,8 @@ def judge(
     Args:
         surrogate: The model.
         split: The split.
-        on_prediction: Is given every case id and prediction, [N, T].
-        on_case: Is given every case and prediction.
+        on_prediction: Called with every case id and prediction, [N, T].
+        on_case: Called with every case and prediction.
     """
     surrogate.usage.check_data(split.point_schema, split.data)
     targets = surrogate.usage.target_fields
@@ -150,14 +150,14 @@ def interference_of(
     Args:
         surrogate: The model.
         split: The split that was judged.
-        hit_scores: What was predicted of its cases.
+        hit_scores: Hit scores of its cases.
         false_alarms: Share of parts without interference that may raise an alarm.
         threshold_cases: Training cases, at most, that the threshold is taken from beside those of validation.
-        on_case: Is given every validation case and its prediction, where the threshold takes them.
+        on_case: Called with every validation case and prediction, where the threshold needs them.
 
     Returns:
         Detections by the solver's rule and by the threshold, and why there is none where there is none; None where the
-        model predicts nothing that tells of interference, or nothing was recorded of it.
+        model has no target from which interference can be predicted, or none was recorded.
     """
     if not hit_scores:
         return None
@@ -216,7 +216,7 @@ def _brier(hit_scores: Sequence[HitScore], seen: Sequence[HitScore]) -> dict[str
 
 
 def _hit_scores_of(surrogate: Surrogate, split: Split, on_case: CaseObserver | None = None) -> list[HitScore]:
-    """What is predicted of the cases of a split, without their errors."""
+    """Hit scores of the cases of a split."""
     hit_target = risk_target(surrogate.usage.targets)
     found = []
     for batch, prediction in predictions(surrogate, split) if hit_target else ():
@@ -229,7 +229,7 @@ def _hit_scores_of(surrogate: Surrogate, split: Split, on_case: CaseObserver | N
 def _hit_score_of(
     surrogate: Surrogate, split: Split, case_id: str, hit_target: str | None, prediction: NDArray[np.float32]
 ) -> list[HitScore]:
-    """What a prediction says of one case; nothing where nothing was recorded of it."""
+    """Hit score of one case, in a list; an empty list where no interference was recorded."""
     record = split.records.get(case_id)
     if hit_target is None or record is None or record.measures is None:
         return []
@@ -242,7 +242,7 @@ def _hit_score_of(
 def _validation_hit_scores(
     surrogate: Surrogate, split: Split, on_case: CaseObserver | None
 ) -> tuple[list[HitScore], str]:
-    """What is predicted of the validation cases, or why no threshold can be chosen from them."""
+    """Hit scores of the validation cases, or why no threshold can be chosen from them."""
     if split.name == "validation":
         return [], "the validation split, from which it would be chosen, is the one that is judged"
     if not has_split(split.data, "validation"):

@@ -1,4 +1,4 @@
-"""How far off the prediction of one part may be, by the intervals that lie beside the checkpoint."""
+"""Intervals of the prediction on one part, from those of the checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lpbf_data.durable import sha256_of_file
 
 
 def stored_intervals(checkpoint: str, surrogate: Surrogate) -> tuple[Intervals | None, str]:
-    """The intervals that lie beside a checkpoint, as long as they are of its weights; else why they are left out.
+    """The intervals of a checkpoint, as long as they are of its weights; else why they are left out.
 
     Raises:
         SchemaError: If they can't be read.
@@ -46,13 +46,13 @@ def intervals_of(
     Args:
         surrogate: The model.
         part: The part.
-        known: What the model was told beside the points, [N, F].
-        predicted: What it predicts, [N, T].
+        known: Input features, [N, F].
+        predicted: Prediction, [N, T].
         intervals: Those of its checkpoint.
 
     Returns:
-        Target to half-widths at points, [N, components]; column to the part's extreme as predicted, and half of its
-        interval; column to peak to half of its interval. All in the unit of the field.
+        Target to half-widths at points, [N, components]; column to the part's extreme as predicted, and half-width
+        of its interval; column to peak to half-width of its interval. All in the unit of the field.
     """
     half_widths: dict[str, NDArray[np.float32]] = {}
     extremes: dict[str, tuple[float, float]] = {}

@@ -1,4 +1,4 @@
-"""How well a score tells hits from clear parts: curves, calibrated risk, and how sure the figures are.
+"""How well a score separates hits from clear parts: curves, a logistic calibration, bootstrap intervals.
 
 R parts, each with a score, larger where a hit is likelier.
 """
@@ -86,7 +86,7 @@ def curve_of(scores: NDArray[np.float64], hits: NDArray[np.bool_]) -> Curve | No
 
 @dataclass(frozen=True)
 class LogisticCurve:
-    """Chance of a hit from a score: a logistic curve.
+    """Probability of a hit from a score: a logistic curve.
 
     Attributes:
         centre: Score at which the standardised score is 0.
@@ -128,7 +128,7 @@ def _logistic(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def brier(chances: NDArray[np.float64], hits: NDArray[np.bool_]) -> float:
-    """Mean squared difference of the chance of a hit and what came, 0 for a prophet.
+    """Mean squared difference of the chance of a hit and the outcome, 0 at best.
 
     >>> brier(np.array([1.0, 0.5]), np.array([True, False]))
     0.125
@@ -139,7 +139,7 @@ def brier(chances: NDArray[np.float64], hits: NDArray[np.bool_]) -> float:
 def bootstrap(
     hit_scores: Sequence[HitScore], statistic: Callable[[Sequence[HitScore]], float | None]
 ) -> tuple[float, float] | None:
-    """Interval of a statistic over parts, by drawing designs again and again; None where it has no value.
+    """Interval of a statistic over parts, by resampling designs; None where it has no value.
 
     Args:
         hit_scores: The parts.

@@ -1,4 +1,4 @@
-"""The risk of a hit as a checkpoint keeps it: from a part's score to a chance, and to yes, no or can't tell."""
+"""The risk model of a checkpoint: from a part's hit score to the chance of a hit, and to yes, no or can't tell."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Verdict = Literal["yes", "no", "can't tell"]
 
 @dataclass(frozen=True)
 class RiskModel:
-    """How the score of a part becomes the chance of a hit.
+    """Chance of a hit from the score of a part, as stored in `risk.json`.
 
     Attributes:
         target: What the score is taken from, one of RISK_TARGETS.
@@ -51,7 +51,7 @@ class RiskModel:
 
     @classmethod
     def of(cls, target: str, hit_scores: Sequence[HitScore]) -> RiskModel | None:
-        """Fit to parts whose truth may be looked at; None without both kinds of parts."""
+        """Fit to parts of which the truth may be used; None without both hits and clear parts."""
         hits = sum(each.hit for each in hit_scores)
         if hits in (0, len(hit_scores)):
             return None
@@ -62,7 +62,7 @@ class RiskModel:
 
         Args:
             score: Score of the part.
-            spread: Standard deviation of what is unsure about the score beside what the curve was fitted to; the mean
+            spread: Standard deviation of an error of the score beside those that the curve was fitted with; the mean
                 of the curve over a normal distribution is taken by MacKay's approximation (1992).
         """
         if spread:
@@ -74,7 +74,7 @@ class RiskModel:
 
 
 def verdict_of(chance: float) -> Verdict:
-    """What a chance of a hit says.
+    """The verdict for a chance of a hit.
 
     >>> verdict_of(0.95), verdict_of(0.5), verdict_of(0.1)
     ('yes', "can't tell", 'no')
@@ -88,7 +88,7 @@ def describe_verdicts(risk_model: RiskModel, hit_scores: Sequence[HitScore]) -> 
     """How many parts get which verdict, and how many of those are hit.
 
     Args:
-        risk_model: The risk.
+        risk_model: The risk model.
         hit_scores: Parts that it wasn't fitted to.
     """
     scores, hits = arrays_of(hit_scores)
@@ -101,12 +101,12 @@ def describe_verdicts(risk_model: RiskModel, hit_scores: Sequence[HitScore]) -> 
 
 
 def write_risk(folder: Path, risk_model: RiskModel) -> None:
-    """Write it beside the checkpoint that it belongs to."""
+    """Write it into the folder of its checkpoint."""
     _FILE.write(folder, asdict(risk_model))
 
 
 def risk_from(content: Mapping[str, Any]) -> RiskModel:
-    """The risk from what JSON holds of it.
+    """The risk model from JSON.
 
     Raises:
         KeyError: If something is missing.
@@ -126,7 +126,7 @@ def risk_from(content: Mapping[str, Any]) -> RiskModel:
 
 
 def read_risk(folder: Path) -> RiskModel | None:
-    """The risk of a checkpoint; None where it has none.
+    """The risk model of a checkpoint; None where it has none.
 
     Raises:
         SchemaError: If it can't be read.

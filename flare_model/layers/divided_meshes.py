@@ -1,6 +1,6 @@
-"""FLARE's token mixing where several processes share the points of every mesh, by softmax matrices in chunks of points.
+"""FLARE's token mixing of meshes divided over processes, by softmax matrices in chunks of points.
 
-Only the encoding looks at points of other processes, and only through sums over points: each process encodes its own
+Only the encoding depends on points of other processes, and only through sums over points: each process encodes its own
 points, and `PointRanks` merges what they have. The kernels do the same in `flare_model.kernels.mixing`.
 
 B meshes, N points of this process, H heads, D channels a head, M latents.
@@ -29,7 +29,7 @@ def encode_divided(queries: Tensor, keys: Tensor, values: Tensor, layout: Layout
         queries: Latent queries, [H, M, D].
         keys: Keys of the points, [B, N, H, D] or [ΣN, H, D].
         values: As the keys.
-        layout: How the points divide into meshes, and who has the others.
+        layout: How the points divide into meshes, and the processes that share them.
 
     Returns:
         [B, H, M, D], in float32 at least, the same in each process.
@@ -45,7 +45,7 @@ def decode_divided(queries: Tensor, keys: Tensor, latents: Tensor, layout: Layou
     """Latents onto the points of this process.
 
     Args:
-        queries: What the points ask the latents by, [H, M, D].
+        queries: Latent queries, which are the keys of this attention, [H, M, D].
         keys: Keys of the points, [B, N, H, D] or [ΣN, H, D].
         latents: [B, H, M, D].
         layout: How the points divide into meshes.

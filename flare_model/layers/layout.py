@@ -68,8 +68,8 @@ class Layout:
 
         Raises:
             UsageError: If the shapes don't fit together, or a mesh has no points. Where the host can't know the offsets
-                without waiting, or a graph is recorded, they are checked on their device: lies end as errors of the
-                device, later. Exported models check nothing.
+                without waiting, or a graph is recorded, they are checked on their device: wrong ones end as errors of
+                the device, later. Exported models check nothing.
         """
         if offsets is None:
             if mask is not None:
@@ -154,7 +154,7 @@ class Layout:
         return self.offsets is None and points.shape[0] == 0
 
     def reduce(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """Apply a function that makes of every mesh something of one size, such as its latents.
+        """Apply a function that reduces every mesh to a tensor of one size, such as its latents.
 
         Args:
             function: Takes tensors [B, N, …] and `mask`, [B, N] or None; returns [B, …].
@@ -186,10 +186,10 @@ class Layout:
         return [function(*(t.unsqueeze(0) for t in mesh[:count]), *mesh[count:], mask=None) for mesh in cut]
 
     def _masked_meshes(self, *tensors: Tensor) -> tuple[Callable[..., Tensor], Tensor]:
-        """Every mesh as a mask over all points: B times the work, but one graph for all sizes.
+        """Every mesh as a mask over all points: B times the work, but one compiled graph for all sizes.
 
         Returns:
-            What applies a function to that, and the mesh of each point, [ΣN].
+            A callable that applies a function to these, and the mesh of each point, [ΣN].
 
         Raises:
             UsageError: If a CUDA graph is recorded.
@@ -231,7 +231,7 @@ def _checked_sizes(offsets: Tensor, num_points: int, least: int) -> tuple[int, .
 
 
 def _assert_rising(offsets: Tensor, num_points: int, least: int) -> None:
-    """The same check on the device, which nobody waits for; the sizes stay unknown."""
+    """The same check on the device, without waiting for it; the sizes stay unknown."""
     if not torch.compiler.is_exporting():
         rising = (offsets[0] == 0) & (offsets[-1] == num_points) & (offsets.diff() >= least).all()
         torch._assert_async(rising, "offsets must rise from 0 to the number of points")

@@ -1,6 +1,6 @@
 """Joined meshes in rows of one length: padded, a row a mesh, or cut into tiles, many rows a mesh.
 
-B meshes, ΣN points of all meshes together, R rows of L places, C channels. The sizes of padded meshes must be known;
+B meshes, ΣN points of all meshes together, R rows of L slots, C channels. The sizes of padded meshes must be known;
 those of tiles need not be, and sums over meshes can be taken of them.
 """
 
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 _LENGTH: Final = 256
-"""Places of a tile. Meshes end within one, so that half of one a mesh is empty."""
+"""Slots of a tile. Meshes end within one, so that half a tile a mesh is empty on average."""
 
 
 @dataclass(frozen=True)
 class PointRows:
-    """Where joined points go in rows and come back from.
+    """Mapping between joined points and rows of one length.
 
     Attributes:
-        index: Number of the joined point at each place, [R, L]; any point where there is none.
-        exists: True where there is one, [R, L].
-        slot: Place of each joined point in the flattened rows, [ΣN].
+        index: Index of the joined point in each slot, [R, L]; of any point where a slot is empty.
+        exists: True where a slot has a point, [R, L].
+        slot: Slot of each joined point in the flattened rows, [ΣN].
     """
 
     index: Tensor
@@ -45,7 +45,7 @@ class PointRows:
         return cls(index, exists, _slots(mesh * max(sizes), mesh, offsets))
 
     def to_rows(self, x: Tensor) -> Tensor:
-        """[ΣN, …] to [R, L, …]; where there is no point stands that of another, to which no gradient goes back."""
+        """[ΣN, …] to [R, L, …]; empty slots hold values of another point, and pass no gradient."""
         rows: Tensor = _ToRows.apply(x, self.index, self.slot)  # type: ignore[no-untyped-call]
         return rows
 
@@ -93,7 +93,7 @@ class MeshTiles(PointRows):
         return _multiply(self.membership, parts)
 
     def spread(self, sums: Tensor) -> Tensor:
-        """What belongs to a mesh to each of its rows, [B, …] to [R, …], float32 at least."""
+        """Values of meshes to each of their rows, [B, …] to [R, …], float32 at least."""
         return _multiply(self.membership.T, sums)
 
 
@@ -104,7 +104,7 @@ def mesh_of_points(offsets: Tensor, num_points: int) -> Tensor:
 
 
 def _slots(row_starts: Tensor, mesh: Tensor, offsets: Tensor) -> Tensor:
-    """Place of each point, from that of the first of its mesh."""
+    """Slot of each point, from that of the first of its mesh."""
     return row_starts + torch.arange(mesh.shape[0], device=offsets.device) - offsets[mesh]
 
 
@@ -115,32 +115,32 @@ def _multiply(matrix: Tensor, rows: Tensor) -> Tensor:
 
 
 class _ToRows(torch.autograd.Function):
-    """Gather by index. Each point has one place, so its gradient is gathered too: sums would need atomics."""
+    """Gather by index. Each point has one slot, so its gradient is a gather too: sums would need atomics."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, slot: Tensor) -> Tensor:
-        """Rows of points by the index of each place."""
+        """Rows of points by the index of each slot."""
         ctx.save_for_backward(slot)
         return x[index]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """What each point's place was given."""
+        """The gradient of each point's slot."""
         (slot,) = ctx.saved_tensors
         return gradient.flatten(0, 1)[slot], None, None
 
 
 class _ToPoints(torch.autograd.Function):
-    """Gather by place; the gradient of a place without a point is 0."""
+    """Gather by slot; the gradient of an empty slot is 0."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor, exists: Tensor, slot: Tensor) -> Tensor:
-        """Points by the place of each."""
+        """Points by the slot of each."""
         ctx.save_for_backward(index, exists)
         return rows.flatten(0, 1)[slot]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        """What the point of each place was given, 0 where there is none."""
+        """The gradient of each slot's point, 0 where it is empty."""
         index, exists = ctx.saved_tensors
         return gradient[index] * exists[(..., *[None] * (gradient.dim() - 1))], None, None, None

@@ -83,14 +83,14 @@ def mix_meshes(
 
 
 def mix_by(model: nn.Module, implementation: Implementation) -> None:
-    """Choose how a model computes on this machine; its weights and its checkpoints stay the same.
+    """Choose the implementation of a model's mixing on this machine; weights and checkpoints stay the same.
 
     Args:
         model: FLARE, FLARE++, or another model with their mixers.
         implementation: As for `mix_meshes`, for the pointwise networks too.
 
     Raises:
-        UsageError: If there is no such way, or nothing in the model that mixes in different ways.
+        UsageError: If there is no such implementation, or the model has no mixer with several.
     """
     if implementation not in IMPLEMENTATIONS:
         raise UsageError(f"the mixer must be one of {', '.join(IMPLEMENTATIONS)}, not {implementation!r}")
@@ -113,7 +113,7 @@ def mix_by(model: nn.Module, implementation: Implementation) -> None:
 
 
 class LatentMixing(nn.Module):
-    """`mix_meshes` as a module without weights: its forward hooks see queries and keys, which the encoder weighs by."""
+    """`mix_meshes` as a module without weights: its forward hooks get queries and keys, for spectra."""
 
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, layout: Layout, implementation: Implementation
@@ -138,7 +138,7 @@ class FlareMixer(ChosenMixer):
     """
 
     separable = True
-    """It is `project`, `mix` and `leave`, of which `mix` alone looks at more than one point."""
+    """It consists of `project`, `mix` and `leave`, of which only `mix` depends on more than one point."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class FlareMixer(ChosenMixer):
     def project(self, norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, ...]:
         """Keys and values of norm(x), and keys to decode with where they are separate, each laid out as x.
 
-        Looks at one point at a time.
+        Works on each point by itself.
         """
         if self.keys.takes_norm(x):
             return tuple(network.after_norm(norm, x) for network in self._networks())
@@ -197,7 +197,7 @@ class FlareMixer(ChosenMixer):
         return [self.keys, self.values, *([self.decoding_keys] if self.separate_decoding else [])]
 
     def mix(self, *projected: Tensor, layout: Layout) -> Tensor:
-        """What `project` gives to mixed values, laid out alike; the only place where points meet."""
+        """From what `project` returns to mixed values, laid out alike; the only step between points."""
         heads = (*projected[0].shape[:-1], self.num_heads, projected[0].shape[-1] // self.num_heads)
         keys, values, *decoding = (t.reshape(heads) for t in projected)
         queries = self.latent_queries.to(keys.dtype)
@@ -213,7 +213,7 @@ class FlareMixer(ChosenMixer):
     def _mix_ablated(
         self, keys: Tensor, values: Tensor, decoding_keys: Tensor | None = None, *, mask: Tensor | None
     ) -> Tensor:
-        """Keys and values [B, N, H, D] to the same, by a decoding of its own or with blocks among the latents."""
+        """Keys and values [B, N, H, D] to the same, with separate decoding or with blocks among the latents."""
         exists = None if mask is None else mask[:, None, None, :]
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
         queries = self.latent_queries.to(keys.dtype).expand(keys.shape[0], -1, -1, -1)
@@ -227,7 +227,10 @@ class FlareMixer(ChosenMixer):
     def _mix_ablated_divided(
         self, keys: Tensor, values: Tensor, decoding_keys: Tensor | None = None, *, layout: Layout
     ) -> Tensor:
-        """The same where processes share points: keys and values lie as the layout says. Each mixes all latents."""
+        """The same where processes share points, of keys and values laid out as the layout says.
+
+        Each process computes the blocks for all latents.
+        """
         dtype = compute_dtype(keys)
         keys, values = keys.to(dtype), values.to(dtype)
         encoded = encode_divided(self.latent_queries.to(dtype) * self.scale, keys, values, layout)

@@ -1,4 +1,4 @@
-"""Networks that look at one point at a time."""
+"""Pointwise networks: they work on each point by itself."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class ResMLP(nn.Module):
     """A residual pointwise network (FLARE, appendix A).
 
     Args:
-        in_dim: Numbers that come in.
+        in_dim: Width of the input.
         hidden: Width of the residual layers.
-        out_dim: Numbers that go out.
+        out_dim: Width of the output.
         layers: Residual layers.
         input_residual: Add the input to the first layer where the widths agree.
         output_residual: Add the last hidden state to the output where the widths agree.
@@ -80,7 +80,7 @@ class ResMLP(nn.Module):
         return taken
 
     def _has_linear_layers(self) -> bool:
-        """Whether all layers are what they were made: one that was put in their place may do more than a product."""
+        """Whether all layers are plain linear ones: replaced ones, as by adapters, may do more than a product."""
         return all(type(layer) is nn.Linear for layer in (self.enter, *self.layers, self.leave))
 
     def _apply_kernel(self, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
@@ -94,9 +94,9 @@ class FeedForward(nn.Module):
     """Two linear layers with a GELU between them, as in "Attention is all you need".
 
     Args:
-        in_dim: Numbers that come in.
+        in_dim: Width of the input.
         hidden: Width of the hidden layer.
-        out_dim: Numbers that go out.
+        out_dim: Width of the output.
         gelu: The exact GELU ("none") or its tanh form.
     """
 

@@ -49,9 +49,9 @@ T = TypeVar("T")
 
 ASSETS: Final = Path(__file__).parent / "assets"
 MAX_POINTS: Final = 200_000
-"""Points that a surface is meshed with at most, so that nobody waits for hours behind one part."""
+"""Points that a surface is meshed with at most, so that one part doesn't block the queue for hours."""
 
-_MAX_LISTED: Final = 10  # bodies of which a header tells
+_MAX_LISTED: Final = 10  # bodies that a header lists
 _MAX_DRAINED_BYTES: Final = 64 * 2**20
 _DRAIN_SECONDS: Final = 2.0
 _STATUS: Final[Mapping[type[LpbfError], int]] = {TooLargeError: 413, StalledError: 408, QueueFullError: 503}
@@ -63,7 +63,7 @@ _PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """What a page asks beside the file that it sends.
+    """Options of a request, beside the file.
 
     Attributes:
         name: Name of the file.
@@ -105,7 +105,7 @@ def make_app(service: InferenceService, folder: Path, max_bytes: int, names: tup
         service: The model.
         folder: Where files lie while they are worked on.
         max_bytes: Bytes of a file at most.
-        names: Hosts that the server goes by.
+        names: Accepted host names.
     """
     page = _render(service, max_bytes)
     jobs = JobQueue()
@@ -144,14 +144,14 @@ async def _work_on(
     jobs: JobQueue,
     folder: Path,
     max_bytes: int,
-    usual_points: int,
+    default_points: int,
     compute: Callable[[Path, RequestOptions], Response],
 ) -> Response:
     """Receive a file, compute, and throw the file away; a sentence where that can't be done."""
     reading = True
     try:
         _check_request(request)
-        options = _request_options(request.query_params, usual_points)
+        options = _request_options(request.query_params, default_points)
         check_length(request.headers.get("content-length"), max_bytes)
         with jobs.slot(), tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as own:
             path = Path(own) / options.name
@@ -179,7 +179,7 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
 
 
 def _run(compute: Callable[[Path, RequestOptions], Response], path: Path, options: RequestOptions) -> Response:
-    """What a computation gives; a sentence, without the folder that the file lay in, where it fails."""
+    """The response of a computation; where it fails, a sentence, without the folder that the file lay in."""
     if not path.exists():
         return JSONResponse({"error": "the page is being ended"}, 503)
     try:
@@ -216,8 +216,8 @@ def _check_request(request: Request) -> None:
         raise UsageError(f"{', '.join(twice)} must be given once")
 
 
-def _request_options(words: Mapping[str, str], usual_points: int) -> RequestOptions:
-    """What stands in the address.
+def _request_options(words: Mapping[str, str], default_points: int) -> RequestOptions:
+    """Options from the query string.
 
     Raises:
         UsageError: If a value isn't one.
@@ -231,7 +231,7 @@ def _request_options(words: Mapping[str, str], usual_points: int) -> RequestOpti
     anyway = (words.get("anyway") or "false").lower()
     if anyway not in ("true", "false"):
         raise UsageError("anyway must be true or false")
-    meshing = Meshing(points or usual_points, units=units)
+    meshing = Meshing(points or default_points, units=units)
     return RequestOptions(name, meshing, -1.0 if scale is None else scale, anyway == "true")
 
 

@@ -1,4 +1,4 @@
-"""What the page computes of a file: the answers in the words and numbers of `lpbf-predict`, and the STL to print."""
+"""What the page computes for a file: the same answers as `lpbf-predict`, and the compensated STL."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MAX_SHOWN: Final = 50
 
 @dataclass
 class _Results:
-    """What was found of the parts of a file."""
+    """Results for the parts of a file."""
 
     parts: list[dict[str, Any]] = field(default_factory=list)
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -40,13 +40,13 @@ class _Results:
 
 @dataclass(frozen=True)
 class InferenceService:
-    """A model, and what is used with it.
+    """A model, with its auxiliary data, that answers for files.
 
     Attributes:
         surrogate: The model.
-        auxiliary: What lies beside its weights, and the scale of another material than that of its training.
+        auxiliary: Intervals, risk model, training shapes and material scale.
         points: Points that a surface is meshed with where nothing else is asked for.
-        model: What names the model: `identity_of`.
+        model: Digests that identify the model: `identity_of`.
     """
 
     surrogate: Surrogate

@@ -1,4 +1,4 @@
-"""Computations one after the other, on a thread that ends with the process; the page is answered meanwhile."""
+"""A queue of computations, run one at a time on a daemon thread while the server answers other requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lpbf_data.errors import LpbfError
 T = TypeVar("T")
 
 MAX_JOBS: Final = 8
-"""Parts that are received, wait or are computed; who comes then is told to come again."""
+"""Parts that are received, wait or are computed at a time; further ones are refused with a request to retry."""
 
 
 class QueueFullError(LpbfError):
@@ -22,7 +22,7 @@ class QueueFullError(LpbfError):
 
 
 class ClientGoneError(LpbfError):
-    """Whoever asked has left."""
+    """The client has disconnected."""
 
 
 class JobQueue:
@@ -32,7 +32,7 @@ class JobQueue:
         self.num_jobs = 0
         self._lock = asyncio.Lock()
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        # Of a daemon nobody waits for the end: a server that is told to stop in the middle of a part stops.
+        # A daemon thread: a server that is stopped in the middle of a part doesn't wait for it.
         threading.Thread(target=self._work, name="computations", daemon=True).start()
 
     def _work(self) -> None:
@@ -41,7 +41,7 @@ class JobQueue:
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
-        """A place in the queue, taken before a file is received.
+        """A slot in the queue, taken before a file is received.
 
         Raises:
             QueueFullError: If all are taken.
@@ -59,7 +59,7 @@ class JobQueue:
 
         Args:
             work: The computation.
-            client_left: Whether whoever asked has left meanwhile.
+            client_left: Whether the client has disconnected meanwhile.
 
         Raises:
             ClientGoneError: If so.

@@ -77,7 +77,7 @@ def url_of(opened: socket.socket) -> str:
 
 
 def names_of(address: str) -> tuple[str, ...]:
-    """Hosts that a server goes by."""
+    """Host names under which a server is reached."""
     return (f"[{address}]" if ":" in address else address, "localhost", "127.0.0.1", "[::1]")
 
 
@@ -85,7 +85,7 @@ def serve_until_ended(app: ASGIApp, opened: socket.socket) -> None:
     """Answer until Ctrl-C, SIGTERM or SIGHUP, and return then, so that what is to be removed is removed.
 
     Args:
-        app: What answers.
+        app: The application.
         opened: The socket.
     """
     config = uvicorn.Config(
@@ -98,7 +98,7 @@ def serve_until_ended(app: ASGIApp, opened: socket.socket) -> None:
 
 
 class _EndSignal(BaseException):
-    """A signal to end came; no Exception, so that nothing on the way takes it for one."""
+    """A signal to end arrived; not an Exception, so that no handler of exceptions catches it."""
 
 
 @contextlib.contextmanager

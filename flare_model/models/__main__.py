@@ -22,11 +22,11 @@ ROWS: Final[Mapping[str, str]] = {
     "perceiver": "PerceiverIO",
     "lno": "LNO, with the blocks of Table 2's count",
     "lno_8_blocks": "LNO, with the blocks that text and code name",
-    "gnot": "GNOT, as published: on grids its trunk doesn't see the input",
-    "gnot_positions": "GNOT, told its input",
+    "gnot": "GNOT, as published: on grids its trunk doesn't get the input",
+    "gnot_positions": "GNOT, with its input",
     "transolver": "Transolver without convolution",
     "grid_transolver": "GridTransolver, Transolver with convolution",
-    "grid_transolver_positions": "the same, told coordinates in place of distances on the index grid",
+    "grid_transolver_positions": "the same, with coordinates in place of distances on the index grid",
     "grid_transolver_official": "the same, as Transolver's own script has it",
 }
 """Ends of the names of configurations, `<data set>_<end>`, and which model they describe."""

@@ -16,36 +16,36 @@ from flare_model.layers.layout import Layout
 from flare_model.models.mesh_model import MeshModel, full_precision
 
 _CHUNK: Final = 1 << 19
-"""Points of a chunk, where the backward pass computes things again."""
+"""Points of a chunk under activation checkpointing."""
 
 
 class SeparableMixer(Protocol):
-    """A mixer in three parts, of which only the second looks at more than one point."""
+    """A mixer in three parts, of which only the second, `mix`, depends on more than one point."""
 
     @property
     def leave(self) -> Callable[[Tensor], Tensor]:
-        """Of single points: what `mix` returns, to what the mixer returns."""
+        """Pointwise: from what `mix` returns to the mixer's output; checkpoints name weights by this attribute."""
 
     def project(self, norm: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-        """Of single points: norm(x) to what is mixed."""
+        """Pointwise: from norm(x) to what is mixed."""
 
     def mix(self, *projected: Tensor, layout: Layout) -> Tensor:
-        """Let points meet."""
+        """Mix the points of each mesh."""
 
 
 class Block(nn.Module):
-    """A mixer and a pointwise network, each behind a norm and beside a residual (FLARE, equation 10).
+    """A mixer and a pointwise network, each after a norm and with a residual connection (FLARE, equation 10).
 
     Args:
         channels: C.
-        mixer: Called with x and a [Layout][flare_model.layers.layout.Layout]; the only place where points meet.
+        mixer: Called with x and a [Layout][flare_model.layers.layout.Layout]; the only step between points.
         pointwise: Called with x.
         norm: Makes the norm before each, from C.
 
     Either may have a method `after_norm`, as [ResMLP][flare_model.layers.pointwise.ResMLP] has: it is called with the
-    LayerNorm and what enters that, so that one kernel can do both. A mixer with a true `tiled` gets joined meshes cut
+    LayerNorm and its input, so that one kernel can do both. A mixer with a true `tiled` gets joined meshes cut
     into [tiles][flare_model.layers.mesh_tiles.MeshTiles]; one with a true `separable` is a `SeparableMixer`, as
-    [FlareMixer][flare_model.layers.mixer.FlareMixer] is, and saves memory where activations are computed again.
+    [FlareMixer][flare_model.layers.mixer.FlareMixer] is, and saves memory under activation checkpointing.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class Block(nn.Module):
         return x + _after_norm(self.pointwise_norm, self.pointwise, x)
 
     def forward_in_chunks(self, x: Tensor, layout: Layout) -> Tensor:
-        """The same, with all but the mixing itself in chunks of points, of which nothing but their input is kept.
+        """The same, with all but the mixing itself in chunks of points, of which only the input is kept.
 
-        A mixer that doesn't split is computed whole.
+        A mixer that isn't separable is computed whole.
         """
         if not getattr(self.mixer, "separable", False):
             return self.forward(x, layout)
@@ -92,10 +92,10 @@ def _after_norm(norm: nn.Module, module: nn.Module, x: Tensor, *more: object) ->
 
 
 def in_chunks(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Apply a function of single points in chunks, and compute each again in the backward pass.
+    """Apply a pointwise function in chunks, and recompute each in the backward pass (activation checkpointing).
 
     When the model is compiled, chunks are computed once: its compiler can't take a number of checkpoints that depends
-    on the number of points. Blocks are computed again there as everywhere.
+    on the number of points. Blocks are recomputed there as everywhere.
 
     Args:
         function: Takes tensors [..., N, C] and returns such.
@@ -135,7 +135,7 @@ class Backbone(MeshModel):
         self.norm = nn.LayerNorm(channels)
         self.leave = output_projection
         self.activation_checkpointing = False
-        """Keep only what enters each block, and compute the rest again in the backward pass, in chunks of points."""
+        """Keep only the input of each block, and recompute the rest in the backward pass, in chunks of points."""
 
     def compute(self, inputs: Tensor, layout: Layout) -> Tensor:
         """[B, N, in_dim] or [ΣN, in_dim] to [B, N, out_dim] or [ΣN, out_dim]."""

@@ -5,11 +5,11 @@ A model is a `torch.nn.Module` that is called with three tensors and returns one
 | name | shape | what it holds |
 |---|---|---|
 | `points` | [ΣN, 3] float | coordinates of the points of all meshes of a batch, one mesh after the other, scaled by half the width, half the depth and the height of the build volume, so that a part inside it has x and y in -1 … 1 and z in 0 … 1. Of a data set that isn't one of printed parts [ΣN, d], scaled as it says |
-| `features` | [ΣN, F] float, or None | what else is known of each point, scaled to mean 0 and standard deviation 1; None where nothing is |
+| `features` | [ΣN, F] float, or None | input features of each point, scaled to mean 0 and standard deviation 1; None where nothing is |
 | `offsets` | [B + 1] int64, or None | first point of each mesh, and the end of the last; None stands for a single mesh |
 | returned | [ΣN, T] float | the targets at the same points, in units of their standard deviation over the training points, from their mean |
 
-Three promises come with it. Nothing passes from one mesh to another: what is predicted for a mesh doesn't depend on
+Three promises come with it. Meshes are independent: what is predicted for a mesh doesn't depend on
 which others share its batch, in training as in evaluation: normalise over channels, not over a batch. Meshes of any size
 are taken, in any number from one on. What comes back are finite numbers, of any floating type; millimetres and losses are
 kept in float32 outside of the model.
@@ -61,7 +61,7 @@ def check_contract(
     all_used: bool = False,
     coordinates: int = 3,
 ) -> None:
-    """Try a model on two small meshes, together and each alone, before any work is spent on it.
+    """Check a model on two small meshes, together and each alone, before it is trained.
 
     It is tried in evaluation mode, where dropout leaves numbers as they are; batch normalisation, which mixes meshes in
     training mode alone, is looked for by its class.

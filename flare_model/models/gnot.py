@@ -19,7 +19,7 @@ from flare_model.sizes import GNOTConfig
 
 
 class Experts(nn.Module):
-    """Pointwise networks whose results a gate weighs at each point.
+    """Mixture of experts: pointwise networks whose outputs a gate weighs at each point.
 
     Args:
         channels: C.
@@ -38,7 +38,7 @@ class Experts(nn.Module):
 
 
 class GNOTBlock(nn.Module):
-    """The trunk attends to what the points are told, then to itself; experts follow each, behind which a norm stands.
+    """Cross-attention of the trunk to the projected inputs, then self-attention; experts and a norm follow each.
 
     Args:
         config: Sizes of the model.
@@ -60,7 +60,7 @@ class GNOTBlock(nn.Module):
         self.first_norm, self.second_norm = (nn.LayerNorm(width) for _ in range(2))
 
     def forward(self, x: Tensor, source: Tensor, inputs: Tensor, layout: Layout) -> Tensor:
-        """Trunk and source, [B, N, C] or [ΣN, C] each, and what is known of the points, to the shape of the trunk."""
+        """Trunk and source, [B, N, C] or [ΣN, C] each, and the inputs of the points, to the shape of the trunk."""
         with full_precision(inputs):
             gates = self.gate(inputs).softmax(dim=-1)
         x = x + self.cross(self.trunk_norm(x), self.source_norm(source), layout)
@@ -91,7 +91,7 @@ class GNOT(MeshModel):
         self.leave = FeedForward(width, 2 * width, config.out_dim, gelu="none")
         self.config = config
         self.activation_checkpointing = False
-        """Keep only what enters each block, and compute the rest again in the backward pass."""
+        """Keep only the input of each block, and recompute the rest in the backward pass."""
         self.apply(lambda module: initialise_truncated(module, config.initial_deviation))
 
     def compute(self, inputs: Tensor, layout: Layout) -> Tensor:

@@ -1,4 +1,4 @@
-"""Meshes that are grids: models that need the order of their points, and what they can be told of it.
+"""Meshes that are grids, for models that need the order of their points, and unified positions on them.
 
 B meshes, N = rows · columns points of each; point i · columns + j lies at row i and column j.
 """
@@ -39,7 +39,7 @@ class Grid:
         """The points of a batch as grids.
 
         Args:
-            inputs: What is known of the points, [B, N, c] or [ΣN, c].
+            inputs: Coordinates and features of the points, [B, N, c] or [ΣN, c].
             layout: How they divide into meshes.
             model: What to call the model in the error.
 

@@ -17,9 +17,9 @@ from flare_model.sizes import LNOConfig
 
 
 class LNO(MeshModel):
-    """Points are averaged into modes, blocks work among these, and points take them back: by one set of scores.
+    """Points are encoded into modes, blocks process these, and modes are decoded onto points: by one set of scores.
 
-    Trunk and branch are told the same numbers, as in the paper's comparison; LNO's own code tells the trunk coordinates
+    Trunk and branch get the same inputs, as in the paper's comparison; LNO's own code gives the trunk coordinates
     alone. The scores are shared by encoding and decoding, and there is one set of them, not one a head. Weights start
     as PyTorch's do.
 
@@ -59,7 +59,7 @@ class LNO(MeshModel):
 
 
 def encode_modes(scores: Tensor, values: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """What each mode takes of the points: a softmax over the points of a mesh.
+    """Encode points into modes: weighted means by a softmax over the points of a mesh.
 
     Args:
         scores: [B, N, M].
@@ -75,12 +75,12 @@ def encode_modes(scores: Tensor, values: Tensor, *, mask: Tensor | None = None) 
 
 
 def decode_modes(scores: Tensor, modes: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """What each point takes of the modes: a softmax over the modes.
+    """Decode modes onto points: weighted means by a softmax over the modes.
 
     Args:
         scores: [B, N, M].
         modes: [B, M, C].
-        mask: Points that don't exist take something too, which means nothing.
+        mask: Not needed: values at points that don't exist are meaningless.
 
     Returns:
         [B, N, C].

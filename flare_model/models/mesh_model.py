@@ -1,4 +1,4 @@
-"""What all models of the package share: what they are called with, what they refuse, and their checkpoints.
+"""The base class of the package's models: their call, checks of its arguments, and their checkpoints.
 
 B meshes, N points, ΣN points of all meshes together.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class MeshModel(nn.Module, Pretrained):
-    """A model that looks at meshes; see [protocol][flare_model.models.contract] for what goes in and out.
+    """A model of meshes; see [protocol][flare_model.models.contract] for what goes in and out.
 
     Args:
         in_dim: Numbers a point comes with: its coordinates and its features.
@@ -50,7 +50,7 @@ class MeshModel(nn.Module, Pretrained):
 
         Args:
             points: Coordinates, [B, N, 3] for equal or padded meshes; [ΣN, 3] for joined ones, or for a single mesh.
-            features: What else is known of the points, as many numbers a point as in_dim leaves.
+            features: Features of the points, as many numbers a point as in_dim leaves.
             offsets: First point of each joined mesh and the end of the last, [B + 1].
             mask: True where a point exists, [B, N]; for padded meshes.
 
@@ -68,14 +68,14 @@ class MeshModel(nn.Module, Pretrained):
             inputs = inputs.unsqueeze(0)
         layout = Layout.of(inputs, offsets, mask, tiled=self._tiled, ranks=self.ranks)
         if mask is not None:
-            # What fills a mesh up may be anything, and a weight of 0 times NaN is NaN.
+            # Padding may hold anything, and a weight of 0 times NaN is NaN.
             inputs = inputs.masked_fill(~mask.unsqueeze(-1), 0.0)
         out = self.compute(inputs, layout)
         return out.squeeze(0) if single else out
 
     @abstractmethod
     def compute(self, inputs: Tensor, layout: Layout) -> Tensor:
-        """Predict from all that is known of the points.
+        """Predict from the joined coordinates and features of the points.
 
         Args:
             inputs: [B, N, in_dim] or [ΣN, in_dim]; 0 where there is no point.

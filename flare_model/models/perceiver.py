@@ -50,7 +50,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The points attend to the latents, each by what it came with; there is no residual around it.
+    """The points attend to the latents, with queries from their hidden states; there is no residual around it.
 
     Args:
         channels: C.

@@ -1,4 +1,4 @@
-"""What each head of FLARE communicates: eigenvalues of its matrix W = W_decode · W_encode.
+"""Spectra of FLARE's heads: eigenvalues of each head's token mixing matrix W = W_decode · W_encode.
 
 FLARE, section 3.3 and Algorithm 1; without forming W, and without overflow: with scores s, L = logsumexp of s over the
 points and l = logsumexp over the latents, J = exp(s - L/2 - l/2) is at most 1, and W is similar to Jᵀ J, whose

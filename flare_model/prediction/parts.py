@@ -41,7 +41,7 @@ _VOXEL_CORNERS: Final = [0, 1, 3, 2, 4, 5, 7, 6]  # VTK counts the corners of a 
 
 _KNOWN: Final = (*MESH_SUFFIXES, *SURFACE_SUFFIXES)
 
-_MOST_FOLDERS: Final = 1000  # that are looked into only to tell of them
+_MAX_FOLDERS: Final = 1000  # that are searched only to report what lies in them
 
 RESULT: Final = "mechanical.case"
 """How the name of the file with a simulated part ends, in the folder of its results; the other files there are no parts
@@ -69,7 +69,7 @@ def find_parts(
             a URL, or an id of the Hugging Face hub.
         split: Which split of a data set.
         cases: Ids of cases of a data set; all of the split when empty.
-        fields: Fields of a data set that are of use; all by default.
+        fields: Fields of a data set to read; all by default.
         meshing: How surfaces become meshes.
 
     Raises:
@@ -131,7 +131,7 @@ def _surfaces_below(folder: Path) -> str:
     for met, (_, folders, names) in enumerate(os.walk(folder)):
         folders[:] = [name for name in folders if not is_litter(name)]
         count += sum(not is_litter(name) and Path(name).suffix.lower() in _KNOWN for name in names)
-        if met >= _MOST_FOLDERS:
+        if met >= _MAX_FOLDERS:
             return f"more than {count:,}"
     return f"{count:,}" if count else ""
 
@@ -258,7 +258,7 @@ def _read_mesh(path: Path) -> Part:
 
 def _open_mesh(path: Path) -> meshio.Mesh:
     """What meshio reads; its readers raise anything, and say a line of their own and exit on some files."""
-    _teach_voxels()
+    _register_voxels()
     if path.stat().st_size == 0:
         raise StoreError(f"{path} can't be read as a mesh: the file is empty; write it again")
     import meshio
@@ -308,7 +308,7 @@ def _hexahedra(block: meshio.CellBlock) -> NDArray[np.int64]:
     return cells[:, _VOXEL_CORNERS] if block.type == "voxel" else cells
 
 
-def _teach_voxels() -> None:
+def _register_voxels() -> None:
     """Let meshio read VTK's voxels (type 11), which it leaves out for the order of their corners."""
     from meshio._mesh import num_nodes_per_cell, topological_dimension
     from meshio._vtk_common import vtk_to_meshio_type

@@ -1,4 +1,4 @@
-"""What earlier versions wrote of a run, in today's words: how FLARE mixes was named among the sizes of the model."""
+"""Configurations that earlier versions wrote, upgraded: they named the mixer among the sizes of the model."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lpbf_data.console import say
 
 
 def upgraded_configuration(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a run, with how to mix as an option of the recipe, and options that came later as they were.
+    """The configuration of a run with the mixer as an option of the recipe, and the defaults of options added later.
 
     Args:
         configuration: With model and recipe, as `Settings.identity` and `Settings.options` have them.
 
     Raises:
-        KeyError, TypeError, ValueError: If it is nothing of that kind.
+        KeyError, TypeError, ValueError: If it isn't such a configuration.
     """
     model, mixer = split_execution(ModelSpec(**configuration["model"]))
     named = {} if mixer is None else {"mixer": mixer}
@@ -31,9 +31,9 @@ def upgraded_configuration(configuration: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgraded_arguments(words: Sequence[str]) -> list[str]:
-    """A command line with the content of files in place of their names, where `--config` names one of before.
+    """A command line in which files of earlier versions that `--config` names are replaced by upgraded content.
 
-    What is taken in another way than it is written there is said.
+    What is changed is printed.
     """
     upgraded: list[str] = []
     for word in words:
@@ -45,7 +45,7 @@ def upgraded_arguments(words: Sequence[str]) -> list[str]:
 
 
 def _upgraded_file(path: str) -> str | None:
-    """A file of options in today's words, as JSON; None where it is in today's words, or nothing to be read here."""
+    """A file of options upgraded, as JSON; None where it needs no upgrade, or can't be read."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         model, mixer = split_execution(ModelSpec(**content["model"]))

@@ -115,11 +115,11 @@ class FirstProcessError(LpbfError):
 
 
 def on_first_process(fabric: Fabric, action: Callable[[], None]) -> None:
-    """Let the first process do something, while the others wait for it; where it fails, all end.
+    """Run an action in the first process while the others wait; where it fails, all raise.
 
     Args:
         fabric: The processes.
-        action: What the first one does; it doesn't talk to the others.
+        action: The action, without communication.
 
     Raises:
         FirstProcessError: In the others, with the sentence of the error that the first one raises.

@@ -1,4 +1,4 @@
-"""When a run ends because its numbers are finite no more."""
+"""The error that ends a run whose loss or weights are no longer finite."""
 
 from __future__ import annotations
 

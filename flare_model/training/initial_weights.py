@@ -1,4 +1,4 @@
-"""Starting a run from the weights of another one: what must fit, and what is taken over."""
+"""Starting a run from the weights of a checkpoint (`--init`): what must match, and what is taken over."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load_initial_checkpoint(start: InitialCheckpoint, trust: str) -> Surrogate:
 
     Args:
         start: The checkpoint.
-        trust: Class path of the model that was asked for; one that the user names may be imported.
+        trust: Class path of the requested model, which may be imported even from outside of this package.
 
     Raises:
         StoreError: If it can't be read, or its weights are others than when the run began.
@@ -59,9 +59,9 @@ def adopt_checkpoint(
     Args:
         checkpoint: Its folder, or its id on the hub.
         model: The model as it was asked for.
-        targets: Names of what to predict, as asked for.
-        features: Names of what the model is told, as asked for.
-        point_schema: What lies at the points of the data set, where it isn't one of printed parts.
+        targets: Names of the targets, as asked for.
+        features: Names of the input features, as asked for.
+        point_schema: Coordinates and fields of the data set, where it isn't one of printed parts.
 
     Returns:
         The checkpoint, the model, names of targets, names of features.
@@ -93,8 +93,10 @@ def adopt_checkpoint(
                 f"{' '.join(requested[option])}; leave {option} out, or start without --init"
             )
     _check_model(checkpoint, model, surrogate.spec)
-    told_names = f", told {', '.join(available['--features'])}" if available["--features"] else ""
-    say(f"--init {checkpoint}: the run predicts {', '.join(available['--targets'])}{told_names}, as that model does")
+    features_named = f", told {', '.join(available['--features'])}" if available["--features"] else ""
+    say(
+        f"--init {checkpoint}: the run predicts {', '.join(available['--targets'])}{features_named}, as that model does"
+    )
     chosen = ModelSpec(surrogate.spec.class_path, surrogate.spec.chosen["init_args"])
     return start, chosen, available["--targets"], available["--features"]
 
@@ -114,11 +116,11 @@ def _check_model(checkpoint: str, requested: ModelSpec, stored: ModelSpec) -> No
 
 
 def initial_normalisation(initial: Surrogate, measured: Normalisation, settings: Settings) -> Normalisation:
-    """The normalisation to go on with: the checkpoint's, which its weights are made for.
+    """The normalisation of the run: the checkpoint's, for which its weights were trained.
 
     Args:
         initial: The checkpoint.
-        measured: What the training cases of this run would give.
+        measured: Normalisation from the training cases of this run, for comparison.
         settings: Targets and features.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a step of training makes small: one loss a target, and their weighted mean.
+"""The training loss: one loss for each target, and their weighted mean.
 
 B cases, ΣN points of all of them together, T numbers a point.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flare_model.data.point_ranks import PointRanks
 
 Shares = Mapping[Loss, "float | Tensor"]
-"""Kind of loss to the share of a step that a batch is: of its cases or, for mse, of its points."""
+"""Kind of loss to the batch's share of a step: of its cases or, for mse, of its points."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class TargetLoss:
     """The loss of one target.
 
     Attributes:
-        columns: Where its numbers stand.
+        columns: Its columns in predictions and truth.
         loss: Kind of loss.
         weight: Its share of the loss; those of all targets add up to 1.
         floor: Root mean square up to which a truth counts as zero everywhere, in the target's unit.
-        gradient: How much the errors of the differences along the grid add.
+        gradient: Weight of the errors of differences along the grid.
     """
 
     columns: slice
@@ -65,7 +65,7 @@ class TrainingLoss:
         self._alike = len(self.kinds) == 1 and len({term.weight for term in self.terms}) == 1
 
     def counts(self, batch: Batch) -> dict[Loss, int]:
-        """Kind of loss to how many things it is the mean over in a batch: points or cases."""
+        """Kind of loss to the number that it is the mean over in a batch: of points or cases."""
         return {kind: int(batch.offsets[len(batch)]) if kind == "mse" else len(batch) for kind in self.kinds}
 
     def __call__(

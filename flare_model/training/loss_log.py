@@ -1,4 +1,4 @@
-"""The losses of a run's steps, looked at now and then: written down, shown, and the end of the run where one is NaN."""
+"""The losses of a run's steps, read from the device every few steps: logged, shown, and checked for NaN."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flare_model.training.run_log import TRAINING_NAME, RunLog
 from lpbf_data.serving.loader import Loader
 
 _FLUSH_EVERY: Final = 10
-"""Steps between looks at the losses; each look waits for the device."""
+"""Steps between reads of the losses; each read waits for the device."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class LossLog:
         self._pending: list[_Step] = []
 
     def add(self, step: int, loss: Tensor, rate: float | Tensor, group: Sequence[Batch]) -> None:
-        """Keep the loss of a step, and look at all that were kept after every so many.
+        """Add the loss of a step; every few steps all are read and logged.
 
         Args:
             step: Number of the step, from 1.
@@ -76,7 +76,7 @@ class LossLog:
             self._seconds_paused += time.monotonic() - began
 
     def flush(self) -> None:
-        """Look at the losses since the last look, and log them.
+        """Read the losses since the last flush, and log them.
 
         Raises:
             DivergedError: If one is no finite number.

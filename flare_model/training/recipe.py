@@ -1,4 +1,4 @@
-"""How a model is trained: the numbers of the recipe, which the command line knows before torch is imported."""
+"""The training recipe: hyperparameters, which the command line knows before torch is imported."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Recipe:
             the kernels, on a GPU.
         round_points: Fill each batch up to a multiple of so many points, so that CUDA graphs meet few sizes; 0 for not,
             but for 1024 under step_graphs.
-        activation_checkpointing: Keep only what enters a block and compute the rest again in the backward pass; not
+        activation_checkpointing: Keep only the input of each block and recompute the rest in the backward pass; not
             with step_graphs.
         deterministic: Ask for deterministic kernels on a GPU, where there are any.
     """

@@ -30,7 +30,7 @@ class ResidentCases:
     Args:
         split: The split; its values are read once.
         targets: What is predicted.
-        features: What is known beside the points.
+        features: Input features.
         device: Where they are kept: 4 bytes for each number of each point.
         seed: Seed of what is drawn, as that of the loader.
         symmetries: Show each case under one of the symmetries of a square build plate, drawn as the loader draws.
@@ -95,7 +95,7 @@ class ResidentCases:
             identity = torch.stack([*numbers["pos"], *(numbers[name][c] for name, c in columns)])[None]
             return identity.to(self._device), torch.ones_like(identity, dtype=torch.float32).to(self._device)
         for number in range(_SYMMETRIES):
-            # Numbers from 1 tell by themselves where they went, and whether they were mirrored.
+            # Each number from 1 on shows where its column went, and by its sign whether it was mirrored.
             probe: dict[str, Any] = {name: 1.0 + of[None] for name, of in numbers.items()}
             turned = RandomSymmetry().apply(
                 probe, mirror_x=bool(number & 1), mirror_y=bool(number & 2), exchange=bool(number & 4)
@@ -106,7 +106,7 @@ class ResidentCases:
         return torch.stack(sources).to(self._device), torch.stack(signs).to(self._device)
 
     def batch(self, request: BatchRequest) -> Batch:
-        """The batch that the loader would give.
+        """The batch that the loader would return.
 
         Args:
             request: Which cases, in which epoch.

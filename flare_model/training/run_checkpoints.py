@@ -1,4 +1,4 @@
-"""What a run keeps in its folder, so that it can go on, and so that its best weights are found; and taking it up."""
+"""Checkpoints of a run: writing and reading those to resume from, and publishing the best weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lpbf_data.serving.loader import Loader
 from lpbf_data.serving.stream import State
 
 _STATE: Final = (*STEPPER_STATE, "step", "epoch", "taken", "best", "precision", "loader", "random")
-"""What a run needs to go on, beside its weights."""
+"""State that a run needs to resume, beside its weights."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Checkpoints:
 
     Args:
         folder: Folder of the run.
-        settings: What was asked for.
+        settings: Settings of the run.
         fabric: The processes that train together; the first one writes.
         precision: The precision plugin that the fabric was made with.
         stepper: The model in training.
@@ -66,19 +66,19 @@ class Checkpoints:
         return Description(self.settings.model, self.stepper.surrogate.usage, about)
 
     def publish(self, best: BestWeights) -> None:
-        """Put the best weights where users look for them: into the folder of the run."""
+        """Write the best weights into the folder of the run, where users load them from."""
         about = self.description(step=best.step, validation_relative_l2=best.errors)
         if best.weights:
             on_first_process(self.fabric, lambda: write_checkpoint(self.folder, best.weights, about))
 
     def write(self, counters: Counters, best: BestWeights, loader: State, drawn: dict[str, Any]) -> None:
-        """Write everything that is needed to go on.
+        """Write everything that is needed to resume.
 
         Args:
             counters: How far the run has come.
             best: The weights that were chosen so far.
             loader: Position of the loader after so many batches.
-            drawn: What `random_state` said then.
+            drawn: `random_state` at that time.
         """
         states = self._gather(drawn)
 
@@ -107,7 +107,7 @@ class Checkpoints:
         return states
 
     def resume(self) -> tuple[Counters, BestWeights] | None:
-        """Take up the latest checkpoint.
+        """Load the latest checkpoint.
 
         Returns:
             How far the run had come, and its best weights so far; None where there is no checkpoint.

@@ -1,4 +1,4 @@
-"""What a run was asked for: the value that decides its numbers."""
+"""Settings of a run: everything that decides its results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIONS_ADDED_LATER: Final[Mapping[str, Any]] = {
     "epsilon": 1e-8,
     "gradient_weight": 0.0,
 }
-"""Options of the recipe that came later, and what they were before: runs that began without them go on."""
+"""Options of the recipe that were added later, with the values of before: runs that began without them resume."""
 
 _COORDINATES: Final = 3
 """Numbers that every point of a printed part comes with."""
@@ -48,13 +48,13 @@ class InitialCheckpoint:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run was asked for.
+    """Settings of a run.
 
     Attributes:
         data: The data set.
         model: The model, fitted to targets and features.
-        targets: What it predicts.
-        features: What it is told beside the points.
+        targets: Targets.
+        features: Input features.
         recipe: How it is trained.
         seed: Seed of weights and order.
         max_steps: Stop after so many steps, and cut the schedule to them.
@@ -68,7 +68,7 @@ class Settings:
         num_workers: Processes that read ahead.
         resident: Keep the training cases on the device.
         accelerator: Where to train.
-        point_schema: What lies at the points of the data set, where it isn't one of printed parts.
+        point_schema: Coordinates and fields of the data set, where it isn't one of printed parts.
         points_over: Processes that share the points of each case.
     """
 
@@ -214,9 +214,9 @@ def make_settings(
 
     Args:
         model: The model as it was asked for.
-        targets: Names of what it predicts.
-        features: Names of what it is told.
-        point_schema: What lies at the points of the data set, where it isn't one of printed parts.
+        targets: Names of the targets.
+        features: Names of the input features.
+        point_schema: Coordinates and fields of the data set, where it isn't one of printed parts.
         others: Attributes of Settings.
 
     Raises:

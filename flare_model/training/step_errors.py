@@ -1,4 +1,4 @@
-"""When a step can't be taken: what is told of it, whoever raised what."""
+"""Errors in a step of training or validation, with messages that name step, cases and model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from flare_model.data.batches import Batch
 from lpbf_data.errors import LpbfError
 
 _MAX_NAMED_CASES: Final = 4
-"""So many cases of a step are named."""
+"""At most so many cases of a step are named."""
 
 IN_TRAINING: Final = (
     "lower --recipe.batch_size or --recipe.max_points, thin parts with --thin_to, leave large parts out of the data "
     "set, or train with --recipe.activation_checkpointing true and --recipe.step_graphs false"
 )
-"""What helps where a step of training doesn't fit into memory."""
+"""Advice where a step of training doesn't fit into memory."""
 
 _CONNECTION_LOST: Final = ("closed by peer", "connection reset by peer", "timed out waiting")
 """What gloo says of a process that ended, or doesn't answer."""
@@ -45,13 +45,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def errors_with_cases(what: str, group: Sequence[Batch], model: str, advice: str = IN_TRAINING) -> Iterator[None]:
-    """Tell errors of a model, and a lack of memory, with the cases at work; errors that are ours say enough.
+    """Raise errors of a model, and lack of memory, again with the cases of the step; this package's own pass unchanged.
 
     Args:
-        what: What is done, such as "step 12 of the training".
+        what: The work, such as "step 12 of the training".
         group: The batches that it is done with.
         model: Class path of the model.
-        advice: What helps where there is too little memory.
+        advice: Advice where there is too little memory.
 
     Raises:
         StepFailedError: In place of the error.
@@ -69,15 +69,15 @@ def errors_with_cases(what: str, group: Sequence[Batch], model: str, advice: str
 def step_error(
     error: BaseException, what: str, case_ids: Sequence[str], points: int, model: str, advice: str = IN_TRAINING
 ) -> StepFailedError:
-    """What to tell of an error that isn't ours.
+    """The error to raise in place of one that isn't of this package.
 
     Args:
         error: The error.
-        what: What was done, such as "step 12 of the training".
+        what: The work, such as "step 12 of the training".
         case_ids: The cases that it was done with.
         points: Their points together.
         model: Class path of the model.
-        advice: What helps where there is too little memory.
+        advice: Advice where there is too little memory.
     """
     named = ", ".join(case_ids[:_MAX_NAMED_CASES]) + (
         f" and {len(case_ids) - _MAX_NAMED_CASES} more" if len(case_ids) > _MAX_NAMED_CASES else ""
@@ -96,7 +96,7 @@ def step_error(
 
 
 def other_process_error(error: BaseException, when: str) -> OtherProcessError:
-    """What to tell of an error that another process caused.
+    """The error to raise in place of one that another process caused.
 
     Args:
         error: The error.
@@ -109,14 +109,14 @@ def other_process_error(error: BaseException, when: str) -> OtherProcessError:
 
 
 def is_of_another_process(error: BaseException) -> bool:
-    """Gloo and NCCL raise what they like when whom they talk to is gone."""
+    """Whether an error comes from the end of another process; gloo and NCCL raise different types for it."""
     if torch.distributed.is_available() and isinstance(error, torch.distributed.DistError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _CONNECTION_LOST)
 
 
 def _line_of_model(error: BaseException) -> str:
-    """The innermost line of the error that is neither ours nor PyTorch's."""
+    """The innermost line of the traceback outside of this package and PyTorch."""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if not frame.filename.startswith((*_OWN_PATHS, "<"))]
     return f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""

@@ -18,7 +18,7 @@ from torch import Tensor
 from flare_model.data.batches import Batch
 from lpbf_data.errors import LpbfError, UsageError
 
-MOST_SIZES: Final = 256
+MAX_SIZES: Final = 256
 """Recordings that are kept; each takes megabytes. The one that was used longest ago makes room, but for the largest."""
 
 Step = Callable[[Batch], Tensor]
@@ -91,7 +91,7 @@ class StepGraphs:
             torch.cuda.synchronize()
             self._recordings.clear()
             self._pool = None
-        elif len(self._recordings) == MOST_SIZES:
+        elif len(self._recordings) == MAX_SIZES:
             unused = next((one for one in self._recordings if one[0] < largest), next(iter(self._recordings)))
             del self._recordings[unused]
 

@@ -32,7 +32,7 @@ from flare_model.training.step_graphs import StepGraphs
 from lpbf_data.errors import UsageError
 
 STEPPER_STATE: Final = ("optimizer", "schedule", "averaged")
-"""What training goes on from, beside weights."""
+"""State to resume from, beside weights."""
 
 _ema: Any = get_ema_multi_avg_fn  # It has no annotations.
 
@@ -41,14 +41,14 @@ class Stepper:
     """A model in training, with all that changes its weights.
 
     Args:
-        settings: What was asked for.
+        settings: Settings of the run.
         fabric: Devices, processes, precision.
         train: The split that is trained on.
         steps: Steps of the run.
 
     Attributes:
         surrogate: The model between its normalisations.
-        evaluated: What validation looks at and users get: the same, or its exponential moving average.
+        evaluated: The surrogate that validation evaluates and users get: the same, or its exponential moving average.
 
     Raises:
         UsageError: If the model breaks the contract, or what was asked for doesn't go together.
@@ -90,7 +90,7 @@ class Stepper:
         self.graphs = StepGraphs(self._differentiate, self._update, self.optimizer, model) if self.recorded else None
 
     def _make_model(self, usage: Usage) -> torch.nn.Module:
-        """The model as the settings ask for it, once it has kept to the contract."""
+        """The model of the settings, after it was checked against the contract."""
         model = self.settings.model.build()
         mix_by(model, self.recipe.mixer)
         self._check_grid(model)
@@ -130,7 +130,7 @@ class Stepper:
     def _points_of_grids(self, model: torch.nn.Module) -> int:
         """Points of each case where all are grids of one size and the model takes them as a batch [B, N, …]; else 0.
 
-        Such batches have one size: nobody needs to know where meshes end, nor to fill anything up for a recording.
+        Such batches have one size: neither offsets nor padding for a recording are needed.
         """
         points = self.settings.point_schema
         whole = not (self.settings.thin_to or self.recipe.round_points)
@@ -181,7 +181,7 @@ class Stepper:
         return loss, rate
 
     def _padded_for_graph(self, batch: Batch) -> Batch:
-        """A batch of one of few sizes."""
+        """A batch padded to one of few sizes, for which CUDA graphs are recorded."""
         return batch if self._grid_points else batch.filled(self.recipe.multiple)
 
     def _step_eagerly(self, group: list[Batch]) -> Tensor:
@@ -203,7 +203,7 @@ class Stepper:
         return torch.stack(losses).sum()
 
     def _mean_over_processes(self, count: int) -> float | Tensor:
-        """What shares are taken of: gradients are averaged over processes, which may have unlike counts."""
+        """Denominator of shares: gradients are averaged over processes, which may have different counts."""
         if self.fabric.world_size == 1:
             return float(count)
         own = torch.full((), float(count), dtype=torch.float64, device=self.fabric.device)
@@ -249,7 +249,7 @@ class Stepper:
         return self.objective(prediction, batch, self.surrogate.target_std, shares, self.ranks)
 
     def weights(self) -> dict[str, Mapping[str, Tensor]]:
-        """Weights to go on from: "model" as they are trained, and "average" where there is one."""
+        """Weights to resume from: "model" as they are trained, and "average" where there is one."""
         weights: dict[str, Mapping[str, Tensor]] = {"model": self.surrogate.stored_weights()}
         if self.average is not None:
             weights["average"] = dict(self.average.module.state_dict())
@@ -264,7 +264,7 @@ class Stepper:
         }
 
     def load(self, weights: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-        """Go on from weights and state that may come from another device."""
+        """Resume from weights and state that may come from another device."""
         self.surrogate.model.load_state_dict(weights["model"])
         for own_group, saved_group in zip(self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=True):
             saved_group |= {name: own_group[name] for name in ("capturable", "fused")}

@@ -36,16 +36,16 @@ class Trainer:
     """A run in progress.
 
     Args:
-        settings: What was asked for.
+        settings: Settings of the run.
         fabric: Devices, processes, precision.
         precision: The precision plugin that the fabric was made with.
         folder: Folder of the run.
         splits: The splits that training reads: train, and validation where there is one.
 
     Attributes:
-        stepper: The model, and what changes its weights.
-        validation: What judges it, and keeps the best.
-        checkpoints: What is written of both.
+        stepper: The model, its optimiser and schedule.
+        validation: Validation, and the best weights so far.
+        checkpoints: Checkpoints of the run.
         counters: How far the run has come.
     """
 
@@ -154,7 +154,7 @@ class Trainer:
                 self.table.close()
 
     def _remember_position(self) -> None:
-        """Where to go on from, should the next step fail: the loader has moved on then, the model may have drawn."""
+        """Remember where to resume if the next step fails: by then loader and random state have advanced."""
         self._position = replace(self.counters), self.loader.state_dict(), random_state()
 
     def _save_completed_steps(self, error: Exception) -> None:
@@ -182,7 +182,7 @@ class Trainer:
             say(f"the {counters.step:,} steps that were done are kept; the same command goes on from there")
 
     def _resume(self) -> None:
-        """Take up the latest checkpoint, if there is one."""
+        """Resume from the latest checkpoint, if there is one."""
         resumed = self.checkpoints.resume()
         if resumed is None:
             return
@@ -192,7 +192,7 @@ class Trainer:
         self.checkpoints.publish(self.best)
 
     def _remaining_batches(self) -> Iterator[Batch]:
-        """Batches of the epoch that haven't been taken; every rank takes equally many."""
+        """Batches of the epoch that are left; every rank takes equally many."""
         for batch in self.loader.each(self.resident.batch) if self.resident else self._read_batches():
             if self.step == self.steps:
                 return
@@ -242,7 +242,7 @@ class Trainer:
 
 
 def _resume_hint(latest: Path | None) -> str:
-    """Where a run of several processes goes on from after one of them failed."""
+    """From where a run of several processes resumes after one of them failed."""
     if latest is None:
         return "there is no checkpoint yet, so that the same command starts again"
     return f"the last checkpoint is {latest}; the same command goes on from there"

@@ -1,4 +1,4 @@
-"""Judging a model while it trains, and the weights that come out best."""
+"""Validation during training, and the best weights so far."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _MAX_CASES: Final = 64
 
 @dataclass
 class BestWeights:
-    """The weights that were chosen so far.
+    """The best weights so far.
 
     Attributes:
-        error: What they were chosen by; infinite as long as no validation gave a number.
+        error: Mean validation error, by which they were chosen; infinite as long as no validation gave a number.
         step: Steps after which the model had them.
         errors: Relative L2 error of each target; None for a target without an error.
         weights: The weights, on the host; none before the first validation.
@@ -47,7 +47,7 @@ class BestWeights:
 def open_validation(split: Split, recipe: Recipe) -> Loader:
     """Batches to judge on: many small cases at a time, but no more points than the largest case has anyway.
 
-    Every case comes once, whatever the number of processes: nobody waits for another here.
+    Every case comes once, whatever the number of processes: processes don't wait for each other here.
 
     Args:
         split: The validation split.
@@ -60,11 +60,11 @@ def open_validation(split: Split, recipe: Recipe) -> Loader:
 
 
 def open_training_cases(train: Split, settings: Settings) -> Loader | None:
-    """Batches of training cases to judge on as on the validation split: whole, as they are, none drawn at random.
+    """Batches of training cases to judge as those of the validation split are: whole and without augmentation.
 
     Args:
         train: The split that is trained on.
-        settings: Say how many of its cases, taken evenly from all; none where 0.
+        settings: `judge_training` says how many of its cases, evenly spaced over all; 0 for none.
     """
     return (
         open_validation(train.evenly_chosen(settings.judge_training), settings.recipe)
@@ -77,11 +77,11 @@ class Validation:
     """Judges a model in training, and keeps the best.
 
     Args:
-        settings: What was asked for.
+        settings: Settings of the run.
         fabric: The processes that train together.
         stepper: The model in training.
         loader: The validation split; None where there is none.
-        training_loader: Training cases that are judged beside it, and decide nothing; None for none.
+        training_loader: Training cases that are judged too, without influence on the best weights; None for none.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Validation:
         return {n: RelativeL2(float(row[0]), int(row[1]), int(row[2])) for n, row in zip(totals, sums, strict=True)}
 
     def _memory_advice(self, batch: Batch) -> str:
-        """What helps where a batch of validation doesn't fit into memory: it keeps to few of the recipe's options."""
+        """Advice where a batch of validation doesn't fit into memory: few of the recipe's options apply to it."""
         recipe, advice = self.settings.recipe, []
         if recipe.max_points > _MIN_POINTS and len(batch) > 1:
             advice.append(f"lower --recipe.max_points (to {_MIN_POINTS:,} or less)")

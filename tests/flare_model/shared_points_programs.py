@@ -138,7 +138,7 @@ def same_numbers() -> None:
 
 
 def _by_half(sizes: tuple[int, ...], ranks: PointRanks) -> tuple[float, float]:
-    """Errors of gradients by the kernels' mixing in float16, the quick way included: of all together, and of one."""
+    """Errors of gradients by the kernels' mixing in float16, the fast path included: of all together, and of one."""
     generator = torch.Generator().manual_seed(1)
     shapes = [(2, 16, 8), *[(sum(sizes), 2, 8)] * 3]
     *inputs, gradient = (torch.randn(shape, generator=generator).half() for shape in shapes)

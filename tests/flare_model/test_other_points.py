@@ -288,7 +288,7 @@ def test_grids_of_one_size_are_a_batch_that_nothing_fills_up(name: str, tmp_path
     """With the loss and the gradients of the same meshes joined; where cases are thinned, they are joined."""
     data, recipe = write_grids(tmp_path), Recipe(batch_size=3, gradient_weight=0.1, precision="32-true")
     settings = make_settings(
-        ModelSpec(**grid_model(name)), ["bow"], ["load"], points=read_points(data), data=data, recipe=recipe
+        ModelSpec(**grid_model(name)), ["bow"], ["load"], point_schema=read_points(data), data=data, recipe=recipe
     )
     trainer = Trainer(settings, *open_fabric(recipe, "cpu"), tmp_path / "run", open_splits(settings))
     stepper = trainer.stepper
