@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from flare_model.table_formats import parquet_bytes
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, say
 from lpbf_data.durable import sha256_of_file, write_durably, write_json
@@ -50,7 +51,7 @@ def evaluate(
     trust: str | None = None,
     accelerator: str = "auto",
 ) -> int:
-    """Judge a trained model, beside "predict zero" and "predict the training mean".
+    """Judge a trained model, with "predict zero" and "predict the training mean" for comparison.
 
     Args:
         checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub; a folder of several seeds gives
@@ -160,7 +161,7 @@ def _judge_into(
 ) -> dict[str, Any]:
     """Judge a model, write predictions, cases and intervals, and return what the summary says of them.
 
-    Pictures of other numbers go first, so that those that lie beside a summary are always of its numbers.
+    Pictures of other numbers are removed first, so that those next to a summary are always of its numbers.
     """
     from flare_model.data.intervals import write_intervals
     from flare_model.judging import judge as judging
@@ -174,11 +175,11 @@ def _judge_into(
     from flare_model.judging.pictures import clear_pictures
     from flare_model.judging.risk_model import risk_from, write_risk
 
-    kept: dict[str, NDArray[np.float32]] = {}
+    predictions: dict[str, NDArray[np.float32]] = {}
     collector = (
         ResidualCollector(surrogate, split) if split.point_schema is None else None
     )  # intervals are those of printed parts
-    scores, hit_scores = judging.judge(surrogate, split, kept.__setitem__, collector)
+    scores, hit_scores = judging.judge(surrogate, split, predictions.__setitem__, collector)
     validation_residuals = validation_collector(surrogate, split)
     interference = judging.interference_of(
         surrogate, split, hit_scores, options.false_alarms, options.threshold_cases, validation_residuals
@@ -187,7 +188,7 @@ def _judge_into(
         surrogate, split, options.coverage, str(identity["weights_sha256"]), validation_residuals
     )
     clear_pictures(out)
-    _write_predictions(out / PREDICTIONS_NAME, checkpoint, surrogate, split, kept)
+    _write_predictions(out / PREDICTIONS_NAME, checkpoint, surrogate, split, predictions)
     _write_cases(out / CASES_NAME, scores)
     if not isinstance(intervals, str):
         _keep(checkpoint, out, lambda folder: write_intervals(folder, intervals), "intervals")
@@ -216,7 +217,7 @@ def _judge_into(
 
 
 def _keep(checkpoint: str, out: Path, write: Callable[[Path], None], what: str) -> None:
-    """Write something beside the evaluation, and beside a checkpoint that lies in a folder of the user's."""
+    """Write an auxiliary file into the folder of the evaluation, and into that of a checkpoint that isn't shipped."""
     from flare_model.checkpoints.packaged_model import is_packaged
 
     write(out)
@@ -224,7 +225,7 @@ def _keep(checkpoint: str, out: Path, write: Callable[[Path], None], what: str) 
         try:
             write(Path(checkpoint))
         except OSError as error:
-            say(f"{what} can't be kept beside the checkpoint ({error}); see {out}")
+            say(f"{what} can't be written into the checkpoint's folder ({error}); see {out}")
 
 
 def _trained_on(surrogate: Surrogate, split: Split) -> bool:
@@ -258,23 +259,18 @@ def _digest(path: Path) -> str:
 
 
 def _write_cases(path: Path, scores: Sequence[CaseScore]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     from flare_model.judging.scores import columns_of
 
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns_of(scores)), sink, compression="zstd")
-    write_durably(path, sink.getvalue().to_pybytes())
+    write_durably(path, parquet_bytes(columns_of(scores)))
 
 
 def _write_predictions(
-    path: Path, checkpoint: str, surrogate: Surrogate, split: Split, kept: Mapping[str, NDArray[np.float32]]
+    path: Path, checkpoint: str, surrogate: Surrogate, split: Split, predictions: Mapping[str, NDArray[np.float32]]
 ) -> None:
     from lpbf_data.stores.predictions import write_predictions
 
-    columns = [column for target in surrogate.usage.target_fields for column in target.columns]
-    rows = ((case_id, dict(zip(columns, values.T, strict=True))) for case_id, values in kept.items())
+    columns = surrogate.usage.columns
+    rows = ((case_id, dict(zip(columns, values.T, strict=True))) for case_id, values in predictions.items())
     points = surrogate.usage.point_schema
     known = {} if points is None else {"known": points.field_columns}
     write_predictions(path, rows, list(dict.fromkeys(columns)), split.data_digest, Path(checkpoint).name, **known)

@@ -1,7 +1,7 @@
 """`python -m flare_model.predict part.stl`: will it hit the blade, and how far does it warp?
 
 Each part becomes a VTU file for ParaView and a picture; all of them one page and one JSON file. Where the truth is
-known, it is shown beside the prediction, and the error.
+known, it is shown next to the prediction, and the error.
 """
 
 from __future__ import annotations
@@ -191,8 +191,7 @@ class _PredictionRun:
         from flare_model.decision.answer import answer_of
         from flare_model.decision.answer_text import answer_line, answer_lines
 
-        envelope = self.surrogate.usage.envelope
-        answer = answer_of(prediction, self.auxiliary, envelope.materials if envelope else ())
+        answer = answer_of(prediction, self.auxiliary, self.surrogate.usage.materials)
         if not self.quiet:
             if prediction.truth or answer.up is None:
                 _say(prediction, file, self.console)
@@ -294,7 +293,7 @@ def _truth_left_out(name: str) -> Remark:
 
 
 def _keep_remarks(out: Path, remarks: Mapping[str, Sequence[Remark]]) -> None:
-    """Write what was left out, changed, guessed or repaired beside the predictions, by names of the files."""
+    """Write what was left out, changed, guessed or repaired into `remarks.json`, by names of the files."""
     path = out / "remarks.json"
     if remarks:
         stored = {name: [remark.as_dict() for remark in found] for name, found in remarks.items()}
@@ -377,11 +376,8 @@ def _warn(prediction: Prediction, errors_console: Console) -> None:
             f"warning: the {name} that {part.name} comes with isn't finite everywhere: no error is shown",
             style=None,
         )
-    if prediction.warnings:
-        errors_console.print(
-            f"warning: {part.name} is unlike the parts that the model was trained on: {'; '.join(prediction.warnings)}",
-            style=None,
-        )
+    if warning := prediction.envelope_warning():
+        errors_console.print(f"warning: {warning}", style=None)
 
 
 def main() -> None:

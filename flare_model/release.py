@@ -43,7 +43,7 @@ def release(
         split: The split whose errors the card states.
         evaluation: Folder of an evaluation of these weights on this data set, whose numbers are taken instead of
             judging anew.
-        threshold_cases: Training cases, at most, that the risk model is fitted to beside those of validation.
+        threshold_cases: Training cases, at most, that the risk model is fitted to in addition to those of validation.
         shapes: Training cases, at most, from which the shapes of the training parts are described.
         trust: Class path of a model outside of this package that may be imported.
         accelerator: auto, cpu or gpu.
@@ -98,7 +98,7 @@ def release(
 
 
 def _take_over(judged: Path, aside: Path, weights_sha256: str) -> dict[str, Any]:
-    """The summary of an evaluation; intervals and the risk of a hit go beside the weights.
+    """The summary of an evaluation; intervals and risk model are copied next to the weights.
 
     Raises:
         UsageError: If it isn't one, or is of other weights.

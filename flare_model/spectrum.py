@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flare_model.prediction.file_names import FileNames
+from flare_model.table_formats import parquet_bytes
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console
 from lpbf_data.durable import write_durably
@@ -112,8 +113,6 @@ def _scaled(surrogate: Surrogate, batch: Batch) -> tuple[Tensor, Tensor | None]:
 def _table(rows: list[tuple[str, BlockSpectrum]]) -> bytes:
     """Eigenvalues as Parquet: one row each."""
     import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns: dict[str, list[object]] = {name: [] for name in ("case_id", "block", "head", "index", "eigenvalue")}
     for case_id, s in rows:
@@ -123,9 +122,7 @@ def _table(rows: list[tuple[str, BlockSpectrum]]) -> bytes:
         columns["head"] += np.repeat(np.arange(heads), latents).tolist()
         columns["index"] += np.tile(np.arange(latents), heads).tolist()
         columns["eigenvalue"] += s.eigenvalues.ravel().tolist()
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink, compression="zstd")
-    return bytes(sink.getvalue().to_pybytes())
+    return parquet_bytes(columns)
 
 
 def main() -> None:

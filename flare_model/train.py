@@ -18,7 +18,7 @@ from flare_model.configs import config_names, spell_out_config
 from flare_model.judging.scores import mean_and_deviation
 from flare_model.training.backward_compatibility import upgraded_arguments, upgraded_configuration
 from flare_model.training.recipe import Recipe, choose_precision
-from flare_model.training.settings import Accelerator, Settings, changes, check_ranges, make_settings
+from flare_model.training.settings import DEFAULT_TARGETS, Accelerator, Settings, changes, check_ranges, make_settings
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks, say
 from lpbf_data.durable import write_durably, write_json
@@ -32,10 +32,9 @@ if TYPE_CHECKING:
     from flare_model.training.devices import Fabric, Precision
     from lpbf_data.case.point_schema import PointSchema
 
-CONFIG_NAME: Final = "config.yaml"
+OPTIONS_NAME: Final = "config.yaml"
 RUN_NAME: Final = "run.json"
 RESULT_NAME: Final = "result.json"
-_DEFAULT_TARGETS: Final = ["displacement_z"]
 
 
 def train(
@@ -68,7 +67,7 @@ def train(
         out: Folder of the run; given again, the run goes on.
         model: Class path and init args of the model; FLARE by default.
         targets: Fields to predict, or components such as displacement_z; each counts alike in the loss.
-        features: Input features beside the coordinates: fields, or features of the shape (geometry: all of them).
+        features: Input features in addition to coordinates: fields, or features of the shape (geometry: all of them).
         recipe: How to train.
         seed: Seeds of weights and order; with several, one run each, in folders of their own.
         max_steps: Stop after so many steps; the schedule is cut to them.
@@ -77,7 +76,7 @@ def train(
             for targets that follow, such as displacements, where neither direction is preferred.
         validate_every: Epochs between validations.
         validate_steps: Steps between validations, in place of epochs.
-        judge_training: Training cases that are judged at each validation beside it, so that curves show both errors.
+        judge_training: Training cases that are judged at each validation too, so that curves show both errors.
         init: Checkpoint whose weights and normalisation the run starts from: a folder, or an id on the hub. Model,
             targets and features are those of the checkpoint, and must not be asked for otherwise.
         checkpoint_every: Steps between checkpoints to resume from.
@@ -111,14 +110,14 @@ def train(
     check_ranges(options)
     from lpbf_data.reading.catalog import read_points
 
-    asked, initial, point_schema = ModelSpec(**(model or {})), None, read_points(data)
+    requested, initial, point_schema = ModelSpec(**(model or {})), None, read_points(data)
     if init is not None:
         from flare_model.training.initial_weights import adopt_checkpoint
 
-        initial, asked, targets, features = adopt_checkpoint(init, asked, targets, features, point_schema)
+        initial, requested, targets, features = adopt_checkpoint(init, requested, targets, features, point_schema)
     elif point_schema is not None:
         targets, features = _default_fields(point_schema, targets, features)
-    settings = make_settings(asked, targets, features, point_schema=point_schema, init=initial, **options)
+    settings = make_settings(requested, targets, features, point_schema=point_schema, init=initial, **options)
     folders = _folders(Path(out), seed)
     splits = open_splits(settings)
     settings, fabric, precision = open_device(settings)
@@ -134,8 +133,8 @@ def train(
 
 def _default_fields(point_schema: PointSchema, targets: list[str], features: list[str]) -> tuple[list[str], list[str]]:
     """Targets and features that a data set states as defaults, unless others were asked for."""
-    asked = targets != _DEFAULT_TARGETS or "displacement_z" in point_schema.field_columns
-    return targets if asked else list(point_schema.targets), features or list(point_schema.inputs)
+    requested = targets != DEFAULT_TARGETS or DEFAULT_TARGETS[0] in point_schema.field_columns
+    return targets if requested else list(point_schema.targets), features or list(point_schema.inputs)
 
 
 def open_device(settings: Settings) -> tuple[Settings, Fabric, Precision]:
@@ -284,7 +283,7 @@ def _write_start(folder: Path, settings: Settings, about: dict[str, Any]) -> Non
     path = folder / RUN_NAME
     if not path.exists():
         write_json(path, {"configuration": settings.identity, **about})
-        write_durably(folder / CONFIG_NAME, yaml.safe_dump(settings.options, sort_keys=False).encode())
+        write_durably(folder / OPTIONS_NAME, yaml.safe_dump(settings.options, sort_keys=False).encode())
         return
     content = json.loads(path.read_text(encoding="utf-8"))
     latest: dict[str, Any] = content

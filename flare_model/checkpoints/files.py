@@ -21,7 +21,7 @@ from flare_model.checkpoints.spec import ModelSpec, split_execution
 from flare_model.data.envelope import Envelope, Range
 from flare_model.data.metrics import floor_of
 from flare_model.data.normalisation import Normalisation
-from flare_model.data.point_fields import PointField, resolve_inputs, resolve_targets, spans
+from flare_model.data.point_fields import PointField, column_names, resolve_inputs, resolve_targets, spans
 from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.durable import write_durably, write_json
 from lpbf_data.errors import SchemaError, StoreError, UsageError
@@ -60,6 +60,16 @@ class Usage:
         """Its input features."""
         return resolve_inputs(self.features, "the checkpoint", self.point_schema)
 
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the targets, in the order of the predicted numbers."""
+        return column_names(self.target_fields)
+
+    @property
+    def materials(self) -> tuple[str, ...]:
+        """Materials of the training data; empty where none is known."""
+        return self.envelope.materials if self.envelope else ()
+
     def floors(self) -> dict[str, float]:
         """Target to the root mean square up to which a truth counts as zero everywhere."""
         std = self.normalisation.target_std
@@ -95,12 +105,12 @@ class Usage:
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint says of itself beside its weights.
+    """Description of a checkpoint, stored in `config.json` with its weights.
 
     Attributes:
         model: The model.
-        usage: How to use it; None for a bare model.
-        origin: How it came about: data, steps, errors, versions.
+        usage: How to use it in physical units; None for a bare model.
+        origin: Origin of the weights: data, steps, errors, versions.
     """
 
     model: ModelSpec
@@ -120,7 +130,7 @@ def write_checkpoint(folder: Path, weights: Mapping[str, Tensor], description: D
     Args:
         folder: Where to; made when absent.
         weights: Parameters and buffers of the model.
-        description: What to say of it.
+        description: Its description.
     """
     data = encode_weights(weights)
     content = {

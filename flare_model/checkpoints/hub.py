@@ -87,7 +87,7 @@ class Pretrained(
 
     @abstractmethod
     def description(self) -> Description:
-        """What to say of this module beside its weights."""
+        """Description that is stored with the weights."""
 
     @abstractmethod
     def stored_weights(self) -> dict[str, Tensor]:
@@ -126,9 +126,9 @@ class Pretrained(
             targets = ", ".join(description.usage.targets)
             about = f"Predicts {targets} at the points of a part made by laser powder bed fusion; points in mm."
             if (point_schema := description.usage.point_schema) is not None:
-                told = f", told {', '.join(description.usage.features)}" if description.usage.features else ""
+                with_features = f", told {', '.join(description.usage.features)}" if description.usage.features else ""
                 coordinates = ", ".join(point_schema.coordinates)
-                about = f"Predicts {targets} at points of {point_schema.name} ({coordinates}){told}."
+                about = f"Predicts {targets} at points of {point_schema.name} ({coordinates}){with_features}."
             words |= {"about": about, "loader": "from_pretrained", "method": ""}
         details = json.dumps({"model": dict(description.model.init_args), "origin": dict(description.origin)}, indent=1)
         card = super().generate_model_card(*args, **words, details=f"```json\n{details}\n```", **kwargs)

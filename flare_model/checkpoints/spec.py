@@ -238,9 +238,9 @@ def split_execution(spec: ModelSpec) -> tuple[ModelSpec, str | None]:
     named: dict[str, Any] = {}
 
     def apart(arguments: Mapping[str, Any]) -> dict[str, Any]:
-        kept = dict(arguments)
-        named.update({_EXECUTION: kept.pop(_EXECUTION)} if _EXECUTION in kept else {})
-        return kept
+        remaining = dict(arguments)
+        named.update({_EXECUTION: remaining.pop(_EXECUTION)} if _EXECUTION in remaining else {})
+        return remaining
 
     arguments = apart(spec.init_args)
     if isinstance(config := arguments.get("config"), Mapping):

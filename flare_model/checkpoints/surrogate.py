@@ -200,7 +200,7 @@ def _contradict(stated: Mapping[str, Any], fitting: Mapping[str, Any]) -> bool:
 
 
 def results_folder(checkpoint: str, kind: str) -> Path:
-    """Where results about a checkpoint go by default: beside it, or into the working directory.
+    """Default folder of results about a checkpoint: in its own folder, or in the working directory.
 
     The latter for one from the hub, and for the package's own.
 

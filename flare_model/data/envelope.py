@@ -14,8 +14,16 @@ from lpbf_data.case.record import CaseRecord
 BUILD_VOLUME: Final = (30.0, 30.0, 60.0)
 """Half width, half depth and height of the build volume in mm: x and y run from -30 to 30, z from 0 to 60 (G.2)."""
 
+BUILD_EXTENTS: Final = (2 * BUILD_VOLUME[0], 2 * BUILD_VOLUME[1], BUILD_VOLUME[2])
+"""Width, depth and height of the build volume, mm."""
+
 _SLACK: Final = 1e-3
 """Coordinates and ratios that are larger by so little are not worth a warning, mm."""
+
+
+def fits_build_volume(extents: Sequence[float]) -> bool:
+    """Whether a part of these extents along x, y and z, in mm, fits the build volume as it is turned."""
+    return all(one <= most + _SLACK for one, most in zip(extents, BUILD_EXTENTS, strict=True))
 
 
 @dataclass(frozen=True)

@@ -73,12 +73,12 @@ class PointRanks:
         over = world if over is None else over
         if over < 1 or world % over:
             raise UsageError(f"{world} processes can't be divided into groups of {over} that share points")
-        mine: Any = None
+        own_group: Any = None
         for first in range(0, world, over):
             group = torch.distributed.new_group([*range(first, first + over)], timeout=timedelta(seconds=seconds))
             if first <= torch.distributed.get_rank() < first + over:
-                mine = group
-        return cls(mine)
+                own_group = group
+        return cls(own_group)
 
     @property
     def size(self) -> int:
@@ -101,8 +101,8 @@ class PointRanks:
             slice(a + (b - a) * self.rank // self.size, a + (b - a) * (self.rank + 1) // self.size)
             for a, b in itertools.pairwise(bounds)
         )
-        mine = [0, *itertools.accumulate(part.stop - part.start for part in slices)]
-        return Share(slices, torch.tensor(mine))
+        own_offsets = [0, *itertools.accumulate(part.stop - part.start for part in slices)]
+        return Share(slices, torch.tensor(own_offsets))
 
     def total(self, part: Tensor) -> Tensor:
         """The sum of a tensor over the processes, without a gradient."""
@@ -150,7 +150,7 @@ class PointRanks:
     def sum_gradients(self, parameters: nn.Module | Iterable[nn.Parameter]) -> None:
         """Add up the gradients of parameters over the processes, after the backward pass, before clipping.
 
-        Where there is data parallelism beside it, mean over its processes before or after.
+        With data parallelism in addition, average over its processes before or after.
 
         Args:
             parameters: A module, or parameters; those that need no gradient are left alone.

@@ -5,17 +5,18 @@ N points, E cells of one part.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flare_model.checkpoints.files import WEIGHTS_NAME
 from flare_model.checkpoints.hub import fetch_checkpoint
-from flare_model.data.envelope import BUILD_VOLUME
+from flare_model.data.envelope import BUILD_EXTENTS, fits_build_volume
 from flare_model.data.intervals import Intervals
 from flare_model.data.likeness import Likeness, TrainingShapes, describe_shape
 from flare_model.judging.interference import assess, risk_target
@@ -31,12 +32,10 @@ if TYPE_CHECKING:
     from flare_model.prediction.part import Part
     from lpbf_data.remarks import Remark
 
-MICROMETRES: Final = 1000.0
-
 
 @dataclass(frozen=True)
 class Auxiliary:
-    """What answers need beside the model: the content of the checkpoint's auxiliary files, and a material scale.
+    """What answers need in addition to the model: the checkpoint's auxiliary files, and a material scale.
 
     Attributes:
         intervals: Prediction intervals.
@@ -313,12 +312,10 @@ def _likeness(part: Part, training_shapes: TrainingShapes | None) -> Likeness | 
 
 def advice_on_size(size: tuple[float, float, float]) -> str:
     """What to do where a part is larger than the build volume; nothing where it fits."""
-    half_width, half_depth, height = BUILD_VOLUME
-    room = (2 * half_width, 2 * half_depth, height)
-    if all(one <= most + 1e-3 for one, most in zip(size, room, strict=True)):
+    if fits_build_volume(size):
         return ""
-    wanted = " × ".join(f"{length:g}" for length in room)
-    if all(one <= most + 1e-3 for one, most in zip(sorted(size), sorted(room), strict=True)):
+    wanted = " × ".join(f"{length:g}" for length in BUILD_EXTENTS)
+    if any(fits_build_volume(turned) for turned in itertools.permutations(size)):
         return f"it is larger than the build volume of {wanted} mm, but fits turned: --orientations 24 shows how"
     return (
         f"it is larger than the build volume of {wanted} mm that the model knows: cut it into parts that fit, check "

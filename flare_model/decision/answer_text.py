@@ -1,11 +1,12 @@
-"""The answer for a part as text: on the screen, and beside the part on the page."""
+"""The answer for a part as text: on the screen, and next to the part on the page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
 
-from flare_model.decision.answer import MICROMETRES, Answer, Hit, Peak, advice_on_size
+from flare_model.decision.answer import Answer, Hit, Peak, advice_on_size
+from flare_model.judging.scores import MICROMETRES
 from lpbf_data.geometry.surface_formats import MILLIMETRES
 
 _WIDTH: Final = 12

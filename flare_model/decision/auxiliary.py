@@ -39,13 +39,13 @@ def read_auxiliary(
         risk_model.weights_sha256 != digest or risk_model.target != risk_target(tuple(surrogate.usage.targets))
     ):
         doubts.append(
-            f"the risk of a hit beside {checkpoint} is of other weights, and is left out; judge it again: "
+            f"the risk of a hit in {checkpoint} is of other weights, and is left out; judge it again: "
             "python -m flare_model.evaluate"
         )
         risk_model = None
     if training_shapes is not None and training_shapes.weights_sha256 != digest:
         doubts.append(
-            f"what lies beside {checkpoint} of its training parts is of other weights, and is left out; make it again: "
+            f"the shapes of training parts in {checkpoint} are of other weights, and are left out; make them again: "
             "python -m flare_model.release"
         )
         training_shapes = None

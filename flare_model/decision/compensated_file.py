@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flare_model.data.envelope import reasons_outside
-from flare_model.data.point_fields import column_names, resolve_targets
 from flare_model.decision.prediction import Prediction, predict_part
 from flare_model.prediction.part import Meshing, Part, Unreadable
 from lpbf_data.errors import GeometryError, UsageError
@@ -141,7 +140,7 @@ def check_targets(surrogate: Surrogate) -> None:
     Raises:
         UsageError: If it doesn't.
     """
-    missing = set(_DISPLACEMENTS) - set(column_names(resolve_targets(surrogate.usage.targets, "the checkpoint")))
+    missing = set(_DISPLACEMENTS) - set(surrogate.usage.columns)
     if missing:
         raise UsageError(
             f"to move a surface takes displacements along x, y and z, and this model doesn't predict "

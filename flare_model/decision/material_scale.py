@@ -148,7 +148,7 @@ def _errors(wanted: Shrinkage, trained: Shrinkage, scales: tuple[float, float]) 
 
 
 def _trained_on(usage: Usage) -> Shrinkage:
-    materials = usage.envelope.materials if usage.envelope else ()
+    materials = usage.materials
     if len(materials) != 1:
         known = ", ".join(materials) or "a material that it doesn't name"
         raise UsageError(f"--material scales from one material, and this model was trained on {known}; leave it out")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flare_model.data.envelope import BUILD_VOLUME
+from flare_model.data.envelope import fits_build_volume
 from flare_model.decision.answer import Answer, Auxiliary, answer_of
 from flare_model.decision.overhangs import Overhangs, overhangs_of
 from flare_model.decision.prediction import Prediction, predict_part
@@ -64,8 +64,7 @@ class OrientedPart:
     @property
     def fits(self) -> bool:
         """Whether it fits into the build volume."""
-        room = (2 * BUILD_VOLUME[0], 2 * BUILD_VOLUME[1], BUILD_VOLUME[2])
-        return self.answer is not None and all(a <= b + 1e-3 for a, b in zip(self.answer.size, room, strict=True))
+        return self.answer is not None and fits_build_volume(self.answer.size)
 
     @property
     def chance(self) -> float:
@@ -198,11 +197,11 @@ def rank_orientations(
     """
     if part.origin is None:
         raise UsageError(f"{part.name} came as a mesh: only surfaces (STL and others) can be turned")
-    if "displacement_z" not in _columns(surrogate):
+    if "displacement_z" not in surrogate.usage.columns:
         raise UsageError("orientations are ranked by displacement_z, which this model doesn't predict")
     surface = part.origin.surface
     points = min(RANKED_POINTS, len(part.points))
-    materials = surrogate.usage.envelope.materials if surrogate.usage.envelope else ()
+    materials = surrogate.usage.materials
     orientations = [
         _predict_orientation(surrogate, auxiliary, part, down, points) for down in directions(surface, count)
     ]
@@ -253,7 +252,7 @@ def _predict_orientation(
 ) -> OrientedPart:
     """Prediction on a part in one orientation."""
     assert part.origin is not None
-    materials = surrogate.usage.envelope.materials if surrogate.usage.envelope else ()
+    materials = surrogate.usage.materials
     rotation = rotation_to(down)
     x, y, z = map(float, down)
     try:
@@ -266,12 +265,6 @@ def _predict_orientation(
         return OrientedPart((x, y, z), rotation, answer, overhangs)
     except (GeometryError, StoreError) as error:
         return OrientedPart((x, y, z), rotation, None, None, str(error))
-
-
-def _columns(surrogate: Surrogate) -> set[str]:
-    from flare_model.data.point_fields import column_names, resolve_targets
-
-    return set(column_names(resolve_targets(surrogate.usage.targets, "the checkpoint")))
 
 
 def _predict_best(

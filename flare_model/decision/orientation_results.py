@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from flare_model.decision.answer import MICROMETRES
 from flare_model.decision.orientation import BestOrientation, OrientedPart, Ranking
+from flare_model.judging.scores import MICROMETRES
+from flare_model.table_formats import screen_table
 from lpbf_data.durable import flush_file, write_durably, write_json
 from lpbf_data.geometry.stl import stl_bytes
 
@@ -36,10 +37,7 @@ def side_in_words(down: tuple[float, float, float]) -> str:
 
 def print_orientations(ranking: Ranking, console: Console) -> None:
     """Print the ranking as a table, and which way up to build the part."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = screen_table()
     for head in ("", "down", "hit", "warps\nµm", "height\nmm", "overhangs\nmm²", "supports\nmm³"):
         table.add_column(head, justify="left" if head == "down" else "right", no_wrap=True)
     for number, orientation in enumerate(ranking.orientations, 1):

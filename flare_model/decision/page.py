@@ -21,7 +21,7 @@ def shown_part(prediction: Prediction, answer: Answer) -> ShownPart:
 
     Args:
         prediction: Fields that are shown on the part.
-        answer: Answer that is shown beside it.
+        answer: Answer that is shown next to it.
     """
     part = prediction.part
     return ShownPart.of_mesh(part.name, part.points, part.cells, _columns(prediction), answer_facts(answer))

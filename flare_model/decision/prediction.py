@@ -59,6 +59,12 @@ class Prediction:
         """Column to its prediction, [N]: `displacement` of three components gives its three columns."""
         return columns_of(self.fields)
 
+    def envelope_warning(self) -> str:
+        """A sentence on how the part is unlike those of the training; empty where it isn't."""
+        if not self.warnings:
+            return ""
+        return f"{self.part.name} is unlike the parts that the model was trained on: {'; '.join(self.warnings)}"
+
     def point_data(self) -> dict[str, NDArray[np.float32]]:
         """Predictions, and truth and error where it is known, as a file shows them."""
         shown: dict[str, NDArray[np.float32]] = {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+from flare_model.judging.conformal import shuffled
 from flare_model.judging.interference import HitScore, choose_threshold
 
 FOLDS: Final = 10
@@ -49,9 +49,7 @@ def choose_by_cross_validation(validation: Sequence[HitScore], training: Sequenc
     """
     pools: dict[str, Sequence[HitScore]] = {BOTH: training} if any(not risk.hit for risk in training) else {}
     pools["validation"] = ()
-    designs = sorted(
-        {r.design for r in validation if not r.hit}, key=lambda name: hashlib.sha256(name.encode()).digest()
-    )
+    designs = shuffled({r.design for r in validation if not r.hit})
     rates = {}
     for source, training_parts in pools.items():
         alarms = []

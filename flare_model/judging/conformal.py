@@ -29,6 +29,7 @@ from flare_model.data.intervals import (
     scale_of,
 )
 from flare_model.data.normalisation import Normalisation
+from flare_model.judging.risk_curves import LEVEL, RESAMPLES
 
 _POINTS: Final = 1024
 """Points of a part that are used, drawn at random: all of 600 parts of 20,000 points would be too many to sort."""
@@ -44,8 +45,6 @@ _RIDGES: Final = (5e-2, 0.5, 5.0)
 
 _FOLDS: Final = 5
 _SIZES: Final = 3
-_RESAMPLES: Final = 2000
-_BOOTSTRAP_LEVEL: Final = 0.95
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def calibrate(parts: Sequence[PartResiduals], level: float, weights_sha256: str)
         The intervals, or a sentence that says why there are none. Large parts have intervals of their own where twice
         as many designs as any interval needs are large, and as many are not.
     """
-    designs = _shuffled({part.design for part in parts})
+    designs = shuffled({part.design for part in parts})
     minimum = min_designs(level)
     if len(designs) < minimum:
         return f"{level:.0%} intervals need {minimum} validation designs, and there are {len(designs)}"
@@ -173,8 +172,8 @@ def _column_interval(
     )
 
 
-def _shuffled(names: Iterable[str]) -> list[str]:
-    """Names in an order that has nothing to do with them, the same in every run."""
+def shuffled(names: Iterable[str]) -> list[str]:
+    """Names in a pseudorandom order, that of their digests: the same in every run."""
     return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
 
 
@@ -210,7 +209,7 @@ def _residual_model(parts: Sequence[PartResiduals], name: str, level: float) -> 
         name: The column.
         level: Share of points that are to lie inside.
     """
-    designs = _shuffled({part.design for part in parts})
+    designs = shuffled({part.design for part in parts})
     folds = [set(designs[number::_FOLDS]) for number in range(_FOLDS)]
     narrowest, best = math.inf, None
     for ridge in (None, *_RIDGES) if parts else ():
@@ -305,7 +304,7 @@ def _bootstrap(values: Sequence[float], designs: Sequence[str]) -> tuple[float, 
     """Interval of the mean over parts, by resampling designs."""
     numbers = np.unique(np.array(designs), return_inverse=True)[1]
     sums, counts = np.bincount(numbers, values), np.bincount(numbers)
-    drawn = np.random.default_rng(0).integers(len(sums), size=(_RESAMPLES, len(sums)))
+    drawn = np.random.default_rng(0).integers(len(sums), size=(RESAMPLES, len(sums)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - _BOOTSTRAP_LEVEL) / 2, (1 + _BOOTSTRAP_LEVEL) / 2])
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

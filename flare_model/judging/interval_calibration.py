@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.data.batches import Batch
 from flare_model.data.intervals import Intervals
-from flare_model.data.point_fields import column_names
 from flare_model.data.splits import Split, has_split
 from flare_model.judging.conformal import PartResiduals, calibrate, coverage, part_residuals
 from flare_model.judging.judge import predictions
@@ -40,18 +39,13 @@ class ResidualCollector:
         case_id = batch.case_ids[0]
         record = self.split.records.get(case_id)
         features = None if batch.features is None else batch.features.numpy()
-        columns = columns_of_targets(self.surrogate)
+        columns = self.surrogate.usage.columns
         self.parts.append(
             part_residuals(
                 case_id, (record.design_id if record else None) or case_id, columns, batch.points.numpy(), features,
                 prediction, batch.targets.numpy(), self.surrogate.usage.normalisation,
             )
         )  # fmt: skip
-
-
-def columns_of_targets(surrogate: Surrogate) -> list[str]:
-    """Names of the numbers that a model predicts, in their order."""
-    return column_names(surrogate.usage.target_fields)
 
 
 def validation_collector(surrogate: Surrogate, split: Split) -> ResidualCollector | None:

@@ -152,7 +152,7 @@ def interference_of(
         split: The split that was judged.
         hit_scores: Hit scores of its cases.
         false_alarms: Share of parts without interference that may raise an alarm.
-        threshold_cases: Training cases, at most, that the threshold is taken from beside those of validation.
+        threshold_cases: Training cases, at most, that the threshold is taken from in addition to those of validation.
         on_case: Called with every validation case and prediction, where the threshold needs them.
 
     Returns:

@@ -9,7 +9,7 @@ from flare_model.checkpoints.files import WEIGHTS_NAME
 from flare_model.checkpoints.hub import fetch_checkpoint
 from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.data.intervals import Intervals, extreme_of, part_scale, read_intervals, regressors
-from flare_model.data.point_fields import column_names, resolve_targets
+from flare_model.data.point_fields import resolve_targets
 from flare_model.prediction.parts import Part
 from lpbf_data.durable import sha256_of_file
 
@@ -24,12 +24,11 @@ def stored_intervals(checkpoint: str, surrogate: Surrogate) -> tuple[Intervals |
     stored = read_intervals(folder)
     if stored is None:
         return None, ""
-    targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
-    same_columns = set(column_names(targets)) == set(stored.columns)
+    same_columns = set(surrogate.usage.columns) == set(stored.columns)
     if same_columns and stored.weights_sha256 == sha256_of_file(folder / WEIGHTS_NAME):
         return stored, ""
     return None, (
-        f"the intervals beside {checkpoint} are of other weights, and are left out; judge it again for new ones: "
+        f"the intervals in {checkpoint} are of other weights, and are left out; judge it again for new ones: "
         "python -m flare_model.evaluate"
     )
 

@@ -114,16 +114,16 @@ def _draw_worst(target: PointField, split: Split, places: Mapping[str, Path], pr
     """Draw cases; those that a prediction was made for can be read, so one that can't be is an error."""
     if not places:
         return
-    kept = PredictionFile(predictions)
+    prediction_file = PredictionFile(predictions)
     for part in cases_of(split.data, split.name, list(places), {target.field}):
         if isinstance(part, Unreadable):
             raise part.error
-        prediction = _columns(kept, part, target)
+        prediction = _columns(prediction_file, part, target)
         truth = part.column(target.name, target.field, target.components)
         draw_prediction(places[part.name], part, target.name, prediction, truth)
 
 
-def _columns(kept: PredictionFile, part: Part, target: PointField) -> NDArray[np.float32]:
+def _columns(prediction_file: PredictionFile, part: Part, target: PointField) -> NDArray[np.float32]:
     """The predicted columns of a target, [N, components]."""
-    found = kept.read(part.name, len(part.points))
+    found = prediction_file.read(part.name, len(part.points))
     return np.stack([found[column] for column in target.columns], axis=1)

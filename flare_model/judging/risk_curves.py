@@ -19,7 +19,7 @@ RESAMPLES: Final = 2000
 LEVEL: Final = 0.95
 """Resamples of a bootstrap interval, and its level."""
 
-_LEAST_SLOPE: Final = 1e-3
+_SLOPE_RIDGE: Final = 1e-3
 """Ridge on the slope of the calibration, in units of the score's spread: separable scores have no other."""
 
 
@@ -106,7 +106,7 @@ class LogisticCurve:
         scores, hits = arrays_of(hit_scores)
         centre, spread = float(scores.mean()), float(scores.std()) or 1.0
         design = np.stack([np.ones(len(scores)), (scores - centre) / spread], axis=1)
-        ridge, weights = np.diag([0.0, _LEAST_SLOPE * len(scores)]), np.zeros(2)
+        ridge, weights = np.diag([0.0, _SLOPE_RIDGE * len(scores)]), np.zeros(2)
         for _ in range(50):
             chance = _logistic(design @ weights)
             slope = design.T @ (hits - chance) - ridge @ weights

@@ -23,7 +23,7 @@ _FILE: Final = AuxiliaryFile(
     ("doesn't hold the risk of a checkpoint", "remove it, or judge the checkpoint again"),
 )
 
-SURE: Final = 0.9
+VERDICT_CHANCE: Final = 0.9
 """Chance of a hit from which the answer is yes; no from the same chance of none; can't tell in between."""
 
 Verdict = Literal["yes", "no", "can't tell"]
@@ -79,9 +79,9 @@ def verdict_of(chance: float) -> Verdict:
     >>> verdict_of(0.95), verdict_of(0.5), verdict_of(0.1)
     ('yes', "can't tell", 'no')
     """
-    if chance >= SURE:
+    if chance >= VERDICT_CHANCE:
         return "yes"
-    return "no" if chance <= 1 - SURE + 1e-12 else "can't tell"
+    return "no" if chance <= 1 - VERDICT_CHANCE + 1e-12 else "can't tell"
 
 
 def describe_verdicts(risk_model: RiskModel, hit_scores: Sequence[HitScore]) -> dict[str, dict[str, int]]:
@@ -92,10 +92,13 @@ def describe_verdicts(risk_model: RiskModel, hit_scores: Sequence[HitScore]) -> 
         hit_scores: Parts that it wasn't fitted to.
     """
     scores, hits = arrays_of(hit_scores)
-    said = np.array([verdict_of(float(chance)) for chance in risk_model.curve.chances(scores)])
+    verdicts_of_parts = np.array([verdict_of(float(chance)) for chance in risk_model.curve.chances(scores)])
     verdicts: tuple[Verdict, ...] = ("yes", "no", "can't tell")
     return {
-        verdict: {"parts": int((said == verdict).sum()), "hits": int(hits[said == verdict].sum())}
+        verdict: {
+            "parts": int((verdicts_of_parts == verdict).sum()),
+            "hits": int(hits[verdicts_of_parts == verdict].sum()),
+        }
         for verdict in verdicts
     }
 

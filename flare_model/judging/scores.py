@@ -14,7 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-_MICROMETRES: Final = 1000.0
+MICROMETRES: Final = 1000.0
+"""Micrometres of a millimetre."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def unit_of_errors(unit: str) -> tuple[float, str]:
     >>> unit_of_errors("mm"), unit_of_errors("MPa")
     ((1000.0, 'µm'), (1.0, 'MPa'))
     """
-    return (_MICROMETRES, "µm") if unit == "mm" else (1.0, unit)
+    return (MICROMETRES, "µm") if unit == "mm" else (1.0, unit)
 
 
 def score_case(

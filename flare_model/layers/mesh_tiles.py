@@ -77,7 +77,7 @@ class MeshTiles(PointRows):
         meshes = torch.arange(offsets.shape[0] - 1, device=offsets.device)
         ends = ((offsets.diff() + length - 1) // length).cumsum(0)
         firsts = torch.cat([ends.new_zeros(1), ends])
-        # As many as there can be; those behind the last are empty.
+        # As many rows as there can be; those after the last tile are empty.
         rows = torch.arange(num_points // length + meshes.shape[0], device=offsets.device)
         owner = torch.bucketize(rows, ends, right=True)
         mesh_of_row = owner.clamp(max=meshes.shape[0] - 1)

@@ -63,7 +63,7 @@ _PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """Options of a request, beside the file.
+    """Options of a request, sent with the file.
 
     Attributes:
         name: Name of the file.

@@ -93,12 +93,10 @@ class InferenceService:
         if isinstance(part, Unreadable):
             raise part.error
         prediction = predict_part(self.surrogate, part, self.auxiliary.intervals, self.auxiliary.material_scale)
-        envelope = self.surrogate.usage.envelope
-        answer = answer_of(prediction, self.auxiliary, envelope.materials if envelope else ())
+        answer = answer_of(prediction, self.auxiliary, self.surrogate.usage.materials)
         results.answers[file] = answer
-        if prediction.warnings:
-            reasons = "; ".join(prediction.warnings)
-            results.warnings.append(f"{part.name} is unlike the parts that the model was trained on: {reasons}")
+        if warning := prediction.envelope_warning():
+            results.warnings.append(warning)
         surface = None
         if len(results.parts) < _MAX_SHOWN:
             surface = base64.b64encode(shown_part(prediction, answer).surface).decode()

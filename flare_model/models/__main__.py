@@ -11,6 +11,7 @@ from typing import Final
 
 from flare_model.checkpoints.spec import ModelSpec
 from flare_model.configs import config_names, config_path
+from flare_model.table_formats import screen_table
 from lpbf_data.command_line import run
 
 DATA_SETS: Final = ("elasticity", "darcy", "airfoil", "pipe", "drivaerml_40k", "lpbf")
@@ -65,12 +66,9 @@ def models() -> int:
     Returns:
         Exit status.
     """
-    from rich import box
-    from rich.table import Table
-
     from lpbf_data.console import open_console
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = screen_table()
     table.add_column("parameters", overflow="fold")
     for data in DATA_SETS:
         table.add_column(data.replace("_", "\n_"), justify="right", no_wrap=True)

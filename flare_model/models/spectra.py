@@ -43,8 +43,8 @@ class BlockSpectrum:
 def spectra(model: nn.Module, points: Tensor, features: Tensor | None = None) -> list[BlockSpectrum]:
     """Spectra of every block of a model on one mesh, from the queries and keys of the model's own forward pass.
 
-    Each is computed when its block mixes, from scores in chunks of points: beside the forward pass, memory grows with
-    neither N · M nor the number of blocks.
+    Each is computed when its block mixes, from scores in chunks of points: apart from the forward pass, memory grows
+    with neither N · M nor the number of blocks.
 
     Args:
         model: FLARE, or another model whose blocks mix by [LatentMixing][flare_model.layers.mixer.LatentMixing].

@@ -81,7 +81,7 @@ def find_parts(
     if not files:
         _check_data_set(source)
         yield from cases_of(source, split, cases, fields)
-    passed_over = _passed_over(path, files) if path.is_dir() else ()  # said once, beside the first part
+    passed_over = _passed_over(path, files) if path.is_dir() else ()  # stated once, with the first part
     for file in files:
         try:
             for part in read_parts(file, meshing):
@@ -104,7 +104,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _passed_over(folder: Path, taken: Collection[Path]) -> tuple[Remark, ...]:
-    """What is said of a folder beside its parts: other files, and folders below that hold parts too."""
+    """Remarks on what is passed over in a folder: other files, and folders below that hold parts too."""
     if all(_is_result(path) for path in taken):
         return ()
     others, below = [], []
@@ -285,7 +285,7 @@ def _open_mesh(path: Path) -> meshio.Mesh:
 
 
 def _cells_of(path: Path, mesh: meshio.Mesh) -> tuple[NDArray[np.int32], tuple[Remark, ...]]:
-    """Hexahedra of a mesh, [E, 8], and what stood beside them."""
+    """Hexahedra of a mesh, [E, 8], and a remark on other cells that were left out."""
     blocks = [_hexahedra(block) for block in mesh.cells if block.type in _HEXAHEDRA]
     other: Counter[str] = Counter()
     for block in mesh.cells:

@@ -148,7 +148,7 @@ def _processes() -> tuple[int, int, str]:
         return local, world // local, "TorchElasticEnvironment"
     if os.environ.get("SLURM_JOB_NAME") in _INTERACTIVE:
         return 1, 1, "LightningEnvironment"
-    asked, started = (_number(name) for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"))
+    allocated, started = (_number(name) for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"))
     if started > 1:
         nodes = _number("SLURM_STEP_NUM_NODES")
         if started % nodes:
@@ -157,10 +157,10 @@ def _processes() -> tuple[int, int, str]:
                 f"--ntasks-per-node instead of --ntasks"
             )
         return started // nodes, nodes, "SLURMEnvironment"
-    if asked > 1 and "SLURM_STEP_ID" not in os.environ:
+    if allocated > 1 and "SLURM_STEP_ID" not in os.environ:
         raise UsageError(
-            f"SLURM gave this job {asked} tasks, but this process was started alone: write srun before python to train "
-            "with all of them, or ask sbatch for --ntasks=1"
+            f"SLURM gave this job {allocated} tasks, but this process was started alone: write srun before python to "
+            "train with all of them, or ask sbatch for --ntasks=1"
         )
     return 1, 1, "LightningEnvironment"
 

@@ -13,7 +13,7 @@ from flare_model.checkpoints.spec import ModelSpec
 from flare_model.checkpoints.surrogate import Surrogate, from_pretrained
 from flare_model.data.normalisation import Normalisation
 from flare_model.data.point_fields import resolve_inputs, resolve_targets
-from flare_model.training.settings import InitialCheckpoint, Settings
+from flare_model.training.settings import DEFAULT_TARGETS, InitialCheckpoint, Settings
 from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.console import say
 from lpbf_data.durable import sha256_of_file
@@ -23,8 +23,6 @@ _WARNING_RATIO: Final = 10.0
 _MAX_RATIO: Final = 200.0
 """So many times larger or smaller than in the checkpoint's training a target or feature is worth a word, or must have
 another unit: metres for millimetres are a factor of 1000, pascals for megapascals one of a million."""
-
-_DEFAULT_TARGETS: Final = ["displacement_z"]
 
 
 def load_initial_checkpoint(start: InitialCheckpoint, trust: str) -> Surrogate:
@@ -80,12 +78,12 @@ def adopt_checkpoint(
     surrogate.usage.check_data(point_schema, "the data set of this run")
     available = {"--targets": list(surrogate.usage.targets), "--features": list(surrogate.usage.features)}
     requested = {
-        "--targets": _DEFAULT_TARGETS
-        if list(targets) == _DEFAULT_TARGETS
+        "--targets": DEFAULT_TARGETS
+        if list(targets) == DEFAULT_TARGETS
         else [t.name for t in resolve_targets(targets, "--targets", point_schema)],
         "--features": [f.name for f in resolve_inputs(features, "--features", point_schema)],
     }
-    for option, default in (("--targets", _DEFAULT_TARGETS), ("--features", [])):
+    for option, default in (("--targets", DEFAULT_TARGETS), ("--features", [])):
         if requested[option] not in (available[option], default):
             named = " ".join(available[option]) or "none"
             raise UsageError(
@@ -126,13 +124,13 @@ def initial_normalisation(initial: Surrogate, measured: Normalisation, settings:
     Raises:
         UsageError: If values are so unlike those of the checkpoint's training that they must have another unit.
     """
-    kept = initial.usage.normalisation
+    stored = initial.usage.normalisation
     for kind, named in (("target", settings.targets), ("feature", settings.features)):
         columns = [column for one in named for column in one.columns]
-        old_scale, new_scale = (_scales(norm, kind) for norm in (kept, measured))
+        old_scale, new_scale = (_scales(norm, kind) for norm in (stored, measured))
         for column, old, new in zip(columns, old_scale, new_scale, strict=True):
             _compare_scales(str(settings.init.checkpoint if settings.init else ""), column, old, new)
-    return replace(kept)
+    return replace(stored)
 
 
 def _scales(norm: Normalisation, kind: str) -> list[float]:

@@ -19,7 +19,7 @@ from lpbf_data.serving.loader import Loader
 from lpbf_data.serving.stream import State
 
 _STATE: Final = (*STEPPER_STATE, "step", "epoch", "taken", "best", "precision", "loader", "random")
-"""State that a run needs to resume, beside its weights."""
+"""State that a run needs to resume, in addition to its weights."""
 
 
 @dataclass

@@ -27,6 +27,8 @@ OPTIONS_ADDED_LATER: Final[Mapping[str, Any]] = {
 }
 """Options of the recipe that were added later, with the values of before: runs that began without them resume."""
 
+DEFAULT_TARGETS: Final = ["displacement_z"]
+
 _COORDINATES: Final = 3
 """Numbers that every point of a printed part comes with."""
 

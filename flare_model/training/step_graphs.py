@@ -84,7 +84,7 @@ class StepGraphs:
     def _make_room(self, size: tuple[int, int]) -> None:
         """Before a larger size than any so far, start anew: smaller ones then find room in the memory of the largest.
 
-        A graph keeps what it was recorded in, and what is larger than that would lie beside it.
+        A graph keeps the memory that it was recorded in, and a larger one would need memory in addition.
         """
         largest = max((points for points, _ in self._recordings), default=size[0])
         if size[0] > largest:

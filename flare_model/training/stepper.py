@@ -32,7 +32,7 @@ from flare_model.training.step_graphs import StepGraphs
 from lpbf_data.errors import UsageError
 
 STEPPER_STATE: Final = ("optimizer", "schedule", "averaged")
-"""State to resume from, beside weights."""
+"""State to resume from, in addition to weights."""
 
 _ema: Any = get_ema_multi_avg_fn  # It has no annotations.
 

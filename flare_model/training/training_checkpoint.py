@@ -60,8 +60,8 @@ def write_state(
     Args:
         run: Folder of the run.
         step: Steps done.
-        description: What to say of the model.
-        weights: Name to weights: "model" as they are trained, and others beside them.
+        description: Description of the model.
+        weights: Name to weights: "model" as they are trained, and others.
         rest: Everything else; tensors, numbers, strings, and containers of them.
 
     Returns:
@@ -98,7 +98,7 @@ def read_state(folder: Path, parts: Iterable[str] = ()) -> tuple[dict[str, dict[
 
     Args:
         folder: Its folder.
-        parts: What it must hold beside the weights.
+        parts: Keys that it must hold in addition to the weights.
 
     Returns:
         Name to weights, and everything else.
