@@ -34,7 +34,7 @@ def release(
     trust: str | None = None,
     accelerator: str = "auto",
 ) -> int:
-    """Make a model that can be used with nothing else at hand.
+    """Make the checkpoint that is shipped with the package: weights, auxiliary files, model card.
 
     Args:
         checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub.

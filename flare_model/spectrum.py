@@ -41,8 +41,8 @@ def spectrum(
         checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub.
         data: The data set.
         split: Its split.
-        cases: How many of its first cases to look at.
-        case: Ids of the cases to look at instead.
+        cases: How many of its first cases to take.
+        case: Ids of the cases to take instead.
         out: Folder of the results; `spectrum` in the folder of the run by default.
         trust: Class path of a model outside of this package that may be imported.
         accelerator: auto, cpu or gpu.

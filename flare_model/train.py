@@ -64,7 +64,7 @@ def train(
     Args:
         data: The data set: a folder, or a URL that fsspec knows. One that isn't of printed parts states itself the
             default targets and features.
-        out: Folder of the run; given again, the run goes on.
+        out: Folder of the run; given again, the run resumes.
         model: Class path and init args of the model; FLARE by default.
         targets: Fields to predict, or components such as displacement_z; each counts alike in the loss.
         features: Input features in addition to coordinates: fields, or features of the shape (geometry: all of them).
@@ -234,7 +234,7 @@ def run_once(
         if fabric.is_global_zero:
             say(f"{folder} ended at step {found['steps']:,}; nothing is left to train")
         return found
-    fabric.barrier()  # Nobody writes before all have looked.
+    fabric.barrier()  # No process writes before all have checked.
     trainer = Trainer(settings, fabric, precision, folder, splits)  # It refuses a model before anything is written.
     with _locked(settings, fabric, folder, about):
         trainer.fit()

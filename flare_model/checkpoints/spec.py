@@ -58,8 +58,8 @@ _MOVED: Final = {
 _OPTIONS_ADDED_LATER: Final[Mapping[str, tuple[str, ...]]] = {
     "Flare": ("separate_decoding", "scaled_scores", "pointwise", "mlp_ratio", "latent_layers"),
 }
-"""Options of models that came later. At their defaults they are left unsaid, so that runs that began without them go on
-and earlier versions open what this one writes."""
+"""Options of models that were added later. At their defaults they are left out of what is written, so that runs that
+began without them resume and earlier versions open what this one writes."""
 
 _DIMENSIONS: Final = ("in_dim", "out_dim")
 _EXECUTION: Final = "mixer"
@@ -91,7 +91,7 @@ class ModelSpec:
         return self.class_path in {f"flare_model.{name}" for name in SHIPPED}
 
     def fitted(self, in_dim: int, out_dim: int) -> ModelSpec:
-        """The same model for the data at hand.
+        """The same model with the data's numbers of inputs and outputs.
 
         Where the constructor, or a dataclass among its arguments, takes `in_dim` or `out_dim`, they are set.
 

@@ -76,7 +76,7 @@ def describe_shape(points: NDArray[np.floating[Any]], cells: NDArray[np.integer[
     volume = float(voxels.sum())
     areas = np.einsum("i,j,ijk->k", grid.sizes[0], grid.sizes[1], grid.solid)
     steps = np.abs(np.diff(areas)).max(initial=0.0) / areas.max()
-    # A column hangs from where it first goes on above a gap.
+    # A column of voxels overhangs from where it is solid again above a gap.
     gap = np.logical_or.accumulate(~grid.solid, axis=2)
     hangs = grid.solid & gap
     starts = hangs[:, :, 1:] & ~grid.solid[:, :, :-1]

@@ -30,7 +30,7 @@ def arrays_of(hit_scores: Sequence[HitScore]) -> tuple[NDArray[np.float64], NDAr
 
 @dataclass(frozen=True)
 class Curve:
-    """What every threshold gives, the highest first; the first alarms nobody.
+    """What every threshold gives, the highest first; the first raises no alarm.
 
     Attributes:
         thresholds: An alarm is raised from this score on, infinite for the first.
@@ -102,7 +102,7 @@ class LogisticCurve:
 
     @classmethod
     def of(cls, hit_scores: Sequence[HitScore]) -> LogisticCurve:
-        """Fit to parts whose truth may be looked at, by Newton's steps; both kinds must be among them."""
+        """Fit by Newton's method to parts of which the truth may be used; hits and clear parts must be among them."""
         scores, hits = arrays_of(hit_scores)
         centre, spread = float(scores.mean()), float(scores.std()) or 1.0
         design = np.stack([np.ones(len(scores)), (scores - centre) / spread], axis=1)

@@ -39,7 +39,7 @@ class FlarePlusPlusMixer(ChosenMixer):
         S = N₀(W_s x), Qᵈ = attention(N(seeds), S, S), Q = N₀(Qᶠ) + σ(γ) Qᵈ, K = N(W_k x), V = W_v x
         Z = attention(Q, K, V), Y = attention(K, Q, Z), result W_o Y
 
-    Scores are scaled by 1/√D. The queries differ from mesh to mesh, and their gradient goes on into the first call.
+    Scores are scaled by 1/√D. The queries differ from mesh to mesh, and their gradient flows into the first call.
 
     Args:
         channels: C.

@@ -74,6 +74,6 @@ def attend_linearly(
         if tiles is not None:
             products, totals = (tiles.spread(tiles.total(t)) for t in (products, totals))
         common = torch.einsum("bnhd,bhd->bnh", queries, totals)
-        if mask is not None:  # 0 / 0 in rows of no mesh, which nobody reads, would still spoil every gradient.
+        if mask is not None:  # 0 / 0 in rows of no mesh, which aren't used, would still make every gradient NaN.
             common = common.masked_fill(common == 0, 1.0)
         return torch.einsum("bnhd,bhde->bnhe", queries, products) / common.unsqueeze(-1)

@@ -159,7 +159,7 @@ async def _work_on(
             reading = False
             return await jobs.run(partial(_run, compute, path, options), request.is_disconnected)
     except (ClientDisconnect, ClientGoneError):
-        return Response(status_code=400)  # nobody reads it
+        return Response(status_code=400)  # the client is gone
     except LpbfError as error:
         status = _STATUS.get(type(error), 422)
         return _refusal(str(error), status, reading=reading)
@@ -189,7 +189,7 @@ def _run(compute: Callable[[Path, RequestOptions], Response], path: Path, option
     except MemoryError:
         sentence = f"{path.name} takes more memory than there is; send it with fewer triangles, or take fewer points"
         return JSONResponse({"error": sentence}, 422)
-    except Exception:  # noqa: BLE001 (whatever a file sets off, the page goes on)
+    except Exception:  # noqa: BLE001 (whatever a file causes, the server continues)
         traceback.print_exc(file=sys.stderr)
         sentence = f"{path.name} set off an error of this program; its report is where the page was started"
         return JSONResponse({"error": sentence}, 500)

@@ -71,14 +71,14 @@ class JobQueue:
             done: asyncio.Future[T] = loop.create_future()
 
             def resolve(set_it: Callable[[Any], None], value: Any) -> None:
-                with contextlib.suppress(asyncio.InvalidStateError):  # nobody waits any more
+                with contextlib.suppress(asyncio.InvalidStateError):  # the client is gone
                     set_it(value)
 
             def job() -> None:
                 outcome: tuple[Callable[[Any], None], Any]
                 try:
                     outcome = done.set_result, work()
-                except BaseException as error:  # noqa: BLE001 (whoever asked gets it)
+                except BaseException as error:  # noqa: BLE001 (raised where the result is awaited)
                     outcome = done.set_exception, error
                 with contextlib.suppress(RuntimeError):  # the server is gone
                     loop.call_soon_threadsafe(resolve, *outcome)

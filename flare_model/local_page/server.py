@@ -45,7 +45,7 @@ def check_host(host: str) -> str:
 
 
 def open_socket(address: str, port: int) -> socket.socket:
-    """A socket that listens: whoever connects from now on is answered as soon as the server runs.
+    """A listening socket: clients that connect from now on are answered as soon as the server runs.
 
     Args:
         address: A loopback address.
@@ -57,7 +57,9 @@ def open_socket(address: str, port: int) -> socket.socket:
     opened = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     try:
         if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)  # Windows: nobody else on this port
+            opened.setsockopt(
+                socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1
+            )  # Windows: no other process on this port
         else:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind((address, port))

@@ -14,7 +14,7 @@ which others share its batch, in training as in evaluation: normalise over chann
 are taken, in any number from one on. What comes back are finite numbers, of any floating type; millimetres and losses are
 kept in float32 outside of the model.
 
-A model for grids of one size, which looks at the order of the points, has an attribute `grid` with `rows` and `columns`;
+A model for grids of one size, which depends on the order of the points, has an attribute `grid` with `rows` and `columns`;
 it is given such grids alone.
 
 A constructor that takes `in_dim` (3 + F, or d + F) and `out_dim` (T), itself or in a dataclass that it takes, is given them;
@@ -76,7 +76,7 @@ def check_contract(
 
     Raises:
         UsageError: If it has nothing to train, fails, returns something else than [ΣN, T] finite numbers, lets one
-            mesh look at another, or its parameters have no gradient.
+            mesh depend on another, or its parameters have no gradient.
     """
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not parameters:

@@ -34,7 +34,7 @@ class _Step:
 
 
 class LossLog:
-    """Losses of the steps since training began or went on.
+    """Losses of the steps since training began or resumed.
 
     Args:
         folder: Folder of the run.

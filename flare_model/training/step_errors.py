@@ -33,7 +33,7 @@ class StepFailedError(LpbfError):
 
 
 class OtherProcessError(StepFailedError):
-    """Another process of the run ended, so that this one can't go on."""
+    """Another process of the run ended, so that this one can't continue."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -160,7 +160,7 @@ class Trainer:
     def _save_completed_steps(self, error: Exception) -> None:
         """Write a checkpoint of the last step that was done, unless the weights are between two steps.
 
-        One of several processes can't, for all of them write it together: then it says where the run goes on from.
+        One of several processes can't, for all of them write it together: then a message says where the run resumes.
         """
         counters, loader, drawn = self._position
         latest = latest_state(self.folder)

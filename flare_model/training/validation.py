@@ -51,7 +51,7 @@ def open_validation(split: Split, recipe: Recipe) -> Loader:
 
     Args:
         split: The validation split.
-        recipe: A compiled model takes one case at a time: with several it looks at all points once for each.
+        recipe: A compiled model takes one case at a time: with several it computes with all points once for each.
     """
     if recipe.compile != "off":
         return open_loader(split, uneven="keep")
