@@ -55,33 +55,39 @@ def compensate(
     check_files(source, target, scale)
     check_points(points)
 
-    from flare_model.checkpoints.own import own_checkpoint
+    from flare_model.checkpoints.packaged_model import packaged_checkpoint
     from flare_model.checkpoints.surrogate import from_pretrained
-    from flare_model.decision.beside import read_beside
-    from flare_model.decision.compensated_file import check_targets, compensate_file, said_of
-    from flare_model.predict import usual_points
+    from flare_model.decision.auxiliary import read_auxiliary
+    from flare_model.decision.compensated_file import check_targets, compensate_file, describe_body
+    from flare_model.predict import default_points
     from flare_model.training.devices import device_of
 
-    checkpoint = checkpoint or own_checkpoint()
+    checkpoint = checkpoint or packaged_checkpoint()
     surrogate = from_pretrained(checkpoint, trust=trust).to(device_of(accelerator))
     check_targets(surrogate)
-    beside, doubts = read_beside(checkpoint, surrogate, material)
-    console, complaints = open_console(), open_console(stderr=True)
+    auxiliary, doubts = read_auxiliary(checkpoint, surrogate, material)
+    console, errors_console = open_console(), open_console(stderr=True)
     for doubt in doubts:
-        complaints.print(f"warning: {doubt}", style=None)
-    meshing = Meshing(points or usual_points(surrogate), units=units)
-    found = compensate_file(surrogate, beside.intervals, source, meshing, scale, beside.scale, anyway=anyway)
+        errors_console.print(f"warning: {doubt}", style=None)
+    meshing = Meshing(points or default_points(surrogate), units=units)
+    found = compensate_file(
+        surrogate, auxiliary.intervals, source, meshing, scale, auxiliary.material_scale, anyway=anyway
+    )
     write_durably(target, found.stl)
     write_durably(target.with_suffix(".json"), (json.dumps(found.as_dict(), indent=1) + "\n").encode())
     for content in found.bodies:
-        console.print(said_of(content))
+        console.print(describe_body(content))
         for doubt in content["doubts"]:
-            complaints.print(f"warning: {doubt}", style=None)
+            errors_console.print(f"warning: {doubt}", style=None)
         for reason in content["unlike_the_training"]:
-            complaints.print(f"warning: {content['name']} is unlike the parts of the training: {reason}", style=None)
-    made_for = "uncalibrated for your machine" if beside.scale is None else beside.scale.said()
+            errors_console.print(
+                f"warning: {content['name']} is unlike the parts of the training: {reason}", style=None
+            )
+    made_for = (
+        "uncalibrated for your machine" if auxiliary.material_scale is None else auxiliary.material_scale.describe()
+    )
     console.print(f"{scale:g} times the displacement is in {target}; {made_for}")
-    print_remarks(found.remarks, complaints)
+    print_remarks(found.remarks, errors_console)
     return 0
 
 

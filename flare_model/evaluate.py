@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from flare_model.table_formats import parquet_bytes
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, say
 from lpbf_data.durable import sha256_of_file, write_durably, write_json
@@ -50,7 +51,7 @@ def evaluate(
     trust: str | None = None,
     accelerator: str = "auto",
 ) -> int:
-    """Judge a trained model, beside "predict zero" and "predict the training mean".
+    """Judge a trained model, with "predict zero" and "predict the training mean" for comparison.
 
     Args:
         checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub; a folder of several seeds gives
@@ -64,8 +65,8 @@ def evaluate(
             chosen by cross-validation over validation and training designs.
         threshold_cases: Training cases, at most, that are predicted for that threshold; 0 for validation alone.
         coverage: Share of points, and of parts, that intervals are to hold; they come from the validation split, and
-            are kept beside the checkpoint, where predict finds them.
-        families: CSV file with columns case_id and family, to tell by family how often intervals hold; by default the
+            are written into the checkpoint's folder, where predict reads them.
+        families: CSV file with columns case_id and family, for the coverage of intervals by family; by default the
             families that the data set's manifest names.
         worst: Cases with the largest relative error to draw.
         trust: Class path of a model outside of this package that may be imported.
@@ -85,15 +86,15 @@ def evaluate(
     if not data:
         raise UsageError("--data is missing: name the data set to judge on")
     from flare_model.checkpoints.hub import seeds_of
-    from flare_model.checkpoints.own import own_checkpoint
+    from flare_model.checkpoints.packaged_model import packaged_checkpoint
     from flare_model.checkpoints.surrogate import results_folder
     from flare_model.data.splits import Split
-    from flare_model.judging.sureness import read_families
+    from flare_model.judging.interval_calibration import read_families
     from flare_model.judging.tables import show, show_spread, spread_of
     from flare_model.training.devices import device_of
 
-    checkpoint = checkpoint or own_checkpoint()
-    asked = _Asked(false_alarms, threshold_cases, coverage, read_families(families))
+    checkpoint = checkpoint or packaged_checkpoint()
+    options = _Options(false_alarms, threshold_cases, coverage, read_families(families))
     judged = Split(data, split)
     console = open_console()
     folders = seeds_of(checkpoint)
@@ -102,7 +103,7 @@ def evaluate(
         place = results_folder(folder, "evaluation") / split
         if out is not None:
             place = Path(out) if len(folders) == 1 else Path(out) / Path(folder).name
-        summaries.append(_evaluate_one(folder, judged, place, asked, worst, trust, device_of(accelerator)))
+        summaries.append(_evaluate_one(folder, judged, place, options, worst, trust, device_of(accelerator)))
         show(summaries[-1], f"{folder} on {data}, split {split}", console)
         console.print(f"numbers, cases and pictures in {place}")
     if len(summaries) > 1:
@@ -115,8 +116,8 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What of an evaluation is a choice, and decides its numbers."""
+class _Options:
+    """Options that decide the numbers of an evaluation; part of its identity."""
 
     false_alarms: float
     threshold_cases: int
@@ -125,7 +126,7 @@ class _Asked:
 
 
 def _evaluate_one(
-    checkpoint: str, split: Split, out: Path, asked: _Asked, worst: int, trust: str | None, device: torch.device
+    checkpoint: str, split: Split, out: Path, options: _Options, worst: int, trust: str | None, device: torch.device
 ) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
@@ -141,12 +142,12 @@ def _evaluate_one(
         "data_sha256": split.data_digest,
         "split": split.name,
         "case_ids_sha256": split.digest,
-        **asdict(asked),
+        **asdict(options),
     }
     summary = _stored(out, identity)
     if summary is None:
         surrogate = from_pretrained(loaded, trust=trust).to(device)
-        summary = _judge_into(out, checkpoint, surrogate, split, asked, identity)
+        summary = _judge_into(out, checkpoint, surrogate, split, options, identity)
         write_json(out / SUMMARY_NAME, summary)
     else:
         say(f"{out} holds this evaluation already; only pictures that are missing are drawn")
@@ -156,33 +157,45 @@ def _evaluate_one(
 
 
 def _judge_into(
-    out: Path, checkpoint: str, surrogate: Surrogate, split: Split, asked: _Asked, identity: Mapping[str, Any]
+    out: Path, checkpoint: str, surrogate: Surrogate, split: Split, options: _Options, identity: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Judge a model, write predictions, cases and intervals, and return what the summary says of them.
 
-    Pictures of other numbers go first, so that those that lie beside a summary are always of its numbers.
+    Pictures of other numbers are removed first, so that those next to a summary are always of its numbers.
     """
     from flare_model.data.intervals import write_intervals
     from flare_model.judging import judge as judging
-    from flare_model.judging.kept_risk import risk_from, write_risk
+    from flare_model.judging.interval_calibration import (
+        ResidualCollector,
+        describe_intervals,
+        families_of,
+        validation_collector,
+        validation_intervals,
+    )
     from flare_model.judging.pictures import clear_pictures
-    from flare_model.judging.sureness import Watch, describe_intervals, families_of, make_intervals, watch_validation
+    from flare_model.judging.risk_model import risk_from, write_risk
 
-    kept: dict[str, NDArray[np.float32]] = {}
-    watch = Watch(surrogate, split) if split.points is None else None  # intervals are those of printed parts
-    scores, risks = judging.judge(surrogate, split, kept.__setitem__, watch)
-    seen = watch_validation(surrogate, split)
-    interference = judging.interference_of(surrogate, split, risks, asked.false_alarms, asked.threshold_cases, seen)
-    intervals = make_intervals(surrogate, split, asked.coverage, str(identity["weights_sha256"]), seen)
+    predictions: dict[str, NDArray[np.float32]] = {}
+    collector = (
+        ResidualCollector(surrogate, split) if split.point_schema is None else None
+    )  # intervals are those of printed parts
+    scores, hit_scores = judging.judge(surrogate, split, predictions.__setitem__, collector)
+    validation_residuals = validation_collector(surrogate, split)
+    interference = judging.interference_of(
+        surrogate, split, hit_scores, options.false_alarms, options.threshold_cases, validation_residuals
+    )
+    intervals = validation_intervals(
+        surrogate, split, options.coverage, str(identity["weights_sha256"]), validation_residuals
+    )
     clear_pictures(out)
-    _write_predictions(out / PREDICTIONS_NAME, checkpoint, surrogate, split, kept)
+    _write_predictions(out / PREDICTIONS_NAME, checkpoint, surrogate, split, predictions)
     _write_cases(out / CASES_NAME, scores)
     if not isinstance(intervals, str):
         _keep(checkpoint, out, lambda folder: write_intervals(folder, intervals), "intervals")
     if interference and "risk" in interference:
         interference["risk"]["weights_sha256"] = identity["weights_sha256"]
-        risk = risk_from(interference["risk"])
-        _keep(checkpoint, out, lambda folder: write_risk(folder, risk), "the risk of a hit")
+        risk_model = risk_from(interference["risk"])
+        _keep(checkpoint, out, lambda folder: write_risk(folder, risk_model), "the risk of a hit")
     return {
         "identity": dict(identity),
         "checkpoint": checkpoint,
@@ -190,23 +203,29 @@ def _judge_into(
         "trained_on_this_data": _trained_on(surrogate, split),
         "files": {name: sha256_of_file(out / name) for name in (CASES_NAME, PREDICTIONS_NAME)},
         "scores": judging.summaries_of(scores),
-        "over_all": judging.over_all(scores),
+        "over_all": judging.mean_over_targets(scores),
         "interference": interference,
-        **({} if surrogate.usage.points is None else {"units": {t.name: t.unit for t in surrogate.usage.predicted}}),
-        "intervals": describe_intervals(intervals, watch.parts if watch else (), asked.families or families_of(split)),
+        **(
+            {}
+            if surrogate.usage.point_schema is None
+            else {"units": {t.name: t.unit for t in surrogate.usage.target_fields}}
+        ),
+        "intervals": describe_intervals(
+            intervals, collector.parts if collector else (), options.families or families_of(split)
+        ),
     }
 
 
 def _keep(checkpoint: str, out: Path, write: Callable[[Path], None], what: str) -> None:
-    """Write something beside the evaluation, and beside a checkpoint that lies in a folder of the user's."""
-    from flare_model.checkpoints.own import is_own
+    """Write an auxiliary file into the folder of the evaluation, and into that of a checkpoint that isn't shipped."""
+    from flare_model.checkpoints.packaged_model import is_packaged
 
     write(out)
-    if Path(checkpoint).is_dir() and not is_own(checkpoint):
+    if Path(checkpoint).is_dir() and not is_packaged(checkpoint):
         try:
             write(Path(checkpoint))
         except OSError as error:
-            say(f"{what} can't be kept beside the checkpoint ({error}); see {out}")
+            say(f"{what} can't be written into the checkpoint's folder ({error}); see {out}")
 
 
 def _trained_on(surrogate: Surrogate, split: Split) -> bool:
@@ -240,24 +259,19 @@ def _digest(path: Path) -> str:
 
 
 def _write_cases(path: Path, scores: Sequence[CaseScore]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     from flare_model.judging.scores import columns_of
 
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns_of(scores)), sink, compression="zstd")
-    write_durably(path, sink.getvalue().to_pybytes())
+    write_durably(path, parquet_bytes(columns_of(scores)))
 
 
 def _write_predictions(
-    path: Path, checkpoint: str, surrogate: Surrogate, split: Split, kept: Mapping[str, NDArray[np.float32]]
+    path: Path, checkpoint: str, surrogate: Surrogate, split: Split, predictions: Mapping[str, NDArray[np.float32]]
 ) -> None:
     from lpbf_data.stores.predictions import write_predictions
 
-    columns = [column for target in surrogate.usage.predicted for column in target.columns]
-    rows = ((case_id, dict(zip(columns, values.T, strict=True))) for case_id, values in kept.items())
-    points = surrogate.usage.points
+    columns = surrogate.usage.columns
+    rows = ((case_id, dict(zip(columns, values.T, strict=True))) for case_id, values in predictions.items())
+    points = surrogate.usage.point_schema
     known = {} if points is None else {"known": points.field_columns}
     write_predictions(path, rows, list(dict.fromkeys(columns)), split.data_digest, Path(checkpoint).name, **known)
 

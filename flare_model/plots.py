@@ -22,7 +22,7 @@ def plot_curves(
     path: Path,
     training: Mapping[str, Sequence[float]],
     validation: Mapping[str, Sequence[float]],
-    seen: Mapping[str, Sequence[float]] | None = None,
+    training_cases: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     """Loss, validation error and error on training cases over the steps, with the learning rate below.
 
@@ -30,7 +30,7 @@ def plot_curves(
         path: The PNG.
         training: Columns step, loss, learning_rate.
         validation: Columns step and one a target.
-        seen: The same columns for training cases that were judged as those of the validation split were.
+        training_cases: The same columns for training cases, judged like those of the validation split.
     """
     if not training:
         return
@@ -42,9 +42,9 @@ def plot_curves(
     if width > 1:
         mean = np.convolve(loss, np.full(width, 1 / width), mode="valid")
         above.plot(steps[width - 1 :], mean, color="tab:blue", label=f"its mean over {width} steps")
-    targets = [name for name in {**validation, **(seen or {})} if name not in ("step", "epoch", "mean")]
+    targets = [name for name in {**validation, **(training_cases or {})} if name not in ("step", "epoch", "mean")]
     for number, name in enumerate(targets, start=1):
-        for table, what, style in ((validation, "validation", "-"), (seen or {}, "training cases", "--")):
+        for table, what, style in ((validation, "validation", "-"), (training_cases or {}, "training cases", "--")):
             if name in table:
                 above.plot(
                     table["step"], table[name], label=f"{what}, {name}", color=f"C{number}", linestyle=style, marker="."
@@ -85,7 +85,7 @@ def plot_histogram(path: Path, series: Mapping[str, ArrayLike], label: str) -> N
 def plot_detection(
     path: Path, curves: Mapping[str, Sequence[float]], chosen: Mapping[str, float | None] | None = None
 ) -> None:
-    """How hits are found: recall over false alarms, and precision over recall.
+    """Detection of hits: recall over false alarms (ROC), and precision over recall.
 
     Args:
         path: The PNG.

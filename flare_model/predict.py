@@ -1,7 +1,7 @@
 """`python -m flare_model.predict part.stl`: will it hit the blade, and how far does it warp?
 
 Each part becomes a VTU file for ParaView and a picture; all of them one page and one JSON file. Where the truth is
-known, it is shown beside the prediction, and the error.
+known, it is shown next to the prediction, and the error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flare_model.data.targets import resolve_inputs, resolve_target, resolve_targets
+from flare_model.data.point_fields import resolve_inputs, resolve_target, resolve_targets
 from flare_model.decision.prediction import Prediction, predict_part, write_results, write_vtu
 from flare_model.prediction.file_names import FileNames
 from lpbf_data.command_line import run
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from flare_model.checkpoints.surrogate import Surrogate
-    from flare_model.decision.answer import Answer, Beside
+    from flare_model.decision.answer import Answer, Auxiliary
     from flare_model.prediction.parts import Meshing, Part, Unreadable
     from lpbf_data.viewer.page import ShownPart
 
@@ -34,11 +34,11 @@ __all__ = ["Prediction", "main", "predict", "predict_part", "write_vtu"]
 
 ANSWERS_NAME: Final = "answers.json"
 PAGE_NAME: Final = "answer.html"
-_MOST_SHOWN: Final = 50
+_MAX_SHOWN: Final = 50
 """Parts on the page: a browser holds them all."""
 
-_MOST_IN_FULL: Final = 10
-"""Parts of which the screen tells all; of others a line each, and all in the files."""
+_MAX_IN_FULL: Final = 10
+"""Parts that are printed in full; of others a line each, and all in the files."""
 
 _HIT, _UNSURE = 3, 4
 
@@ -61,7 +61,7 @@ def predict(
     trust: str | None = None,
     accelerator: str = "auto",
 ) -> int:
-    """Say of parts whether the recoater hits them, how far they warp, and how sure that is.
+    """Predict whether the recoater hits parts, how far they warp, and how certain both are.
 
     Args:
         checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub; the model that comes with the
@@ -78,13 +78,14 @@ def predict(
             in mm.
         material: Material and calibration of your machine: a YAML file as pipelines.calibrate writes it, a material
             (Ti64, Inc625, SS316L, 15-5PH, AlSi10Mg), or a calibration (measured, netfabb). Predictions are multiplied
-            by a scale from its strain and thermal expansion over those of the training. That is rough, and the error
-            is told: about 10 % for another material, 25 % for half as much strain again, 40 % for netfabb, in the
+            by a scale from its strain and thermal expansion over those of the training. That is rough; the error
+            is printed: about 10 % for another material, 25 % for half as much strain again, 40 % for netfabb, in the
             median of unseen parts. By default those of the training: uncalibrated for your machine.
-        orientations: Rank each surface turned in as many ways by risk and displacement; the best three again in full.
+        orientations: Rank so many orientations of each surface by risk and displacement; predict the best three again
+            with all points.
         pictures: Draw every part, and make the page.
         json: Print the answers as JSON instead of sentences.
-        fail_on_risk: End with status 3 where the recoater hits a part, else 4 where nobody can tell.
+        fail_on_risk: End with status 3 where the recoater hits a part, else 4 where the verdict is "can't tell".
         trust: Class path of a model outside of this package that may be imported.
         accelerator: auto, cpu or gpu.
 
@@ -99,23 +100,29 @@ def predict(
     if not src:
         raise UsageError("nothing to predict on: name a part, such as part.stl")
     check_folder(Path(out))
-    from flare_model.checkpoints.own import own_checkpoint
+    from flare_model.checkpoints.packaged_model import packaged_checkpoint
     from flare_model.checkpoints.surrogate import from_pretrained
     from flare_model.decision.answer import identity_of
-    from flare_model.decision.beside import read_beside
+    from flare_model.decision.auxiliary import read_auxiliary
     from flare_model.training.devices import device_of
 
-    checkpoint = checkpoint or own_checkpoint()
+    checkpoint = checkpoint or packaged_checkpoint()
     surrogate = from_pretrained(checkpoint, trust=trust).to(device_of(accelerator))
-    beside, doubts = read_beside(checkpoint, surrogate, material)
-    work = _Work(surrogate, beside, Path(out), pictures, orientations, json, identity_of(surrogate, checkpoint))
+    auxiliary, doubts = read_auxiliary(checkpoint, surrogate, material)
+    work = _PredictionRun(
+        surrogate, auxiliary, Path(out), pictures, orientations, json, identity_of(surrogate, checkpoint)
+    )
     for doubt in doubts:
-        work.complaints.print(f"warning: {doubt}", style=None)
-    meshing = Meshing(points or usual_points(surrogate), centre, units)
+        work.errors_console.print(f"warning: {doubt}", style=None)
+    meshing = Meshing(points or default_points(surrogate), centre, units)
     needed = {resolve_target(name).field for name in surrogate.usage.targets}
-    needed |= {told.field for told in resolve_inputs(surrogate.usage.features, "the checkpoint") if not told.of_shape}
+    needed |= {
+        feature.field
+        for feature in resolve_inputs(surrogate.usage.features, "the checkpoint")
+        if not feature.is_shape_feature
+    }
     for part in _parts(src, split, case, needed, meshing):
-        work.take(part)
+        work.predict_one(part)
     status = work.close()
     if json:
         print(json_format.dumps(work.content(), indent=1))
@@ -123,21 +130,21 @@ def predict(
 
 
 @dataclass
-class _Work:
-    """Parts one after the other, and what is kept of them.
+class _PredictionRun:
+    """Prediction on parts one after the other, and the results for all of them.
 
     Attributes:
         surrogate: The model.
-        beside: What is used with it.
+        auxiliary: Intervals, risk model, training shapes and material scale.
         out: Folder of the results.
         pictures: Whether to draw parts and to make the page.
-        orientations: Ways to turn each surface.
+        orientations: Orientations to try for each surface.
         quiet: Whether sentences on parts are left out.
-        model: What names the model.
+        model: Digests that identify the model.
     """
 
     surrogate: Surrogate
-    beside: Beside
+    auxiliary: Auxiliary
     out: Path
     pictures: bool
     orientations: int
@@ -153,10 +160,10 @@ class _Work:
     shown: list[ShownPart] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.console, self.complaints = open_console(), open_console(stderr=True)
+        self.console, self.errors_console = open_console(), open_console(stderr=True)
 
-    def take(self, part: Part | Unreadable) -> None:
-        """Predict on one part, write it and say what is found; or why not."""
+    def predict_one(self, part: Part | Unreadable) -> None:
+        """Predict on one part, write and print the results, or the error."""
         from flare_model.prediction.parts import Unreadable
 
         file = self.names.name(part.name)  # parts of one name, from different files, have files of their own
@@ -165,55 +172,54 @@ class _Work:
         try:
             if isinstance(part, Unreadable):
                 raise part.error
-            prediction = predict_part(self.surrogate, part, self.beside.intervals, self.beside.scale)
-            if self.beside.scale is not None and part.fields:
-                self.remarks[file] = (*self.remarks.get(file, ()), _untold(part.name))
-            answer = self._tell(prediction, file)  # before pictures are drawn, which takes longer
+            prediction = predict_part(self.surrogate, part, self.auxiliary.intervals, self.auxiliary.material_scale)
+            if self.auxiliary.material_scale is not None and part.fields:
+                self.remarks[file] = (*self.remarks.get(file, ()), _truth_left_out(part.name))
+            answer = self._answer(prediction, file)  # before pictures are drawn, which takes longer
             write_results(self.out, file, prediction, pictures=self.pictures)
             self._keep(prediction, answer, file)
             if self.orientations and part.origin is not None:
                 self._turn(part, file)
         except LpbfError as error:
-            self.complaints.print(f"error: {error}", style=None)
+            self.errors_console.print(f"error: {error}", style=None)
             self.errors.append(str(error))
         else:
             self.done += 1
 
-    def _tell(self, prediction: Prediction, file: str) -> Answer:
-        """Say what is found on a part."""
+    def _answer(self, prediction: Prediction, file: str) -> Answer:
+        """The answer for a part, printed."""
         from flare_model.decision.answer import answer_of
-        from flare_model.decision.screen import line_of, lines_of
+        from flare_model.decision.answer_text import answer_line, answer_lines
 
-        envelope = self.surrogate.usage.envelope
-        answer = answer_of(prediction, self.beside, envelope.materials if envelope else ())
+        answer = answer_of(prediction, self.auxiliary, self.surrogate.usage.materials)
         if not self.quiet:
             if prediction.truth or answer.up is None:
                 _say(prediction, file, self.console)
             else:
-                in_full = self.done < _MOST_IN_FULL
-                for line in lines_of(answer) if in_full else (line_of(answer),):
+                in_full = self.done < _MAX_IN_FULL
+                for line in answer_lines(answer) if in_full else (answer_line(answer),):
                     self.console.print(line)
-        _warn(prediction, self.complaints)
+        _warn(prediction, self.errors_console)
         return answer
 
     def _keep(self, prediction: Prediction, answer: Answer, file: str) -> None:
-        """Keep what belongs to all parts together."""
-        if self.beside.intervals:
+        """Collect what is written for all parts together."""
+        if self.auxiliary.intervals:
             self.extremes |= {file: _extremes(prediction)}
         self.answers[file] = answer
-        if self.pictures and len(self.shown) < _MOST_SHOWN:
+        if self.pictures and len(self.shown) < _MAX_SHOWN:
             from flare_model.decision.page import shown_part
 
             self.shown.append(shown_part(prediction, answer))
 
     def _turn(self, part: Part, file: str) -> None:
         from flare_model.decision.orientation import rank_orientations
-        from flare_model.decision.orientation_results import say_orientations, write_orientations
+        from flare_model.decision.orientation_results import print_orientations, write_orientations
 
-        ranked = rank_orientations(self.surrogate, self.beside, part, self.orientations)
+        ranked = rank_orientations(self.surrogate, self.auxiliary, part, self.orientations)
         self.turned[file] = write_orientations(self.out, file, ranked, pictures=self.pictures)
         if not self.quiet:
-            say_orientations(ranked, self.console)
+            print_orientations(ranked, self.console)
 
     def content(self) -> dict[str, Any]:
         """All answers as JSON takes them."""
@@ -222,24 +228,24 @@ class _Work:
         return answers_as_dict(self.model, self.answers, self.remarks, self.turned, self.errors)
 
     def close(self) -> int:
-        """Write what belongs to all parts together, and say the rest; the exit status."""
-        from flare_model.decision.screen import closing_of
+        """Write and print what belongs to all parts together; the exit status."""
+        from flare_model.decision.answer_text import verdict_counts_line
 
         if self.done:
-            _keep_extremes(self.out, self.beside, self.extremes)
+            _keep_extremes(self.out, self.auxiliary, self.extremes)
             _keep_remarks(self.out, self.remarks)
             data = json_format.dumps(self.content(), indent=1) + "\n"
             write_durably(self.out / ANSWERS_NAME, data.encode())
             self._write_page()
             if not self.quiet:
                 if len(self.answers) > 1 and any(answer.hit for answer in self.answers.values()):
-                    self.console.print(closing_of([*self.answers.values()]))
+                    self.console.print(verdict_counts_line([*self.answers.values()]))
                 page = f"; to turn and cut the parts, open {self.out / PAGE_NAME}" if self.shown else ""
                 self.console.print(f"predictions in {self.out}{page}")
-        print_remarks((one for found in self.remarks.values() for one in found), self.complaints)
+        print_remarks((one for found in self.remarks.values() for one in found), self.errors_console)
         failed = len(self.errors)
         if failed and self.done + failed > 1:
-            self.complaints.print(f"{self.done} of {self.done + failed} parts are predicted", style=None)
+            self.errors_console.print(f"{self.done} of {self.done + failed} parts are predicted", style=None)
         return 1 if failed else 0
 
     def _write_page(self) -> None:
@@ -248,8 +254,8 @@ class _Work:
         if self.shown:
             from flare_model.decision.page import render_answers
 
-            sure = bool(self.beside.intervals)
-            page = render_answers("Predictions", self.shown, self.surrogate.usage.targets, sure=sure)
+            sure = bool(self.auxiliary.intervals)
+            page = render_answers("Predictions", self.shown, self.surrogate.usage.targets, with_intervals=sure)
         if page is None:
             path.unlink(missing_ok=True)  # that of an earlier run
             return
@@ -258,7 +264,7 @@ class _Work:
             self.console.print(f"{path} shows the first {len(self.shown)} of {len(self.answers)} parts")
 
     def risk_status(self) -> int:
-        """3 where a part is hit, 4 where nobody can tell of one, else 0."""
+        """3 where a part is hit, 4 where a verdict is "can't tell", else 0."""
         said = {answer.hit.verdict if answer.hit else "can't tell" for answer in self.answers.values()}
         if "yes" in said:
             return _HIT
@@ -280,14 +286,14 @@ def check_folder(out: Path) -> None:
         raise UsageError(f"--out {out} can't be written to: {error}") from error
 
 
-def _untold(name: str) -> Remark:
-    """That results which came along are left out where predictions are for another material."""
+def _truth_left_out(name: str) -> Remark:
+    """Remark that the part's own results are left out where predictions are for another material."""
     sentence = "results that came with a part aren't shown beside predictions for --material, which they aren't of"
     return Remark(Treatment.LEFT_OUT, "truth_of_another_material", sentence, 1, (name,))
 
 
 def _keep_remarks(out: Path, remarks: Mapping[str, Sequence[Remark]]) -> None:
-    """Write what was left out, changed, guessed or repaired beside the predictions, by names of the files."""
+    """Write what was left out, changed, guessed or repaired into `remarks.json`, by names of the files."""
     path = out / "remarks.json"
     if remarks:
         stored = {name: [remark.as_dict() for remark in found] for name, found in remarks.items()}
@@ -307,19 +313,21 @@ def _extremes(prediction: Prediction) -> dict[str, dict[str, float | str]]:
     return found
 
 
-def _keep_extremes(out: Path, beside: Beside, shown: Mapping[str, Mapping[str, Mapping[str, float | str]]]) -> None:
-    """Write what is predicted of whole parts, and how sure it is, by the names of the files."""
+def _keep_extremes(
+    out: Path, auxiliary: Auxiliary, shown: Mapping[str, Mapping[str, Mapping[str, float | str]]]
+) -> None:
+    """Write the extremes of whole parts with their intervals, by the names of the files."""
     from flare_model.data.intervals import INTERVALS_NAME
 
-    if beside.intervals is None:
+    if auxiliary.intervals is None:
         (out / INTERVALS_NAME).unlink(missing_ok=True)  # those of an earlier run
         return
-    content = {"level": beside.intervals.level, "parts": shown}
+    content = {"level": auxiliary.intervals.level, "parts": shown}
     write_durably(out / INTERVALS_NAME, (json_format.dumps(content, indent=1) + "\n").encode())
 
 
-def usual_points(surrogate: Surrogate) -> int:
-    """Points that a part of the training has."""
+def default_points(surrogate: Surrogate) -> int:
+    """Median number of points of the training parts."""
     from flare_model.prediction.parts import Meshing
 
     envelope = surrogate.usage.envelope
@@ -361,18 +369,15 @@ def _say(prediction: Prediction, file: str, console: Console) -> None:
     console.print(f"{part.name}{place}: {len(part.points):,} points in {seconds}: {'; '.join(words)}")
 
 
-def _warn(prediction: Prediction, complaints: Console) -> None:
+def _warn(prediction: Prediction, errors_console: Console) -> None:
     part = prediction.part
     for name in prediction.broken_truth:
-        complaints.print(
+        errors_console.print(
             f"warning: the {name} that {part.name} comes with isn't finite everywhere: no error is shown",
             style=None,
         )
-    if prediction.warnings:
-        complaints.print(
-            f"warning: {part.name} is unlike the parts that the model was trained on: {'; '.join(prediction.warnings)}",
-            style=None,
-        )
+    if warning := prediction.envelope_warning():
+        errors_console.print(f"warning: {warning}", style=None)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """`python -m flare_model.release --checkpoint runs/accurate --data lpbf/`: make the model that comes with the package.
 
-Weights and configuration of a run, with what predictions are told by: intervals, the risk of a hit, what the training
-parts look like, and a card.
+Weights and configuration of a run, with its auxiliary files (intervals, risk model, shapes of the training parts) and a
+model card.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lpbf_data.durable import sha256_of_file, write_durably
 from lpbf_data.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
-    from flare_model.data.likeness import Seen
+    from flare_model.data.likeness import TrainingShapes
 
 CARD_NAME: Final = "README.md"
 
@@ -34,17 +34,17 @@ def release(
     trust: str | None = None,
     accelerator: str = "auto",
 ) -> int:
-    """Make a model that can be used with nothing else at hand.
+    """Make the checkpoint that is shipped with the package: weights, auxiliary files, model card.
 
     Args:
         checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub.
         data: The data set that it was trained on, with validation and test splits.
         out: Folder of the result; that of the package's own model by default.
-        split: The split that its card tells errors of.
+        split: The split whose errors the card states.
         evaluation: Folder of an evaluation of these weights on this data set, whose numbers are taken instead of
             judging anew.
-        threshold_cases: Training cases, at most, that the risk of a hit is fitted to beside those of validation.
-        shapes: Training cases, at most, that say what the training parts look like.
+        threshold_cases: Training cases, at most, that the risk model is fitted to in addition to those of validation.
+        shapes: Training cases, at most, from which the shapes of the training parts are described.
         trust: Class path of a model outside of this package that may be imported.
         accelerator: auto, cpu or gpu.
 
@@ -57,15 +57,15 @@ def release(
         raise UsageError(f"--shapes must be 1 or more, not {shapes}")
 
     from flare_model.checkpoints.files import CONFIG_NAME, WEIGHTS_NAME
-    from flare_model.checkpoints.hub import BESIDE, fetch_checkpoint
-    from flare_model.checkpoints.own import OWN_FOLDER
+    from flare_model.checkpoints.hub import AUXILIARY_NAMES, fetch_checkpoint
+    from flare_model.checkpoints.packaged_model import PACKAGED_FOLDER
     from flare_model.checkpoints.surrogate import from_pretrained
-    from flare_model.data.likeness import write_seen
+    from flare_model.data.likeness import write_training_shapes
     from flare_model.data.splits import Split
     from flare_model.evaluate import evaluate
     from flare_model.judging.card import card_of
 
-    place = OWN_FOLDER if out is None else Path(out)
+    place = PACKAGED_FOLDER if out is None else Path(out)
     loaded = fetch_checkpoint(checkpoint)
     surrogate = from_pretrained(loaded, trust=trust)
     surrogate.need_parts("python -m flare_model.release")
@@ -81,14 +81,14 @@ def release(
                 accelerator=accelerator,
             )  # fmt: skip
         summary = _take_over(judged, aside, sha256_of_file(aside / WEIGHTS_NAME))
-        seen = seen_in(data, shapes, summary["identity"]["weights_sha256"])
-        write_seen(aside, seen)
+        training_shapes = training_shapes_of(data, shapes, summary["identity"]["weights_sha256"])
+        write_training_shapes(aside, training_shapes)
         weights = sum(parameter.numel() for parameter in surrogate.parameters())
         # An envelope counts the parts of every training that led here, the same ones twice.
         cases = len(Split(data, "train"))
-        card = card_of(surrogate.usage, surrogate.origin, summary, seen, weights, cases)
+        card = card_of(surrogate.usage, surrogate.origin, summary, training_shapes, weights, cases)
         write_durably(aside / CARD_NAME, card.encode())
-        for name in (WEIGHTS_NAME, CONFIG_NAME, *BESIDE, CARD_NAME):
+        for name in (WEIGHTS_NAME, CONFIG_NAME, *AUXILIARY_NAMES, CARD_NAME):
             if (aside / name).exists():
                 write_durably(place / name, (aside / name).read_bytes())
             else:
@@ -98,14 +98,14 @@ def release(
 
 
 def _take_over(judged: Path, aside: Path, weights_sha256: str) -> dict[str, Any]:
-    """The summary of an evaluation; intervals and the risk of a hit go beside the weights.
+    """The summary of an evaluation; intervals and risk model are copied next to the weights.
 
     Raises:
         UsageError: If it isn't one, or is of other weights.
     """
     from flare_model.data.intervals import INTERVALS_NAME
     from flare_model.evaluate import SUMMARY_NAME
-    from flare_model.judging.kept_risk import RISK_NAME
+    from flare_model.judging.risk_model import RISK_NAME
 
     try:
         summary: dict[str, Any] = json.loads((judged / SUMMARY_NAME).read_text(encoding="utf-8"))
@@ -120,8 +120,8 @@ def _take_over(judged: Path, aside: Path, weights_sha256: str) -> dict[str, Any]
     return summary
 
 
-def seen_in(data: str, most: int, weights_sha256: str) -> Seen:
-    """What the training parts of a data set look like.
+def training_shapes_of(data: str, most: int, weights_sha256: str) -> TrainingShapes:
+    """Distribution of the shapes of a data set's training parts.
 
     Args:
         data: The data set.
@@ -131,17 +131,17 @@ def seen_in(data: str, most: int, weights_sha256: str) -> Seen:
     Raises:
         StoreError: If a case can't be read.
     """
-    from flare_model.data.likeness import Seen, describe_shape
+    from flare_model.data.likeness import TrainingShapes, describe_shape
     from flare_model.data.splits import Split
     from flare_model.prediction.parts import Unreadable, cases_of
 
-    chosen = Split(data, "train").part(most).case_ids
+    chosen = Split(data, "train").evenly_chosen(most).case_ids
     shapes = []
     for part in follow(cases_of(data, "train", chosen, fields=()), len(chosen), "train", "case"):
         if isinstance(part, Unreadable):
             raise StoreError(f"{part.name}: {part.error}")
         shapes.append(describe_shape(part.points, part.cells))
-    return Seen.of(shapes, weights_sha256)
+    return TrainingShapes.of(shapes, weights_sha256)
 
 
 def main() -> None:

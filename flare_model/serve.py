@@ -14,7 +14,7 @@ from lpbf_data.console import say
 from lpbf_data.errors import UsageError
 
 _HIGHEST_PORT: Final = 65_535
-_MOST_MB: Final = 4_000
+_MAX_MB: Final = 4_000
 
 
 def serve(
@@ -57,10 +57,10 @@ def serve(
     if not 0 <= port <= _HIGHEST_PORT:
         raise UsageError(f"--port must lie between 0 and {_HIGHEST_PORT}, not {port}")
     check_points(points)
-    if not 1 <= most_mb <= _MOST_MB:
-        raise UsageError(f"--most_mb must lie between 1 and {_MOST_MB}, not {most_mb}")
+    if not 1 <= most_mb <= _MAX_MB:
+        raise UsageError(f"--most_mb must lie between 1 and {_MAX_MB}, not {most_mb}")
     try:
-        from flare_model.local_page.listening import (
+        from flare_model.local_page.server import (
             check_host,
             names_of,
             open_socket,
@@ -74,24 +74,26 @@ def serve(
         ) from error
     address = check_host(host)
     with contextlib.closing(open_socket(address, port)) as opened:
-        from flare_model.checkpoints.own import own_checkpoint
+        from flare_model.checkpoints.packaged_model import packaged_checkpoint
         from flare_model.checkpoints.surrogate import from_pretrained
         from flare_model.decision.answer import identity_of
-        from flare_model.decision.beside import read_beside
+        from flare_model.decision.auxiliary import read_auxiliary
         from flare_model.local_page.app import make_app
-        from flare_model.local_page.computing import Computing
+        from flare_model.local_page.inference import InferenceService
         from flare_model.local_page.uploads import working_folder
-        from flare_model.predict import usual_points
+        from flare_model.predict import default_points
         from flare_model.training.devices import device_of
 
-        checkpoint = checkpoint or own_checkpoint()
+        checkpoint = checkpoint or packaged_checkpoint()
         surrogate = from_pretrained(checkpoint, trust=trust).to(device_of(accelerator))
-        beside, doubts = read_beside(checkpoint, surrogate, material)
+        auxiliary, doubts = read_auxiliary(checkpoint, surrogate, material)
         for doubt in doubts:
             say(f"warning: {doubt}")
-        computing = Computing(surrogate, beside, points or usual_points(surrogate), identity_of(surrogate, checkpoint))
+        service = InferenceService(
+            surrogate, auxiliary, points or default_points(surrogate), identity_of(surrogate, checkpoint)
+        )
         with working_folder() as folder:
-            app = make_app(computing, Path(folder), most_mb * 1_000_000, names_of(address))
+            app = make_app(service, Path(folder), most_mb * 1_000_000, names_of(address))
             url = url_of(opened)
             print(f"{url} shows the page, to this machine alone; Ctrl-C ends it", flush=True)
             if open and not show_in_browser(url):

@@ -11,13 +11,13 @@ Implementation = Literal["auto", "sdpa", "triton", "reference"]
 IMPLEMENTATIONS: Final = ("auto", "sdpa", "triton", "reference")
 """Ways to compute the same mixing: a choice of the machine, and no part of a model or its checkpoints."""
 
-_LARGEST: Final = 1 << 20
-_DEEPEST: Final = 1 << 10
+_MAX_SIZE: Final = 1 << 20
+_MAX_LAYERS: Final = 1 << 10
 """No size of a model is larger, no model deeper; a checkpoint that says so is damaged or hostile."""
 
-_WIDEST: Final = 10.0
+_MAX_DEVIATION: Final = 10.0
 
-_PLACE: Final = 2
+_GRID_COORDINATES: Final = 2
 """Numbers that say where a point of a grid lies."""
 
 
@@ -40,13 +40,13 @@ def check_sizes(config: Any) -> None:
             words = get_args(get_type_hints(type(config))[name])
             _check(value in words, name, f"one of {', '.join(words)}", value)
         elif name.endswith("_deviation"):
-            fits = isinstance(value, float) and 0 < value < _WIDEST
-            _check(fits, name, f"a number above 0 and below {_WIDEST:g}", value)
+            fits = isinstance(value, float) and 0 < value < _MAX_DEVIATION
+            _check(fits, name, f"a number above 0 and below {_MAX_DEVIATION:g}", value)
         else:
-            least = 0 if name.endswith("_layers") or name.startswith("grid_") else 1
-            most = _DEEPEST if name.endswith(("_layers", "_blocks")) else _LARGEST
-            fits = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-            _check(fits, name, f"a whole number from {least} to {most}", value)
+            minimum = 0 if name.endswith("_layers") or name.startswith("grid_") else 1
+            maximum = _MAX_LAYERS if name.endswith(("_layers", "_blocks")) else _MAX_SIZE
+            fits = isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
+            _check(fits, name, f"a whole number from {minimum} to {maximum}", value)
     if config.channels % config.num_heads:
         raise UsageError(
             f"the model's channels ({config.channels}) must be a multiple of its heads ({config.num_heads})"
@@ -192,7 +192,7 @@ class GridTransolverConfig:
         grid_rows: Points of a grid along the first index, which varies slowest.
         grid_columns: Points of a grid along the second.
         unified_positions: Tell the model, in place of where a point lies, its distances on the index grid to 8 × 8
-            places; what else comes with a point is told beside them.
+            places; other inputs of a point are kept.
         initial_deviation: As Transolver's, of linear layers; convolutions start as PyTorch's do.
     """
 
@@ -212,11 +212,11 @@ class GridTransolverConfig:
         check_sizes(self)
         _check_even_heads(self)
         _check_grid(self)
-        if self.unified_positions and self.in_dim <= _PLACE:
+        if self.unified_positions and self.in_dim <= _GRID_COORDINATES:
             raise UsageError(
-                f"with unified_positions a model that is told {self.in_dim} numbers a point would not see its input at "
+                f"with unified_positions a model with {self.in_dim} inputs a point would not see its input at "
                 "all: distances on the index grid stand for the place, and there is nothing else; switch "
-                "unified_positions off, or tell it a feature"
+                "unified_positions off, or give it a feature"
             )
 
 

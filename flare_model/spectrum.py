@@ -1,4 +1,4 @@
-"""`python -m flare_model.spectrum --checkpoint runs/first --data lpbf/`: what each head of FLARE communicates.
+"""`python -m flare_model.spectrum --checkpoint runs/first --data lpbf/`: spectra of FLARE's heads.
 
 The eigenvalues are those of [spectra][flare_model.models.spectra].
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flare_model.prediction.file_names import FileNames
+from flare_model.table_formats import parquet_bytes
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console
 from lpbf_data.durable import write_durably
@@ -34,14 +35,14 @@ def spectrum(
     trust: str | None = None,
     accelerator: str = "auto",
 ) -> int:
-    """Eigenvalues of what each head of a trained FLARE communicates, as a table and as a picture.
+    """Eigenvalues of the token mixing of each head of a trained FLARE, as a table and as a picture.
 
     Args:
         checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub.
         data: The data set.
         split: Its split.
-        cases: How many of its first cases to look at.
-        case: Ids of the cases to look at instead.
+        cases: How many of its first cases to take.
+        case: Ids of the cases to take instead.
         out: Folder of the results; `spectrum` in the folder of the run by default.
         trust: Class path of a model outside of this package that may be imported.
         accelerator: auto, cpu or gpu.
@@ -88,9 +89,9 @@ def _chosen(surrogate: Surrogate, data: str, name: str, cases: int, wanted: list
     from flare_model.data.batches import Batch
     from flare_model.data.splits import Split, open_loader
 
-    targets, features = surrogate.usage.predicted, surrogate.usage.told
+    targets, features = surrogate.usage.target_fields, surrogate.usage.feature_fields
     split = Split(data, name, (*targets, *features))
-    surrogate.usage.check_data(split.points, data)
+    surrogate.usage.check_data(split.point_schema, data)
     if unknown := [case_id for case_id in wanted if case_id not in split.case_ids]:
         raise UsageError(f"the split {name} of {data} has no case {unknown[0]!r}")
     left = len(wanted) if wanted else cases
@@ -112,8 +113,6 @@ def _scaled(surrogate: Surrogate, batch: Batch) -> tuple[Tensor, Tensor | None]:
 def _table(rows: list[tuple[str, BlockSpectrum]]) -> bytes:
     """Eigenvalues as Parquet: one row each."""
     import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns: dict[str, list[object]] = {name: [] for name in ("case_id", "block", "head", "index", "eigenvalue")}
     for case_id, s in rows:
@@ -123,9 +122,7 @@ def _table(rows: list[tuple[str, BlockSpectrum]]) -> bytes:
         columns["head"] += np.repeat(np.arange(heads), latents).tolist()
         columns["index"] += np.tile(np.arange(latents), heads).tolist()
         columns["eigenvalue"] += s.eigenvalues.ravel().tolist()
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink, compression="zstd")
-    return bytes(sink.getvalue().to_pybytes())
+    return parquet_bytes(columns)
 
 
 def main() -> None:

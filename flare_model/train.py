@@ -1,6 +1,6 @@
 """`python -m flare_model.train --data lpbf/ --out runs/first`: train FLARE, or any other model, on a data set.
 
-The loop itself is [trainer][flare_model.training.trainer]. The same command given again goes on where the run stopped.
+The loop itself is [trainer][flare_model.training.trainer]. The same command given again resumes the run.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 from flare_model.checkpoints.spec import ModelSpec, add_model_options, model_words
 from flare_model.configs import config_names, spell_out_config
 from flare_model.judging.scores import mean_and_deviation
-from flare_model.training.earlier import reworded, reworded_words
+from flare_model.training.backward_compatibility import upgraded_arguments, upgraded_configuration
 from flare_model.training.recipe import Recipe, choose_precision
-from flare_model.training.settings import Accelerator, Settings, changes, check_ranges, make_settings
+from flare_model.training.settings import DEFAULT_TARGETS, Accelerator, Settings, changes, check_ranges, make_settings
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks, say
 from lpbf_data.durable import write_durably, write_json
@@ -27,15 +27,14 @@ from lpbf_data.errors import SchemaError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from flare_model.data.point_fields import PointField
     from flare_model.data.splits import Split
-    from flare_model.data.targets import Target
     from flare_model.training.devices import Fabric, Precision
     from lpbf_data.case.point_schema import PointSchema
 
-CONFIG_NAME: Final = "config.yaml"
+OPTIONS_NAME: Final = "config.yaml"
 RUN_NAME: Final = "run.json"
 RESULT_NAME: Final = "result.json"
-_DEFAULT_TARGETS: Final = ["displacement_z"]
 
 
 def train(
@@ -63,12 +62,12 @@ def train(
     """Train a model to predict fields of simulated parts.
 
     Args:
-        data: The data set: a folder, or a URL that fsspec knows. One that isn't of printed parts says itself what is
-            predicted and what a model is told, where neither targets nor features are named.
-        out: Folder of the run; given again, the run goes on.
+        data: The data set: a folder, or a URL that fsspec knows. One that isn't of printed parts states itself the
+            default targets and features.
+        out: Folder of the run; given again, the run resumes.
         model: Class path and init args of the model; FLARE by default.
         targets: Fields to predict, or components such as displacement_z; each counts alike in the loss.
-        features: What the model is told beside the points: fields, or features of the shape (geometry: all of them).
+        features: Input features in addition to coordinates: fields, or features of the shape (geometry: all of them).
         recipe: How to train.
         seed: Seeds of weights and order; with several, one run each, in folders of their own.
         max_steps: Stop after so many steps; the schedule is cut to them.
@@ -77,10 +76,10 @@ def train(
             for targets that follow, such as displacements, where neither direction is preferred.
         validate_every: Epochs between validations.
         validate_steps: Steps between validations, in place of epochs.
-        judge_training: Training cases that are judged at each validation beside it, so that curves show both errors.
+        judge_training: Training cases that are judged at each validation too, so that curves show both errors.
         init: Checkpoint whose weights and normalisation the run starts from: a folder, or an id on the hub. Model,
             targets and features are those of the checkpoint, and must not be asked for otherwise.
-        checkpoint_every: Steps between checkpoints to go on from.
+        checkpoint_every: Steps between checkpoints to resume from.
         num_workers: Processes that read ahead.
         resident: Keep the training cases on the device, where batches are gathered and turned: the same batches,
             several times as fast where a GPU waits for them; it takes 4 bytes for each number of each point.
@@ -111,14 +110,14 @@ def train(
     check_ranges(options)
     from lpbf_data.reading.catalog import read_points
 
-    asked, initial, points = ModelSpec(**(model or {})), None, read_points(data)
+    requested, initial, point_schema = ModelSpec(**(model or {})), None, read_points(data)
     if init is not None:
-        from flare_model.training.initial import adopt
+        from flare_model.training.initial_weights import adopt_checkpoint
 
-        initial, asked, targets, features = adopt(init, asked, targets, features, points)
-    elif points is not None:
-        targets, features = _named(points, targets, features)
-    settings = make_settings(asked, targets, features, points=points, init=initial, **options)
+        initial, requested, targets, features = adopt_checkpoint(init, requested, targets, features, point_schema)
+    elif point_schema is not None:
+        targets, features = _default_fields(point_schema, targets, features)
+    settings = make_settings(requested, targets, features, point_schema=point_schema, init=initial, **options)
     folders = _folders(Path(out), seed)
     splits = open_splits(settings)
     settings, fabric, precision = open_device(settings)
@@ -132,10 +131,10 @@ def train(
     return 0
 
 
-def _named(points: PointSchema, targets: list[str], features: list[str]) -> tuple[list[str], list[str]]:
-    """Targets and features of a data set that names them itself; those that were asked for go first."""
-    asked = targets != _DEFAULT_TARGETS or "displacement_z" in points.field_columns
-    return targets if asked else list(points.targets), features or list(points.inputs)
+def _default_fields(point_schema: PointSchema, targets: list[str], features: list[str]) -> tuple[list[str], list[str]]:
+    """Targets and features that a data set states as defaults, unless others were asked for."""
+    requested = targets != DEFAULT_TARGETS or DEFAULT_TARGETS[0] in point_schema.field_columns
+    return targets if requested else list(point_schema.targets), features or list(point_schema.inputs)
 
 
 def open_device(settings: Settings) -> tuple[Settings, Fabric, Precision]:
@@ -189,8 +188,8 @@ def open_splits(settings: Settings) -> dict[str, Split]:
     return splits
 
 
-def _check_varies(targets: Sequence[Target], train: Split) -> None:
-    """There is nothing to learn where a target has one value everywhere."""
+def _check_varies(targets: Sequence[PointField], train: Split) -> None:
+    """Refuse targets that are all constant, and warn of single constant ones: there is nothing to learn of them."""
     columns = [column for target in targets for column in target.columns]
     found = {column: train.statistics[column] for column in columns}
     constant = [column for column, seen in found.items() if seen.minimum == seen.maximum]
@@ -204,12 +203,12 @@ def _check_varies(targets: Sequence[Target], train: Split) -> None:
 
 
 def _say_zero(target: str, zero: Sequence[str], cases: int) -> None:
-    """Cases without a relative error add nothing to the loss; a split of nothing else can't be trained on."""
-    cure = "leave them out of the data set, or train with --recipe.loss mse"
+    """Warn of cases without a relative error, which add nothing to the loss; refuse a split of nothing else."""
+    advice = "leave them out of the data set, or train with --recipe.loss mse"
     where = f"{target} is zero everywhere in {len(zero)} of {cases} training cases, {zero[0]} among them"
     if len(zero) == cases:
-        raise UsageError(f"{where}; such cases have no relative error: {cure}")
-    say(f"warning: {where}; without a relative error they add nothing to the loss: {cure}")
+        raise UsageError(f"{where}; such cases have no relative error: {advice}")
+    say(f"warning: {where}; without a relative error they add nothing to the loss: {advice}")
 
 
 def run_once(
@@ -235,9 +234,9 @@ def run_once(
         if fabric.is_global_zero:
             say(f"{folder} ended at step {found['steps']:,}; nothing is left to train")
         return found
-    fabric.barrier()  # Nobody writes before all have looked.
+    fabric.barrier()  # No process writes before all have checked.
     trainer = Trainer(settings, fabric, precision, folder, splits)  # It refuses a model before anything is written.
-    with _held(settings, fabric, folder, about):
+    with _locked(settings, fabric, folder, about):
         trainer.fit()
         best = trainer.best
         found = {
@@ -252,7 +251,7 @@ def run_once(
 
 
 @contextmanager
-def _held(settings: Settings, fabric: Fabric, folder: Path, about: dict[str, Any]) -> Iterator[None]:
+def _locked(settings: Settings, fabric: Fabric, folder: Path, about: dict[str, Any]) -> Iterator[None]:
     """Hold the folder of the run for all its processes, and write down what begins there.
 
     Raises:
@@ -260,31 +259,31 @@ def _held(settings: Settings, fabric: Fabric, folder: Path, about: dict[str, Any
         OSError: If it can't be locked or written to.
         FirstProcessError: In the other processes of the run, with the same sentence.
     """
-    from flare_model.training.devices import first_does
+    from flare_model.training.devices import on_first_process
     from flare_model.training.run_lock import locked_run
 
-    with ExitStack() as holding:
+    with ExitStack() as stack:
 
         def begin() -> None:
-            remarks = holding.enter_context(locked_run(folder))
+            remarks = stack.enter_context(locked_run(folder))
             _check_same_run(settings, about, folder)
             if remarks:
                 print_remarks(remarks, open_console(stderr=True))
                 about["remarks"] = [remark.as_dict() for remark in remarks]
             _write_start(folder, settings, about)
 
-        first_does(fabric, begin)
+        on_first_process(fabric, begin)
         yield
 
 
 def _write_start(folder: Path, settings: Settings, about: dict[str, Any]) -> None:
-    """What makes the run; when it goes on, what differs from before: versions, code, machine, command."""
+    """Write the run's configuration and provenance; when it resumes, what differs: versions, code, machine, command."""
     import yaml
 
     path = folder / RUN_NAME
     if not path.exists():
         write_json(path, {"configuration": settings.identity, **about})
-        write_durably(folder / CONFIG_NAME, yaml.safe_dump(settings.options, sort_keys=False).encode())
+        write_durably(folder / OPTIONS_NAME, yaml.safe_dump(settings.options, sort_keys=False).encode())
         return
     content = json.loads(path.read_text(encoding="utf-8"))
     latest: dict[str, Any] = content
@@ -304,10 +303,10 @@ def _check_same_run(settings: Settings, about: dict[str, Any], folder: Path) -> 
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        configuration, data = reworded(before["configuration"]), before["data"]
+        configuration, data = upgraded_configuration(before["configuration"]), before["data"]
     except (ValueError, KeyError, TypeError) as error:
         raise SchemaError(f"{path} doesn't describe a run ({error!r}); give another --out") from error
-    now = reworded(json.loads(json.dumps(settings.identity)))
+    now = upgraded_configuration(json.loads(json.dumps(settings.identity)))
     if found := changes(configuration, now):
         raise UsageError(
             f"{folder} holds a run with another configuration ({'; '.join(found)}); go on with the same one, or give "
@@ -335,7 +334,7 @@ def _report(results: dict[int, dict[str, Any]], folders: dict[int, Path], out: P
 
 def main() -> None:
     """Entry point of `lpbf-train`."""
-    words = model_words(reworded_words(spell_out_config(sys.argv[1:])))
+    words = model_words(upgraded_arguments(spell_out_config(sys.argv[1:])))
     run(train, "python -m flare_model.train", words, plain={"model": add_model_options}, configurations=config_names())
 
 

@@ -24,7 +24,7 @@ FAULTS = {"v1": "xz and yz of cauchy_stress and elastic_strain are exchanged in 
 
 
 @contextlib.contextmanager
-def said_of(folder: Path) -> Iterator[None]:
+def describe_body(folder: Path) -> Iterator[None]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
@@ -44,9 +44,9 @@ def test_every_array_is_what_it_was(folder: Path) -> None:
     expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
     assert sum(len(cases) for cases in expected.values()) == 3
     for split, cases in expected.items():
-        with said_of(folder):
+        with describe_body(folder):
             assert digests(folder / "lpbf", split) == cases
-        with said_of(folder):
+        with describe_body(folder):
             assert digests(folder / "lpbf", split, streaming=True) == cases
     failed = [r for r in decode_manifest((folder / "lpbf" / "manifest.parquet").read_bytes()).records if r.failure]
     assert [record.case_id for record in failed] == ["900_deadbeef_1"]
@@ -61,7 +61,7 @@ def test_it_verifies(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
 def test_it_opens_for_analysis(folder: Path) -> None:
-    with said_of(folder):
+    with describe_body(folder):
         whole = open_zarr(str(folder / "lpbf"), "train")
     assert whole.cauchy_stress.attrs["components"] == "xx yy zz xy xz yz"
     records = {r.case_id: r for r in decode_manifest((folder / "lpbf" / "manifest.parquet").read_bytes()).records}

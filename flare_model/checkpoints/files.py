@@ -21,7 +21,7 @@ from flare_model.checkpoints.spec import ModelSpec, split_execution
 from flare_model.data.envelope import Envelope, Range
 from flare_model.data.metrics import floor_of
 from flare_model.data.normalisation import Normalisation
-from flare_model.data.targets import Target, resolve_inputs, resolve_targets, spans
+from flare_model.data.point_fields import PointField, column_names, resolve_inputs, resolve_targets, spans
 from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.durable import write_durably, write_json
 from lpbf_data.errors import SchemaError, StoreError, UsageError
@@ -33,60 +33,71 @@ CHECKPOINT_VERSION: Final = 2
 
 @dataclass(frozen=True)
 class Usage:
-    """What stands between a bare model and millimetres.
+    """How to use a bare model in physical units: normalisation, targets, input features, envelope of its training.
 
     Attributes:
         normalisation: How units become what the model sees, and back.
         targets: Names of what it predicts.
-        features: Names of the fields and features of the shape that it is told beside the points.
-        envelope: What it was trained on, where known.
-        points: What lies at the points of the data set that it was trained on; None where that is one of printed parts.
+        features: Names of its input features: fields of the data set, and features of the shape.
+        envelope: Envelope of its training data, where known.
+        point_schema: Coordinates and fields of the data set that it was trained on; None where that is one of printed
+            parts. Called `points` in config.json.
     """
 
     normalisation: Normalisation
     targets: tuple[str, ...]
     features: tuple[str, ...] = ()
     envelope: Envelope | None = None
-    points: PointSchema | None = None
+    point_schema: PointSchema | None = None
 
     @property
-    def predicted(self) -> tuple[Target, ...]:
+    def target_fields(self) -> tuple[PointField, ...]:
         """What it predicts."""
-        return resolve_targets(self.targets, "the checkpoint", self.points)
+        return resolve_targets(self.targets, "the checkpoint", self.point_schema)
 
     @property
-    def told(self) -> tuple[Target, ...]:
-        """What it is told beside the points."""
-        return resolve_inputs(self.features, "the checkpoint", self.points)
+    def feature_fields(self) -> tuple[PointField, ...]:
+        """Its input features."""
+        return resolve_inputs(self.features, "the checkpoint", self.point_schema)
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the targets, in the order of the predicted numbers."""
+        return column_names(self.target_fields)
+
+    @property
+    def materials(self) -> tuple[str, ...]:
+        """Materials of the training data; empty where none is known."""
+        return self.envelope.materials if self.envelope else ()
 
     def floors(self) -> dict[str, float]:
         """Target to the root mean square up to which a truth counts as zero everywhere."""
         std = self.normalisation.target_std
-        return {name: floor_of(std[c]) for name, c in spans(self.predicted).items()}
+        return {name: floor_of(std[c]) for name, c in spans(self.target_fields).items()}
 
-    def check_data(self, points: PointSchema | None, data: str) -> None:
+    def check_data(self, point_schema: PointSchema | None, data: str) -> None:
         """Refuse a data set of another kind than the one that the model was trained on.
 
         Args:
-            points: What lies at the points of the data set; None where it is one of printed parts.
+            point_schema: Coordinates and fields of the data set; None where it is one of printed parts.
             data: Its name, for the message.
 
         Raises:
-            UsageError: If coordinates, or fields that the model predicts or is told, are others.
+            UsageError: If coordinates, or fields that the model predicts or takes as features, are others.
         """
-        mine = self.points
-        if mine is None or points is None:
-            if mine is not points:
-                kinds = ["printed parts" if of is None else f"points of {of.name}" for of in (mine, points)]
+        expected = self.point_schema
+        if expected is None or point_schema is None:
+            if expected is not point_schema:
+                kinds = ["printed parts" if of is None else f"points of {of.name}" for of in (expected, point_schema)]
                 raise UsageError(f"the checkpoint is for {kinds[0]}, and {data} holds {kinds[1]}")
             return
-        if (mine.coordinates, mine.unit) != (points.coordinates, points.unit):
-            kinds = [f"{', '.join(of.coordinates)} ({of.unit})" for of in (mine, points)]
+        if (expected.coordinates, expected.unit) != (point_schema.coordinates, point_schema.unit):
+            kinds = [f"{', '.join(of.coordinates)} ({of.unit})" for of in (expected, point_schema)]
             raise UsageError(f"the checkpoint is for points with coordinates {kinds[0]}, and {data} has {kinds[1]}")
-        theirs = {spec.name: (spec.components, spec.unit) for spec in points.fields}
-        for spec in mine.fields:
-            needed = any(target.field == spec.name for target in (*self.predicted, *self.told))
-            if needed and theirs.get(spec.name) != (spec.components, spec.unit):
+        available = {spec.name: (spec.components, spec.unit) for spec in point_schema.fields}
+        for spec in expected.fields:
+            needed = any(target.field == spec.name for target in (*self.target_fields, *self.feature_fields))
+            if needed and available.get(spec.name) != (spec.components, spec.unit):
                 raise UsageError(
                     f"the checkpoint needs the field {spec.name} ({spec.unit}), and {data} has no such field"
                 )
@@ -94,12 +105,12 @@ class Usage:
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint says of itself beside its weights.
+    """Description of a checkpoint, stored in `config.json` with its weights.
 
     Attributes:
         model: The model.
-        usage: How to use it; None for a bare model.
-        origin: How it came about: data, steps, errors, versions.
+        usage: How to use it in physical units; None for a bare model.
+        origin: Origin of the weights: data, steps, errors, versions.
     """
 
     model: ModelSpec
@@ -119,7 +130,7 @@ def write_checkpoint(folder: Path, weights: Mapping[str, Tensor], description: D
     Args:
         folder: Where to; made when absent.
         weights: Parameters and buffers of the model.
-        description: What to say of it.
+        description: Its description.
     """
     data = encode_weights(weights)
     content = {
@@ -135,8 +146,8 @@ def _content_of(description: Description) -> dict[str, Any]:
     """As JSON; what printed parts don't need is left unsaid, so that earlier versions open what this one writes."""
     content = asdict(description)
     if (usage := description.usage) is not None:
-        content["usage"].pop("points")
-        content["usage"] |= {} if usage.points is None else {"points": usage.points.as_dict()}
+        content["usage"].pop("point_schema")
+        content["usage"] |= {} if usage.point_schema is None else {"points": usage.point_schema.as_dict()}
         if not usage.normalisation.point_shift:
             content["usage"]["normalisation"].pop("point_shift")
     return content
@@ -175,7 +186,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Description]:
 
 
 def _description_of(content: Mapping[str, Any]) -> Description:
-    # Checkpoints of before named how a model was computed among its sizes.
+    # Checkpoints of earlier versions name the implementation of the mixing among the sizes of the model.
     spec, _ = split_execution(ModelSpec(str(content["model"]["class_path"]), dict(content["model"]["init_args"])))
     usage = content["usage"]
     if usage is None:
@@ -186,6 +197,6 @@ def _description_of(content: Mapping[str, Any]) -> Description:
         ranges = {name: Range(**value) for name, value in envelope.items() if isinstance(value, dict)}
         envelope = Envelope(**(envelope | ranges | {"materials": tuple(envelope["materials"])}))
     names = {key: tuple(map(str, usage[key])) for key in ("targets", "features")}
-    points = PointSchema.from_dict(usage["points"]) if usage.get("points") else None
-    made = Usage(Normalisation(**normalisation), envelope=envelope, points=points, **names)
+    point_schema = PointSchema.from_dict(usage["points"]) if usage.get("points") else None
+    made = Usage(Normalisation(**normalisation), envelope=envelope, point_schema=point_schema, **names)
     return Description(spec, made, content["origin"])

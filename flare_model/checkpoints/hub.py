@@ -16,8 +16,8 @@ from flare_model.data.intervals import INTERVALS_NAME
 from flare_model.data.likeness import LIKENESS_NAME
 from lpbf_data.errors import StoreError, UsageError
 
-BESIDE: Final = (INTERVALS_NAME, LIKENESS_NAME, "risk.json")
-"""What may lie beside a checkpoint and is used with it."""
+AUXILIARY_NAMES: Final = (INTERVALS_NAME, LIKENESS_NAME, "risk.json")
+"""Auxiliary files that a checkpoint's folder may hold."""
 
 _CARD: Final = """---
 {{ card_data }}
@@ -62,7 +62,7 @@ def fetch_checkpoint(name: str, **download: Any) -> Path:
     if Path(name).is_dir():
         return Path(name)
     try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, *BESIDE], **download))
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, *AUXILIARY_NAMES], **download))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise StoreError(
             f"{name} is neither a folder nor a model on the Hugging Face hub that can be reached: "
@@ -87,7 +87,7 @@ class Pretrained(
 
     @abstractmethod
     def description(self) -> Description:
-        """What to say of this module beside its weights."""
+        """Description that is stored with the weights."""
 
     @abstractmethod
     def stored_weights(self) -> dict[str, Tensor]:
@@ -125,13 +125,14 @@ class Pretrained(
         if description.usage is not None:
             targets = ", ".join(description.usage.targets)
             about = f"Predicts {targets} at the points of a part made by laser powder bed fusion; points in mm."
-            if (points := description.usage.points) is not None:
-                told = f", told {', '.join(description.usage.features)}" if description.usage.features else ""
-                about = f"Predicts {targets} at points of {points.name} ({', '.join(points.coordinates)}){told}."
+            if (point_schema := description.usage.point_schema) is not None:
+                with_features = f", told {', '.join(description.usage.features)}" if description.usage.features else ""
+                coordinates = ", ".join(point_schema.coordinates)
+                about = f"Predicts {targets} at points of {point_schema.name} ({coordinates}){with_features}."
             words |= {"about": about, "loader": "from_pretrained", "method": ""}
         details = json.dumps({"model": dict(description.model.init_args), "origin": dict(description.origin)}, indent=1)
         card = super().generate_model_card(*args, **words, details=f"```json\n{details}\n```", **kwargs)
-        if description.usage is not None and description.usage.points is not None:
+        if description.usage is not None and description.usage.point_schema is not None:
             card.data["tags"] = [tag for tag in card.data.get("tags", ()) if tag != _PRINTED]
         return card
 

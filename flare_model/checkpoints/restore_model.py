@@ -49,11 +49,11 @@ def restore_model(
 
 def built_without_memory(spec: ModelSpec) -> nn.Module:
     """A model whose weights have shapes and no values."""
-    with torch.device("meta"), _ShapesAlone():
+    with torch.device("meta"), _SkipInitialisation():
         return spec.build()
 
 
-class _ShapesAlone(TorchFunctionMode):
+class _SkipInitialisation(TorchFunctionMode):
     """Leaves weights as they are where a model would be given fresh ones.
 
     Tensors without memory take no numbers, and to draw normal ones for them PyTorch imports its compiler, a second.

@@ -55,15 +55,15 @@ _MOVED: Final = {
 }
 """Other import paths of them, as runs and checkpoints may name them; the first three are those of earlier versions."""
 
-_LATER: Final[Mapping[str, tuple[str, ...]]] = {
+_OPTIONS_ADDED_LATER: Final[Mapping[str, tuple[str, ...]]] = {
     "Flare": ("separate_decoding", "scaled_scores", "pointwise", "mlp_ratio", "latent_layers"),
 }
-"""Options of models that came later. At their defaults they are left unsaid, so that runs that began without them go on
-and earlier versions open what this one writes."""
+"""Options of models that were added later. At their defaults they are left out of what is written, so that runs that
+began without them resume and earlier versions open what this one writes."""
 
 _DIMENSIONS: Final = ("in_dim", "out_dim")
 _EXECUTION: Final = "mixer"
-"""How a model is computed: an option of the recipe, which earlier versions named among the sizes of a model."""
+"""Implementation of the mixing: an option of the recipe, which earlier versions named among the sizes of a model."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class ModelSpec:
         name = name.removeprefix("flare_model.")
         if name in SHIPPED:
             object.__setattr__(self, "class_path", f"flare_model.{name}")
-            object.__setattr__(self, "init_args", _without_later(name, self.init_args))
+            object.__setattr__(self, "init_args", _without_added_later(name, self.init_args))
 
     @property
     def is_shipped(self) -> bool:
@@ -91,7 +91,7 @@ class ModelSpec:
         return self.class_path in {f"flare_model.{name}" for name in SHIPPED}
 
     def fitted(self, in_dim: int, out_dim: int) -> ModelSpec:
-        """The same model for the data at hand.
+        """The same model with the data's numbers of inputs and outputs.
 
         Where the constructor, or a dataclass among its arguments, takes `in_dim` or `out_dim`, they are set.
 
@@ -188,12 +188,12 @@ def _without_dimensions(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _without_later(name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+def _without_added_later(name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     """Arguments of a model of this package without options that came later and are at their defaults."""
     config = arguments.get("config")
-    if name not in _LATER or not isinstance(config, Mapping):
+    if name not in _OPTIONS_ADDED_LATER or not isinstance(config, Mapping):
         return arguments
-    unsaid = {f.name: f.default for f in dataclasses.fields(SHIPPED[name]) if f.name in _LATER[name]}
+    unsaid = {f.name: f.default for f in dataclasses.fields(SHIPPED[name]) if f.name in _OPTIONS_ADDED_LATER[name]}
     return {**arguments, "config": {k: v for k, v in config.items() if k not in unsaid or v != unsaid[k]}}
 
 
@@ -238,9 +238,9 @@ def split_execution(spec: ModelSpec) -> tuple[ModelSpec, str | None]:
     named: dict[str, Any] = {}
 
     def apart(arguments: Mapping[str, Any]) -> dict[str, Any]:
-        kept = dict(arguments)
-        named.update({_EXECUTION: kept.pop(_EXECUTION)} if _EXECUTION in kept else {})
-        return kept
+        remaining = dict(arguments)
+        named.update({_EXECUTION: remaining.pop(_EXECUTION)} if _EXECUTION in remaining else {})
+        return remaining
 
     arguments = apart(spec.init_args)
     if isinstance(config := arguments.get("config"), Mapping):

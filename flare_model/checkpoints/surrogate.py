@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from flare_model.checkpoints.files import Description, Usage
 from flare_model.checkpoints.hub import Pretrained
-from flare_model.checkpoints.own import is_own, own_checkpoint
+from flare_model.checkpoints.packaged_model import is_packaged, packaged_checkpoint
 from flare_model.checkpoints.restore_model import restore_model
 from flare_model.checkpoints.spec import ModelSpec, spec_of
-from flare_model.data.finite import not_finite
+from flare_model.data.non_finite import describe_non_finite
 from lpbf_data.errors import SchemaError, UsageError
 
 
@@ -67,9 +67,9 @@ class Surrogate(nn.Module, Pretrained):
 
         Raises:
             UsageError: If points have another number of coordinates than in training, a forward-mode derivative is
-                asked for of attention that has none, or a coordinate or feature isn't finite; `torch.func.vmap` lets
-                nobody look at them. In training nobody looks: batches were looked at on the host, and to look at the
-                device is to wait for it.
+                asked for of attention that has none, or a coordinate or feature isn't finite. The last is not checked
+                under `torch.func.vmap`, where values can't be read, nor in training: there batches were checked on the
+                host, and a check on the device would have to wait for it.
         """
         exists = None if mask is None else torch.as_tensor(mask)
         scaled = self.scaled_points(self._taken(points, "points", exists))
@@ -107,17 +107,17 @@ class Surrogate(nn.Module, Pretrained):
         Raises:
             UsageError: If it was trained on points of another kind.
         """
-        if (points := self.usage.points) is not None:
+        if (point_schema := self.usage.point_schema) is not None:
             raise UsageError(
-                f"the checkpoint was trained on points of {points.name}; {what} is for printed parts alone"
+                f"the checkpoint was trained on points of {point_schema.name}; {what} is for printed parts alone"
             )
 
     def _taken(self, values: Any, name: str, exists: Tensor | None) -> Tensor:
         """Values as a tensor of the model's type where the model is."""
         given = torch.as_tensor(values)
-        if not self.training and _can_be_looked_at(given) and not _is_finite(given):
+        if not self.training and _can_be_read(given) and not _is_finite(given):
             where = None if exists is None else exists.numpy(force=True)
-            if said := not_finite(_numbers(given), where):
+            if said := describe_non_finite(_numbers(given), where):
                 raise UsageError(f"the {name} given to the model aren't all finite numbers: {said}; leave those out")
         return given.to(self.point_scale)
 
@@ -142,15 +142,15 @@ class Surrogate(nn.Module, Pretrained):
         return cls(model, description.usage, description.model, description.origin).eval()
 
 
-def _can_be_looked_at(values: Tensor) -> bool:
-    """Not where numbers aren't there, nor while a graph is traced or recorded."""
+def _can_be_read(values: Tensor) -> bool:
+    """Whether values can be read: not of tensors without memory, nor while a graph is traced or recorded."""
     if values.is_meta or torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return False
     return not (values.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _is_finite(values: Tensor) -> bool:
-    """Whether all numbers are finite; under `torch.func.vmap`, which lets nobody look, they are taken as such."""
+    """Whether all numbers are finite; assumed under `torch.func.vmap`, where values can't be read."""
     try:
         return bool(values.isfinite().all())
     except RuntimeError as error:
@@ -169,17 +169,22 @@ def _numbers(values: Tensor) -> NDArray[np.float64]:
 
 def _check_fit(spec: ModelSpec, usage: Usage, folder: Path) -> None:
     """Refuse a checkpoint whose normalisation is of other targets or features than it names, or its model of others."""
-    predicted, told = (sum(t.width for t in named) for named in (usage.predicted, usage.told))
-    norm, coordinates = usage.normalisation, 3 if usage.points is None else len(usage.points.coordinates)
-    wanted = {"point_scale": coordinates, "target_mean": predicted, "target_std": predicted, "feature_mean": told}
+    num_targets, num_features = (sum(t.width for t in named) for named in (usage.target_fields, usage.feature_fields))
+    norm, coordinates = usage.normalisation, 3 if usage.point_schema is None else len(usage.point_schema.coordinates)
+    wanted = {
+        "point_scale": coordinates,
+        "target_mean": num_targets,
+        "target_std": num_targets,
+        "feature_mean": num_features,
+    }
     wanted |= {"point_shift": coordinates} if norm.point_shift else {}
-    for name, count in (wanted | {"feature_std": told}).items():
+    for name, count in (wanted | {"feature_std": num_features}).items():
         if len(getattr(norm, name)) != count:
             raise SchemaError(
                 f"the checkpoint {folder} doesn't fit together: {name} has {len(getattr(norm, name))} numbers where "
                 f"its targets and features have {count}; copy it again, or train it again"
             )
-    if _contradict(spec.init_args, spec.fitted(coordinates + told, predicted).init_args):
+    if _contradict(spec.init_args, spec.fitted(coordinates + num_features, num_targets).init_args):
         raise SchemaError(
             f"the checkpoint {folder} doesn't fit together: its model is for other numbers of targets or features than "
             f"{', '.join((*usage.targets, *usage.features))}; copy it again, or train it again"
@@ -195,14 +200,14 @@ def _contradict(stated: Mapping[str, Any], fitting: Mapping[str, Any]) -> bool:
 
 
 def results_folder(checkpoint: str, kind: str) -> Path:
-    """Where results about a checkpoint go by default: beside it, or into the working directory.
+    """Default folder of results about a checkpoint: in its own folder, or in the working directory.
 
     The latter for one from the hub, and for the package's own.
 
     >>> results_folder("someone/model", "evaluation").as_posix()
     'someone--model/evaluation'
     """
-    if is_own(checkpoint):
+    if is_packaged(checkpoint):
         return Path("own_model") / kind
     home = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint.replace("/", "--"))
     return home / kind
@@ -222,4 +227,4 @@ def from_pretrained(name: str | Path | None = None, *, trust: str | None = None,
     Raises:
         LpbfError: As `Pretrained.from_pretrained` says.
     """
-    return Surrogate.from_pretrained(own_checkpoint() if name is None else name, trust=trust, **download)
+    return Surrogate.from_pretrained(packaged_checkpoint() if name is None else name, trust=trust, **download)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flare_model.data.finite import not_finite
+from flare_model.data.non_finite import describe_non_finite
+from flare_model.data.point_fields import PointField, stack_fields
 from flare_model.data.point_ranks import PointRanks
-from flare_model.data.targets import Target, stack_targets
 from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.serving.collating import RaggedBatch
 
@@ -23,7 +23,7 @@ class Batch:
 
     Attributes:
         points: Points in mm, [ΣN, 3].
-        features: Features, [ΣN, F]; None where there are none.
+        features: Input features, [ΣN, F]; None where there are none.
         targets: Targets, [ΣN, T].
         offsets: First point of each case and the end of the last, [B + 1]; on the host, so that reading it waits for
             no device. A filled batch has a mesh more, which is no case.
@@ -37,31 +37,31 @@ class Batch:
     case_ids: tuple[str, ...]
 
     @classmethod
-    def of(cls, ragged: RaggedBatch, targets: Sequence[Target], features: Sequence[Target]) -> Batch:
-        """Pick targets and features from what a loader gives.
+    def of(cls, ragged: RaggedBatch, targets: Sequence[PointField], features: Sequence[PointField]) -> Batch:
+        """Pick targets and features from a batch of a loader.
 
         Raises:
             CaseError: If a coordinate, target or feature isn't finite.
         """
         fields = ragged.fields
-        known = stack_targets(fields, features) if features else None
-        batch = cls(ragged.pos, known, stack_targets(fields, targets), ragged.offsets.cpu(), ragged.case_ids)
+        stacked = stack_fields(fields, features) if features else None
+        batch = cls(ragged.pos, stacked, stack_fields(fields, targets), ragged.offsets.cpu(), ragged.case_ids)
         batch._check_finite(targets)
         return batch
 
-    def _check_finite(self, targets: Sequence[Target]) -> None:
-        again = "build the data set again from sound results"
+    def _check_finite(self, targets: Sequence[PointField]) -> None:
+        advice = "build the data set again from sound results"
         names = ", ".join(target.name for target in targets)
-        known = self.targets if self.features is None else torch.cat([self.targets, self.features], dim=1)
-        if bool(self.points.isfinite().all()) and bool(known.isfinite().all()):
+        stacked = self.targets if self.features is None else torch.cat([self.targets, self.features], dim=1)
+        if bool(self.points.isfinite().all()) and bool(stacked.isfinite().all()):
             return
         for case_id, (first, last) in zip(self.case_ids, pairwise(self.offsets.tolist()), strict=True):
             for values, subject in (
                 (self.points, "coordinates aren't finite numbers"),
-                (known, f"a value of {names} or a feature is not a finite number"),
+                (stacked, f"a value of {names} or a feature is not a finite number"),
             ):
-                if said := not_finite(values[first:last].numpy(force=True)):
-                    raise CaseError(FailureReason.NON_FINITE, f"{subject}: {said}; {again}", case_id=case_id)
+                if said := describe_non_finite(values[first:last].numpy(force=True)):
+                    raise CaseError(FailureReason.NON_FINITE, f"{subject}: {said}; {advice}", case_id=case_id)
 
     def __len__(self) -> int:
         """Number of cases."""
@@ -87,19 +87,19 @@ class Batch:
         return tuple(t for t in (self.points, self.features, self.targets, self.offsets) if t is not None)
 
     def shared(self, ranks: PointRanks) -> Batch:
-        """The points of one of several processes that share those of every case; of some it may have none.
+        """This process's points, where several share the points of every case; it may have none of some cases.
 
         Args:
-            ranks: The processes.
+            ranks: The processes that share the points.
         """
-        mine = ranks.share(self.offsets)
-        return self._changed(mine.of, mine.offsets)
+        share = ranks.share(self.offsets)
+        return self._changed(share.of, share.offsets)
 
     def filled(self, multiple: int) -> Batch:
         """The batch with one more mesh, so that the points are a multiple of a number.
 
-        CUDA graphs are recorded once a size: fewer sizes, fewer graphs. The filler is a mesh of its own, so that by the
-        contract no other mesh sees it, and no case. A batch that is filled stays as it is.
+        CUDA graphs are recorded once for each size: fewer sizes, fewer graphs. The added points are a mesh of their
+        own, on which by the contract no other mesh depends, and which is no case. A filled batch is returned as it is.
 
         Args:
             multiple: What the number of points becomes a multiple of.

@@ -1,4 +1,4 @@
-"""What a model has seen in training, and whether a new part lies outside of it."""
+"""The envelope of the training data: ranges of sizes and materials, and in what a new part lies outside of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ from lpbf_data.case.record import CaseRecord
 BUILD_VOLUME: Final = (30.0, 30.0, 60.0)
 """Half width, half depth and height of the build volume in mm: x and y run from -30 to 30, z from 0 to 60 (G.2)."""
 
+BUILD_EXTENTS: Final = (2 * BUILD_VOLUME[0], 2 * BUILD_VOLUME[1], BUILD_VOLUME[2])
+"""Width, depth and height of the build volume, mm."""
+
 _SLACK: Final = 1e-3
 """Coordinates and ratios that are larger by so little are not worth a warning, mm."""
+
+
+def fits_build_volume(extents: Sequence[float]) -> bool:
+    """Whether a part of these extents along x, y and z, in mm, fits the build volume as it is turned."""
+    return all(one <= most + _SLACK for one, most in zip(extents, BUILD_EXTENTS, strict=True))
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Envelope:
-    """What the cases of a training split cover.
+    """Ranges of sizes, and materials, of the cases of a training split.
 
     Attributes:
         num_cases: How many there were.
@@ -63,12 +71,12 @@ class Envelope:
         return cls(len(measured), span("num_points"), span("height"), span("aspect_ratio_max"), materials, median)
 
 
-def joined(first: Envelope | None, second: Envelope | None) -> Envelope | None:
-    """What a model has seen that was trained on one set of cases after the other; parts are those of the later.
+def merge_envelopes(first: Envelope | None, second: Envelope | None) -> Envelope | None:
+    """The envelope of two trainings, one after the other; the median number of points is that of the later.
 
     Args:
-        first: What the earlier cases cover; None where nothing was measured.
-        second: What the later cases cover.
+        first: Envelope of the earlier cases; None where nothing was measured.
+        second: Envelope of the later cases.
     """
     if first is None or second is None:
         return second or first
@@ -83,7 +91,7 @@ def joined(first: Envelope | None, second: Envelope | None) -> Envelope | None:
     return Envelope(first.num_cases + second.num_cases, **spans, materials=materials, num_points_median=median)
 
 
-def outside(
+def reasons_outside(
     envelope: Envelope | None,
     points: NDArray[np.floating],
     *,
@@ -91,17 +99,17 @@ def outside(
     material: str | None = None,
     build_volume: Sequence[float] = BUILD_VOLUME,
 ) -> list[str]:
-    """Why a part is unlike those that a model was trained on.
+    """In what a part lies outside of the envelope of the training data.
 
     Args:
-        envelope: What it was trained on; only the build volume is checked when None.
+        envelope: Envelope of the training data; only the build volume is checked when None.
         points: Points of the part in mm, [N, 3].
         aspect_ratio: Aspect ratio of its worst cell, where known.
         material: Its material, where known.
         build_volume: Half width, half depth and height in mm.
 
     Returns:
-        One sentence a reason; none when it is alike.
+        One sentence a reason; none when it lies inside.
     """
     half_width, half_depth, height = build_volume
     beyond = np.maximum(points.max(0) - (half_width, half_depth, height), (-half_width, -half_depth, 0) - points.min(0))

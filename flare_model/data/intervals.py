@@ -1,7 +1,7 @@
-"""How far off predictions may be: intervals at points and of whole parts, as a checkpoint keeps them.
+"""Prediction intervals of a checkpoint, at points and for whole parts, as stored in `intervals.json`.
 
-N points of one part, T numbers a point, F features. An interval is the prediction plus and minus a half-width, which is
-a quantile, one a column, times a scale that a residual model gives at every point.
+N points of one part, T numbers a point, F features. An interval is the prediction plus and minus a half-width: a
+conformal quantile of the column times a scale that a residual model gives at every point.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flare_model.data.beside_weights import BesideWeights
+from flare_model.data.auxiliary_file import AuxiliaryFile
 from flare_model.data.normalisation import Normalisation
 
 INTERVALS_NAME: Final = "intervals.json"
 INTERVALS_VERSION: Final = 1
-_FILE: Final = BesideWeights(
+_FILE: Final = AuxiliaryFile(
     INTERVALS_NAME,
     "intervals_version",
     INTERVALS_VERSION,
     ("doesn't hold the intervals of a checkpoint", "remove it, or judge the checkpoint again"),
 )
 
-LARGE: Final = 8000
-"""Points above which a part counts as large: models are off by more there than designs of all sizes say together."""
+LARGE_PART_POINTS: Final = 8000
+"""Parts with more points count as large: errors are larger there than those of parts of all sizes pooled."""
 
-_FARTHEST: Final = 5.0
-"""Standardised inputs of the residual model are cut off here: far from what it was fitted to it must not explode."""
+_MAX_STANDARDISED: Final = 5.0
+"""Standardised inputs of the residual model are clipped here, so that it stays bounded far from its fitting data."""
 
-_LEAST: Final = 1e-3
-"""Predictions are never taken for smaller than this, in standard deviations."""
+_MIN_STANDARDISED: Final = 1e-3
+"""Root mean squares of standardised predictions are bounded from below by this, before their logarithm is taken."""
 
 Values = NDArray[np.float64]
 
@@ -66,9 +66,11 @@ class Intervals:
     Attributes:
         level: Share of points, and of parts, that they hold for, in parts like those of the validation split.
         weights_sha256: The weights that they were made for.
-        columns: Column to its interval; of parts with at most LARGE points where `large` holds those of larger ones.
+        columns: Column to its interval; of parts with at most LARGE_PART_POINTS points where `large` holds those of
+            larger ones.
         designs: Validation designs that they come from.
-        large: The same of parts with more than LARGE points; empty where validation designs were too few to tell.
+        large: The same of parts with more than LARGE_PART_POINTS points; empty where there were too few validation
+            designs of such parts.
     """
 
     level: float
@@ -77,9 +79,9 @@ class Intervals:
     designs: int
     large: Mapping[str, ColumnInterval] = field(default_factory=dict)
 
-    def of(self, column: str, num_points: int) -> ColumnInterval:
+    def column_interval(self, column: str, num_points: int) -> ColumnInterval:
         """The interval of a column in a part of so many points."""
-        return self.large[column] if self.large and num_points > LARGE else self.columns[column]
+        return self.large[column] if self.large and num_points > LARGE_PART_POINTS else self.columns[column]
 
     def scales(self, column: str, inputs: NDArray[np.floating]) -> Values:
         """Scale at every point, [N], in the column's unit.
@@ -111,11 +113,11 @@ def regressors(
     column: int,
     norm: Normalisation,
 ) -> Values:
-    """What the residual model knows of every point: prediction, size of the part, place in it, features.
+    """Inputs of the residual model at every point: prediction, size of the part, height in it, features.
 
     Args:
         points: [N, 3], mm.
-        features: [N, F]; None where the model is told none.
+        features: [N, F]; None where the model has none.
         prediction: [N, T], physical units.
         column: Which of the T.
         norm: Means and standard deviations of the training points.
@@ -123,12 +125,12 @@ def regressors(
     Returns:
         [N, K]; the first is 1.
     """
-    all_of = (prediction.astype(np.float64) - np.array(norm.target_mean)) / np.array(norm.target_std)
-    values = all_of[:, column]
-    size = math.hypot(float(np.sqrt(np.mean(values**2))), _LEAST)
-    whole = math.hypot(float(np.sqrt(np.mean(all_of**2))), _LEAST)
+    standardised = (prediction.astype(np.float64) - np.array(norm.target_mean)) / np.array(norm.target_std)
+    values = standardised[:, column]
+    size = math.hypot(float(np.sqrt(np.mean(values**2))), _MIN_STANDARDISED)
+    whole = math.hypot(float(np.sqrt(np.mean(standardised**2))), _MIN_STANDARDISED)
     high = points[:, 2] - points[:, 2].min()
-    known = [
+    inputs = [
         np.ones(len(points)),
         np.full(len(points), math.log(size)),
         np.full(len(points), math.log(whole)),
@@ -139,12 +141,12 @@ def regressors(
     ]
     if features is not None:
         scaled = (features.astype(np.float64) - np.array(norm.feature_mean)) / np.array(norm.feature_std)
-        known += [*np.clip(scaled, -_FARTHEST, _FARTHEST).T]
-    return np.stack(known, axis=1)
+        inputs += [*np.clip(scaled, -_MAX_STANDARDISED, _MAX_STANDARDISED).T]
+    return np.stack(inputs, axis=1)
 
 
 def extreme_of(column: str, values: NDArray[np.floating]) -> float:
-    """The number that a part is judged by: the least clearance, else the value farthest from zero.
+    """The extreme of a part: the least clearance, else the value farthest from zero.
 
     Args:
         column: Name of the column.
@@ -190,7 +192,7 @@ def peaks_of(values: Mapping[str, NDArray[np.floating]]) -> dict[str, dict[str, 
 
 
 def write_intervals(folder: Path, intervals: Intervals) -> None:
-    """Write intervals beside the checkpoint that they belong to."""
+    """Write the intervals into the folder of their checkpoint."""
     _FILE.write(folder, asdict(intervals))
 
 

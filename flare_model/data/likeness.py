@@ -1,4 +1,4 @@
-"""How like the parts of the training a new part is: a few numbers of its shape, and their quantiles in the training.
+"""Likeness: how similar a new part is to the training parts, by descriptors of its shape and their training quantiles.
 
 N points, E cells of one part.
 """
@@ -14,25 +14,25 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flare_model.data.beside_weights import BesideWeights
+from flare_model.data.auxiliary_file import AuxiliaryFile
 
 LIKENESS_NAME: Final = "likeness.json"
 LIKENESS_VERSION: Final = 1
-_FILE: Final = BesideWeights(
+_FILE: Final = AuxiliaryFile(
     LIKENESS_NAME,
     "likeness_version",
     LIKENESS_VERSION,
     (
-        "doesn't say what the training parts of a checkpoint look like",
+        "doesn't hold the shapes of a checkpoint's training parts",
         "remove it, or make it again: python -m flare_model.release",
     ),
 )
 
-LEVELS: Final = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
-"""Quantiles that are kept of every number."""
+QUANTILE_LEVELS: Final = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+"""Levels of the quantiles that are kept of every descriptor."""
 
-_RARE: Final = (0.01, 0.99)
-_USUAL_COUNT: Final = 0.95
+_RARE_LEVELS: Final = (0.01, 0.99)
+_USUAL_SHARE: Final = 0.95
 _SLACK: Final = 0.02  # of the range seen: a hundredth of a millimetre beyond the largest part is no other kind of part
 
 DESCRIPTORS: Final[Mapping[str, tuple[str, str]]] = {
@@ -50,11 +50,11 @@ DESCRIPTORS: Final[Mapping[str, tuple[str, str]]] = {
     "slice_steps": ("largest change of the slice area between layers, over the largest slice", ""),
     "cell": ("longest edge of a cell", "mm"),
 }
-"""Name to what it is called for people, and its unit; the width is the longer of the horizontal extents."""
+"""Descriptors of a shape: name to label and unit; the width is the longer of the horizontal extents."""
 
 
 def describe_shape(points: NDArray[np.floating[Any]], cells: NDArray[np.integer[Any]]) -> dict[str, float]:
-    """The numbers of `DESCRIPTORS` for one part.
+    """The `DESCRIPTORS` of one part.
 
     Args:
         points: Coordinates in mm, [N, 3].
@@ -76,7 +76,7 @@ def describe_shape(points: NDArray[np.floating[Any]], cells: NDArray[np.integer[
     volume = float(voxels.sum())
     areas = np.einsum("i,j,ijk->k", grid.sizes[0], grid.sizes[1], grid.solid)
     steps = np.abs(np.diff(areas)).max(initial=0.0) / areas.max()
-    # A column hangs from where it first goes on above a gap.
+    # A column of voxels overhangs from where it is solid again above a gap.
     gap = np.logical_or.accumulate(~grid.solid, axis=2)
     hangs = grid.solid & gap
     starts = hangs[:, :, 1:] & ~grid.solid[:, :, :-1]
@@ -111,7 +111,7 @@ def _surface_area(solid: NDArray[np.bool_], sizes: Sequence[NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Reason:
-    """One way in which a part is unlike those of the training.
+    """One descriptor in which a part is unlike the training parts.
 
     Attributes:
         name: Which of `DESCRIPTORS`.
@@ -141,7 +141,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Likeness:
-    """How like the training set a part is.
+    """How similar to the training parts a part is.
 
     Attributes:
         unlike: Whether predictions on it are an extrapolation.
@@ -153,13 +153,14 @@ class Likeness:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the parts of a training set look like.
+class TrainingShapes:
+    """Distribution of the descriptors over the training parts.
 
     Attributes:
         parts: How many there were.
-        quantiles: Name of `DESCRIPTORS` to its quantiles at `LEVELS`.
-        usual_rarities: Numbers in which 95 % of the training parts are rarer than one in a hundred, at most.
+        quantiles: Name of `DESCRIPTORS` to its quantiles at `QUANTILE_LEVELS`.
+        usual_rarities: Number of descriptors beyond the 1 % or 99 % quantile that 95 % of the training parts don't
+            exceed.
         weights_sha256: The weights that were trained on them.
     """
 
@@ -169,17 +170,17 @@ class Seen:
     weights_sha256: str = ""
 
     @classmethod
-    def of(cls, shapes: Sequence[Mapping[str, float]], weights_sha256: str = "") -> Seen:
-        """What some parts look like; there must be one or more."""
+    def of(cls, shapes: Sequence[Mapping[str, float]], weights_sha256: str = "") -> TrainingShapes:
+        """The distribution over some parts; there must be one or more."""
         table = np.array([[shape[name] for name in DESCRIPTORS] for shape in shapes])
-        found = np.quantile(table, LEVELS, axis=0)
-        low, high = (found[LEVELS.index(level)] for level in _RARE)
+        found = np.quantile(table, QUANTILE_LEVELS, axis=0)
+        low, high = (found[QUANTILE_LEVELS.index(level)] for level in _RARE_LEVELS)
         counts = ((table < low) | (table > high)).sum(axis=1)
         quantiles = {name: tuple(found[:, k].tolist()) for k, name in enumerate(DESCRIPTORS)}
-        return cls(len(shapes), quantiles, int(np.quantile(counts, _USUAL_COUNT, method="higher")), weights_sha256)
+        return cls(len(shapes), quantiles, int(np.quantile(counts, _USUAL_SHARE, method="higher")), weights_sha256)
 
     def compare(self, shape: Mapping[str, float]) -> Likeness:
-        """How like the training parts one is.
+        """How similar to the training parts a part is.
 
         Args:
             shape: What `describe_shape` says of it.
@@ -187,23 +188,23 @@ class Seen:
         reasons = []
         for name, quantiles in self.quantiles.items():
             value, known = shape[name], np.array(quantiles)
-            low, high = (quantiles[LEVELS.index(level)] for level in _RARE)
+            low, high = (quantiles[QUANTILE_LEVELS.index(level)] for level in _RARE_LEVELS)
             slack = _SLACK * (known[-1] - known[0]) + 1e-3
             outside = bool(value < known[0] - slack or value > known[-1] + slack)
             if outside or value < low - 1e-6 * abs(low) - 1e-9 or value > high + 1e-6 * abs(high) + 1e-9:
-                reasons.append(Reason(name, value, float(np.interp(value, known, LEVELS)), low, high, outside))
+                reasons.append(Reason(name, value, float(np.interp(value, known, QUANTILE_LEVELS)), low, high, outside))
         reasons.sort(key=lambda reason: not reason.outside)
         unlike = any(reason.outside for reason in reasons) or len(reasons) > self.usual_rarities
         return Likeness(unlike, tuple(reasons))
 
 
-def write_seen(folder: Path, seen: Seen) -> None:
-    """Write it beside the checkpoint that it belongs to."""
-    _FILE.write(folder, {"levels": LEVELS, **asdict(seen)})
+def write_training_shapes(folder: Path, seen: TrainingShapes) -> None:
+    """Write it into the folder of its checkpoint."""
+    _FILE.write(folder, {"levels": QUANTILE_LEVELS, **asdict(seen)})
 
 
-def read_seen(folder: Path) -> Seen | None:
-    """What the training parts of a checkpoint look like; None where that wasn't kept.
+def read_training_shapes(folder: Path) -> TrainingShapes | None:
+    """Distribution of the descriptors over the training parts of a checkpoint; None where it has none.
 
     Raises:
         SchemaError: If it can't be read.
@@ -211,11 +212,11 @@ def read_seen(folder: Path) -> Seen | None:
     return _FILE.read(folder, _seen_from)
 
 
-def _seen_from(content: Mapping[str, Any]) -> Seen:
-    if tuple(content["levels"]) != LEVELS:
+def _seen_from(content: Mapping[str, Any]) -> TrainingShapes:
+    if tuple(content["levels"]) != QUANTILE_LEVELS:
         raise ValueError(f"version {content['likeness_version']}")
     quantiles = {name: tuple(map(float, content["quantiles"][name])) for name in DESCRIPTORS}
-    if not all(len(row) == len(LEVELS) and all(map(math.isfinite, row)) for row in quantiles.values()):
+    if not all(len(row) == len(QUANTILE_LEVELS) and all(map(math.isfinite, row)) for row in quantiles.values()):
         raise ValueError("a quantile is missing or isn't finite")
     digest = str(content["weights_sha256"])
-    return Seen(int(content["parts"]), quantiles, int(content["usual_rarities"]), digest)
+    return TrainingShapes(int(content["parts"]), quantiles, int(content["usual_rarities"]), digest)

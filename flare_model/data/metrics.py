@@ -138,10 +138,10 @@ def has_truth(truth: Tensor, offsets: Tensor, floor: float = 0.0) -> Tensor:
     Returns:
         [B] bool.
     """
-    return _norms(truth, offsets) > _least_norms(truth, offsets, floor)
+    return _norms(truth, offsets) > _norm_floors(truth, offsets, floor)
 
 
-def _least_norms(truth: Tensor, offsets: Tensor, floor: float) -> Tensor:
+def _norm_floors(truth: Tensor, offsets: Tensor, floor: float) -> Tensor:
     """Norm up to which a case's truth counts as zero everywhere, [B] float64."""
     return floor * offsets.diff().to(truth.device, torch.float64).sqrt()
 
@@ -162,21 +162,21 @@ def relative_l2_loss(
         offsets: First point of each case and the end of the last, [B + 1].
         floor: Root mean square up to which a truth counts as zero everywhere.
         cases: The mean is over so many of the first; all by default.
-        ranks: The processes that share the points of every case: these are the points of one, the loss is that of all,
-            and its gradient is of these.
+        ranks: The processes that share the points of every case: prediction and truth are at the points of this one,
+            the loss is that of all, its gradient is with respect to these.
     """
     if ranks is None:
-        size, least, error = (
+        size, norm_floor, error = (
             _norms(truth, offsets),
-            _least_norms(truth, offsets, floor),
+            _norm_floors(truth, offsets, floor),
             _norms(prediction - truth, offsets),
         )
     else:
         counts = offsets.diff().to(truth.device, torch.float64)
         sums = [sums_of_squares(truth, offsets), counts, sums_of_squares(prediction - truth, offsets)]
-        size, least, error = map(_roots, ranks.sum(torch.stack(sums)).unbind())
-        least = floor * least
-    defined = size > least
+        size, norm_floor, error = map(_roots, ranks.sum(torch.stack(sums)).unbind())
+        norm_floor = floor * norm_floor
+    defined = size > norm_floor
     errors = error / torch.where(defined, size, 1.0)
     return torch.where(defined, errors, 0.0)[:cases].mean()
 
@@ -213,7 +213,7 @@ def differences_loss(prediction: Tensor, truth: Tensor, offsets: Tensor, grid: t
     images = prediction.reshape(-1, *grid, prediction.shape[1])
     inside = torch.nn.functional.pad(images[:, 1:-1, 1:-1], (0, 0, 1, 1, 1, 1)).reshape(prediction.shape)
     pairs = zip(grid_differences(inside, grid), grid_differences(truth, grid), strict=True)
-    losses = [relative_l2_loss(found, wanted, offsets) for found, wanted in pairs]
+    losses = [relative_l2_loss(predicted, true, offsets) for predicted, true in pairs]
     return losses[0] + losses[1]
 
 
@@ -223,7 +223,7 @@ def mse_loss(residual: Tensor, offsets: Tensor, cases: int, ranks: PointRanks | 
     Args:
         residual: [ΣN, F].
         offsets: First point of each case and the end of the last, [B + 1].
-        cases: Cases that count; points behind them don't.
+        cases: Cases that count; points after those don't.
         ranks: As for `relative_l2_loss`.
     """
     count = offsets[cases].to(residual.device) * residual.shape[1]

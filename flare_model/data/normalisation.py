@@ -1,4 +1,4 @@
-"""How physical units become what a model sees."""
+"""Normalisation between physical units and the numbers of a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How physical units become what the model sees, and back.
+    """Scales and shifts between physical units and the numbers of a model.
 
     Attributes:
         point_scale: Points are divided by it, [d]; mm for printed parts.

@@ -1,4 +1,4 @@
-"""Processes that share the points of every mesh: which points are whose, and what they must tell each other.
+"""Processes that share the points of every mesh: which points are whose, and the sums that they exchange.
 
 P processes, B meshes, H heads, M latents, D channels a head.
 """
@@ -26,7 +26,7 @@ SECONDS: Final = 50.0
 
 _WATCHDOG: Final = "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC"
 
-_LEAST: Final = -1e30
+_MIN_LOGSUMEXP: Final = -1e30
 
 
 def end_soon_after_timeouts() -> None:
@@ -86,12 +86,12 @@ class PointRanks:
         if over < 1 or world % over:
             raise UsageError(f"{world} processes can't be divided into groups of {over} that share points")
         end_soon_after_timeouts()
-        mine: Any = None
+        own_group: Any = None
         for first in range(0, world, over):
             group = torch.distributed.new_group([*range(first, first + over)], timeout=timedelta(seconds=seconds))
             if first <= torch.distributed.get_rank() < first + over:
-                mine = group
-        return cls(mine)
+                own_group = group
+        return cls(own_group)
 
     @property
     def size(self) -> int:
@@ -114,8 +114,8 @@ class PointRanks:
             slice(a + (b - a) * self.rank // self.size, a + (b - a) * (self.rank + 1) // self.size)
             for a, b in itertools.pairwise(bounds)
         )
-        mine = [0, *itertools.accumulate(part.stop - part.start for part in slices)]
-        return Share(slices, torch.tensor(mine))
+        own_offsets = [0, *itertools.accumulate(part.stop - part.start for part in slices)]
+        return Share(slices, torch.tensor(own_offsets))
 
     def total(self, part: Tensor) -> Tensor:
         """The sum of a tensor over the processes, without a gradient."""
@@ -126,56 +126,56 @@ class PointRanks:
     def sum(self, part: Tensor) -> Tensor:
         """The sum over the processes of what each has for its points, such as its share of a norm.
 
-        Each process goes on with the whole sum, and its gradient is that of its own points: those of parameters add up
-        over the processes (`sum_gradients`).
+        Each process continues with the whole sum, and its gradient is that of its own points: gradients of parameters
+        add up over the processes (`sum_gradients`).
         """
         total: Tensor = _Sum.apply(part, self)  # type: ignore[no-untyped-call]
         return total
 
-    def merge(self, encoded: Tensor, levels: Tensor, *, binary: bool = False) -> tuple[Tensor, Tensor]:
+    def merge(self, encoded: Tensor, logsumexps: Tensor, *, binary: bool = False) -> tuple[Tensor, Tensor]:
         """Latents of whole meshes, of those that each process has of its points: as slices of one mesh are merged.
 
         One gathering of B·H·M·(D + 1) numbers a process, added up in the order of the ranks: all get the same bits.
 
         Args:
             encoded: Weighted means over the points of this process, [B, H, M, D].
-            levels: Logarithms of their weights' sums, [B, H, M]; -∞ where it has no point of a mesh.
-            binary: Whether levels are logarithms to the base of two.
+            logsumexps: Logarithms of their weights' sums, [B, H, M]; -∞ where it has no point of a mesh.
+            binary: Whether logsumexps are logarithms to the base of two.
 
         Returns:
-            The same of whole meshes, in the types of both; 0 and a very low level where nobody has a point.
+            The same of whole meshes, in the types of both; 0 and a very low logsumexp where no process has a point.
         """
-        packed = torch.cat([encoded.to(levels.dtype), levels[..., None]], dim=-1)
+        packed = torch.cat([encoded.to(logsumexps.dtype), logsumexps[..., None]], dim=-1)
         gathered = packed.new_empty(self.size, *packed.shape)
         _gather(gathered.view(-1, *packed.shape[1:]), packed, self.group)
         exp, log = (torch.exp2, torch.log2) if binary else (torch.exp, torch.log)
-        top = gathered[..., -1].amax(0).clamp_min(_LEAST)  # -∞ less -∞ is no number
-        weights = exp(gathered[..., -1] - top)
+        maximum = gathered[..., -1].amax(0).clamp_min(_MIN_LOGSUMEXP)  # -∞ less -∞ is no number
+        weights = exp(gathered[..., -1] - maximum)
         total = weights.sum(0).clamp_min(1.0)  # the largest weight is 1, where there is one
         merged = (gathered[..., :-1] * weights[..., None]).sum(0) / total[..., None]
-        return merged.to(encoded.dtype), top + log(total)
+        return merged.to(encoded.dtype), maximum + log(total)
 
-    def merged(self, encoded: Tensor, levels: Tensor) -> Tensor:
-        """The latents that `merge` gives, with gradients for encoded and levels."""
-        merged: Tensor = _Merge.apply(encoded, levels, self)  # type: ignore[no-untyped-call]
+    def merged(self, encoded: Tensor, logsumexps: Tensor) -> Tensor:
+        """The latents that `merge` gives, with gradients for encoded and logsumexps."""
+        merged: Tensor = _Merge.apply(encoded, logsumexps, self)  # type: ignore[no-untyped-call]
         return merged
 
     def sum_gradients(self, parameters: nn.Module | Iterable[nn.Parameter]) -> None:
         """Add up the gradients of parameters over the processes, after the backward pass, before clipping.
 
-        Where there is data parallelism beside it, mean over its processes before or after.
+        With data parallelism in addition, average over its processes before or after.
 
         Args:
             parameters: A module, or parameters; those that need no gradient are left alone.
         """
-        wanted = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
-        kinds: dict[torch.dtype, list[Tensor]] = {}
-        for parameter in wanted:
+        members = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for parameter in members:
             if parameter.requires_grad:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                kinds.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-        for gradients in kinds.values():
+                by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+        for gradients in by_type.values():
             total = self.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
             parts = torch.split(total, [gradient.numel() for gradient in gradients])
             shaped = [part.view_as(gradient) for gradient, part in zip(gradients, parts, strict=True)]
@@ -198,7 +198,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(_: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """That of the own part."""
+        """The gradient of this process's own part."""
         return gradient, None
 
 
@@ -206,17 +206,17 @@ class _Merge(torch.autograd.Function):
     """Latents of whole meshes; every process decodes them onto its own points, so that their gradients add up."""
 
     @staticmethod
-    def forward(ctx: Any, encoded: Tensor, levels: Tensor, ranks: PointRanks) -> Tensor:
+    def forward(ctx: Any, encoded: Tensor, logsumexps: Tensor, ranks: PointRanks) -> Tensor:
         """As `PointRanks.merge`."""
-        merged, level = ranks.merge(encoded, levels)
-        ctx.save_for_backward(encoded, (levels - level).exp(), merged)
+        merged, merged_logsumexp = ranks.merge(encoded, logsumexps)
+        ctx.save_for_backward(encoded, (logsumexps - merged_logsumexp).exp(), merged)
         ctx.ranks = ranks
         return merged
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Of merged = Σ w·encoded with w = exp(levels - level): w·dZ, and w·dZ·(encoded - merged)."""
+        """Of merged = Σ w·encoded with w = exp(logsumexp - merged logsumexp): w·dZ, and w·dZ·(encoded - merged)."""
         encoded, weights, merged = ctx.saved_tensors
         slopes = ctx.ranks.total(gradient) * weights[..., None]
         return slopes, (slopes * (encoded - merged)).sum(-1), None

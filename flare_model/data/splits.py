@@ -12,7 +12,7 @@ import numpy as np
 from flare_model.data.envelope import BUILD_VOLUME, Envelope
 from flare_model.data.metrics import floor_of
 from flare_model.data.normalisation import Normalisation
-from flare_model.data.targets import Target
+from flare_model.data.point_fields import PointField
 from lpbf_data.cached_property import cached_property
 from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.case.record import CaseRecord
@@ -33,28 +33,28 @@ class Split:
     Args:
         data: The data set: a folder, a URL that fsspec knows, or an id of the Hugging Face hub.
         name: Name of the split.
-        targets: What is predicted, and what is known beside the points.
+        targets: Targets and input features to open.
 
     Raises:
         UsageError: If there is no such data set or split, or it doesn't store a target.
     """
 
-    def __init__(self, data: str, name: str, targets: Sequence[Target] = ()) -> None:
+    def __init__(self, data: str, name: str, targets: Sequence[PointField] = ()) -> None:
         self.data = data
         self.name = name
-        fields = sorted({target.field for target in targets if not target.of_shape})
-        shape = sorted({target.field for target in targets if target.of_shape})
-        opened = load_dataset(data, name, format="torch", fields=fields, cells=False, features=shape)
-        assert isinstance(opened, CaseDataset)
-        self.dataset = opened
-        self.case_ids = tuple(opened.case_ids)
+        fields = sorted({target.field for target in targets if not target.is_shape_feature})
+        shape = sorted({target.field for target in targets if target.is_shape_feature})
+        dataset = load_dataset(data, name, format="torch", fields=fields, cells=False, features=shape)
+        assert isinstance(dataset, CaseDataset)
+        self.dataset = dataset
+        self.case_ids = tuple(dataset.case_ids)
 
     def __len__(self) -> int:
         """Number of cases."""
         return len(self.case_ids)
 
-    def part(self, count: int) -> Self:
-        """So many of its cases, taken evenly from all; all of them where it has no more."""
+    def evenly_chosen(self, count: int) -> Self:
+        """So many of its cases, evenly spaced over all; all of them where it has no more."""
         if count >= len(self):
             return self
         return self._chosen(np.linspace(0, len(self) - 1, count).round().astype(int).tolist())
@@ -66,21 +66,21 @@ class Split:
 
     def _chosen(self, numbers: list[int]) -> Self:
         # A new object in which nothing is cached: records and statistics are those of the cases.
-        taken = copy.copy(self)
+        chosen = copy.copy(self)
         for name in ("records", "statistics"):
-            taken.__dict__.pop(name, None)
-        taken.dataset = self.dataset[numbers]
-        taken.case_ids = tuple(taken.dataset.case_ids)
-        return taken
+            chosen.__dict__.pop(name, None)
+        chosen.dataset = self.dataset[numbers]
+        chosen.case_ids = tuple(chosen.dataset.case_ids)
+        return chosen
 
     @property
-    def points(self) -> PointSchema | None:
-        """What lies at the points of a data set that isn't one of printed parts; None for one that is."""
+    def point_schema(self) -> PointSchema | None:
+        """Coordinates and fields of a data set that isn't one of printed parts; None for one that is."""
         return self.dataset.samples.tensors.reader.points
 
     @property
     def data_digest(self) -> str:
-        """What decides the content of the data set: of a built one, the SHA-256 of its manifest."""
+        """Digest of the data set: of a built one, the SHA-256 of its manifest."""
         return self.dataset.samples.tensors.reader.catalog.digest
 
     @property
@@ -94,8 +94,8 @@ class Split:
         reader = self.dataset.samples.tensors.reader
         if reader.catalog.layout == "npz":
             return {}
-        mine = set(self.case_ids)
-        return {record.case_id: record for record in read_manifest(reader.folder).records if record.case_id in mine}
+        own_ids = set(self.case_ids)
+        return {record.case_id: record for record in read_manifest(reader.folder).records if record.case_id in own_ids}
 
     @cached_property
     def statistics(self) -> Mapping[str, FieldStatistics]:
@@ -104,11 +104,11 @@ class Split:
 
     @property
     def envelope(self) -> Envelope | None:
-        """What its cases cover; None where nothing was measured."""
-        return Envelope.of(self.records.values()) if self.records and self.points is None else None
+        """Envelope of its cases; None where nothing was measured."""
+        return Envelope.of(self.records.values()) if self.records and self.point_schema is None else None
 
-    def zero_cases(self, target: Target) -> list[str]:
-        """Ids of the cases in which a target is zero everywhere but for rounding, as far as the manifest tells."""
+    def zero_cases(self, target: PointField) -> list[str]:
+        """Ids of the cases in which a target is zero everywhere but for rounding, by the manifest's statistics."""
         floor = floor_of([self.statistics[column].std or 1.0 for column in target.columns])
 
         def largest(record: CaseRecord) -> float:
@@ -127,20 +127,20 @@ def has_split(data: str, name: str) -> bool:
     return True
 
 
-def normalisation_of(split: Split, targets: Sequence[Target], features: Sequence[Target]) -> Normalisation:
+def normalisation_of(split: Split, targets: Sequence[PointField], features: Sequence[PointField]) -> Normalisation:
     """Normalisation from the statistics of a split, but for what a data set fixes for its columns."""
-    fixed = {} if split.points is None else split.points.scales
+    fixed = {} if split.point_schema is None else split.point_schema.scales
 
-    def rows(of: Sequence[Target]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def rows(of: Sequence[PointField]) -> tuple[tuple[float, ...], tuple[float, ...]]:
         columns = [column for target in of for column in target.columns]
         measured = {c: (split.statistics[c].mean, split.statistics[c].std or 1.0) for c in columns}
         pairs = [fixed.get(column, measured[column]) for column in columns]
         return tuple(mean for mean, _ in pairs), tuple(std for _, std in pairs)
 
     (target_mean, target_std), (feature_mean, feature_std) = rows(targets), rows(features)
-    if split.points is None:
+    if split.point_schema is None:
         return Normalisation(BUILD_VOLUME, target_mean, target_std, feature_mean, feature_std)
-    scales = [fixed.get(column, (0.0, 1.0)) for column in split.points.coordinates]
+    scales = [fixed.get(column, (0.0, 1.0)) for column in split.point_schema.coordinates]
     shift = tuple(shift for shift, _ in scales) if any(shift for shift, _ in scales) else ()
     scale = tuple(scale for _, scale in scales)
     return Normalisation(scale, target_mean, target_std, feature_mean, feature_std, shift)

@@ -1,4 +1,4 @@
-"""From a prediction to a decision: what an engineer is told of a part, which way up to build it, and what to print.
+"""From a prediction to a decision: the answer for a part, its orientation in the build, and the compensated surface.
 
 Above prediction and judging: it knows models and their intervals, and no command.
 """

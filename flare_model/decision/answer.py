@@ -1,25 +1,26 @@
-"""The answer of one part: how far it warps, whether the recoater hits it, and how much of that is to be believed.
+"""The answer for one part: how far it warps, whether the recoater hits it, and how certain both are.
 
 N points, E cells of one part.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flare_model.checkpoints.files import WEIGHTS_NAME
 from flare_model.checkpoints.hub import fetch_checkpoint
-from flare_model.data.envelope import BUILD_VOLUME
+from flare_model.data.envelope import BUILD_EXTENTS, fits_build_volume
 from flare_model.data.intervals import Intervals
-from flare_model.data.likeness import Likeness, Seen, describe_shape
+from flare_model.data.likeness import Likeness, TrainingShapes, describe_shape
 from flare_model.judging.interference import assess, risk_target
-from flare_model.judging.kept_risk import KeptRisk, Verdict, verdict_of
+from flare_model.judging.risk_model import RiskModel, Verdict, verdict_of
 from flare_model.prediction.surface_parts import LAYER
 from lpbf_data.durable import sha256_of_file
 from lpbf_data.errors import CaseError
@@ -31,24 +32,22 @@ if TYPE_CHECKING:
     from flare_model.prediction.part import Part
     from lpbf_data.remarks import Remark
 
-MICROMETRES: Final = 1000.0
-
 
 @dataclass(frozen=True)
-class Beside:
-    """What lies beside the weights of a checkpoint and is used with them.
+class Auxiliary:
+    """What answers need in addition to the model: the checkpoint's auxiliary files, and a material scale.
 
     Attributes:
-        intervals: How far off predictions may be.
-        risk: How a score becomes the chance of a hit.
-        seen: What the parts of the training look like.
-        scale: For another material than that of the training; None for that one.
+        intervals: Prediction intervals.
+        risk_model: Gives the chance of a hit from a score.
+        training_shapes: Distribution of the shapes of the training parts.
+        material_scale: For another material than that of the training; None for that one.
     """
 
     intervals: Intervals | None = None
-    risk: KeptRisk | None = None
-    seen: Seen | None = None
-    scale: MaterialScale | None = None
+    risk_model: RiskModel | None = None
+    training_shapes: TrainingShapes | None = None
+    material_scale: MaterialScale | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ class Peak:
 
     Attributes:
         value: Displacement, mm.
-        half_width: Half of its interval, mm; None where the checkpoint keeps none.
-        place: Where, mm.
+        half_width: Half-width of its interval, mm; None where the checkpoint has none.
+        place: Position, mm.
     """
 
     value: float
@@ -72,13 +71,13 @@ class Hit:
 
     Attributes:
         verdict: "yes", "no" or "can't tell".
-        chance: Chance of a hit; None where the checkpoint keeps no risk.
+        chance: Probability of a hit; None where the checkpoint has no risk model.
         place: Where it is likeliest, mm.
         layer: The powder layer there, from 1.
         clearance: Least clearance predicted, percent of a layer; None where the model predicts none.
-        half_width: Half of its interval.
+        half_width: Half-width of its interval.
         tolerance: Clearance below which the recoater hits, percent of a layer.
-        why: Why nobody can tell, where that is so.
+        why: Why the verdict is "can't tell", where it is.
     """
 
     verdict: Verdict
@@ -93,7 +92,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """What an engineer is told of one part.
+    """The answer for one part.
 
     Attributes:
         name: The part.
@@ -102,14 +101,14 @@ class Answer:
         unit: Unit that the file was read in, and whether it was stated; None for a mesh, which is in mm.
         body: Which body of its file, and of how many.
         moved: What was added to the coordinates of the file, mm; places are in coordinates of the build volume.
-        mesh: The mesh beside the surface.
+        mesh: The mesh, and how well it represents the surface.
         up: Largest displacement upwards after release.
         down: Largest displacement downwards.
         sideways: Largest displacement in the plane; None where the model predicts none.
         level: Share of parts that intervals hold for.
-        hit: Whether the recoater hits; None where the model predicts nothing that tells.
-        likeness: How like the training set it is; None where that isn't known.
-        outside: Why it is unlike what the model was trained on, by its size, place and material.
+        hit: Whether the recoater hits; None where no target of the model says so.
+        likeness: How similar to the training parts it is; None where that isn't known.
+        outside: In what it lies outside of the envelope of the training data: size, position, material.
         material: What the prediction is for.
         calibrated: Whether the prediction is for a calibration of one's own.
         scale: What predictions are multiplied by for that material; None where they are for that of the training.
@@ -146,19 +145,19 @@ class Answer:
         return content
 
 
-def answer_of(prediction: Prediction, beside: Beside, materials: tuple[str, ...] = ()) -> Answer:
-    """The answer that a prediction gives.
+def answer_of(prediction: Prediction, auxiliary: Auxiliary, materials: tuple[str, ...] = ()) -> Answer:
+    """The answer from a prediction.
 
     Args:
         prediction: The prediction.
-        beside: What is used with the model.
+        auxiliary: Intervals, risk model, training shapes and material scale.
         materials: Materials that it was trained on.
     """
     part = prediction.part
     extents = np.ptp(part.points if part.origin is None else part.origin.surface.vertices, axis=0)
     columns = prediction.columns()
-    likeness = _likeness(part, beside.seen)
-    origin, scale = part.origin, beside.scale
+    likeness = _likeness(part, auxiliary.training_shapes)
+    origin, material_scale = part.origin, auxiliary.material_scale
     return Answer(
         name=part.name,
         size=_three(extents),
@@ -170,13 +169,13 @@ def answer_of(prediction: Prediction, beside: Beside, materials: tuple[str, ...]
         up=_peak(prediction, columns, "displacement_z", 1.0),
         down=_peak(prediction, columns, "displacement_z", -1.0),
         sideways=_sideways(prediction, columns),
-        level=beside.intervals.level if beside.intervals else None,
-        hit=_hit(prediction, beside.risk, _doubt(prediction, likeness), beside.scale),
+        level=auxiliary.intervals.level if auxiliary.intervals else None,
+        hit=_hit(prediction, auxiliary.risk_model, _doubt(prediction, likeness), auxiliary.material_scale),
         likeness=likeness,
         outside=prediction.warnings,
-        material=scale.wanted.label if scale else part.material or ", ".join(materials) or "unknown",
-        calibrated=scale is not None and scale.calibrated,
-        scale=scale,
+        material=material_scale.wanted.label if material_scale else part.material or ", ".join(materials) or "unknown",
+        calibrated=material_scale is not None and material_scale.calibrated,
+        scale=material_scale,
     )
 
 
@@ -184,29 +183,29 @@ def answers_as_dict(
     model: Mapping[str, Any],
     answers: Mapping[str, Answer],
     remarks: Mapping[str, Sequence[Remark]],
-    turned: Mapping[str, Any],
+    orientations: Mapping[str, Any],
     errors: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Answers as they stand in JSON.
 
     Args:
-        model: What names the model: `identity_of`.
+        model: Digests that identify the model: `identity_of`.
         answers: Answers by the names of their files.
         remarks: What was remarked on each part, by the names of the files.
-        turned: What is told of orientations, by the names of the files.
+        orientations: Rankings of orientations, by the names of the files.
         errors: Why other parts have no answer.
     """
     parts = {
         file: answer.as_dict()
         | {"remarks": [remark.as_dict() for remark in remarks.get(file, ())]}
-        | ({"orientations": turned[file]} if file in turned else {})
+        | ({"orientations": orientations[file]} if file in orientations else {})
         for file, answer in answers.items()
     }
     return {"model": dict(model), "parts": parts, "errors": list(errors)}
 
 
 def identity_of(surrogate: Surrogate, checkpoint: str) -> dict[str, Any]:
-    """What names a model in JSON: the SHA-256 of its weights, and of the data set that it was trained on.
+    """What identifies a model in JSON: the SHA-256 of its weights, and of the data set that it was trained on.
 
     Args:
         surrogate: The model.
@@ -228,13 +227,13 @@ def _volume(part: Part) -> float:
 
 
 def _mesh(part: Part) -> dict[str, Any]:
-    found: dict[str, Any] = {"points": len(part.points), "cells": len(part.cells)}
+    report: dict[str, Any] = {"points": len(part.points), "cells": len(part.cells)}
     if part.origin is not None:
         check = part.origin.check
-        found |= {"cell": check.spacing, "volume_share": check.volume, "wall": check.wall}
-        found |= {"cells_across": check.cells_across, "needed_points": check.needed_points}
-        found |= {"resolved_wall": check.resolved_wall, "differences": check.differences(), "lost": check.lost()}
-    return found
+        report |= {"cell": check.spacing, "volume_share": check.volume, "wall": check.wall}
+        report |= {"cells_across": check.cells_across, "needed_points": check.needed_points}
+        report |= {"resolved_wall": check.resolved_wall, "differences": check.differences(), "lost": check.lost()}
+    return report
 
 
 def _peak(prediction: Prediction, columns: Mapping[str, NDArray[np.float32]], name: str, sign: float) -> Peak | None:
@@ -243,7 +242,7 @@ def _peak(prediction: Prediction, columns: Mapping[str, NDArray[np.float32]], na
         return None
     place = int(np.argmax(sign * values))
     extreme = prediction.extremes.get(name)
-    # Intervals of before know the part's extreme alone, which is the one of the two that is farther from zero.
+    # Intervals of earlier versions are for the part's extreme alone, the one of the two that is farther from zero.
     half = prediction.peaks.get(name, {}).get("largest" if sign > 0 else "least", extreme[1] if extreme else None)
     return Peak(float(values[place]), half, _three(prediction.part.points[place]))
 
@@ -259,7 +258,7 @@ def _sideways(prediction: Prediction, columns: Mapping[str, NDArray[np.float32]]
 
 
 def _doubt(prediction: Prediction, likeness: Likeness | None) -> str:
-    """Why nobody can tell whether this part is hit, whatever the model says; nothing where it can be told."""
+    """Why the verdict must be "can't tell" whatever the model predicts; empty where there is no such reason."""
     if prediction.warnings or (likeness is not None and likeness.unlike):
         return "it is unlike the parts of the training, see below"
     origin = prediction.part.origin
@@ -268,7 +267,9 @@ def _doubt(prediction: Prediction, likeness: Likeness | None) -> str:
     )
 
 
-def _hit(prediction: Prediction, risk: KeptRisk | None, doubt: str, scale: MaterialScale | None) -> Hit | None:
+def _hit(
+    prediction: Prediction, risk_model: RiskModel | None, doubt: str, material_scale: MaterialScale | None
+) -> Hit | None:
     target = risk_target(tuple(prediction.fields))
     if target is None:
         return None
@@ -276,8 +277,8 @@ def _hit(prediction: Prediction, risk: KeptRisk | None, doubt: str, scale: Mater
     scored = assess(prediction.part.name, target, values, hit=False, tolerance=None)
     direct = target == "build_clearance_min"
     place = int(np.argmin(values[:, -1]) if direct else np.argmax(values[:, -1]))
-    spread = scale.spread(target, scored.score) if scale is not None else 0.0
-    chance = risk.chance(scored.score, spread) if risk is not None and risk.target == target else None
+    spread = material_scale.spread(target, scored.score) if material_scale is not None else 0.0
+    chance = risk_model.chance(scored.score, spread) if risk_model is not None and risk_model.target == target else None
     verdict: Verdict = "can't tell" if chance is None else verdict_of(chance)
     why = ""
     if chance is None:
@@ -286,37 +287,35 @@ def _hit(prediction: Prediction, risk: KeptRisk | None, doubt: str, scale: Mater
         verdict, why = "can't tell", doubt
     elif verdict == "can't tell":
         why = "the model isn't sure enough"
-    at = _three(prediction.part.points[place])
+    position = _three(prediction.part.points[place])
     extreme = prediction.extremes.get(target) if direct else None
     return Hit(
         verdict=verdict,
         chance=chance,
-        place=at,
-        layer=max(1, math.ceil((at[2] - float(prediction.part.points[:, 2].min())) / LAYER - 1e-3)),
+        place=position,
+        layer=max(1, math.ceil((position[2] - float(prediction.part.points[:, 2].min())) / LAYER - 1e-3)),
         clearance=float(values[place, -1]) if direct else None,
         half_width=extreme[1] if extreme else None,
-        tolerance=risk.tolerance if risk is not None and direct else None,
+        tolerance=risk_model.tolerance if risk_model is not None and direct else None,
         why=why,
     )
 
 
-def _likeness(part: Part, seen: Seen | None) -> Likeness | None:
-    if seen is None:
+def _likeness(part: Part, training_shapes: TrainingShapes | None) -> Likeness | None:
+    if training_shapes is None:
         return None
     try:
-        return seen.compare(describe_shape(part.points, part.cells))
+        return training_shapes.compare(describe_shape(part.points, part.cells))
     except CaseError:
         return None  # a mesh of other cells than boxes: features of the shape have refused it where they are needed
 
 
 def advice_on_size(size: tuple[float, float, float]) -> str:
     """What to do where a part is larger than the build volume; nothing where it fits."""
-    half_width, half_depth, height = BUILD_VOLUME
-    room = (2 * half_width, 2 * half_depth, height)
-    if all(one <= most + 1e-3 for one, most in zip(size, room, strict=True)):
+    if fits_build_volume(size):
         return ""
-    wanted = " × ".join(f"{length:g}" for length in room)
-    if all(one <= most + 1e-3 for one, most in zip(sorted(size), sorted(room), strict=True)):
+    wanted = " × ".join(f"{length:g}" for length in BUILD_EXTENTS)
+    if any(fits_build_volume(turned) for turned in itertools.permutations(size)):
         return f"it is larger than the build volume of {wanted} mm, but fits turned: --orientations 24 shows how"
     return (
         f"it is larger than the build volume of {wanted} mm that the model knows: cut it into parts that fit, check "

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flare_model.data.envelope import outside
-from flare_model.data.targets import column_names, resolve_targets
+from flare_model.data.envelope import reasons_outside
 from flare_model.decision.prediction import Prediction, predict_part
 from flare_model.prediction.part import Meshing, Part, Unreadable
 from lpbf_data.errors import GeometryError, UsageError
@@ -32,22 +31,22 @@ class CompensatedFile:
 
     Attributes:
         stl: A binary STL, lengths in mm, the bodies where they lie in the file.
-        bodies: What was done to each, as JSON takes it; lengths in mm.
+        bodies: Report of what was done to each, as JSON takes it; lengths in mm.
         remarks: What was guessed or repaired on reading it, and where meshes differ from their surfaces.
-        scale: How many times the displacement was added.
-        material: What predictions were multiplied by for another material; None for that of the training.
+        scale: Factor of the displacement that was added; -1 compensates.
+        material_scale: What predictions were multiplied by for another material; None for that of the training.
     """
 
     stl: bytes
     bodies: tuple[dict[str, Any], ...]
     remarks: tuple[Remark, ...]
     scale: float
-    material: MaterialScale | None = None
+    material_scale: MaterialScale | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """What was done, as JSON takes it."""
         remarks = [remark.as_dict() for remark in self.remarks]
-        material = None if self.material is None else self.material.as_dict()
+        material = None if self.material_scale is None else self.material_scale.as_dict()
         return {"scale": self.scale, "material": material, "bodies": [*self.bodies], "remarks": remarks}
 
 
@@ -57,7 +56,7 @@ def compensate_file(
     source: Path,
     meshing: Meshing,
     scale: float,
-    material: MaterialScale | None = None,
+    material_scale: MaterialScale | None = None,
     *,
     anyway: bool = False,
 ) -> CompensatedFile:
@@ -69,8 +68,8 @@ def compensate_file(
         source: A file of closed surfaces.
         meshing: How surfaces become meshes.
         scale: -1 for the part to print, 1 for the shape that it warps to.
-        material: For another material than that of the training; None for that one.
-        anyway: Displace a body too whose mesh isn't the part, or that doesn't fit the build volume; it is told.
+        material_scale: For another material than that of the training; None for that one.
+        anyway: Displace a body too whose mesh isn't the part, or that doesn't fit the build volume; its report says so.
 
     Raises:
         UsageError: If the model doesn't predict all three displacements.
@@ -83,7 +82,7 @@ def compensate_file(
 
     check_targets(surrogate)
     file = load_bodies(source, meshing.units)
-    moved, told = [], []
+    moved, reports = [], []
     remarks: dict[Remark, None] = {}
     for body, part in zip(file.bodies, mesh_bodies(source, file, meshing), strict=True):
         if isinstance(part, Unreadable):
@@ -91,35 +90,37 @@ def compensate_file(
         doubts = _doubts(part)
         if doubts and not anyway:
             raise GeometryError(f"{'; '.join(doubts)}. Nothing is written; --anyway true writes it all the same")
-        found, content = _move(surrogate, intervals, part, scale, material)
+        compensated, content = _move(surrogate, intervals, part, scale, material_scale)
         content["doubts"] = doubts
         assert part.origin is not None
-        back = body.vertices[0] - part.origin.surface.vertices[0]
-        moved.append(replace(found, vertices=found.vertices + back))
-        told.append(content)
+        shift_back = body.vertices[0] - part.origin.surface.vertices[0]
+        moved.append(replace(compensated, vertices=compensated.vertices + shift_back))
+        reports.append(content)
         remarks |= dict.fromkeys(part.remarks)
-    return CompensatedFile(stl_bytes(joined(moved), "lengths in mm"), tuple(told), tuple(remarks), scale, material)
+    return CompensatedFile(
+        stl_bytes(joined(moved), "lengths in mm"), tuple(reports), tuple(remarks), scale, material_scale
+    )
 
 
 def _doubts(part: Part) -> list[str]:
     """Why the displacement predicted of a part isn't that of the part: its mesh, or a size that no model knows."""
     assert part.origin is not None
-    found, check = [], part.origin.check
+    doubts, check = [], part.origin.check
     if not check.is_quite_the_part:
-        found.append(
+        doubts.append(
             f"the mesh of {part.name}, of {check.num_points:,} points (--points), isn't quite the part: "
             f"{', '.join(check.lost())}; {check.advice()}"
         )
-    if reasons := outside(None, part.origin.surface.vertices):
-        found.append(
+    if reasons := reasons_outside(None, part.origin.surface.vertices):
+        doubts.append(
             f"{part.name} doesn't fit the build volume that the model knows: {', '.join(reasons)}; turn it "
             "(lpbf-predict --orientations 24 shows how), cut it into parts that fit, or check its unit (--units)"
         )
-    return found
+    return doubts
 
 
 def _move(
-    surrogate: Surrogate, intervals: Intervals | None, part: Part, scale: float, material: MaterialScale | None
+    surrogate: Surrogate, intervals: Intervals | None, part: Part, scale: float, material_scale: MaterialScale | None
 ) -> tuple[Surface, dict[str, Any]]:
     """A body's surface, moved, and what was done.
 
@@ -127,10 +128,10 @@ def _move(
         LpbfError: If it can't be predicted on, or would cross itself.
     """
     assert part.origin is not None
-    prediction = predict_part(surrogate, part, intervals, material)
-    found = compensate_surface(part.origin.surface, part.points, part.cells, _displacement(prediction), scale)
-    refuse_crossings(found, part.name, scale)
-    return found.surface, _told(prediction, found)
+    prediction = predict_part(surrogate, part, intervals, material_scale)
+    compensated = compensate_surface(part.origin.surface, part.points, part.cells, _displacement(prediction), scale)
+    refuse_crossings(compensated, part.name, scale)
+    return compensated.surface, _body_report(prediction, compensated)
 
 
 def check_targets(surrogate: Surrogate) -> None:
@@ -139,7 +140,7 @@ def check_targets(surrogate: Surrogate) -> None:
     Raises:
         UsageError: If it doesn't.
     """
-    missing = set(_DISPLACEMENTS) - set(column_names(resolve_targets(surrogate.usage.targets, "the checkpoint")))
+    missing = set(_DISPLACEMENTS) - set(surrogate.usage.columns)
     if missing:
         raise UsageError(
             f"to move a surface takes displacements along x, y and z, and this model doesn't predict "
@@ -149,23 +150,23 @@ def check_targets(surrogate: Surrogate) -> None:
 
 def _displacement(prediction: Prediction) -> NDArray[np.float32]:
     """At the points, [N, 3], mm."""
-    found = prediction.columns()
-    return np.stack([found[name] for name in _DISPLACEMENTS], axis=1)
+    columns = prediction.columns()
+    return np.stack([columns[name] for name in _DISPLACEMENTS], axis=1)
 
 
-def _told(prediction: Prediction, found: Compensated) -> dict[str, Any]:
+def _body_report(prediction: Prediction, compensated: Compensated) -> dict[str, Any]:
     """What was done to one body, as JSON takes it; lengths in mm."""
     return {
         "name": prediction.part.name,
         "points": len(prediction.part.points),
-        **found.as_dict(),
+        **compensated.as_dict(),
         "half_widths": {n: half for n, (_, half) in prediction.extremes.items() if n in _DISPLACEMENTS},
         "unlike_the_training": list(prediction.warnings),
     }
 
 
-def said_of(told: dict[str, Any]) -> str:
+def describe_body(report: dict[str, Any]) -> str:
     """What was done to one body, in a sentence."""
-    half = max(told["half_widths"].values(), default=None)
+    half = max(report["half_widths"].values(), default=None)
     sure = "" if half is None else f", each displacement ± {1000 * half:.3g} µm at most"
-    return f"{told['name']}: moved by up to {1000 * told['largest_move']:.3g} µm{sure}; {triangles_said(told)}"
+    return f"{report['name']}: moved by up to {1000 * report['largest_move']:.3g} µm{sure}; {triangles_said(report)}"

@@ -6,7 +6,7 @@ over those of the training, and a the ratio of the expansions, predictions are m
 
     a (1 + share (r - 1))
 
-where `share` is that part of a displacement which the strain brings, and likewise for what the recoater's clearance
+where `share` is that part of a displacement which is due to the strain, and likewise for what the recoater's clearance
 loses. Shares and errors are measured by the simulator on unseen parts (`python -m tests.benchmarks.material_scale`);
 intervals and the chance of a hit are widened by these errors.
 """
@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flare_model.data.intervals import peaks_of
-from flare_model.data.scale_errors import ERRORS, SHARE_OF_STRAIN
-from flare_model.data.targets import columns_of, resolve_targets
+from flare_model.data.material_scale_errors import ERRORS, SHARE_OF_STRAIN
+from flare_model.data.point_fields import columns_of, resolve_targets
 from lpbf_data.errors import UsageError
 from lpbf_data.shrinkage import CALIBRATION_NAMES, Shrinkage, shrinkage_of, strain_of
 
@@ -51,7 +51,7 @@ class MaterialScale:
         trained: That of the training.
         displacement: Factor of displacements.
         clearance: Factor of what the clearance loses, and of the rise while it is built.
-        error: Error of displacements over what is predicted (L2) that nine of ten unseen parts stayed below.
+        error: Relative error of the scaled displacements (L2) that nine of ten unseen parts stayed below.
         clearance_error: The same of what the least clearance loses.
     """
 
@@ -68,7 +68,7 @@ class MaterialScale:
         return self.wanted.calibration not in CALIBRATION_NAMES
 
     def spread(self, target: str, score: float) -> float:
-        """Standard deviation that the scale adds to the score by which a hit is judged.
+        """Standard deviation that the scale adds to the score from which the chance of a hit comes.
 
         Args:
             target: What the score is taken from.
@@ -77,7 +77,7 @@ class MaterialScale:
         lost = _FULL + score if target == "build_clearance_min" else score
         return (self.clearance_error if target in _BUILT else self.error) * abs(lost) / _ONE_IN_TEN
 
-    def said(self) -> str:
+    def describe(self) -> str:
         """The scale in words."""
         words = (
             f"displacements × {self.displacement:.3g} from those of {self.trained.label}, itself off by up to "
@@ -99,10 +99,10 @@ class MaterialScale:
         """The scale as JSON takes it."""
         names = ("displacement", "clearance", "error", "clearance_error")
         found: dict[str, Any] = {name: getattr(self, name) for name in names}
-        return found | {"material": self.wanted.label, "trained_on": self.trained.label, "said": self.said()}
+        return found | {"material": self.wanted.label, "trained_on": self.trained.label, "said": self.describe()}
 
 
-def material_scale(name: str, usage: Usage) -> MaterialScale:
+def scale_for_material(name: str, usage: Usage) -> MaterialScale:
     """The scale for a material.
 
     Args:
@@ -148,7 +148,7 @@ def _errors(wanted: Shrinkage, trained: Shrinkage, scales: tuple[float, float]) 
 
 
 def _trained_on(usage: Usage) -> Shrinkage:
-    materials = usage.envelope.materials if usage.envelope else ()
+    materials = usage.materials
     if len(materials) != 1:
         known = ", ".join(materials) or "a material that it doesn't name"
         raise UsageError(f"--material scales from one material, and this model was trained on {known}; leave it out")
@@ -172,7 +172,7 @@ def _named(name: str, trained: Shrinkage) -> Shrinkage:
         raise UsageError(f"--material: {error}{known}") from error
 
 
-def scaled(prediction: Prediction, scale: MaterialScale) -> Prediction:
+def scale_prediction(prediction: Prediction, scale: MaterialScale) -> Prediction:
     """A prediction for another material; what the truth was for the material of the training is left out.
 
     Args:
@@ -192,8 +192,8 @@ def scaled(prediction: Prediction, scale: MaterialScale) -> Prediction:
             if column in extremes:
                 value, half = extremes[column]
                 moved = rest + factor * (value - rest)
-                beside = (scale.clearance_error if target.name in _BUILT else scale.error) * abs(moved - rest)
-                extremes[column] = (moved, math.hypot(factor * half, beside))
+                added_error = (scale.clearance_error if target.name in _BUILT else scale.error) * abs(moved - rest)
+                extremes[column] = (moved, math.hypot(factor * half, added_error))
     for column, sizes in peaks_of(columns_of(fields)).items():
         halves = prediction.peaks.get(column, {})
         peaks[column] = {

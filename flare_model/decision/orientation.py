@@ -1,4 +1,4 @@
-"""Which way up to build a part: the part turned in many ways, each predicted on, ranked by risk and displacement."""
+"""Orientations in which to build a part: each is predicted on, and they are ranked by risk and displacement."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flare_model.data.envelope import BUILD_VOLUME
-from flare_model.decision.answer import Answer, Beside, answer_of
+from flare_model.data.envelope import fits_build_volume
+from flare_model.decision.answer import Answer, Auxiliary, answer_of
 from flare_model.decision.overhangs import Overhangs, overhangs_of
 from flare_model.decision.prediction import Prediction, predict_part
 from flare_model.prediction.surface_parts import mesh_surface
@@ -23,36 +23,36 @@ if TYPE_CHECKING:
     from flare_model.prediction.part import Part
 
 RANKED_POINTS: Final = 2000
-MOST_RANKED: Final = 20_000
-"""Points of a way, at most, where others ask for narrow cells."""
+MAX_RANKED_POINTS: Final = 20_000
+"""Points of an orientation's mesh, at most, where others need narrow cells."""
 
-_EVEN: Final = 1.4  # ratio of edges up to which cells count as of one size
-BEST: Final = 3
-HIT: Final = 4.0
-"""How many times its displacement a certain hit adds to the cost of a way; tests/benchmarks/orientations.py."""
+_EQUAL_EDGE_RATIO: Final = 1.4  # ratio of edges up to which cells count as of one size
+NUM_BEST: Final = 3
+HIT_COST: Final = 4.0
+"""A certain hit adds so many times the displacement to the cost; chosen by tests/benchmarks/orientations.py."""
 
-_CLOSE: Final = math.cos(math.radians(8.0))
+_SAME_DIRECTION_COSINE: Final = math.cos(math.radians(8.0))
 """Directions that are nearer to each other than this count as one."""
-_MOST_FACES: Final = 12
+_MAX_FACES: Final = 12
 
 
 @dataclass(frozen=True)
-class Turned:
-    """A part turned in one way.
+class OrientedPart:
+    """A part in one orientation.
 
     Attributes:
-        down: Direction of the part, as its file has it, that looks down, [3].
-        rotation: What turns it so, [3, 3].
+        down: Direction in the coordinates of its file that points down, [3].
+        rotation: Rotation from the file's coordinates, [3, 3].
         answer: What is predicted of it; None where it can't be meshed or is refused.
         overhangs: Its overhangs.
-        why_not: Why there is no answer.
+        error: Why there is no answer.
     """
 
     down: tuple[float, float, float]
     rotation: NDArray[np.float64]
     answer: Answer | None
     overhangs: Overhangs | None
-    why_not: str = ""
+    error: str = ""
 
     @property
     def displacement(self) -> float:
@@ -64,8 +64,7 @@ class Turned:
     @property
     def fits(self) -> bool:
         """Whether it fits into the build volume."""
-        room = (2 * BUILD_VOLUME[0], 2 * BUILD_VOLUME[1], BUILD_VOLUME[2])
-        return self.answer is not None and all(a <= b + 1e-3 for a, b in zip(self.answer.size, room, strict=True))
+        return self.answer is not None and fits_build_volume(self.answer.size)
 
     @property
     def chance(self) -> float:
@@ -74,26 +73,26 @@ class Turned:
         return hit.chance if hit is not None and hit.chance is not None else 1.0
 
     def key(self) -> tuple[bool, float]:
-        """What orders it: the best is the least."""
+        """Sort key: the best orientation has the least."""
         return not self.fits, cost_of(self.displacement, self.chance)
 
 
 def cost_of(displacement: float, chance: float) -> float:
-    """What ways to build a part are ranked by, mm: the displacement, and what a hit would add by its chance.
+    """Cost by which orientations are ranked, mm: the displacement, and what a hit adds by its probability.
 
-    Neither alone will do: chances between are no certainty, and the largest displacement of a part that is hit means
+    Neither alone will do: few probabilities are 0 or 1, and the largest displacement of a part that is hit means
     little.
 
     Args:
         displacement: Largest displacement, mm.
         chance: Chance of a hit.
     """
-    return displacement * (1 + HIT * chance)
+    return displacement * (1 + HIT_COST * chance)
 
 
 @dataclass(frozen=True)
-class Best:
-    """One of the best, again in full.
+class BestOrientation:
+    """One of the best orientations, predicted on again with as many points as were asked for.
 
     Attributes:
         turned: The same as it was ranked.
@@ -102,7 +101,7 @@ class Best:
         answer: The answer of that.
     """
 
-    turned: Turned
+    turned: OrientedPart
     surface: Surface
     prediction: Prediction
     answer: Answer
@@ -110,21 +109,21 @@ class Best:
 
 @dataclass(frozen=True)
 class Ranking:
-    """All the ways, the best first.
+    """All orientations, the best first.
 
     Attributes:
         name: The part.
-        ways: All that were tried.
-        best: The best of them in full, the best by that first.
+        orientations: All that were tried, ranked on coarse meshes.
+        best: The best of them, predicted on again and ranked by that.
     """
 
     name: str
-    ways: tuple[Turned, ...]
-    best: tuple[Best, ...]
+    orientations: tuple[OrientedPart, ...]
+    best: tuple[BestOrientation, ...]
 
 
 def directions(surface: Surface, count: int) -> list[NDArray[np.float64]]:
-    """Which sides of a part may look down: as it lies, its flat faces, the axes, and others evenly between them.
+    """Directions of a part that may point down: as it lies, its flat faces, the axes, and others evenly between them.
 
     Args:
         surface: The part.
@@ -138,12 +137,12 @@ def directions(surface: Surface, count: int) -> list[NDArray[np.float64]]:
         np.round(normals / np.linalg.norm(normals, axis=1, keepdims=True), 2), axis=0, return_inverse=True
     )
     areas = np.bincount(place.ravel(), np.linalg.norm(normals, axis=1))
-    faces = rounded[np.argsort(-areas, kind="stable")][:_MOST_FACES]
+    faces = rounded[np.argsort(-areas, kind="stable")][:_MAX_FACES]
     axes = np.array([[0, 0, -1], [0, 0, 1], [1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]], np.float64)
     found: list[NDArray[np.float64]] = []
     for candidate in [*axes[:1], *faces[np.linalg.norm(faces, axis=1) > 0], *axes[1:], *_spiral(8 * count)]:
         direction = candidate / np.linalg.norm(candidate)
-        if len(found) < count and all(direction @ other < _CLOSE for other in found):
+        if len(found) < count and all(direction @ other < _SAME_DIRECTION_COSINE for other in found):
             found.append(direction)
     return found
 
@@ -180,93 +179,99 @@ def turn(surface: Surface, rotation: NDArray[np.float64]) -> Surface:
     return on_build_plate(replace(surface, vertices=surface.vertices @ rotation.T), centre=True)
 
 
-def rank_orientations(surrogate: Surrogate, beside: Beside, part: Part, count: int, best: int = BEST) -> Ranking:
-    """Predict on a part turned in many ways.
+def rank_orientations(
+    surrogate: Surrogate, auxiliary: Auxiliary, part: Part, count: int, best: int = NUM_BEST
+) -> Ranking:
+    """Predict on a part in many orientations, and rank them.
 
     Args:
         surrogate: The model.
-        beside: What is used with it.
+        auxiliary: Intervals, risk model, training shapes and material scale.
         part: The part, which came as a surface; its number of points is that of the best in full.
-        count: How many ways.
-        best: How many of the best to predict on in full.
+        count: Number of orientations.
+        best: How many of the best to predict on again with all points.
 
     Raises:
         UsageError: If the model predicts no displacement, or the part came as a mesh.
-        GeometryError: If the part can't be meshed in any of the ways.
+        GeometryError: If the part can't be meshed in any orientation.
     """
     if part.origin is None:
         raise UsageError(f"{part.name} came as a mesh: only surfaces (STL and others) can be turned")
-    if "displacement_z" not in _columns(surrogate):
+    if "displacement_z" not in surrogate.usage.columns:
         raise UsageError("orientations are ranked by displacement_z, which this model doesn't predict")
     surface = part.origin.surface
     points = min(RANKED_POINTS, len(part.points))
-    materials = surrogate.usage.envelope.materials if surrogate.usage.envelope else ()
-    ways = [_judged(surrogate, beside, part, down, points) for down in directions(surface, count)]
-    for number, wanted in enumerate(even_points([*map(_mesh_of, ways)])):
-        if wanted is not None:
-            again = _judged(surrogate, beside, part, np.array(ways[number].down), wanted)
-            ways[number] = again if again.answer is not None else ways[number]
-    ways.sort(key=Turned.key)
-    if ways[0].answer is None:
-        raise GeometryError(f"{part.name} can't be meshed in any of {len(ways)} orientations: {ways[0].why_not}")
-    chosen = [way for way in ways if way.answer is not None][:best]
-    found = [_in_full(surrogate, beside, part, way, materials) for way in chosen]
-    # Another mesh may tell them apart in another order, and the finer one is to be believed.
+    materials = surrogate.usage.materials
+    orientations = [
+        _predict_orientation(surrogate, auxiliary, part, down, points) for down in directions(surface, count)
+    ]
+    for number, num_points in enumerate(points_for_equal_cells([*map(_points_and_edge, orientations)])):
+        if num_points is not None:
+            finer = _predict_orientation(surrogate, auxiliary, part, np.array(orientations[number].down), num_points)
+            orientations[number] = finer if finer.answer is not None else orientations[number]
+    orientations.sort(key=OrientedPart.key)
+    if orientations[0].answer is None:
+        raise GeometryError(
+            f"{part.name} can't be meshed in any of {len(orientations)} orientations: {orientations[0].error}"
+        )
+    chosen = [orientation for orientation in orientations if orientation.answer is not None][:best]
+    found = [_predict_best(surrogate, auxiliary, part, orientation, materials) for orientation in chosen]
+    # On finer meshes the order may be another, and counts.
     found.sort(key=lambda one: replace(one.turned, answer=one.answer).key())
-    return Ranking(part.name, tuple(ways), tuple(found))
+    return Ranking(part.name, tuple(orientations), tuple(found))
 
 
-def even_points(meshes: Sequence[tuple[int, float] | None]) -> list[int | None]:
-    """Points that ways are to be meshed with again, so that all have cells of about one size; None where they have.
+def points_for_equal_cells(meshes: Sequence[tuple[int, float] | None]) -> list[int | None]:
+    """Points that orientations are to be meshed with again, so that all have cells of one size; None where they have.
 
     Walls along the axes can be met by wide cells, or by chance be left out by them, and tilted ones ask for narrow
     cells: what is predicted for one mesh doesn't compare with what is predicted for the other.
 
     Args:
-        meshes: Points and edge of a cell in mm of each way as it was meshed first; None where it couldn't be.
+        meshes: Points and edge of a cell in mm of each orientation as it was meshed first; None where it couldn't be.
     """
     narrowest = min((mesh[1] for mesh in meshes if mesh is not None), default=0.0)
-    wanted: list[int | None] = []
+    num_points: list[int | None] = []
     for mesh in meshes:
         points = 0
-        if mesh is not None and mesh[1] > _EVEN * narrowest:
-            points = min(MOST_RANKED, round(mesh[0] * (mesh[1] / narrowest) ** 3))
-        wanted.append(points if mesh is not None and points > _EVEN * mesh[0] else None)
-    return wanted
+        if mesh is not None and mesh[1] > _EQUAL_EDGE_RATIO * narrowest:
+            points = min(MAX_RANKED_POINTS, round(mesh[0] * (mesh[1] / narrowest) ** 3))
+        num_points.append(points if mesh is not None and points > _EQUAL_EDGE_RATIO * mesh[0] else None)
+    return num_points
 
 
-def _mesh_of(way: Turned) -> tuple[int, float] | None:
-    """Points of a way's mesh, and the edge of the cube that is as large as a cell, mm."""
-    if way.answer is None:
+def _points_and_edge(orientation: OrientedPart) -> tuple[int, float] | None:
+    """Points of an orientation's mesh, and the edge of the cube that is as large as a cell, mm."""
+    if orientation.answer is None:
         return None
-    return int(way.answer.mesh["points"]), math.prod(way.answer.mesh["cell"]) ** (1 / 3)
+    return int(orientation.answer.mesh["points"]), math.prod(orientation.answer.mesh["cell"]) ** (1 / 3)
 
 
-def _judged(surrogate: Surrogate, beside: Beside, part: Part, down: NDArray[np.float64], points: int) -> Turned:
-    """What is predicted of a part turned in one way."""
+def _predict_orientation(
+    surrogate: Surrogate, auxiliary: Auxiliary, part: Part, down: NDArray[np.float64], points: int
+) -> OrientedPart:
+    """Prediction on a part in one orientation."""
     assert part.origin is not None
-    materials = surrogate.usage.envelope.materials if surrogate.usage.envelope else ()
+    materials = surrogate.usage.materials
     rotation = rotation_to(down)
     x, y, z = map(float, down)
     try:
         turned = mesh_surface(turn(part.origin.surface, rotation), part.name, points)
         assert turned.origin is not None
-        answer = answer_of(predict_part(surrogate, turned, beside.intervals, beside.scale), beside, materials)
+        answer = answer_of(
+            predict_part(surrogate, turned, auxiliary.intervals, auxiliary.material_scale), auxiliary, materials
+        )
         overhangs = overhangs_of(turned.origin.surface, turned.points, turned.cells)
-        return Turned((x, y, z), rotation, answer, overhangs)
+        return OrientedPart((x, y, z), rotation, answer, overhangs)
     except (GeometryError, StoreError) as error:
-        return Turned((x, y, z), rotation, None, None, str(error))
+        return OrientedPart((x, y, z), rotation, None, None, str(error))
 
 
-def _columns(surrogate: Surrogate) -> set[str]:
-    from flare_model.data.targets import column_names, resolve_targets
-
-    return set(column_names(resolve_targets(surrogate.usage.targets, "the checkpoint")))
-
-
-def _in_full(surrogate: Surrogate, beside: Beside, part: Part, way: Turned, materials: tuple[str, ...]) -> Best:
+def _predict_best(
+    surrogate: Surrogate, auxiliary: Auxiliary, part: Part, orientation: OrientedPart, materials: tuple[str, ...]
+) -> BestOrientation:
     assert part.origin is not None
-    turned = mesh_surface(turn(part.origin.surface, way.rotation), part.name, len(part.points))
+    turned = mesh_surface(turn(part.origin.surface, orientation.rotation), part.name, len(part.points))
     assert turned.origin is not None
-    prediction = predict_part(surrogate, turned, beside.intervals, beside.scale)
-    return Best(way, turned.origin.surface, prediction, answer_of(prediction, beside, materials))
+    prediction = predict_part(surrogate, turned, auxiliary.intervals, auxiliary.material_scale)
+    return BestOrientation(orientation, turned.origin.surface, prediction, answer_of(prediction, auxiliary, materials))

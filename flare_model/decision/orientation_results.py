@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from flare_model.decision.answer import MICROMETRES
-from flare_model.decision.orientation import Best, Ranking, Turned
+from flare_model.decision.orientation import BestOrientation, OrientedPart, Ranking
+from flare_model.judging.scores import MICROMETRES
+from flare_model.table_formats import screen_table
 from lpbf_data.durable import flush_file, write_durably, write_json
 from lpbf_data.geometry.stl import stl_bytes
 
@@ -34,38 +35,35 @@ def side_in_words(down: tuple[float, float, float]) -> str:
     return named[0][:2] if len(named) == 1 else ", ".join(named)
 
 
-def say_orientations(ranking: Ranking, console: Console) -> None:
+def print_orientations(ranking: Ranking, console: Console) -> None:
     """Print the ranking as a table, and which way up to build the part."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = screen_table()
     for head in ("", "down", "hit", "warps\nµm", "height\nmm", "overhangs\nmm²", "supports\nmm³"):
         table.add_column(head, justify="left" if head == "down" else "right", no_wrap=True)
-    for number, way in enumerate(ranking.ways, 1):
-        table.add_row(str(number), side_in_words(way.down), *_numbers(way))
-    console.print(f"{ranking.name}: {len(ranking.ways)} orientations, best first")
+    for number, orientation in enumerate(ranking.orientations, 1):
+        table.add_row(str(number), side_in_words(orientation.down), *_numbers(orientation))
+    console.print(f"{ranking.name}: {len(ranking.orientations)} orientations, best first")
     console.print(table)
     for number, best in enumerate(ranking.best, 1):
-        console.print(f"best {number}, in full: {side_in_words(best.turned.down)}: {_in_full(best)}")
-    refused = [way for way in ranking.ways if way.answer is None]
+        console.print(f"best {number}, in full: {side_in_words(best.turned.down)}: {_best_in_words(best)}")
+    refused = [orientation for orientation in ranking.orientations if orientation.answer is None]
     if refused:
-        console.print(f"{len(refused)} of them can't be judged: {refused[0].why_not}")
+        console.print(f"{len(refused)} of them can't be judged: {refused[0].error}")
 
 
-def _numbers(way: Turned) -> tuple[str, ...]:
-    if way.answer is None or way.overhangs is None:
+def _numbers(orientation: OrientedPart) -> tuple[str, ...]:
+    if orientation.answer is None or orientation.overhangs is None:
         return ("–",) * 5
-    hit = way.answer.hit
+    hit = orientation.answer.hit
     chance = "–" if hit is None or hit.chance is None else f"{hit.chance:.0%}"
-    over = way.overhangs
-    fits = "" if way.fits else " (too large)"
-    numbers = f"{over.height:.1f}{fits}", f"{over.area:,.0f}", f"{over.support_volume:,.0f}"
-    return (chance, f"{MICROMETRES * way.displacement:,.0f}", *numbers)
+    overhangs = orientation.overhangs
+    fits = "" if orientation.fits else " (too large)"
+    numbers = f"{overhangs.height:.1f}{fits}", f"{overhangs.area:,.0f}", f"{overhangs.support_volume:,.0f}"
+    return (chance, f"{MICROMETRES * orientation.displacement:,.0f}", *numbers)
 
 
-def _in_full(best: Best) -> str:
-    from flare_model.decision.screen import hit_in_words
+def _best_in_words(best: BestOrientation) -> str:
+    from flare_model.decision.answer_text import hit_in_words
 
     answer = best.answer
     warps = [f"{MICROMETRES * peak.value:+.3g} µm" for peak in (answer.up, answer.down) if peak is not None]
@@ -84,9 +82,13 @@ def write_orientations(out: Path, file: str, ranking: Ranking, *, pictures: bool
     Returns:
         The ranking as JSON takes it.
     """
-    content = [_as_dict(way) for way in ranking.ways]
+    content = [_as_dict(orientation) for orientation in ranking.orientations]
     for number, best in enumerate(ranking.best, 1):
-        entry = next(entry for way, entry in zip(ranking.ways, content, strict=True) if way is best.turned)
+        entry = next(
+            entry
+            for orientation, entry in zip(ranking.orientations, content, strict=True)
+            if orientation is best.turned
+        )
         entry |= {"in_full": best.answer.as_dict(), "best": number}
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{file}_orientations.json", {"orientations": content})
@@ -97,16 +99,16 @@ def write_orientations(out: Path, file: str, ranking: Ranking, *, pictures: bool
     return content
 
 
-def _as_dict(way: Turned) -> dict[str, Any]:
-    over = way.overhangs
+def _as_dict(orientation: OrientedPart) -> dict[str, Any]:
+    overhangs = orientation.overhangs
     return {
-        "down": way.down,
-        "rotation": way.rotation.tolist(),
-        "answer": way.answer.as_dict() if way.answer else None,
-        "overhang_area": over.area if over else None,
-        "support_volume": over.support_volume if over else None,
-        "height": over.height if over else None,
-        "why_not": way.why_not,
+        "down": orientation.down,
+        "rotation": orientation.rotation.tolist(),
+        "answer": orientation.answer.as_dict() if orientation.answer else None,
+        "overhang_area": overhangs.area if overhangs else None,
+        "support_volume": overhangs.support_volume if overhangs else None,
+        "height": overhangs.height if overhangs else None,
+        "why_not": orientation.error,
     }
 
 
@@ -125,7 +127,7 @@ def draw_best(path: Path, ranking: Ranking) -> None:
         panels.append(
             Panel(Case(part.name, part.points, part.cells, {"displacement": values}), label, "displacement", "z")
         )
-    aside = path.with_name(f".{path.name}")
-    render_panels(panels, aside, panel_size=(420, 360) if len(panels) > 1 else (640, 480))
-    flush_file(aside)
-    aside.replace(path)
+    temporary = path.with_name(f".{path.name}")
+    render_panels(panels, temporary, panel_size=(420, 360) if len(panels) > 1 else (640, 480))
+    flush_file(temporary)
+    temporary.replace(path)

@@ -1,4 +1,4 @@
-"""What hangs over a gap in a part as it is turned: the area below 45 degrees, and the room for supports under it."""
+"""Overhangs of a part in an orientation: the area at less than 45 degrees, and the volume for supports under it."""
 
 from __future__ import annotations
 

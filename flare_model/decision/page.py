@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from flare_model.data.targets import columns_of, resolve_targets
+from flare_model.data.point_fields import columns_of, resolve_targets
 from flare_model.decision.answer import Answer
+from flare_model.decision.answer_text import answer_facts
 from flare_model.decision.prediction import Prediction
-from flare_model.decision.screen import facts_of
 from lpbf_data.case.schema import FIELDS
 from lpbf_data.viewer.page import ShownPart, render_parts
 from lpbf_data.viewer.shown_fields import ShownField, shown_fields
@@ -20,40 +20,42 @@ def shown_part(prediction: Prediction, answer: Answer) -> ShownPart:
     """One part for the page.
 
     Args:
-        prediction: What is shown on it.
-        answer: What is told beside it.
+        prediction: Fields that are shown on the part.
+        answer: Answer that is shown next to it.
     """
     part = prediction.part
-    return ShownPart.of_mesh(part.name, part.points, part.cells, _columns(prediction), facts_of(answer))
+    return ShownPart.of_mesh(part.name, part.points, part.cells, _columns(prediction), answer_facts(answer))
 
 
-def render_answers(title: str, parts: Sequence[ShownPart], targets: Sequence[str], *, sure: bool) -> bytes | None:
+def render_answers(
+    title: str, parts: Sequence[ShownPart], targets: Sequence[str], *, with_intervals: bool
+) -> bytes | None:
     """The page.
 
     Args:
         title: Its title.
         parts: What `shown_part` made of each.
         targets: What the model predicts.
-        sure: Whether there are half-widths.
+        with_intervals: Whether there are half-widths.
 
     Returns:
         None where the model predicts nothing that the page can show.
     """
-    fields = page_fields(targets, sure=sure)
+    fields = page_fields(targets, with_intervals=with_intervals)
     return render_parts(title, parts, fields) if fields else None
 
 
-def page_fields(targets: Sequence[str], *, sure: bool) -> list[ShownField]:
+def page_fields(targets: Sequence[str], *, with_intervals: bool) -> list[ShownField]:
     """Columns that a page shows of what a model predicts: each, then half of its interval.
 
     Args:
         targets: What the model predicts.
-        sure: Whether there are half-widths.
+        with_intervals: Whether there are half-widths.
     """
     found = [column for target in resolve_targets(targets, "the checkpoint") for column in target.columns]
     plain = {field.column: field for field in shown_fields(FIELDS.values())}
     fields = [field for field in plain.values() if field.column in found]
-    if sure:
+    if with_intervals:
         fields += [
             ShownField(_half(f.column), f"{f.label}, half of its interval", f.unit, signed=False) for f in tuple(fields)
         ]

@@ -1,4 +1,4 @@
-"""What a model says of one part, and the files that keep it."""
+"""The prediction on one part, and the files that it is written to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flare_model.data.targets import Target, columns_of, resolve_inputs, resolve_targets, spans
+from flare_model.data.point_fields import PointField, columns_of, resolve_inputs, resolve_targets, spans
 from lpbf_data.case.schema import FIELDS, SYMMETRIC_TENSOR
 from lpbf_data.case.tensor_order import VTK_ORDER, reorder
 from lpbf_data.durable import flush_file, flush_folder
@@ -27,20 +27,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of a part.
+    """Prediction of a model on a part.
 
     Attributes:
         part: The part.
         fields: Target to prediction in physical units, [N, components] float32.
         truth: Target to truth where it is known and finite, [N, components] float32.
         errors: Target to relative L2 error; None where the truth is zero everywhere.
-        warnings: Why the part is unlike those of the training.
+        warnings: In what the part lies outside of the training data's envelope.
         seconds: Time of the prediction.
         broken_truth: Targets whose truth comes with the part, but isn't finite.
         half_widths: Target to half-widths of the intervals at points, [N, components] float32; none where the
             checkpoint has no intervals.
-        extremes: Column to the part's extreme as predicted, and half of its interval, in the column's unit.
-        peaks: Column to peak (`intervals.peaks_of`) to half of its interval, mm; none where the checkpoint has none.
+        extremes: Column to the part's extreme as predicted, and half-width of its interval, in the column's unit.
+        peaks: Column to peak (`intervals.peaks_of`) to half-width of its interval, mm; none where the checkpoint has
+            none.
     """
 
     part: Part
@@ -58,6 +59,12 @@ class Prediction:
         """Column to its prediction, [N]: `displacement` of three components gives its three columns."""
         return columns_of(self.fields)
 
+    def envelope_warning(self) -> str:
+        """A sentence on how the part is unlike those of the training; empty where it isn't."""
+        if not self.warnings:
+            return ""
+        return f"{self.part.name} is unlike the parts that the model was trained on: {'; '.join(self.warnings)}"
+
     def point_data(self) -> dict[str, NDArray[np.float32]]:
         """Predictions, and truth and error where it is known, as a file shows them."""
         shown: dict[str, NDArray[np.float32]] = {}
@@ -71,7 +78,7 @@ class Prediction:
 
 
 def predict_part(
-    surrogate: Surrogate, part: Part, intervals: Intervals | None = None, scale: MaterialScale | None = None
+    surrogate: Surrogate, part: Part, intervals: Intervals | None = None, material_scale: MaterialScale | None = None
 ) -> Prediction:
     """Predict on one part.
 
@@ -79,7 +86,7 @@ def predict_part(
         surrogate: The model.
         part: The part.
         intervals: Those of its checkpoint; None for none.
-        scale: For another material than that of the training; None for that one.
+        material_scale: For another material than that of the training; None for that one.
 
     Raises:
         UsageError: If the model needs a field that the part doesn't come with, or that isn't finite.
@@ -88,38 +95,42 @@ def predict_part(
     import numpy as np
     import torch
 
-    from flare_model.data.envelope import outside
-    from flare_model.data.finite import not_finite
-    from flare_model.judging.half_widths import intervals_of
+    from flare_model.data.envelope import reasons_outside
+    from flare_model.data.non_finite import describe_non_finite
+    from flare_model.judging.part_intervals import intervals_of
 
     targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
     features = resolve_inputs(surrogate.usage.features, "the checkpoint")
-    known = _known(part, features)
-    if said := not_finite(part.points):
-        raise StoreError(f"the points of {part.name} aren't all finite numbers: {said}; look at its mesh")
+    features_at_points = _part_features(part, features)
+    if problem := describe_non_finite(part.points):
+        raise StoreError(f"the points of {part.name} aren't all finite numbers: {problem}; look at its mesh")
     started = time.perf_counter()
     with torch.inference_mode():
-        found = surrogate(np.array(part.points), known).cpu().numpy()
+        predicted = surrogate(np.array(part.points), features_at_points).cpu().numpy()
     seconds = time.perf_counter() - started
-    if not np.isfinite(found).all():
+    if not np.isfinite(predicted).all():
         raise StoreError(
             f"the model predicts values for {part.name} that aren't finite; look at the part's lengths in mm"
         )
     columns, floors = spans(targets), surrogate.usage.floors()
-    fields = {name: found[:, c] for name, c in columns.items()}
+    fields = {name: predicted[:, c] for name, c in columns.items()}
     known_truth = {t.name: part.column(t.name, t.field, t.components) for t in targets}
-    given = {name: values for name, values in known_truth.items() if values is not None}
-    truth = {name: values for name, values in given.items() if np.isfinite(values).all()}
+    available = {name: values for name, values in known_truth.items() if values is not None}
+    truth = {name: values for name, values in available.items() if np.isfinite(values).all()}
     errors = {name: _relative_l2(fields[name], values, floors[name]) for name, values in truth.items()}
-    reasons = outside(surrogate.usage.envelope, part.points, aspect_ratio=part.aspect_ratio, material=part.material)
-    broken = tuple(name for name in given if name not in truth)
-    sure = intervals_of(surrogate, part, known, found, intervals) if intervals else ({}, {}, {})
-    prediction = Prediction(part, fields, truth, errors, tuple(reasons), seconds, broken, *sure)
-    if scale is None:
+    reasons = reasons_outside(
+        surrogate.usage.envelope, part.points, aspect_ratio=part.aspect_ratio, material=part.material
+    )
+    broken = tuple(name for name in available if name not in truth)
+    part_intervals = (
+        intervals_of(surrogate, part, features_at_points, predicted, intervals) if intervals else ({}, {}, {})
+    )
+    prediction = Prediction(part, fields, truth, errors, tuple(reasons), seconds, broken, *part_intervals)
+    if material_scale is None:
         return prediction
-    from flare_model.decision.material_scale import scaled
+    from flare_model.decision.material_scale import scale_prediction
 
-    return scaled(prediction, scale)
+    return scale_prediction(prediction, material_scale)
 
 
 def _relative_l2(prediction: NDArray[np.float32], truth: NDArray[np.float32], floor: float) -> float | None:
@@ -128,19 +139,19 @@ def _relative_l2(prediction: NDArray[np.float32], truth: NDArray[np.float32], fl
 
     from flare_model.data.metrics import has_truth, relative_l2
 
-    given, known = (torch.from_numpy(np.array(values)) for values in (prediction, truth))
-    offsets = torch.tensor([0, len(known)])
-    return float(relative_l2(given, known, offsets)) if bool(has_truth(known, offsets, floor)) else None
+    predicted, true = (torch.from_numpy(np.array(values)) for values in (prediction, truth))
+    offsets = torch.tensor([0, len(true)])
+    return float(relative_l2(predicted, true, offsets)) if bool(has_truth(true, offsets, floor)) else None
 
 
-def _known(part: Part, features: Sequence[Target]) -> NDArray[np.float32] | None:
-    """What the model is told of a part beside its points, [N, F]; None where it is told nothing."""
+def _part_features(part: Part, features: Sequence[PointField]) -> NDArray[np.float32] | None:
+    """Input features of a part, [N, F]; None where the model takes none."""
     import numpy as np
 
     if not features:
         return None
     shape: dict[str, NDArray[np.float32]] = {}
-    if any(told.of_shape for told in features):
+    if any(feature.is_shape_feature for feature in features):
         from lpbf_data.geometry.shape_features import shape_features
 
         try:
@@ -148,25 +159,25 @@ def _known(part: Part, features: Sequence[Target]) -> NDArray[np.float32] | None
         except CaseError as error:
             raise UsageError(f"{part.name}: {error.detail}; this model can't do without them") from error
     columns = [
-        shape[told.field].reshape(len(part.points), -1)[:, list(told.components)]
-        if told.of_shape
-        else _needed(part, told)
-        for told in features
+        shape[feature.field].reshape(len(part.points), -1)[:, list(feature.components)]
+        if feature.is_shape_feature
+        else _part_column(part, feature)
+        for feature in features
     ]
     return np.concatenate(columns, axis=1)
 
 
-def _needed(part: Part, feature: Target) -> NDArray[np.float32]:
-    from flare_model.data.finite import not_finite
+def _part_column(part: Part, feature: PointField) -> NDArray[np.float32]:
+    from flare_model.data.non_finite import describe_non_finite
 
     values = part.column(feature.name, feature.field, feature.components)
     if values is None:
         raise UsageError(
             f"the model needs the field {feature.name} at every point, which {part.name} doesn't come with"
         )
-    if said := not_finite(values):
+    if problem := describe_non_finite(values):
         raise UsageError(
-            f"the model needs the field {feature.name}, which isn't finite everywhere in {part.name}: {said}"
+            f"the model needs the field {feature.name}, which isn't finite everywhere in {part.name}: {problem}"
         )
     return values
 
@@ -201,14 +212,14 @@ def write_results(out: Path, file: str, prediction: Prediction, *, pictures: boo
     """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=out) as folder:
-        aside = Path(folder)
-        write_vtu(aside / f"{file}.vtu", prediction)
+        temporary = Path(folder)
+        write_vtu(temporary / f"{file}.vtu", prediction)
         for name, values in prediction.fields.items() if pictures else ():
             from flare_model.prediction.pictures import draw_prediction  # PyVista and VTK
 
             truth = prediction.truth.get(name)
-            draw_prediction(aside / f"{file}_{name}.png", prediction.part, name, values, truth)
-        written = sorted(aside.iterdir())
+            draw_prediction(temporary / f"{file}_{name}.png", prediction.part, name, values, truth)
+        written = sorted(temporary.iterdir())
         for path in written:
             flush_file(path)
             path.replace(out / path.name)

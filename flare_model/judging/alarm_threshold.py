@@ -1,15 +1,15 @@
-"""Above which score an alarm is raised: the threshold, by cross-validation over designs."""
+"""The threshold on the hit score above which an alarm is raised, by cross-validation over designs."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from flare_model.judging.interference import Risk, choose_threshold
+from flare_model.judging.conformal import shuffled
+from flare_model.judging.interference import HitScore, choose_threshold
 
 FOLDS: Final = 10
 """Folds of the cross-validation that chooses what a threshold is taken from."""
@@ -34,10 +34,10 @@ class Choice:
     clear: int
 
 
-def choose_by_cross_validation(validation: Sequence[Risk], training: Sequence[Risk], rate: float) -> Choice:
+def choose_by_cross_validation(validation: Sequence[HitScore], training: Sequence[HitScore], rate: float) -> Choice:
     """The lowest threshold that keeps a rate of false alarms, taken from as many parts as can be trusted.
 
-    A model has seen its training parts, and may tell their clear ones better than others: taken from them, a threshold
+    A model may score the clear parts that it was trained on lower than others: taken from them, a threshold
     may be too low. The validation designs say whether it is: each fold of them is judged by thresholds from the others,
     with the training parts and without, and the source whose rate of false alarms comes closer to the stated one is
     taken, training parts where both are as close.
@@ -47,18 +47,18 @@ def choose_by_cross_validation(validation: Sequence[Risk], training: Sequence[Ri
         training: Parts of the training split.
         rate: Largest share of clear parts that may raise an alarm.
     """
-    pools: dict[str, Sequence[Risk]] = {BOTH: training} if any(not risk.hit for risk in training) else {}
+    pools: dict[str, Sequence[HitScore]] = {BOTH: training} if any(not risk.hit for risk in training) else {}
     pools["validation"] = ()
-    designs = sorted(
-        {r.design for r in validation if not r.hit}, key=lambda name: hashlib.sha256(name.encode()).digest()
-    )
+    designs = shuffled({r.design for r in validation if not r.hit})
     rates = {}
-    for source, more in pools.items():
+    for source, training_parts in pools.items():
         alarms = []
         for fold in range(min(FOLDS, len(designs))):
-            held = set(designs[fold::FOLDS])
-            threshold = choose_threshold([r for r in validation if r.design not in held] + list(more), rate)
-            alarms += [r.score > threshold for r in validation if r.design in held and not r.hit]
+            held_out = set(designs[fold::FOLDS])
+            threshold = choose_threshold(
+                [r for r in validation if r.design not in held_out] + list(training_parts), rate
+            )
+            alarms += [r.score > threshold for r in validation if r.design in held_out and not r.hit]
         rates[source] = float(np.mean(alarms))
     source = min(rates, key=lambda name: (abs(rates[name] - rate), name != BOTH))
     pool = [*validation, *pools[source]]

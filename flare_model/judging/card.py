@@ -1,4 +1,4 @@
-"""The card of a released model: what it is, what it was trained on, how far off it is, and where it ends."""
+"""The model card of a released model: what it is, training data, errors, intervals, limits."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from flare_model.checkpoints.files import Usage
-from flare_model.data.likeness import DESCRIPTORS, LEVELS, Seen
-from flare_model.data.scale_errors import ERRORS
-from flare_model.data.targets import resolve_target
+from flare_model.data.likeness import DESCRIPTORS, QUANTILE_LEVELS, TrainingShapes
+from flare_model.data.material_scale_errors import ERRORS
+from flare_model.data.point_fields import resolve_target
 from flare_model.judging.scores import unit_of_errors
 from flare_model.judging.tables import verdicts_in_words
+from flare_model.table_formats import format_number
 
 _UNCALIBRATED: Final = (
     "It isn't calibrated to a machine. `--material my.yaml` (of `python -m pipelines.calibrate`) multiplies what it "
     "predicts by a scale; nine of ten unseen parts are then off by less than "
     f"{100 * ERRORS['expansion'][0]:.0f} % of the displacement for another material, "
     f"{100 * ERRORS['strain'][0] / 10:.0f} % for each tenth of strain, and {100 * ERRORS['at once'][0]:.0f} % for "
-    "NetFabb's calibration, beside the model's own error."
+    "NetFabb's calibration, in addition to the model's own error."
 )
 _LIMITS: Final = (
     "It knows parts of up to 60 × 60 × 60 mm that stand on the plate without supports, of one material and machine.",
@@ -29,20 +30,25 @@ _LIMITS: Final = (
 
 
 def card_of(
-    usage: Usage, origin: Mapping[str, Any], summary: Mapping[str, Any], seen: Seen, num_weights: int, num_cases: int
+    usage: Usage,
+    origin: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    training_shapes: TrainingShapes,
+    num_weights: int,
+    num_cases: int,
 ) -> str:
     """The card as Markdown.
 
     Args:
-        usage: What the model predicts and is told.
-        origin: How it came about, as the checkpoint says.
+        usage: Targets and input features of the model.
+        origin: Origin of the weights, as the checkpoint states it.
         summary: Content of `summary.json` of its evaluation.
-        seen: What its training parts look like.
+        training_shapes: Shapes of its training parts.
         num_weights: Parameters of the model.
         num_cases: Parts that it was trained on.
     """
     identity = summary["identity"]
-    material = ", ".join(usage.envelope.materials) if usage.envelope and usage.envelope.materials else "unknown"
+    material = ", ".join(usage.materials) or "unknown"
     about = (
         f"Predicts {', '.join(usage.targets)} at the points of a part made by laser powder bed fusion, from its mesh "
         f"alone; {num_weights:,} parameters, {origin.get('step', 'unknown')} steps of training."
@@ -64,37 +70,34 @@ def card_of(
     for target, by_predictor in summary["scores"].items():
         model, mean = by_predictor["model"], by_predictor["mean"]
         unit = unit_of_errors(resolve_target(target).unit)[1]
-        numbers = [_number(model[n]) for n in ("relative_l2", "relative_l2_median")] + [_number(mean["relative_l2"])]
-        error = f"{_number(model['mean_error'], '.3g')} {unit}"
-        rows.append(f"| {' | '.join([target, *numbers, error, _number(model['r2'])])} |")
+        errors = model["relative_l2"], model["relative_l2_median"], mean["relative_l2"]
+        numbers = [format_number(number, ".3f") for number in errors]
+        error = f"{format_number(model['mean_error'], '.3g')} {unit}"
+        rows.append(f"| {' | '.join([target, *numbers, error, format_number(model['r2'], '.3f')])} |")
     lines[-1] += "\n" + "\n".join(rows)
-    lines += _sureness(summary)
+    lines += _uncertainty_lines(summary)
     lines += ["## Limits", "\n".join(f"- {limit}" for limit in _LIMITS)]
-    table = [f"| of {seen.parts:,} training parts | 1 % | median | 99 % | unit |", "|---|---|---|---|---|"]
+    table = [f"| of {training_shapes.parts:,} training parts | 1 % | median | 99 % | unit |", "|---|---|---|---|---|"]
     for name, (label, unit) in DESCRIPTORS.items():
-        low, middle, high = (seen.quantiles[name][LEVELS.index(level)] for level in (0.01, 0.5, 0.99))
+        low, middle, high = (
+            training_shapes.quantiles[name][QUANTILE_LEVELS.index(level)] for level in (0.01, 0.5, 0.99)
+        )
         table.append(f"| {label} | {low:,.3g} | {middle:,.3g} | {high:,.3g} | {unit} |")
     return "\n\n".join([*lines, "\n".join(table)]) + "\n"
 
 
-def _sureness(summary: Mapping[str, Any]) -> list[str]:
+def _uncertainty_lines(summary: Mapping[str, Any]) -> list[str]:
     found = []
     intervals, interference = summary["intervals"], summary["interference"]
     if "none" not in intervals:
         held = ", ".join(f"{name} {100 * of['points_inside']:.3g} %" for name, of in intervals["columns"].items())
         found += ["## Intervals", f"{100 * intervals['level']:.3g} % intervals hold at so many points: {held}."]
     if interference:
-        words = [f"Area under the ROC curve {_number(interference['ranking_quality'])}"]
+        words = [f"Area under the ROC curve {format_number(interference['ranking_quality'], '.3f')}"]
         if "brier" in interference:
-            both = interference["brier"]
-            words.append(
-                f"Brier score {_number(both['model'])} ({_number(both['share_of_hits'])} by the share of hits)"
-            )
+            model, share = (format_number(interference["brier"][n], ".3f") for n in ("model", "share_of_hits"))
+            words.append(f"Brier score {model} ({share} by the share of hits)")
         if "verdicts" in interference:
             words.append(verdicts_in_words(interference["verdicts"]))
         found += ["## Hits of the recoater", "; ".join(words) + "."]
     return found
-
-
-def _number(value: float | None, form: str = ".3f") -> str:
-    return "–" if value is None else format(value, form)

@@ -1,4 +1,4 @@
-"""Intervals by split conformal prediction: from validation designs, and how often they hold on the cases judged.
+"""Intervals by split conformal prediction: calibrated on validation designs, with their coverage on other cases.
 
 Designs are exchangeable, points of a part are not: each design counts once, shared by its parts and their points. The
 next design then is one more among so many, and a quantile over them all holds for a point drawn from it with the stated
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flare_model.data.intervals import (
-    LARGE,
+    LARGE_PART_POINTS,
     ColumnInterval,
     Intervals,
     Values,
@@ -29,14 +29,15 @@ from flare_model.data.intervals import (
     scale_of,
 )
 from flare_model.data.normalisation import Normalisation
+from flare_model.judging.risk_curves import LEVEL, RESAMPLES
 
 _POINTS: Final = 1024
-"""Points of a part that are looked at, drawn at random: all of 600 parts of 20,000 points would be too many to sort."""
+"""Points of a part that are used, drawn at random: all of 600 parts of 20,000 points would be too many to sort."""
 
 _FITTED: Final = 3
 """One design in so many fits the residual model; the others say how wide intervals are."""
 
-_LEAST_FITTED: Final = 10
+_MIN_FITTED: Final = 10
 """Designs that a residual model needs; with fewer, intervals have the same width everywhere."""
 
 _RIDGES: Final = (5e-2, 0.5, 5.0)
@@ -44,19 +45,17 @@ _RIDGES: Final = (5e-2, 0.5, 5.0)
 
 _FOLDS: Final = 5
 _SIZES: Final = 3
-_RESAMPLES: Final = 2000
-_SURE: Final = 0.95
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One part with prediction and truth of every column, at some of its points.
+class PartResiduals:
+    """Residuals of every column at some points of one part, and errors of its extremes.
 
     Attributes:
         case_id: The case.
         design: Its design.
         num_points: Points of the part.
-        inputs: Column to what the residual model knows, [n, K].
+        inputs: Column to inputs of the residual model, [n, K].
         residuals: Column to truth less prediction, [n].
         extremes: Column to the extreme of the prediction and that of the truth, over all points.
         peaks: Column to peak (`peaks_of`) to its error.
@@ -71,7 +70,7 @@ class Judged:
     peaks: Mapping[str, Mapping[str, float]]
 
 
-def judged_part(
+def part_residuals(
     case_id: str,
     design: str,
     columns: Sequence[str],
@@ -80,15 +79,15 @@ def judged_part(
     prediction: NDArray[np.floating],
     truth: NDArray[np.floating],
     norm: Normalisation,
-) -> Judged:
-    """One part as the functions here want it.
+) -> PartResiduals:
+    """Residuals and extremes of one part from prediction and truth.
 
     Args:
         case_id: The case.
         design: Its design.
         columns: Names of the T columns.
         points: [N, 3], mm.
-        features: [N, F]; None where the model is told none.
+        features: [N, F]; None where the model has none.
         prediction: [N, T].
         truth: [N, T].
         norm: Normalisation of the model.
@@ -98,7 +97,7 @@ def judged_part(
     taken = np.sort(np.random.default_rng(seed).choice(count, min(count, _POINTS), replace=False))
     residuals = truth.astype(np.float64) - prediction
     predicted, true = (peaks_of({name: of[:, c] for c, name in enumerate(columns)}) for of in (prediction, truth))
-    return Judged(
+    return PartResiduals(
         case_id,
         design,
         count,
@@ -109,16 +108,16 @@ def judged_part(
     )
 
 
-def least_designs(level: float) -> int:
+def min_designs(level: float) -> int:
     """Designs without which no interval is known to hold.
 
-    >>> least_designs(0.9), least_designs(0.95)
+    >>> min_designs(0.9), min_designs(0.95)
     (9, 19)
     """
     return math.ceil(level / (1 - level) - 1e-9)
 
 
-def calibrate(parts: Sequence[Judged], level: float, weights_sha256: str) -> Intervals | str:
+def calibrate(parts: Sequence[PartResiduals], level: float, weights_sha256: str) -> Intervals | str:
     """Intervals from the parts of the validation split.
 
     Args:
@@ -130,28 +129,30 @@ def calibrate(parts: Sequence[Judged], level: float, weights_sha256: str) -> Int
         The intervals, or a sentence that says why there are none. Large parts have intervals of their own where twice
         as many designs as any interval needs are large, and as many are not.
     """
-    designs = _shuffled({part.design for part in parts})
-    least = least_designs(level)
-    if len(designs) < least:
-        return f"{level:.0%} intervals need {least} validation designs, and there are {len(designs)}"
-    fitted = set(designs[::_FITTED]) if len(designs) // _FITTED >= _LEAST_FITTED else set()
-    if len(designs) - len(fitted) < least:
+    designs = shuffled({part.design for part in parts})
+    minimum = min_designs(level)
+    if len(designs) < minimum:
+        return f"{level:.0%} intervals need {minimum} validation designs, and there are {len(designs)}"
+    fitted = set(designs[::_FITTED]) if len(designs) // _FITTED >= _MIN_FITTED else set()
+    if len(designs) - len(fitted) < minimum:
         fitted = set()
     fitting = [part for part in parts if part.design in fitted]
-    rest = [part for part in parts if part.design not in fitted]
-    by_size = [[part for part in rest if (part.num_points > LARGE) == large] for large in (False, True)]
-    apart = all(len({part.design for part in some}) >= 2 * least for some in by_size)
+    calibration = [part for part in parts if part.design not in fitted]
+    by_size = [
+        [part for part in calibration if (part.num_points > LARGE_PART_POINTS) == large] for large in (False, True)
+    ]
+    separately = all(len({part.design for part in some}) >= 2 * minimum for some in by_size)
     columns, of_large = {}, {}
     for name in parts[0].residuals:
         coefficients = _residual_model(fitting, name, level)
-        columns[name] = _column_interval(name, coefficients, by_size[0] if apart else rest, level)
-        if apart:
+        columns[name] = _column_interval(name, coefficients, by_size[0] if separately else calibration, level)
+        if separately:
             of_large[name] = _column_interval(name, coefficients, by_size[1], level)
     return Intervals(level, weights_sha256, columns, len(designs), of_large)
 
 
 def _column_interval(
-    name: str, coefficients: tuple[float, ...], parts: Sequence[Judged], level: float
+    name: str, coefficients: tuple[float, ...], parts: Sequence[PartResiduals], level: float
 ) -> ColumnInterval:
     """The interval of a column from parts that its residual model wasn't fitted to."""
     scales = [scale_of(coefficients, part.inputs[name]) for part in parts]
@@ -171,8 +172,8 @@ def _column_interval(
     )
 
 
-def _shuffled(names: Iterable[str]) -> list[str]:
-    """Names in an order that has nothing to do with them, the same in every run."""
+def shuffled(names: Iterable[str]) -> list[str]:
+    """Names in a pseudorandom order, that of their digests: the same in every run."""
     return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
 
 
@@ -198,24 +199,24 @@ def conformal_quantile(scores: Sequence[Values], groups: Sequence[str], level: f
     return float(values[order][reached]) if reached < len(values) else math.inf
 
 
-def _residual_model(parts: Sequence[Judged], name: str, level: float) -> tuple[float, ...]:
+def _residual_model(parts: Sequence[PartResiduals], name: str, level: float) -> tuple[float, ...]:
     """Coefficients of the scale that makes intervals narrowest for designs that it wasn't fitted to; none for 1.
 
-    Few designs tell little of the residuals' size, and a scale that follows their noise makes intervals wide.
+    From few designs the size of residuals is known poorly, and a scale that follows noise makes intervals wide.
 
     Args:
         parts: Parts that are for this alone.
         name: The column.
         level: Share of points that are to lie inside.
     """
-    designs = _shuffled({part.design for part in parts})
+    designs = shuffled({part.design for part in parts})
     folds = [set(designs[number::_FOLDS]) for number in range(_FOLDS)]
     narrowest, best = math.inf, None
     for ridge in (None, *_RIDGES) if parts else ():
         scales, scores, groups = [], [], []
-        for held in folds:
-            coefficients = () if ridge is None else _fit([p for p in parts if p.design not in held], name, ridge)
-            for part in (part for part in parts if part.design in held):
+        for held_out in folds:
+            coefficients = () if ridge is None else _fit([p for p in parts if p.design not in held_out], name, ridge)
+            for part in (part for part in parts if part.design in held_out):
                 scales.append(scale_of(coefficients, part.inputs[name]))
                 scores.append(np.abs(part.residuals[name]) / scales[-1])
                 groups.append(part.design)
@@ -225,7 +226,7 @@ def _residual_model(parts: Sequence[Judged], name: str, level: float) -> tuple[f
     return () if best is None else _fit(parts, name, best)
 
 
-def _fit(parts: Sequence[Judged], name: str, ridge: float) -> tuple[float, ...]:
+def _fit(parts: Sequence[PartResiduals], name: str, ridge: float) -> tuple[float, ...]:
     """Coefficients of the logarithm of the residuals' size, every part counting alike."""
     width = parts[0].inputs[name].shape[1]
     products, sides = np.zeros((width, width)), np.zeros(width)
@@ -240,8 +241,8 @@ def _fit(parts: Sequence[Judged], name: str, ridge: float) -> tuple[float, ...]:
     return tuple(solved.tolist())
 
 
-def coverage(intervals: Intervals, parts: Sequence[Judged], families: Mapping[str, str]) -> dict[str, Any]:
-    """How often intervals hold on parts that they weren't made from, overall, by size and by family.
+def coverage(intervals: Intervals, parts: Sequence[PartResiduals], families: Mapping[str, str]) -> dict[str, Any]:
+    """Coverage of the intervals on other parts than those of their calibration: overall, by size and by family.
 
     Args:
         intervals: The intervals.
@@ -257,7 +258,7 @@ def coverage(intervals: Intervals, parts: Sequence[Judged], families: Mapping[st
         f"{parts[group[0]].num_points:,} to {parts[group[-1]].num_points:,} points": [parts[i] for i in group]
         for group in sizes
     }
-    by_family: dict[str, list[Judged]] = {}
+    by_family: dict[str, list[PartResiduals]] = {}
     for part in parts:
         if part.case_id in families:
             by_family.setdefault(families[part.case_id], []).append(part)
@@ -269,11 +270,11 @@ def coverage(intervals: Intervals, parts: Sequence[Judged], families: Mapping[st
     }
 
 
-def _shares(intervals: Intervals, name: str, parts: Sequence[Judged]) -> dict[str, Any]:
+def _shares(intervals: Intervals, name: str, parts: Sequence[PartResiduals]) -> dict[str, Any]:
     points, whole, widths, part_widths, constants = [], [], [], [], []
     peaks: dict[str, list[float]] = {peak: [] for peak in intervals.columns[name].peaks}
     for part in parts:
-        of = intervals.of(name, part.num_points)
+        of = intervals.column_interval(name, part.num_points)
         constants.append(of.constant)
         scales = intervals.scales(name, part.inputs[name])
         points.append(float((np.abs(part.residuals[name]) <= of.point * scales).mean()))
@@ -284,12 +285,12 @@ def _shares(intervals: Intervals, name: str, parts: Sequence[Judged]) -> dict[st
         widths.append(float((of.point * scales).mean()))
     designs = [part.design for part in parts]
     mean_width = float(np.mean(widths))
-    sure = _bootstrap(points, designs)
+    points_interval = _bootstrap(points, designs)
     return {
         "parts": len(parts),
         "points_inside": float(np.mean(points)),
-        "points_inside_interval": sure,
-        "holds": sure[0] <= intervals.level <= sure[1],
+        "points_inside_interval": points_interval,
+        "holds": points_interval[0] <= intervals.level <= points_interval[1],
         "parts_inside": float(np.mean(whole)),
         "parts_inside_interval": _bootstrap(whole, designs),
         "half_width": mean_width,
@@ -300,10 +301,10 @@ def _shares(intervals: Intervals, name: str, parts: Sequence[Judged]) -> dict[st
 
 
 def _bootstrap(values: Sequence[float], designs: Sequence[str]) -> tuple[float, float]:
-    """Interval of the mean over parts, by drawing designs again and again."""
+    """Interval of the mean over parts, by resampling designs."""
     numbers = np.unique(np.array(designs), return_inverse=True)[1]
     sums, counts = np.bincount(numbers, values), np.bincount(numbers)
-    drawn = np.random.default_rng(0).integers(len(sums), size=(_RESAMPLES, len(sums)))
+    drawn = np.random.default_rng(0).integers(len(sums), size=(RESAMPLES, len(sums)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - _SURE) / 2, (1 + _SURE) / 2])
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

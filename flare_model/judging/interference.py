@@ -1,8 +1,8 @@
-"""Does the recoater hit the part? What predicted fields say of it, against what the simulation said.
+"""Recoater interference: hit scores from predicted fields, and how well they detect the hits of the simulation.
 
 A score is larger the likelier a hit. Where the target is the clearance itself, the solver's own rule decides: a hit is
-a clearance below the tolerance. Otherwise a threshold on the score is chosen where truth may be looked at, on the
-validation split, for a stated rate of false alarms, and only used on the test split.
+a clearance below the tolerance. Otherwise a threshold on the score is chosen on the
+validation split, for a stated rate of false alarms, and only applied on the test split.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ DEFAULT_TOLERANCE: Final = 80.0
 """Clearance below which NetFabb reports interference unless its input says otherwise, percent of a layer."""
 
 RISK_TARGETS: Final = ("build_clearance_min", "build_displacement_z_max", "displacement_z", "displacement")
-"""Targets that tell of interference, the most direct one first."""
+"""Targets from which interference can be predicted, the most direct one first."""
 
 
 @dataclass(frozen=True)
-class Risk:
-    """What is predicted of one case, and what the simulation found.
+class HitScore:
+    """Hit score of one case, and whether the simulation found a hit.
 
     Attributes:
         case_id: The case.
@@ -42,7 +42,7 @@ class Risk:
 
     @property
     def design(self) -> str:
-        """What it is drawn with."""
+        """Group that bootstraps and folds keep together."""
         return self.design_id or self.case_id
 
 
@@ -76,7 +76,7 @@ class Detection:
 
 
 def risk_target(targets: Sequence[str]) -> str | None:
-    """The target that tells most directly of interference; None when none does."""
+    """The most direct target from which interference can be predicted; None when there is none."""
     return next((name for name in RISK_TARGETS if name in targets), None)
 
 
@@ -88,8 +88,8 @@ def assess(
     hit: bool,
     tolerance: float | None,
     design: str | None = None,
-) -> Risk:
-    """What a prediction says of one case.
+) -> HitScore:
+    """Hit score of one case from its prediction.
 
     Args:
         case_id: The case.
@@ -101,51 +101,51 @@ def assess(
     """
     if target == "build_clearance_min":
         least = float(prediction.min())
-        return Risk(case_id, -least, hit, least < (DEFAULT_TOLERANCE if tolerance is None else tolerance), design)
-    return Risk(case_id, float(prediction[:, -1].max()), hit, None, design)
+        return HitScore(case_id, -least, hit, least < (DEFAULT_TOLERANCE if tolerance is None else tolerance), design)
+    return HitScore(case_id, float(prediction[:, -1].max()), hit, None, design)
 
 
-def choose_threshold(risks: Sequence[Risk], false_alarm_rate: float) -> float:
+def choose_threshold(hit_scores: Sequence[HitScore], false_alarm_rate: float) -> float:
     """The lowest threshold that keeps the rate of false alarms.
 
     Args:
-        risks: Cases whose truth may be looked at.
+        hit_scores: Cases of which the truth may be used.
         false_alarm_rate: Largest share of cases without a hit that may raise an alarm.
 
-    >>> risks = [Risk("a", 1.0, False, None), Risk("b", 2.0, False, None), Risk("c", 3.0, True, None)]
-    >>> choose_threshold(risks, 0.5), choose_threshold(risks, 0.0)
+    >>> hit_scores = [HitScore("a", 1.0, False, None), HitScore("b", 2.0, False, None), HitScore("c", 3.0, True, None)]
+    >>> choose_threshold(hit_scores, 0.5), choose_threshold(hit_scores, 0.0)
     (1.0, 2.0)
     """
-    clear = sorted((risk.score for risk in risks if not risk.hit), reverse=True)
+    clear = sorted((hit_score.score for hit_score in hit_scores if not hit_score.hit), reverse=True)
     allowed = math.floor(false_alarm_rate * len(clear) + 1e-9)
     return clear[allowed] if allowed < len(clear) else -math.inf
 
 
-def detect(risks: Sequence[Risk], threshold: float) -> Detection:
+def detect(hit_scores: Sequence[HitScore], threshold: float) -> Detection:
     """Hits found and false alarms raised by a threshold."""
-    return _count(risks, {risk.case_id: risk.score > threshold for risk in risks}, threshold)
+    return _count(hit_scores, {hit_score.case_id: hit_score.score > threshold for hit_score in hit_scores}, threshold)
 
 
-def detect_by_rule(risks: Sequence[Risk]) -> Detection | None:
+def detect_by_rule(hit_scores: Sequence[HitScore]) -> Detection | None:
     """The same by the solver's rule; None where it can't be applied."""
-    alarms = {risk.case_id: risk.by_rule for risk in risks if risk.by_rule is not None}
-    return _count(risks, alarms, None) if len(alarms) == len(risks) and risks else None
+    alarms = {hit_score.case_id: hit_score.by_rule for hit_score in hit_scores if hit_score.by_rule is not None}
+    return _count(hit_scores, alarms, None) if len(alarms) == len(hit_scores) and hit_scores else None
 
 
-def _count(risks: Sequence[Risk], alarms: Mapping[str, bool], threshold: float | None) -> Detection:
-    hits = [risk.case_id for risk in risks if risk.hit]
-    clear = [risk.case_id for risk in risks if not risk.hit]
+def _count(hit_scores: Sequence[HitScore], alarms: Mapping[str, bool], threshold: float | None) -> Detection:
+    hits = [hit_score.case_id for hit_score in hit_scores if hit_score.hit]
+    clear = [hit_score.case_id for hit_score in hit_scores if not hit_score.hit]
     return Detection(len(hits), sum(alarms[i] for i in hits), len(clear), sum(alarms[i] for i in clear), threshold)
 
 
-def ranking_quality(risks: Sequence[Risk]) -> float | None:
+def ranking_quality(hit_scores: Sequence[HitScore]) -> float | None:
     """Chance that a case with a hit scores above one without (the area under the ROC curve); None without both.
 
-    >>> ranking_quality([Risk("a", 1.0, False, None), Risk("b", 2.0, True, None)])
+    >>> ranking_quality([HitScore("a", 1.0, False, None), HitScore("b", 2.0, True, None)])
     1.0
     """
-    hits = np.array([risk.score for risk in risks if risk.hit])
-    clear = np.array([risk.score for risk in risks if not risk.hit])
+    hits = np.array([hit_score.score for hit_score in hit_scores if hit_score.hit])
+    clear = np.array([hit_score.score for hit_score in hit_scores if not hit_score.hit])
     if not len(hits) or not len(clear):
         return None
     above = (hits[:, None] > clear).mean() + 0.5 * (hits[:, None] == clear).mean()

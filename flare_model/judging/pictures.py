@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from flare_model.data.point_fields import PointField, resolve_targets
 from flare_model.data.splits import Split
-from flare_model.data.targets import Target, resolve_targets
 from flare_model.judging.scores import unit_of_errors
 from flare_model.plots import plot_detection, plot_histogram
 from flare_model.prediction.file_names import FileNames
@@ -49,8 +49,8 @@ def draw_evaluation(
     Raises:
         StoreError: If predictions or a case that is to be drawn can't be read.
     """
-    targets = resolve_targets(tuple(dict.fromkeys(row["target"] for row in rows)), "the evaluation", split.points)
-    worst = worst if split.points is None else 0  # what has no cells has no surface to draw
+    targets = resolve_targets(tuple(dict.fromkeys(row["target"] for row in rows)), "the evaluation", split.point_schema)
+    worst = worst if split.point_schema is None else 0  # what has no cells has no surface to draw
     pictures = {place for target in targets for place in _histograms(out, target.name)}
     chosen = {target.name: worst_cases(rows, target.name, worst) for target in targets}
     names = {name: _name_files(out, name, cases) for name, cases in chosen.items()}
@@ -96,7 +96,7 @@ def _remove_others(out: Path, wanted: set[Path], targets: Sequence[str] = ()) ->
                 path.unlink(missing_ok=True)
 
 
-def _draw_histograms(out: Path, target: Target, rows: Sequence[Row]) -> None:
+def _draw_histograms(out: Path, target: PointField, rows: Sequence[Row]) -> None:
     relative_place, error_place = _histograms(out, target.name)
 
     def values(predictor: str, column: str) -> list[float]:
@@ -110,20 +110,20 @@ def _draw_histograms(out: Path, target: Target, rows: Sequence[Row]) -> None:
         plot_histogram(error_place, errors, f"mean absolute error of {target.name}, {unit}")
 
 
-def _draw_worst(target: Target, split: Split, places: Mapping[str, Path], predictions: Path) -> None:
+def _draw_worst(target: PointField, split: Split, places: Mapping[str, Path], predictions: Path) -> None:
     """Draw cases; those that a prediction was made for can be read, so one that can't be is an error."""
     if not places:
         return
-    kept = PredictionFile(predictions)
+    prediction_file = PredictionFile(predictions)
     for part in cases_of(split.data, split.name, list(places), {target.field}):
         if isinstance(part, Unreadable):
             raise part.error
-        prediction = _columns(kept, part, target)
+        prediction = _columns(prediction_file, part, target)
         truth = part.column(target.name, target.field, target.components)
         draw_prediction(places[part.name], part, target.name, prediction, truth)
 
 
-def _columns(kept: PredictionFile, part: Part, target: Target) -> NDArray[np.float32]:
+def _columns(prediction_file: PredictionFile, part: Part, target: PointField) -> NDArray[np.float32]:
     """The predicted columns of a target, [N, components]."""
-    found = kept.read(part.name, len(part.points))
+    found = prediction_file.read(part.name, len(part.points))
     return np.stack([found[column] for column in target.columns], axis=1)

@@ -1,4 +1,4 @@
-"""How well a score tells hits from clear parts: curves, calibrated risk, and how sure the figures are.
+"""How well a score separates hits from clear parts: curves, a logistic calibration, bootstrap intervals.
 
 R parts, each with a score, larger where a hit is likelier.
 """
@@ -13,24 +13,24 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flare_model.judging.interference import Risk
+from flare_model.judging.interference import HitScore
 
 RESAMPLES: Final = 2000
 LEVEL: Final = 0.95
 """Resamples of a bootstrap interval, and its level."""
 
-_LEAST_SLOPE: Final = 1e-3
+_SLOPE_RIDGE: Final = 1e-3
 """Ridge on the slope of the calibration, in units of the score's spread: separable scores have no other."""
 
 
-def arrays_of(risks: Sequence[Risk]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def arrays_of(hit_scores: Sequence[HitScore]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Scores [R] and hits [R]."""
-    return np.array([r.score for r in risks], np.float64), np.array([r.hit for r in risks], bool)
+    return np.array([r.score for r in hit_scores], np.float64), np.array([r.hit for r in hit_scores], bool)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What every threshold gives, the highest first; the first alarms nobody.
+    """What every threshold gives, the highest first; the first raises no alarm.
 
     Attributes:
         thresholds: An alarm is raised from this score on, infinite for the first.
@@ -85,8 +85,8 @@ def curve_of(scores: NDArray[np.float64], hits: NDArray[np.bool_]) -> Curve | No
 
 
 @dataclass(frozen=True)
-class RiskModel:
-    """Chance of a hit from a score: a logistic curve.
+class LogisticCurve:
+    """Probability of a hit from a score: a logistic curve.
 
     Attributes:
         centre: Score at which the standardised score is 0.
@@ -101,12 +101,12 @@ class RiskModel:
     slope: float
 
     @classmethod
-    def of(cls, risks: Sequence[Risk]) -> RiskModel:
-        """Fit to parts whose truth may be looked at, by Newton's steps; both kinds must be among them."""
-        scores, hits = arrays_of(risks)
+    def of(cls, hit_scores: Sequence[HitScore]) -> LogisticCurve:
+        """Fit by Newton's method to parts of which the truth may be used; hits and clear parts must be among them."""
+        scores, hits = arrays_of(hit_scores)
         centre, spread = float(scores.mean()), float(scores.std()) or 1.0
         design = np.stack([np.ones(len(scores)), (scores - centre) / spread], axis=1)
-        ridge, weights = np.diag([0.0, _LEAST_SLOPE * len(scores)]), np.zeros(2)
+        ridge, weights = np.diag([0.0, _SLOPE_RIDGE * len(scores)]), np.zeros(2)
         for _ in range(50):
             chance = _logistic(design @ weights)
             slope = design.T @ (hits - chance) - ridge @ weights
@@ -128,7 +128,7 @@ def _logistic(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def brier(chances: NDArray[np.float64], hits: NDArray[np.bool_]) -> float:
-    """Mean squared difference of the chance of a hit and what came, 0 for a prophet.
+    """Mean squared difference of the chance of a hit and the outcome, 0 at best.
 
     >>> brier(np.array([1.0, 0.5]), np.array([True, False]))
     0.125
@@ -136,20 +136,22 @@ def brier(chances: NDArray[np.float64], hits: NDArray[np.bool_]) -> float:
     return float(np.square(chances - hits).mean())
 
 
-def bootstrap(risks: Sequence[Risk], statistic: Callable[[Sequence[Risk]], float | None]) -> tuple[float, float] | None:
-    """Interval of a statistic over parts, by drawing designs again and again; None where it has no value.
+def bootstrap(
+    hit_scores: Sequence[HitScore], statistic: Callable[[Sequence[HitScore]], float | None]
+) -> tuple[float, float] | None:
+    """Interval of a statistic over parts, by resampling designs; None where it has no value.
 
     Args:
-        risks: The parts.
+        hit_scores: The parts.
         statistic: What is to be known; None for parts that don't have it, which don't count.
     """
-    designs: dict[str, list[Risk]] = {}
-    for risk in risks:
-        designs.setdefault(risk.design, []).append(risk)
+    designs: dict[str, list[HitScore]] = {}
+    for hit_score in hit_scores:
+        designs.setdefault(hit_score.design, []).append(hit_score)
     groups, draw = list(designs.values()), np.random.default_rng(0)
     found = []
     for _ in range(RESAMPLES):
-        drawn = [risk for number in draw.integers(len(groups), size=len(groups)) for risk in groups[number]]
+        drawn = [hit_score for number in draw.integers(len(groups), size=len(groups)) for hit_score in groups[number]]
         value = statistic(drawn)
         if value is not None and math.isfinite(value):
             found.append(value)
@@ -159,26 +161,30 @@ def bootstrap(risks: Sequence[Risk], statistic: Callable[[Sequence[Risk]], float
     return float(low), float(high)
 
 
-def _recall_at(rate: float) -> Callable[[Sequence[Risk]], float | None]:
-    def recall(risks: Sequence[Risk]) -> float | None:
-        curve = curve_of(*arrays_of(risks))
+def _recall_at(rate: float) -> Callable[[Sequence[HitScore]], float | None]:
+    def recall(hit_scores: Sequence[HitScore]) -> float | None:
+        curve = curve_of(*arrays_of(hit_scores))
         return None if curve is None else curve.recall_at(rate)
 
     return recall
 
 
-def describe(risks: Sequence[Risk], rate: float) -> dict[str, Any]:
+def describe(hit_scores: Sequence[HitScore], rate: float) -> dict[str, Any]:
     """Curves of the parts that were judged, average precision, and recall at a stated rate of false alarms.
 
     Args:
-        risks: The parts.
+        hit_scores: The parts.
         rate: Share of clear parts that may raise an alarm.
 
     Returns:
         What the summary of an evaluation keeps; empty without both kinds of parts.
     """
-    curve = curve_of(*arrays_of(risks))
+    curve = curve_of(*arrays_of(hit_scores))
     if curve is None:
         return {}
-    recall = {"false_alarm_rate": rate, "recall": curve.recall_at(rate), "interval": bootstrap(risks, _recall_at(rate))}
+    recall = {
+        "false_alarm_rate": rate,
+        "recall": curve.recall_at(rate),
+        "interval": bootstrap(hit_scores, _recall_at(rate)),
+    }
     return {"curves": curve.as_dict(), "average_precision": curve.average_precision, "recall_at_false_alarms": recall}

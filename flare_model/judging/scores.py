@@ -14,7 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-_MICROMETRES: Final = 1000.0
+MICROMETRES: Final = 1000.0
+"""Micrometres of a millimetre."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class CaseScore:
     Attributes:
         case_id: The case.
         target: The field, or component.
-        predictor: Who predicted: "model", "zero" (predict zero everywhere), "mean" (the mean of the training points),
+        predictor: What predicted: "model", "zero" (predict zero everywhere), "mean" (the mean of the training points),
             or for grids "mean_field" (the mean of the training cases at each point).
         num_points: Points of the case.
         relative_l2: ‖prediction - truth‖ / ‖truth‖; None where the truth is zero everywhere.
@@ -50,12 +51,12 @@ class CaseScore:
 
 
 def unit_of_errors(unit: str) -> tuple[float, str]:
-    """Factor and name of the unit in which errors are told: lengths in micrometres, everything else as it is.
+    """Factor and name of the unit in which errors are given: lengths in micrometres, everything else as it is.
 
     >>> unit_of_errors("mm"), unit_of_errors("MPa")
     ((1000.0, 'µm'), (1.0, 'MPa'))
     """
-    return (_MICROMETRES, "µm") if unit == "mm" else (1.0, unit)
+    return (MICROMETRES, "µm") if unit == "mm" else (1.0, unit)
 
 
 def score_case(

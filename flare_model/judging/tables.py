@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flare_model.data.targets import resolve_target
+from flare_model.data.point_fields import resolve_target
 from flare_model.judging.scores import mean_and_deviation, unit_of_errors
+from flare_model.table_formats import format_number, screen_table
 from lpbf_data.console import open_console
 
 _NAMES: Final = {"model": "model", "zero": "predict zero", "mean": "predict mean", "mean_field": "mean field"}
@@ -44,7 +44,7 @@ def show(summary: Summary, title: str, console: Console) -> None:
             "its cases may have been trained on"
         )
     if len(summary["scores"]) > 1 and (whole := summary.get("over_all", {}).get("model")):
-        words = f"{_number(whole['relative_l2'])}, median {_number(whole['relative_l2_median'])}"
+        words = f"{format_number(whole['relative_l2'])}, median {format_number(whole['relative_l2_median'])}"
         console.print(f"all {len(summary['scores'])} targets: relative L2 {words}, each target counted alike")
     _show_interference(summary["interference"], console)
     _show_intervals(summary.get("intervals"), console)
@@ -57,7 +57,7 @@ def _unit(target: str, summary: Summary) -> str:
 
 
 def _table(unit: str, by_predictor: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = screen_table()
     heads = (
         "", "\nrelative\nL2", "\n\nmedian", "\npublished\nfigure",
         f"mean\nerror\n{unit}", f"95 % of\nerrors\n{unit}", f"largest\nerror\n{unit}", "\n\nR²",
@@ -65,14 +65,10 @@ def _table(unit: str, by_predictor: Mapping[str, Mapping[str, Any]]) -> Table:
     for head in heads:
         table.add_column(head, justify="right" if head else "left", no_wrap=True)
     for predictor, s in by_predictor.items():
-        errors = (_number(s[name], ",.4g") for name in ("mean_error", "p95_error", "max_error"))
-        relative = (_number(s[name]) for name in ("relative_l2", "relative_l2_median", "published"))
-        table.add_row(_NAMES[predictor], *relative, *errors, _number(s["r2"]))
+        errors = (format_number(s[name], ",.4g") for name in ("mean_error", "p95_error", "max_error"))
+        relative = (format_number(s[name]) for name in ("relative_l2", "relative_l2_median", "published"))
+        table.add_row(_NAMES[predictor], *relative, *errors, format_number(s["r2"]))
     return table
-
-
-def _number(value: float | None, form: str = ".4f") -> str:
-    return "–" if value is None else format(value, form)
 
 
 def _count(number: int, what: str) -> str:
@@ -98,15 +94,13 @@ def _show_interference(found: Summary | None, console: Console) -> None:
     if "recall_at_false_alarms" in found:
         at = found["recall_at_false_alarms"]
         console.print(
-            f"{what}: area under ROC {_number(found['ranking_quality'])}, average precision "
-            f"{_number(found['average_precision'])}; {100 * at['recall']:.3g} % of hits found at "
+            f"{what}: area under ROC {format_number(found['ranking_quality'])}, average precision "
+            f"{format_number(found['average_precision'])}; {100 * at['recall']:.3g} % of hits found at "
             f"{100 * at['false_alarm_rate']:.3g} % false alarms in these parts{_between(at['interval'])}"
         )
     if "brier" in found:
-        both = found["brier"]
-        console.print(
-            f"{what}: Brier score {_number(both['model'])}; {_number(both['share_of_hits'])} by the share of hits alone"
-        )
+        model, share = (format_number(found["brier"][name]) for name in ("model", "share_of_hits"))
+        console.print(f"{what}: Brier score {model}; {share} by the share of hits alone")
     if "verdicts" in found:
         console.print(f"{what}: {verdicts_in_words(found['verdicts'])}")
     if "no_threshold" in found:

@@ -1,7 +1,7 @@
-"""What all kernels compute with: tiles of points and of latents, and exponentials of scores less their level.
+"""What all kernels compute with: tiles of points and latents, and exponentials of scores less a maximum or logsumexp.
 
-A level is the largest of some scores, or log Σ exp of them. For inputs in float32 the latter is kept in float64, as
-float32 holds a level of 40 to 2e-6, and each weight no better. For 16 bits levels are in float32 and times log₂(e), as
+A logsumexp is log Σ exp of scores over points or latents. For inputs in float32 it is kept in float64, as float32 holds
+one of 40 to 2e-6, and each weight no better. For 16 bits, maxima and logsumexps are in float32 and times log₂(e), as
 the exponentials use them: what one kernel has rounded, no other rounds again.
 
 A tile has 16 channels at least, the least depth of a matrix product; heads of 4 or 8 channels leave the rest spare.
@@ -48,50 +48,50 @@ _TWO_OF_FOUR = tl.constexpr(_power_of_two(2))
 
 
 @triton.constexpr_function
-def slope_type(dtype, quick):
+def slope_type(dtype, fast):
     """What the products that give slopes are taken in: as the keys, but the interpreter can't multiply bfloat16.
 
-    There float16 stands in for it, which hasn't the range of what the quick way makes.
+    There float16 stands in for it, which hasn't the range of what the fast path makes.
     """
-    return tl.float32 if quick and INTERPRETED else dtype
+    return tl.float32 if fast and INTERPRETED else dtype
 
 
 @triton.jit
-def level_of(maximum, EXACT: tl.constexpr):
-    """The largest of some scores as a level."""
-    if EXACT:
+def in_log_unit(maximum, FLOAT32: tl.constexpr):
+    """The largest of some scores in the unit of a logsumexp: times log₂(e) for 16 bits."""
+    if FLOAT32:
         return maximum
     else:
         return maximum * LOG2E
 
 
 @triton.jit
-def level_of_sum(level, total, EXACT: tl.constexpr):
-    """Log Σ exp(scores) as a level, from total = Σ exp(scores - level)."""
-    if EXACT:
-        return level.to(tl.float64) + tl.log(total.to(tl.float64))
+def logsumexp_of(maximum, total, FLOAT32: tl.constexpr):
+    """Log Σ exp(scores), from their maximum in the same unit and total = Σ exp(scores - maximum)."""
+    if FLOAT32:
+        return maximum.to(tl.float64) + tl.log(total.to(tl.float64))
     else:
-        return level + tl.log2(total)
+        return maximum + tl.log2(total)
 
 
 @triton.jit
-def exp_between(lower, upper, EXACT: tl.constexpr):
-    """What exponentials less one level are worth less another, higher one: exp(lower - upper), 1 where both agree."""
-    if EXACT:
+def rescaling_factor(lower, upper, FLOAT32: tl.constexpr):
+    """Factor from exponentials less one maximum to those less a higher one: exp(lower - upper), 1 where both agree."""
+    if FLOAT32:
         return tl.exp2((lower - upper) * LOG2E)
     else:
         return tl.exp2(lower - upper)
 
 
 @triton.jit
-def exp_of_difference(scores, shift, EXACT: tl.constexpr):
-    """exp(scores - level) from shift = -level, where no score is larger than the level by more than rounding.
+def exp_of_difference(scores, shift, FLOAT32: tl.constexpr):
+    """exp(scores + shift), where shift is minus a maximum or logsumexp that no score exceeds by more than rounding.
 
-    In float32 the difference comes first, as it loses nothing, in two parts where the level has 64 bits. Otherwise one
-    multiply-add does both steps: the largest score's exponential is off 1 by what rounding the level left, alike
-    wherever that level is used.
+    In float32 the difference comes first, as it loses nothing, in two parts where the shift has 64 bits. Otherwise one
+    multiply-add does both steps: the largest score's exponential is off 1 by what rounding the shift left, alike
+    wherever that shift is used.
     """
-    if EXACT:
+    if FLOAT32:
         high = shift.to(tl.float32)
         difference = scores + high
         if shift.dtype == tl.float64:
@@ -102,13 +102,13 @@ def exp_of_difference(scores, shift, EXACT: tl.constexpr):
 
 
 @triton.jit
-def exps_of_differences(scores, shift, EXACT: tl.constexpr, POLYNOMIALS: tl.constexpr):
+def exps_of_differences(scores, shift, FLOAT32: tl.constexpr, POLYNOMIALS: tl.constexpr):
     """The same for a whole tile of scores, with POLYNOMIALS of four exponentials on the multiply-add units.
 
     The special function units do 16 a clock and multiprocessor, and may be what everything else waits for.
     """
-    if EXACT or INTERPRETED or POLYNOMIALS == 0:
-        return exp_of_difference(scores, shift, EXACT)
+    if FLOAT32 or INTERPRETED or POLYNOMIALS == 0:
+        return exp_of_difference(scores, shift, FLOAT32)
     else:
         asm: tl.constexpr = _ONE_OF_FOUR if POLYNOMIALS == 1 else _TWO_OF_FOUR
         return tl.inline_asm_elementwise(
@@ -117,9 +117,9 @@ def exps_of_differences(scores, shift, EXACT: tl.constexpr, POLYNOMIALS: tl.cons
 
 
 @triton.jit
-def no_weights(ROWS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, EXACT: tl.constexpr):
+def no_weights(ROWS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, FLOAT32: tl.constexpr):
     """The sum of no weights for each of so many rows; see `add_weights`."""
-    if EXACT or WIDTH > DEPTH:
+    if FLOAT32 or WIDTH > DEPTH:
         return tl.zeros((ROWS,), tl.float32)
     else:
         return tl.zeros((ROWS, 8), tl.float32)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from flare_model.kernels.arithmetic import exp_of_difference, load_latents, load_points, store_latents, store_points
-from flare_model.kernels.meshes import slice_of_mesh
+from flare_model.kernels.mesh_slices import slice_of_mesh
 
 
 @triton.jit
@@ -30,7 +30,7 @@ def encode_gradient_kernel(
     mesh, first, count = slice_of_mesh(slot, offsets, num_meshes, num_points, slice_length, search_steps, JOINED)
     row = mesh.to(tl.int64) * HEADS + head
     size = tl.cast(num_meshes, tl.int64) * HEADS * num_latents
-    levels = (scales + row * num_latents, size, latent, num_latents)
+    latent_terms = (scales + row * num_latents, size, latent, num_latents)
     operands = ()
     dq = ()
     for tile in tl.static_range(TILES):
@@ -40,10 +40,10 @@ def encode_gradient_kernel(
     # Whole tiles need no mask; with a mask of points every tile does.
     whole = 0 if MASKED else tl.maximum(count, 0) // POINTS * POINTS
     for start in range(0, whole, POINTS):
-        dq = _advance(dq, operands, levels, points, grad_points, mask, first, start, count, head,
+        dq = _advance(dq, operands, latent_terms, points, grad_points, mask, first, start, count, head,
                       HEADS, DEPTH, WIDTH, NARROW, LATENTS, POINTS, PRECISION, MASKED, ADD, False)  # fmt: skip
     for start in range(whole, count, POINTS):
-        dq = _advance(dq, operands, levels, points, grad_points, mask, first, start, count, head,
+        dq = _advance(dq, operands, latent_terms, points, grad_points, mask, first, start, count, head,
                       HEADS, DEPTH, WIDTH, NARROW, LATENTS, POINTS, PRECISION, MASKED, ADD, True)  # fmt: skip
     for tile in tl.static_range(TILES):
         store_latents(grad_queries, dq[tile], slot.to(tl.int64) * HEADS + head, latent + tile * LATENTS, num_latents,
@@ -65,13 +65,13 @@ def _operands(
 
 @triton.jit
 def _advance(
-    dq, operands, levels, points, grad_points, mask, first, start, count, head,
+    dq, operands, latent_terms, points, grad_points, mask, first, start, count, head,
     HEADS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, NARROW: tl.constexpr, LATENTS: tl.constexpr,
     POINTS: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr, ADD: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     """One tile of points: stores dx, returns dQ with what the tile adds. With EDGE, points may be missing."""
-    EXACT: tl.constexpr = points.dtype.element_ty == tl.float32
-    scales, size, latent, num_latents = levels
+    FLOAT32: tl.constexpr = points.dtype.element_ty == tl.float32
+    scales, size, latent, num_latents = latent_terms
     x = load_points(points, first, start, count, head, 0.0, HEADS, DEPTH, WIDTH, POINTS)
     narrow_x = load_points(points, first, start, count, head, 0.0, HEADS, DEPTH, NARROW, POINTS)
     place = start + tl.arange(0, POINTS)
@@ -90,7 +90,7 @@ def _advance(
         if EDGE:
             # Where there is no point, the score is 0, but L may lie far below.
             scores = tl.where(exists[:, None], scores, float("-inf"))
-        weights = exp_of_difference(scores, shift[None, :], EXACT)
+        weights = exp_of_difference(scores, shift[None, :], FLOAT32)
         slope = tl.dot(x, tl.trans(dz), tl.broadcast_to(drop[None, :], scores.shape), input_precision=PRECISION)
         ds = (weights * slope).to(x.dtype)
         dx = tl.dot(weights.to(x.dtype), narrow_dz, dx, input_precision=PRECISION)

@@ -14,7 +14,7 @@ from torch import Tensor
 from flare_model.kernels.encode import encode_kernel, merge_encoded_kernel
 from flare_model.kernels.encode_gradient import encode_gradient_kernel
 from flare_model.kernels.gradients import scale_latents_kernel
-from flare_model.kernels.launches import LEVELS, TYPES, Points, launching_on
+from flare_model.kernels.launches import LOGSUMEXP_TYPES, TYPES, Points, on_device_of
 
 _MERGED_LATENTS: Final = 16
 _MERGED_SLICES: Final = 16
@@ -34,44 +34,44 @@ def launch_encoding(queries: Tensor, values: Tensor, points: Points) -> tuple[Te
         OWN=queries.dim() == 4, POLYNOMIALS=points.polynomials(tiles),
     )  # fmt: skip
     encoded = values.new_empty(points.meshes, heads, num_latents, depth, dtype=torch.float32)
-    normalisers = values.new_empty(points.meshes, heads, num_latents, dtype=LEVELS[values.dtype])
+    logsumexps = values.new_empty(points.meshes, heads, num_latents, dtype=LOGSUMEXP_TYPES[values.dtype])
     place = points.place(length)
     merge_encoded_kernel[(points.meshes * heads * triton.cdiv(num_latents, _MERGED_LATENTS),)](
-        maxima, sums, moments, points.offsets, encoded, normalisers,
+        maxima, sums, moments, points.offsets, encoded, logsumexps,
         place["num_points"], num_latents, length,
         HEADS=heads, DEPTH=depth, LATENTS=_MERGED_LATENTS, SLICES=_MERGED_SLICES, JOINED=points.offsets is not None,
-        EXACT=points.keys.dtype == torch.float32,
+        FLOAT32=points.keys.dtype == torch.float32,
     )  # fmt: skip
-    return encoded, normalisers
+    return encoded, logsumexps
 
 
-def scale_latents(encoded: Tensor, grad_encoded: Tensor, normalisers: Tensor, points: Points) -> tuple[Tensor, Tensor]:
+def scale_latents(encoded: Tensor, grad_encoded: Tensor, logsumexps: Tensor, points: Points) -> tuple[Tensor, Tensor]:
     """What gradients need to know of latents, [4, B·H·M] and [B·H, 2]; see `scale_latents_kernel`."""
-    size = normalisers.numel()
-    scales, bounds = normalisers.new_empty(4, size), encoded.new_empty(points.meshes * points.heads, 2)
+    size = logsumexps.numel()
+    scales, bounds = logsumexps.new_empty(4, size), encoded.new_empty(points.meshes * points.heads, 2)
     scale_latents_kernel[(len(bounds),)](
-        encoded, grad_encoded, normalisers, scales, bounds, size, points.num_latents,
+        encoded, grad_encoded, logsumexps, scales, bounds, size, points.num_latents,
         DEPTH=points.depth, LATENTS=triton.next_power_of_2(points.num_latents), TYPE=TYPES[points.keys.dtype],
     )  # fmt: skip
     return scales, bounds
 
 
 def _differentiate(
-    gradient: Tensor, queries: Tensor, encoded: Tensor, normalisers: Tensor, points: Points
+    gradient: Tensor, queries: Tensor, encoded: Tensor, logsumexps: Tensor, points: Points
 ) -> tuple[Tensor, Tensor]:
     """DQ [H, M, D], float32, and the gradient of the points, laid out as they are."""
     tiles, latents = points.tiles("encode_gradient")
-    together = points.together(tiles, latents)
+    latents_per_launch = points.latents_per_launch(tiles, latents)
     length, slices = points.slices(tiles, points.heads)
     parts = encoded.new_empty(slices, points.heads, points.num_latents, points.depth)
-    scales, _ = scale_latents(encoded, gradient, normalisers, points)
+    scales, _ = scale_latents(encoded, gradient, logsumexps, points)
     dtype = points.keys.dtype
-    found = torch.empty_like(points.keys, dtype=torch.float32 if points.num_latents > together else dtype)
-    for latent in range(0, points.num_latents, together):
+    found = torch.empty_like(points.keys, dtype=torch.float32 if points.num_latents > latents_per_launch else dtype)
+    for latent in range(0, points.num_latents, latents_per_launch):
         encode_gradient_kernel[(slices * points.heads,)](
             queries, points.keys, gradient, scales, points.mask, points.offsets, parts, found,
             **points.place(length), latent=latent, **points.constants(tiles, latents),
-            NARROW=points.narrow, TILES=together // latents, MASKED=points.mask is not None, ADD=latent > 0,
+            NARROW=points.narrow, TILES=latents_per_launch // latents, MASKED=points.mask is not None, ADD=latent > 0,
         )  # fmt: skip
     return parts.sum(0), found.to(dtype)
 
@@ -93,10 +93,10 @@ def encode_operator(
         offsets: First point of each mesh and the end of the last, [B + 1], on the device.
 
     Returns:
-        Latents Z [B, H, M, D], float32; and for the backward pass their normalisers L [B, H, M], float32, or float64
+        Latents Z [B, H, M, D], float32; and for the backward pass their logsumexps L [B, H, M], float32, or float64
         where the points are float32, through which no gradient goes.
     """
-    with launching_on(points):
+    with on_device_of(points):
         return launch_encoding(queries.to(points.dtype), points, Points(points, queries.shape[1], mask, offsets))
 
 
@@ -104,7 +104,7 @@ def encode_operator(
     "flare_model::encode_backward",
     mutates_args=(),
     schema="(Tensor gradient, Tensor queries, Tensor points, Tensor? mask, Tensor? offsets, Tensor encoded,"
-    " Tensor normalisers) -> (Tensor, Tensor)",
+    " Tensor logsumexps) -> (Tensor, Tensor)",
 )
 def encode_backward_operator(
     gradient: Tensor,
@@ -113,12 +113,12 @@ def encode_backward_operator(
     mask: Tensor | None,
     offsets: Tensor | None,
     encoded: Tensor,
-    normalisers: Tensor,
+    logsumexps: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of queries and points; arguments as for and from `encode_operator`, the gradient contiguous."""
     cut = Points(points, queries.shape[1], mask, offsets)
-    with launching_on(points):
-        grad_queries, grad_points = _differentiate(gradient, queries.to(points.dtype), encoded, normalisers, cut)
+    with on_device_of(points):
+        grad_queries, grad_points = _differentiate(gradient, queries.to(points.dtype), encoded, logsumexps, cut)
     return grad_queries.to(queries.dtype), grad_points
 
 
@@ -127,7 +127,7 @@ def _(queries: Tensor, points: Tensor, mask: Tensor | None, offsets: Tensor | No
     heads, num_latents, depth = queries.shape
     meshes = points.shape[0] if offsets is None else offsets.shape[0] - 1
     encoded = queries.new_empty(meshes, heads, num_latents, depth, dtype=torch.float32)
-    return encoded, encoded.new_empty(encoded.shape[:-1], dtype=LEVELS[points.dtype])
+    return encoded, encoded.new_empty(encoded.shape[:-1], dtype=LOGSUMEXP_TYPES[points.dtype])
 
 
 @encode_backward_operator.register_fake

@@ -16,8 +16,8 @@ from torch import Tensor
 from flare_model.kernels.gradients import sum_slices_kernel
 from flare_model.kernels.tuning import INTERPRETED, PROGRAMS, Kernel, Tiles, tiles_of
 
-LEVELS: Final = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
-"""What levels are kept in, by the type of the keys."""
+LOGSUMEXP_TYPES: Final = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
+"""What logsumexps are kept in, by the type of the keys."""
 TYPES: Final = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 _TILES_A_PROGRAM: Final = 4
 
@@ -68,22 +68,22 @@ class Points:
         tiles = tiles_of(kernel, self.num_latents, self.depth, self.keys.element_size())
         return tiles, max(16, min(tiles.latents, triton.next_power_of_2(self.num_latents)))
 
-    def together(self, tiles: Tiles, latents: int) -> int:
+    def latents_per_launch(self, tiles: Tiles, latents: int) -> int:
         """Latents that one launch of a kernel with `unrolled` tiles takes."""
         return latents * int(min(tiles.unrolled, triton.cdiv(self.num_latents, latents)))
 
-    def quick_tiles(self) -> tuple[Tiles, int] | None:
-        """How to cut the quick way, whose launches take as many latents each; None where it can't be had."""
+    def fast_tiles(self) -> tuple[Tiles, int] | None:
+        """How to cut the fast path, whose launches take as many latents each; None where it can't be had."""
         # It needs the range of bfloat16, which the interpreter can't multiply: there float16 stands in.
         if self.mask is not None or self.keys.dtype != (torch.float16 if INTERPRETED else torch.bfloat16):
             return None
-        tiles, latents = self.tiles("quick_point_gradient")
-        while latents >= 16 and self.num_latents % self.together(tiles, latents):
+        tiles, latents = self.tiles("fast_point_gradient")
+        while latents >= 16 and self.num_latents % self.latents_per_launch(tiles, latents):
             latents //= 2
         return (tiles, latents) if latents >= 16 else None
 
     def slices(self, tiles: Tiles, programs_a_slice: int) -> tuple[int, int]:
-        """Points of a slice, and the number of slices; see [meshes][flare_model.kernels.meshes]."""
+        """Points of a slice, and the number of slices; see [meshes][flare_model.kernels.mesh_slices]."""
         # Each program reads latents before its first tile: small meshes are not for many programs.
         enough = self.total * programs_a_slice // (_TILES_A_PROGRAM * tiles.points)
         wanted = max(1, min(tiles.programs, max(enough, PROGRAMS)) // programs_a_slice)
@@ -147,6 +147,6 @@ def sum_slices(parts: Tensor, length: int, points: Points) -> Tensor:
     return sums
 
 
-def launching_on(tensor: Tensor) -> Any:
+def on_device_of(tensor: Tensor) -> Any:
     """Kernels are launched on the current device: make it that of a tensor."""
     return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from flare_model.kernels.decode import decode_kernel
 from flare_model.kernels.encoding import launch_encoding, scale_latents
 from flare_model.kernels.gradients import latent_gradient_kernel, point_gradient_kernel
-from flare_model.kernels.launches import LEVELS, Points, launching_on, sum_slices
+from flare_model.kernels.launches import LOGSUMEXP_TYPES, Points, on_device_of, sum_slices
 
 
 def _decode(queries: Tensor, encoded: Tensor, points: Points) -> tuple[Tensor, Tensor]:
@@ -24,25 +24,25 @@ def _decode(queries: Tensor, encoded: Tensor, points: Points) -> tuple[Tensor, T
     tiles, latents = points.tiles("decode")
     length, slices = points.slices(tiles, points.heads)
     decoded = torch.empty_like(points.keys)
-    normalisers = encoded.new_empty(points.heads, points.total, dtype=LEVELS[points.keys.dtype])
+    logsumexps = encoded.new_empty(points.heads, points.total, dtype=LOGSUMEXP_TYPES[points.keys.dtype])
     decode_kernel[(slices * points.heads,)](
-        queries, points.keys, encoded, points.offsets, decoded, normalisers,
+        queries, points.keys, encoded, points.offsets, decoded, logsumexps,
         **points.place(length), total_points=points.total, **points.constants(tiles, latents),
         TILES=triton.cdiv(points.num_latents, latents), UNEVEN=points.num_latents % latents != 0,
         OWN=queries.dim() == 4, POLYNOMIALS=points.polynomials(tiles),
     )  # fmt: skip
-    return decoded, normalisers
+    return decoded, logsumexps
 
 
-def _latent_gradient(queries: Tensor, grad_decoded: Tensor, normalisers: Tensor, points: Points) -> Tensor:
+def _latent_gradient(queries: Tensor, grad_decoded: Tensor, logsumexps: Tensor, points: Points) -> Tensor:
     """DZ, [B, H, M, D]."""
     heads, depth, num_latents = points.heads, points.depth, points.num_latents
     tiles, latents = points.tiles("latent_gradient")
     rows = heads * triton.cdiv(num_latents, latents)
     length, slices = points.slices(tiles, rows)
-    parts = normalisers.new_empty(slices, heads, num_latents, depth, dtype=torch.float32)
+    parts = logsumexps.new_empty(slices, heads, num_latents, depth, dtype=torch.float32)
     latent_gradient_kernel[(slices * rows,)](
-        queries, points.keys, grad_decoded, normalisers, points.offsets, parts,
+        queries, points.keys, grad_decoded, logsumexps, points.offsets, parts,
         **points.place(length), total_points=points.total, NARROW=points.narrow, **points.constants(tiles, latents),
         OWN=queries.dim() == 4, POLYNOMIALS=points.polynomials(tiles),
     )  # fmt: skip
@@ -56,28 +56,28 @@ def _point_gradients(
     grad_decoded: Tensor,
     encoded: Tensor,
     grad_encoded: Tensor,
-    latent_normalisers: Tensor,
-    point_normalisers: Tensor,
+    latent_logsumexps: Tensor,
+    point_logsumexps: Tensor,
     points: Points,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """DQ as the queries lie, in float32; dK and dV as the keys."""
-    exact, quick = points.tiles("point_gradient"), points.quick_tiles()
-    ways = (quick, exact) if quick else (exact,)
-    length, slices = points.slices(ways[0][0], points.heads)
+    general, fast = points.tiles("point_gradient"), points.fast_tiles()
+    paths = (fast, general) if fast else (general,)
+    length, slices = points.slices(paths[0][0], points.heads)
     parts = encoded.new_empty(slices, points.heads, points.num_latents, points.depth)
-    finished = torch.empty(slices, points.heads, dtype=torch.int8, device=values.device) if quick else None
-    scales, bounds = scale_latents(encoded, grad_encoded, latent_normalisers, points)
-    several = any(points.num_latents > points.together(*way) for way in ways)
-    gradients = [torch.empty_like(t, dtype=torch.float32 if several else t.dtype) for t in (points.keys, values)]
-    for way in ways:
-        together = points.together(*way)
-        for latent in range(0, points.num_latents, together):
+    finished = torch.empty(slices, points.heads, dtype=torch.int8, device=values.device) if fast else None
+    scales, bounds = scale_latents(encoded, grad_encoded, latent_logsumexps, points)
+    accumulates = any(points.num_latents > points.latents_per_launch(*path) for path in paths)
+    gradients = [torch.empty_like(t, dtype=torch.float32 if accumulates else t.dtype) for t in (points.keys, values)]
+    for path in paths:
+        latents_per_launch = points.latents_per_launch(*path)
+        for latent in range(0, points.num_latents, latents_per_launch):
             point_gradient_kernel[(slices * points.heads,)](
-                queries, points.keys, values, decoded, grad_decoded, point_normalisers, encoded, grad_encoded,
+                queries, points.keys, values, decoded, grad_decoded, point_logsumexps, encoded, grad_encoded,
                 scales, bounds, finished, points.mask, points.offsets, parts, *gradients,
-                **points.place(length), total_points=points.total, latent=latent, **points.constants(*way),
-                NARROW=points.narrow, TILES=together // way[1], MASKED=points.mask is not None,
-                UNEVEN=points.num_latents % together != 0, ADD=latent > 0, QUICK=way is not exact,
+                **points.place(length), total_points=points.total, latent=latent, **points.constants(*path),
+                NARROW=points.narrow, TILES=latents_per_launch // path[1], MASKED=points.mask is not None,
+                UNEVEN=points.num_latents % latents_per_launch != 0, ADD=latent > 0, FAST=path is not general,
                 OWN=queries.dim() == 4,
             )  # fmt: skip
     grad_keys, grad_values = (t.to(values.dtype) for t in gradients)
@@ -105,23 +105,23 @@ def mix_operator(
         offsets: First point of each mesh and the end of the last, [B + 1], on the device.
 
     Returns:
-        Mixed values, as the keys; and for the backward pass: latents Z [B, H, M, D], their normalisers L [B, H, M] and
+        Mixed values, as the keys; and for the backward pass: latents Z [B, H, M, D], their logsumexps L [B, H, M] and
         those of the points l [H, ΣN]; no gradient goes through these. All are float32, but L and l are float64 where
         the keys are float32.
     """
     points = Points(keys, queries.shape[-2], mask, offsets)
-    with launching_on(keys):
-        asking = queries.to(keys.dtype)
-        encoded, latent_normalisers = launch_encoding(asking, values, points)
-        decoded, point_normalisers = _decode(asking, encoded, points)
-    return decoded, encoded, latent_normalisers, point_normalisers
+    with on_device_of(keys):
+        cast_queries = queries.to(keys.dtype)
+        encoded, latent_logsumexps = launch_encoding(cast_queries, values, points)
+        decoded, point_logsumexps = _decode(cast_queries, encoded, points)
+    return decoded, encoded, latent_logsumexps, point_logsumexps
 
 
 @torch.library.custom_op(
     "flare_model::mix_backward",
     mutates_args=(),
     schema="(Tensor gradient, Tensor queries, Tensor keys, Tensor values, Tensor? mask, Tensor? offsets,"
-    " Tensor decoded, Tensor encoded, Tensor latent_normalisers, Tensor point_normalisers) -> (Tensor, Tensor, Tensor)",
+    " Tensor decoded, Tensor encoded, Tensor latent_logsumexps, Tensor point_logsumexps) -> (Tensor, Tensor, Tensor)",
 )
 def mix_backward_operator(
     gradient: Tensor,
@@ -132,16 +132,16 @@ def mix_backward_operator(
     offsets: Tensor | None,
     decoded: Tensor,
     encoded: Tensor,
-    latent_normalisers: Tensor,
-    point_normalisers: Tensor,
+    latent_logsumexps: Tensor,
+    point_logsumexps: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values; arguments as for and from `mix_operator`, the gradient contiguous."""
     points = Points(keys, queries.shape[-2], mask, offsets)
-    with launching_on(keys):
-        asking = queries.to(keys.dtype)
-        grad_encoded = _latent_gradient(asking, gradient, point_normalisers, points)
+    with on_device_of(keys):
+        cast_queries = queries.to(keys.dtype)
+        grad_encoded = _latent_gradient(cast_queries, gradient, point_logsumexps, points)
         grad_queries, grad_keys, grad_values = _point_gradients(
-            asking, values, decoded, gradient, encoded, grad_encoded, latent_normalisers, point_normalisers, points
+            cast_queries, values, decoded, gradient, encoded, grad_encoded, latent_logsumexps, point_logsumexps, points
         )
         return grad_queries.to(queries.dtype), grad_keys, grad_values
 
@@ -155,7 +155,7 @@ def _(
     encoded = queries.new_empty(meshes, heads, num_latents, depth, dtype=torch.float32)
     total = keys.shape[0] * keys.shape[1]
     shapes = (encoded.shape[:-1], (heads, total))
-    high, low = (encoded.new_empty(shape, dtype=LEVELS[keys.dtype]) for shape in shapes)
+    high, low = (encoded.new_empty(shape, dtype=LOGSUMEXP_TYPES[keys.dtype]) for shape in shapes)
     return torch.empty_like(values), encoded, high, low
 
 
@@ -205,14 +205,14 @@ def mix(
 class Ranks(Protocol):
     """Processes that share the points of every mesh."""
 
-    def merge(self, encoded: Tensor, levels: Tensor, *, binary: bool) -> tuple[Tensor, Tensor]:
+    def merge(self, encoded: Tensor, logsumexps: Tensor, *, binary: bool) -> tuple[Tensor, Tensor]:
         """Z and L of whole meshes, of those that each process has; L is -∞ where it has no point."""
 
     def total(self, part: Tensor) -> Tensor:
         """Sum over the processes."""
 
 
-class _MixShared(torch.autograd.Function):
+class _MixDivided(torch.autograd.Function):
     """`mix_operator` for the points of one of several processes: Z, L and dZ are those of whole meshes."""
 
     @staticmethod
@@ -221,16 +221,16 @@ class _MixShared(torch.autograd.Function):
         offsets: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """Mixed values; arguments as for `mix_operator`."""
-        points, asking = Points(keys, queries.shape[-2], mask, offsets), queries.to(keys.dtype)
-        with launching_on(keys):
-            encoded, levels = _encode_own(asking, values, points)
-            encoded, levels = ranks.merge(encoded, levels, binary=keys.dtype != torch.float32)
-            encoded, levels = encoded.contiguous(), levels.contiguous()
+        points, cast_queries = Points(keys, queries.shape[-2], mask, offsets), queries.to(keys.dtype)
+        with on_device_of(keys):
+            encoded, logsumexps = _encode_own(cast_queries, values, points)
+            encoded, logsumexps = ranks.merge(encoded, logsumexps, binary=keys.dtype != torch.float32)
+            encoded, logsumexps = encoded.contiguous(), logsumexps.contiguous()
             if points.total:
-                decoded, point_levels = _decode(asking, encoded, points)
+                decoded, point_logsumexps = _decode(cast_queries, encoded, points)
             else:
-                decoded, point_levels = torch.empty_like(values), levels.new_empty(points.heads, 0)
-        ctx.save_for_backward(queries, keys, values, mask, offsets, decoded, encoded, levels, point_levels)
+                decoded, point_logsumexps = torch.empty_like(values), logsumexps.new_empty(points.heads, 0)
+        ctx.save_for_backward(queries, keys, values, mask, offsets, decoded, encoded, logsumexps, point_logsumexps)
         ctx.ranks = ranks
         return decoded
 
@@ -238,16 +238,16 @@ class _MixShared(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """As `mix_backward_operator`, with dZ summed over the processes between the passes; dQ is of the own points."""
-        queries, keys, values, mask, offsets, decoded, encoded, levels, point_levels = ctx.saved_tensors
-        points, asking = Points(keys, queries.shape[-2], mask, offsets), queries.to(keys.dtype)
+        queries, keys, values, mask, offsets, decoded, encoded, logsumexps, point_logsumexps = ctx.saved_tensors
+        points, cast_queries = Points(keys, queries.shape[-2], mask, offsets), queries.to(keys.dtype)
         gradient = gradient.contiguous()
-        with launching_on(keys):
+        with on_device_of(keys):
             if points.total == 0:
                 ctx.ranks.total(torch.zeros_like(encoded))
                 return None, torch.zeros_like(queries), torch.empty_like(keys), torch.empty_like(values), None, None
-            grad_encoded = ctx.ranks.total(_latent_gradient(asking, gradient, point_levels, points))
+            grad_encoded = ctx.ranks.total(_latent_gradient(cast_queries, gradient, point_logsumexps, points))
             grad_queries, grad_keys, grad_values = _point_gradients(
-                asking, values, decoded, gradient, encoded, grad_encoded, levels, point_levels, points
+                cast_queries, values, decoded, gradient, encoded, grad_encoded, logsumexps, point_logsumexps, points
             )
         return None, grad_queries.to(queries.dtype), grad_keys, grad_values, None, None
 
@@ -257,16 +257,16 @@ def _encode_own(queries: Tensor, values: Tensor, points: Points) -> tuple[Tensor
     if points.total == 0:
         shape = (points.meshes, points.heads, points.num_latents)
         encoded = values.new_zeros(*shape, points.depth, dtype=torch.float32)
-        return encoded, encoded.new_full(shape, -math.inf, dtype=LEVELS[values.dtype])
-    encoded, levels = launch_encoding(queries, values, points)
+        return encoded, encoded.new_full(shape, -math.inf, dtype=LOGSUMEXP_TYPES[values.dtype])
+    encoded, logsumexps = launch_encoding(queries, values, points)
     if points.offsets is not None:
-        return encoded, levels.masked_fill((points.offsets.diff() == 0)[:, None, None], -math.inf)
+        return encoded, logsumexps.masked_fill((points.offsets.diff() == 0)[:, None, None], -math.inf)
     if points.mask is not None:
-        return encoded, levels.masked_fill(~points.mask.any(1)[:, None, None], -math.inf)
-    return encoded, levels
+        return encoded, logsumexps.masked_fill(~points.mask.any(1)[:, None, None], -math.inf)
+    return encoded, logsumexps
 
 
-def mix_shared(
+def mix_divided(
     ranks: Ranks,
     queries: Tensor,
     keys: Tensor,
@@ -290,8 +290,8 @@ def mix_shared(
     queries, keys, values = queries.contiguous(), keys.contiguous(), values.contiguous()
     if offsets is not None:
         offsets = offsets.to(keys.device).contiguous()
-        joined: Tensor = _MixShared.apply(ranks, queries, keys[None], values[None], None, offsets)  # type: ignore[no-untyped-call]
+        joined: Tensor = _MixDivided.apply(ranks, queries, keys[None], values[None], None, offsets)  # type: ignore[no-untyped-call]
         return joined[0]
     mask = None if mask is None else mask.contiguous()
-    mixed: Tensor = _MixShared.apply(ranks, queries, keys, values, mask, None)  # type: ignore[no-untyped-call]
+    mixed: Tensor = _MixDivided.apply(ranks, queries, keys, values, mask, None)  # type: ignore[no-untyped-call]
     return mixed

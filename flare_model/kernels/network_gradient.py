@@ -32,27 +32,27 @@ def network_gradient_kernel(
         first, place, exists = rows(start, count, C, POINTS)
         h = first_hidden(tl.load(x + first + place, mask=exists, other=0.0), vectors, epsilon, LAYERS, C, NORM)
         hidden = (h.to(TYPE),)
-        held = ()
+        gelu_slopes = ()
         for layer in tl.static_range(LAYERS - 1):
-            h, slope = _up(h, w[layer], vectors, layer, C, POINTS, TYPE)
+            h, slope = _forward_layer(h, w[layer], vectors, layer, C, POINTS, TYPE)
             hidden += (h.to(TYPE),)
             if NORM:
                 tl.store(slopes + place + layer * POINTS * C, slope)
             else:
-                held += (slope,)
+                gelu_slopes += (slope,)
         if NORM:
             tl.debug_barrier()  # The thread that reads a slope need not be the one that wrote it.
         # Where there is no point the gradient is 0, and so is what the point adds to dW and db.
         dh = tl.load(gradient + first + place, mask=exists, other=0.0).to(tl.float32)
         new_dw = ()
         for layer in tl.static_range(LAYERS - 1, -1, -1):
-            behind = dh.to(TYPE)
+            grad_output = dh.to(TYPE)
             if layer < LAYERS - 1:
-                slope = tl.load(slopes + place + layer * POINTS * C) if NORM else held[layer]
-                behind = (dh * slope.to(tl.float32)).to(TYPE)
-            new_dw = (tl.dot(tl.trans(behind), hidden[layer], dw[layer]),) + new_dw
-            sums = _add_column(sums, behind, layer, POINTS, TYPE)
-            dh = tl.dot(behind, w[layer], dh)
+                slope = tl.load(slopes + place + layer * POINTS * C) if NORM else gelu_slopes[layer]
+                grad_output = (dh * slope.to(tl.float32)).to(TYPE)
+            new_dw = (tl.dot(tl.trans(grad_output), hidden[layer], dw[layer]),) + new_dw
+            sums = _add_column(sums, grad_output, layer, POINTS, TYPE)
+            dh = tl.dot(grad_output, w[layer], dh)
         dw = new_dw
         if NORM:
             dh, sums = _through_norm(dh, sums, x + first, vectors, place, exists, epsilon, LAYERS, C, POINTS, TYPE)
@@ -67,14 +67,15 @@ def network_gradient_kernel(
 
 
 @triton.jit
-def network_descent_kernel(
-    x, weights, vectors, gradient, grad_x, entering, behinds, grad_vectors, count, length, epsilon,
+def network_backward_kernel(
+    x, weights, vectors, gradient, grad_x, layer_inputs, grad_outputs, grad_vectors, count, length, epsilon,
     LAYERS: tl.constexpr, C: tl.constexpr, NORM: tl.constexpr, POINTS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """As network_gradient_kernel, where the gradients of the matrices don't fit into the registers.
 
-    What enters each layer and the gradient behind its matrix are written to entering and behinds, [LAYERS, length, C]
-    and of TYPE; length is a multiple of POINTS, and behinds is 0 from count on. Before that behinds holds the slopes.
+    The input of each layer and the gradient of its matrix product are written to layer_inputs and grad_outputs,
+    [LAYERS, length, C] and of TYPE; length is a multiple of POINTS, and grad_outputs is 0 from count on. Before that
+    grad_outputs holds the slopes.
     """
     w = matrices(weights, LAYERS, C, TYPE)
     stride = tl.cast(length, tl.int64) * C
@@ -82,21 +83,21 @@ def network_descent_kernel(
     for start in range(tl.program_id(0) * POINTS, length, tl.num_programs(0) * POINTS):
         first, place, exists = rows(start, count, C, POINTS)
         h = first_hidden(tl.load(x + first + place, mask=exists, other=0.0), vectors, epsilon, LAYERS, C, NORM)
-        tl.store(entering + first + place, h.to(TYPE))
+        tl.store(layer_inputs + first + place, h.to(TYPE))
         for layer in tl.static_range(LAYERS - 1):
-            h, slope = _up(h, w[layer], vectors, layer, C, POINTS, TYPE)
-            tl.store(behinds + layer * stride + first + place, slope)
-            tl.store(entering + (layer + 1) * stride + first + place, h.to(TYPE))
+            h, slope = _forward_layer(h, w[layer], vectors, layer, C, POINTS, TYPE)
+            tl.store(grad_outputs + layer * stride + first + place, slope)
+            tl.store(layer_inputs + (layer + 1) * stride + first + place, h.to(TYPE))
         tl.debug_barrier()
         dh = tl.load(gradient + first + place, mask=exists, other=0.0).to(tl.float32)
         for layer in tl.static_range(LAYERS - 1, -1, -1):
-            behind = dh.to(TYPE)
+            grad_output = dh.to(TYPE)
             if layer < LAYERS - 1:
-                slope = tl.load(behinds + layer * stride + first + place)
-                behind = (dh * slope.to(tl.float32)).to(TYPE)
-            tl.store(behinds + layer * stride + first + place, behind)
-            sums = _add_column(sums, behind, layer, POINTS, TYPE)
-            dh = tl.dot(behind, w[layer], dh)
+                slope = tl.load(grad_outputs + layer * stride + first + place)
+                grad_output = (dh * slope.to(tl.float32)).to(TYPE)
+            tl.store(grad_outputs + layer * stride + first + place, grad_output)
+            sums = _add_column(sums, grad_output, layer, POINTS, TYPE)
+            dh = tl.dot(grad_output, w[layer], dh)
         if NORM:
             dh, sums = _through_norm(dh, sums, x + first, vectors, place, exists, epsilon, LAYERS, C, POINTS, TYPE)
         tl.store(grad_x + first + place, dh.to(grad_x.dtype.element_ty), mask=exists)
@@ -104,7 +105,7 @@ def network_descent_kernel(
 
 
 @triton.jit
-def _up(h, w, vectors, layer: tl.constexpr, C: tl.constexpr, POINTS: tl.constexpr, TYPE: tl.constexpr):
+def _forward_layer(h, w, vectors, layer: tl.constexpr, C: tl.constexpr, POINTS: tl.constexpr, TYPE: tl.constexpr):
     """What leaves a layer, and the slope of its GELU, of TYPE."""
     bias = tl.broadcast_to(row_of(vectors, layer, C), (POINTS, C))
     value, slope = gelu_with_slope(tl.dot(h.to(TYPE), tl.trans(w), bias))

@@ -15,12 +15,12 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from flare_model.kernels.network import network_kernel
-from flare_model.kernels.network_gradient import network_descent_kernel, network_gradient_kernel
+from flare_model.kernels.network_gradient import network_backward_kernel, network_gradient_kernel
 from flare_model.kernels.tuning import INTERPRETED, NetworkTiles, gradient_tiles, network_tiles
 
 DTYPES: Final = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
-_HELD: Final = 64
+_MAX_IN_REGISTERS: Final = 64
 """Most channels whose matrices have their gradients in registers; above, they are products of what kernels wrote."""
 
 _SLICE: Final = 32 if INTERPRETED else 1024
@@ -43,7 +43,7 @@ def _programs(x: Tensor, count: int, tiles: NetworkTiles) -> int:
     return int(max(1, min(triton.cdiv(count, tiles.points), _multiprocessors(x) * tiles.programs)))
 
 
-def _options(weights: Tensor, vectors: Tensor, dtype: torch.dtype, tiles: NetworkTiles) -> dict[str, Any]:
+def _compile_options(weights: Tensor, vectors: Tensor, dtype: torch.dtype, tiles: NetworkTiles) -> dict[str, Any]:
     """What the kernels are compiled for."""
     layers, channels = weights.shape[:2]
     network = {"LAYERS": layers, "C": channels, "NORM": len(vectors) > layers, "TYPE": DTYPES[dtype]}
@@ -72,7 +72,7 @@ def network_operator(x: Tensor, weights: Tensor, vectors: Tensor, epsilon: float
     tiles = network_tiles(x.shape[-1])
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         network_kernel[(_programs(x, _count(x), tiles),)](
-            x, weights, vectors, out, _count(x), epsilon, **_options(weights, vectors, dtype, tiles)
+            x, weights, vectors, out, _count(x), epsilon, **_compile_options(weights, vectors, dtype, tiles)
         )
     return out
 
@@ -87,7 +87,7 @@ def network_backward_operator(
     gradient: Tensor, x: Tensor, weights: Tensor, vectors: Tensor, epsilon: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weights and vectors; arguments as for `network_operator`, the gradient contiguous."""
-    differentiate = _differentiate_at_once if x.shape[-1] <= _HELD else _differentiate_in_chunks
+    differentiate = _differentiate_at_once if x.shape[-1] <= _MAX_IN_REGISTERS else _differentiate_in_chunks
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         return differentiate(gradient, x, weights, vectors, epsilon, dtype)
 
@@ -103,11 +103,11 @@ def _differentiate_at_once(
         weights.new_empty(programs, *weights.shape),
         vectors.new_empty(programs, *vectors.shape),
     )
-    waiting = (programs, len(weights) - 1, tiles.points, x.shape[-1]) if norm else (1,)
-    slopes = x.new_empty(waiting, dtype=dtype)
+    slopes_shape = (programs, len(weights) - 1, tiles.points, x.shape[-1]) if norm else (1,)
+    slopes = x.new_empty(slopes_shape, dtype=dtype)
     network_gradient_kernel[(programs,)](
         x, weights, vectors, gradient, grad_x, grad_weights, grad_vectors, slopes, _count(x), epsilon,
-        **_options(weights, vectors, dtype, tiles),
+        **_compile_options(weights, vectors, dtype, tiles),
     )  # fmt: skip
     return grad_x, grad_weights.sum(0), grad_vectors.sum(0)
 
@@ -122,15 +122,15 @@ def _differentiate_in_chunks(
     rows = [torch.split(tensor.view(-1, width), _CHUNK) for tensor in (x, gradient, grad_x)]
     for some_x, some_gradient, some_grad_x in zip(*rows, strict=True):
         slices = triton.cdiv(len(some_x), _SLICE)
-        entering, behinds = x.new_empty(2, layers, slices * _SLICE, width, dtype=dtype)
+        layer_inputs, grad_outputs = x.new_empty(2, layers, slices * _SLICE, width, dtype=dtype)
         programs = _programs(x, slices * _SLICE, tiles)
         shares = vectors.new_empty(programs, *vectors.shape)
-        network_descent_kernel[(programs,)](
-            some_x, weights, vectors, some_gradient, some_grad_x, entering, behinds, shares,
+        network_backward_kernel[(programs,)](
+            some_x, weights, vectors, some_gradient, some_grad_x, layer_inputs, grad_outputs, shares,
             len(some_x), slices * _SLICE, epsilon,
-            **_options(weights, vectors, dtype, tiles),
+            **_compile_options(weights, vectors, dtype, tiles),
         )  # fmt: skip
-        products = _products(behinds.view(-1, _SLICE, width).mT, entering.view(-1, _SLICE, width))
+        products = _products(grad_outputs.view(-1, _SLICE, width).mT, layer_inputs.view(-1, _SLICE, width))
         grad_weights += products.view(layers, slices, width, width).sum(1)
         grad_vectors += shares.sum(0)
     return grad_x, grad_weights, grad_vectors

@@ -11,13 +11,13 @@ from flare_model.kernels.tuning import INTERPRETED
 
 DEPTHS: Final = (4, 8, 16, 32)
 DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32)
-MOST_LATENTS: Final = 1024
+MAX_LATENTS: Final = 1024
 
-MOST_LAYERS: Final = 5
+MAX_LAYERS: Final = 5
 
 _SHARED_MEMORY: Final = {64: 192_512, 128: 229_376}
 """Bytes of a multiprocessor that the network's kernels need, by channels: GPUs of the H100's class have them."""
-_LEAST_CAPABILITY: Final = (8, 0)
+_MIN_CAPABILITY: Final = (8, 0)
 
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 6):
     raise ImportError(f"the kernels need Triton 3.6 or newer, not {triton.__version__}")
@@ -32,14 +32,14 @@ def unsupported(device: torch.device, dtype: torch.dtype, depth: int, num_latent
         depth: D, channels of a head.
         num_latents: M.
     """
-    if lacking := _lacking(device):
-        return lacking
+    if missing := _missing_support(device):
+        return missing
     if dtype not in DTYPES:
         return f"they take float16, bfloat16 and float32, not {_name(dtype)}"
     if depth not in DEPTHS:
         return f"they take heads of {', '.join(map(str, DEPTHS))} channels, not of {depth}"
-    if num_latents > MOST_LATENTS:
-        return f"they take up to {MOST_LATENTS} latents, not {num_latents}"
+    if num_latents > MAX_LATENTS:
+        return f"they take up to {MAX_LATENTS} latents, not {num_latents}"
     return None
 
 
@@ -52,14 +52,14 @@ def unsupported_network(device: torch.device, dtype: torch.dtype, channels: int,
         channels: C.
         layers: Its layers, the first and the last among them.
     """
-    if lacking := _lacking(device):
-        return lacking
+    if missing := _missing_support(device):
+        return missing
     if dtype not in (torch.float16, torch.bfloat16):
         return f"they take products of float16 and bfloat16, not of {_name(dtype)}"
     if channels not in _SHARED_MEMORY:
         return f"they take networks of {' or '.join(map(str, _SHARED_MEMORY))} channels, not of {channels}"
-    if layers > MOST_LAYERS:
-        return f"they take networks of up to {MOST_LAYERS} layers, the first and the last among them, not of {layers}"
+    if layers > MAX_LAYERS:
+        return f"they take networks of up to {MAX_LAYERS} layers, the first and the last among them, not of {layers}"
     if (there := _shared_memory(device)) < (needed := _SHARED_MEMORY[channels]):
         return f"{channels} channels need {needed} bytes of a multiprocessor's shared memory, and this GPU has {there}"
     return None
@@ -69,7 +69,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _lacking(device: torch.device) -> str | None:
+def _missing_support(device: torch.device) -> str | None:
     """What keeps the kernels from a device; without a GPU, nothing that is known."""
     if device.type == "cpu" and INTERPRETED:
         return None
@@ -77,8 +77,8 @@ def _lacking(device: torch.device) -> str | None:
         return f"they run on CUDA devices (on a CPU in Triton's interpreter: TRITON_INTERPRET=1), not on {device.type}"
     if torch.version.hip is not None:
         return "they are written for NVIDIA's GPUs"
-    if torch.cuda.is_available() and (capability := torch.cuda.get_device_capability(device)) < _LEAST_CAPABILITY:
-        least, found = (".".join(map(str, version)) for version in (_LEAST_CAPABILITY, capability))
+    if torch.cuda.is_available() and (capability := torch.cuda.get_device_capability(device)) < _MIN_CAPABILITY:
+        least, found = (".".join(map(str, version)) for version in (_MIN_CAPABILITY, capability))
         return f"they need a GPU of compute capability {least} or more, and this one has {found}"
     return None
 

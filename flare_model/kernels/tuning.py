@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 import triton
 
-Kernel = Literal["encode", "decode", "latent_gradient", "point_gradient", "quick_point_gradient", "encode_gradient"]
+Kernel = Literal["encode", "decode", "latent_gradient", "point_gradient", "fast_point_gradient", "encode_gradient"]
 
 INTERPRETED: Final = bool(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on the CPU."""
@@ -48,7 +48,7 @@ _SMALL: Final = Tiles(points=16, latents=16, programs=12, unrolled=2)
 _FULL_PRECISION: Final = Tiles(points=32, latents=32, stages=1, unrolled=1)
 
 _DECODE: Final = Tiles(points=64, latents=128, stages=4, programs=6336)
-_QUICK_POINT_GRADIENT: Final = Tiles(points=64, latents=64, warps=2, stages=2, programs=1056)
+_FAST_POINT_GRADIENT: Final = Tiles(points=64, latents=64, warps=2, stages=2, programs=1056)
 _ENCODE_GRADIENT: Final = Tiles(points=32, latents=64, warps=2, stages=2, programs=1056)
 _POINT_GRADIENT_FEW: Final = Tiles(points=64, latents=32, warps=2, stages=2, unrolled=8)
 _POINT_GRADIENT_MANY: Final = Tiles(points=32, latents=64, warps=2, stages=2)
@@ -79,20 +79,20 @@ def tiles_of(kernel: Kernel, num_latents: int, depth: int, element_size: int) ->
         return _POINT_GRADIENT_MANY if many else _POINT_GRADIENT_FEW
     if kernel == "encode_gradient":
         return replace(_ENCODE_GRADIENT, latents=32) if depth > 16 else _ENCODE_GRADIENT
-    return _quick_point_gradient(depth, many=many)
+    return _fast_point_gradient(depth, many=many)
 
 
-def _quick_point_gradient(depth: int, *, many: bool) -> Tiles:
+def _fast_point_gradient(depth: int, *, many: bool) -> Tiles:
     """As few registers as let more programs share a multiprocessor, where that pays."""
     if depth > 16:
-        return replace(_QUICK_POINT_GRADIENT, points=32, latents=32)
+        return replace(_FAST_POINT_GRADIENT, points=32, latents=32)
     if depth == 16:
-        return replace(_QUICK_POINT_GRADIENT, stages=2 if many else 3)
+        return replace(_FAST_POINT_GRADIENT, stages=2 if many else 3)
     if depth < 8:
-        return replace(_QUICK_POINT_GRADIENT, latents=32, unrolled=8)
+        return replace(_FAST_POINT_GRADIENT, latents=32, unrolled=8)
     if many:
-        return replace(_QUICK_POINT_GRADIENT, warps=4, stages=1, registers=128)
-    return replace(_QUICK_POINT_GRADIENT, registers=168, programs=792)
+        return replace(_FAST_POINT_GRADIENT, warps=4, stages=1, registers=128)
+    return replace(_FAST_POINT_GRADIENT, registers=168, programs=792)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What models are made of: mixer, attention, pointwise networks, meshes and tiles of a batch.
+"""Layers of the models: mixer, attention, pointwise networks, meshes and tiles of a batch.
 
-Written to be read; which kernel computes a layer on a device is decided here too.
+They are the readable reference, and choose the kernels that compute them on a device.
 """

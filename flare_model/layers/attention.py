@@ -19,7 +19,7 @@ _HAS_VARLEN: Final = importlib.util.find_spec("torch.nn.attention.varlen") is no
 
 _DEPTHS: Final = (8, 256)
 """FlashAttention takes a D that is a multiple of the first and at most the second."""
-_LEAST_CAPABILITY: Final = (8, 0)
+_MIN_CAPABILITY: Final = (8, 0)
 
 
 def attend_among_points(queries: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
@@ -36,24 +36,26 @@ def attend_among_points(queries: Tensor, keys: Tensor, values: Tensor, layout: L
     """
     if layout.offsets is not None and layout.offsets.shape[0] > 2 and takes_meshes_together(queries):
         bounds = layout.offsets.to(torch.int32)
-        most = max(layout.sizes) if layout.sizes else queries.shape[0]  # Blocks beyond the end of a mesh end at once.
+        longest = (
+            max(layout.sizes) if layout.sizes else queries.shape[0]
+        )  # Blocks beyond the end of a mesh end at once.
         from torch.nn.attention.varlen import varlen_attn  # with it comes PyTorch's compiler, a second
 
-        return cast("Tensor", varlen_attn(queries, keys, values, bounds, bounds, most, most))
+        return cast("Tensor", varlen_attn(queries, keys, values, bounds, bounds, longest, longest))
     return layout.attend(_attend, queries, keys, values)
 
 
 def takes_meshes_together(queries: Tensor) -> bool:
     """Whether one call takes joined meshes: 16 bits on a GPU that FlashAttention knows."""
-    multiple, most = _DEPTHS
+    multiple, largest = _DEPTHS
     return (
         _HAS_VARLEN
         and queries.is_cuda
         and torch.version.hip is None
         and queries.dtype in (torch.float16, torch.bfloat16)
         and queries.shape[-1] % multiple == 0
-        and queries.shape[-1] <= most
-        and torch.cuda.get_device_capability(queries.device) >= _LEAST_CAPABILITY
+        and queries.shape[-1] <= largest
+        and torch.cuda.get_device_capability(queries.device) >= _MIN_CAPABILITY
     )
 
 

@@ -31,14 +31,14 @@ def _constant(function: Callable[..., bool]) -> Callable[..., bool]:
 
 
 class ChosenMixer(nn.Module):
-    """A mixer that the kernels can compute; what computes it is chosen by `flare_model.layers.mixer.mix_by`.
+    """A mixer that the kernels can compute; its implementation is chosen by `flare_model.layers.mixer.mix_by`.
 
     Args:
         implementation: triton for the kernels, sdpa for attention calls, reference for matrices written out; auto takes
             the kernels where they can run, else the attention calls.
     """
 
-    published = True
+    as_published = True
     """Whether it mixes as its paper does; otherwise by attention calls alone."""
 
     def __init__(self, implementation: Implementation) -> None:
@@ -57,7 +57,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def mix_by_kernels(
     implementation: Implementation, device: torch.device, dtype: torch.dtype, depth: int, num_latents: int
 ) -> bool:
-    """Whether the kernels mix; why auto leaves them out on a GPU is said once, as a warning.
+    """Whether the kernels mix; a warning says once why auto doesn't use them on a GPU.
 
     Args:
         implementation: What was asked for.
@@ -84,7 +84,7 @@ def mix_by_kernels(
 def network_by_kernels(
     implementation: Implementation, device: torch.device, dtype: torch.dtype, channels: int, layers: int
 ) -> bool:
-    """Whether a kernel applies a pointwise network; why it is left out, also by name, is said once, as a warning.
+    """Whether a kernel applies a pointwise network; a warning says once why not, also where it is asked for by name.
 
     Args:
         implementation: What was asked for.
@@ -103,7 +103,7 @@ def network_by_kernels(
 
 
 def _support() -> ModuleType | None:
-    """What the kernels say of themselves; None where Triton is not installed."""
+    """The module of the kernels' requirements; None where Triton is not installed."""
     try:
         from flare_model.kernels import support
     except ImportError:

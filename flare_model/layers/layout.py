@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
-from flare_model.layers.mesh_tiles import MeshTiles, Places, mesh_of_points
+from flare_model.layers.mesh_tiles import MeshTiles, PointRows, mesh_of_points
 from lpbf_data.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Layout:
     offsets: Tensor | None = None
     mask: Tensor | None = None
     sizes: tuple[int, ...] | None = None
-    padding: Places | None = None
+    padding: PointRows | None = None
     tiles: MeshTiles | None = None
     ranks: PointRanks | None = None
 
@@ -68,8 +68,8 @@ class Layout:
 
         Raises:
             UsageError: If the shapes don't fit together, or a mesh has no points. Where the host can't know the offsets
-                without waiting, or a graph is recorded, they are checked on their device: lies end as errors of the
-                device, later. Exported models check nothing.
+                without waiting, or a graph is recorded, they are checked on their device: wrong ones end as errors of
+                the device, later. Exported models check nothing.
         """
         if offsets is None:
             if mask is not None:
@@ -98,7 +98,7 @@ class Layout:
         if sizes is None or _capturing():
             return cls(offsets=offsets, tiles=tiles, ranks=ranks)
         worthwhile = not tiled and min(sizes) > 0 and max(sizes) * len(sizes) <= _MAX_PADDING * points.shape[0]
-        padding = Places.padded(offsets, sizes) if worthwhile else None
+        padding = PointRows.padded(offsets, sizes) if worthwhile else None
         return cls(offsets=offsets, sizes=sizes, padding=padding, tiles=tiles, ranks=ranks)
 
     def attend(self, function: Callable[..., Tensor], *tensors: Tensor, of_meshes: Sequence[Tensor] = ()) -> Tensor:
@@ -117,17 +117,17 @@ class Layout:
         if self.offsets.shape[0] == 2:
             return function(*(t.unsqueeze(0) for t in tensors), *of_meshes, mask=None).squeeze(0)
         if self.sizes is None:
-            everywhere, owner = self._everywhere(*tensors)
-            mixed = everywhere(function, *of_meshes)
-            mine = owner.view(1, -1, *[1] * (mixed.dim() - 2)).expand(1, *mixed.shape[1:])
-            return mixed.gather(0, mine).squeeze(0)
+            apply_masked, owner = self._masked_meshes(*tensors)
+            mixed = apply_masked(function, *of_meshes)
+            mesh_of_point = owner.view(1, -1, *[1] * (mixed.dim() - 2)).expand(1, *mixed.shape[1:])
+            return mixed.gather(0, mesh_of_point).squeeze(0)
         if self.padding is not None:
-            cut = map(self.padding.cut, tensors)
-            return self.padding.join(function(*cut, *of_meshes, mask=self.padding.exists))
-        parts = self._one_by_one(function, tensors, of_meshes)
+            cut = map(self.padding.to_rows, tensors)
+            return self.padding.to_points(function(*cut, *of_meshes, mask=self.padding.exists))
+        parts = self._each_mesh(function, tensors, of_meshes)
         return torch.cat([part.squeeze(0) for part in parts])
 
-    def hand_over(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    def apply_joined(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         """Apply a function that finds the meshes of the batch itself, as the kernels do.
 
         Args:
@@ -149,12 +149,12 @@ class Layout:
             return function(*(t.unsqueeze(0) for t in tensors), mask=None, offsets=None).squeeze(0)
         return function(*tensors, mask=None, offsets=self.offsets)
 
-    def lacks_meshes(self, points: Tensor) -> bool:
+    def has_no_meshes(self, points: Tensor) -> bool:
         """Whether tensors [B, N, …] are of no meshes."""
         return self.offsets is None and points.shape[0] == 0
 
-    def gather(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """Apply a function that makes of every mesh something of one size, such as its latents.
+    def reduce(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """Apply a function that reduces every mesh to a tensor of one size, such as its latents.
 
         Args:
             function: Takes tensors [B, N, …] and `mask`, [B, N] or None; returns [B, …].
@@ -168,13 +168,13 @@ class Layout:
         if self.offsets.shape[0] == 2:
             return function(*(t.unsqueeze(0) for t in tensors), mask=None)
         if self.sizes is None:
-            everywhere, _ = self._everywhere(*tensors)
-            return everywhere(function)
+            apply_masked, _ = self._masked_meshes(*tensors)
+            return apply_masked(function)
         if self.padding is not None:
-            return function(*map(self.padding.cut, tensors), mask=self.padding.exists)
-        return torch.cat(self._one_by_one(function, tensors))
+            return function(*map(self.padding.to_rows, tensors), mask=self.padding.exists)
+        return torch.cat(self._each_mesh(function, tensors))
 
-    def _one_by_one(
+    def _each_mesh(
         self, function: Callable[..., Tensor], tensors: Sequence[Tensor], of_meshes: Sequence[Tensor] = ()
     ) -> list[Tensor]:
         """Results for each mesh alone."""
@@ -185,11 +185,11 @@ class Layout:
         count = len(tensors)
         return [function(*(t.unsqueeze(0) for t in mesh[:count]), *mesh[count:], mask=None) for mesh in cut]
 
-    def _everywhere(self, *tensors: Tensor) -> tuple[Callable[..., Tensor], Tensor]:
-        """Every mesh as a mask over all points: B times the work, but one graph for all sizes.
+    def _masked_meshes(self, *tensors: Tensor) -> tuple[Callable[..., Tensor], Tensor]:
+        """Every mesh as a mask over all points: B times the work, but one compiled graph for all sizes.
 
         Returns:
-            What applies a function to that, and the mesh of each point, [ΣN].
+            A callable that applies a function to these, and the mesh of each point, [ΣN].
 
         Raises:
             UsageError: If a CUDA graph is recorded.
@@ -231,7 +231,7 @@ def _checked_sizes(offsets: Tensor, num_points: int, least: int) -> tuple[int, .
 
 
 def _assert_rising(offsets: Tensor, num_points: int, least: int) -> None:
-    """The same check on the device, which nobody waits for; the sizes stay unknown."""
+    """The same check on the device, without waiting for it; the sizes stay unknown."""
     if not torch.compiler.is_exporting():
         rising = (offsets[0] == 0) & (offsets[-1] == num_points) & (offsets.diff() >= least).all()
         torch._assert_async(rising, "offsets must rise from 0 to the number of points")

@@ -41,8 +41,8 @@ class LinearAttention(nn.Module):
         if tiles is None:
             attended = layout.attend(attend_linearly, queries, keys, values)
         else:
-            cut = map(tiles.cut, (queries, keys, values))
-            attended = tiles.join(attend_linearly(*cut, mask=tiles.exists, tiles=tiles))
+            cut = map(tiles.to_rows, (queries, keys, values))
+            attended = tiles.to_points(attend_linearly(*cut, mask=tiles.exists, tiles=tiles))
         out: Tensor = self.leave((attended + queries).flatten(-2))
         return out
 
@@ -74,6 +74,6 @@ def attend_linearly(
         if tiles is not None:
             products, totals = (tiles.spread(tiles.total(t)) for t in (products, totals))
         common = torch.einsum("bnhd,bhd->bnh", queries, totals)
-        if mask is not None:  # 0 / 0 in rows of no mesh, which nobody reads, would still spoil every gradient.
+        if mask is not None:  # 0 / 0 in rows of no mesh, which aren't used, would still make every gradient NaN.
             common = common.masked_fill(common == 0, 1.0)
         return torch.einsum("bnhd,bhde->bnhe", queries, products) / common.unsqueeze(-1)

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812 (the name that everyone uses)
 from torch import Tensor, nn
 
 from flare_model.layers.backend import OPTION, ChosenMixer, compute_dtype, mix_by_kernels
-from flare_model.layers.divided import decode_shared, encode_shared
+from flare_model.layers.divided_meshes import decode_divided, encode_divided
 from flare_model.layers.layout import Layout
 from flare_model.layers.pointwise import ResMLP
 from flare_model.sizes import IMPLEMENTATIONS, Implementation
@@ -66,14 +66,14 @@ def mix_meshes(
     """
     dtype = compute_dtype(keys)
     kernels: bool = mix_by_kernels(implementation, keys.device, dtype, queries.shape[2], queries.shape[1])
-    if kernels and not layout.lacks_meshes(keys):
+    if kernels and not layout.has_no_meshes(keys):
         from flare_model.kernels import mixing
 
-        by_kernels = mixing.mix if layout.ranks is None else partial(mixing.mix_shared, layout.ranks)
-        return layout.hand_over(partial(by_kernels, queries.to(dtype)), keys.to(dtype), values.to(dtype))
+        by_kernels = mixing.mix if layout.ranks is None else partial(mixing.mix_divided, layout.ranks)
+        return layout.apply_joined(partial(by_kernels, queries.to(dtype)), keys.to(dtype), values.to(dtype))
     if layout.ranks is not None:
         keys, values = keys.to(dtype), values.to(dtype)
-        return decode_shared(queries, keys, encode_shared(queries, keys, values, layout), layout)
+        return decode_divided(queries, keys, encode_divided(queries, keys, values, layout), layout)
     one_mesh = mix_explicitly if implementation == "reference" else mix
 
     def one_batch(keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -83,14 +83,14 @@ def mix_meshes(
 
 
 def mix_by(model: nn.Module, implementation: Implementation) -> None:
-    """Choose how a model computes on this machine; its weights and its checkpoints stay the same.
+    """Choose the implementation of a model's mixing on this machine; weights and checkpoints stay the same.
 
     Args:
         model: FLARE, FLARE++, or another model with their mixers.
         implementation: As for `mix_meshes`, for the pointwise networks too.
 
     Raises:
-        UsageError: If there is no such way, or nothing in the model that mixes in different ways.
+        UsageError: If there is no such implementation, or the model has no mixer with several.
     """
     if implementation not in IMPLEMENTATIONS:
         raise UsageError(f"the mixer must be one of {', '.join(IMPLEMENTATIONS)}, not {implementation!r}")
@@ -102,7 +102,7 @@ def mix_by(model: nn.Module, implementation: Implementation) -> None:
                 f"{OPTION} {implementation} is for FLARE and FLARE++; {type(model).__name__} mixes in one way alone"
             )
         return
-    if implementation in ("triton", "reference") and not all(mixer.published for mixer in mixers):
+    if implementation in ("triton", "reference") and not all(mixer.as_published for mixer in mixers):
         raise UsageError(
             f"{OPTION} {implementation} is for FLARE as published; with separate_decoding or latent_layers attention "
             f"calls mix: leave {OPTION} at auto"
@@ -113,7 +113,7 @@ def mix_by(model: nn.Module, implementation: Implementation) -> None:
 
 
 class LatentMixing(nn.Module):
-    """`mix_meshes` as a module without weights: its forward hooks see queries and keys, which the encoder weighs by."""
+    """`mix_meshes` as a module without weights: its forward hooks get queries and keys, for spectra."""
 
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, layout: Layout, implementation: Implementation
@@ -131,14 +131,14 @@ class FlareMixer(ChosenMixer):
         num_latents: M, latent tokens a head.
         layers: Residual layers in the key and value networks.
         implementation: How to mix; see `mix_meshes`.
-        scaled: Multiply scores by 1/√D; the paper's are not.
-        separate: Decode with latents and keys of their own, which the paper's don't have.
-        among: Blocks among the latents between encoding and decoding, each called with [B, M, C] and a
+        scaled_scores: Multiply scores by 1/√D; the paper's are not.
+        separate_decoding: Decode with latents and keys of their own, which the paper's don't have.
+        latent_blocks: Blocks among the latents between encoding and decoding, each called with [B, M, C] and a
             [Layout][flare_model.layers.layout.Layout]; the paper has none.
     """
 
-    splits = True
-    """It is `project`, `mix` and `leave`, of which `mix` alone looks at more than one point."""
+    separable = True
+    """It consists of `project`, `mix` and `leave`, of which only `mix` depends on more than one point."""
 
     def __init__(
         self,
@@ -148,37 +148,37 @@ class FlareMixer(ChosenMixer):
         layers: int,
         implementation: Implementation = "auto",
         *,
-        scaled: bool = False,
-        separate: bool = False,
-        among: Iterable[nn.Module] = (),
+        scaled_scores: bool = False,
+        separate_decoding: bool = False,
+        latent_blocks: Iterable[nn.Module] = (),
     ) -> None:
         super().__init__(implementation)
         self.num_heads = num_heads
-        self.scale = (channels // num_heads) ** -0.5 if scaled else 1.0
+        self.scale = (channels // num_heads) ** -0.5 if scaled_scores else 1.0
         self.latent_queries = nn.Parameter(torch.empty(num_heads, num_latents, channels // num_heads))
         self.keys = ResMLP(channels, channels, channels, layers, implementation=implementation)
         self.values = ResMLP(channels, channels, channels, layers, implementation=implementation)
-        self.separate = separate
-        if separate:
+        self.separate_decoding = separate_decoding
+        if separate_decoding:
             self.decoding_latent_queries = nn.Parameter(torch.empty_like(self.latent_queries))
             self.decoding_keys = ResMLP(channels, channels, channels, layers, implementation=implementation)
             nn.init.normal_(self.decoding_latent_queries, std=0.1)
-        self.among = nn.ModuleList(among)
+        self.among = nn.ModuleList(latent_blocks)
         self.mixing = LatentMixing()
         self.leave = nn.Linear(channels, channels)
         nn.init.normal_(self.latent_queries, std=0.1)
 
     @property
-    def published(self) -> bool:  # type: ignore[override]
+    def as_published(self) -> bool:  # type: ignore[override]
         """Whether it mixes as the paper does, by one pair of queries and keys and with nothing between."""
-        return not (self.separate or self.among)
+        return not (self.separate_decoding or self.among)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[B, N, C] or [ΣN, C] to the same."""
         out: Tensor = self.leave(self.mix(*(network(x) for network in self._networks()), layout=layout))
         return out
 
-    def behind(self, norm: nn.LayerNorm, x: Tensor, layout: Layout) -> Tensor:
+    def after_norm(self, norm: nn.LayerNorm, x: Tensor, layout: Layout) -> Tensor:
         """The mixing of norm(x)."""
         out: Tensor = self.leave(self.mix(*self.project(norm, x), layout=layout))
         return out
@@ -186,34 +186,34 @@ class FlareMixer(ChosenMixer):
     def project(self, norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, ...]:
         """Keys and values of norm(x), and keys to decode with where they are separate, each laid out as x.
 
-        Looks at one point at a time.
+        Works on each point by itself.
         """
         if self.keys.takes_norm(x):
-            return tuple(network.behind(norm, x) for network in self._networks())
+            return tuple(network.after_norm(norm, x) for network in self._networks())
         x = norm(x)
         return tuple(network(x) for network in self._networks())
 
     def _networks(self) -> list[ResMLP]:
-        return [self.keys, self.values, *([self.decoding_keys] if self.separate else [])]
+        return [self.keys, self.values, *([self.decoding_keys] if self.separate_decoding else [])]
 
     def mix(self, *projected: Tensor, layout: Layout) -> Tensor:
-        """What `project` gives to mixed values, laid out alike; the only place where points meet."""
+        """From what `project` returns to mixed values, laid out alike; the only step between points."""
         heads = (*projected[0].shape[:-1], self.num_heads, projected[0].shape[-1] // self.num_heads)
         keys, values, *decoding = (t.reshape(heads) for t in projected)
         queries = self.latent_queries.to(keys.dtype)
-        if not self.published:
+        if not self.as_published:
             if layout.ranks is not None:
-                return self._mix_apart_shared(keys, values, *decoding, layout=layout).flatten(-2)
-            return layout.attend(self._mix_apart, keys, values, *decoding).flatten(-2)
+                return self._mix_ablated_divided(keys, values, *decoding, layout=layout).flatten(-2)
+            return layout.attend(self._mix_ablated, keys, values, *decoding).flatten(-2)
         if self.scale != 1.0:
             queries = queries * self.scale
         mixed: Tensor = self.mixing(queries, keys, values, layout, self.implementation)
         return mixed.flatten(-2)
 
-    def _mix_apart(
+    def _mix_ablated(
         self, keys: Tensor, values: Tensor, decoding_keys: Tensor | None = None, *, mask: Tensor | None
     ) -> Tensor:
-        """Keys and values [B, N, H, D] to the same, by a decoding of its own or with blocks among the latents."""
+        """Keys and values [B, N, H, D] to the same, with separate decoding or with blocks among the latents."""
         exists = None if mask is None else mask[:, None, None, :]
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
         queries = self.latent_queries.to(keys.dtype).expand(keys.shape[0], -1, -1, -1)
@@ -224,17 +224,20 @@ class FlareMixer(ChosenMixer):
             queries = self.decoding_latent_queries.to(keys.dtype).expand_as(queries)
         return F.scaled_dot_product_attention(keys, queries, encoded, scale=self.scale).transpose(1, 2)
 
-    def _mix_apart_shared(
+    def _mix_ablated_divided(
         self, keys: Tensor, values: Tensor, decoding_keys: Tensor | None = None, *, layout: Layout
     ) -> Tensor:
-        """The same where processes share points: keys and values lie as the layout says. Each mixes all latents."""
+        """The same where processes share points, of keys and values laid out as the layout says.
+
+        Each process computes the blocks for all latents.
+        """
         dtype = compute_dtype(keys)
         keys, values = keys.to(dtype), values.to(dtype)
-        encoded = encode_shared(self.latent_queries.to(dtype) * self.scale, keys, values, layout)
+        encoded = encode_divided(self.latent_queries.to(dtype) * self.scale, keys, values, layout)
         encoded = self._mix_latents(encoded, dtype)
         if decoding_keys is None:
-            return decode_shared(self.latent_queries * self.scale, keys, encoded, layout)
-        return decode_shared(self.decoding_latent_queries * self.scale, decoding_keys.to(dtype), encoded, layout)
+            return decode_divided(self.latent_queries * self.scale, keys, encoded, layout)
+        return decode_divided(self.decoding_latent_queries * self.scale, decoding_keys.to(dtype), encoded, layout)
 
     def _mix_latents(self, encoded: Tensor, dtype: torch.dtype) -> Tensor:
         """Latents [B, H, M, D] through the blocks among them, if there are any."""

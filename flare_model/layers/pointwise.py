@@ -1,4 +1,4 @@
-"""Networks that look at one point at a time."""
+"""Pointwise networks: they work on each point by itself."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class ResMLP(nn.Module):
     """A residual pointwise network (FLARE, appendix A).
 
     Args:
-        in_dim: Numbers that come in.
+        in_dim: Width of the input.
         hidden: Width of the residual layers.
-        out_dim: Numbers that go out.
+        out_dim: Width of the output.
         layers: Residual layers.
         input_residual: Add the input to the first layer where the widths agree.
         output_residual: Add the last hidden state to the output where the widths agree.
@@ -49,8 +49,8 @@ class ResMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, in_dim] to […, out_dim]."""
-        if self.by_kernel(x):
-            return self._by_kernel(x, None)
+        if self.uses_kernel(x):
+            return self._apply_kernel(x, None)
         hidden = F.gelu(self.enter(x), approximate=self.gelu)
         if self.input_residual:
             hidden = x + hidden
@@ -59,9 +59,9 @@ class ResMLP(nn.Module):
         out: Tensor = self.leave(hidden)
         return out + hidden if self.output_residual else out
 
-    def behind(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    def after_norm(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
         """The network of norm(x), in one kernel with the norm where `takes_norm` says so."""
-        return self._by_kernel(x, norm) if self.takes_norm(x) else self(norm(x))
+        return self._apply_kernel(x, norm) if self.takes_norm(x) else self(norm(x))
 
     def takes_norm(self, x: Tensor) -> bool:
         """Whether the kernel does the LayerNorm too.
@@ -69,21 +69,21 @@ class ResMLP(nn.Module):
         When the model is compiled it does not: the compiler joins norms and residuals, and a step of a million points
         is then faster.
         """
-        return self.by_kernel(x) and not torch.compiler.is_compiling()
+        return self.uses_kernel(x) and not torch.compiler.is_compiling()
 
-    def by_kernel(self, x: Tensor) -> bool:
+    def uses_kernel(self, x: Tensor) -> bool:
         """Whether one kernel does it all for such input."""
-        if not (self.input_residual and self.output_residual and self.gelu == "tanh" and self._is_plain()):
+        if not (self.input_residual and self.output_residual and self.gelu == "tanh" and self._has_linear_layers()):
             return False
         dtype, width = compute_dtype(x), self.enter.in_features
         taken: bool = network_by_kernels(self.implementation, x.device, dtype, width, len(self.layers) + 2)
         return taken
 
-    def _is_plain(self) -> bool:
-        """Whether all layers are what they were made: one that was put in their place may do more than a product."""
+    def _has_linear_layers(self) -> bool:
+        """Whether all layers are plain linear ones: replaced ones, as by adapters, may do more than a product."""
         return all(type(layer) is nn.Linear for layer in (self.enter, *self.layers, self.leave))
 
-    def _by_kernel(self, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
+    def _apply_kernel(self, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
         from flare_model.kernels.pointwise import network
 
         layers = [cast("nn.Linear", layer) for layer in (self.enter, *self.layers, self.leave)]
@@ -94,9 +94,9 @@ class FeedForward(nn.Module):
     """Two linear layers with a GELU between them, as in "Attention is all you need".
 
     Args:
-        in_dim: Numbers that come in.
+        in_dim: Width of the input.
         hidden: Width of the hidden layer.
-        out_dim: Numbers that go out.
+        out_dim: Width of the output.
         gelu: The exact GELU ("none") or its tanh form.
     """
 

@@ -1,4 +1,4 @@
-"""The page to use the surrogate from: a server on the loopback address, uploads, and one computation at a time.
+"""The local web page: a server on the loopback address, uploads, and a queue that computes one part at a time.
 
-Above decision, whose words and numbers it shows; it keeps nothing and opens nothing to other machines.
+It shows the texts and numbers of `decision`, keeps no files, and can't be reached from other machines.
 """

@@ -25,12 +25,12 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from flare_model.data.targets import did_you_mean
-from flare_model.decision.compensated_file import CompensatedFile, said_of
+from flare_model.data.point_fields import did_you_mean
+from flare_model.decision.compensated_file import CompensatedFile, describe_body
 from flare_model.decision.page import page_fields
-from flare_model.local_page.computing import Computing, notes_of
-from flare_model.local_page.guard import Guard
-from flare_model.local_page.one_at_a_time import FullError, GoneError, OneAtATime
+from flare_model.local_page.inference import InferenceService, notes_of
+from flare_model.local_page.job_queue import ClientGoneError, JobQueue, QueueFullError
+from flare_model.local_page.same_origin import SameOriginMiddleware
 from flare_model.local_page.uploads import (
     UPLOAD_SUFFIXES,
     StalledError,
@@ -48,13 +48,13 @@ from lpbf_data.viewer.page import render_page
 T = TypeVar("T")
 
 ASSETS: Final = Path(__file__).parent / "assets"
-MOST_POINTS: Final = 200_000
-"""Points that a surface is meshed with at most, so that nobody waits for hours behind one part."""
+MAX_POINTS: Final = 200_000
+"""Points that a surface is meshed with at most, so that one part doesn't block the queue for hours."""
 
-_MOST_SAID: Final = 10  # bodies of which a header tells
-_DRAINED: Final = 64 * 2**20
+_MAX_LISTED: Final = 10  # bodies that a header lists
+_MAX_DRAINED_BYTES: Final = 64 * 2**20
 _DRAIN_SECONDS: Final = 2.0
-_STATUS: Final[Mapping[type[LpbfError], int]] = {TooLargeError: 413, StalledError: 408, FullError: 503}
+_STATUS: Final[Mapping[type[LpbfError], int]] = {TooLargeError: 413, StalledError: 408, QueueFullError: 503}
 _PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
     "/answer": ("name", "units", "points"),
     "/compensate": ("name", "units", "points", "scale", "anyway"),
@@ -62,8 +62,8 @@ _PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a page asks beside the file that it sends.
+class RequestOptions:
+    """Options of a request, sent with the file.
 
     Attributes:
         name: Name of the file.
@@ -90,7 +90,7 @@ class _Refusal(JSONResponse):
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS):
-                left, more = _DRAINED, True
+                left, more = _MAX_DRAINED_BYTES, True
                 while more and left > 0:
                     message = await receive()
                     left -= len(message.get("body", b""))
@@ -98,35 +98,35 @@ class _Refusal(JSONResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def make_app(computing: Computing, folder: Path, most: int, names: tuple[str, ...]) -> Starlette:
+def make_app(service: InferenceService, folder: Path, max_bytes: int, names: tuple[str, ...]) -> Starlette:
     """The application.
 
     Args:
-        computing: The model.
+        service: The model.
         folder: Where files lie while they are worked on.
-        most: Bytes of a file at most.
-        names: Hosts that the server goes by.
+        max_bytes: Bytes of a file at most.
+        names: Accepted host names.
     """
-    page = _render(computing, most)
-    work = OneAtATime()
+    page = _render(service, max_bytes)
+    jobs = JobQueue()
 
     async def show(_: Request) -> Response:
         return HTMLResponse(page)
 
     async def state(_: Request) -> Response:
-        return JSONResponse({"waiting": work.places})
+        return JSONResponse({"waiting": jobs.num_jobs})
 
     async def answer(request: Request) -> Response:
-        def compute(path: Path, asked: Asked) -> Response:
-            return JSONResponse(computing.answer(path, asked.meshing))
+        def compute(path: Path, options: RequestOptions) -> Response:
+            return JSONResponse(service.answer(path, options.meshing))
 
-        return await _work_on(request, work, folder, most, computing.points, compute)
+        return await _work_on(request, jobs, folder, max_bytes, service.points, compute)
 
     async def compensate(request: Request) -> Response:
-        def compute(path: Path, asked: Asked) -> Response:
-            return _as_stl(computing.compensate(path, asked.meshing, asked.scale, anyway=asked.anyway), asked)
+        def compute(path: Path, options: RequestOptions) -> Response:
+            return _as_stl(service.compensate(path, options.meshing, options.scale, anyway=options.anyway), options)
 
-        return await _work_on(request, work, folder, most, computing.points, compute)
+        return await _work_on(request, jobs, folder, max_bytes, service.points, compute)
 
     async def missing(_: Request, __: Exception) -> Response:
         return JSONResponse({"error": "there is nothing at this address, or not by this method"}, 404)
@@ -134,30 +134,32 @@ def make_app(computing: Computing, folder: Path, most: int, names: tuple[str, ..
     routes = [Route("/", show), Route("/state", state)]
     routes += [Route("/answer", answer, methods=["POST"]), Route("/compensate", compensate, methods=["POST"])]
     handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {404: missing, 405: missing}
-    return Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(Guard, names=names)])
+    return Starlette(
+        routes=routes, exception_handlers=handlers, middleware=[Middleware(SameOriginMiddleware, names=names)]
+    )
 
 
 async def _work_on(
     request: Request,
-    work: OneAtATime,
+    jobs: JobQueue,
     folder: Path,
-    most: int,
-    usual_points: int,
-    compute: Callable[[Path, Asked], Response],
+    max_bytes: int,
+    default_points: int,
+    compute: Callable[[Path, RequestOptions], Response],
 ) -> Response:
     """Receive a file, compute, and throw the file away; a sentence where that can't be done."""
     reading = True
     try:
         _check_request(request)
-        asked = _asked(request.query_params, usual_points)
-        check_length(request.headers.get("content-length"), most)
-        with work.place(), tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as own:
-            path = Path(own) / asked.name
-            await keep_upload(_chunks(request), path, most)
+        options = _request_options(request.query_params, default_points)
+        check_length(request.headers.get("content-length"), max_bytes)
+        with jobs.slot(), tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as own:
+            path = Path(own) / options.name
+            await keep_upload(_chunks(request), path, max_bytes)
             reading = False
-            return await work.run(partial(_told, compute, path, asked), request.is_disconnected)
-    except (ClientDisconnect, GoneError):
-        return Response(status_code=400)  # nobody reads it
+            return await jobs.run(partial(_run, compute, path, options), request.is_disconnected)
+    except (ClientDisconnect, ClientGoneError):
+        return Response(status_code=400)  # the client is gone
     except LpbfError as error:
         status = _STATUS.get(type(error), 422)
         return _refusal(str(error), status, reading=reading)
@@ -176,18 +178,18 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
             yield chunk
 
 
-def _told(compute: Callable[[Path, Asked], Response], path: Path, asked: Asked) -> Response:
-    """What a computation gives; a sentence, without the folder that the file lay in, where it fails."""
+def _run(compute: Callable[[Path, RequestOptions], Response], path: Path, options: RequestOptions) -> Response:
+    """The response of a computation; where it fails, a sentence, without the folder that the file lay in."""
     if not path.exists():
         return JSONResponse({"error": "the page is being ended"}, 503)
     try:
-        return compute(path, asked)
+        return compute(path, options)
     except LpbfError as error:
         return JSONResponse({"error": str(error).replace(f"{path.parent}/", "").replace(str(path), path.name)}, 422)
     except MemoryError:
         sentence = f"{path.name} takes more memory than there is; send it with fewer triangles, or take fewer points"
         return JSONResponse({"error": sentence}, 422)
-    except Exception:  # noqa: BLE001 (whatever a file sets off, the page goes on)
+    except Exception:  # noqa: BLE001 (whatever a file causes, the server continues)
         traceback.print_exc(file=sys.stderr)
         sentence = f"{path.name} set off an error of this program; its report is where the page was started"
         return JSONResponse({"error": sentence}, 500)
@@ -205,7 +207,7 @@ def _check_request(request: Request) -> None:
     known = _PARAMETERS[path]
     given = [name for name, _ in request.query_params.multi_items()]
     if unknown := [f"{name}{did_you_mean(name.lower(), known)}" for name in dict.fromkeys(given) if name not in known]:
-        few = unknown[:_MOST_SAID]
+        few = unknown[:_MAX_LISTED]
         raise UsageError(
             f"{path} has no parameter {', '.join(few)}; it takes {', '.join(known[:-1])} and {known[-1]}. Model and "
             "material are chosen when the page is started"
@@ -214,8 +216,8 @@ def _check_request(request: Request) -> None:
         raise UsageError(f"{', '.join(twice)} must be given once")
 
 
-def _asked(words: Mapping[str, str], usual_points: int) -> Asked:
-    """What stands in the address.
+def _request_options(words: Mapping[str, str], default_points: int) -> RequestOptions:
+    """Options from the query string.
 
     Raises:
         UsageError: If a value isn't one.
@@ -224,59 +226,59 @@ def _asked(words: Mapping[str, str], usual_points: int) -> Asked:
     units: Any = words.get("units") or None
     if units is not None and units not in get_args(Units):
         raise UsageError(f"units must be one of {', '.join(get_args(Units))}")
-    points = _number(words.get("points"), int, "points", 8, MOST_POINTS)
+    points = _number(words.get("points"), int, "points", 8, MAX_POINTS)
     scale = _number(words.get("scale"), float, "scale", -MAX_SCALE, MAX_SCALE)
     anyway = (words.get("anyway") or "false").lower()
     if anyway not in ("true", "false"):
         raise UsageError("anyway must be true or false")
-    meshing = Meshing(points or usual_points, units=units)
-    return Asked(name, meshing, -1.0 if scale is None else scale, anyway == "true")
+    meshing = Meshing(points or default_points, units=units)
+    return RequestOptions(name, meshing, -1.0 if scale is None else scale, anyway == "true")
 
 
-def _number(word: str | None, kind: Callable[[str], T], what: str, least: float, most: float) -> T | None:
+def _number(word: str | None, kind: Callable[[str], T], what: str, minimum: float, maximum: float) -> T | None:
     if not word:
         return None
     try:
         value: Any = kind(word)
     except ValueError as error:
         raise UsageError(f"{what} must be a number") from error
-    if not least <= value <= most:
-        raise UsageError(f"{what} must lie between {least:,g} and {most:,g}")
+    if not minimum <= value <= maximum:
+        raise UsageError(f"{what} must lie between {minimum:,g} and {maximum:,g}")
     found: T = value
     return found
 
 
-def _as_stl(found: CompensatedFile, asked: Asked) -> Response:
+def _as_stl(found: CompensatedFile, options: RequestOptions) -> Response:
     """The STL, and in a header, as JSON in percent signs, what was done."""
-    said = [said_of(told) for told in found.bodies[:_MOST_SAID]]
-    said += [f"and {len(found.bodies) - _MOST_SAID} more bodies"] if len(found.bodies) > _MOST_SAID else []
-    doubts = [doubt for told in found.bodies[:_MOST_SAID] for doubt in told["doubts"]]
+    sentences = [describe_body(body) for body in found.bodies[:_MAX_LISTED]]
+    sentences += [f"and {len(found.bodies) - _MAX_LISTED} more bodies"] if len(found.bodies) > _MAX_LISTED else []
+    doubts = [doubt for body in found.bodies[:_MAX_LISTED] for doubt in body["doubts"]]
     notes = [*doubts, *notes_of(found.remarks)]
-    name = f"{Path(asked.name).stem}_{'compensated' if found.scale == -1 else f'moved_{found.scale:g}_times'}.stl"
+    name = f"{Path(options.name).stem}_{'compensated' if found.scale == -1 else f'moved_{found.scale:g}_times'}.stl"
     headers = {
         "content-disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",
-        "x-lpbf-said": quote(json.dumps({"name": name, "said": said, "notes": notes})),
+        "x-lpbf-said": quote(json.dumps({"name": name, "said": sentences, "notes": notes})),
     }
     return Response(found.stl, headers=headers, media_type="model/stl")
 
 
-def _render(computing: Computing, most: int) -> bytes:
-    fields = page_fields(computing.surrogate.usage.targets, sure=bool(computing.beside.intervals))
+def _render(service: InferenceService, max_bytes: int) -> bytes:
+    fields = page_fields(service.surrogate.usage.targets, with_intervals=bool(service.auxiliary.intervals))
     context = {
         "title": "LPBF: from a part to a decision",
         "suffixes": ",".join(UPLOAD_SUFFIXES),
         "units": get_args(Units),
-        "points": computing.points,
-        "most_points": MOST_POINTS,
-        "most_mb": f"{most / 1e6:,.0f}",
+        "points": service.points,
+        "most_points": MAX_POINTS,
+        "most_mb": f"{max_bytes / 1e6:,.0f}",
         "scale": MAX_SCALE,
     }
     data = {
         "parts": [],
-        "most": most,
+        "most": max_bytes,
         "suffixes": UPLOAD_SUFFIXES,
         "surfaces": SURFACE_SUFFIXES,
-        "compensates": computing.can_compensate(),
+        "compensates": service.can_compensate(),
         "shows": bool(fields),
     }
     return render_page(ASSETS, "serve.html", context, data, fields, ())

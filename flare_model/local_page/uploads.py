@@ -22,7 +22,7 @@ UPLOAD_SUFFIXES: Final = (*SURFACE_SUFFIXES, ".vtu")
 
 _PREFIX: Final = "lpbf-serve-"
 _LOCK: Final = "in_use.lock"
-_LONGEST_NAME: Final = 100
+_MAX_NAME_BYTES: Final = 100
 _SECONDS_WITHOUT_BYTES: Final = 30.0
 
 
@@ -53,37 +53,37 @@ def plain_name(sent: str) -> str:
         raise UsageError(f"{name or 'the file'}: {what} can't be read here; send one of {', '.join(UPLOAD_SUFFIXES)}")
     stem = name[: len(name) - len(suffix)]
     # File names are bounded in bytes, signs take up to four.
-    return stem.encode()[:_LONGEST_NAME].decode(errors="ignore") + suffix
+    return stem.encode()[:_MAX_NAME_BYTES].decode(errors="ignore") + suffix
 
 
-def check_length(stated: str | None, most: int) -> None:
+def check_length(stated: str | None, max_bytes: int) -> None:
     """Refuse a file by the length that it is announced with.
 
     Args:
         stated: Number of bytes, as a header says it; None where it isn't announced.
-        most: Bytes at most.
+        max_bytes: Bytes at most.
 
     Raises:
         TooLargeError: If that is too much.
     """
-    if stated is not None and (not stated.isdecimal() or int(stated) > most):
-        raise TooLargeError(_too_large(most))
+    if stated is not None and (not stated.isdecimal() or int(stated) > max_bytes):
+        raise TooLargeError(_too_large(max_bytes))
 
 
-def _too_large(most: int) -> str:
+def _too_large(max_bytes: int) -> str:
     return (
-        f"the file is larger than {most / 1e6:,.0f} MB, and was not read further; save it as a binary STL or with "
+        f"the file is larger than {max_bytes / 1e6:,.0f} MB, and was not read further; save it as a binary STL or with "
         "fewer triangles, or start the page with a larger --most_mb"
     )
 
 
-async def keep_upload(chunks: AsyncIterator[bytes], path: Path, most: int) -> None:
+async def keep_upload(chunks: AsyncIterator[bytes], path: Path, max_bytes: int) -> None:
     """Write a file as it arrives.
 
     Args:
         chunks: Its bytes.
         path: Where.
-        most: Bytes at most.
+        max_bytes: Bytes at most.
 
     Raises:
         TooLargeError: As soon as more have come.
@@ -102,8 +102,8 @@ async def keep_upload(chunks: AsyncIterator[bytes], path: Path, most: int) -> No
             if chunk is None:
                 break
             size += len(chunk)
-            if size > most:
-                raise TooLargeError(_too_large(most))
+            if size > max_bytes:
+                raise TooLargeError(_too_large(max_bytes))
             file.write(chunk)
     if not size:
         raise UsageError(f"{path.name}: the file is empty; export it again")

@@ -1,4 +1,4 @@
-"""The models that come with the package: FLARE, FLARE++ and those that they are compared with, and what any must do.
+"""The models that come with the package: FLARE, FLARE++ and those that they are compared with, and their contract.
 
-One backbone, and what FLARE's heads communicate; nothing here knows of training.
+The common backbone and the spectra of FLARE's heads are here too; nothing here depends on training.
 """

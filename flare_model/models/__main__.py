@@ -11,6 +11,7 @@ from typing import Final
 
 from flare_model.checkpoints.spec import ModelSpec
 from flare_model.configs import config_names, config_path
+from flare_model.table_formats import screen_table
 from lpbf_data.command_line import run
 
 DATA_SETS: Final = ("elasticity", "darcy", "airfoil", "pipe", "drivaerml_40k", "lpbf")
@@ -22,11 +23,11 @@ ROWS: Final[Mapping[str, str]] = {
     "perceiver": "PerceiverIO",
     "lno": "LNO, with the blocks of Table 2's count",
     "lno_8_blocks": "LNO, with the blocks that text and code name",
-    "gnot": "GNOT, as published: on grids its trunk doesn't see the input",
-    "gnot_positions": "GNOT, told its input",
+    "gnot": "GNOT, as published: on grids its trunk doesn't get the input",
+    "gnot_positions": "GNOT, with its input",
     "transolver": "Transolver without convolution",
     "grid_transolver": "GridTransolver, Transolver with convolution",
-    "grid_transolver_positions": "the same, told coordinates in place of distances on the index grid",
+    "grid_transolver_positions": "the same, with coordinates in place of distances on the index grid",
     "grid_transolver_official": "the same, as Transolver's own script has it",
 }
 """Ends of the names of configurations, `<data set>_<end>`, and which model they describe."""
@@ -65,12 +66,9 @@ def models() -> int:
     Returns:
         Exit status.
     """
-    from rich import box
-    from rich.table import Table
-
     from lpbf_data.console import open_console
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = screen_table()
     table.add_column("parameters", overflow="fold")
     for data in DATA_SETS:
         table.add_column(data.replace("_", "\n_"), justify="right", no_wrap=True)

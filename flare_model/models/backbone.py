@@ -13,39 +13,39 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from flare_model.layers.layout import Layout
-from flare_model.models.mesh_model import MeshModel, in_full
+from flare_model.models.mesh_model import MeshModel, full_precision
 
 _CHUNK: Final = 1 << 19
-"""Points of a chunk, where the backward pass computes things again."""
+"""Points of a chunk under activation checkpointing."""
 
 
-class SplitMixer(Protocol):
-    """A mixer in three parts, of which only the second looks at more than one point."""
+class SeparableMixer(Protocol):
+    """A mixer in three parts, of which only the second, `mix`, depends on more than one point."""
 
     @property
     def leave(self) -> Callable[[Tensor], Tensor]:
-        """Of single points: what `mix` returns, to what the mixer returns."""
+        """Pointwise: from what `mix` returns to the mixer's output; checkpoints name weights by this attribute."""
 
     def project(self, norm: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-        """Of single points: norm(x) to what is mixed."""
+        """Pointwise: from norm(x) to what is mixed."""
 
     def mix(self, *projected: Tensor, layout: Layout) -> Tensor:
-        """Let points meet."""
+        """Mix the points of each mesh."""
 
 
 class Block(nn.Module):
-    """A mixer and a pointwise network, each behind a norm and beside a residual (FLARE, equation 10).
+    """A mixer and a pointwise network, each after a norm and with a residual connection (FLARE, equation 10).
 
     Args:
         channels: C.
-        mixer: Called with x and a [Layout][flare_model.layers.layout.Layout]; the only place where points meet.
+        mixer: Called with x and a [Layout][flare_model.layers.layout.Layout]; the only step between points.
         pointwise: Called with x.
         norm: Makes the norm before each, from C.
 
-    Either may have a method `behind`, as [ResMLP][flare_model.layers.pointwise.ResMLP] has: it is called with the
-    LayerNorm and what enters that, so that one kernel can do both. A mixer with a true `tiled` gets joined meshes cut
-    into [tiles][flare_model.layers.mesh_tiles.MeshTiles]; one with a true `splits` is a `SplitMixer`, as
-    [FlareMixer][flare_model.layers.mixer.FlareMixer] is, and saves memory where activations are computed again.
+    Either may have a method `after_norm`, as [ResMLP][flare_model.layers.pointwise.ResMLP] has: it is called with the
+    LayerNorm and its input, so that one kernel can do both. A mixer with a true `tiled` gets joined meshes cut
+    into [tiles][flare_model.layers.mesh_tiles.MeshTiles]; one with a true `separable` is a `SeparableMixer`, as
+    [FlareMixer][flare_model.layers.mixer.FlareMixer] is, and saves memory under activation checkpointing.
     """
 
     def __init__(
@@ -63,39 +63,39 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[B, N, C] or [ΣN, C] to the same."""
-        x = x + _behind(self.mixer_norm, self.mixer, x, layout)
-        return x + _behind(self.pointwise_norm, self.pointwise, x)
+        x = x + _after_norm(self.mixer_norm, self.mixer, x, layout)
+        return x + _after_norm(self.pointwise_norm, self.pointwise, x)
 
     def forward_in_chunks(self, x: Tensor, layout: Layout) -> Tensor:
-        """The same, with all but the mixing itself in chunks of points, of which nothing but their input is kept.
+        """The same, with all but the mixing itself in chunks of points, of which only the input is kept.
 
-        A mixer that doesn't split is computed whole.
+        A mixer that isn't separable is computed whole.
         """
-        if not getattr(self.mixer, "splits", False):
+        if not getattr(self.mixer, "separable", False):
             return self.forward(x, layout)
-        mixer = cast("SplitMixer", self.mixer)
+        mixer = cast("SeparableMixer", self.mixer)
         projected = in_chunks(lambda part: mixer.project(self.mixer_norm, part), x)
 
         def follow(x: Tensor, mixed: Tensor) -> tuple[Tensor]:
             x = x + mixer.leave(mixed)
-            return (x + _behind(self.pointwise_norm, self.pointwise, x),)
+            return (x + _after_norm(self.pointwise_norm, self.pointwise, x),)
 
         (out,) = in_chunks(follow, x, mixer.mix(*projected, layout=layout))
         return out
 
 
-def _behind(norm: nn.Module, module: nn.Module, x: Tensor, *more: object) -> Tensor:
+def _after_norm(norm: nn.Module, module: nn.Module, x: Tensor, *more: object) -> Tensor:
     """module(norm(x), ...), by the module itself where it can take in a norm."""
-    behind = getattr(module, "behind", None)
-    out: Tensor = module(norm(x), *more) if behind is None else behind(norm, x, *more)
+    after_norm = getattr(module, "after_norm", None)
+    out: Tensor = module(norm(x), *more) if after_norm is None else after_norm(norm, x, *more)
     return out
 
 
 def in_chunks(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Apply a function of single points in chunks, and compute each again in the backward pass.
+    """Apply a pointwise function in chunks, and recompute each in the backward pass (activation checkpointing).
 
     When the model is compiled, chunks are computed once: its compiler can't take a number of checkpoints that depends
-    on the number of points. Blocks are computed again there as everywhere.
+    on the number of points. Blocks are recomputed there as everywhere.
 
     Args:
         function: Takes tensors [..., N, C] and returns such.
@@ -115,35 +115,42 @@ class Backbone(MeshModel):
     Args:
         in_dim: Numbers a point comes with: its coordinates and its features.
         channels: C.
-        enter: Projects in_dim onto C.
+        input_projection: Projects in_dim onto C.
         blocks: The blocks.
-        leave: Projects C, normalised, onto what is predicted.
+        output_projection: Projects C, normalised, onto what is predicted.
     """
 
-    def __init__(self, in_dim: int, channels: int, enter: nn.Module, blocks: Iterable[Block], leave: nn.Module) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        channels: int,
+        input_projection: nn.Module,
+        blocks: Iterable[Block],
+        output_projection: nn.Module,
+    ) -> None:
         super().__init__(in_dim)
-        self.enter = enter
+        self.enter = input_projection  # checkpoints name weights by these attributes
         self.blocks = nn.ModuleList(blocks)
         self._tiled = any(getattr(block.mixer, "tiled", False) for block in self.blocks)
         self.norm = nn.LayerNorm(channels)
-        self.leave = leave
+        self.leave = output_projection
         self.activation_checkpointing = False
-        """Keep only what enters each block, and compute the rest again in the backward pass, in chunks of points."""
+        """Keep only the input of each block, and recompute the rest in the backward pass, in chunks of points."""
 
-    def compute(self, known: Tensor, layout: Layout) -> Tensor:
+    def compute(self, inputs: Tensor, layout: Layout) -> Tensor:
         """[B, N, in_dim] or [ΣN, in_dim] to [B, N, out_dim] or [ΣN, out_dim]."""
-        again = self.activation_checkpointing and torch.is_grad_enabled()
-        with in_full(known):
-            hidden = in_chunks(lambda part: (self.enter(part),), known)[0] if again else self.enter(known)
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        with full_precision(inputs):
+            hidden = in_chunks(lambda part: (self.enter(part),), inputs)[0] if recompute else self.enter(inputs)
         for block in self.blocks:
-            if again:
+            if recompute:
                 forward = cast("Block", block).forward_in_chunks
                 hidden = torch.utils.checkpoint.checkpoint(forward, hidden, layout, use_reentrant=False)
             else:
                 hidden = block(hidden, layout)
-        with in_full(known):
-            hidden = hidden.to(known.dtype)
-            return in_chunks(lambda part: (self._predict(part),), hidden)[0] if again else self._predict(hidden)
+        with full_precision(inputs):
+            hidden = hidden.to(inputs.dtype)
+            return in_chunks(lambda part: (self._predict(part),), hidden)[0] if recompute else self._predict(hidden)
 
     def _predict(self, hidden: Tensor) -> Tensor:
         """[..., C] to [..., out_dim]."""

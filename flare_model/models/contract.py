@@ -5,16 +5,16 @@ A model is a `torch.nn.Module` that is called with three tensors and returns one
 | name | shape | what it holds |
 |---|---|---|
 | `points` | [ΣN, 3] float | coordinates of the points of all meshes of a batch, one mesh after the other, scaled by half the width, half the depth and the height of the build volume, so that a part inside it has x and y in -1 … 1 and z in 0 … 1. Of a data set that isn't one of printed parts [ΣN, d], scaled as it says |
-| `features` | [ΣN, F] float, or None | what else is known of each point, scaled to mean 0 and standard deviation 1; None where nothing is |
+| `features` | [ΣN, F] float, or None | input features of each point, scaled to mean 0 and standard deviation 1; None where nothing is |
 | `offsets` | [B + 1] int64, or None | first point of each mesh, and the end of the last; None stands for a single mesh |
 | returned | [ΣN, T] float | the targets at the same points, in units of their standard deviation over the training points, from their mean |
 
-Three promises come with it. Nothing passes from one mesh to another: what is predicted for a mesh doesn't depend on
+Three promises come with it. Meshes are independent: what is predicted for a mesh doesn't depend on
 which others share its batch, in training as in evaluation: normalise over channels, not over a batch. Meshes of any size
 are taken, in any number from one on. What comes back are finite numbers, of any floating type; millimetres and losses are
 kept in float32 outside of the model.
 
-A model for grids of one size, which looks at the order of the points, has an attribute `grid` with `rows` and `columns`;
+A model for grids of one size, which depends on the order of the points, has an attribute `grid` with `rows` and `columns`;
 it is given such grids alone.
 
 A constructor that takes `in_dim` (3 + F, or d + F) and `out_dim` (T), itself or in a dataclass that it takes, is given them;
@@ -49,7 +49,7 @@ _SIZES: Final = (61, 83)
 _TOLERANCE: Final = 1e-3
 """Of the largest prediction; a GPU may round products more coarsely."""
 _GPU_TOLERANCE: Final = 1e-2
-_LEAST: Final = 1e-6
+_MIN_TOLERANCE: Final = 1e-6
 
 
 def check_contract(
@@ -61,7 +61,7 @@ def check_contract(
     all_used: bool = False,
     coordinates: int = 3,
 ) -> None:
-    """Try a model on two small meshes, together and each alone, before any work is spent on it.
+    """Check a model on two small meshes, together and each alone, before it is trained.
 
     It is tried in evaluation mode, where dropout leaves numbers as they are; batch normalisation, which mixes meshes in
     training mode alone, is looked for by its class.
@@ -76,16 +76,16 @@ def check_contract(
 
     Raises:
         UsageError: If it has nothing to train, fails, returns something else than [ΣN, T] finite numbers, lets one
-            mesh look at another, or its parameters have no gradient.
+            mesh depend on another, or its parameters have no gradient.
     """
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not parameters:
         raise UsageError(
             f"the model {name} has no parameters to train; see flare_model.models.contract for what a model must do"
         )
-    if mixing := [n for n, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]:
+    if norms := [n for n, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]:
         raise UsageError(
-            f"the model {name} normalises over all points of a batch ({mixing[0]}), so that one mesh looks at another "
+            f"the model {name} normalises over all points of a batch ({norms[0]}), so that one mesh looks at another "
             "while it trains; use LayerNorm or GroupNorm"
         )
     grid: Grid | None = getattr(model, "grid", None)
@@ -99,10 +99,10 @@ def check_contract(
         _check_gradients(joined, parameters, name, all_used=all_used)
     with torch.no_grad():
         for first, last in itertools.pairwise(offsets.tolist()):
-            mine = slice(first, last)
-            told = None if features is None else features[mine]
-            alone = _call(model, name, points[mine], told, offsets.new_tensor([0, last - first]))
-            _check_apart(joined[mine].detach(), alone, name)
+            own = slice(first, last)
+            own_features = None if features is None else features[own]
+            alone = _call(model, name, points[own], own_features, offsets.new_tensor([0, last - first]))
+            _check_independent(joined[own].detach(), alone, name)
     model.train(was_training)
 
 
@@ -151,10 +151,10 @@ def _check_gradients(joined: Tensor, parameters: Mapping[str, nn.Parameter], nam
         )
 
 
-def _check_apart(together: Tensor, alone: Tensor, name: str) -> None:
+def _check_independent(together: Tensor, alone: Tensor, name: str) -> None:
     difference = float((together - alone).abs().max())
     tolerance = _GPU_TOLERANCE if alone.is_cuda else _TOLERANCE
-    if not difference <= tolerance * float(alone.abs().max()) + _LEAST:
+    if not difference <= tolerance * float(alone.abs().max()) + _MIN_TOLERANCE:
         raise UsageError(
             f"the model {name} lets one mesh of a batch look at another (its prediction for a mesh changes by "
             f"{difference:.2g} when another joins); keep them apart by the offsets, see flare_model.models.contract"

@@ -27,7 +27,7 @@ def check_divisible(model: nn.Module) -> list[MeshModel]:
     """The models within a module that can be divided.
 
     Raises:
-        UsageError: If there is none, or one that looks at other points in a way that isn't made for it.
+        UsageError: If there is none, or one that mixes points in a way that can't be divided.
     """
     found = [module for module in model.modules() if isinstance(module, MeshModel)]
     other = model if not found else next((module for module in found if not module.divisible), None)

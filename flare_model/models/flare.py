@@ -13,7 +13,7 @@ from flare_model.layers.attention import SelfAttention
 from flare_model.layers.mixer import FlareMixer, mix_by
 from flare_model.layers.pointwise import FeedForward, ResMLP
 from flare_model.models.backbone import Backbone, Block
-from flare_model.sizes import FlareConfig, Implementation
+from flare_model.sizes import FlareConfig, FlarePlusPlusConfig, Implementation, TransformerConfig
 
 
 class Flare(Backbone):
@@ -30,25 +30,33 @@ class Flare(Backbone):
     divisible = True
 
     def __init__(self, config: FlareConfig = FlareConfig(), mixer: Implementation = "auto") -> None:  # noqa: B008 (frozen)
-        width, layers = config.channels, config.projection_layers
+        width = config.channels
         blocks = (Block(width, _mixer(config), _pointwise(config)) for _ in range(config.num_blocks))
-        enter = ResMLP(config.in_dim, width, width, layers, input_residual=False)
-        leave = ResMLP(width, width, config.out_dim, layers, output_residual=False)
-        super().__init__(config.in_dim, width, enter, blocks, leave)
+        input_projection, output_projection = flare_projections(config)
+        super().__init__(config.in_dim, width, input_projection, blocks, output_projection)
         self.config = config
         mix_by(self, mixer)
         self.apply(partial(initialise_linear, deviation=config.initial_deviation))
 
 
+def flare_projections(config: FlareConfig | FlarePlusPlusConfig | TransformerConfig) -> tuple[ResMLP, ResMLP]:
+    """The input and output projections of FLARE, which FLARE++ and the Transformer share."""
+    width, layers = config.channels, config.projection_layers
+    return (
+        ResMLP(config.in_dim, width, width, layers, input_residual=False),
+        ResMLP(width, width, config.out_dim, layers, output_residual=False),
+    )
+
+
 def _mixer(config: FlareConfig) -> FlareMixer:
     width, heads = config.channels, config.num_heads
-    among = (
+    latent_blocks = (
         Block(width, SelfAttention(width, heads), FeedForward(width, 4 * width, width))
         for _ in range(config.latent_layers)
     )
     return FlareMixer(
         width, heads, config.num_latents, config.mixer_layers,
-        scaled=config.scaled_scores, separate=config.separate_decoding, among=among,
+        scaled_scores=config.scaled_scores, separate_decoding=config.separate_decoding, latent_blocks=latent_blocks,
     )  # fmt: skip
 
 

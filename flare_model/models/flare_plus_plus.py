@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from functools import partial
 
+from flare_model.layers.flare_plus_plus_mixer import FlarePlusPlusMixer, make_norm
 from flare_model.layers.mixer import mix_by
-from flare_model.layers.plus_mixer import FlarePlusPlusMixer, make_norm
-from flare_model.layers.pointwise import FeedForward, ResMLP
+from flare_model.layers.pointwise import FeedForward
 from flare_model.models.backbone import Backbone, Block
-from flare_model.models.flare import initialise_linear
+from flare_model.models.flare import flare_projections, initialise_linear
 from flare_model.sizes import FlarePlusPlusConfig, Implementation
 
 
@@ -28,7 +28,7 @@ class FlarePlusPlus(Backbone):
         config: FlarePlusPlusConfig = FlarePlusPlusConfig(),  # noqa: B008 (frozen)
         mixer: Implementation = "auto",
     ) -> None:
-        width, layers = config.channels, config.projection_layers
+        width = config.channels
         mixers = [
             FlarePlusPlusMixer(width, config.num_heads, config.num_latents, config.norm)
             for _ in range(config.num_blocks)
@@ -37,9 +37,8 @@ class FlarePlusPlus(Backbone):
             Block(width, each, FeedForward(width, width * config.mlp_ratio, width), partial(make_norm, config.norm))
             for each in mixers
         )
-        enter = ResMLP(config.in_dim, width, width, layers, input_residual=False)
-        leave = ResMLP(width, width, config.out_dim, layers, output_residual=False)
-        super().__init__(config.in_dim, width, enter, blocks, leave)
+        input_projection, output_projection = flare_projections(config)
+        super().__init__(config.in_dim, width, input_projection, blocks, output_projection)
         self.config = config
         mix_by(self, mixer)
         self.apply(partial(initialise_linear, deviation=config.initial_deviation))

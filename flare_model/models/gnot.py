@@ -13,13 +13,13 @@ from flare_model.layers.layout import Layout
 from flare_model.layers.linear_attention import LinearAttention
 from flare_model.layers.pointwise import FeedForward
 from flare_model.models.grids import REFERENCES, Grid
-from flare_model.models.mesh_model import MeshModel, in_full
+from flare_model.models.mesh_model import MeshModel, full_precision
 from flare_model.models.transolver import PlaceholderProjection, initialise_truncated
 from flare_model.sizes import GNOTConfig
 
 
 class Experts(nn.Module):
-    """Pointwise networks whose results a gate weighs at each point.
+    """Mixture of experts: pointwise networks whose outputs a gate weighs at each point.
 
     Args:
         channels: C.
@@ -38,7 +38,7 @@ class Experts(nn.Module):
 
 
 class GNOTBlock(nn.Module):
-    """The trunk attends to what the points are told, then to itself; experts follow each, behind which a norm stands.
+    """Cross-attention of the trunk to the projected inputs, then self-attention; experts and a norm follow each.
 
     Args:
         config: Sizes of the model.
@@ -59,10 +59,10 @@ class GNOTBlock(nn.Module):
         self.first, self.second = (Experts(width, hidden, config.num_experts) for _ in range(2))
         self.first_norm, self.second_norm = (nn.LayerNorm(width) for _ in range(2))
 
-    def forward(self, x: Tensor, source: Tensor, known: Tensor, layout: Layout) -> Tensor:
-        """Trunk and source, [B, N, C] or [ΣN, C] each, and what is known of the points, to the shape of the trunk."""
-        with in_full(known):
-            gates = self.gate(known).softmax(dim=-1)
+    def forward(self, x: Tensor, source: Tensor, inputs: Tensor, layout: Layout) -> Tensor:
+        """Trunk and source, [B, N, C] or [ΣN, C] each, and the inputs of the points, to the shape of the trunk."""
+        with full_precision(inputs):
+            gates = self.gate(inputs).softmax(dim=-1)
         x = x + self.cross(self.trunk_norm(x), self.source_norm(source), layout)
         x = x + self.first_norm(self.first(x, gates))
         own = self.self_norm(x)
@@ -84,37 +84,37 @@ class GNOT(MeshModel):
         super().__init__(config.in_dim)
         width = config.channels
         self.grid = Grid(config.grid_rows, config.grid_columns) if config.unified_positions else None
-        told = REFERENCES**2 if self.grid else config.in_dim
-        self.enter = FeedForward(told, 2 * width, width, gelu="none")
-        self.enter_source = PlaceholderProjection(told, width)
+        trunk_inputs = REFERENCES**2 if self.grid else config.in_dim
+        self.enter = FeedForward(trunk_inputs, 2 * width, width, gelu="none")
+        self.enter_source = PlaceholderProjection(trunk_inputs, width)
         self.blocks = nn.ModuleList(GNOTBlock(config) for _ in range(config.num_blocks))
         self.leave = FeedForward(width, 2 * width, config.out_dim, gelu="none")
         self.config = config
         self.activation_checkpointing = False
-        """Keep only what enters each block, and compute the rest again in the backward pass."""
+        """Keep only the input of each block, and recompute the rest in the backward pass."""
         self.apply(lambda module: initialise_truncated(module, config.initial_deviation))
 
-    def compute(self, known: Tensor, layout: Layout) -> Tensor:
+    def compute(self, inputs: Tensor, layout: Layout) -> Tensor:
         """[B, N, in_dim] or [ΣN, in_dim] to [B, N, out_dim] or [ΣN, out_dim]."""
-        with in_full(known):
-            told = known if self.grid is None else self._on_grid(self.grid, known, layout)
-            trunk, source = self.enter(told), self.enter_source(told)
+        with full_precision(inputs):
+            trunk_inputs = inputs if self.grid is None else self._on_grid(self.grid, inputs, layout)
+            trunk, source = self.enter(trunk_inputs), self.enter_source(trunk_inputs)
         x = trunk
         for block in self.blocks:
-            inputs = (x, source) if self.config.flow == "original" else (trunk, source)
+            block_inputs = (x, source) if self.config.flow == "original" else (trunk, source)
             if self.activation_checkpointing and torch.is_grad_enabled():
-                out = torch.utils.checkpoint.checkpoint(block, *inputs, known, layout, use_reentrant=False)
+                out = torch.utils.checkpoint.checkpoint(block, *block_inputs, inputs, layout, use_reentrant=False)
             else:
-                out = block(*inputs, known, layout)
+                out = block(*block_inputs, inputs, layout)
             x, source = (out, source) if self.config.flow == "original" else (x, out)
-        with in_full(known):
+        with full_precision(inputs):
             last = x if self.config.flow == "original" else source
-            predicted: Tensor = self.leave(last.to(known.dtype))
+            predicted: Tensor = self.leave(last.to(inputs.dtype))
         return predicted
 
     @staticmethod
-    def _on_grid(grid: Grid, known: Tensor, layout: Layout) -> Tensor:
+    def _on_grid(grid: Grid, inputs: Tensor, layout: Layout) -> Tensor:
         """Distances on the index grid, [B, N, 64] or [ΣN, 64]: the same for every mesh."""
-        grids = grid.grids(known, layout, "GNOT with unified_positions")
-        told = grid.distances(known).expand(len(grids), -1, -1)
-        return told if known.dim() == 3 else told.flatten(0, 1)
+        grids = grid.grids(inputs, layout, "GNOT with unified_positions")
+        trunk_inputs = grid.distances(inputs).expand(len(grids), -1, -1)
+        return trunk_inputs if inputs.dim() == 3 else trunk_inputs.flatten(0, 1)

@@ -74,22 +74,22 @@ class GridTransolver(Backbone):
             )
             for _ in range(config.num_blocks)
         )
-        told = REFERENCES**2 + config.in_dim - 2 if config.unified_positions else config.in_dim
-        enter = PlaceholderProjection(told, width, added=not config.unified_positions)
-        super().__init__(config.in_dim, width, enter, blocks, nn.Linear(width, config.out_dim))
+        num_inputs = REFERENCES**2 + config.in_dim - 2 if config.unified_positions else config.in_dim
+        input_projection = PlaceholderProjection(num_inputs, width, added=not config.unified_positions)
+        super().__init__(config.in_dim, width, input_projection, blocks, nn.Linear(width, config.out_dim))
         self.config = config
         self.grid = grid
         self.apply(partial(initialise_truncated, deviation=config.initial_deviation))
 
-    def compute(self, known: Tensor, layout: Layout) -> Tensor:
+    def compute(self, inputs: Tensor, layout: Layout) -> Tensor:
         """[B, N, in_dim] or [ΣN, in_dim] to [B, N, out_dim] or [ΣN, out_dim].
 
         Raises:
             UsageError: If a mesh is no such grid.
         """
-        grids = self.grid.grids(known, layout, "Transolver with convolution")
+        grids = self.grid.grids(inputs, layout, "Transolver with convolution")
         if self.config.unified_positions:
-            distances = self.grid.distances(known).expand(len(grids), -1, -1)
+            distances = self.grid.distances(inputs).expand(len(grids), -1, -1)
             grids = torch.cat([distances, grids[..., 2:]], dim=-1)
         out = super().compute(grids, Layout())
-        return out if known.dim() == 3 else out.flatten(0, 1)
+        return out if inputs.dim() == 3 else out.flatten(0, 1)

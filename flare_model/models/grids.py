@@ -1,4 +1,4 @@
-"""Meshes that are grids: models that need the order of their points, and what they can be told of it.
+"""Meshes that are grids, for models that need the order of their points, and unified positions on them.
 
 B meshes, N = rows · columns points of each; point i · columns + j lies at row i and column j.
 """
@@ -35,11 +35,11 @@ class Grid:
         """N."""
         return self.rows * self.columns
 
-    def grids(self, known: Tensor, layout: Layout, model: str) -> Tensor:
+    def grids(self, inputs: Tensor, layout: Layout, model: str) -> Tensor:
         """The points of a batch as grids.
 
         Args:
-            known: What is known of the points, [B, N, c] or [ΣN, c].
+            inputs: Coordinates and features of the points, [B, N, c] or [ΣN, c].
             layout: How they divide into meshes.
             model: What to call the model in the error.
 
@@ -53,17 +53,17 @@ class Grid:
         if layout.mask is not None:
             self._refuse(model, "a batch of meshes that are filled up to one size")
         if offsets is None:
-            if known.shape[1] != self.num_points:
-                self._refuse(model, f"a mesh of {known.shape[1]} points")
-            return known
+            if inputs.shape[1] != self.num_points:
+                self._refuse(model, f"a mesh of {inputs.shape[1]} points")
+            return inputs
         meshes = offsets.shape[0] - 1
         if other := [size for size in sizes or () if size != self.num_points]:
             self._refuse(model, f"a mesh of {other[0]} points")
-        if known.shape[0] != meshes * self.num_points:
-            self._refuse(model, f"{known.shape[0]} points in {meshes} meshes")
+        if inputs.shape[0] != meshes * self.num_points:
+            self._refuse(model, f"{inputs.shape[0]} points in {meshes} meshes")
         if sizes is None and meshes > 1 and not torch.compiler.is_exporting():
             torch._assert_async((offsets.diff() == self.num_points).all(), f"{model} takes grids of one size alone")
-        return known.reshape(meshes, self.num_points, known.shape[-1])
+        return inputs.reshape(meshes, self.num_points, inputs.shape[-1])
 
     def _refuse(self, model: str, got: str) -> None:
         raise UsageError(

@@ -12,14 +12,14 @@ from flare_model.layers.attention import SelfAttention
 from flare_model.layers.layout import Layout
 from flare_model.layers.pointwise import FeedForward, ResMLP
 from flare_model.models.backbone import Block
-from flare_model.models.mesh_model import MeshModel, in_full
+from flare_model.models.mesh_model import MeshModel, full_precision
 from flare_model.sizes import LNOConfig
 
 
 class LNO(MeshModel):
-    """Points are averaged into modes, blocks work among these, and points take them back: by one set of scores.
+    """Points are encoded into modes, blocks process these, and modes are decoded onto points: by one set of scores.
 
-    Trunk and branch are told the same numbers, as in the paper's comparison; LNO's own code tells the trunk coordinates
+    Trunk and branch get the same inputs, as in the paper's comparison; LNO's own code gives the trunk coordinates
     alone. The scores are shared by encoding and decoding, and there is one set of them, not one a head. Weights start
     as PyTorch's do.
 
@@ -44,22 +44,22 @@ class LNO(MeshModel):
         self.leave = _network(width, width, config.out_dim, layers)
         self.config = config
 
-    def compute(self, known: Tensor, layout: Layout) -> Tensor:
+    def compute(self, inputs: Tensor, layout: Layout) -> Tensor:
         """[B, N, in_dim] or [ΣN, in_dim] to [B, N, out_dim] or [ΣN, out_dim]."""
-        with in_full(known):
-            trunk, branch = self.trunk(known), self.branch(known)
+        with full_precision(inputs):
+            trunk, branch = self.trunk(inputs), self.branch(inputs)
         scores = self.scores(trunk)
-        modes = layout.gather(average, scores, branch)
+        modes = layout.reduce(encode_modes, scores, branch)
         for block in self.blocks:
             modes = block(modes, Layout())
-        decoded = layout.attend(take_back, scores, of_meshes=(modes,))
-        with in_full(known):
-            out: Tensor = self.leave(decoded.to(known.dtype))
+        decoded = layout.attend(decode_modes, scores, of_meshes=(modes,))
+        with full_precision(inputs):
+            out: Tensor = self.leave(decoded.to(inputs.dtype))
         return out
 
 
-def average(scores: Tensor, values: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """What each mode takes of the points: a softmax over the points of a mesh.
+def encode_modes(scores: Tensor, values: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Encode points into modes: weighted means by a softmax over the points of a mesh.
 
     Args:
         scores: [B, N, M].
@@ -74,13 +74,13 @@ def average(scores: Tensor, values: Tensor, *, mask: Tensor | None = None) -> Te
     return torch.softmax(scores, dim=1).mT @ values
 
 
-def take_back(scores: Tensor, modes: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """What each point takes of the modes: a softmax over the modes.
+def decode_modes(scores: Tensor, modes: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Decode modes onto points: weighted means by a softmax over the modes.
 
     Args:
         scores: [B, N, M].
         modes: [B, M, C].
-        mask: Points that don't exist take something too, which means nothing.
+        mask: Not needed: values at points that don't exist are meaningless.
 
     Returns:
         [B, N, C].

@@ -1,4 +1,4 @@
-"""What all models of the package share: what they are called with, what they refuse, and their checkpoints.
+"""The base class of the package's models: their call, checks of its arguments, and their checkpoints.
 
 B meshes, N points, ΣN points of all meshes together.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class MeshModel(nn.Module, Pretrained):
-    """A model that looks at meshes; see [protocol][flare_model.models.contract] for what goes in and out.
+    """A model of meshes; see [protocol][flare_model.models.contract] for what goes in and out.
 
     Args:
         in_dim: Numbers a point comes with: its coordinates and its features.
@@ -50,7 +50,7 @@ class MeshModel(nn.Module, Pretrained):
 
         Args:
             points: Coordinates, [B, N, 3] for equal or padded meshes; [ΣN, 3] for joined ones, or for a single mesh.
-            features: What else is known of the points, as many numbers a point as in_dim leaves.
+            features: Features of the points, as many numbers a point as in_dim leaves.
             offsets: First point of each joined mesh and the end of the last, [B + 1].
             mask: True where a point exists, [B, N]; for padded meshes.
 
@@ -60,25 +60,25 @@ class MeshModel(nn.Module, Pretrained):
         Raises:
             UsageError: If the shapes don't fit together.
         """
-        known = points if features is None else torch.cat([points, features], dim=-1)
-        if known.shape[-1] != self.in_dim:
-            raise UsageError(f"the model takes {self.in_dim} numbers a point, but got {known.shape[-1]}")
-        single = known.dim() == 2 and offsets is None
+        inputs = points if features is None else torch.cat([points, features], dim=-1)
+        if inputs.shape[-1] != self.in_dim:
+            raise UsageError(f"the model takes {self.in_dim} numbers a point, but got {inputs.shape[-1]}")
+        single = inputs.dim() == 2 and offsets is None
         if single:
-            known = known.unsqueeze(0)
-        layout = Layout.of(known, offsets, mask, tiled=self._tiled, ranks=self.ranks)
+            inputs = inputs.unsqueeze(0)
+        layout = Layout.of(inputs, offsets, mask, tiled=self._tiled, ranks=self.ranks)
         if mask is not None:
-            # What fills a mesh up may be anything, and a weight of 0 times NaN is NaN.
-            known = known.masked_fill(~mask.unsqueeze(-1), 0.0)
-        out = self.compute(known, layout)
+            # Padding may hold anything, and a weight of 0 times NaN is NaN.
+            inputs = inputs.masked_fill(~mask.unsqueeze(-1), 0.0)
+        out = self.compute(inputs, layout)
         return out.squeeze(0) if single else out
 
     @abstractmethod
-    def compute(self, known: Tensor, layout: Layout) -> Tensor:
-        """Predict from all that is known of the points.
+    def compute(self, inputs: Tensor, layout: Layout) -> Tensor:
+        """Predict from the joined coordinates and features of the points.
 
         Args:
-            known: [B, N, in_dim] or [ΣN, in_dim]; 0 where there is no point.
+            inputs: [B, N, in_dim] or [ΣN, in_dim]; 0 where there is no point.
             layout: How the points divide into meshes.
 
         Returns:
@@ -102,7 +102,7 @@ class MeshModel(nn.Module, Pretrained):
         return model
 
 
-def in_full(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> torch.autocast:
     """A context in which products are not taken in 16 bits.
 
     Projections of coordinates and of predictions keep float32: in 16 bits a coordinate of 30 mm is off by up to

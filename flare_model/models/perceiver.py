@@ -16,7 +16,7 @@ from flare_model.layers.layout import Layout
 from flare_model.layers.pointwise import FeedForward, ResMLP
 from flare_model.models.backbone import Block
 from flare_model.models.flare import initialise_linear
-from flare_model.models.mesh_model import MeshModel, in_full
+from flare_model.models.mesh_model import MeshModel, full_precision
 from flare_model.sizes import PerceiverConfig
 
 
@@ -41,7 +41,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[B, N, C] or [ΣN, C] to [B, M, C]."""
         x = self.norm(x)
-        encoded: Tensor = self.leave(layout.gather(self._encode, self.keys(x), self.values(x)))
+        encoded: Tensor = self.leave(layout.reduce(self._encode, self.keys(x), self.values(x)))
         return encoded
 
     def _encode(self, keys: Tensor, values: Tensor, *, mask: Tensor | None) -> Tensor:
@@ -50,7 +50,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The points attend to the latents, each by what it came with; there is no residual around it.
+    """The points attend to the latents, with queries from their hidden states; there is no residual around it.
 
     Args:
         channels: C.
@@ -122,14 +122,14 @@ class PerceiverIO(MeshModel):
         self.config = config
         self.apply(partial(initialise_linear, deviation=config.initial_deviation))
 
-    def compute(self, known: Tensor, layout: Layout) -> Tensor:
+    def compute(self, inputs: Tensor, layout: Layout) -> Tensor:
         """[B, N, in_dim] or [ΣN, in_dim] to [B, N, out_dim] or [ΣN, out_dim]."""
-        with in_full(known):
-            x = self.enter(known)
+        with full_precision(inputs):
+            x = self.enter(inputs)
         latents = self.encoder(x, layout)
         for block in self.blocks:
             latents = block(latents, Layout())
         decoded = self.decoder(x, latents, layout)
-        with in_full(known):
-            out: Tensor = self.leave(self.norm(decoded.to(known.dtype)))
+        with full_precision(inputs):
+            out: Tensor = self.leave(self.norm(decoded.to(inputs.dtype)))
         return out

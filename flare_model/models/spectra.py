@@ -1,4 +1,4 @@
-"""What each head of FLARE communicates: eigenvalues of its matrix W = W_decode · W_encode.
+"""Spectra of FLARE's heads: eigenvalues of each head's token mixing matrix W = W_decode · W_encode.
 
 FLARE, section 3.3 and Algorithm 1; without forming W, and without overflow: with scores s, L = logsumexp of s over the
 points and l = logsumexp over the latents, J = exp(s - L/2 - l/2) is at most 1, and W is similar to Jᵀ J, whose
@@ -43,8 +43,8 @@ class BlockSpectrum:
 def spectra(model: nn.Module, points: Tensor, features: Tensor | None = None) -> list[BlockSpectrum]:
     """Spectra of every block of a model on one mesh, from the queries and keys of the model's own forward pass.
 
-    Each is computed when its block mixes, from scores in chunks of points: beside the forward pass, memory grows with
-    neither N · M nor the number of blocks.
+    Each is computed when its block mixes, from scores in chunks of points: apart from the forward pass, memory grows
+    with neither N · M nor the number of blocks.
 
     Args:
         model: FLARE, or another model whose blocks mix by [LatentMixing][flare_model.layers.mixer.LatentMixing].

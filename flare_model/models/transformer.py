@@ -8,9 +8,9 @@ from __future__ import annotations
 from functools import partial
 
 from flare_model.layers.attention import SelfAttention
-from flare_model.layers.pointwise import FeedForward, ResMLP
+from flare_model.layers.pointwise import FeedForward
 from flare_model.models.backbone import Backbone, Block
-from flare_model.models.flare import initialise_linear
+from flare_model.models.flare import flare_projections, initialise_linear
 from flare_model.sizes import TransformerConfig
 
 
@@ -22,13 +22,12 @@ class Transformer(Backbone):
     """
 
     def __init__(self, config: TransformerConfig = TransformerConfig()) -> None:  # noqa: B008 (frozen)
-        width, layers = config.channels, config.projection_layers
+        width = config.channels
         blocks = (
             Block(width, SelfAttention(width, config.num_heads), FeedForward(width, width * config.mlp_ratio, width))
             for _ in range(config.num_blocks)
         )
-        enter = ResMLP(config.in_dim, width, width, layers, input_residual=False)
-        leave = ResMLP(width, width, config.out_dim, layers, output_residual=False)
-        super().__init__(config.in_dim, width, enter, blocks, leave)
+        input_projection, output_projection = flare_projections(config)
+        super().__init__(config.in_dim, width, input_projection, blocks, output_projection)
         self.config = config
         self.apply(partial(initialise_linear, deviation=config.initial_deviation))

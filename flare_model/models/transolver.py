@@ -1,4 +1,4 @@
-"""Transolver without convolution (Wu et al. 2024, arXiv:2402.02366): points gather in slices, and slices attend.
+"""Transolver without convolution (Wu et al. 2024, arXiv:2402.02366): points are assigned to slices, and slices attend.
 
 B meshes, N points, C channels, H heads, D = C / H channels a head, G slices.
 """
@@ -19,7 +19,7 @@ from flare_model.sizes import TransolverConfig
 
 
 class PhysicsAttention(nn.Module):
-    """Points are softly assigned to slices, the slices' means attend to each other, and points take back their share.
+    """Points are softly assigned to slices, the slices' means attend to each other, and slices are decoded onto points.
 
     The projections onto slices and inside the attention are shared by the heads, as in Transolver's code. It bounds
     the temperature in its mixers for structured meshes alone; here it is always bounded, so that it can't reach zero.
@@ -48,7 +48,7 @@ class PhysicsAttention(nn.Module):
         tiles = layout.tiles
         if tiles is None:
             return layout.attend(self._attend, x)
-        return tiles.join(self._attend(tiles.cut(x), tiles.exists, tiles))
+        return tiles.to_points(self._attend(tiles.to_rows(x), tiles.exists, tiles))
 
     def _attend(self, x: Tensor, mask: Tensor | None, tiles: MeshTiles | None = None) -> Tensor:
         """[B, N, C], or tiles of joined meshes [R, L, C], to the same."""
@@ -91,12 +91,12 @@ def slice_means(weights: Tensor, values: Tensor, tiles: MeshTiles | None = None)
 
 
 class PlaceholderProjection(nn.Module):
-    """Transolver's projection in: two linear layers, and a learned vector that stands for features that aren't there.
+    """Transolver's projection in: two linear layers, and a learned vector in place of missing features.
 
     Args:
         in_dim: Numbers a point comes with.
         channels: C.
-        added: Whether features aren't there; where they are, the vector has no part, and is not trained.
+        added: Whether features are missing; otherwise the vector isn't used or trained.
     """
 
     def __init__(self, in_dim: int, channels: int, *, added: bool = True) -> None:
@@ -128,8 +128,8 @@ class Transolver(Backbone):
             )
             for _ in range(config.num_blocks)
         )
-        enter = PlaceholderProjection(config.in_dim, width)
-        super().__init__(config.in_dim, width, enter, blocks, nn.Linear(width, config.out_dim))
+        input_projection = PlaceholderProjection(config.in_dim, width)
+        super().__init__(config.in_dim, width, input_projection, blocks, nn.Linear(width, config.out_dim))
         self.config = config
         self.apply(partial(initialise_truncated, deviation=config.initial_deviation))
 

@@ -1,4 +1,4 @@
-"""Predicting a part: where it is read from, what the model says of it, and what is written.
+"""Parts to predict on, read from data sets, meshes, surfaces and results of simulations, and pictures of predictions.
 
-Data sets, meshes, surfaces and results of simulations come in; VTU files and pictures go out.
+Predicting itself is in `decision/prediction.py`.
 """

@@ -1,4 +1,4 @@
-"""What a part to predict on is, and how surfaces become parts.
+"""A part to predict on, and the options of meshing a surface.
 
 N points, E cells of one part.
 """
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FromSurface:
-    """What a part was before it was meshed.
+    """The surface that a part was meshed from.
 
     Attributes:
         surface: Its surface where the mesh stands, mm.
-        check: The mesh beside the surface.
+        check: How well the mesh represents the surface.
         unit: Unit that its file was read in.
         unit_told: Whether the file or the caller stated it; else mm is assumed.
         body: Which body of its file, from 1.
@@ -55,10 +55,10 @@ class Part:
         name: Name of the part, as its file or the manifest says; files for it are named by `FileNames`.
         points: Coordinates in mm, [N, 3] float32.
         cells: Zero-based hexahedra, [E, 8] int32.
-        fields: What is known at the points, by field name or component, [N] or [N, components].
+        fields: Fields at the points, by name of field or component, [N] or [N, components].
         material: Its material, where known.
         remarks: What was left out, guessed or repaired on reading it, and where its mesh differs from its surface.
-        origin: What it was before it was meshed; None where it came as a mesh.
+        origin: The surface that it was meshed from; None where it came as a mesh.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Meshing:
-    """How a surface becomes a mesh.
+    """Options of meshing a surface.
 
     Attributes:
         num_points: Points that the mesh should have.
@@ -114,7 +114,7 @@ DEFAULT_MESHING: Final = Meshing()
 
 
 def check_points(points: int | None) -> None:
-    """Refuse a number of points for a mesh, as it is asked for on a command line, that no cell has.
+    """Refuse a number of points for a mesh, as given on a command line, that is too small for a single cell.
 
     Args:
         points: The number; None where it is left to the command.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flare_model.data.finite import not_finite
+from flare_model.data.non_finite import describe_non_finite
 from flare_model.prediction.part import DEFAULT_MESHING, Meshing, Part, Unreadable
 from lpbf_data.case.schema import FIELDS, SYMMETRIC_TENSOR
 from lpbf_data.case.tensor_order import VTK_ORDER, reorder
@@ -41,7 +41,7 @@ _VOXEL_CORNERS: Final = [0, 1, 3, 2, 4, 5, 7, 6]  # VTK counts the corners of a 
 
 _KNOWN: Final = (*MESH_SUFFIXES, *SURFACE_SUFFIXES)
 
-_MOST_FOLDERS: Final = 1000  # that are looked into only to tell of them
+_MAX_FOLDERS: Final = 1000  # that are searched only to report what lies in them
 
 RESULT: Final = "mechanical.case"
 """How the name of the file with a simulated part ends, in the folder of its results; the other files there are no parts
@@ -69,7 +69,7 @@ def find_parts(
             a URL, or an id of the Hugging Face hub.
         split: Which split of a data set.
         cases: Ids of cases of a data set; all of the split when empty.
-        fields: Fields of a data set that are of use; all by default.
+        fields: Fields of a data set to read; all by default.
         meshing: How surfaces become meshes.
 
     Raises:
@@ -81,7 +81,7 @@ def find_parts(
     if not files:
         _check_data_set(source)
         yield from cases_of(source, split, cases, fields)
-    passed_over = _passed_over(path, files) if path.is_dir() else ()  # said once, beside the first part
+    passed_over = _passed_over(path, files) if path.is_dir() else ()  # stated once, with the first part
     for file in files:
         try:
             for part in read_parts(file, meshing):
@@ -104,7 +104,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _passed_over(folder: Path, taken: Collection[Path]) -> tuple[Remark, ...]:
-    """What is said of a folder beside its parts: other files, and folders below that hold parts too."""
+    """Remarks on what is passed over in a folder: other files, and folders below that hold parts too."""
     if all(_is_result(path) for path in taken):
         return ()
     others, below = [], []
@@ -131,7 +131,7 @@ def _surfaces_below(folder: Path) -> str:
     for met, (_, folders, names) in enumerate(os.walk(folder)):
         folders[:] = [name for name in folders if not is_litter(name)]
         count += sum(not is_litter(name) and Path(name).suffix.lower() in _KNOWN for name in names)
-        if met >= _MOST_FOLDERS:
+        if met >= _MAX_FOLDERS:
             return f"more than {count:,}"
     return f"{count:,}" if count else ""
 
@@ -242,7 +242,7 @@ def _read_mesh(path: Path) -> Part:
     points = np.asarray(mesh.points, np.float32)
     if points.ndim != 2 or points.shape[1] != 3:
         raise StoreError(f"{path}: points must be [N, 3] numbers, but are {list(points.shape)}")
-    if said := not_finite(points):
+    if said := describe_non_finite(points):
         raise StoreError(f"{path}: coordinates aren't finite numbers: {said}; write the mesh again from a sound one")
     if not cells.size:
         raise StoreError(f"{path} holds no cells; only hexahedral meshes can be predicted on")
@@ -258,12 +258,12 @@ def _read_mesh(path: Path) -> Part:
 
 def _open_mesh(path: Path) -> meshio.Mesh:
     """What meshio reads; its readers raise anything, and say a line of their own and exit on some files."""
-    _teach_voxels()
+    _register_voxels()
     if path.stat().st_size == 0:
         raise StoreError(f"{path} can't be read as a mesh: the file is empty; write it again")
     import meshio
 
-    from flare_model.prediction.unfolding import bounded_vtu, check_hdf
+    from flare_model.prediction.decompression import bounded_vtu, check_hdf
 
     said = io.StringIO()
     try:
@@ -285,7 +285,7 @@ def _open_mesh(path: Path) -> meshio.Mesh:
 
 
 def _cells_of(path: Path, mesh: meshio.Mesh) -> tuple[NDArray[np.int32], tuple[Remark, ...]]:
-    """Hexahedra of a mesh, [E, 8], and what stood beside them."""
+    """Hexahedra of a mesh, [E, 8], and a remark on other cells that were left out."""
     blocks = [_hexahedra(block) for block in mesh.cells if block.type in _HEXAHEDRA]
     other: Counter[str] = Counter()
     for block in mesh.cells:
@@ -308,7 +308,7 @@ def _hexahedra(block: meshio.CellBlock) -> NDArray[np.int64]:
     return cells[:, _VOXEL_CORNERS] if block.type == "voxel" else cells
 
 
-def _teach_voxels() -> None:
+def _register_voxels() -> None:
     """Let meshio read VTK's voxels (type 11), which it leaves out for the order of their corners."""
     from meshio._mesh import num_nodes_per_cell, topological_dimension
     from meshio._vtk_common import vtk_to_meshio_type

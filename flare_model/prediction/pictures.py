@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flare_model.data.targets import Target, resolve_target
+from flare_model.data.point_fields import PointField, resolve_target
 from flare_model.prediction.parts import Part
 from lpbf_data.case.case import Case
 from lpbf_data.case.schema import FIELDS
@@ -41,7 +41,7 @@ def draw_prediction(
     render_panels(panels, path, panel_size=_SIZE if len(panels) > 1 else _ALONE)
 
 
-def _panel(part: Part, target: Target, label: str, values: NDArray[np.float32]) -> Panel:
+def _panel(part: Part, target: PointField, label: str, values: NDArray[np.float32]) -> Panel:
     """A part coloured by a target: by its component, the length of a vector, or the zz of a tensor."""
     spec = FIELDS[target.field]
     whole = np.zeros((len(part.points), spec.num_components), np.float32)

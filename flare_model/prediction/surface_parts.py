@@ -1,4 +1,4 @@
-"""Closed surfaces as parts: put on the plate, meshed as the simulator does, and compared with their meshes."""
+"""Closed surfaces as parts: placed on the plate, meshed as the simulator does, and compared with their meshes."""
 
 from __future__ import annotations
 

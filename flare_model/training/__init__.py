@@ -1,4 +1,4 @@
-"""How a model is trained: recipe, settings, devices, the trainer and its parts, state and log of a run.
+"""Training a model: recipe, settings, devices, the trainer and its parts, checkpoints and log of a run.
 
-A run that is stopped goes on from here as if it had not been.
+A run that was stopped resumes exactly, as if it had not been.
 """

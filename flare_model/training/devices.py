@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.precision import Precision
 
-__all__ = ["Fabric", "FirstProcessError", "Precision", "device_of", "first_does", "open_fabric"]
+__all__ = ["Fabric", "FirstProcessError", "Precision", "device_of", "on_first_process", "open_fabric"]
 
 _CUBLAS: Final = ":4096:8"
 _INTERACTIVE: Final = ("bash", "interactive")
@@ -116,12 +116,12 @@ class FirstProcessError(LpbfError):
     """The first process of a run failed in what it does for all of them."""
 
 
-def first_does(fabric: Fabric, action: Callable[[], None]) -> None:
-    """Let the first process do something, while the others wait for it; where it fails, all end.
+def on_first_process(fabric: Fabric, action: Callable[[], None]) -> None:
+    """Run an action in the first process while the others wait; where it fails, all raise.
 
     Args:
         fabric: The processes.
-        action: What the first one does; it doesn't talk to the others.
+        action: The action, without communication.
 
     Raises:
         FirstProcessError: In the others, with the sentence of the error that the first one raises.
@@ -150,7 +150,7 @@ def _processes() -> tuple[int, int, str]:
         return local, world // local, "TorchElasticEnvironment"
     if os.environ.get("SLURM_JOB_NAME") in _INTERACTIVE:
         return 1, 1, "LightningEnvironment"
-    asked, started = (_number(name) for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"))
+    allocated, started = (_number(name) for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"))
     if started > 1:
         nodes = _number("SLURM_STEP_NUM_NODES")
         if started % nodes:
@@ -159,10 +159,10 @@ def _processes() -> tuple[int, int, str]:
                 f"--ntasks-per-node instead of --ntasks"
             )
         return started // nodes, nodes, "SLURMEnvironment"
-    if asked > 1 and "SLURM_STEP_ID" not in os.environ:
+    if allocated > 1 and "SLURM_STEP_ID" not in os.environ:
         raise UsageError(
-            f"SLURM gave this job {asked} tasks, but this process was started alone: write srun before python to train "
-            "with all of them, or ask sbatch for --ntasks=1"
+            f"SLURM gave this job {allocated} tasks, but this process was started alone: write srun before python to "
+            "train with all of them, or ask sbatch for --ntasks=1"
         )
     return 1, 1, "LightningEnvironment"
 

@@ -1,4 +1,4 @@
-"""When a run ends because its numbers are finite no more."""
+"""The error that ends a run whose loss or weights are no longer finite."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def diverged(folder: Path, what: str) -> DivergedError:
         folder: Folder of the run.
         what: What became of which number, and when.
     """
-    kept = latest_state(folder)
-    good = f"the last good checkpoint is {kept}" if kept else "there was no checkpoint yet"
+    latest = latest_state(folder)
+    good = f"the last good checkpoint is {latest}" if latest else "there was no checkpoint yet"
     return DivergedError(f"{what}; {good}. Lower --recipe.learning_rate, or look at the case, and give another --out")
 
 

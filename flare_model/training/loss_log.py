@@ -1,4 +1,4 @@
-"""The losses of a run's steps, looked at now and then: written down, shown, and the end of the run where one is NaN."""
+"""The losses of a run's steps, read from the device every few steps: logged, shown, and checked for NaN."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flare_model.training.run_log import TRAINING_NAME, RunLog
 from lpbf_data.serving.loader import Loader
 
 _FLUSH_EVERY: Final = 10
-"""Steps between looks at the losses; each look waits for the device."""
+"""Steps between reads of the losses; each read waits for the device."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class _Step:
 
 
 class LossLog:
-    """Losses of the steps since training began or went on.
+    """Losses of the steps since training began or resumed.
 
     Args:
         folder: Folder of the run.
@@ -46,11 +46,11 @@ class LossLog:
 
     def __init__(self, folder: Path, fabric: Fabric, loader: Loader, table: RunLog | None, bar: Any) -> None:
         self.folder, self.fabric, self.loader, self.table, self.bar = folder, fabric, loader, table, bar
-        self._started, self._apart, self._points = time.monotonic(), 0.0, 0
+        self._started, self._seconds_paused, self._points = time.monotonic(), 0.0, 0
         self._pending: list[_Step] = []
 
     def add(self, step: int, loss: Tensor, rate: float | Tensor, group: Sequence[Batch]) -> None:
-        """Keep the loss of a step, and look at all that were kept after every so many.
+        """Add the loss of a step; every few steps all are read and logged.
 
         Args:
             step: Number of the step, from 1.
@@ -73,10 +73,10 @@ class LossLog:
         try:
             yield
         finally:
-            self._apart += time.monotonic() - began
+            self._seconds_paused += time.monotonic() - began
 
     def flush(self) -> None:
-        """Look at the losses since the last look, and log them.
+        """Read the losses since the last flush, and log them.
 
         Raises:
             DivergedError: If one is no finite number.
@@ -90,7 +90,7 @@ class LossLog:
         for step, value in zip(steps, values, strict=True):
             if not math.isfinite(value):
                 raise diverged(self.folder, _what_diverged(step))
-        elapsed = time.monotonic() - self._started - self._apart
+        elapsed = time.monotonic() - self._started - self._seconds_paused
         speed, waiting = self._points * self.loader.world_size / elapsed, self.loader.seconds_waiting / elapsed
         if self.table:
             for step, value, rate in zip(steps, values, rates, strict=True):

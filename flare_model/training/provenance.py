@@ -1,4 +1,4 @@
-"""What made a run: versions, devices, and digests of data, split and code."""
+"""Provenance of a run: versions, devices, and digests of data, split and code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a model is trained: the numbers of the recipe, which the command line knows before torch is imported."""
+"""The training recipe: hyperparameters, which the command line knows before torch is imported."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Recipe:
             over points of squared errors in units of the target's standard deviation, for targets that may be zero
             everywhere in a part or lie far from zero.
         target_losses: Losses of single targets by name, where they aren't that of `loss`: {build_clearance_min: mse}.
-        target_weights: How much the loss of a target counts beside those of the others, by name; 1 where it isn't
+        target_weights: Weight of a target's loss relative to those of the others, by name; 1 where it isn't
             named. The loss of a step is the weighted mean over the targets.
         gradient_weight: How much the relative L2 errors of the two differences along a grid add to the loss
             relative_l2 (Table 4: 0.1 for Darcy), for data sets of grids; there, what is predicted at the outermost
@@ -77,7 +77,7 @@ class Recipe:
             the kernels, on a GPU.
         round_points: Fill each batch up to a multiple of so many points, so that CUDA graphs meet few sizes; 0 for not,
             but for 1024 under step_graphs.
-        activation_checkpointing: Keep only what enters a block and compute the rest again in the backward pass; not
+        activation_checkpointing: Keep only the input of each block and recompute the rest in the backward pass; not
             with step_graphs.
         deterministic: Ask for deterministic kernels on a GPU, where there are any.
     """
@@ -134,7 +134,7 @@ class Recipe:
         return self.target_losses.get(target, self.loss)
 
     def weight_of(self, target: str) -> float:
-        """How much the loss of a target counts, beside 1 for one that isn't named."""
+        """Weight of a target's loss; 1 for one that isn't named."""
         return self.target_weights.get(target, 1.0)
 
     def _check_step_graphs(self) -> None:
@@ -176,14 +176,14 @@ def check_device(recipe: Recipe, *, on_gpu: bool) -> None:
         )
 
 
-def choose_precision(asked: Precision, *, on_gpu: bool) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
+def choose_precision(requested: Precision, *, on_gpu: bool) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
     """The precision to train in.
 
     Raises:
         UsageError: If 16-mixed is asked for on a CPU, which has no float16 arithmetic worth the name.
     """
-    if asked == "16-mixed" and not on_gpu:
+    if requested == "16-mixed" and not on_gpu:
         raise UsageError("--recipe.precision 16-mixed needs a GPU; use 32-true or bf16-mixed on a CPU")
-    if asked == "auto":
+    if requested == "auto":
         return "bf16-mixed" if on_gpu else "32-true"
-    return asked
+    return requested

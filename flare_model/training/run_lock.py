@@ -100,7 +100,7 @@ def is_local_lock(folder: Path, mounts: str) -> bool:
 
     Args:
         folder: The folder, absolute.
-        mounts: What Linux says of file systems, a line each: device, place, type, options. Empty where nobody knows.
+        mounts: What Linux says of file systems, a line each: device, place, type, options. Empty where unknown.
 
     >>> is_local_lock(Path("/home/a/run"), "server:/x /home nfs4 rw,local_lock=all 0 0")
     True

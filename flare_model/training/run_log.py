@@ -1,4 +1,4 @@
-"""What a run leaves to look at: CSV tables, TensorBoard events, curves as PNG."""
+"""Logs of a run: CSV tables, TensorBoard events, curves as PNG."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRAINING_ERROR_NAME: Final = "training_error.csv"
 
 
 class RunLog:
-    """Tables and curves of one run. A run that is taken up again goes on where its checkpoint was.
+    """Tables and curves of one run. A resumed run continues them where its checkpoint was.
 
     Args:
         folder: Folder of the run.

@@ -1,4 +1,4 @@
-"""What a run was asked for: the value that decides its numbers."""
+"""Settings of a run: everything that decides its results."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from flare_model.checkpoints.spec import ModelSpec
-from flare_model.data.targets import Target, column_names, did_you_mean, resolve_inputs, resolve_targets
+from flare_model.data.point_fields import PointField, column_names, did_you_mean, resolve_inputs, resolve_targets
 from flare_model.training.recipe import Recipe
 from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.errors import UsageError
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 
-LATER: Final[Mapping[str, Any]] = {
+OPTIONS_ADDED_LATER: Final[Mapping[str, Any]] = {
     "step_graphs": False,
     "max_points": 0,
     "mixer": "auto",
@@ -25,7 +25,9 @@ LATER: Final[Mapping[str, Any]] = {
     "epsilon": 1e-8,
     "gradient_weight": 0.0,
 }
-"""Options of the recipe that came later, and what they were before: runs that began without them go on."""
+"""Options of the recipe that were added later, with the values of before: runs that began without them resume."""
+
+DEFAULT_TARGETS: Final = ["displacement_z"]
 
 _COORDINATES: Final = 3
 """Numbers that every point of a printed part comes with."""
@@ -34,7 +36,7 @@ _IN_WORDS: Final = {1: "one coordinate", 2: "two coordinates", 3: "three coordin
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialCheckpoint:
     """The checkpoint that a run starts from.
 
     Attributes:
@@ -48,13 +50,13 @@ class Start:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run was asked for.
+    """Settings of a run.
 
     Attributes:
         data: The data set.
         model: The model, fitted to targets and features.
-        targets: What it predicts.
-        features: What it is told beside the points.
+        targets: Targets.
+        features: Input features.
         recipe: How it is trained.
         seed: Seed of weights and order.
         max_steps: Stop after so many steps, and cut the schedule to them.
@@ -68,14 +70,14 @@ class Settings:
         num_workers: Processes that read ahead.
         resident: Keep the training cases on the device.
         accelerator: Where to train.
-        points: What lies at the points of the data set, where it isn't one of printed parts.
+        point_schema: Coordinates and fields of the data set, where it isn't one of printed parts.
         points_over: Processes that share the points of each case.
     """
 
     data: str
     model: ModelSpec = field(default_factory=ModelSpec)
-    targets: tuple[Target, ...] = ()
-    features: tuple[Target, ...] = ()
+    targets: tuple[PointField, ...] = ()
+    features: tuple[PointField, ...] = ()
     recipe: Recipe = field(default_factory=Recipe)
     seed: int = 0
     max_steps: int | None = None
@@ -84,12 +86,12 @@ class Settings:
     validate_every: int = 1
     validate_steps: int | None = None
     judge_training: int = 0
-    init: Start | None = None
+    init: InitialCheckpoint | None = None
     checkpoint_every: int = 1000
     num_workers: int = 0
     resident: bool = False
     accelerator: Accelerator = "auto"
-    points: PointSchema | None = None
+    point_schema: PointSchema | None = None
     points_over: int = 1
 
     def __post_init__(self) -> None:
@@ -113,9 +115,10 @@ class Settings:
         """Refuse what doesn't go with the points of the data set."""
         if self.resident and self.thin_to:
             raise UsageError("--resident keeps whole cases on the device; leave out --thin_to")
-        if self.points is not None and self.symmetries:
+        if self.point_schema is not None and self.symmetries:
             raise UsageError(
-                f"--symmetries are those of a square build plate, and {self.points.name} isn't printed; leave them out"
+                f"--symmetries are those of a square build plate, and {self.point_schema.name} isn't printed; leave "
+                "them out"
             )
         if self.recipe.gradient_weight:
             self._check_gradient()
@@ -135,8 +138,8 @@ class Settings:
     def _check_gradient(self) -> None:
         """Refuse the gradient's loss where points have no neighbours, or no loss that it adds to."""
         option = f"--recipe.gradient_weight {self.recipe.gradient_weight:g}"
-        if self.points is None or self.points.grid is None:
-            what = "printed parts are" if self.points is None else f"{self.points.name} is"
+        if self.point_schema is None or self.point_schema.grid is None:
+            what = "printed parts are" if self.point_schema is None else f"{self.point_schema.name} is"
             raise UsageError(f"{option} takes differences along a grid, and {what} none; leave it out")
         if self.thin_to:
             raise UsageError(f"{option} takes differences along a grid, which --thin_to leaves holes in; leave one out")
@@ -150,7 +153,11 @@ class Settings:
             "model": asdict(self.model),
             "targets": [t.name for t in self.targets],
             "features": [f.name for f in self.features],
-            "recipe": {k: v for k, v in asdict(self.recipe).items() if k not in LATER or v != LATER[k]},
+            "recipe": {
+                k: v
+                for k, v in asdict(self.recipe).items()
+                if k not in OPTIONS_ADDED_LATER or v != OPTIONS_ADDED_LATER[k]
+            },
             "seed": self.seed,
             "max_steps": self.max_steps,
             "thin_to": self.thin_to,
@@ -202,39 +209,39 @@ def make_settings(
     targets: Sequence[str],
     features: Sequence[str],
     *,
-    points: PointSchema | None = None,
+    point_schema: PointSchema | None = None,
     **others: Any,
 ) -> Settings:
     """Settings from names, with the model fitted to them.
 
     Args:
         model: The model as it was asked for.
-        targets: Names of what it predicts.
-        features: Names of what it is told.
-        points: What lies at the points of the data set, where it isn't one of printed parts.
+        targets: Names of the targets.
+        features: Names of the input features.
+        point_schema: Coordinates and fields of the data set, where it isn't one of printed parts.
         others: Attributes of Settings.
 
     Raises:
         UsageError: If a name is unknown, a number out of range, the model can't be found, or its configuration is for
             other data than these.
     """
-    wanted = resolve_targets(targets, "--targets", points)
-    known = resolve_inputs(features, "--features", points)
-    coordinates = _COORDINATES if points is None else len(points.coordinates)
-    told, predicted = coordinates + sum(f.width for f in known), sum(t.width for t in wanted)
-    _check_numbers(model.stated_numbers(), coordinates, told, predicted)
-    fitted = model.fitted(told, predicted)
-    return Settings(model=fitted, targets=wanted, features=known, points=points, **others)
+    target_fields = resolve_targets(targets, "--targets", point_schema)
+    feature_fields = resolve_inputs(features, "--features", point_schema)
+    coordinates = _COORDINATES if point_schema is None else len(point_schema.coordinates)
+    num_inputs, predicted = coordinates + sum(f.width for f in feature_fields), sum(t.width for t in target_fields)
+    _check_numbers(model.stated_numbers(), coordinates, num_inputs, predicted)
+    fitted = model.fitted(num_inputs, predicted)
+    return Settings(model=fitted, targets=target_fields, features=feature_fields, point_schema=point_schema, **others)
 
 
-def _check_numbers(stated: Mapping[str, int], coordinates: int, told: int, predicted: int) -> None:
+def _check_numbers(stated: Mapping[str, int], coordinates: int, num_inputs: int, predicted: int) -> None:
     """Refuse to train another model than the one that was configured."""
-    if stated.get("in_dim", told) != told:
+    if stated.get("in_dim", num_inputs) != num_inputs:
         raise UsageError(
             f"the model is configured for {stated['in_dim']} numbers a point (in_dim), but the data set's points come "
-            f"with {told}: {_IN_WORDS.get(coordinates, f'{coordinates} coordinates')} and {told - coordinates} "
-            "components of --features. Such a configuration is for data of another kind; choose another one, or leave "
-            "in_dim out of it"
+            f"with {num_inputs}: {_IN_WORDS.get(coordinates, f'{coordinates} coordinates')} and "
+            f"{num_inputs - coordinates} components of --features. Such a configuration is for data of another kind; "
+            "choose another one, or leave in_dim out of it"
         )
     if stated.get("out_dim", predicted) != predicted:
         raise UsageError(

@@ -20,7 +20,7 @@ from torch import Tensor
 from flare_model.data.batches import Batch
 from lpbf_data.errors import LpbfError, UsageError
 
-MOST_SIZES: Final = 256
+MAX_SIZES: Final = 256
 """Recordings that are kept; each takes megabytes. The one that was used longest ago makes room, but for the largest."""
 
 Step = Callable[[Batch], Tensor]
@@ -34,8 +34,8 @@ class _Recording:
 
     def replay(self, batch: Batch) -> Tensor:
         """Copy a batch of the same size in, and launch."""
-        for mine, new in zip(self.batch.tensors(), batch.tensors(), strict=True):
-            mine.copy_(new, non_blocking=True)
+        for static, new in zip(self.batch.tensors(), batch.tensors(), strict=True):
+            static.copy_(new, non_blocking=True)
         self.graph.replay()
         return self.loss.clone()
 
@@ -86,14 +86,14 @@ class StepGraphs:
     def _make_room(self, size: tuple[int, int]) -> None:
         """Before a larger size than any so far, start anew: smaller ones then find room in the memory of the largest.
 
-        A graph keeps what it was recorded in, and what is larger than that would lie beside it.
+        A graph keeps the memory that it was recorded in, and a larger one would need memory in addition.
         """
         largest = max((points for points, _ in self._recordings), default=size[0])
         if size[0] > largest:
             torch.cuda.synchronize()
             self._recordings.clear()
             self._pool = None
-        elif len(self._recordings) == MOST_SIZES:
+        elif len(self._recordings) == MAX_SIZES:
             unused = next((one for one in self._recordings if one[0] < largest), next(iter(self._recordings)))
             del self._recordings[unused]
 

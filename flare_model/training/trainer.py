@@ -12,16 +12,21 @@ from flare_model.data.batches import Batch, grouped
 from flare_model.data.splits import Split, open_loader
 from flare_model.training.devices import Fabric, Precision
 from flare_model.training.divergence import DivergedError, check_weights
-from flare_model.training.failing import OtherProcessError, failures_named, is_of_another_process, other_ended
+from flare_model.training.divided_meshes import batch_ranks
 from flare_model.training.loss_log import LossLog
-from flare_model.training.resident import Resident
-from flare_model.training.resuming import Checkpoints, Counters
+from flare_model.training.resident_cases import ResidentCases
+from flare_model.training.run_checkpoints import Checkpoints, Counters
 from flare_model.training.run_log import RunLog
 from flare_model.training.settings import Settings
-from flare_model.training.sharing import batch_ranks
-from flare_model.training.stepping import Stepper
+from flare_model.training.step_errors import (
+    OtherProcessError,
+    errors_with_cases,
+    is_of_another_process,
+    other_process_error,
+)
+from flare_model.training.stepper import Stepper
 from flare_model.training.training_checkpoint import latest_state, random_state
-from flare_model.training.validation import Best, Validation, open_seen, open_validation
+from flare_model.training.validation import BestWeights, Validation, open_training_cases, open_validation
 from lpbf_data.console import progress, say
 from lpbf_data.errors import LpbfError, UsageError
 from lpbf_data.serving.loader import Loader
@@ -31,16 +36,16 @@ class Trainer:
     """A run in progress.
 
     Args:
-        settings: What was asked for.
+        settings: Settings of the run.
         fabric: Devices, processes, precision.
         precision: The precision plugin that the fabric was made with.
         folder: Folder of the run.
         splits: The splits that training reads: train, and validation where there is one.
 
     Attributes:
-        stepper: The model, and what changes its weights.
-        validation: What judges it, and keeps the best.
-        checkpoints: What is written of both.
+        stepper: The model, its optimiser and schedule.
+        validation: Validation, and the best weights so far.
+        checkpoints: Checkpoints of the run.
         counters: How far the run has come.
     """
 
@@ -59,7 +64,7 @@ class Trainer:
         self.batches, self.steps = self._count()
         self.counters = Counters()
         self.stepper = Stepper(settings, fabric, train, self.steps)
-        self.validation = Validation(settings, fabric, self.stepper, judged_on, open_seen(train, settings))
+        self.validation = Validation(settings, fabric, self.stepper, judged_on, open_training_cases(train, settings))
         self.resident = self._keep_on_device(train) if settings.resident else None
         self.checkpoints = Checkpoints(
             folder, settings, fabric, precision, self.stepper, self.loader, data_digest=train.data_digest
@@ -79,9 +84,9 @@ class Trainer:
             ranks=batch_ranks(self.settings, self.fabric),
         )
 
-    def _keep_on_device(self, train: Split) -> Resident:
+    def _keep_on_device(self, train: Split) -> ResidentCases:
         settings = self.settings
-        return Resident(
+        return ResidentCases(
             train,
             settings.targets,
             settings.features,
@@ -93,16 +98,16 @@ class Trainer:
     def _count(self) -> tuple[list[int], int]:
         """Batches of each epoch, and steps of the run; with a budget of points every order makes other batches."""
         recipe, batches, steps = self.settings.recipe, list[int](), 0
-        most = min(self.settings.max_steps or math.inf, recipe.steps or math.inf)
+        max_steps = min(self.settings.max_steps or math.inf, recipe.steps or math.inf)
         for epoch in itertools.count() if recipe.steps else range(recipe.epochs):
             if recipe.max_points:
                 self.loader.set_epoch(epoch)
             batches.append(len(self.loader))
             steps += math.ceil(batches[-1] / recipe.accumulate)
-            if steps >= most:
+            if steps >= max_steps:
                 break
         self.loader.set_epoch(0)
-        return batches, int(min(steps, most))
+        return batches, int(min(steps, max_steps))
 
     @property
     def step(self) -> int:
@@ -110,7 +115,7 @@ class Trainer:
         return self.counters.step
 
     @property
-    def best(self) -> Best:
+    def best(self) -> BestWeights:
         """The weights that were chosen so far."""
         return self.validation.best
 
@@ -129,33 +134,33 @@ class Trainer:
         try:
             with progress(self.steps, "train", "step", initial=self.step, shown=shown) as bar:
                 self.losses = LossLog(self.folder, self.fabric, self.loader, self.table, bar)
-                self._note_position()
+                self._remember_position()
                 try:
-                    self._judge_if_due()
+                    self._validate_if_due()
                     while self.step < self.steps:
                         self.loader.set_epoch(self.counters.epoch)
-                        for group in grouped(self._rest_of_epoch(), self.settings.recipe.accumulate):
+                        for group in grouped(self._remaining_batches(), self.settings.recipe.accumulate):
                             self._optimise(group)
                             self._after_step()
                 except DivergedError:
                     raise
                 except Exception as error:
                     if is_of_another_process(error):
-                        raise other_ended(error, f"after step {self.step:,}") from error
-                    self._keep_what_was_done(error)
+                        raise other_process_error(error, f"after step {self.step:,}") from error
+                    self._save_completed_steps(error)
                     raise
         finally:
             if self.table:
                 self.table.close()
 
-    def _note_position(self) -> None:
-        """Where to go on from, should the next step fail: the loader has moved on then, the model may have drawn."""
+    def _remember_position(self) -> None:
+        """Remember where to resume if the next step fails: by then loader and random state have advanced."""
         self._position = replace(self.counters), self.loader.state_dict(), random_state()
 
-    def _keep_what_was_done(self, error: Exception) -> None:
+    def _save_completed_steps(self, error: Exception) -> None:
         """Write a checkpoint of the last step that was done, unless the weights are between two steps.
 
-        One of several processes can't, for all of them write it together: then it says where the run goes on from.
+        One of several processes can't, for all of them write it together: then a message says where the run resumes.
         """
         counters, loader, drawn = self._position
         latest = latest_state(self.folder)
@@ -163,7 +168,7 @@ class Trainer:
             return
         if self.fabric.world_size > 1:
             if not isinstance(error, OtherProcessError):
-                say(_what_is_left(latest))
+                say(_resume_hint(latest))
             return
         if counters.step != self.step or not self.stepper.between_steps:
             return
@@ -177,7 +182,7 @@ class Trainer:
             say(f"the {counters.step:,} steps that were done are kept; the same command goes on from there")
 
     def _resume(self) -> None:
-        """Take up the latest checkpoint, if there is one."""
+        """Resume from the latest checkpoint, if there is one."""
         resumed = self.checkpoints.resume()
         if resumed is None:
             return
@@ -186,8 +191,8 @@ class Trainer:
             say(f"{self.folder} goes on from step {self.step:,} of {self.steps:,}")
         self.checkpoints.publish(self.best)
 
-    def _rest_of_epoch(self) -> Iterator[Batch]:
-        """Batches of the epoch that haven't been taken; every rank takes equally many."""
+    def _remaining_batches(self) -> Iterator[Batch]:
+        """Batches of the epoch that are left; every rank takes equally many."""
         for batch in self.loader.each(self.resident.batch) if self.resident else self._read_batches():
             if self.step == self.steps:
                 return
@@ -200,7 +205,7 @@ class Trainer:
 
     def _optimise(self, group: list[Batch]) -> None:
         """One step of the optimiser on one or more batches."""
-        with failures_named(f"step {self.step + 1:,} of the training", group, self.settings.model.class_path):
+        with errors_with_cases(f"step {self.step + 1:,} of the training", group, self.settings.model.class_path):
             loss, rate = self.stepper.step(group)
         self.counters.step += 1
         self.losses.add(self.step, loss, rate, group)
@@ -210,34 +215,34 @@ class Trainer:
         counters = self.counters
         if counters.taken == self.batches[counters.epoch]:
             counters.epoch, counters.taken = counters.epoch + 1, 0
-        self._note_position()
-        self._judge_if_due()
+        self._remember_position()
+        self._validate_if_due()
         if self.step == self.steps or self.step % self.settings.checkpoint_every == 0:
-            self._look_at_weights()
+            self._check_losses_and_weights()
             with self.losses.paused():
                 self.checkpoints.write(counters, self.best, self.loader.state_dict(), random_state())
 
-    def _judge_if_due(self) -> None:
+    def _validate_if_due(self) -> None:
         """Validate where it is due, or the run has ended, unless that was done; a failed validation comes again."""
         counters, every = self.counters, self.settings.validate_steps
         epoch_done = counters.taken == 0 and counters.epoch % self.settings.validate_every == 0
         due = self.step % every == 0 if every else epoch_done
         if counters.judged == self.step or not (due or self.step == self.steps):
             return
-        self._look_at_weights()
+        self._check_losses_and_weights()
         with self.losses.paused():
             if self.validation.judge(self.step, counters.epoch, self.table):
                 self.checkpoints.publish(self.best)
         counters.judged = self.step
-        self._note_position()
+        self._remember_position()
 
-    def _look_at_weights(self) -> None:
+    def _check_losses_and_weights(self) -> None:
         self.losses.flush()
         check_weights(self.stepper.surrogate, self.step, self.folder)
 
 
-def _what_is_left(latest: Path | None) -> str:
-    """Where a run of several processes goes on from after one of them failed."""
+def _resume_hint(latest: Path | None) -> str:
+    """From where a run of several processes resumes after one of them failed."""
     if latest is None:
         return "there is no checkpoint yet, so that the same command starts again"
     return f"the last checkpoint is {latest}; the same command goes on from there"

@@ -1,4 +1,4 @@
-"""Everything that a run needs to go on as if it had never stopped, on disk.
+"""Checkpoints to resume from, on disk: everything that a run needs to continue exactly.
 
 Weights are safetensors; the rest is `training.pt`, which opens with `weights_only=True`. A checkpoint is a folder that
 appears whole, by renaming, once everything in it has reached the disk.
@@ -55,13 +55,13 @@ def write_state(
     weights: Mapping[str, Mapping[str, Tensor]],
     rest: Mapping[str, Any],
 ) -> Path:
-    """Write a checkpoint to go on from, and remove older ones.
+    """Write a checkpoint to resume from, and remove older ones.
 
     Args:
         run: Folder of the run.
         step: Steps done.
-        description: What to say of the model.
-        weights: Name to weights: "model" as they are trained, and others beside them.
+        description: Description of the model.
+        weights: Name to weights: "model" as they are trained, and others.
         rest: Everything else; tensors, numbers, strings, and containers of them.
 
     Returns:
@@ -88,17 +88,17 @@ def write_state(
 
 
 def latest_state(run: Path) -> Path | None:
-    """The checkpoint to go on from; None when there is none."""
+    """The checkpoint to resume from; None when there is none."""
     found = [path for path in (run / "checkpoints").glob("step-*") if _FOLDER.fullmatch(path.name)]
     return max(found, default=None)
 
 
 def read_state(folder: Path, parts: Iterable[str] = ()) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Read a checkpoint to go on from; nothing in it is executed.
+    """Read a checkpoint to resume from; nothing in it is executed.
 
     Args:
         folder: Its folder.
-        parts: What it must hold beside the weights.
+        parts: Keys that it must hold in addition to the weights.
 
     Returns:
         Name to weights, and everything else.

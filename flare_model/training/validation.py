@@ -1,4 +1,4 @@
-"""Judging a model while it trains, and the weights that come out best."""
+"""Validation during training, and the best weights so far."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from torch import Tensor
 
 from flare_model.data.batches import Batch
 from flare_model.data.metrics import RelativeL2
+from flare_model.data.point_fields import spans
 from flare_model.data.splits import Split, open_loader
-from flare_model.data.targets import spans
 from flare_model.training.devices import Fabric
-from flare_model.training.failing import failures_named
 from flare_model.training.recipe import Recipe
 from flare_model.training.run_log import TRAINING_ERROR_NAME, VALIDATION_NAME, RunLog
 from flare_model.training.settings import Settings
-from flare_model.training.stepping import Stepper
+from flare_model.training.step_errors import errors_with_cases
+from flare_model.training.stepper import Stepper
 from lpbf_data.serving.loader import Loader
 
-_LEAST_POINTS: Final = 1 << 16
-_MOST_CASES: Final = 64
+_MIN_POINTS: Final = 1 << 16
+_MAX_CASES: Final = 64
 """Points and cases that are judged together."""
 
 
 @dataclass
-class Best:
-    """The weights that were chosen so far.
+class BestWeights:
+    """The best weights so far.
 
     Attributes:
-        error: What they were chosen by; infinite as long as no validation gave a number.
+        error: Mean validation error, by which they were chosen; infinite as long as no validation gave a number.
         step: Steps after which the model had them.
         errors: Relative L2 error of each target; None for a target without an error.
         weights: The weights, on the host; none before the first validation.
@@ -47,44 +47,54 @@ class Best:
 def open_validation(split: Split, recipe: Recipe) -> Loader:
     """Batches to judge on: many small cases at a time, but no more points than the largest case has anyway.
 
-    Every case comes once, whatever the number of processes: nobody waits for another here.
+    Every case comes once, whatever the number of processes: processes don't wait for each other here.
 
     Args:
         split: The validation split.
-        recipe: A compiled model takes one case at a time: with several it looks at all points once for each.
+        recipe: A compiled model takes one case at a time: with several it computes with all points once for each.
     """
     if recipe.compile != "off":
         return open_loader(split, uneven="keep")
-    most = max([_LEAST_POINTS, recipe.max_points, *split.dataset.sizes.tolist()])
-    return open_loader(split, batch_size=_MOST_CASES, max_points=most, uneven="keep")
+    most = max([_MIN_POINTS, recipe.max_points, *split.dataset.sizes.tolist()])
+    return open_loader(split, batch_size=_MAX_CASES, max_points=most, uneven="keep")
 
 
-def open_seen(train: Split, settings: Settings) -> Loader | None:
-    """Batches of training cases to judge on as on the validation split: whole, as they are, none drawn at random.
+def open_training_cases(train: Split, settings: Settings) -> Loader | None:
+    """Batches of training cases to judge as those of the validation split are: whole and without augmentation.
 
     Args:
         train: The split that is trained on.
-        settings: Say how many of its cases, taken evenly from all; none where 0.
+        settings: `judge_training` says how many of its cases, evenly spaced over all; 0 for none.
     """
-    return open_validation(train.part(settings.judge_training), settings.recipe) if settings.judge_training else None
+    return (
+        open_validation(train.evenly_chosen(settings.judge_training), settings.recipe)
+        if settings.judge_training
+        else None
+    )
 
 
 class Validation:
     """Judges a model in training, and keeps the best.
 
     Args:
-        settings: What was asked for.
+        settings: Settings of the run.
         fabric: The processes that train together.
         stepper: The model in training.
         loader: The validation split; None where there is none.
-        seen: Training cases that are judged beside it, and decide nothing; None for none.
+        training_loader: Training cases that are judged too, without influence on the best weights; None for none.
     """
 
     def __init__(
-        self, settings: Settings, fabric: Fabric, stepper: Stepper, loader: Loader | None, seen: Loader | None = None
+        self,
+        settings: Settings,
+        fabric: Fabric,
+        stepper: Stepper,
+        loader: Loader | None,
+        training_loader: Loader | None = None,
     ) -> None:
-        self.settings, self.fabric, self.stepper, self.loader, self.seen = settings, fabric, stepper, loader, seen
-        self.best = Best()
+        self.settings, self.fabric, self.stepper = settings, fabric, stepper
+        self.loader, self.training_loader = loader, training_loader
+        self.best = BestWeights()
 
     def judge(self, step: int, epoch: int, table: RunLog | None) -> bool:
         """Judge the model on the validation split, and keep it if it is the best so far.
@@ -107,46 +117,46 @@ class Validation:
                 table.write(VALIDATION_NAME, {"step": step, "epoch": epoch, "mean": mean, **means})
         else:
             mean = -step  # Without a validation split the latest is the best.
-        if self.seen is not None:
-            of_seen = self.errors_on(self.seen)
+        if self.training_loader is not None:
+            training_errors = self.errors_on(self.training_loader)
             if table:
-                row = {"step": step, "epoch": epoch, "mean": _mean_of(of_seen)}
-                table.write(TRAINING_ERROR_NAME, row | {name: error.mean for name, error in of_seen.items()})
+                row = {"step": step, "epoch": epoch, "mean": _mean_of(training_errors)}
+                table.write(TRAINING_ERROR_NAME, row | {name: error.mean for name, error in training_errors.items()})
         # As long as no validation gave a number, there is nothing to choose by, and the latest is the best.
         kept = mean < self.best.error or not math.isfinite(self.best.error)
         if kept:
-            weights = {k: v.detach().cpu().clone() for k, v in self.stepper.judged.stored_weights().items()}
-            self.best = Best(mean, step, errors, weights)
+            weights = {k: v.detach().cpu().clone() for k, v in self.stepper.evaluated.stored_weights().items()}
+            self.best = BestWeights(mean, step, errors, weights)
         return kept
 
     @torch.no_grad()
     def errors_on(self, loader: Loader) -> dict[str, RelativeL2]:
         """Relative L2 error of each target over an epoch of a loader, over all ranks."""
-        settings, judged = self.settings, self.stepper.judged
+        settings, evaluated = self.settings, self.stepper.evaluated
         totals = {t.name: RelativeL2() for t in settings.targets}
-        columns, floors = spans(settings.targets), judged.usage.floors()
-        judged.eval()
+        columns, floors = spans(settings.targets), evaluated.usage.floors()
+        evaluated.eval()
         with self.fabric.autocast():
             for ragged in loader:
                 batch = Batch.of(ragged, settings.targets, settings.features).to(self.fabric.device)
-                with failures_named("validation", [batch], settings.model.class_path, self._memory_cure(batch)):
-                    prediction = self.stepper.predict(judged, batch)
+                with errors_with_cases("validation", [batch], settings.model.class_path, self._memory_advice(batch)):
+                    prediction = self.stepper.predict(evaluated, batch)
                 for name, c in columns.items():
                     totals[name] += RelativeL2.of(prediction[:, c], batch.targets[:, c], batch.offsets, floors[name])
-        judged.train()
+        evaluated.train()
         sums = torch.tensor([[t.total, t.cases, t.without_truth] for t in totals.values()], dtype=torch.float64)
         sums = cast("Tensor", self.fabric.all_reduce(sums.to(self.fabric.device), reduce_op="sum")).cpu()
         return {n: RelativeL2(float(row[0]), int(row[1]), int(row[2])) for n, row in zip(totals, sums, strict=True)}
 
-    def _memory_cure(self, batch: Batch) -> str:
-        """What helps where a batch of validation doesn't fit into memory: it keeps to few of the recipe's options."""
-        recipe, cures = self.settings.recipe, []
-        if recipe.max_points > _LEAST_POINTS and len(batch) > 1:
-            cures.append(f"lower --recipe.max_points (to {_LEAST_POINTS:,} or less)")
+    def _memory_advice(self, batch: Batch) -> str:
+        """Advice where a batch of validation doesn't fit into memory: few of the recipe's options apply to it."""
+        recipe, advice = self.settings.recipe, []
+        if recipe.max_points > _MIN_POINTS and len(batch) > 1:
+            advice.append(f"lower --recipe.max_points (to {_MIN_POINTS:,} or less)")
         if recipe.step_graphs:
-            cures.append("leave out --recipe.step_graphs, whose graphs keep memory")
-        cures.append("leave such large parts out of the validation split")
-        return f"go on where there is more memory; else begin another run, and {', or '.join(cures)}"
+            advice.append("leave out --recipe.step_graphs, whose graphs keep memory")
+        advice.append("leave such large parts out of the validation split")
+        return f"go on where there is more memory; else begin another run, and {', or '.join(advice)}"
 
 
 def _mean_of(errors: Mapping[str, RelativeL2]) -> float:

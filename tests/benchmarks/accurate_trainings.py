@@ -11,7 +11,7 @@ import yaml
 
 from flare_model.checkpoints.spec import ModelSpec
 from flare_model.configs import config_path
-from flare_model.training.initial import adopt
+from flare_model.training.initial_weights import adopt_checkpoint
 from flare_model.training.recipe import Recipe
 from flare_model.training.settings import Settings, make_settings
 
@@ -39,7 +39,7 @@ def accurate_settings(
     model, targets, start = ModelSpec(**known["model"]), known["targets"], None
     told = known["features"] if features is None else features
     if init is not None:
-        start, model, targets, told = adopt(init, model, targets, told)
+        start, model, targets, told = adopt_checkpoint(init, model, targets, told)
     changed = replace(Recipe(**known["recipe"]), step_graphs=torch.cuda.is_available(), **recipe)
     return make_settings(
         model, targets, told, data=data, recipe=changed, init=start, symmetries=True, resident=True, **others

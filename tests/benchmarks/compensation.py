@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from flare_model import from_pretrained
 from flare_model.checkpoints.files import WEIGHTS_NAME
 from flare_model.checkpoints.hub import fetch_checkpoint
-from flare_model.checkpoints.own import own_checkpoint
+from flare_model.checkpoints.packaged_model import packaged_checkpoint
 from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.decision.prediction import predict_part
 from flare_model.prediction.part import Part
@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--parts", type=int, default=20)
     parser.add_argument("--points", type=int, default=1500)
-    parser.add_argument("--checkpoint", default=own_checkpoint())
+    parser.add_argument("--checkpoint", default=packaged_checkpoint())
     options = parser.parse_args()
     surrogate = from_pretrained(options.checkpoint)
     weights = sha256_of_file(fetch_checkpoint(options.checkpoint) / WEIGHTS_NAME)

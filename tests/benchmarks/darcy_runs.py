@@ -28,8 +28,8 @@ from flare_model.checkpoints.spec import ModelSpec
 from flare_model.checkpoints.surrogate import Surrogate, from_pretrained
 from flare_model.configs import config_path
 from flare_model.data.metrics import RelativeL2
+from flare_model.data.point_fields import stack_fields
 from flare_model.data.splits import Split, open_loader
-from flare_model.data.targets import stack_targets
 from flare_model.judging.judge import mean_field, predictions
 from flare_model.train import open_device, open_splits, run_once
 from flare_model.training.recipe import Recipe
@@ -92,7 +92,7 @@ class Job:
             ModelSpec(model["class_path"], {"config": sizes}),
             list(points.targets),
             list(points.inputs),
-            points=points,
+            point_schema=points,
             data=self.data,
             recipe=replace(Recipe(**known["recipe"]), **{**self.recipe, "step_graphs": graphs}),
             seed=self.seed,
@@ -143,7 +143,7 @@ def carry_out(job: Job, *, graphs: bool) -> dict[str, Any]:
             "tf32": settings.recipe.tf32,
             "seed": settings.seed,
             "step_graphs": graphs,
-            **speed_of(folder, settings.recipe.batch_size * math.prod(settings.points.grid)),
+            **speed_of(folder, settings.recipe.batch_size * math.prod(settings.point_schema.grid)),
         }
         if fabric.device.type == "cuda":
             found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
@@ -183,7 +183,7 @@ def trivial_errors(data: str) -> dict[str, float]:
     """Relative L2 errors on the test split of the training cases' mean at each point, and of their mean everywhere."""
     points = read_points(data)
     assert points is not None, data
-    targets = make_settings(ModelSpec(), list(points.targets), [], points=points, data=data).targets
+    targets = make_settings(ModelSpec(), list(points.targets), [], point_schema=points, data=data).targets
     test = Split(data, "test", targets)
     mean = mean_field(test, targets)
     assert mean is not None, data
@@ -191,7 +191,7 @@ def trivial_errors(data: str) -> dict[str, float]:
     guesses["mean_constant"] = guesses["mean_field"].mean(dim=0).expand_as(guesses["mean_field"])
     totals = dict.fromkeys(guesses, RelativeL2())
     for ragged in open_loader(test):
-        truth = stack_targets(ragged.fields, targets)
+        truth = stack_fields(ragged.fields, targets)
         for name, guess in guesses.items():
             totals[name] += RelativeL2.of(guess, truth, ragged.offsets.cpu())
     return {name: round(total.mean, 5) for name, total in totals.items()}

@@ -82,13 +82,13 @@ def forward_seconds(points: int, turns: int) -> tuple[float, int]:
     import torch
 
     from flare_model import from_pretrained
-    from flare_model.data.targets import resolve_inputs
-    from flare_model.decision.prediction import _known
+    from flare_model.data.point_fields import resolve_inputs
+    from flare_model.decision.prediction import _part_features
     from tests.benchmarks.unseen_parts import mesh_of
 
     part = mesh_of(surface_of_bracket(), points)[1]
     surrogate = from_pretrained()
-    known = _known(part, resolve_inputs(surrogate.usage.features, "the checkpoint"))
+    known = _part_features(part, resolve_inputs(surrogate.usage.features, "the checkpoint"))
     seconds = []
     with torch.inference_mode():
         for _ in range(turns + 2):

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flare_model.checkpoints.own import own_checkpoint
+from flare_model.checkpoints.packaged_model import packaged_checkpoint
 from flare_model.checkpoints.surrogate import Surrogate, from_pretrained
 from flare_model.data.splits import Split
 from flare_model.judging.judge import judge, predictions, summaries_of
@@ -64,7 +64,7 @@ class Job:
     def settings(self) -> Settings:
         """The configuration `lpbf_accurate`, from fresh weights or from the package's own."""
         recipe = {"steps": self.steps, "ema_decay": 0.99} | ({} if self.fresh else {"learning_rate": 3e-4})
-        init = None if self.fresh else own_checkpoint()
+        init = None if self.fresh else packaged_checkpoint()
         return accurate_settings(self.data, recipe, init=init, seed=self.draw, checkpoint_every=self.steps)
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flare_model.kernels import mixing
+from flare_model.layers.flare_plus_plus_mixer import FlarePlusPlusMixer
 from flare_model.layers.layout import Layout
-from flare_model.layers.plus_mixer import FlarePlusPlusMixer
 from tests.benchmarks.gpu_timing import describe_gpu, exclusive, milliseconds
 
 EXPONENTIALS_A_SECOND = 3.7e12

@@ -48,7 +48,7 @@ CANDIDATES: dict[str, list[Tiles]] = {
     "latent_gradient": [Tiles(p, m, w, s, polynomials=f) for p, m, w, s in
                         [(32, 128, 2, 2), (32, 128, 2, 3), (32, 128, 2, 4), (32, 64, 2, 3), (64, 128, 2, 3),
                          (16, 128, 2, 3), (32, 128, 4, 3)] for f in (0, 1, 2)],
-    "quick_point_gradient": [Tiles(p, m, w, s, unrolled=16, registers=r) for p, m, w in _QUICK for r in _CAPS[w]
+    "fast_point_gradient": [Tiles(p, m, w, s, unrolled=16, registers=r) for p, m, w in _QUICK for r in _CAPS[w]
                              for s in (1, 2, 3)],
     "encode_gradient": [Tiles(p, m, w, s, programs=n) for p, m, w in
                         [(32, 64, 2), (64, 64, 4), (64, 32, 2), (64, 128, 4), (32, 32, 1), (32, 32, 2), (16, 64, 1)]

@@ -22,8 +22,8 @@ import torch
 
 from flare_model.checkpoints.surrogate import Surrogate, from_pretrained
 from flare_model.data.splits import Split
+from flare_model.judging.interval_calibration import families_of
 from flare_model.judging.judge import judge
-from flare_model.judging.sureness import families_of
 from flare_model.train import open_device, open_splits, run_once
 from flare_model.training.settings import Settings
 from tests.benchmarks.accurate_trainings import accurate_settings, recipe_of_own_model

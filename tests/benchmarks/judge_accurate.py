@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from flare_model.checkpoints.surrogate import Surrogate, from_pretrained
 from flare_model.data.batches import Batch
 from flare_model.data.intervals import Intervals, read_intervals
+from flare_model.data.point_fields import column_names, resolve_inputs, resolve_targets
 from flare_model.data.splits import Split, open_loader
-from flare_model.data.targets import column_names, resolve_inputs, resolve_targets
 from flare_model.judging.conformal import coverage
-from flare_model.judging.interference import Risk, assess, detect
+from flare_model.judging.interference import HitScore, assess, detect
+from flare_model.judging.interval_calibration import ResidualCollector
 from flare_model.judging.risk_curves import describe
-from flare_model.judging.sureness import Watch
 from tests.benchmarks.machine import describe_machine, save_result
 
 FALSE_ALARMS: Final = 0.05
@@ -79,7 +79,7 @@ class Kept:
 
     def __init__(self, surrogate: Surrogate, split: Split, folder: Path) -> None:
         self.columns = column_names(resolve_targets(surrogate.usage.targets, ""))
-        watch, self.risks = Watch(surrogate, split), list[Risk]()
+        watch, self.risks = ResidualCollector(surrogate, split), list[HitScore]()
         targets = resolve_targets(surrogate.usage.targets, "")
         features = resolve_inputs(surrogate.usage.features, "")
         kept = {row["case_id"]: row for row in pq.read_table(folder / "predictions.parquet").to_pylist()}

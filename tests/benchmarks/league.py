@@ -160,7 +160,7 @@ def carry_out(job: Job) -> dict[str, Any]:
             settings, fabric, precision = open_device(job.settings())
             splits = opened(job.data, job.told)
             if job.cases:
-                splits = {name: split.part(job.cases) for name, split in splits.items()}
+                splits = {name: split.evenly_chosen(job.cases) for name, split in splits.items()}
             result = run_once(settings, fabric, precision, job.folder, splits)
             found = {
                 "model": job.name,

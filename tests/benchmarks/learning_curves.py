@@ -97,7 +97,7 @@ def carry_out(job: Job, work: Path) -> dict[str, Any]:
             settings, fabric, precision = open_device(job.settings())
             splits = open_splits(settings)
             if job.designs:
-                splits["train"] = splits["train"].part(job.designs)
+                splits["train"] = splits["train"].evenly_chosen(job.designs)
             result = run_once(settings, fabric, precision, folder, splits)
         found = {"steps": job.steps, "train": len(splits["train"]), "features": list(job.features)}
         return found | {"validation": result["validation"]}

@@ -23,11 +23,18 @@ from scipy.stats import spearmanr
 from flare_model import from_pretrained
 from flare_model.checkpoints.files import WEIGHTS_NAME
 from flare_model.checkpoints.hub import fetch_checkpoint
-from flare_model.checkpoints.own import own_checkpoint
+from flare_model.checkpoints.packaged_model import packaged_checkpoint
 from flare_model.checkpoints.surrogate import Surrogate
-from flare_model.decision.answer import Answer, Beside, answer_of
-from flare_model.decision.beside import read_beside
-from flare_model.decision.orientation import Turned, cost_of, directions, even_points, rotation_to, turn
+from flare_model.decision.answer import Answer, Auxiliary, answer_of
+from flare_model.decision.auxiliary import read_auxiliary
+from flare_model.decision.orientation import (
+    OrientedPart,
+    cost_of,
+    directions,
+    points_for_equal_cells,
+    rotation_to,
+    turn,
+)
 from flare_model.decision.prediction import predict_part
 from flare_model.prediction.part import Part
 from lpbf_data.durable import sha256_of_file
@@ -41,13 +48,13 @@ NAME = "orientations"
 TOLERANCE = 80.0  # percent of a layer: less is a hit
 
 
-def judge(surface: Surface, ways: int, points: int, surrogate: Surrogate, beside: Beside) -> list[dict[str, Any]]:
+def judge(surface: Surface, ways: int, points: int, surrogate: Surrogate, beside: Auxiliary) -> list[dict[str, Any]]:
     """What model and simulator say of each way that can be meshed and built."""
     rows = []
     turned = [turn(surface, rotation_to(down)) for down in directions(surface, ways)]
     meshed = [mesh_or_none(one, points) for one in turned]
     sizes = [one and (one[0].num_points, math.prod(one[0].spacing) ** (1 / 3)) for one in meshed]
-    for number, wanted in enumerate(even_points(sizes)):
+    for number, wanted in enumerate(points_for_equal_cells(sizes)):
         if wanted is not None:
             meshed[number] = mesh_or_none(turned[number], wanted) or meshed[number]
     for down, one in zip(directions(surface, ways), meshed, strict=True):
@@ -60,7 +67,7 @@ def judge(surface: Surface, ways: int, points: int, surrogate: Surrogate, beside
         row = {"down": [round(float(k), 3) for k in down], "points": mesh.num_points}
         row |= {"cell": [round(float(edge), 3) for edge in mesh.spacing]}
         row |= {"displacement": float(np.abs(built.displacement[:, 2]).max()), "clearance": built.clearance}
-        row |= {"failure": built.failure, **predicted(answer, Turned((0, 0, 0), rotation, answer, None))}
+        row |= {"failure": built.failure, **predicted(answer, OrientedPart((0, 0, 0), rotation, answer, None))}
         rows.append(row)
     return rows
 
@@ -73,7 +80,7 @@ def mesh_or_none(surface: Surface, points: int) -> tuple[VoxelMesh, Part] | None
         return None
 
 
-def predicted(answer: Answer, way: Turned) -> dict[str, Any]:
+def predicted(answer: Answer, way: OrientedPart) -> dict[str, Any]:
     """The numbers that the ranking is made from."""
     assert answer.hit is not None
     return {
@@ -134,10 +141,10 @@ def main() -> None:
     parser.add_argument("--ways", type=int, default=6)
     parser.add_argument("--points", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--checkpoint", default=own_checkpoint())
+    parser.add_argument("--checkpoint", default=packaged_checkpoint())
     options = parser.parse_args()
     surrogate = from_pretrained(options.checkpoint)
-    beside = read_beside(options.checkpoint, surrogate)[0]
+    beside = read_auxiliary(options.checkpoint, surrogate)[0]
     weights = sha256_of_file(fetch_checkpoint(options.checkpoint) / WEIGHTS_NAME)
     identity = {
         "seed": options.seed,

@@ -22,11 +22,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flare_model.data.targets import column_names, resolve_targets
 from numpy.typing import NDArray
 
 from flare_model.checkpoints.surrogate import from_pretrained
 from flare_model.data.splits import Split
-from flare_model.data.targets import column_names, resolve_targets
 from flare_model.judging.judge import predictions
 from tests.benchmarks.machine import describe_training_machine, save_result
 

@@ -22,8 +22,8 @@ from flare_model.layers.mixer import mix_meshes
 from flare_model.models.divided import divided
 from flare_model.models.flare import Flare
 from flare_model.sizes import FlareConfig
-from flare_model.training.failing import OtherProcessError, is_of_another_process, step_failed
-from flare_model.training.sharing import waiting_briefly
+from flare_model.training.divided_meshes import waiting_briefly
+from flare_model.training.step_errors import OtherProcessError, is_of_another_process, step_error
 from tests.flare_model.kernel_support import explicit
 from tests.lpbf_data.rank_programs import report
 
@@ -138,7 +138,7 @@ def same_numbers() -> None:
 
 
 def _by_half(sizes: tuple[int, ...], ranks: PointRanks) -> tuple[float, float]:
-    """Errors of gradients by the kernels' mixing in float16, the quick way included: of all together, and of one."""
+    """Errors of gradients by the kernels' mixing in float16, the fast path included: of all together, and of one."""
     generator = torch.Generator().manual_seed(1)
     shapes = [(2, 16, 8), *[(sum(sizes), 2, 8)] * 3]
     *inputs, gradient = (torch.randn(shape, generator=generator).half() for shape in shapes)
@@ -242,7 +242,7 @@ def one_dies(how: str) -> None:
     try:
         _together(model, batch, _relative, ranks)
     except RuntimeError as error:
-        failed = step_failed(error, "step 2", ["a"], 50, "Flare")
+        failed = step_error(error, "step 2", ["a"], 50, "Flare")
         try:
             with waiting_briefly(3.0):
                 torch.distributed.all_reduce(torch.zeros(1))

@@ -21,7 +21,7 @@ from flare_model.models.flare_plus_plus import FlarePlusPlus, FlarePlusPlusConfi
 from flare_model.models.gnot import GNOT, GNOTConfig
 from flare_model.models.grid_transolver import GridTransolver, GridTransolverConfig
 from flare_model.models.grids import Grid
-from flare_model.models.lno import LNO, LNOConfig, average, take_back
+from flare_model.models.lno import LNO, LNOConfig, decode_modes, encode_modes
 from flare_model.models.perceiver import PerceiverConfig, PerceiverIO
 from flare_model.models.spectra import spectra
 from lpbf_data.errors import UsageError
@@ -344,10 +344,10 @@ def test_two_softmaxes_of_lno_on_paper() -> None:
     """Two points, two modes: weights of ¼ and ¾ where a score is ln 3, of ½ where scores are equal."""
     scores = torch.tensor([[[0.0, 0.0], [math.log(3), 0.0]]])
     values = torch.tensor([[[0.0], [8.0]]])
-    modes = average(scores, values)
+    modes = encode_modes(scores, values)
     torch.testing.assert_close(modes, torch.tensor([[[6.0], [4.0]]]))
-    torch.testing.assert_close(take_back(scores, modes), torch.tensor([[[5.0], [5.5]]]))
-    one = average(scores, values, mask=torch.tensor([[False, True]]))
+    torch.testing.assert_close(decode_modes(scores, modes), torch.tensor([[[5.0], [5.5]]]))
+    one = encode_modes(scores, values, mask=torch.tensor([[False, True]]))
     torch.testing.assert_close(one, torch.tensor([[[8.0], [8.0]]]))
 
 

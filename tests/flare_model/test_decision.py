@@ -12,15 +12,22 @@ import torch
 import trimesh
 
 from flare_model import from_pretrained
-from flare_model.checkpoints import own
+from flare_model.checkpoints import packaged_model
 from flare_model.checkpoints.files import WEIGHTS_NAME, Usage
 from flare_model.checkpoints.surrogate import Surrogate, results_folder
 from flare_model.data.envelope import Envelope, Range
-from flare_model.data.likeness import DESCRIPTORS, LIKENESS_NAME, Seen, describe_shape, read_seen, write_seen
+from flare_model.data.likeness import (
+    DESCRIPTORS,
+    LIKENESS_NAME,
+    TrainingShapes,
+    describe_shape,
+    read_training_shapes,
+    write_training_shapes,
+)
 from flare_model.data.normalisation import Normalisation
-from flare_model.judging.interference import Risk
-from flare_model.judging.kept_risk import RISK_NAME, KeptRisk, describe_verdicts, read_risk, verdict_of, write_risk
-from flare_model.judging.risk_curves import RiskModel
+from flare_model.judging.interference import HitScore
+from flare_model.judging.risk_curves import LogisticCurve
+from flare_model.judging.risk_model import RISK_NAME, RiskModel, describe_verdicts, read_risk, verdict_of, write_risk
 from flare_model.predict import predict
 from flare_model.prediction.part import Meshing, Part
 from flare_model.prediction.parts import read_parts
@@ -64,15 +71,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Surrogate(tiny_flare(out_dim=4), usage).eval().save_pretrained(folder)
     digest = sha256_of_file(folder / WEIGHTS_NAME)
     shapes = [part_of(box(*size)) for size in ((8, 8, 8), (30, 20, 10), (12, 10, 40), (20, 20, 2), (50, 50, 20))]
-    write_seen(folder, Seen.of([describe_shape(part.points, part.cells) for part in shapes], digest))
+    write_training_shapes(
+        folder, TrainingShapes.of([describe_shape(part.points, part.cells) for part in shapes], digest)
+    )
     return folder
 
 
 def keep_risk(folder: Path, intercept: float) -> None:
     """A risk that says the same of every part."""
     digest = sha256_of_file(folder / WEIGHTS_NAME)
-    curve = RiskModel(-80.0, 5.0, intercept, 0.0)
-    write_risk(folder, KeptRisk("build_clearance_min", curve, 100, 50, weights_sha256=digest))
+    curve = LogisticCurve(-80.0, 5.0, intercept, 0.0)
+    write_risk(folder, RiskModel("build_clearance_min", curve, 100, 50, weights_sha256=digest))
 
 
 def test_a_shape_in_numbers_by_hand() -> None:
@@ -90,7 +99,7 @@ def test_a_shape_in_numbers_by_hand() -> None:
 
 def test_a_part_is_compared_with_the_training() -> None:
     base = dict.fromkeys(DESCRIPTORS, 1.0)
-    seen = Seen.of([base | {"height": float(k)} for k in range(1, 201)])
+    seen = TrainingShapes.of([base | {"height": float(k)} for k in range(1, 201)])
     assert not seen.compare(base | {"height": 100.0}).reasons
     rare = seen.compare(base | {"height": 199.9})
     assert [reason.name for reason in rare.reasons] == ["height"]
@@ -102,13 +111,13 @@ def test_a_part_is_compared_with_the_training() -> None:
 
 
 def test_what_is_kept_beside_a_checkpoint_comes_back_or_is_refused(tmp_path: Path) -> None:
-    seen = Seen.of([dict.fromkeys(DESCRIPTORS, float(k)) for k in range(5)], "ab")
-    write_seen(tmp_path, seen)
-    assert read_seen(tmp_path) == seen
-    risk = KeptRisk("build_clearance_min", RiskModel(-80.0, 5.0, 0.1, 2.0), 10, 4, weights_sha256="ab")
+    seen = TrainingShapes.of([dict.fromkeys(DESCRIPTORS, float(k)) for k in range(5)], "ab")
+    write_training_shapes(tmp_path, seen)
+    assert read_training_shapes(tmp_path) == seen
+    risk = RiskModel("build_clearance_min", LogisticCurve(-80.0, 5.0, 0.1, 2.0), 10, 4, weights_sha256="ab")
     write_risk(tmp_path, risk)
     assert read_risk(tmp_path) == risk
-    for name, read in ((LIKENESS_NAME, read_seen), (RISK_NAME, read_risk)):
+    for name, read in ((LIKENESS_NAME, read_training_shapes), (RISK_NAME, read_risk)):
         (tmp_path / name).write_text((tmp_path / name).read_text().replace('"ab"', "nan").replace("-80.0", "NaN"))
         with pytest.raises(SchemaError, match="remove it"):
             read(tmp_path)
@@ -117,25 +126,26 @@ def test_what_is_kept_beside_a_checkpoint_comes_back_or_is_refused(tmp_path: Pat
 
 
 def test_verdicts_count_parts_and_hits() -> None:
-    kept = KeptRisk("build_clearance_min", RiskModel(0.0, 1.0, 0.0, 3.0), 10, 5)
+    kept = RiskModel("build_clearance_min", LogisticCurve(0.0, 1.0, 0.0, 3.0), 10, 5)
     risks = [
-        Risk(str(k), score, hit, None) for k, (score, hit) in enumerate([(2, True), (2, False), (0, True), (-2, False)])
+        HitScore(str(k), score, hit, None)
+        for k, (score, hit) in enumerate([(2, True), (2, False), (0, True), (-2, False)])
     ]
     assert verdict_of(kept.chance(2.0)) == "yes"
     assert describe_verdicts(kept, risks) == {
         "yes": {"parts": 2, "hits": 1}, "no": {"parts": 1, "hits": 0}, "can't tell": {"parts": 1, "hits": 1}
     }  # fmt: skip
-    assert KeptRisk.of("build_clearance_min", risks[:1]) is None
+    assert RiskModel.of("build_clearance_min", risks[:1]) is None
 
 
 def test_without_a_model_of_its_own_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own, "OWN_FOLDER", tmp_path)
+    monkeypatch.setattr(packaged_model, "PACKAGED_FOLDER", tmp_path)
     with pytest.raises(StoreError, match=r"comes without a model of its own .* --checkpoint"):
         from_pretrained()
 
 
 def test_the_packages_own_model_is_used_and_not_written_into(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own, "OWN_FOLDER", model)
+    monkeypatch.setattr(packaged_model, "PACKAGED_FOLDER", model)
     points = torch.rand(20, 3)
     with torch.no_grad():
         assert torch.equal(from_pretrained()(points), from_pretrained(model)(points))
@@ -208,7 +218,7 @@ def test_of_many_parts_the_last_have_a_line_each(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep_risk(model, -9.0)
-    monkeypatch.setattr("flare_model.predict._MOST_IN_FULL", 1)
+    monkeypatch.setattr("flare_model.predict._MAX_IN_FULL", 1)
     for name in ("a", "b", "c"):
         box(20, 10, 12).export(tmp_path / f"{name}.stl")
     assert predict(str(model), [str(tmp_path)], out=str(tmp_path / "out"), pictures=False) == 0

@@ -16,7 +16,7 @@ from flare_model.data.splits import open_loader
 from flare_model.train import open_splits
 from flare_model.training.devices import open_fabric
 from flare_model.training.recipe import Recipe
-from flare_model.training.resuming import Checkpoints
+from flare_model.training.run_checkpoints import Checkpoints
 from flare_model.training.run_log import read_table
 from flare_model.training.settings import make_settings
 from flare_model.training.trainer import Trainer

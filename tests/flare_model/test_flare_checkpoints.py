@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flare_model import Flare, Surrogate, Transformer, from_pretrained
 from flare_model.checkpoints.files import Usage
 from flare_model.checkpoints.spec import ModelSpec, model_words, spec_of
-from flare_model.data.envelope import Envelope, Range, outside
+from flare_model.data.envelope import Envelope, Range, reasons_outside
 from flare_model.data.normalisation import Normalisation
 from flare_model.training.training_checkpoint import (
     latest_state,
@@ -296,20 +296,20 @@ def test_parts_outside_of_the_training_are_told_with_reasons() -> None:
     envelope = Envelope(3, Range(5, 50), Range(1, 20), Range(1, 2), ("ti64",), 20.0)
     inside = torch.rand(23, 3).numpy() * [30, 30, 10]
     inside[0, 2], inside[1, 2] = 0, 10
-    assert outside(envelope, inside, aspect_ratio=1.5, material="ti64") == []
-    assert outside(envelope, inside) == []
-    reasons = outside(envelope, inside * [1, 1, 7] + [12, 0, 0], aspect_ratio=9.0, material="in718")
+    assert reasons_outside(envelope, inside, aspect_ratio=1.5, material="ti64") == []
+    assert reasons_outside(envelope, inside) == []
+    reasons = reasons_outside(envelope, inside * [1, 1, 7] + [12, 0, 0], aspect_ratio=9.0, material="in718")
     assert len(reasons) == 5
     assert "mm out of the build volume along x" in reasons[0]
     assert "10 mm out of the build volume along z (0 … " in reasons[1]
     assert "height 70 mm lies outside 1 … 20 mm" in reasons[2]
     assert "aspect ratio of its worst cell, 9," in reasons[3]
     assert "in718 is none of those seen in training: ti64" in reasons[4]
-    assert "number of points 2" in outside(envelope, inside[:2])[0]
-    assert outside(None, inside) == []
+    assert "number of points 2" in reasons_outside(envelope, inside[:2])[0]
+    assert reasons_outside(None, inside) == []
     long_cells = Envelope(3, Range(5, 50), Range(1, 20), Range(3, 4), ("ti64",), 20.0)
-    assert outside(long_cells, inside, aspect_ratio=1.0) == []
-    assert outside(long_cells, inside, aspect_ratio=4.5) == [
+    assert reasons_outside(long_cells, inside, aspect_ratio=1.0) == []
+    assert reasons_outside(long_cells, inside, aspect_ratio=4.5) == [
         "the aspect ratio of its worst cell, 4.5, lies above 4, the largest in training"
     ]
 

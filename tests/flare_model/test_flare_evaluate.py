@@ -33,7 +33,7 @@ from flare_model.data.splits import Split
 from flare_model.evaluate import evaluate
 from flare_model.judging import judge as judging
 from flare_model.judging.interference import (
-    Risk,
+    HitScore,
     assess,
     choose_threshold,
     detect,
@@ -325,8 +325,8 @@ def test_impossible_requests_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def risks(*rows: tuple[float, bool]) -> list[Risk]:
-    return [Risk(str(i), score, hit, None) for i, (score, hit) in enumerate(rows)]
+def risks(*rows: tuple[float, bool]) -> list[HitScore]:
+    return [HitScore(str(i), score, hit, None) for i, (score, hit) in enumerate(rows)]
 
 
 def test_detection_counts_hits_and_false_alarms() -> None:

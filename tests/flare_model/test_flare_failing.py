@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flare_model.training.failing import StepFailedError, step_failed
 from flare_model.training.recipe import Recipe
 from flare_model.training.run_log import read_table
+from flare_model.training.step_errors import StepFailedError, step_error
 from flare_model.training.step_graphs import StepGraphs
-from flare_model.training.stepping import Stepper
+from flare_model.training.stepper import Stepper
 from flare_model.training.training_checkpoint import latest_state
 from lpbf_data.errors import StoreError
 from lpbf_data.serving.loader import Loader
@@ -92,7 +92,7 @@ def test_a_validation_that_fails_names_its_cases(
 ) -> None:
     breaks(monkeypatch, 2, ValueError(), training=False)
     # The contract is tried in evaluation mode too.
-    monkeypatch.setattr("flare_model.training.stepping.check_contract", lambda *_, **__: None)
+    monkeypatch.setattr("flare_model.training.stepper.check_contract", lambda *_, **__: None)
     with pytest.raises(StepFailedError, match=r"raised ValueError \(.*\) in validation, with cases 1000.*; mend"):
         go(box_dataset, tmp_path, MODEL, recipe=Recipe(epochs=3))
     latest = latest_state(tmp_path)
@@ -109,7 +109,7 @@ def test_a_validation_that_failed_comes_again(
     box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, kept: int
 ) -> None:
     """After the last step, or before: nothing that was trained is lost, and no validation is left out or done twice."""
-    monkeypatch.setattr("flare_model.training.stepping.check_contract", lambda *_, **__: None)
+    monkeypatch.setattr("flare_model.training.stepper.check_contract", lambda *_, **__: None)
     recipe = Recipe(epochs=3)
     whole = go(box_dataset, tmp_path / "whole", MODEL, recipe=recipe)
     assert judged(whole) == [8, 16, 24]
@@ -144,7 +144,7 @@ def test_memory_that_a_validation_lacks_is_told_by_what_helps_there(
     box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validation reads whole cases, at least 65,536 points together, and keeps no activations."""
-    monkeypatch.setattr("flare_model.training.stepping.check_contract", lambda *_, **__: None)
+    monkeypatch.setattr("flare_model.training.stepper.check_contract", lambda *_, **__: None)
     plain = "go on where there is more memory; else begin another run, and leave such large parts out of the validation"
     for number, (most, cure) in enumerate(((0, plain), (100_000, r"lower --recipe.max_points \(to 65,536 or less\)"))):
         breaks(monkeypatch, 1, torch.OutOfMemoryError("tried to allocate"), training=False)
@@ -219,7 +219,7 @@ def test_weights_between_two_steps_are_not_kept(
 def test_what_is_recorded_changes_nothing() -> None:
     """A graph that can't be recorded leaves weights whole; one that fails when it is launched doesn't."""
     stepper = object.__new__(Stepper)
-    stepper.recorded, stepper._settled = True, True
+    stepper.recorded, stepper._step_complete = True, True
     stepper.graphs = object.__new__(StepGraphs)
     for replaying in (False, True):
         stepper.graphs.replaying = replaying
@@ -229,7 +229,7 @@ def test_what_is_recorded_changes_nothing() -> None:
 def test_many_cases_are_counted_and_another_process_is_no_model() -> None:
     names = [f"case-{number}" for number in range(70)]
     assert "with cases case-0, case-1, case-2, case-3 and 66 more (900 points)" in str(
-        step_failed(ValueError("x"), "validation", names, 900, "my.Model")
+        step_error(ValueError("x"), "validation", names, 900, "my.Model")
     )
-    gone = step_failed(RuntimeError("[gloo] Connection closed by peer"), "step 3", names[:1], 9, "my.Model")
+    gone = step_error(RuntimeError("[gloo] Connection closed by peer"), "step 3", names[:1], 9, "my.Model")
     assert str(gone).startswith("another process of the run ended, at step 3 of this one")

@@ -19,9 +19,9 @@ from flare_model.layers.attention import attend_among_points, takes_meshes_toget
 from flare_model.layers.layout import Layout
 from flare_model.predict import predict
 from flare_model.spectrum import spectrum
-from flare_model.training.failing import StepFailedError
 from flare_model.training.recipe import Recipe
 from flare_model.training.run_log import read_table
+from flare_model.training.step_errors import StepFailedError
 from flare_model.training.training_checkpoint import latest_state
 from lpbf_data.errors import UsageError
 from tests.flare_model.flare_support import (

@@ -12,7 +12,7 @@ import torch
 
 from flare_model.checkpoints.files import read_checkpoint, write_checkpoint
 from flare_model.checkpoints.surrogate import from_pretrained
-from flare_model.data.envelope import Envelope, Range, joined
+from flare_model.data.envelope import Envelope, Range, merge_envelopes
 from flare_model.train import train
 from flare_model.training.recipe import Recipe
 from lpbf_data.errors import StoreError, UsageError
@@ -125,5 +125,5 @@ def test_what_was_seen_in_both_trainings() -> None:
     first = Envelope(2, Range(10, 20), Range(1, 2), Range(1, 5), ("Ti64",), 15.0)
     second = Envelope(3, Range(15, 40), Range(0.5, 1), Range(2, 3), ("IN718",), 30.0)
     both = Envelope(5, Range(10, 40), Range(0.5, 2), Range(1, 5), ("IN718", "Ti64"), 30.0)
-    assert joined(first, second) == both
-    assert joined(None, second) == joined(second, None) == second
+    assert merge_envelopes(first, second) == both
+    assert merge_envelopes(None, second) == merge_envelopes(second, None) == second

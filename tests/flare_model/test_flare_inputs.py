@@ -14,9 +14,9 @@ from flare_model.checkpoints.files import Usage
 from flare_model.checkpoints.spec import ModelSpec
 from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.data.batches import Batch
-from flare_model.data.finite import not_finite
+from flare_model.data.non_finite import describe_non_finite
 from flare_model.data.normalisation import Normalisation
-from flare_model.data.targets import resolve_targets
+from flare_model.data.point_fields import resolve_targets
 from flare_model.predict import predict, predict_part
 from flare_model.prediction.parts import Part
 from lpbf_data.errors import CaseError, StoreError, UsageError
@@ -55,8 +55,8 @@ def test_points_that_are_not_finite_are_refused(wrong: float, dtype: torch.dtype
 
 
 def test_numbers_that_are_all_finite_are_nothing_to_speak_of() -> None:
-    assert not_finite(POINTS) == ""
-    assert not_finite(np.empty((0, 3))) == ""
+    assert describe_non_finite(POINTS) == ""
+    assert describe_non_finite(np.empty((0, 3))) == ""
 
 
 def test_a_batch_with_points_that_are_not_finite_names_the_case() -> None:

@@ -17,7 +17,7 @@ from flare_model.checkpoints.files import WEIGHTS_NAME
 from flare_model.checkpoints.surrogate import from_pretrained
 from flare_model.data.intervals import (
     INTERVALS_NAME,
-    LARGE,
+    LARGE_PART_POINTS,
     ColumnInterval,
     Intervals,
     part_scale,
@@ -28,9 +28,21 @@ from flare_model.data.intervals import (
 from flare_model.data.normalisation import Normalisation
 from flare_model.data.splits import Split
 from flare_model.evaluate import evaluate
-from flare_model.judging.conformal import Judged, calibrate, conformal_quantile, coverage, judged_part, least_designs
+from flare_model.judging.conformal import (
+    PartResiduals,
+    calibrate,
+    conformal_quantile,
+    coverage,
+    min_designs,
+    part_residuals,
+)
+from flare_model.judging.interval_calibration import (
+    families_of,
+    read_families,
+    validation_collector,
+    validation_intervals,
+)
 from flare_model.judging.judge import interference_of, judge
-from flare_model.judging.sureness import families_of, make_intervals, read_families, watch_validation
 from flare_model.predict import predict
 from lpbf_data.durable import sha256_of_file
 from lpbf_data.errors import LpbfError, SchemaError, StoreError
@@ -42,7 +54,7 @@ NORM = Normalisation(target_mean=(0.0, 80.0), target_std=(0.1, 20.0))
 COLUMNS = ("displacement_z", "build_clearance_min")
 
 
-def made_up(count: int, seed: int, *, bodies: int = 1, alike: bool = False) -> list[Judged]:
+def made_up(count: int, seed: int, *, bodies: int = 1, alike: bool = False) -> list[PartResiduals]:
     """Parts whose errors are about a tenth of their size, which is spread over a factor of fifty, or are all alike."""
     draw, found = np.random.default_rng(seed), []
     for number in range(count):
@@ -51,7 +63,7 @@ def made_up(count: int, seed: int, *, bodies: int = 1, alike: bool = False) -> l
         error = 0.1 * (0.2 if alike else size * draw.uniform(0.5, 1.5))
         truth = known + error * draw.normal(size=known.shape) * [1.0, 20.0]
         name, design = f"{seed}-{number}", f"{seed}-{number // bodies}"
-        found.append(judged_part(name, design, COLUMNS, points, None, known, truth, NORM))
+        found.append(part_residuals(name, design, COLUMNS, points, None, known, truth, NORM))
     return found
 
 
@@ -114,7 +126,7 @@ def test_a_scale_that_knows_nothing_does_no_harm() -> None:
 def test_large_parts_have_intervals_of_their_own_where_enough_designs_are_large(tmp_path: Path) -> None:
     """Parts of 20,000 points, one in six, are off by thrice as much: 90 % of them are to lie inside as well."""
 
-    def of_both_sizes(count: int, seed: int) -> list[Judged]:
+    def of_both_sizes(count: int, seed: int) -> list[PartResiduals]:
         found = made_up(count, seed)
         return [
             replace(
@@ -127,19 +139,25 @@ def test_large_parts_have_intervals_of_their_own_where_enough_designs_are_large(
 
     intervals = calibrate(of_both_sizes(400, 7), 0.9, "")
     assert isinstance(intervals, Intervals)
-    assert intervals.of("displacement_z", 20_000).point > 2 * intervals.of("displacement_z", 2_000).point
+    assert (
+        intervals.column_interval("displacement_z", 20_000).point
+        > 2 * intervals.column_interval("displacement_z", 2_000).point
+    )
     others = of_both_sizes(300, 8)
-    for some in ([p for p in others if p.num_points > LARGE], [p for p in others if p.num_points <= LARGE]):
+    for some in (
+        [p for p in others if p.num_points > LARGE_PART_POINTS],
+        [p for p in others if p.num_points <= LARGE_PART_POINTS],
+    ):
         assert coverage(intervals, some, {})["displacement_z"]["points_inside"] == pytest.approx(0.9, abs=0.05)
     write_intervals(tmp_path, intervals)
     assert read_intervals(tmp_path) == intervals
     few = calibrate(of_both_sizes(100, 9), 0.9, "")
     assert isinstance(few, Intervals)
     assert few.large == {}
-    assert few.of("displacement_z", 20_000) == few.of("displacement_z", 2_000)
+    assert few.column_interval("displacement_z", 20_000) == few.column_interval("displacement_z", 2_000)
 
 
-def plates(count: int, seed: int) -> list[Judged]:
+def plates(count: int, seed: int) -> list[PartResiduals]:
     """Parts that shrink towards their middle: either side may be the farther one, by a hundredth of what it moves."""
     draw, found = np.random.default_rng(seed), []
     columns = ("displacement_x", "displacement_y", "displacement_z")
@@ -148,7 +166,7 @@ def plates(count: int, seed: int) -> list[Judged]:
     for number in range(count):
         known, truth = (-0.2 * points * (1 + 0.01 * draw.normal(size=points.shape)) for _ in range(2))
         found.append(
-            judged_part(f"{seed}-{number}", f"{seed}-{number}", columns, 10 * points, None, known, truth, norm)
+            part_residuals(f"{seed}-{number}", f"{seed}-{number}", columns, 10 * points, None, known, truth, norm)
         )
     return found
 
@@ -180,7 +198,7 @@ def test_what_intervals_need() -> None:
     assert few.columns["displacement_z"].coefficients == ()
     residuals = [np.abs(part.residuals["displacement_z"]) for part in made_up(9, 0)]
     assert few.columns["displacement_z"].constant == pytest.approx(max(map(np.max, residuals)))
-    assert [least_designs(level) for level in (0.5, 0.8, 0.9, 0.95, 0.99)] == [1, 4, 9, 19, 99]
+    assert [min_designs(level) for level in (0.5, 0.8, 0.9, 0.95, 0.99)] == [1, 4, 9, 19, 99]
 
 
 @given(st.floats(0.01, 100), st.integers(0, 2**31))
@@ -253,14 +271,14 @@ def test_threshold_and_intervals_predict_the_validation_split_once(judged: tuple
     surrogate, test, calls = from_pretrained(run), Split(data, "test"), []
     surrogate.register_forward_hook(lambda *_: calls.append(1))
     _, risks = judge(surrogate, test)
-    seen = watch_validation(surrogate, test)
+    seen = validation_collector(surrogate, test)
     assert seen is not None
     calls.clear()
     found = interference_of(surrogate, test, risks, 0.1, 0, seen)
-    once = make_intervals(surrogate, test, 0.9, "", seen)
+    once = validation_intervals(surrogate, test, 0.9, "", seen)
     assert found is not None
     assert len(calls) == 9
-    alone = make_intervals(surrogate, test, 0.9, "", watch_validation(surrogate, test))
+    alone = validation_intervals(surrogate, test, 0.9, "", validation_collector(surrogate, test))
     assert once == alone
 
 

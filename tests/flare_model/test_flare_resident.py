@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from flare_model.data.batches import Batch
+from flare_model.data.point_fields import resolve_inputs, resolve_targets
 from flare_model.data.splits import Split, open_loader
-from flare_model.data.targets import resolve_inputs, resolve_targets
-from flare_model.training.resident import Resident
+from flare_model.training.resident_cases import ResidentCases
 from lpbf_data.errors import UsageError
 from tests.flare_model.flare_support import LEARNING, assert_same_losses, go
 
@@ -25,7 +25,7 @@ def test_batches_are_those_of_the_loader(box_dataset: str, symmetries: bool) -> 
     split = Split(box_dataset, "train", (*targets, *features))
     options: dict[str, Any] = {"batch_size": 3, "max_points": 200, "shuffle": True, "seed": 4, "symmetries": symmetries}
     read, ordered = open_loader(split, **options), open_loader(split, **options)
-    resident = Resident(split, targets, features, torch.device("cpu"), seed=4, symmetries=symmetries)
+    resident = ResidentCases(split, targets, features, torch.device("cpu"), seed=4, symmetries=symmetries)
     seen = 0
     for _ in range(3):
         for ragged, kept in zip(read, ordered.each(resident.batch), strict=True):

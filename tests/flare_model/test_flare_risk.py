@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flare_model.judging.alarm_threshold import BOTH, choose_by_cross_validation
-from flare_model.judging.interference import Risk, ranking_quality
+from flare_model.judging.interference import HitScore, ranking_quality
 from flare_model.judging.risk_curves import (
-    RiskModel,
+    LogisticCurve,
     arrays_of,
     bootstrap,
     brier,
@@ -24,11 +24,11 @@ from flare_model.judging.risk_curves import (
 ROWS = st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=2, max_size=30)
 
 
-def risks(rows: Sequence[tuple[float, bool]], name: str = "") -> list[Risk]:
-    return [Risk(f"{name}{i}", float(score), bool(hit), None) for i, (score, hit) in enumerate(rows)]
+def risks(rows: Sequence[tuple[float, bool]], name: str = "") -> list[HitScore]:
+    return [HitScore(f"{name}{i}", float(score), bool(hit), None) for i, (score, hit) in enumerate(rows)]
 
 
-def drawn(count: int, seed: int, *, gap: float = 0.0, name: str = "") -> list[Risk]:
+def drawn(count: int, seed: int, *, gap: float = 0.0, name: str = "") -> list[HitScore]:
     """Parts whose hits score `gap` more, with noise of deviation 1; half of them are hits."""
     draw = np.random.default_rng(seed)
     hits = draw.random(count) < 0.5
@@ -74,7 +74,7 @@ def test_the_chance_of_a_hit_is_that_of_the_logistic_curve_that_made_the_hits() 
     draw = np.random.default_rng(1)
     scores = draw.normal(3.0, 2.0, 40_000)
     chances = 1 / (1 + np.exp(-(1.5 * (scores - 2.0))))
-    model = RiskModel.of(risks(list(zip(scores, draw.random(len(scores)) < chances, strict=True))))
+    model = LogisticCurve.of(risks(list(zip(scores, draw.random(len(scores)) < chances, strict=True))))
     at = np.linspace(0, 5, 11)
     np.testing.assert_allclose(model.chances(at), 1 / (1 + np.exp(-(1.5 * (at - 2.0)))), atol=0.02)
     found = brier(model.chances(scores), draw.random(len(scores)) < chances)
@@ -86,7 +86,7 @@ def test_the_chance_of_a_hit_is_that_of_the_logistic_curve_that_made_the_hits() 
 def test_the_chance_of_a_hit_adds_up_to_the_hits_there_were(rows: list[tuple[float, bool]]) -> None:
     """As at every maximum of a likelihood with an intercept; separable scores are no exception."""
     scores, hits = arrays_of(risks(rows))
-    chances = RiskModel.of(risks(rows)).chances(scores)
+    chances = LogisticCurve.of(risks(rows)).chances(scores)
     assert np.isfinite(chances).all()
     assert chances.sum() == pytest.approx(hits.sum(), abs=1e-3)
 
@@ -98,7 +98,7 @@ def test_a_threshold_from_training_parts_is_taken_as_long_as_it_holds_for_others
     assert alike.source == BOTH
     assert alike.clear == sum(not risk.hit for risk in [*validation, *others])
     assert alike.threshold == pytest.approx(1.2816, abs=0.15)  # 90 % of a normal distribution
-    known = [Risk(r.case_id, r.score * 0.3 if not r.hit else r.score, r.hit, None) for r in others]
+    known = [HitScore(r.case_id, r.score * 0.3 if not r.hit else r.score, r.hit, None) for r in others]
     by_heart = choose_by_cross_validation(validation, known, 0.1)
     assert by_heart.source == "validation"
     assert by_heart.rates[BOTH] > 0.2
@@ -116,10 +116,10 @@ def test_one_clear_validation_design_needs_the_training_parts() -> None:
 def test_parts_of_a_design_stay_together() -> None:
     """Ten copies of a part say no more than one does: their interval is as wide."""
     few = risks([(i % 7, i % 3 > 0) for i in range(30)])
-    copies = [Risk(f"{r.case_id}-{k}", r.score, r.hit, None, r.case_id) for r in few for k in range(10)]
-    apart = [Risk(r.case_id, r.score, r.hit, None) for r in copies]
+    copies = [HitScore(f"{r.case_id}-{k}", r.score, r.hit, None, r.case_id) for r in few for k in range(10)]
+    apart = [HitScore(r.case_id, r.score, r.hit, None) for r in copies]
 
-    def share(parts: Sequence[Risk]) -> float:
+    def share(parts: Sequence[HitScore]) -> float:
         return float(np.mean([part.hit for part in parts]))
 
     one, same, narrow = (bootstrap(parts, share) for parts in (few, copies, apart))

@@ -15,8 +15,8 @@ import yaml
 from flare_model.checkpoints.spec import ModelSpec
 from flare_model.configs import FOLDER
 from flare_model.data.batches import Batch
+from flare_model.data.point_fields import resolve_inputs, resolve_targets
 from flare_model.data.splits import Split
-from flare_model.data.targets import resolve_inputs, resolve_targets
 from flare_model.train import open_splits
 from flare_model.training.devices import open_fabric
 from flare_model.training.recipe import Recipe
@@ -90,14 +90,17 @@ def test_training_cases_are_judged_as_validation_is(box_dataset: str, tmp_path: 
     """Where the validation split is the training split, so are the errors; neither symmetries nor thinning count."""
     options: dict[str, Any] = {"judge_training": 8, "symmetries": True, "thin_to": 5}
     trainer = trainer_of(box_dataset, tmp_path, Recipe(), ["displacement"], **options)
-    seen, plain = trainer.validation.seen, trainer_of(box_dataset, tmp_path, Recipe(), ["displacement"]).loader
+    seen, plain = (
+        trainer.validation.training_loader,
+        trainer_of(box_dataset, tmp_path, Recipe(), ["displacement"]).loader,
+    )
     assert seen is not None
     cases = {i: b for r in plain for b in [Batch.of(r, trainer.settings.targets, ())] for i in b.case_ids}
     for batch in (Batch.of(ragged, trainer.settings.targets, ()) for ragged in seen):
         for case_id, (a, b) in zip(batch.case_ids, pairwise(batch.offsets.tolist()), strict=True):
             assert torch.equal(batch.points[a:b], cases.pop(case_id).points)
     assert not cases
-    part = Split(box_dataset, "train").part(3)
+    part = Split(box_dataset, "train").evenly_chosen(3)
     every = Split(box_dataset, "train").case_ids
     assert list(part.case_ids) == [every[0], every[4], every[7]]
     assert [part.dataset[i]["case_id"] for i in range(3)] == list(part.case_ids)

@@ -20,7 +20,7 @@ from flare_model.checkpoints.spec import ModelSpec
 from flare_model.configs import FOLDER
 from flare_model.data.batches import Batch, grouped
 from flare_model.data.metrics import relative_l2
-from flare_model.data.targets import resolve_target, resolve_targets, spans, stack_targets
+from flare_model.data.point_fields import resolve_target, resolve_targets, spans, stack_fields
 from flare_model.train import main, open_splits
 from flare_model.training.devices import device_of, open_fabric
 from flare_model.training.divergence import DivergedError
@@ -325,7 +325,7 @@ def test_targets_by_name() -> None:
         "displacement": (2, 5),
     }
     fields = {"displacement": torch.arange(6.0).view(2, 3), "von_mises_stress": torch.tensor([7.0, 8.0])}
-    assert stack_targets(fields, targets).tolist() == [[2, 7, 0, 1, 2], [5, 8, 3, 4, 5]]
+    assert stack_fields(fields, targets).tolist() == [[2, 7, 0, 1, 2], [5, 8, 3, 4, 5]]
     assert resolve_target("cauchy_stress_xy").components == (3,)
 
 

@@ -170,7 +170,7 @@ def test_values_with_a_mean_keep_their_digits(depth: int) -> None:
     squares = torch.zeros(2, 4, dtype=torch.float64)
     for seed in range(3):
         q, k, v, g = sample((1, depth, 16, 120), seed)
-        # Levels lie close together, as the quick way asks.
+        # Logsumexps lie close together, as the fast path asks.
         squares += relative_squares((q / depth, k, v + 16), g, HALVES[-1], mix)
     kernels, rounding = squares.sqrt()
     assert (kernels <= ROUNDINGS[HALVES[-1]] * rounding).all(), squares
@@ -233,7 +233,7 @@ def awkward(name: str, seed: int) -> tuple[tuple[Tensor, ...], Tensor, list[Func
         sizes = [1, 17, 32]
         functions = [ragged(sizes), ragged(sizes, explicit)]
         lie = {"sizes": sizes}
-    if name.startswith("several meshes"):  # One mesh's levels say nothing of another's, nor which way it can take.
+    if name.startswith("several meshes"):  # One mesh's logsumexps say nothing of another's, nor which path it can take.
         k *= torch.tensor([0.5, 0.2, 4.0], device=DEVICE).view(3, 1, 1, 1)
     return (q, k, v), g, functions, lie
 

@@ -25,7 +25,7 @@ import triton.language as tl
 from flare_model import kernels
 from flare_model.kernels import arithmetic, support
 from flare_model.kernels.launches import Points
-from flare_model.kernels.meshes import slice_of_mesh, slices_of_mesh
+from flare_model.kernels.mesh_slices import slice_of_mesh, slices_of_mesh
 from flare_model.kernels.mixing import mix, mix_operator
 from flare_model.kernels.tuning import INTERPRETED
 from flare_model.layers import backend as implementation

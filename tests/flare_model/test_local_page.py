@@ -22,10 +22,10 @@ import trimesh
 from flare_model.checkpoints.surrogate import from_pretrained
 from flare_model.compensate import compensate
 from flare_model.decision.answer import identity_of
-from flare_model.decision.beside import read_beside
-from flare_model.local_page.computing import Computing
-from flare_model.local_page.listening import check_host, open_socket
-from flare_model.local_page.one_at_a_time import MOST_WAITING, FullError, GoneError, OneAtATime
+from flare_model.decision.auxiliary import read_auxiliary
+from flare_model.local_page.inference import InferenceService
+from flare_model.local_page.job_queue import MAX_JOBS, ClientGoneError, JobQueue, QueueFullError
+from flare_model.local_page.server import check_host, open_socket
 from flare_model.local_page.uploads import working_folder
 from flare_model.prediction.part import Meshing
 from lpbf_data.errors import UsageError
@@ -86,8 +86,8 @@ def test_the_page_of_another_material_says_what_the_command_says(model: Path, tm
     said = run_here("flare_model.predict", str(tmp_path / "box.stl"), *words, "--pictures", "false")
     assert said.returncode == 0, said.stderr
     surrogate = from_pretrained(str(model))
-    beside, _ = read_beside(str(model), surrogate, "Inc625")
-    computing, meshing = Computing(surrogate, beside, 200, identity_of(surrogate, str(model))), Meshing(200)
+    auxiliary, _ = read_auxiliary(str(model), surrogate, "Inc625")
+    computing, meshing = InferenceService(surrogate, auxiliary, 200, identity_of(surrogate, str(model))), Meshing(200)
     found = computing.answer(tmp_path / "box.stl", meshing)
     assert json.loads(json.dumps(found["answers"])) == json.loads((tmp_path / "out/answers.json").read_text())
     straight = computing.compensate(tmp_path / "box.stl", meshing, -1.0)
@@ -311,9 +311,9 @@ def test_ended_in_the_middle_of_a_file_nothing_stays(model: Path, tmp_path: Path
         patch.setattr("tempfile.tempdir", str(running.folder))
         with working_folder() as folder:
             assert list(running.folder.glob("lpbf-serve-*")) == [folder]
-            with working_folder() as beside:  # what is in use stays
+            with working_folder() as other:  # what is in use stays
                 assert folder.is_dir()
-                assert beside != folder
+                assert other != folder
     assert list(running.folder.glob("lpbf-serve-*")) == []
 
 
@@ -333,7 +333,7 @@ def test_one_computation_at_a_time_in_order_and_no_crowd() -> None:
         return True
 
     async def crowd() -> None:
-        work, running, order = OneAtATime(), [], []
+        work, running, order = JobQueue(), [], []
 
         def job(number: int) -> int:
             running.append(number)
@@ -350,14 +350,14 @@ def test_one_computation_at_a_time_in_order_and_no_crowd() -> None:
         assert order == [0, 1, 2, 3, 5]
         assert found[:2] == [0, 1]
         assert isinstance(found[2], ValueError)
-        assert isinstance(found[4], GoneError)
-        places = [work.place() for _ in range(MOST_WAITING)]
+        assert isinstance(found[4], ClientGoneError)
+        places = [work.slot() for _ in range(MAX_JOBS)]
         for place in places:
             place.__enter__()
-        with pytest.raises(FullError, match="in a minute"), work.place():
+        with pytest.raises(QueueFullError, match="in a minute"), work.slot():
             pass
         places[0].__exit__(None, None, None)
-        with work.place():
-            assert work.places == MOST_WAITING
+        with work.slot():
+            assert work.num_jobs == MAX_JOBS
 
     asyncio.run(crowd())

@@ -14,13 +14,13 @@ import pytest
 from flare_model import from_pretrained
 from flare_model.compensate import compensate
 from flare_model.data.intervals import ColumnInterval, Intervals
-from flare_model.data.scale_errors import ERRORS, SHARE_OF_STRAIN
-from flare_model.decision.answer import Beside, answer_of
-from flare_model.decision.beside import read_beside
-from flare_model.decision.material_scale import material_scale
+from flare_model.data.material_scale_errors import ERRORS, SHARE_OF_STRAIN
+from flare_model.decision.answer import Auxiliary, answer_of
+from flare_model.decision.auxiliary import read_auxiliary
+from flare_model.decision.material_scale import scale_for_material
 from flare_model.decision.prediction import predict_part
-from flare_model.judging.kept_risk import KeptRisk
-from flare_model.judging.risk_curves import RiskModel
+from flare_model.judging.risk_curves import LogisticCurve
+from flare_model.judging.risk_model import RiskModel
 from flare_model.predict import predict
 from lpbf_data.errors import UsageError
 from lpbf_data.shrinkage import EXPANSIONS, shrinkage_of
@@ -81,47 +81,47 @@ def test_a_file_that_names_what_it_is_based_on(tmp_path: Path) -> None:
 )
 def test_a_file_that_says_no_strain_is_a_sentence(text: str, said: str, tmp_path: Path, model: Path) -> None:
     with pytest.raises(UsageError, match=said) as caught:
-        read_beside(str(model), from_pretrained(model), own(tmp_path, text))
+        read_auxiliary(str(model), from_pretrained(model), own(tmp_path, text))
     assert "own.yaml" in str(caught.value)
 
 
 def test_names_and_models_that_can_not_be_scaled(tmp_path: Path, model: Path) -> None:
     usage = from_pretrained(model).usage
     with pytest.raises(UsageError, match=r"unknown material Gold; known are: Ti64.*or measured and netfabb"):
-        material_scale("Gold", usage)
+        scale_for_material("Gold", usage)
     for name, why in (
         ("gone", "there is no such file; name one .* wrote, or one of Ti64"),
         ("folder", "Is a directory$"),
     ):
         (tmp_path / "folder.yaml").mkdir(exist_ok=True)
         with pytest.raises(UsageError, match=rf"{name}\.yaml can't be read: {why}") as caught:
-            material_scale(str(tmp_path / f"{name}.yaml"), usage)
+            scale_for_material(str(tmp_path / f"{name}.yaml"), usage)
         assert "Errno" not in str(caught.value)
     with pytest.raises(UsageError, match="trained on a material that it doesn't name"):
-        material_scale("Inc625", tiny_surrogate().usage)
+        scale_for_material("Inc625", tiny_surrogate().usage)
     write_material(choose_material("Inc625"), tmp_path / "found.yaml")
-    found, known = (material_scale(name, usage) for name in (str(tmp_path / "found.yaml"), "IN625"))
+    found, known = (scale_for_material(name, usage) for name in (str(tmp_path / "found.yaml"), "IN625"))
     assert found == replace(known, wanted=found.wanted)
 
 
 def test_the_scale_by_hand(tmp_path: Path, model: Path) -> None:
     usage = from_pretrained(model).usage
-    same = material_scale("measured", usage)
+    same = scale_for_material("measured", usage)
     assert (same.displacement, same.clearance, same.error, same.calibrated) == (1.0, 1.0, 0.0, False)
-    other = material_scale("Inc625", usage)
+    other = scale_for_material("Inc625", usage)
     assert other.displacement == pytest.approx(12.8 / 8.6)
     assert (other.error, other.calibrated) == (ERRORS["expansion"][0], False)
-    mine = material_scale(own(tmp_path), usage)
+    mine = scale_for_material(own(tmp_path), usage)
     assert mine.displacement == pytest.approx(1 + 0.2 * SHARE_OF_STRAIN["displacement"], rel=1e-3)
     assert mine.clearance == pytest.approx(1 + 0.2 * SHARE_OF_STRAIN["clearance"], rel=1e-3)
     assert mine.error == pytest.approx(0.2 * ERRORS["strain"][0] / mine.displacement, rel=1e-3)
     assert mine.calibrated
-    assert material_scale("netfabb", usage).error == ERRORS["at once"][0]
+    assert scale_for_material("netfabb", usage).error == ERRORS["at once"][0]
 
 
 def test_fields_intervals_and_chance_are_scaled(model: Path) -> None:
     surrogate, part = from_pretrained(model), part_of(table())
-    scale = material_scale("Inc625", surrogate.usage)
+    scale = scale_for_material("Inc625", surrogate.usage)
     before, after = predict_part(surrogate, part), predict_part(surrogate, part, None, scale)
     for name in ("displacement_x", "displacement_z"):
         np.testing.assert_allclose(after.fields[name], scale.displacement * before.fields[name], rtol=1e-5)
@@ -130,8 +130,8 @@ def test_fields_intervals_and_chance_are_scaled(model: Path) -> None:
     # As likely a hit as not stays so; what was nearly certain is less so.
     least = float(after.fields["build_clearance_min"].min())
     for intercept in (0.0, 3.0):
-        risk = KeptRisk("build_clearance_min", RiskModel(-least, 5.0, intercept, 4.0), 100, 50)
-        hit = answer_of(after, Beside(risk=risk, scale=scale)).hit
+        risk = RiskModel("build_clearance_min", LogisticCurve(-least, 5.0, intercept, 4.0), 100, 50)
+        hit = answer_of(after, Auxiliary(risk_model=risk, material_scale=scale)).hit
         assert hit is not None
         assert hit.chance is not None
         steepness = 4.0 / 5.0 * scale.clearance_error * (100 - least) / 1.645
@@ -144,15 +144,15 @@ def test_each_direction_has_an_interval_of_its_own(model: Path) -> None:
     """Those of the peaks where the checkpoint has them, else that of the part's extreme, as in earlier files."""
     surrogate, part = from_pretrained(model), part_of(table())
     halves = {name: ColumnInterval((), 0.02, 0.07, 0.02) for name in surrogate.usage.targets}
-    before = answer_of(predict_part(surrogate, part, Intervals(0.9, "", halves, 40)), Beside())
+    before = answer_of(predict_part(surrogate, part, Intervals(0.9, "", halves, 40)), Auxiliary())
     for peak in (before.up, before.down, before.sideways):
         assert peak is not None
         assert peak.half_width == 0.07
     halves["displacement_z"] = replace(halves["displacement_z"], peaks={"largest": 0.01, "least": 0.03})
     halves["displacement_x"] = replace(halves["displacement_x"], peaks={"sideways": 0.005})
-    for scale in (None, material_scale("Inc625", surrogate.usage)):
+    for scale in (None, scale_for_material("Inc625", surrogate.usage)):
         prediction = predict_part(surrogate, part, Intervals(0.9, "", halves, 40), scale)
-        answer = answer_of(prediction, Beside(scale=scale))
+        answer = answer_of(prediction, Auxiliary(material_scale=scale))
         factor, error = (1.0, 0.0) if scale is None else (scale.displacement, scale.error)
         for peak, half in ((answer.up, 0.01), (answer.down, 0.03), (answer.sideways, 0.005)):
             assert peak is not None

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flare_model.layers.mesh_tiles import MeshTiles, Places
+from flare_model.layers.mesh_tiles import MeshTiles, PointRows
 from flare_model.models.transolver import Transolver, TransolverConfig, slice_means
 from tests.rounding import assert_same
 
@@ -23,30 +23,30 @@ def test_sums_over_meshes_and_the_way_back(sizes: list[int], length: int) -> Non
     offsets = torch.tensor([0, *itertools.accumulate(sizes)])
     tiles = MeshTiles.of(offsets, sum(sizes), length)
     x = torch.arange(1.0, sum(sizes) + 1)[:, None].requires_grad_()
-    cut = tiles.cut(x)
-    torch.testing.assert_close(tiles.join(cut), x)
+    cut = tiles.to_rows(x)
+    torch.testing.assert_close(tiles.to_points(cut), x)
     sums = tiles.total((cut * tiles.exists[..., None]).sum(1))
     wanted = torch.stack([part.sum(0) for part in x.split(sizes)])
     torch.testing.assert_close(sums, wanted, atol=0, rtol=0)
     weights = torch.randn(len(sizes), 1)
     (gradient,) = torch.autograd.grad((sums * weights).sum(), x)
     torch.testing.assert_close(gradient, weights.repeat_interleave(torch.tensor(sizes), 0))
-    spread = tiles.join(tiles.spread(weights)[:, None].expand(-1, length, -1))
+    spread = tiles.to_points(tiles.spread(weights)[:, None].expand(-1, length, -1))
     torch.testing.assert_close(spread, weights.repeat_interleave(torch.tensor(sizes), 0))
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6))
 def test_padded_meshes_lie_a_row_each_and_come_back(sizes: list[int]) -> None:
-    rows = Places.padded(torch.tensor([0, *itertools.accumulate(sizes)]), tuple(sizes))
+    rows = PointRows.padded(torch.tensor([0, *itertools.accumulate(sizes)]), tuple(sizes))
     x = torch.randn(sum(sizes), 2, 3, requires_grad=True)
-    cut, weights = rows.cut(x), torch.randn(sum(sizes), 2, 3)
+    cut, weights = rows.to_rows(x), torch.randn(sum(sizes), 2, 3)
     for row, exists, part in zip(cut, rows.exists, x.split(sizes), strict=True):
         torch.testing.assert_close(row[exists], part, atol=0, rtol=0)
-    torch.testing.assert_close(rows.join(cut), x, atol=0, rtol=0)
+    torch.testing.assert_close(rows.to_points(cut), x, atol=0, rtol=0)
     # What stands where there is no point reaches no result, and no gradient.
     filled = torch.where(rows.exists[..., None, None], cut, 7.0)
-    (gradient,) = torch.autograd.grad((rows.join(filled.square()) * weights).sum(), x)
+    (gradient,) = torch.autograd.grad((rows.to_points(filled.square()) * weights).sum(), x)
     torch.testing.assert_close(gradient, (2 * weights * x).detach())
 
 
@@ -75,7 +75,7 @@ def test_transolver_sums_a_large_mesh_in_32_bits(dtype: torch.dtype, joined: boo
     with torch.autocast("cpu", dtype=dtype):
         if joined:
             tiles = MeshTiles.of(torch.tensor([0, count]), count)
-            rows = tiles.cut(weights[0]) * tiles.exists[..., None, None], tiles.cut(values[0])
+            rows = tiles.to_rows(weights[0]) * tiles.exists[..., None, None], tiles.to_rows(values[0])
             found = slice_means(*rows, tiles)
         else:
             found = slice_means(weights, values)

@@ -135,10 +135,10 @@ def test_layers_that_were_exchanged_are_not_left_out() -> None:
     _, plain, x, _ = sample(64, layers=1)
     plain.implementation = "triton"
     with torch.autocast(DEVICE, dtype=HALVES[-1]):
-        assert plain.by_kernel(x)
+        assert plain.uses_kernel(x)
         for other in (Doubled(64, 64).to(DEVICE), nn.Sequential(nn.Linear(64, 64)).to(DEVICE)):
             plain.layers[0] = other
-            assert not plain.by_kernel(x)
+            assert not plain.uses_kernel(x)
 
 
 def test_sums_of_products_are_float32() -> None:
@@ -219,7 +219,7 @@ def test_compiling_breaks_no_graph() -> None:
     norm, plain, x, _ = sample(64, layers=1)
     fast = copy.deepcopy(plain)
     fast.implementation = "triton"
-    compiled = torch.compile(fast.behind, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(fast.after_norm, fullgraph=True, dynamic=True, backend="aot_eager")
     for some in (x[:20], x[:33]):
         with torch.autocast(DEVICE, dtype=HALVES[-1]):
             out = compiled(norm, some)
@@ -235,8 +235,8 @@ def test_a_norm_is_left_to_pytorch_where_the_kernels_do_not_apply() -> None:
     norm, plain, x, _ = sample(64)
     for name in ("sdpa", "auto", "triton"):  # Without autocast products are of float32.
         plain.implementation = name  # type: ignore[assignment]
-        assert not plain.by_kernel(x)
-        torch.testing.assert_close(plain.behind(norm, x), plain(norm(x)), atol=0, rtol=0)
+        assert not plain.uses_kernel(x)
+        torch.testing.assert_close(plain.after_norm(norm, x), plain(norm(x)), atol=0, rtol=0)
     for channels, taken in ((64, True), (128, True), (80, False)):
         assert implementation.network_by_kernels("triton", torch.device("cuda"), torch.bfloat16, channels, 5) is taken
     mixer = FlareMixer(64, 8, 4, 1, "sdpa").to(DEVICE)

@@ -10,12 +10,12 @@ import pytest
 import trimesh
 
 from flare_model import from_pretrained
-from flare_model.decision.answer import Beside, answer_of
+from flare_model.decision.answer import Auxiliary, answer_of
 from flare_model.decision.orientation import (
-    MOST_RANKED,
+    MAX_RANKED_POINTS,
     cost_of,
     directions,
-    even_points,
+    points_for_equal_cells,
     rank_orientations,
     rotation_to,
     turn,
@@ -82,32 +82,34 @@ def test_a_face_counts_below_45_degrees() -> None:
 def test_a_ranking_is_what_each_way_gives_by_itself(model: Path, tmp_path: Path) -> None:
     surrogate, part = from_pretrained(model), part_of(table())
     assert part.origin is not None
-    ranking = rank_orientations(surrogate, Beside(), part, 5, best=2)
-    moved = [way.displacement for way in ranking.ways]
+    ranking = rank_orientations(surrogate, Auxiliary(), part, 5, best=2)
+    moved = [way.displacement for way in ranking.orientations]
     assert len(moved) == 5
     assert moved == sorted(moved)
     first, second = ranking.best
-    assert {id(first.turned), id(second.turned)} == {id(way) for way in ranking.ways[:2]}
+    assert {id(first.turned), id(second.turned)} == {id(way) for way in ranking.orientations[:2]}
     full = [max(abs(best.answer.up.value), abs(best.answer.down.value)) for best in (first, second)]  # type: ignore[union-attr]
     assert full == sorted(full)
     again = mesh_surface(turn(part.origin.surface, rotation_to(np.array(first.turned.down))), "part", len(part.points))
-    wanted = answer_of(predict_part(surrogate, again), Beside(), ("ti64",))
+    wanted = answer_of(predict_part(surrogate, again), Auxiliary(), ("ti64",))
     assert first.answer == wanted
     with pytest.raises(UsageError, match="only surfaces"):
-        rank_orientations(surrogate, Beside(), part.__class__("mesh", part.points, part.cells), 3)
+        rank_orientations(surrogate, Auxiliary(), part.__class__("mesh", part.points, part.cells), 3)
 
 
 def test_all_ways_have_cells_of_about_one_size(model: Path) -> None:
     """A plate that lies along the axes is met by wide cells; tilted it asks for narrow ones, and then all have them."""
     surrogate, part = from_pretrained(model), part_of(box(30, 30, 1.2), 300)
-    ranking = rank_orientations(surrogate, Beside(), part, 7, best=1)
-    cells = [np.prod(way.answer.mesh["cell"]) ** (1 / 3) for way in ranking.ways if way.answer is not None]
+    ranking = rank_orientations(surrogate, Auxiliary(), part, 7, best=1)
+    cells = [np.prod(way.answer.mesh["cell"]) ** (1 / 3) for way in ranking.orientations if way.answer is not None]
     assert len(cells) == 7
     assert max(cells) < 1.4 * min(cells)
-    first = [mesh_surface(turn(surface_of(box(30, 30, 1.2)), way.rotation), "plate", 300) for way in ranking.ways]
+    first = [
+        mesh_surface(turn(surface_of(box(30, 30, 1.2)), way.rotation), "plate", 300) for way in ranking.orientations
+    ]
     assert max(len(one.points) for one in first) > 4 * min(len(one.points) for one in first)
-    assert even_points([(300, 2.0), None, (1500, 1.0), (400, 1.3)]) == [2400, None, None, None]
-    assert even_points([(300, 100.0), (300, 1.0)]) == [MOST_RANKED, None]
+    assert points_for_equal_cells([(300, 2.0), None, (1500, 1.0), (400, 1.3)]) == [2400, None, None, None]
+    assert points_for_equal_cells([(300, 100.0), (300, 1.0)]) == [MAX_RANKED_POINTS, None]
 
 
 def test_a_hit_counts_by_its_chance() -> None:

@@ -19,16 +19,16 @@ from flare_model.checkpoints.spec import ModelSpec
 from flare_model.configs import FOLDER
 from flare_model.data.batches import Batch
 from flare_model.data.metrics import differences_loss, relative_l2_loss
+from flare_model.data.point_fields import resolve_inputs, resolve_targets
 from flare_model.data.splits import Split, normalisation_of, open_loader
-from flare_model.data.targets import resolve_inputs, resolve_targets
 from flare_model.models.contract import check_contract
 from flare_model.models.grid_transolver import GridTransolver
 from flare_model.sizes import GridTransolverConfig
 from flare_model.train import open_splits, train
 from flare_model.training.devices import open_fabric
-from flare_model.training.objective import Objective
+from flare_model.training.loss import TrainingLoss
 from flare_model.training.recipe import Recipe
-from flare_model.training.resident import Resident
+from flare_model.training.resident_cases import ResidentCases
 from flare_model.training.settings import make_settings
 from flare_model.training.trainer import Trainer
 from lpbf_data.errors import LpbfError, SchemaError, UsageError
@@ -79,7 +79,7 @@ def test_darcy_from_its_generator_to_its_figures(darcy_set: Path, darcy_run: Pat
     summary = json.loads((darcy_run / "evaluation/test/summary.json").read_text())
     scores = summary["scores"]["pressure"]
     surrogate = from_pretrained(darcy_run)
-    test = Split(str(darcy_set), "test", (*surrogate.usage.predicted, *surrogate.usage.told))
+    test = Split(str(darcy_set), "test", (*surrogate.usage.target_fields, *surrogate.usage.feature_fields))
     assert (surrogate.usage.targets, surrogate.usage.features) == (("pressure",), ("permeability",))
     errors = []
     for number in range(4):
@@ -105,7 +105,7 @@ def test_darcy_from_its_generator_to_its_figures(darcy_set: Path, darcy_run: Pat
 def test_a_checkpoint_says_what_it_was_trained_on_and_goes_on(darcy_set: Path, darcy_run: Path) -> None:
     usage = from_pretrained(darcy_run).usage
     points = read_points(darcy_set)
-    assert usage.points == points
+    assert usage.point_schema == points
     assert (usage.envelope, usage.normalisation.point_shift, usage.normalisation.point_scale) == (None, (), (1.0, 1.0))
     statistics = Split(str(darcy_set), "train").statistics
     assert usage.normalisation.feature_mean == (statistics["permeability"].mean,)
@@ -203,7 +203,7 @@ def test_what_is_for_parts_refuses_other_points(
 
 def test_a_model_of_the_plane_needs_the_same_plane(darcy_run: Path, tmp_path: Path) -> None:
     usage = from_pretrained(darcy_run).usage
-    points = usage.points
+    points = usage.point_schema
     assert points is not None
     usage.check_data(dataclasses.replace(points, name="other", grid=None), "data")
     fields = tuple(dataclasses.replace(spec, unit="Pa") for spec in points.fields)
@@ -288,7 +288,7 @@ def test_grids_of_one_size_are_a_batch_that_nothing_fills_up(name: str, tmp_path
     """With the loss and the gradients of the same meshes joined; where cases are thinned, they are joined."""
     data, recipe = write_grids(tmp_path), Recipe(batch_size=3, gradient_weight=0.1, precision="32-true")
     settings = make_settings(
-        ModelSpec(**grid_model(name)), ["bow"], ["load"], points=read_points(data), data=data, recipe=recipe
+        ModelSpec(**grid_model(name)), ["bow"], ["load"], point_schema=read_points(data), data=data, recipe=recipe
     )
     trainer = Trainer(settings, *open_fabric(recipe, "cpu"), tmp_path / "run", open_splits(settings))
     stepper = trainer.stepper
@@ -296,7 +296,7 @@ def test_grids_of_one_size_are_a_batch_that_nothing_fills_up(name: str, tmp_path
     shapes: list[tuple[int, ...]] = []
     stepper.surrogate.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
     assert stepper._grid_points == 54
-    assert stepper._recordable(batch) is batch
+    assert stepper._padded_for_graph(batch) is batch
     weights, found = [p for p in stepper.surrogate.parameters() if p.requires_grad], []
     for points in (54, 0):
         stepper._grid_points = points
@@ -307,7 +307,7 @@ def test_grids_of_one_size_are_a_batch_that_nothing_fills_up(name: str, tmp_path
         torch.testing.assert_close(mine, joined, rtol=1e-3, atol=1e-5)
     stepper.recipe = dataclasses.replace(recipe, round_points=64)
     assert stepper._points_of_grids(stepper.surrogate.model) == 0
-    for change in ({"thin_to": 5}, {"points": dataclasses.replace(settings.points, grid=None)}):
+    for change in ({"thin_to": 5}, {"point_schema": dataclasses.replace(settings.point_schema, grid=None)}):
         stepper.recipe = recipe
         stepper.settings = dataclasses.replace(
             settings, recipe=dataclasses.replace(recipe, gradient_weight=0.0), **change
@@ -354,13 +354,13 @@ def test_the_gradients_term_is_added_with_its_weight(darcy_set: Path) -> None:
     points = read_points(darcy_set)
     recipe = Recipe(batch_size=2, gradient_weight=0.1)
     settings = make_settings(
-        ModelSpec(**TINY), ["pressure"], ["permeability"], data=str(darcy_set), points=points, recipe=recipe
+        ModelSpec(**TINY), ["pressure"], ["permeability"], data=str(darcy_set), point_schema=points, recipe=recipe
     )
     split = open_splits(settings)["train"]
     (ragged, *_) = open_loader(split, batch_size=2)
     batch = Batch.of(ragged, settings.targets, settings.features)
     prediction = batch.targets + 1e-3 * torch.randn(batch.targets.shape, generator=torch.Generator().manual_seed(0))
-    objective, scale = Objective(settings, {"pressure": 0.0}), torch.ones(1)
+    objective, scale = TrainingLoss(settings, {"pressure": 0.0}), torch.ones(1)
     plain = float(relative_l2_loss(prediction, batch.targets, batch.offsets))
     term = published_gradient_loss(prediction.double().numpy()[:, 0], batch.targets.double().numpy()[:, 0], 85)
     assert float(objective(prediction, batch, scale)) == pytest.approx(plain + 0.1 * term, rel=1e-4)
@@ -376,7 +376,7 @@ def test_cases_on_the_device_give_the_loaders_batches(darcy_set: Path) -> None:
         for resolve, names in ((resolve_targets, ["pressure"]), (resolve_inputs, ["permeability"]))
     )
     split = Split(str(darcy_set), "train", (*targets, *features))
-    resident = Resident(split, targets, features, torch.device("cpu"), seed=0, symmetries=False)
+    resident = ResidentCases(split, targets, features, torch.device("cpu"), seed=0, symmetries=False)
     plain, gathered = (open_loader(split, batch_size=3, shuffle=True, seed=5) for _ in range(2))
     for one, other in zip(plain, gathered.each(resident.batch), strict=True):
         batch = Batch.of(one, targets, features)
@@ -405,6 +405,6 @@ def test_a_model_for_grids_is_refused_where_there_are_none(box_dataset: str, tmp
 
 def test_constant_columns_have_a_scale(tmp_path: Path, darcy_set: Path) -> None:
     split = Split(str(darcy_set), "train", resolve_inputs(["permeability"], "", read_points(darcy_set)))
-    norm = normalisation_of(split, resolve_targets(["pressure"], "", split.points), ())
+    norm = normalisation_of(split, resolve_targets(["pressure"], "", split.point_schema), ())
     assert norm.feature_mean == ()
     assert norm.target_std[0] > 0

@@ -213,7 +213,7 @@ def test_a_body_that_can_not_be_meshed_leaves_the_others(tmp_path: Path) -> None
 
 
 def test_compressed_files_unfold_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flare_model.prediction.unfolding.UNFOLDED", 2**20)
+    monkeypatch.setattr("flare_model.prediction.decompression.MAX_EXPANSION", 2**20)
     with h5py.File(tmp_path / "part.h5", "w") as file:
         file.create_dataset("points", (10**9, 3), "f8", chunks=(1000, 3), compression="gzip")
     item = '<DataItem Dimensions="9 3" NumberType="Float" Precision="8" Format="HDF">part.h5:/points</DataItem>'

@@ -10,11 +10,11 @@ import pytest
 import trimesh
 
 from flare_model import from_pretrained
-from flare_model.decision.answer import Answer, Beside, answer_of
+from flare_model.decision.answer import Answer, Auxiliary, answer_of
+from flare_model.decision.answer_text import answer_facts, answer_line
 from flare_model.decision.prediction import predict_part
-from flare_model.decision.screen import facts_of, line_of
-from flare_model.judging.kept_risk import KeptRisk
-from flare_model.judging.risk_curves import RiskModel
+from flare_model.judging.risk_curves import LogisticCurve
+from flare_model.judging.risk_model import RiskModel
 from flare_model.prediction.part import Meshing, Part
 from flare_model.prediction.parts import read_parts
 from lpbf_data.errors import GeometryError
@@ -24,7 +24,7 @@ from tests.flare_model.test_decision import box, model, part_of, surface_of
 
 __all__ = ["model"]
 
-TOLD_HIT = Beside(risk=KeptRisk("build_clearance_min", RiskModel(-80.0, 5.0, 9.0, 0.0), 100, 50))
+TOLD_HIT = Auxiliary(risk_model=RiskModel("build_clearance_min", LogisticCurve(-80.0, 5.0, 9.0, 0.0), 100, 50))
 
 
 def union(*meshes: trimesh.Trimesh) -> trimesh.Trimesh:
@@ -96,7 +96,7 @@ def answer(folder: Path, part: Part) -> Answer:
 
 
 def said(told: Answer) -> dict[str, str]:
-    return dict(facts_of(told))
+    return dict(answer_facts(told))
 
 
 @pytest.mark.parametrize("draw", [bracket, cut_feet])
@@ -132,7 +132,7 @@ def test_of_a_part_without_its_walls_nobody_can_tell(model: Path, draw: object, 
     assert told.hit.chance > 0.99
     assert re.search(r"\d\d% of its walls are missing", said(told)["mesh"])
     assert re.search(r"too coarse for that wall: about --points \d+ would resolve it", said(told)["mesh"])
-    assert "can't tell (more than 99 % likely to hit)" in line_of(told)
+    assert "can't tell (more than 99 % likely to hit)" in answer_line(told)
 
 
 @pytest.mark.parametrize("draw", [pytest.param(fins, marks=pytest.mark.slow), lattice, raised_text])

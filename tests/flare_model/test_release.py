@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from flare_model import from_pretrained
-from flare_model.checkpoints import own
+from flare_model.checkpoints import packaged_model
 from flare_model.checkpoints.files import WEIGHTS_NAME
 from flare_model.data.intervals import INTERVALS_NAME
-from flare_model.data.likeness import DESCRIPTORS, read_seen
+from flare_model.data.likeness import DESCRIPTORS, read_training_shapes
 from flare_model.evaluate import evaluate
-from flare_model.judging.kept_risk import RISK_NAME
+from flare_model.judging.risk_model import RISK_NAME
 from flare_model.predict import predict
 from flare_model.release import release
 from lpbf_data.durable import sha256_of_file
@@ -36,7 +36,7 @@ def test_a_release_holds_the_model_what_it_saw_and_a_card(released: Path, traine
     names = {path.name for path in released.iterdir()} - {RISK_NAME}
     assert names == {WEIGHTS_NAME, "config.json", "likeness.json", "README.md"}  # two designs give no intervals
     digest = sha256_of_file(trained_run / WEIGHTS_NAME)
-    seen = read_seen(released)
+    seen = read_training_shapes(released)
     assert seen is not None
     assert (seen.parts, seen.weights_sha256) == (8, digest)
     assert seen.quantiles["height"][0] == seen.quantiles["height"][-1] == pytest.approx(24)
@@ -56,7 +56,7 @@ def test_it_is_judged_and_predicts_where_no_other_is_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(own, "OWN_FOLDER", released)
+    monkeypatch.setattr(packaged_model, "PACKAGED_FOLDER", released)
     monkeypatch.chdir(tmp_path)
     before = sorted(path.name for path in released.iterdir())
     assert evaluate(data=box_dataset, worst=0) == 0
@@ -74,7 +74,7 @@ def test_weights_that_changed_are_refused(released: Path, tmp_path: Path, monkey
     data = bytearray((tmp_path / WEIGHTS_NAME).read_bytes())
     data[-1] ^= 1
     (tmp_path / WEIGHTS_NAME).write_bytes(data)
-    monkeypatch.setattr(own, "OWN_FOLDER", tmp_path)
+    monkeypatch.setattr(packaged_model, "PACKAGED_FOLDER", tmp_path)
     with pytest.raises(StoreError, match=r"isn't the file that config\.json describes"):
         from_pretrained()
 

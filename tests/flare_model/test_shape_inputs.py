@@ -14,8 +14,8 @@ import trimesh
 
 from flare_model.checkpoints.surrogate import from_pretrained
 from flare_model.data.batches import Batch
+from flare_model.data.point_fields import resolve_inputs, resolve_targets
 from flare_model.data.splits import Split, open_loader
-from flare_model.data.targets import resolve_inputs, resolve_targets
 from flare_model.evaluate import CASES_NAME, evaluate
 from flare_model.predict import predict, predict_part
 from flare_model.prediction.parts import Meshing, Part, read_parts
@@ -97,7 +97,7 @@ def test_a_mesh_of_no_boxes_is_refused_in_a_sentence(
 
 def test_names_of_inputs() -> None:
     told = resolve_inputs(["temperature", "section_radius_yy", "solid_above"], "--features")
-    assert [(t.name, t.components, t.of_shape) for t in told] == [
+    assert [(t.name, t.components, t.is_shape_feature) for t in told] == [
         ("temperature", (0,), False),
         ("section_radius_yy", (1,), True),
         ("solid_above", (0,), True),

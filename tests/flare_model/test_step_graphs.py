@@ -77,7 +77,7 @@ def test_recordings_start_anew_before_a_larger_size(monkeypatch: pytest.MonkeyPa
             return SimpleNamespace(replay=lambda batch: torch.zeros(()))
 
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr("flare_model.training.step_graphs.MOST_SIZES", 3)
+    monkeypatch.setattr("flare_model.training.step_graphs.MAX_SIZES", 3)
     graphs = Sizes(lambda _: torch.zeros(()), lambda: None, torch.optim.SGD([torch.zeros(1)]), torch.nn.Identity())
     for count in (20, 10, 20, 30, 10, 20, 10, 5, 20, 30):
         points = torch.zeros(count, 3)

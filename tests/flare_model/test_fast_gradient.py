@@ -1,4 +1,4 @@
-"""The quick way of pass two: what its tiles hold, and how it shares a batch with the exact way."""
+"""The fast path of pass two: what its tiles hold, and how it shares a batch with the general path."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class _Watched:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*arguments: Any, **options: Any) -> None:
             self.kernel[grid](*arguments, **options)
-            if options["QUICK"]:
+            if options["FAST"]:
                 self.finished.append(next(a for a in arguments if isinstance(a, Tensor) and a.dtype == torch.int8))
 
         return launch
@@ -87,9 +87,9 @@ class _Watched:
     ],
 )
 def test_both_ways_share_a_batch(depth: int, cuts: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices that only the exact way can take are found among others, however the two ways cut the latents."""
+    """Slices that only the general path can take are found among others, however the two paths cut the latents."""
     latents, quick, exact = cuts
-    unrolled = {"quick_point_gradient": quick, "point_gradient": exact}
+    unrolled = {"fast_point_gradient": quick, "point_gradient": exact}
 
     def tiles(kernel: Any, *size: int) -> Any:
         found = tiles_of(kernel, *size)
@@ -99,7 +99,7 @@ def test_both_ways_share_a_batch(depth: int, cuts: tuple[int, int, int], monkeyp
     monkeypatch.setattr(launches, "tiles_of", tiles)
     monkeypatch.setattr(mixing, "point_gradient_kernel", watched)
     q, k, v, g = sample((2, depth, 64, 96), scale=1 / depth)
-    # One point whose level lies far above: its slice has no quick way.
+    # One point whose logsumexp lies far above: its slice has no fast path.
     k[:, 70] = q.mean(1) * (100 * depth**2)
     dtype = HALVES[-1]
     offsets = torch.tensor([0, 1, 18, 18, 50, 96], device=DEVICE)

@@ -1,4 +1,4 @@
-"""Points and features that aren't finite, told before a model spreads them over all points of a mesh."""
+"""Description of points and features that aren't finite, before a model spreads them over all points of a mesh."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def not_finite(values: NDArray[Any], exists: NDArray[np.bool_] | None = None) -> str:
-    """What to say of points whose numbers aren't finite.
+def describe_non_finite(values: NDArray[Any], exists: NDArray[np.bool_] | None = None) -> str:
+    """How many points have numbers that aren't finite, and which is the first, for an error message.
 
     Args:
         values: Numbers of each point, [..., F].

@@ -1,4 +1,4 @@
-"""The token mixing of FLARE++ (arXiv:2608.11519): latent queries that a mesh gives itself, by a third attention call.
+"""The token mixing of FLARE++ (arXiv:2608.11519): latent queries that depend on the mesh, by a third attention call.
 
 B meshes, N points, C channels, H heads, D = C / H channels a head, M latents.
 """
@@ -39,7 +39,7 @@ class FlarePlusPlusMixer(ChosenMixer):
         S = N₀(W_s x), Qᵈ = attention(N(seeds), S, S), Q = N₀(Qᶠ) + σ(γ) Qᵈ, K = N(W_k x), V = W_v x
         Z = attention(Q, K, V), Y = attention(K, Q, Z), result W_o Y
 
-    Scores are scaled by 1/√D. The queries differ from mesh to mesh, and their gradient goes on into the first call.
+    Scores are scaled by 1/√D. The queries differ from mesh to mesh, and their gradient flows into the first call.
 
     Args:
         channels: C.
@@ -49,8 +49,8 @@ class FlarePlusPlusMixer(ChosenMixer):
         implementation: As for [mix_meshes][flare_model.layers.mixer.mix_meshes].
     """
 
-    splits = True
-    """It is `project`, `mix` and `leave`, of which `mix` alone looks at more than one point."""
+    separable = True
+    """It consists of `project`, `mix` and `leave`, of which only `mix` depends on more than one point."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class FlarePlusPlusMixer(ChosenMixer):
         self.start_near_identity()
 
     def start_near_identity(self) -> None:
-        """What points are seen by, keys and values start as what comes in, plus a little noise."""
+        """Initialise the projections to W_s, keys and values as the identity plus a little noise."""
         for layer in (self.seen, self.keys, self.values):
             nn.init.trunc_normal_(layer.weight, std=_DEVIATION)
             nn.init.zeros_(layer.bias)
@@ -91,7 +91,7 @@ class FlarePlusPlusMixer(ChosenMixer):
         return out
 
     def project(self, norm: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-        """What the seeds see, keys and values of norm(x), each laid out as x; looks at one point at a time."""
+        """S, keys and values of norm(x), each laid out as x; works on each point by itself."""
         return self._projected(norm(x))
 
     def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -103,13 +103,13 @@ class FlarePlusPlusMixer(ChosenMixer):
         return seen.flatten(-2), keys.flatten(-2), values.flatten(-2)
 
     def mix(self, *projected: Tensor, layout: Layout) -> Tensor:
-        """What `project` gives to mixed values, laid out alike; the only place where points meet."""
+        """From what `project` returns to mixed values, laid out alike; the only step between points."""
         device, dtype = projected[-1].device, compute_dtype(projected[-1])
         num_latents, depth = self.latent_queries.shape[1:]
         heads = [t.to(dtype).reshape(*t.shape[:-1], self.num_heads, depth) for t in projected]
         kernels: bool = mix_by_kernels(self.implementation, device, dtype, depth, num_latents)
-        if kernels and not layout.lacks_meshes(heads[0]):
-            return layout.hand_over(self._mix_by_kernels, *heads).flatten(-2)
+        if kernels and not layout.has_no_meshes(heads[0]):
+            return layout.apply_joined(self._mix_by_kernels, *heads).flatten(-2)
         return layout.attend(self._mix, *heads).flatten(-2)
 
     def _mix(self, seen: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None) -> Tensor:
@@ -140,7 +140,7 @@ class FlarePlusPlusMixer(ChosenMixer):
         return mixing.mix(queries, keys, values, mask, offsets)
 
     def _queries(self, moved: Tensor) -> Tensor:
-        """Learned queries and what the seeds saw, [B, H, M, D]; added in float32 at least."""
+        """Learned queries plus gated outputs of the seeds' attention, [B, H, M, D]; added in float32 at least."""
         with torch.autocast(moved.device.type, enabled=False):
             wide = torch.promote_types(moved.dtype, torch.float32)
             fixed = self.plain_norm(self.latent_queries.to(wide))

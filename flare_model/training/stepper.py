@@ -15,24 +15,24 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from flare_model.checkpoints.files import Usage
 from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.data.batches import Batch
-from flare_model.data.envelope import joined
+from flare_model.data.envelope import merge_envelopes
 from flare_model.data.splits import Split, normalisation_of
 from flare_model.layers.mixer import mix_by
 from flare_model.models.contract import check_contract
 from flare_model.models.divided import divided
 from flare_model.models.mesh_model import MeshModel
 from flare_model.training.devices import Fabric
-from flare_model.training.initial import fitting, read_initial
-from flare_model.training.objective import Objective, Shares
+from flare_model.training.divided_meshes import open_ranks, waiting_briefly
+from flare_model.training.initial_weights import initial_normalisation, load_initial_checkpoint
+from flare_model.training.loss import Shares, TrainingLoss
 from flare_model.training.optimizer import make_optimizer, make_schedule
 from flare_model.training.recipe import Loss, check_device
 from flare_model.training.settings import Settings
-from flare_model.training.sharing import open_ranks, waiting_briefly
 from flare_model.training.step_graphs import StepGraphs
 from lpbf_data.errors import UsageError
 
 STEPPER_STATE: Final = ("optimizer", "schedule", "averaged")
-"""What training goes on from, beside weights."""
+"""State to resume from, in addition to weights."""
 
 _ema: Any = get_ema_multi_avg_fn  # It has no annotations.
 
@@ -41,14 +41,14 @@ class Stepper:
     """A model in training, with all that changes its weights.
 
     Args:
-        settings: What was asked for.
+        settings: Settings of the run.
         fabric: Devices, processes, precision.
         train: The split that is trained on.
         steps: Steps of the run.
 
     Attributes:
         surrogate: The model between its normalisations.
-        judged: What validation looks at and users get: the same, or its exponential moving average.
+        evaluated: The surrogate that validation evaluates and users get: the same, or its exponential moving average.
 
     Raises:
         UsageError: If the model breaks the contract, or what was asked for doesn't go together.
@@ -56,41 +56,41 @@ class Stepper:
 
     def __init__(self, settings: Settings, fabric: Fabric, train: Split, steps: int) -> None:
         self.settings, self.recipe, self.fabric = settings, settings.recipe, fabric
-        self._settled = True
+        self._step_complete = True
         recipe = self.recipe
         check_device(recipe, on_gpu=fabric.device.type == "cuda")
         self.recorded = recipe.step_graphs
         if self.recorded and fabric.world_size > 1:
             raise UsageError("--recipe.step_graphs is for one process; leave it out where several train together")
-        initial = read_initial(settings.init, settings.model.class_path) if settings.init else None
+        initial = load_initial_checkpoint(settings.init, settings.model.class_path) if settings.init else None
         measured = normalisation_of(train, settings.targets, settings.features)
         usage = Usage(
-            measured if initial is None else fitting(initial, measured, settings),
+            measured if initial is None else initial_normalisation(initial, measured, settings),
             tuple(t.name for t in settings.targets),
             tuple(f.name for f in settings.features),
-            train.envelope if initial is None else joined(initial.usage.envelope, train.envelope),
-            settings.points,
+            train.envelope if initial is None else merge_envelopes(initial.usage.envelope, train.envelope),
+            settings.point_schema,
         )
-        self.objective = Objective(settings, usage.floors())
+        self.objective = TrainingLoss(settings, usage.floors())
         model = self._make_model(usage)
         self._grid_points = self._points_of_grids(model)
         if initial is not None:
             model.load_state_dict(initial.model.state_dict())
         self.ranks = open_ranks(settings, model)
-        self.surrogate = self.judged = Surrogate(model, usage, settings.model)
+        self.surrogate = self.evaluated = Surrogate(model, usage, settings.model)
         self.optimizer = make_optimizer(self.surrogate, recipe, fabric.device, recorded=self.recorded)
         self.schedule = make_schedule(self.optimizer, recipe, steps)
         self.wrapped, self.wrapped_optimizer = fabric.setup(self.surrogate, self.optimizer)
         self.average = None
         if recipe.ema_decay:
             self.average = AveragedModel(model, multi_avg_fn=_ema(recipe.ema_decay), use_buffers=True)
-            self.judged = Surrogate(self.average.module, usage, settings.model).to(fabric.device)
+            self.evaluated = Surrogate(self.average.module, usage, settings.model).to(fabric.device)
         if recipe.compile != "off":
             model.compile(mode=None if recipe.compile == "default" else recipe.compile, dynamic=True)
         self.graphs = StepGraphs(self._differentiate, self._update, self.optimizer, model) if self.recorded else None
 
     def _make_model(self, usage: Usage) -> torch.nn.Module:
-        """The model as the settings ask for it, once it has kept to the contract."""
+        """The model of the settings, after it was checked against the contract."""
         model = self.settings.model.build()
         mix_by(model, self.recipe.mixer)
         self._check_grid(model)
@@ -105,7 +105,7 @@ class Stepper:
 
     def _check_grid(self, model: torch.nn.Module) -> None:
         """Refuse a model for grids on cases that are none, or are grids of another size."""
-        grid, points = getattr(model, "grid", None), self.settings.points
+        grid, points = getattr(model, "grid", None), self.settings.point_schema
         if grid is None:
             return
         name, wanted = self.settings.model.class_path, f"grids of {grid.rows} × {grid.columns} points alone"
@@ -130,9 +130,9 @@ class Stepper:
     def _points_of_grids(self, model: torch.nn.Module) -> int:
         """Points of each case where all are grids of one size and the model takes them as a batch [B, N, …]; else 0.
 
-        Such batches have one size: nobody needs to know where meshes end, nor to fill anything up for a recording.
+        Such batches have one size: neither offsets nor padding for a recording are needed.
         """
-        points = self.settings.points
+        points = self.settings.point_schema
         whole = not (self.settings.thin_to or self.recipe.round_points)
         if points is None or points.grid is None or not whole or not isinstance(model, MeshModel):
             return 0
@@ -140,9 +140,9 @@ class Stepper:
 
     def _check_contract(self, model: torch.nn.Module, usage: Usage) -> None:
         """On the host; a model that runs on GPUs alone is checked there."""
-        told, predicted = len(usage.normalisation.feature_mean), len(usage.normalisation.target_mean)
+        features, predicted = len(usage.normalisation.feature_mean), len(usage.normalisation.target_mean)
         check = partial(
-            check_contract, model, told, predicted, name=self.settings.model.class_path,
+            check_contract, model, features, predicted, name=self.settings.model.class_path,
             all_used=self.fabric.world_size > 1, coordinates=len(usage.normalisation.point_scale),
         )  # fmt: skip
         if getattr(model, "grid", None) is not None:  # whole grids are too large for the host, if there is a GPU
@@ -158,7 +158,7 @@ class Stepper:
     @property
     def between_steps(self) -> bool:
         """Whether weights, optimiser, schedule and average are all those after the same step."""
-        return self._settled and not (self.graphs and self.graphs.replaying)
+        return self._step_complete and not (self.graphs and self.graphs.replaying)
 
     def step(self, group: list[Batch]) -> tuple[Tensor, float | Tensor]:
         """One step of the optimiser on one or more batches.
@@ -170,26 +170,26 @@ class Stepper:
             The loss, on the device: of all batches of all processes together, that is the mean of what the processes
             return; and the learning rate of the step.
         """
-        loss = self.graphs(self._recordable(group[0])) if self.graphs else self._launch(group)
-        self._settled = False
+        loss = self.graphs(self._padded_for_graph(group[0])) if self.graphs else self._step_eagerly(group)
+        self._step_complete = False
         rate: float | Tensor = self.schedule.get_last_lr()[0]
         if self.schedule.last_epoch + 1 < self.schedule.total_steps:
             self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.surrogate.model)
-        self._settled = True
+        self._step_complete = True
         return loss, rate
 
-    def _recordable(self, batch: Batch) -> Batch:
-        """A batch of one of few sizes."""
+    def _padded_for_graph(self, batch: Batch) -> Batch:
+        """A batch padded to one of few sizes, for which CUDA graphs are recorded."""
         return batch if self._grid_points else batch.filled(self.recipe.multiple)
 
-    def _launch(self, group: list[Batch]) -> Tensor:
+    def _step_eagerly(self, group: list[Batch]) -> Tensor:
         """Loss, gradients and the optimiser's step, launched one by one."""
         with nullcontext() if self.ranks is None else waiting_briefly():
-            return self._launch_each(group)
+            return self._accumulate_and_update(group)
 
-    def _launch_each(self, group: list[Batch]) -> Tensor:
+    def _accumulate_and_update(self, group: list[Batch]) -> Tensor:
         counts = [self.objective.counts(batch) for batch in group]
         kinds = self.objective.kinds
         totals = {kind: self._mean_over_processes(sum(count[kind] for count in counts)) for kind in kinds}
@@ -203,7 +203,7 @@ class Stepper:
         return torch.stack(losses).sum()
 
     def _mean_over_processes(self, count: int) -> float | Tensor:
-        """What shares are taken of: gradients are averaged over processes, which may have unlike counts."""
+        """Denominator of shares: gradients are averaged over processes, which may have different counts."""
         if self.fabric.world_size == 1:
             return float(count)
         own = torch.full((), float(count), dtype=torch.float64, device=self.fabric.device)
@@ -216,7 +216,7 @@ class Stepper:
         return loss.detach()
 
     def _update(self) -> None:
-        self._settled = self.recorded  # To record an update is not to make it.
+        self._step_complete = self.recorded  # To record an update is not to make it.
         self.fabric.clip_gradients(
             self.wrapped, self.wrapped_optimizer, max_norm=self.recipe.clip_norm, error_if_nonfinite=False
         )
@@ -227,8 +227,8 @@ class Stepper:
         prediction: Tensor
         if self._grid_points and len(batch.points) == len(batch) * self._grid_points:  # not where points are shared
             grids = (len(batch), self._grid_points, -1)
-            told = None if batch.features is None else batch.features.reshape(grids)
-            prediction = module(batch.points.reshape(grids), told)
+            features = None if batch.features is None else batch.features.reshape(grids)
+            prediction = module(batch.points.reshape(grids), features)
             return prediction.flatten(0, 1)
         filled = batch.filled(self.recipe.round_points) if self.recipe.round_points else batch
         offsets = filled.offsets
@@ -249,7 +249,7 @@ class Stepper:
         return self.objective(prediction, batch, self.surrogate.target_std, shares, self.ranks)
 
     def weights(self) -> dict[str, Mapping[str, Tensor]]:
-        """Weights to go on from: "model" as they are trained, and "average" where there is one."""
+        """Weights to resume from: "model" as they are trained, and "average" where there is one."""
         weights: dict[str, Mapping[str, Tensor]] = {"model": self.surrogate.stored_weights()}
         if self.average is not None:
             weights["average"] = dict(self.average.module.state_dict())
@@ -264,14 +264,14 @@ class Stepper:
         }
 
     def load(self, weights: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-        """Go on from weights and state that may come from another device."""
+        """Resume from weights and state that may come from another device."""
         self.surrogate.model.load_state_dict(weights["model"])
-        for mine, theirs in zip(self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=True):
-            theirs |= {name: mine[name] for name in ("capturable", "fused")}
+        for own_group, saved_group in zip(self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=True):
+            saved_group |= {name: own_group[name] for name in ("capturable", "fused")}
             if self.recorded:
-                theirs["lr"] = torch.as_tensor(theirs["lr"], device=self.fabric.device)
+                saved_group["lr"] = torch.as_tensor(saved_group["lr"], device=self.fabric.device)
             else:
-                theirs["lr"] = float(theirs["lr"])
+                saved_group["lr"] = float(saved_group["lr"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.average is not None:

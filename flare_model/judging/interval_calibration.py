@@ -1,4 +1,4 @@
-"""Intervals of a checkpoint: made on the validation split, tried on the split that is judged."""
+"""Intervals of a checkpoint: calibrated on the validation split, evaluated on the split that is judged."""
 
 from __future__ import annotations
 
@@ -15,54 +15,48 @@ from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.data.batches import Batch
 from flare_model.data.intervals import Intervals
 from flare_model.data.splits import Split, has_split
-from flare_model.data.targets import column_names
-from flare_model.judging.conformal import Judged, calibrate, coverage, judged_part
+from flare_model.judging.conformal import PartResiduals, calibrate, coverage, part_residuals
 from flare_model.judging.judge import predictions
 from lpbf_data.errors import StoreError
 
 
 @dataclass
-class Watch:
-    """Keeps of every case that is predicted what intervals are made from and judged by.
+class ResidualCollector:
+    """Collects the residuals of every predicted case, from which intervals are calibrated or evaluated.
 
     Attributes:
         surrogate: The model.
         split: The split that is predicted.
-        parts: What was kept so far.
+        parts: Residuals so far.
     """
 
     surrogate: Surrogate
     split: Split
-    parts: list[Judged] = field(default_factory=list)
+    parts: list[PartResiduals] = field(default_factory=list)
 
     def __call__(self, batch: Batch, prediction: NDArray[np.float32]) -> None:
-        """Look at one case."""
+        """Collect one case."""
         case_id = batch.case_ids[0]
         record = self.split.records.get(case_id)
         features = None if batch.features is None else batch.features.numpy()
-        columns = columns_of_targets(self.surrogate)
+        columns = self.surrogate.usage.columns
         self.parts.append(
-            judged_part(
+            part_residuals(
                 case_id, (record.design_id if record else None) or case_id, columns, batch.points.numpy(), features,
                 prediction, batch.targets.numpy(), self.surrogate.usage.normalisation,
             )
         )  # fmt: skip
 
 
-def columns_of_targets(surrogate: Surrogate) -> list[str]:
-    """Names of the numbers that a model predicts, in their order."""
-    return column_names(surrogate.usage.predicted)
-
-
-def watch_validation(surrogate: Surrogate, split: Split) -> Watch | None:
-    """What keeps the validation cases of the data set that is judged; None where intervals can't come from them."""
-    if split.points is not None or split.name == "validation" or not has_split(split.data, "validation"):
+def validation_collector(surrogate: Surrogate, split: Split) -> ResidualCollector | None:
+    """Collector for the validation cases of the data set that is judged; None where intervals can't come from them."""
+    if split.point_schema is not None or split.name == "validation" or not has_split(split.data, "validation"):
         return None
-    return Watch(surrogate, Split(split.data, "validation"))
+    return ResidualCollector(surrogate, Split(split.data, "validation"))
 
 
-def make_intervals(
-    surrogate: Surrogate, split: Split, level: float, weights_sha256: str, seen: Watch | None
+def validation_intervals(
+    surrogate: Surrogate, split: Split, level: float, weights_sha256: str, collector: ResidualCollector | None
 ) -> Intervals | str:
     """Intervals from the validation split of the data set that is judged.
 
@@ -71,25 +65,27 @@ def make_intervals(
         split: The split that is judged.
         level: Share of points and of parts that are to lie inside.
         weights_sha256: The model's weights.
-        seen: What `watch_validation` gave; has it looked at no case yet, all are predicted for it.
+        collector: What `validation_collector` returned; where it has no case yet, all are predicted for it.
 
     Returns:
         The intervals, or why there are none.
     """
-    if seen is None:
-        if split.points is not None:
+    if collector is None:
+        if split.point_schema is not None:
             return "they are made for printed parts alone"
         if split.name == "validation":
             return "the validation split, from which they come, is the one that is judged"
         return "the data set has no validation split to take them from"
-    if not seen.parts:
-        for batch, prediction in predictions(surrogate, seen.split):
-            seen(batch, prediction)
-    return calibrate(seen.parts, level, weights_sha256)
+    if not collector.parts:
+        for batch, prediction in predictions(surrogate, collector.split):
+            collector(batch, prediction)
+    return calibrate(collector.parts, level, weights_sha256)
 
 
-def describe_intervals(found: Intervals | str, parts: Sequence[Judged], families: Mapping[str, str]) -> dict[str, Any]:
-    """What a summary keeps of intervals: how often they hold, or why there are none."""
+def describe_intervals(
+    found: Intervals | str, parts: Sequence[PartResiduals], families: Mapping[str, str]
+) -> dict[str, Any]:
+    """Summary of intervals: their coverage, or why there are none."""
     if isinstance(found, str):
         return {"none": found}
     return {"level": found.level, "designs": found.designs, "columns": coverage(found, parts, families)}

@@ -1,4 +1,4 @@
-"""The risk of a hit as a checkpoint keeps it: from a part's score to a chance, and to yes, no or can't tell."""
+"""The risk model of a checkpoint: from a part's hit score to the chance of a hit, and to yes, no or can't tell."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from flare_model.data.beside_weights import BesideWeights
-from flare_model.judging.interference import DEFAULT_TOLERANCE, RISK_TARGETS, Risk
-from flare_model.judging.risk_curves import RiskModel, arrays_of
+from flare_model.data.auxiliary_file import AuxiliaryFile
+from flare_model.judging.interference import DEFAULT_TOLERANCE, RISK_TARGETS, HitScore
+from flare_model.judging.risk_curves import LogisticCurve, arrays_of
 
 RISK_NAME: Final = "risk.json"
 RISK_VERSION: Final = 1
-_FILE: Final = BesideWeights(
+_FILE: Final = AuxiliaryFile(
     RISK_NAME,
     "risk_version",
     RISK_VERSION,
     ("doesn't hold the risk of a checkpoint", "remove it, or judge the checkpoint again"),
 )
 
-SURE: Final = 0.9
+VERDICT_CHANCE: Final = 0.9
 """Chance of a hit from which the answer is yes; no from the same chance of none; can't tell in between."""
 
 Verdict = Literal["yes", "no", "can't tell"]
 
 
 @dataclass(frozen=True)
-class KeptRisk:
-    """How the score of a part becomes the chance of a hit.
+class RiskModel:
+    """Chance of a hit from the score of a part, as stored in `risk.json`.
 
     Attributes:
         target: What the score is taken from, one of RISK_TARGETS.
@@ -43,26 +43,26 @@ class KeptRisk:
     """
 
     target: str
-    curve: RiskModel
+    curve: LogisticCurve
     parts: int
     hits: int
     tolerance: float = DEFAULT_TOLERANCE
     weights_sha256: str = ""
 
     @classmethod
-    def of(cls, target: str, risks: Sequence[Risk]) -> KeptRisk | None:
-        """Fit to parts whose truth may be looked at; None without both kinds of parts."""
-        hits = sum(risk.hit for risk in risks)
-        if hits in (0, len(risks)):
+    def of(cls, target: str, hit_scores: Sequence[HitScore]) -> RiskModel | None:
+        """Fit to parts of which the truth may be used; None without both hits and clear parts."""
+        hits = sum(each.hit for each in hit_scores)
+        if hits in (0, len(hit_scores)):
             return None
-        return cls(target, RiskModel.of(risks), len(risks), hits)
+        return cls(target, LogisticCurve.of(hit_scores), len(hit_scores), hits)
 
     def chance(self, score: float, spread: float = 0.0) -> float:
         """Chance of a hit.
 
         Args:
             score: Score of the part.
-            spread: Standard deviation of what is unsure about the score beside what the curve was fitted to; the mean
+            spread: Standard deviation of an error of the score beside those that the curve was fitted with; the mean
                 of the curve over a normal distribution is taken by MacKay's approximation (1992).
         """
         if spread:
@@ -74,57 +74,62 @@ class KeptRisk:
 
 
 def verdict_of(chance: float) -> Verdict:
-    """What a chance of a hit says.
+    """The verdict for a chance of a hit.
 
     >>> verdict_of(0.95), verdict_of(0.5), verdict_of(0.1)
     ('yes', "can't tell", 'no')
     """
-    if chance >= SURE:
+    if chance >= VERDICT_CHANCE:
         return "yes"
-    return "no" if chance <= 1 - SURE + 1e-12 else "can't tell"
+    return "no" if chance <= 1 - VERDICT_CHANCE + 1e-12 else "can't tell"
 
 
-def describe_verdicts(kept: KeptRisk, risks: Sequence[Risk]) -> dict[str, dict[str, int]]:
+def describe_verdicts(risk_model: RiskModel, hit_scores: Sequence[HitScore]) -> dict[str, dict[str, int]]:
     """How many parts get which verdict, and how many of those are hit.
 
     Args:
-        kept: The risk.
-        risks: Parts that it wasn't fitted to.
+        risk_model: The risk model.
+        hit_scores: Parts that it wasn't fitted to.
     """
-    scores, hits = arrays_of(risks)
-    said = np.array([verdict_of(float(chance)) for chance in kept.curve.chances(scores)])
+    scores, hits = arrays_of(hit_scores)
+    verdicts_of_parts = np.array([verdict_of(float(chance)) for chance in risk_model.curve.chances(scores)])
     verdicts: tuple[Verdict, ...] = ("yes", "no", "can't tell")
     return {
-        verdict: {"parts": int((said == verdict).sum()), "hits": int(hits[said == verdict].sum())}
+        verdict: {
+            "parts": int((verdicts_of_parts == verdict).sum()),
+            "hits": int(hits[verdicts_of_parts == verdict].sum()),
+        }
         for verdict in verdicts
     }
 
 
-def write_risk(folder: Path, kept: KeptRisk) -> None:
-    """Write it beside the checkpoint that it belongs to."""
-    _FILE.write(folder, asdict(kept))
+def write_risk(folder: Path, risk_model: RiskModel) -> None:
+    """Write it into the folder of its checkpoint."""
+    _FILE.write(folder, asdict(risk_model))
 
 
-def risk_from(content: Mapping[str, Any]) -> KeptRisk:
-    """The risk from what JSON holds of it.
+def risk_from(content: Mapping[str, Any]) -> RiskModel:
+    """The risk model from JSON.
 
     Raises:
         KeyError: If something is missing.
         TypeError: If something is of another type.
         ValueError: If a number isn't finite, or the target unknown.
     """
-    curve = RiskModel(**{name: float(content["curve"][name]) for name in ("centre", "spread", "intercept", "slope")})
+    curve = LogisticCurve(
+        **{name: float(content["curve"][name]) for name in ("centre", "spread", "intercept", "slope")}
+    )
     target, tolerance = str(content["target"]), float(content["tolerance"])
     if target not in RISK_TARGETS or not all(map(math.isfinite, (*asdict(curve).values(), tolerance))):
         raise ValueError("a number that isn't finite, or an unknown target")
     if curve.spread <= 0:
         raise ValueError("a spread that isn't positive")
     counts = int(content["parts"]), int(content["hits"])
-    return KeptRisk(target, curve, *counts, tolerance, str(content["weights_sha256"]))
+    return RiskModel(target, curve, *counts, tolerance, str(content["weights_sha256"]))
 
 
-def read_risk(folder: Path) -> KeptRisk | None:
-    """The risk of a checkpoint; None where it has none.
+def read_risk(folder: Path) -> RiskModel | None:
+    """The risk model of a checkpoint; None where it has none.
 
     Raises:
         SchemaError: If it can't be read.

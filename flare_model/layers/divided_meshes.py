@@ -1,6 +1,6 @@
-"""FLARE's token mixing where several processes share the points of every mesh, by softmax matrices in chunks of points.
+"""FLARE's token mixing of meshes divided over processes, by softmax matrices in chunks of points.
 
-Only the encoding looks at points of other processes, and only through sums over points: each process encodes its own
+Only the encoding depends on points of other processes, and only through sums over points: each process encodes its own
 points, and `PointRanks` merges what they have. The kernels do the same in `flare_model.kernels.mixing`.
 
 B meshes, N points of this process, H heads, D channels a head, M latents.
@@ -22,30 +22,30 @@ _SCORES: Final = 1 << 24
 """Scores of a chunk, about."""
 
 
-def encode_shared(queries: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
+def encode_divided(queries: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
     """Latents of whole meshes, of which this process has some points.
 
     Args:
         queries: Latent queries, [H, M, D].
         keys: Keys of the points, [B, N, H, D] or [ΣN, H, D].
         values: As the keys.
-        layout: How the points divide into meshes, and who has the others.
+        layout: How the points divide into meshes, and the processes that share them.
 
     Returns:
         [B, H, M, D], in float32 at least, the same in each process.
     """
     assert layout.ranks is not None
     with torch.autocast(keys.device.type, enabled=False):
-        packed = layout.gather(partial(_encode, queries), keys, values)
+        packed = layout.reduce(partial(_encode, queries), keys, values)
         latents = layout.ranks.merged(packed[..., :-1], packed[..., -1])
         return latents.to(torch.promote_types(keys.dtype, torch.float32))
 
 
-def decode_shared(queries: Tensor, keys: Tensor, latents: Tensor, layout: Layout) -> Tensor:
+def decode_divided(queries: Tensor, keys: Tensor, latents: Tensor, layout: Layout) -> Tensor:
     """Latents onto the points of this process.
 
     Args:
-        queries: What the points ask the latents by, [H, M, D].
+        queries: Latent queries, which are the keys of this attention, [H, M, D].
         keys: Keys of the points, [B, N, H, D] or [ΣN, H, D].
         latents: [B, H, M, D].
         layout: How the points divide into meshes.
@@ -65,11 +65,11 @@ def _encode(queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | Non
 def _decode(queries: Tensor, keys: Tensor, latents: Tensor, *, mask: Tensor | None) -> Tensor:
     """[B, N, H, D]; attention of points to latents, where there may be no points at all."""
     del mask
-    asking, latents = queries.to(keys.dtype).expand(len(keys), -1, -1, -1), latents.to(keys.dtype)
+    wide_queries, latents = queries.to(keys.dtype).expand(len(keys), -1, -1, -1), latents.to(keys.dtype)
     if keys.shape[1] == 0:
-        return (keys.transpose(1, 2) @ asking.mT @ latents).transpose(1, 2)
+        return (keys.transpose(1, 2) @ wide_queries.mT @ latents).transpose(1, 2)
     attend = torch.nn.functional.scaled_dot_product_attention
-    return attend(keys.transpose(1, 2), asking, latents, scale=1.0).transpose(1, 2)
+    return attend(keys.transpose(1, 2), wide_queries, latents, scale=1.0).transpose(1, 2)
 
 
 class _Encode(torch.autograd.Function):
@@ -80,40 +80,40 @@ class _Encode(torch.autograd.Function):
         """Of queries [H, M, D] and keys and values [B, H, N, D]: [B, H, M, D + 1], float64, the logarithms last."""
         wide = torch.promote_types(keys.dtype, torch.float32)
         shape = (len(keys), *queries.shape[:2])
-        top, total = keys.new_full(shape, -math.inf, dtype=wide), keys.new_zeros(shape, dtype=wide)
+        maximum, total = keys.new_full(shape, -math.inf, dtype=wide), keys.new_zeros(shape, dtype=wide)
         moment = keys.new_zeros(*shape, keys.shape[-1], dtype=wide)
         for chunk in _chunks(queries, keys):
             scores = _scores(queries.to(wide), keys[:, :, chunk].to(wide), _part(mask, chunk))
-            highest = torch.maximum(top, scores.amax(-1))
-            level = highest.masked_fill(highest == -math.inf, 0.0)
-            weights, decay = (scores - level[..., None]).exp(), (top - level).exp()
+            new_maximum = torch.maximum(maximum, scores.amax(-1))
+            finite_maximum = new_maximum.masked_fill(new_maximum == -math.inf, 0.0)
+            weights, decay = (scores - finite_maximum[..., None]).exp(), (maximum - finite_maximum).exp()
             total = total * decay + weights.sum(-1)
             moment = moment * decay[..., None] + weights @ values[:, :, chunk].to(wide)
-            top = highest
-        levels = top.double() + total.double().log()
-        nothing = total == 0
-        top, total = top.masked_fill(nothing, 0.0), total.masked_fill(nothing, 1.0)
+            maximum = new_maximum
+        logsumexp = maximum.double() + total.double().log()
+        empty = total == 0
+        maximum, total = maximum.masked_fill(empty, 0.0), total.masked_fill(empty, 1.0)
         encoded = moment / total[..., None]
-        ctx.save_for_backward(queries, keys, values, mask, encoded, top, total)
-        return torch.cat([encoded.double(), levels[..., None]], dim=-1)
+        ctx.save_for_backward(queries, keys, values, mask, encoded, maximum, total)
+        return torch.cat([encoded.double(), logsumexp[..., None]], dim=-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """With E the weights over their sums: dV = Eᵀ dZ, dS = E ∘ (dZ Vᵀ - dZ·Z + dL), dK = dSᵀ Q, dQ = dS K."""
-        queries, keys, values, mask, encoded, top, total = ctx.saved_tensors
+        queries, keys, values, mask, encoded, maximum, total = ctx.saved_tensors
         wide = encoded.dtype
-        asking, slopes = queries.to(wide), gradient[..., :-1].to(wide)
+        wide_queries, slopes = queries.to(wide), gradient[..., :-1].to(wide)
         shift = (gradient[..., -1] - (gradient[..., :-1] * encoded).sum(-1)).to(wide)[..., None]
-        grad_queries = torch.zeros_like(asking)
+        grad_queries = torch.zeros_like(wide_queries)
         grad_keys, grad_values = torch.empty_like(keys), torch.empty_like(values)
         for chunk in _chunks(queries, keys):
             k, v = keys[:, :, chunk].to(wide), values[:, :, chunk].to(wide)
-            scores = _scores(asking, k, _part(mask, chunk))
-            weights = (scores - top[..., None]).exp() / total[..., None]
+            scores = _scores(wide_queries, k, _part(mask, chunk))
+            weights = (scores - maximum[..., None]).exp() / total[..., None]
             grad_values[:, :, chunk] = weights.mT @ slopes
             slope = weights * (slopes @ v.mT + shift)
-            grad_keys[:, :, chunk] = slope.mT @ asking
+            grad_keys[:, :, chunk] = slope.mT @ wide_queries
             grad_queries += (slope @ k).sum(0)
         return grad_queries.to(queries.dtype), grad_keys, grad_values, None
 

@@ -1,4 +1,4 @@
-"""Starting a run from the weights of another one: what must fit, and what is taken over."""
+"""Starting a run from the weights of a checkpoint (`--init`): what must match, and what is taken over."""
 
 from __future__ import annotations
 
@@ -12,27 +12,25 @@ from flare_model.checkpoints.hub import fetch_checkpoint
 from flare_model.checkpoints.spec import ModelSpec
 from flare_model.checkpoints.surrogate import Surrogate, from_pretrained
 from flare_model.data.normalisation import Normalisation
-from flare_model.data.targets import resolve_inputs, resolve_targets
-from flare_model.training.settings import Settings, Start
+from flare_model.data.point_fields import resolve_inputs, resolve_targets
+from flare_model.training.settings import DEFAULT_TARGETS, InitialCheckpoint, Settings
 from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.console import say
 from lpbf_data.durable import sha256_of_file
 from lpbf_data.errors import StoreError, UsageError
 
-_UNLIKE: Final = 10.0
-_NO_UNIT: Final = 200.0
+_WARNING_RATIO: Final = 10.0
+_MAX_RATIO: Final = 200.0
 """So many times larger or smaller than in the checkpoint's training a target or feature is worth a word, or must have
 another unit: metres for millimetres are a factor of 1000, pascals for megapascals one of a million."""
 
-_DEFAULT_TARGETS: Final = ["displacement_z"]
 
-
-def read_initial(start: Start, trust: str) -> Surrogate:
+def load_initial_checkpoint(start: InitialCheckpoint, trust: str) -> Surrogate:
     """The surrogate that a run starts from, on the CPU.
 
     Args:
         start: The checkpoint.
-        trust: Class path of the model that was asked for; one that the user names may be imported.
+        trust: Class path of the requested model, which may be imported even from outside of this package.
 
     Raises:
         StoreError: If it can't be read, or its weights are others than when the run began.
@@ -45,13 +43,13 @@ def read_initial(start: Start, trust: str) -> Surrogate:
     return surrogate
 
 
-def adopt(
+def adopt_checkpoint(
     checkpoint: str,
     model: ModelSpec,
     targets: Sequence[str],
     features: Sequence[str],
-    points: PointSchema | None = None,
-) -> tuple[Start, ModelSpec, list[str], list[str]]:
+    point_schema: PointSchema | None = None,
+) -> tuple[InitialCheckpoint, ModelSpec, list[str], list[str]]:
     """Model, targets and features of the checkpoint that a run starts from.
 
     What is left at its default counts as not asked for, since command lines spell out every default.
@@ -59,9 +57,9 @@ def adopt(
     Args:
         checkpoint: Its folder, or its id on the hub.
         model: The model as it was asked for.
-        targets: Names of what to predict, as asked for.
-        features: Names of what the model is told, as asked for.
-        points: What lies at the points of the data set, where it isn't one of printed parts.
+        targets: Names of the targets, as asked for.
+        features: Names of the input features, as asked for.
+        point_schema: Coordinates and fields of the data set, where it isn't one of printed parts.
 
     Returns:
         The checkpoint, the model, names of targets, names of features.
@@ -75,37 +73,39 @@ def adopt(
         digest = sha256_of_file(folder / WEIGHTS_NAME)
     except OSError as error:
         raise StoreError(f"no readable checkpoint in {folder} ({error}); training writes one") from error
-    start = Start(checkpoint, digest)
-    found = read_initial(start, model.class_path)
-    found.usage.check_data(points, "the data set of this run")
-    has = {"--targets": list(found.usage.targets), "--features": list(found.usage.features)}
-    asked = {
-        "--targets": _DEFAULT_TARGETS
-        if list(targets) == _DEFAULT_TARGETS
-        else [t.name for t in resolve_targets(targets, "--targets", points)],
-        "--features": [f.name for f in resolve_inputs(features, "--features", points)],
+    start = InitialCheckpoint(checkpoint, digest)
+    surrogate = load_initial_checkpoint(start, model.class_path)
+    surrogate.usage.check_data(point_schema, "the data set of this run")
+    available = {"--targets": list(surrogate.usage.targets), "--features": list(surrogate.usage.features)}
+    requested = {
+        "--targets": DEFAULT_TARGETS
+        if list(targets) == DEFAULT_TARGETS
+        else [t.name for t in resolve_targets(targets, "--targets", point_schema)],
+        "--features": [f.name for f in resolve_inputs(features, "--features", point_schema)],
     }
-    for option, default in (("--targets", _DEFAULT_TARGETS), ("--features", [])):
-        if asked[option] not in (has[option], default):
-            named = " ".join(has[option]) or "none"
+    for option, default in (("--targets", DEFAULT_TARGETS), ("--features", [])):
+        if requested[option] not in (available[option], default):
+            named = " ".join(available[option]) or "none"
             raise UsageError(
                 f"--init {checkpoint} doesn't fit: it was trained with {option} {named}, and this run asks for "
-                f"{' '.join(asked[option])}; leave {option} out, or start without --init"
+                f"{' '.join(requested[option])}; leave {option} out, or start without --init"
             )
-    _check_model(checkpoint, model, found.spec)
-    told = f", told {', '.join(has['--features'])}" if has["--features"] else ""
-    say(f"--init {checkpoint}: the run predicts {', '.join(has['--targets'])}{told}, as that model does")
-    chosen = ModelSpec(found.spec.class_path, found.spec.chosen["init_args"])
-    return start, chosen, has["--targets"], has["--features"]
+    _check_model(checkpoint, model, surrogate.spec)
+    features_named = f", told {', '.join(available['--features'])}" if available["--features"] else ""
+    say(
+        f"--init {checkpoint}: the run predicts {', '.join(available['--targets'])}{features_named}, as that model does"
+    )
+    chosen = ModelSpec(surrogate.spec.class_path, surrogate.spec.chosen["init_args"])
+    return start, chosen, available["--targets"], available["--features"]
 
 
-def _check_model(checkpoint: str, asked: ModelSpec, found: ModelSpec) -> None:
+def _check_model(checkpoint: str, requested: ModelSpec, stored: ModelSpec) -> None:
     """Refuse to train another model than the one whose weights these are."""
-    if asked.class_path != found.class_path:
-        unasked = asked.class_path == ModelSpec().class_path and not asked.differing(ModelSpec())
-        different = [] if unasked else [f"--model: {found.class_path} → {asked.class_path}"]
+    if requested.class_path != stored.class_path:
+        is_default = requested.class_path == ModelSpec().class_path and not requested.differing(ModelSpec())
+        different = [] if is_default else [f"--model: {stored.class_path} → {requested.class_path}"]
     else:
-        different = asked.differing(found)
+        different = requested.differing(stored)
     if different:
         raise UsageError(
             f"--init {checkpoint} doesn't fit: it holds another model than the one that is asked for "
@@ -113,24 +113,24 @@ def _check_model(checkpoint: str, asked: ModelSpec, found: ModelSpec) -> None:
         )
 
 
-def fitting(initial: Surrogate, measured: Normalisation, settings: Settings) -> Normalisation:
-    """The normalisation to go on with: the checkpoint's, which its weights are made for.
+def initial_normalisation(initial: Surrogate, measured: Normalisation, settings: Settings) -> Normalisation:
+    """The normalisation of the run: the checkpoint's, for which its weights were trained.
 
     Args:
         initial: The checkpoint.
-        measured: What the training cases of this run would give.
+        measured: Normalisation from the training cases of this run, for comparison.
         settings: Targets and features.
 
     Raises:
         UsageError: If values are so unlike those of the checkpoint's training that they must have another unit.
     """
-    kept = initial.usage.normalisation
+    stored = initial.usage.normalisation
     for kind, named in (("target", settings.targets), ("feature", settings.features)):
         columns = [column for one in named for column in one.columns]
-        old_scale, new_scale = (_scales(norm, kind) for norm in (kept, measured))
+        old_scale, new_scale = (_scales(norm, kind) for norm in (stored, measured))
         for column, old, new in zip(columns, old_scale, new_scale, strict=True):
-            _compare(str(settings.init.checkpoint if settings.init else ""), column, old, new)
-    return replace(kept)
+            _compare_scales(str(settings.init.checkpoint if settings.init else ""), column, old, new)
+    return replace(stored)
 
 
 def _scales(norm: Normalisation, kind: str) -> list[float]:
@@ -139,12 +139,12 @@ def _scales(norm: Normalisation, kind: str) -> list[float]:
     return [math.hypot(mean, deviation) for mean, deviation in zip(means, deviations, strict=True)]
 
 
-def _compare(checkpoint: str, column: str, old: float, new: float) -> None:
+def _compare_scales(checkpoint: str, column: str, old: float, new: float) -> None:
     ratio = max(new / old, old / new)
     values = f"the root mean square of {column} is {new:.3g} in the training cases here and was {old:.3g} in those"
-    if ratio > _NO_UNIT:
+    if ratio > _MAX_RATIO:
         raise UsageError(
             f"--init {checkpoint} doesn't fit: {values} of its training; look at the unit, or start without --init"
         )
-    if ratio > _UNLIKE:
+    if ratio > _WARNING_RATIO:
         say(f"warning: {values} of the training of {checkpoint}, whose scale is kept")

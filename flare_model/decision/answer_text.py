@@ -1,47 +1,48 @@
-"""An answer as an engineer reads it on the screen, and as the page tells it beside the part."""
+"""The answer for a part as text: on the screen, and next to the part on the page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
 
-from flare_model.decision.answer import MICROMETRES, Answer, Hit, Peak, advice_on_size
+from flare_model.decision.answer import Answer, Hit, Peak, advice_on_size
+from flare_model.judging.scores import MICROMETRES
 from lpbf_data.geometry.surface_formats import MILLIMETRES
 
 _WIDTH: Final = 12
-_MOST_REASONS: Final = 3
+_MAX_REASONS: Final = 3
 
-_FEW_CELLS: Final = 4
-"""Cells across a wall below which an answer moves with the mesh by more than its interval says."""
+_MIN_CELLS_ACROSS: Final = 4
+"""Cells across a wall below which an answer changes with the mesh by more than its interval."""
 
-_SMALL: Final = 10.0
+_SMALL_PART: Final = 10.0
 """mm; parts that are printed are rarely smaller than this along all axes."""
 
-_FINER: Final = 4
-_MANY_POINTS: Final = 20_000
+_FINER_FACTOR: Final = 4
+_MAX_TRAINING_POINTS: Final = 20_000
 """Points of the largest parts of the training."""
 
 
-def facts_of(answer: Answer) -> list[tuple[str, str]]:
-    """What is told of a part: names and texts, in the order of reading."""
+def answer_facts(answer: Answer) -> list[tuple[str, str]]:
+    """Facts about a part: names and texts, in the order of reading."""
     facts = [("recoater", hit_in_words(answer.hit))] if answer.hit else []
-    sure = _sure(answer)
-    facts += [("warps up", _peak(answer.up, sure)), ("warps down", _peak(answer.down, sure))]
-    facts += [("sideways", _peak(answer.sideways, sure, ""))]
+    confidence = _confidence(answer)
+    facts += [("warps up", _peak(answer.up, confidence)), ("warps down", _peak(answer.down, confidence))]
+    facts += [("sideways", _peak(answer.sideways, confidence, ""))]
     facts += [("size", _size(answer)), ("mesh", _mesh(answer)), ("likeness", _likeness(answer))]
     known = f"material {answer.material}; supports: {answer.supports}"
     if answer.scale is not None:
-        known += f"; {answer.scale.said()}"
+        known += f"; {answer.scale.describe()}"
     facts.append(("stands for", known + ("" if answer.calibrated else "; uncalibrated for your machine")))
     return [(name, text) for name, text in facts if text]
 
 
-def lines_of(answer: Answer) -> list[str]:
+def answer_lines(answer: Answer) -> list[str]:
     """The answer as lines of a screen."""
-    return [answer.name, *(f"  {name:{_WIDTH}}{text}" for name, text in facts_of(answer))]
+    return [answer.name, *(f"  {name:{_WIDTH}}{text}" for name, text in answer_facts(answer))]
 
 
-def line_of(answer: Answer) -> str:
+def answer_line(answer: Answer) -> str:
     """The answer on one line, for one part of many."""
     words = []
     if answer.hit is not None:
@@ -58,19 +59,19 @@ def line_of(answer: Answer) -> str:
 def hit_in_words(hit: Hit) -> str:
     """Whether the recoater hits, how likely, and where."""
     words = {"yes": "hits the part", "no": "clears the part", "can't tell": "can't tell whether it hits the part"}
-    said = [words[hit.verdict]]
+    clauses = [words[hit.verdict]]
     if hit.why:
-        said[-1] += f" ({hit.why})"
+        clauses[-1] += f" ({hit.why})"
     if hit.chance is not None:
-        said.append(f"{_percent(hit.chance)} likely to hit")
+        clauses.append(f"{_percent(hit.chance)} likely to hit")
     where = f"z {hit.place[2]:.2f} mm, layer {hit.layer:,} of 0.04 mm"
     if hit.clearance is None:
-        said.append(f"likeliest at {where}")
+        clauses.append(f"likeliest at {where}")
     else:
         half = "" if hit.half_width is None else f" ± {hit.half_width:.3g}"
         below = "" if hit.tolerance is None else f" (a hit is below {hit.tolerance:.3g})"
-        said.append(f"least clearance {hit.clearance:.3g}{half} % of a layer{below} at {where}")
-    return "; ".join(said)
+        clauses.append(f"least clearance {hit.clearance:.3g}{half} % of a layer{below} at {where}")
+    return "; ".join(clauses)
 
 
 def _percent(chance: float) -> str:
@@ -84,8 +85,8 @@ def _percent(chance: float) -> str:
     return "less than 1 %" if chance < 0.01 else f"{100 * chance:.0f} %"
 
 
-def _sure(answer: Answer) -> str:
-    """How sure intervals are; nothing where there are none."""
+def _confidence(answer: Answer) -> str:
+    """Confidence of the intervals in words; empty where there are none."""
     if answer.level is None:
         return ""
     if answer.outside or (answer.likeness is not None and answer.likeness.unlike):
@@ -93,12 +94,12 @@ def _sure(answer: Answer) -> str:
     return f"{100 * answer.level:.3g} % sure"
 
 
-def _peak(peak: Peak | None, sure: str, sign: str = "+") -> str:
+def _peak(peak: Peak | None, confidence: str, sign: str = "+") -> str:
     if peak is None:
         return ""
     half = ""
-    if peak.half_width is not None and sure:
-        half = f" ± {_micrometres(peak.half_width)} ({sure})"
+    if peak.half_width is not None and confidence:
+        half = f" ± {_micrometres(peak.half_width)} ({confidence})"
     x, y, z = peak.place
     return f"{_micrometres(peak.value, sign)}{half} µm at x {x:.1f}, y {y:.1f}, z {z:.1f} mm"
 
@@ -125,9 +126,9 @@ def _millimetres(length: float, digits: int) -> str:
 def _size(answer: Answer) -> str:
     words = [" × ".join(_millimetres(length, 4) for length in answer.size) + " mm"]
     if answer.unit is not None:
-        unit, told = answer.unit
-        words.append(f"read in {unit}" + ("" if told else ", since the file states no unit (--units)"))
-        if unit == "mm" and not told and max(answer.size) < _SMALL:
+        unit, stated = answer.unit
+        words.append(f"read in {unit}" + ("" if stated else ", since the file states no unit (--units)"))
+        if unit == "mm" and not stated and max(answer.size) < _SMALL_PART:
             inches = " × ".join(_millimetres(MILLIMETRES["inch"] * length, 4) for length in answer.size)
             words.append(f"in inches it would be {inches} mm (--units inch)")
     number, count = answer.body
@@ -151,8 +152,12 @@ def _mesh(answer: Answer) -> str:
             words.append(f"too coarse for that wall: about --points {mesh['needed_points']} would resolve it")
             if mesh["resolved_wall"] is not None:
                 words[-1] += f"; 50,000 points would resolve walls of {mesh['resolved_wall']:.2g} mm"
-        elif mesh["wall"] is not None and mesh["cells_across"] < _FEW_CELLS and mesh["points"] < _MANY_POINTS:
-            finer = min(_FINER * mesh["points"], _MANY_POINTS)
+        elif (
+            mesh["wall"] is not None
+            and mesh["cells_across"] < _MIN_CELLS_ACROSS
+            and mesh["points"] < _MAX_TRAINING_POINTS
+        ):
+            finer = min(_FINER_FACTOR * mesh["points"], _MAX_TRAINING_POINTS)
             words.append(f"few: a finer mesh may answer otherwise, compare --points {finer}")
     return ", ".join(words)
 
@@ -163,16 +168,16 @@ def _likeness(answer: Answer) -> str:
     reasons = [*answer.outside, *map(str, answer.likeness.reasons)]
     if not reasons:
         return "like the parts of the training"
-    more = f", and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
-    said = "; ".join(reasons[:_MOST_REASONS]) + more
+    more = f", and {len(reasons) - _MAX_REASONS} more" if len(reasons) > _MAX_REASONS else ""
+    shown = "; ".join(reasons[:_MAX_REASONS]) + more
     unlike = answer.likeness.unlike or bool(answer.outside)
     return (
-        f"unlike the parts of the training: {said}" if unlike else f"like the parts of the training, but rare: {said}"
+        f"unlike the parts of the training: {shown}" if unlike else f"like the parts of the training, but rare: {shown}"
     )
 
 
-def closing_of(answers: Sequence[Answer]) -> str:
+def verdict_counts_line(answers: Sequence[Answer]) -> str:
     """One line on several parts: how many are hit, clear, and neither."""
-    said: list[str] = [answer.hit.verdict for answer in answers if answer.hit is not None]
+    verdicts: list[str] = [answer.hit.verdict for answer in answers if answer.hit is not None]
     counts = [("yes", "hit by the recoater"), ("no", "clear"), ("can't tell", "neither for sure")]
-    return f"{len(answers)} parts: " + ", ".join(f"{said.count(verdict)} {words}" for verdict, words in counts)
+    return f"{len(answers)} parts: " + ", ".join(f"{verdicts.count(verdict)} {words}" for verdict, words in counts)

@@ -1,4 +1,4 @@
-"""The processes of a run that share the points of each case."""
+"""Training on meshes divided over processes (`--points_over`): which process takes which batch and which points."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def batch_ranks(settings: Settings, fabric: Fabric) -> tuple[int, int] | None:
     """Which batches a process takes, and of how many at a time; None where each process has its own.
 
     Args:
-        settings: Say how many processes share the points of each case.
+        settings: `points_over` says how many processes share the points of each case.
         fabric: The processes, of which consecutive ones share.
 
     Raises:
@@ -42,7 +42,7 @@ def open_ranks(settings: Settings, model: nn.Module) -> PointRanks | None:
     """The processes that share points with this one; None where each has whole cases.
 
     Args:
-        settings: Say how many do.
+        settings: `points_over` says how many do.
         model: What is trained, not compiled.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What is lost where predictions are scaled to another material: shares and errors, measured by the simulator.
+"""Errors of predictions that are scaled to another material, as measured with the simulator.
 
 `python -m tests.benchmarks.material_scale` measures them; figures are in tests/benchmarks/results/material_scale.json.
 """
@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Final
 
 SHARE_OF_STRAIN: Final[Mapping[str, float]] = {"displacement": 1.06, "clearance": 0.59}
-"""Part that the strain of the layers brings; thermal expansion brings the rest."""
+"""Part of a displacement, or of lost clearance, that is due to the strain of the layers; the rest is due to thermal
+expansion."""
 
 ERRORS: Final[Mapping[str, tuple[float, float]]] = {
     "expansion": (0.27, 0.28),

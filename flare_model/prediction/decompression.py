@@ -1,4 +1,4 @@
-"""How much a mesh file may unfold to: compressed VTU and HDF5 can hold a thousand times their size in zeros."""
+"""Limits on decompression of mesh files: compressed VTU and HDF5 can expand to a thousand times their size."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import meshio.vtu._vtu as meshio_vtu
 
 from lpbf_data.errors import StoreError
 
-UNFOLDED: Final = 256 * 2**20
-"""Bytes that any file may unfold to, beside ten times its size."""
+MAX_EXPANSION: Final = 256 * 2**20
+"""Bytes that a file may expand to in addition to ten times its size."""
 
 _HDF_NAME: Final = re.compile(rb"([^<>:\"'\s]+):/")
 
@@ -42,28 +42,28 @@ def check_hdf(path: Path) -> None:
             arrays: list[int] = []
             opened.visititems(lambda _, item, found=arrays: found.append(getattr(item, "nbytes", 0)))
             total += sum(arrays)
-    if total > 10 * size + UNFOLDED:
+    if total > 10 * size + MAX_EXPANSION:
         raise StoreError(f"{path} unfolds to {total / 2**20:,.0f} MiB; at most ten times its size and 256 MiB are read")
 
 
 @contextmanager
 def bounded_vtu(path: Path) -> Iterator[None]:
-    """Let meshio unfold compressed arrays of a VTU file up to a bound.
+    """Let meshio decompress the arrays of a VTU file up to a bound.
 
     Args:
         path: The file.
 
     Raises:
-        StoreError: If it unfolds to more than ten times its size and a bound.
+        StoreError: If it expands to more than ten times its size and a bound.
     """
-    left = [10 * path.stat().st_size + UNFOLDED]
+    left = [10 * path.stat().st_size + MAX_EXPANSION]
 
     def bounded(decompressor: Any, data: bytes) -> bytes:
-        unfolded: bytes = decompressor.decompress(data, left[0] + 1)
-        left[0] -= len(unfolded)
+        decompressed: bytes = decompressor.decompress(data, left[0] + 1)
+        left[0] -= len(decompressed)
         if left[0] < 0:
             raise StoreError(f"{path} unfolds to more than ten times its size and 256 MiB; save it without compression")
-        return unfolded
+        return decompressed
 
     before = meshio_vtu.zlib, meshio_vtu.lzma
     lzma = before[1]

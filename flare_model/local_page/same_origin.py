@@ -1,8 +1,8 @@
-"""Who may ask the page's server for anything: the page itself, and programs of this machine that name it rightly.
+"""Middleware that answers only requests of the page itself, and of programs of this machine that name its host.
 
 A server on the loopback address can still be reached by the pages that its user has open. A page of another origin
 sends its own `Origin` or a `Sec-Fetch-Site` that says so; one whose name was made to point to this machine (DNS
-rebinding) sends that name as `Host`. None of them gets anything. No header lets another origin read an answer (CORS).
+rebinding) sends that name as `Host`. All of them are refused. No header lets another origin read an answer (CORS).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _HEADERS: Final = {
 }
 
 
-class Guard:
-    """Lets requests through that are for this server and from its own page.
+class SameOriginMiddleware:
+    """Passes requests that are for this server and from its own page; refuses others with status 403.
 
     Args:
-        app: What answers them.
-        names: Hosts that this server goes by, without the port: by a tunnel it may be another one.
+        app: The application.
+        names: Accepted host names, without the port: through a tunnel it may be another one.
     """
 
     def __init__(self, app: ASGIApp, names: tuple[str, ...]) -> None:
@@ -42,7 +42,7 @@ class Guard:
         if scope["type"] != "http":
             return  # no lifespan, no web sockets
 
-        async def send_guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
@@ -50,9 +50,9 @@ class Guard:
             await send(message)
 
         if sentence := self.refusal(Headers(scope=scope), scope["path"]):
-            await JSONResponse({"error": sentence}, 403, {"connection": "close"})(scope, receive, send_guarded)
+            await JSONResponse({"error": sentence}, 403, {"connection": "close"})(scope, receive, send_with_headers)
         else:
-            await self.app(scope, receive, send_guarded)
+            await self.app(scope, receive, send_with_headers)
 
     def refusal(self, headers: Headers, path: str) -> str:
         """Why a request isn't answered; nothing where it is.

@@ -10,8 +10,8 @@ import pytest
 import trimesh
 
 from flare_model.checkpoints.files import WEIGHTS_NAME
-from flare_model.checkpoints.hub import BESIDE
-from flare_model.checkpoints.own import OWN_FOLDER, own_checkpoint
+from flare_model.checkpoints.hub import AUXILIARY_NAMES
+from flare_model.checkpoints.packaged_model import PACKAGED_FOLDER, packaged_checkpoint
 from flare_model.data.likeness import LIKENESS_NAME
 from flare_model.predict import predict
 from lpbf_data.durable import sha256_of_file
@@ -20,21 +20,21 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_it_is_whole_and_of_one_make() -> None:
-    names = {path.name for path in OWN_FOLDER.iterdir()}
+    names = {path.name for path in PACKAGED_FOLDER.iterdir()}
     needed = {WEIGHTS_NAME, "config.json", "README.md", LIKENESS_NAME}
-    assert needed <= names <= needed | set(BESIDE)
-    digest = sha256_of_file(OWN_FOLDER / WEIGHTS_NAME)
+    assert needed <= names <= needed | set(AUXILIARY_NAMES)
+    digest = sha256_of_file(PACKAGED_FOLDER / WEIGHTS_NAME)
     for name in names - {WEIGHTS_NAME, "README.md"}:
-        assert json.loads((OWN_FOLDER / name).read_text())["weights_sha256"] == digest
-    assert digest in (OWN_FOLDER / "README.md").read_text()
-    assert sum(path.stat().st_size for path in OWN_FOLDER.iterdir()) < 5e6
-    assert Path(own_checkpoint()) == ROOT / "flare_model/pretrained"
+        assert json.loads((PACKAGED_FOLDER / name).read_text())["weights_sha256"] == digest
+    assert digest in (PACKAGED_FOLDER / "README.md").read_text()
+    assert sum(path.stat().st_size for path in PACKAGED_FOLDER.iterdir()) < 5e6
+    assert Path(packaged_checkpoint()) == ROOT / "flare_model/pretrained"
 
 
 def test_wheels_hold_it() -> None:
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["flare_model"]
     held = {path for pattern in patterns for path in (ROOT / "flare_model").glob(pattern)}
-    assert set(OWN_FOLDER.iterdir()) <= held
+    assert set(PACKAGED_FOLDER.iterdir()) <= held
 
 
 def test_an_stl_gets_its_answer_with_nothing_else_at_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

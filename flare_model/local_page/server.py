@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from lpbf_data.errors import UsageError
 
-_ENDING: Final = ("SIGINT", "SIGTERM", "SIGHUP")
+_END_SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP")
 _SECONDS_TO_END: Final = 2
 
 
@@ -45,7 +45,7 @@ def check_host(host: str) -> str:
 
 
 def open_socket(address: str, port: int) -> socket.socket:
-    """A socket that listens: whoever connects from now on is answered as soon as the server runs.
+    """A listening socket: clients that connect from now on are answered as soon as the server runs.
 
     Args:
         address: A loopback address.
@@ -57,7 +57,9 @@ def open_socket(address: str, port: int) -> socket.socket:
     opened = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     try:
         if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)  # Windows: nobody else on this port
+            opened.setsockopt(
+                socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1
+            )  # Windows: no other process on this port
         else:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind((address, port))
@@ -77,7 +79,7 @@ def url_of(opened: socket.socket) -> str:
 
 
 def names_of(address: str) -> tuple[str, ...]:
-    """Hosts that a server goes by."""
+    """Host names under which a server is reached."""
     return (f"[{address}]" if ":" in address else address, "localhost", "127.0.0.1", "[::1]")
 
 
@@ -85,7 +87,7 @@ def serve_until_ended(app: ASGIApp, opened: socket.socket) -> None:
     """Answer until Ctrl-C, SIGTERM or SIGHUP, and return then, so that what is to be removed is removed.
 
     Args:
-        app: What answers.
+        app: The application.
         opened: The socket.
     """
     config = uvicorn.Config(
@@ -93,27 +95,27 @@ def serve_until_ended(app: ASGIApp, opened: socket.socket) -> None:
         server_header=False, limit_concurrency=64, timeout_keep_alive=5, timeout_graceful_shutdown=_SECONDS_TO_END,
     )  # fmt: skip
     # The server raises the signal that ended it once more; by default SIGTERM then ends the process on the spot.
-    with _endings_caught(), contextlib.suppress(_EndedError):
+    with _end_signals_caught(), contextlib.suppress(_EndSignal):
         uvicorn.Server(config).run(sockets=[opened])
 
 
-class _EndedError(BaseException):
-    """A signal to end came; no Exception, so that nothing on the way takes it for one."""
+class _EndSignal(BaseException):
+    """A signal to end arrived; not an Exception, so that no handler of exceptions catches it."""
 
 
 @contextlib.contextmanager
-def _endings_caught() -> Iterator[None]:
+def _end_signals_caught() -> Iterator[None]:
     def end(_: int, __: FrameType | None) -> None:
-        raise _EndedError
+        raise _EndSignal
 
-    before: dict[signal.Signals, Callable[..., object] | int | None] = {}
-    for name in _ENDING:
+    previous: dict[signal.Signals, Callable[..., object] | int | None] = {}
+    for name in _END_SIGNALS:
         if number := getattr(signal, name, None):
-            before[number] = signal.signal(number, end)
+            previous[number] = signal.signal(number, end)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 

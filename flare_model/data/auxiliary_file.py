@@ -1,4 +1,4 @@
-"""Small JSON files that lie beside the weights of a checkpoint, each with a version of its own."""
+"""Auxiliary files of a checkpoint: small JSON files in its folder, each with a version of its own."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ from typing import Any, TypeVar
 from lpbf_data.durable import write_json
 from lpbf_data.errors import SchemaError
 
-Kept = TypeVar("Kept")
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
-class BesideWeights:
-    """One kind of file.
+class AuxiliaryFile:
+    """One kind of auxiliary file, such as `intervals.json`.
 
     Attributes:
-        name: Its name.
-        version_key: Where its content says which version it is of.
+        name: File name.
+        version_key: Key of the version in its content.
         version: The version that is written and read.
-        otherwise: What a file that can't be read doesn't do, and what to do about it, around the reason.
+        problem_and_advice: What stands before and after the reason in the error about a file that can't be read.
     """
 
     name: str
     version_key: str
     version: int
-    otherwise: tuple[str, str]
+    problem_and_advice: tuple[str, str]
 
     def write(self, folder: Path, content: Mapping[str, Any]) -> None:
-        """Write it to the folder of a checkpoint."""
+        """Write it into the folder of a checkpoint."""
         write_json(folder / self.name, {self.version_key: self.version, **content})
 
-    def read(self, folder: Path, parse: Callable[[Mapping[str, Any]], Kept]) -> Kept | None:
+    def read(self, folder: Path, parse: Callable[[Mapping[str, Any]], Content]) -> Content | None:
         """What the file of a checkpoint holds; None where there is none.
 
         Args:
-            folder: The checkpoint.
-            parse: Makes it from the content; ValueError, KeyError, TypeError and AttributeError are its refusals.
+            folder: Folder of the checkpoint.
+            parse: Makes the result from the content; raises ValueError, KeyError, TypeError or AttributeError where
+                the content is wrong.
 
         Raises:
             SchemaError: If it can't be read.
@@ -53,5 +54,5 @@ class BesideWeights:
                 raise ValueError(f"version {content[self.version_key]}")
             return parse(content)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            fault, cure = self.otherwise
-            raise SchemaError(f"{path} {fault} ({error!r}); {cure}") from error
+            problem, advice = self.problem_and_advice
+            raise SchemaError(f"{path} {problem} ({error!r}); {advice}") from error

@@ -1,4 +1,4 @@
-"""What a run keeps in its folder, so that it can go on, and so that its best weights are found; and taking it up."""
+"""Checkpoints of a run: writing and reading those to resume from, and publishing the best weights."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, Final
 import torch
 
 from flare_model.checkpoints.files import Description, write_checkpoint
-from flare_model.training.devices import Fabric, Precision, first_does
+from flare_model.training.devices import Fabric, Precision, on_first_process
 from flare_model.training.settings import Settings
-from flare_model.training.stepping import STEPPER_STATE, Stepper
+from flare_model.training.stepper import STEPPER_STATE, Stepper
 from flare_model.training.training_checkpoint import latest_state, read_state, set_random_state, write_state
-from flare_model.training.validation import Best
+from flare_model.training.validation import BestWeights
 from lpbf_data.errors import UsageError
 from lpbf_data.serving.loader import Loader
 from lpbf_data.serving.stream import State
 
 _STATE: Final = (*STEPPER_STATE, "step", "epoch", "taken", "best", "precision", "loader", "random")
-"""What a run needs to go on, beside its weights."""
+"""State that a run needs to resume, in addition to its weights."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Checkpoints:
 
     Args:
         folder: Folder of the run.
-        settings: What was asked for.
+        settings: Settings of the run.
         fabric: The processes that train together; the first one writes.
         precision: The precision plugin that the fabric was made with.
         stepper: The model in training.
@@ -65,20 +65,20 @@ class Checkpoints:
         about["data_sha256"] = self.data_digest
         return Description(self.settings.model, self.stepper.surrogate.usage, about)
 
-    def publish(self, best: Best) -> None:
-        """Put the best weights where users look for them: into the folder of the run."""
+    def publish(self, best: BestWeights) -> None:
+        """Write the best weights into the folder of the run, where users load them from."""
         about = self.description(step=best.step, validation_relative_l2=best.errors)
         if best.weights:
-            first_does(self.fabric, lambda: write_checkpoint(self.folder, best.weights, about))
+            on_first_process(self.fabric, lambda: write_checkpoint(self.folder, best.weights, about))
 
-    def write(self, counters: Counters, best: Best, loader: State, drawn: dict[str, Any]) -> None:
-        """Write everything that is needed to go on.
+    def write(self, counters: Counters, best: BestWeights, loader: State, drawn: dict[str, Any]) -> None:
+        """Write everything that is needed to resume.
 
         Args:
             counters: How far the run has come.
             best: The weights that were chosen so far.
             loader: Position of the loader after so many batches.
-            drawn: What `random_state` said then.
+            drawn: `random_state` at that time.
         """
         states = self._gather(drawn)
 
@@ -96,7 +96,7 @@ class Checkpoints:
             }
             write_state(self.folder, counters.step, self.description(step=counters.step), weights, rest)
 
-        first_does(self.fabric, write)
+        on_first_process(self.fabric, write)
 
     def _gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:
         """The random states of all ranks."""
@@ -106,8 +106,8 @@ class Checkpoints:
         torch.distributed.all_gather_object(states, state)
         return states
 
-    def resume(self) -> tuple[Counters, Best] | None:
-        """Take up the latest checkpoint.
+    def resume(self) -> tuple[Counters, BestWeights] | None:
+        """Load the latest checkpoint.
 
         Returns:
             How far the run had come, and its best weights so far; None where there is no checkpoint.
@@ -131,4 +131,4 @@ class Checkpoints:
         set_random_state(rest["random"][self.fabric.global_rank])
         # Earlier versions wrote none but steps whose validation was done.
         counters = Counters(rest["step"], rest["epoch"], rest["taken"], rest.get("judged", rest["step"]))
-        return counters, Best(**rest["best"], weights=weights.get("best", {}))
+        return counters, BestWeights(**rest["best"], weights=weights.get("best", {}))

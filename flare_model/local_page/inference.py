@@ -1,4 +1,4 @@
-"""What the page computes of a file: the answers in the words and numbers of `lpbf-predict`, and the STL to print."""
+"""What the page computes for a file: the same answers as `lpbf-predict`, and the compensated STL."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flare_model.decision.answer import Answer, Beside, answer_of, answers_as_dict
+from flare_model.decision.answer import Answer, Auxiliary, answer_of, answers_as_dict
+from flare_model.decision.answer_text import answer_facts, verdict_counts_line
 from flare_model.decision.page import shown_part
 from flare_model.decision.prediction import predict_part
-from flare_model.decision.screen import closing_of, facts_of
 from flare_model.prediction.file_names import FileNames
 from flare_model.prediction.part import Meshing, Part, Unreadable
 from lpbf_data.errors import LpbfError, UsageError
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from flare_model.checkpoints.surrogate import Surrogate
     from flare_model.decision.compensated_file import CompensatedFile
 
-_MOST_SHOWN: Final = 50
+_MAX_SHOWN: Final = 50
 """Bodies of a file that can be turned: a browser holds them all."""
 
 
 @dataclass
-class _Found:
-    """What was found of the parts of a file."""
+class _Results:
+    """Results for the parts of a file."""
 
     parts: list[dict[str, Any]] = field(default_factory=list)
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -39,18 +39,18 @@ class _Found:
 
 
 @dataclass(frozen=True)
-class Computing:
-    """A model, and what is used with it.
+class InferenceService:
+    """A model, with its auxiliary data, that answers for files.
 
     Attributes:
         surrogate: The model.
-        beside: What lies beside its weights, and the scale of another material than that of its training.
+        auxiliary: Intervals, risk model, training shapes and material scale.
         points: Points that a surface is meshed with where nothing else is asked for.
-        model: What names the model: `identity_of`.
+        model: Digests that identify the model: `identity_of`.
     """
 
     surrogate: Surrogate
-    beside: Beside
+    auxiliary: Auxiliary
     points: int
     model: Mapping[str, Any]
 
@@ -66,42 +66,42 @@ class Computing:
         """
         from flare_model.prediction.parts import read_parts
 
-        found, names = _Found(), FileNames()
+        results, names = _Results(), FileNames()
         for part in read_parts(path, meshing):
             file = names.name(part.name)
             if part.remarks:
-                found.remarks[file] = part.remarks
+                results.remarks[file] = part.remarks
             try:
-                self._take(part, file, found)
+                self._predict(part, file, results)
             except LpbfError as error:
-                found.errors.append(str(error))
-        if not found.parts:
-            raise UsageError("; ".join(found.errors))
-        told = [*found.answers.values()]
+                results.errors.append(str(error))
+        if not results.parts:
+            raise UsageError("; ".join(results.errors))
+        answers = [*results.answers.values()]
         return {
-            "parts": found.parts,
-            "closing": closing_of(told) if len(told) > 1 and any(answer.hit for answer in told) else "",
-            "warnings": found.warnings,
-            "errors": found.errors,
-            "notes": notes_of([one for remarks in found.remarks.values() for one in remarks]),
-            "answers": answers_as_dict(self.model, found.answers, found.remarks, {}, found.errors),
+            "parts": results.parts,
+            "closing": verdict_counts_line(answers)
+            if len(answers) > 1 and any(answer.hit for answer in answers)
+            else "",
+            "warnings": results.warnings,
+            "errors": results.errors,
+            "notes": notes_of([one for remarks in results.remarks.values() for one in remarks]),
+            "answers": answers_as_dict(self.model, results.answers, results.remarks, {}, results.errors),
         }
 
-    def _take(self, part: Part | Unreadable, file: str, found: _Found) -> None:
+    def _predict(self, part: Part | Unreadable, file: str, results: _Results) -> None:
         if isinstance(part, Unreadable):
             raise part.error
-        prediction = predict_part(self.surrogate, part, self.beside.intervals, self.beside.scale)
-        envelope = self.surrogate.usage.envelope
-        answer = answer_of(prediction, self.beside, envelope.materials if envelope else ())
-        found.answers[file] = answer
-        if prediction.warnings:
-            reasons = "; ".join(prediction.warnings)
-            found.warnings.append(f"{part.name} is unlike the parts that the model was trained on: {reasons}")
+        prediction = predict_part(self.surrogate, part, self.auxiliary.intervals, self.auxiliary.material_scale)
+        answer = answer_of(prediction, self.auxiliary, self.surrogate.usage.materials)
+        results.answers[file] = answer
+        if warning := prediction.envelope_warning():
+            results.warnings.append(warning)
         surface = None
-        if len(found.parts) < _MOST_SHOWN:
+        if len(results.parts) < _MAX_SHOWN:
             surface = base64.b64encode(shown_part(prediction, answer).surface).decode()
         verdict = answer.hit.verdict if answer.hit else ""
-        found.parts.append({"name": part.name, "facts": facts_of(answer), "verdict": verdict, "surface": surface})
+        results.parts.append({"name": part.name, "facts": answer_facts(answer), "verdict": verdict, "surface": surface})
 
     def compensate(self, path: Path, meshing: Meshing, scale: float, *, anyway: bool = False) -> CompensatedFile:
         """The displaced surfaces of a file.
@@ -119,8 +119,10 @@ class Computing:
 
         if path.suffix.lower() not in SURFACE_SUFFIXES:
             raise UsageError(f"{path.name}: surfaces are displaced, from {', '.join(SURFACE_SUFFIXES)} files")
-        beside = self.beside
-        return compensate_file(self.surrogate, beside.intervals, path, meshing, scale, beside.scale, anyway=anyway)
+        auxiliary = self.auxiliary
+        return compensate_file(
+            self.surrogate, auxiliary.intervals, path, meshing, scale, auxiliary.material_scale, anyway=anyway
+        )
 
     def can_compensate(self) -> bool:
         """Whether the model predicts all three displacements."""

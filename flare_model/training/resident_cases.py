@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from flare_model.data.batches import Batch
+from flare_model.data.point_fields import PointField
 from flare_model.data.splits import Split
-from flare_model.data.targets import Target
 from lpbf_data.errors import UsageError
 from lpbf_data.serving.batch_source import BatchRequest
 from lpbf_data.serving.collating import join_ragged
@@ -24,13 +24,13 @@ _SYMMETRIES = 8
 """Mirrored along x, along y, and exchanged, each or not."""
 
 
-class Resident:
+class ResidentCases:
     """All cases of a split on a device.
 
     Args:
         split: The split; its values are read once.
         targets: What is predicted.
-        features: What is known beside the points.
+        features: Input features.
         device: Where they are kept: 4 bytes for each number of each point.
         seed: Seed of what is drawn, as that of the loader.
         symmetries: Show each case under one of the symmetries of a square build plate, drawn as the loader draws.
@@ -44,16 +44,16 @@ class Resident:
     def __init__(
         self,
         split: Split,
-        targets: Sequence[Target],
-        features: Sequence[Target],
+        targets: Sequence[PointField],
+        features: Sequence[PointField],
         device: torch.device,
         *,
         seed: int,
         symmetries: bool,
     ) -> None:
         self._samples, self._seed, self._symmetries = split.dataset.samples, seed, symmetries
-        self._told, self._device = sum(f.width for f in features), device
-        self._coordinates = 3 if split.points is None else len(split.points.coordinates)
+        self._num_features, self._device = sum(f.width for f in features), device
+        self._coordinates = 3 if split.point_schema is None else len(split.point_schema.coordinates)
         self._fields = list(dict.fromkeys(["pos", *(target.field for target in (*features, *targets))]))
         sizes = np.asarray(self._samples.sizes, dtype=np.int64)
         self._sizes, self._starts = sizes, np.concatenate([[0], np.cumsum(sizes)[:-1]])
@@ -63,9 +63,9 @@ class Resident:
             raise UsageError(
                 f"the device has no room for {int(sizes.sum()):,} points of training cases; leave out --resident"
             ) from error
-        self._sources, self._signs = self._turned(targets, features)
+        self._sources, self._signs = self._symmetry_tables(targets, features)
 
-    def _read(self, targets: Sequence[Target], features: Sequence[Target]) -> Tensor:
+    def _read(self, targets: Sequence[PointField], features: Sequence[PointField]) -> Tensor:
         """Every number of every point, [ΣN, K], on the device."""
         first = self._samples.view(0)
         self._widths = {name: first[name].reshape(len(first["pos"]), -1).shape[1] for name in self._fields}
@@ -80,7 +80,7 @@ class Resident:
                 Batch.of(join_ragged([{"y": view["pos"], **view}]), targets, features)  # It says what isn't finite.
         return torch.from_numpy(rows).to(self._device)
 
-    def _turned(self, targets: Sequence[Target], features: Sequence[Target]) -> tuple[Tensor, Tensor]:
+    def _symmetry_tables(self, targets: Sequence[PointField], features: Sequence[PointField]) -> tuple[Tensor, Tensor]:
         """Of each symmetry, where every number of a batch comes from and with which sign, both [8, d + F + T].
 
         Without symmetries, [1, d + F + T] that leave all where it is.
@@ -92,10 +92,10 @@ class Resident:
         columns = [(f.field, c) for f in (*features, *targets) for c in f.components]
         sources, signs = [], []
         if not self._symmetries:
-            still = torch.stack([*numbers["pos"], *(numbers[name][c] for name, c in columns)])[None]
-            return still.to(self._device), torch.ones_like(still, dtype=torch.float32).to(self._device)
+            identity = torch.stack([*numbers["pos"], *(numbers[name][c] for name, c in columns)])[None]
+            return identity.to(self._device), torch.ones_like(identity, dtype=torch.float32).to(self._device)
         for number in range(_SYMMETRIES):
-            # Numbers from 1 tell by themselves where they went, and whether they were mirrored.
+            # Each number from 1 on shows where its column went, and by its sign whether it was mirrored.
             probe: dict[str, Any] = {name: 1.0 + of[None] for name, of in numbers.items()}
             turned = RandomSymmetry().apply(
                 probe, mirror_x=bool(number & 1), mirror_y=bool(number & 2), exchange=bool(number & 4)
@@ -105,29 +105,31 @@ class Resident:
             signs.append(picked.sign())
         return torch.stack(sources).to(self._device), torch.stack(signs).to(self._device)
 
-    def batch(self, order: BatchRequest) -> Batch:
-        """The batch that the loader would give.
+    def batch(self, request: BatchRequest) -> Batch:
+        """The batch that the loader would return.
 
         Args:
-            order: Which cases, in which epoch.
+            request: Which cases, in which epoch.
         """
-        cases = np.asarray(order.cases)
+        cases = np.asarray(request.cases)
         sizes = self._sizes[cases]
         offsets = np.concatenate([[0], np.cumsum(sizes)])
-        draws = [self._draw(order.epoch, int(case)) for case in cases]
+        draws = [self._draw(request.epoch, int(case)) for case in cases]
         # One small copy: what is larger would wait for the steps before.
         packed = torch.from_numpy(np.stack([sizes, self._starts[cases] - offsets[:-1], draws])).to(
             self._device, non_blocking=True
         )
         count = int(offsets[-1])
-        which = torch.repeat_interleave(torch.arange(len(cases), device=self._device), packed[0], output_size=count)
-        taken = self._values[torch.arange(count, device=self._device) + packed[1][which]]
-        drawn = packed[2][which]
+        case_of_point = torch.repeat_interleave(
+            torch.arange(len(cases), device=self._device), packed[0], output_size=count
+        )
+        taken = self._values[torch.arange(count, device=self._device) + packed[1][case_of_point]]
+        drawn = packed[2][case_of_point]
         values = taken.gather(1, self._sources[drawn]) * self._signs[drawn]
-        widths = [self._coordinates, self._told, values.shape[1] - self._coordinates - self._told]
-        points, known, truth = torch.split(values, widths, dim=1)
+        widths = [self._coordinates, self._num_features, values.shape[1] - self._coordinates - self._num_features]
+        points, features, truth = torch.split(values, widths, dim=1)
         names = tuple(self._samples.case_id(int(case)) for case in cases)
-        return Batch(points, known if self._told else None, truth, torch.from_numpy(offsets), names)
+        return Batch(points, features if self._num_features else None, truth, torch.from_numpy(offsets), names)
 
     def _draw(self, epoch: int, case: int) -> int:
         """Number of the symmetry that a case is shown under."""

@@ -1,4 +1,4 @@
-"""How far off the prediction of one part may be, by the intervals that lie beside the checkpoint."""
+"""Intervals of the prediction on one part, from those of the checkpoint."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from flare_model.checkpoints.files import WEIGHTS_NAME
 from flare_model.checkpoints.hub import fetch_checkpoint
 from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.data.intervals import Intervals, extreme_of, part_scale, read_intervals, regressors
-from flare_model.data.targets import column_names, resolve_targets
+from flare_model.data.point_fields import resolve_targets
 from flare_model.prediction.parts import Part
 from lpbf_data.durable import sha256_of_file
 
 
-def kept_intervals(checkpoint: str, surrogate: Surrogate) -> tuple[Intervals | None, str]:
-    """The intervals that lie beside a checkpoint, as long as they are of its weights; else why they are left out.
+def stored_intervals(checkpoint: str, surrogate: Surrogate) -> tuple[Intervals | None, str]:
+    """The intervals of a checkpoint, as long as they are of its weights; else why they are left out.
 
     Raises:
         SchemaError: If they can't be read.
     """
     folder = fetch_checkpoint(checkpoint)
-    found = read_intervals(folder)
-    if found is None:
+    stored = read_intervals(folder)
+    if stored is None:
         return None, ""
-    targets = resolve_targets(surrogate.usage.targets, "the checkpoint")
-    told = set(column_names(targets)) == set(found.columns)
-    if told and found.weights_sha256 == sha256_of_file(folder / WEIGHTS_NAME):
-        return found, ""
+    same_columns = set(surrogate.usage.columns) == set(stored.columns)
+    if same_columns and stored.weights_sha256 == sha256_of_file(folder / WEIGHTS_NAME):
+        return stored, ""
     return None, (
-        f"the intervals beside {checkpoint} are of other weights, and are left out; judge it again for new ones: "
+        f"the intervals in {checkpoint} are of other weights, and are left out; judge it again for new ones: "
         "python -m flare_model.evaluate"
     )
 
@@ -38,7 +37,7 @@ def intervals_of(
     surrogate: Surrogate,
     part: Part,
     known: NDArray[np.float32] | None,
-    found: NDArray[np.float32],
+    predicted: NDArray[np.float32],
     intervals: Intervals,
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, tuple[float, float]], dict[str, dict[str, float]]]:
     """Intervals of one prediction.
@@ -46,13 +45,13 @@ def intervals_of(
     Args:
         surrogate: The model.
         part: The part.
-        known: What the model was told beside the points, [N, F].
-        found: What it predicts, [N, T].
+        known: Input features, [N, F].
+        predicted: Prediction, [N, T].
         intervals: Those of its checkpoint.
 
     Returns:
-        Target to half-widths at points, [N, components]; column to the part's extreme as predicted, and half of its
-        interval; column to peak to half of its interval. All in the unit of the field.
+        Target to half-widths at points, [N, components]; column to the part's extreme as predicted, and half-width
+        of its interval; column to peak to half-width of its interval. All in the unit of the field.
     """
     half_widths: dict[str, NDArray[np.float32]] = {}
     extremes: dict[str, tuple[float, float]] = {}
@@ -61,11 +60,11 @@ def intervals_of(
     for target in resolve_targets(surrogate.usage.targets, "the checkpoint"):
         widths = []
         for column in target.columns:
-            norm, of = surrogate.usage.normalisation, intervals.of(column, len(part.points))
-            scales = intervals.scales(column, regressors(part.points, known, found, number, norm))
+            norm, of = surrogate.usage.normalisation, intervals.column_interval(column, len(part.points))
+            scales = intervals.scales(column, regressors(part.points, known, predicted, number, norm))
             widths.append(of.point * scales)
             scale = part_scale(scales)
-            extremes[column] = extreme_of(column, found[:, number]), of.part * scale
+            extremes[column] = extreme_of(column, predicted[:, number]), of.part * scale
             peaks[column] = {peak: width * scale for peak, width in of.peaks.items()}
             number += 1
         half_widths[target.name] = np.stack(widths, axis=1).astype(np.float32)

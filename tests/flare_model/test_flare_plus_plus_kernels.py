@@ -20,9 +20,9 @@ from flare_model.checkpoints.spec import spec_of
 from flare_model.kernels.encoding import encode_operator
 from flare_model.kernels.mixing import mix, mix_operator
 from flare_model.kernels.tuning import INTERPRETED
+from flare_model.layers.flare_plus_plus_mixer import FlarePlusPlusMixer
 from flare_model.layers.layout import Layout
 from flare_model.layers.mixer import mix_by
-from flare_model.layers.plus_mixer import FlarePlusPlusMixer
 from flare_model.models.flare_plus_plus import FlarePlusPlus, FlarePlusPlusConfig
 from flare_model.sizes import Implementation
 from lpbf_data.errors import UsageError
@@ -58,8 +58,8 @@ CASES: dict[str, tuple[Shape, dict[str, Any]]] = {
     "masked": ((1, 8, 20, 37), {"lengths": [37, 9]}),
     # What a point that isn't there scores, 0, is far above all that there are.
     "negative, ragged": ((1, 8, 20, 21), {"sizes": [20, 1]}),
-    # One mesh's levels say nothing of another's, nor which way its gradient can take.
-    "levels far apart, ragged": ((1, 8, 16, 48), {"sizes": [16, 16, 16]}),
+    # One mesh's logsumexps say nothing of another's, nor which path its gradient can take.
+    "logsumexps far apart, ragged": ((1, 8, 16, 48), {"sizes": [16, 16, 16]}),
 }
 # Those of the published models and others, for a GPU.
 LARGE = [(8, 16, 64, 5000), (8, 16, 128, 3001), (8, 8, 256, 3000), (2, 32, 600, 2100)]
@@ -80,7 +80,7 @@ def prepared(name: str, seed: int) -> tuple[tuple[Tensor, ...], Tensor, dict[str
     (seeds, fixed, gates, seen, keys, values), gradient = draw(shape, seed, lie.get("batch", len(lengths or [1])))
     if name.startswith("negative"):
         seeds, fixed, seen, keys = seeds.abs() * 20, fixed.abs() * 20, -seen.abs() * 9, -keys.abs() * 9
-    if name.startswith("levels"):
+    if name.startswith("logsumexps"):
         keys = keys * torch.tensor([0.5, 0.2, 9.0], device=DEVICE).repeat_interleave(16)[:, None, None]
     if lengths:
         mask = torch.arange(shape[3], device=DEVICE) < torch.tensor(lengths, device=DEVICE)[:, None]

@@ -1,4 +1,4 @@
-"""What a step of training makes small: one loss a target, and their weighted mean.
+"""The training loss: one loss for each target, and their weighted mean.
 
 B cases, ΣN points of all of them together, T numbers a point.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from flare_model.data.batches import Batch
 from flare_model.data.metrics import differences_loss, mse_loss, relative_l2_loss
-from flare_model.data.targets import spans
+from flare_model.data.point_fields import spans
 from flare_model.training.recipe import Loss
 from flare_model.training.settings import Settings
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from flare_model.data.point_ranks import PointRanks
 
 Shares = Mapping[Loss, "float | Tensor"]
-"""Kind of loss to the share of a step that a batch is: of its cases or, for mse, of its points."""
+"""Kind of loss to the batch's share of a step: of its cases or, for mse, of its points."""
 
 
 @dataclass(frozen=True)
-class Term:
+class TargetLoss:
     """The loss of one target.
 
     Attributes:
-        columns: Where its numbers stand.
+        columns: Its columns in predictions and truth.
         loss: Kind of loss.
         weight: Its share of the loss; those of all targets add up to 1.
         floor: Root mean square up to which a truth counts as zero everywhere, in the target's unit.
-        gradient: How much the errors of the differences along the grid add.
+        gradient: Weight of the errors of differences along the grid.
     """
 
     columns: slice
@@ -43,7 +43,7 @@ class Term:
     gradient: float = 0.0
 
 
-class Objective:
+class TrainingLoss:
     """The loss of a batch.
 
     Args:
@@ -53,17 +53,19 @@ class Objective:
 
     def __init__(self, settings: Settings, floors: Mapping[str, float]) -> None:
         recipe = settings.recipe
-        self._grid = settings.points.grid if settings.points is not None and recipe.gradient_weight else None
+        self._grid = (
+            settings.point_schema.grid if settings.point_schema is not None and recipe.gradient_weight else None
+        )
         total = sum(recipe.weight_of(target.name) for target in settings.targets)
         self.terms = tuple(
-            Term(c, recipe.loss_of(name), recipe.weight_of(name) / total, floors[name], recipe.gradient_weight)
+            TargetLoss(c, recipe.loss_of(name), recipe.weight_of(name) / total, floors[name], recipe.gradient_weight)
             for name, c in spans(settings.targets).items()
         )
         self.kinds = tuple(dict.fromkeys(term.loss for term in self.terms))
         self._alike = len(self.kinds) == 1 and len({term.weight for term in self.terms}) == 1
 
     def counts(self, batch: Batch) -> dict[Loss, int]:
-        """Kind of loss to how many things it is the mean over in a batch: points or cases."""
+        """Kind of loss to the number that it is the mean over in a batch: of points or cases."""
         return {kind: int(batch.offsets[len(batch)]) if kind == "mse" else len(batch) for kind in self.kinds}
 
     def __call__(
@@ -94,7 +96,9 @@ class Objective:
             parts = [part * shares[term.loss] for term, part in zip(self.terms, parts, strict=True)]
         return torch.stack(parts).sum()
 
-    def _loss_of(self, term: Term, prediction: Tensor, batch: Batch, scale: Tensor, ranks: PointRanks | None) -> Tensor:
+    def _loss_of(
+        self, term: TargetLoss, prediction: Tensor, batch: Batch, scale: Tensor, ranks: PointRanks | None
+    ) -> Tensor:
         c, offsets, cases = term.columns, batch.offsets, len(batch)
         if term.loss == "mse":
             return mse_loss((prediction[:, c] - batch.targets[:, c]) / scale[c], offsets, cases, ranks)

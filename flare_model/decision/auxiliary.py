@@ -1,0 +1,52 @@
+"""Reading the auxiliary files of a checkpoint, as far as they belong to its weights."""
+
+from __future__ import annotations
+
+from flare_model.checkpoints.files import WEIGHTS_NAME
+from flare_model.checkpoints.hub import fetch_checkpoint
+from flare_model.checkpoints.surrogate import Surrogate
+from flare_model.data.likeness import read_training_shapes
+from flare_model.decision.answer import Auxiliary
+from flare_model.decision.material_scale import scale_for_material
+from flare_model.judging.interference import risk_target
+from flare_model.judging.part_intervals import stored_intervals
+from flare_model.judging.risk_model import read_risk
+from lpbf_data.durable import sha256_of_file
+
+
+def read_auxiliary(
+    checkpoint: str, surrogate: Surrogate, material: str | None = None
+) -> tuple[Auxiliary, tuple[str, ...]]:
+    """Intervals, risk model and shapes of the training parts; and for what is left out a sentence that says why.
+
+    Args:
+        checkpoint: A folder, or an id on the Hugging Face hub.
+        surrogate: The model of that checkpoint.
+        material: The material that predictions are scaled to; None for that of the training.
+
+    Raises:
+        SchemaError: If something can't be read.
+        UsageError: If the model's predictions can't be scaled to the material, or it isn't one of printed parts.
+    """
+    surrogate.need_parts("a decision")
+    material_scale = scale_for_material(material, surrogate.usage) if material is not None else None
+    folder = fetch_checkpoint(checkpoint)
+    intervals, doubt = stored_intervals(checkpoint, surrogate)
+    doubts = [doubt] if doubt else []
+    digest = sha256_of_file(folder / WEIGHTS_NAME)
+    risk_model, training_shapes = read_risk(folder), read_training_shapes(folder)
+    if risk_model is not None and (
+        risk_model.weights_sha256 != digest or risk_model.target != risk_target(tuple(surrogate.usage.targets))
+    ):
+        doubts.append(
+            f"the risk of a hit in {checkpoint} is of other weights, and is left out; judge it again: "
+            "python -m flare_model.evaluate"
+        )
+        risk_model = None
+    if training_shapes is not None and training_shapes.weights_sha256 != digest:
+        doubts.append(
+            f"the shapes of training parts in {checkpoint} are of other weights, and are left out; make them again: "
+            "python -m flare_model.release"
+        )
+        training_shapes = None
+    return Auxiliary(intervals, risk_model, training_shapes, material_scale), tuple(doubts)
