@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from flare_model.data.targets import column_names, resolve_targets
 from numpy.typing import NDArray
 
 from flare_model.checkpoints.surrogate import from_pretrained
@@ -45,7 +44,7 @@ def spread_of(values: Sequence[float]) -> float:
 def measured(split: Split) -> list[dict[str, Any]]:
     """A row a part and mesh."""
     surrogate = from_pretrained()
-    column = column_names(resolve_targets(surrogate.usage.targets, "")).index("displacement_z")
+    column = surrogate.usage.columns.index("displacement_z")
     rows = []
     for batch, predicted in predictions(surrogate, split):
         (case_id,) = batch.case_ids
