@@ -21,8 +21,7 @@ from lpbf_data.errors import UsageError
 from lpbf_data.geometry.surface_formats import Units
 from lpbf_data.remarks import Remark
 from pipelines.building.engine import Resources, open_engine
-from pipelines.simulation.choices import CalibrationName, DrawName, EncodingName, Naming, Results
-from pipelines.simulation.parts.families import FAMILIES
+from pipelines.simulation.choices import FAMILY_NAMES, CalibrationName, DrawName, EncodingName, Naming, Results
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +41,7 @@ def simulate(
     points: int = 2000,
     material: str = "Ti64",
     calibration: CalibrationName | None = None,
-    families: list[str] = list(FAMILIES),  # noqa: B006 (read only; shown as the default in the help)
+    families: list[str] = list(FAMILY_NAMES),  # noqa: B006 (read only; shown as the default in the help)
     draw: DrawName | None = None,
     parts_of: str | None = None,
     stl: list[str] = [],  # noqa: B006
