@@ -45,7 +45,7 @@ def calibrate(
     Args:
         out: Material file to write (YAML), for `pipelines.simulate --material`; the picture lies beside it.
         measured: Table of measured displacements (CSV) with the columns point, x_mm, y_mm, z_mm, component (x, y or z),
-            value_mm, sigma_mm (standard uncertainty); places in the coordinates of the surface file.
+            value_mm, sigma_mm (standard uncertainty); points in the coordinates of the surface file.
         stl: Surface file (STL, OBJ, PLY, OFF, 3MF) of the part that was measured.
         part: A part that is known by name instead: amb2018_bridge (its measured values come along, for Inc625 and
             15-5PH) or cantilever.

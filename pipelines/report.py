@@ -34,7 +34,7 @@ def report(
     if gallery < 1:
         raise UsageError(f"--gallery must be 1 or more, not {gallery}")
 
-    from lpbf_data.places.folder import DatasetFolder
+    from lpbf_data.file_access.folder import DatasetFolder
     from pipelines.building.targets import FolderTarget
     from pipelines.numbers import human_bytes
     from pipelines.reporting.documents import REPORT_NAME

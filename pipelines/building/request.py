@@ -14,7 +14,7 @@ from pipelines.building.targets import default_workspace
 from pipelines.selection.designs import DesignNamer, design_namer
 from pipelines.selection.filters import Filters, active_limits
 from pipelines.selection.split_options import SplitRequest, parse_splits
-from pipelines.sources.places import is_url
+from pipelines.sources.locations import is_url
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def _divide(members: Sequence[str], sizes: Sequence[int], count: int) -> list[li
 
 
 def _key(cases: Sequence[ShardCase], specs: Sequence[FieldSpec]) -> str:
-    """Hash of all that decides a shard's bytes: contents, scalars, fields, versions. Not its name, not its place."""
+    """Hash of all that decides a shard's bytes: contents, scalars, fields, versions. Neither name nor path."""
     content = [
         LAYOUT_VERSION,
         SCHEMA_VERSION,

@@ -197,7 +197,7 @@ def _reductions_of(schema: pa.Schema) -> str | None:
 
 
 def measured_key(case_id: str, source: SourceRef, signature: str) -> str:
-    """What a measured case is found again by: its name, its place, and the signature of its files."""
+    """What identifies a measured case: its id, its location, and the signature of its files."""
     return f"{case_id}\0{source.archive}\0{source.member}\0{signature}"
 
 

@@ -5,7 +5,7 @@ the simulator is: k + 1 simulations give the Jacobian, the next one confirms the
 further simulation corrects the Jacobian (Broyden 1965) and the next step starts from there. Directions in q that the
 values don't determine, told by the Jacobian's singular values, stay where they were.
 
-A part that is cut free whole has no place of its own: the rigid-body motion that fits best is taken out of r.
+A part that is cut free whole has no position of its own: the rigid-body motion that fits best is taken out of r.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from lpbf_data.errors import LpbfError
-from pipelines.calibrating.places import units_of_factor
+from pipelines.calibrating.measured_points import units_of_factor
 from pipelines.calibrating.shrinkage import Shrinkage
 
 Simulate = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""Simulated values at the measured places, [n], from numbers [k]."""
+"""Simulated values at the measured points, [n], from numbers [k]."""
 
 MOST_STEPS: Final = 6
 """Steps after which a fit that still moves is given up."""
@@ -168,7 +168,7 @@ class _Fitting:
         given, expected = self._white(self.values.measured), self._white(simulated)
         sizes = float(np.linalg.norm(given)), float(np.linalg.norm(expected))
         if not all(sizes):
-            raise FitError("every measured value is the same, or none of the places moves: nothing can be fitted")
+            raise FitError("every measured value is the same, or no measured point moves: nothing can be fitted")
         alike, factor = float(given @ expected) / (sizes[0] * sizes[1]), float(given @ expected) / sizes[1] ** 2
         if abs(alike) < _ALIKE:
             return

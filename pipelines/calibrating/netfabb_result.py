@@ -75,15 +75,15 @@ def read_result(folder: Path, material: str | None, calibration: str, units: Uni
     made_of = _material(folder, run.log.material, material).calibrated(calibration)
     if run.log.layer_thickness:
         made_of = replace(made_of, process=replace(made_of.process, layer_thickness=run.log.layer_thickness))
-    places = case.points.astype(np.float64)
+    coordinates = case.points.astype(np.float64)
     layer = made_of.process.layer_thickness
     surface = on_build_plate(load_surface(surfaces[0], units))
-    height = max(1, round(_finest(places[:, 2]) / layer)) * layer
-    mesh = voxelize(surface, (_width(surface, places), height))
+    height = max(1, round(_finest(coordinates[:, 2]) / layer)) * layer
+    mesh = voxelize(surface, (_width(surface, coordinates), height))
     moved = case.fields["displacement"].astype(np.float64)
-    names = tuple(f"point {number}" for number in range(len(places)) for _ in range(3))
-    components = np.tile(np.arange(3), len(places))
-    measured = Measured(names, np.repeat(places, 3, axis=0), components, moved.ravel(), None)
+    names = tuple(f"point {number}" for number in range(len(coordinates)) for _ in range(3))
+    components = np.tile(np.arange(3), len(coordinates))
+    measured = Measured(names, np.repeat(coordinates, 3, axis=0), components, moved.ravel(), None)
     version = run.log.solver_version or "unknown"
     return NetfabbResult(measured, mesh, made_of, version, case.num_points, tuple(run.remarks))
 
@@ -101,10 +101,10 @@ def _material(folder: Path, logged: str | None, asked_for: str | None) -> Materi
     return MATERIALS[found[0]]
 
 
-def _width(surface: Surface, places: NDArray[np.float64]) -> float:
+def _width(surface: Surface, coordinates: NDArray[np.float64]) -> float:
     """A width of cells that gives as many along x and along y as the result has, if there is one."""
     size = np.ptp(surface.bounds, axis=0)[:2]
-    finest = np.array([_finest(places[:, 0]), _finest(places[:, 1])])
+    finest = np.array([_finest(coordinates[:, 0]), _finest(coordinates[:, 1])])
     counts = np.maximum(np.rint(size / finest), 1)
     low, high = float((size / (counts + 0.5)).max()), float((size / (counts - 0.5)).min())
     return (low + high) / 2 if low < high else float(finest.min())

@@ -51,13 +51,13 @@ def draw(request: CalibrationRequest, fit: Fit) -> None:
 
 def _along(axes: Any, request: CalibrationRequest, fit: Fit, mine: Any) -> None:
     measured = request.experiment.measured
-    longest = int(np.ptp(measured.places[mine], axis=0).argmax())
-    order = np.flatnonzero(mine)[np.argsort(measured.places[mine, longest], kind="stable")]
-    place = measured.places[order, longest]
-    axes.plot(place, fit.before[order], ".-", **_BEFORE)
-    axes.plot(place, fit.after[order], ".-", **_AFTER)
+    longest = int(np.ptp(measured.coordinates[mine], axis=0).argmax())
+    order = np.flatnonzero(mine)[np.argsort(measured.coordinates[mine, longest], kind="stable")]
+    along = measured.coordinates[order, longest]
+    axes.plot(along, fit.before[order], ".-", **_BEFORE)
+    axes.plot(along, fit.after[order], ".-", **_AFTER)
     sigmas = None if measured.sigmas is None else measured.sigmas[order]
-    axes.errorbar(place, measured.values[order], sigmas, fmt="o", markersize=4, capsize=2, **_MEASURED)
+    axes.errorbar(along, measured.values[order], sigmas, fmt="o", markersize=4, capsize=2, **_MEASURED)
     axes.set_xlabel(f"{COMPONENTS[longest]} [mm]")
 
 

@@ -19,9 +19,9 @@ from lpbf_data.remarks import Remark, Treatment
 from pipelines.calibrating.cuts import held_by
 from pipelines.calibrating.experiment import Experiment
 from pipelines.calibrating.measured_file import read_measured
+from pipelines.calibrating.measured_points import locate_measured
 from pipelines.calibrating.netfabb_result import read_result
 from pipelines.calibrating.options import CalibrationOptions, check_options
-from pipelines.calibrating.places import check_places
 from pipelines.calibrating.shrinkage import Shrinkage, choose_numbers
 from pipelines.simulation.materials.material import Material
 from pipelines.simulation.materials.material_files import choose_material
@@ -90,8 +90,8 @@ def _on_measured(path: Path, name: str, options: CalibrationOptions) -> Calibrat
     mesh, meshed = _mesh(surface, material, options, known.cell if known is not None else None)
     cut = options.cut or (known.cut if known is not None else "all")
     held = held_by(cut, mesh)
-    on_mesh = measured.places - [0, 0, surface.bounds[0, 2] + mesh.lowered * mesh.spacing[2]]
-    sampling = check_places(mesh, measured, on_mesh)
+    on_mesh = measured.coordinates - [0, 0, surface.bounds[0, 2] + mesh.lowered * mesh.spacing[2]]
+    interpolation = locate_measured(mesh, measured, on_mesh)
     reference = options.reference or ("nominal" if held is None else "before_cut")
     fitted_on = {"measured": table.name, "measured_sha256": sha256_of_file(table)} | _identity(options, surface)
     short = fitted_on["measured_sha256"][:12]
@@ -99,7 +99,7 @@ def _on_measured(path: Path, name: str, options: CalibrationOptions) -> Calibrat
     return CalibrationRequest(
         path,
         name,
-        Experiment(mesh, measured, sampling, held, reference),
+        Experiment(mesh, measured, interpolation, held, reference),
         Shrinkage(material, numbers),
         cut,
         MappingProxyType(fitted_on),
@@ -160,7 +160,7 @@ def _on_netfabb(path: Path, name: str, options: CalibrationOptions) -> Calibrati
     result = read_result(folder, options.material, options.calibration or "netfabb", options.units)
     numbers = choose_numbers(options.fit or ("strain", "normal", "along"))
     mesh, measured = result.mesh, result.measured
-    sampling = check_places(mesh, measured, measured.places)
+    interpolation = locate_measured(mesh, measured, measured.coordinates)
     digest = sha256_of_tree(folder)[0]
     fitted_on = {"netfabb": folder.resolve().name, "netfabb_sha256": digest, "solver": result.solver}
     points = f"the final displacements of {result.num_points:,} points"
@@ -168,7 +168,7 @@ def _on_netfabb(path: Path, name: str, options: CalibrationOptions) -> Calibrati
     return CalibrationRequest(
         path,
         name,
-        Experiment(mesh, measured, sampling, None, "nominal"),
+        Experiment(mesh, measured, interpolation, None, "nominal"),
         Shrinkage(result.material, numbers),
         "all",
         MappingProxyType(fitted_on),

@@ -128,12 +128,12 @@ class Shrinkage:
             values: The numbers, [k].
         """
         trials = []
-        for place, number in enumerate(self.numbers):
+        for index, number in enumerate(self.numbers):
             other = values.copy()
             if number.name == "strain":
                 other[0] *= 1.25 if values[0] > 0.75 * number.low else 0.8
             else:
-                other[place] += 0.3 if values[place] < 0.5 else -0.3
+                other[index] += 0.3 if values[index] < 0.5 else -0.3
             trials.append(other)
         return trials
 

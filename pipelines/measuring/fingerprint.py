@@ -1,4 +1,4 @@
-"""Telling that two meshes are the same shape, whatever their names, places, scales, and sides of the build plate.
+"""Telling that two meshes are the same shape, whatever their names, positions, scales, and sides of the build plate.
 
 Two cases whose geometry agrees up to translation, uniform scale and the symmetries of a square build plate (mirrored
 along x, along y, both exchanged: what training shows cases under) are one design, and one design must not lie on both

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lpbf_data.errors import LpbfError
-from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.stores.manifest import MANIFEST_NAME, Manifest, decode_manifest
 from pipelines.building.request import BuildRequest
 from pipelines.building.targets import Target

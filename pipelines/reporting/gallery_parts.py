@@ -20,8 +20,8 @@ from lpbf_data.case.case import Case
 from lpbf_data.case.record import CaseRecord
 from lpbf_data.case.schema import FIELDS, FieldSpec
 from lpbf_data.case.statistics import NEGLIGIBLE, total
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.geometry.outer_surface import MeshSurface, extract_surface
-from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.reading.catalog import read_manifest
 from lpbf_data.reading.split_reader import SplitReader
 from lpbf_data.stores.manifest import Manifest
@@ -48,7 +48,7 @@ class KeptCases:
         self.manifest: Manifest = read_manifest(folder)
         self.manifest.need_parts(folder.name, "python -m pipelines.report")
         self._readers = {split: SplitReader(folder, split) for split in self.manifest.splits}
-        self._places = {
+        self._stored = {
             address.case_id: (reader, number)
             for reader in self._readers.values()
             for number, address in enumerate(reader.addresses)
@@ -69,7 +69,7 @@ class KeptCases:
         Raises:
             StoreError: If it can't be read.
         """
-        reader, number = self._places[case_id]
+        reader, number = self._stored[case_id]
         return reader.read(number, [FIELDS[name] for name in fields])
 
 
@@ -130,7 +130,7 @@ def _by_hash(case_id: str) -> bytes:
 def choose_cases(records: Sequence[CaseRecord], most: int, errors: Sequence[Deviation] = ()) -> list[str]:
     """Ids of the cases that are shown, the most telling ones first.
 
-    A third of the places goes to the parts with the least recoater clearance, or to those with the largest errors of
+    A third of the gallery goes to the parts with the least recoater clearance, or to those with the largest errors of
     prediction; the others go by a hash of the id, predicted cases before those that aren't.
 
     Args:

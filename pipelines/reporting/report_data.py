@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from lpbf_data.console import follow
 from lpbf_data.errors import StoreError, UsageError
-from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.stores.predictions import PredictionFile
 from lpbf_data.viewer.shown_fields import shown_fields
 from pipelines.reporting import gallery_parts as shown

@@ -119,7 +119,7 @@ def _equal_results(records: Iterable[CaseRecord]) -> tuple[Remark, ...]:
             by_results.setdefault(key, []).append(record.case_id)
     equal = [" = ".join(ids) for ids in by_results.values() if len(ids) > 1]
     sentence = "cases with equal results under different ids, all used as they are; drop the copies if they are copies"
-    return (Remark.of_places(Treatment.KEPT, "equal_cases", sentence, equal),) if equal else ()
+    return (Remark.of_items(Treatment.KEPT, "equal_cases", sentence, equal),) if equal else ()
 
 
 def say_empty_splits(records: Sequence[CaseRecord], asked: SplitRequest, console: Console) -> None:
@@ -151,6 +151,6 @@ def _stored_bytes(kept: Sequence[CaseRecord]) -> int:
     shards = {}
     for record in kept:
         if record.placement is not None:
-            place = record.placement
-            shards[place.split, place.shard] = (place.parquet_bytes or 0) + (place.zarr_bytes or 0)
+            placement = record.placement
+            shards[placement.split, placement.shard] = (placement.parquet_bytes or 0) + (placement.zarr_bytes or 0)
     return sum(shards.values())

@@ -52,10 +52,10 @@ class DesignNamer:
         ordered = sorted(records, key=lambda record: record.case_id)
         found = []
         if self.unnamed and (missed := [r.case_id for r in ordered if r.status == "kept" and not self.rule(r)]):
-            found.append(Remark.of_places(Treatment.GUESSED, "unnamed_designs", self.unnamed, missed))
+            found.append(Remark.of_items(Treatment.GUESSED, "unnamed_designs", self.unnamed, missed))
         if idle := sorted(self.table - {_composed(record.case_id) for record in ordered}):
             sentence = "rows of the table of --design_id whose case_id no case has"
-            found.append(Remark.of_places(Treatment.LEFT_OUT, "design_rows", sentence, idle))
+            found.append(Remark.of_items(Treatment.LEFT_OUT, "design_rows", sentence, idle))
         return tuple(found)
 
 

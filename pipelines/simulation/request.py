@@ -170,9 +170,9 @@ def _check_draw(options: SimulationOptions) -> None:
 
 def _check_known_parts(names: Sequence[str], taken: Mapping[str, str]) -> tuple[tuple[str, KnownPart], ...]:
     """A case a part, named as it."""
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         named_part(name)
-        if name in taken or name in names[:place]:
+        if name in taken or name in names[:index]:
             raise UsageError(f"two parts give cases the name {name}; give one of them")
     return tuple((name, KnownPart(name)) for name in names)
 

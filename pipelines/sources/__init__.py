@@ -1,6 +1,6 @@
 """Where results come from: finding cases in folders, archives and object stores, and opening their files.
 
-It tells one case from the other and what is litter; what is in the files it doesn't know.
+It tells which files belong to which case, and ignores hidden ones; it doesn't read what is in them.
 """
 
 from __future__ import annotations

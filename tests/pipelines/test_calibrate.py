@@ -28,7 +28,7 @@ from pipelines.calibrate import calibrate
 from pipelines.calibrating.cuts import held_by
 from pipelines.calibrating.fitting import FitError, Values, fit
 from pipelines.calibrating.measured_file import COLUMNS, read_measured
-from pipelines.calibrating.places import sample
+from pipelines.calibrating.measured_points import interpolation_at
 from pipelines.calibrating.shrinkage import Shrinkage, choose_numbers
 from pipelines.netfabb.run import NetfabbRun
 from pipelines.simulate import simulate
@@ -291,12 +291,12 @@ def test_places_between_nodes_and_beside_the_mesh(mesh: VoxelMesh) -> None:
     places = rng.uniform((0, 0, 4), (16, 3, 6), size=(50, 3))
     moved = mesh.points @ rng.normal(size=(3, 3)) + 0.5  # linear: trilinear interpolation is exact
     wanted = np.linalg.lstsq(np.c_[mesh.points, np.ones(mesh.num_points)], moved, rcond=None)[0]
-    found = sample(mesh, places)
+    found = interpolation_at(mesh, places)
     for component in range(3):
-        values = found.of(moved, np.full(50, component))
+        values = found.component_of(moved, np.full(50, component))
         assert values == pytest.approx((np.c_[places, np.ones(50)] @ wanted)[:, component])
     assert found.distance.max() < max(mesh.spacing)
-    assert sample(mesh, np.array([[-3.0, 1.0, 5.0]])).distance == pytest.approx([3.0])
+    assert interpolation_at(mesh, np.array([[-3.0, 1.0, 5.0]])).distance == pytest.approx([3.0])
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_a_table_as_excel_writes_it(arm: Truth, tmp_path: Path) -> None:
     lines = [";".join(COLUMNS), *(";".join(str(cell).replace(".", ",") for cell in row) for row in rows)]
     (tmp_path / "excel.csv").write_bytes(("\ufeff" + "\r\n".join(lines) + "\r\n;;;;;;\r\n").encode())
     excel = read_measured(tmp_path / "excel.csv")
-    for name in ("places", "components", "values", "sigmas"):
+    for name in ("coordinates", "components", "values", "sigmas"):
         assert (getattr(plain, name) == getattr(excel, name)).all()
     assert not plain.remarks
     assert ["semicolons" in remark.sentence for remark in excel.remarks] == [True]
@@ -463,7 +463,7 @@ def test_parts_by_name(tmp_path: Path) -> None:
     assert (bridge.bounds == [[0, 0, 0], [75, 5, 12.5]]).all()
     for path in NAMED_PARTS["amb2018_bridge"].measured.values():
         measured = read_measured(path)
-        assert measured.places[:, 0] == pytest.approx(RIDGES)
+        assert measured.coordinates[:, 0] == pytest.approx(RIDGES)
         assert measured.values[0] > 1
         assert (measured.components == 2).all()
     arm = NAMED_PARTS["cantilever"]

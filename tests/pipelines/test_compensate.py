@@ -144,6 +144,6 @@ def test_walls_that_would_run_into_each_other_are_told(tmp_path: Path) -> None:
     towers = [box(2, 2, 5, at=(x, 0, 1)) for x in (-1.25, 1.25)]
     trimesh.boolean.union([*towers, box(5, 2, 1.5)], engine="manifold").export(tmp_path / "towers.stl")
     words = {"points": 900, "iterations": 1, "material": str(tmp_path / "soft.yaml")}
-    with pytest.raises(GeometryError, match=r"towers would cross itself at \d+ places \(x -?0\.\d+, y"):
+    with pytest.raises(GeometryError, match=r"towers would cross itself at \d+ points \(x -?0\.\d+, y"):
         compensate(str(tmp_path / "towers.stl"), str(tmp_path / "new.stl"), scale=5.0, **words)  # type: ignore[arg-type]
     assert not (tmp_path / "new.stl").exists()

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from lpbf_data.case.schema import DEFAULT_FIELDS, resolve_fields
 from lpbf_data.errors import LpbfError, SchemaError, StoreError, UsageError
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.geometry.outer_surface import extract_surface
-from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.remarks import Remark, Treatment
 from lpbf_data.stores.predictions import PredictionFile, write_predictions
 from lpbf_data.viewer.page import ASSETS as VIEWER

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.stores.predictions import write_predictions
 from lpbf_data.viewer.page import ASSETS as VIEWER
 from pipelines.build import run_build

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.viewer.shown_fields import shown_fields
 from pipelines.build import run_build
 from pipelines.reporting.gallery_parts import KeptCases, make_exhibits

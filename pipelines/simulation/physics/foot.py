@@ -21,7 +21,7 @@ from pipelines.simulation.physics.thermal import PLATE_LEVELS
 _COLUMNS: Final = 64  # of the block's cells, about
 _MOST_ALONG: Final = 32
 _MOST_PLANES: Final = 10
-_HOLD: Final = 1e6  # stiffness of a cell that holds a node in its place
+_HOLD: Final = 1e6  # stiffness of a cell that holds a node where it is
 
 
 def base_size(mesh: VoxelMesh) -> int:
@@ -156,19 +156,19 @@ def _block_below(mesh: VoxelMesh) -> VoxelMesh:
 
 def _on_sides(block: VoxelMesh) -> NDArray[np.bool_]:
     """Which nodes of a block lie on the two sides across x, and across y, below its top, [p, 3]."""
-    places, counts = block.point_indices, np.array(block.shape)
-    sides: NDArray[np.bool_] = (places == 0) | (places == counts)
+    indices, counts = block.point_indices, np.array(block.shape)
+    sides: NDArray[np.bool_] = (indices == 0) | (indices == counts)
     sides[:, 2] = False
-    sides[places[:, 2] == counts[2]] = False
+    sides[indices[:, 2] == counts[2]] = False
     return sides
 
 
 def _interpolation(block: VoxelMesh, points: NDArray[np.float64]) -> sp.csr_matrix:
     """Trilinear weights of a block's nodes at points in it."""
     counts = np.array(block.shape)
-    places = np.clip((points - block.origin) / block.spacing, 0, counts)
-    low = np.minimum(np.floor(places + 1e-9).astype(np.int64), counts - 1)
-    share = places - low
+    positions = np.clip((points - block.origin) / block.spacing, 0, counts)
+    low = np.minimum(np.floor(positions + 1e-9).astype(np.int64), counts - 1)
+    share = positions - low
     rows, columns, weights = [], [], []
     wide, deep = counts[0] + 1, (counts[0] + 1) * (counts[1] + 1)
     for corner in np.ndindex(2, 2, 2):

@@ -143,13 +143,13 @@ class Mechanics:
         The uppermost group may end lower than it would have to; its nodes lie on the same line.
         """
         moved = self._displacement[: self.num_points].copy()
-        places = self._mesh.point_indices[: self.num_points]
-        old = np.flatnonzero((self._mesh.point_levels[: self.num_points] <= first) & (places[:, 2] == first))
+        indices = self._mesh.point_indices[: self.num_points]
+        old = np.flatnonzero((self._mesh.point_levels[: self.num_points] <= first) & (indices[:, 2] == first))
         foot = np.zeros((*(np.array(self._mesh.shape[:2]) + 1), 3))
-        foot[places[old, 0], places[old, 1]] = moved[old]
+        foot[indices[old, 0], indices[old, 1]] = moved[old]
         new = np.flatnonzero(self._mesh.point_levels[: self.num_points] > first)
-        share = np.maximum(end - places[new, 2], 0) / (end - first)
-        moved[new] = share[:, None] * foot[places[new, 0], places[new, 1]]
+        share = np.maximum(end - indices[new, 2], 0) / (end - first)
+        moved[new] = share[:, None] * foot[indices[new, 0], indices[new, 1]]
         self._displacement[new] = moved[new]
         return moved
 
@@ -250,8 +250,8 @@ class Mechanics:
             lowest = slice(0, int(self._cell_planes[1]))
             on_them = held[self._mesh.cells[lowest, :4]].all(axis=1)
             columns[tuple(self._mesh.indices[lowest, :2][on_them].T)] = True
-        places = self._mesh.indices[: self.num_cells]
-        return np.asarray(columns[places[:, 0], places[:, 1]])
+        indices = self._mesh.indices[: self.num_cells]
+        return np.asarray(columns[indices[:, 0], indices[:, 1]])
 
     def _give_way(self, share: NDArray[np.float64]) -> None:
         """Equilibrium of a freed part whose cells keep a share of their stiffness and of their stress, [e, 1]."""

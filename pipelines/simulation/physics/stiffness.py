@@ -27,7 +27,7 @@ from pipelines.simulation.physics.floating_pieces import (
 from pipelines.simulation.physics.iterations import Preconditioning, SolverError, conjugate_gradients
 
 _SPRING: Final = 1e-9
-# Share of a cell's stiffness that ties every node to its place, as loose powder does. It matters only where a piece
+# Share of a cell's stiffness that ties every node to where it is, as loose powder does. It matters only where a piece
 # hangs on nothing, or by an edge: loads of inherent strains balance on each piece, so nothing pulls at the springs.
 _DENSE_RATE: Final = 3e10  # operations a second of the dense kernels on one core
 _MULTIGRID_RATE: Final = 4e4  # degrees of freedom a second, for one hierarchy and two solutions
@@ -152,7 +152,7 @@ class PlaneCholesky:
         mesh: The whole part.
         stiffness: Stiffness of a cell, [24, 24], or of each, [e, 24, 24].
         foot: What it stands on.
-        springs: What ties nodes above the lowest plane to their places, N/mm along each axis, [n, 3]; nothing by
+        springs: What ties nodes above the lowest plane to where they are, N/mm along each axis, [n, 3]; nothing by
             default.
     """
 
@@ -303,14 +303,14 @@ class Multigrid:
         np.random.seed(0)  # noqa: NPY002 (the generator that pyamg draws from)
         stretched = max(self._mesh.spacing) > _STRETCHED_FROM * min(self._mesh.spacing)
         options = _HIERARCHY | (_STRETCHED if stretched else _NEARLY_CUBES)
-        places = np.concatenate([self._foot.points, self._mesh.points[self._nodes[1] : num_points]])
+        coordinates = np.concatenate([self._foot.points, self._mesh.points[self._nodes[1] : num_points]])
         shift = self._foot.size - int(self._nodes[1])
         pieces = [nodes + shift for nodes in floating_pieces(self._mesh, cell_planes)]
         try:
-            self._loose = rigid_motions(self._matrix, places, pieces)
+            self._loose = rigid_motions(self._matrix, coordinates, pieces)
         except LinAlgError as error:
             raise SolverError(f"pieces that hang on nothing can't be solved for ({error})") from error
-        modes = rigid_body_modes(places)
+        modes = rigid_body_modes(coordinates)
         nothing_holds = self._foot.stiffness is None and self._foot.size == int(self._nodes[1])
         self.known = Preconditioning(np.linalg.qr(modes)[0] if nothing_holds else None)
         held = self._hold(pieces) if pieces else self._matrix
@@ -320,7 +320,7 @@ class Multigrid:
                 setattr(level, name, getattr(level, name).tocsr().astype(_PRECONDITIONER))
 
     def _hold(self, pieces: list[NDArray[np.int64]]) -> sp.bsr_matrix:
-        """The matrix with floating pieces tied to their places."""
+        """The matrix with floating pieces tied to where they are."""
         springs = np.zeros(self._matrix.shape[0] // 3)
         springs[np.concatenate(pieces)] = self._spring * (_LOOSE_SPRING / _SPRING)
         return (self._matrix + sp.diags(np.repeat(springs, 3))).tobsr((3, 3))
