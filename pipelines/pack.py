@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DEFAULT: Final = ("displacement", "build_clearance_min", "build_displacement_z_max")
 
-_MOST_MEBIBYTES: Final = 60
+_MAX_MEBIBYTES: Final = 60
 _TOLERANCES: Final = (1e-6, 0.01)  # below, errors would be no smaller than those of floats
 
 
@@ -50,8 +50,8 @@ def pack(
         Exit status: 0.
     """
     _check_tolerance(tolerance)
-    if not 1 <= piece_mebibytes <= _MOST_MEBIBYTES:
-        raise UsageError(f"--piece_mebibytes must be 1 to {_MOST_MEBIBYTES}, not {piece_mebibytes}")
+    if not 1 <= piece_mebibytes <= _MAX_MEBIBYTES:
+        raise UsageError(f"--piece_mebibytes must be 1 to {_MAX_MEBIBYTES}, not {piece_mebibytes}")
 
     from rich.table import Table
 

@@ -55,7 +55,7 @@ def published_files(root: Path) -> list[Path]:
 
 
 def left_out(root: Path, published: Collection[Path]) -> tuple[Remark, ...]:
-    """What lies in the folder and isn't published; the workspace of the build goes without saying.
+    """What lies in the folder and isn't published, without the workspace of the build.
 
     Args:
         root: The data set.

@@ -78,7 +78,7 @@ def simulate(
         encoding: Binary or text results.
         naming: File names of a batch run (test.stl, mechanical.out) or of an interactive one (<case>_mechanical.out).
         archive: Pack cases into zip archives, a hundred each.
-        failure_rate: Share of cases that end as failed runs do.
+        failure_rate: Share of cases that fail on purpose, in the ways of NetFabb's failed runs.
         results: Every result that NetFabb writes (whole), or those alone that a data set is built from (lean), a
             quarter of the bytes.
         workers: Worker processes on this machine, one a core by default; 0 works in this process.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lpbf_data.stores.parquet import ParquetShard
     from lpbf_data.stores.zarr_parts import ZarrPart
 
-_MOST_SHOWN: Final = 50
+_MAX_SHOWN: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Problem:
 class ShardCheck:
     """A shard to check: where the data set lies, and the records of the shard's cases in the order of the rows.
 
-    What lies at its points is told of a data set that isn't one of printed parts.
+    `points` is given for a data set that isn't one of printed parts.
     """
 
     root: str
@@ -88,7 +88,7 @@ def check_shard(task: ShardCheck) -> Verdict:
     assert placement is not None
     with tempfile.TemporaryDirectory() as folder:
         for name in filter(None, (placement.parquet_file, placement.zarr_part)):
-            # What can't be fetched is missing, and is told so below.
+            # What can't be fetched is missing, and is reported below.
             with contextlib.suppress(OSError):
                 fetch(f"{task.root}/{name}", Path(folder) / name)
         return _check_files(Path(folder), task)
@@ -399,10 +399,10 @@ def verify(data: str, *, workers: int | None = None, scheduler: str | None = Non
     console.print(table)
     if verdict.known_fault:
         console.print(f"note: {verdict.known_fault}")
-    for problem in verdict.problems[:_MOST_SHOWN]:
+    for problem in verdict.problems[:_MAX_SHOWN]:
         console.print(str(problem))
-    if len(verdict.problems) > _MOST_SHOWN:
-        console.print(f"… and {len(verdict.problems) - _MOST_SHOWN:,} more")
+    if len(verdict.problems) > _MAX_SHOWN:
+        console.print(f"… and {len(verdict.problems) - _MAX_SHOWN:,} more")
     return 1 if verdict.problems else 0
 
 

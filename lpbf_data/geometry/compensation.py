@@ -56,15 +56,15 @@ class Compensated:
         }
 
 
-def triangles_said(told: Mapping[str, Any]) -> str:
+def triangles_said(done: Mapping[str, Any]) -> str:
     """The triangles of a surface that crosses itself nowhere, in words.
 
     Args:
-        told: What `Compensated.as_dict` holds.
+        done: What `Compensated.as_dict` holds.
     """
     return (
-        f"{told['triangles']:,} triangles ({told['triangles_added']:,} added, edges up to "
-        f"{told['longest_edge']:.3g} mm); closed, crosses itself nowhere"
+        f"{done['triangles']:,} triangles ({done['triangles_added']:,} added, edges up to "
+        f"{done['longest_edge']:.3g} mm); closed, crosses itself nowhere"
     )
 
 

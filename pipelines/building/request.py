@@ -35,7 +35,7 @@ class BuildRequest:
         formats: Formats to store.
         time_limit: Seconds that a case may take.
         replace: Whether cases of an earlier build that the sources don't hold may be dropped.
-        digest: Whether changed files are told by their content rather than by size and time.
+        digest: Whether changed files are recognised by their content rather than by size and time.
         report: Whether report and pictures are added.
     """
 

@@ -140,7 +140,7 @@ def _content(location: CaseLocation) -> str:
 
 
 def _missing_of(location: CaseLocation) -> CaseError | None:
-    """What a case lacks to be a whole run, told by its log and the names in its case file; None where it has all."""
+    """What a case lacks to be a whole run, by its log and the names in its case file; None where it has all."""
     try:
         NetfabbRun(location.case_id, open_case(location)).check_complete()
     except CaseError as error:

@@ -27,9 +27,9 @@ COLUMNS: Final = ("point", "x_mm", "y_mm", "z_mm", "component", "value_mm", "sig
 COMPONENTS: Final = ("x", "y", "z")
 """Components of a displacement."""
 
-_LARGEST_FILE: Final = 20_000_000  # bytes
+_MAX_FILE: Final = 20_000_000  # bytes
 _NUMBERS: Final = ("x_mm", "y_mm", "z_mm", "value_mm", "sigma_mm")
-_LONGEST_FIELD: Final = 1000
+_MAX_FIELD: Final = 1000
 _SEPARATORS: Final = {";": "semicolons", "\t": "tabs"}
 
 
@@ -102,8 +102,8 @@ def read_measured(path: Path) -> Measured:
 
 def _text(path: Path) -> tuple[str, list[Remark]]:
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise UsageError(f"{path} is larger than a table of measured values can be ({_LARGEST_FILE:,} bytes)")
+        if path.stat().st_size > _MAX_FILE:
+            raise UsageError(f"{path} is larger than a table of measured values can be ({_MAX_FILE:,} bytes)")
         content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"the measured values {path} can't be read: {error.strerror or error}") from error

@@ -22,7 +22,7 @@ from pipelines.simulation.materials.material import MATERIALS, Material
 from pipelines.simulation.materials.material_files import choose_material
 from pipelines.sources.case_files import FolderFiles
 
-_MOST_POINTS: Final = 200_000
+_MAX_POINTS: Final = 200_000
 _GAP: Final = 1e-3  # mm: coordinates nearer to each other are the same
 
 
@@ -67,8 +67,8 @@ def read_result(folder: Path, material: str | None, calibration: str, units: Uni
         case = run.read_case(("displacement",))
     except CaseError as error:
         raise UsageError(f"{folder} holds no result that can be fitted to: {error}") from error
-    if case.num_points > _MOST_POINTS:
-        raise UsageError(f"{folder} has {case.num_points:,} points; at most {_MOST_POINTS:,} can be fitted to")
+    if case.num_points > _MAX_POINTS:
+        raise UsageError(f"{folder} has {case.num_points:,} points; at most {_MAX_POINTS:,} can be fitted to")
     surfaces = sorted(folder.glob("*.[sS][tT][lL]"))
     if len(surfaces) != 1:
         raise UsageError(f"{folder} holds {len(surfaces)} STL files; it must hold the part's")

@@ -12,7 +12,7 @@ from pipelines.calibrating.fitting import Fit
 from pipelines.calibrating.measured_file import COMPONENTS
 from pipelines.calibrating.request import CalibrationRequest
 
-_MOST_ALONG: Final = 200  # values of a component, up to which they are shown along the part
+_MAX_ALONG: Final = 200  # values of a component, up to which they are shown along the part
 _BEFORE: Final = {"color": "#b0b0b0", "label": "simulated before"}
 _AFTER: Final = {"color": "#c44e52", "label": "simulated after"}
 _MEASURED: Final = {"color": "#222222", "label": "measured"}
@@ -36,7 +36,7 @@ def draw(request: CalibrationRequest, fit: Fit) -> None:
         for axes, component in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
             mine = measured.components == component
             axis = COMPONENTS[component]
-            if mine.sum() > _MOST_ALONG:
+            if mine.sum() > _MAX_ALONG:
                 _against(axes, measured.values[mine], fit.before[mine], fit.after[mine], axis)
             else:
                 _along(axes, request, fit, mine)

@@ -22,7 +22,7 @@ from pipelines.calibrating.measured_file import read_measured
 from pipelines.calibrating.measured_points import locate_measured
 from pipelines.calibrating.netfabb_result import read_result
 from pipelines.calibrating.options import CalibrationOptions, check_options
-from pipelines.calibrating.shrinkage import Shrinkage, choose_numbers
+from pipelines.calibrating.parametrisation import Parametrisation, choose_parameters
 from pipelines.simulation.materials.material import Material
 from pipelines.simulation.materials.material_files import choose_material
 from pipelines.simulation.parts.named_parts import NamedPart, digest_of_surface, named_part
@@ -30,7 +30,7 @@ from pipelines.simulation.parts.named_parts import NamedPart, digest_of_surface,
 POINTS: Final = 5000
 """Points of the mesh of a surface file, by default."""
 
-_FEWEST_PLANES: Final = 2
+_MIN_PLANES: Final = 2
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class CalibrationRequest:
         out: The material file to write.
         name: Name of its calibration.
         experiment: The build that was measured.
-        shrinkage: The material, and what is fitted.
+        parametrisation: The material, and what is fitted.
         cut: What was cut.
         fitted_on: What it is fitted on, with digests of the files, for the material file.
         said: The same in a few words, for sources.
@@ -51,7 +51,7 @@ class CalibrationRequest:
     out: Path
     name: str
     experiment: Experiment
-    shrinkage: Shrinkage
+    parametrisation: Parametrisation
     cut: str
     fitted_on: Mapping[str, str]
     said: str
@@ -78,7 +78,7 @@ def check_request(out: str, options: CalibrationOptions) -> CalibrationRequest:
 def _on_measured(path: Path, name: str, options: CalibrationOptions) -> CalibrationRequest:
     assert options.material is not None
     material = choose_material(options.material, options.calibration)
-    numbers = choose_numbers(options.fit or ("strain",))
+    parameters = choose_parameters(options.fit or ("strain",))
     known = named_part(options.part) if options.part is not None else None
     table = _table(options, known, material)
     measured = read_measured(table)
@@ -100,7 +100,7 @@ def _on_measured(path: Path, name: str, options: CalibrationOptions) -> Calibrat
         path,
         name,
         Experiment(mesh, measured, interpolation, held, reference),
-        Shrinkage(material, numbers),
+        Parametrisation(material, parameters),
         cut,
         MappingProxyType(fitted_on),
         said,
@@ -151,14 +151,14 @@ def _mesh(
         standing,
         options.points or POINTS,
         name,
-        lambda one, count: voxelize_to_size(one, count, layer=layer, planes=_FEWEST_PLANES),
+        lambda one, count: voxelize_to_size(one, count, layer=layer, planes=_MIN_PLANES),
     )
 
 
 def _on_netfabb(path: Path, name: str, options: CalibrationOptions) -> CalibrationRequest:
     folder = Path(options.netfabb or "")
     result = read_result(folder, options.material, options.calibration or "netfabb", options.units)
-    numbers = choose_numbers(options.fit or ("strain", "normal", "along"))
+    parameters = choose_parameters(options.fit or ("strain", "normal", "along"))
     mesh, measured = result.mesh, result.measured
     interpolation = locate_measured(mesh, measured, measured.coordinates)
     digest = sha256_of_tree(folder)[0]
@@ -169,7 +169,7 @@ def _on_netfabb(path: Path, name: str, options: CalibrationOptions) -> Calibrati
         path,
         name,
         Experiment(mesh, measured, interpolation, None, "nominal"),
-        Shrinkage(result.material, numbers),
+        Parametrisation(result.material, parameters),
         "all",
         MappingProxyType(fitted_on),
         said,

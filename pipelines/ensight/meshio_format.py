@@ -82,7 +82,7 @@ def read(filename: str | Path) -> meshio.Mesh:
 
 
 def _order_of(point_data: Mapping[str, Any], geometry: bytes, path: Path) -> TensorOrder:
-    """Order of the components of tensors in a file: told by principal stresses beside them, else by who wrote it."""
+    """Order of the components of tensors in a file: by its principal stresses, else by the program that wrote it."""
     known = VTK_ORDER if _WRITES_VTK_ORDER.search(geometry[:400]) else ENSIGHT_ORDER
     needed = [np.asarray(point_data[name]) for name in (_STRESS, *_PRINCIPAL) if name in point_data]
     if [values.shape[1:] for values in needed] != [(6,), (), (), ()]:

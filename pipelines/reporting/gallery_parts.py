@@ -1,7 +1,7 @@
 """Parts that the report shows: which ones, and each as a surface with its fields and a picture.
 
 Larger sets show a sample. It holds the parts that come nearest to the recoater blade (or those that are predicted
-worst), and others by a hash of their ids, so that it doesn't depend on order or luck.
+worst), and others by a hash of their ids, so that it doesn't depend on their order or on chance.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from lpbf_data.stores.manifest import Manifest
 from lpbf_data.stores.predictions import PredictionFile
 from lpbf_data.viewer.shown_fields import ShownField, column_of, fields_of
 from lpbf_data.viewer.surface_codec import encode_surface
-from pipelines.reporting.gallery_pictures import Artist, Drawing, Pixels, encode_still
+from pipelines.reporting.gallery_pictures import Drawing, PartRenderer, Pixels, encode_still
 
-_MOST_IN_FLIGHT: Final = 4
+_MAX_IN_FLIGHT: Final = 4
 
 
 class KeptCases:
@@ -162,7 +162,7 @@ def choose_for_mosaic(case_ids: Iterable[str], most: int = 12) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class GalleryPart:
     """One part as the report shows it.
 
     Attributes:
@@ -190,32 +190,32 @@ def _columns_of_surface(
     return columns
 
 
-def make_exhibits(
+def make_gallery_parts(
     cases: KeptCases,
     case_ids: Sequence[str],
     fields: Sequence[ShownField],
-    artist: Artist,
+    renderer: PartRenderer,
     *,
     predictions: PredictionFile | None = None,
     with_pixels: Sequence[str] = (),
-) -> Iterator[Exhibit]:
-    """Make the exhibits one by one, in the order of their ids; pictures are drawn meanwhile by another process.
+) -> Iterator[GalleryPart]:
+    """Make the gallery_parts one by one, in the order of their ids; pictures are drawn meanwhile by another process.
 
     Args:
         cases: The data set.
         case_ids: Which.
         fields: Columns to show.
-        artist: Who draws.
+        renderer: Who draws.
         predictions: What a model says of some of them.
         with_pixels: Ids whose picture is wanted as it is, too.
     """
     started: deque[tuple[str, bytes, Future[Pixels] | None]] = deque()
 
-    def finish() -> Exhibit:
+    def finish() -> GalleryPart:
         case_id, data, future = started.popleft()
-        pixels = artist.finish(future)
+        pixels = renderer.finish(future)
         still = None if pixels is None else encode_still(pixels)
-        return Exhibit(case_id, data, still, pixels if case_id in with_pixels else None)
+        return GalleryPart(case_id, data, still, pixels if case_id in with_pixels else None)
 
     for case_id in case_ids:
         case = cases.read(case_id, fields_of(field.column for field in fields))
@@ -226,8 +226,8 @@ def make_exhibits(
         points = case.points[surface.point_numbers]
         coloured = next((columns[f.column] for f in fields if f.signed), np.zeros(len(points)))
         drawing = Drawing(points, surface.faces, coloured)
-        started.append((case_id, encode_surface(points, surface.faces, columns), artist.start(drawing)))
-        if len(started) > _MOST_IN_FLIGHT:
+        started.append((case_id, encode_surface(points, surface.faces, columns), renderer.start(drawing)))
+        if len(started) > _MAX_IN_FLIGHT:
             yield finish()
     while started:
         yield finish()

@@ -16,7 +16,7 @@ from lpbf_data.stores.manifest import count_by
 from pipelines.numbers import human_bytes
 from pipelines.selection.split_options import SplitRequest
 
-_MOST_EXAMPLES = 3
+_MAX_EXAMPLES = 3
 
 
 def mixtures(records: Iterable[CaseRecord]) -> list[str]:
@@ -79,7 +79,7 @@ def print_summary(records: Sequence[CaseRecord], out: str, *, seconds: float, co
     table.add_row("found", f"{len(records):,}", f"in {seconds:.1f} s")
     table.add_row("failed", f"{len(failed):,}")
     for reason, count in count_by(failed, lambda r: [str(r.failure.failure_reason)] if r.failure else []).items():
-        examples = [r for r in failed if r.failure and r.failure.failure_reason == reason][:_MOST_EXAMPLES]
+        examples = [r for r in failed if r.failure and r.failure.failure_reason == reason][:_MAX_EXAMPLES]
         table.add_row(f"  {reason}", f"{count:,}", Text("\n".join(map(_describe_failure, examples))))
     rejected = [record for record in records if record.status == "rejected"]
     table.add_row("rejected", f"{len(rejected):,}")

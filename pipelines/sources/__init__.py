@@ -9,7 +9,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """`find_cases`, which scripts of before import from here."""
+    """`find_cases`, which scripts for earlier versions import from here."""
     if name == "find_cases":
         from pipelines.sources.finding import find_cases
 

@@ -22,7 +22,7 @@ from pipelines.sources.tree import leads_somewhere
 
 @dataclass(frozen=True, slots=True)
 class CaseLocation:
-    """Where a case lies on this machine, and the name it goes by everywhere.
+    """Where a case lies on this machine, and its id.
 
     Attributes:
         case_id: Name of the case: that of its folder, or of its run where a folder holds several.

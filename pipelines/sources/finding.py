@@ -190,7 +190,7 @@ def _member(case: str, folder: str) -> str:
 
 
 def _unreadable(source: Path, folder: str, reason: str) -> CaseRecord:
-    """The record of a folder that can't be looked into; the one with the results of a case is told as that case."""
+    """The record of a folder that can't be listed; for the results folder of a case, the record of that case."""
     detail = f"the folder can't be read: {reason}; change its permissions, or leave it out of the sources"
     above, _, last = folder.rpartition("/")
     case_id, member = ((source / above).name, above or ".") if last.lower() == RESULTS else (folder, folder)

@@ -1,4 +1,4 @@
-"""Which files make a case: those of one run, told by what their names begin with.
+"""Which files make a case: those of one run, recognised by what their names begin with.
 
 A run names its files `<p>mechanical…` and `<p>thermal…`; `<p>` is empty in batch runs and ends with an underscore in
 interactive ones. A folder can hold several runs: each is a case of its own.
@@ -82,7 +82,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def run_prefix(relative: str) -> str | None:
-    """What the names of a run begin with, told by one of its files; None for a file that tells no run.
+    """Prefix of the file names of a run, from one of its files; None for a file that belongs to no run.
 
     Args:
         relative: Name in the folder of the case.

@@ -15,7 +15,7 @@ from lpbf_data.geometry.compensation import subdivide
 from lpbf_data.geometry.surface_files import load_bodies, load_surface
 from lpbf_data.geometry.voxel_mesh import mesh_of_mask
 from pipelines.compensate import compensate
-from pipelines.simulation.compensated_build import NotSurvivedError, built_displacement, compensate_mesh, distance
+from pipelines.simulation.compensated_build import BuildFailedError, built_displacement, compensate_mesh, distance
 from pipelines.simulation.materials.material import MATERIALS
 from pipelines.simulation.materials.material_files import load_material
 from pipelines.simulation.physics.moved_elements import moved_mesh
@@ -52,7 +52,7 @@ def test_the_printed_part_ends_up_straight(table: Path, tmp_path: Path, capsys: 
     wanted = load_surface(table)
     assert np.abs(surface.bounds - wanted.bounds).max() < 1.01 * body["largest_move"]
     said = capsys.readouterr()
-    assert "from the wanted shape as it is, then" in " ".join(said.out.split())
+    assert "from the nominal shape as it is, then" in " ".join(said.out.split())
     assert "feet aren't flat any more" in said.err
 
 
@@ -128,7 +128,7 @@ def test_what_can_not_be_compensated_is_refused(table: Path, tmp_path: Path) -> 
             compensate(**({"src": str(table), "out": out} | words))  # type: ignore[arg-type]
     text = "based_on: Ti64\ncalibration: {name: mine, strain: -0.09, source: a test}\n"
     (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(NotSurvivedError, match=r"more than the 2 mm that a build survives|blade jams"):
+    with pytest.raises(BuildFailedError, match=r"more than the 2 mm that a build survives|blade jams"):
         compensate(str(table), out, points=250, material=str(tmp_path / "mine.yaml"))
     trimesh.Trimesh(box(1, 1, 1).vertices, box(1, 1, 1).faces[1:]).export(tmp_path / "open.stl")
     with pytest.raises(GeometryError, match="not watertight"):

@@ -1,4 +1,4 @@
-"""The strain that a layer wants to take when it has cooled, for every cell: less along walls where a source says so.
+"""Inherent strain of every cell once its layer has cooled: less along walls where a source says so.
 
 In the plane of the layers it is the same in all directions inside a part. Along walls it depends on how much of the
 neighbourhood in the plane of the layer is powder: with s from 0 (inside) to 1 (at an edge or in a thin wall) and the

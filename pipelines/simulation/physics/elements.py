@@ -47,7 +47,7 @@ class ElasticElement:
 
     Attributes:
         stiffness: [24, 24], N/mm.
-        load: Nodal forces of an element that wants to expand but is held, for each unit strain, [24, 6].
+        load: Nodal forces of an element with held nodes for each unit of stress-free strain, [24, 6].
         strain: Strains at the corners from displacements, [8, 6, 24].
         elasticity: Stress from strain, [6, 6], MPa.
     """
@@ -61,8 +61,8 @@ class ElasticElement:
         """Forces [e, 24] that displacements of the corners of cells, [e, 24], take."""
         return moved @ self.stiffness
 
-    def pull(self, strains: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Forces [e, 24] of cells that are held and want to strain, [e, 6]."""
+    def initial_strain_forces(self, strains: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Nodal forces [e, 24] that stress-free strains [e, 6] exert where all nodes are held."""
         return strains @ self.load.T
 
     def corner_strains(self, moved: NDArray[np.float64]) -> NDArray[np.float64]:

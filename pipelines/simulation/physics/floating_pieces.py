@@ -1,4 +1,4 @@
-"""Pieces of a growing part that hang on nothing yet: their rigid motions, which iterative solvers can't find.
+"""Pieces of a growing part that aren't connected to it yet: their rigid motions, which iterative solvers can't find.
 
 The lowest cells of an overhang lie in powder until the part below reaches them. Nothing but springs of a billionth of a
 cell's stiffness holds such a piece, or one that touches others along an edge alone, so that the smallest force left out
@@ -131,7 +131,7 @@ class RigidMotions:
     def precondition(
         self, forces: NDArray[np.float64], approximate: Callable[[NDArray[np.float64]], NDArray[np.float64]]
     ) -> NDArray[np.float64]:
-        """Displacements from forces by a preconditioner that is blind to the rigid motions, symmetric as it is.
+        """Displacements from forces by a preconditioner, projected so that it leaves out rigid motions; symmetric.
 
         Args:
             forces: [n].
@@ -154,7 +154,7 @@ def rigid_motions(
         pieces: Unknowns of each piece.
 
     Raises:
-        LinAlgError: If the motions can't be told apart.
+        LinAlgError: If the motions are linearly dependent.
     """
     if not pieces:
         return None

@@ -30,7 +30,7 @@ _TOGETHER: Final = 2048
 
 @dataclass(frozen=True)
 class MovedMesh(VoxelMesh):
-    """A mesh of boxes whose points were moved; what counts planes and columns goes by where they were.
+    """A mesh of boxes whose points were moved; planes and columns of cells are counted as before the move.
 
     Attributes:
         coordinates: Of the points, mm, [N, 3].
@@ -78,7 +78,7 @@ class MovedElements:
 
     Attributes:
         stiffness: [e, 24, 24], N/mm.
-        load: Nodal forces of a cell that wants to expand but is held, for each unit strain, [e, 24, 6].
+        load: Nodal forces of a cell with held nodes for each unit of stress-free strain, [e, 24, 6].
         bubbles: Incompatible modes from the corners' displacements, [e, 9, 24].
         corners: Coordinates of the corners, mm, [e, 8, 3].
         elasticity: Stress from strain, [6, 6], MPa.
@@ -94,8 +94,8 @@ class MovedElements:
         """Forces [e, 24] that displacements of the corners, [e, 24], take."""
         return _each(self.stiffness, moved)
 
-    def pull(self, strains: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Forces [e, 24] of cells that are held and want to strain, [e, 6]."""
+    def initial_strain_forces(self, strains: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Nodal forces [e, 24] that stress-free strains [e, 6] exert where all nodes are held."""
         return _each(self.load, strains)
 
     def corner_strains(self, moved: NDArray[np.float64]) -> NDArray[np.float64]:
