@@ -27,7 +27,7 @@ from pipelines.selection.filters import Filters
 if TYPE_CHECKING:
     from lpbf_data.case.record import CaseRecord
     from lpbf_data.stores.manifest import Manifest
-    from pipelines.building.request import BuildRequest, Part
+    from pipelines.building.request import BuildRequest, BuildShare
     from pipelines.building.shards import ShardResult
     from pipelines.building.targets import Target
     from pipelines.building.workspace import Workspace
@@ -97,7 +97,7 @@ def build(
 
     from lpbf_data.stores.manifest import MANIFEST_NAME
     from pipelines.building.forecast import forecast, print_forecast
-    from pipelines.building.request import check_request, parse_part
+    from pipelines.building.request import check_request, parse_share
     from pipelines.reporting.summary import print_summary, say_empty_splits
 
     request = check_request(
@@ -111,7 +111,7 @@ def build(
         print_forecast(forecast(request, resources), request, console)
         return 0
     if part is not None:
-        console.print(run_part(request, parse_part(part), resources))
+        console.print(run_part(request, parse_share(part), resources))
         return 0
     started = time.monotonic()
     manifest = build_manifest(request, resources, only_join=finalise)
@@ -234,7 +234,7 @@ def build_manifest(request: BuildRequest, resources: Resources = SERIAL, *, only
     return decode_manifest(manifest)
 
 
-def run_part(request: BuildRequest, part: Part, resources: Resources = SERIAL) -> str:
+def run_part(request: BuildRequest, part: BuildShare, resources: Resources = SERIAL) -> str:
     """Do one share of a build: measure it, and write its shards once every case is measured.
 
     Args:
@@ -279,7 +279,7 @@ def run_part(request: BuildRequest, part: Part, resources: Resources = SERIAL) -
     return _said_of_part(part, results, len(plans))
 
 
-def _said_of_part(part: Part, results: Sequence[ShardResult], planned: int) -> str:
+def _said_of_part(part: BuildShare, results: Sequence[ShardResult], planned: int) -> str:
     """A sentence on the shards that a part wrote, and on those that it couldn't."""
     broken = [result for result in results if result.failures]
     written = sum(not result.failures for result in results)

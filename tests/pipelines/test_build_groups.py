@@ -23,7 +23,7 @@ from pipelines.building.attempts import has_nanny, run_within
 from pipelines.building.case_process import CaseProcess
 from pipelines.building.engine import Engine
 from pipelines.building.groups import GroupTask, measure_group, plan_groups
-from pipelines.building.request import Part as Share
+from pipelines.building.request import BuildShare as Share
 from pipelines.building.shards import ShardTask, plan_shards, write_staged_shard
 from pipelines.building.stages import measured_cases
 from pipelines.building.workspace import MeasuredRef, Workspace, load_reductions
