@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lpbf_data.errors import StoreError, UsageError
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.os_errors import read_error
-from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.reading.catalog import read_manifest
 from lpbf_data.stores.known_faults import warn_of_known_fault
 

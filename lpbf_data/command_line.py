@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser
 
 from lpbf_data.console import prepare_streams, say
 from lpbf_data.errors import LpbfError
+from lpbf_data.extras import check_extra
 from lpbf_data.option_errors import described_error
 
 _SPINS: Final = "3000"
@@ -157,7 +158,8 @@ def run(
     """Run a function as a command and exit.
 
     Status 0 is success, 1 an error, as one sentence on stderr (or what the function returns), 2 options that can't
-    be understood, 130 an interrupt.
+    be understood, 130 an interrupt. Packages that the command needs and that aren't installed are an error before its
+    options are looked at; its help needs none of them.
 
     Args:
         function: The command; it may return an exit status.
@@ -172,6 +174,8 @@ def run(
     _let_threads_sleep()
     try:
         parser = make_parser(function, command, positional, words, plain, configurations)
+        if not {"-h", "--help"} & set(words):
+            check_extra(command)
         arguments = _parse(parser, _expand(parser, words, positional))
         dictionaries = {name: arguments.pop(name).as_dict() for name in plain or ()}
         arguments = parser.instantiate_classes(arguments)

@@ -92,7 +92,7 @@ def check_writable(path: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=existing) as folder:
             (Path(folder) / _name_aside(path)).touch()
     except OSError as error:
-        raise UsageError(f"{path} can't be written: {error.strerror or error}; name another place") from error
+        raise UsageError(f"{path} can't be written: {error.strerror or error}; name another file or folder") from error
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -31,7 +31,8 @@ class Remark:
 
     Attributes:
         treatment: What was done about it.
-        kind: A short name that stays the same from version to version, for programs: `"litter"`, `"merged_facets"`.
+        kind: A short name that stays the same from version to version, for programs, such as
+            `"ignored_files"` and `"merged_facets"`.
         sentence: What was found and what was done, for people; the same for every occurrence.
         count: Number of occurrences.
         examples: Where it occurred: files, cases or bodies, at most [MAX_EXAMPLES][lpbf_data.remarks.MAX_EXAMPLES].
@@ -44,9 +45,9 @@ class Remark:
     examples: tuple[str, ...] = ()
 
     @classmethod
-    def of_places(cls, treatment: Treatment, kind: str, sentence: str, places: Sequence[str]) -> Remark:
-        """A remark on some places (files, cases, bodies): it counts all, and names the first as examples."""
-        return cls(treatment, kind, sentence, len(places), tuple(places[:MAX_EXAMPLES]))
+    def of_items(cls, treatment: Treatment, kind: str, sentence: str, items: Sequence[str]) -> Remark:
+        """A remark on some items (files, cases, bodies): it counts all, and names the first as examples."""
+        return cls(treatment, kind, sentence, len(items), tuple(items[:MAX_EXAMPLES]))
 
     @property
     def treated(self) -> str:
@@ -96,9 +97,9 @@ class Remark:
 def merge_remarks(remarks: Iterable[Remark]) -> tuple[Remark, ...]:
     """Equal remarks as one, counts added and examples joined, in the order in which they first came.
 
-    >>> litter = Remark(Treatment.LEFT_OUT, "litter", "files that the operating system left", examples=("a/._b",))
-    >>> print(*merge_remarks([litter, litter]))
-    left out: files that the operating system left (a/._b, …)
+    >>> remark = Remark(Treatment.LEFT_OUT, "ignored_files", "files of the operating system", examples=("a/._b",))
+    >>> print(*merge_remarks([remark, remark]))
+    left out: files of the operating system (a/._b, …)
     """
     merged: dict[tuple[Treatment, str, str], Remark] = {}
     for remark in remarks:

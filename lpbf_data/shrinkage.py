@@ -50,7 +50,7 @@ class Shrinkage:
     Attributes:
         material: Name of the material.
         calibration: Name of the calibration.
-        strain: Strain along x and y that a layer inside a part wants to take; negative.
+        strain: Inherent strain along x and y of a layer inside a part; negative.
         expansion: Coefficient of thermal expansion, 1/K.
         at_once: Whether a group of layers shrinks at once, or less along walls, as NetFabb's do.
         layer: Powder layer, mm; None where the material's file doesn't say.

@@ -27,7 +27,7 @@ from pipelines.selection.filters import Filters
 if TYPE_CHECKING:
     from lpbf_data.case.record import CaseRecord
     from lpbf_data.stores.manifest import Manifest
-    from pipelines.building.request import BuildRequest, Part
+    from pipelines.building.request import BuildRequest, BuildShare
     from pipelines.building.shards import ShardResult
     from pipelines.building.targets import Target
     from pipelines.building.workspace import Workspace
@@ -69,8 +69,8 @@ def build(
             source:<regex> for a split that asks for extrapolation; or "published" for the plain split by case that
             mixes bodies of one design.
         seed: Seed of the splits.
-        design_id: How a design is told: auto, folder, stl, a regular expression on the case id, or a CSV file with the
-            columns case_id and design_id.
+        design_id: How designs are recognised: auto, folder, stl, a regular expression on the case id, or a CSV file
+            with the columns case_id and design_id.
         fields: Fields to store, or "all"; the reductions over the build are always stored.
         formats: parquet, zarr, or both.
         workers: Worker processes on this machine, one a core by default; 0 works in one process,
@@ -81,7 +81,7 @@ def build(
             Run them once to measure, once more to write, or leave the writing to --finalise.
         finalise: Join what the parts did.
         plan: Say what would be done, and do nothing.
-        digest: Tell changed files in folders by their content, not by size and time; reads every file.
+        digest: Recognise changed files in folders by their content, not by size and time; reads every file.
         workspace: Folder that the build works in: .build in the data set, or here when that is on an object store.
         time_limit: Seconds that reading and measuring one case may take.
         replace: Let the data set drop cases of an earlier build that the sources don't hold.
@@ -97,7 +97,7 @@ def build(
 
     from lpbf_data.stores.manifest import MANIFEST_NAME
     from pipelines.building.forecast import forecast, print_forecast
-    from pipelines.building.request import check_request, parse_part
+    from pipelines.building.request import check_request, parse_share
     from pipelines.reporting.summary import print_summary, say_empty_splits
 
     request = check_request(
@@ -111,7 +111,7 @@ def build(
         print_forecast(forecast(request, resources), request, console)
         return 0
     if part is not None:
-        console.print(run_part(request, parse_part(part), resources))
+        console.print(run_part(request, parse_share(part), resources))
         return 0
     started = time.monotonic()
     manifest = build_manifest(request, resources, only_join=finalise)
@@ -196,7 +196,7 @@ def build_manifest(request: BuildRequest, resources: Resources = SERIAL, *, only
     from pipelines.building.listing import scan_sources
     from pipelines.building.stages import measure, measured_cases, write_all
     from pipelines.building.workspace import Workspace
-    from pipelines.reporting.add_report import add_showcase
+    from pipelines.reporting.add_report import add_report
     from pipelines.reporting.documents import NOT_ALWAYS_THERE, make_documents
     from pipelines.reporting.summary import collect_remarks
 
@@ -217,7 +217,7 @@ def build_manifest(request: BuildRequest, resources: Resources = SERIAL, *, only
                 missing, ready.engine.workers_to_plan_for, workspace.measured, workspace.attempts, request.time_limit
             )
             measure(ready.engine, tasks, total=len(ready.locations), done=len(cases))
-            cases, missing = measured_cases(ready.locations, workspace.load_measured(passing=True))
+            cases, missing = measured_cases(ready.locations, workspace.load_measured(transient=True))
             if missing:
                 raise UsageError(
                     f"{len(missing):,} cases were measured, but {workspace.measured} doesn't hold them, "
@@ -229,12 +229,12 @@ def build_manifest(request: BuildRequest, resources: Resources = SERIAL, *, only
         manifest = encode_manifest(rows, remarks)
         begin_commit(workspace, target, plans, request.formats, make_documents(request, manifest), NOT_ALWAYS_THERE)
         finish_commit(workspace, target)
-        if request.report and (complaint := add_showcase(request, target)):
+        if request.report and (complaint := add_report(request, target)):
             say(f"note: {complaint}")
     return decode_manifest(manifest)
 
 
-def run_part(request: BuildRequest, part: Part, resources: Resources = SERIAL) -> str:
+def run_part(request: BuildRequest, part: BuildShare, resources: Resources = SERIAL) -> str:
     """Do one share of a build: measure it, and write its shards once every case is measured.
 
     Args:
@@ -267,7 +267,7 @@ def run_part(request: BuildRequest, part: Part, resources: Resources = SERIAL) -
         tasks = [task for task in mine if measured_cases(task.locations, known)[1]]
         total = sum(len(task.locations) for task in mine)
         measure(ready.engine, tasks, total=total, done=total - sum(len(task.locations) for task in tasks))
-        cases, missing = measured_cases(ready.locations, workspace.load_measured(passing=True))
+        cases, missing = measured_cases(ready.locations, workspace.load_measured(transient=True))
         if missing:
             return (
                 f"part {part.index} of {part.count}: {total:,} cases measured; {len(missing):,} are left to other "
@@ -279,7 +279,7 @@ def run_part(request: BuildRequest, part: Part, resources: Resources = SERIAL) -
     return _said_of_part(part, results, len(plans))
 
 
-def _said_of_part(part: Part, results: Sequence[ShardResult], planned: int) -> str:
+def _said_of_part(part: BuildShare, results: Sequence[ShardResult], planned: int) -> str:
     """A sentence on the shards that a part wrote, and on those that it couldn't."""
     broken = [result for result in results if result.failures]
     written = sum(not result.failures for result in results)

@@ -45,7 +45,7 @@ def calibrate(
     Args:
         out: Material file to write (YAML), for `pipelines.simulate --material`; the picture lies beside it.
         measured: Table of measured displacements (CSV) with the columns point, x_mm, y_mm, z_mm, component (x, y or z),
-            value_mm, sigma_mm (standard uncertainty); places in the coordinates of the surface file.
+            value_mm, sigma_mm (standard uncertainty); points in the coordinates of the surface file.
         stl: Surface file (STL, OBJ, PLY, OFF, 3MF) of the part that was measured.
         part: A part that is known by name instead: amb2018_bridge (its measured values come along, for Inc625 and
             15-5PH) or cantilever.
@@ -54,8 +54,8 @@ def calibrate(
             that its log names by default.
         calibration: Calibration to start from: measured or netfabb; by default the material's own, with --netfabb
             netfabb.
-        fit: Numbers to fit, at most three: strain (of layers in their plane; the default), normal and along (shares by
-            which it is less at walls, normal to them and along them; all three by default with --netfabb).
+        fit: Parameters to fit, at most three: strain (the in-plane inherent strain of layers; the default), normal and
+            along (its relative reduction at walls, normal to them and along them; all three by default with --netfabb).
         cut: What was cut from the plate before it was measured, such as x<56 or 'x<29 or x>43', in mm; all by default.
         reference: Whether displacements count from the part before the cut or from its nominal shape; before_cut by
             default where something stays on the plate, else nominal.
@@ -65,7 +65,7 @@ def calibrate(
         pictures: Whether to draw measured and simulated values.
 
     Returns:
-        Exit status: 0; errors are told in a sentence, and no material file is written.
+        Exit status: 0; errors are reported in a sentence, and no material file is written.
     """
     from pipelines.calibrating.options import CalibrationOptions, check_options
 
@@ -107,20 +107,20 @@ def run_calibration(request: CalibrationRequest) -> Fit:
 
     from pipelines.calibrating.fitting import fit
 
-    experiment, shrinkage = request.experiment, request.shrinkage
-    expected = len(shrinkage.numbers) + 2
+    experiment, parametrisation = request.experiment, request.parametrisation
+    expected = len(parametrisation.parameters) + 2
     say(
         f"{experiment.mesh.num_points:,} points, {len(experiment.measured):,} values, "
-        f"{', '.join(number.name for number in shrinkage.numbers)} to fit: about {expected} simulations"
+        f"{', '.join(parameter.name for parameter in parametrisation.parameters)} to fit: about {expected} simulations"
     )
     with progress(expected, "calibrate", "simulation") as bar, threadpool_limits(limits=1):
 
-        def simulate(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-            values = experiment.simulate(shrinkage.material(numbers))
+        def simulate(parameters: NDArray[np.float64]) -> NDArray[np.float64]:
+            values = experiment.simulate(parametrisation.material(parameters))
             bar.update()
             return values
 
-        return fit(shrinkage, experiment.values, simulate)
+        return fit(parametrisation, experiment.values, simulate)
 
 
 def print_fit(request: CalibrationRequest, fit: Fit, material: Material, console: Console) -> None:
@@ -137,11 +137,11 @@ def print_fit(request: CalibrationRequest, fit: Fit, material: Material, console
     table = Table(title=f"calibration {request.name} in {request.out}", title_justify="left")
     for heading in ("", "before", "after", "uncertainty"):
         table.add_column(heading, justify="left" if not heading else "right")
-    for number, before, after, spread in zip(
-        request.shrinkage.numbers, fit.start, fit.numbers, fit.uncertainty, strict=True
+    for parameter, before, after, spread in zip(
+        request.parametrisation.parameters, fit.start, fit.parameters, fit.uncertainty, strict=True
     ):
-        table.add_row(number.name, f"{before:.5g}", f"{after:.5g}", f"{spread:.2g}")
-        if number.name == "strain":
+        table.add_row(parameter.name, f"{before:.5g}", f"{after:.5g}", f"{spread:.2g}")
+        if parameter.name == "strain":
             drops = (f"{-value / material.expansion:.4g} K" for value in (before, after))
             table.add_row("  as cooling", *drops, f"{spread / material.expansion:.2g} K")
     table.add_row("residual (rms)", *(f"{value:.4g} mm" for value in fit.rms), "")

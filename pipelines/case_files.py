@@ -1,4 +1,4 @@
-"""The import path of [pipelines.sources.case_files][pipelines.sources.case_files] that scripts of before use."""
+"""Import path of [pipelines.sources.case_files][pipelines.sources.case_files] in scripts for earlier versions."""
 
 from __future__ import annotations
 

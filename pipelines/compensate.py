@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipelines.simulation.materials.material import Material
 
 _POINTS: Final = (50, 200_000)
-_MOST_ITERATIONS: Final = 10
+_MAX_ITERATIONS: Final = 10
 _UNEVEN: Final = 1e-3  # mm that a foot may be uneven by without a remark
 
 
@@ -50,7 +50,7 @@ def compensate(
         out: The STL to write, in mm, where the bodies of the file lie; what was done goes into a JSON file beside it.
         scale: How many times the displacement is added, -5 to 5: -1 compensates it, 1 shows the part as it warps.
         iterations: How many builds are simulated, each of the part that the one before says to print, 1 to 10; one more
-            tells how far the last one ends up from the wanted shape.
+            shows how far the last one ends up from the nominal shape.
         points: Points that each body is meshed with.
         units: Unit of lengths in the file; by default the one that it states (3MF), else mm.
         material: Material of the part: Ti64, Inc625, SS316L, 15-5PH, AlSi10Mg, or a YAML file with one of your own.
@@ -63,8 +63,8 @@ def compensate(
 
     source, target = Path(src), Path(out)
     check_files(source, target, scale)
-    if not 1 <= iterations <= _MOST_ITERATIONS:
-        raise UsageError(f"--iterations must be 1 to {_MOST_ITERATIONS}, not {iterations}")
+    if not 1 <= iterations <= _MAX_ITERATIONS:
+        raise UsageError(f"--iterations must be 1 to {_MAX_ITERATIONS}, not {iterations}")
     if not _POINTS[0] <= points <= _POINTS[1]:
         raise UsageError(f"--points must be {_POINTS[0]} to {_POINTS[1]:,}, not {points}")
 
@@ -76,7 +76,7 @@ def compensate(
     chosen = choose_material(material, calibration)
     file = load_bodies(source, units)
     names = [source.stem] if len(file.bodies) == 1 else [f"{source.stem}_{k + 1}" for k in range(len(file.bodies))]
-    moved, told, remarks = [], [], [*file.remarks]
+    moved, done, remarks = [], [], [*file.remarks]
     builds = len(names) * (iterations + (scale == -1.0))
     with progress(builds, "compensate", "build") as bar:
         for name, body in zip(names, file.bodies, strict=True):
@@ -89,15 +89,15 @@ def compensate(
                     raise
                 raise GeometryError(f"body {name}: {error}") from error
             moved.append(surface)
-            told.append(content)
+            done.append(content)
             remarks += found
     write_durably(target, stl_bytes(joined(moved), "lengths in mm"))
     said = merge_remarks(remarks)
-    stored = {"scale": scale, "iterations": iterations, "material": chosen.label, "bodies": told}
+    stored = {"scale": scale, "iterations": iterations, "material": chosen.label, "bodies": done}
     stored["remarks"] = [remark.as_dict() for remark in said]
     write_durably(target.with_suffix(".json"), (json.dumps(stored, indent=1) + "\n").encode())
     console = open_console()
-    for content in told:
+    for content in done:
         console.print(said_of(content))
     console.print(f"{scale:g} times the displacement in {chosen.label} is in {target}")
     print_remarks(said, open_console(stderr=True))
@@ -160,16 +160,16 @@ def _on_foot(heights: NDArray[np.float64], name: str) -> tuple[Remark, ...]:
     return (Remark(Treatment.CHANGED, "uneven_foot", sentence, 1, (f"{name}: by {1000 * uneven:.0f} µm",)),)
 
 
-def said_of(told: dict[str, Any]) -> str:
+def said_of(done: dict[str, Any]) -> str:
     """What was done to one body, in a sentence."""
     from lpbf_data.geometry.compensation import triangles_said
 
-    words = f"{told['name']}: moved by up to {1000 * told['largest_move']:.3g} µm; "
-    shown = [f"{1000 * one['mean']:.3g} µm (at most {1000 * one['largest']:.3g})" for one in told["distances"]]
-    words += f"ends up {shown[0]} from the wanted shape as it is"
+    words = f"{done['name']}: moved by up to {1000 * done['largest_move']:.3g} µm; "
+    shown = [f"{1000 * one['mean']:.3g} µm (at most {1000 * one['largest']:.3g})" for one in done["distances"]]
+    words += f"ends up {shown[0]} from the nominal shape as it is"
     if len(shown) > 1:
         words += f", then {', '.join(shown[1:])}"
-    return f"{words}; {triangles_said(told)}"
+    return f"{words}; {triangles_said(done)}"
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DEFAULT: Final = ("displacement", "build_clearance_min", "build_displacement_z_max")
 
-_MOST_MEBIBYTES: Final = 60
+_MAX_MEBIBYTES: Final = 60
 _TOLERANCES: Final = (1e-6, 0.01)  # below, errors would be no smaller than those of floats
 
 
@@ -50,8 +50,8 @@ def pack(
         Exit status: 0.
     """
     _check_tolerance(tolerance)
-    if not 1 <= piece_mebibytes <= _MOST_MEBIBYTES:
-        raise UsageError(f"--piece_mebibytes must be 1 to {_MOST_MEBIBYTES}, not {piece_mebibytes}")
+    if not 1 <= piece_mebibytes <= _MAX_MEBIBYTES:
+        raise UsageError(f"--piece_mebibytes must be 1 to {_MAX_MEBIBYTES}, not {piece_mebibytes}")
 
     from rich.table import Table
 
@@ -93,7 +93,7 @@ def pack_dataset(
         UsageError: If an option is impossible, or nothing can be packed.
         StoreError: If the data set can't be read.
     """
-    from lpbf_data.places.folder import DatasetFolder
+    from lpbf_data.file_access.folder import DatasetFolder
     from lpbf_data.reading.catalog import read_manifest
     from lpbf_data.stores.packed import PackedWriter, with_split_only
     from lpbf_data.stores.packed_codec import known_fields
@@ -158,13 +158,13 @@ def _remarks(manifest: Manifest, left_out: Sequence[str]) -> tuple[Remark, ...]:
     unkept = [record.case_id for record in manifest.records if record.placement is None]
     if unkept:
         sentence = "cases that the data set doesn't keep, failed or rejected: a packed corpus holds no word of them"
-        remarks.append(Remark.of_places(Treatment.LEFT_OUT, "unkept_cases", sentence, unkept))
+        remarks.append(Remark.of_items(Treatment.LEFT_OUT, "unkept_cases", sentence, unkept))
     if left_out:
         sentence = (
             "cases that can't be packed: their mesh isn't one of boxes that this project's mesher numbered, or a field "
             "jumps too far"
         )
-        remarks.append(Remark.of_places(Treatment.LEFT_OUT, "unpackable_cases", sentence, left_out))
+        remarks.append(Remark.of_items(Treatment.LEFT_OUT, "unpackable_cases", sentence, left_out))
     return merge_remarks(remarks)
 
 
@@ -177,14 +177,14 @@ def _cases(src: Path, manifest: Manifest, specs: Sequence[FieldSpec]) -> Iterato
     for split in manifest.splits:
         name, shard = "", None
         for case_id in manifest.of_split(split)["case_id"].to_pylist():
-            place = records[case_id].placement
-            assert place is not None
-            where = place.parquet_file or place.zarr_part or ""
+            placement = records[case_id].placement
+            assert placement is not None
+            where = placement.parquet_file or placement.zarr_part or ""
             if where != name:
                 name = where
-                shard = ParquetShard(src / name) if place.parquet_file else ZarrPart(src / name)
+                shard = ParquetShard(src / name) if placement.parquet_file else ZarrPart(src / name)
             assert shard is not None
-            case = shard.read_case(place.row, specs)
+            case = shard.read_case(placement.row, specs)
             if case.case_id != case_id:
                 raise StoreError(
                     f"{src / name} has case {case.case_id} where the manifest says {case_id}; build it again"

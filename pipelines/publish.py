@@ -41,9 +41,9 @@ def published_files(root: Path) -> list[Path]:
     from pipelines.reporting.documents import BUILD_NAME, CARD_NAME, PICTURES, REPORT_NAME
 
     records = decode_manifest((root / MANIFEST_NAME).read_bytes()).records
-    places = [record.placement for record in records if record.placement is not None]
-    parts = {place.zarr_part for place in places if place.zarr_part is not None}
-    shards = {place.parquet_file for place in places if place.parquet_file is not None}
+    placements = [record.placement for record in records if record.placement is not None]
+    parts = {placement.zarr_part for placement in placements if placement.zarr_part is not None}
+    shards = {placement.parquet_file for placement in placements if placement.parquet_file is not None}
     names = {MANIFEST_NAME, CARD_NAME, *shards}
     # Croissant describes Parquet files: beside none it is left from another build.
     optional = (BUILD_NAME, CROISSANT_NAME, REPORT_NAME, *PICTURES)
@@ -55,7 +55,7 @@ def published_files(root: Path) -> list[Path]:
 
 
 def left_out(root: Path, published: Collection[Path]) -> tuple[Remark, ...]:
-    """What lies in the folder and isn't published; the workspace of the build goes without saying.
+    """What lies in the folder and isn't published, without the workspace of the build.
 
     Args:
         root: The data set.
@@ -72,7 +72,7 @@ def left_out(root: Path, published: Collection[Path]) -> tuple[Remark, ...]:
     if not others:
         return ()
     sentence = f"{len(others):,} files in {root.name or root} don't belong to the data set and aren't sent"
-    return (Remark.of_places(Treatment.LEFT_OUT, "foreign_files", sentence, others),)
+    return (Remark.of_items(Treatment.LEFT_OUT, "foreign_files", sentence, others),)
 
 
 def with_license(card: str, name: str) -> str:

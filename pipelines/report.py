@@ -10,7 +10,7 @@ from pathlib import Path
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console
 from lpbf_data.errors import UsageError
-from pipelines.reporting.gallery_size import MOST_PARTS
+from pipelines.reporting.gallery_size import MAX_PARTS
 
 
 def report(
@@ -18,7 +18,7 @@ def report(
     *,
     predictions: str | None = None,
     out: str | None = None,
-    gallery: int = MOST_PARTS,
+    gallery: int = MAX_PARTS,
 ) -> int:
     """Make the report of a data set: one page that opens without a network.
 
@@ -26,7 +26,7 @@ def report(
         data: Folder of the data set; a URL or an id of the Hugging Face hub as well.
         predictions: File of predictions that `python -m flare_model.evaluate` wrote, to show beside the truth.
         out: Where to write the page; report.html in the data set by default, here for one that lies elsewhere.
-        gallery: Most parts to embed as pictures and in 3D; larger sets show a sample.
+        gallery: Largest number of parts to embed as pictures and in 3D; larger sets show a sample.
 
     Returns:
         Exit status.
@@ -34,7 +34,7 @@ def report(
     if gallery < 1:
         raise UsageError(f"--gallery must be 1 or more, not {gallery}")
 
-    from lpbf_data.places.folder import DatasetFolder
+    from lpbf_data.file_access.folder import DatasetFolder
     from pipelines.building.targets import FolderTarget
     from pipelines.numbers import human_bytes
     from pipelines.reporting.documents import REPORT_NAME
@@ -49,7 +49,7 @@ def report(
     console = open_console()
     if made.problem:
         console.print(f"note: {made.problem}; the page draws the parts itself")
-    words = f"{path}: {human_bytes(len(made.page))}, {len(made.exhibits):,} parts in 3D"
+    words = f"{path}: {human_bytes(len(made.page))}, {len(made.gallery_parts):,} parts in 3D"
     console.print(words)
     return 0
 

@@ -1,7 +1,7 @@
 """`python -m pipelines.simulate --out netfabb_out/`: simulated builds in the form of NetFabb's results.
 
-Plan the parts, simulate each in a worker, put its folder in place when it is whole. The same command run again goes on
-where it was stopped.
+Plan the parts, simulate each in a worker, rename its folder into the output when it is whole. The same command run
+again goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from lpbf_data.errors import UsageError
 from lpbf_data.geometry.surface_formats import Units
 from lpbf_data.remarks import Remark
 from pipelines.building.engine import Resources, open_engine
-from pipelines.simulation.choices import CalibrationName, DrawName, EncodingName, Naming, Results
-from pipelines.simulation.parts.families import FAMILIES
+from pipelines.simulation.choices import FAMILY_NAMES, CalibrationName, DrawName, EncodingName, Naming, Results
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +41,7 @@ def simulate(
     points: int = 2000,
     material: str = "Ti64",
     calibration: CalibrationName | None = None,
-    families: list[str] = list(FAMILIES),  # noqa: B006 (read only; shown as the default in the help)
+    families: list[str] = list(FAMILY_NAMES),  # noqa: B006 (read only; shown as the default in the help)
     draw: DrawName | None = None,
     parts_of: str | None = None,
     stl: list[str] = [],  # noqa: B006
@@ -79,7 +78,7 @@ def simulate(
         encoding: Binary or text results.
         naming: File names of a batch run (test.stl, mechanical.out) or of an interactive one (<case>_mechanical.out).
         archive: Pack cases into zip archives, a hundred each.
-        failure_rate: Share of cases that end as failed runs do.
+        failure_rate: Share of cases that fail on purpose, in the ways of NetFabb's failed runs.
         results: Every result that NetFabb writes (whole), or those alone that a data set is built from (lean), a
             quarter of the bytes.
         workers: Worker processes on this machine, one a core by default; 0 works in this process.
@@ -133,10 +132,10 @@ def run_simulation(request: SimulationRequest, resources: Resources) -> tuple[Ca
     from pipelines.simulation.case_task import run_case
     from pipelines.simulation.results.archives import archived
 
-    with _workplace(request) as place:
+    with _open_working_folder(request) as work:
         packed = archived(request.out) if request.options.archive else 0
-        ready = place / "ready" if request.options.archive else request.out
-        tasks, outcomes = _plan_tasks(request, place, ready, packed)
+        ready = work / "ready" if request.options.archive else request.out
+        tasks, outcomes = _plan_tasks(request, work, ready, packed)
         if outcomes and tasks:
             say(f"{request.out} goes on from case {len(outcomes):,} of {len(request.parts):,}")
         with progress(len(request.parts), "simulate", "case", initial=len(outcomes)) as bar:
@@ -152,34 +151,34 @@ def run_simulation(request: SimulationRequest, resources: Resources) -> tuple[Ca
 
 
 @contextmanager
-def _workplace(request: SimulationRequest) -> Iterator[Path]:
+def _open_working_folder(request: SimulationRequest) -> Iterator[Path]:
     """The folder `.simulate` of the output: what came of finished cases, and cases that aren't finished."""
     from filelock import FileLock, Timeout
 
-    from pipelines.simulation.parts.earlier_parts import WORKPLACE
+    from pipelines.simulation.parts.earlier_parts import WORKING_FOLDER
 
-    place = request.out / WORKPLACE
-    _check_output(request, place)
+    work = request.out / WORKING_FOLDER
+    _check_output(request, work)
     for name in ("outcomes", "staging", "ready"):
-        (place / name).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place / "lock")
+        (work / name).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work / "lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UsageError(f"another simulation works in {request.out}; wait for it, or choose another --out") from error
     try:
-        write_durably(place / "request.json", (json.dumps(request.configuration, indent=1) + "\n").encode())
+        write_durably(work / "request.json", (json.dumps(request.configuration, indent=1) + "\n").encode())
         remarks = [remark.as_dict() for remark in request.remarks]
-        write_durably(place / "remarks.json", (json.dumps(remarks, indent=1) + "\n").encode())
-        shutil.rmtree(place / "staging")
-        (place / "staging").mkdir()
-        yield place
+        write_durably(work / "remarks.json", (json.dumps(remarks, indent=1) + "\n").encode())
+        shutil.rmtree(work / "staging")
+        (work / "staging").mkdir()
+        yield work
     finally:
         lock.release()
 
 
-def _check_output(request: SimulationRequest, place: Path) -> None:
-    out, known = request.out, place / "request.json"
+def _check_output(request: SimulationRequest, work: Path) -> None:
+    out, known = request.out, work / "request.json"
     if out.exists() and not out.is_dir():
         raise UsageError(f"the output {out} is a file; choose another --out")
     if known.exists():
@@ -188,12 +187,12 @@ def _check_output(request: SimulationRequest, place: Path) -> None:
         changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
         if changed:
             raise UsageError(f"{out} was simulated with another {', '.join(changed)}; choose another --out")
-    elif out.is_dir() and any(out.iterdir()) and not place.is_dir():
+    elif out.is_dir() and any(out.iterdir()) and not work.is_dir():
         raise UsageError(f"the output folder {out} holds something else; choose another --out")
 
 
 def _plan_tasks(
-    request: SimulationRequest, place: Path, ready: Path, packed: int
+    request: SimulationRequest, work: Path, ready: Path, packed: int
 ) -> tuple[list[CaseTask], dict[str, CaseOutcome]]:
     """Cases to simulate, and what came of those that are finished."""
     from pipelines.simulation.case_task import CaseTask
@@ -204,7 +203,7 @@ def _plan_tasks(
     tasks: list[CaseTask] = []
     outcomes: dict[str, CaseOutcome] = {}
     for number, (case_id, part) in enumerate(request.parts):
-        outcome = load_outcome(place / "outcomes", case_id)
+        outcome = load_outcome(work / "outcomes", case_id)
         if outcome is not None and (number < packed or (ready / case_id).is_dir()):
             outcomes[case_id] = outcome
             continue
@@ -217,9 +216,9 @@ def _plan_tasks(
                 options.encoding,
                 options.naming == "interactive",
                 plan_failure(options.seed, case_id, options.failure_rate),
-                (place / "staging").absolute(),
+                (work / "staging").absolute(),
                 ready.absolute(),
-                (place / "outcomes").absolute(),
+                (work / "outcomes").absolute(),
                 options.results,
             )
         )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lpbf_data.stores.manifest import Manifest
     from lpbf_data.stores.packed import PackedHeader
 
-_MOST_MEGABYTES: Final = 1000
+_MAX_MEGABYTES: Final = 1000
 
 
 def unpack(src: list[str], out: str, *, shard_megabytes: int = 96) -> int:
@@ -38,8 +38,8 @@ def unpack(src: list[str], out: str, *, shard_megabytes: int = 96) -> int:
     Returns:
         Exit status: 0.
     """
-    if not 1 <= shard_megabytes <= _MOST_MEGABYTES:
-        raise UsageError(f"--shard_megabytes must be 1 to {_MOST_MEGABYTES:,}, not {shard_megabytes}")
+    if not 1 <= shard_megabytes <= _MAX_MEGABYTES:
+        raise UsageError(f"--shard_megabytes must be 1 to {_MAX_MEGABYTES:,}, not {shard_megabytes}")
 
     from pipelines.reporting.summary import print_summary
 

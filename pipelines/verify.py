@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lpbf_data.stores.parquet import ParquetShard
     from lpbf_data.stores.zarr_parts import ZarrPart
 
-_MOST_SHOWN: Final = 50
+_MAX_SHOWN: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Problem:
 class ShardCheck:
     """A shard to check: where the data set lies, and the records of the shard's cases in the order of the rows.
 
-    What lies at its points is told of a data set that isn't one of printed parts.
+    `points` is given for a data set that isn't one of printed parts.
     """
 
     root: str
@@ -80,15 +80,15 @@ def check_shard(task: ShardCheck) -> Verdict:
     Args:
         task: The shard.
     """
-    from pipelines.sources.places import fetch, is_url
+    from pipelines.sources.locations import fetch, is_url
 
     if not is_url(task.root):
         return _check_files(Path(task.root), task)
-    place = task.records[0].placement
-    assert place is not None
+    placement = task.records[0].placement
+    assert placement is not None
     with tempfile.TemporaryDirectory() as folder:
-        for name in filter(None, (place.parquet_file, place.zarr_part)):
-            # What can't be fetched is missing, and is told so below.
+        for name in filter(None, (placement.parquet_file, placement.zarr_part)):
+            # What can't be fetched is missing, and is reported below.
             with contextlib.suppress(OSError):
                 fetch(f"{task.root}/{name}", Path(folder) / name)
         return _check_files(Path(folder), task)
@@ -99,14 +99,14 @@ def _check_files(root: Path, task: ShardCheck) -> Verdict:
     from lpbf_data.stores.point_sets import differences_of_row
     from lpbf_data.stores.zarr_parts import ZarrPart
 
-    place = task.records[0].placement
-    assert place is not None
+    placement = task.records[0].placement
+    assert placement is not None
     problems: list[Problem] = []
     size = 0
     shards: list[tuple[str, ParquetShard | ZarrPart]] = []
     for name, expected, sha256 in (
-        (place.parquet_file, place.parquet_bytes, place.parquet_sha256),
-        (place.zarr_part, place.zarr_bytes, place.zarr_sha256),
+        (placement.parquet_file, placement.parquet_bytes, placement.parquet_sha256),
+        (placement.zarr_part, placement.zarr_bytes, placement.zarr_sha256),
     ):
         if name is None:
             continue
@@ -215,7 +215,7 @@ def check_documents(root: str, manifest: Manifest) -> Iterator[Problem]:
     from lpbf_data.stores.manifest import MANIFEST_NAME
     from pipelines.reporting.documents import BUILD_NAME
     from pipelines.selection.split_options import PUBLISHED
-    from pipelines.sources.places import read_bytes
+    from pipelines.sources.locations import read_bytes
 
     try:
         described = json.loads(read_bytes(f"{root}/{BUILD_NAME}"))
@@ -244,7 +244,7 @@ def _shards_at(root: str) -> set[str]:
     """Parquet files and Zarr parts that lie there."""
     from lpbf_data.stores.zarr_parts import ZARR_NAME
     from pipelines.building.targets import FolderTarget
-    from pipelines.sources.places import is_url, list_remote
+    from pipelines.sources.locations import is_url, list_remote
 
     if not is_url(root):
         return set(FolderTarget(Path(root)).shards())
@@ -259,7 +259,7 @@ def _check_card(root: str, manifest: Manifest) -> Iterator[Problem]:
     import yaml
 
     from pipelines.reporting.documents import PICTURES_NAME
-    from pipelines.sources.places import mark_of, read_bytes
+    from pipelines.sources.locations import read_bytes, size_and_version
 
     try:
         card = read_bytes(f"{root}/README.md").decode()
@@ -269,7 +269,7 @@ def _check_card(root: str, manifest: Manifest) -> Iterator[Problem]:
         return
     for picture in re.findall(rf"\]\(({PICTURES_NAME}/[^)]*)\)", card):
         try:
-            mark_of(f"{root}/{picture}")
+            size_and_version(f"{root}/{picture}")
         except OSError:
             yield Problem("README.md", f"shows {picture}, which is missing")
     # The card may have been edited by hand: its metadata can hold anything.
@@ -300,7 +300,7 @@ def _check_config(config: dict[Any, Any], manifest: Manifest) -> Iterator[Proble
 def _check_report(root: str, manifest: Manifest) -> Iterator[Problem]:
     """A report isn't always there; where it is, it must show this data set."""
     from pipelines.reporting.documents import REPORT_NAME
-    from pipelines.sources.places import read_bytes
+    from pipelines.sources.locations import read_bytes
 
     try:
         found = re.search(rb'name="lpbf-manifest-sha256" content="([0-9a-f]*)"', read_bytes(f"{root}/{REPORT_NAME}"))
@@ -321,7 +321,7 @@ def _find_leaks(records: Sequence[CaseRecord]) -> Iterator[Problem]:
 
 
 def shard_checks(root: str, records: Iterable[CaseRecord], points: PointSchema | None = None) -> list[ShardCheck]:
-    """One check a shard, from the places in the manifest."""
+    """One check a shard, from the files that the manifest names."""
     shards: dict[tuple[str, int], list[CaseRecord]] = {}
     for record in records:
         if record.placement is not None:
@@ -345,11 +345,11 @@ def verify_dataset(root: str | Path, resources: Resources = SERIAL) -> Verdict:
     """
     from lpbf_data.stores.known_faults import known_fault
     from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest
-    from pipelines.sources.places import read_bytes
+    from pipelines.sources.locations import read_bytes
 
-    place = str(root).rstrip("/")
+    dataset = str(root).rstrip("/")
     try:
-        data = read_bytes(f"{place}/{MANIFEST_NAME}")
+        data = read_bytes(f"{dataset}/{MANIFEST_NAME}")
     except OSError as error:
         raise UsageError(
             f"{root} has no {MANIFEST_NAME}: it is no data set, or a build of it was interrupted; build it"
@@ -359,8 +359,8 @@ def verify_dataset(root: str | Path, resources: Resources = SERIAL) -> Verdict:
     except (StoreError, LpbfError) as error:
         return Verdict((Problem(MANIFEST_NAME, str(error)),), 0, len(data))
     # Cards, reports and designs are those of printed parts.
-    problems = list(check_documents(place, manifest)) if manifest.points is None else []
-    tasks = shard_checks(place, manifest.records, manifest.points)
+    problems = list(check_documents(dataset, manifest)) if manifest.points is None else []
+    tasks = shard_checks(dataset, manifest.records, manifest.points)
     cases = size = 0
     with open_engine(resources) as engine, progress(len(tasks), "verify", "shard") as bar:
         for verdict in engine.map(check_shard, tasks):
@@ -399,10 +399,10 @@ def verify(data: str, *, workers: int | None = None, scheduler: str | None = Non
     console.print(table)
     if verdict.known_fault:
         console.print(f"note: {verdict.known_fault}")
-    for problem in verdict.problems[:_MOST_SHOWN]:
+    for problem in verdict.problems[:_MAX_SHOWN]:
         console.print(str(problem))
-    if len(verdict.problems) > _MOST_SHOWN:
-        console.print(f"… and {len(verdict.problems) - _MOST_SHOWN:,} more")
+    if len(verdict.problems) > _MAX_SHOWN:
+        console.print(f"… and {len(verdict.problems) - _MAX_SHOWN:,} more")
     return 1 if verdict.problems else 0
 
 

@@ -23,9 +23,9 @@ from flare_model.prediction.part import DEFAULT_MESHING, Meshing, Part, Unreadab
 from lpbf_data.case.schema import FIELDS, SYMMETRIC_TENSOR
 from lpbf_data.case.tensor_order import VTK_ORDER, reorder
 from lpbf_data.errors import LpbfError, StoreError, UsageError
+from lpbf_data.file_access.folder import DatasetFolder, is_hub_id
+from lpbf_data.file_access.ignored_files import is_ignored
 from lpbf_data.geometry.surface_formats import SURFACE_SUFFIXES
-from lpbf_data.places.folder import DatasetFolder, is_hub_id
-from lpbf_data.places.litter import is_litter
 from lpbf_data.remarks import Remark, Treatment
 from lpbf_data.stores.manifest import MANIFEST_NAME
 
@@ -98,7 +98,7 @@ def _files_in(folder: Path) -> list[Path]:
         return []
     if own := _results_in(folder):
         return own
-    entries = sorted(p for p in folder.iterdir() if not is_litter(p.name))
+    entries = sorted(p for p in folder.iterdir() if not is_ignored(p.name))
     files = [p for p in entries if p.is_file() and p.suffix.lower() in _KNOWN]
     return files + [result for below in entries if below.is_dir() for result in _results_in(below)]
 
@@ -109,7 +109,7 @@ def _passed_over(folder: Path, taken: Collection[Path]) -> tuple[Remark, ...]:
         return ()
     others, below = [], []
     for entry in sorted(folder.iterdir()):
-        if entry in taken or is_litter(entry.name):
+        if entry in taken or is_ignored(entry.name):
             continue
         if not entry.is_dir():
             others.append(f"{folder.name}/{entry.name}")
@@ -118,10 +118,10 @@ def _passed_over(folder: Path, taken: Collection[Path]) -> tuple[Remark, ...]:
     remarks = []
     if others:
         sentence = f"files beside the parts of a folder, of other kinds than {', '.join(_KNOWN)}"
-        remarks.append(Remark.of_places(Treatment.LEFT_OUT, "other_files", sentence, others))
+        remarks.append(Remark.of_items(Treatment.LEFT_OUT, "other_files", sentence, others))
     if below:
         sentence = "folders below the one that was named, with meshes or surfaces in them; name them too, with --src"
-        remarks.append(Remark.of_places(Treatment.LEFT_OUT, "folders_below", sentence, below))
+        remarks.append(Remark.of_items(Treatment.LEFT_OUT, "folders_below", sentence, below))
     return tuple(remarks)
 
 
@@ -129,8 +129,8 @@ def _surfaces_below(folder: Path) -> str:
     """How many meshes and surfaces lie in a folder and below; "" for none."""
     count = 0
     for met, (_, folders, names) in enumerate(os.walk(folder)):
-        folders[:] = [name for name in folders if not is_litter(name)]
-        count += sum(not is_litter(name) and Path(name).suffix.lower() in _KNOWN for name in names)
+        folders[:] = [name for name in folders if not is_ignored(name)]
+        count += sum(not is_ignored(name) and Path(name).suffix.lower() in _KNOWN for name in names)
         if met >= _MAX_FOLDERS:
             return f"more than {count:,}"
     return f"{count:,}" if count else ""
@@ -154,7 +154,7 @@ def _check_data_set(source: str) -> None:
 
 
 def _results_in(folder: Path) -> list[Path]:
-    found = (p for p in folder.iterdir() if not is_litter(p.name))
+    found = (p for p in folder.iterdir() if not is_ignored(p.name))
     return sorted(p for p in found if _is_result(p))
 
 

@@ -1,4 +1,4 @@
 """What a case is: its fields with units, its row in the manifest, its statistics, the order of tensor components.
 
-Values only: nothing here opens a file, and every other room may use it.
+Values only: nothing here opens a file, and every other subpackage may use it.
 """

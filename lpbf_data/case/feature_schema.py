@@ -44,7 +44,7 @@ SHAPE_FEATURES: Final[dict[str, FieldSpec]] = {spec.name: spec for spec in _TABL
 """Every feature by name, with components, unit and description."""
 
 FEATURES_VERSION: Final = 1
-"""Raised when a feature's values change, so that none of before are taken from a cache."""
+"""Increased when a feature's values change, so that a cache doesn't give those of earlier versions."""
 
 
 def resolve_features(names: Iterable[str] | str) -> tuple[FieldSpec, ...]:

@@ -37,7 +37,7 @@ class Compensated:
         split: Triangles that the subdivision added.
         edge: Longest edge that was asked for, mm.
         largest: Largest displacement of a vertex, mm.
-        crossings: Places where triangles cross each other that didn't before, or turned over, mm, [C, 3].
+        crossings: Points where triangles cross each other that didn't before, or turned over, mm, [C, 3].
     """
 
     surface: Surface
@@ -56,15 +56,15 @@ class Compensated:
         }
 
 
-def triangles_said(told: Mapping[str, Any]) -> str:
+def triangles_said(done: Mapping[str, Any]) -> str:
     """The triangles of a surface that crosses itself nowhere, in words.
 
     Args:
-        told: What `Compensated.as_dict` holds.
+        done: What `Compensated.as_dict` holds.
     """
     return (
-        f"{told['triangles']:,} triangles ({told['triangles_added']:,} added, edges up to "
-        f"{told['longest_edge']:.3g} mm); closed, crosses itself nowhere"
+        f"{done['triangles']:,} triangles ({done['triangles_added']:,} added, edges up to "
+        f"{done['longest_edge']:.3g} mm); closed, crosses itself nowhere"
     )
 
 
@@ -151,10 +151,10 @@ def refuse_crossings(found: Compensated, name: str, scale: float) -> None:
     """
     if not len(found.crossings):
         return
-    places = "; ".join("x {:.2f}, y {:.2f}, z {:.2f} mm".format(*place) for place in found.crossings[:_MAX_EXAMPLES])
+    points = "; ".join("x {:.2f}, y {:.2f}, z {:.2f} mm".format(*point) for point in found.crossings[:_MAX_EXAMPLES])
     more = ", …" if len(found.crossings) > _MAX_EXAMPLES else ""
     raise GeometryError(
-        f"{name} would cross itself at {len(found.crossings):,} places ({places}{more}), and isn't written; "
+        f"{name} would cross itself at {len(found.crossings):,} points ({points}{more}), and isn't written; "
         f"take a --scale nearer to 0 than {scale:g}, or widen the gaps there"
     )
 

@@ -10,6 +10,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+HEX8_CORNERS: Final[NDArray[np.int64]] = np.array(
+    [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]], dtype=np.int64
+)
+"""Coordinates of the eight corners of the unit cube in the order of nodes, [8, 3]."""
+
 HEX8_EDGES: Final[NDArray[np.intp]] = np.array(
     [[0, 1], [1, 2], [2, 3], [3, 0], [4, 5], [5, 6], [6, 7], [7, 4], [0, 4], [1, 5], [2, 6], [3, 7]], dtype=np.intp
 )
@@ -21,7 +26,7 @@ HEX8_FACES: Final[NDArray[np.intp]] = np.array(
 """The six faces of a hexahedron, [6, 4], each counter-clockwise seen from outside."""
 
 # At each corner, its neighbours along the three edges, ordered so that the triple product is positive.
-_HEX8_CORNERS: Final[NDArray[np.intp]] = np.array(
+_HEX8_NEIGHBOURS: Final[NDArray[np.intp]] = np.array(
     [[0, 1, 3, 4], [1, 2, 0, 5], [2, 3, 1, 6], [3, 0, 2, 7], [4, 7, 5, 0], [5, 4, 6, 1], [6, 5, 7, 2], [7, 6, 4, 3]],
     dtype=np.intp,
 )
@@ -119,7 +124,7 @@ def hex_corner_volumes(points: NDArray[np.floating[Any]], cells: NDArray[np.inte
     """
     corners = points.T.astype(np.float64)[:, cells.T]  # [3, 8, E]
     least = np.full(len(cells), np.inf)
-    for origin, first, second, third in _HEX8_CORNERS:
+    for origin, first, second, third in _HEX8_NEIGHBOURS:
         a, b, c = (corners[:, k] - corners[:, origin] for k in (first, second, third))
         triple = (
             a[0] * (b[1] * c[2] - b[2] * c[1]) + a[1] * (b[2] * c[0] - b[0] * c[2]) + a[2] * (b[0] * c[1] - b[1] * c[0])

@@ -219,9 +219,7 @@ def _off_counts(lines: Iterator[tuple[int, list[str]]]) -> tuple[int, int]:
             raise GeometryError(f"it begins with {kind[:20]!r}, where OFF files of three dimensions begin with OFF")
         words = words or next(lines, (0, []))[1]
     if len(words) < 2 or not all(word.isdigit() for word in words[:2]):
-        raise GeometryError(
-            f"the numbers of vertices and faces are missing; {' '.join(words)[:40]!r} is in their place"
-        )
+        raise GeometryError(f"the numbers of vertices and faces are missing; {' '.join(words)[:40]!r} is there instead")
     return int(words[0]), int(words[1])
 
 

@@ -20,7 +20,7 @@ from lpbf_data.errors import UsageError
 from lpbf_data.geometry.outer_surface import outer_faces
 
 MAGNITUDE: Final = "magnitude"
-"""In the place of a component: the length of a vector."""
+"""Instead of a component: the length of a vector."""
 
 _BAR_SHARE: Final = 0.24  # height of the colour bar against that of a row of panels
 _PLAIN: Final = "#c9ccd1"

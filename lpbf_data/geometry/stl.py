@@ -82,7 +82,7 @@ def _repaired_binary(content: bytes, declared: int, name: str) -> tuple[NDArray[
     if declared == 0:
         raise GeometryError(f"it says that it holds no triangles; {size:,} bytes follow")
     if there < declared:
-        # Triangles hold bytes of zero, text none: an OBJ or a web page would else be told as a binary STL cut short.
+        # Triangles hold bytes of zero, text none: an OBJ or a web page would else count as a binary STL cut short.
         text = b"\0" not in content[:4096]
         if text or not np.isfinite(np.frombuffer(content, _RECORD, min(there, 100), _HEADER)["corners"]).all():
             raise GeometryError("it is no STL file: neither text with facets nor binary triangles")

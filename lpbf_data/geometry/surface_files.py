@@ -123,7 +123,7 @@ def _load(path: Path, units: Units | None) -> tuple[Surface, list[Remark], str, 
 
 
 def _check_fetched(path: Path) -> None:
-    """Refuse what Git leaves in a working copy in the place of a large file."""
+    """Refuse the pointer that Git LFS leaves in a working copy instead of a large file."""
     try:
         with path.open("rb") as stream:
             start = stream.read(len(_POINTER))

@@ -21,7 +21,7 @@ from lpbf_data.remarks import Remark, Treatment
 
 _WELDS: Final = (1e-8, 1e-7, 1e-6)  # of the largest extent: what rounding moves
 _MAX_COORDINATE: Final = 1e12  # of any unit: volumes beyond lose their digits
-_MAX_NEAR: Final = 60  # corners at one place, before welding is given up
+_MAX_NEAR: Final = 60  # corners within the distance of welding, before it is given up
 
 
 def repair(corners: NDArray[np.float64], name: str) -> tuple[Surface, list[Remark]]:

@@ -266,8 +266,8 @@ def _start(model: _Model, tag: str, given: dict[str, str]) -> None:
         model.not_printed += 1
     elif tag in ("component", "item"):
         file = given.get("path", model.name).lstrip("/").lower()
-        places = model.items if tag == "item" else now.components if now is not None else []
-        places.append((file, given["objectid"], _transform(given.get("transform"))))
+        instances = model.items if tag == "item" else now.components if now is not None else []
+        instances.append((file, given["objectid"], _transform(given.get("transform"))))
     elif tag == "model":
         model.unit = given.get("unit", model.unit)
         model.extensions = given.get("requiredextensions", "").split()

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.cached_property import cached_property
 from lpbf_data.errors import GeometryError
-
-_CORNERS: Final = np.array(
-    [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]], dtype=np.int64
-)
+from lpbf_data.geometry.hexahedra import HEX8_CORNERS
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ def _number_points(
     indices: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
     """Grid indices of the points [N, 3], cells [E, 8], and levels of the points [N]."""
-    corners = indices[:, None, :] + _CORNERS
+    corners = indices[:, None, :] + HEX8_CORNERS
     nx, ny = int(corners[..., 0].max()) + 1, int(corners[..., 1].max()) + 1
     keys = (corners[..., 2] * ny + corners[..., 1]) * nx + corners[..., 0]
     unique, inverse = np.unique(keys, return_inverse=True)

@@ -40,7 +40,7 @@ def fill_fractions(
     *,
     samples: int = _SAMPLES,
 ) -> NDArray[np.float32]:
-    """Which share of each cell of a grid lies inside a surface: where it winds around a place more than no time.
+    """Which share of each cell of a grid lies inside a surface: where its winding number isn't zero.
 
     Shells that overlap or lie in one another are united by this; a shell that faces inwards is a cavity.
 

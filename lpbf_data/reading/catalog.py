@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.errors import MissingFileError, SchemaError, StoreError, UnreachableError, UsageError
-from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.stores.known_faults import warn_of_known_fault
 from lpbf_data.stores.manifest import MANIFEST_NAME, Manifest, decode_manifest
 from lpbf_data.stores.npz import find_index, read_index

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from lpbf_data.cached_property import cached_property
 from lpbf_data.case.schema import FieldSpec
 from lpbf_data.errors import StoreError
-from lpbf_data.places.folder import Files
-from lpbf_data.places.ranges import FetchedFile, Range, merge_ranges
+from lpbf_data.file_access.folder import Files
+from lpbf_data.file_access.ranges import FetchedFile, Range, merge_ranges
 from lpbf_data.reading.footer_cache import FooterCache
 from lpbf_data.stores.parquet import ParquetShard, fields_among, reason_of
 

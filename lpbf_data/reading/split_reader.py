@@ -18,8 +18,8 @@ from lpbf_data.case.case import Case
 from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.case.schema import FieldSpec
 from lpbf_data.errors import CaseError, SchemaError, StoreError, UnreachableError, UsageError
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.os_errors import read_error
-from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.reading.catalog import CaseAddress, read_catalog, read_manifest
 from lpbf_data.reading.footer_cache import FooterCache
 from lpbf_data.reading.remote_shard import RemoteShard

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, get_worker_info
 from lpbf_data.case.feature_schema import FEATURES_VERSION, resolve_features
 from lpbf_data.case.statistics import FieldStatistics
 from lpbf_data.errors import UsageError
-from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.reading.cache import DEFAULT_SIZE, Cache, CachedCases, CollectionKey, cache_root, parse_size
 from lpbf_data.reading.cache_eviction import FOOTERS
 from lpbf_data.reading.footer_cache import FooterCache

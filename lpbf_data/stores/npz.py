@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from lpbf_data.case.schema import FIELDS, FieldSpec
 from lpbf_data.errors import StoreError
-from lpbf_data.places.folder import DatasetFolder
-from lpbf_data.places.litter import is_litter
+from lpbf_data.file_access.folder import DatasetFolder
+from lpbf_data.file_access.ignored_files import is_ignored
 from lpbf_data.stores.selection import TARGET_COMPONENT, TARGET_FIELD, Arrays, Selection
 
 INDEX_COLUMNS: Final = ("case_id", "file", "num_nodes", "num_edges")
@@ -53,7 +53,7 @@ def find_index(folder: DatasetFolder) -> dict[str, tuple[str, ...]]:
     found: dict[str, list[str]] = {}
     for name in folder.files.names("data"):
         stem = name.rpartition("/")[2]
-        if is_litter(stem):
+        if is_ignored(stem):
             continue
         if stem.endswith(".parquet") and "-" in stem:
             found.setdefault(stem.partition("-")[0], []).append(name)

@@ -141,7 +141,7 @@ def check_arrays(arrays: Mapping[str, NDArray[Any]], cells: NDArray[Any] | None,
         num_points: Points that the case must have, when that is known.
 
     Raises:
-        StoreError: If anything is wrong; whoever reads the case adds where it lies.
+        StoreError: If anything is wrong; the reader of the case adds where it lies.
     """
     count = len(arrays["pos"])
     if num_points is not None and count != num_points:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.errors import MissingFileError, StoreError, UnreachableError
-from lpbf_data.places.ranges import merge_ranges
+from lpbf_data.file_access.ranges import merge_ranges
 from lpbf_data.stores.zarr_direct_reader import ShardLayout, SpanReader, decoded_index, layout_of
 
 _AT_ONCE: Final = 8

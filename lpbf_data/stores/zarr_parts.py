@@ -38,8 +38,8 @@ from lpbf_data.case.case import Case, Scalar
 from lpbf_data.case.record import ATTRIBUTE_TYPES
 from lpbf_data.case.schema import FIELDS, SCHEMA_VERSION, FieldSpec
 from lpbf_data.errors import SchemaError, StoreError
+from lpbf_data.file_access.remote_zarr import RemoteZarr
 from lpbf_data.os_errors import read_error
-from lpbf_data.places.remote_zarr import RemoteZarr
 from lpbf_data.stores.selection import TARGET_COMPONENT, TARGET_FIELD, Arrays, Selection
 from lpbf_data.stores.zarr_direct_reader import ShardedArray, SpanReader, open_sharded_array
 from lpbf_data.stores.zarr_fetching import FetchedPart

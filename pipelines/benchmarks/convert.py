@@ -50,15 +50,15 @@ def convert(
         Exit status: 0.
     """
     _check(system, train, test, split, points)
-    place, remarks = Path(src), list[Remark]()
-    if not place.is_dir():
+    folder, remarks = Path(src), list[Remark]()
+    if not folder.is_dir():
         raise UsageError(f"--src {src} is no folder")
     from lpbf_data.stores.point_sets import write_point_set
     from pipelines.benchmarks.car_surfaces import cases_of_cars
     from pipelines.benchmarks.sample_arrays import cases_of_arrays
 
     row = SYSTEMS.get(system)
-    splits = cases_of_cars(place, split, points) if row is None else cases_of_arrays(row, place, train, test, remarks)
+    splits = cases_of_cars(folder, split, points) if row is None else cases_of_arrays(row, folder, train, test, remarks)
     described = CARS if row is None else row.points
     records = write_point_set(
         Path(out),
@@ -101,9 +101,9 @@ def _report(out: Path, points: PointSchema, records: tuple[CaseRecord, ...], rem
     for name in ("split", "cases", "points", "size"):
         table.add_column(name, justify="left" if name == "split" else "right")
     placed = [(record, record.placement) for record in records if record.placement is not None]
-    for split in dict.fromkeys(place.split for _, place in placed):
-        mine = [(record, place) for record, place in placed if place.split == split]
-        files = {place.parquet_file: place.parquet_bytes or 0 for _, place in mine}
+    for split in dict.fromkeys(placement.split for _, placement in placed):
+        mine = [(record, placement) for record, placement in placed if placement.split == split]
+        files = {placement.parquet_file: placement.parquet_bytes or 0 for _, placement in mine}
         count = sum(record.num_points or 0 for record, _ in mine)
         table.add_row(split, f"{len(mine):,}", f"{count:,}", f"{sum(files.values()) / 1e6:,.1f} MB")
     console = open_console()

@@ -94,7 +94,7 @@ def make(
         count: How many cases.
         stride: Every how many points along each side are kept.
         workers: Processes.
-        bar: What is told of each case that is there; nothing by default.
+        bar: Progress that is updated with each case; none by default.
     """
     import numpy as np
 

@@ -65,11 +65,11 @@ def cases_of_arrays(
 def _home(system: System, src: Path) -> Path:
     """Where the files lie: in the folder that was named, or in one of those that upstream has below the root."""
     below = Path(system.home).parts
-    places = [src.joinpath(*below[start:]) for start in range(len(below) + 1)]
+    folders = [src.joinpath(*below[start:]) for start in range(len(below) + 1)]
     first = system.columns[0].file.format(1)
-    for place in reversed(places):
-        if place.is_dir() and any(place.glob(first)):
-            return place
+    for folder in reversed(folders):
+        if folder.is_dir() and any(folder.glob(first)):
+            return folder
     raise UsageError(f"--src {src} has no {first}, neither itself nor in {system.home} or the end of that")
 
 

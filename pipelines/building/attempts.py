@@ -1,10 +1,10 @@
-"""Who killed the worker: a journal of which case of a group is at work.
+"""Which case ended its worker process: a journal of the case of a group that is being read.
 
 In a worker that is started anew, by a nanny or by the command, a case that hangs is ended with its process once its
 time is up; one that crashes its process ends it by itself. The next process that takes the group reads the journal, and
 sets a case aside that ran out of time once or killed two processes. Any other process is its user's and stays: there a
 case works in a thread of its own, which is given up once its time is up. Native code that keeps the interpreter to
-itself can't be given up so; a worker is ended by a watch that needs no interpreter.
+itself can't be given up so; such a worker is ended by a watchdog that needs no interpreter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipelines.building.case_process import is_replaceable
 MAX_KILLS: Final = 2
 """Processes that a case may take with it before it is set aside."""
 
-_GRACE: Final = 1.0  # seconds after which the watch without an interpreter ends what the one with it couldn't
+_GRACE: Final = 1.0  # seconds after which the watchdog without an interpreter ends what the timer couldn't
 _TIMEOUT: Final = "Timeout ("  # how its report begins, which it writes into the journal
 _EXIT_STATUS: Final = 75  # EX_TEMPFAIL; the process is started again by its nanny
 
@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 
 class _GivenUpError(BaseException):
-    """Ends Python code that runs on in a thread that nobody waits for any more."""
+    """Ends Python code in a thread whose result isn't waited for any more."""
 
 
 def has_nanny() -> bool:
@@ -51,7 +51,7 @@ def has_nanny() -> bool:
         return False
 
 
-def within(seconds: float, function: Callable[[], Result]) -> Result:
+def run_within(seconds: float, function: Callable[[], Result]) -> Result:
     """The result of a function that may hang.
 
     It works in a thread of its own. One that is late is told to stop, which Python code obeys; what waits for a disk
@@ -140,7 +140,7 @@ class Attempts:
                 return function()
         self._begin(index)
         try:
-            return within(self._time_limit, function)
+            return run_within(self._time_limit, function)
         except CaseError as error:
             if error.reason is FailureReason.TIME_LIMIT:
                 self._write(f"limit {index}")
@@ -161,13 +161,13 @@ class Attempts:
         watch.daemon = True
         watch.start()
         try:
-            with self._last_watch():
+            with self._native_watchdog():
                 yield
         finally:
             watch.cancel()
 
     @contextmanager
-    def _last_watch(self) -> Iterator[None]:
+    def _native_watchdog(self) -> Iterator[None]:
         """End the process where native code keeps the interpreter, so that no thread can."""
         if self._time_limit + _GRACE > threading.TIMEOUT_MAX:
             yield

@@ -22,7 +22,7 @@ from lpbf_data.errors import UsageError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-MOST_ENDS: Final = 20
+MAX_ENDS: Final = 20
 """Processes that one task may take along before the build gives up."""
 
 _LOOKS: Final = 0.5  # seconds between two looks whether the parent is still there
@@ -60,12 +60,12 @@ class CaseProcess:
             Exception: Whatever the function raises.
         """
         for task in tasks:
-            for _ in range(MOST_ENDS):
+            for _ in range(MAX_ENDS):
                 answer = self._ask(pickle.dumps((function, task)))
                 if answer is not None:
                     break
             else:
-                raise UsageError(f"a task took {MOST_ENDS} processes with it")
+                raise UsageError(f"a task took {MAX_ENDS} processes with it")
             done, value = answer
             if not done:
                 raise value
@@ -86,8 +86,8 @@ class CaseProcess:
         if answer is None:
             self._stop()
             return None
-        told: tuple[bool, Any] = pickle.loads(answer)  # noqa: S301 (from our own process)
-        return told
+        result: tuple[bool, Any] = pickle.loads(answer)  # noqa: S301 (from our own process)
+        return result
 
     def _stop(self) -> None:
         process, self._process = self._process, None

@@ -1,8 +1,8 @@
 """Making a build visible: one journal, carried out to its end however often it is interrupted.
 
-Shards are finished and checked before a commit begins. The journal then says what to do: put reused shards aside, put
-every shard in its place, remove what is left over, write the documents, and the manifest last. While it is carried out
-the place has no manifest, so a reader sees the old data set, none, or the new one, and never a mixture.
+Shards are finished and checked before a commit begins. The journal then says what to do: put reused shards aside, give
+every shard its final name, remove what is left over, write the documents, and the manifest last. While it is carried
+out the data set has no manifest, so a reader sees the old data set, none, or the new one, and never a mixture.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def committed_shards(workspace: Workspace) -> dict[str, dict[str, str]]:
     return stored
 
 
-def place_of(plan: ShardPlan, format_name: str) -> str:
+def final_name(plan: ShardPlan, format_name: str) -> str:
     """Name of a shard in the data set."""
     return plan.parquet_name if format_name == "parquet" else plan.zarr_name
 
@@ -55,21 +55,21 @@ def begin_commit(
     """
     before = committed_shards(workspace)
     stage: list[list[str]] = []
-    place: list[list[str]] = []
+    renames: list[list[str]] = []
     wanted: dict[str, dict[str, str]] = {}
     for plan in plans:
         for name in formats:
             staged = staged_path(workspace.shards, plan.key, name)
-            place.append([staged.name, place_of(plan, name)])
-            if not staged.exists() and before[plan.key][name] != place_of(plan, name):
+            renames.append([staged.name, final_name(plan, name)])
+            if not staged.exists() and before[plan.key][name] != final_name(plan, name):
                 stage.append([before[plan.key][name], staged.name])
-            wanted.setdefault(plan.key, {})[name] = place_of(plan, name)
-    keep = {final for _, final in place}
+            wanted.setdefault(plan.key, {})[name] = final_name(plan, name)
+    keep = {final for _, final in renames}
     for name, data in documents.items():
         write_durably(workspace.documents / name, data)
     journal = {
         "stage": stage,
-        "place": place,
+        "place": renames,
         "remove": sorted(
             {name for name in target.shards() if name not in keep} | {n for n in outdated if n not in documents}
         ),
@@ -104,7 +104,7 @@ def finish_commit(workspace: Workspace, target: Target) -> bool:
         _write_json(workspace.commit_journal, journal)
     for staged, final in journal["place"]:
         if (workspace.shards / staged).exists():
-            target.place(workspace.shards / staged, final)
+            target.publish(workspace.shards / staged, final)
     for name in journal["remove"]:
         target.remove(name)
     _remove_splits(target, journal["remove"], journal["zarr"])

@@ -29,7 +29,7 @@ _IN_FLIGHT: Final = 4  # tasks a worker that are submitted at a time
 _RECOUNT: Final = 1.0  # seconds between two looks at how many workers there are
 _POLL: Final = 0.01  # seconds between two looks for results; tasks take seconds
 _MAY_GROW_TO: Final = 64  # workers that tasks are cut for, where more may join than are there at the start
-_MOST_KILLS: Final = 20  # workers that one task may take along before the build gives up
+_MAX_KILLS: Final = 20  # workers that one task may take along before the build gives up
 _NO_WORKER: Final = 60.0  # seconds without any worker on this machine, where Dask starts a new one within a few
 _NO_WORKER_OF_CLUSTER: Final = 3600.0  # the same on a cluster, where jobs wait in a queue
 _SETTINGS: Final = {
@@ -163,7 +163,7 @@ class Engine:
             try:
                 result: Result = future.result()
             except KilledWorker as error:
-                if kills >= _MOST_KILLS:
+                if kills >= _MAX_KILLS:
                     raise UsageError(f"a task took {kills} workers with it: {error}") from error
                 submit(task, kills + 1)
                 continue

@@ -1,4 +1,4 @@
-"""What a build would take, told from a few of its cases; nothing is written where the data set would lie."""
+"""Time and disk that a build would take, estimated from a few cases; nothing is written to the data set's folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.building.engine import Resources, available_cores
 from pipelines.building.groups import plan_groups
 from pipelines.building.request import BuildRequest
 from pipelines.building.shards import (
-    LEAST_SHARDS,
+    MIN_SHARDS,
     RAW_BYTES,
     ShardCase,
     ShardPlan,
@@ -137,7 +137,7 @@ def _try_shards(
                 store_measured(
                     scratch.measured, f"{start}", [m for _, m, _ in group], [x.signature for x, _, _ in group]
                 )
-            refs = {ref.record.case_id: ref for ref in scratch.load_measured(passing=True).values()}
+            refs = {ref.record.case_id: ref for ref in scratch.load_measured(transient=True).values()}
         for location, _, record in measured:
             if record.status == "kept":
                 ref = refs[record.case_id]
@@ -154,9 +154,9 @@ def _try_shards(
         if len(chosen) > 1:  # two shards of different sizes tell what a shard takes whatever it holds
             alone = _write_shard(request, scratch, "one", chosen[:1])
             shard = max(0.0, alone - (whole - alone) / (sum(raw) - raw[0]) * raw[0])
-        told = sum(path.stat().st_size for path in scratch.shards.glob("*.json"))
+        described = sum(path.stat().st_size for path in scratch.shards.glob("*.json"))
     per_case = (whole - shard) / len(chosen)
-    return _Trial(per_case, shard, sum(raw) / len(raw), seconds, kept_bytes + told / len(measured))
+    return _Trial(per_case, shard, sum(raw) / len(raw), seconds, kept_bytes + described / len(measured))
 
 
 def _write_shard(request: BuildRequest, scratch: Workspace, key: str, cases: Sequence[ShardCase]) -> int:
@@ -168,7 +168,7 @@ def _write_shard(request: BuildRequest, scratch: Workspace, key: str, cases: Seq
 def _data_bytes(request: BuildRequest, tried: _Trial, kept: float) -> float:
     """Size of a data set of so many kept cases: what they take, and what their shards take beside them."""
     splits = len(request.split_request.names)
-    shards = min(kept, max(kept * tried.raw_bytes / RAW_BYTES, LEAST_SHARDS * splits))
+    shards = min(kept, max(kept * tried.raw_bytes / RAW_BYTES, MIN_SHARDS * splits))
     return kept * tried.case_bytes + shards * tried.shard_bytes
 
 
@@ -176,18 +176,18 @@ def _size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def print_forecast(told: Forecast, request: BuildRequest, console: Console) -> None:
+def print_forecast(estimate: Forecast, request: BuildRequest, console: Console) -> None:
     """Print a forecast as a table."""
     table = Table(title=f"plan for {request.out}; nothing was done", show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
-    table.add_row("cases", f"{told.cases:,} in {told.containers:,} folders and archives")
-    table.add_row("to read", human_bytes(told.source_bytes))
-    table.add_row("tasks to measure", f"{told.tasks:,}")
-    table.add_row("time, about", _duration(told.seconds))
-    table.add_row("data set, about", human_bytes(round(told.data_bytes)))
-    table.add_row("kept for later builds, about", human_bytes(round(told.workspace_bytes)))
-    table.add_row("estimated from", f"{told.sampled} cases, {told.kept:.0%} of them kept")
+    table.add_row("cases", f"{estimate.cases:,} in {estimate.containers:,} folders and archives")
+    table.add_row("to read", human_bytes(estimate.source_bytes))
+    table.add_row("tasks to measure", f"{estimate.tasks:,}")
+    table.add_row("time, about", _duration(estimate.seconds))
+    table.add_row("data set, about", human_bytes(round(estimate.data_bytes)))
+    table.add_row("kept for later builds, about", human_bytes(round(estimate.workspace_bytes)))
+    table.add_row("estimated from", f"{estimate.sampled} cases, {estimate.kept:.0%} of them kept")
     console.print(table)
 
 

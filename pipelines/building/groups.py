@@ -17,8 +17,8 @@ from pipelines.building.workspace import MEASURE_VERSION, store_measured
 from pipelines.measuring.convert import Measured, failed, measure_location
 from pipelines.sources.case_files import CaseLocation
 
-_MOST_CASES: Final = 32  # a group, while there are few cases
-_MOST_GROUPS: Final = 4000
+_MAX_CASES: Final = 32  # a group, while there are few cases
+_MAX_GROUPS: Final = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def plan_groups(
         time_limit: Seconds that a case may take.
     """
     ordered = sorted(locations, key=lambda x: (x.container, x.prefix or "", x.case_id))
-    size = max(1, min(_MOST_CASES, -(-len(ordered) // (4 * workers))), -(-len(ordered) // _MOST_GROUPS))
+    size = max(1, min(_MAX_CASES, -(-len(ordered) // (4 * workers))), -(-len(ordered) // _MAX_GROUPS))
     tasks = []
     for start in range(0, len(ordered), size):
         group = tuple(ordered[start : start + size])

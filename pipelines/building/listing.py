@@ -33,8 +33,8 @@ from pipelines.sources.finding import (
     scan_source,
     sorted_found,
 )
+from pipelines.sources.locations import size_and_version
 from pipelines.sources.member_index import IndexRange, write_index
-from pipelines.sources.places import mark_of
 
 _LISTING_VERSION: Final = 3
 
@@ -44,13 +44,13 @@ class ArchiveTask:
     """An archive to list.
 
     Attributes:
-        place: The archive: a path or a URL.
+        location: The archive: a path or a URL.
         label: How records call it.
         asked_for: Whether the user named it, so that it must be readable.
         cache: Folder of the listings.
     """
 
-    place: str
+    location: str
     label: str
     asked_for: bool
     cache: Path
@@ -63,22 +63,22 @@ def list_archive(task: ArchiveTask) -> Found:
         UsageError: If the user named it and it can't be read.
     """
     try:
-        mark = mark_of(task.place)
-        name = json.dumps([_LISTING_VERSION, task.place, task.label, *mark])
+        mark = size_and_version(task.location)
+        name = json.dumps([_LISTING_VERSION, task.location, task.label, *mark])
         kept = task.cache / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
         index = kept.with_suffix(".arrow")
         if (known := _read_listing(kept, index)) is not None:
             return known
-        found = find_in_archive(task.place, task.label)
-        cases = archive_at(task.place).cases
+        found = find_in_archive(task.location, task.label)
+        cases = archive_at(task.location).cases
         ranges = write_index(index, (cases[x.prefix or ""] for x in found.locations), mark)
         listing = json.dumps(_encode(found, ranges)).encode()
         write_durably(kept, listing)
         return _decode(json.loads(listing), index)
     except (CaseError, OSError) as error:
         if task.asked_for:
-            raise UsageError(f"the source {task.place} can't be read: {error}") from error
-        return Found((), (failed_source(task.place, task.label, error),))
+            raise UsageError(f"the source {task.location} can't be read: {error}") from error
+        return Found((), (failed_source(task.location, task.label, error),))
 
 
 def _read_listing(kept: Path, index: Path) -> Found | None:
@@ -152,9 +152,9 @@ def list_sources(sources: Sequence[str], scans: Sequence[SourceScan], engine: En
     """
     found = [scan.found for scan in scans]
     tasks = [
-        ArchiveTask(place, label, scan.asked_for, workspace.listings)
+        ArchiveTask(location, label, scan.asked_for, workspace.listings)
         for scan in scans
-        for place, label in scan.archives
+        for location, label in scan.archives
     ]
     with progress(len(tasks), "list", "archive", shown=bool(tasks)) as bar:
         for one in engine.map(list_archive, tasks):

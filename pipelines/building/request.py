@@ -14,7 +14,7 @@ from pipelines.building.targets import default_workspace
 from pipelines.selection.designs import DesignNamer, design_namer
 from pipelines.selection.filters import Filters, active_limits
 from pipelines.selection.split_options import SplitRequest, parse_splits
-from pipelines.sources.places import is_url
+from pipelines.sources.locations import is_url
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class BuildRequest:
         formats: Formats to store.
         time_limit: Seconds that a case may take.
         replace: Whether cases of an earlier build that the sources don't hold may be dropped.
-        digest: Whether changed files are told by their content rather than by size and time.
+        digest: Whether changed files are recognised by their content rather than by size and time.
         report: Whether report and pictures are added.
     """
 
@@ -113,7 +113,7 @@ def check_request(
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BuildShare:
     """One share of a build: number `index`, from 1, of `count`."""
 
     index: int
@@ -121,24 +121,24 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Name of the part in the workspace."""
+        """Name of the share in the workspace."""
         return f"{self.index:05d}-of-{self.count:05d}"
 
     def share(self, total: int) -> range:
-        """Which of `total` things belong to it: a run of neighbours."""
+        """Indices of the items, out of `total`, that belong to it; they are consecutive."""
         return range((self.index - 1) * total // self.count, self.index * total // self.count)
 
 
-def parse_part(text: str) -> Part:
+def parse_share(text: str) -> BuildShare:
     """Read the option `--part`.
 
     Raises:
         UsageError: If it isn't i/N with i from 1 to N.
 
-    >>> parse_part("3/10")
-    Part(index=3, count=10)
+    >>> parse_share("3/10")
+    BuildShare(index=3, count=10)
     """
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise UsageError(f"--part must be i/N with i from 1 to N, such as 3/10, not {text!r}")
-    return Part(int(index), int(count))
+    return BuildShare(int(index), int(count))

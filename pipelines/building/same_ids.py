@@ -44,16 +44,16 @@ class SameIds:
         found = []
         if self.copies:
             sentence = "copies of a case, equal in name and content; one is kept"
-            found.append(Remark.of_places(Treatment.LEFT_OUT, "copies", sentence, self.copies))
+            found.append(Remark.of_items(Treatment.LEFT_OUT, "copies", sentence, self.copies))
         if self.incomplete:
             sentence = "incomplete runs whose id a whole run has too, which was taken"
-            found.append(Remark.of_places(Treatment.LEFT_OUT, "incomplete_runs", sentence, self.incomplete))
+            found.append(Remark.of_items(Treatment.LEFT_OUT, "incomplete_runs", sentence, self.incomplete))
         if self.renamed:
             sentence = (
                 "cases of different content whose folders have one name, called by what their files begin with, "
                 "or by their source"
             )
-            found.append(Remark.of_places(Treatment.CHANGED, "renamed", sentence, self.renamed))
+            found.append(Remark.of_items(Treatment.CHANGED, "renamed", sentence, self.renamed))
         return tuple(found)
 
 
@@ -73,35 +73,35 @@ def drop_duplicates(
     for location in locations:
         by_id.setdefault(location.case_id, []).append(location)
     found = SameIds()
-    for places in by_id.values():
-        if len(places) == 1:
-            found.unique += places
+    for locations in by_id.values():
+        if len(locations) == 1:
+            found.unique += locations
         else:
-            _settle(found, places, by_id, earlier)
+            _settle(found, locations, by_id, earlier)
     found.unique.sort(key=lambda x: x.case_id)
     return found
 
 
 def _settle(
-    found: SameIds, places: Sequence[CaseLocation], taken: Collection[str], earlier: Mapping[tuple[str, str], str]
+    found: SameIds, locations: Sequence[CaseLocation], taken: Collection[str], earlier: Mapping[tuple[str, str], str]
 ) -> None:
     """Note what becomes of several cases of one id."""
     of_content: dict[str, list[CaseLocation]] = {}
-    for place in places:
-        of_content.setdefault(_content(place), []).append(place)
+    for location in locations:
+        of_content.setdefault(_content(location), []).append(location)
     different = [same[0] for same in of_content.values()]
     broken: dict[str, CaseError] = {}
     if len(different) > 1:
         broken = {_label(x): error for x in different if (error := _missing_of(x)) is not None}
     whole = [x for x in different if _label(x) not in broken]
     if not whole:
-        for place in different:
-            error = broken[_label(place)]
-            found.failures.append(_failed(place, Failure(error.reason, error.detail, error.path, error.offset)))
+        for location in different:
+            error = broken[_label(location)]
+            found.failures.append(_failed(location, Failure(error.reason, error.detail, error.path, error.offset)))
         return
     named = whole if len(whole) == 1 else _named_apart(whole, taken, earlier)
     if not named:
-        found.failures += [_failed(place, _clash(place, places)) for place in places]
+        found.failures += [_failed(location, _clash(location, locations)) for location in locations]
         return
     found.unique += named
     kept = {_label(x) for x in whole}
@@ -115,16 +115,16 @@ def _settle(
         found.renamed += [f"{_label(x)} → {x.case_id}" for x in named]
 
 
-def _label(place: CaseLocation) -> str:
-    return f"{place.source.archive}:{place.source.member}"
+def _label(location: CaseLocation) -> str:
+    return f"{location.source.archive}:{location.source.member}"
 
 
-def _failed(place: CaseLocation, failure: Failure) -> CaseRecord:
-    return CaseRecord(case_id=place.case_id, source=place.source, failure=failure)
+def _failed(location: CaseLocation, failure: Failure) -> CaseRecord:
+    return CaseRecord(case_id=location.case_id, source=location.source, failure=failure)
 
 
-def _clash(place: CaseLocation, places: Sequence[CaseLocation]) -> Failure:
-    others = ", ".join(_label(other) for other in places if other is not place)
+def _clash(location: CaseLocation, locations: Sequence[CaseLocation]) -> Failure:
+    others = ", ".join(_label(other) for other in locations if other is not location)
     detail = (
         f"another case with other content has the same id: {others}; rename the folder of one of them, whose "
         "name is the id, or build them into separate data sets"
@@ -140,7 +140,7 @@ def _content(location: CaseLocation) -> str:
 
 
 def _missing_of(location: CaseLocation) -> CaseError | None:
-    """What a case lacks to be a whole run, told by its log and the names in its case file; None where it has all."""
+    """What a case lacks to be a whole run, by its log and the names in its case file; None where it has all."""
     try:
         NetfabbRun(location.case_id, open_case(location)).check_complete()
     except CaseError as error:
@@ -149,7 +149,7 @@ def _missing_of(location: CaseLocation) -> CaseError | None:
 
 
 def _named_apart(
-    places: Sequence[CaseLocation], taken: Collection[str], earlier: Mapping[tuple[str, str], str]
+    locations: Sequence[CaseLocation], taken: Collection[str], earlier: Mapping[tuple[str, str], str]
 ) -> list[CaseLocation]:
     """Different cases of one id under names that tell them apart; none where there aren't such names.
 
@@ -157,22 +157,22 @@ def _named_apart(
     folders already, a single other one keeps the folder's name, which was given on purpose, and that one is called by
     its source and its name. Nothing depends on the order of the sources.
     """
-    shared, runs = places[0].case_id, [_name_of_run(place) for place in places]
+    shared, runs = locations[0].case_id, [_name_of_run(location) for location in locations]
     if not all(runs):
         return []
     names = list(runs)
     if sorted(run == shared for run in runs) == [False, True]:
         like_its_folder = runs.index(shared)
         names = [shared, shared]
-        names[like_its_folder] = f"{PurePosixPath(places[like_its_folder].source.archive).stem}_{shared}"
-    before = [earlier.get((x.source.archive, x.source.member)) for x in places]
+        names[like_its_folder] = f"{PurePosixPath(locations[like_its_folder].source.archive).stem}_{shared}"
+    before = [earlier.get((x.source.archive, x.source.member)) for x in locations]
     for index, name in enumerate(before):
         if name is not None:
             own = [run if other == name else other for run, other in zip(runs, names, strict=True)]
             names = [*own[:index], name, *own[index + 1 :]]
     if len(set(names)) < len(names) or any(name in taken and name != shared for name in names):
         return []
-    return [dataclasses.replace(place, case_id=name) for place, name in zip(places, names, strict=True)]
+    return [dataclasses.replace(location, case_id=name) for location, name in zip(locations, names, strict=True)]
 
 
 def _name_of_run(location: CaseLocation) -> str:

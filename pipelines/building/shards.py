@@ -24,7 +24,7 @@ from lpbf_data.durable import flush_file, flush_folder, flush_tree, sha256_of_fi
 from lpbf_data.errors import CaseError, StoreError
 from lpbf_data.stores.parquet import ParquetShard, write_shard
 from lpbf_data.stores.zarr_parts import ZarrPart, write_part
-from pipelines.building.attempts import within
+from pipelines.building.attempts import run_within
 from pipelines.building.targets import open_target, remove_path
 from pipelines.building.workspace import MeasuredRef, load_reductions
 from pipelines.measuring.convert import failed, load_case
@@ -37,8 +37,8 @@ LAYOUT_VERSION: Final = 2
 RAW_BYTES: Final = 96_000_000
 """Uncompressed arrays a shard: about 30 MB of Parquet."""
 
-_MOST_BATCHES: Final = 4000
-LEAST_SHARDS: Final = 4
+_MAX_BATCHES: Final = 4000
+MIN_SHARDS: Final = 4
 """Shards of a split, while it has cases enough: so that a few workers can share it."""
 
 
@@ -138,7 +138,7 @@ def plan_shards(
             key=lambda case_id: hashlib.sha256(case_id.encode()).digest(),
         )
         sizes = [raw_bytes(cases[case_id].record, specs) for case_id in members]
-        count = min(len(members), max(-(-sum(sizes) // shard_bytes), LEAST_SHARDS))
+        count = min(len(members), max(-(-sum(sizes) // shard_bytes), MIN_SHARDS))
         for index, group in enumerate(_divide(members, sizes, count)):
             chosen = tuple(cases[case_id] for case_id in group)
             plans.append(ShardPlan(split, index, count, _key(chosen, specs), chosen, tuple(specs)))
@@ -157,7 +157,7 @@ def _divide(members: Sequence[str], sizes: Sequence[int], count: int) -> list[li
 
 
 def _key(cases: Sequence[ShardCase], specs: Sequence[FieldSpec]) -> str:
-    """Hash of all that decides a shard's bytes: contents, scalars, fields, versions. Not its name, not its place."""
+    """Hash of all that decides a shard's bytes: contents, scalars, fields, versions. Neither name nor path."""
     content = [
         LAYOUT_VERSION,
         SCHEMA_VERSION,
@@ -282,7 +282,7 @@ def write_staged_shards(tasks: Sequence[ShardTask]) -> list[ShardResult]:
 
 def batch_tasks(tasks: Sequence[ShardTask]) -> list[tuple[ShardTask, ...]]:
     """Put shards into so few batches that a scheduler isn't overrun."""
-    size = max(1, -(-len(tasks) // _MOST_BATCHES))
+    size = max(1, -(-len(tasks) // _MAX_BATCHES))
     return [tuple(tasks[start : start + size]) for start in range(0, len(tasks), size)]
 
 
@@ -293,7 +293,7 @@ def _load_cases(task: ShardTask) -> tuple[list[Case], list[CaseRecord]]:
         try:
             reductions = load_reductions(task.measured, member.ref)
             load = functools.partial(load_case, member.location, member.record, reductions, task.plan.specs)
-            cases.append(within(task.time_limit, load))
+            cases.append(run_within(task.time_limit, load))
         except CaseError as error:
             failures.append(failed(member.location, error))
     return cases, failures

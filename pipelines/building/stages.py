@@ -10,7 +10,7 @@ from typing import Any
 
 from lpbf_data.case.record import CaseRecord, Placement
 from lpbf_data.console import progress, say
-from pipelines.building.commit import committed_shards, place_of
+from pipelines.building.commit import committed_shards, final_name
 from pipelines.building.engine import Engine
 from pipelines.building.groups import GroupTask, measure_group
 from pipelines.building.request import BuildRequest
@@ -28,7 +28,7 @@ from pipelines.building.workspace import MeasuredRef, Workspace, measured_key
 from pipelines.selection.filters import reject
 from pipelines.selection.splits import split_records
 from pipelines.sources.case_files import CaseLocation
-from pipelines.sources.places import is_url
+from pipelines.sources.locations import is_url
 
 
 def key_of(location: CaseLocation) -> str:
@@ -106,9 +106,11 @@ def shard_tasks(
     out = request.out if is_url(request.out) else str(Path(request.out).absolute())  # workers may stand elsewhere
     tasks = []
     for plan in plans:
-        places = committed.get(plan.key, {})
-        reusable = target.can_take_back or all(places.get(name) == place_of(plan, name) for name in request.formats)
-        kept = {name: places[name] for name in request.formats if name in places} if reusable else {}
+        names_before = committed.get(plan.key, {})
+        reusable = target.can_take_back or all(
+            names_before.get(name) == final_name(plan, name) for name in request.formats
+        )
+        kept = {name: names_before[name] for name in request.formats if name in names_before} if reusable else {}
         tasks.append(
             ShardTask(plan, request.formats, workspace.measured, workspace.shards, out, kept, request.time_limit)
         )
@@ -138,7 +140,7 @@ def write_all(
     """Write every shard; a case that can't be read any more fails, and the rest is planned anew.
 
     Returns:
-        Records with the place of each kept case, and the shards.
+        Records with the shard and row of each kept case, and the shards.
     """
     cases = dict(cases)
     while True:
@@ -152,14 +154,14 @@ def write_all(
 
 
 def _placed(selection: Selection, results: Mapping[str, ShardResult], formats: Sequence[str]) -> list[CaseRecord]:
-    """Records with the place of each kept case, and statistics that were taken when it was written."""
+    """Records with the shard and row of each kept case, and statistics that were taken when it was written."""
     placed = dict(selection.records)
     for plan in selection.plans:
         result = results[plan.key]
         shard: dict[str, Any] = {}
         for name, what in (("parquet", "file"), ("zarr", "part")):
             if name in formats:
-                shard[f"{name}_{what}"] = place_of(plan, name)
+                shard[f"{name}_{what}"] = final_name(plan, name)
                 shard[f"{name}_bytes"] = result.sizes[name]
                 shard[f"{name}_sha256"] = result.digests[name]
         for row, case in enumerate(plan.cases):

@@ -1,7 +1,7 @@
 """Where a data set is put: a folder of this machine, or an object store.
 
-A commit needs one thing of a place: that a file appears whole or not at all. A file system gives it by renaming; an
-object store gives it by its put. Places with neither are refused.
+A commit needs one thing of the storage: that a file appears whole or not at all. A file system gives it by renaming; an
+object store gives it by its put. Storage with neither is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lpbf_data.durable import flush_folder, remove_leftovers, sha256_of_file, sh
 from lpbf_data.errors import UsageError
 from lpbf_data.stores.manifest import MANIFEST_NAME
 from lpbf_data.stores.zarr_parts import ZARR_NAME
-from pipelines.sources.places import is_url
+from pipelines.sources.locations import is_url
 
 WORKSPACE_NAME: Final = ".build"
 
@@ -29,7 +29,7 @@ _GROUP: Final = b'{\n  "attributes": {},\n  "zarr_format": 3,\n  "node_type": "g
 
 
 class Target(Protocol):
-    """The place of a data set; names are relative to it."""
+    """Where a data set is written to; names are relative to it."""
 
     def read(self, name: str) -> bytes | None:
         """Content of a file; None when it isn't there."""
@@ -43,12 +43,12 @@ class Target(Protocol):
         """Remove a file or a folder with all in it, if it is there; it stays removed after a power cut."""
         ...
 
-    def place(self, staged: Path, name: str) -> None:
-        """Move a staged file or folder to its place, whole."""
+    def publish(self, staged: Path, name: str) -> None:
+        """Move a staged file or folder to its final name, whole."""
         ...
 
     def take_back(self, name: str, staged: Path) -> None:
-        """Move a file or folder from its place back to where shards are staged."""
+        """Move a file or folder back to where shards are staged."""
         ...
 
     def shards(self) -> list[str]:
@@ -56,7 +56,7 @@ class Target(Protocol):
         ...
 
     def is_intact(self, name: str, sha256: str, size: int) -> bool:
-        """Whether a shard still is what was written, as far as the place tells at a reasonable price."""
+        """Whether a shard still is what was written, as far as the storage tells without reading it."""
         ...
 
     def is_foreign(self) -> bool:
@@ -96,7 +96,7 @@ class FolderTarget:
             remove_path(path)
             flush_folder(path.parent)  # what is done next must not reach the disk before
 
-    def place(self, staged: Path, name: str) -> None:
+    def publish(self, staged: Path, name: str) -> None:
         _move(staged, self.root / name)
 
     def take_back(self, name: str, staged: Path) -> None:
@@ -160,7 +160,7 @@ class ObjectTarget:
         if self._system.exists(path):
             self._system.rm(path, recursive=True)
 
-    def place(self, staged: Path, name: str) -> None:
+    def publish(self, staged: Path, name: str) -> None:
         self.remove(name)
         files = sorted(path for path in staged.rglob("*") if path.is_file()) if staged.is_dir() else [staged]
         for path in files:
@@ -190,7 +190,7 @@ class ObjectTarget:
 
 
 def open_target(out: str) -> Target:
-    """The place that `--out` names.
+    """The target that `--out` names.
 
     Raises:
         UsageError: If a data set can't be committed there.

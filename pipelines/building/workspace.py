@@ -139,11 +139,11 @@ class Workspace:
         for path in self.attempts.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def load_measured(self, *, passing: bool = False) -> dict[str, MeasuredRef]:
+    def load_measured(self, *, transient: bool = False) -> dict[str, MeasuredRef]:
         """Everything measured so far, by the signature of the case's files and its name.
 
         Args:
-            passing: Give failures too that may have another cause than the files; without it they are tried again.
+            transient: Give failures too that may have another cause than the files; without it they are tried again.
         """
         found: dict[str, MeasuredRef] = {}
         for path in sorted(self.measured.glob("*.parquet")):
@@ -157,16 +157,16 @@ class Workspace:
             signatures = table["signature"].to_pylist()
             records = table_to_records(table.drop_columns(["reduction_index", "signature"]))
             for record, signature, index in zip(records, signatures, indices, strict=True):
-                if _is_passing(record) and not passing:
+                if _is_transient(record) and not transient:
                     continue
                 group = reductions if index >= 0 else ""
                 key = measured_key(record.case_id, record.source, signature)
-                if key not in found or not _is_passing(record):
+                if key not in found or not _is_transient(record):
                     found[key] = MeasuredRef(record, group, index)
         return found
 
 
-def _is_passing(record: CaseRecord) -> bool:
+def _is_transient(record: CaseRecord) -> bool:
     return record.failure is not None and record.failure.failure_reason in _PASSING
 
 
@@ -197,7 +197,7 @@ def _reductions_of(schema: pa.Schema) -> str | None:
 
 
 def measured_key(case_id: str, source: SourceRef, signature: str) -> str:
-    """What a measured case is found again by: its name, its place, and the signature of its files."""
+    """What identifies a measured case: its id, its location, and the signature of its files."""
     return f"{case_id}\0{source.archive}\0{source.member}\0{signature}"
 
 

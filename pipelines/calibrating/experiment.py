@@ -1,4 +1,4 @@
-"""A build that was measured, as the simulator repeats it: mesh, cut, and displacements at the measured places."""
+"""A build that was measured, as the simulator repeats it: mesh, cut, and displacements at the measured points."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lpbf_data.geometry.layer_groups import choose_refinement
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.calibrating.fitting import Values
 from pipelines.calibrating.measured_file import Measured
+from pipelines.calibrating.measured_points import Interpolation
 from pipelines.calibrating.options import Reference
-from pipelines.calibrating.places import Sampling
 from pipelines.simulation.materials.material import Material
 from pipelines.simulation.physics.build_simulation import BuildSimulation
 
@@ -27,14 +27,14 @@ class Experiment:
     Attributes:
         mesh: The part.
         measured: The measured values.
-        sampling: Where their places lie in the mesh.
+        interpolation: Of simulated displacements at the measured points.
         held: Nodes of the lowest plane that the cut leaves on the plate; None for a part that is cut free.
         reference: From where displacements count.
     """
 
     mesh: VoxelMesh
     measured: Measured
-    sampling: Sampling
+    interpolation: Interpolation
     held: NDArray[np.bool_] | None
     reference: Reference
 
@@ -48,7 +48,7 @@ class Experiment:
         return choose_refinement(self.mesh.num_planes, self.mesh.spacing[2], known.group_thickness, known.fewest_groups)
 
     def simulate(self, material: Material) -> NDArray[np.float64]:
-        """Simulated values in the place of the measured ones, mm, [n].
+        """Simulated values, one for each measured value, mm, [n].
 
         Args:
             material: The material.
@@ -62,7 +62,7 @@ class Experiment:
             if frame.phase in ("cooled", "cut"):
                 moved[frame.phase] = frame.state.displacement
         whole = moved["cut"] - moved["cooled"] if self.reference == "before_cut" else moved["cut"]
-        return self.sampling.of(whole, self.measured.components)
+        return self.interpolation.component_of(whole, self.measured.components)
 
     @property
     def values(self) -> Values:
@@ -71,5 +71,6 @@ class Experiment:
         motion = np.zeros((len(measured), 0))
         if self.held is None:
             along = _AXES[measured.components]
-            motion = np.concatenate([along, np.cross(measured.places - measured.places.mean(axis=0), along)], axis=1)
+            arms = measured.coordinates - measured.coordinates.mean(axis=0)
+            motion = np.concatenate([along, np.cross(arms, along)], axis=1)
         return Values(measured.values, measured.sigmas, motion)

@@ -1,6 +1,6 @@
 """Measured displacements from a table of comma-separated values, as people type them or Excel writes them.
 
-Columns `point, x_mm, y_mm, z_mm, component, value_mm, sigma_mm`: a name, a place on the part in the coordinates of its
+Columns `point, x_mm, y_mm, z_mm, component, value_mm, sigma_mm`: a name, a point on the part in the coordinates of its
 surface file, the component x, y or z, the displacement along it and its standard uncertainty. Lines that begin with #
 are left out.
 """
@@ -27,19 +27,19 @@ COLUMNS: Final = ("point", "x_mm", "y_mm", "z_mm", "component", "value_mm", "sig
 COMPONENTS: Final = ("x", "y", "z")
 """Components of a displacement."""
 
-_LARGEST_FILE: Final = 20_000_000  # bytes
+_MAX_FILE: Final = 20_000_000  # bytes
 _NUMBERS: Final = ("x_mm", "y_mm", "z_mm", "value_mm", "sigma_mm")
-_LONGEST_FIELD: Final = 1000
+_MAX_FIELD: Final = 1000
 _SEPARATORS: Final = {";": "semicolons", "\t": "tabs"}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Measured displacements, one component at one place each.
+    """Measured displacements, one component at one point each.
 
     Attributes:
-        points: Names of the places, n.
-        places: In the coordinates of the surface, mm, [n, 3].
+        points: Names of the points, n.
+        coordinates: Of the points, in the coordinates of the surface, mm, [n, 3].
         components: 0, 1 or 2 for x, y or z, [n].
         values: mm, [n].
         sigmas: Standard uncertainty, mm, [n]; None where nothing is known of it.
@@ -47,7 +47,7 @@ class Measured:
     """
 
     points: tuple[str, ...]
-    places: NDArray[np.float64]
+    coordinates: NDArray[np.float64]
     components: NDArray[np.int64]
     values: NDArray[np.float64]
     sigmas: NDArray[np.float64] | None
@@ -85,10 +85,10 @@ def read_measured(path: Path) -> Measured:
     _check_header(path, header)
     if rows_left_out := [line[:60] for line in comments if len(_split(line, separator)) == len(header)]:
         sentence = "rows that begin with # were left out as comments; a point whose name begins so needs another"
-        remarks.append(Remark.of_places(Treatment.LEFT_OUT, "commented_rows", sentence, rows_left_out))
+        remarks.append(Remark.of_items(Treatment.LEFT_OUT, "commented_rows", sentence, rows_left_out))
     if others := [name for name in header if name not in COLUMNS and name]:
         sentence = "columns of other names than those that are known were left out"
-        remarks.append(Remark.of_places(Treatment.LEFT_OUT, "columns", sentence, others))
+        remarks.append(Remark.of_items(Treatment.LEFT_OUT, "columns", sentence, others))
     try:
         rows = [_row(header, _split(line, separator), number, separator) for number, line in lines[1:]]
     except UsageError as error:
@@ -102,8 +102,8 @@ def read_measured(path: Path) -> Measured:
 
 def _text(path: Path) -> tuple[str, list[Remark]]:
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise UsageError(f"{path} is larger than a table of measured values can be ({_LARGEST_FILE:,} bytes)")
+        if path.stat().st_size > _MAX_FILE:
+            raise UsageError(f"{path} is larger than a table of measured values can be ({_MAX_FILE:,} bytes)")
         content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"the measured values {path} can't be read: {error.strerror or error}") from error

@@ -22,7 +22,7 @@ from pipelines.simulation.materials.material import MATERIALS, Material
 from pipelines.simulation.materials.material_files import choose_material
 from pipelines.sources.case_files import FolderFiles
 
-_MOST_POINTS: Final = 200_000
+_MAX_POINTS: Final = 200_000
 _GAP: Final = 1e-3  # mm: coordinates nearer to each other are the same
 
 
@@ -67,23 +67,23 @@ def read_result(folder: Path, material: str | None, calibration: str, units: Uni
         case = run.read_case(("displacement",))
     except CaseError as error:
         raise UsageError(f"{folder} holds no result that can be fitted to: {error}") from error
-    if case.num_points > _MOST_POINTS:
-        raise UsageError(f"{folder} has {case.num_points:,} points; at most {_MOST_POINTS:,} can be fitted to")
+    if case.num_points > _MAX_POINTS:
+        raise UsageError(f"{folder} has {case.num_points:,} points; at most {_MAX_POINTS:,} can be fitted to")
     surfaces = sorted(folder.glob("*.[sS][tT][lL]"))
     if len(surfaces) != 1:
         raise UsageError(f"{folder} holds {len(surfaces)} STL files; it must hold the part's")
     made_of = _material(folder, run.log.material, material).calibrated(calibration)
     if run.log.layer_thickness:
         made_of = replace(made_of, process=replace(made_of.process, layer_thickness=run.log.layer_thickness))
-    places = case.points.astype(np.float64)
+    coordinates = case.points.astype(np.float64)
     layer = made_of.process.layer_thickness
     surface = on_build_plate(load_surface(surfaces[0], units))
-    height = max(1, round(_finest(places[:, 2]) / layer)) * layer
-    mesh = voxelize(surface, (_width(surface, places), height))
+    height = max(1, round(_finest(coordinates[:, 2]) / layer)) * layer
+    mesh = voxelize(surface, (_width(surface, coordinates), height))
     moved = case.fields["displacement"].astype(np.float64)
-    names = tuple(f"point {number}" for number in range(len(places)) for _ in range(3))
-    components = np.tile(np.arange(3), len(places))
-    measured = Measured(names, np.repeat(places, 3, axis=0), components, moved.ravel(), None)
+    names = tuple(f"point {number}" for number in range(len(coordinates)) for _ in range(3))
+    components = np.tile(np.arange(3), len(coordinates))
+    measured = Measured(names, np.repeat(coordinates, 3, axis=0), components, moved.ravel(), None)
     version = run.log.solver_version or "unknown"
     return NetfabbResult(measured, mesh, made_of, version, case.num_points, tuple(run.remarks))
 
@@ -101,10 +101,10 @@ def _material(folder: Path, logged: str | None, asked_for: str | None) -> Materi
     return MATERIALS[found[0]]
 
 
-def _width(surface: Surface, places: NDArray[np.float64]) -> float:
+def _width(surface: Surface, coordinates: NDArray[np.float64]) -> float:
     """A width of cells that gives as many along x and along y as the result has, if there is one."""
     size = np.ptp(surface.bounds, axis=0)[:2]
-    finest = np.array([_finest(places[:, 0]), _finest(places[:, 1])])
+    finest = np.array([_finest(coordinates[:, 0]), _finest(coordinates[:, 1])])
     counts = np.maximum(np.rint(size / finest), 1)
     low, high = float((size / (counts + 0.5)).max()), float((size / (counts - 0.5)).min())
     return (low + high) / 2 if low < high else float(finest.min())

@@ -28,7 +28,7 @@ class CalibrationOptions:
         netfabb: Folder of a result of NetFabb, instead of all three.
         material: Material to start from.
         calibration: Calibration to start from.
-        fit: Numbers to fit.
+        fit: Parameters to fit.
         cut: What is cut from the plate.
         reference: From where displacements count.
         units: Unit of lengths in the surface file.

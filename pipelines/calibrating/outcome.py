@@ -29,10 +29,10 @@ def calibrated_material(request: CalibrationRequest, fit: Fit) -> Material:
         request: What was asked for.
         fit: What came of it.
     """
-    names = ", ".join(number.name for number in request.shrinkage.numbers)
+    names = ", ".join(parameter.name for parameter in request.parametrisation.parameters)
     source = f"{names} fitted with {GENERATOR} to {request.said}; residual {_residual(fit)}; the rest as before: "
-    before = request.shrinkage.material(fit.start)
-    material = request.shrinkage.material(fit.numbers, request.name, source + before.calibration.source)
+    before = request.parametrisation.material(fit.start)
+    material = request.parametrisation.material(fit.parameters, request.name, source + before.calibration.source)
     said = f"calibration {request.name}: {names} fitted to {request.said}"
     return replace(material, sources=(*material.sources, said))
 
@@ -60,16 +60,16 @@ def write_outcome(request: CalibrationRequest, fit: Fit) -> Material:
 
 
 def _report(request: CalibrationRequest, fit: Fit) -> Mapping[str, Any]:
-    experiment, shrinkage = request.experiment, request.shrinkage
-    numbers = {
-        number.name: {
-            "meaning": number.said,
+    experiment, parametrisation = request.experiment, request.parametrisation
+    parameters = {
+        parameter.name: {
+            "meaning": parameter.said,
             "before": _rounded(before),
             "after": _rounded(after),
             "standard_uncertainty": _rounded(uncertainty),
         }
-        for number, before, after, uncertainty in zip(
-            shrinkage.numbers, fit.start, fit.numbers, fit.uncertainty, strict=True
+        for parameter, before, after, uncertainty in zip(
+            parametrisation.parameters, fit.start, fit.parameters, fit.uncertainty, strict=True
         )
     }
     residual: dict[str, Any] = {"rms_before_mm": _rounded(fit.rms[0]), "rms_after_mm": _rounded(fit.rms[1])}
@@ -84,8 +84,8 @@ def _report(request: CalibrationRequest, fit: Fit) -> Mapping[str, Any]:
         "cut": request.cut,
         "displacement_counts_from": experiment.reference,
         "moved_as_a_body_to_fit": experiment.held is None,
-        "mesh": _mesh(experiment, shrinkage.material(fit.numbers)),
-        "numbers": numbers,
+        "mesh": _mesh(experiment, parametrisation.material(fit.parameters)),
+        "numbers": parameters,
         "residual": residual,
         "singular_values": [_rounded(float(value)) for value in fit.singular_values],
         "undetermined": list(fit.undetermined) or ["nothing of what was fitted"],
@@ -99,7 +99,7 @@ UNCERTAINTY = (
     "one standard deviation, from sigma_mm (or from what the fit leaves, where that is more) and the Jacobian; errors "
     "of the simulator that neighbouring values share aren't in it, nor is what the data don't determine"
 )
-"""What the uncertainty of a number holds."""
+"""What the uncertainty of a parameter holds."""
 
 
 def _mesh(experiment: Experiment, material: Material) -> dict[str, Any]:

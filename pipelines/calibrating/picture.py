@@ -12,7 +12,7 @@ from pipelines.calibrating.fitting import Fit
 from pipelines.calibrating.measured_file import COMPONENTS
 from pipelines.calibrating.request import CalibrationRequest
 
-_MOST_ALONG: Final = 200  # values of a component, up to which they are shown along the part
+_MAX_ALONG: Final = 200  # values of a component, up to which they are shown along the part
 _BEFORE: Final = {"color": "#b0b0b0", "label": "simulated before"}
 _AFTER: Final = {"color": "#c44e52", "label": "simulated after"}
 _MEASURED: Final = {"color": "#222222", "label": "measured"}
@@ -36,7 +36,7 @@ def draw(request: CalibrationRequest, fit: Fit) -> None:
         for axes, component in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
             mine = measured.components == component
             axis = COMPONENTS[component]
-            if mine.sum() > _MOST_ALONG:
+            if mine.sum() > _MAX_ALONG:
                 _against(axes, measured.values[mine], fit.before[mine], fit.after[mine], axis)
             else:
                 _along(axes, request, fit, mine)
@@ -51,13 +51,13 @@ def draw(request: CalibrationRequest, fit: Fit) -> None:
 
 def _along(axes: Any, request: CalibrationRequest, fit: Fit, mine: Any) -> None:
     measured = request.experiment.measured
-    longest = int(np.ptp(measured.places[mine], axis=0).argmax())
-    order = np.flatnonzero(mine)[np.argsort(measured.places[mine, longest], kind="stable")]
-    place = measured.places[order, longest]
-    axes.plot(place, fit.before[order], ".-", **_BEFORE)
-    axes.plot(place, fit.after[order], ".-", **_AFTER)
+    longest = int(np.ptp(measured.coordinates[mine], axis=0).argmax())
+    order = np.flatnonzero(mine)[np.argsort(measured.coordinates[mine, longest], kind="stable")]
+    along = measured.coordinates[order, longest]
+    axes.plot(along, fit.before[order], ".-", **_BEFORE)
+    axes.plot(along, fit.after[order], ".-", **_AFTER)
     sigmas = None if measured.sigmas is None else measured.sigmas[order]
-    axes.errorbar(place, measured.values[order], sigmas, fmt="o", markersize=4, capsize=2, **_MEASURED)
+    axes.errorbar(along, measured.values[order], sigmas, fmt="o", markersize=4, capsize=2, **_MEASURED)
     axes.set_xlabel(f"{COMPONENTS[longest]} [mm]")
 
 

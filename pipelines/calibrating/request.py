@@ -19,10 +19,10 @@ from lpbf_data.remarks import Remark, Treatment
 from pipelines.calibrating.cuts import held_by
 from pipelines.calibrating.experiment import Experiment
 from pipelines.calibrating.measured_file import read_measured
+from pipelines.calibrating.measured_points import locate_measured
 from pipelines.calibrating.netfabb_result import read_result
 from pipelines.calibrating.options import CalibrationOptions, check_options
-from pipelines.calibrating.places import check_places
-from pipelines.calibrating.shrinkage import Shrinkage, choose_numbers
+from pipelines.calibrating.parametrisation import Parametrisation, choose_parameters
 from pipelines.simulation.materials.material import Material
 from pipelines.simulation.materials.material_files import choose_material
 from pipelines.simulation.parts.named_parts import NamedPart, digest_of_surface, named_part
@@ -30,7 +30,7 @@ from pipelines.simulation.parts.named_parts import NamedPart, digest_of_surface,
 POINTS: Final = 5000
 """Points of the mesh of a surface file, by default."""
 
-_FEWEST_PLANES: Final = 2
+_MIN_PLANES: Final = 2
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class CalibrationRequest:
         out: The material file to write.
         name: Name of its calibration.
         experiment: The build that was measured.
-        shrinkage: The material, and what is fitted.
+        parametrisation: The material, and what is fitted.
         cut: What was cut.
         fitted_on: What it is fitted on, with digests of the files, for the material file.
         said: The same in a few words, for sources.
@@ -51,7 +51,7 @@ class CalibrationRequest:
     out: Path
     name: str
     experiment: Experiment
-    shrinkage: Shrinkage
+    parametrisation: Parametrisation
     cut: str
     fitted_on: Mapping[str, str]
     said: str
@@ -78,7 +78,7 @@ def check_request(out: str, options: CalibrationOptions) -> CalibrationRequest:
 def _on_measured(path: Path, name: str, options: CalibrationOptions) -> CalibrationRequest:
     assert options.material is not None
     material = choose_material(options.material, options.calibration)
-    numbers = choose_numbers(options.fit or ("strain",))
+    parameters = choose_parameters(options.fit or ("strain",))
     known = named_part(options.part) if options.part is not None else None
     table = _table(options, known, material)
     measured = read_measured(table)
@@ -90,8 +90,8 @@ def _on_measured(path: Path, name: str, options: CalibrationOptions) -> Calibrat
     mesh, meshed = _mesh(surface, material, options, known.cell if known is not None else None)
     cut = options.cut or (known.cut if known is not None else "all")
     held = held_by(cut, mesh)
-    on_mesh = measured.places - [0, 0, surface.bounds[0, 2] + mesh.lowered * mesh.spacing[2]]
-    sampling = check_places(mesh, measured, on_mesh)
+    on_mesh = measured.coordinates - [0, 0, surface.bounds[0, 2] + mesh.lowered * mesh.spacing[2]]
+    interpolation = locate_measured(mesh, measured, on_mesh)
     reference = options.reference or ("nominal" if held is None else "before_cut")
     fitted_on = {"measured": table.name, "measured_sha256": sha256_of_file(table)} | _identity(options, surface)
     short = fitted_on["measured_sha256"][:12]
@@ -99,8 +99,8 @@ def _on_measured(path: Path, name: str, options: CalibrationOptions) -> Calibrat
     return CalibrationRequest(
         path,
         name,
-        Experiment(mesh, measured, sampling, held, reference),
-        Shrinkage(material, numbers),
+        Experiment(mesh, measured, interpolation, held, reference),
+        Parametrisation(material, parameters),
         cut,
         MappingProxyType(fitted_on),
         said,
@@ -151,16 +151,16 @@ def _mesh(
         standing,
         options.points or POINTS,
         name,
-        lambda one, count: voxelize_to_size(one, count, layer=layer, planes=_FEWEST_PLANES),
+        lambda one, count: voxelize_to_size(one, count, layer=layer, planes=_MIN_PLANES),
     )
 
 
 def _on_netfabb(path: Path, name: str, options: CalibrationOptions) -> CalibrationRequest:
     folder = Path(options.netfabb or "")
     result = read_result(folder, options.material, options.calibration or "netfabb", options.units)
-    numbers = choose_numbers(options.fit or ("strain", "normal", "along"))
+    parameters = choose_parameters(options.fit or ("strain", "normal", "along"))
     mesh, measured = result.mesh, result.measured
-    sampling = check_places(mesh, measured, measured.places)
+    interpolation = locate_measured(mesh, measured, measured.coordinates)
     digest = sha256_of_tree(folder)[0]
     fitted_on = {"netfabb": folder.resolve().name, "netfabb_sha256": digest, "solver": result.solver}
     points = f"the final displacements of {result.num_points:,} points"
@@ -168,8 +168,8 @@ def _on_netfabb(path: Path, name: str, options: CalibrationOptions) -> Calibrati
     return CalibrationRequest(
         path,
         name,
-        Experiment(mesh, measured, sampling, None, "nominal"),
-        Shrinkage(result.material, numbers),
+        Experiment(mesh, measured, interpolation, None, "nominal"),
+        Parametrisation(result.material, parameters),
         "all",
         MappingProxyType(fitted_on),
         said,

@@ -333,9 +333,9 @@ def write_case_file(case: CaseFile) -> bytes:
     model = "" if case.geometry_time_set is None else f"{case.geometry_time_set} "
     lines = ["FORMAT", "type: ensight gold", "GEOMETRY", f"model: {model}{case.geometry_pattern}", "VARIABLE"]
     for variable in case.variables.values():
-        place = "node" if variable.location == "point" else "element"
+        entity = "node" if variable.location == "point" else "element"
         time_set = "" if variable.time_set is None else f"{variable.time_set} "
-        lines.append(f"{variable.kind} per {place}: {time_set}{variable.name} {variable.pattern}")
+        lines.append(f"{variable.kind} per {entity}: {time_set}{variable.name} {variable.pattern}")
     for number, steps in sorted(case.time_sets.items()):
         lines += ["TIME", f"time set: {number}", f"number of steps: {len(steps.times)}"]
         first = steps.numbers[0]

@@ -236,7 +236,7 @@ def read_variable(
 
 
 def count_values(data: bytes, dialect: Dialect, *, num_components: int = 1) -> int | None:
-    """Nodes or elements that a variable file has values for, told by its size alone; None when it is cut short.
+    """Nodes or elements that a variable file has values for, from its size alone; None when it is cut short.
 
     Args:
         data: Its content.

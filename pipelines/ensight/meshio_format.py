@@ -82,7 +82,7 @@ def read(filename: str | Path) -> meshio.Mesh:
 
 
 def _order_of(point_data: Mapping[str, Any], geometry: bytes, path: Path) -> TensorOrder:
-    """Order of the components of tensors in a file: told by principal stresses beside them, else by who wrote it."""
+    """Order of the components of tensors in a file: by its principal stresses, else by the program that wrote it."""
     known = VTK_ORDER if _WRITES_VTK_ORDER.search(geometry[:400]) else ENSIGHT_ORDER
     needed = [np.asarray(point_data[name]) for name in (_STRESS, *_PRINCIPAL) if name in point_data]
     if [values.shape[1:] for values in needed] != [(6,), (), (), ()]:
@@ -131,7 +131,7 @@ def write(filename: str | Path, mesh: meshio.Mesh) -> None:
 
 
 def _check_mesh(path: Path, mesh: meshio.Mesh) -> None:
-    """Refuse what the format has no place for."""
+    """Refuse what the format can't hold."""
     if [block.type for block in mesh.cells] != ["hexahedron"]:
         found = ", ".join(block.type for block in mesh.cells)
         raise ValueError(f"only one block of hexahedra can be written as EnSight Gold here, the mesh has: {found}")
@@ -141,7 +141,7 @@ def _check_mesh(path: Path, mesh: meshio.Mesh) -> None:
         raise ValueError(f"an EnSight file can't be called {path.name!r}: choose a name without blanks, quotes and *")
     left = [name for name in ("field_data", "point_sets", "cell_sets") if getattr(mesh, name, None)]
     if left:
-        warnings.warn(f"{path.name}: EnSight Gold has no place for the mesh's {', '.join(left)}", stacklevel=4)
+        warnings.warn(f"{path.name}: EnSight Gold can't hold the mesh's {', '.join(left)}", stacklevel=4)
 
 
 def _fields_of(mesh: meshio.Mesh) -> Iterator[tuple[Location, str, NDArray[Any]]]:

@@ -15,7 +15,7 @@ from pipelines.ensight.numbers import parse_number, with_usual_exponents
 ByteOrder = Literal["<", ">"]
 
 RECORD: Final = 80
-_LONGEST_LINE: Final = 4096
+_MAX_LINE: Final = 4096
 _TEXT_PIECE: Final = 1 << 20  # bytes of text that are split into tokens at a time
 
 
@@ -143,9 +143,9 @@ class TextReader:
 
     def line(self, what: str) -> str:
         start = self.position
-        end = self.data.find(b"\n", start, start + _LONGEST_LINE)
-        if end < 0 and start + _LONGEST_LINE < len(self.data):
-            detail = f"expected a line of text ({what}), found {_LONGEST_LINE} bytes without an end of line"
+        end = self.data.find(b"\n", start, start + _MAX_LINE)
+        if end < 0 and start + _MAX_LINE < len(self.data):
+            detail = f"expected a line of text ({what}), found {_MAX_LINE} bytes without an end of line"
             raise CaseError(FailureReason.MALFORMED_FILE, detail, path=self.path, offset=start)
         if end < 0:  # no line that is read here is the last of its file
             detail = f"expected a line of text ({what}), the file ends"

@@ -1,4 +1,4 @@
 """What is measured and checked on one case, and its conversion: counts, extremes, statistics, digests of its shape.
 
-One case at a time; what many of them come to is the business of `selection` and `reporting`.
+One case at a time; many cases together are for `selection` and `reporting`.
 """

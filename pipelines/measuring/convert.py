@@ -41,14 +41,14 @@ def failed(location: CaseLocation, error: Exception) -> CaseRecord:
 
     Args:
         location: Where it lies.
-        error: What went wrong; anything but a `CaseError` is told with its type and place, so that it can be reported.
+        error: What went wrong; of anything but a `CaseError` the type and the line of code are given, for reports.
     """
     if isinstance(error, CaseError):
         failure = Failure(error.reason, strip_local_paths(error.detail), error.path, error.offset)
     else:
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{frame.filename.replace(chr(92), '/').rpartition('/')[2]}:{frame.lineno}"
-        detail = f"{type(error).__name__} at {place}: {error}"
+        line = f"{frame.filename.replace(chr(92), '/').rpartition('/')[2]}:{frame.lineno}"
+        detail = f"{type(error).__name__} at {line}: {error}"
         failure = Failure(FailureReason.UNEXPECTED_ERROR, strip_local_paths(detail)[:500])
     return CaseRecord(case_id=location.case_id, source=location.source, failure=failure)
 

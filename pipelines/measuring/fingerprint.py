@@ -1,4 +1,4 @@
-"""Telling that two meshes are the same shape, whatever their names, places, scales, and sides of the build plate.
+"""Digests that two meshes of one shape share, whatever their names, positions, scales, and sides of the build plate.
 
 Two cases whose geometry agrees up to translation, uniform scale and the symmetries of a square build plate (mirrored
 along x, along y, both exchanged: what training shows cases under) are one design, and one design must not lie on both
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from lpbf_data.case.case import Case
 
 DIGEST_VERSION: Final = 2
-"""In front of each digest, so that those of before, which told mirrored meshes apart, are equal to none."""
+"""Prefix of each digest, so that digests of earlier versions, which distinguished mirrored meshes, equal none."""
 
 _LEVEL_TOLERANCE: Final = 1e-4  # of the largest extent; coordinates closer than that are one level
 _RATIO_BIN: Final = 1e-3  # relative width of the bins that extents are compared in

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """`NetfabbRun`, which scripts of before import from here."""
+    """`NetfabbRun`, which scripts for earlier versions import from here."""
     if name == "NetfabbRun":
         from pipelines.netfabb.run import NetfabbRun
 

@@ -33,7 +33,7 @@ class PointIndex:
         keys = _keys(points)
         self._order = np.argsort(keys)
         self._sorted = keys[self._order]
-        # Points at one place share a key; the first of them stands for all.
+        # Points with the same coordinates share a key; the first of them stands for all.
         first = np.maximum.accumulate(
             np.where(np.concatenate(([True], self._sorted[1:] != self._sorted[:-1])), np.arange(len(keys)), 0)
         )
@@ -51,12 +51,12 @@ class PointIndex:
             one place the first one is given; `spread` passes its value on to the rest.
         """
         keys = _keys(others)
-        place = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
-        there = np.flatnonzero(self._sorted[place] == keys)
-        here = self._order[place[there]]
+        rank = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
+        there = np.flatnonzero(self._sorted[rank] == keys)
+        here = self._order[rank[there]]
         equal = (self._points[here] == others[there]).all(axis=1)
         return here[equal], there[equal]
 
     def spread(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Give every point the value of the first one at its place, [N]."""
+        """Give every point the value of the first one with its coordinates, [N]."""
         return values[self._first]

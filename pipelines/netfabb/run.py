@@ -210,7 +210,7 @@ class NetfabbRun:
             )
         except CaseError as error:
             if error.reason is FailureReason.TRUNCATED_FILE:
-                self._tell_mismatch(data, dialect, spec, count, error)
+                self._explain_mismatch(data, dialect, spec, count, error)
             raise
         return reorder(values, self.tensor_order[0], SYMMETRIC_TENSOR) if spec.num_components == 6 else values
 
@@ -250,10 +250,10 @@ class NetfabbRun:
                 data = self.files.look(path)
                 read.append(read_variable(data, dialect, count=len(points), num_components=width, path=path))
         except CaseError:
-            return None  # a file that can't be read is told when it is asked for
+            return None  # a file that can't be read is reported when it is asked for
         return order_by_principal_values(read[0], np.stack(read[1:], axis=1))
 
-    def _tell_mismatch(self, data: bytes, dialect: Dialect, spec: FieldSpec, count: int, error: CaseError) -> None:
+    def _explain_mismatch(self, data: bytes, dialect: Dialect, spec: FieldSpec, count: int, error: CaseError) -> None:
         """A field that is too short for its geometry but fits another one was not cut off: it is of that mesh."""
         held = count_values(data, dialect, num_components=spec.num_components)
         if held is None:

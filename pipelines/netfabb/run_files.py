@@ -56,7 +56,7 @@ class RunFiles:
         return names
 
     def resolved(self, name: str) -> str:
-        """How a file that goes by this name is really called; the name itself where there is none."""
+        """Actual name of a file, which may differ in case and accents; the given name where there is none."""
         if name in self.sizes:
             return name
         like = self._by_folded_name.get(fold_name(name), [])

@@ -139,7 +139,7 @@ def write_origin(origin: PartOrigin) -> str:
 
 
 def _origin(run: str) -> PartOrigin:
-    """The origin in a log; what only looks like one is somebody else's line."""
+    """The origin in a log; None for a line that only looks like one."""
     match = _ORIGIN.search(run)
     try:
         stored = json.loads(match[1]) if match else {}
@@ -166,7 +166,7 @@ def write_remarks(remarks: Iterable[Remark]) -> str:
 
 
 def _remarks(run: str) -> tuple[Remark, ...]:
-    """The remarks in a log; what only looks like one is somebody else's line."""
+    """The remarks in a log; lines that only look like one are ignored."""
     found: list[Remark] = []
     for match in itertools.islice(_REMARK.finditer(run), _MAX_REMARKS):
         try:

@@ -1,7 +1,7 @@
-"""What people look at, added to a data set that is committed: report, pictures, and the card that shows them.
+"""Report, pictures and the card that shows them, added to a data set that is committed.
 
 None of it is needed to use the data. It is made last, from the data set as it lies there, and whatever goes wrong is
-told in a sentence and leaves the data set as it is.
+reported in a sentence and leaves the data set as it is.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lpbf_data.errors import LpbfError
-from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.stores.manifest import MANIFEST_NAME, Manifest, decode_manifest
 from pipelines.building.request import BuildRequest
 from pipelines.building.targets import Target
 from pipelines.numbers import format_number
 from pipelines.reporting.card import CardPicture
 from pipelines.reporting.documents import CARD_NAME, DISTRIBUTIONS_PICTURE, PARTS_PICTURE, REPORT_NAME, make_card_of
-from pipelines.reporting.gallery_parts import Exhibit
+from pipelines.reporting.gallery_parts import GalleryPart
 from pipelines.reporting.gallery_pictures import draw_histograms, draw_mosaic
 from pipelines.reporting.report_data import make_report
 
 
-def add_showcase(request: BuildRequest, target: Target) -> str | None:
+def add_report(request: BuildRequest, target: Target) -> str | None:
     """Add report, pictures and the card with them to a data set.
 
     Args:
@@ -37,7 +37,7 @@ def add_showcase(request: BuildRequest, target: Target) -> str | None:
         assert data is not None
         manifest = decode_manifest(data)
         pictures = {}
-        if drawn := _draw_parts(report.exhibits, manifest):
+        if drawn := _draw_parts(report.gallery_parts, manifest):
             pictures[PARTS_PICTURE] = drawn
         if any(record.measures is not None for record in manifest.records):
             pictures[DISTRIBUTIONS_PICTURE] = draw_histograms(manifest.records)
@@ -52,12 +52,12 @@ def add_showcase(request: BuildRequest, target: Target) -> str | None:
     return None if report.problem is None else f"{report.problem}; the report draws the parts itself"
 
 
-def _draw_parts(exhibits: Sequence[Exhibit], manifest: Manifest) -> bytes | None:
+def _draw_parts(gallery_parts: Sequence[GalleryPart], manifest: Manifest) -> bytes | None:
     furthest = {r.case_id: r.measures.displacement_z_abs_max for r in manifest.records if r.measures is not None}
     chosen = [
-        (exhibit.pixels, f"±{format_number(furthest[exhibit.case_id])} mm")
-        for exhibit in exhibits
-        if exhibit.pixels is not None
+        (gallery_part.pixels, f"±{format_number(furthest[gallery_part.case_id])} mm")
+        for gallery_part in gallery_parts
+        if gallery_part.pixels is not None
     ]
     return draw_mosaic(chosen) if chosen else None
 

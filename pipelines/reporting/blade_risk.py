@@ -14,7 +14,7 @@ def blade_risk(measures: Measures) -> BladeRisk:
 
     A clearance of 100 % is that of a part that doesn't rise, 0 % that of one whose highest point stands as high as the
     blade passes. Solvers report interference long before: below a tolerance, 80 % of a layer in NetFabb, which is a
-    rise by 8 of 40 µm. So the two are told apart.
+    rise by 8 of 40 µm. So the two are distinguished.
 
     Args:
         measures: What was measured on a case.

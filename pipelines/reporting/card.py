@@ -102,7 +102,7 @@ class CardPicture:
 
 
 def plain(text: str) -> str:
-    r"""A text of somebody else's as it is, whatever Markdown or HTML it holds.
+    r"""Escape a text, so that Markdown or HTML in it is shown as it is.
 
     >>> plain("a|b <script> *c*")
     'a\\|b &lt;script&gt; \\*c\\*'

@@ -81,8 +81,8 @@ def _field(name: str, data_type: str, description: str, *, many: bool = False) -
 
 def _shards(records: Sequence[CaseRecord]) -> dict[str, str]:
     """Path and SHA-256 of each Parquet shard."""
-    places = [record.placement for record in records if record.placement is not None]
-    return {p.parquet_file: p.parquet_sha256 or "" for p in places if p.parquet_file is not None}
+    placements = [record.placement for record in records if record.placement is not None]
+    return {p.parquet_file: p.parquet_sha256 or "" for p in placements if p.parquet_file is not None}
 
 
 def make_croissant(records: Sequence[CaseRecord], specs: Sequence[FieldSpec], version: str, summary: str) -> bytes:

@@ -1,7 +1,7 @@
 """Parts that the report shows: which ones, and each as a surface with its fields and a picture.
 
 Larger sets show a sample. It holds the parts that come nearest to the recoater blade (or those that are predicted
-worst), and others by a hash of their ids, so that it doesn't depend on order or luck.
+worst), and others by a hash of their ids, so that it doesn't depend on their order or on chance.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from lpbf_data.case.case import Case
 from lpbf_data.case.record import CaseRecord
 from lpbf_data.case.schema import FIELDS, FieldSpec
 from lpbf_data.case.statistics import NEGLIGIBLE, total
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.geometry.outer_surface import MeshSurface, extract_surface
-from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.reading.catalog import read_manifest
 from lpbf_data.reading.split_reader import SplitReader
 from lpbf_data.stores.manifest import Manifest
 from lpbf_data.stores.predictions import PredictionFile
 from lpbf_data.viewer.shown_fields import ShownField, column_of, fields_of
 from lpbf_data.viewer.surface_codec import encode_surface
-from pipelines.reporting.gallery_pictures import Artist, Drawing, Pixels, encode_still
+from pipelines.reporting.gallery_pictures import Drawing, PartRenderer, Pixels, encode_still
 
-_MOST_IN_FLIGHT: Final = 4
+_MAX_IN_FLIGHT: Final = 4
 
 
 class KeptCases:
@@ -48,7 +48,7 @@ class KeptCases:
         self.manifest: Manifest = read_manifest(folder)
         self.manifest.need_parts(folder.name, "python -m pipelines.report")
         self._readers = {split: SplitReader(folder, split) for split in self.manifest.splits}
-        self._places = {
+        self._stored = {
             address.case_id: (reader, number)
             for reader in self._readers.values()
             for number, address in enumerate(reader.addresses)
@@ -69,7 +69,7 @@ class KeptCases:
         Raises:
             StoreError: If it can't be read.
         """
-        reader, number = self._places[case_id]
+        reader, number = self._stored[case_id]
         return reader.read(number, [FIELDS[name] for name in fields])
 
 
@@ -130,7 +130,7 @@ def _by_hash(case_id: str) -> bytes:
 def choose_cases(records: Sequence[CaseRecord], most: int, errors: Sequence[Deviation] = ()) -> list[str]:
     """Ids of the cases that are shown, the most telling ones first.
 
-    A third of the places goes to the parts with the least recoater clearance, or to those with the largest errors of
+    A third of the gallery goes to the parts with the least recoater clearance, or to those with the largest errors of
     prediction; the others go by a hash of the id, predicted cases before those that aren't.
 
     Args:
@@ -162,7 +162,7 @@ def choose_for_mosaic(case_ids: Iterable[str], most: int = 12) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class GalleryPart:
     """One part as the report shows it.
 
     Attributes:
@@ -190,32 +190,32 @@ def _columns_of_surface(
     return columns
 
 
-def make_exhibits(
+def make_gallery_parts(
     cases: KeptCases,
     case_ids: Sequence[str],
     fields: Sequence[ShownField],
-    artist: Artist,
+    renderer: PartRenderer,
     *,
     predictions: PredictionFile | None = None,
     with_pixels: Sequence[str] = (),
-) -> Iterator[Exhibit]:
-    """Make the exhibits one by one, in the order of their ids; pictures are drawn meanwhile by another process.
+) -> Iterator[GalleryPart]:
+    """Make the gallery_parts one by one, in the order of their ids; pictures are drawn meanwhile by another process.
 
     Args:
         cases: The data set.
         case_ids: Which.
         fields: Columns to show.
-        artist: Who draws.
+        renderer: Who draws.
         predictions: What a model says of some of them.
         with_pixels: Ids whose picture is wanted as it is, too.
     """
     started: deque[tuple[str, bytes, Future[Pixels] | None]] = deque()
 
-    def finish() -> Exhibit:
+    def finish() -> GalleryPart:
         case_id, data, future = started.popleft()
-        pixels = artist.finish(future)
+        pixels = renderer.finish(future)
         still = None if pixels is None else encode_still(pixels)
-        return Exhibit(case_id, data, still, pixels if case_id in with_pixels else None)
+        return GalleryPart(case_id, data, still, pixels if case_id in with_pixels else None)
 
     for case_id in case_ids:
         case = cases.read(case_id, fields_of(field.column for field in fields))
@@ -226,8 +226,8 @@ def make_exhibits(
         points = case.points[surface.point_numbers]
         coloured = next((columns[f.column] for f in fields if f.signed), np.zeros(len(points)))
         drawing = Drawing(points, surface.faces, coloured)
-        started.append((case_id, encode_surface(points, surface.faces, columns), artist.start(drawing)))
-        if len(started) > _MOST_IN_FLIGHT:
+        started.append((case_id, encode_surface(points, surface.faces, columns), renderer.start(drawing)))
+        if len(started) > _MAX_IN_FLIGHT:
             yield finish()
     while started:
         yield finish()

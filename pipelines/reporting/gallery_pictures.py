@@ -1,7 +1,7 @@
 """Pictures of parts and of distributions: VTK draws a part, matplotlib puts pictures and bars together.
 
 VTK draws through whatever OpenGL the machine has, and a broken driver takes the process along: parts are drawn in a
-process of their own, and what can't be drawn is told in a sentence instead.
+process of their own, and what can't be drawn is reported in a sentence instead.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def draw_part(drawing: Drawing, size: tuple[int, int] = STILL_SIZE) -> Pixels:
     from PIL import Image
 
     pyvista = import_pyvista()
-    plotter = _easel(size[0] * _SAMPLES, size[1] * _SAMPLES)
+    plotter = _offscreen_plotter(size[0] * _SAMPLES, size[1] * _SAMPLES)
     plotter.clear_actors()
     mesh = pyvista.PolyData.from_regular_faces(drawing.points.astype(np.float32), drawing.faces)
     furthest = float(np.abs(drawing.values).max(initial=0.0)) or 1.0
@@ -91,8 +91,8 @@ def draw_part(drawing: Drawing, size: tuple[int, int] = STILL_SIZE) -> Pixels:
 
 
 @functools.lru_cache(maxsize=1)
-def _easel(width: int, height: int) -> Any:
-    """What is drawn on; to make one takes longer than to draw."""
+def _offscreen_plotter(width: int, height: int) -> Any:
+    """The plotter, kept from picture to picture: to make one takes longer than to draw."""
     pyvista = import_pyvista()
     plotter = pyvista.Plotter(off_screen=True, window_size=[width, height], lighting="none")
     # Every pixel is the mean of several already; to sample each of those as well doubles the time.
@@ -118,7 +118,7 @@ def _aim(camera: Any, points: NDArray[np.floating[Any]], aspect: float) -> None:
     camera.reset_clipping_range()
 
 
-class Artist:
+class PartRenderer:
     """Draws parts in a process of its own, one after the other; use it as a context.
 
     Once something goes wrong it draws nothing more and says why in `problem`.

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from typing import Final
 
-MOST_PARTS: Final = 300
+MAX_PARTS: Final = 300
 """Parts in the gallery unless asked otherwise."""

@@ -10,17 +10,17 @@ from typing import Any, Final
 
 from lpbf_data.console import follow
 from lpbf_data.errors import StoreError, UsageError
-from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.stores.predictions import PredictionFile
 from lpbf_data.viewer.shown_fields import shown_fields
 from pipelines.reporting import gallery_parts as shown
 from pipelines.reporting.documents import BUILD_NAME
-from pipelines.reporting.gallery_parts import Deviation, Exhibit, KeptCases
-from pipelines.reporting.gallery_pictures import Artist
-from pipelines.reporting.gallery_size import MOST_PARTS
+from pipelines.reporting.gallery_parts import Deviation, GalleryPart, KeptCases
+from pipelines.reporting.gallery_pictures import PartRenderer
+from pipelines.reporting.gallery_size import MAX_PARTS
 from pipelines.reporting.report_page import PageContent, render_page
 
-_MOST_BYTES: Final = 27_000_000
+_MAX_BYTES: Final = 27_000_000
 """Of surfaces and pictures as they stand in the page, so that all of it stays under 30 MB."""
 
 
@@ -30,16 +30,16 @@ class Report:
 
     Attributes:
         page: The page.
-        exhibits: Parts that it shows; the pictures of some of them are kept.
+        gallery_parts: Parts that it shows; the pictures of some of them are kept.
         problem: Why it has no pictures, where it has none.
     """
 
     page: bytes
-    exhibits: tuple[Exhibit, ...]
+    gallery_parts: tuple[GalleryPart, ...]
     problem: str | None
 
 
-def make_report(folder: DatasetFolder, *, most_parts: int = MOST_PARTS, predictions: Path | None = None) -> Report:
+def make_report(folder: DatasetFolder, *, most_parts: int = MAX_PARTS, predictions: Path | None = None) -> Report:
     """Make the report of a data set.
 
     Args:
@@ -59,11 +59,11 @@ def make_report(folder: DatasetFolder, *, most_parts: int = MOST_PARTS, predicti
         raise UsageError(f"{predictions} predicts no case that {folder.name} holds")
     fields = shown_fields(cases.field_specs)
     chosen = shown.choose_cases(cases.manifest.records, most_parts, deviations)
-    with Artist() as artist:
-        made = shown.make_exhibits(
-            cases, chosen, fields, artist, predictions=predicted, with_pixels=shown.choose_for_mosaic(chosen)
+    with PartRenderer() as renderer:
+        made = shown.make_gallery_parts(
+            cases, chosen, fields, renderer, predictions=predicted, with_pixels=shown.choose_for_mosaic(chosen)
         )
-        exhibits = _within_budget(follow(made, len(chosen), "report", "part"))
+        gallery_parts = _within_budget(follow(made, len(chosen), "report", "part"))
     content = PageContent(
         records=cases.manifest.records,
         manifest_sha256=str(cases.manifest.digest),
@@ -72,13 +72,13 @@ def make_report(folder: DatasetFolder, *, most_parts: int = MOST_PARTS, predicti
         splits=configuration["splits"],
         specs=cases.field_specs,
         fields=fields,
-        exhibits=exhibits,
-        gallery_note=_gallery_note(cases, exhibits, deviations),
+        gallery_parts=gallery_parts,
+        gallery_note=_gallery_note(cases, gallery_parts, deviations),
         deviations=deviations,
         remarks=cases.manifest.remarks,
         predictor="" if predicted is None else predicted.model,
     )
-    return Report(render_page(content), exhibits, artist.problem)
+    return Report(render_page(content), gallery_parts, renderer.problem)
 
 
 def _configuration(folder: DatasetFolder) -> dict[str, Any]:
@@ -102,26 +102,26 @@ def _open_predictions(path: Path, cases: KeptCases) -> PredictionFile:
     return predicted
 
 
-def _within_budget(exhibits: Any) -> tuple[Exhibit, ...]:
+def _within_budget(gallery_parts: Any) -> tuple[GalleryPart, ...]:
     """As many as fit into the page, in their order; base64 takes four bytes for three."""
-    chosen: list[Exhibit] = []
-    left = _MOST_BYTES
-    for exhibit in exhibits:
-        left -= (len(exhibit.surface) + len(exhibit.still or b"")) * 4 // 3 + 1000
+    chosen: list[GalleryPart] = []
+    left = _MAX_BYTES
+    for gallery_part in gallery_parts:
+        left -= (len(gallery_part.surface) + len(gallery_part.still or b"")) * 4 // 3 + 1000
         if left < 0 and chosen:
-            exhibits.close()
+            gallery_parts.close()
             break
-        chosen.append(exhibit)
+        chosen.append(gallery_part)
     return tuple(chosen)
 
 
-def _gallery_note(cases: KeptCases, exhibits: Sequence[Exhibit], deviations: Sequence[Deviation]) -> str:
+def _gallery_note(cases: KeptCases, gallery_parts: Sequence[GalleryPart], deviations: Sequence[Deviation]) -> str:
     kept = sum(record.placement is not None for record in cases.manifest.records)
     opening = "Coloured by Z displacement after release from the build plate; open one to turn, cut and deform it."
-    if len(exhibits) == kept:
+    if len(gallery_parts) == kept:
         return opening
     first = "the largest errors of prediction" if deviations else "the least recoater clearance"
     return (
-        f"{opening} This is a sample: {len(exhibits):,} of {kept:,} kept parts, a third of them those with {first}, "
-        "the others drawn by a hash of their ids. The table below has every case."
+        f"{opening} This is a sample: {len(gallery_parts):,} of {kept:,} kept parts, a third of them those "
+        f"with {first}, the others drawn by a hash of their ids. The table below has every case."
     )

@@ -23,7 +23,7 @@ from lpbf_data.viewer.shown_fields import ShownField
 from pipelines.numbers import format_number
 from pipelines.reporting.blade_risk import BladeRisk, blade_risk
 from pipelines.reporting.card import INTRODUCTION, TITLE, dataset_version
-from pipelines.reporting.gallery_parts import Deviation, Exhibit
+from pipelines.reporting.gallery_parts import Deviation, GalleryPart
 from pipelines.reporting.gallery_pictures import STILL_SIZE
 from pipelines.reporting.origin import is_simulated_here, solver_sentence
 from pipelines.reporting.overview import (
@@ -61,7 +61,7 @@ class PageContent:
         splits: The option `--splits` of the build.
         specs: Fields that are stored.
         fields: Columns that the 3D view shows.
-        exhibits: Parts that are shown.
+        gallery_parts: Parts that are shown.
         gallery_note: Which parts those are, in a sentence.
         deviations: Errors of predictions, the largest first; empty without predictions.
         predictor: What predicted, for people.
@@ -75,7 +75,7 @@ class PageContent:
     splits: str
     specs: Sequence[FieldSpec]
     fields: Sequence[ShownField]
-    exhibits: Sequence[Exhibit]
+    gallery_parts: Sequence[GalleryPart]
     gallery_note: str
     deviations: Sequence[Deviation] = ()
     predictor: str = ""
@@ -98,7 +98,7 @@ def render_page(content: PageContent) -> bytes:
         "tiles": _tiles(content.records),
         "kept": f"{len(kept):,}",
         "measured": f"{sum(record.measures is not None for record in content.records):,}",
-        "exhibits": [_part(exhibit, placed[exhibit.case_id]) for exhibit in content.exhibits],
+        "gallery_parts": [_part(gallery_part, placed[gallery_part.case_id]) for gallery_part in content.gallery_parts],
         "still_width": STILL_SIZE[0],
         "still_height": STILL_SIZE[1],
         "gallery_note": content.gallery_note,
@@ -128,7 +128,7 @@ def render_page(content: PageContent) -> bytes:
         "materials": _named(kept, "material"),
         "machines": _named(kept, "machine"),
     }
-    surfaces = (exhibit.surface for exhibit in content.exhibits)
+    surfaces = (gallery_part.surface for gallery_part in content.gallery_parts)
     return render_with_viewer(ASSETS, "report.html", context, _page_data(content), content.fields, surfaces)
 
 
@@ -180,7 +180,7 @@ def _risk_note(records: Sequence[CaseRecord]) -> str:
     return said
 
 
-def _part(exhibit: Exhibit, record: CaseRecord) -> dict[str, Any]:
+def _part(gallery_part: GalleryPart, record: CaseRecord) -> dict[str, Any]:
     measures = record.measures
     assert measures is not None
     clearance = f"clearance {format_number(measures.recoater_clearance_min)} %"
@@ -196,7 +196,7 @@ def _part(exhibit: Exhibit, record: CaseRecord) -> dict[str, Any]:
         "blade": blade,
         "caption": f"{furthest} · {clearance}",
         "description": description,
-        "still": None if exhibit.still is None else base64_text(exhibit.still),
+        "still": None if gallery_part.still is None else base64_text(gallery_part.still),
     }
 
 
@@ -326,6 +326,6 @@ def _page_data(content: PageContent) -> dict[str, Any]:
     return {
         "cases": cases,
         "quantities": quantities,
-        "exhibits": [row_of[exhibit.case_id] for exhibit in content.exhibits],
+        "gallery": [row_of[gallery_part.case_id] for gallery_part in content.gallery_parts],
         "errors": errors,
     }

@@ -16,7 +16,7 @@ from lpbf_data.stores.manifest import count_by
 from pipelines.numbers import human_bytes
 from pipelines.selection.split_options import SplitRequest
 
-_MOST_EXAMPLES = 3
+_MAX_EXAMPLES = 3
 
 
 def mixtures(records: Iterable[CaseRecord]) -> list[str]:
@@ -79,7 +79,7 @@ def print_summary(records: Sequence[CaseRecord], out: str, *, seconds: float, co
     table.add_row("found", f"{len(records):,}", f"in {seconds:.1f} s")
     table.add_row("failed", f"{len(failed):,}")
     for reason, count in count_by(failed, lambda r: [str(r.failure.failure_reason)] if r.failure else []).items():
-        examples = [r for r in failed if r.failure and r.failure.failure_reason == reason][:_MOST_EXAMPLES]
+        examples = [r for r in failed if r.failure and r.failure.failure_reason == reason][:_MAX_EXAMPLES]
         table.add_row(f"  {reason}", f"{count:,}", Text("\n".join(map(_describe_failure, examples))))
     rejected = [record for record in records if record.status == "rejected"]
     table.add_row("rejected", f"{len(rejected):,}")
@@ -119,7 +119,7 @@ def _equal_results(records: Iterable[CaseRecord]) -> tuple[Remark, ...]:
             by_results.setdefault(key, []).append(record.case_id)
     equal = [" = ".join(ids) for ids in by_results.values() if len(ids) > 1]
     sentence = "cases with equal results under different ids, all used as they are; drop the copies if they are copies"
-    return (Remark.of_places(Treatment.KEPT, "equal_cases", sentence, equal),) if equal else ()
+    return (Remark.of_items(Treatment.KEPT, "equal_cases", sentence, equal),) if equal else ()
 
 
 def say_empty_splits(records: Sequence[CaseRecord], asked: SplitRequest, console: Console) -> None:
@@ -151,6 +151,6 @@ def _stored_bytes(kept: Sequence[CaseRecord]) -> int:
     shards = {}
     for record in kept:
         if record.placement is not None:
-            place = record.placement
-            shards[place.split, place.shard] = (place.parquet_bytes or 0) + (place.zarr_bytes or 0)
+            placement = record.placement
+            shards[placement.split, placement.shard] = (placement.parquet_bytes or 0) + (placement.zarr_bytes or 0)
     return sum(shards.values())

@@ -1,4 +1,4 @@
-"""Which design a case belongs to, told from names.
+"""Which design a case belongs to, inferred from names.
 
 Published case ids carry it: `101635_11b839a3_5` is body 5 of design `101635_11b839a3`. A folder of an interactive run
 says nothing, but its STL does.
@@ -52,10 +52,10 @@ class DesignNamer:
         ordered = sorted(records, key=lambda record: record.case_id)
         found = []
         if self.unnamed and (missed := [r.case_id for r in ordered if r.status == "kept" and not self.rule(r)]):
-            found.append(Remark.of_places(Treatment.GUESSED, "unnamed_designs", self.unnamed, missed))
+            found.append(Remark.of_items(Treatment.GUESSED, "unnamed_designs", self.unnamed, missed))
         if idle := sorted(self.table - {_composed(record.case_id) for record in ordered}):
             sentence = "rows of the table of --design_id whose case_id no case has"
-            found.append(Remark.of_places(Treatment.LEFT_OUT, "design_rows", sentence, idle))
+            found.append(Remark.of_items(Treatment.LEFT_OUT, "design_rows", sentence, idle))
         return tuple(found)
 
 
@@ -139,7 +139,7 @@ def _from_table(path: Path) -> DesignNamer:
         raise UsageError(
             f"--design_id {path} can't be read as a table with the columns case_id and design_id: {error}"
         ) from error
-    sentence = "cases that the table of --design_id doesn't name: their design was told from their names"
+    sentence = "cases that the table of --design_id doesn't name: their design was inferred from their names"
     return DesignNamer(lambda record: table.get(_composed(record.case_id)), _automatic, sentence, frozenset(table))
 
 

@@ -33,10 +33,10 @@ from pipelines.selection.filters import Filters, active_limits, reject
 from pipelines.simulation.choices import EncodingName, Results
 from pipelines.simulation.materials.material import Material
 from pipelines.simulation.parts.corpus import PartPlan, part_surface
-from pipelines.simulation.parts.draws import MOST_CANDIDATES, CandidateStream
+from pipelines.simulation.parts.draws import MAX_CANDIDATES, CandidateStream
 from pipelines.simulation.parts.named_parts import named_part
 from pipelines.simulation.parts.outcomes import CaseOutcome, store_outcome
-from pipelines.simulation.parts.trial import FAILED, FAR, NOT_SURVIVED, PassedOverError, Trial, height_of
+from pipelines.simulation.parts.trial import FAILED, FAR, NOT_SURVIVED, CandidateRejectedError, Trial, height_of
 from pipelines.simulation.physics.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
 from pipelines.simulation.physics.fields import von_mises
 from pipelines.simulation.physics.iterations import SolverError
@@ -46,7 +46,7 @@ from pipelines.simulation.results.result_writer import ResultWriter
 from pipelines.simulation.results.run_log import RunNames
 
 _CUBES = 1.0  # aspect ratio of the cells of a part that came as a file
-_FEWEST_PLANES = 2  # of cells: one alone shrinks freely when it is cut, and would not warp
+_MIN_PLANES = 2  # of cells: one alone shrinks freely when it is cut, and would not warp
 _MESHING, _SOLVING, _ASKED_FOR, _NOT_SURVIVED, _NONE_ACCEPTED = 2001, 2002, 2003, 2004, 2005  # of errors in logs
 
 
@@ -117,7 +117,7 @@ class _StoppedError(Exception):
 
 
 def run_case(task: CaseTask) -> CaseOutcome:
-    """Simulate a case and put its folder in place; the folder is there whole or not at all.
+    """Simulate a case and rename its folder into the output; the folder is there whole or not at all.
 
     Args:
         task: The case.
@@ -143,23 +143,23 @@ def _run_anew(task: CaseTask, folder: Path, trial: Trial | None = None) -> CaseO
 
 
 def _run_stream(task: CaseTask, folder: Path) -> CaseOutcome:
-    """The first candidate that is accepted; a run that was told to fail, or was accepted before, is the only one."""
+    """The first candidate that is accepted; one that is to fail on purpose, or was accepted before, is the only one."""
     stream = task.part
     assert isinstance(stream, CandidateStream)
     passed_over: Counter[str] = Counter()
-    for number in range(MOST_CANDIDATES) if stream.chosen is None else (stream.chosen,):
-        plan, luck = stream.candidate(number)
+    for number in range(MAX_CANDIDATES) if stream.chosen is None else (stream.chosen,):
+        plan, threshold = stream.candidate(number)
         no_choice = stream.chosen is not None or task.failure is not None
-        trial = None if task.failure is not None else Trial(stream, None if no_choice else luck)
+        trial = None if task.failure is not None else Trial(stream, None if no_choice else threshold)
         try:
             outcome = _run_anew(dataclasses.replace(task, part=plan), folder, trial)
-        except PassedOverError as error:
+        except CandidateRejectedError as error:
             passed_over[str(error)] += 1
             continue
         if outcome.status == "completed" or no_choice:
             return dataclasses.replace(outcome, candidate=number, passed_over=dict(sorted(passed_over.items())))
         passed_over[FAILED if outcome.survived else NOT_SURVIVED] += 1
-    reason = f"None of {MOST_CANDIDATES} candidates was accepted; choose other --families or another --draw"
+    reason = f"None of {MAX_CANDIDATES} candidates was accepted; choose other --families or another --draw"
     shutil.rmtree(folder)
     folder.mkdir()
     outcome = _Run(task, folder).end(_NONE_ACCEPTED, reason)
@@ -173,7 +173,7 @@ class _Run:
         self.task, self.folder, self.trial = task, folder, trial
         prefix = f"{task.case_id}_" if task.interactive else ""
         self.remarks: tuple[Remark, ...] = ()
-        self.read_remarks: tuple[Remark, ...] = ()  # told by the command before the cases begin; here for the log
+        self.read_remarks: tuple[Remark, ...] = ()  # the command prints them before the cases begin; here for the log
         self.names = RunNames(prefix, f"{task.case_id}.stl" if task.interactive else "test.stl")
         self.logs = {kind: run_log.log_opening(kind, self.names) for kind in ("mechanical", "thermal")}
 
@@ -344,7 +344,7 @@ def _mesh_near(surface: Surface, num_points: int, aspect_ratio: float, layer: fl
     """
     best: VoxelMesh | None = None
     while best is None or best.num_points > FAR * num_points:
-        mesh = voxelize_to_size(surface, num_points, aspect_ratio, layer=layer, planes=_FEWEST_PLANES)
+        mesh = voxelize_to_size(surface, num_points, aspect_ratio, layer=layer, planes=_MIN_PLANES)
         if best is None or mesh.num_points < best.num_points:
             best = mesh
         if aspect_ratio <= _CUBES:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 EncodingName = Literal["binary", "ascii"]
 CalibrationName = Literal["measured", "netfabb"]
 Naming = Literal["batch", "interactive"]
 DrawName = Literal["published", "balanced"]
 Results = Literal["whole", "lean"]
+
+FAMILY_NAMES: Final = (
+    "plate", "ribbed_plate", "flange", "bracket", "bridge", "tee", "truss", "housing", "cantilever", "heat_sink",
+    "gear", "shaft", "clevis", "impeller",
+)  # fmt: skip
+"""Families of parts that are drawn from by default: all of `parts.families`, in its order."""

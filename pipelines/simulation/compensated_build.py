@@ -1,10 +1,10 @@
 """The part to print by the simulator: each build starts from the part that the one before says to print.
 
-With X the points of the wanted part and u(Y) the displacement of a part Y after its build, the part to print is
+With X the points of the nominal part and u(Y) the displacement of a part Y after its build, the part to print is
 
     Y[0] = X,  Y[k + 1] = X + scale u(Y[k])
 
-which for a scale of -1 is Y[k] less what it ends up beside X: Y + u(Y) = X is what is wanted. Each Y is simulated on
+which for a scale of -1 is Y[k] less what it ends up beside X: the aim is Y + u(Y) = X. Each Y is simulated on
 the cells of X with moved corners. What is heated, when, and what shrinks by how much goes by the boxes of X: corners
 move by a few hundredths of a millimetre.
 """
@@ -28,13 +28,13 @@ from pipelines.simulation.physics.moved_elements import moved_mesh
 from pipelines.simulation.results.failures import failure_of
 
 
-class NotSurvivedError(LpbfError):
+class BuildFailedError(LpbfError):
     """No build would survive: there is no part whose displacement could be compensated."""
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far points end up from where they are wanted, apart from where the part as a whole lies.
+    """Distance of a built part's points from their nominal positions, without rigid-body motion.
 
     Attributes:
         mean: Root mean square, mm.
@@ -51,7 +51,7 @@ class CompensatedMesh:
 
     Attributes:
         displacement: What its points are moved by, over the scale, mm, [n, 3].
-        distances: Of the part as it is, and of each later one that was built, from the wanted one.
+        distances: Of the part as it is, and of each later one that was built, from the nominal one.
     """
 
     displacement: NDArray[np.float64]
@@ -66,7 +66,7 @@ def built_displacement(mesh: VoxelMesh, material: Material) -> NDArray[np.float6
         material: Its material.
 
     Raises:
-        NotSurvivedError: If no build would survive.
+        BuildFailedError: If no build would survive.
         SolverError: If the equations can't be solved.
     """
     known = material.calibration
@@ -74,16 +74,16 @@ def built_displacement(mesh: VoxelMesh, material: Material) -> NDArray[np.float6
     with threadpool_limits(limits=1):
         for frame in BuildSimulation(mesh, material, refinement=refinement).frames():
             if reason := failure_of(frame.state.displacement, frame.clearance):
-                raise NotSurvivedError(reason)
+                raise BuildFailedError(reason)
             displacement = frame.state.displacement
     return displacement
 
 
 def distance(points: NDArray[np.float64], off: NDArray[np.float64]) -> Distance:
-    """How far points lie from where they are wanted when the part is laid on the wanted one as well as it can be.
+    """Distance of points from their nominal positions after the rigid-body motion that fits best.
 
     Args:
-        points: Where they are wanted, mm, [n, 3].
+        points: Nominal positions, mm, [n, 3].
         off: How far they are off, mm, [n, 3].
     """
     lengths = np.linalg.norm(off - rigid_body_motion(points, off), axis=1)
@@ -100,15 +100,15 @@ def compensate_mesh(
     """Find the part to print.
 
     Args:
-        mesh: The wanted part, of boxes.
+        mesh: The nominal part, of boxes.
         material: Its material.
         scale: -1 for the part to print, 1 for the shape that it warps to.
         iterations: How many builds say what to print.
         step: Called after each build. There is one more than iterations where the scale is -1, to tell how far the last
-            part ends up from the wanted one.
+            part ends up from the nominal one.
 
     Raises:
-        NotSurvivedError: If no build would survive.
+        BuildFailedError: If no build would survive.
         SolverError: If the equations can't be solved.
         GeometryError: If a part that is to be printed would turn a cell inside out.
     """

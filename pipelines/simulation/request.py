@@ -25,7 +25,7 @@ from pipelines.simulation.parts.families import FAMILIES
 from pipelines.simulation.parts.named_parts import digest_of_surface, named_part
 from pipelines.simulation.results.identity import VERSION
 
-_MOST_CASES: Final = 1_000_000
+_MAX_CASES: Final = 1_000_000
 _POINTS: Final = (50, 200_000)
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -103,7 +103,7 @@ class SimulationRequest:
         content["parts_of"] = None if self.accepted is None else dict(self.accepted)  # not where they lie
         for name, before in (("units", None), ("part", ()), ("draw", None), ("parts_of", None), ("results", "whole")):
             if content[name] == before:
-                del content[name]  # folders of before had no such option
+                del content[name]  # folders of earlier versions had no such option
         return content
 
 
@@ -144,8 +144,8 @@ def check_request(out: str, options: SimulationOptions) -> SimulationRequest:
 
 
 def _check_numbers(options: SimulationOptions) -> None:
-    if not 1 <= options.cases <= _MOST_CASES:
-        raise UsageError(f"--cases must be 1 to {_MOST_CASES:,}, not {options.cases}")
+    if not 1 <= options.cases <= _MAX_CASES:
+        raise UsageError(f"--cases must be 1 to {_MAX_CASES:,}, not {options.cases}")
     if not 0 <= options.seed < 2**63:
         raise UsageError(f"--seed must be 0 or more, not {options.seed}")
     if not _POINTS[0] <= options.points <= _POINTS[1]:
@@ -170,9 +170,9 @@ def _check_draw(options: SimulationOptions) -> None:
 
 def _check_known_parts(names: Sequence[str], taken: Mapping[str, str]) -> tuple[tuple[str, KnownPart], ...]:
     """A case a part, named as it."""
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         named_part(name)
-        if name in taken or name in names[:place]:
+        if name in taken or name in names[:index]:
             raise UsageError(f"two parts give cases the name {name}; give one of them")
     return tuple((name, KnownPart(name)) for name in names)
 

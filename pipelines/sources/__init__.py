@@ -1,6 +1,6 @@
 """Where results come from: finding cases in folders, archives and object stores, and opening their files.
 
-It tells one case from the other and what is litter; what is in the files it doesn't know.
+It tells which files belong to which case, and ignores hidden ones; it doesn't read what is in them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """`find_cases`, which scripts of before import from here."""
+    """`find_cases`, which scripts for earlier versions import from here."""
     if name == "find_cases":
         from pipelines.sources.finding import find_cases
 

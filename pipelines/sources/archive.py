@@ -1,4 +1,4 @@
-"""Zip archives of cases, read in place and with suspicion: nothing is unpacked to disk."""
+"""Zip archives of cases, read without unpacking them to disk, and without trusting their directories."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zlib_ng import zlib_ng as zlib  # inflates half again as fast as the standa
 
 from lpbf_data.errors import CaseError, FailureReason
 from pipelines.sources.grouping import group_cases
-from pipelines.sources.places import mark_of, open_binary
+from pipelines.sources.locations import open_binary, size_and_version
 
 MAX_FILE_BYTES: Final = 1 << 30
 """Largest file that is read: a hundred times what a part of 50,000 points needs."""
@@ -54,10 +54,10 @@ class ArchiveReader:
         mark: Size and time of change that it was opened with.
     """
 
-    def __init__(self, place: str, mark: tuple[int, str]) -> None:
-        self.file = open_binary(place)
+    def __init__(self, location: str, mark: tuple[int, str]) -> None:
+        self.file = open_binary(location)
         self.mark = mark
-        self.lock = threading.Lock()  # threads of one worker share the file, and with it the place to read from
+        self.lock = threading.Lock()  # threads of one worker share the file, and with it the offset to read from
         weakref.finalize(self, self.file.close)  # the cache forgets a reader; whoever still reads keeps it open
 
     def read(self, name: str, member: Member) -> bytes:
@@ -120,8 +120,8 @@ class Archive:
         twice: Cases of which the archive holds two files of one name with different content, to the first such name.
     """
 
-    def __init__(self, place: str) -> None:
-        self.reader = reader_at(place)
+    def __init__(self, location: str) -> None:
+        self.reader = reader_at(location)
         try:
             with self.reader.lock:
                 infos = zipfile.ZipFile(self.reader.file).infolist()
@@ -191,32 +191,32 @@ def check_size(name: str, size: int) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _open_reader(place: str, size: int, mark: str) -> ArchiveReader:
+def _open_reader(location: str, size: int, mark: str) -> ArchiveReader:
     """An archive is opened once a process, and again only when it has changed."""
-    return ArchiveReader(place, (size, mark))
+    return ArchiveReader(location, (size, mark))
 
 
 @functools.lru_cache(maxsize=2)
-def _open_archive(place: str, size: int, mark: str) -> Archive:
+def _open_archive(location: str, size: int, mark: str) -> Archive:
     """A directory of tens of thousands of members takes its time and room: two at a time are kept."""
     del size, mark
-    return Archive(place)
+    return Archive(location)
 
 
-def reader_at(place: str) -> ArchiveReader:
+def reader_at(location: str) -> ArchiveReader:
     """The archive at a path or URL, as it is now, its directory unread.
 
     Raises:
         OSError: If it can't be read.
     """
-    return _open_reader(place, *mark_of(place))
+    return _open_reader(location, *size_and_version(location))
 
 
-def archive_at(place: str) -> Archive:
+def archive_at(location: str) -> Archive:
     """The archive at a path or URL, as it is now.
 
     Raises:
         CaseError: If it isn't a readable archive.
         OSError: If it can't be read.
     """
-    return _open_archive(place, *mark_of(place))
+    return _open_archive(location, *size_and_version(location))

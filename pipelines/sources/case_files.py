@@ -12,24 +12,24 @@ from typing import Protocol
 
 from lpbf_data.case.record import SourceRef
 from lpbf_data.errors import CaseError, FailureReason
-from lpbf_data.places.litter import is_litter
+from lpbf_data.file_access.ignored_files import is_ignored
 from pipelines.sources.archive import ArchiveReader, Member, archive_at, check_size, reader_at
 from pipelines.sources.grouping import RESULTS, group_cases, is_text, split_name
+from pipelines.sources.locations import is_url, list_remote, read_bytes
 from pipelines.sources.member_index import IndexRange, read_members
-from pipelines.sources.places import is_url, list_remote, read_bytes
 from pipelines.sources.tree import leads_somewhere
 
 
 @dataclass(frozen=True, slots=True)
 class CaseLocation:
-    """Where a case lies on this machine, and the name it goes by everywhere.
+    """Where a case lies on this machine, and its id.
 
     Attributes:
         case_id: Name of the case: that of its folder, or of its run where a folder holds several.
         container: Absolute path or URL of the case's folder, or of the archive that holds it.
         prefix: The case's key among those of the archive: its path inside, and the run's name where a folder holds
             several; None for a folder.
-        source: The same place without any local path.
+        source: The same location without any local path.
         signature: Signature of its files when it was found.
         index: Where its archive's members are written down; None where the archive's own directory is read.
         run: Name of the run in a folder that holds several; None where the whole folder is the case.
@@ -104,7 +104,7 @@ class FolderFiles:
     """Files of a case in a folder.
 
     Args:
-        place: The folder: a path or a URL.
+        location: The folder: a path or a URL.
         run: Name of the run whose files are meant, in a folder that holds several.
         listed: Name to size and mark of the files below it, where they are known already.
 
@@ -112,10 +112,12 @@ class FolderFiles:
         OSError: If it can't be listed.
     """
 
-    def __init__(self, place: str, run: str | None = None, listed: Mapping[str, tuple[int, str]] | None = None) -> None:
-        self._place = place
+    def __init__(
+        self, location: str, run: str | None = None, listed: Mapping[str, tuple[int, str]] | None = None
+    ) -> None:
+        self._location = location
         if listed is None:
-            listed = list_remote(place, depth=2) if is_url(place) else _list_local(Path(place))
+            listed = list_remote(location, depth=2) if is_url(location) else _list_local(Path(location))
         own = group_cases(listed).cases.get("" if run is None else f":{run}")
         if own is None:  # several runs, or none: everything is shown, and reading tells what is wrong
             own = _all_files(listed) if run is None else {}
@@ -130,7 +132,7 @@ class FolderFiles:
         _check_present(name, self._marks)
         check_size(name, self._marks[name][0])
         try:
-            return read_bytes(f"{self._place}/{self._paths[name]}")
+            return read_bytes(f"{self._location}/{self._paths[name]}")
         except OSError as error:
             detail = f"can't be read: {error.strerror or error}"
             raise CaseError(FailureReason.UNREADABLE_FILE, detail, path=name) from error
@@ -159,7 +161,7 @@ def _list_local(root: Path) -> dict[str, tuple[int, str]]:
 
 def _all_files(listed: Iterable[str]) -> dict[str, str]:
     """Every file of a folder and of its results: name in the case to path."""
-    split = {path: split_name(path) for path in sorted(listed) if not is_litter(path)}
+    split = {path: split_name(path) for path in sorted(listed) if not is_ignored(path)}
     return {relative: path for path, (folder, relative) in split.items() if not folder}
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from lpbf_data.case.record import CaseRecord, Failure, SourceRef
 from lpbf_data.errors import CaseError, FailureReason, UsageError
-from lpbf_data.places.litter import litter_remark
+from lpbf_data.file_access.ignored_files import ignored_files_remark
 from lpbf_data.remarks import Remark, Treatment, merge_remarks
 from pipelines.sources.archive import archive_at
 from pipelines.sources.case_files import ArchiveFiles, CaseLocation, FolderFiles, content_signature
 from pipelines.sources.grouping import RESULTS, Grouping, group_cases, is_packed, is_text, run_of_case
-from pipelines.sources.places import is_remote_file, is_url, list_remote
+from pipelines.sources.locations import is_remote_file, is_url, list_remote
 from pipelines.sources.privacy import strip_local_paths
 from pipelines.sources.tree import walk_tree
 
@@ -145,17 +145,17 @@ def _scan_folder(path: Path, *, by_content: bool) -> SourceScan:
     for case, folder in sorted(grouping.folders.items()):
         if folder in tree.cut:
             continue  # it is among the failures: what can be seen of it isn't the whole case
-        place, run = path / folder if folder else path, run_of_case(case, folder)
+        location, run = path / folder if folder else path, run_of_case(case, folder)
         source = SourceRef(path.name, _member(case, folder))
         try:
-            locations.append(_locate(str(place), run or place.name, source, run=run, by_content=by_content))
+            locations.append(_locate(str(location), run or location.name, source, run=run, by_content=by_content))
         except OSError as error:
             failures.append(_unreadable(path, folder or ".", error.strerror or str(error)))
     archives = [name for name in grouping.packed if _is_source(name)]
-    remarks = remarks_of(grouping, path.name, [*grouping.litter, *tree.litter], set(archives))
+    remarks = remarks_of(grouping, path.name, [*grouping.ignored, *tree.ignored], set(archives))
     if broken := [f"{path.name}:{name}" for name in tree.broken]:
         sentence = "links that lead nowhere, or to themselves, and what is neither a file nor a folder"
-        remarks += (Remark.of_places(Treatment.LEFT_OUT, "broken_links", sentence, broken),)
+        remarks += (Remark.of_items(Treatment.LEFT_OUT, "broken_links", sentence, broken),)
     return SourceScan(
         Found(tuple(locations), tuple(failures), remarks), tuple((str(path / name), name) for name in archives)
     )
@@ -190,7 +190,7 @@ def _member(case: str, folder: str) -> str:
 
 
 def _unreadable(source: Path, folder: str, reason: str) -> CaseRecord:
-    """The record of a folder that can't be looked into; the one with the results of a case is told as that case."""
+    """The record of a folder that can't be listed; for the results folder of a case, the record of that case."""
     detail = f"the folder can't be read: {reason}; change its permissions, or leave it out of the sources"
     above, _, last = folder.rpartition("/")
     case_id, member = ((source / above).name, above or ".") if last.lower() == RESULTS else (folder, folder)
@@ -199,29 +199,29 @@ def _unreadable(source: Path, folder: str, reason: str) -> CaseRecord:
 
 
 def remarks_of(
-    grouping: Grouping, label: str, litter: Sequence[str], opened: Collection[str] = ()
+    grouping: Grouping, label: str, ignored: Sequence[str], opened: Collection[str] = ()
 ) -> tuple[Remark, ...]:
     """What is said of a source beside its cases.
 
     Args:
         grouping: What lies in it.
         label: How records call it.
-        litter: Files and folders of no meaning.
+        ignored: Files and folders of no meaning.
         opened: Archives that are sources themselves.
     """
-    remarks = list(litter_remark([f"{label}:{name}" for name in litter]))
+    remarks = list(ignored_files_remark([f"{label}:{name}" for name in ignored]))
     if packed := [f"{label}:{name}" for name in grouping.packed if name not in opened]:
         sentence = (
             "packed files that aren't opened (only zip archives are, and none inside another); "
             "unpack them, or pack them as zip archives beside the others"
         )
-        remarks.append(Remark.of_places(Treatment.LEFT_OUT, "packed_files", sentence, packed))
+        remarks.append(Remark.of_items(Treatment.LEFT_OUT, "packed_files", sentence, packed))
     if shared := [f"{label}:{folder or '.'} ({', '.join(runs)})" for folder, runs in grouping.shared.items()]:
         sentence = "folders with several runs: each run is a case, named by what its files begin with"
-        remarks.append(Remark.of_places(Treatment.CHANGED, "several_runs", sentence, shared))
+        remarks.append(Remark.of_items(Treatment.CHANGED, "several_runs", sentence, shared))
     if twice := [f"{label}:{name}" for name in grouping.twice]:
         sentence = "files of results that a second folder holds, whose name differs in capitals alone; it was taken"
-        remarks.append(Remark.of_places(Treatment.LEFT_OUT, "two_results", sentence, twice))
+        remarks.append(Remark.of_items(Treatment.LEFT_OUT, "two_results", sentence, twice))
     return tuple(remarks)
 
 
@@ -249,36 +249,36 @@ def _scan_remote(url: str, *, by_content: bool) -> SourceScan:
     grouping = group_cases(marks)
     locations = []
     for case, folder in sorted(grouping.folders.items()):
-        place, run = f"{url}/{folder}" if folder else url, run_of_case(case, folder)
+        location, run = f"{url}/{folder}" if folder else url, run_of_case(case, folder)
         # The listing of the whole tells of every case; asking for each would cost a request each.
         listed = {path.removeprefix(f"{folder}/"): marks[path] for path in grouping.cases[case].values()}
-        signature = _sign(FolderFiles(place, run, listed), by_content=by_content)
+        signature = _sign(FolderFiles(location, run, listed), by_content=by_content)
         source = SourceRef(name, _member(case, folder))
-        case_id, kept = run or place.rpartition("/")[2], tuple((path, *mark) for path, mark in listed.items())
-        locations.append(CaseLocation(case_id, place, None, source, signature, run=run, listed=kept))
+        case_id, kept = run or location.rpartition("/")[2], tuple((path, *mark) for path, mark in listed.items())
+        locations.append(CaseLocation(case_id, location, None, source, signature, run=run, listed=kept))
     archives = [path for path in grouping.packed if _is_source(path)]
-    remarks = remarks_of(grouping, name, grouping.litter, set(archives))
+    remarks = remarks_of(grouping, name, grouping.ignored, set(archives))
     return SourceScan(Found(tuple(locations), (), remarks), tuple((f"{url}/{path}", path) for path in archives))
 
 
-def find_in_archive(place: str, label: str) -> Found:
+def find_in_archive(location: str, label: str) -> Found:
     """Find the cases of one archive.
 
     Args:
-        place: The archive: a path or a URL.
+        location: The archive: a path or a URL.
         label: How records call it.
 
     Raises:
         CaseError: If it isn't a readable archive.
     """
-    archive = archive_at(place)
-    stem = Path(place.rpartition("/")[2]).stem
+    archive = archive_at(location)
+    stem = Path(location.rpartition("/")[2]).stem
     folders = archive.grouping.folders
     ids = {case: run_of_case(case, folder) or folder.rpartition("/")[2] or stem for case, folder in folders.items()}
     locations = [
         CaseLocation(
             ids[case],
-            place,
+            location,
             case,
             SourceRef(label, _member(case, folders[case])),
             ArchiveFiles(archive.reader, members).signature(),
@@ -303,11 +303,11 @@ def find_in_archive(place: str, label: str) -> Found:
         )
         for name in _unsafe_cases(archive.unsafe)
     ]
-    remarks = remarks_of(archive.grouping, label, archive.grouping.litter)
+    remarks = remarks_of(archive.grouping, label, archive.grouping.ignored)
     if archive.guessed:
         sentence = "names in zip archives that are UTF-8, though the archive doesn't say so"
-        places = [f"{label}:{name}" for name in archive.guessed]
-        remarks += (Remark.of_places(Treatment.GUESSED, "member_names", sentence, places),)
+        names = [f"{label}:{name}" for name in archive.guessed]
+        remarks += (Remark.of_items(Treatment.GUESSED, "member_names", sentence, names),)
     return Found(tuple(locations), tuple(failures), remarks)
 
 
@@ -316,11 +316,11 @@ def _unsafe_cases(names: Sequence[str]) -> list[str]:
     return sorted({name.rpartition("/")[0].removesuffix(f"/{RESULTS}") or name for name in names})
 
 
-def failed_source(place: str, label: str, error: Exception) -> CaseRecord:
+def failed_source(location: str, label: str, error: Exception) -> CaseRecord:
     """The record of an archive that can't be opened."""
     if isinstance(error, CaseError):
         failure = Failure(error.reason, strip_local_paths(error.detail), label)
     else:
         failure = Failure(FailureReason.UNREADABLE_FILE, strip_local_paths(f"can't be read: {error}"), label)
-    name = place.replace("\\", "/").rpartition("/")[2]
+    name = location.replace("\\", "/").rpartition("/")[2]
     return CaseRecord(case_id=name, source=SourceRef(label, "."), failure=failure)

@@ -1,4 +1,4 @@
-"""Which files make a case: those of one run, told by what their names begin with.
+"""Which files make a case: those of one run, recognised by what their names begin with.
 
 A run names its files `<p>mechanical…` and `<p>thermal…`; `<p>` is empty in batch runs and ends with an underscore in
 interactive ones. A folder can hold several runs: each is a case of its own.
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from lpbf_data.places.litter import is_litter
+from lpbf_data.file_access.ignored_files import is_ignored
 
 RESULTS: Final = "results"
 
@@ -34,7 +34,7 @@ class Grouping:
             a colon) to its files: name relative to its folder, with "results/" in lower case, to full name.
         folders: Path of the case to the path of its folder.
         shared: Folders with several runs, to the names of these runs.
-        litter: Names that were left out as litter.
+        ignored: Names of hidden files and of those that operating systems leave.
         packed: Archives.
         twice: Files of results that another folder of results, whose name has other capitals, holds too.
     """
@@ -42,7 +42,7 @@ class Grouping:
     cases: dict[str, dict[str, str]] = field(default_factory=dict)
     folders: dict[str, str] = field(default_factory=dict)
     shared: dict[str, list[str]] = field(default_factory=dict)
-    litter: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
     packed: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
 
@@ -82,7 +82,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def run_prefix(relative: str) -> str | None:
-    """What the names of a run begin with, told by one of its files; None for a file that tells no run.
+    """Prefix of the file names of a run, from one of its files; None for a file that belongs to no run.
 
     Args:
         relative: Name in the folder of the case.
@@ -103,7 +103,7 @@ def runs_of(names: Iterable[str]) -> list[str]:
     """
     found: dict[str, str] = {}
     for name in sorted(names):
-        prefix = None if is_litter(name) else run_prefix(name)
+        prefix = None if is_ignored(name) else run_prefix(name)
         if prefix is not None:
             found.setdefault(fold_name(prefix), prefix)
     return list(found.values())
@@ -135,8 +135,8 @@ def group_cases(names: Iterable[str]) -> Grouping:
     found = Grouping()
     folders: dict[str, dict[str, str]] = {}
     for name in sorted(names):
-        if is_litter(name):
-            found.litter.append(name)
+        if is_ignored(name):
+            found.ignored.append(name)
             continue
         if is_packed(name):
             found.packed.append(name)

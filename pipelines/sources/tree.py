@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lpbf_data.places.litter import is_litter
+from lpbf_data.file_access.ignored_files import is_ignored
 from pipelines.sources.grouping import RESULTS
 
 
@@ -17,15 +17,15 @@ class Tree:
 
     Attributes:
         names: Files.
-        litter: Folders that weren't looked into: hidden ones are other programs' workplaces (a simulation keeps its
-            unfinished cases in one), others are left by operating systems.
+        ignored: Folders that weren't looked into: hidden ones are working folders of other programs (a simulation keeps
+            its unfinished cases in one), others are left by operating systems.
         unreadable: Folders that can't be read, with the reason.
         cut: Folders whose results are among the unreadable.
         broken: Links that lead nowhere, or to themselves; pipes, sockets and devices.
     """
 
     names: list[str] = field(default_factory=list)
-    litter: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     cut: set[str] = field(default_factory=set)
     broken: list[str] = field(default_factory=list)
@@ -73,14 +73,14 @@ def _look_into(root: Path, folder: str, tree: Tree) -> list[str]:
         for entry in sorted(entries, key=lambda entry: entry.name):
             name = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_symlink() and not leads_somewhere(entry):
-                if not is_litter(entry.name):
+                if not is_ignored(entry.name):
                     tree.broken.append(name)
             elif entry.is_file():
                 tree.names.append(name)
             elif not entry.is_dir():
                 tree.broken.append(name)  # a pipe would be waited at for ever
-            elif is_litter(entry.name):
-                tree.litter.append(name)
+            elif is_ignored(entry.name):
+                tree.ignored.append(name)
             else:
                 below.append(name)
     return below

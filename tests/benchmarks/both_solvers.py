@@ -45,7 +45,7 @@ CHEAPER: Final = {"cholesky": 1e30, "multigrid": 1.0}
 _FEWEST_PIECES: Final = 2
 
 DENSE_RATE: Final = stiffness._DENSE_RATE
-LARGEST_BLOCKS: Final = stiffness._LARGEST_BLOCKS
+LARGEST_BLOCKS: Final = stiffness._MAX_BLOCKS
 """What the simulator chooses by."""
 
 Solver = Literal["cholesky", "multigrid"]
@@ -96,7 +96,7 @@ class Built:
 def build(mesh: VoxelMesh, solver: Solver) -> Built:
     """Build a part with a solver until it is done or the simulator would end the run as failed."""
     stiffness._DENSE_RATE = CHEAPER[solver]  # type: ignore[misc]
-    stiffness._LARGEST_BLOCKS = 1e11  # type: ignore[misc]
+    stiffness._MAX_BLOCKS = 1e11  # type: ignore[misc]
     material = MATERIALS["Ti64"]
     frames: list[NDArray[np.float64]] = []
     started, ended = time.process_time(), None
@@ -113,13 +113,13 @@ def build(mesh: VoxelMesh, solver: Solver) -> Built:
 
 def chosen_solver(mesh: VoxelMesh) -> Solver:
     """The solver that the simulator takes for a part, on speeds and memory as they are."""
-    speeds = stiffness._DENSE_RATE, stiffness._LARGEST_BLOCKS
-    stiffness._DENSE_RATE, stiffness._LARGEST_BLOCKS = DENSE_RATE, LARGEST_BLOCKS  # type: ignore[misc]
+    speeds = stiffness._DENSE_RATE, stiffness._MAX_BLOCKS
+    stiffness._DENSE_RATE, stiffness._MAX_BLOCKS = DENSE_RATE, LARGEST_BLOCKS  # type: ignore[misc]
     material = MATERIALS["Ti64"]
     simulation = BuildSimulation(mesh, material, refinement=_refinement(mesh, material))
     element = elastic_element(mesh.spacing, material.young, material.poisson).stiffness
-    found = stiffness.make_stiffness(mesh, element, simulation.plate.foot, len(simulation.groups))
-    stiffness._DENSE_RATE, stiffness._LARGEST_BLOCKS = speeds  # type: ignore[misc]
+    found = stiffness.make_stiffness(mesh, element, simulation.plate.constraint, len(simulation.groups))
+    stiffness._DENSE_RATE, stiffness._MAX_BLOCKS = speeds  # type: ignore[misc]
     return "cholesky" if isinstance(found, stiffness.PlaneCholesky) else "multigrid"
 
 

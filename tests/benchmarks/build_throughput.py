@@ -149,7 +149,7 @@ def _decode_last(case_id: str, files: InMemory) -> None:
 def whole_build(src: Path, resources: Resources = SERIAL, *, one_shard: bool = True) -> float:
     """Seconds of a build from nothing."""
     out = Path(tempfile.mkdtemp()) / "lpbf"
-    least = unittest.mock.patch.object(shards, "LEAST_SHARDS", 1 if one_shard else 4)
+    least = unittest.mock.patch.object(shards, "MIN_SHARDS", 1 if one_shard else 4)
     try:
         started = time.perf_counter()
         with contextlib.redirect_stderr(io.StringIO()), least:

@@ -33,8 +33,8 @@ import numpy as np
 import psutil
 
 from lpbf_data.case.case import Case
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.geometry.outer_surface import extract_surface
-from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.stores.manifest import MANIFEST_NAME
 from lpbf_data.viewer.shown_fields import column_of, fields_of, shown_fields
 from lpbf_data.viewer.surface_codec import encode_surface

@@ -13,7 +13,7 @@ from typing import Final
 
 from PIL import Image
 
-from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.file_access.folder import DatasetFolder
 from pipelines.reporting.report_data import make_report
 from tests.browser import Visit, open_browser
 

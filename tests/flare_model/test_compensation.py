@@ -213,8 +213,8 @@ def test_where_nothing_can_be_written_is_said_before_anything_is_computed(tmp_pa
         (tmp_path / "beside.stl", "beside.json is a folder"),
         (tmp_path / "file/below/new.stl", "can't be written: .*file isn't a folder"),
         (tmp_path / "lost/new.stl", "can't be written: .*lost isn't a folder"),
-        (tmp_path / f"{'n' * 240}.stl", "can't be written: File name too long; name another place"),
-        (Path("/proc/lpbf/new.stl"), "/proc/lpbf/new.stl can't be written: [^/]+; name another place"),
+        (tmp_path / f"{'n' * 240}.stl", "can't be written: File name too long; name another file or folder"),
+        (Path("/proc/lpbf/new.stl"), "/proc/lpbf/new.stl can't be written: [^/]+; name another file or folder"),
     ):
         with pytest.raises(UsageError, match=said):  # the part, which isn't there, is read later
             compensate(str(tmp_path / "gone.stl"), str(out))

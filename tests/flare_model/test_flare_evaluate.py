@@ -46,8 +46,8 @@ from flare_model.train import train
 from flare_model.training.recipe import Recipe
 from lpbf_data import load_dataset
 from lpbf_data.errors import LpbfError, UsageError
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.geometry.hexahedra import hex_edges
-from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.stores.predictions import PredictionFile
 from pipelines.build import build
 from pipelines.report import report

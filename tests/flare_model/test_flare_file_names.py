@@ -17,7 +17,7 @@ from flare_model.evaluate import evaluate
 from flare_model.predict import predict
 from flare_model.prediction.file_names import FileNames
 from flare_model.spectrum import spectrum
-from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.reading.split_reader import SplitReader
 
 

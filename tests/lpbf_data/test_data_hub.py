@@ -22,9 +22,9 @@ from lpbf_data import load_dataset, make_loader, open_zarr
 from lpbf_data.case.record import CaseRecord, Placement
 from lpbf_data.durable import sha256_of_file
 from lpbf_data.errors import StoreError, UsageError
-from lpbf_data.places import retries
-from lpbf_data.places.folder import DatasetFolder, UrlFiles
-from lpbf_data.places.hub import HubFiles
+from lpbf_data.file_access import retries
+from lpbf_data.file_access.folder import DatasetFolder, UrlFiles
+from lpbf_data.file_access.hub import HubFiles
 from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest, encode_manifest
 from tests.data_hub_server import Hub, commit_of, serve_hub
 from tests.data_support import make_case, write_dataset
@@ -93,7 +93,7 @@ def test_only_the_wanted_columns_of_the_wanted_rows_are_fetched(
     write_dataset(folder, {"train": [make_case(seed, 20_000) for seed in range(4)]}, shards=1, formats=["parquet"])
     hub.repositories["user/large"] = {"main": folder}
     (shard,) = folder.glob("data/*.parquet")
-    monkeypatch.setattr("lpbf_data.places.ranges.merge_ranges.__defaults__", (0, 16 << 20))
+    monkeypatch.setattr("lpbf_data.file_access.ranges.merge_ranges.__defaults__", (0, 16 << 20))
     dataset = load_dataset("user/large", fields=[], cells=False, cache=False, **there)
     hub.log.clear()
     assert dataset[2].pos.shape[0] > 20_000
@@ -332,7 +332,7 @@ def test_a_listing_without_an_end_is_an_error(
     hub: Hub, there: dict[str, Any], monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
     """The same page for ever, or always another one."""
-    monkeypatch.setattr("lpbf_data.places.hub._PAGES", 20)
+    monkeypatch.setattr("lpbf_data.file_access.hub._PAGES", 20)
     hub.endless = "the same page" if again else "another page"
     files = HubFiles("user/lpbf", **there)
     pages = 1 if again else 20

@@ -22,10 +22,10 @@ from huggingface_hub import scan_cache_dir
 
 from lpbf_data import load_dataset, open_zarr
 from lpbf_data.errors import MissingFileError, StoreError, UnreachableError
+from lpbf_data.file_access import hub as hub_module
+from lpbf_data.file_access import retries
+from lpbf_data.file_access.hub import HubFiles, HubWarning
 from lpbf_data.os_errors import describe_os_error
-from lpbf_data.places import hub as hub_module
-from lpbf_data.places import retries
-from lpbf_data.places.hub import HubFiles, HubWarning
 from tests.data_hub_server import Hub, commit_of
 from tests.data_support import make_case, write_dataset
 

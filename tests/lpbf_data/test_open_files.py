@@ -20,7 +20,7 @@ import random, sys
 
 import numpy as np
 
-from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.reading.split_reader import SplitReader
 from tests.data_support import make_case
 

@@ -18,7 +18,7 @@ from lpbf_data.analysis import open_zarr
 from lpbf_data.case.point_schema import POINTS_VERSION, PointSchema
 from lpbf_data.case.schema import SCHEMA_VERSION, VECTOR, FieldSpec
 from lpbf_data.errors import CaseError, LpbfError, SchemaError, StoreError, UsageError
-from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.reading.catalog import read_points
 from lpbf_data.reading.split_reader import SplitReader
 from lpbf_data.serving.transforms import Compose, RandomSymmetry, Standardise

@@ -13,7 +13,7 @@ from lpbf_data.remarks import MAX_EXAMPLES, Remark, Treatment, merge_remarks
 REMARKS = st.builds(
     Remark,
     treatment=st.sampled_from(Treatment),
-    kind=st.sampled_from(["litter", "merged_facets"]),
+    kind=st.sampled_from(["ignored_files", "merged_facets"]),
     sentence=st.sampled_from(["files of the system", "triangles that stood twice"]),
     count=st.integers(1, 1000),
     examples=st.lists(st.sampled_from("abcdef"), max_size=MAX_EXAMPLES).map(tuple),
@@ -24,7 +24,7 @@ REMARKS = st.builds(
 def test_merging_keeps_every_kind_and_every_count(remarks):
     merged = merge_remarks(remarks)
     for treatment in Treatment:
-        for kind in ("litter", "merged_facets"):
+        for kind in ("ignored_files", "merged_facets"):
             for sentence in ("files of the system", "triangles that stood twice"):
                 mine = [r for r in remarks if (r.treatment, r.kind, r.sentence) == (treatment, kind, sentence)]
                 found = [r for r in merged if (r.treatment, r.kind, r.sentence) == (treatment, kind, sentence)]
@@ -42,7 +42,7 @@ def test_a_remark_survives_json(remark):
 
 
 def test_what_is_not_named_is_shown_to_be_there():
-    remark = Remark(Treatment.LEFT_OUT, "litter", "2 files", count=2, examples=("a",))
+    remark = Remark(Treatment.LEFT_OUT, "ignored_files", "2 files", count=2, examples=("a",))
     assert str(remark) == "left out: 2 files (a, …)"
     assert str(Remark(Treatment.GUESSED, "units", "millimetres")) == "guessed: millimetres"
 
@@ -57,7 +57,7 @@ def test_what_json_holds_is_checked():
 
 def test_remarks_are_printed_in_one_way_once_each() -> None:
     """Marks of a console's markup are left alone."""
-    litter = Remark(Treatment.LEFT_OUT, "litter", "hidden files of [bold]", examples=("a/._b[/b]",))
+    remark = Remark(Treatment.LEFT_OUT, "ignored_files", "hidden files of [bold]", examples=("a/._b[/b]",))
     shown = io.StringIO()
-    print_remarks(iter([litter, litter, Remark(Treatment.KEPT, "large", "3 parts")]), open_console(file=shown))
+    print_remarks(iter([remark, remark, Remark(Treatment.KEPT, "large", "3 parts")]), open_console(file=shown))
     assert shown.getvalue() == "note: 2 left out: hidden files of [bold] (a/._b[/b], …)\nnote: 1 kept: 3 parts\n"

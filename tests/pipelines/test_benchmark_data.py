@@ -19,7 +19,7 @@ from scipy.io import loadmat, savemat
 
 from lpbf_data import load_dataset
 from lpbf_data.errors import LpbfError
-from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.reading.catalog import read_manifest
 from pipelines.benchmarks.car_surfaces import PUBLIC, UNPUBLISHED
 from pipelines.benchmarks.convert import convert

@@ -25,8 +25,8 @@ from pipelines.build import run_build, run_part
 from pipelines.building.attempts import Attempts
 from pipelines.building.engine import Resources
 from pipelines.building.groups import plan_groups
-from pipelines.building.request import Part as Share
-from pipelines.building.request import parse_part
+from pipelines.building.request import BuildShare as Share
+from pipelines.building.request import parse_share
 from pipelines.sources.case_files import CaseLocation
 from tests.commands import run_here
 from tests.netfabb_cases import Part, write_part, zip_folder
@@ -297,7 +297,7 @@ def test_parts_at_the_same_time(parts: Path, undisturbed: dict[str, str], tmp_pa
 @pytest.mark.parametrize("text", ["", "1", "0/3", "4/3", "a/b", "1/", "-1/3"])
 def test_impossible_parts_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--part must be i/N"):
-        parse_part(text)
+        parse_share(text)
 
 
 def test_a_million_cases_stay_under_ten_thousand_tasks() -> None:

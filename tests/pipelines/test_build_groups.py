@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from lpbf_data.errors import CaseError, FailureReason, UsageError
 from lpbf_data.stores.manifest import decode_manifest
 from pipelines.build import run_build, run_part
-from pipelines.building.attempts import has_nanny, within
+from pipelines.building.attempts import has_nanny, run_within
 from pipelines.building.case_process import CaseProcess
 from pipelines.building.engine import Engine
 from pipelines.building.groups import GroupTask, measure_group, plan_groups
-from pipelines.building.request import Part as Share
+from pipelines.building.request import BuildShare as Share
 from pipelines.building.shards import ShardTask, plan_shards, write_staged_shard
 from pipelines.building.stages import measured_cases
 from pipelines.building.workspace import MeasuredRef, Workspace, load_reductions
@@ -82,7 +82,7 @@ def _one_group(src: Path, workspace: Workspace) -> GroupTask:
 
 
 def refs_of(workspace: Workspace) -> dict[str, MeasuredRef]:
-    return {ref.record.case_id: ref for ref in workspace.load_measured(passing=True).values()}
+    return {ref.record.case_id: ref for ref in workspace.load_measured(transient=True).values()}
 
 
 def right_reductions(task: GroupTask) -> dict[str, Reductions]:
@@ -319,7 +319,7 @@ def test_native_code_that_hangs_ends_alone(tmp_path: Path, workers: int) -> None
 
 
 def test_a_process_beside_this_one_answers_in_order_and_is_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.building.case_process.MOST_ENDS", 2)
+    monkeypatch.setattr("pipelines.building.case_process.MAX_ENDS", 2)
     with CaseProcess() as beside:
         assert list(beside.map(double_or_end, [5, 1, 2])) == [10, 2, 4]
         with pytest.raises(UsageError, match="took 2 processes with it"):
@@ -340,7 +340,7 @@ def test_python_that_runs_for_ever_is_stopped() -> None:
 
     assert not has_nanny()
     with pytest.raises(CaseError) as caught:
-        within(0.2, forever)
+        run_within(0.2, forever)
     assert running.is_set()
     assert caught.value.reason is FailureReason.TIME_LIMIT
     deadline = time.monotonic() + 60
@@ -350,9 +350,9 @@ def test_python_that_runs_for_ever_is_stopped() -> None:
 
 
 def test_what_a_case_raises_or_gives_comes_through() -> None:
-    assert within(60.0, lambda: 7) == 7
+    assert run_within(60.0, lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
-        within(60.0, lambda: 1 // 0)
+        run_within(60.0, lambda: 1 // 0)
 
 
 def test_shards_that_could_not_be_written_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,8 @@ from pipelines.calibrate import calibrate
 from pipelines.calibrating.cuts import held_by
 from pipelines.calibrating.fitting import FitError, Values, fit
 from pipelines.calibrating.measured_file import COLUMNS, read_measured
-from pipelines.calibrating.places import sample
-from pipelines.calibrating.shrinkage import Shrinkage, choose_numbers
+from pipelines.calibrating.measured_points import interpolation_at
+from pipelines.calibrating.parametrisation import Parametrisation, choose_parameters
 from pipelines.netfabb.run import NetfabbRun
 from pipelines.simulate import simulate
 from pipelines.simulation.materials.material import MATERIALS, Material
@@ -245,9 +245,11 @@ def test_what_the_data_cannot_tell_is_said(walls: Truth, tmp_path: Path, capsys:
     assert sum(value > 2 for value in kept["singular_values"]) == 1
 
 
-def linear(material: Material, responses: NDArray[np.float64]) -> tuple[Shrinkage, Callable[..., NDArray[np.float64]]]:
+def linear(
+    material: Material, responses: NDArray[np.float64]
+) -> tuple[Parametrisation, Callable[..., NDArray[np.float64]]]:
     """A model that is linear in strain and its products, in closed form."""
-    shrinkage = Shrinkage(material, choose_numbers(["strain", "normal", "along"]))
+    shrinkage = Parametrisation(material, choose_parameters(["strain", "normal", "along"]))
     return shrinkage, lambda numbers: responses @ shrinkage.coordinates(numbers)
 
 
@@ -259,7 +261,7 @@ def test_stated_uncertainty_is_the_scatter_of_repeated_measurements() -> None:
     for _ in range(200):
         measured = model(truth) + sigma * rng.normal(size=40)
         found = fit(shrinkage, Values(measured, np.full(40, sigma), np.zeros((40, 0))), model)
-        deviations.append((found.numbers - truth) / found.uncertainty)
+        deviations.append((found.parameters - truth) / found.uncertainty)
     # Noise above what was stated widens the uncertainty, so that deviations come out a little below 1.
     assert np.std(deviations, axis=0) == pytest.approx(np.full(3, 0.95), abs=0.12)
     assert np.abs(np.mean(deviations, axis=0)).max() < 0.25
@@ -267,12 +269,12 @@ def test_stated_uncertainty_is_the_scatter_of_repeated_measurements() -> None:
 
 def test_a_response_that_is_not_linear() -> None:
     """A strain that grows ever less effective: u = a (1 - exp(-e / e0)) has its solution in closed form."""
-    shrinkage = Shrinkage(MATERIALS["Inc625"], choose_numbers(["strain"]))
+    shrinkage = Parametrisation(MATERIALS["Inc625"], choose_parameters(["strain"]))
     sizes, limit = np.linspace(0.5, 2, 12), 0.006
     measured = sizes * (1 - np.exp(-0.011 / limit))
     values = Values(measured, np.full(12, 1e-3), np.zeros((12, 0)))
     found = fit(shrinkage, values, lambda numbers: sizes * (1 - np.exp(float(numbers[0]) / limit)))
-    assert found.numbers[0] == pytest.approx(-0.011, abs=3 * float(found.uncertainty[0]))
+    assert found.parameters[0] == pytest.approx(-0.011, abs=3 * float(found.uncertainty[0]))
     assert found.rms[1] < 1e-3
     assert found.simulations <= 8
 
@@ -282,7 +284,7 @@ def test_a_share_ends_at_the_limit_of_what_makes_sense() -> None:
     shrinkage, model = linear(MATERIALS["Inc625"].calibrated("netfabb"), responses)
     measured = responses @ (np.array([-0.009, -0.009 * 0.5, 0.009 * 0.2]))  # along -0.2
     found = fit(shrinkage, Values(measured, np.full(20, 1e-4), np.zeros((20, 0))), model)
-    assert found.numbers[2] == 0
+    assert found.parameters[2] == 0
     assert any("ended at 0" in sentence for sentence in found.undetermined)
 
 
@@ -291,12 +293,12 @@ def test_places_between_nodes_and_beside_the_mesh(mesh: VoxelMesh) -> None:
     places = rng.uniform((0, 0, 4), (16, 3, 6), size=(50, 3))
     moved = mesh.points @ rng.normal(size=(3, 3)) + 0.5  # linear: trilinear interpolation is exact
     wanted = np.linalg.lstsq(np.c_[mesh.points, np.ones(mesh.num_points)], moved, rcond=None)[0]
-    found = sample(mesh, places)
+    found = interpolation_at(mesh, places)
     for component in range(3):
-        values = found.of(moved, np.full(50, component))
+        values = found.component_of(moved, np.full(50, component))
         assert values == pytest.approx((np.c_[places, np.ones(50)] @ wanted)[:, component])
     assert found.distance.max() < max(mesh.spacing)
-    assert sample(mesh, np.array([[-3.0, 1.0, 5.0]])).distance == pytest.approx([3.0])
+    assert interpolation_at(mesh, np.array([[-3.0, 1.0, 5.0]])).distance == pytest.approx([3.0])
 
 
 @pytest.mark.parametrize(
@@ -322,7 +324,7 @@ def test_a_table_as_excel_writes_it(arm: Truth, tmp_path: Path) -> None:
     lines = [";".join(COLUMNS), *(";".join(str(cell).replace(".", ",") for cell in row) for row in rows)]
     (tmp_path / "excel.csv").write_bytes(("\ufeff" + "\r\n".join(lines) + "\r\n;;;;;;\r\n").encode())
     excel = read_measured(tmp_path / "excel.csv")
-    for name in ("places", "components", "values", "sigmas"):
+    for name in ("coordinates", "components", "values", "sigmas"):
         assert (getattr(plain, name) == getattr(excel, name)).all()
     assert not plain.remarks
     assert ["semicolons" in remark.sentence for remark in excel.remarks] == [True]
@@ -431,7 +433,7 @@ def test_a_second_fit_on_the_same_values_does_not_improve(
 
 def test_noise_alone_says_nothing() -> None:
     rng = np.random.default_rng(3)
-    shrinkage = Shrinkage(MATERIALS["Inc625"], choose_numbers(["strain"]))
+    shrinkage = Parametrisation(MATERIALS["Inc625"], choose_parameters(["strain"]))
     response = rng.normal(size=20)
     values = Values(rng.normal(size=20), np.full(20, 1.0), np.zeros((20, 0)))
     with pytest.raises(FitError, match="say nothing on the strain"):
@@ -463,7 +465,7 @@ def test_parts_by_name(tmp_path: Path) -> None:
     assert (bridge.bounds == [[0, 0, 0], [75, 5, 12.5]]).all()
     for path in NAMED_PARTS["amb2018_bridge"].measured.values():
         measured = read_measured(path)
-        assert measured.places[:, 0] == pytest.approx(RIDGES)
+        assert measured.coordinates[:, 0] == pytest.approx(RIDGES)
         assert measured.values[0] > 1
         assert (measured.components == 2).all()
     arm = NAMED_PARTS["cantilever"]

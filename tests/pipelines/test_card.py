@@ -17,7 +17,7 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 
 from lpbf_data.case.schema import DEFAULT_FIELDS, resolve_fields
-from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.remarks import Remark, Treatment
 from pipelines.publish import with_license
 from pipelines.reporting.card import make_card

@@ -15,7 +15,7 @@ from lpbf_data.geometry.compensation import subdivide
 from lpbf_data.geometry.surface_files import load_bodies, load_surface
 from lpbf_data.geometry.voxel_mesh import mesh_of_mask
 from pipelines.compensate import compensate
-from pipelines.simulation.compensated_build import NotSurvivedError, built_displacement, compensate_mesh, distance
+from pipelines.simulation.compensated_build import BuildFailedError, built_displacement, compensate_mesh, distance
 from pipelines.simulation.materials.material import MATERIALS
 from pipelines.simulation.materials.material_files import load_material
 from pipelines.simulation.physics.moved_elements import moved_mesh
@@ -52,7 +52,7 @@ def test_the_printed_part_ends_up_straight(table: Path, tmp_path: Path, capsys: 
     wanted = load_surface(table)
     assert np.abs(surface.bounds - wanted.bounds).max() < 1.01 * body["largest_move"]
     said = capsys.readouterr()
-    assert "from the wanted shape as it is, then" in " ".join(said.out.split())
+    assert "from the nominal shape as it is, then" in " ".join(said.out.split())
     assert "feet aren't flat any more" in said.err
 
 
@@ -128,7 +128,7 @@ def test_what_can_not_be_compensated_is_refused(table: Path, tmp_path: Path) -> 
             compensate(**({"src": str(table), "out": out} | words))  # type: ignore[arg-type]
     text = "based_on: Ti64\ncalibration: {name: mine, strain: -0.09, source: a test}\n"
     (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(NotSurvivedError, match=r"more than the 2 mm that a build survives|blade jams"):
+    with pytest.raises(BuildFailedError, match=r"more than the 2 mm that a build survives|blade jams"):
         compensate(str(table), out, points=250, material=str(tmp_path / "mine.yaml"))
     trimesh.Trimesh(box(1, 1, 1).vertices, box(1, 1, 1).faces[1:]).export(tmp_path / "open.stl")
     with pytest.raises(GeometryError, match="not watertight"):
@@ -144,6 +144,6 @@ def test_walls_that_would_run_into_each_other_are_told(tmp_path: Path) -> None:
     towers = [box(2, 2, 5, at=(x, 0, 1)) for x in (-1.25, 1.25)]
     trimesh.boolean.union([*towers, box(5, 2, 1.5)], engine="manifold").export(tmp_path / "towers.stl")
     words = {"points": 900, "iterations": 1, "material": str(tmp_path / "soft.yaml")}
-    with pytest.raises(GeometryError, match=r"towers would cross itself at \d+ places \(x -?0\.\d+, y"):
+    with pytest.raises(GeometryError, match=r"towers would cross itself at \d+ points \(x -?0\.\d+, y"):
         compensate(str(tmp_path / "towers.stl"), str(tmp_path / "new.stl"), scale=5.0, **words)  # type: ignore[arg-type]
     assert not (tmp_path / "new.stl").exists()

@@ -119,7 +119,7 @@ def test_a_stream_without_an_accepted_candidate_is_a_failed_case(
 ) -> None:
     never = dataclasses.replace(BALANCED, clear=0.0, hit=0.0)
     monkeypatch.setattr("pipelines.simulation.parts.trial.DRAWS", {"balanced": never})
-    monkeypatch.setattr("pipelines.simulation.case_task.MOST_CANDIDATES", 3)
+    monkeypatch.setattr("pipelines.simulation.case_task.MAX_CANDIDATES", 3)
     (outcome,) = run_small(tmp_path, dataclasses.replace(SMALL, cases=1))
     assert outcome.status == "failed"
     assert "None of 3 candidates was accepted" in outcome.reason
@@ -134,7 +134,7 @@ def test_parts_that_no_build_would_survive_end_as_failed_runs(
     options = dataclasses.replace(SMALL, draw=None)
     assert all(one.status == "completed" for one in run_small(tmp_path / "whole", options))
     before = run_small(tmp_path / "before", dataclasses.replace(SMALL, cases=1))
-    monkeypatch.setattr(failures, "LARGEST_DISPLACEMENT", 0.1)
+    monkeypatch.setattr(failures, "MAX_DISPLACEMENT", 0.1)
     outcomes = run_small(tmp_path / "strict", options)
     (lost,) = (one for one in outcomes if one.status == "failed")
     assert not lost.survived
@@ -280,4 +280,4 @@ def test_draws_of_one_seed_are_different_and_the_first_cases_stay() -> None:
         assert plan_streams(draw, 5, 40, 2000, names)[:15] == plan_streams(draw, 5, 15, 2000, names)
     plans = [plan_streams(draw, 5, 1, 2000, names)[0].candidate(0)[0] for draw in DRAWS]
     assert plans[0].parameters != plans[1].parameters
-    assert draws_module.MOST_CANDIDATES >= 100
+    assert draws_module.MAX_CANDIDATES >= 100

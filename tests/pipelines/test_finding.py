@@ -1,4 +1,4 @@
-"""Files of strangers: litter, several runs in a folder, names of other systems, folders that can't be read."""
+"""Files of strangers: hidden ones, several runs in a folder, names of other systems, folders that can't be read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pipelines.building.same_ids import drop_duplicates
 from pipelines.ensight import read_case_file
 from pipelines.measuring.convert import measure_location
 from pipelines.netfabb.run import NetfabbRun
-from pipelines.sources import places
+from pipelines.sources import locations
 from pipelines.sources.case_files import FolderFiles, open_case
 from pipelines.sources.finding import Found, find_cases
 from tests.netfabb_cases import TERMINATED, Part, write_part, zip_folder
@@ -64,7 +64,7 @@ def merge_runs(folder: Path, *parts: Part) -> Path:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_litter_is_no_case_and_is_told(tmp_path: Path, packed: bool) -> None:
+def test_ignored_files_are_no_case_and_are_told(tmp_path: Path, packed: bool) -> None:
     root = write_part(tmp_path / "src", Part("a", interactive=True))
     plain = {x.case_id: open_case(x).content_digest() for x in find_cases([tmp_path / "src"]).locations}
     count = add_resource_forks(root)
@@ -76,11 +76,11 @@ def test_litter_is_no_case_and_is_told(tmp_path: Path, packed: bool) -> None:
     found = find_cases([source])
     assert points_of(found) == {"a": 48}
     # In a folder, __MACOSX isn't looked into and counts once.
-    assert kinds(found) == {"litter": count + 2}
+    assert kinds(found) == {"ignored_files": count + 2}
     assert {x.case_id: open_case(x).content_digest() for x in found.locations} == plain
 
 
-def test_prediction_passes_over_litter(tmp_path: Path) -> None:
+def test_prediction_ignores_hidden_files(tmp_path: Path) -> None:
     for name in ("part.stl", "._part.stl", ".hidden.stl"):
         (tmp_path / name).write_bytes(b"x")
     results = tmp_path / "run"
@@ -402,7 +402,7 @@ def test_a_build_tells_its_remarks_once_and_keeps_them(tmp_path: Path, capsys: p
             assert printed.count(words) == 1
         remarks = decode_manifest((out / "manifest.parquet").read_bytes()).remarks
         assert {r.kind: r.examples for r in remarks} == {
-            "litter": ("src:a/Thumbs.db",),
+            "ignored_files": ("src:a/Thumbs.db",),
             "copies": ("src:again/a",),
             "equal_cases": ("a = b",),
         }
@@ -419,7 +419,7 @@ def test_sources_are_scanned_once_and_remote_cases_by_one_listing(
     for name in ("a", "b", "c"):
         system.put(str(write_part(tmp_path, Part(name))), f"/finding/{name}", recursive=True)
     asked: list[str] = []
-    real = places.list_remote
+    real = locations.list_remote
 
     def counted(url: str, **options: int) -> dict[str, tuple[int, str]]:
         asked.append(url)

@@ -14,8 +14,8 @@ from pipelines.build import run_build
 from pipelines.building.listing import ArchiveTask, list_archive
 from pipelines.sources.archive import Archive, archive_at
 from pipelines.sources.case_files import CaseLocation, open_case
+from pipelines.sources.locations import size_and_version
 from pipelines.sources.member_index import IndexRange, read_members
-from pipelines.sources.places import mark_of
 from tests.netfabb_cases import Part, write_part, zip_folder
 from tests.pipelines.test_build import request
 
@@ -136,7 +136,7 @@ def test_a_member_that_lies_outside_of_the_archive_fails_its_own_case(
             open_case(location).read(member)
         assert caught.value.path == member
     assert broken.index is not None
-    assert read_members(broken.index, mark_of(str(archive))) is not None  # the index could hold it
+    assert read_members(broken.index, size_and_version(str(archive))) is not None  # the index could hold it
     records = run_build(request(archive, archive.parent / "lpbf"))
     assert [r.status for r in records if r.case_id != broken.case_id] == ["kept", "kept"]
     (failure,) = (r.failure for r in records if r.case_id == broken.case_id)

@@ -59,7 +59,9 @@ def test_on_a_box_it_is_the_element_of_boxes() -> None:
     strains = np.random.default_rng(1).normal(size=(2, 6))
     np.testing.assert_allclose(found.corner_strains(moved), one.corner_strains(moved), atol=1e-12)
     np.testing.assert_allclose(found.forces(moved), one.forces(moved), rtol=1e-9, atol=1e-6)
-    np.testing.assert_allclose(found.pull(strains), one.pull(strains), rtol=1e-9, atol=1e-6)
+    np.testing.assert_allclose(
+        found.initial_strain_forces(strains), one.initial_strain_forces(strains), rtol=1e-9, atol=1e-6
+    )
 
 
 def test_the_patch_test_on_distorted_cells() -> None:
@@ -89,7 +91,7 @@ def test_energy_load_and_motions_of_one_distorted_cell() -> None:
     strain, elasticity = of_gradient(GRADIENT), elasticity_matrix(YOUNG, POISSON)
     assert (moved @ element.forces(moved).T).item() == pytest.approx(volume * strain @ elasticity @ strain, rel=1e-9)
     wanted = np.array([[1.0, -2.0, 0.5, 0.3, 0.7, -0.4]])
-    work = (moved @ element.pull(wanted).T).item()
+    work = (moved @ element.initial_strain_forces(wanted).T).item()
     assert work == pytest.approx(volume * strain @ elasticity @ wanted[0], rel=1e-9)
 
 
@@ -133,7 +135,7 @@ def test_boxes_moved_into_longer_boxes_are_those_boxes(
     """The whole of the mechanics, pieces that hang on nothing and a softened cut included, with a matrix a cell."""
     monkeypatch.setattr(stiffness_module, "_DENSE_RATE", 1e30 if kind is PlaneCholesky else 1e-30)
     # Iterations go on beyond what a simulation needs, so that where they end is no matter of a processor's rounding.
-    for bound in ("_GOAL", "_LEAST_MOVE"):
+    for bound in ("_GOAL", "_MIN_MOVE"):
         monkeypatch.setattr(mechanics_module, bound, 0.1 * getattr(mechanics_module, bound))
     mesh = overhang()
     longer = mesh_of_mask(_mask(mesh), mesh.origin, (1.3, 1.2, 0.8))

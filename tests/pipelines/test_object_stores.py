@@ -93,9 +93,9 @@ def test_a_data_set_is_committed_to_an_object_store(
     assert len(rows[0].pos) == len(rows[0].y)
     # The same command again sends nothing but the documents; growth and shrinkage leave nothing stale behind.
     put: list[str] = []
-    original = ObjectTarget.place
+    original = ObjectTarget.publish
     monkeypatch.setattr(
-        ObjectTarget, "place", lambda self, staged, name: (put.append(name), original(self, staged, name))[1]
+        ObjectTarget, "publish", lambda self, staged, name: (put.append(name), original(self, staged, name))[1]
     )
     run_build(request(parts, url))
     assert put == []
@@ -113,7 +113,7 @@ def test_a_commit_that_is_cut_short_is_carried_out(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     url = "s3://bucket/cut"
-    original, count = ObjectTarget.place, 0
+    original, count = ObjectTarget.publish, 0
 
     def place_two(self: ObjectTarget, staged: Path, name: str) -> None:
         nonlocal count
@@ -122,11 +122,11 @@ def test_a_commit_that_is_cut_short_is_carried_out(
             raise KeyboardInterrupt
         original(self, staged, name)
 
-    monkeypatch.setattr(ObjectTarget, "place", place_two)
+    monkeypatch.setattr(ObjectTarget, "publish", place_two)
     with pytest.raises(KeyboardInterrupt):
         run_build(request(parts, url, formats=["parquet"]))
     assert "manifest.parquet" not in remote_tree(s3, "bucket/cut")
-    monkeypatch.setattr(ObjectTarget, "place", original)
+    monkeypatch.setattr(ObjectTarget, "publish", original)
     run_build(request(parts, url, formats=["parquet"]))
     run_build(request(parts, tmp_path / "local", formats=["parquet"]))
     assert tree(download(s3, "bucket/cut", tmp_path / "copy")) == tree(tmp_path / "local")

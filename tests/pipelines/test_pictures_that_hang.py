@@ -11,7 +11,7 @@ PROGRAM = """
 import multiprocessing, time
 
 import pipelines.reporting.gallery_pictures
-from pipelines.reporting.gallery_pictures import Artist, Drawing
+from pipelines.reporting.gallery_pictures import PartRenderer, Drawing
 
 class Never:
     def __reduce__(self):  # whoever receives it sleeps: the process that draws does
@@ -19,10 +19,10 @@ class Never:
 
 if __name__ == "__main__":
     pipelines.reporting.gallery_pictures._TIME_LIMIT = 3.0
-    with Artist() as artist:
-        assert artist.finish(artist.start(Drawing(Never(), Never(), Never()))) is None
-        assert artist.start(Drawing(Never(), Never(), Never())) is None
-    print(artist.problem)
+    with PartRenderer() as renderer:
+        assert renderer.finish(renderer.start(Drawing(Never(), Never(), Never()))) is None
+        assert renderer.start(Drawing(Never(), Never(), Never())) is None
+    print(renderer.problem)
 """
 
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from lpbf_data.case.schema import DEFAULT_FIELDS, resolve_fields
 from lpbf_data.errors import LpbfError, SchemaError, StoreError, UsageError
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.geometry.outer_surface import extract_surface
-from lpbf_data.places.folder import DatasetFolder
 from lpbf_data.remarks import Remark, Treatment
 from lpbf_data.stores.predictions import PredictionFile, write_predictions
 from lpbf_data.viewer.page import ASSETS as VIEWER
@@ -31,7 +31,7 @@ from pipelines.build import build, run_build
 from pipelines.building.engine import Resources
 from pipelines.reporting.blade_risk import blade_risk
 from pipelines.reporting.gallery_parts import KeptCases, choose_cases, judge_predictions
-from pipelines.reporting.gallery_pictures import Artist, Drawing
+from pipelines.reporting.gallery_pictures import Drawing, PartRenderer
 from pipelines.reporting.origin import solver_sentence
 from pipelines.reporting.overview import QUANTITIES, Summary, table_6
 from pipelines.reporting.report_data import Report, make_report
@@ -137,7 +137,7 @@ def test_the_page_says_what_the_manifest_says(built: Path) -> None:
     kept = [r.measures.height for r in records if r.status == "kept" and r.measures]
     assert heights.mean == pytest.approx(np.mean(kept))
     # All parts are there, those with the least clearance first, each with a picture and words for it.
-    parts = [attributes for tag, attributes in page.tags if tag == "button" and "data-exhibit" in attributes]
+    parts = [attributes for tag, attributes in page.tags if tag == "button" and "data-part" in attributes]
     assert len(parts) == 7
     assert str(parts[0]["aria-label"]).startswith("900_11b839a3_1: ")
     assert "closer to the blade than the solver tolerates" in str(parts[0]["aria-label"])
@@ -161,7 +161,7 @@ def test_what_the_blade_hits_is_told_from_what_comes_close(built: Path, whole: R
     rows = balance_splits(records, "train=0.5,test=0.5")
     assert (sum(row.hits for row in rows), sum(row.close for row in rows)) == (2, 2)
     specs = resolve_fields(DEFAULT_FIELDS)
-    shown = [exhibit for exhibit in whole.exhibits if exhibit.case_id in {record.case_id for record in records}]
+    shown = [part for part in whole.gallery_parts if part.case_id in {record.case_id for record in records}]
     content = PageContent(records, "0" * 64, {}, "train=1", specs, shown_fields(specs), shown, "")
     said = " ".join(" ".join(Page(render_page(content).decode()).texts).split())
     assert "2 of them hit by the blade" in said
@@ -271,11 +271,13 @@ def test_parts_are_drawn_as_they_are() -> None:
     points, cells = box_mesh((4, 3, 2))
     surface = extract_surface(points, cells)
     values = points[surface.point_numbers, 2] - 1
-    with Artist() as artist:  # not here: an OpenGL in this process may not go together with what other tests load
+    with (
+        PartRenderer() as renderer
+    ):  # not here: an OpenGL in this process may not go together with what other tests load
         drawings = [Drawing(points[surface.point_numbers], surface.faces, sign * values) for sign in (1, -1, 1)]
-        started = [artist.start(drawing) for drawing in drawings]
-        above, below, again = (artist.finish(future) for future in started)
-    assert artist.problem is None
+        started = [renderer.start(drawing) for drawing in drawings]
+        above, below, again = (renderer.finish(future) for future in started)
+    assert renderer.problem is None
     assert above is not None
     assert below is not None
     assert above.shape == (240, 320, 4)
@@ -304,9 +306,9 @@ def test_parts_are_drawn_as_they_are() -> None:
 def test_hostile_texts_stay_texts_on_the_page(built: Path, whole: Report) -> None:
     records = hostile_records(built)
     names = dict(zip([r.case_id for r in records_of(built)], [r.case_id for r in records], strict=True))
-    exhibits = [dataclasses.replace(e, case_id=names[e.case_id]) for e in whole.exhibits]
+    parts = [dataclasses.replace(e, case_id=names[e.case_id]) for e in whole.gallery_parts]
     specs = resolve_fields(DEFAULT_FIELDS)
-    content = PageContent(records, "0" * 64, {}, "train=1", specs, shown_fields(specs), exhibits, HOSTILE[1], (), "")
+    content = PageContent(records, "0" * 64, {}, "train=1", specs, shown_fields(specs), parts, HOSTILE[1], (), "")
     remark = Remark(Treatment.KEPT, "hostile", HOSTILE[0], 2, (HOSTILE[2],))
     content = dataclasses.replace(content, remarks=(remark,))
     page = Page(render_page(content).decode())
@@ -330,17 +332,17 @@ def test_samples_are_chosen_by_hash_and_hold_the_riskiest(built: Path) -> None:
     rest = sorted((i for i in kept if i != few[0]), key=lambda i: hashlib.sha256(i.encode()).digest())
     assert few[1:] == rest[:2]
     report = make_report(DatasetFolder(built), most_parts=3)
-    assert [exhibit.case_id for exhibit in report.exhibits] == few
+    assert [part.case_id for part in report.gallery_parts] == few
     assert b"This is a sample: 3 of 7 kept parts" in report.page
 
 
 def test_larger_sets_stay_under_the_size(built: Path, whole: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = len(whole.exhibits[0].surface) + len(whole.exhibits[0].still or b"")
-    monkeypatch.setattr("pipelines.reporting.report_data._MOST_BYTES", 3 * one * 4 // 3 + 3000)
+    one = len(whole.gallery_parts[0].surface) + len(whole.gallery_parts[0].still or b"")
+    monkeypatch.setattr("pipelines.reporting.report_data._MAX_BYTES", 3 * one * 4 // 3 + 3000)
     cut = make_report(DatasetFolder(built))
-    assert 2 <= len(cut.exhibits) < len(whole.exhibits)
-    assert [e.surface for e in cut.exhibits] == [e.surface for e in whole.exhibits[: len(cut.exhibits)]]
-    assert f"This is a sample: {len(cut.exhibits)} of 7".encode() in cut.page
+    assert 2 <= len(cut.gallery_parts) < len(whole.gallery_parts)
+    assert [e.surface for e in cut.gallery_parts] == [e.surface for e in whole.gallery_parts[: len(cut.gallery_parts)]]
+    assert f"This is a sample: {len(cut.gallery_parts)} of 7".encode() in cut.page
 
 
 def predict(dataset: Path, path: Path, factor: float = 1.1, digest: str | None = None) -> Path:
@@ -372,11 +374,11 @@ def test_predictions_are_judged_against_the_truth(built: Path, tmp_path: Path) -
     report = make_report(DatasetFolder(built), predictions=path)
     text = report.page.decode()
     assert f"{len(test)} cases predicted by a model &lt;b&gt;" in text
-    assert report.exhibits[0].case_id == test[-1]
-    shown = decode_surface(report.exhibits[1].surface)
+    assert report.gallery_parts[0].case_id == test[-1]
+    shown = decode_surface(report.gallery_parts[1].surface)
     truth, error = shown.columns["displacement_z"], shown.columns["displacement_z error"]
     assert np.abs(error - 0.1 * truth).max() < 2e-4 * np.abs(truth).max()
-    assert "displacement_z error" not in decode_surface(report.exhibits[-1].surface).columns
+    assert "displacement_z error" not in decode_surface(report.gallery_parts[-1].surface).columns
 
 
 def test_bad_predictions_are_one_sentence(built: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.stores.predictions import write_predictions
 from lpbf_data.viewer.page import ASSETS as VIEWER
 from pipelines.build import run_build
@@ -268,7 +268,7 @@ def test_everything_works_with_keys(visit: Visit) -> None:
     wait_for_part(visit, "hit")
     page.keyboard.press("Escape")
     page.locator("#viewer").wait_for(state="hidden")
-    assert page.evaluate("document.activeElement.dataset.exhibit") == part.get_attribute("data-exhibit")
+    assert page.evaluate("document.activeElement.dataset.part") == part.get_attribute("data-part")
 
 
 def test_the_gallery_has_an_order_and_opens_in_full(visit: Visit, report: Report) -> None:
@@ -276,7 +276,7 @@ def test_the_gallery_has_an_order_and_opens_in_full(visit: Visit, report: Report
     shown = page.locator(".part:visible")
     assert shown.count() == 24
     page.get_by_role("button", name="Show all").click()
-    assert shown.count() == len(report.exhibits)
+    assert shown.count() == len(report.gallery_parts)
     page.get_by_label("Order").select_option(label="largest Z displacement first")
     lines = page.locator(".part:visible").all()
     furthest = [
@@ -303,7 +303,7 @@ def test_everything_has_a_name(visit: Visit) -> None:
 def test_the_page_reads_surfaces_as_they_were_written(visit: Visit, report: Report) -> None:
     """The reader in JavaScript against the one in Python, number by number."""
     code = "\n".join((VIEWER / "page" / name).read_text() for name in ("text.js", "data.js", "surface.js"))
-    for number in (0, 7, len(report.exhibits) - 1):
+    for number in (0, 7, len(report.gallery_parts) - 1):
         found = visit.page.evaluate(
             f"""async () => {{ {code}
                 const {{ points, faces, columns }} = decodeSurface(await readBlock("surface-{number}"));
@@ -311,7 +311,7 @@ def test_the_page_reads_surfaces_as_they_were_written(visit: Visit, report: Repo
                 return {{ points: [...points], faces: [...faces], columns: Object.fromEntries(lists) }};
             }}"""
         )
-        expected = decode_surface(report.exhibits[number].surface)
+        expected = decode_surface(report.gallery_parts[number].surface)
         assert np.array_equal(np.reshape(found["faces"], (-1, 4)), expected.faces)
         np.testing.assert_allclose(np.reshape(found["points"], (-1, 3)), expected.points, rtol=1e-6, atol=1e-6)
         assert set(found["columns"]) == set(expected.columns)

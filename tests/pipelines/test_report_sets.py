@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lpbf_data.places.folder import DatasetFolder
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.viewer.shown_fields import shown_fields
 from pipelines.build import run_build
-from pipelines.reporting.gallery_parts import KeptCases, make_exhibits
-from pipelines.reporting.gallery_pictures import Artist
+from pipelines.reporting.gallery_parts import KeptCases, make_gallery_parts
+from pipelines.reporting.gallery_pictures import PartRenderer
 from pipelines.reporting.report_data import make_report
 from tests.browser import Visit, column, open_part, pixels
 from tests.netfabb_cases import Part, write_part
@@ -69,11 +69,11 @@ def test_real_parts_are_closed_and_whole_when_cut(browser: Browser, samples: Pat
     cases = KeptCases(DatasetFolder(tmp_path / "lpbf"))
     fields = shown_fields(cases.field_specs)
     ids = [record.case_id for record in cases.manifest.records]
-    with Artist() as artist:
-        exhibits = list(make_exhibits(cases, ids, fields, artist))
-    assert artist.problem is None
-    for exhibit, count in zip(exhibits, (760, 2090), strict=True):
-        shown = decode_surface(exhibit.surface)
+    with PartRenderer() as renderer:
+        parts = list(make_gallery_parts(cases, ids, fields, renderer))
+    assert renderer.problem is None
+    for part, count in zip(parts, (760, 2090), strict=True):
+        shown = decode_surface(part.surface)
         assert abs(len(shown.faces) - count) < 20
         assert all(math.isfinite(v) for values in shown.columns.values() for v in values)
     (tmp_path / "page.html").write_bytes(make_report(DatasetFolder(tmp_path / "lpbf")).page)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("pipelines/sources", "pipelines/netfabb", "pipelines/building", "pipelines/selection", "lpbf_data/geometry")
+FOLDERS = ("pipelines/sources", "pipelines/netfabb", "pipelines/building", "pipelines/selection", "lpbf_data/geometry")
 HEADING = "## What is refused, what is warned of\n"
 _SHOWN = 32  # characters of a sentence that must be there, from its beginning or behind its first number
 
@@ -23,8 +23,8 @@ def constants(node: ast.expr) -> list[str]:
 
 def sentences() -> Iterator[tuple[str, str]]:
     """Where it stands and the longest fixed part of every sentence of a remark."""
-    for room in ROOMS:
-        for path in sorted((ROOT / room).glob("*.py")):
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).glob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 named = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "sentence"
                 if named and (parts := constants(node.value)):

@@ -295,7 +295,7 @@ def test_a_part_that_cannot_be_meshed_fails_and_the_rest_goes_on(tmp_path: Path)
 
 def test_a_solver_that_gives_up_is_a_failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stiffness_module, "_DENSE_RATE", 1.0)
-    monkeypatch.setattr(iterations, "_MOST_ITERATIONS", 1)
+    monkeypatch.setattr(iterations, "_MAX_ITERATIONS", 1)
     outcomes = run_small(tmp_path, options(cases=2, points=900))
     assert all(one.status == "failed" and not one.asked_for for one in outcomes)
     assert all("did not converge" in one.reason for one in outcomes)

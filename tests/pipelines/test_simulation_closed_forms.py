@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from lpbf_data.geometry.voxel_mesh import VoxelMesh, mesh_of_mask
 from pipelines.simulation.materials.inherent_strain import WallRule, cell_strains
-from pipelines.simulation.physics import foot as foot_module
+from pipelines.simulation.physics import base_constraint
+from pipelines.simulation.physics.base_constraint import ElasticPlate
 from pipelines.simulation.physics.elements import elastic_element
-from pipelines.simulation.physics.foot import ElasticPlate
 from pipelines.simulation.physics.mechanics import Mechanics
 from pipelines.simulation.physics.thermal import PLATE_LEVELS
 
@@ -110,8 +110,8 @@ def test_a_plate_below_a_layer_that_shrinks_in_waves_moves_as_the_closed_form_sa
     stretches = WAVES * pulls * (long[0], short[0])
     exact = PULL * np.array(long[:2])
     coarse = first_wave_of_our_plate(pulls, stretches)
-    monkeypatch.setattr(foot_module, "_COLUMNS", 256)
-    monkeypatch.setattr(foot_module, "_MOST_PLANES", 20)
+    monkeypatch.setattr(base_constraint, "_COLUMNS", 256)
+    monkeypatch.setattr(base_constraint, "_MAX_PLANES", 20)
     fine = first_wave_of_our_plate(pulls, stretches)
     off, finer = np.abs(coarse / exact - 1), np.abs(fine / exact - 1)
     assert (finer < 0.6 * off).all()
@@ -147,8 +147,8 @@ def test_a_plate_dishes_under_a_shrinking_layer_as_a_finer_one_does(monkeypatch:
     mask[0, 0] = mask[-1, -1] = True  # so that the block of plate is wider than the layer
     mesh = mesh_of_mask(mask, (0.0, 0.0, 0.0), (1.0, 1.0, 0.8))
     coarse = dish(mesh)
-    monkeypatch.setattr(foot_module, "_COLUMNS", 256)
-    monkeypatch.setattr(foot_module, "_MOST_PLANES", 20)
+    monkeypatch.setattr(base_constraint, "_COLUMNS", 256)
+    monkeypatch.setattr(base_constraint, "_MAX_PLANES", 20)
     fine = dish(mesh)
     assert np.ptp(fine) > 0.01  # mm: the edges of the layer pull the plate up, its middle is pushed down
     assert (fine.argmin(), fine.argmax()) == (0, 4)

@@ -13,12 +13,14 @@ from lpbf_data.case.record import CaseRecord, SourceRef
 from lpbf_data.geometry.hexahedra import hex_aspect_ratio
 from lpbf_data.geometry.voxelize import voxelize_to_size
 from pipelines.selection.designs import design_namer
+from pipelines.simulation.choices import FAMILY_NAMES
 from pipelines.simulation.parts.corpus import parameters_of, part_surface, plan_corpus
 from pipelines.simulation.parts.families import FAMILIES
 
 
 def test_there_are_families_enough_and_parameters_enough() -> None:
     assert len(FAMILIES) >= 8
+    assert tuple(FAMILIES) == FAMILY_NAMES
     assert all(len(family.ranges) >= 4 for family in FAMILIES.values())
 
 

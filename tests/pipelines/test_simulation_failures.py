@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.simulation.results.failures import LARGEST_DISPLACEMENT, LEAST_CLEARANCE, failure_of
+from pipelines.simulation.results.failures import MAX_DISPLACEMENT, MIN_CLEARANCE, failure_of
 
 STILL = np.zeros((3, 3))
 CLEAR = np.full(3, 100.0)
@@ -13,9 +13,9 @@ CLEAR = np.full(3, 100.0)
 
 def test_a_build_goes_on_up_to_both_limits_and_no_further() -> None:
     moved = STILL.copy()
-    moved[1] = (0.6 * LARGEST_DISPLACEMENT, 0.0, -0.8 * LARGEST_DISPLACEMENT)  # as long as the limit, in two directions
+    moved[1] = (0.6 * MAX_DISPLACEMENT, 0.0, -0.8 * MAX_DISPLACEMENT)  # as long as the limit, in two directions
     low = CLEAR.copy()
-    low[2] = LEAST_CLEARANCE
+    low[2] = MIN_CLEARANCE
     assert failure_of(moved, low) is None
     assert failure_of(1.001 * moved, low) == (
         "The part is displaced by 2.00 mm, more than the 2 mm that a build survives"

@@ -17,10 +17,10 @@ from pipelines.simulation.materials.inherent_strain import cell_strains
 from pipelines.simulation.materials.material import MATERIALS, Material
 from pipelines.simulation.physics import iterations
 from pipelines.simulation.physics import stiffness as stiffness_module
+from pipelines.simulation.physics.base_constraint import clamped, cut_free, kept_by_cut
 from pipelines.simulation.physics.build_simulation import BuildSimulation, Frame
 from pipelines.simulation.physics.elements import ElasticElement, elastic_element, elasticity_matrix
 from pipelines.simulation.physics.floating_pieces import free_motions, rigid_body_modes
-from pipelines.simulation.physics.foot import clamped, cut_free, kept_by_cut
 from pipelines.simulation.physics.iterations import Preconditioning, SolverError, conjugate_gradients
 from pipelines.simulation.physics.layers import LayerGroup
 from pipelines.simulation.physics.mechanics import Mechanics, rigid_body_motion
@@ -454,7 +454,7 @@ def test_stress_is_elasticity_times_elastic_strain() -> None:
 
 
 def test_a_solution_that_does_not_converge_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(iterations, "_MOST_ITERATIONS", 1)
+    monkeypatch.setattr(iterations, "_MAX_ITERATIONS", 1)
     monkeypatch.setattr(stiffness_module, "_DENSE_RATE", 1.0)  # multigrid looks cheaper
     with pytest.raises(SolverError, match="did not converge"):
         list(BuildSimulation(block(8, 8, 8, (2.0, 2.0, 2.0)), MATERIALS["Ti64"]).frames())
@@ -505,7 +505,7 @@ def test_motions_that_nothing_holds_do_not_count_as_displacement_that_is_left() 
 
 
 def test_iterations_that_fail_on_their_way_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(iterations, "_MOST_ITERATIONS", 50)
+    monkeypatch.setattr(iterations, "_MAX_ITERATIONS", 50)
     rng = np.random.default_rng(4)
     values, forces = rng.uniform(0.2, 1.0, (200, 3)), rng.normal(0, 1e-2, (200, 3))
     usual, corrections = itertools.count(), itertools.count()

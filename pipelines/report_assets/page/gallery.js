@@ -5,7 +5,7 @@ const PARTS_AT_FIRST = 24;
 /** Wire the pictures that stand in the page. */
 function wireGallery(data, viewer) {
   const place = byId("parts");
-  const parts = [...place.querySelectorAll("[data-exhibit]")];
+  const parts = [...place.querySelectorAll("[data-part]")];
   const more = byId("more-parts");
   const order = byId("gallery-order");
   if (!parts.length) return parts;
@@ -13,14 +13,14 @@ function wireGallery(data, viewer) {
 
   function arrange() {
     const sorted = [...parts].sort(compareParts(data, order.value));
-    viewer.setOrder(sorted.map((part) => Number(part.dataset.exhibit)));
+    viewer.setOrder(sorted.map((part) => Number(part.dataset.part)));
     sorted.forEach((part, i) => (part.hidden = !all && i >= PARTS_AT_FIRST));
     place.append(...sorted);
     more.hidden = all;
     more.textContent = `Show all ${formatNumber(parts.length)} parts`;
   }
 
-  for (const part of parts) part.addEventListener("click", () => viewer.open(Number(part.dataset.exhibit)));
+  for (const part of parts) part.addEventListener("click", () => viewer.open(Number(part.dataset.part)));
   order.addEventListener("change", arrange);
   more.addEventListener("click", () => {
     all = true;
@@ -34,8 +34,8 @@ function wireGallery(data, viewer) {
 }
 
 function compareParts(data, by) {
-  const { cases, exhibits } = data;
-  const row = (part) => exhibits[Number(part.dataset.exhibit)];
+  const { cases, gallery } = data;
+  const row = (part) => gallery[Number(part.dataset.part)];
   const id = (part) => cases.case_id[row(part)];
   const value = {
     error: (part) => -(data.worstError[row(part)] ?? -1),
@@ -64,7 +64,7 @@ async function drawMissingStills(data, parts) {
     for (const { target, isIntersecting } of entries) {
       if (!isIntersecting) continue;
       observer.unobserve(target);
-      const surface = decodeSurface(await readBlock(`surface-${target.dataset.exhibit}`));
+      const surface = decodeSurface(await readBlock(`surface-${target.dataset.part}`));
       const values = surface.columns[field.column];
       const furthest = values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
       view.setSurface(surface);

@@ -7,8 +7,8 @@ async function main() {
   for (const [name, column] of Object.entries(cases)) {
     if (!Array.isArray(column)) cases[name] = column.codes.map((code) => column.values[code]);
   }
-  data.parts = data.exhibits.map((row) => ({ name: cases.case_id[row], facts: factsOf(cases, row) }));
-  data.exhibitOf = new Map(data.exhibits.map((row, number) => [row, number]));
+  data.parts = data.gallery.map((row) => ({ name: cases.case_id[row], facts: factsOf(cases, row) }));
+  data.galleryIndexOf = new Map(data.gallery.map((row, number) => [row, number]));
   data.worstError = [];
   for (const { row, relative_l2: error } of data.errors) data.worstError[row] = Math.max(data.worstError[row] ?? 0, error ?? 0);
   const viewer = new Viewer(data);
@@ -81,8 +81,8 @@ function fillCaseTable(place, data, viewer) {
       text("design_id", "design"),
     ],
     rows,
-    open: (row) => viewer.open(data.exhibitOf.get(row)),
-    canOpen: (row) => data.exhibitOf.has(row),
+    open: (row) => viewer.open(data.galleryIndexOf.get(row)),
+    canOpen: (row) => data.galleryIndexOf.has(row),
     isRisk: isHit,
     filters: [
       { label: "status", options: [{ label: "any", keep: () => true }, ...statuses.map((name) => ({ label: name, keep: (row) => cases.status[row] === name }))] },
@@ -109,8 +109,8 @@ function fillPredictionTable(place, data, viewer) {
       { label: "largest error", kind: "number", value: (error) => error.max_error, show: ({ max_error: most, unit }) => formatQuantity(most, unit) },
     ],
     rows: errors,
-    open: ({ row }) => viewer.open(data.exhibitOf.get(row)),
-    canOpen: ({ row }) => data.exhibitOf.has(row),
+    open: ({ row }) => viewer.open(data.galleryIndexOf.get(row)),
+    canOpen: ({ row }) => data.galleryIndexOf.has(row),
     filters: columns.length > 1 ? [{ label: "predicted", options: [{ label: "any", keep: () => true }, ...options] }] : [],
   });
 }

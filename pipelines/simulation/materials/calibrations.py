@@ -1,4 +1,4 @@
-"""What a calibration decides: how much layers want to shrink, and how they are lumped. Two are built in.
+"""What a calibration decides: the inherent strain of layers, and how layers are lumped. Two are built in.
 
 `measured` is held against NIST's AM-Bench bridges, `netfabb` against the inherent strain that NetFabb's own files hold.
 Neither number comes from a material's handbook; both are carried to other materials by their thermal expansion, because
@@ -23,13 +23,13 @@ class Calibration:
 
     Attributes:
         name: Name in options, logs and cards.
-        strain: Strain along x and y that a layer inside a part wants to take; negative.
+        strain: Inherent strain along x and y of a layer inside a part; negative.
         walls: How it is less along walls; None if it isn't.
         at_once: Whether a group of layers shrinks at once, as NetFabb's do, instead of layer by layer.
         group_thickness: Thickness in mm that groups of layers come near to.
         fewest_groups: Groups that even a low part is divided into, where it has so many planes of cells.
         source: What it was fitted on.
-        cut_height: Height above the build plate of the metal that gives way when the part is cut off, mm.
+        cut_height: Height above the build plate of the metal that the cut softens, mm.
         cut_stiffness: Share of its stiffness, and of its stress, that this metal keeps.
     """
 

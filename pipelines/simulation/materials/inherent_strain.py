@@ -1,4 +1,4 @@
-"""The strain that a layer wants to take when it has cooled, for every cell: less along walls where a source says so.
+"""Inherent strain of every cell once its layer has cooled: less along walls where a source says so.
 
 In the plane of the layers it is the same in all directions inside a part. Along walls it depends on how much of the
 neighbourhood in the plane of the layer is powder: with s from 0 (inside) to 1 (at an edge or in a thin wall) and the
@@ -72,16 +72,16 @@ def near_walls(mesh: VoxelMesh, rule: WallRule) -> tuple[NDArray[np.float64], ND
     kernel = _disc(rule.reach, mesh.spacing)
     margin = np.array([kernel.shape[0], kernel.shape[1]])
     solid = np.zeros((*(np.array(mesh.shape[:2]) + 2 * margin), mesh.shape[2]))
-    places = (mesh.indices[:, 0] + margin[0], mesh.indices[:, 1] + margin[1], mesh.indices[:, 2])
-    solid[places] = 1
+    indices = (mesh.indices[:, 0] + margin[0], mesh.indices[:, 1] + margin[1], mesh.indices[:, 2])
+    solid[indices] = 1
     powder = 1 - convolve(solid, kernel[:, :, None], mode="constant")
     slopes = np.gradient(powder, *mesh.spacing[:2], axis=(0, 1))
-    products = [convolve(a * b, kernel[:, :, None], mode="constant")[places] for a, b in _pairs(slopes)]
+    products = [convolve(a * b, kernel[:, :, None], mode="constant")[indices] for a, b in _pairs(slopes)]
     walls = np.stack([products[0], products[1], products[1], products[2]], axis=1).reshape(-1, 2, 2)
     sizes = np.trace(walls, axis1=1, axis2=2)
     even = sizes < 1e-12 / rule.reach**2
     walls = np.where(even[:, None, None], np.eye(2) / 2, walls / np.where(even, 1.0, sizes)[:, None, None])
-    return np.clip((powder[places] - rule.onset) / (rule.full - rule.onset), 0, 1), walls
+    return np.clip((powder[indices] - rule.onset) / (rule.full - rule.onset), 0, 1), walls
 
 
 def _pairs(slopes: list[NDArray[np.float64]]) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:

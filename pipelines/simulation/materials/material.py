@@ -1,6 +1,6 @@
 """Materials and process parameters, each number with its source.
 
-The strain that layers want to take isn't among them: a calibration decides it ([calibrations](calibrations.py)).
+The inherent strain of layers isn't among them: a calibration decides it ([calibrations](calibrations.py)).
 Materials of a user's own come from YAML files ([material_files](material_files.py)).
 """
 
@@ -87,7 +87,7 @@ class Material:
 
     @property
     def inherent_strain(self) -> tuple[float, float, float]:
-        """Strain along x, y and z that a new layer wants to take inside a part."""
+        """Inherent strain along x, y and z of a new layer inside a part."""
         return self.calibration.strain, self.calibration.strain, 0.0
 
     @property

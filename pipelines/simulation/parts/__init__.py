@@ -1,4 +1,4 @@
 """Which parts are simulated: fourteen drawn families, the corpus and its draws, and parts known by name.
 
-Nothing here knows how a part is simulated; a draw is told what a simulation gave.
+Nothing here knows how a part is simulated; a draw gets the results of simulations.
 """

@@ -42,9 +42,9 @@ _ASPECT_RATIOS: Final = (
 )
 # Shares of designs with 1, 2, … bodies.
 _BODIES: Final = (0.716, 0.169, 0.070, 0.029, 0.010, 0.006)
-_FEWEST_POINTS: Final = 100
+_MIN_POINTS: Final = 100
 _VARIATION: Final = 0.3  # of a parameter's range, between the bodies of a design
-_MOST_BODIES_NUMBER: Final = 13
+_MAX_BODY_NUMBER: Final = 13
 # How often the least, the middle and the largest extent of a part points up: half of the published parts lie, a quarter
 # is as high as the build volume allows.
 _UP: Final = (0.7, 0.05, 0.25)
@@ -118,11 +118,11 @@ def _plan_design(rng: np.random.Generator, design: str, family: Family, num_poin
     centre = {name: float(rng.uniform()) for name in family.ranges}
     up = int(rng.choice(3, p=_UP))
     count = 1 + int(rng.choice(len(_BODIES), p=_BODIES))
-    bodies = np.sort(rng.choice(_MOST_BODIES_NUMBER, size=count, replace=False))
+    bodies = np.sort(rng.choice(_MAX_BODY_NUMBER, size=count, replace=False))
     plans = []
     for body in bodies.tolist():
         shares = {k: float(np.clip(v + rng.uniform(-1, 1) * _VARIATION * (count > 1), 0, 1)) for k, v in centre.items()}
-        size = max(_FEWEST_POINTS, round(num_points * quantile(_SHARES, _SIZES, rng.uniform())))
+        size = max(_MIN_POINTS, round(num_points * quantile(_SHARES, _SIZES, rng.uniform())))
         ratio = quantile(_SHARES, _ASPECT_RATIOS, rng.uniform())
         plans.append(PartPlan(f"{design}_{body}", family.name, parameters_of(family, shares), up, size, ratio))
     return plans

@@ -21,7 +21,7 @@ from pipelines.simulation.choices import DrawName
 from pipelines.simulation.parts.corpus import BUILD_VOLUME, PartPlan, design_ids, parameters_of, quantile
 from pipelines.simulation.parts.families import FAMILIES
 
-MOST_CANDIDATES: Final = 200
+MAX_CANDIDATES: Final = 200
 """Candidates that a stream may have; a case of which none is accepted fails."""
 
 HEIGHT_CLASSES: Final = (7.8, 21.6, 59.0)
@@ -31,7 +31,7 @@ uppermost heights are 60 mm, less what doesn't fill a plane of cells)."""
 
 _UP: Final = (1 / 3, 1 / 3, 1 / 3)
 _TILTS: Final = (10.0, 80.0)  # degrees
-_FEWEST_POINTS: Final = 100
+_MIN_POINTS: Final = 100
 _BODY: Final = 1  # a case is a design of its own
 
 
@@ -150,8 +150,8 @@ class CandidateStream:
             for table in (draw.heights, draw.aspect_ratios, draw.sizes)
         )
         tilt = (float(rng.uniform(*_TILTS)), float(rng.uniform(0.0, 360.0)))
-        luck = float(rng.uniform())
-        points = max(_FEWEST_POINTS, round((self.meshed_for or self.num_points) * size))
+        threshold = float(rng.uniform())
+        points = max(_MIN_POINTS, round((self.meshed_for or self.num_points) * size))
         plan = PartPlan(
             self.case_id,
             family.name,
@@ -165,7 +165,7 @@ class CandidateStream:
         )
         if self.meshed_for is not None:
             plan = replace(plan, num_points=round(self.num_points * size))
-        return plan, luck
+        return plan, threshold
 
 
 def plan_streams(

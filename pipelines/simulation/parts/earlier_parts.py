@@ -10,7 +10,7 @@ from lpbf_data.errors import UsageError
 from pipelines.simulation.parts.draws import DRAWS, CandidateStream, at_size, plan_streams
 from pipelines.simulation.parts.outcomes import CaseOutcome, load_outcome
 
-WORKPLACE: Final = ".simulate"
+WORKING_FOLDER: Final = ".simulate"
 """Folder of a simulation's output that holds what it was asked for, and what came of each case."""
 
 _DESCRIPTION: Final = ("draw", "seed", "points", "families")
@@ -53,7 +53,7 @@ def accepted_parts(folder: Path, cases: int, num_points: int) -> tuple[tuple[Can
 
 
 def _asked(folder: Path) -> dict[str, Any]:
-    path = folder / WORKPLACE / "request.json"
+    path = folder / WORKING_FOLDER / "request.json"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         asked = {name: stored[name] for name in _DESCRIPTION}
@@ -70,6 +70,6 @@ def _asked(folder: Path) -> dict[str, Any]:
 
 def _outcome(folder: Path, case_id: str) -> CaseOutcome | None:
     try:
-        return load_outcome(folder / WORKPLACE / "outcomes", case_id)
+        return load_outcome(folder / WORKING_FOLDER / "outcomes", case_id)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"--parts_of {folder}: what came of case {case_id} can't be read ({error})") from error

@@ -114,11 +114,11 @@ def _bridge(p: Parameters) -> Manifold:
 def _tee(p: Parameters) -> Manifold:
     outer, wall, length = p["radius"], p["wall"], p["length"]
     branch = outer * p["branch_share"]
-    place = length * p["branch_height"]
+    height = length * p["branch_height"]
 
     def across(radius: float) -> Manifold:
         side = Manifold.cylinder(outer + p["branch_length"], radius, radius, SEGMENTS).rotate((0, 90, 0))
-        return side.translate((0, 0, place))
+        return side.translate((0, 0, height))
 
     solid = union(post(0, 0, (0, length), outer), across(branch))
     return cut(solid, post(0, 0, (-1, length + 1), outer - wall), across(max(branch - wall, 0.4 * branch)))

@@ -58,13 +58,13 @@ def cut(solid: Manifold, *tools: Manifold) -> Manifold:
 
 
 def spaced(count: float, low: float, high: float) -> list[float]:
-    """So many places between two ends, with half a gap at each."""
+    """So many positions between two ends, with half a gap at each."""
     number = max(1, round(count))
     return [low + (i + 0.5) * (high - low) / number for i in range(number)]
 
 
 def ring(count: float, radius: float) -> list[tuple[float, float]]:
-    """So many places around a circle, x and y, the first on the x axis."""
+    """So many positions around a circle, x and y, the first on the x axis."""
     number = round(count)
     angles = [2 * math.pi * i / number for i in range(number)]
     return [(radius * math.cos(a), radius * math.sin(a)) for a in angles]

@@ -21,7 +21,7 @@ FAILED: Final = "couldn't be meshed or solved"
 """In the counts of candidates: runs that ended otherwise."""
 
 
-class PassedOverError(Exception):
+class CandidateRejectedError(Exception):
     """The candidate isn't accepted; its text is the reason, as it is counted."""
 
 
@@ -31,35 +31,36 @@ class Trial:
 
     Attributes:
         stream: Its stream.
-        luck: It is accepted if its acceptance is above this; None where it was accepted before, at another size.
+        threshold: Drawn uniformly from 0 to 1: the candidate is accepted if its acceptance is above it. None where it
+            was accepted before, at another size.
     """
 
     stream: CandidateStream
-    luck: float | None
+    threshold: float | None
 
     def check(self, height: float, *, hit: bool) -> None:
         """End the run where no part of this height that has met the blade, or hasn't yet, would be accepted."""
-        if self.luck is not None and self.luck >= DRAWS[self.stream.draw].most(height, hit=hit):
-            raise PassedOverError("hit by the blade" if hit else "of a height")
+        if self.threshold is not None and self.threshold >= DRAWS[self.stream.draw].most(height, hit=hit):
+            raise CandidateRejectedError("hit by the blade" if hit else "of a height")
 
     def check_mesh(self, mesh: VoxelMesh, plan: PartPlan) -> None:
         """End the run before it begins where a mesh of this size or height wouldn't be accepted."""
-        if self.luck is not None and mesh.num_points > FAR * plan.num_points:
-            raise PassedOverError("of walls too thin for its points")
+        if self.threshold is not None and mesh.num_points > FAR * plan.num_points:
+            raise CandidateRejectedError("of walls too thin for its points")
         self.check(height_of(mesh), hit=False)
 
     def weight(self, record: CaseRecord) -> float | None:
-        """1 over the acceptance of a part; raises `PassedOverError` where it isn't accepted."""
-        if self.luck is None:
+        """1 over the acceptance of a part; raises `CandidateRejectedError` where it isn't accepted."""
+        if self.threshold is None:
             return self.stream.weight
         assert record.measures is not None
         if record.rejections:
-            raise PassedOverError(f"beyond {record.rejections[0].criterion}")
+            raise CandidateRejectedError(f"beyond {record.rejections[0].criterion}")
         draw = DRAWS[self.stream.draw]
         acceptance = draw.acceptance(record.measures)
-        if self.luck >= acceptance:
+        if self.threshold >= acceptance:
             by_blade = "hit by the blade" if record.measures.recoater_interference else "clear of the blade"
-            raise PassedOverError("of a displacement" if draw.hit == draw.clear else by_blade)
+            raise CandidateRejectedError("of a displacement" if draw.hit == draw.clear else by_blade)
         return 1.0 / acceptance
 
 

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.cached_property import cached_property
+from lpbf_data.geometry.hexahedra import HEX8_CORNERS
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.physics.thermal import PLATE_LEVELS
-
-_CORNERS = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]])
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,14 @@ def add_build_plate(part: VoxelMesh) -> PlatedMesh:
         part: The part; its bottom is the top of the plate.
     """
     size = np.multiply(part.spacing, part.shape)[:2]
-    places: list[NDArray[np.float64]] = []
+    corner_sets: list[NDArray[np.float64]] = []
     for slab, (low, high) in enumerate(itertools.pairwise(PLATE_LEVELS)):
         count = 2**slab
         columns = np.array(list(itertools.product(range(count), range(count), (0,))))
-        corners = (columns[:, None, :] + _CORNERS) / (count, count, 1)
+        corners = (columns[:, None, :] + HEX8_CORNERS) / (count, count, 1)
         heights = part.origin[2] + low + corners[..., 2:] * (high - low)
-        places.append(np.concatenate([part.origin[:2] + corners[..., :2] * size, heights], axis=2))
-    return _share_nodes(part, np.concatenate(places))
+        corner_sets.append(np.concatenate([part.origin[:2] + corners[..., :2] * size, heights], axis=2))
+    return _share_nodes(part, np.concatenate(corner_sets))
 
 
 def _share_nodes(part: VoxelMesh, corners: NDArray[np.float64]) -> PlatedMesh:

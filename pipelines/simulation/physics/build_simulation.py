@@ -19,8 +19,8 @@ from lpbf_data.cached_property import cached_property
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.materials.inherent_strain import cell_strains
 from pipelines.simulation.materials.material import Material, Process
+from pipelines.simulation.physics.base_constraint import ElasticPlate, kept_by_cut
 from pipelines.simulation.physics.blade_pass import RecoaterPass, clearance_percent, pass_over
-from pipelines.simulation.physics.foot import ElasticPlate, kept_by_cut
 from pipelines.simulation.physics.layers import COOLING, LayerGroup, plan_layers
 from pipelines.simulation.physics.mechanics import MechanicalState, Mechanics
 from pipelines.simulation.physics.moved_elements import elements_of

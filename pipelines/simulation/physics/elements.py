@@ -16,12 +16,10 @@ from skfem import Basis, BilinearForm, ElementHex1, ElementVector, MeshHex
 from skfem.helpers import dot, grad
 from skfem.models.elasticity import lame_parameters
 
+from lpbf_data.geometry.hexahedra import HEX8_CORNERS
+
 STRAINS: Final = ("xx", "yy", "zz", "xy", "xz", "yz")
 """Order of strains and stresses; shear strains are engineering strains, twice the tensor's."""
-
-_VTK_CORNERS: Final = np.array(
-    [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]], dtype=float
-)
 
 
 class _BubbleHex(ElementHex1):  # type: ignore[misc]
@@ -49,7 +47,7 @@ class ElasticElement:
 
     Attributes:
         stiffness: [24, 24], N/mm.
-        load: Nodal forces of an element that wants to expand but is held, for each unit strain, [24, 6].
+        load: Nodal forces of an element with held nodes for each unit of stress-free strain, [24, 6].
         strain: Strains at the corners from displacements, [8, 6, 24].
         elasticity: Stress from strain, [6, 6], MPa.
     """
@@ -63,8 +61,8 @@ class ElasticElement:
         """Forces [e, 24] that displacements of the corners of cells, [e, 24], take."""
         return moved @ self.stiffness
 
-    def pull(self, strains: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Forces [e, 24] of cells that are held and want to strain, [e, 6]."""
+    def initial_strain_forces(self, strains: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Nodal forces [e, 24] that stress-free strains [e, 6] exert where all nodes are held."""
         return strains @ self.load.T
 
     def corner_strains(self, moved: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -92,7 +90,7 @@ def _box(spacing: tuple[float, float, float]) -> MeshHex:
 def _corner_order(mesh: MeshHex) -> NDArray[np.intp]:
     """For each corner in the order of VTK, its number in scikit-fem's mesh of one cell."""
     unit = (mesh.p / mesh.p.max(axis=1, keepdims=True)).T
-    return np.array([int(np.argmin(np.abs(unit - corner).sum(axis=1))) for corner in _VTK_CORNERS])
+    return np.array([int(np.argmin(np.abs(unit - corner).sum(axis=1))) for corner in HEX8_CORNERS])
 
 
 def _strains_at(basis: Basis) -> NDArray[np.float64]:
@@ -144,7 +142,7 @@ def elastic_element(spacing: tuple[float, float, float], young: float, poisson: 
 
 def _reference_corners(mesh: MeshHex) -> NDArray[np.float64]:
     """Coordinates of the corners, in VTK's order, on scikit-fem's reference cube, [3, 8]."""
-    points = (_VTK_CORNERS * mesh.p.max(axis=1)).T
+    points = (HEX8_CORNERS * mesh.p.max(axis=1)).T
     return np.asarray(mesh.mapping().invF(points[:, None, :], tind=np.array([0])))[:, 0, :]
 
 

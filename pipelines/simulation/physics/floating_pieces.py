@@ -1,10 +1,10 @@
-"""Pieces of a growing part that hang on nothing yet: their rigid motions, which iterative solvers can't find.
+"""Pieces of a growing part that aren't connected to it yet: their rigid motions, which iterative solvers can't find.
 
 The lowest cells of an overhang lie in powder until the part below reaches them. Nothing but springs of a billionth of a
 cell's stiffness holds such a piece, or one that touches others along an edge alone, so that the smallest force left out
 of balance would carry it away. Its rigid-body motions are solved for directly, in float64, and the iterations never see
 them (deflation; balancing preconditioner of Mandel 1993, https://doi.org/10.1002/cnm.1640090307). While a plane of
-cells shrinks there aren't even springs: motions that no force decides aren't made, and the piece keeps its place.
+cells shrinks there aren't even springs: motions that no force decides aren't made, and the piece stays where it is.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def floating_pieces(mesh: VoxelMesh, cell_planes: int) -> list[NDArray[np.int64]
 def _pieces(mesh: VoxelMesh, cell_planes: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Cells of the lowest planes, [c, 8], the piece that each is of, [c], and the pieces that float."""
     there = mesh.indices[:, 2] < cell_planes
-    places, cells = tuple(mesh.indices[there].T), mesh.cells[there].astype(np.int64)
+    indices, cells = tuple(mesh.indices[there].T), mesh.cells[there].astype(np.int64)
     grid = np.zeros((*(mesh.indices[:, :2].max(axis=0) + 1), cell_planes), dtype=bool)
-    grid[places] = True
+    grid[indices] = True
     labels, count = ndimage.label(grid)  # pieces hang together by faces
     floating = np.setdiff1d(np.arange(1, count + 1), labels[..., 0])
-    return cells, labels[places], floating
+    return cells, labels[indices], floating
 
 
 def free_motions(mesh: VoxelMesh, cell_planes: int, stiffness: NDArray[np.float64]) -> sp.csr_matrix | None:
@@ -92,17 +92,17 @@ def free_motions(mesh: VoxelMesh, cell_planes: int, stiffness: NDArray[np.float6
     return free if free.shape[1] else None
 
 
-def _modes(places: NDArray[np.float64], pieces: list[NDArray[np.int64]]) -> sp.csr_matrix:
+def _modes(coordinates: NDArray[np.float64], pieces: list[NDArray[np.int64]]) -> sp.csr_matrix:
     """The six rigid-body motions of each piece, orthonormal in it, [3 m, 6 pieces]."""
     rows, columns, values = [], [], []
     for number, piece in enumerate(pieces):
-        modes = np.linalg.qr(rigid_body_modes(places[piece]))[0]
+        modes = np.linalg.qr(rigid_body_modes(coordinates[piece]))[0]
         dofs = (3 * piece[:, None] + np.arange(3)).ravel()
         rows.append(np.repeat(dofs, 6))
         columns.append(np.tile(6 * number + np.arange(6), len(dofs)))
         values.append(modes.ravel())
     joined = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
-    return sp.csr_matrix(joined, shape=(3 * len(places), 6 * len(pieces)))
+    return sp.csr_matrix(joined, shape=(3 * len(coordinates), 6 * len(pieces)))
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class RigidMotions:
     def precondition(
         self, forces: NDArray[np.float64], approximate: Callable[[NDArray[np.float64]], NDArray[np.float64]]
     ) -> NDArray[np.float64]:
-        """Displacements from forces by a preconditioner that is blind to the rigid motions, symmetric as it is.
+        """Displacements from forces by a preconditioner, projected so that it leaves out rigid motions; symmetric.
 
         Args:
             forces: [n].
@@ -144,21 +144,21 @@ class RigidMotions:
 
 
 def rigid_motions(
-    matrix: sp.spmatrix, places: NDArray[np.float64], pieces: list[NDArray[np.int64]]
+    matrix: sp.spmatrix, coordinates: NDArray[np.float64], pieces: list[NDArray[np.int64]]
 ) -> RigidMotions | None:
     """What moves floating pieces as a whole; None where there are none.
 
     Args:
         matrix: The stiffness A, [3 m, 3 m], positive definite.
-        places: Where its unknowns are, mm, [m, 3].
+        coordinates: Where its unknowns are, mm, [m, 3].
         pieces: Unknowns of each piece.
 
     Raises:
-        LinAlgError: If the motions can't be told apart.
+        LinAlgError: If the motions are linearly dependent.
     """
     if not pieces:
         return None
-    modes = _modes(places, pieces)
+    modes = _modes(coordinates, pieces)
     pushed = sp.csr_matrix(matrix @ modes)
     small = (modes.T @ pushed).toarray()
     if not np.isfinite(small).all():

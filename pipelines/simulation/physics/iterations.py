@@ -20,8 +20,8 @@ from scipy.linalg import eigvalsh_tridiagonal
 
 from lpbf_data.errors import LpbfError
 
-_MOST_ITERATIONS: Final = 1000
-_LARGEST_REMAINDER: Final = 1e-3  # mm; as estimated, which is more than is really left in most solutions
+_MAX_ITERATIONS: Final = 1000
+_MAX_REMAINDER: Final = 1e-3  # mm; as estimated, which is more than is really left in most solutions
 _TRIAL: Final = 1 / 30
 """How much further the first solution goes, by its corrections, to meet motions that the usual end doesn't show."""
 
@@ -96,11 +96,11 @@ class _Ending:
         if self.usual is None:
             self.usual = moved.copy(), left
         first = self.learns and self.known.least is None
-        if not left <= least * _LARGEST_REMAINDER or (first and not left <= _TRIAL * self.usual[1]):
+        if not left <= least * _MAX_REMAINDER or (first and not left <= _TRIAL * self.usual[1]):
             return None
         if self.learns:
             self.known.least = least
-        return self.usual[0] if self.usual[1] <= least * _LARGEST_REMAINDER else moved
+        return self.usual[0] if self.usual[1] <= least * _MAX_REMAINDER else moved
 
 
 def conjugate_gradients(
@@ -128,7 +128,7 @@ def conjugate_gradients(
     moved, rest = np.zeros_like(forces), forces.copy()
     direction, size = np.zeros_like(forces), 1.0
     ending = None if known is None else _Ending(known, learns=goal > 0)
-    for _ in range(_MOST_ITERATIONS):
+    for _ in range(_MAX_ITERATIONS):
         balanced = float(np.linalg.norm(rest)) <= goal
         if balanced and ending is None:
             return moved
@@ -148,4 +148,4 @@ def conjugate_gradients(
         moved += step * direction
         rest -= step * pushed
     left = float(np.linalg.norm(rest)) / float(np.linalg.norm(forces))
-    raise SolverError(f"the displacements did not converge: residual {left:.1e} after {_MOST_ITERATIONS} iterations")
+    raise SolverError(f"the displacements did not converge: residual {left:.1e} after {_MAX_ITERATIONS} iterations")

@@ -5,10 +5,10 @@ was added, and e* its stress-free strain (inherent strain, once its layer has sh
 
     strain = B w        stress = C (B w - e*)        sum over elements of B' stress = 0 at every free node
 
-A group of layers starts at its nominal height, but its foot is where the part below has moved by then; between, the
-nodes lie on a straight line. An element is born free of stress in that shape. Each change of e* leaves forces out of
-balance; one linear solution brings them back, and every solution starts from all forces that are out of balance, so
-that errors don't add up over the layers.
+The top of a new group of layers is at its nominal height, its lower side where the part below has moved by then;
+between, the nodes lie on a straight line. An element is free of stress in the shape in which it is added. Each change
+of e* leaves forces out of balance; one linear solution balances them, and every solution starts from all forces that
+are out of balance, so that errors don't add up over the layers.
 
 NetFabb lets a group shrink at once, and the answer then moves with its thickness. Here its planes of cells shrink one
 after the other, each on those below, before those above have any stiffness. What lies at a height of t in a plane has
@@ -16,7 +16,7 @@ been there for a share of 1 - t of the plane's motion, in the mean one half (the
 plane counts with half of its stiffness, and afterwards its strain is that of half of its motion. So the answer doesn't
 depend on how planes are grouped, and it moves with the square of their thickness.
 
-The cut may leave metal at the build plate that gives way: its cells keep a share of their stiffness and of their
+The cut may soften metal near the build plate: its cells keep a share of their stiffness and of their
 stress. Written as above, w and e* shrink by that share, and the rest of the strain stays as a permanent one.
 """
 
@@ -31,18 +31,18 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
+from pipelines.simulation.physics.base_constraint import ElasticPlate, clamped, cut_free
 from pipelines.simulation.physics.elements import ElasticElement
 from pipelines.simulation.physics.floating_pieces import free_motions, rigid_body_modes
-from pipelines.simulation.physics.foot import ElasticPlate, clamped, cut_free
 from pipelines.simulation.physics.iterations import SolverError, conjugate_gradients
 from pipelines.simulation.physics.moved_elements import MovedElements
-from pipelines.simulation.physics.stiffness import Foot, Stiffness, make_stiffness, plane_starts
+from pipelines.simulation.physics.stiffness import BaseConstraint, Stiffness, make_stiffness, plane_starts
 
-LARGEST_IMBALANCE: Final = 1e-4
+MAX_IMBALANCE: Final = 1e-4
 """Largest relative force out of balance that a solution may leave."""
 
 _GOAL: Final = 2e-5  # the same for what a solution aims at; iterations go on where displacements would be far off yet
-_LEAST_MOVE: Final = 1e-5  # mm; what is left of a plane's motion is balanced with the whole group
+_MIN_MOVE: Final = 1e-5  # mm; what is left of a plane's motion is balanced with the whole group
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ class Mechanics:
         self._node_planes = plane_starts(mesh.point_levels)
         self._cell_planes = plane_starts(mesh.indices[:, 2])
         self._base = int(self._node_planes[1])
-        self._foot: Foot = clamped(mesh) if plate is None else plate.foot
-        self._foot_moved = np.zeros((self._foot.size, 3))
+        self._constraint: BaseConstraint = clamped(mesh) if plate is None else plate.constraint
+        self._base_moved = np.zeros((self._constraint.size, 3))
         self._plate_free = np.zeros((0 if plate is None else plate.block.num_points, 3))
-        self._stiffness: Stiffness = make_stiffness(mesh, element.stiffness, self._foot, len(layer_ends))
+        self._stiffness: Stiffness = make_stiffness(mesh, element.stiffness, self._constraint, len(layer_ends))
         self._displacement = np.zeros((mesh.num_points, 3))
         self._rise = np.zeros(mesh.num_points)
         self._birth = np.zeros((mesh.num_cells, 8, 3))
@@ -108,7 +108,7 @@ class Mechanics:
         self._thermal = np.zeros(mesh.num_cells)
         self._shrunk = np.zeros(mesh.num_cells, dtype=bool)
         self._permanent = np.zeros((0, 8, 6))  # strain at the corners of the first cells
-        self._largest_pull = 0.0
+        self._largest_load = 0.0
         self._layers = self.num_cells = 0
         self.num_points = self._base
 
@@ -138,18 +138,18 @@ class Mechanics:
         return self.heat(thermal_strain, plate_expansion)
 
     def _straight_line(self, first: int, end: int) -> NDArray[np.float64]:
-        """Where nodes of a group are born: its foot with the part below, its top at the nominal height, [n, 3].
+        """Initial displacement of a new group's nodes: lower side on the part below, top at nominal height, [n, 3].
 
         The uppermost group may end lower than it would have to; its nodes lie on the same line.
         """
         moved = self._displacement[: self.num_points].copy()
-        places = self._mesh.point_indices[: self.num_points]
-        old = np.flatnonzero((self._mesh.point_levels[: self.num_points] <= first) & (places[:, 2] == first))
-        foot = np.zeros((*(np.array(self._mesh.shape[:2]) + 1), 3))
-        foot[places[old, 0], places[old, 1]] = moved[old]
+        indices = self._mesh.point_indices[: self.num_points]
+        old = np.flatnonzero((self._mesh.point_levels[: self.num_points] <= first) & (indices[:, 2] == first))
+        lower = np.zeros((*(np.array(self._mesh.shape[:2]) + 1), 3))
+        lower[indices[old, 0], indices[old, 1]] = moved[old]
         new = np.flatnonzero(self._mesh.point_levels[: self.num_points] > first)
-        share = np.maximum(end - places[new, 2], 0) / (end - first)
-        moved[new] = share[:, None] * foot[places[new, 0], places[new, 1]]
+        share = np.maximum(end - indices[new, 2], 0) / (end - first)
+        moved[new] = share[:, None] * lower[indices[new, 0], indices[new, 1]]
         self._displacement[new] = moved[new]
         return moved
 
@@ -183,13 +183,13 @@ class Mechanics:
         share[: mine.start], share[mine] = 1.0, 0.5
         there = int(self._node_planes[plane + 2])  # nodes on cells with any stiffness
         forces = self._residual()
-        forces[there - self._base + self._foot.size :] = 0.0
+        forces[there - self._base + self._constraint.size :] = 0.0
         moved = self._solve_softened(forces, share, free_motions(self._mesh, plane + 1, self._element.stiffness))
-        motion = self._foot.expand(moved)
+        motion = self._constraint.expand(moved)
         stretch = self._stretch() + share * motion[self._mesh.cells[: self.num_cells]].reshape(-1, 24)
         # The top of the plane and what is above it are laid at their heights after this motion.
         old = self._mesh.point_indices[: self.num_points, 2] <= plane
-        self._foot_moved += moved[: self._foot.size]
+        self._base_moved += moved[: self._constraint.size]
         self._displacement[: self.num_points][old] += motion[old]
         self._rise = np.where(old, 0.0, motion[:, 2])
         born = self._displacement[self._mesh.cells[: self.num_cells]] - stretch.reshape(-1, 8, 3)
@@ -230,12 +230,12 @@ class Mechanics:
         Raises:
             SolverError: If equilibrium isn't found.
         """
-        self._foot, self._plate = cut_free(self._mesh, held), None
-        self._foot_moved = np.zeros((self._foot.size, 3))
-        self._stiffness = make_stiffness(self._mesh, self._element.stiffness, self._foot, 1)
+        self._constraint, self._plate = cut_free(self._mesh, held), None
+        self._base_moved = np.zeros((self._constraint.size, 3))
+        self._stiffness = make_stiffness(self._mesh, self._element.stiffness, self._constraint, 1)
         self._stiffness.extend(self._layer_ends[self._layers - 1])
         if kept is not None and kept.min() < 1.0:
-            self._give_way(np.where(self._on_held(held), 1.0, kept[: self.num_cells])[:, None])
+            self._soften(np.where(self._on_held(held), 1.0, kept[: self.num_cells])[:, None])
         state = self._balance()
         if held is None or not held.any():
             moved = self._displacement[: self.num_points]
@@ -250,10 +250,10 @@ class Mechanics:
             lowest = slice(0, int(self._cell_planes[1]))
             on_them = held[self._mesh.cells[lowest, :4]].all(axis=1)
             columns[tuple(self._mesh.indices[lowest, :2][on_them].T)] = True
-        places = self._mesh.indices[: self.num_cells]
-        return np.asarray(columns[places[:, 0], places[:, 1]])
+        indices = self._mesh.indices[: self.num_cells]
+        return np.asarray(columns[indices[:, 0], indices[:, 1]])
 
-    def _give_way(self, share: NDArray[np.float64]) -> None:
+    def _soften(self, share: NDArray[np.float64]) -> None:
         """Equilibrium of a freed part whose cells keep a share of their stiffness and of their stress, [e, 1]."""
         cells = self._mesh.cells[: self.num_cells]
         moved = self._displacement[cells]
@@ -262,7 +262,7 @@ class Mechanics:
         self._inherent = np.concatenate([share * self._inherent[: self.num_cells], self._inherent[self.num_cells :]])
         motion = self._solve_softened(self._residual(), share)
         self._move(motion)
-        self._birth[: self.num_cells] += (1 - share[:, :, None]) * self._foot.expand(motion)[cells]
+        self._birth[: self.num_cells] += (1 - share[:, :, None]) * self._constraint.expand(motion)[cells]
         self._permanent = (1 - share[:, :, None]) * self._element.corner_strains(self._stretch() / share)
 
     def _stretch(self) -> NDArray[np.float64]:
@@ -277,16 +277,16 @@ class Mechanics:
         return np.stack(summed, axis=1)
 
     def _residual(self) -> NDArray[np.float64]:
-        """Forces out of balance at the foot's unknowns and the nodes above, [q + above, 3]."""
-        pull = self._element.pull(self._free_strain[: self.num_cells])
-        residual = self._foot.reduce(self._at_nodes(pull - self._element.forces(self._stretch())))
-        largest = float(np.linalg.norm(pull))
-        if self._foot.stiffness is not None:
-            free = self._plate_free[-self._foot.size :]
-            held = self._foot.stiffness @ np.stack([self._foot_moved - free, free]).reshape(2, -1).T
-            residual[: self._foot.size] -= held[:, 0].reshape(-1, 3)
+        """Forces out of balance at the base's unknowns and the nodes above, [q + above, 3]."""
+        load = self._element.initial_strain_forces(self._free_strain[: self.num_cells])
+        residual = self._constraint.reduce(self._at_nodes(load - self._element.forces(self._stretch())))
+        largest = float(np.linalg.norm(load))
+        if self._constraint.stiffness is not None:
+            free = self._plate_free[-self._constraint.size :]
+            held = self._constraint.stiffness @ np.stack([self._base_moved - free, free]).reshape(2, -1).T
+            residual[: self._constraint.size] -= held[:, 0].reshape(-1, 3)
             largest = math.hypot(largest, float(np.linalg.norm(held[:, 1])))
-        self._largest_pull = max(self._largest_pull, largest)
+        self._largest_load = max(self._largest_load, largest)
         return residual
 
     def _solve_softened(
@@ -301,18 +301,18 @@ class Mechanics:
         unresisted = None if free is None else free[above]
 
         def apply(moved: NDArray[np.float64]) -> NDArray[np.float64]:
-            corners = self._foot.expand(moved)[self._mesh.cells[: self.num_cells]].reshape(-1, 24)
-            result = self._foot.reduce(self._at_nodes(share * self._element.forces(corners)))
-            if self._foot.stiffness is not None:
-                held = self._foot.stiffness @ moved[: self._foot.size].ravel()
-                result[: self._foot.size] += held.reshape(-1, 3)
+            corners = self._constraint.expand(moved)[self._mesh.cells[: self.num_cells]].reshape(-1, 24)
+            result = self._constraint.reduce(self._at_nodes(share * self._element.forces(corners)))
+            if self._constraint.stiffness is not None:
+                held = self._constraint.stiffness @ moved[: self._constraint.size].ravel()
+                result[: self._constraint.size] += held.reshape(-1, 3)
             return result
 
         def without_free(values: NDArray[np.float64]) -> NDArray[np.float64]:
             if unresisted is None:
                 return values
             whole = values.copy()
-            part = whole[self._foot.size :]
+            part = whole[self._constraint.size :]
             part -= (unresisted @ (unresisted.T @ part.ravel())).reshape(-1, 3)
             return whole
 
@@ -320,29 +320,29 @@ class Mechanics:
             return without_free(self._stiffness.approximate(rest))
 
         known = self._stiffness.known
-        return conjugate_gradients(apply, approximate, without_free(forces), 0.0, _LEAST_MOVE, known)
+        return conjugate_gradients(apply, approximate, without_free(forces), 0.0, _MIN_MOVE, known)
 
     def _move(self, moved: NDArray[np.float64]) -> None:
-        self._foot_moved += moved[: self._foot.size]
-        self._displacement[: self.num_points] += self._foot.expand(moved)
+        self._base_moved += moved[: self._constraint.size]
+        self._displacement[: self.num_points] += self._constraint.expand(moved)
 
     def _imbalance(self, residual: NDArray[np.float64]) -> float:
-        return float(np.linalg.norm(residual)) / self._largest_pull if self._largest_pull else 0.0
+        return float(np.linalg.norm(residual)) / self._largest_load if self._largest_load else 0.0
 
     def _balance(self) -> MechanicalState:
         residual = self._residual()
         if self._imbalance(residual) > _GOAL:
-            self._move(self._stiffness.solve(residual, _GOAL * self._largest_pull))
+            self._move(self._stiffness.solve(residual, _GOAL * self._largest_load))
             residual = self._residual()
         imbalance = self._imbalance(residual)
-        if not imbalance < LARGEST_IMBALANCE:
+        if not imbalance < MAX_IMBALANCE:
             raise SolverError(f"forces stay out of balance by a share of {imbalance:.1e}")
         strain = self._nodal_strain()
         stress = strain @ self._element.elasticity
         moved = self._displacement[: self.num_points].copy()
         plate = self._plate_free
         if self._plate is not None:
-            plate = self._plate.shape_under(self._foot_moved, self._plate_free)
+            plate = self._plate.shape_under(self._base_moved, self._plate_free)
         rise = moved[:, 2] + self._rise
         return MechanicalState(moved, strain, stress, self._nodal_inherent_strain(), rise, plate, imbalance)
 

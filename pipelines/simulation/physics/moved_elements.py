@@ -17,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.errors import GeometryError
+from lpbf_data.geometry.hexahedra import HEX8_CORNERS
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.physics.elements import ElasticElement, elastic_element, elasticity_matrix
 
-_CORNERS: Final = np.array(
-    [[-1, -1, -1], [1, -1, -1], [1, 1, -1], [-1, 1, -1], [-1, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]], dtype=float
-)
+_CORNERS: Final = 2.0 * HEX8_CORNERS - 1.0  # of the reference cube, from -1 to 1
 _GAUSS: Final = np.array(list(itertools.product((-1 / math.sqrt(3), 1 / math.sqrt(3)), repeat=3)))  # weights are 1
 _SHEARS: Final = ((0, 1), (0, 2), (1, 2))
 _TOGETHER: Final = 2048
@@ -31,19 +30,19 @@ _TOGETHER: Final = 2048
 
 @dataclass(frozen=True)
 class MovedMesh(VoxelMesh):
-    """A mesh of boxes whose points were moved; what counts planes and columns goes by where they were.
+    """A mesh of boxes whose points were moved; planes and columns of cells are counted as before the move.
 
     Attributes:
-        places: Coordinates in mm, [N, 3].
+        coordinates: Of the points, mm, [N, 3].
     """
 
-    places: NDArray[np.float64] | None = None
+    coordinates: NDArray[np.float64] | None = None
 
     @property
     def points(self) -> NDArray[np.float64]:
         """Coordinates in mm, [N, 3]."""
-        assert self.places is not None
-        return self.places
+        assert self.coordinates is not None
+        return self.coordinates
 
 
 def moved_mesh(mesh: VoxelMesh, shift: NDArray[np.float64]) -> MovedMesh:
@@ -58,12 +57,12 @@ def moved_mesh(mesh: VoxelMesh, shift: NDArray[np.float64]) -> MovedMesh:
     """
     moved = MovedMesh(
         *(mesh.origin, mesh.spacing, mesh.shape, mesh.indices, mesh.left_out, mesh.lowered, mesh.surplus),
-        places=mesh.points + shift,
+        coordinates=mesh.points + shift,
     )
     corners = moved.points[moved.cells]
     broken = np.zeros(len(corners), bool)
-    for place in _CORNERS:
-        broken |= np.linalg.det(_jacobians(corners, place)) <= 0
+    for local in _CORNERS:
+        broken |= np.linalg.det(_jacobians(corners, local)) <= 0
     if broken.any():
         x, y, z = corners[broken][0].mean(axis=0)
         raise GeometryError(
@@ -79,7 +78,7 @@ class MovedElements:
 
     Attributes:
         stiffness: [e, 24, 24], N/mm.
-        load: Nodal forces of a cell that wants to expand but is held, for each unit strain, [e, 24, 6].
+        load: Nodal forces of a cell with held nodes for each unit of stress-free strain, [e, 24, 6].
         bubbles: Incompatible modes from the corners' displacements, [e, 9, 24].
         corners: Coordinates of the corners, mm, [e, 8, 3].
         elasticity: Stress from strain, [6, 6], MPa.
@@ -95,8 +94,8 @@ class MovedElements:
         """Forces [e, 24] that displacements of the corners, [e, 24], take."""
         return _each(self.stiffness, moved)
 
-    def pull(self, strains: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Forces [e, 24] of cells that are held and want to strain, [e, 6]."""
+    def initial_strain_forces(self, strains: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Nodal forces [e, 24] that stress-free strains [e, 6] exert where all nodes are held."""
         return _each(self.load, strains)
 
     def corner_strains(self, moved: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -106,8 +105,8 @@ class MovedElements:
             here = slice(start, min(start + _TOGETHER, len(moved)))
             modes = _each(self.bubbles[here], moved[here])
             middle = _jacobians(self.corners[here], np.zeros(3))
-            for k, place in enumerate(_CORNERS):
-                nodes, inner, _ = _strains_at(self.corners[here], middle, place)
+            for k, local in enumerate(_CORNERS):
+                nodes, inner, _ = _strains_at(self.corners[here], middle, local)
                 found[here, k] = _each(nodes, moved[here]) + _each(inner, modes)
         return found
 
@@ -155,8 +154,8 @@ def _matrices(
     outer, cross, inner = np.zeros((count, 24, 24)), np.zeros((count, 9, 24)), np.zeros((count, 9, 9))
     load = np.zeros((count, 24, 6))
     middle = _jacobians(corners, np.zeros(3))
-    for place in _GAUSS:
-        nodes, modes, volume = _strains_at(corners, middle, place)
+    for local in _GAUSS:
+        nodes, modes, volume = _strains_at(corners, middle, local)
         stressed = volume[:, None, None] * (elasticity @ nodes)
         outer += np.swapaxes(nodes, 1, 2) @ stressed
         cross += np.swapaxes(modes, 1, 2) @ stressed
@@ -167,37 +166,37 @@ def _matrices(
     return (stiffness + np.swapaxes(stiffness, 1, 2)) / 2, load, bubbles
 
 
-def _jacobians(corners: NDArray[np.float64], place: NDArray[np.float64]) -> NDArray[np.float64]:
+def _jacobians(corners: NDArray[np.float64], local: NDArray[np.float64]) -> NDArray[np.float64]:
     """Derivatives of the coordinates by those of the reference cube, [e, reference, coordinate]."""
-    found: NDArray[np.float64] = np.einsum("ck,eci->eki", _slopes(place), corners)
+    found: NDArray[np.float64] = np.einsum("ck,eci->eki", _slopes(local), corners)
     return found
 
 
-def _slopes(place: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Derivatives of the corners' functions at a place of the reference cube, [8, 3]."""
-    factors = 1 + _CORNERS * place
+def _slopes(local: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Derivatives of the corners' functions at a point of the reference cube, [8, 3]."""
+    factors = 1 + _CORNERS * local
     others = [factors[:, (k + 1) % 3] * factors[:, (k + 2) % 3] for k in range(3)]
     return _CORNERS * np.stack(others, axis=1) / 8
 
 
 def _strains_at(
-    corners: NDArray[np.float64], middle: NDArray[np.float64], place: NDArray[np.float64]
+    corners: NDArray[np.float64], middle: NDArray[np.float64], local: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Strains at a place of the reference cube from the corners' displacements [e, 6, 24] and from the modes [e, 6, 9].
+    """Strains at a point of the reference cube from the corners' displacements [e, 6, 24] and from the modes [e, 6, 9].
 
     Args:
         corners: [e, 8, 3].
         middle: Jacobians at the middle of the cells, [e, 3, 3].
-        place: [3].
+        local: That point, in coordinates from -1 to 1, [3].
 
     Returns:
         Both, and the determinant of the Jacobian, [e].
     """
-    jacobian = _jacobians(corners, place)
+    jacobian = _jacobians(corners, local)
     volume = np.linalg.det(jacobian)
-    slopes = np.swapaxes(np.linalg.solve(jacobian, np.broadcast_to(_slopes(place).T, (len(corners), 3, 8))), 1, 2)
+    slopes = np.swapaxes(np.linalg.solve(jacobian, np.broadcast_to(_slopes(local).T, (len(corners), 3, 8))), 1, 2)
     # Of 1 - x² on the reference cube along each axis.
-    bent = np.linalg.solve(middle, np.broadcast_to(np.diag(-2 * place), middle.shape))
+    bent = np.linalg.solve(middle, np.broadcast_to(np.diag(-2 * local), middle.shape))
     bent = np.swapaxes(bent, 1, 2) * (np.linalg.det(middle) / volume)[:, None, None]
     return _strain_matrix(slopes), _strain_matrix(bent), volume
 

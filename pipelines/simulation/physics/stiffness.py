@@ -27,7 +27,7 @@ from pipelines.simulation.physics.floating_pieces import (
 from pipelines.simulation.physics.iterations import Preconditioning, SolverError, conjugate_gradients
 
 _SPRING: Final = 1e-9
-# Share of a cell's stiffness that ties every node to its place, as loose powder does. It matters only where a piece
+# Share of a cell's stiffness that ties every node to where it is, as loose powder does. It matters only where a piece
 # hangs on nothing, or by an edge: loads of inherent strains balance on each piece, so nothing pulls at the springs.
 _DENSE_RATE: Final = 3e10  # operations a second of the dense kernels on one core
 _MULTIGRID_RATE: Final = 4e4  # degrees of freedom a second, for one hierarchy and two solutions
@@ -52,11 +52,11 @@ _PRECONDITIONER: Final = np.float32  # half the memory to go through; conjugate 
 _LOOSE_SPRING: Final = 1e-4
 # Share of a cell's stiffness that holds floating pieces in the preconditioner, whose 24 bits would lose a smaller one;
 # their rigid motions are solved for beside it.
-_LARGEST_BLOCKS: Final = 4e9  # bytes
+_MAX_BLOCKS: Final = 4e9  # bytes
 
 
 @dataclass(frozen=True)
-class Foot:
+class BaseConstraint:
     """How the nodes of a part's lowest plane move: a linear map from unknowns, each a displacement along x, y and z.
 
     Attributes:
@@ -93,7 +93,7 @@ class Foot:
 
 
 class Stiffness(Protocol):
-    """The stiffness of the cells below some height on their foot.
+    """The stiffness of the cells below some height on their constrained base.
 
     Attributes:
         known: How well `approximate` knows the stiffness, where that can be badly.
@@ -110,7 +110,7 @@ class Stiffness(Protocol):
         ...
 
     def solve(self, forces: NDArray[np.float64], goal: float) -> NDArray[np.float64]:
-        """Displacements [q + above, 3] of the foot's unknowns and the nodes above under as many forces.
+        """Displacements [q + above, 3] of the base's unknowns and the nodes above under as many forces.
 
         Args:
             forces: On the unknowns and the nodes above, [q + above, 3].
@@ -151,8 +151,8 @@ class PlaneCholesky:
     Args:
         mesh: The whole part.
         stiffness: Stiffness of a cell, [24, 24], or of each, [e, 24, 24].
-        foot: What it stands on.
-        springs: What ties nodes above the lowest plane to their places, N/mm along each axis, [n, 3]; nothing by
+        constraint: What it stands on.
+        springs: What ties nodes above the lowest plane to where they are, N/mm along each axis, [n, 3]; nothing by
             default.
     """
 
@@ -160,7 +160,7 @@ class PlaneCholesky:
         self,
         mesh: VoxelMesh,
         stiffness: NDArray[np.float64],
-        foot: Foot,
+        constraint: BaseConstraint,
         springs: NDArray[np.float64] | None = None,
     ) -> None:
         self._mesh, self._stiffness = mesh, stiffness
@@ -169,13 +169,13 @@ class PlaneCholesky:
         self._springs = np.full((mesh.num_points, 3), _spring(stiffness))
         if springs is not None:
             self._springs += springs
-        self._ends = 3 * np.concatenate([[0], self._nodes[1:] - self._nodes[1] + foot.size])
-        self._weights = sp.kron(foot.weights, sp.eye(3), format="csr")
+        self._ends = 3 * np.concatenate([[0], self._nodes[1:] - self._nodes[1] + constraint.size])
+        self._weights = sp.kron(constraint.weights, sp.eye(3), format="csr")
         self._factors: list[NDArray[np.float64]] = []
         self._couplings: list[NDArray[np.float64]] = []
-        self._open = _spring(stiffness) * np.eye(3 * foot.size)
-        if foot.stiffness is not None:
-            self._open += foot.stiffness
+        self._open = _spring(stiffness) * np.eye(3 * constraint.size)
+        if constraint.stiffness is not None:
+            self._open += constraint.stiffness
         self._top: NDArray[np.float64] = np.empty((0, 0))
         self.known: Preconditioning | None = None
 
@@ -246,14 +246,14 @@ class Multigrid:
     Args:
         mesh: The whole part.
         stiffness: Stiffness of a cell, [24, 24], or of each, [e, 24, 24].
-        foot: What it stands on.
+        constraint: What it stands on.
     """
 
-    def __init__(self, mesh: VoxelMesh, stiffness: NDArray[np.float64], foot: Foot) -> None:
+    def __init__(self, mesh: VoxelMesh, stiffness: NDArray[np.float64], constraint: BaseConstraint) -> None:
         self._mesh, self._stiffness, self._spring = mesh, stiffness, _spring(stiffness)
         self._nodes = plane_starts(mesh.point_levels)
         self._cells = plane_starts(mesh.indices[:, 2])
-        self._foot = foot
+        self._constraint = constraint
         self._matrix: Any = None
         self._hierarchy: Any = None
         self._loose: RigidMotions | None = None
@@ -283,17 +283,17 @@ class Multigrid:
         blocks[rows == columns] += self._spring * np.eye(3)
         base = int(self._nodes[1])
         low = (rows < base) | (columns < base)
-        shift, size = self._foot.size - base, num_points - base + self._foot.size
+        shift, size = self._constraint.size - base, num_points - base + self._constraint.size
         above = _block_matrix(rows[~low] + shift, columns[~low] + shift, blocks[~low], size)
-        return above + self._on_foot(_block_matrix(rows[low], columns[low], blocks[low], num_points))
+        return above + self._on_base(_block_matrix(rows[low], columns[low], blocks[low], num_points))
 
-    def _on_foot(self, low: sp.bsr_matrix) -> sp.bsr_matrix:
-        """What couples the lowest plane, in the foot's unknowns, with what resists these."""
+    def _on_base(self, low: sp.bsr_matrix) -> sp.bsr_matrix:
+        """What couples the lowest plane, in the base's unknowns, with what resists these."""
         above = low.shape[0] // 3 - int(self._nodes[1])
-        whole = sp.kron(sp.block_diag([self._foot.weights, sp.eye(above)]), sp.eye(3), format="csr")
+        whole = sp.kron(sp.block_diag([self._constraint.weights, sp.eye(above)]), sp.eye(3), format="csr")
         mapped = whole.T @ low.tocsr() @ whole
-        if self._foot.stiffness is not None:
-            mapped = mapped + sp.block_diag([self._foot.stiffness, sp.csr_matrix((3 * above, 3 * above))])
+        if self._constraint.stiffness is not None:
+            mapped = mapped + sp.block_diag([self._constraint.stiffness, sp.csr_matrix((3 * above, 3 * above))])
         return mapped.tobsr((3, 3))
 
     def extend(self, cell_planes: int) -> None:
@@ -303,15 +303,15 @@ class Multigrid:
         np.random.seed(0)  # noqa: NPY002 (the generator that pyamg draws from)
         stretched = max(self._mesh.spacing) > _STRETCHED_FROM * min(self._mesh.spacing)
         options = _HIERARCHY | (_STRETCHED if stretched else _NEARLY_CUBES)
-        places = np.concatenate([self._foot.points, self._mesh.points[self._nodes[1] : num_points]])
-        shift = self._foot.size - int(self._nodes[1])
+        coordinates = np.concatenate([self._constraint.points, self._mesh.points[self._nodes[1] : num_points]])
+        shift = self._constraint.size - int(self._nodes[1])
         pieces = [nodes + shift for nodes in floating_pieces(self._mesh, cell_planes)]
         try:
-            self._loose = rigid_motions(self._matrix, places, pieces)
+            self._loose = rigid_motions(self._matrix, coordinates, pieces)
         except LinAlgError as error:
             raise SolverError(f"pieces that hang on nothing can't be solved for ({error})") from error
-        modes = rigid_body_modes(places)
-        nothing_holds = self._foot.stiffness is None and self._foot.size == int(self._nodes[1])
+        modes = rigid_body_modes(coordinates)
+        nothing_holds = self._constraint.stiffness is None and self._constraint.size == int(self._nodes[1])
         self.known = Preconditioning(np.linalg.qr(modes)[0] if nothing_holds else None)
         held = self._hold(pieces) if pieces else self._matrix
         self._hierarchy = pyamg.smoothed_aggregation_solver(held, B=modes, **options)
@@ -320,7 +320,7 @@ class Multigrid:
                 setattr(level, name, getattr(level, name).tocsr().astype(_PRECONDITIONER))
 
     def _hold(self, pieces: list[NDArray[np.int64]]) -> sp.bsr_matrix:
-        """The matrix with floating pieces tied to their places."""
+        """The matrix with floating pieces tied to where they are."""
         springs = np.zeros(self._matrix.shape[0] // 3)
         springs[np.concatenate(pieces)] = self._spring * (_LOOSE_SPRING / _SPRING)
         return (self._matrix + sp.diags(np.repeat(springs, 3))).tobsr((3, 3))
@@ -370,19 +370,21 @@ def _block_matrix(
     return sp.bsr_matrix((blocks, columns, starts), shape=(3 * size, 3 * size))
 
 
-def make_stiffness(mesh: VoxelMesh, stiffness: NDArray[np.float64], foot: Foot, layers: int) -> Stiffness:
+def make_stiffness(
+    mesh: VoxelMesh, stiffness: NDArray[np.float64], constraint: BaseConstraint, layers: int
+) -> Stiffness:
     """The cheaper of the two solvers for a part.
 
     Args:
         mesh: The whole part.
         stiffness: Stiffness of a cell, [24, 24], or of each, [e, 24, 24].
-        foot: What it stands on.
+        constraint: What it stands on.
         layers: How often the stiffness will be extended.
     """
     size = 3.0 * np.diff(plane_starts(mesh.point_levels))
-    size[0] = 3.0 * foot.size
+    size[0] = 3.0 * constraint.size
     dense = float((1 / 3 * size**3).sum() + (size[:-1] ** 2 * size[1:] + size[:-1] * size[1:] ** 2).sum())
     multigrid = float(size.sum()) * (layers + 1) / 2 / _MULTIGRID_RATE
     memory = 8.0 * float((size**2).sum() + (size[:-1] * size[1:]).sum())
-    cheaper = dense / _DENSE_RATE <= multigrid and memory <= _LARGEST_BLOCKS
-    return (PlaneCholesky if cheaper else Multigrid)(mesh, stiffness, foot)
+    cheaper = dense / _DENSE_RATE <= multigrid and memory <= _MAX_BLOCKS
+    return (PlaneCholesky if cheaper else Multigrid)(mesh, stiffness, constraint)

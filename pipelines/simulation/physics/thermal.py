@@ -161,11 +161,11 @@ class Heat:
 
     def _covered(self, num_cells: int) -> list[NDArray[np.bool_]]:
         """For each direction, whether a cell has a neighbour (or the plate) there."""
-        places = self._mesh.indices[:num_cells] + 1
-        grid = np.zeros(places.max(axis=0) + 2, dtype=bool)
-        grid[tuple(places.T)] = True
+        indices = self._mesh.indices[:num_cells] + 1
+        grid = np.zeros(indices.max(axis=0) + 2, dtype=bool)
+        grid[tuple(indices.T)] = True
         grid[:, :, 0] = True
-        return [grid[tuple((places + step).T)] for step in _NEIGHBOURS]
+        return [grid[tuple((indices + step).T)] for step in _NEIGHBOURS]
 
 
 def _solve(matrix: sp.csr_matrix, right: NDArray[np.float64], guess: NDArray[np.float64]) -> NDArray[np.float64]:

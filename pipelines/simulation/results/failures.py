@@ -1,6 +1,6 @@
-"""Runs that end as NetFabb's bad ones do: some because no build would go on, others because they were told to.
+"""Runs that end as NetFabb's bad ones do: some because a real build would be stopped, others on purpose.
 
-Those that were told to are there so that readers of real results can be tried on them.
+Those that fail on purpose are there to test readers of real results.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST_DISPLACEMENT: Final = 2.0
+MAX_DISPLACEMENT: Final = 2.0
 """Largest displacement in mm that a build survives. The published data set keeps parts that rise by up to 1 mm (its
 largest rises by 0.998 mm), so NetFabb finished those and more; at twice that, parts of 60 mm are strained by several
 percent, where metal tears and small strains no longer describe it."""
 
-LEAST_CLEARANCE: Final = -100.0
+MIN_CLEARANCE: Final = -100.0
 """Least recoater clearance in percent of a powder layer that a build survives. Below 0 metal stands in the blade's way;
 at -100 it stands a whole layer higher than the blade's edge, where a blade jams or breaks what it hits."""
 
 
 class FailureKind(StrEnum):
-    """How a run ends that was told to fail."""
+    """How a run ends that fails on purpose."""
 
     PREPARATION = "preparation"
     """Before the first layer: a log and nothing else."""
@@ -49,21 +49,21 @@ class PlannedFailure:
 
 
 def failure_of(displacement: NDArray[np.floating[Any]], clearance: NDArray[np.floating[Any]]) -> str | None:
-    """Why no build would go on from a moment, as a sentence for its log; None where it would.
+    """Why a real build would be stopped at this moment, as a sentence for the log; None where it wouldn't.
 
     Args:
         displacement: Of the nodes that are there, mm, [n, 3].
         clearance: Recoater clearance at them, or the least of each pass, percent of a powder layer, [k]; may be empty.
     """
     largest = float(np.linalg.norm(displacement, axis=1).max(initial=0.0))
-    if not largest <= LARGEST_DISPLACEMENT:  # not "larger": a value that isn't a number must not slip through
-        limit = f"{LARGEST_DISPLACEMENT:g} mm that a build survives"
+    if not largest <= MAX_DISPLACEMENT:  # not "larger": a value that isn't a number must not slip through
+        limit = f"{MAX_DISPLACEMENT:g} mm that a build survives"
         return f"The part is displaced by {largest:.2f} mm, more than the {limit}"
     least = float(np.min(clearance, initial=np.inf))
-    if not least >= LEAST_CLEARANCE:
+    if not least >= MIN_CLEARANCE:
         return (
             f"The recoater blade jams: its clearance is {least:.0f} percent of a powder layer, "
-            f"less than the {LEAST_CLEARANCE:g} percent that a build survives"
+            f"less than the {MIN_CLEARANCE:g} percent that a build survives"
         )
     return None
 

@@ -20,4 +20,4 @@ OWN_SOLVER: Final = "-lpbf"
 """How the solver version of a run ends that this project simulated."""
 
 SOLVER_VERSION: Final = f"{VERSION}{OWN_SOLVER}"
-"""In the place of NetFabb's version, from where it gets into manifests and cards."""
+"""Instead of NetFabb's version, from where it gets into manifests and cards."""

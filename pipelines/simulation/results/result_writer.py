@@ -71,8 +71,8 @@ _STRUCTURE_TYPES: Final = {
 
 
 def _description(field_name: str) -> str:
-    place = "Nodal" if FIELDS[field_name].location == "point" else "Elemental"
-    return f"{place} {VARIABLES[field_name]}"
+    location = "Nodal" if FIELDS[field_name].location == "point" else "Elemental"
+    return f"{location} {VARIABLES[field_name]}"
 
 
 def _ranges(values: NDArray[np.float32]) -> dict[str, list[float]] | list[float]:
@@ -340,7 +340,7 @@ class ResultWriter:
         inner: bool = True,
     ) -> None:
         """Write a case file beside `results/` and, with other paths, inside it."""
-        for place, start in ((self.folder, "results/"), *([(self.folder / "results", "./")] if inner else [])):
+        for folder, start in ((self.folder, "results/"), *([(self.folder / "results", "./")] if inner else [])):
             stem = f"{start}{self.names.prefix}{kind}"
             case = CaseFile(
                 f"{stem}_*.{ending}",
@@ -351,7 +351,7 @@ class ResultWriter:
                 },
                 {1: TimeSet(tuple(steps[0]), tuple(steps[1])), 2: TimeSet(tuple(geometries[0]), tuple(geometries[1]))},
             )
-            (place / f"{self.names.prefix}{name}.case").write_bytes(write_case_file(case))
+            (folder / f"{self.names.prefix}{name}.case").write_bytes(write_case_file(case))
 
     def _summary(self, kind: str, extremes: Mapping[str, Any]) -> str:
         """Content of the .simresult file: the case files and the range of every variable."""

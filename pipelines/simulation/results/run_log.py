@@ -175,10 +175,10 @@ def log_group(simulation: BuildSimulation, group: LayerGroup, frames: Sequence[F
     blade = next((one for one in simulation.passes if one.group == group.number), None)
     warned = sum(one.clearance < simulation.process.recoater_tolerance for one in simulation.passes)
     rule = "-------------------------------\n"
-    told = ""
+    interference = ""
     if blade is not None:
         low = blade.clearance < simulation.process.recoater_tolerance
-        told = (
+        interference = (
             rule
             + (f"\n*** WARNING: {warned}\n" if low else "")
             + f" Recoater clearance = {blade.clearance:9.0f}.%\n"
@@ -190,7 +190,7 @@ def log_group(simulation: BuildSimulation, group: LayerGroup, frames: Sequence[F
         f"Adding dwell (processing) time : {group.scanning:19.12f}\n"
         f"Meshed cross sectional xy area = {group.area:19.12f}\n"
         + _increment(frames[0], names)
-        + told
+        + interference
         + _increment(frames[1], names)
         + "Layer end\n"
     )

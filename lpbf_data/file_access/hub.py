@@ -4,7 +4,7 @@ Names, revisions, tokens, the cache folder, HF_ENDPOINT and HF_HUB_OFFLINE mean 
 session is used. Files that its cache holds already (after `hf download`, say) are read from there. Requests
 are made here and not by its functions, because these wait for as long as a server asks them to, or don't repeat at all:
 here every one of them, for a commit, a listing, a file or a range, is repeated within the limits of
-[retries][lpbf_data.places.retries].
+[retries][lpbf_data.file_access.retries].
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validat
 
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import MissingFileError, StoreError, UnreachableError, UsageError
-from lpbf_data.places.folder import LocalFiles
-from lpbf_data.places.names import checked_name
-from lpbf_data.places.retries import TRANSIENT_STATUSES, RetriesExhaustedError, retry, status_of
+from lpbf_data.file_access.folder import LocalFiles
+from lpbf_data.file_access.names import checked_name
+from lpbf_data.file_access.retries import TRANSIENT_STATUSES, RetriesExhaustedError, retry, status_of
 
 _KIND: Final = "dataset"
 _MAIN: Final = "main"
@@ -281,7 +281,7 @@ class HubFiles:
 
     def zarr_store(self, relative: str) -> Any:
         """A Zarr group."""
-        from lpbf_data.places.remote_zarr import RemoteZarr  # zarr is loaded by those who use it
+        from lpbf_data.file_access.remote_zarr import RemoteZarr  # zarr is loaded by those who use it
 
         return RemoteZarr(self, relative)
 

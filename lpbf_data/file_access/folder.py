@@ -11,9 +11,9 @@ from typing import Any, Final, Protocol, TypeVar, cast
 import fsspec
 
 from lpbf_data.errors import MissingFileError, UnreachableError, UsageError
+from lpbf_data.file_access.names import checked_name
+from lpbf_data.file_access.retries import TRANSIENT_STATUSES, RetriesExhaustedError, retry, status_of
 from lpbf_data.os_errors import read_error
-from lpbf_data.places.names import checked_name
-from lpbf_data.places.retries import TRANSIENT_STATUSES, RetriesExhaustedError, retry, status_of
 
 T = TypeVar("T")
 
@@ -98,7 +98,7 @@ class DatasetFolder:
         if Path(self.name).is_dir():
             self.files = LocalFiles(Path(self.name))
         elif hub_url or ("://" not in self.name and not isinstance(name, Path) and is_hub_id(self.name)):
-            from lpbf_data.places.hub import HubFiles  # huggingface_hub is loaded by those who use it
+            from lpbf_data.file_access.hub import HubFiles  # huggingface_hub is loaded by those who use it
 
             repository, url_revision = (hub_url[1], hub_url[2]) if hub_url else (self.name, None)
             self.files = HubFiles(
@@ -184,7 +184,7 @@ class LocalFiles:
 
 
 class UrlFiles:
-    """Anything that fsspec reads. Every read is repeated within the limits of [retries][lpbf_data.places.retries].
+    """Anything that fsspec reads. Every read is repeated within the limits of [retries][lpbf_data.file_access.retries].
 
     Args:
         url: URL of the data set.
@@ -254,7 +254,7 @@ class UrlFiles:
 
     def zarr_store(self, relative: str) -> Any:
         """A Zarr group."""
-        from lpbf_data.places.remote_zarr import RemoteZarr  # zarr is loaded by those who use it
+        from lpbf_data.file_access.remote_zarr import RemoteZarr  # zarr is loaded by those who use it
 
         return RemoteZarr(self, relative)
 

@@ -1,4 +1,4 @@
-"""What a part stands on: how the nodes of its lowest plane may move, and what resists.
+"""Boundary conditions at the base of a part: how the nodes of its lowest plane may move, and what resists.
 
 The displacements of those nodes are linear in a smaller number of unknowns: none where they are clamped, those that the
 cut sets free, or the nodes on the top of an elastic block of build plate, between which the part's nodes lie.
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from lpbf_data.geometry.voxel_mesh import VoxelMesh, mesh_of_mask
 from pipelines.simulation.physics.elements import elastic_element
-from pipelines.simulation.physics.stiffness import Foot, PlaneCholesky
+from pipelines.simulation.physics.stiffness import BaseConstraint, PlaneCholesky
 from pipelines.simulation.physics.thermal import PLATE_LEVELS
 
 _COLUMNS: Final = 64  # of the block's cells, about
-_MOST_ALONG: Final = 32
-_MOST_PLANES: Final = 10
-_HOLD: Final = 1e6  # stiffness of a cell that holds a node in its place
+_MAX_ALONG: Final = 32
+_MAX_PLANES: Final = 10
+_HOLD: Final = 1e6  # stiffness of a cell that holds a node where it is
 
 
 def base_size(mesh: VoxelMesh) -> int:
@@ -33,17 +33,17 @@ def base_size(mesh: VoxelMesh) -> int:
     return int(np.searchsorted(mesh.point_levels, 1))
 
 
-def clamped(mesh: VoxelMesh) -> Foot:
-    """A foot that doesn't move.
+def clamped(mesh: VoxelMesh) -> BaseConstraint:
+    """A base that is clamped.
 
     Args:
         mesh: The part.
     """
-    return Foot(np.zeros((0, 3)), sp.csr_matrix((base_size(mesh), 0)))
+    return BaseConstraint(np.zeros((0, 3)), sp.csr_matrix((base_size(mesh), 0)))
 
 
-def cut_free(mesh: VoxelMesh, held: NDArray[np.bool_] | None = None) -> Foot:
-    """A foot that is free but for some nodes.
+def cut_free(mesh: VoxelMesh, held: NDArray[np.bool_] | None = None) -> BaseConstraint:
+    """A base that is free but for some nodes.
 
     Args:
         mesh: The part.
@@ -52,7 +52,7 @@ def cut_free(mesh: VoxelMesh, held: NDArray[np.bool_] | None = None) -> Foot:
     base = base_size(mesh)
     free = np.arange(base) if held is None else np.flatnonzero(~held)
     ones = (np.ones(len(free)), (free, np.arange(len(free))))
-    return Foot(mesh.points[free], sp.csr_matrix(ones, shape=(base, len(free))))
+    return BaseConstraint(mesh.points[free], sp.csr_matrix(ones, shape=(base, len(free))))
 
 
 def kept_by_cut(mesh: VoxelMesh, height: float, stiffness: float) -> NDArray[np.float64]:
@@ -60,7 +60,7 @@ def kept_by_cut(mesh: VoxelMesh, height: float, stiffness: float) -> NDArray[np.
 
     Args:
         mesh: The part.
-        height: Height of the metal that gives way, mm.
+        height: Height up to which the metal is softened, mm.
         stiffness: Share of its stiffness that this metal keeps.
     """
     below = np.clip(height / mesh.spacing[2] - mesh.indices[:, 2], 0.0, 1.0)
@@ -80,7 +80,7 @@ class ElasticPlate:
         poisson: Its Poisson's ratio.
 
     Attributes:
-        foot: The part's foot on it.
+        constraint: Of the part's base to the block.
         block: Its mesh.
     """
 
@@ -93,7 +93,7 @@ class ElasticPlate:
         self._factor.extend(self.block.shape[2])
         top = self.block.points[self._top]
         weights = _interpolation(self.block, mesh.points[: base_size(mesh)])[:, self._top]
-        self.foot = Foot(top, weights, self._factor.top_stiffness)
+        self.constraint = BaseConstraint(top, weights, self._factor.top_stiffness)
 
     @property
     def _top(self) -> slice:
@@ -108,9 +108,9 @@ class ElasticPlate:
         """
         middles = self.block.points[self.block.cells].mean(axis=1)[:, 2] - self._height
         strain = np.interp(middles, PLATE_LEVELS, expansion)
-        pull = np.outer(strain, self._element.load[:, :3].sum(axis=1))
+        load = np.outer(strain, self._element.load[:, :3].sum(axis=1))
         flat = self.block.cells.ravel()
-        forces = [np.bincount(flat, weights=pull[:, axis::3].ravel()) for axis in range(3)]
+        forces = [np.bincount(flat, weights=load[:, axis::3].ravel()) for axis in range(3)]
         return self._moved(np.stack(forces, axis=1))
 
     def shape_under(self, top: NDArray[np.float64], free: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -146,9 +146,9 @@ class ElasticPlate:
 def _block_below(mesh: VoxelMesh) -> VoxelMesh:
     extent = np.multiply(mesh.spacing, mesh.shape)[:2]
     size = math.sqrt(float(extent.prod()) / _COLUMNS)
-    across = [min(_MOST_ALONG, max(1, round(length / size))) for length in extent]
+    across = [min(_MAX_ALONG, max(1, round(length / size))) for length in extent]
     depth = PLATE_LEVELS[-1] - PLATE_LEVELS[0]
-    planes = min(_MOST_PLANES, max(2, round(depth / size)))
+    planes = min(_MAX_PLANES, max(2, round(depth / size)))
     spacing = (float(extent[0]) / across[0], float(extent[1]) / across[1], depth / planes)
     origin = (mesh.origin[0], mesh.origin[1], mesh.origin[2] + PLATE_LEVELS[0])
     return mesh_of_mask(np.ones((*across, planes), dtype=bool), origin, spacing)
@@ -156,19 +156,19 @@ def _block_below(mesh: VoxelMesh) -> VoxelMesh:
 
 def _on_sides(block: VoxelMesh) -> NDArray[np.bool_]:
     """Which nodes of a block lie on the two sides across x, and across y, below its top, [p, 3]."""
-    places, counts = block.point_indices, np.array(block.shape)
-    sides: NDArray[np.bool_] = (places == 0) | (places == counts)
+    indices, counts = block.point_indices, np.array(block.shape)
+    sides: NDArray[np.bool_] = (indices == 0) | (indices == counts)
     sides[:, 2] = False
-    sides[places[:, 2] == counts[2]] = False
+    sides[indices[:, 2] == counts[2]] = False
     return sides
 
 
 def _interpolation(block: VoxelMesh, points: NDArray[np.float64]) -> sp.csr_matrix:
     """Trilinear weights of a block's nodes at points in it."""
     counts = np.array(block.shape)
-    places = np.clip((points - block.origin) / block.spacing, 0, counts)
-    low = np.minimum(np.floor(places + 1e-9).astype(np.int64), counts - 1)
-    share = places - low
+    positions = np.clip((points - block.origin) / block.spacing, 0, counts)
+    low = np.minimum(np.floor(positions + 1e-9).astype(np.int64), counts - 1)
+    share = positions - low
     rows, columns, weights = [], [], []
     wide, deep = counts[0] + 1, (counts[0] + 1) * (counts[1] + 1)
     for corner in np.ndindex(2, 2, 2):

@@ -1,4 +1,4 @@
-"""Places that sources lie at: paths of this machine, and URLs that fsspec reads (`s3://bucket/batches`, …)."""
+"""Files and folders at a location: a path of this machine, or a URL that fsspec reads (`s3://bucket/batches`, …)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import fsspec
 from lpbf_data.errors import UsageError
 
 
-def is_url(place: str | Path) -> bool:
-    """Whether a place is a URL.
+def is_url(location: str | Path) -> bool:
+    """Whether a location is a URL.
 
     >>> is_url("s3://bucket/batches"), is_url("netfabb_out/")
     (True, False)
     """
-    return "://" in str(place)
+    return "://" in str(location)
 
 
 def _resolve(url: str) -> tuple[Any, str]:
@@ -27,44 +27,44 @@ def _resolve(url: str) -> tuple[Any, str]:
         raise UsageError(f"can't open {url}: {error}") from error
 
 
-def open_binary(place: str) -> IO[bytes]:
+def open_binary(location: str) -> IO[bytes]:
     """A file to read from and to seek in.
 
     Raises:
         OSError: If it isn't there or can't be read.
     """
-    if not is_url(place):
-        return Path(place).open("rb")
-    system, path = _resolve(place)
+    if not is_url(location):
+        return Path(location).open("rb")
+    system, path = _resolve(location)
     return cast("IO[bytes]", system.open(path, "rb"))
 
 
-def read_bytes(place: str) -> bytes:
+def read_bytes(location: str) -> bytes:
     """Content of a file.
 
     Raises:
         OSError: If it isn't there or can't be read.
     """
-    if not is_url(place):
-        return Path(place).read_bytes()
-    system, path = _resolve(place)
+    if not is_url(location):
+        return Path(location).read_bytes()
+    system, path = _resolve(location)
     return cast("bytes", system.cat_file(path))
 
 
-def mark_of(place: str) -> tuple[int, str]:
-    """Size of a file, and a mark that changes with its content as far as the place tells without reading it.
+def size_and_version(location: str) -> tuple[int, str]:
+    """Size of a file, and what tells its versions apart without reading it: time of change, or an object store's ETag.
 
     Raises:
         OSError: If it isn't there.
     """
-    if not is_url(place):
-        stat = Path(place).stat()
+    if not is_url(location):
+        stat = Path(location).stat()
         return stat.st_size, str(stat.st_mtime_ns)
-    system, path = _resolve(place)
-    return _mark(system.info(path))
+    system, path = _resolve(location)
+    return _size_and_version(system.info(path))
 
 
-def _mark(info: dict[str, Any]) -> tuple[int, str]:
+def _size_and_version(info: dict[str, Any]) -> tuple[int, str]:
     keys = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created")
     return int(info["size"] or 0), next((str(info[key]) for key in keys if info.get(key)), "")
 
@@ -83,20 +83,22 @@ def list_remote(url: str, *, depth: int | None = None) -> dict[str, tuple[int, s
     found = system.find(root, maxdepth=depth, detail=True)
     if not found and not system.exists(root):  # asked only then: every request takes its time
         raise FileNotFoundError(f"{url} doesn't exist")
-    return {posixpath.relpath(name, root): _mark(info) for name, info in found.items() if info["type"] == "file"}
+    return {
+        posixpath.relpath(name, root): _size_and_version(info) for name, info in found.items() if info["type"] == "file"
+    }
 
 
-def fetch(place: str, target: Path) -> None:
+def fetch(location: str, target: Path) -> None:
     """Copy a file or a folder with all in it onto this machine.
 
     Args:
-        place: A URL.
+        location: A URL.
         target: Where to; must not exist.
 
     Raises:
         OSError: If it isn't there or can't be read.
     """
-    system, path = _resolve(place)
+    system, path = _resolve(location)
     target.parent.mkdir(parents=True, exist_ok=True)
     system.get(path, str(target), recursive=not system.isfile(path))
 

@@ -1,4 +1,4 @@
-"""Litter: files that operating systems and file managers leave beside a user's own, and hidden ones; all ignored."""
+"""Files that are ignored: hidden ones, and those that operating systems and file managers leave beside a user's own."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ _NAMES: Final = frozenset(
 )
 
 
-def is_litter(name: str) -> bool:
+def is_ignored(name: str) -> bool:
     r"""Whether a file or folder was left by an operating system, or lies in a folder that was, or is hidden.
 
     Args:
         name: A name, or a path with forward slashes relative to what was searched: the folder that a user names is
-            never litter.
+            never ignored.
 
-    >>> [is_litter(name) for name in ("a/b.case", "a/._b.case", "__MACOSX/a/b", "Thumbs.db", "./a", "../a")]
+    >>> [is_ignored(name) for name in ("a/b.case", "a/._b.case", "__MACOSX/a/b", "Thumbs.db", "./a", "../a")]
     [False, True, True, True, False, False]
     """
-    return any(_is_litter(part) for part in name.split("/"))
+    return any(_is_ignored(part) for part in name.split("/"))
 
 
-def _is_litter(part: str) -> bool:
+def _is_ignored(part: str) -> bool:
     if part in ("", ".", ".."):
         return False
     return part.startswith((".", "~$")) or part.lower() in _NAMES
 
 
-def litter_remark(names: Sequence[str]) -> tuple[Remark, ...]:
-    """The remark on litter that was left out; none where there was none.
+def ignored_files_remark(names: Sequence[str]) -> tuple[Remark, ...]:
+    """The remark on ignored files; none where there were none.
 
     Args:
         names: The files and folders, as people shall read them.
@@ -50,4 +50,4 @@ def litter_remark(names: Sequence[str]) -> tuple[Remark, ...]:
     if not names:
         return ()
     sentence = "hidden files and folders, and what operating systems leave beside a user's files"
-    return (Remark.of_places(Treatment.LEFT_OUT, "litter", sentence, sorted(names)),)
+    return (Remark.of_items(Treatment.LEFT_OUT, "ignored_files", sentence, sorted(names)),)

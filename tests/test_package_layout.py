@@ -35,7 +35,7 @@ COMMANDS = [
     *(f"pipelines.{name}" for name in ("build", "verify", "report", "publish", "simulate", "calibrate", "compensate")),
     *(f"flare_model.{name}" for name in ("train", "evaluate", "predict", "spectrum", "release", "compensate", "serve")),
 ]
-ROOMS = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*/__init__.py"))
+SUBPACKAGES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*/__init__.py"))
 
 
 def readme_imports() -> list[tuple[str, str | None]]:
@@ -130,17 +130,17 @@ def test_every_shipped_model_by_its_module_of_today(name: str) -> None:
     assert ModelSpec(f"{model.__module__}.{name}").class_path == f"flare_model.{name}"
 
 
-@pytest.mark.parametrize("path", ROOMS, ids=lambda path: f"{path.parts[-3]}.{path.parts[-2]}")
-def test_rooms_say_in_two_lines_what_they_are_for(path: Path) -> None:
+@pytest.mark.parametrize("path", SUBPACKAGES, ids=lambda path: f"{path.parts[-3]}.{path.parts[-2]}")
+def test_subpackages_say_in_two_lines_what_they_are_for(path: Path) -> None:
     said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     lines = [line for line in said.splitlines() if line]
     assert len(lines) == 2
     assert all(line.endswith(".") for line in lines)
 
 
-def test_rooms_import_nothing_heavy() -> None:
-    """Whoever takes one module of a room must not pay for the others."""
-    names = [f"{path.parts[-3]}.{path.parts[-2]}" for path in ROOMS]
+def test_subpackages_import_nothing_heavy() -> None:
+    """Whoever imports one module of a subpackage must not pay for the others."""
+    names = [f"{path.parts[-3]}.{path.parts[-2]}" for path in SUBPACKAGES]
     code = (
         "import importlib, json, sys\n"
         "watched, names = json.loads(sys.argv[1])\n"
@@ -159,14 +159,14 @@ def test_rooms_import_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_readmes_have_a_line_a_room(package: str) -> None:
-    rooms = {path.parts[-2] for path in ROOMS if path.parts[-3] == package}
+def test_readmes_have_a_line_a_subpackage(package: str) -> None:
+    subpackages = {path.parts[-2] for path in SUBPACKAGES if path.parts[-3] == package}
     table = re.findall(r"^\| `(\w+)/` \|", (ROOT / package / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(table) == sorted(rooms)
+    assert sorted(table) == sorted(subpackages)
 
 
-def test_every_room_has_its_floor() -> None:
-    """A room that no contract names could import from anywhere."""
+def test_every_subpackage_has_its_layer() -> None:
+    """A subpackage that no contract names could import from anywhere."""
     for package in PACKAGES:
         contract = next(
             contract
@@ -174,7 +174,7 @@ def test_every_room_has_its_floor() -> None:
             if contract.get("containers") == [package]
         )
         named = {name.strip() for layer in contract["layers"] for name in re.split(r"[|:]", layer)}
-        assert {path.parts[-2] for path in ROOMS if path.parts[-3] == package} <= named
+        assert {path.parts[-2] for path in SUBPACKAGES if path.parts[-3] == package} <= named
 
 
 def test_packages_load_without_torch() -> None:
