@@ -36,13 +36,14 @@ def draw(request: CalibrationRequest, fit: Fit) -> None:
         for axes, component in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
             mine = measured.components == component
             axis = COMPONENTS[component]
-            if mine.sum() > _MAX_ALONG:
+            many = mine.sum() > _MAX_ALONG
+            if many:
                 _against(axes, measured.values[mine], fit.before[mine], fit.after[mine], axis)
             else:
                 _along(axes, request, fit, mine)
                 axes.set_ylabel(f"displacement along {axis} [mm]")
             axes.grid(alpha=0.3)
-            axes.legend(frameon=False)
+            axes.legend(loc="upper left" if many else "best", frameon=False)  # points lie along the diagonal
         figure.suptitle(f"{request.name}: {fit.rms[0]:.3g} mm off before, {fit.rms[1]:.3g} mm after (root mean square)")
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", dpi=110, metadata={"Software": None})
