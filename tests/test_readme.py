@@ -86,6 +86,25 @@ def trained(reader: Reader) -> Reader:
     return reader
 
 
+def test_links_lead_somewhere() -> None:
+    """To files, and to headings of the pages of this repository."""
+    root = README.parent
+    pages = [page for folder in ("", "lpbf_data", "flare_model", "pipelines", "tests/benchmarks") for page in
+             (root / folder).glob("**/*.md" if folder else "*.md") if "node_modules" not in page.parts]  # fmt: skip
+    assert len(pages) > 6
+    lost = []
+    for page in pages:
+        for target, heading in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8")):
+            if target.startswith(("http:", "https:")):
+                continue
+            there = page.parent / target.replace("\\", "") if target else page
+            headings = re.findall(r"^#+ (.*)$", there.read_text("utf-8"), re.MULTILINE) if there.suffix == ".md" else []
+            known = {re.sub(r"[^\w\- ]", "", name.lower()).replace(" ", "-") for name in headings}
+            if not there.exists() or (heading and heading not in known):
+                lost.append(f"{page.relative_to(root)}: {target}#{heading}")
+    assert not lost
+
+
 def test_the_two_commands_come_first() -> None:
     assert [line.split("#")[0].strip() for line in blocks("bash")[0].splitlines()] == ["make demo", "make test"]
 

@@ -35,19 +35,13 @@ from pipelines.reporting.overview import (
     table_6,
 )
 from pipelines.reporting.split_balance import balance_splits, leak_sentence
+from pipelines.selection.filters import CRITERIA
 from pipelines.selection.splits import leaking_designs
 
 ASSETS: Final = Path(__file__).parents[1] / "report_assets"
 """Template, style sheet, scripts and libraries of the report beside those of the viewer."""
 
-_LIMIT_OF: Final = {
-    "num_points": "max_points",
-    "num_edges": "max_edges",
-    "aspect_ratio_mean": "max_aspect_ratio",
-    "aspect_ratio_max": "max_aspect_ratio",
-    "displacement_z_max": "max_displacement",
-    "von_mises_stress_max": "max_von_mises_stress",
-}
+_LIMIT_OF: Final = {measure: criterion.name for criterion in CRITERIA for measure in criterion.measures}
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,9 @@ def test_every_criterion_is_an_option() -> None:
     assert {c.name for c in CRITERIA} == {f.name for f in dataclasses.fields(Filters)} - {"preset"}
 
 
-def test_a_value_that_is_no_number_is_rejected() -> None:
-    assert reject(record("a", von_mises_stress_max=float("nan")), active_limits(Filters())).status == "rejected"
+@pytest.mark.parametrize("measure", ["von_mises_stress_max", "aspect_ratio_max", "aspect_ratio_mean"])
+def test_a_value_that_is_no_number_is_rejected(measure: str) -> None:
+    assert reject(record("a", **{measure: float("nan")}), active_limits(Filters())).status == "rejected"
 
 
 def test_a_failed_case_is_not_judged() -> None:
