@@ -176,9 +176,8 @@ def _judge_into(
     from flare_model.judging.risk_model import risk_from, write_risk
 
     predictions: dict[str, NDArray[np.float32]] = {}
-    collector = (
-        ResidualCollector(surrogate, split) if split.point_schema is None else None
-    )  # intervals are those of printed parts
+    # Intervals are those of printed parts.
+    collector = ResidualCollector(surrogate, split) if split.point_schema is None else None
     scores, hit_scores = judging.judge(surrogate, split, predictions.__setitem__, collector)
     validation_residuals = validation_collector(surrogate, split)
     interference = judging.interference_of(

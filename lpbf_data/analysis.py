@@ -38,9 +38,10 @@ def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
         SchemaError: If a later version of this package wrote them.
     """
     try:
+        import dask.array  # noqa: F401 (what xarray's arrays are opened by)
         import xarray
     except ImportError as error:
-        raise UsageError("open_zarr needs xarray; install it with: pip install 'lpbf-flare[xarray]'") from error
+        raise UsageError("open_zarr needs xarray and dask: pip install 'lpbf-flare[xarray]'") from error
     from lpbf_data.stores.zarr_parts import check_layout
 
     folder = DatasetFolder(name, **where)

@@ -32,7 +32,7 @@ class Remark:
     Attributes:
         treatment: What was done about it.
         kind: A short name that stays the same from version to version, for programs, such as
-            `"ignored_files"` and `"merged_facets"`.
+            `"litter"` (ignored files) and `"merged_facets"`.
         sentence: What was found and what was done, for people; the same for every occurrence.
         count: Number of occurrences.
         examples: Where it occurred: files, cases or bodies, at most [MAX_EXAMPLES][lpbf_data.remarks.MAX_EXAMPLES].

@@ -114,7 +114,7 @@ def test_the_model_needs_no_server_beyond_its_page() -> None:
         for path, modules in third_party("flare_model").items()
         if not all(packages_of(module) & brought for module in modules)
     }
-    assert beyond == {f"local_page/{name}.py" for name in ("app", "guard", "listening")}
+    assert beyond == {f"local_page/{name}.py" for name in ("app", "same_origin", "server")}
 
 
 @pytest.mark.parametrize("extra", MODULES_OF_EXTRAS)

@@ -198,9 +198,9 @@ class TrainingShapes:
         return Likeness(unlike, tuple(reasons))
 
 
-def write_training_shapes(folder: Path, seen: TrainingShapes) -> None:
+def write_training_shapes(folder: Path, shapes: TrainingShapes) -> None:
     """Write it into the folder of its checkpoint."""
-    _FILE.write(folder, {"levels": QUANTILE_LEVELS, **asdict(seen)})
+    _FILE.write(folder, {"levels": QUANTILE_LEVELS, **asdict(shapes)})
 
 
 def read_training_shapes(folder: Path) -> TrainingShapes | None:
@@ -209,10 +209,10 @@ def read_training_shapes(folder: Path) -> TrainingShapes | None:
     Raises:
         SchemaError: If it can't be read.
     """
-    return _FILE.read(folder, _seen_from)
+    return _FILE.read(folder, _shapes_from)
 
 
-def _seen_from(content: Mapping[str, Any]) -> TrainingShapes:
+def _shapes_from(content: Mapping[str, Any]) -> TrainingShapes:
     if tuple(content["levels"]) != QUANTILE_LEVELS:
         raise ValueError(f"version {content['likeness_version']}")
     quantiles = {name: tuple(map(float, content["quantiles"][name])) for name in DESCRIPTORS}

@@ -170,17 +170,17 @@ def interference_of(
     detections: dict[str, tuple[Detection, Callable[[Sequence[HitScore]], Detection | None]]] = {}
     if by_rule is not None:
         detections["by_the_solvers_rule"] = (by_rule, detect_by_rule)
-    seen, reason = _validation_hit_scores(surrogate, split, on_case)
+    validation_scores, reason = _validation_hit_scores(surrogate, split, on_case)
     if reason:
         found["no_threshold"] = reason
     else:
         trained_on: list[HitScore] = []
         if threshold_cases and has_split(split.data, "train"):
             trained_on = _hit_scores_of(surrogate, Split(split.data, "train").evenly_chosen(threshold_cases))
-        choice = choose_by_cross_validation(seen, trained_on, false_alarms)
+        choice = choose_by_cross_validation(validation_scores, trained_on, false_alarms)
         counted = partial(detect, threshold=choice.threshold)
         detections["by_threshold"] = (counted(hit_scores), counted)
-        pool = [*seen, *(trained_on if choice.source == BOTH else [])]
+        pool = [*validation_scores, *(trained_on if choice.source == BOTH else [])]
         found["brier"] = _brier(hit_scores, pool)
         if (risk_model := RiskModel.of(found["target"], pool)) is not None:
             found["risk"] = asdict(risk_model)
@@ -208,10 +208,10 @@ def _rate(
     return value
 
 
-def _brier(hit_scores: Sequence[HitScore], seen: Sequence[HitScore]) -> dict[str, float]:
-    """Brier score of the risk that the score gives, and of the share of hits alone, both as `seen` has them."""
-    model, (scores, hits) = LogisticCurve.of(seen), arrays_of(hit_scores)
-    share = float(np.mean([hit_score.hit for hit_score in seen]))
+def _brier(hit_scores: Sequence[HitScore], validation_scores: Sequence[HitScore]) -> dict[str, float]:
+    """Brier score of the risk that the score gives, and of the share of hits alone, fitted to validation scores."""
+    model, (scores, hits) = LogisticCurve.of(validation_scores), arrays_of(hit_scores)
+    share = float(np.mean([hit_score.hit for hit_score in validation_scores]))
     return {"model": brier(model.chances(scores), hits), "share_of_hits": brier(np.full(len(hits), share), hits)}
 
 
@@ -247,7 +247,7 @@ def _validation_hit_scores(
         return [], "the validation split, from which it would be chosen, is the one that is judged"
     if not has_split(split.data, "validation"):
         return [], "the data set has no validation split to choose it from"
-    seen = _hit_scores_of(surrogate, Split(split.data, "validation"), on_case)
-    if all(hit_score.hit for hit_score in seen):
+    validation_scores = _hit_scores_of(surrogate, Split(split.data, "validation"), on_case)
+    if all(hit_score.hit for hit_score in validation_scores):
         return [], "no part of the validation split is without interference, so it says nothing of false alarms"
-    return seen, ""
+    return validation_scores, ""

@@ -36,9 +36,8 @@ def attend_among_points(queries: Tensor, keys: Tensor, values: Tensor, layout: L
     """
     if layout.offsets is not None and layout.offsets.shape[0] > 2 and takes_meshes_together(queries):
         bounds = layout.offsets.to(torch.int32)
-        longest = (
-            max(layout.sizes) if layout.sizes else queries.shape[0]
-        )  # Blocks beyond the end of a mesh end at once.
+        # Blocks beyond the end of a mesh end at once.
+        longest = max(layout.sizes) if layout.sizes else queries.shape[0]
         from torch.nn.attention.varlen import varlen_attn  # with it comes PyTorch's compiler, a second
 
         return cast("Tensor", varlen_attn(queries, keys, values, bounds, bounds, longest, longest))

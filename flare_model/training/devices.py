@@ -38,8 +38,13 @@ def _fabric() -> Any:
     """Lightning Fabric, which training alone needs: its loggers import PyTorch's compiler."""
     try:
         fabric, _ = importlib.import_module("lightning_fabric"), importlib.import_module("lightning_fabric.plugins")
-    except ImportError:  # The package "lightning" brings its own copy.
-        fabric, _ = importlib.import_module("lightning.fabric"), importlib.import_module("lightning.fabric.plugins")
+    except ImportError:
+        try:  # The package "lightning" brings its own copy.
+            fabric, _ = importlib.import_module("lightning.fabric"), importlib.import_module("lightning.fabric.plugins")
+        except ImportError as error:
+            raise UsageError(
+                "training needs lightning-fabric, which isn't installed: python -m pip install 'lpbf-flare[model]'"
+            ) from error
     return fabric
 
 

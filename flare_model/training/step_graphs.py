@@ -162,7 +162,7 @@ def make_state(optimizer: torch.optim.Optimizer) -> None:
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """Keep Python from freeing the graphs of an earlier run meanwhile: freeing one spoils the recording of another."""
+    """Hold off Python's garbage collector: graphs of an earlier run, freed now, would spoil the recording."""
     was_on = gc.isenabled()
     gc.disable()
     try:

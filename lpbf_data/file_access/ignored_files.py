@@ -22,6 +22,10 @@ _NAMES: Final = frozenset(
 )
 
 
+_KIND: Final = "litter"
+"""Of the remark; manifests that exist have it, so that it stays."""
+
+
 def is_ignored(name: str) -> bool:
     r"""Whether a file or folder was left by an operating system, or lies in a folder that was, or is hidden.
 
@@ -50,4 +54,4 @@ def ignored_files_remark(names: Sequence[str]) -> tuple[Remark, ...]:
     if not names:
         return ()
     sentence = "hidden files and folders, and what operating systems leave beside a user's files"
-    return (Remark.of_items(Treatment.LEFT_OUT, "ignored_files", sentence, sorted(names)),)
+    return (Remark.of_items(Treatment.LEFT_OUT, _KIND, sentence, sorted(names)),)

@@ -199,13 +199,13 @@ def make_gallery_parts(
     predictions: PredictionFile | None = None,
     with_pixels: Sequence[str] = (),
 ) -> Iterator[GalleryPart]:
-    """Make the gallery_parts one by one, in the order of their ids; pictures are drawn meanwhile by another process.
+    """Make the gallery's parts one by one, in the order of their ids; pictures are drawn meanwhile by another process.
 
     Args:
         cases: The data set.
         case_ids: Which.
         fields: Columns to show.
-        renderer: Who draws.
+        renderer: What draws the pictures.
         predictions: What a model says of some of them.
         with_pixels: Ids whose picture is wanted as it is, too.
     """

@@ -32,7 +32,7 @@ SHAPES: dict[str, Shape] = {
 
 PROGRAMS = (660, 792, 924, 1056, 1320, 1584, 1848, 2112, 2640, 3168, 4224, 6336, 8448)
 
-_QUICK = [(32, 32, 1), (32, 16, 1), (16, 32, 1), (16, 64, 1), (32, 32, 2), (32, 64, 2), (32, 128, 2), (64, 16, 2),
+_FAST = [(32, 32, 1), (32, 16, 1), (16, 32, 1), (16, 64, 1), (32, 32, 2), (32, 64, 2), (32, 128, 2), (64, 16, 2),
           (64, 32, 2), (64, 64, 2), (64, 32, 4), (64, 64, 4)]  # fmt: skip
 _CAPS = {1: (None, 200), 2: (None, 200, 168, 144), 4: (None, 168, 128)}
 """Registers of a thread that let one program more share a multiprocessor, by warps of a program."""
@@ -48,7 +48,7 @@ CANDIDATES: dict[str, list[Tiles]] = {
     "latent_gradient": [Tiles(p, m, w, s, polynomials=f) for p, m, w, s in
                         [(32, 128, 2, 2), (32, 128, 2, 3), (32, 128, 2, 4), (32, 64, 2, 3), (64, 128, 2, 3),
                          (16, 128, 2, 3), (32, 128, 4, 3)] for f in (0, 1, 2)],
-    "fast_point_gradient": [Tiles(p, m, w, s, unrolled=16, registers=r) for p, m, w in _QUICK for r in _CAPS[w]
+    "fast_point_gradient": [Tiles(p, m, w, s, unrolled=16, registers=r) for p, m, w in _FAST for r in _CAPS[w]
                              for s in (1, 2, 3)],
     "encode_gradient": [Tiles(p, m, w, s, programs=n) for p, m, w in
                         [(32, 64, 2), (64, 64, 4), (64, 32, 2), (64, 128, 4), (32, 32, 1), (32, 32, 2), (16, 64, 1)]

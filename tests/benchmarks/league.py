@@ -304,6 +304,16 @@ def steps_of(asked: argparse.Namespace, pace: dict[str, dict[str, Any]], name: s
     return round(asked.steps * speeds[name] / min(speeds.values()))
 
 
+def refuse_other_steps(
+    folder: Path, asked: argparse.Namespace, pace: dict[str, dict[str, Any]], models: Sequence[str]
+) -> None:
+    """Runs of a folder stand in one row, so that all must have the steps that are asked for."""
+    for path in sorted(folder.glob("*/*/seed-*/league.json")):
+        run = json.loads(path.read_text("utf-8"))
+        if run["model"] in models and run["steps"] != (steps := steps_of(asked, pace, run["model"])):
+            raise SystemExit(f"{path.parent} has {run['steps']:,} steps, asked for are {steps:,}; take another --work")
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -316,7 +326,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--processes", type=int, default=1, help="runs at a time")
     parser.add_argument("--equal_time", action="store_true", help="as many steps as take the slowest model's time")
-    parser.add_argument("--name", default="league", help="of the results' file")
+    parser.add_argument("--name", default="league", help="of the results' file; what lies there is replaced")
     parser.add_argument("--reduced", action="store_true", help="small models, to see that everything runs")
     return parser.parse_args()
 
@@ -339,6 +349,7 @@ def main() -> None:
     in_parallel(trials, asked.processes, note)
     factors = chosen_factors(work, runnable)
     folder = work / KINDS[", equal time" if asked.equal_time else ""]
+    refuse_other_steps(folder, asked, pace, runnable)
     jobs = [
         Job(folder / inputs / name / f"seed-{seed}", name=name, told=INPUTS[inputs], steps=steps_of(asked, pace, name),
             factor=factors[name], graphs=pace[name]["step_graphs"], seed=seed, judged=True, **common)
@@ -349,9 +360,11 @@ def main() -> None:
     content = {
         "what": "REDUCED: small models; the figures show that all runs, not how models compare"
         if asked.reduced
-        else "the models of the paper on a simulated corpus, split by design, equal steps and trials",
-        "protocol": " ".join((__doc__ or "").split("\n\n")[2].split()),
+        else "the models of the paper on a simulated corpus, split by design, equal steps and trials; "
+        "rows of equal time have steps of their own",
+        "protocol": " ".join(" ".join((__doc__ or "").split("\n\n")[2:4]).split()),
         "steps": asked.steps,
+        "equal_time": asked.equal_time,
         "trial_steps": asked.trial_steps,
         "recipe": EQUAL | ON_A_GPU,
         "data": {
