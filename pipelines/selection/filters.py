@@ -35,11 +35,11 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """One limit: its name, the measures that it bounds, and its value in the preset "benchmark"."""
+    """One limit: its name, the measures that it bounds, and its value in the preset "benchmark", None for no limit."""
 
     name: str
     measures: tuple[str, ...]
-    benchmark: float
+    benchmark: float | None = None
 
     def value_of(self, measures: Measures) -> float:
         """The value of a case that must not be above the limit; NaN where one of its measures is, or is missing."""
@@ -72,7 +72,7 @@ def active_limits(filters: Filters) -> dict[str, float]:
             raise UsageError(f"--filters.{criterion.name} must be a positive number, not {asked}")
         if asked is not None:
             limits[criterion.name] = asked
-        elif filters.preset == "benchmark":
+        elif filters.preset == "benchmark" and criterion.benchmark is not None:
             limits[criterion.name] = criterion.benchmark
     return limits
 
