@@ -30,7 +30,7 @@ SURFACES: Final = (
 """Modules of lpbf_data that need the extra `surfaces`; no module of reading and serving may import them."""
 
 ALLOWED: Final = {
-    "analysis.py": {"xarray"},
+    "analysis.py": {"dask", "xarray"},
     "testing.py": {"hypothesis"},  # strategies for tests, of which users who have it make use
     **{name: {"PIL", "jinja2", "manifold3d", "markupsafe", "matplotlib", "pyvista", "scipy"} for name in SURFACES},
     "geometry/render.py": {"PIL", "pyvista", "vtkmodules"},

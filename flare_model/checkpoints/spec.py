@@ -40,7 +40,7 @@ SHIPPED: Final[Mapping[str, type[Any]]] = {
 """Models of this package, with what each is made from; a checkpoint may name them and no other, unless the caller
 trusts it."""
 
-_MOVED: Final = {
+_IMPORT_PATHS: Final = {
     "flare_model.model.Flare": "Flare",
     "flare_model.transformer.Transformer": "Transformer",
     "flare_model.transolver.Transolver": "Transolver",
@@ -53,7 +53,7 @@ _MOVED: Final = {
     "flare_model.models.transformer.Transformer": "Transformer",
     "flare_model.models.transolver.Transolver": "Transolver",
 }
-"""Other import paths of them, as runs and checkpoints may name them; the first three are those of earlier versions."""
+"""Their import paths, as runs and checkpoints may name them; the first three are those of earlier versions."""
 
 _OPTIONS_ADDED_LATER: Final[Mapping[str, tuple[str, ...]]] = {
     "Flare": ("separate_decoding", "scaled_scores", "pointwise", "mlp_ratio", "latent_layers"),
@@ -79,7 +79,7 @@ class ModelSpec:
     init_args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        name = _MOVED.get(self.class_path, self.class_path)
+        name = _IMPORT_PATHS.get(self.class_path, self.class_path)
         name = name.removeprefix("flare_model.")
         if name in SHIPPED:
             object.__setattr__(self, "class_path", f"flare_model.{name}")
