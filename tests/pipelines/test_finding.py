@@ -76,7 +76,7 @@ def test_ignored_files_are_no_case_and_are_told(tmp_path: Path, packed: bool) ->
     found = find_cases([source])
     assert points_of(found) == {"a": 48}
     # In a folder, __MACOSX isn't looked into and counts once.
-    assert kinds(found) == {"ignored_files": count + 2}
+    assert kinds(found) == {"litter": count + 2}
     assert {x.case_id: open_case(x).content_digest() for x in found.locations} == plain
 
 
@@ -402,7 +402,7 @@ def test_a_build_tells_its_remarks_once_and_keeps_them(tmp_path: Path, capsys: p
             assert printed.count(words) == 1
         remarks = decode_manifest((out / "manifest.parquet").read_bytes()).remarks
         assert {r.kind: r.examples for r in remarks} == {
-            "ignored_files": ("src:a/Thumbs.db",),
+            "litter": ("src:a/Thumbs.db",),
             "copies": ("src:again/a",),
             "equal_cases": ("a = b",),
         }
