@@ -77,8 +77,9 @@ def train(
         validate_every: Epochs between validations.
         validate_steps: Steps between validations, in place of epochs.
         judge_training: Training cases that are judged at each validation too, so that curves show both errors.
-        init: Checkpoint whose weights and normalisation the run starts from: a folder, or an id on the hub. Model,
-            targets and features are those of the checkpoint, and must not be asked for otherwise.
+        init: Checkpoint whose weights and normalisation the run starts from: a folder, an id on the hub, or "packaged",
+            the model that comes with the package. Model, targets and features are those of the checkpoint, and must not
+            be asked for otherwise.
         checkpoint_every: Steps between checkpoints to resume from.
         num_workers: Processes that read ahead.
         resident: Keep the training cases on the device, where batches are gathered and turned: the same batches,

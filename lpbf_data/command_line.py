@@ -72,7 +72,9 @@ def make_parser(
         summary += f" Call it as: {command} {' '.join(name.upper() for name in positional)} [options]"
     parser = ArgumentParser(prog=command, description=summary, exit_on_error=False, allow_abbrev=False)
     come_along = f", or from one that comes along: {', '.join(configurations)}" if configurations else ""
-    parser.add_argument("--config", action="config", help=f"Read options from a YAML file{come_along}.")
+    parser.add_argument(
+        "--config", action="config", help=f"Read options that aren't given from a YAML file{come_along}."
+    )
     parser.add_function_arguments(function, as_group=False, skip=set(plain or ()))
     for add_options in (plain or {}).values():
         add_options(parser, words)
@@ -116,7 +118,26 @@ def _expand(parser: ArgumentParser, words: Sequence[str], positional: Sequence[s
         elif _takes_float(action) and (value if equals else "".join(queue[:1])).lower() == "inf":
             expanded[-1] = f"{name}=.inf"  # as YAML spells it, whose words these are parsed as
             del queue[: 0 if equals else 1]
-    return expanded
+    return _configurations_first(expanded)
+
+
+def _configurations_first(words: Sequence[str]) -> list[str]:
+    """Put `--config` before all else: what a file says must not override an option that the user gave before it.
+
+    >>> _configurations_first(["--steps", "6", "--config", "a.yaml", "--out", "x"])
+    ['--config', 'a.yaml', '--steps', '6', '--out', 'x']
+    """
+    first: list[str] = []
+    others: list[str] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        if word == "--config":
+            first += [word, *queue[:1]]
+            del queue[:1]
+        else:
+            (first if word.startswith("--config=") else others).append(word)
+    return [*first, *others]
 
 
 def _as_json(values: Sequence[str]) -> str:

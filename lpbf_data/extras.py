@@ -44,5 +44,5 @@ def check_extra(command: str) -> None:
     if missing:
         raise UsageError(
             f"{command} needs packages that aren't installed ({', '.join(missing)}): "
-            f"python -m pip install 'lpbf-flare[{extra}]'"
+            f"python -m pip install 'lpbf-flare[{extra}]', in a clone -c constraints.txt '.[{extra}]'"
         )

@@ -158,7 +158,7 @@ def test_commands_say_which_extra_they_need(script: str) -> None:
     names = ", ".join(MODULES_OF_EXTRAS[extra])
     assert done.stderr == (
         f"error: python -m {module} needs packages that aren't installed ({names}): "
-        f"python -m pip install 'lpbf-flare[{extra}]'\n"
+        f"python -m pip install 'lpbf-flare[{extra}]', in a clone -c constraints.txt '.[{extra}]'\n"
     )
     assert called("--help").returncode == 0
 

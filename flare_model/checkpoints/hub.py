@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor
 
 from flare_model.checkpoints.files import CONFIG_NAME, WEIGHTS_NAME, Description, read_checkpoint, write_checkpoint
+from flare_model.checkpoints.packaged_model import PACKAGED_NAME, packaged_checkpoint
 from flare_model.data.intervals import INTERVALS_NAME
 from flare_model.data.likeness import LIKENESS_NAME
 from lpbf_data.errors import StoreError, UsageError
@@ -49,7 +50,7 @@ def fetch_checkpoint(name: str, **download: Any) -> Path:
     """The folder that a checkpoint is read from: itself, or a snapshot of one on the Hugging Face hub.
 
     Args:
-        name: A folder, or an id on the hub.
+        name: A folder, "packaged" for the model that comes with the package, or an id on the hub.
         download: Options of `huggingface_hub.snapshot_download`.
 
     Raises:
@@ -61,12 +62,14 @@ def fetch_checkpoint(name: str, **download: Any) -> Path:
         raise UsageError(f"{name} holds the runs of {len(seeds)} seeds; name one of them, such as {seeds[0]}")
     if Path(name).is_dir():
         return Path(name)
+    if name == PACKAGED_NAME:
+        return Path(packaged_checkpoint())
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, *AUXILIARY_NAMES], **download))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise StoreError(
-            f"{name} is neither a folder nor a model on the Hugging Face hub that can be reached: "
-            f"{str(error).splitlines()[0]}"
+            f"{name} is neither a folder nor a model on the Hugging Face hub that can be reached "
+            f"({str(error).splitlines()[0]}); the model that comes with the package is called {PACKAGED_NAME}"
         ) from error
 
 

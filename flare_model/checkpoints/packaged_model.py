@@ -10,6 +10,9 @@ from lpbf_data.errors import StoreError
 PACKAGED_FOLDER: Final = Path(__file__).parents[1] / "pretrained"
 """Weights, configuration, intervals, risk, quantiles of the training set, and the card."""
 
+PACKAGED_NAME: Final = "packaged"
+"""What commands call it, where no folder has that name."""
+
 
 def packaged_checkpoint() -> str:
     """The folder of the model that comes with the package.

@@ -158,8 +158,14 @@ def test_a_pickle_in_place_of_weights_is_not_opened(saved: Path, tmp_path: Path)
 def test_nothing_there_is_said_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no readable checkpoint in"):
         from_pretrained(tmp_path)
-    with pytest.raises(StoreError, match="neither a folder nor a model on the Hugging Face hub"):
+    with pytest.raises(StoreError, match=r"neither a folder nor a model on the Hugging Face hub.* is called packaged"):
         from_pretrained("no/such/folder/here")
+
+
+def test_the_packages_own_model_has_a_name() -> None:
+    named, own = from_pretrained("packaged"), from_pretrained()
+    assert named.usage == own.usage
+    assert all(torch.equal(a, b) for a, b in zip(named.parameters(), own.parameters(), strict=True))
 
 
 def test_a_foreign_model_must_be_trusted_by_name(tmp_path: Path) -> None:
