@@ -12,6 +12,7 @@ from typing import Final
 from lpbf_data.command_line import run
 from lpbf_data.console import say
 from lpbf_data.errors import UsageError
+from lpbf_data.extras import how_to_install
 
 _HIGHEST_PORT: Final = 65_535
 _MAX_MB: Final = 4_000
@@ -70,7 +71,7 @@ def serve(
         )
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"the local page needs {error.name}, which isn't installed: python -m pip install 'lpbf-flare[serve]'"
+            f"the local page needs {error.name}, which isn't installed: {how_to_install('serve')}"
         ) from error
     address = check_host(host)
     with contextlib.closing(open_socket(address, port)) as opened:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lpbf_data.errors import StoreError, UsageError
+from lpbf_data.extras import how_to_install
 from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.os_errors import read_error
 from lpbf_data.reading.catalog import read_manifest
@@ -41,7 +42,7 @@ def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
         import dask.array  # noqa: F401 (what xarray's arrays are opened by)
         import xarray
     except ImportError as error:
-        raise UsageError("open_zarr needs xarray and dask: pip install 'lpbf-flare[xarray]'") from error
+        raise UsageError(f"open_zarr needs xarray and dask: {how_to_install('xarray')}") from error
     from lpbf_data.stores.zarr_parts import check_layout
 
     folder = DatasetFolder(name, **where)

@@ -29,6 +29,15 @@ _EXTRA_OF_MODULE: Final = {"pipelines": "pipelines", "flare_model": "model", "fl
 """The extra of a package's commands, and of a single command that needs another one."""
 
 
+def how_to_install(extra: str) -> str:
+    """What to type for an extra.
+
+    >>> how_to_install("model")
+    "python -m pip install 'lpbf-flare[model]', in a clone -c constraints.txt '.[model]'"
+    """
+    return f"python -m pip install 'lpbf-flare[{extra}]', in a clone -c constraints.txt '.[{extra}]'"
+
+
 def check_extra(command: str) -> None:
     """Refuse to run a command without the packages that it needs.
 
@@ -43,6 +52,5 @@ def check_extra(command: str) -> None:
     missing = [name for name in MODULES_OF_EXTRAS.get(extra or "", ()) if find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"{command} needs packages that aren't installed ({', '.join(missing)}): "
-            f"python -m pip install 'lpbf-flare[{extra}]', in a clone -c constraints.txt '.[{extra}]'"
+            f"{command} needs packages that aren't installed ({', '.join(missing)}): {how_to_install(str(extra))}"
         )

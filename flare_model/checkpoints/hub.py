@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor
 
 from flare_model.checkpoints.files import CONFIG_NAME, WEIGHTS_NAME, Description, read_checkpoint, write_checkpoint
-from flare_model.checkpoints.packaged_model import PACKAGED_NAME, packaged_checkpoint
+from flare_model.checkpoints.packaged_model import PACKAGED_NAME, is_packaged, packaged_checkpoint
 from flare_model.data.intervals import INTERVALS_NAME
 from flare_model.data.likeness import LIKENESS_NAME
 from lpbf_data.errors import StoreError, UsageError
@@ -60,10 +60,10 @@ def fetch_checkpoint(name: str, **download: Any) -> Path:
     seeds = seeds_of(name)
     if seeds != [name]:
         raise UsageError(f"{name} holds the runs of {len(seeds)} seeds; name one of them, such as {seeds[0]}")
+    if is_packaged(name):
+        return Path(packaged_checkpoint())
     if Path(name).is_dir():
         return Path(name)
-    if name == PACKAGED_NAME:
-        return Path(packaged_checkpoint())
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, *AUXILIARY_NAMES], **download))
     except (OSError, HfHubHTTPError, HFValidationError) as error:

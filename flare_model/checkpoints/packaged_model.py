@@ -29,5 +29,9 @@ def packaged_checkpoint() -> str:
 
 
 def is_packaged(checkpoint: str | Path) -> bool:
-    """Whether a folder is that of the model that comes with the package, into which nothing is written."""
-    return Path(checkpoint).resolve() == PACKAGED_FOLDER.resolve()
+    """Whether a checkpoint is the model that comes with the package, by folder or name; nothing is written there.
+
+    A folder of that name in the working directory goes first.
+    """
+    named = str(checkpoint) == PACKAGED_NAME and not Path(checkpoint).is_dir()
+    return named or Path(checkpoint).resolve() == PACKAGED_FOLDER.resolve()

@@ -156,8 +156,7 @@ def _inputs_of_points(names: Sequence[str], option: str, point_schema: PointSche
             f"{option} names {of_shape[0]}, which is derived from the hexahedra of a printed part; {point_schema.name} "
             f"is a data set of points without cells, whose fields are {', '.join(known_names)}"
         )
-    _check_twice(names, option)
-    return tuple(resolve_target(name, point_schema) for name in names)
+    return resolve_targets(names, option, point_schema)
 
 
 def _check_twice(names: Sequence[str], option: str) -> None:

@@ -38,6 +38,9 @@ class ChosenMixer(nn.Module):
             the kernels where they can run, else the attention calls.
     """
 
+    separable = True
+    """It consists of `project`, `mix` and `leave`, of which only `mix` depends on more than one point."""
+
     as_published = True
     """Whether it mixes as its paper does; otherwise by attention calls alone."""
 

@@ -49,9 +49,6 @@ class FlarePlusPlusMixer(ChosenMixer):
         implementation: As for [mix_meshes][flare_model.layers.mixer.mix_meshes].
     """
 
-    separable = True
-    """It consists of `project`, `mix` and `leave`, of which only `mix` depends on more than one point."""
-
     def __init__(
         self,
         channels: int,

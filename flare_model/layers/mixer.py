@@ -137,9 +137,6 @@ class FlareMixer(ChosenMixer):
             [Layout][flare_model.layers.layout.Layout]; the paper has none.
     """
 
-    separable = True
-    """It consists of `project`, `mix` and `leave`, of which only `mix` depends on more than one point."""
-
     def __init__(
         self,
         channels: int,

@@ -14,6 +14,7 @@ import torch
 from flare_model.data.point_ranks import end_soon_after_timeouts
 from flare_model.training.recipe import Recipe, check_device, choose_precision
 from lpbf_data.errors import LpbfError, UsageError
+from lpbf_data.extras import how_to_install
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -43,7 +44,7 @@ def _fabric() -> Any:
             fabric, _ = importlib.import_module("lightning.fabric"), importlib.import_module("lightning.fabric.plugins")
         except ImportError as error:
             raise UsageError(
-                "training needs lightning-fabric, which isn't installed: python -m pip install 'lpbf-flare[model]'"
+                f"training needs lightning-fabric, which isn't installed: {how_to_install('model')}"
             ) from error
     return fabric
 

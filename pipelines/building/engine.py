@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from lpbf_data.errors import UsageError
+from lpbf_data.extras import how_to_install
 from pipelines.building.case_process import CaseProcess
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ def _start_cluster(resources: Resources) -> Any:
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UsageError(
             f"--cluster {name}: can't start {described.get('class')!r}: {error}; dask-jobqueue comes with "
-            "pip install 'lpbf-flare[cluster]'"
+            f"{how_to_install('cluster')}"
         ) from error
     if "adapt" in described:
         cluster.adapt(**described["adapt"])

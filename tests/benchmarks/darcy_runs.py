@@ -245,7 +245,7 @@ class Slots:
     """
 
     def __init__(self, processes: int, ways: Sequence[bool]) -> None:
-        devices = visible_gpus() or [""]
+        devices = visible_gpus()
         self._ways = tuple(ways)
         self._stepwise = set[tuple[str, str | None]]()
         self._devices = [devices[number % len(devices)] for number in range(processes)]

@@ -12,9 +12,9 @@ import torch
 
 
 def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES would call each GPU that this process sees."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+    """What CUDA_VISIBLE_DEVICES would call each GPU that this process sees; one empty word where it sees none."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    return named.split(",")
 
 
 def training_pool(processes: int, gpus: Sequence[str] | None = None) -> ProcessPoolExecutor:
@@ -28,7 +28,7 @@ def training_pool(processes: int, gpus: Sequence[str] | None = None) -> ProcessP
     gpus = visible_gpus() if gpus is None else gpus
     devices: SimpleQueue[str] = spawn.SimpleQueue()
     for number in range(processes):
-        devices.put(gpus[number % len(gpus)] if gpus else "")
+        devices.put(gpus[number % len(gpus)])
     return ProcessPoolExecutor(processes, mp_context=spawn, initializer=use_device, initargs=(devices,))
 
 

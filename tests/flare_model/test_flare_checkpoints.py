@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from flare_model import Flare, Surrogate, Transformer, from_pretrained
 from flare_model.checkpoints.files import Usage
+from flare_model.checkpoints.packaged_model import packaged_checkpoint
 from flare_model.checkpoints.spec import ModelSpec, model_words, spec_of
+from flare_model.checkpoints.surrogate import results_folder
 from flare_model.data.envelope import Envelope, Range, reasons_outside
 from flare_model.data.normalisation import Normalisation
 from flare_model.training.training_checkpoint import (
@@ -166,6 +168,18 @@ def test_the_packages_own_model_has_a_name() -> None:
     named, own = from_pretrained("packaged"), from_pretrained()
     assert named.usage == own.usage
     assert all(torch.equal(a, b) for a, b in zip(named.parameters(), own.parameters(), strict=True))
+
+
+def test_results_about_the_packages_own_model_make_no_folder_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a folder would be taken for the checkpoint the next time."""
+    monkeypatch.chdir(tmp_path)
+    assert results_folder("packaged", "evaluation") == results_folder(packaged_checkpoint(), "evaluation")
+    (tmp_path / "packaged").mkdir()
+    assert results_folder("packaged", "evaluation") == Path("packaged/evaluation")
+    with pytest.raises(StoreError, match="no readable checkpoint in"):
+        from_pretrained("packaged")
 
 
 def test_a_foreign_model_must_be_trusted_by_name(tmp_path: Path) -> None:
