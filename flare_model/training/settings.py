@@ -128,7 +128,7 @@ class Settings:
         if self.points_over == 1:
             return
         for unfit, what in (
-            (self.recipe.step_graphs, "--recipe.step_graphs, which is for one process"),
+            (self.recipe.step_graphs, "--recipe.step_graphs, which can't record what processes tell each other"),
             (self.recipe.compile != "off", f"--recipe.compile {self.recipe.compile}: what processes tell each other"),
             (self.recipe.gradient_weight, "--recipe.gradient_weight, which takes differences between all points"),
         ):

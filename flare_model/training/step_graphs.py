@@ -2,6 +2,9 @@
 
 A graph is recorded once for each size of batch and replayed on tensors that stay where they are, so that batches are
 copied into them. Fill batches up to few sizes: [filled][flare_model.data.batches.Batch.filled].
+
+Where several processes train together, a step is two recordings: passes, one for each size, and the update of the
+weights, which is the same for all sizes. Between them gradients are averaged by a call that isn't recorded.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from flare_model.data.batches import Batch
+from flare_model.training.averaged_gradients import AveragedGradients
 from lpbf_data.errors import LpbfError, UsageError
 
 MAX_SIZES: Final = 256
@@ -48,16 +52,24 @@ class StepGraphs:
         update: What follows: clipping and the optimiser.
         optimizer: The optimiser, capturable.
         model: What is trained.
+        gradients: What averages gradients over processes between passes and update; None where one process trains.
 
     Attributes:
         replaying: Whether a step was begun and didn't end.
     """
 
     def __init__(
-        self, differentiate: Step, update: Callable[[], None], optimizer: torch.optim.Optimizer, model: torch.nn.Module
+        self,
+        differentiate: Step,
+        update: Callable[[], None],
+        optimizer: torch.optim.Optimizer,
+        model: torch.nn.Module,
+        gradients: AveragedGradients | None = None,
     ) -> None:
         self._differentiate, self._update, self._optimizer, self._model = differentiate, update, optimizer, model
+        self._gradients = gradients
         self._recordings: OrderedDict[tuple[int, int], _Recording] = OrderedDict()
+        self._recorded_update: torch.cuda.CUDAGraph | None = None
         self._pool: Any = None
         self.replaying = False
 
@@ -80,8 +92,22 @@ class StepGraphs:
         self._recordings.move_to_end(size)
         self.replaying = True
         loss = self._recordings[size].replay(batch)
+        if self._gradients is not None:
+            self._gradients.average()
+            self._replay_update(self._gradients)
         self.replaying = False
         return loss
+
+    def _replay_update(self, gradients: AveragedGradients) -> None:
+        """Change the weights by the averaged gradients."""
+        if self._recorded_update is None:
+            graph = torch.cuda.CUDAGraph()
+            gradients.assign()
+            with no_collection(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._update()
+            self._optimizer.zero_grad(set_to_none=True)
+            self._recorded_update = graph
+        self._recorded_update.replay()
 
     def _make_room(self, size: tuple[int, int]) -> None:
         """Before a larger size than any so far, start anew: smaller ones then find room in the memory of the largest.
@@ -109,7 +135,10 @@ class StepGraphs:
             # threads go on meanwhile: one of them reads ahead, and pins memory.
             with no_collection(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 loss = self._differentiate(static)
-                self._update()
+                if self._gradients is None:
+                    self._update()
+                else:
+                    self._gradients.collect()
         except (LpbfError, torch.OutOfMemoryError):
             raise
         except RuntimeError as error:

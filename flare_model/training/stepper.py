@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from flare_model.layers.mixer import mix_by
 from flare_model.models.contract import check_contract
 from flare_model.models.divided import divided
 from flare_model.models.mesh_model import MeshModel
+from flare_model.training.averaged_gradients import AveragedGradients, WithPrecision, same_weights
 from flare_model.training.devices import Fabric
 from flare_model.training.divided_meshes import open_ranks, waiting_briefly
 from flare_model.training.initial_weights import initial_normalisation, load_initial_checkpoint
@@ -60,8 +61,6 @@ class Stepper:
         recipe = self.recipe
         check_device(recipe, on_gpu=fabric.device.type == "cuda")
         self.recorded = recipe.step_graphs
-        if self.recorded and fabric.world_size > 1:
-            raise UsageError("--recipe.step_graphs is for one process; leave it out where several train together")
         initial = load_initial_checkpoint(settings.init, settings.model.class_path) if settings.init else None
         measured = normalisation_of(train, settings.targets, settings.features)
         usage = Usage(
@@ -80,14 +79,35 @@ class Stepper:
         self.surrogate = self.evaluated = Surrogate(model, usage, settings.model)
         self.optimizer = make_optimizer(self.surrogate, recipe, fabric.device, recorded=self.recorded)
         self.schedule = make_schedule(self.optimizer, recipe, steps)
-        self.wrapped, self.wrapped_optimizer = fabric.setup(self.surrogate, self.optimizer)
+        self.wrapped, self.wrapped_optimizer, self._gradients = self._wrap()
         self.average = None
         if recipe.ema_decay:
             self.average = AveragedModel(model, multi_avg_fn=_ema(recipe.ema_decay), use_buffers=True)
             self.evaluated = Surrogate(self.average.module, usage, settings.model).to(fabric.device)
         if recipe.compile != "off":
             model.compile(mode=None if recipe.compile == "default" else recipe.compile, dynamic=True)
-        self.graphs = StepGraphs(self._differentiate, self._update, self.optimizer, model) if self.recorded else None
+        self._shares: dict[Loss, Tensor] = {}
+        self.graphs = self._open_graphs(model) if self.recorded else None
+
+    def _wrap(self) -> tuple[Any, Any, AveragedGradients | None]:
+        """The surrogate under the run's precision and the optimiser; of several processes, with the same weights.
+
+        What averages gradients over processes is `DistributedDataParallel` around the surrogate, or the third value.
+        """
+        if not (self.recorded and self.fabric.world_size > 1):
+            return (*self.fabric.setup(self.surrogate, self.optimizer), None)
+        self.surrogate.to(self.fabric.device)
+        same_weights(self.surrogate)
+        optimizer = self.fabric.setup_optimizers(self.optimizer)
+        return WithPrecision(self.surrogate, self.fabric), optimizer, AveragedGradients(self.surrogate)
+
+    def _open_graphs(self, model: torch.nn.Module) -> StepGraphs:
+        """What records steps; of several processes, with a batch's share of a step as a number on the device."""
+        if self._gradients is None:
+            return StepGraphs(self._differentiate, self._update, self.optimizer, model)
+        self._shares = {kind: torch.ones((), device=self.fabric.device) for kind in self.objective.kinds}
+        differentiate = partial(self._differentiate, shares=self._shares)
+        return StepGraphs(differentiate, self._update, self.optimizer, model, self._gradients)
 
     def _make_model(self, usage: Usage) -> torch.nn.Module:
         """The model of the settings, after it was checked against the contract."""
@@ -170,7 +190,7 @@ class Stepper:
             The loss, on the device: of all batches of all processes together, that is the mean of what the processes
             return; and the learning rate of the step.
         """
-        loss = self.graphs(self._padded_for_graph(group[0])) if self.graphs else self._step_eagerly(group)
+        loss = self._step_in_graphs(self.graphs, group[0]) if self.graphs else self._step_eagerly(group)
         self._step_complete = False
         rate: float | Tensor = self.schedule.get_last_lr()[0]
         if self.schedule.last_epoch + 1 < self.schedule.total_steps:
@@ -180,9 +200,11 @@ class Stepper:
         self._step_complete = True
         return loss, rate
 
-    def _padded_for_graph(self, batch: Batch) -> Batch:
-        """A batch padded to one of few sizes, for which CUDA graphs are recorded."""
-        return batch if self._grid_points else batch.filled(self.recipe.multiple)
+    def _step_in_graphs(self, graphs: StepGraphs, batch: Batch) -> Tensor:
+        """Loss, gradients and the optimiser's step, recorded for batches padded to one of few sizes."""
+        for kind, count in self.objective.counts(batch).items() if self._shares else ():
+            self._shares[kind].fill_(count).div_(self._mean_over_processes(count))
+        return graphs(batch if self._grid_points else batch.filled(self.recipe.multiple))
 
     def _step_eagerly(self, group: list[Batch]) -> Tensor:
         """Loss, gradients and the optimiser's step, launched one by one."""
@@ -206,8 +228,9 @@ class Stepper:
         """Denominator of shares: gradients are averaged over processes, which may have different counts."""
         if self.fabric.world_size == 1:
             return float(count)
-        own = torch.full((), float(count), dtype=torch.float64, device=self.fabric.device)
-        return cast("Tensor", self.fabric.all_reduce(own, reduce_op="mean"))
+        total = torch.full((), float(count), dtype=torch.float64, device=self.fabric.device)
+        torch.distributed.all_reduce(total)  # Fabric's lets the host wait for the GPU, in every step
+        return total / self.fabric.world_size
 
     def _differentiate(self, batch: Batch, shares: Shares | None = None) -> Tensor:
         loss = self.loss(batch, shares)

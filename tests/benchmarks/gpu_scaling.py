@@ -325,6 +325,7 @@ def main() -> None:
     parser.add_argument("--exact", type=float, default=0.25, help="million points, numbers in float32")
     parser.add_argument("--seconds", type=float, default=120, help="begin no measurement of a divided mesh after these")
     parser.add_argument("--steps", type=int, default=500, help="steps of training on parts")
+    parser.add_argument("--seeds", type=int, default=3, help="weights whose losses after these steps are compared")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="parts a GPU and step")
     parser.add_argument("--cpu", action="store_true", help="on the CPU, with a tiny model")
     parser.add_argument("--add", nargs="+", type=Path, help="take over what other files have, and measure nothing")

@@ -25,7 +25,7 @@ from flare_model.training.trainer import Trainer
 from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.case.schema import FieldSpec
 from lpbf_data.stores.point_sets import PointCase, write_point_set
-from tests.forked import Program, command, end_all
+from tests.forked import Program, command, end_all, function
 from tests.lpbf_data.launch_support import torchrun_variables
 from tests.netfabb_cases import Part, write_part
 from tests.rounding import LOSSES
@@ -142,12 +142,24 @@ def kill(dataset: str, folder: Path, step: int, recipe: Recipe, *, writing: bool
     assert program.end() == -signal.SIGKILL, program.text()
 
 
-def train_over(over: int, processes: int, data: str, out: Path, **options: object) -> tuple[list[int], str]:
-    """A run by several processes: how each ended, and what they said."""
+def train_over(
+    over: int, processes: int, data: str, out: Path, program: str = "", **options: object
+) -> tuple[list[int], str]:
+    """A run by several processes: how each ended, and what they said.
+
+    Args:
+        over: How many share the points of each case.
+        processes: How many there are.
+        data: The data set.
+        out: Folder of the run.
+        program: Module whose function `train` takes the words of the command; the command itself by default.
+        options: Options of the command.
+    """
     given = {"data": data, "out": out, "points_over": over, "accelerator": "cpu", **options}
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    called = (function, program, "train") if program else (command, "flare_model.train")
     started = [
-        Program(command, out.with_name("said"), "flare_model.train", *words, environment=os.environ | variables)
+        Program(called[0], out.with_name("said"), *called[1:], *words, environment=os.environ | variables)
         for variables in torchrun_variables(processes)
     ]
     return end_all(started), started[0].text()

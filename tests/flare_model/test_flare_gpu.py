@@ -26,11 +26,13 @@ from flare_model.training.training_checkpoint import latest_state
 from lpbf_data.errors import UsageError
 from tests.flare_model.flare_support import (
     LEARNING,
+    TINY,
     go,
     grid_model,
     kill,
     losses,
     tiny_surrogate,
+    train_over,
     write_grids,
 )
 
@@ -159,6 +161,23 @@ def test_steps_as_graphs_are_the_same_steps(box_dataset: str, tmp_path: Path, lo
     plain, graphs = (losses(run) for run in runs.values())
     assert [float(rate) for _, _, rate in graphs] == pytest.approx([float(rate) for _, _, rate in plain], rel=1e-6)
     assert [float(loss) for _, loss, _ in graphs] == pytest.approx([float(loss) for _, loss, _ in plain], rel=2e-3)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="takes two GPUs")
+@pytest.mark.parametrize("loss", ["relative_l2", "mse"])
+def test_steps_of_two_gpus_as_graphs_are_the_same_steps(box_dataset: str, tmp_path: Path, loss: str) -> None:
+    """Gradients averaged between the recordings of passes and update: as `DistributedDataParallel` does."""
+    options = {"epochs": 6, "batch_size": 3, "precision": "32-true", "loss": loss, "round_points": 32}
+    words = {f"recipe.{name}": value for name, value in options.items()}
+    words |= {f"model.config.{name}": value for name, value in TINY["init_args"]["config"].items()}
+    for way in ("false", "true"):
+        ended, said = train_over(
+            1, 2, box_dataset, tmp_path / way, accelerator="gpu", **words, **{"recipe.step_graphs": way}
+        )
+        assert not any(ended), said
+    launched, recorded = ([float(loss) for _, loss, _ in losses(tmp_path / way)] for way in ("false", "true"))
+    assert recorded == pytest.approx(launched, rel=2e-3)
+    assert recorded[-1] < recorded[0]
 
 
 def test_a_run_in_graphs_that_was_killed_goes_on(box_dataset: str, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from flare_model.checkpoints.spec import ModelSpec
+from flare_model.checkpoints.surrogate import from_pretrained
 from flare_model.data.batches import Batch
 from flare_model.train import open_splits
 from flare_model.training.devices import open_fabric
@@ -24,7 +25,8 @@ from flare_model.training.step_graphs import StepGraphs, make_state, no_collecti
 from flare_model.training.trainer import Trainer
 from flare_model.training.training_checkpoint import STATE_NAME
 from lpbf_data.errors import UsageError
-from tests.flare_model.flare_support import TINY, assert_same_losses, go
+from tests.flare_model.flare_support import TINY, assert_same_losses, go, train_over
+from tests.rounding import WEIGHTS
 
 
 @pytest.mark.parametrize("loss", ["relative_l2", "mse"])
@@ -90,6 +92,27 @@ def test_step_graphs_are_refused_on_a_cpu(box_dataset: str, tmp_path: Path) -> N
     with pytest.raises(UsageError, match=r"step_graphs needs a GPU: .* --recipe.step_graphs false here"):
         go(box_dataset, tmp_path / "graphs", recipe=Recipe(epochs=1, step_graphs=True), accelerator="cpu")
     assert not (tmp_path / "graphs").exists()
+
+
+@pytest.mark.parametrize("loss", ["relative_l2", "mse"])
+def test_two_processes_take_the_steps_that_they_take_without_graphs(
+    box_dataset: str, tmp_path: Path, loss: str
+) -> None:
+    """Passes and update as two recordings, gradients averaged between them: as `DistributedDataParallel` does.
+
+    Batches of unlike numbers of cases and points, two sizes of padded batches, and an average of the weights.
+    """
+    options: dict[str, Any] = {"epochs": 3, "batch_size": 3, "loss": loss, "ema_decay": 0.8, "precision": "32-true"}
+    words = {f"recipe.{name}": value for name, value in options.items()}
+    words |= {f"model.config.{name}": value for name, value in TINY["init_args"]["config"].items()}
+    runs = [tmp_path / name for name in ("plain", "graphs")]
+    for run, program in zip(runs, ("", "tests.flare_model.recorded_steps_programs"), strict=True):
+        ended, said = train_over(1, 2, box_dataset, run, program, **words, **{"recipe.round_points": 32})
+        assert not any(ended), said
+    assert_same_losses(runs[1], runs[0])
+    weights = [from_pretrained(run).model.state_dict() for run in runs]
+    for name, values in weights[0].items():
+        assert (values - weights[1][name]).norm() <= WEIGHTS * values.norm(), name
 
 
 @pytest.mark.parametrize(
