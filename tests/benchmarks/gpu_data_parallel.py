@@ -22,7 +22,7 @@ from tests.benchmarks.gpu_processes import Machine
 from tests.benchmarks.gpu_step import LPBF_CELLS, LPBF_MEAN_POINTS
 
 FILLED: Final = 1024
-"""Points that recorded batches are filled up to a multiple of, as `flare_model.train` does."""
+"""Points for each case of a batch that recorded batches are filled up to a multiple of."""
 
 TIMED: Final = 120
 """Steps where the loss isn't compared."""
@@ -117,7 +117,7 @@ class Training:
     def step(self, batch: Batch) -> Tensor:
         """One step."""
         if self.recorded:
-            loss = self.graphs(batch.filled(FILLED))
+            loss = self.graphs(batch.filled(FILLED * self.size))
         else:
             loss = self.differentiate(batch)
             self.update()
@@ -233,7 +233,7 @@ def ddp(machine: Machine, options: argparse.Namespace, save: Callable[[dict[str,
             row[name] = _paces(machine, cases, batch, recorded=recorded)
             save(found)
         row["losses"] = []
-        for seed in range(options.seeds):
+        for seed in range(options.seeds if batch == min(options.batches) else 1):
             row["losses"].append(
                 {"seed": seed} | _losses(machine, cases, batch, options.steps, seed, recorded=machine.on_gpu)
             )
