@@ -168,7 +168,7 @@ class FlareMixer(ChosenMixer):
     @property
     def as_published(self) -> bool:  # type: ignore[override]
         """Whether it mixes as the paper does, by one pair of queries and keys and with nothing between."""
-        return not (self.separate_decoding or self.among)
+        return not (self.separate_decoding or len(self.among) > 0)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[B, N, C] or [ΣN, C] to the same."""
@@ -238,7 +238,7 @@ class FlareMixer(ChosenMixer):
 
     def _mix_latents(self, encoded: Tensor, dtype: torch.dtype) -> Tensor:
         """Latents [B, H, M, D] through the blocks among them, if there are any."""
-        if not self.among:
+        if len(self.among) == 0:
             return encoded
         latents = encoded.transpose(1, 2).flatten(2)
         for block in self.among:

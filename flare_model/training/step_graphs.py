@@ -140,8 +140,10 @@ class StepGraphs:
                 else:
                     self._gradients.collect()
         except (LpbfError, torch.OutOfMemoryError):
+            _leave_recording(static.points.device)
             raise
         except RuntimeError as error:
+            _leave_recording(static.points.device)
             raise UsageError(
                 "a training step of this model can't be recorded as a CUDA graph, which must not read anything back to "
                 f"the host: {str(error).partition(chr(10))[0]}. Train it with --recipe.step_graphs false"
@@ -165,6 +167,16 @@ class StepGraphs:
             buffer.copy_(value)
         torch.cuda.set_rng_state(random)
         torch.cuda.synchronize()
+
+
+def _leave_recording(device: torch.device) -> None:
+    """Let random numbers be drawn again on a GPU after a recording that failed.
+
+    PyTorch's generator believes that it is still recorded, and raises "Offset increment outside graph capture" when
+    anything in this process draws; a copy of its state doesn't.
+    """
+    generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 def make_state(optimizer: torch.optim.Optimizer) -> None:

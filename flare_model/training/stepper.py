@@ -94,7 +94,8 @@ class Stepper:
 
         What averages gradients over processes is `DistributedDataParallel` around the surrogate, or the third value.
         """
-        if not (self.recorded and self.fabric.world_size > 1):
+        launched = torch.distributed.is_available() and torch.distributed.is_initialized()  # of one process, too
+        if not (self.recorded and launched):
             return (*self.fabric.setup(self.surrogate, self.optimizer), None)
         self.surrogate.to(self.fabric.device)
         same_weights(self.surrogate)
