@@ -1,5 +1,7 @@
 """Runs a command as a processor with fewer instructions would: `python -m tests.fewer_instructions avx2 command …`.
 
+With `--if-fewer` before avx2, a processor that has no more than these doesn't run the command at all.
+
 Every library chooses its instructions by itself, so each is told by a variable of its own: PyTorch's operators, the MKL
 that makes its products of matrices, oneDNN, OpenBLAS beneath NumPy and SciPy, and NumPy. Which features NumPy may be
 asked to leave out differs from version to version and machine to machine: it refuses those that it was built upon and
@@ -33,9 +35,28 @@ def narrowed(capability: str) -> dict[str, str]:
     return variables | ({"NPY_DISABLE_CPU_FEATURES": " ".join(wide)} if wide else {})
 
 
-if __name__ == "__main__":
-    if sys.argv[1:2] not in [[name] for name in WIDE]:
+def has_more(capability: str) -> bool:
+    """Whether PyTorch, and so the libraries beneath it, would use more instructions than these on this machine."""
+    asked = {name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"}
+    ask = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    found = subprocess.run([sys.executable, "-c", ask], env=asked, check=True, capture_output=True, text=True).stdout
+    return found.strip().upper() not in {"DEFAULT", "NO AVX", *(["AVX2"] if capability == "avx2" else [])}
+
+
+def main() -> int:
+    """Run the command; with --if-fewer only where this machine has more instructions."""
+    words = sys.argv[1:]
+    if only_if_fewer := words[:1] == ["--if-fewer"]:
+        del words[0]
+    if words[:1] not in [[name] for name in WIDE]:
         sys.exit(f"the first word must be one of {', '.join(WIDE)}")
-    chosen = narrowed(sys.argv[1])
+    if only_if_fewer and not has_more(words[0]):
+        print(f"this processor has no more instructions than {words[0]}: the command would only do the same again")
+        return 0
+    chosen = narrowed(words[0])
     print(*(f"{name}={value!r}" for name, value in chosen.items()), flush=True)
-    sys.exit(subprocess.run(sys.argv[2:], env=os.environ | chosen, check=False).returncode)
+    return subprocess.run(words[1:], env=os.environ | chosen, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -63,3 +63,15 @@ def test_another_word_is_one_sentence() -> None:
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert done.stderr == "the first word must be one of avx2, default\n"
+
+
+@pytest.mark.parametrize(("capability", "none_more"), [("avx2", {"DEFAULT", "AVX2"}), ("default", {"DEFAULT"})])
+def test_what_would_only_be_done_again_is_left_out(capability: str, none_more: set[str]) -> None:
+    command = [sys.executable, "-m", "tests.fewer_instructions", "--if-fewer", capability]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", "print('done again')"],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    left_out = torch.backends.cpu.get_cpu_capability() in none_more
+    assert ("would only do the same again" in done.stdout) == left_out
+    assert ("done again" in done.stdout) == (not left_out)

@@ -336,6 +336,7 @@ def test_checkpoints_in_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert (kept[0] - kept[1]).norm() <= torch.finfo(HALVES[-1]).eps * kept[0].norm()
 
 
+@pytest.mark.slow
 @pytest.mark.compiles
 def test_compiling_breaks_no_graph_and_meets_no_host() -> None:
     assert_compiles_whole(small("triton"), small("reference").double())

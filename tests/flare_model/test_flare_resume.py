@@ -119,7 +119,7 @@ def two_nodes(words: list[str], said: Path) -> None:
     assert end_all(started) == [0, 0], said.read_text()
 
 
-@pytest.mark.parametrize(("nodes", "loss"), [(1, "mse"), (2, "relative_l2")])
+@pytest.mark.parametrize(("nodes", "loss"), [pytest.param(1, "mse", marks=pytest.mark.slow), (2, "relative_l2")])
 def test_two_processes_make_the_steps_of_one(box_dataset: str, tmp_path: Path, nodes: int, loss: Any) -> None:
     """Half of the cases of each batch on either process, of one node or of two, and unlike numbers of points: the same
     cases, losses and weights."""

@@ -76,7 +76,7 @@ def relative_squares(inputs: tuple[Tensor, ...], gradient: Tensor, dtype: torch.
     return torch.stack([found, rounding_errors((q, k, v), g, dtype, truth)]) / norms
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), *HALVES])
 def test_errors_are_those_of_rounding(dtype: torch.dtype) -> None:
     """Relative L2 over all shapes and ten seeds; in the interpreter each seed has one shape."""
     squares = torch.zeros(2, 4, dtype=torch.float64)
@@ -164,7 +164,7 @@ def test_rounding_cancels_over_the_points() -> None:
     assert (kernels[1:3] <= CONSISTENT * rounding[1:3]).all(), squares
 
 
-@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("depth", [pytest.param(8, marks=pytest.mark.slow), 16])
 def test_values_with_a_mean_keep_their_digits(depth: int) -> None:
     """What V dZᵀ - Δ leaves is then far smaller than V: V times a factor has to keep more digits than 16 bits hold."""
     squares = torch.zeros(2, 4, dtype=torch.float64)

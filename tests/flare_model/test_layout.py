@@ -70,6 +70,7 @@ def test_a_compiled_model_checks_offsets_where_they_lie() -> None:
             fast(points, None, torch.tensor(bad))
 
 
+@pytest.mark.slow
 @pytest.mark.compiles
 def test_several_chunks_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     """With activation checkpoints, more points than a chunk holds, and any number of them."""

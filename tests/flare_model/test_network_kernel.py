@@ -182,7 +182,7 @@ def small(mixer: str, channels: int) -> Flare:
 
 
 @pytest.mark.parametrize("channels", [64, 128])
-@pytest.mark.parametrize("in_chunks", [False, True])
+@pytest.mark.parametrize("in_chunks", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_model_whose_networks_take_in_their_norms(
     in_chunks: bool, channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

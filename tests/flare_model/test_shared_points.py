@@ -34,7 +34,7 @@ PROGRAMS = "tests.flare_model.shared_points_programs"
 HALF = torch.finfo(torch.half).eps
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_numbers_are_those_of_one_process(ranks: int, tmp_path: Path) -> None:
     """In float64 to rounding; in float32 and float16 off the exact ones as one process is."""
     reports = run_ranks("same_numbers", tmp_path, ranks=ranks, module=PROGRAMS)

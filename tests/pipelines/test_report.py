@@ -189,6 +189,7 @@ def test_nothing_is_fetched_and_no_path_or_time_gets_in(built: Path, tmp_path: P
     assert not re.search(r"\b20[2-9]\d-\d\d-\d\d", text)
 
 
+@pytest.mark.slow  # of builds without a report the fast suite asks the same
 def test_bytes_do_not_depend_on_workers_or_repetition(built: Path, tmp_path: Path) -> None:
     src = built.parent / "src"
     options = {"filters": Filters(max_points=100), "report": True}
