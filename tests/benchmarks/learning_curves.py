@@ -117,7 +117,11 @@ def draw(content: dict[str, Any], path: Path) -> None:
         rows = sorted((runs[name] for name in runs if name == "all" or name.startswith(kind)), key=lambda run: run[key])
         axis.loglog([run[key] for run in rows], [run["validation"]["displacement_z"] for run in rows], "o-")
         axis.set_xlabel("training designs" if kind == "designs" else "steps")
-        axis.grid(visible=True, which="both", alpha=0.3)
+        axis.set_xticks([run[key] for run in rows], [f"{run[key]:,}" for run in rows])
+        axis.minorticks_off()
+        axis.grid(visible=True, alpha=0.3)
+    shown = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+    figure.axes[0].set_yticks(shown, [f"{error:g}" for error in shown])
     figure.axes[0].set_ylabel("relative L2 of Z, validation")
     figure.savefig(path, dpi=150)
 
