@@ -80,10 +80,10 @@ def predict(
             (Ti64, Inc625, SS316L, 15-5PH, AlSi10Mg), or a calibration (measured, netfabb). Predictions are multiplied
             by a scale from its strain and thermal expansion over those of the training. That is rough; the error
             is printed: about 10 % for another material, 25 % for half as much strain again, 40 % for netfabb, in the
-            median of unseen parts. By default those of the training: uncalibrated for your machine.
+            median of unseen parts. By default those of the training, not calibrated to your machine.
         orientations: Rank so many orientations of each surface by risk and displacement; predict the best three again
             with all points.
-        pictures: Draw every part, and make the page.
+        pictures: Draw every part, and make the page; "--pictures false" does neither, which takes less time.
         json: Print the answers as JSON instead of sentences.
         fail_on_risk: End with status 3 where the recoater hits a part, else 4 where the verdict is "can't tell".
         trust: Class path of a model outside of this package that may be imported.

@@ -267,7 +267,7 @@ def print_outcomes(
         table.add_row(f"    {criterion}", f"{count:,}")
     if clear := [one for one in completed if one.candidate is not None]:
         share = sum(not one.recoater_interference for one in clear) / len(clear)
-        table.add_row("clear of the blade", f"{share:.0%}")
+        table.add_row("not hit by the recoater's blade", f"{share:.0%}")
     table.add_row("points", f"{sum(outcome.num_points for outcome in completed):,}")
     console.print(table)
     for outcome in [one for one in failed if not one.asked_for][:_EXAMPLES]:

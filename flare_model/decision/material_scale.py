@@ -80,8 +80,8 @@ class MaterialScale:
     def describe(self) -> str:
         """The scale in words."""
         words = (
-            f"displacements × {self.displacement:.3g} from those of {self.trained.label}, itself off by up to "
-            f"{100 * self.error:.2g} % on nine of ten unseen parts"
+            f"displacements are those for {self.trained.label} times {self.displacement:.3g}, a factor that was off by "
+            f"up to {100 * self.error:.2g} % on nine of ten unseen parts"
         )
         other = [
             f"{name} of {value:g} {unit}"
@@ -92,7 +92,7 @@ class MaterialScale:
             if value is not None and abs(value - known) > 1e-9
         ]
         if other:
-            words += f"; {' and '.join(other)} aren't in it: the recoater is judged for layers of 0.04 mm and 80 %"
+            words += f"; {' and '.join(other)} aren't in it: hits are for layers of 0.04 mm and a tolerance of 80 %"
         return words
 
     def as_dict(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def stored_intervals(checkpoint: str, surrogate: Surrogate) -> tuple[Intervals |
     if same_columns and stored.weights_sha256 == sha256_of_file(folder / WEIGHTS_NAME):
         return stored, ""
     return None, (
-        f"the intervals in {checkpoint} are of other weights, and are left out; judge it again for new ones: "
+        f"the intervals in {checkpoint} are of other weights, and are left out; new ones are made by: "
         "python -m flare_model.evaluate"
     )
 

@@ -136,4 +136,4 @@ class InferenceService:
 
 def notes_of(remarks: Sequence[Remark]) -> list[str]:
     """What was left out, changed, guessed or repaired, a sentence a kind, as the screen has it."""
-    return [f"{remark.count:,} {remark}" for remark in merge_remarks(remarks)]
+    return [remark.with_count for remark in merge_remarks(remarks)]

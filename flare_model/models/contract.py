@@ -5,7 +5,7 @@ A model is a `torch.nn.Module` that is called with three tensors and returns one
 | name | shape | what it holds |
 |---|---|---|
 | `points` | [ΣN, 3] float | coordinates of the points of all meshes of a batch, one mesh after the other, scaled by half the width, half the depth and the height of the build volume, so that a part inside it has x and y in -1 … 1 and z in 0 … 1. Of a data set that isn't one of printed parts [ΣN, d], scaled as it says |
-| `features` | [ΣN, F] float, or None | input features of each point, scaled to mean 0 and standard deviation 1; None where nothing is |
+| `features` | [ΣN, F] float, or None | input features of each point, scaled to mean 0 and standard deviation 1; None where the model has no features |
 | `offsets` | [B + 1] int64, or None | first point of each mesh, and the end of the last; None stands for a single mesh |
 | returned | [ΣN, T] float | the targets at the same points, in units of their standard deviation over the training points, from their mean |
 

@@ -91,7 +91,7 @@ def adopt_checkpoint(
                 f"{' '.join(requested[option])}; leave {option} out, or start without --init"
             )
     _check_model(checkpoint, model, surrogate.spec)
-    features_named = f", told {', '.join(available['--features'])}" if available["--features"] else ""
+    features_named = f" from the features {', '.join(available['--features'])}" if available["--features"] else ""
     say(
         f"--init {checkpoint}: the run predicts {', '.join(available['--targets'])}{features_named}, as that model does"
     )
