@@ -69,7 +69,7 @@ def train(
         targets: Fields to predict, or components such as displacement_z; each counts alike in the loss.
         features: Input features in addition to coordinates: fields, or features of the shape (geometry: all of them).
         recipe: How to train.
-        seed: Seeds of weights and order; with several, one run each, in folders of their own.
+        seed: Seeds of first weights and of the order of cases; with several, one run for each, in a folder of its own.
         max_steps: Stop after so many steps; the schedule is cut to them.
         thin_to: Thin training cases to so many points, drawn at random in each epoch.
         symmetries: Show training cases mirrored along x and y and with both exchanged, drawn at random in each epoch;
@@ -82,9 +82,9 @@ def train(
             the model that comes with the package. Model, targets and features are those of the checkpoint, and must not
             be asked for otherwise.
         checkpoint_every: Steps between checkpoints to resume from.
-        num_workers: Processes that read ahead.
-        resident: Keep the training cases on the device, where batches are gathered and turned: the same batches,
-            several times as fast where a GPU waits for them; it takes 4 bytes for each number of each point.
+        num_workers: Number of processes that read batches ahead.
+        resident: Keep the training cases in the device's memory, and make batches there: the same batches, several
+            times as fast where a GPU waits for them. It takes 4 bytes for each number of each point.
         accelerator: Where to train.
         points_over: Processes that share the points of each case, so that cases fit which are too large for one GPU:
             `torchrun --nproc-per-node 8 -m flare_model.train --points_over 4 …` trains on two batches at a time, each

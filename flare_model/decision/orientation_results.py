@@ -36,7 +36,7 @@ def side_in_words(down: tuple[float, float, float]) -> str:
 
 
 def print_orientations(ranking: Ranking, console: Console) -> None:
-    """Print the ranking as a table, and which way up to build the part."""
+    """Print the ranking as a table, and the answers for the best orientations."""
     table = screen_table()
     for head in ("", "down", "risk of\na hit", "warps\nµm", "height\nmm", "overhangs\nmm²", "supports\nmm³"):
         table.add_column(head, justify="left" if head == "down" else "right", no_wrap=True)

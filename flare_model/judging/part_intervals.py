@@ -15,7 +15,7 @@ from lpbf_data.durable import sha256_of_file
 
 
 def stored_intervals(checkpoint: str, surrogate: Surrogate) -> tuple[Intervals | None, str]:
-    """The intervals of a checkpoint, as long as they are of its weights; else why they are left out.
+    """The intervals of a checkpoint, and a sentence that says why they are left out where they are of other weights.
 
     Raises:
         SchemaError: If they can't be read.
@@ -47,7 +47,7 @@ def intervals_of(
         part: The part.
         known: Input features, [N, F].
         predicted: Prediction, [N, T].
-        intervals: Those of its checkpoint.
+        intervals: Prediction intervals of the model's checkpoint.
 
     Returns:
         Target to half-widths at points, [N, components]; column to the part's extreme as predicted, and half-width

@@ -107,7 +107,7 @@ def _show_interference(found: Summary | None, console: Console) -> None:
         )
     if "brier" in found:
         model, share = (format_number(found["brier"][name]) for name in ("model", "share_of_hits"))
-        console.print(f"{what}: Brier score {model}; {share} by the share of hits alone")
+        console.print(f"{what}: Brier score {model}; {share} with the share of hits as the chance of every part")
     if "verdicts" in found:
         console.print(f"{what}: {verdicts_in_words(found['verdicts'])}")
     if "no_threshold" in found:

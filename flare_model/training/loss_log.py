@@ -23,7 +23,7 @@ _FLUSH_EVERY: Final = 10
 """Steps between reads of the losses; each read waits for the device."""
 
 _FLUSH_SECONDS: Final = 30.0
-"""Seconds after which one process reads them all the same: slow steps should show progress too."""
+"""Seconds after which a single process reads the losses of slow steps in any case, so that progress is shown."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class LossLog:
     Args:
         folder: Folder of the run.
         fabric: The processes that train together.
-        loader: Where batches come from; it knows how long they were waited for.
-        table: Where rows go; None in processes that write nothing.
-        bar: The progress bar, a step a unit.
+        loader: The loader of the batches, which counts the time that training waits for it.
+        table: Log that rows are written to; None in processes that write nothing.
+        bar: The progress bar, one unit a step.
     """
 
     def __init__(self, folder: Path, fabric: Fabric, loader: Loader, table: RunLog | None, bar: Any) -> None:
