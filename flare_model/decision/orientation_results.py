@@ -45,7 +45,7 @@ def print_orientations(ranking: Ranking, console: Console) -> None:
     console.print(f"{ranking.name}: {len(ranking.orientations)} orientations, best first")
     console.print(table)
     for number, best in enumerate(ranking.best, 1):
-        console.print(f"best {number}, on the fine mesh: {side_in_words(best.turned.down)}: {_best_in_words(best)}")
+        console.print(f"best {number}, with all points: {side_in_words(best.turned.down)}: {_best_in_words(best)}")
     refused = [orientation for orientation in ranking.orientations if orientation.answer is None]
     if refused:
         console.print(f"{len(refused)} of them can't be predicted on: {refused[0].error}")
