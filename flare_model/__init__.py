@@ -82,5 +82,15 @@ _HOME: Final = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(importlib.import_module(f"flare_model.{_HOME[name]}"), name)
+        try:
+            return getattr(importlib.import_module(f"flare_model.{_HOME[name]}"), name)
+        except ModuleNotFoundError as error:
+            from lpbf_data.extras import MODULES_OF_EXTRAS, how_to_install
+
+            if error.name is None or error.name.partition(".")[0] not in MODULES_OF_EXTRAS["model"]:
+                raise
+            raise ImportError(
+                f"flare_model.{name} needs {error.name}, which isn't installed: {how_to_install('model')}",
+                name=error.name,
+            ) from None
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -84,7 +84,9 @@ def compensate(
                 f"warning: {content['name']} is unlike the parts of the training: {reason}", style=None
             )
     made_for = (
-        "uncalibrated for your machine" if auxiliary.material_scale is None else auxiliary.material_scale.describe()
+        "not calibrated to your machine (--material)"
+        if auxiliary.material_scale is None
+        else auxiliary.material_scale.describe()
     )
     console.print(f"{scale:g} times the displacement is in {target}; {made_for}")
     print_remarks(found.remarks, errors_console)

@@ -1,6 +1,6 @@
-"""`python -m flare_model.evaluate --checkpoint runs/first --data lpbf/`: judge a trained model on the test split.
+"""`python -m flare_model.evaluate --checkpoint runs/first --data lpbf/`: errors of a trained model on the test split.
 
-The test split is judged once: asked again for the same weights and data, the stored numbers are shown, and pictures
+The test split is evaluated once: asked again for the same weights and data, the stored numbers are shown, and pictures
 that are missing are drawn from the stored predictions.
 """
 
@@ -51,7 +51,7 @@ def evaluate(
     trust: str | None = None,
     accelerator: str = "auto",
 ) -> int:
-    """Judge a trained model, with "predict zero" and "predict the training mean" for comparison.
+    """Evaluate a trained model on a split, with "predict zero" and "predict the training mean" for comparison.
 
     Args:
         checkpoint: Folder of a run or checkpoint, or an id on the Hugging Face hub; a folder of several seeds gives
@@ -59,8 +59,7 @@ def evaluate(
         data: The data set.
         split: Its split.
         out: Folder of the results; `evaluation/<split>` in the folder of the run by default, and for the package's own
-            model in own_model/. Pictures of an earlier
-            evaluation are removed from it.
+            model in own_model/. Pictures of an earlier evaluation are removed from it.
         false_alarms: Share of parts without recoater interference that may raise an alarm; the threshold for it is
             chosen by cross-validation over validation and training designs.
         threshold_cases: Training cases, at most, that are predicted for that threshold; 0 for validation alone.
@@ -84,7 +83,7 @@ def evaluate(
     if worst < 0:
         raise UsageError(f"--worst must not be negative, but is {worst}")
     if not data:
-        raise UsageError("--data is missing: name the data set to judge on")
+        raise UsageError("--data is missing: name the data set to evaluate on")
     from flare_model.checkpoints.hub import seeds_of
     from flare_model.checkpoints.packaged_model import packaged_checkpoint
     from flare_model.checkpoints.surrogate import results_folder
@@ -159,9 +158,9 @@ def _evaluate_one(
 def _judge_into(
     out: Path, checkpoint: str, surrogate: Surrogate, split: Split, options: _Options, identity: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Judge a model, write predictions, cases and intervals, and return what the summary says of them.
+    """Evaluate a model, write predictions, table of cases and intervals, and return the summary.
 
-    Pictures of other numbers are removed first, so that those next to a summary are always of its numbers.
+    Pictures of an earlier evaluation are removed first, so that those in the folder always belong to its summary.
     """
     from flare_model.data.intervals import write_intervals
     from flare_model.judging import judge as judging
@@ -176,7 +175,7 @@ def _judge_into(
     from flare_model.judging.risk_model import risk_from, write_risk
 
     predictions: dict[str, NDArray[np.float32]] = {}
-    # Intervals are those of printed parts.
+    # Intervals are made for printed parts alone.
     collector = ResidualCollector(surrogate, split) if split.point_schema is None else None
     scores, hit_scores = judging.judge(surrogate, split, predictions.__setitem__, collector)
     validation_residuals = validation_collector(surrogate, split)
@@ -216,7 +215,7 @@ def _judge_into(
 
 
 def _keep(checkpoint: str, out: Path, write: Callable[[Path], None], what: str) -> None:
-    """Write an auxiliary file into the folder of the evaluation, and into that of a checkpoint that isn't shipped."""
+    """Write an auxiliary file into the folder of the evaluation, and into the checkpoint's if a user trained that."""
     from flare_model.checkpoints.packaged_model import is_packaged
 
     write(out)
@@ -228,7 +227,7 @@ def _keep(checkpoint: str, out: Path, write: Callable[[Path], None], what: str) 
 
 
 def _trained_on(surrogate: Surrogate, split: Split) -> bool:
-    """Whether the data set that is judged is the one of the training; true where the checkpoint doesn't say."""
+    """Whether the evaluated data set is the one of the training; true where the checkpoint doesn't name one."""
     from flare_model.data.splits import Split, has_split
 
     known = surrogate.origin.get("data_sha256")
@@ -239,7 +238,7 @@ def _trained_on(surrogate: Surrogate, split: Split) -> bool:
 
 
 def _stored(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The summary of an earlier evaluation of the same, if all that belongs to it is there."""
+    """The stored summary of an evaluation with this identity; None where it, or a file that it names, is missing."""
     try:
         content: dict[str, Any] = json.loads((out / SUMMARY_NAME).read_text(encoding="utf-8"))
         files = {name: sha256_of_file(out / name) for name in (CASES_NAME, PREDICTIONS_NAME)}

@@ -98,7 +98,7 @@ def plot_detection(
     left.plot((0, 1), (0, 1), color="0.7", linestyle="--", label="by chance")
     if chosen and chosen["recall"] is not None and chosen["false_alarm_rate"] is not None:
         left.plot(chosen["false_alarm_rate"], chosen["recall"], "o", color="tab:red", label="the chosen threshold")
-    left.set_xlabel("false alarms, share of clear parts")
+    left.set_xlabel("false alarms, share of parts without a hit")
     left.set_ylabel("recall, share of hits")
     left.legend(loc="lower right", frameon=False)
     right.step(curves["found"], curves["precision"], where="pre")
@@ -129,7 +129,7 @@ def plot_spectrum(path: Path, eigenvalues: Sequence[NDArray[np.float64]]) -> Non
         of_block = eigenvalues[number]
         index = np.arange(1, of_block.shape[1] + 1)
         for head in of_block:
-            # Zeros have no place on a logarithmic axis; they are drawn at its foot.
+            # Zeros, which a logarithmic axis doesn't have, are drawn at its lower end.
             panel.plot(index, np.maximum(head, epsilon**2), linewidth=1)
         panel.axvline(of_block.shape[1], color="tab:red", linestyle="--", linewidth=1, label="number of latents")
         panel.axhline(epsilon, color="black", linestyle="--", linewidth=1, label="FP32 precision")

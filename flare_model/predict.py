@@ -1,7 +1,7 @@
-"""`python -m flare_model.predict part.stl`: will it hit the blade, and how far does it warp?
+"""`python -m flare_model.predict part.stl`: whether the recoater hits a part, and how far the part warps.
 
-Each part becomes a VTU file for ParaView and a picture; all of them one page and one JSON file. Where the truth is
-known, it is shown next to the prediction, and the error.
+For each part a VTU file for ParaView and pictures are written, and for all of them one page and one JSON file. Where
+the truth is known, it is shown beside the prediction with the error.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ __all__ = ["Prediction", "main", "predict", "predict_part", "write_vtu"]
 ANSWERS_NAME: Final = "answers.json"
 PAGE_NAME: Final = "answer.html"
 _MAX_SHOWN: Final = 50
-"""Parts on the page: a browser holds them all."""
+"""Most parts on the page, since the browser holds them all in memory."""
 
 _MAX_IN_FULL: Final = 10
-"""Parts that are printed in full; of others a line each, and all in the files."""
+"""Parts whose answer is printed in full; further ones get one line each. The files hold all answers in full."""
 
 _HIT, _UNSURE = 3, 4
 
@@ -70,7 +70,7 @@ def predict(
             folders of any of these; or data sets: folders, URLs, or ids on the Hugging Face hub.
         out: Folder of the results: a VTU file a part and a picture a target, answers.json, and a page, answer.html.
         split: Which split of a data set.
-        case: Ids of cases of a data set; all of the split by default.
+        case: Ids of the cases of a data set to predict on; all of the split by default.
         points: Points that a surface is meshed with; by default the median of the parts that the model was trained on.
         centre: Move the middle of a surface to x = y = 0; its lowest point is put on the build plate in any case, and
             what lies out of the build volume is moved where it fits then.
@@ -80,10 +80,10 @@ def predict(
             (Ti64, Inc625, SS316L, 15-5PH, AlSi10Mg), or a calibration (measured, netfabb). Predictions are multiplied
             by a scale from its strain and thermal expansion over those of the training. That is rough; the error
             is printed: about 10 % for another material, 25 % for half as much strain again, 40 % for netfabb, in the
-            median of unseen parts. By default those of the training: uncalibrated for your machine.
+            median of unseen parts. By default those of the training, not calibrated to your machine.
         orientations: Rank so many orientations of each surface by risk and displacement; predict the best three again
             with all points.
-        pictures: Draw every part, and make the page.
+        pictures: Draw every part, and make the page; "--pictures false" does neither, which takes less time.
         json: Print the answers as JSON instead of sentences.
         fail_on_risk: End with status 3 where the recoater hits a part, else 4 where the verdict is "can't tell".
         trust: Class path of a model outside of this package that may be imported.
@@ -139,7 +139,7 @@ class _PredictionRun:
         out: Folder of the results.
         pictures: Whether to draw parts and to make the page.
         orientations: Orientations to try for each surface.
-        quiet: Whether sentences on parts are left out.
+        quiet: Whether no answers are printed as text.
         model: Digests that identify the model.
     """
 
@@ -187,7 +187,7 @@ class _PredictionRun:
             self.done += 1
 
     def _answer(self, prediction: Prediction, file: str) -> Answer:
-        """The answer for a part, printed."""
+        """Make the answer for a part, and print it."""
         from flare_model.decision.answer import answer_of
         from flare_model.decision.answer_text import answer_line, answer_lines
 
@@ -203,7 +203,7 @@ class _PredictionRun:
         return answer
 
     def _keep(self, prediction: Prediction, answer: Answer, file: str) -> None:
-        """Collect what is written for all parts together."""
+        """Collect a part's answer for the files on all parts."""
         if self.auxiliary.intervals:
             self.extremes |= {file: _extremes(prediction)}
         self.answers[file] = answer
@@ -228,7 +228,7 @@ class _PredictionRun:
         return answers_as_dict(self.model, self.answers, self.remarks, self.turned, self.errors)
 
     def close(self) -> int:
-        """Write and print what belongs to all parts together; the exit status."""
+        """Write the files on all parts, print the closing lines, and return the exit status."""
         from flare_model.decision.answer_text import verdict_counts_line
 
         if self.done:
@@ -278,7 +278,7 @@ def check_folder(out: Path) -> None:
         out: The folder; it may not exist yet.
 
     Raises:
-        UsageError: If it is something else, or can't be made or written to.
+        UsageError: If it is no folder, or can't be made or written to.
     """
     try:
         check_writable(out / ANSWERS_NAME)
@@ -288,7 +288,7 @@ def check_folder(out: Path) -> None:
 
 def _truth_left_out(name: str) -> Remark:
     """Remark that the part's own results are left out where predictions are for another material."""
-    sentence = "results that came with a part aren't shown beside predictions for --material, which they aren't of"
+    sentence = "results that came with a part aren't those of the --material of the predictions, and aren't shown"
     return Remark(Treatment.LEFT_OUT, "truth_of_another_material", sentence, 1, (name,))
 
 
@@ -303,7 +303,7 @@ def _keep_remarks(out: Path, remarks: Mapping[str, Sequence[Remark]]) -> None:
 
 
 def _extremes(prediction: Prediction) -> dict[str, dict[str, float | str]]:
-    """Column to the part's extreme and half its interval, lengths in µm."""
+    """Column to the part's extreme value and the half-width of its interval, lengths in µm."""
     from flare_model.judging.scores import unit_of_errors
 
     found: dict[str, dict[str, float | str]] = {}
@@ -316,7 +316,7 @@ def _extremes(prediction: Prediction) -> dict[str, dict[str, float | str]]:
 def _keep_extremes(
     out: Path, auxiliary: Auxiliary, shown: Mapping[str, Mapping[str, Mapping[str, float | str]]]
 ) -> None:
-    """Write the extremes of whole parts with their intervals, by the names of the files."""
+    """Write the extreme values of parts with their intervals into `intervals.json`, by the names of the files."""
     from flare_model.data.intervals import INTERVALS_NAME
 
     if auxiliary.intervals is None:
@@ -337,7 +337,7 @@ def default_points(surrogate: Surrogate) -> int:
 def _parts(
     sources: Sequence[str], split: str, cases: Sequence[str], fields: Collection[str], meshing: Meshing
 ) -> Iterator[Part | Unreadable]:
-    """The parts of several sources; one that can't be opened counts as one that can't be read."""
+    """The parts of several sources; a source that can't be opened is yielded as an unreadable part."""
     from flare_model.prediction.parts import Unreadable, find_parts
 
     for source in sources:

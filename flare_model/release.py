@@ -42,7 +42,7 @@ def release(
         out: Folder of the result; that of the package's own model by default.
         split: The split whose errors the card states.
         evaluation: Folder of an evaluation of these weights on this data set, whose numbers are taken instead of
-            judging anew.
+            evaluating again.
         threshold_cases: Training cases, at most, that the risk model is fitted to in addition to those of validation.
         shapes: Training cases, at most, from which the shapes of the training parts are described.
         trust: Class path of a model outside of this package that may be imported.
@@ -101,7 +101,7 @@ def _take_over(judged: Path, aside: Path, weights_sha256: str) -> dict[str, Any]
     """The summary of an evaluation; intervals and risk model are copied next to the weights.
 
     Raises:
-        UsageError: If it isn't one, or is of other weights.
+        UsageError: If the folder holds no evaluation, or one of other weights.
     """
     from flare_model.data.intervals import INTERVALS_NAME
     from flare_model.evaluate import SUMMARY_NAME
@@ -111,9 +111,11 @@ def _take_over(judged: Path, aside: Path, weights_sha256: str) -> dict[str, Any]
         summary: dict[str, Any] = json.loads((judged / SUMMARY_NAME).read_text(encoding="utf-8"))
         of = summary["identity"]["weights_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{judged} holds no evaluation ({error!r}); leave --evaluation out to judge anew") from error
+        raise UsageError(
+            f"{judged} holds no evaluation ({error!r}); leave --evaluation out to evaluate again"
+        ) from error
     if of != weights_sha256:
-        raise UsageError(f"the evaluation in {judged} is of other weights; leave --evaluation out to judge anew")
+        raise UsageError(f"the evaluation in {judged} is of other weights; leave --evaluation out to evaluate again")
     for name in (INTERVALS_NAME, RISK_NAME):
         if (judged / name).exists():
             write_durably(aside / name, (judged / name).read_bytes())
@@ -125,8 +127,8 @@ def training_shapes_of(data: str, most: int, weights_sha256: str) -> TrainingSha
 
     Args:
         data: The data set.
-        most: Cases, at most, taken evenly from all.
-        weights_sha256: The weights that were trained on it.
+        most: Most cases to take, evenly spaced over all.
+        weights_sha256: SHA-256 of the file of weights that were trained on it.
 
     Raises:
         StoreError: If a case can't be read.

@@ -1,6 +1,6 @@
-"""`python -m flare_model.serve`: a page on this machine that says of a dropped STL what `lpbf-predict` says.
+"""`python -m flare_model.serve`: a page on this machine that shows the answer of `lpbf-predict` for a dropped STL.
 
-Nothing is asked of a network, nothing is kept, and no other machine is answered.
+It makes no requests to a network, keeps no files, and answers no other machine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sizes of the models of this package, without torch: the options of a command are known before it is imported."""
+"""Sizes of the models of this package; this module doesn't import torch, so that commands show their options fast."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from lpbf_data.errors import UsageError
 
 Implementation = Literal["auto", "sdpa", "triton", "reference"]
 IMPLEMENTATIONS: Final = ("auto", "sdpa", "triton", "reference")
-"""Ways to compute the same mixing: a choice of the machine, and no part of a model or its checkpoints."""
+"""Ways to compute the same mixing; which one is taken depends on the machine and isn't stored in checkpoints."""
 
 _MAX_SIZE: Final = 1 << 20
 _MAX_LAYERS: Final = 1 << 10
-"""No size of a model is larger, no model deeper; a checkpoint that says so is damaged or hostile."""
+"""Upper bounds on sizes and numbers of layers; a checkpoint that states more is damaged or malicious."""
 
 _MAX_DEVIATION: Final = 10.0
 
 _GRID_COORDINATES: Final = 2
-"""Numbers that say where a point of a grid lies."""
+"""Number of coordinates of a point of a grid."""
 
 
 def check_sizes(config: Any) -> None:
@@ -77,8 +77,8 @@ class FlareConfig:
     """Sizes of a model; the defaults are those of the paper's LPBF model (Table 2: 625k parameters).
 
     Args:
-        in_dim: Numbers a point comes with; 3 for its coordinates.
-        out_dim: Numbers predicted at a point.
+        in_dim: Number of coordinates and features of a point; 3 for coordinates alone.
+        out_dim: Number of values predicted at a point.
         channels: C, width of the model.
         num_blocks: Blocks, each a mixer and a pointwise network.
         num_heads: H; it divides C.
@@ -88,11 +88,11 @@ class FlareConfig:
         pointwise_layers: Residual layers in the pointwise network of a block.
         initial_deviation: Standard deviation of the weights of linear layers before training. 0.02 is what the paper's
             code has; with few cases and little time 0.08, near to PyTorch's own for this width, learns much sooner.
-        separate_decoding: Ablation (E): latents of their own, and keys of their own, for the way back to the points.
-            The paper's model has one pair for both ways, and gains nothing by two.
+        separate_decoding: Ablation (E): separate latents and keys for decoding. The paper's model has the same latents
+            and keys for encoding and decoding, and gains nothing by separate ones.
         scaled_scores: Ablation (F): scores times 1/√D, as Transformers have it; the paper's are not scaled.
         pointwise: Ablation (F): the pointwise network of a block, a ResMLP as in the paper, or the usual mlp.
-        mlp_ratio: Width of the hidden layer of that mlp over C; without one it says nothing.
+        mlp_ratio: Width of the hidden layer of that mlp over C; unused where `pointwise` is a ResMLP.
         latent_layers: Ablation (Table 1): blocks of self-attention and mlp (ratio 4) among the latents, between
             encoding and decoding, as in the published code; the paper's model has none. With these or with
             separate_decoding attention calls mix, on GPUs too: there are no kernels for them.
@@ -123,8 +123,8 @@ class TransformerConfig:
     """Sizes of a model; the defaults are those of the paper (Table 2: 660k parameters).
 
     Args:
-        in_dim: Numbers a point comes with; 3 for its coordinates.
-        out_dim: Numbers predicted at a point.
+        in_dim: Number of coordinates and features of a point; 3 for coordinates alone.
+        out_dim: Number of values predicted at a point.
         channels: C, width of the model (C.3: 80).
         num_blocks: Blocks, each a mixer and a pointwise network (C.3: 8).
         num_heads: H; it divides C (C.3: 5, so that D = 16).
@@ -154,8 +154,8 @@ class TransolverConfig:
     give 713,665 parameters for 2 inputs.
 
     Args:
-        in_dim: Numbers a point comes with; 3 for its coordinates.
-        out_dim: Numbers predicted at a point.
+        in_dim: Number of coordinates and features of a point; 3 for coordinates alone.
+        out_dim: Number of values predicted at a point.
         channels: C, width of the model.
         num_blocks: Blocks, each a mixer and a pointwise network.
         num_heads: H; it divides C.
@@ -182,8 +182,8 @@ class GridTransolverConfig:
     """Sizes of Transolver with convolution; the defaults are those of its Darcy benchmark, as Transolver released it.
 
     Args:
-        in_dim: Numbers a point comes with; the first two are its place.
-        out_dim: Numbers predicted at a point.
+        in_dim: Number of coordinates and features of a point; the first two are its coordinates.
+        out_dim: Number of values predicted at a point.
         channels: C, width of the model.
         num_blocks: Blocks, each a mixer and a pointwise network.
         num_heads: H; it divides C.
@@ -191,8 +191,8 @@ class GridTransolverConfig:
         mlp_ratio: Width of the pointwise networks' hidden layer over C.
         grid_rows: Points of a grid along the first index, which varies slowest.
         grid_columns: Points of a grid along the second.
-        unified_positions: Tell the model, in place of where a point lies, its distances on the index grid to 8 × 8
-            places; other inputs of a point are kept.
+        unified_positions: Replace the coordinates of a point by its distances on the index grid to 8 × 8 reference
+            positions; other inputs of a point are kept.
         initial_deviation: As Transolver's, of linear layers; convolutions start as PyTorch's do.
     """
 
@@ -215,7 +215,7 @@ class GridTransolverConfig:
         if self.unified_positions and self.in_dim <= _GRID_COORDINATES:
             raise UsageError(
                 f"with unified_positions a model with {self.in_dim} inputs a point would not see its input at "
-                "all: distances on the index grid stand for the place, and there is nothing else; switch "
+                "all: distances on the index grid replace the coordinates, and there is no other input; switch "
                 "unified_positions off, or give it a feature"
             )
 
@@ -225,8 +225,8 @@ class PerceiverConfig:
     """Sizes of a PerceiverIO; the defaults are those of the paper (C.3, Table 2: 1.93m parameters).
 
     Args:
-        in_dim: Numbers a point comes with; 3 for its coordinates.
-        out_dim: Numbers predicted at a point.
+        in_dim: Number of coordinates and features of a point; 3 for coordinates alone.
+        out_dim: Number of values predicted at a point.
         channels: C, width of the model (C.3: 128).
         num_blocks: Blocks of self-attention among the latents (C.3: 8).
         num_heads: H; it divides C (C.3: 8).
@@ -256,8 +256,8 @@ class LNOConfig:
     """Sizes of a latent neural operator; the defaults are those that give the paper's 762k parameters (Table 2).
 
     Args:
-        in_dim: Numbers a point comes with; 3 for its coordinates.
-        out_dim: Numbers predicted at a point.
+        in_dim: Number of coordinates and features of a point; 3 for coordinates alone.
+        out_dim: Number of values predicted at a point.
         channels: C, width of the model (C.3: 192 for elasticity, else 128).
         num_blocks: Blocks among the latents (C.3: 8 for pipe and airfoil, else 4; Table 2's count has 4 for these too).
         num_heads: H; it divides C.
@@ -285,18 +285,19 @@ class GNOTConfig:
     """Sizes of a GNOT; the defaults are those of the paper's comparison (Table 2: 4.87m parameters).
 
     Args:
-        in_dim: Numbers a point comes with; 3 for its coordinates.
-        out_dim: Numbers predicted at a point.
+        in_dim: Number of coordinates and features of a point; 3 for coordinates alone.
+        out_dim: Number of values predicted at a point.
         channels: C, width of the model.
         num_blocks: Blocks.
         num_heads: H; it divides C.
         num_experts: Networks that a gate weighs at each point.
         expert_ratio: Width of the experts' and gates' hidden layers over C.
-        flow: What a block gets. nsl, as in Neural-Solver-Library, whose GNOT the paper compared with: the same trunk in
-            every block, and what the block before returned as keys and values; or original, as in GNOT's own code: the
-            trunk goes from block to block, and keys and values stay the same.
-        unified_positions: Tell trunk and keys, in place of a point's numbers, its distances on the index grid to 8 × 8
-            places, as the published counts of Darcy, airfoil and pipe have it; the gates alone see the input then.
+        flow: Which inputs a block gets. nsl, as in Neural-Solver-Library, whose GNOT the paper compared with: the same
+            trunk in every block, and the output of the block before as keys and values; or original, as in GNOT's own
+            code: the trunk is the output of the block before, and keys and values stay the same.
+        unified_positions: Give trunk and keys, in place of the inputs of a point, its distances on the index grid to
+            8 × 8 reference positions, as the published counts of Darcy, airfoil and pipe have it; the gates alone see
+            the inputs then.
         grid_rows: Points of that grid along the first index, which varies slowest; without unified_positions 0.
         grid_columns: Points of that grid along the second.
         initial_deviation: As Transolver's.
@@ -326,8 +327,8 @@ class FlarePlusPlusConfig:
     """Sizes of a FLARE++ (arXiv:2608.11519); the defaults are those of its published LPBF launcher.
 
     Args:
-        in_dim: Numbers a point comes with; 3 for its coordinates.
-        out_dim: Numbers predicted at a point.
+        in_dim: Number of coordinates and features of a point; 3 for coordinates alone.
+        out_dim: Number of values predicted at a point.
         channels: C, width of the model.
         num_blocks: Blocks, each a mixer and a pointwise network.
         num_heads: H; it divides C.

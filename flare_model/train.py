@@ -69,21 +69,22 @@ def train(
         targets: Fields to predict, or components such as displacement_z; each counts alike in the loss.
         features: Input features in addition to coordinates: fields, or features of the shape (geometry: all of them).
         recipe: How to train.
-        seed: Seeds of weights and order; with several, one run each, in folders of their own.
+        seed: Seeds of first weights and of the order of cases; with several, one run for each, in a folder of its own.
         max_steps: Stop after so many steps; the schedule is cut to them.
         thin_to: Thin training cases to so many points, drawn at random in each epoch.
         symmetries: Show training cases mirrored along x and y and with both exchanged, drawn at random in each epoch;
             for targets that follow, such as displacements, where neither direction is preferred.
         validate_every: Epochs between validations.
         validate_steps: Steps between validations, in place of epochs.
-        judge_training: Training cases that are judged at each validation too, so that curves show both errors.
+        judge_training: Number of training cases whose error is computed at each validation too, so that the curves show
+            both errors.
         init: Checkpoint whose weights and normalisation the run starts from: a folder, an id on the hub, or "packaged",
             the model that comes with the package. Model, targets and features are those of the checkpoint, and must not
             be asked for otherwise.
         checkpoint_every: Steps between checkpoints to resume from.
-        num_workers: Processes that read ahead.
-        resident: Keep the training cases on the device, where batches are gathered and turned: the same batches,
-            several times as fast where a GPU waits for them; it takes 4 bytes for each number of each point.
+        num_workers: Number of processes that read batches ahead.
+        resident: Keep the training cases in the device's memory, and make batches there: the same batches, several
+            times as fast where a GPU waits for them. It takes 4 bytes for each number of each point.
         accelerator: Where to train.
         points_over: Processes that share the points of each case, so that cases fit which are too large for one GPU:
             `torchrun --nproc-per-node 8 -m flare_model.train --points_over 4 …` trains on two batches at a time, each
@@ -139,7 +140,7 @@ def _default_fields(point_schema: PointSchema, targets: list[str], features: lis
 
 
 def open_device(settings: Settings) -> tuple[Settings, Fabric, Precision]:
-    """Join the processes of a run, and settle its precision: what decides its numbers is what auto stands for here.
+    """Join the processes of a run, and replace the precision auto by the one that this device takes.
 
     Returns:
         The settings with that precision; the fabric, launched, and the precision of its arithmetic.
@@ -155,7 +156,7 @@ def open_device(settings: Settings) -> tuple[Settings, Fabric, Precision]:
 
 
 def _folders(out: Path, seeds: Sequence[int]) -> dict[int, Path]:
-    """Where each seed's run goes: into out itself, or one of several into a folder of its own within.
+    """Folder of each seed's run: `out` itself for a single seed, else `out/seed-<seed>`.
 
     Raises:
         UsageError: If the seeds are none or not different, or several would lie beside a single run.
@@ -190,7 +191,7 @@ def open_splits(settings: Settings) -> dict[str, Split]:
 
 
 def _check_varies(targets: Sequence[PointField], train: Split) -> None:
-    """Refuse targets that are all constant, and warn of single constant ones: there is nothing to learn of them."""
+    """Refuse a run whose targets are all constant; warn where some of them are."""
     columns = [column for target in targets for column in target.columns]
     found = {column: train.statistics[column] for column in columns}
     constant = [column for column, seen in found.items() if seen.minimum == seen.maximum]
@@ -204,7 +205,7 @@ def _check_varies(targets: Sequence[PointField], train: Split) -> None:
 
 
 def _say_zero(target: str, zero: Sequence[str], cases: int) -> None:
-    """Warn of cases without a relative error, which add nothing to the loss; refuse a split of nothing else."""
+    """Warn of cases without a relative error, which add nothing to the loss; refuse a split that has no other case."""
     advice = "leave them out of the data set, or train with --recipe.loss mse"
     where = f"{target} is zero everywhere in {len(zero)} of {cases} training cases, {zero[0]} among them"
     if len(zero) == cases:
@@ -253,7 +254,7 @@ def run_once(
 
 @contextmanager
 def _locked(settings: Settings, fabric: Fabric, folder: Path, about: dict[str, Any]) -> Iterator[None]:
-    """Hold the folder of the run for all its processes, and write down what begins there.
+    """Lock the folder of the run for all its processes, and write the run's configuration and provenance into it.
 
     Raises:
         UsageError: If another process trains into it, or began there meanwhile.
@@ -278,7 +279,7 @@ def _locked(settings: Settings, fabric: Fabric, folder: Path, about: dict[str, A
 
 
 def _write_start(folder: Path, settings: Settings, about: dict[str, Any]) -> None:
-    """Write the run's configuration and provenance; when it resumes, what differs: versions, code, machine, command."""
+    """Write the run's configuration and provenance; where it resumes, add what has changed: versions, code, machine."""
     import yaml
 
     path = folder / RUN_NAME
@@ -318,7 +319,7 @@ def _check_same_run(settings: Settings, about: dict[str, Any], folder: Path) -> 
 
 
 def _report(results: dict[int, dict[str, Any]], folders: dict[int, Path], out: Path, console: Console) -> None:
-    """Say what came out, with mean and standard deviation where there are several seeds."""
+    """Print the validation errors of the runs; mean and standard deviation too where there are several seeds."""
     for seed, result in results.items():
         words = [f"{name} {'–' if e is None else format(e, '.4f')}" for name, e in result["validation"].items()]
         errors = ", ".join(words) or "no validation split"

@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser
 
 from lpbf_data.console import prepare_streams, say
 from lpbf_data.errors import LpbfError
-from lpbf_data.extras import check_extra
+from lpbf_data.extras import check_extra, script_of
 from lpbf_data.option_errors import described_error
 
 _SPINS: Final = "3000"
@@ -68,8 +68,9 @@ def make_parser(
     # Names of types that are left to it, jsonargparse looks for by importing all that is imported for type checking.
     function.__annotations__ = get_type_hints(function)
     summary = (function.__doc__ or "").strip().partition("\n")[0]
-    if positional:
-        summary += f" Call it as: {command} {' '.join(name.upper() for name in positional)} [options]"
+    script = script_of(command)
+    if script is not None:
+        summary += f" The same as: {command}." if positional else f" Installed as {script} too."
     parser = ArgumentParser(prog=command, description=summary, exit_on_error=False, allow_abbrev=False)
     come_along = f", or from one that comes along: {', '.join(configurations)}" if configurations else ""
     parser.add_argument(
@@ -83,8 +84,20 @@ def make_parser(
             action.metavar = f"{action.dest.rpartition('.')[2].upper()} ..."
             action.option_strings = [name for name in action.option_strings if not name.endswith("+")]
         elif _is_switch(action):
-            action.metavar = ""
+            action.metavar = "false" if action.default else ""  # what may follow it, and changes something
+    if positional:
+        _describe_positional(parser, script or command, positional)
     return parser
+
+
+def _describe_positional(parser: ArgumentParser, command: str, positional: Sequence[str]) -> None:
+    """Let usage and help show parameters that need no name first, and their options as another way to give them."""
+    shown = []
+    for name in positional:
+        action = next(action for action in parser._actions if action.dest == name)
+        shown.append(str(action.metavar or name.upper()))
+        action.help = f"The {name.upper()} of the usage above, where --{name} is left out. {action.help}"
+    parser.usage = f"{command} {' '.join(shown)} [options]"
 
 
 def _expand(parser: ArgumentParser, words: Sequence[str], positional: Sequence[str] = ()) -> list[str]:

@@ -1,8 +1,8 @@
 """What commands say on the screen: one console, one kind of progress, and signs that the output can carry.
 
 Text appears as it is: no markup, emoji or highlighting is read into paths, ids and messages. Without a terminal,
-progress is a line every tenth of the work instead of a bar. Where the encoding of the output lacks a sign, another
-stands for it.
+progress is printed as lines instead of a bar: each tenth of the work, and of long work each twentieth. Where the
+encoding of the output lacks a sign, a similar one is printed instead.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
@@ -30,8 +31,14 @@ _STAND_INS: Final = {
     "„": '"', "«": '"', "»": '"', "•": "*", "Σ": "Sum ", "∞": "inf", "√": "sqrt ", "\N{NO-BREAK SPACE}": " ",
     "\N{NARROW NO-BREAK SPACE}": " ", "\N{THIN SPACE}": " ", "ß": "ss", "█": "#", "✓": "ok", "✗": "x",
 }  # fmt: skip
+_MAX_REMARK: Final = 240
+"""Characters of a remark on one line; the examples of a longer one have lines of their own."""
+
 _LINE_EVERY: Final = 30.0
 """Seconds between lines of progress where the amount of work isn't known."""
+
+_LONG: Final = 60.0
+"""Seconds after which long work says more than each tenth: that it began, and each twentieth."""
 
 
 def _stand_in(sign: str) -> str:
@@ -98,7 +105,11 @@ class Progress(Protocol):
 
 
 class ProgressLines:
-    """Progress for logs: a line on stderr for every tenth of the work, every half minute where its amount isn't known.
+    """Progress for logs: lines on stderr.
+
+    There is a line for each tenth of the work. Of long work there is one after the first minute, and one for each
+    twentieth that comes a minute or more after the last line. Where the amount of work isn't known, there is a line
+    each half minute.
 
     Args:
         total: The amount of work; None where it isn't known.
@@ -114,10 +125,20 @@ class ProgressLines:
         self._figures: dict[str, Any] = {}
         self._started = self._said_at = time.monotonic()
         self._said = initial
-        self._tenths = self._tenth()
+        self._tenths, self._twentieths = self._shares()
 
-    def _tenth(self) -> int:
-        return self.done * 10 // self.total if self.total else 0
+    def _shares(self) -> tuple[int, int]:
+        """Whole tenths and twentieths of the work that are done; 0 where its amount isn't known."""
+        return (self.done * 10 // self.total, self.done * 20 // self.total) if self.total else (0, 0)
+
+    def _is_due(self, tenths: int, twentieths: int, since_last: float) -> bool:
+        """Whether there is something new to say, some seconds after the last line or the start."""
+        if not self.total:
+            return since_last >= _LINE_EVERY
+        if tenths > self._tenths:
+            return True
+        is_first = self._said_at == self._started
+        return since_last >= _LONG and (is_first or twentieths > self._twentieths)
 
     def __enter__(self) -> Self:
         return self
@@ -129,11 +150,11 @@ class ProgressLines:
             self._say()
 
     def update(self, n: int = 1, /) -> None:
-        """So much more is done; a line is printed where it fills a tenth."""
+        """So much more is done; a line is printed where one is due."""
         self.done += n
-        tenths, now = self._tenth(), time.monotonic()
-        if tenths > self._tenths or (self.total is None and now - self._said_at >= _LINE_EVERY):
-            self._tenths, self._said_at = tenths, now
+        (tenths, twentieths), now = self._shares(), time.monotonic()
+        if self._is_due(tenths, twentieths, now - self._said_at):
+            self._tenths, self._twentieths, self._said_at = tenths, twentieths, now
             self._say()
 
     def set_postfix(self, **figures: Any) -> None:
@@ -153,7 +174,7 @@ class ProgressLines:
 
 
 def progress(total: int | None, desc: str, unit: str, *, initial: int = 0, shown: bool = True) -> Progress:
-    """Progress of a piece of work: a bar on a terminal, a line every tenth elsewhere.
+    """Progress of a piece of work: a bar on a terminal, lines elsewhere (`ProgressLines`).
 
     Args:
         total: The amount of work; None where it isn't known.
@@ -186,14 +207,24 @@ def follow(things: Iterable[T], total: int | None, desc: str, unit: str) -> Iter
 
 
 def print_remarks(remarks: Iterable[Remark], console: Console) -> None:
-    """Print what was left out, changed, guessed or repaired, one line a kind, as every command does when it is done.
+    """Print what was left out, changed, guessed or repaired, as every command does when it is done.
+
+    Each kind is one line; where that would be very long, its examples follow on indented lines of their own.
 
     Args:
         remarks: What was remarked; equal ones are printed once, with the number of occurrences.
         console: Where to print.
     """
     for remark in merge_remarks(remarks):
-        console.print(f"note: {remark.count:,} {remark}", style=None)
+        lines = [f"note: {remark.with_count}"]
+        if len(lines[0]) > _MAX_REMARK and remark.examples:
+            more = ("…",) if remark.count > len(remark.examples) else ()
+            lines = [
+                f"note: {replace(remark, examples=()).with_count}:",
+                *(f"  {one}" for one in remark.examples + more),
+            ]
+        for line in lines:
+            console.print(line, style=None)
 
 
 def say(sentence: str) -> None:

@@ -25,8 +25,33 @@ MODULES_OF_EXTRAS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 )
 """Modules that an extra installs, by the name of the extra; without those that have a substitute (Fabric, Triton)."""
 
-_EXTRA_OF_MODULE: Final = {"pipelines": "pipelines", "flare_model": "model", "flare_model.serve": "serve"}
-"""The extra of a package's commands, and of a single command that needs another one."""
+_EXTRA_OF_MODULE: Final[Mapping[str, str | None]] = MappingProxyType(
+    {"pipelines": "pipelines", "pipelines.verify": None, "flare_model": "model", "flare_model.serve": "serve"}
+)
+"""The extra of a package's commands, and of a single command that needs another one, or None."""
+
+_SCRIPTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "flare_model": "compensate evaluate predict release serve spectrum train",
+        "pipelines": "build calibrate pack publish report simulate unpack verify",
+    }
+)
+"""Modules of each package that are installed as `lpbf-<module>` too."""
+
+
+def script_of(command: str) -> str | None:
+    """The program that is installed for a command; None where there is none.
+
+    Args:
+        command: How the module is called.
+
+    >>> script_of("python -m flare_model.predict"), script_of("python -m flare_model.models")
+    ('lpbf-predict', None)
+    """
+    package, _, name = command.rpartition(" ")[2].partition(".")
+    if (package, name) == ("pipelines", "compensate"):
+        return "lpbf-compensate-simulated"
+    return f"lpbf-{name}" if name in _SCRIPTS.get(package, "").split() else None
 
 
 def how_to_install(extra: str) -> str:
@@ -48,7 +73,7 @@ def check_extra(command: str) -> None:
         UsageError: If modules of the command's extra aren't installed; it says what to install.
     """
     module = command.rpartition(" ")[2]
-    extra = _EXTRA_OF_MODULE.get(module) or _EXTRA_OF_MODULE.get(module.partition(".")[0])
+    extra = _EXTRA_OF_MODULE.get(module, _EXTRA_OF_MODULE.get(module.partition(".")[0]))
     missing = [name for name in MODULES_OF_EXTRAS.get(extra or "", ()) if find_spec(name) is None]
     if missing:
         raise UsageError(

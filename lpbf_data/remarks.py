@@ -60,8 +60,18 @@ class Remark:
         return ", ".join(self.examples) + (", …" if self.count > len(self.examples) > 0 else "")
 
     def __str__(self) -> str:
-        """The remark on one line, as commands print it."""
+        """The remark on one line, without the number of occurrences."""
         return f"{self.treated}: {self.sentence}" + (f" ({self.where})" if self.where else "")
+
+    @property
+    def with_count(self) -> str:
+        """The remark on one line, with the number of occurrences where there are several.
+
+        >>> Remark(Treatment.LEFT_OUT, "ignored_files", "hidden files", count=66, examples=("a/._b",)).with_count
+        'left out, 66 in all: hidden files (a/._b, …)'
+        """
+        found = str(self)
+        return found if self.count == 1 else f"{self.treated}, {self.count:,} in all{found.removeprefix(self.treated)}"
 
     def as_dict(self) -> dict[str, object]:
         """The remark as JSON takes it."""

@@ -68,7 +68,8 @@ def simulate(
             results); by default what a material's file says.
         families: Families of parts to draw from.
         draw: Choose parts by their simulation: published (heights, displacements and aspect ratios as in the published
-            data set) or balanced (about half of the parts clear of the blade); by default parts are taken as planned.
+            data set) or balanced (about half of the parts without recoater interference); by default parts are taken as
+            planned.
         parts_of: Output of an earlier simulation with a draw: mesh its first parts with other numbers of points.
         stl: Surface files (STL, OBJ, PLY, OFF, 3MF) to simulate instead of drawn parts, a case a body; they must be
             watertight.
@@ -267,7 +268,7 @@ def print_outcomes(
         table.add_row(f"    {criterion}", f"{count:,}")
     if clear := [one for one in completed if one.candidate is not None]:
         share = sum(not one.recoater_interference for one in clear) / len(clear)
-        table.add_row("clear of the blade", f"{share:.0%}")
+        table.add_row("without recoater interference", f"{share:.0%}")
     table.add_row("points", f"{sum(outcome.num_points for outcome in completed):,}")
     console.print(table)
     for outcome in [one for one in failed if not one.asked_for][:_EXAMPLES]:

@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -377,12 +378,15 @@ def verify(data: str, *, workers: int | None = None, scheduler: str | None = Non
 
     Args:
         data: The data set: a folder, or a URL that fsspec reads, such as s3://bucket/lpbf or hf://datasets/user/name.
-        workers: Worker processes on this machine, one a core by default; 0 works in this process.
+        workers: Worker processes on this machine, one a core by default; 0 works in this process, which is the default
+            where Dask (of the extra pipelines) isn't installed.
         scheduler: Address of a running Dask scheduler to use instead.
 
     Returns:
         Exit status: 0 when it is sound, 1 otherwise.
     """
+    if workers is None and scheduler is None and find_spec("distributed") is None:
+        workers = 0
     resources = Resources(workers, scheduler)
     from rich.table import Table
 

@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from lpbf_data.extras import MODULES_OF_EXTRAS
+from lpbf_data.extras import MODULES_OF_EXTRAS, script_of
 
 ROOT: Final = Path(__file__).parents[1]
 PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -141,7 +141,7 @@ __import__(module, fromlist=["main"]).main()
 """
 
 
-@pytest.mark.parametrize("script", PROJECT["scripts"])
+@pytest.mark.parametrize("script", sorted(PROJECT["scripts"].keys() - {"lpbf-verify"}))
 def test_commands_say_which_extra_they_need(script: str) -> None:
     module = PROJECT["scripts"][script].partition(":")[0]
     extra = "serve" if module == "flare_model.serve" else "pipelines" if module.startswith("pipelines.") else "model"
@@ -161,6 +161,41 @@ def test_commands_say_which_extra_they_need(script: str) -> None:
         f"python -m pip install 'lpbf-flare[{extra}]', in a clone -c constraints.txt '.[{extra}]'\n"
     )
     assert called("--help").returncode == 0
+
+
+def test_verifying_needs_no_extra(small_dataset: Path) -> None:
+    """In this process; several need Dask, which is said."""
+    missing = sorted({module for modules in MODULES_OF_EXTRAS.values() for module in modules})
+
+    def called(missing: list[str], workers: str | None) -> subprocess.CompletedProcess[str]:
+        words = [str(small_dataset), *(("--workers", workers) if workers else ())]
+        asked = json.dumps([missing, "pipelines.verify", words])
+        return subprocess.run(
+            [sys.executable, "-c", WITHOUT_EXTRAS, asked], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    without, complete = called(missing, None), called([], "0")
+    assert without.stdout == complete.stdout
+    assert without.returncode == complete.returncode
+    refused = called(missing, "2")
+    assert refused.returncode == 1
+    assert "needs Dask, which isn't installed: python -m pip install 'lpbf-flare[pipelines]'" in refused.stderr
+
+
+def test_a_model_without_its_extra_says_what_to_install() -> None:
+    """As an ImportError, which is what a program that can do without it catches."""
+    program = f"import sys; sys.modules |= dict.fromkeys({['safetensors']}); from flare_model import from_pretrained"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: flare_model.from_pretrained needs safetensors, which isn't installed: "
+        "python -m pip install 'lpbf-flare[model]', in a clone -c constraints.txt '.[model]'"
+    )
+    assert done.stderr.count("Traceback") == 1
+
+
+def test_scripts_are_known_to_the_help() -> None:
+    for script, entry in PROJECT["scripts"].items():
+        assert script_of(f"python -m {entry.removesuffix(':main')}") == script
 
 
 def test_one_missing_package_is_named() -> None:

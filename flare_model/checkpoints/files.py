@@ -36,10 +36,10 @@ class Usage:
     """How to use a bare model in physical units: normalisation, targets, input features, envelope of its training.
 
     Attributes:
-        normalisation: How units become what the model sees, and back.
-        targets: Names of what it predicts.
+        normalisation: Scales and shifts between physical units and the numbers that the model takes and returns.
+        targets: Names of the fields or components that it predicts.
         features: Names of its input features: fields of the data set, and features of the shape.
-        envelope: Envelope of its training data, where known.
+        envelope: Ranges of points, height and aspect ratio of its training parts, and their materials, where known.
         point_schema: Coordinates and fields of the data set that it was trained on; None where that is one of printed
             parts. Called `points` in config.json.
     """
@@ -52,12 +52,12 @@ class Usage:
 
     @property
     def target_fields(self) -> tuple[PointField, ...]:
-        """What it predicts."""
+        """Fields or components that it predicts, in the order of its output."""
         return resolve_targets(self.targets, "the checkpoint", self.point_schema)
 
     @property
     def feature_fields(self) -> tuple[PointField, ...]:
-        """Its input features."""
+        """Its input features, in the order of its input."""
         return resolve_inputs(self.features, "the checkpoint", self.point_schema)
 
     @property
@@ -119,7 +119,7 @@ class Description:
 
 
 def encode_weights(weights: Mapping[str, Tensor]) -> bytes:
-    """Weights as safetensors; those that share their memory, as tied ones do, are stored under each of their names."""
+    """Weights as safetensors; tied weights, which share memory, are stored under each of their names."""
     apart = {name: values.detach().cpu().clone().contiguous() for name, values in weights.items()}
     return safetensors.torch.save(apart)
 
@@ -143,7 +143,11 @@ def write_checkpoint(folder: Path, weights: Mapping[str, Tensor], description: D
 
 
 def _content_of(description: Description) -> dict[str, Any]:
-    """As JSON; what printed parts don't need is left unsaid, so that earlier versions open what this one writes."""
+    """A description as JSON.
+
+    For printed parts, keys that only other data sets need are left out, so that earlier versions of this package, which
+    don't know these keys, can open the checkpoint.
+    """
     content = asdict(description)
     if (usage := description.usage) is not None:
         content["usage"].pop("point_schema")

@@ -39,7 +39,7 @@ model = {{ loader }}{{ method }}("{{ repo_id | default('path/or/hub-id', true) }
 
 
 def seeds_of(checkpoint: str) -> list[str]:
-    """The checkpoints that a name stands for: itself, or one a seed where it is a folder of several runs."""
+    """Checkpoints that a name refers to: the name itself, or a folder for each seed where several were trained."""
     folders = sorted(Path(checkpoint).glob(f"seed-*/{CONFIG_NAME}")) if Path(checkpoint).is_dir() else []
     if folders and not (Path(checkpoint) / CONFIG_NAME).exists():
         return [str(path.parent) for path in folders]
@@ -70,7 +70,7 @@ def fetch_checkpoint(name: str, **download: Any) -> Path:
         raise StoreError(
             f"{name} is neither a folder nor a model on the Hugging Face hub that can be reached "
             f"({str(error).splitlines()[0]}); the model that comes with the package is called {PACKAGED_NAME}"
-        ) from error
+        ) from None  # whose traceback would show three errors of the connection first
 
 
 _PRINTED: Final = "laser powder bed fusion"
@@ -85,7 +85,7 @@ class Pretrained(
 ):
     """A module that can be saved, loaded and shared through the Hugging Face hub; `push_to_hub` comes with it.
 
-    What is written is the checkpoint of [checkpoint][flare_model.checkpoints.files], whichever way it is written.
+    The files are those of [checkpoints on disk][flare_model.checkpoints.files], on the hub too.
     """
 
     @abstractmethod
@@ -94,7 +94,7 @@ class Pretrained(
 
     @abstractmethod
     def stored_weights(self) -> dict[str, Tensor]:
-        """What to store."""
+        """Weights to store, by name."""
 
     @classmethod
     @abstractmethod
@@ -129,9 +129,10 @@ class Pretrained(
             targets = ", ".join(description.usage.targets)
             about = f"Predicts {targets} at the points of a part made by laser powder bed fusion; points in mm."
             if (point_schema := description.usage.point_schema) is not None:
-                with_features = f", told {', '.join(description.usage.features)}" if description.usage.features else ""
+                names = ", ".join(description.usage.features)
+                from_features = f" from the features {names}" if names else ""
                 coordinates = ", ".join(point_schema.coordinates)
-                about = f"Predicts {targets} at points of {point_schema.name} ({coordinates}){with_features}."
+                about = f"Predicts {targets} at points of {point_schema.name} ({coordinates}){from_features}."
             words |= {"about": about, "loader": "from_pretrained", "method": ""}
         details = json.dumps({"model": dict(description.model.init_args), "origin": dict(description.origin)}, indent=1)
         card = super().generate_model_card(*args, **words, details=f"```json\n{details}\n```", **kwargs)

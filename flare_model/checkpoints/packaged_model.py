@@ -11,7 +11,7 @@ PACKAGED_FOLDER: Final = Path(__file__).parents[1] / "pretrained"
 """Weights, configuration, intervals, risk, quantiles of the training set, and the card."""
 
 PACKAGED_NAME: Final = "packaged"
-"""What commands call it, where no folder has that name."""
+"""Its name in options such as --init, unless the working directory has a folder of that name."""
 
 
 def packaged_checkpoint() -> str:
@@ -29,9 +29,10 @@ def packaged_checkpoint() -> str:
 
 
 def is_packaged(checkpoint: str | Path) -> bool:
-    """Whether a checkpoint is the model that comes with the package, by folder or name; nothing is written there.
+    """Whether a checkpoint, given by folder or name, is the model that comes with the package.
 
-    A folder of that name in the working directory goes first.
+    Commands write nothing into its folder. Where the working directory has a folder of the same name, the name means
+    that folder.
     """
     named = str(checkpoint) == PACKAGED_NAME and not Path(checkpoint).is_dir()
     return named or Path(checkpoint).resolve() == PACKAGED_FOLDER.resolve()

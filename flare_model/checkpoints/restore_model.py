@@ -1,4 +1,4 @@
-"""A checkpoint's model, made anew and given its weights; a class of another package only where it is trusted."""
+"""Building the model of a checkpoint and loading its weights; classes of other packages only if they are trusted."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def restore_model(
 
     Args:
         weights: Its weights.
-        spec: What it is.
-        folder: Where it came from, for errors.
+        spec: Class and arguments of the model.
+        folder: Folder of the checkpoint, for errors.
         trust: Class path of a model outside of this package that may be imported and made.
 
     Returns:
@@ -38,7 +38,8 @@ def restore_model(
             f"it runs its code, so it must be trusted by name: --trust {spec.class_path}"
         )
     if spec.is_shipped:
-        # Shapes first, without memory: a configuration that lies must not allocate what its weights don't fill.
+        # Shapes are compared first, on a model without memory: a forged configuration of a huge model would otherwise
+        # fill the memory.
         _check_shapes(built_without_memory(spec), weights, folder)
     with torch.random.fork_rng(devices=[]):
         model = spec.build()
@@ -54,9 +55,10 @@ def built_without_memory(spec: ModelSpec) -> nn.Module:
 
 
 class _SkipInitialisation(TorchFunctionMode):
-    """Leaves weights as they are where a model would be given fresh ones.
+    """Skips the initialisation of weights while a model is built.
 
-    Tensors without memory take no numbers, and to draw normal ones for them PyTorch imports its compiler, a second.
+    Tensors without memory hold no numbers, and to draw normal ones for them PyTorch would import its compiler, which
+    takes a second.
     """
 
     def __torch_function__(  # type: ignore[no-untyped-def]

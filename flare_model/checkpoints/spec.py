@@ -96,8 +96,8 @@ class ModelSpec:
         Where the constructor, or a dataclass among its arguments, takes `in_dim` or `out_dim`, they are set.
 
         Args:
-            in_dim: Numbers a point comes with.
-            out_dim: Numbers to predict at a point.
+            in_dim: Number of coordinates and features of a point.
+            out_dim: Number of values to predict at a point.
         """
         numbers = dict(zip(_DIMENSIONS, (in_dim, out_dim), strict=True))
         arguments = dict(self.init_args)
@@ -110,7 +110,7 @@ class ModelSpec:
         return ModelSpec(self.class_path, arguments)
 
     def stated_numbers(self) -> dict[str, int]:
-        """What the arguments themselves say of `in_dim` and `out_dim`.
+        """`in_dim` and `out_dim`, as far as the arguments state them.
 
         A number that is the default of the model counts as not stated: command lines spell out every default.
         """
@@ -135,11 +135,11 @@ class ModelSpec:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """The same as options: without the numbers that data and target give."""
+        """The given arguments without `in_dim` and `out_dim`, which follow from the data set and the targets."""
         return {"class_path": self.class_path, "init_args": _without_dimensions(self.init_args)}
 
     def spelled_out(self) -> dict[str, Any]:
-        """All arguments, defaults included, without the numbers that data and target give."""
+        """All arguments, defaults included, without `in_dim` and `out_dim`, which follow from data set and targets."""
         spelled = self._defaults()
         for name, value in self.init_args.items():
             below = spelled.get(name)
@@ -148,7 +148,7 @@ class ModelSpec:
         return _without_dimensions(spelled)
 
     def differing(self, other: ModelSpec) -> list[str]:
-        """What was asked for, other than the defaults, and is not so in another model of the same class."""
+        """Arguments that are no defaults and differ from another model's of the same class, as texts "other → own"."""
         mine, theirs, defaults = (_flat(a) for a in (self.spelled_out(), other.spelled_out(), self._defaults()))
         stated = {name: value for name, value in mine.items() if name not in defaults or value != defaults[name]}
         return [f"--model.{n}: {theirs.get(n)} → {value}" for n, value in stated.items() if theirs.get(n) != value]
@@ -225,7 +225,7 @@ def spec_of(model: nn.Module) -> ModelSpec:
 
 
 def split_execution(spec: ModelSpec) -> tuple[ModelSpec, str | None]:
-    """Set apart how a model of this package was computed, which earlier versions named among its sizes.
+    """Separate the implementation of a model's mixing, which earlier versions stored among its sizes.
 
     Args:
         spec: As an earlier version may have written it.
@@ -354,4 +354,4 @@ def _class_in_file(path: str) -> str | None:
             content = yaml.safe_load(file)
         return str(content["model"]["class_path"])
     except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return None  # The parser has the better words for a file that can't be read.
+        return None  # The parser says more precisely why a file can't be read.

@@ -1,4 +1,4 @@
-"""A model between its normalisations: millimetres in, physical units out."""
+"""A model together with its normalisation: points in mm in, predictions in physical units out."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from lpbf_data.errors import SchemaError, UsageError
 
 
 class Surrogate(nn.Module, Pretrained):
-    """A model with what is needed to use it.
+    """A model with all that is needed to use it in physical units.
 
     Args:
-        model: Any model that keeps to [protocol][flare_model.models.contract].
-        usage: Its normalisations, targets and features.
-        spec: How it was made; found out for the models of this package.
-        origin: How it came about.
+        model: Any model that keeps to the [contract][flare_model.models.contract].
+        usage: Its normalisation, targets and features.
+        spec: Its class and arguments; found by itself for the models of this package.
+        origin: Origin of the weights, which checkpoints keep: data set, steps, errors, versions.
     """
 
     point_scale: Tensor
@@ -53,7 +53,7 @@ class Surrogate(nn.Module, Pretrained):
     ) -> Tensor:
         """Predict the targets in physical units.
 
-        Arrays and tensors may lie anywhere; they go where the model is.
+        NumPy arrays, and tensors on any device, are taken; they are copied to the model's device.
 
         Args:
             points: Points in mm, [ΣN, 3], of any type; [B, N, 3] where the model takes padded meshes. For a data set
@@ -63,7 +63,7 @@ class Surrogate(nn.Module, Pretrained):
             mask: True where a point exists, [B, N]; for padded meshes.
 
         Returns:
-            [ΣN, T] or [B, N, T], float32, where the model is.
+            [ΣN, T] or [B, N, T], float32, on the model's device.
 
         Raises:
             UsageError: If points have another number of coordinates than in training, a forward-mode derivative is
@@ -84,12 +84,12 @@ class Surrogate(nn.Module, Pretrained):
                 raise
             raise UsageError(
                 "PyTorch's attention has no forward-mode derivative (jvp, jacfwd, hessian): take jacrev or grad, or "
-                'let FLARE mix written out, flare_model.layers.mixer.mix_by(surrogate.model, "reference")'
+                'compute FLARE by explicit matrices: flare_model.layers.mixer.mix_by(surrogate.model, "reference")'
             ) from error
         return normalised.float() * self.target_std + self.target_mean
 
     def scaled_points(self, points: Tensor) -> Tensor:
-        """Points as the model sees them, [..., d], of points in their unit on its device.
+        """Points scaled as the model takes them, [..., d], from points in their unit on the model's device.
 
         Raises:
             UsageError: If they have another number of coordinates than those that it was trained on.
@@ -113,7 +113,7 @@ class Surrogate(nn.Module, Pretrained):
             )
 
     def _taken(self, values: Any, name: str, exists: Tensor | None) -> Tensor:
-        """Values as a tensor of the model's type where the model is."""
+        """Values as a tensor of the model's type on its device; refused where they aren't finite."""
         given = torch.as_tensor(values)
         if not self.training and _can_be_read(given) and not _is_finite(given):
             where = None if exists is None else exists.numpy(force=True)
@@ -122,7 +122,7 @@ class Surrogate(nn.Module, Pretrained):
         return given.to(self.point_scale)
 
     def description(self) -> Description:
-        """What a checkpoint says of it."""
+        """Description that a checkpoint stores."""
         return Description(self.spec, self.usage, self.origin)
 
     def stored_weights(self) -> dict[str, Tensor]:
@@ -160,7 +160,7 @@ def _is_finite(values: Tensor) -> bool:
 
 
 def _numbers(values: Tensor) -> NDArray[np.float64]:
-    """The numbers of a tensor; inside `torch.func.grad` it has no memory of its own, and is asked one by one."""
+    """The numbers of a tensor, read one by one inside `torch.func.grad`, where it can't be read as a whole."""
     try:
         return values.double().numpy(force=True)
     except RuntimeError:
@@ -168,7 +168,7 @@ def _numbers(values: Tensor) -> NDArray[np.float64]:
 
 
 def _check_fit(spec: ModelSpec, usage: Usage, folder: Path) -> None:
-    """Refuse a checkpoint whose normalisation is of other targets or features than it names, or its model of others."""
+    """Refuse a checkpoint whose normalisation or model has other numbers of targets or features than it names."""
     num_targets, num_features = (sum(t.width for t in named) for named in (usage.target_fields, usage.feature_fields))
     norm, coordinates = usage.normalisation, 3 if usage.point_schema is None else len(usage.point_schema.coordinates)
     wanted = {
@@ -192,7 +192,7 @@ def _check_fit(spec: ModelSpec, usage: Usage, folder: Path) -> None:
 
 
 def _contradict(stated: Mapping[str, Any], fitting: Mapping[str, Any]) -> bool:
-    """Whether arguments that are stated differ from those that fit; what isn't stated is the model's own default."""
+    """Whether stated arguments differ from fitting ones; an argument that isn't stated has the model's default."""
     return any(
         _contradict(value, fitting[name]) if isinstance(value, Mapping) else value != fitting[name]
         for name, value in stated.items()
@@ -200,9 +200,9 @@ def _contradict(stated: Mapping[str, Any], fitting: Mapping[str, Any]) -> bool:
 
 
 def results_folder(checkpoint: str, kind: str) -> Path:
-    """Default folder of results about a checkpoint: in its own folder, or in the working directory.
+    """Default folder of results about a checkpoint: within the checkpoint's folder.
 
-    The latter for one from the hub, and for the package's own.
+    For a checkpoint from the hub, and for the model that comes with the package, it is in the working directory.
 
     >>> results_folder("someone/model", "evaluation").as_posix()
     'someone--model/evaluation'

@@ -22,7 +22,7 @@ class AuxiliaryFile:
         name: File name.
         version_key: Key of the version in its content.
         version: The version that is written and read.
-        problem_and_advice: What stands before and after the reason in the error about a file that can't be read.
+        problem_and_advice: Words before and after the reason in the error message about a file that can't be read.
     """
 
     name: str
@@ -35,7 +35,7 @@ class AuxiliaryFile:
         write_json(folder / self.name, {self.version_key: self.version, **content})
 
     def read(self, folder: Path, parse: Callable[[Mapping[str, Any]], Content]) -> Content | None:
-        """What the file of a checkpoint holds; None where there is none.
+        """Read the file of a checkpoint; None where there is none.
 
         Args:
             folder: Folder of the checkpoint.

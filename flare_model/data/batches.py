@@ -26,7 +26,7 @@ class Batch:
         features: Input features, [ΣN, F]; None where there are none.
         targets: Targets, [ΣN, T].
         offsets: First point of each case and the end of the last, [B + 1]; on the host, so that reading it waits for
-            no device. A filled batch has a mesh more, which is no case.
+            no device. A filled batch (`filled`) has one mesh more, which is no case.
         case_ids: Case ids.
     """
 

@@ -44,12 +44,13 @@ class ColumnInterval:
     """The interval of one column.
 
     Attributes:
-        coefficients: Of the logarithm of the scale in what `regressors` returns, [K]; empty for a scale of 1.
-        point: Half-width at a point over its scale.
-        part: Half-width of the part's extreme over the part's scale, the geometric mean of those at its points; of a
-            displacement that is its size, whatever its direction.
+        coefficients: Coefficients of the logarithm of the scale, one for each column of `regressors`, [K]; empty for a
+            scale of 1 everywhere.
+        point: Half-width at a point divided by the scale at that point.
+        part: Half-width for the part's extreme value divided by the part's scale, which is the geometric mean of the
+            scales at its points. The extreme of a displacement is taken by its absolute value.
         constant: Half-width at a point if it were the same everywhere, in the column's unit.
-        peaks: Of a displacement, name of a peak (`peaks_of`) to its half-width over the part's scale.
+        peaks: For displacements, name of a peak (`peaks_of`) to its half-width divided by the part's scale.
     """
 
     coefficients: tuple[float, ...]
@@ -65,12 +66,12 @@ class Intervals:
 
     Attributes:
         level: Share of points, and of parts, that they hold for, in parts like those of the validation split.
-        weights_sha256: The weights that they were made for.
+        weights_sha256: SHA-256 of the file of weights that they were made for.
         columns: Column to its interval; of parts with at most LARGE_PART_POINTS points where `large` holds those of
             larger ones.
         designs: Validation designs that they come from.
-        large: The same of parts with more than LARGE_PART_POINTS points; empty where there were too few validation
-            designs of such parts.
+        large: Column to its interval for parts with more than LARGE_PART_POINTS points; empty where there were too few
+            validation designs of such parts.
     """
 
     level: float
@@ -94,7 +95,7 @@ class Intervals:
 
 
 def scale_of(coefficients: tuple[float, ...], inputs: NDArray[np.floating]) -> Values:
-    """Scale at every point, [N]: the exponential of a sum; 1 without coefficients."""
+    """Scale at every point, [N]: the exponential of coefficients times inputs; 1 without coefficients."""
     if not coefficients:
         return np.ones(len(inputs))
     scales: Values = np.exp(np.clip(inputs @ np.array(coefficients), -50.0, 50.0))
@@ -161,7 +162,7 @@ def extreme_of(column: str, values: NDArray[np.floating]) -> float:
 
 
 def extreme_error(column: str, predicted: float, true: float) -> float:
-    """How far off the extreme of a part is; of a displacement its size counts, as either direction may be the larger.
+    """Error of a part's predicted extreme value; displacements are compared by their absolute values.
 
     >>> extreme_error("displacement_x", -0.31, 0.3) < 0.011, extreme_error("build_clearance_min", 90.0, 70.0)
     (True, 20.0)
@@ -178,8 +179,9 @@ def peaks_of(values: Mapping[str, NDArray[np.floating]]) -> dict[str, dict[str, 
         values: Column to values at the points, [N].
 
     Returns:
-        Column to peak to value. Sideways, the size in the plane of the plate, stands with displacement_x, whose scale
-        its interval has.
+        Column to name of the peak to value: "largest" and "least" for each displacement, and for displacement_x also
+        "sideways", the length of the displacement in the plane of the plate, whose interval takes the scale of
+        displacement_x.
     """
     found = {
         name: {"largest": float(of.max()), "least": float(of.min())}

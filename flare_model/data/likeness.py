@@ -33,7 +33,7 @@ QUANTILE_LEVELS: Final = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 _RARE_LEVELS: Final = (0.01, 0.99)
 _USUAL_SHARE: Final = 0.95
-_SLACK: Final = 0.02  # of the range seen: a hundredth of a millimetre beyond the largest part is no other kind of part
+_SLACK: Final = 0.02  # of the range seen in training, by which a value may lie beyond it and still count as seen
 
 DESCRIPTORS: Final[Mapping[str, tuple[str, str]]] = {
     "width": ("width", "mm"),
@@ -161,7 +161,7 @@ class TrainingShapes:
         quantiles: Name of `DESCRIPTORS` to its quantiles at `QUANTILE_LEVELS`.
         usual_rarities: Number of descriptors beyond the 1 % or 99 % quantile that 95 % of the training parts don't
             exceed.
-        weights_sha256: The weights that were trained on them.
+        weights_sha256: SHA-256 of the file of weights that were trained on them.
     """
 
     parts: int
@@ -183,7 +183,7 @@ class TrainingShapes:
         """How similar to the training parts a part is.
 
         Args:
-            shape: What `describe_shape` says of it.
+            shape: Its descriptors, from `describe_shape`.
         """
         reasons = []
         for name, quantiles in self.quantiles.items():
@@ -199,7 +199,7 @@ class TrainingShapes:
 
 
 def write_training_shapes(folder: Path, shapes: TrainingShapes) -> None:
-    """Write it into the folder of its checkpoint."""
+    """Write the distribution of shapes into the folder of its checkpoint."""
     _FILE.write(folder, {"levels": QUANTILE_LEVELS, **asdict(shapes)})
 
 

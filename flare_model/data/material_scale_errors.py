@@ -17,6 +17,8 @@ ERRORS: Final[Mapping[str, tuple[float, float]]] = {
     "strain": (1.06, 1.47),
     "at once": (0.55, 0.97),
 }
-"""By what differs from the training: errors of displacements (L2) and of what the least clearance loses, over what the
-scale gives, that nine of ten parts stay below. That of another strain is linear in r - 1, the ratio of the strains over
-that of the expansions less 1: it stands for r - 1 = 1, over what r = 1 gives."""
+"""Relative errors that nine of ten parts stay below, of scaled displacements (L2) and of the scaled loss of clearance.
+
+Keys say what differs from the training: the thermal expansion, the strain, or both at once. With r the ratio of the
+strains over the ratio of the expansions, the error of another strain is the stated number times r - 1, relative to the
+values for r = 1."""

@@ -34,7 +34,7 @@ def floor_of(std: Sequence[float]) -> float:
 
 
 class _SumsOfSquares(torch.autograd.Function):
-    """Sums over segments. Neither way needs atomics: there is one cell a case, which one block of threads fills."""
+    """Sums of squares over the points of each case, forward and backward without atomic additions."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, offsets: Tensor) -> Tensor:
@@ -49,10 +49,10 @@ class _SumsOfSquares(torch.autograd.Function):
         """Twice each value times the slope of its case, in the type of the values."""
         values, offsets = ctx.saved_tensors
         slopes = torch.repeat_interleave(2 * gradient, offsets.diff(), output_size=len(values))
-        # What is wide here is one number a point; gradients of the size of the values have the type of the values.
+        # Only one number a point is in float64 here; gradients as large as the values have the type of the values.
         wide = torch.promote_types(values.dtype, torch.float32)
         slopes = slopes.to(wide).view(-1, *[1] * (values.dim() - 1))
-        # What doesn't count, as a mesh that fills a batch up, may be anything, and 0 times infinity is NaN.
+        # Points that don't count, such as those of a mesh that fills a batch, may hold anything, and 0 · ∞ is NaN.
         return torch.where(slopes == 0, 0.0, values.to(wide) * slopes).to(values.dtype), None
 
 
@@ -162,8 +162,8 @@ def relative_l2_loss(
         offsets: First point of each case and the end of the last, [B + 1].
         floor: Root mean square up to which a truth counts as zero everywhere.
         cases: The mean is over so many of the first; all by default.
-        ranks: The processes that share the points of every case: prediction and truth are at the points of this one,
-            the loss is that of all, its gradient is with respect to these.
+        ranks: The processes that share the points of every case, if any do. Prediction and truth are then at the points
+            of this process; the loss is that of whole cases, and its gradient is with respect to this process's points.
     """
     if ranks is None:
         size, norm_floor, error = (
@@ -223,7 +223,7 @@ def mse_loss(residual: Tensor, offsets: Tensor, cases: int, ranks: PointRanks | 
     Args:
         residual: [ΣN, F].
         offsets: First point of each case and the end of the last, [B + 1].
-        cases: Cases that count; points after those don't.
+        cases: Number of cases that count; the points of later ones don't.
         ranks: As for `relative_l2_loss`.
     """
     count = offsets[cases].to(residual.device) * residual.shape[1]

@@ -15,7 +15,7 @@ class Normalisation:
         target_std: Standard deviation of the same.
         feature_mean: Mean of each feature over the training points.
         feature_std: Standard deviation of the same.
-        point_shift: What is taken from points first, [d]; empty for nothing, as with printed parts.
+        point_shift: Subtracted from points before they are divided, [d]; empty for no shift, as with printed parts.
     """
 
     point_scale: tuple[float, ...] = (30.0, 30.0, 60.0)

@@ -95,7 +95,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def _names_of(specs: Iterable[FieldSpec]) -> list[str]:
-    """Names of what lies at points, and of its components."""
+    """Names of fields at points, and of their components."""
     return [name for spec in specs if spec.location == "point" for name in dict.fromkeys((spec.name, *spec.columns))]
 
 
@@ -117,7 +117,7 @@ def resolve_inputs(
 
     Args:
         names: The names.
-        option: What named them.
+        option: The command-line option that named them, for the error message.
         point_schema: Coordinates and fields of a data set that isn't one of printed parts, and has no features of the
             shape.
 
@@ -171,7 +171,7 @@ def resolve_targets(
 
     Args:
         names: The names.
-        option: What named them.
+        option: The command-line option that named them, for the error message.
         point_schema: Coordinates and fields of a data set that isn't one of printed parts.
 
     Raises:
@@ -186,7 +186,7 @@ def stack_fields(fields: Mapping[str, Tensor], targets: Sequence[PointField]) ->
 
     Args:
         fields: Field name to values, [ΣN, components] or [ΣN].
-        targets: Which.
+        targets: Fields or components to take.
 
     Returns:
         [ΣN, T].

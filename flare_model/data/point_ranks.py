@@ -1,4 +1,4 @@
-"""Processes that share the points of every mesh: which points are whose, and the sums that they exchange.
+"""Processes that share the points of every mesh: the division of the points, and the sums that are exchanged.
 
 P processes, B meshes, H heads, M latents, D channels a head.
 """
@@ -30,10 +30,11 @@ _MIN_LOGSUMEXP: Final = -1e30
 
 
 def end_soon_after_timeouts() -> None:
-    """Let a process that waited in vain end after two seconds, in groups of NCCL that are made from now on.
+    """Let a process whose wait for others timed out end after two seconds, in NCCL groups that are made from now on.
 
-    PyTorch's watchdog pauses four times the variable's milliseconds, 15,000 by default, so that every process can write
-    down what it was doing: a minute in which a machine is held for nothing. What the user set stays.
+    After a timeout PyTorch's watchdog pauses for four times the milliseconds of the environment variable
+    TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC (15,000 by default), so that every process can write a dump: that is a minute in
+    which the machine does nothing. A value that the user set is kept.
     """
     os.environ.setdefault(_WATCHDOG, "500")
 
@@ -43,7 +44,7 @@ class Share:
     """The points of one process.
 
     Attributes:
-        slices: Where they stand among all points, a slice a mesh; some may be empty.
+        slices: Slices of these points among all points, one for each mesh; some may be empty.
         offsets: First of them in each mesh and the end of the last, [B + 1]; on the host.
     """
 
@@ -51,7 +52,7 @@ class Share:
     offsets: Tensor
 
     def of(self, values: Tensor) -> Tensor:
-        """What belongs to these points, of values at all points, [ΣN, …]."""
+        """Values at this process's points, from values at all points, [ΣN, …]."""
         parts = [values[part] for part in self.slices]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -124,18 +125,19 @@ class PointRanks:
         return total
 
     def sum(self, part: Tensor) -> Tensor:
-        """The sum over the processes of what each has for its points, such as its share of a norm.
+        """Sum over the processes of a value that each has computed from its points, such as its share of a norm.
 
-        Each process continues with the whole sum, and its gradient is that of its own points: gradients of parameters
-        add up over the processes (`sum_gradients`).
+        Every process gets the whole sum. The gradient is passed on for the own value alone, so that gradients of
+        parameters must be added up over the processes (`sum_gradients`).
         """
         total: Tensor = _Sum.apply(part, self)  # type: ignore[no-untyped-call]
         return total
 
     def merge(self, encoded: Tensor, logsumexps: Tensor, *, binary: bool = False) -> tuple[Tensor, Tensor]:
-        """Latents of whole meshes, of those that each process has of its points: as slices of one mesh are merged.
+        """Merge the latents that each process has encoded from its points into those of whole meshes.
 
-        One gathering of B·H·M·(D + 1) numbers a process, added up in the order of the ranks: all get the same bits.
+        Every process sends B·H·M·(D + 1) numbers, which are added up in the order of the ranks, so that all processes
+        get the same bits.
 
         Args:
             encoded: Weighted means over the points of this process, [B, H, M, D].
@@ -143,7 +145,8 @@ class PointRanks:
             binary: Whether logsumexps are logarithms to the base of two.
 
         Returns:
-            The same of whole meshes, in the types of both; 0 and a very low logsumexp where no process has a point.
+            Weighted means and logarithms of whole meshes, with the shapes and types of the arguments; 0 and a very low
+            logsumexp for a mesh of which no process has a point.
         """
         packed = torch.cat([encoded.to(logsumexps.dtype), logsumexps[..., None]], dim=-1)
         gathered = packed.new_empty(self.size, *packed.shape)
@@ -183,13 +186,13 @@ class PointRanks:
 
 
 def _gather(gathered: Tensor, part: Tensor, group: ProcessGroup) -> None:
-    """What all processes have, one after the other; PyTorch 2.13 has another name for it."""
+    """Gather the tensors of all processes, one after the other, by the name that this version of PyTorch has for it."""
     gather: Any = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
     gather(gathered, part, group=group)
 
 
 class _Sum(torch.autograd.Function):
-    """A sum over processes, each of which then does the same with it."""
+    """A sum over processes that goes on in each of them; its gradient goes to the own summand alone."""
 
     @staticmethod
     def forward(_: Any, part: Tensor, ranks: PointRanks) -> Tensor:

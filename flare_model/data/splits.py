@@ -1,4 +1,4 @@
-"""The data set as training and evaluation see it: which cases, in which order, with which statistics."""
+"""Splits of a data set for training and evaluation: cases, their order, statistics and batches."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def has_split(data: str, name: str) -> bool:
 
 
 def normalisation_of(split: Split, targets: Sequence[PointField], features: Sequence[PointField]) -> Normalisation:
-    """Normalisation from the statistics of a split, but for what a data set fixes for its columns."""
+    """Normalisation from the statistics of a split; columns whose normalisation the data set states take that."""
     fixed = {} if split.point_schema is None else split.point_schema.scales
 
     def rows(of: Sequence[PointField]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -159,7 +159,7 @@ class Thin:
         self._subsample = SubsamplePoints(count)
 
     def __call__(self, sample: Any, generator: np.random.Generator) -> Any:
-        """The sample with fewer points, and nothing that batches can't join."""
+        """The sample with fewer points, without entries such as cells that can't be thinned."""
         thinned = self._subsample(sample, generator)
         return {name: thinned[name] for name in sample if name in thinned}
 
@@ -177,7 +177,7 @@ def open_loader(
     uneven: Uneven = "drop",
     ranks: tuple[int, int] | None = None,
 ) -> Loader:
-    """Batches of a split, epoch after epoch, with a position that can be saved and taken up again.
+    """Batches of a split, epoch after epoch, with a position that can be saved and restored.
 
     Args:
         split: Which split.
@@ -189,7 +189,8 @@ def open_loader(
         thin_to: Points that a case is thinned to at random.
         symmetries: Show each case under one of the symmetries of a square build plate, drawn at random.
         uneven: What becomes of cases that can't be shared out evenly among processes.
-        ranks: Whose batches, and of how many; as torch.distributed says by default.
+        ranks: Number of this process and number of processes that share the batches; by default those of
+            torch.distributed.
     """
     transforms = [*([RandomSymmetry()] if symmetries else []), *([Thin(thin_to)] if thin_to else [])]
     rank, world_size = ranks or (None, None)

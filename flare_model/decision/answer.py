@@ -35,13 +35,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Auxiliary:
-    """What answers need in addition to the model: the checkpoint's auxiliary files, and a material scale.
+    """Data that answers need in addition to the model: the checkpoint's auxiliary files, and a material scale.
 
     Attributes:
         intervals: Prediction intervals.
         risk_model: Gives the chance of a hit from a score.
         training_shapes: Distribution of the shapes of the training parts.
-        material_scale: For another material than that of the training; None for that one.
+        material_scale: Factors for another material than that of the training; None where predictions are for that
+            of the training.
     """
 
     intervals: Intervals | None = None
@@ -56,8 +57,8 @@ class Peak:
 
     Attributes:
         value: Displacement, mm.
-        half_width: Half-width of its interval, mm; None where the checkpoint has none.
-        place: Position, mm.
+        half_width: Half-width of its prediction interval, mm; None where the checkpoint has no intervals.
+        place: Position of that point, [x, y, z], mm.
     """
 
     value: float
@@ -67,17 +68,18 @@ class Peak:
 
 @dataclass(frozen=True)
 class Hit:
-    """Whether the recoater hits the part.
+    """Whether the blade of the recoater hits the part while it is built.
 
     Attributes:
         verdict: "yes", "no" or "can't tell".
         chance: Probability of a hit; None where the checkpoint has no risk model.
-        place: Where it is likeliest, mm.
+        place: Where a hit is likeliest, [x, y, z], mm.
         layer: The powder layer there, from 1.
-        clearance: Least clearance predicted, percent of a layer; None where the model predicts none.
-        half_width: Half-width of its interval.
+        clearance: Least clearance between blade and part that is predicted, percent of a layer; None where the model
+            predicts no clearance.
+        half_width: Half-width of the prediction interval of that clearance, percent of a layer.
         tolerance: Clearance below which the recoater hits, percent of a layer.
-        why: Why the verdict is "can't tell", where it is.
+        why: Reason of a verdict "can't tell"; empty for other verdicts.
     """
 
     verdict: Verdict
@@ -95,23 +97,24 @@ class Answer:
     """The answer for one part.
 
     Attributes:
-        name: The part.
-        size: Extents as read, mm.
-        volume: mm³.
+        name: Name of the part.
+        size: Extents as read along x, y and z, mm.
+        volume: Volume, mm³.
         unit: Unit that the file was read in, and whether it was stated; None for a mesh, which is in mm.
-        body: Which body of its file, and of how many.
+        body: Number of the body in its file, from 1, and number of bodies of the file.
         moved: What was added to the coordinates of the file, mm; places are in coordinates of the build volume.
-        mesh: The mesh, and how well it represents the surface.
+        mesh: Points and cells of the mesh, and how well it represents the surface.
         up: Largest displacement upwards after release.
         down: Largest displacement downwards.
         sideways: Largest displacement in the plane; None where the model predicts none.
-        level: Share of parts that intervals hold for.
-        hit: Whether the recoater hits; None where no target of the model says so.
+        level: Level of the prediction intervals: the share of parts that they hold for.
+        hit: Whether the recoater hits; None where no target of the model says anything about it.
         likeness: How similar to the training parts it is; None where that isn't known.
         outside: In what it lies outside of the envelope of the training data: size, position, material.
-        material: What the prediction is for.
-        calibrated: Whether the prediction is for a calibration of one's own.
-        scale: What predictions are multiplied by for that material; None where they are for that of the training.
+        material: Material that the prediction is for.
+        calibrated: Whether the prediction is for a calibration of the user's own machine.
+        supports: Which supports the prediction assumes, in words.
+        scale: Factors of predictions for that material; None where they are for that of the training.
     """
 
     name: str
@@ -186,12 +189,12 @@ def answers_as_dict(
     orientations: Mapping[str, Any],
     errors: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Answers as they stand in JSON.
+    """The content of `answers.json`.
 
     Args:
         model: Digests that identify the model: `identity_of`.
         answers: Answers by the names of their files.
-        remarks: What was remarked on each part, by the names of the files.
+        remarks: Remarks on each part, by the names of the files.
         orientations: Rankings of orientations, by the names of the files.
         errors: Why other parts have no answer.
     """
@@ -205,11 +208,11 @@ def answers_as_dict(
 
 
 def identity_of(surrogate: Surrogate, checkpoint: str) -> dict[str, Any]:
-    """What identifies a model in JSON: the SHA-256 of its weights, and of the data set that it was trained on.
+    """Identity of a model for JSON: the SHA-256 of its weights, and of the data set that it was trained on.
 
     Args:
         surrogate: The model.
-        checkpoint: Where it was loaded from.
+        checkpoint: Folder or id that it was loaded from.
     """
     weights = sha256_of_file(fetch_checkpoint(checkpoint) / WEIGHTS_NAME)
     return {"weights_sha256": weights, "data_sha256": surrogate.origin.get("data_sha256")}
@@ -242,7 +245,8 @@ def _peak(prediction: Prediction, columns: Mapping[str, NDArray[np.float32]], na
         return None
     place = int(np.argmax(sign * values))
     extreme = prediction.extremes.get(name)
-    # Intervals of earlier versions are for the part's extreme alone, the one of the two that is farther from zero.
+    # Checkpoints of earlier versions have one interval, for whichever of the largest and the least value is farther
+    # from zero, which is then taken for both.
     half = prediction.peaks.get(name, {}).get("largest" if sign > 0 else "least", extreme[1] if extreme else None)
     return Peak(float(values[place]), half, _three(prediction.part.points[place]))
 
@@ -282,7 +286,7 @@ def _hit(
     verdict: Verdict = "can't tell" if chance is None else verdict_of(chance)
     why = ""
     if chance is None:
-        why = "this checkpoint keeps no risk: judge it with python -m flare_model.evaluate"
+        why = "this checkpoint has no risk model; python -m flare_model.evaluate makes one"
     elif doubt:
         verdict, why = "can't tell", doubt
     elif verdict == "can't tell":
@@ -307,11 +311,11 @@ def _likeness(part: Part, training_shapes: TrainingShapes | None) -> Likeness | 
     try:
         return training_shapes.compare(describe_shape(part.points, part.cells))
     except CaseError:
-        return None  # a mesh of other cells than boxes: features of the shape have refused it where they are needed
+        return None  # a mesh of other cells than boxes, which is refused earlier where the model needs the shape
 
 
 def advice_on_size(size: tuple[float, float, float]) -> str:
-    """What to do where a part is larger than the build volume; nothing where it fits."""
+    """Advice for a part that is larger than the build volume; empty where it fits."""
     if fits_build_volume(size):
         return ""
     wanted = " × ".join(f"{length:g}" for length in BUILD_EXTENTS)

@@ -1,4 +1,4 @@
-"""The answer for a part as text: on the screen, and next to the part on the page."""
+"""The answer for a part as text, for the screen and for the page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Final
 
 from flare_model.decision.answer import Answer, Hit, Peak, advice_on_size
 from flare_model.judging.scores import MICROMETRES
-from lpbf_data.geometry.surface_formats import MILLIMETRES
+from flare_model.prediction.surface_parts import LAYER
+from lpbf_data.geometry.surface_formats import MILLIMETRES, USUAL_EXTENTS
 
 _WIDTH: Final = 12
 _MAX_REASONS: Final = 3
@@ -24,16 +25,17 @@ _MAX_TRAINING_POINTS: Final = 20_000
 
 
 def answer_facts(answer: Answer) -> list[tuple[str, str]]:
-    """Facts about a part: names and texts, in the order of reading."""
+    """Facts about a part, the most important first: pairs of a name, such as "recoater", and a text."""
     facts = [("recoater", hit_in_words(answer.hit))] if answer.hit else []
     confidence = _confidence(answer)
     facts += [("warps up", _peak(answer.up, confidence)), ("warps down", _peak(answer.down, confidence))]
     facts += [("sideways", _peak(answer.sideways, confidence, ""))]
-    facts += [("size", _size(answer)), ("mesh", _mesh(answer)), ("likeness", _likeness(answer))]
-    known = f"material {answer.material}; supports: {answer.supports}"
+    facts += [("size", _size(answer)), ("coordinates", _coordinates(answer))]
+    facts += [("mesh", _mesh(answer)), ("likeness", _likeness(answer))]
+    assumed = f"material {answer.material}; supports: {answer.supports}"
     if answer.scale is not None:
-        known += f"; {answer.scale.describe()}"
-    facts.append(("stands for", known + ("" if answer.calibrated else "; uncalibrated for your machine")))
+        assumed += f"; {answer.scale.describe()}"
+    facts.append(("assumes", assumed + ("" if answer.calibrated else "; not calibrated to your machine (--material)")))
     return [(name, text) for name, text in facts if text]
 
 
@@ -46,9 +48,10 @@ def answer_line(answer: Answer) -> str:
     """The answer on one line, for one part of many."""
     words = []
     if answer.hit is not None:
-        words.append({"yes": "hit", "no": "clear", "can't tell": "can't tell"}[answer.hit.verdict])
+        said = {"yes": "the recoater hits it", "no": "no hit", "can't tell": "can't tell whether the recoater hits it"}
+        words.append(said[answer.hit.verdict])
         if answer.hit.chance is not None:
-            words[-1] += f" ({_percent(answer.hit.chance)} likely to hit)"
+            words[-1] += f" (a hit is {_percent(answer.hit.chance)} likely)"
     peaks = [peak for peak in (answer.up, answer.down) if peak is not None]
     words.append(f"warps {' and '.join(_micrometres(peak.value, '+') for peak in peaks)} µm")
     if answer.outside or (answer.likeness is not None and answer.likeness.unlike):
@@ -57,25 +60,28 @@ def answer_line(answer: Answer) -> str:
 
 
 def hit_in_words(hit: Hit) -> str:
-    """Whether the recoater hits, how likely, and where."""
-    words = {"yes": "hits the part", "no": "clears the part", "can't tell": "can't tell whether it hits the part"}
-    clauses = [words[hit.verdict]]
+    """Whether the recoater's blade hits the part, how likely that is, and where."""
+    blade = "its blade, which spreads the powder,"
+    words = {"yes": f"{blade} hits the part", "no": f"{blade} doesn't hit the part"}
+    clauses = [words.get(hit.verdict, f"can't tell whether {blade} hits the part")]
     if hit.why:
         clauses[-1] += f" ({hit.why})"
     if hit.chance is not None:
-        clauses.append(f"{_percent(hit.chance)} likely to hit")
-    where = f"z {hit.place[2]:.2f} mm, layer {hit.layer:,} of 0.04 mm"
+        clauses.append(f"a hit is {_percent(hit.chance)} likely")
+    where = f"z {hit.place[2]:.2f} mm, in powder layer {hit.layer:,} (each is {LAYER:g} mm thick)"
     if hit.clearance is None:
         clauses.append(f"likeliest at {where}")
     else:
         half = "" if hit.half_width is None else f" ± {hit.half_width:.3g}"
-        below = "" if hit.tolerance is None else f" (a hit is below {hit.tolerance:.3g})"
-        clauses.append(f"least clearance {hit.clearance:.3g}{half} % of a layer{below} at {where}")
+        below = "" if hit.tolerance is None else f" (below {hit.tolerance:.3g} % counts as a hit)"
+        clauses.append(
+            f"least gap between blade and part {hit.clearance:.3g}{half} % of a layer's thickness{below}, at {where}"
+        )
     return "; ".join(clauses)
 
 
 def _percent(chance: float) -> str:
-    """A chance for people: none is certain.
+    """A probability as text; one that rounds to 0 or 100 % is given as a bound.
 
     >>> _percent(0.9999), _percent(0.42)
     ('more than 99 %', '42 %')
@@ -86,22 +92,23 @@ def _percent(chance: float) -> str:
 
 
 def _confidence(answer: Answer) -> str:
-    """Confidence of the intervals in words; empty where there are none."""
+    """Which parts the intervals hold for, as text; empty where there are none."""
     if answer.level is None:
         return ""
     if answer.outside or (answer.likeness is not None and answer.likeness.unlike):
-        return "less sure than for parts like those of the training"
-    return f"{100 * answer.level:.3g} % sure"
+        return "interval for parts like the training parts, which this one isn't"
+    return f"{100 * answer.level:.3g} % prediction interval"
 
 
 def _peak(peak: Peak | None, confidence: str, sign: str = "+") -> str:
     if peak is None:
         return ""
-    half = ""
-    if peak.half_width is not None and confidence:
-        half = f" ± {_micrometres(peak.half_width)} ({confidence})"
     x, y, z = peak.place
-    return f"{_micrometres(peak.value, sign)}{half} µm at x {x:.1f}, y {y:.1f}, z {z:.1f} mm"
+    where = f"at x {x:.1f}, y {y:.1f}, z {z:.1f} mm"
+    value = _micrometres(peak.value, sign)
+    if peak.half_width is None or not confidence:
+        return f"{value} µm {where}"
+    return f"{value} ± {_micrometres(peak.half_width)} µm ({confidence}) {where}"
 
 
 def _micrometres(length: float, sign: str = "") -> str:
@@ -128,7 +135,8 @@ def _size(answer: Answer) -> str:
     if answer.unit is not None:
         unit, stated = answer.unit
         words.append(f"read in {unit}" + ("" if stated else ", since the file states no unit (--units)"))
-        if unit == "mm" and not stated and max(answer.size) < _SMALL_PART:
+        # Of still smaller parts a remark on the file names the units that are likely.
+        if unit == "mm" and not stated and USUAL_EXTENTS[0] <= max(answer.size) < _SMALL_PART:
             inches = " × ".join(_millimetres(MILLIMETRES["inch"] * length, 4) for length in answer.size)
             words.append(f"in inches it would be {inches} mm (--units inch)")
     number, count = answer.body
@@ -139,6 +147,14 @@ def _size(answer: Answer) -> str:
     return "; ".join(words)
 
 
+def _coordinates(answer: Answer) -> str:
+    """Where x, y and z of the other facts are counted from, for a part that was moved; empty for one that wasn't."""
+    if not any(answer.moved):
+        return ""
+    moved = ", ".join(f"{axis} {shift:+.4g}" for axis, shift in zip("xyz", answer.moved, strict=True) if shift)
+    return f"x and y from the middle of the build plate, z from the plate: the file's plus {moved} mm"
+
+
 def _mesh(answer: Answer) -> str:
     mesh = answer.mesh
     words = [f"{mesh['points']:,} points"]
@@ -147,7 +163,7 @@ def _mesh(answer: Answer) -> str:
         words.append(f"{mesh['volume_share']:.0%} of the volume")
         words += [one for one in mesh["lost"] if "of its volume" not in one]
         if mesh["wall"] is not None:
-            words.append(f"thinnest wall {_millimetres(mesh['wall'], 3)} mm, {mesh['cells_across']:.2g} cells")
+            words.append(f"thinnest wall {_millimetres(mesh['wall'], 3)} mm, {mesh['cells_across']:.2g} cells across")
         if mesh["needed_points"] is not None:
             words.append(f"too coarse for that wall: about --points {mesh['needed_points']} would resolve it")
             if mesh["resolved_wall"] is not None:
@@ -158,13 +174,13 @@ def _mesh(answer: Answer) -> str:
             and mesh["points"] < _MAX_TRAINING_POINTS
         ):
             finer = min(_FINER_FACTOR * mesh["points"], _MAX_TRAINING_POINTS)
-            words.append(f"few: a finer mesh may answer otherwise, compare --points {finer}")
+            words.append(f"so few that a finer mesh may give another answer: compare --points {finer}")
     return ", ".join(words)
 
 
 def _likeness(answer: Answer) -> str:
     if answer.likeness is None:
-        return "; ".join(["not known: the checkpoint keeps nothing of its training parts", *answer.outside])
+        return "; ".join(["not known: the checkpoint has no statistics of its training parts", *answer.outside])
     reasons = [*answer.outside, *map(str, answer.likeness.reasons)]
     if not reasons:
         return "like the parts of the training"
@@ -177,7 +193,7 @@ def _likeness(answer: Answer) -> str:
 
 
 def verdict_counts_line(answers: Sequence[Answer]) -> str:
-    """One line on several parts: how many are hit, clear, and neither."""
+    """One line on several parts: how many the recoater hits, how many it doesn't hit, and how many are uncertain."""
     verdicts: list[str] = [answer.hit.verdict for answer in answers if answer.hit is not None]
-    counts = [("yes", "hit by the recoater"), ("no", "clear"), ("can't tell", "neither for sure")]
+    counts = [("yes", "hit by the recoater"), ("no", "not hit"), ("can't tell", "uncertain")]
     return f"{len(answers)} parts: " + ", ".join(f"{verdicts.count(verdict)} {words}" for verdict, words in counts)

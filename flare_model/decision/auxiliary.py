@@ -1,4 +1,4 @@
-"""Reading the auxiliary files of a checkpoint, as far as they belong to its weights."""
+"""Reading the auxiliary files of a checkpoint; those that were made for other weights are left out."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from lpbf_data.durable import sha256_of_file
 def read_auxiliary(
     checkpoint: str, surrogate: Surrogate, material: str | None = None
 ) -> tuple[Auxiliary, tuple[str, ...]]:
-    """Intervals, risk model and shapes of the training parts; and for what is left out a sentence that says why.
+    """Read intervals, risk model and statistics of the training parts.
 
     Args:
         checkpoint: A folder, or an id on the Hugging Face hub.
         surrogate: The model of that checkpoint.
         material: The material that predictions are scaled to; None for that of the training.
 
+    Returns:
+        The auxiliary data, None for files that are missing or left out; and a sentence for each that is left out, which
+        says why.
+
     Raises:
-        SchemaError: If something can't be read.
+        SchemaError: If a file can't be read.
         UsageError: If the model's predictions can't be scaled to the material, or it isn't one of printed parts.
     """
     surrogate.need_parts("a decision")
@@ -39,13 +43,14 @@ def read_auxiliary(
         risk_model.weights_sha256 != digest or risk_model.target != risk_target(tuple(surrogate.usage.targets))
     ):
         doubts.append(
-            f"the risk of a hit in {checkpoint} is of other weights, and is left out; judge it again: "
+            f"the risk model in {checkpoint} was made for other weights, and is left out; make a new one: "
             "python -m flare_model.evaluate"
         )
         risk_model = None
     if training_shapes is not None and training_shapes.weights_sha256 != digest:
         doubts.append(
-            f"the shapes of training parts in {checkpoint} are of other weights, and are left out; make them again: "
+            f"the statistics of training parts in {checkpoint} were made for other weights, and are left out; make new "
+            "ones: "
             "python -m flare_model.release"
         )
         training_shapes = None

@@ -1,4 +1,4 @@
-"""All bodies of a file of surfaces, displaced: the STL to print, and what was done to each body."""
+"""Displacing all bodies of a file of surfaces: the STL to print, and a report on each body."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class CompensatedFile:
 
     Attributes:
         stl: A binary STL, lengths in mm, the bodies where they lie in the file.
-        bodies: Report of what was done to each, as JSON takes it; lengths in mm.
+        bodies: Report on each body, as JSON takes it; lengths in mm.
         remarks: What was guessed or repaired on reading it, and where meshes differ from their surfaces.
         scale: Factor of the displacement that was added; -1 compensates.
-        material_scale: What predictions were multiplied by for another material; None for that of the training.
+        material_scale: Factors of predictions for another material; None for that of the training.
     """
 
     stl: bytes
@@ -44,7 +44,7 @@ class CompensatedFile:
     material_scale: MaterialScale | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """What was done, as JSON takes it."""
+        """The report, as JSON takes it."""
         remarks = [remark.as_dict() for remark in self.remarks]
         material = None if self.material_scale is None else self.material_scale.as_dict()
         return {"scale": self.scale, "material": material, "bodies": [*self.bodies], "remarks": remarks}
@@ -60,21 +60,22 @@ def compensate_file(
     *,
     anyway: bool = False,
 ) -> CompensatedFile:
-    """Displace the bodies of a file by so many times the displacement that a model predicts.
+    """Displace the bodies of a file by a factor times the displacement that a model predicts.
 
     Args:
         surrogate: The model.
-        intervals: Those of its checkpoint; None for none.
+        intervals: Prediction intervals of its checkpoint; None where it has none.
         source: A file of closed surfaces.
         meshing: How surfaces become meshes.
-        scale: -1 for the part to print, 1 for the shape that it warps to.
-        material_scale: For another material than that of the training; None for that one.
-        anyway: Displace a body too whose mesh isn't the part, or that doesn't fit the build volume; its report says so.
+        scale: Factor of the displacement: -1 for the part to print, 1 for the shape that it warps to.
+        material_scale: Factors for another material than that of the training; None for that of the training.
+        anyway: Displace a body also where its mesh misses parts of it, or it doesn't fit the build volume; its report
+            says so.
 
     Raises:
         UsageError: If the model doesn't predict all three displacements.
-        GeometryError: If the file can't be read, a body can't be meshed, its mesh isn't the part, it doesn't fit the
-            build volume, or it would cross itself.
+        GeometryError: If the file can't be read, a body can't be meshed, its mesh misses parts of it, it doesn't fit
+            the build volume, or its displaced surface would cross itself.
     """
     from flare_model.prediction.surface_parts import mesh_bodies
     from lpbf_data.geometry.stl import stl_bytes
@@ -103,7 +104,7 @@ def compensate_file(
 
 
 def _doubts(part: Part) -> list[str]:
-    """Why the displacement predicted of a part isn't that of the part: its mesh, or a size that no model knows."""
+    """Reasons to doubt a part's predicted displacement: its mesh misses parts of it, or it is too large."""
     assert part.origin is not None
     doubts, check = [], part.origin.check
     if not check.is_quite_the_part:
@@ -122,7 +123,7 @@ def _doubts(part: Part) -> list[str]:
 def _move(
     surrogate: Surrogate, intervals: Intervals | None, part: Part, scale: float, material_scale: MaterialScale | None
 ) -> tuple[Surface, dict[str, Any]]:
-    """A body's surface, moved, and what was done.
+    """The displaced surface of a body, and the report on it.
 
     Raises:
         LpbfError: If it can't be predicted on, or would cross itself.
@@ -149,13 +150,13 @@ def check_targets(surrogate: Surrogate) -> None:
 
 
 def _displacement(prediction: Prediction) -> NDArray[np.float32]:
-    """At the points, [N, 3], mm."""
+    """Predicted displacement at the points, [N, 3], mm."""
     columns = prediction.columns()
     return np.stack([columns[name] for name in _DISPLACEMENTS], axis=1)
 
 
 def _body_report(prediction: Prediction, compensated: Compensated) -> dict[str, Any]:
-    """What was done to one body, as JSON takes it; lengths in mm."""
+    """The report on one body, as JSON takes it; lengths in mm."""
     return {
         "name": prediction.part.name,
         "points": len(prediction.part.points),
@@ -166,7 +167,7 @@ def _body_report(prediction: Prediction, compensated: Compensated) -> dict[str, 
 
 
 def describe_body(report: dict[str, Any]) -> str:
-    """What was done to one body, in a sentence."""
+    """The report on one body as a sentence."""
     half = max(report["half_widths"].values(), default=None)
     sure = "" if half is None else f", each displacement ± {1000 * half:.3g} µm at most"
     return f"{report['name']}: moved by up to {1000 * report['largest_move']:.3g} µm{sure}; {triangles_said(report)}"

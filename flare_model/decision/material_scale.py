@@ -1,14 +1,15 @@
-"""From the material and calibration of the training to another one: predictions times a ratio of strains.
+"""Scaling predictions from the material and calibration of the training to another material or calibration.
 
-A model knows one material and one calibration. Displacements are linear in what shrinks the layers: the strain that a
-calibration gives, and the thermal expansion of what is still warm. With r the strain over the thermal expansion, both
-over those of the training, and a the ratio of the expansions, predictions are multiplied by
+A model is trained for one material and one calibration. Displacements are linear in the two causes of shrinkage of the
+layers: the strain that a calibration gives, and the thermal contraction of warm layers. Let a be the thermal expansion
+of the new material divided by that of the training, and r the same ratio of the strains, divided by a. Predictions are
+multiplied by
 
     a (1 + share (r - 1))
 
-where `share` is that part of a displacement which is due to the strain, and likewise for what the recoater's clearance
-loses. Shares and errors are measured by the simulator on unseen parts (`python -m tests.benchmarks.material_scale`);
-intervals and the chance of a hit are widened by these errors.
+where `share` is the part of a displacement that is due to the strain; the loss of clearance below the recoater has a
+share of its own. Shares and errors are measured by the simulator on unseen parts (`python -m
+tests.benchmarks.material_scale`); intervals and the chance of a hit are widened by these errors.
 """
 
 from __future__ import annotations
@@ -31,28 +32,28 @@ if TYPE_CHECKING:
     from flare_model.decision.prediction import Prediction
 
 SCALES: Final = (0.2, 6.0)
-"""Scales that may be asked for: beyond them nothing was measured."""
+"""Smallest and largest factor that may be asked for; beyond these nothing was measured."""
 
 _ONE_IN_TEN: Final = 1.645  # standard deviations within which nine of ten lie
 _SAME: Final = 1e-3  # ratios of expansions that differ by less are of one material
-_LAYER: Final = 0.04  # mm, of the corpus
-_TOLERANCE: Final = 80.0  # percent of a layer, of the corpus
+_LAYER: Final = 0.04  # mm, of the training parts
+_TOLERANCE: Final = 80.0  # percent of a layer, of the training parts
 _BUILT: Final = ("build_clearance_min", "build_displacement_z_max")  # scale with what the clearance loses
 _MOVED: Final = ("displacement", "displacement_x", "displacement_y", "displacement_z")
-_FULL: Final = 100.0  # clearance of what hasn't moved, percent
+_FULL: Final = 100.0  # clearance above a part that hasn't moved, percent of a layer
 
 
 @dataclass(frozen=True)
 class MaterialScale:
-    """What predictions are multiplied by for another material or calibration.
+    """Factors of predictions for another material or calibration than that of the training.
 
     Attributes:
-        wanted: The material that is asked for.
-        trained: That of the training.
+        wanted: Shrinkage of the material that is asked for.
+        trained: Shrinkage of the material of the training.
         displacement: Factor of displacements.
-        clearance: Factor of what the clearance loses, and of the rise while it is built.
-        error: Relative error of the scaled displacements (L2) that nine of ten unseen parts stayed below.
-        clearance_error: The same of what the least clearance loses.
+        clearance: Factor of the loss of clearance (100 % less the clearance), and of the rise of a part in the build.
+        error: Relative L2 error of the scaled displacements that nine of ten unseen parts stayed below.
+        clearance_error: Relative error of the loss of the least clearance that nine of ten unseen parts stayed below.
     """
 
     wanted: Shrinkage
@@ -64,14 +65,14 @@ class MaterialScale:
 
     @property
     def calibrated(self) -> bool:
-        """Whether it is of a machine, instead of a calibration that comes along."""
+        """Whether the material is calibrated to a user's machine, and not one of the calibrations of this package."""
         return self.wanted.calibration not in CALIBRATION_NAMES
 
     def spread(self, target: str, score: float) -> float:
         """Standard deviation that the scale adds to the score from which the chance of a hit comes.
 
         Args:
-            target: What the score is taken from.
+            target: The target that the score is computed from.
             score: The score.
         """
         lost = _FULL + score if target == "build_clearance_min" else score
@@ -80,8 +81,8 @@ class MaterialScale:
     def describe(self) -> str:
         """The scale in words."""
         words = (
-            f"displacements × {self.displacement:.3g} from those of {self.trained.label}, itself off by up to "
-            f"{100 * self.error:.2g} % on nine of ten unseen parts"
+            f"displacements are those for {self.trained.label} times {self.displacement:.3g}, a factor that was off by "
+            f"up to {100 * self.error:.2g} % on nine of ten unseen parts"
         )
         other = [
             f"{name} of {value:g} {unit}"
@@ -92,7 +93,7 @@ class MaterialScale:
             if value is not None and abs(value - known) > 1e-9
         ]
         if other:
-            words += f"; {' and '.join(other)} aren't in it: the recoater is judged for layers of 0.04 mm and 80 %"
+            words += f"; {' and '.join(other)} aren't in it: hits are for layers of 0.04 mm and a tolerance of 80 %"
         return words
 
     def as_dict(self) -> dict[str, Any]:
@@ -107,11 +108,11 @@ def scale_for_material(name: str, usage: Usage) -> MaterialScale:
 
     Args:
         name: A material file (YAML), a named material, or a named calibration of the material of the training.
-        usage: What the model was trained on.
+        usage: Targets and materials of the model.
 
     Raises:
         UsageError: If the file is wrong, the material of the training isn't known, the scale is out of range, or the
-            model predicts something that no strain scales.
+            model predicts a field that isn't proportional to the strain.
     """
     trained = _trained_on(usage)
     wanted = _named(name, trained)
@@ -136,7 +137,7 @@ def scale_for_material(name: str, usage: Usage) -> MaterialScale:
 
 
 def _errors(wanted: Shrinkage, trained: Shrinkage, scales: tuple[float, float]) -> tuple[float, float]:
-    """Errors of displacements and of what the clearance loses, over what is predicted."""
+    """Relative errors of scaled displacements and of the scaled loss of clearance."""
     if wanted.at_once != trained.at_once:
         return ERRORS["at once"]
     expansion = wanted.expansion / trained.expansion
@@ -173,7 +174,7 @@ def _named(name: str, trained: Shrinkage) -> Shrinkage:
 
 
 def scale_prediction(prediction: Prediction, scale: MaterialScale) -> Prediction:
-    """A prediction for another material; what the truth was for the material of the training is left out.
+    """A prediction for another material, without truth and errors, which are of the material of the training.
 
     Args:
         prediction: For the material of the training.
@@ -212,13 +213,13 @@ def scale_prediction(prediction: Prediction, scale: MaterialScale) -> Prediction
 
 
 def _of_target(name: str, scale: MaterialScale) -> tuple[float, float]:
-    """Factor of a target, and the value that nothing shifts."""
+    """Factor of a target, and the value that it is applied around: 100 % for a clearance, else 0."""
     factor = scale.clearance if name in _BUILT else scale.displacement
     return factor, _FULL if name == "build_clearance_min" else 0.0
 
 
 def _added(name: str, moved: NDArray[np.float64], scale: MaterialScale) -> NDArray[np.float64]:
-    """Half-width that the error of the scale adds at points: of displacements by their root mean square in the part."""
+    """Half-width at points that the error of the scale adds; for displacements it follows their root mean square."""
     if name in _BUILT:
         return scale.clearance_error * np.abs(moved)
     added: NDArray[np.float64] = scale.error * np.sqrt(np.mean(moved**2, axis=0, keepdims=True))

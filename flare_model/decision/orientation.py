@@ -1,4 +1,4 @@
-"""Orientations in which to build a part: each is predicted on, and they are ranked by risk and displacement."""
+"""Orientations in which to build a part, ranked by the predicted risk of a hit and displacement."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 RANKED_POINTS: Final = 2000
 MAX_RANKED_POINTS: Final = 20_000
-"""Points of an orientation's mesh, at most, where others need narrow cells."""
+"""Most points of an orientation's mesh where other orientations need narrow cells."""
 
 _EQUAL_EDGE_RATIO: Final = 1.4  # ratio of edges up to which cells count as of one size
 NUM_BEST: Final = 3
@@ -43,9 +43,9 @@ class OrientedPart:
     Attributes:
         down: Direction in the coordinates of its file that points down, [3].
         rotation: Rotation from the file's coordinates, [3, 3].
-        answer: What is predicted of it; None where it can't be meshed or is refused.
-        overhangs: Its overhangs.
-        error: Why there is no answer.
+        answer: The answer for it; None where it can't be meshed or predicted on.
+        overhangs: Its overhangs; None where there is no answer.
+        error: Why there is no answer; empty where there is one.
     """
 
     down: tuple[float, float, float]
@@ -95,10 +95,10 @@ class BestOrientation:
     """One of the best orientations, predicted on again with as many points as were asked for.
 
     Attributes:
-        turned: The same as it was ranked.
-        surface: The surface as it is to be built, mm.
-        prediction: On as many points as were asked for.
-        answer: The answer of that.
+        turned: The orientation with its answer on the coarse mesh, by which it was ranked first.
+        surface: The surface in that orientation, on the build plate, mm.
+        prediction: Prediction on the mesh with as many points as were asked for.
+        answer: Answer from that prediction.
     """
 
     turned: OrientedPart
@@ -187,7 +187,7 @@ def rank_orientations(
     Args:
         surrogate: The model.
         auxiliary: Intervals, risk model, training shapes and material scale.
-        part: The part, which came as a surface; its number of points is that of the best in full.
+        part: The part, which came as a surface; the best orientations are meshed with as many points as it has.
         count: Number of orientations.
         best: How many of the best to predict on again with all points.
 
@@ -216,19 +216,22 @@ def rank_orientations(
         )
     chosen = [orientation for orientation in orientations if orientation.answer is not None][:best]
     found = [_predict_best(surrogate, auxiliary, part, orientation, materials) for orientation in chosen]
-    # On finer meshes the order may be another, and counts.
+    # The order on the finer meshes may differ, and is the final one.
     found.sort(key=lambda one: replace(one.turned, answer=one.answer).key())
     return Ranking(part.name, tuple(orientations), tuple(found))
 
 
 def points_for_equal_cells(meshes: Sequence[tuple[int, float] | None]) -> list[int | None]:
-    """Points that orientations are to be meshed with again, so that all have cells of one size; None where they have.
+    """Numbers of points with which to mesh orientations again, so that all have cells of about one size.
 
-    Walls along the axes can be met by wide cells, or by chance be left out by them, and tilted ones ask for narrow
-    cells: what is predicted for one mesh doesn't compare with what is predicted for the other.
+    Wide cells can resolve walls along the axes, or miss them by chance, and tilted walls need narrow cells; predictions
+    on meshes with cells of different sizes don't compare.
 
     Args:
-        meshes: Points and edge of a cell in mm of each orientation as it was meshed first; None where it couldn't be.
+        meshes: Points, and edge of a cell in mm, of each orientation's first mesh; None where it couldn't be meshed.
+
+    Returns:
+        Points of each orientation; None where its cells have that size already, or it couldn't be meshed.
     """
     narrowest = min((mesh[1] for mesh in meshes if mesh is not None), default=0.0)
     num_points: list[int | None] = []

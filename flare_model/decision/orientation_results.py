@@ -20,7 +20,7 @@ _AXES: Final = "xyz"
 
 
 def side_in_words(down: tuple[float, float, float]) -> str:
-    """Which side looks down, for people.
+    """Which direction of the part points down, as text.
 
     >>> side_in_words((0.0, 0.0, -1.0)), side_in_words((0.7071, 0.0, -0.7071))
     ('as it lies', '+x 0.71, -z 0.71')
@@ -36,19 +36,19 @@ def side_in_words(down: tuple[float, float, float]) -> str:
 
 
 def print_orientations(ranking: Ranking, console: Console) -> None:
-    """Print the ranking as a table, and which way up to build the part."""
+    """Print the ranking as a table, and the answers for the best orientations."""
     table = screen_table()
-    for head in ("", "down", "hit", "warps\nµm", "height\nmm", "overhangs\nmm²", "supports\nmm³"):
+    for head in ("", "down", "risk of\na hit", "warps\nµm", "height\nmm", "overhangs\nmm²", "supports\nmm³"):
         table.add_column(head, justify="left" if head == "down" else "right", no_wrap=True)
     for number, orientation in enumerate(ranking.orientations, 1):
         table.add_row(str(number), side_in_words(orientation.down), *_numbers(orientation))
     console.print(f"{ranking.name}: {len(ranking.orientations)} orientations, best first")
     console.print(table)
     for number, best in enumerate(ranking.best, 1):
-        console.print(f"best {number}, in full: {side_in_words(best.turned.down)}: {_best_in_words(best)}")
+        console.print(f"best {number}, with all points: {side_in_words(best.turned.down)}: {_best_in_words(best)}")
     refused = [orientation for orientation in ranking.orientations if orientation.answer is None]
     if refused:
-        console.print(f"{len(refused)} of them can't be judged: {refused[0].error}")
+        console.print(f"{len(refused)} of them can't be predicted on: {refused[0].error}")
 
 
 def _numbers(orientation: OrientedPart) -> tuple[str, ...]:
@@ -67,7 +67,8 @@ def _best_in_words(best: BestOrientation) -> str:
 
     answer = best.answer
     warps = [f"{MICROMETRES * peak.value:+.3g} µm" for peak in (answer.up, answer.down) if peak is not None]
-    return "; ".join([*([hit_in_words(answer.hit)] if answer.hit else []), f"warps {' and '.join(warps)}"])
+    recoater = [f"recoater: {hit_in_words(answer.hit)}"] if answer.hit else []
+    return "; ".join([*recoater, f"warps {' and '.join(warps)}"])
 
 
 def write_orientations(out: Path, file: str, ranking: Ranking, *, pictures: bool) -> list[dict[str, Any]]:

@@ -21,9 +21,9 @@ class Overhangs:
     """Overhangs of a part.
 
     Attributes:
-        area: Of the surface that looks down at less than 45 degrees from the plate and doesn't stand on it, mm².
-        support_volume: Room straight below overhanging solid, down to the next solid or the plate, mm³.
-        height: Of the part, mm.
+        area: Area of the faces that look down at less than 45 degrees from the plate and don't stand on it, mm².
+        support_volume: Volume straight below overhanging material, down to the next material or the plate, mm³.
+        height: Height of the part, mm.
     """
 
     area: float

@@ -1,4 +1,4 @@
-"""The answers on one page that opens without a network: turn, cut and deform each part, read fields and intervals."""
+"""The page `answer.html`: each part in 3D with its answer, to turn, cut and deform; it opens without a network."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def shown_part(prediction: Prediction, answer: Answer) -> ShownPart:
 def render_answers(
     title: str, parts: Sequence[ShownPart], targets: Sequence[str], *, with_intervals: bool
 ) -> bytes | None:
-    """The page.
+    """The page as HTML.
 
     Args:
-        title: Its title.
-        parts: What `shown_part` made of each.
+        title: Title of the page.
+        parts: The parts, from `shown_part`.
         targets: What the model predicts.
         with_intervals: Whether there are half-widths.
 
@@ -46,7 +46,7 @@ def render_answers(
 
 
 def page_fields(targets: Sequence[str], *, with_intervals: bool) -> list[ShownField]:
-    """Columns that a page shows of what a model predicts: each, then half of its interval.
+    """Columns that a page shows for the targets of a model: their values, then the half-widths of their intervals.
 
     Args:
         targets: What the model predicts.

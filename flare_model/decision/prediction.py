@@ -34,7 +34,7 @@ class Prediction:
         fields: Target to prediction in physical units, [N, components] float32.
         truth: Target to truth where it is known and finite, [N, components] float32.
         errors: Target to relative L2 error; None where the truth is zero everywhere.
-        warnings: In what the part lies outside of the training data's envelope.
+        warnings: Reasons why the part lies outside of the training data's envelope; empty where it doesn't.
         seconds: Time of the prediction.
         broken_truth: Targets whose truth comes with the part, but isn't finite.
         half_widths: Target to half-widths of the intervals at points, [N, components] float32; none where the
@@ -60,13 +60,13 @@ class Prediction:
         return columns_of(self.fields)
 
     def envelope_warning(self) -> str:
-        """A sentence on how the part is unlike those of the training; empty where it isn't."""
+        """A sentence on how the part is unlike the training parts; empty where it isn't."""
         if not self.warnings:
             return ""
         return f"{self.part.name} is unlike the parts that the model was trained on: {'; '.join(self.warnings)}"
 
     def point_data(self) -> dict[str, NDArray[np.float32]]:
-        """Predictions, and truth and error where it is known, as a file shows them."""
+        """Fields for a file, by name: predictions, half-widths, and where the truth is known truth and error."""
         shown: dict[str, NDArray[np.float32]] = {}
         for name, values in self.fields.items():
             shown[f"{name}_predicted"] = values
@@ -85,8 +85,8 @@ def predict_part(
     Args:
         surrogate: The model.
         part: The part.
-        intervals: Those of its checkpoint; None for none.
-        material_scale: For another material than that of the training; None for that one.
+        intervals: Prediction intervals of its checkpoint; None where it has none.
+        material_scale: Factors for another material than that of the training; None for that of the training.
 
     Raises:
         UsageError: If the model needs a field that the part doesn't come with, or that isn't finite.
@@ -202,7 +202,7 @@ def _is_tensor(name: str) -> bool:
 
 
 def write_results(out: Path, file: str, prediction: Prediction, *, pictures: bool) -> None:
-    """Write what belongs to one part: all of it, or nothing where a picture can't be drawn.
+    """Write the VTU file and the pictures of one part; nothing is written where a picture can't be drawn.
 
     Args:
         out: Folder of the results.

@@ -1,4 +1,4 @@
 """How good predictions are: scores, interference with the recoater, tables and pictures of an evaluation.
 
-It compares predictions with the truth of a split, and knows nothing of training.
+It compares predictions with the truth of a split; nothing in it depends on training.
 """

@@ -12,20 +12,20 @@ from flare_model.judging.conformal import shuffled
 from flare_model.judging.interference import HitScore, choose_threshold
 
 FOLDS: Final = 10
-"""Folds of the cross-validation that chooses what a threshold is taken from."""
+"""Folds of the cross-validation that chooses the parts from which a threshold is taken."""
 
 BOTH: Final = "training and validation"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A threshold, and what it was taken from.
+    """A threshold, and the parts that it was taken from.
 
     Attributes:
         threshold: Score above which an alarm is raised.
         source: "validation", or "training and validation".
         rates: Source to the rate of false alarms in validation designs that the threshold hadn't seen.
-        clear: Clear parts that the threshold was taken from.
+        clear: Number of clear parts (without a hit) that the threshold was taken from.
     """
 
     threshold: float
@@ -37,13 +37,13 @@ class Choice:
 def choose_by_cross_validation(validation: Sequence[HitScore], training: Sequence[HitScore], rate: float) -> Choice:
     """The lowest threshold that keeps a rate of false alarms, taken from as many parts as can be trusted.
 
-    A model may score the clear parts that it was trained on lower than others: taken from them, a threshold
-    may be too low. The validation designs say whether it is: each fold of them is judged by thresholds from the others,
-    with the training parts and without, and the source whose rate of false alarms comes closer to the stated one is
-    taken, training parts where both are as close.
+    Clear parts are those without a hit. A model may score clear parts that it was trained on lower than others, so that
+    a threshold taken from them may be too low. Cross-validation over the validation designs tells whether it is: on
+    each fold thresholds from the other folds are applied, with the training parts and without. The source whose rate of
+    false alarms is closer to the stated one is taken, or training and validation parts where both are equally close.
 
     Args:
-        validation: Parts of the validation split; a clear one among them.
+        validation: Parts of the validation split, with one clear part or more.
         training: Parts of the training split.
         rate: Largest share of clear parts that may raise an alarm.
     """

@@ -24,8 +24,8 @@ _LIMITS: Final = (
     "It knows parts of up to 60 × 60 × 60 mm that stand on the plate without supports, of one material and machine.",
     _UNCALIBRATED,
     "Intervals and chances hold for parts drawn like those of the corpus, on average over parts.",
-    "Intervals are for the mesh that is asked for: a finer one may answer otherwise where walls are a few cells thick.",
-    "`python -m flare_model.predict` says of each part how unlike the corpus it is, by the numbers below.",
+    "Answers are for the mesh that is asked for: a finer one may give others where walls are a few cells thick.",
+    "`python -m flare_model.predict` tells how unlike the corpus each part is, by the numbers below.",
 )
 
 
@@ -54,9 +54,9 @@ def card_of(
         f"alone; {num_weights:,} parameters, {origin.get('step', 'unknown')} steps of training."
     )
     corpus = (
-        f"{num_cases:,} training parts of the open simulator, material {material}. Digest of the data set that it was "
-        f"trained on `{origin.get('data_sha256', 'unknown')}`, judged on `{identity['data_sha256']}`, of the weights "
-        f"`{identity['weights_sha256']}`."
+        f"{num_cases:,} training parts of the open simulator, material {material}. Digests: of the training data set "
+        f"`{origin.get('data_sha256', 'unknown')}`, of the data set of the evaluation `{identity['data_sha256']}`, of "
+        f"the weights `{identity['weights_sha256']}`."
     )
     lines = [
         "# The model that comes with the package",
@@ -91,12 +91,14 @@ def _uncertainty_lines(summary: Mapping[str, Any]) -> list[str]:
     intervals, interference = summary["intervals"], summary["interference"]
     if "none" not in intervals:
         held = ", ".join(f"{name} {100 * of['points_inside']:.3g} %" for name, of in intervals["columns"].items())
-        found += ["## Intervals", f"{100 * intervals['level']:.3g} % intervals hold at so many points: {held}."]
+        level = f"{100 * intervals['level']:.3g} %"
+        found += ["## Intervals", f"Share of points within their {level} prediction intervals: {held}."]
     if interference:
-        words = [f"Area under the ROC curve {format_number(interference['ranking_quality'], '.3f')}"]
+        words = ["A hit is contact with the recoater's blade in the simulation"]
+        words += [f"area under the ROC curve {format_number(interference['ranking_quality'], '.3f')}"]
         if "brier" in interference:
             model, share = (format_number(interference["brier"][n], ".3f") for n in ("model", "share_of_hits"))
-            words.append(f"Brier score {model} ({share} by the share of hits)")
+            words.append(f"Brier score {model} ({share} with the share of hits as the chance of every part)")
         if "verdicts" in interference:
             words.append(verdicts_in_words(interference["verdicts"]))
         found += ["## Hits of the recoater", "; ".join(words) + "."]

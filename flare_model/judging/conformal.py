@@ -1,8 +1,8 @@
 """Intervals by split conformal prediction: calibrated on validation designs, with their coverage on other cases.
 
-Designs are exchangeable, points of a part are not: each design counts once, shared by its parts and their points. The
-next design then is one more among so many, and a quantile over them all holds for a point drawn from it with the stated
-chance, whatever the model (Lee, Barber and Willett, "Distribution-free inference with hierarchical data", 2023).
+Designs are exchangeable, points of a part are not. Each design therefore has the same weight, which its parts and their
+points share. A quantile of the weighted residuals then holds, with the stated probability and for any model, for a
+point drawn from a new design (Lee, Barber and Willett, "Distribution-free inference with hierarchical data", 2023).
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _POINTS: Final = 1024
 """Points of a part that are used, drawn at random: all of 600 parts of 20,000 points would be too many to sort."""
 
 _FITTED: Final = 3
-"""One design in so many fits the residual model; the others say how wide intervals are."""
+"""Every third design is used to fit the residual model; the others give the width of the intervals."""
 
 _MIN_FITTED: Final = 10
 """Designs that a residual model needs; with fewer, intervals have the same width everywhere."""
 
 _RIDGES: Final = (5e-2, 0.5, 5.0)
-"""Strengths of the residual model's ridge; the best for designs that it wasn't fitted to is taken, or none at all."""
+"""Ridge penalties of the residual model that are tried; the best one on held-out designs is taken, or no model."""
 
 _FOLDS: Final = 5
 _SIZES: Final = 3
@@ -56,9 +56,9 @@ class PartResiduals:
         design: Its design.
         num_points: Points of the part.
         inputs: Column to inputs of the residual model, [n, K].
-        residuals: Column to truth less prediction, [n].
-        extremes: Column to the extreme of the prediction and that of the truth, over all points.
-        peaks: Column to peak (`peaks_of`) to its error.
+        residuals: Column to truth minus prediction, [n].
+        extremes: Column to the extreme value (`extreme_of`) of the prediction and of the truth, over all points.
+        peaks: Column to name of a peak (`peaks_of`) to its absolute error.
     """
 
     case_id: str
@@ -109,7 +109,10 @@ def part_residuals(
 
 
 def min_designs(level: float) -> int:
-    """Designs without which no interval is known to hold.
+    """Smallest number of designs from which an interval of a level can be calibrated.
+
+    Args:
+        level: Share of points and parts that are to lie inside.
 
     >>> min_designs(0.9), min_designs(0.95)
     (9, 19)
@@ -126,8 +129,8 @@ def calibrate(parts: Sequence[PartResiduals], level: float, weights_sha256: str)
         weights_sha256: The weights that predicted.
 
     Returns:
-        The intervals, or a sentence that says why there are none. Large parts have intervals of their own where twice
-        as many designs as any interval needs are large, and as many are not.
+        The intervals, or a sentence that says why there are none. Large parts have separate intervals where at least
+        twice as many designs as an interval needs are large, and as many are small.
     """
     designs = shuffled({part.design for part in parts})
     minimum = min_designs(level)
@@ -173,17 +176,22 @@ def _column_interval(
 
 
 def shuffled(names: Iterable[str]) -> list[str]:
-    """Names in a pseudorandom order, that of their digests: the same in every run."""
+    """Names sorted by their SHA-256 digests: a pseudorandom order that is the same in every run."""
     return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
 
 
 def conformal_quantile(scores: Sequence[Values], groups: Sequence[str], level: float) -> float:
-    """The least score that holds for a new group with a stated chance; infinite where there are too few groups.
+    """Weighted quantile of scores that bounds the score of a new group with a stated probability.
+
+    Every group has the same weight, and one more group, the new one, counts as infinite.
 
     Args:
-        scores: Of each part, at its points.
-        groups: The group of each part; each counts alike, and one more counts as infinite.
-        level: The chance.
+        scores: Scores of each part, at its points.
+        groups: The group (design) of each part.
+        level: The probability.
+
+    Returns:
+        The quantile; infinite where there are too few groups.
 
     >>> conformal_quantile([np.array([float(i)]) for i in range(9)], [str(i) for i in range(9)], 0.9)
     8.0
@@ -200,12 +208,13 @@ def conformal_quantile(scores: Sequence[Values], groups: Sequence[str], level: f
 
 
 def _residual_model(parts: Sequence[PartResiduals], name: str, level: float) -> tuple[float, ...]:
-    """Coefficients of the scale that makes intervals narrowest for designs that it wasn't fitted to; none for 1.
+    """Coefficients of the scale of residuals, by cross-validation over designs; empty for a scale of 1 everywhere.
 
-    From few designs the size of residuals is known poorly, and a scale that follows noise makes intervals wide.
+    The scale whose intervals are narrowest on held-out designs is taken: from few designs a fitted scale can follow
+    noise, which makes intervals wider.
 
     Args:
-        parts: Parts that are for this alone.
+        parts: Parts that are used for nothing else.
         name: The column.
         level: Share of points that are to lie inside.
     """
@@ -227,7 +236,7 @@ def _residual_model(parts: Sequence[PartResiduals], name: str, level: float) -> 
 
 
 def _fit(parts: Sequence[PartResiduals], name: str, ridge: float) -> tuple[float, ...]:
-    """Coefficients of the logarithm of the residuals' size, every part counting alike."""
+    """Coefficients of a ridge regression for the logarithm of the residuals' size, with equal weight for each part."""
     width = parts[0].inputs[name].shape[1]
     products, sides = np.zeros((width, width)), np.zeros(width)
     for part in parts:
@@ -250,8 +259,9 @@ def coverage(intervals: Intervals, parts: Sequence[PartResiduals], families: Map
         families: Case id to family, as far as known.
 
     Returns:
-        Column to shares of points and of parts inside, their bootstrap intervals over designs, mean half-widths, and
-        the ratio of those to a half-width that is the same everywhere; groups have the shares alone.
+        Column to shares of points and of parts inside the intervals, bootstrap intervals of these shares over designs,
+        mean half-widths, and the ratio of those to a half-width that is the same everywhere; the same by size and by
+        family.
     """
     sizes = np.array_split(np.argsort([part.num_points for part in parts], kind="stable"), min(_SIZES, len(parts)))
     by_size = {
@@ -301,7 +311,7 @@ def _shares(intervals: Intervals, name: str, parts: Sequence[PartResiduals]) -> 
 
 
 def _bootstrap(values: Sequence[float], designs: Sequence[str]) -> tuple[float, float]:
-    """Interval of the mean over parts, by resampling designs."""
+    """Bootstrap interval of the mean over parts, by resampling designs."""
     numbers = np.unique(np.array(designs), return_inverse=True)[1]
     sums, counts = np.bincount(numbers, values), np.bincount(numbers)
     drawn = np.random.default_rng(0).integers(len(sums), size=(RESAMPLES, len(sums)))

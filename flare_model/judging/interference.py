@@ -1,8 +1,9 @@
 """Recoater interference: hit scores from predicted fields, and how well they detect the hits of the simulation.
 
-A score is larger the likelier a hit. Where the target is the clearance itself, the solver's own rule decides: a hit is
-a clearance below the tolerance. Otherwise a threshold on the score is chosen on the
-validation split, for a stated rate of false alarms, and only applied on the test split.
+A hit is contact of the part with the recoater's blade, as the simulation reports it: a clearance below the tolerance.
+The score of a part is larger where a hit is likelier. Where the model predicts the clearance itself, the same rule is
+applied to the prediction. In any case a threshold on the score is chosen on the validation split for a stated rate of
+false alarms, and only applied on the test split.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class HitScore:
         score: Larger where a hit is likelier.
         hit: Whether the simulation found one.
         by_rule: Whether the solver's rule, applied to the prediction, finds one; None where it can't be applied.
-        design_id: Its design, whose parts stay together where parts are drawn; the case itself where none is known.
+        design_id: Its design, whose parts bootstraps and folds keep together; None where it isn't known.
     """
 
     case_id: str
@@ -42,7 +43,7 @@ class HitScore:
 
     @property
     def design(self) -> str:
-        """Group that bootstraps and folds keep together."""
+        """Group that bootstraps and folds keep together: the design, or the case itself where that isn't known."""
         return self.design_id or self.case_id
 
 
@@ -53,8 +54,8 @@ class Detection:
     Attributes:
         hits: Cases in which the recoater hits.
         found: How many of them raise an alarm.
-        clear: Cases in which it doesn't.
-        false_alarms: How many of those raise an alarm.
+        clear: Cases in which it doesn't hit.
+        false_alarms: How many of the clear cases raise an alarm.
         threshold: Score above which an alarm is raised; None for the solver's rule.
     """
 
@@ -127,7 +128,7 @@ def detect(hit_scores: Sequence[HitScore], threshold: float) -> Detection:
 
 
 def detect_by_rule(hit_scores: Sequence[HitScore]) -> Detection | None:
-    """The same by the solver's rule; None where it can't be applied."""
+    """Hits found and false alarms raised by the solver's rule; None where it can't be applied."""
     alarms = {hit_score.case_id: hit_score.by_rule for hit_score in hit_scores if hit_score.by_rule is not None}
     return _count(hit_scores, alarms, None) if len(alarms) == len(hit_scores) and hit_scores else None
 

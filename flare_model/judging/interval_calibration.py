@@ -92,12 +92,12 @@ def describe_intervals(
 
 
 def families_of(split: Split) -> dict[str, str]:
-    """Case id to family, as the manifest of the data set names them; nothing where it names none."""
+    """Case id to family, from the manifest of the data set; empty where it names no families."""
     return {name: record.run.family for name, record in split.records.items() if record.run.family}
 
 
 def read_families(path: str | None) -> dict[str, str]:
-    """Case id to family, from a CSV file with columns of these names; nothing without a file.
+    """Case id to family, from a CSV file with the columns case_id and family; empty without a file.
 
     Raises:
         StoreError: If it can't be read, or lacks a column.

@@ -1,4 +1,4 @@
-"""Judging a model on the cases of a split: scores, and detection of recoater interference."""
+"""Evaluating a model on the cases of a split: errors of each case, and detection of recoater interference."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def mean_field(split: Split, targets: Sequence[PointField]) -> NDArray[np.float3
 
 
 def summaries_of(scores: Sequence[CaseScore]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Target to predictor to summary."""
+    """Summaries of scores: name of the target to predictor ("model", "zero", …) to summary."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for target, predictor in dict.fromkeys((s.target, s.predictor) for s in scores):
         rows = [s for s in scores if (s.target, s.predictor) == (target, predictor)]
@@ -126,7 +126,7 @@ def summaries_of(scores: Sequence[CaseScore]) -> dict[str, dict[str, dict[str, A
 
 
 def mean_over_targets(scores: Sequence[CaseScore]) -> dict[str, dict[str, float | None]]:
-    """Predictor to mean and median relative L2 error over all targets, each of which counts alike."""
+    """Predictor to the averages over all targets, with equal weights, of mean and median relative L2 error."""
     by_target = summaries_of(scores)
     found: dict[str, dict[str, float | None]] = {}
     for predictor in dict.fromkeys(score.predictor for score in scores):
@@ -145,7 +145,7 @@ def interference_of(
     threshold_cases: int = 1000,
     on_case: CaseObserver | None = None,
 ) -> dict[str, Any] | None:
-    """Recall, false alarms, curves and calibrated risk; the threshold comes from the validation split, where it can.
+    """Recall, false alarms, curves and calibrated risk of hits; the threshold comes from the validation split.
 
     Args:
         surrogate: The model.
@@ -156,8 +156,8 @@ def interference_of(
         on_case: Called with every validation case and prediction, where the threshold needs them.
 
     Returns:
-        Detections by the solver's rule and by the threshold, and why there is none where there is none; None where the
-        model has no target from which interference can be predicted, or none was recorded.
+        Detections by the solver's rule and by the threshold, or why there is no threshold; None where the model has no
+        target from which interference can be predicted, or the data set records no interference.
     """
     if not hit_scores:
         return None
@@ -209,7 +209,7 @@ def _rate(
 
 
 def _brier(hit_scores: Sequence[HitScore], validation_scores: Sequence[HitScore]) -> dict[str, float]:
-    """Brier score of the risk that the score gives, and of the share of hits alone, fitted to validation scores."""
+    """Brier scores of a logistic curve and of the share of hits alone, both fitted to validation parts."""
     model, (scores, hits) = LogisticCurve.of(validation_scores), arrays_of(hit_scores)
     share = float(np.mean([hit_score.hit for hit_score in validation_scores]))
     return {"model": brier(model.chances(scores), hits), "share_of_hits": brier(np.full(len(hits), share), hits)}

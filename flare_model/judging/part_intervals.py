@@ -15,7 +15,7 @@ from lpbf_data.durable import sha256_of_file
 
 
 def stored_intervals(checkpoint: str, surrogate: Surrogate) -> tuple[Intervals | None, str]:
-    """The intervals of a checkpoint, as long as they are of its weights; else why they are left out.
+    """The intervals of a checkpoint, and a sentence that says why they are left out where they are of other weights.
 
     Raises:
         SchemaError: If they can't be read.
@@ -28,7 +28,7 @@ def stored_intervals(checkpoint: str, surrogate: Surrogate) -> tuple[Intervals |
     if same_columns and stored.weights_sha256 == sha256_of_file(folder / WEIGHTS_NAME):
         return stored, ""
     return None, (
-        f"the intervals in {checkpoint} are of other weights, and are left out; judge it again for new ones: "
+        f"the intervals in {checkpoint} are of other weights, and are left out; new ones are made by: "
         "python -m flare_model.evaluate"
     )
 
@@ -47,7 +47,7 @@ def intervals_of(
         part: The part.
         known: Input features, [N, F].
         predicted: Prediction, [N, T].
-        intervals: Those of its checkpoint.
+        intervals: Prediction intervals of the model's checkpoint.
 
     Returns:
         Target to half-widths at points, [N, components]; column to the part's extreme as predicted, and half-width

@@ -36,7 +36,7 @@ def draw_evaluation(
     worst: int,
     interference: Mapping[str, Any] | None = None,
 ) -> None:
-    """Draw what isn't there yet, and remove pictures of other targets, other cases, or more cases than asked for.
+    """Draw missing pictures, and remove those of other targets, of other cases, or of more cases than asked for.
 
     Args:
         out: Folder of the evaluation.
@@ -44,13 +44,13 @@ def draw_evaluation(
         rows: The table of cases.
         predictions: The file of predictions.
         worst: Cases with the largest relative error to draw, of each target.
-        interference: What the summary says of recoater interference; its curves are drawn.
+        interference: The summary's entry on recoater interference, whose curves are drawn; None where there is none.
 
     Raises:
         StoreError: If predictions or a case that is to be drawn can't be read.
     """
     targets = resolve_targets(tuple(dict.fromkeys(row["target"] for row in rows)), "the evaluation", split.point_schema)
-    worst = worst if split.point_schema is None else 0  # what has no cells has no surface to draw
+    worst = worst if split.point_schema is None else 0  # points without cells have no surface to draw
     pictures = {place for target in targets for place in _histograms(out, target.name)}
     chosen = {target.name: worst_cases(rows, target.name, worst) for target in targets}
     names = {name: _name_files(out, name, cases) for name, cases in chosen.items()}
@@ -111,7 +111,7 @@ def _draw_histograms(out: Path, target: PointField, rows: Sequence[Row]) -> None
 
 
 def _draw_worst(target: PointField, split: Split, places: Mapping[str, Path], predictions: Path) -> None:
-    """Draw cases; those that a prediction was made for can be read, so one that can't be is an error."""
+    """Draw cases. A case that can't be read is an error here, since a prediction for it was made before."""
     if not places:
         return
     prediction_file = PredictionFile(predictions)

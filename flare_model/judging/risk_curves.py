@@ -1,4 +1,4 @@
-"""How well a score separates hits from clear parts: curves, a logistic calibration, bootstrap intervals.
+"""How well a score separates hits from clear parts (without a hit): curves, logistic calibration, bootstrap intervals.
 
 R parts, each with a score, larger where a hit is likelier.
 """
@@ -17,10 +17,10 @@ from flare_model.judging.interference import HitScore
 
 RESAMPLES: Final = 2000
 LEVEL: Final = 0.95
-"""Resamples of a bootstrap interval, and its level."""
+"""Number of resamples of a bootstrap interval, and the interval's level."""
 
 _SLOPE_RIDGE: Final = 1e-3
-"""Ridge on the slope of the calibration, in units of the score's spread: separable scores have no other."""
+"""Ridge penalty on the slope of the logistic curve, which is infinite without one where scores separate perfectly."""
 
 
 def arrays_of(hit_scores: Sequence[HitScore]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -30,7 +30,7 @@ def arrays_of(hit_scores: Sequence[HitScore]) -> tuple[NDArray[np.float64], NDAr
 
 @dataclass(frozen=True)
 class Curve:
-    """What every threshold gives, the highest first; the first raises no alarm.
+    """Recall, false alarms and precision at every threshold, the highest first; the first one raises no alarm.
 
     Attributes:
         thresholds: An alarm is raised from this score on, infinite for the first.
@@ -51,7 +51,7 @@ class Curve:
 
     @property
     def average_precision(self) -> float:
-        """Precision over recall, summed where recall rises."""
+        """Average precision: the sum of precision times the rise of recall over all thresholds."""
         return float((np.diff(self.found) * self.precision[1:]).sum())
 
     def recall_at(self, rate: float) -> float:
@@ -60,7 +60,7 @@ class Curve:
 
 
 def curve_of(scores: NDArray[np.float64], hits: NDArray[np.bool_]) -> Curve | None:
-    """ROC and precision-recall curve; None without both kinds of parts.
+    """ROC and precision-recall curve; None where there are no hits, or no parts without one.
 
     Args:
         scores: [R].
@@ -74,7 +74,7 @@ def curve_of(scores: NDArray[np.float64], hits: NDArray[np.bool_]) -> Curve | No
         return None
     order = np.argsort(-scores, kind="stable")
     ordered, is_hit = scores[order], hits[order]
-    last = np.append(ordered[1:] != ordered[:-1], True)  # of those with the same score
+    last = np.append(ordered[1:] != ordered[:-1], True)  # the last of the parts with the same score
     found, alarms = np.cumsum(is_hit)[last], np.flatnonzero(last) + 1
     return Curve(
         np.append(np.inf, ordered[last]),
@@ -90,9 +90,9 @@ class LogisticCurve:
 
     Attributes:
         centre: Score at which the standardised score is 0.
-        spread: What standardises it.
-        intercept: Log odds there.
-        slope: Log odds per spread.
+        spread: Scale of the standardised score: standardised = (score - centre) / spread.
+        intercept: Log odds of a hit at the centre.
+        slope: Change of the log odds per unit of the standardised score.
     """
 
     centre: float
@@ -143,7 +143,7 @@ def bootstrap(
 
     Args:
         hit_scores: The parts.
-        statistic: What is to be known; None for parts that don't have it, which don't count.
+        statistic: Computes the statistic from parts; samples for which it returns None are left out.
     """
     designs: dict[str, list[HitScore]] = {}
     for hit_score in hit_scores:
@@ -177,7 +177,7 @@ def describe(hit_scores: Sequence[HitScore], rate: float) -> dict[str, Any]:
         rate: Share of clear parts that may raise an alarm.
 
     Returns:
-        What the summary of an evaluation keeps; empty without both kinds of parts.
+        Entries for the summary of an evaluation; empty where there are no hits, or no parts without one.
     """
     curve = curve_of(*arrays_of(hit_scores))
     if curve is None:

@@ -1,4 +1,4 @@
-"""The risk model of a checkpoint: from a part's hit score to the chance of a hit, and to yes, no or can't tell."""
+"""The risk model of a checkpoint: the chance of a hit from a part's hit score, and the verdict from that chance."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FILE: Final = AuxiliaryFile(
 )
 
 VERDICT_CHANCE: Final = 0.9
-"""Chance of a hit from which the answer is yes; no from the same chance of none; can't tell in between."""
+"""The verdict is "yes" where a hit is at least this likely, "no" where no hit is, and "can't tell" in between."""
 
 Verdict = Literal["yes", "no", "can't tell"]
 
@@ -39,7 +39,7 @@ class RiskModel:
         parts: Parts that it was fitted to.
         hits: How many of them were hit.
         tolerance: Clearance below which those were hits, percent of a layer.
-        weights_sha256: The weights that scored them.
+        weights_sha256: SHA-256 of the file of weights that their scores were computed with.
     """
 
     target: str
@@ -62,8 +62,8 @@ class RiskModel:
 
         Args:
             score: Score of the part.
-            spread: Standard deviation of an error of the score beside those that the curve was fitted with; the mean
-                of the curve over a normal distribution is taken by MacKay's approximation (1992).
+            spread: Standard deviation of an additional error of the score, which the parts of the fit didn't have. The
+                chance is then the mean of the curve over a normal distribution, by MacKay's approximation (1992).
         """
         if spread:
             steepness = self.curve.slope / self.curve.spread * spread
@@ -85,7 +85,7 @@ def verdict_of(chance: float) -> Verdict:
 
 
 def describe_verdicts(risk_model: RiskModel, hit_scores: Sequence[HitScore]) -> dict[str, dict[str, int]]:
-    """How many parts get which verdict, and how many of those are hit.
+    """Number of parts and of hits for each verdict.
 
     Args:
         risk_model: The risk model.
@@ -104,7 +104,7 @@ def describe_verdicts(risk_model: RiskModel, hit_scores: Sequence[HitScore]) -> 
 
 
 def write_risk(folder: Path, risk_model: RiskModel) -> None:
-    """Write it into the folder of its checkpoint."""
+    """Write the risk model into the folder of its checkpoint."""
     _FILE.write(folder, asdict(risk_model))
 
 

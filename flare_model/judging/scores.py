@@ -1,4 +1,4 @@
-"""How good predictions are: one row a case, and what the rows add up to.
+"""Errors of predictions: one row for each case, and summaries over cases.
 
 B cases, N points of one case, F numbers a point.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MICROMETRES: Final = 1000.0
-"""Micrometres of a millimetre."""
+"""Micrometres in a millimetre."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +25,15 @@ class CaseScore:
     Attributes:
         case_id: The case.
         target: The field, or component.
-        predictor: What predicted: "model", "zero" (predict zero everywhere), "mean" (the mean of the training points),
-            or for grids "mean_field" (the mean of the training cases at each point).
+        predictor: Origin of the prediction: "model", "zero" (predict zero everywhere), "mean" (the mean of the training
+            points), or for grids "mean_field" (the mean of the training cases at each point).
         num_points: Points of the case.
         relative_l2: ‖prediction - truth‖ / ‖truth‖; None where the truth is zero everywhere.
-        published: The figure that the FLARE paper gives for LPBF; None for other targets than its own.
+        published: The figure that the FLARE paper gives for LPBF (`published_lpbf_error`); None for other targets than
+            displacement_z.
         mean_error: Mean absolute error (length of the error vector for vectors), in the target's unit, µm for lengths.
-        p95_error: 95th percentile of the same over the points.
-        max_error: Largest of the same.
+        p95_error: 95th percentile of these errors over the points.
+        max_error: Largest of these errors.
         squared_errors: Sum of squared errors, unit squared.
         squared_deviations: Sum of squared deviations of the truth from the mean of the training points, unit squared.
     """
@@ -115,7 +116,7 @@ def score_case(
 
 @dataclass(frozen=True)
 class Summary:
-    """What the scores of one predictor for one target add up to.
+    """Summary of the scores of one predictor for one target.
 
     Attributes:
         cases: Number of cases.
@@ -143,7 +144,7 @@ class Summary:
 
 
 def summarise(scores: Sequence[CaseScore]) -> Summary:
-    """Add up the scores of one predictor for one target; there must be one or more."""
+    """Summarise the scores of one predictor for one target; there must be one or more."""
     relative = [s.relative_l2 for s in scores if s.relative_l2 is not None]
     published = [s.published for s in scores if s.published is not None]
     errors, deviations = sum(s.squared_errors for s in scores), sum(s.squared_deviations for s in scores)

@@ -1,4 +1,4 @@
-"""What an evaluation says on the screen: tables that a terminal of 80 columns holds, and notes."""
+"""The output of an evaluation on the screen: tables of at most 80 columns, and notes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def show(summary: Summary, title: str, console: Console) -> None:
 
     Args:
         summary: Content of `summary.json`.
-        title: What was judged on what.
+        title: Model, data set and split.
         console: Where to print; a table wider than it is folded by the terminal, not cut.
     """
     for target, by_predictor in summary["scores"].items():
@@ -48,6 +48,13 @@ def show(summary: Summary, title: str, console: Console) -> None:
         console.print(f"all {len(summary['scores'])} targets: relative L2 {words}, each target counted alike")
     _show_interference(summary["interference"], console)
     _show_intervals(summary.get("intervals"), console)
+    if any(of["model"]["published"] is not None for of in summary["scores"].values()):
+        console.print(
+            "note: the published figure is what the FLARE paper's code computes for LPBF (Table 2), which isn't the "
+            "relative L2 error; compare by it with that table alone"
+        )
+    if summary["interference"] is not None:
+        console.print("note: a hit is a part that the recoater's blade, which spreads powder, hits in the simulation")
 
 
 def _unit(target: str, summary: Summary) -> str:
@@ -100,7 +107,7 @@ def _show_interference(found: Summary | None, console: Console) -> None:
         )
     if "brier" in found:
         model, share = (format_number(found["brier"][name]) for name in ("model", "share_of_hits"))
-        console.print(f"{what}: Brier score {model}; {share} by the share of hits alone")
+        console.print(f"{what}: Brier score {model}; {share} with the share of hits as the chance of every part")
     if "verdicts" in found:
         console.print(f"{what}: {verdicts_in_words(found['verdicts'])}")
     if "no_threshold" in found:
@@ -108,7 +115,7 @@ def _show_interference(found: Summary | None, console: Console) -> None:
 
 
 def verdicts_in_words(found: Mapping[str, Mapping[str, int]]) -> str:
-    """How often predict's answers are right, on the parts that were judged.
+    """How often the verdicts of `predict` are right on the evaluated parts, as text.
 
     Args:
         found: Verdict to parts and hits among them.
@@ -120,8 +127,10 @@ def verdicts_in_words(found: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _between(interval: Sequence[float] | None) -> str:
-    """An interval of shares, 95 % by bootstrap over designs; nothing where there is none."""
-    return "" if interval is None else f" ({100 * interval[0]:.3g} to {100 * interval[1]:.3g} %, 95 % of draws)"
+    """An interval of shares, 95 % by bootstrap over designs, as text; empty where there is none."""
+    if interval is None:
+        return ""
+    return f" ({100 * interval[0]:.3g} to {100 * interval[1]:.3g} %, 95 % bootstrap interval)"
 
 
 def _show_intervals(found: Summary | None, console: Console) -> None:
@@ -132,12 +141,15 @@ def _show_intervals(found: Summary | None, console: Console) -> None:
         return
     for column, of in found["columns"].items():
         factor, unit = unit_of_errors(resolve_target(column).unit)
-        narrower = "" if of["over_constant_width"] is None else f", {of['over_constant_width']:.2f} of a constant width"
+        ratio = of["over_constant_width"]
+        narrower = "" if ratio is None else f" ({ratio:.2f} times the width of an interval that is the same everywhere)"
+        points, parts = (f"{100 * of[f'{name}_inside']:.3g} % of {name} inside" for name in ("points", "parts"))
         console.print(
-            f"{100 * found['level']:.3g} % interval of {column}: ± {factor * of['half_width']:.3g} {unit} at a point"
-            f"{narrower}, {100 * of['points_inside']:.3g} % of points inside{_between(of['points_inside_interval'])}; "
-            f"± {factor * of['part_half_width']:.3g} {unit} of a part's extreme, "
-            f"{100 * of['parts_inside']:.3g} % of parts inside{_between(of['parts_inside_interval'])}"
+            f"{100 * found['level']:.3g} % prediction interval of {column}: "
+            f"± {factor * of['half_width']:.3g} {unit} at a point{narrower}, "
+            f"{points}{_between(of['points_inside_interval'])}; "
+            f"± {factor * of['part_half_width']:.3g} {unit} for the extreme value of a part, "
+            f"{parts}{_between(of['parts_inside_interval'])}"
         )
 
 

@@ -1,4 +1,4 @@
 """The token mixing of FLARE and FLARE++ and FLARE's pointwise network as Triton kernels, forward and backward.
 
-NOTES.md beside them says how they work; `layers` has the readable form that they must equal.
+NOTES.md in this folder says how they work; `flare_model.layers` has the same computations in readable form.
 """

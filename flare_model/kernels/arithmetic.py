@@ -1,10 +1,11 @@
-"""What all kernels compute with: tiles of points and latents, and exponentials of scores less a maximum or logsumexp.
+"""Functions of all kernels: loading and storing tiles, and exponentials of scores less a maximum or logsumexp.
 
 A logsumexp is log Σ exp of scores over points or latents. For inputs in float32 it is kept in float64, as float32 holds
 one of 40 to 2e-6, and each weight no better. For 16 bits, maxima and logsumexps are in float32 and times log₂(e), as
-the exponentials use them: what one kernel has rounded, no other rounds again.
+the exponentials use them, so that they are rounded once and not again by other kernels.
 
-A tile has 16 channels at least, the least depth of a matrix product; heads of 4 or 8 channels leave the rest spare.
+A tile has at least 16 channels, the least depth of a matrix product; with heads of 4 or 8 channels the other channels
+of a tile are spare.
 """
 
 import triton
@@ -49,9 +50,9 @@ _TWO_OF_FOUR = tl.constexpr(_power_of_two(2))
 
 @triton.constexpr_function
 def slope_type(dtype, fast):
-    """What the products that give slopes are taken in: as the keys, but the interpreter can't multiply bfloat16.
+    """Type of products in the gradient of the scores: that of the keys, but float32 in the interpreter's fast path.
 
-    There float16 stands in for it, which hasn't the range of what the fast path makes.
+    The interpreter can't multiply bfloat16 and takes float16 in its place, whose range is too small for the fast path.
     """
     return tl.float32 if fast and INTERPRETED else dtype
 
@@ -103,9 +104,9 @@ def exp_of_difference(scores, shift, FLOAT32: tl.constexpr):
 
 @triton.jit
 def exps_of_differences(scores, shift, FLOAT32: tl.constexpr, POLYNOMIALS: tl.constexpr):
-    """The same for a whole tile of scores, with POLYNOMIALS of four exponentials on the multiply-add units.
+    """`exp_of_difference` for a whole tile, with POLYNOMIALS of four exponentials computed on the multiply-add units.
 
-    The special function units do 16 a clock and multiprocessor, and may be what everything else waits for.
+    The special function units compute 16 exponentials a clock and multiprocessor, which can limit the whole kernel.
     """
     if FLOAT32 or INTERPRETED or POLYNOMIALS == 0:
         return exp_of_difference(scores, shift, FLOAT32)
@@ -127,7 +128,7 @@ def no_weights(ROWS: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, FLO
 
 @triton.jit
 def add_weights(total, weights, decay, TYPE: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr):
-    """Σ of each row's weights, with a tile more.
+    """Σ of each row's weights after one more tile.
 
     In 16 bits they are added as the product with values takes them, rounded, so that a weight of nearly 1 leaves the
     value as it is: by a product with ones, in 8 columns. Where a head leaves channels spare, ones in those of the
@@ -167,12 +168,12 @@ def load_points(
         start: First point of the tile within the slice.
         count: Points of the slice.
         head: The head.
-        other: What to put where there is no point, and into spare channels.
+        other: Value where there is no point, and in spare channels.
         HEADS: H.
         DEPTH: D.
         WIDTH: Channels of a tile.
         POINTS: Points of a tile.
-        COPIES: How often to have the channels of the head, one after the other.
+        COPIES: Number of copies of the head's channels, one after the other.
     """
     points = start + tl.arange(0, POINTS)
     channels = tl.arange(0, WIDTH)
@@ -206,11 +207,11 @@ def load_latents(
         head: The head; 64 bits wide where there may be many of them, as with partial sums.
         first: First latent of the tile.
         num_latents: M.
-        other: What to put where there is no latent, and into spare channels.
+        other: Value where there is no latent, and in spare channels.
         LATENTS: Latents of a tile.
         DEPTH: D.
         WIDTH: Channels of a tile.
-        COPIES: How often to have the channels of the head, one after the other.
+        COPIES: Number of copies of the head's channels, one after the other.
     """
     latents = first + tl.arange(0, LATENTS)
     channels = tl.arange(0, WIDTH)

@@ -46,7 +46,7 @@ def launch_encoding(queries: Tensor, values: Tensor, points: Points) -> tuple[Te
 
 
 def scale_latents(encoded: Tensor, grad_encoded: Tensor, logsumexps: Tensor, points: Points) -> tuple[Tensor, Tensor]:
-    """What gradients need to know of latents, [4, B·H·M] and [B·H, 2]; see `scale_latents_kernel`."""
+    """Values of the latents that the gradient needs, [4, B·H·M] and [B·H, 2]; see `scale_latents_kernel`."""
     size = logsumexps.numel()
     scales, bounds = logsumexps.new_empty(4, size), encoded.new_empty(points.meshes * points.heads, 2)
     scale_latents_kernel[(len(bounds),)](

@@ -1,7 +1,7 @@
 """The backward pass: two passes over the points, which compute scores and exponentials again and store none.
 
-B meshes, N points, C channels, H heads, D = C / H channels a head, M latents; queries are [H, M, D], or [B, H, M, D]
-where a kernel is told that every mesh has its OWN. With s the scores, P = exp(s - l) the weights of decoding and
+B meshes, N points, C channels, H heads, D = C / H channels a head, M latents; queries are [H, M, D], or with OWN, where
+every mesh has queries of its own, [B, H, M, D]. With s the scores, P = exp(s - l) the weights of decoding and
 E = exp(s - L) those of encoding:
 
     dZ = Pᵀ dY
@@ -10,8 +10,8 @@ E = exp(s - L) those of encoding:
     dK = dS Q,  dQ = dSᵀ K
 
 l and L are logsumexps, of the points and of the latents; see [arithmetic][flare_model.kernels.arithmetic]. The
-exponentials are what costs, and E = P ∘ a bᵀ with a = exp(l - c), b = exp(c - L): where no factor leaves the range of
-float32, one exponential does for both, and
+exponentials take most of the time, and E = P ∘ a bᵀ with a = exp(l - c), b = exp(c - L): where no factor leaves the
+range of float32, one exponential does for both, and
 
     dS = P ∘ (dY Zᵀ + (a V) (b dZ)ᵀ - δ - a bΔ)
 
@@ -86,7 +86,7 @@ def scale_latents_kernel(
     encoded, grad_encoded, logsumexps, scales, bounds, size, num_latents,
     DEPTH: tl.constexpr, LATENTS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """What pass two needs to know of the latents of one mesh and head.
+    """Values of the latents of one mesh and head that pass two needs.
 
     scales, [4, B, H, M], are -L, -Δ, b and -Δ·b, in the type of L; bounds, [B, H, 2], float32, are c and the largest l
     for the fast path, which is for 16 bits alone, so that b and the bounds mean nothing in float32. size is B·H·M.
@@ -103,7 +103,7 @@ def scale_latents_kernel(
     dz = load_latents(grad_encoded, row, 0, num_latents, 0.0, LATENTS, DEPTH, DEPTH)
     spread: tl.constexpr = 58.0 if TYPE == tl.bfloat16 else 8.0
     stretch = tl.exp2(tl.minimum(largest - logsumexp, spread))
-    # Δ is made of dZ as the products will see it: what rounding it does to V dZᵀ then cancels over the points.
+    # Δ is computed from dZ rounded as in the products: that rounding's error in V dZᵀ then cancels over the points.
     drop = -tl.sum(z * dz.to(TYPE).to(tl.float32), 1)
     stretched = -tl.sum(z * (dz * stretch[:, None]).to(slope_type(TYPE, True)).to(tl.float32), 1)
     tl.store(scales + place, -exact_logsumexp, mask=exists)
@@ -255,7 +255,7 @@ def _advance(
 ):  # fmt: skip
     """One tile of points: stores dK and dV, returns dQ with what the tile adds.
 
-    With EDGE or QUICK, points may be missing.
+    With EDGE or FAST, points may be missing.
     """
     SPARE: tl.constexpr = WIDTH >= 2 * DEPTH
     COPIES: tl.constexpr = 2 if FAST and SPARE else 1
@@ -271,7 +271,7 @@ def _advance(
     if MASKED:
         exists = tl.load(mask + first + place, mask=exists, other=0) != 0
     delta = tl.sum(dy.to(tl.float32) * y.to(tl.float32), 1)
-    # What is multiplied from the right and what is added up needs no more columns than a head has channels.
+    # Right-hand factors and sums need no more columns than a head has channels.
     narrow_k = load_points(keys, first, start, count, head, 0.0, HEADS, DEPTH, NARROW, POINTS)
     dk = tl.zeros((POINTS, NARROW), tl.float32)
     dv = tl.zeros((POINTS, NARROW), tl.float32)
@@ -279,7 +279,7 @@ def _advance(
         # Where there is no point, c could make this infinite, and 0 times it would be no number.
         factor = tl.where(exists, tl.exp2(logsumexp - latent_terms[2]), 0.0)
         scaled = v.to(tl.float32) * factor[:, None]
-        # a V would be off by as much as bfloat16 rounds, and where V has a mean that is more than what is left of it.
+        # Rounded to bfloat16 once, a V would have an error as large as its deviations where V has a large mean.
         v, rest = _first_part(scaled), scaled - _first_part(scaled)
         dy = dy.to(tl.float32)
         if SPARE:

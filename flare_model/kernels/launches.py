@@ -1,4 +1,4 @@
-"""What launches of kernels over points share: how a batch is cut, and sums over slices.
+"""Common parts of the launches of kernels over points: how a batch is cut into slices, and sums over slices.
 
 B meshes, N points, ΣN points of all meshes together, H heads, D channels a head, M latents.
 """
@@ -17,14 +17,14 @@ from flare_model.kernels.gradients import sum_slices_kernel
 from flare_model.kernels.tuning import INTERPRETED, PROGRAMS, Kernel, Tiles, tiles_of
 
 LOGSUMEXP_TYPES: Final = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
-"""What logsumexps are kept in, by the type of the keys."""
+"""Type of logsumexps, by the type of the keys."""
 TYPES: Final = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 _TILES_A_PROGRAM: Final = 4
 
 
 @dataclass(frozen=True)
 class Points:
-    """How the points of a batch divide, and what every kernel is told of it.
+    """How the points of a batch divide into meshes and slices, and the arguments of kernels that describe it.
 
     Attributes:
         keys: [B, N, H, D]; [1, ΣN, H, D] with offsets.
@@ -50,7 +50,7 @@ class Points:
 
     @property
     def narrow(self) -> int:
-        """Columns of what a product of a tile leaves; the matrix units take 8 at a time."""
+        """Columns of the result of a product of tiles: 8, the least of the matrix units, or the channels of a head."""
         return max(8, self.depth)
 
     @property
@@ -73,8 +73,8 @@ class Points:
         return latents * int(min(tiles.unrolled, triton.cdiv(self.num_latents, latents)))
 
     def fast_tiles(self) -> tuple[Tiles, int] | None:
-        """How to cut the fast path, whose launches take as many latents each; None where it can't be had."""
-        # It needs the range of bfloat16, which the interpreter can't multiply: there float16 stands in.
+        """How to cut the fast path, whose launches take equally many latents; None where it can't be used."""
+        # It needs the range of bfloat16, which the interpreter can't multiply: there float16 is taken in its place.
         if self.mask is not None or self.keys.dtype != (torch.float16 if INTERPRETED else torch.bfloat16):
             return None
         tiles, latents = self.tiles("fast_point_gradient")
@@ -84,7 +84,7 @@ class Points:
 
     def slices(self, tiles: Tiles, programs_a_slice: int) -> tuple[int, int]:
         """Points of a slice, and the number of slices; see [meshes][flare_model.kernels.mesh_slices]."""
-        # Each program reads latents before its first tile: small meshes are not for many programs.
+        # Each program reads latents before its first tile, so that many programs don't pay for small meshes.
         enough = self.total * programs_a_slice // (_TILES_A_PROGRAM * tiles.points)
         wanted = max(1, min(tiles.programs, max(enough, PROGRAMS)) // programs_a_slice)
         # Places within a slice are counted in 32 bits.
@@ -95,7 +95,7 @@ class Points:
         return length, self.total // length + self.meshes
 
     def place(self, length: int) -> dict[str, int]:
-        """Arguments that say where points lie."""
+        """Arguments of a kernel that describe meshes and slices."""
         number = self.total if self.offsets is not None else self.keys.shape[1]
         steps = (self.meshes - 1).bit_length()
         return {
@@ -107,7 +107,7 @@ class Points:
         }
 
     def polynomials(self, tiles: Tiles) -> int:
-        """How many of four exponentials are polynomials: in bfloat16 alone, beside whose rounding they are exact."""
+        """How many of four exponentials are polynomials: in bfloat16 alone, whose rounding exceeds their error."""
         return tiles.polynomials if self.keys.dtype == torch.bfloat16 else 0
 
     def constants(self, tiles: Tiles, latents: int) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _precision(dtype: torch.dtype) -> str:
 
 
 def sum_slices(parts: Tensor, length: int, points: Points) -> Tensor:
-    """What slices of so many points left of each mesh: [slices, H, M, D] to [B, H, M, D]."""
+    """Sums over the slices of each mesh, of `length` points a slice: [slices, H, M, D] to [B, H, M, D]."""
     size = parts[0].numel()
     if points.offsets is None:
         return parts.view(points.meshes, -1, *parts.shape[1:]).sum(1)
@@ -148,5 +148,5 @@ def sum_slices(parts: Tensor, length: int, points: Points) -> Tensor:
 
 
 def on_device_of(tensor: Tensor) -> Any:
-    """Kernels are launched on the current device: make it that of a tensor."""
+    """A context in which the device of a tensor is the current one, on which kernels are launched."""
     return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]

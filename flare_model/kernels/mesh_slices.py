@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def _bounds(mesh, offsets, num_points):
-    """First point of a joined mesh, and the end; offsets that lie must not lead out of memory."""
+    """First point of a joined mesh, and the end, clamped so that wrong offsets can't address other memory."""
     start = tl.load(offsets + mesh).to(tl.int64)
     end = tl.load(offsets + mesh + 1).to(tl.int64)
     return tl.minimum(tl.maximum(start, 0), num_points), tl.minimum(tl.maximum(end, 0), num_points)
@@ -20,7 +20,7 @@ def _bounds(mesh, offsets, num_points):
 
 @triton.jit
 def _slices_per_mesh(num_points, slice_length):
-    """Slices of a mesh of a batch; rounding up must not leave 32 bits."""
+    """Slices of a mesh of a batch; rounding up is done in 64 bits, since it could overflow 32."""
     return tl.cdiv(tl.cast(num_points, tl.int64), slice_length).to(tl.int32)
 
 

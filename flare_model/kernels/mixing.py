@@ -183,7 +183,7 @@ def mix(
     """FLARE's mixing by the kernels.
 
     Args:
-        queries: Latent queries, [H, M, D]; or [B, H, M, D], where each mesh has its own, whose gradients are apart.
+        queries: Latent queries, [H, M, D]; or [B, H, M, D], where each mesh has its own, with gradients of its own.
         keys: Keys of the points, [B, N, H, D]; [ΣN, H, D] with offsets.
         values: As the keys.
         mask: True where a point exists, [B, N].
@@ -206,7 +206,7 @@ class Ranks(Protocol):
     """Processes that share the points of every mesh."""
 
     def merge(self, encoded: Tensor, logsumexps: Tensor, *, binary: bool) -> tuple[Tensor, Tensor]:
-        """Z and L of whole meshes, of those that each process has; L is -∞ where it has no point."""
+        """Z and L of whole meshes, merged from those of each process's points; L is -∞ where a process has none."""
 
     def total(self, part: Tensor) -> Tensor:
         """Sum over the processes."""

@@ -45,7 +45,7 @@ def gelu_with_slope(x):
 
 @triton.jit
 def rows(start, count, C: tl.constexpr, POINTS: tl.constexpr):
-    """Place of a tile's first number, places after that, and which points exist."""
+    """Index of a tile's first number, offsets of its numbers from that, and which points exist."""
     points = tl.arange(0, POINTS)[:, None]
     return tl.cast(start, tl.int64) * C, points * C + tl.arange(0, C)[None, :], points < count - start
 

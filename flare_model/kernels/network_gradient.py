@@ -106,7 +106,7 @@ def network_backward_kernel(
 
 @triton.jit
 def _forward_layer(h, w, vectors, layer: tl.constexpr, C: tl.constexpr, POINTS: tl.constexpr, TYPE: tl.constexpr):
-    """What leaves a layer, and the slope of its GELU, of TYPE."""
+    """The output of a hidden layer, and the slope of its GELU, of TYPE."""
     bias = tl.broadcast_to(row_of(vectors, layer, C), (POINTS, C))
     value, slope = gelu_with_slope(tl.dot(h.to(TYPE), tl.trans(w), bias))
     return h + value, slope.to(TYPE)

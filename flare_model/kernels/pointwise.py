@@ -21,13 +21,14 @@ from flare_model.kernels.tuning import INTERPRETED, NetworkTiles, gradient_tiles
 DTYPES: Final = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 _MAX_IN_REGISTERS: Final = 64
-"""Most channels whose matrices have their gradients in registers; above, they are products of what kernels wrote."""
+"""Most channels with which gradients of the matrices lie in registers; with more, kernels write their factors, and the
+gradients are products of these."""
 
 _SLICE: Final = 32 if INTERPRETED else 1024
-"""Points of a product, so that there are products enough for all multiprocessors."""
+"""Points of one of these products: few enough that there are products for all multiprocessors."""
 
 _CHUNK: Final = 64 if INTERPRETED else 1 << 17
-"""Points at a time, so that what kernels write of them stays small: 320 MiB for 128 channels and five layers."""
+"""Points at a time, which limits the memory for these factors: 320 MiB for 128 channels and five layers."""
 
 
 def _count(x: Tensor) -> int:
@@ -44,7 +45,7 @@ def _programs(x: Tensor, count: int, tiles: NetworkTiles) -> int:
 
 
 def _compile_options(weights: Tensor, vectors: Tensor, dtype: torch.dtype, tiles: NetworkTiles) -> dict[str, Any]:
-    """What the kernels are compiled for."""
+    """Compile-time arguments of the kernels."""
     layers, channels = weights.shape[:2]
     network = {"LAYERS": layers, "C": channels, "NORM": len(vectors) > layers, "TYPE": DTYPES[dtype]}
     return network | {"POINTS": tiles.points, "num_warps": tiles.warps, "num_stages": tiles.stages}
@@ -176,7 +177,7 @@ def network(
         weights: Matrices of the layers, each [C, C].
         biases: Biases of the layers, each [C].
         dtype: Type of the products and of the result, float16 or bfloat16; sums are float32.
-        norm: What x goes through first, in float32.
+        norm: LayerNorm that is applied to x first, in float32; None for none.
 
     Returns:
         [..., C].

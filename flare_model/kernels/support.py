@@ -1,4 +1,4 @@
-"""Where the kernels can run."""
+"""Requirements of the kernels: devices, types and sizes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _missing_support(device: torch.device) -> str | None:
-    """What keeps the kernels from a device; without a GPU, nothing that is known."""
+    """Why the kernels can't run on a device, as half a sentence; None where they can, or that isn't known."""
     if device.type == "cpu" and INTERPRETED:
         return None
     if device.type != "cuda":

@@ -14,7 +14,7 @@ INTERPRETED: Final = bool(triton.knobs.runtime.interpret)
 
 
 PROGRAMS: Final = 2112
-"""Programs that fill a GPU, whatever a program takes of it."""
+"""Number of programs that fills a GPU for all kernels, whatever registers and memory a program takes."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Tiles:
         points: Points of a tile.
         latents: Largest number of latents of a tile.
         warps: Warps of a program.
-        stages: Tiles of points that are on their way at a time.
-        programs: Programs to have about; above PROGRAMS only as many as leave four tiles of points each.
+        stages: Tiles of points that are loaded at a time (pipelining).
+        programs: Approximate number of programs; above PROGRAMS only as many as leave four tiles of points each.
         unrolled: Tiles of latents that pass two of the gradient takes at a time: dQ of all of them lies in registers.
         polynomials: How many of four exponentials are taken by polynomials, 0 to 2; pass two takes none.
         registers: Most registers of a thread; None leaves it to the compiler.
@@ -43,7 +43,7 @@ class Tiles:
 
 
 _SMALL: Final = Tiles(points=16, latents=16, programs=12, unrolled=2)
-"""In the interpreter small shapes have to cross the edges of tiles."""
+"""For the interpreter: tiles so small that the small shapes of tests have several of them."""
 
 _FULL_PRECISION: Final = Tiles(points=32, latents=32, stages=1, unrolled=1)
 
@@ -83,7 +83,7 @@ def tiles_of(kernel: Kernel, num_latents: int, depth: int, element_size: int) ->
 
 
 def _fast_point_gradient(depth: int, *, many: bool) -> Tiles:
-    """As few registers as let more programs share a multiprocessor, where that pays."""
+    """Tiles with limited registers, where it is faster to have more programs on a multiprocessor."""
     if depth > 16:
         return replace(_FAST_POINT_GRADIENT, points=32, latents=32)
     if depth == 16:

@@ -1,4 +1,4 @@
 """Layers of the models: mixer, attention, pointwise networks, meshes and tiles of a batch.
 
-They are the readable reference, and choose the kernels that compute them on a device.
+The code here is the readable reference; on a GPU it calls the kernels of `flare_model.kernels` where they can run.
 """

@@ -1,7 +1,7 @@
 """FLARE's token mixing of meshes divided over processes, by softmax matrices in chunks of points.
 
 Only the encoding depends on points of other processes, and only through sums over points: each process encodes its own
-points, and `PointRanks` merges what they have. The kernels do the same in `flare_model.kernels.mixing`.
+points, and `PointRanks` merges the results. The kernels do the same in `flare_model.kernels.mixing`.
 
 B meshes, N points of this process, H heads, D channels a head, M latents.
 """
@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from flare_model.layers.layout import Layout
 
 _SCORES: Final = 1 << 24
-"""Scores of a chunk, about."""
+"""Approximate number of scores in a chunk."""
 
 
 def encode_divided(queries: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:

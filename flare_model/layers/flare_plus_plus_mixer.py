@@ -16,9 +16,9 @@ from flare_model.layers.layout import Layout
 from flare_model.sizes import Implementation
 
 _EPSILON: Final = 1e-6
-"""Of RMSNorm."""
+"""Added to the mean square by RMSNorm."""
 _GATE: Final = 0.25
-"""Of each head before training: a sigmoid of 0.56."""
+"""Initial value of each head's gate γ; its sigmoid is 0.56."""
 _DEVIATION: Final = 0.02
 
 NormName = Literal["layer", "rms"]
@@ -32,9 +32,10 @@ def make_norm(name: NormName, width: int, *, learned: bool = True) -> nn.Module:
 
 
 class FlarePlusPlusMixer(ChosenMixer):
-    """Seeds attend to the points and give queries; those encode the points, and the points decode them.
+    """Learned seeds attend to the points and give queries that encode the points into latents; then these are decoded.
 
-    With N₀ a norm without a learned scale, N with one, all over the channels of a head:
+    N₀ is a norm without a learned scale, N one with it, both over the channels of a head; Qᶠ are learned queries, γ is
+    a learned gate of each head, and x are the points:
 
         S = N₀(W_s x), Qᵈ = attention(N(seeds), S, S), Q = N₀(Qᶠ) + σ(γ) Qᵈ, K = N(W_k x), V = W_v x
         Z = attention(Q, K, V), Y = attention(K, Q, Z), result W_o Y

@@ -37,7 +37,8 @@ class Layout:
         sizes: Points of each joined mesh, where the host knows them.
         padding: Set where joined meshes are better padded than taken one by one.
         tiles: Joined meshes cut into tiles, for mixers that sum over meshes.
-        ranks: The processes that share the points of every mesh, where there are several: these are the points of one.
+        ranks: Processes that share the points of every mesh, of which this one has the points given; None where it has
+            all points.
     """
 
     offsets: Tensor | None = None
@@ -197,7 +198,7 @@ class Layout:
         assert self.offsets is not None
         if not torch.compiler.is_compiling() and _capturing():
             raise UsageError(
-                "this way of mixing needs to know where meshes end, which a CUDA graph can't ask: train without "
+                "this way of mixing reads where meshes end, which isn't possible within a CUDA graph: train without "
                 "--recipe.step_graphs; or, in 16 bits, with the Transformer or a mixer that the kernels compute"
             )
         offsets = self.offsets.to(tensors[0].device)

@@ -31,7 +31,7 @@ class LinearAttention(nn.Module):
         self.leave = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, source: Tensor, layout: Layout) -> Tensor:
-        """Points with x attend to what they have as source, [B, N, C] or [ΣN, C] each, and so is the result."""
+        """Attention with queries from x and keys and values from source, [B, N, C] or [ΣN, C] each as the result."""
         queries, keys, values = (
             layer(t).unflatten(-1, (self.num_heads, -1))
             for layer, t in ((self.queries, x), (self.keys, source), (self.values, source))
@@ -50,7 +50,7 @@ class LinearAttention(nn.Module):
 def attend_linearly(
     queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None = None, tiles: MeshTiles | None = None
 ) -> Tensor:
-    """The mean of the values, weighed by what queries and keys have in common.
+    """Mean of the values over a mesh, weighted by the scalar products of queries and keys.
 
     Sums over the points are taken in float32 at least, also where autocast takes products in 16 bits: bfloat16 has
     three digits, and float16 ends at 65,504.
@@ -60,7 +60,7 @@ def attend_linearly(
         keys: Above 0, of the same shape.
         values: Of the same shape.
         mask: True where a point exists, [B, N] or [R, L].
-        tiles: Which tiles are of which mesh.
+        tiles: Which tiles belong to which mesh; None for [B, N, …].
 
     Returns:
         Of the same shape, in float32 at least.

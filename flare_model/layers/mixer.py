@@ -41,7 +41,7 @@ def mix(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = Non
 
 
 def mix_explicitly(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The same by two softmax matrices that are written out; arguments as for `mix`."""
+    """`mix` by two softmax matrices that are formed in full; arguments as for `mix`."""
     scores = torch.einsum("hmd,bhnd->bhmn", queries, keys)
     among_points = scores if mask is None else scores.masked_fill(~mask[:, None, None, :], float("-inf"))
     encoded = among_points.softmax(dim=-1) @ values
@@ -51,7 +51,7 @@ def mix_explicitly(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor |
 def mix_meshes(
     queries: Tensor, keys: Tensor, values: Tensor, layout: Layout, implementation: Implementation = "sdpa"
 ) -> Tensor:
-    """The same for meshes laid out in any way: keys and values are [B, N, H, D] or [ΣN, H, D], and so is the result.
+    """`mix` for any layout of meshes: keys and values are [B, N, H, D] or [ΣN, H, D], and so is the result.
 
     Args:
         queries: Latent queries, [H, M, D].
@@ -113,7 +113,7 @@ def mix_by(model: nn.Module, implementation: Implementation) -> None:
 
 
 class LatentMixing(nn.Module):
-    """`mix_meshes` as a module without weights: its forward hooks get queries and keys, for spectra."""
+    """`mix_meshes` as a module without weights, so that forward hooks can read queries and keys (for spectra)."""
 
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, layout: Layout, implementation: Implementation
@@ -224,9 +224,9 @@ class FlareMixer(ChosenMixer):
     def _mix_ablated_divided(
         self, keys: Tensor, values: Tensor, decoding_keys: Tensor | None = None, *, layout: Layout
     ) -> Tensor:
-        """The same where processes share points, of keys and values laid out as the layout says.
+        """`_mix_ablated` where processes share points, of keys and values laid out as the layout says.
 
-        Each process computes the blocks for all latents.
+        Every process computes the blocks among the latents, for all latents.
         """
         dtype = compute_dtype(keys)
         keys, values = keys.to(dtype), values.to(dtype)

@@ -1,6 +1,7 @@
 """The addresses of the page: `/`, `/answer`, `/compensate` and `/state`.
 
-Files come as the body of a request, as they are. Nothing of them is kept: to compensate a part, it is sent again.
+A file is the body of a request, without a form. It is removed after the request: to compensate a part, its file is sent
+again.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class RequestOptions:
     Attributes:
         name: Name of the file.
         meshing: How surfaces become meshes.
-        scale: How many times the displacement is added.
-        anyway: Whether to displace where the mesh isn't the part, or the part doesn't fit the build volume.
+        scale: Factor of the displacement that is added.
+        anyway: Whether to displace also where the mesh misses parts of a body, or it doesn't fit the build volume.
     """
 
     name: str
@@ -79,9 +80,9 @@ class RequestOptions:
 
 
 class _Refusal(JSONResponse):
-    """A sentence, sent while the file may still be arriving: what is in flight is read and thrown away for a moment.
+    """A refusal that is sent while the file may still be arriving; the rest of it is read for a moment and dropped.
 
-    Closing at once would reset the connection, and the sentence would be lost on the way.
+    Closing the connection at once would reset it, and the client would not get the message.
     """
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
@@ -103,7 +104,7 @@ def make_app(service: InferenceService, folder: Path, max_bytes: int, names: tup
 
     Args:
         service: The model.
-        folder: Where files lie while they are worked on.
+        folder: Folder of uploaded files while they are computed.
         max_bytes: Bytes of a file at most.
         names: Accepted host names.
     """
@@ -147,7 +148,7 @@ async def _work_on(
     default_points: int,
     compute: Callable[[Path, RequestOptions], Response],
 ) -> Response:
-    """Receive a file, compute, and throw the file away; a sentence where that can't be done."""
+    """Receive a file, compute the response, and remove the file; a response with an error message where that fails."""
     reading = True
     try:
         _check_request(request)
@@ -179,7 +180,7 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
 
 
 def _run(compute: Callable[[Path, RequestOptions], Response], path: Path, options: RequestOptions) -> Response:
-    """The response of a computation; where it fails, a sentence, without the folder that the file lay in."""
+    """The response of a computation; where it fails, an error message, without the path of the temporary folder."""
     if not path.exists():
         return JSONResponse({"error": "the page is being ended"}, 503)
     try:
@@ -191,12 +192,12 @@ def _run(compute: Callable[[Path, RequestOptions], Response], path: Path, option
         return JSONResponse({"error": sentence}, 422)
     except Exception:  # noqa: BLE001 (whatever a file causes, the server continues)
         traceback.print_exc(file=sys.stderr)
-        sentence = f"{path.name} set off an error of this program; its report is where the page was started"
+        sentence = f"{path.name} caused an error in this program; the terminal that started the page shows its report"
         return JSONResponse({"error": sentence}, 500)
 
 
 def _check_request(request: Request) -> None:
-    """Refuse what would be passed over in silence, or read as if it were the part.
+    """Refuse parameters that would be ignored, and bodies that aren't the file itself.
 
     Raises:
         UsageError: If a parameter isn't one of this address, or comes twice, or a form is sent instead of a file.
@@ -249,7 +250,7 @@ def _number(word: str | None, kind: Callable[[str], T], what: str, minimum: floa
 
 
 def _as_stl(found: CompensatedFile, options: RequestOptions) -> Response:
-    """The STL, and in a header, as JSON in percent signs, what was done."""
+    """The STL as a response, with the report on it in a header, as percent-encoded JSON."""
     sentences = [describe_body(body) for body in found.bodies[:_MAX_LISTED]]
     sentences += [f"and {len(found.bodies) - _MAX_LISTED} more bodies"] if len(found.bodies) > _MAX_LISTED else []
     doubts = [doubt for body in found.bodies[:_MAX_LISTED] for doubt in body["doubts"]]

@@ -1,4 +1,4 @@
-"""What the page computes for a file: the same answers as `lpbf-predict`, and the compensated STL."""
+"""Computations of the page: the same answers as `lpbf-predict`, and the compensated STL."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from flare_model.decision.compensated_file import CompensatedFile
 
 _MAX_SHOWN: Final = 50
-"""Bodies of a file that can be turned: a browser holds them all."""
+"""Most bodies of a file that the page shows in 3D, since the browser holds them all in memory."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class InferenceService:
     Attributes:
         surrogate: The model.
         auxiliary: Intervals, risk model, training shapes and material scale.
-        points: Points that a surface is meshed with where nothing else is asked for.
+        points: Points that a surface is meshed with by default.
         model: Digests that identify the model: `identity_of`.
     """
 
@@ -55,7 +55,7 @@ class InferenceService:
     model: Mapping[str, Any]
 
     def answer(self, path: Path, meshing: Meshing) -> dict[str, Any]:
-        """The answers of a file's parts, as the page takes them.
+        """The answers for a file's parts, as JSON for the page.
 
         Args:
             path: The file.
@@ -109,8 +109,8 @@ class InferenceService:
         Args:
             path: The file.
             meshing: How surfaces become meshes.
-            scale: How many times the displacement is added.
-            anyway: Whether to displace where the mesh isn't the part, or the part doesn't fit the build volume.
+            scale: Factor of the displacement that is added.
+            anyway: Whether to displace also where the mesh misses parts of a body, or it doesn't fit the build volume.
 
         Raises:
             LpbfError: If it holds no surfaces, or can't be displaced.
@@ -135,5 +135,5 @@ class InferenceService:
 
 
 def notes_of(remarks: Sequence[Remark]) -> list[str]:
-    """What was left out, changed, guessed or repaired, a sentence a kind, as the screen has it."""
-    return [f"{remark.count:,} {remark}" for remark in merge_remarks(remarks)]
+    """Remarks on what was left out, changed, guessed or repaired, one line for each kind, as on the screen."""
+    return [remark.with_count for remark in merge_remarks(remarks)]

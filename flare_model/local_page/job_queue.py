@@ -44,7 +44,7 @@ class JobQueue:
         """A slot in the queue, taken before a file is received.
 
         Raises:
-            QueueFullError: If all are taken.
+            QueueFullError: If all slots are taken.
         """
         if self.num_jobs >= MAX_JOBS:
             raise QueueFullError(f"{MAX_JOBS} parts wait to be computed already; send this one again in a minute")
@@ -55,14 +55,14 @@ class JobQueue:
             self.num_jobs -= 1
 
     async def run(self, work: Callable[[], T], client_left: Callable[[], Awaitable[bool]]) -> T:
-        """What a computation returns, or raises, when it is its turn.
+        """Wait for the computation's turn, run it, and return its result or raise its error.
 
         Args:
             work: The computation.
-            client_left: Whether the client has disconnected meanwhile.
+            client_left: Tells whether the client has disconnected.
 
         Raises:
-            ClientGoneError: If so.
+            ClientGoneError: If the client has disconnected before its turn.
         """
         loop = asyncio.get_running_loop()
         async with self._lock:

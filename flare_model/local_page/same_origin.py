@@ -55,11 +55,11 @@ class SameOriginMiddleware:
             await self.app(scope, receive, send_with_headers)
 
     def refusal(self, headers: Headers, path: str) -> str:
-        """Why a request isn't answered; nothing where it is.
+        """Why a request isn't answered; empty where it is.
 
         Args:
-            headers: Of the request.
-            path: What it asks for.
+            headers: Headers of the request.
+            path: Path of its address.
         """
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._host.fullmatch(hosts[0]):

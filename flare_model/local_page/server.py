@@ -1,4 +1,4 @@
-"""A server on the loopback address of this machine, from its first connection to its end."""
+"""The HTTP server of the page: its socket on the loopback address, its address, and its end by signals."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def open_socket(address: str, port: int) -> socket.socket:
         port: Its port; 0 for any that is free.
 
     Raises:
-        UsageError: If the port can't be had.
+        UsageError: If the port can't be opened.
     """
     opened = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     try:
@@ -83,7 +83,7 @@ def names_of(address: str) -> tuple[str, ...]:
 
 
 def serve_until_ended(app: ASGIApp, opened: socket.socket) -> None:
-    """Answer until Ctrl-C, SIGTERM or SIGHUP, and return then, so that what is to be removed is removed.
+    """Serve until Ctrl-C, SIGTERM or SIGHUP, and return then, so that the caller can remove temporary files.
 
     Args:
         app: The application.
@@ -93,7 +93,7 @@ def serve_until_ended(app: ASGIApp, opened: socket.socket) -> None:
         app, http="h11", ws="none", loop="asyncio", lifespan="off", log_level="error", access_log=False,
         server_header=False, limit_concurrency=64, timeout_keep_alive=5, timeout_graceful_shutdown=_SECONDS_TO_END,
     )  # fmt: skip
-    # The server raises the signal that ended it once more; by default SIGTERM then ends the process on the spot.
+    # The server raises the signal that ended it a second time, and by default SIGTERM ends the process at once.
     with _end_signals_caught(), contextlib.suppress(_EndSignal):
         uvicorn.Server(config).run(sockets=[opened])
 
@@ -119,7 +119,7 @@ def _end_signals_caught() -> Iterator[None]:
 
 
 def show_in_browser(url: str) -> bool:
-    """Open a page in the user's browser; whether there is one."""
+    """Open a page in the user's browser, and return whether there is one."""
     with contextlib.suppress(webbrowser.Error, OSError):
         return webbrowser.open(url)
     return False

@@ -1,4 +1,4 @@
-"""Files that a page sends: bounded while they arrive, in a folder of their own that is removed whatever happens."""
+"""Uploaded files: size limits while they arrive, and a temporary folder that is always removed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lpbf_data.errors import LpbfError, UsageError
 from lpbf_data.geometry.surface_formats import SURFACE_SUFFIXES
 
 UPLOAD_SUFFIXES: Final = (*SURFACE_SUFFIXES, ".vtu")
-"""Files that can be sent: each is whole in itself, and names no other files."""
+"""Kinds of files that can be sent; a file of these kinds needs no other files."""
 
 _PREFIX: Final = "lpbf-serve-"
 _LOCK: Final = "in_use.lock"
@@ -41,7 +41,7 @@ def plain_name(sent: str) -> str:
     ('bracket.STL', 'my part.3mf')
 
     Args:
-        sent: What the page calls it.
+        sent: Name that the client sent.
 
     Raises:
         UsageError: If a file of that name isn't read here.
@@ -82,7 +82,7 @@ async def keep_upload(chunks: AsyncIterator[bytes], path: Path, max_bytes: int) 
 
     Args:
         chunks: Its bytes.
-        path: Where.
+        path: File to write.
         max_bytes: Bytes at most.
 
     Raises:
@@ -111,7 +111,7 @@ async def keep_upload(chunks: AsyncIterator[bytes], path: Path, max_bytes: int) 
 
 @contextlib.contextmanager
 def working_folder() -> Iterator[Path]:
-    """A folder for uploads, removed at the end; those that killed servers of the same user left are removed first.
+    """A folder for uploads, removed at the end; folders left by killed servers of the same user are removed first.
 
     Yields:
         The folder, which nobody else can read.
@@ -127,7 +127,7 @@ def working_folder() -> Iterator[Path]:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove folders whose server is gone: a lock ends with its process, however that ended."""
+    """Remove folders whose server has ended, which shows by their lock: it is released when its process ends."""
     for folder in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError, Timeout):
             if folder.is_symlink() or (hasattr(os, "getuid") and folder.stat().st_uid != os.getuid()):

@@ -18,13 +18,13 @@ DATA_SETS: Final = ("elasticity", "darcy", "airfoil", "pipe", "drivaerml_40k", "
 
 ROWS: Final[Mapping[str, str]] = {
     "": "Flare",
-    "flare_plus_plus": "FlarePlusPlus, in its own suite",
+    "flare_plus_plus": "FlarePlusPlus, with the sizes of its own published launchers",
     "transformer": "Transformer",
     "perceiver": "PerceiverIO",
-    "lno": "LNO, with the blocks of Table 2's count",
-    "lno_8_blocks": "LNO, with the blocks that text and code name",
-    "gnot": "GNOT, as published: on grids its trunk doesn't get the input",
-    "gnot_positions": "GNOT, with its input",
+    "lno": "LNO, with 4 blocks on all data sets, as the parameter counts of Table 2 have it",
+    "lno_8_blocks": "LNO, with 8 blocks, as the paper's text and code have it",
+    "gnot": "GNOT, as published: on grids, trunk and keys get distances on the index grid in place of the input",
+    "gnot_positions": "GNOT, whose trunk and keys get the input",
     "transolver": "Transolver without convolution",
     "grid_transolver": "GridTransolver, Transolver with convolution",
     "grid_transolver_positions": "the same, with coordinates in place of distances on the index grid",

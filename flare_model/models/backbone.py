@@ -1,4 +1,4 @@
-"""What all models share: a projection in, blocks of token mixing and pointwise networks, a projection out.
+"""The common structure of models: an input projection, blocks of mixing and pointwise networks, an output projection.
 
 B meshes, N points, C channels.
 """
@@ -67,9 +67,10 @@ class Block(nn.Module):
         return x + _after_norm(self.pointwise_norm, self.pointwise, x)
 
     def forward_in_chunks(self, x: Tensor, layout: Layout) -> Tensor:
-        """The same, with all but the mixing itself in chunks of points, of which only the input is kept.
+        """`forward` with activation checkpointing: all but the mixing is computed in chunks of points.
 
-        A mixer that isn't separable is computed whole.
+        Of each chunk only the input is kept, and the rest computed again in the backward pass. A mixer that isn't
+        separable is computed whole.
         """
         if not getattr(self.mixer, "separable", False):
             return self.forward(x, layout)
@@ -85,7 +86,7 @@ class Block(nn.Module):
 
 
 def _after_norm(norm: nn.Module, module: nn.Module, x: Tensor, *more: object) -> Tensor:
-    """module(norm(x), ...), by the module itself where it can take in a norm."""
+    """module(norm(x), ...), by the module's own method `after_norm` where it has one."""
     after_norm = getattr(module, "after_norm", None)
     out: Tensor = module(norm(x), *more) if after_norm is None else after_norm(norm, x, *more)
     return out
@@ -110,14 +111,14 @@ def in_chunks(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> 
 
 
 class Backbone(MeshModel):
-    """Blocks between two projections; see [protocol][flare_model.models.contract] for what goes in and out.
+    """Blocks between two projections; inputs and outputs are those of the [contract][flare_model.models.contract].
 
     Args:
         in_dim: Numbers a point comes with: its coordinates and its features.
         channels: C.
         input_projection: Projects in_dim onto C.
         blocks: The blocks.
-        output_projection: Projects C, normalised, onto what is predicted.
+        output_projection: Projects the normalised C channels onto the predicted numbers.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ A model is a `torch.nn.Module` that is called with three tensors and returns one
 | name | shape | what it holds |
 |---|---|---|
 | `points` | [ΣN, 3] float | coordinates of the points of all meshes of a batch, one mesh after the other, scaled by half the width, half the depth and the height of the build volume, so that a part inside it has x and y in -1 … 1 and z in 0 … 1. Of a data set that isn't one of printed parts [ΣN, d], scaled as it says |
-| `features` | [ΣN, F] float, or None | input features of each point, scaled to mean 0 and standard deviation 1; None where nothing is |
+| `features` | [ΣN, F] float, or None | input features of each point, scaled to mean 0 and standard deviation 1; None where the model has no features |
 | `offsets` | [B + 1] int64, or None | first point of each mesh, and the end of the last; None stands for a single mesh |
 | returned | [ΣN, T] float | the targets at the same points, in units of their standard deviation over the training points, from their mean |
 
@@ -85,8 +85,8 @@ def check_contract(
         )
     if norms := [n for n, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]:
         raise UsageError(
-            f"the model {name} normalises over all points of a batch ({norms[0]}), so that one mesh looks at another "
-            "while it trains; use LayerNorm or GroupNorm"
+            f"the model {name} normalises over all points of a batch ({norms[0]}), so that in training the prediction "
+            "for a mesh depends on the others; use LayerNorm or GroupNorm"
         )
     grid: Grid | None = getattr(model, "grid", None)
     sizes = _SIZES if grid is None else (grid.num_points, grid.num_points)
@@ -156,7 +156,7 @@ def _check_independent(together: Tensor, alone: Tensor, name: str) -> None:
     tolerance = _GPU_TOLERANCE if alone.is_cuda else _TOLERANCE
     if not difference <= tolerance * float(alone.abs().max()) + _MIN_TOLERANCE:
         raise UsageError(
-            f"the model {name} lets one mesh of a batch look at another (its prediction for a mesh changes by "
+            f"the model {name} makes the prediction for a mesh depend on the others of its batch (it changes by "
             f"{difference:.2g} when another joins); keep them apart by the offsets, see flare_model.models.contract"
         )
 

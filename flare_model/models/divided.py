@@ -43,8 +43,8 @@ def check_divisible(model: nn.Module) -> list[MeshModel]:
 def divided(model: nn.Module, ranks: PointRanks) -> Iterator[None]:
     """Let processes share the points of every mesh that a model is called with.
 
-    Each calls the model with its own points; of any mesh, and of all, it may have none. Only forward passes need to be
-    within: what is computed again in the backward pass still knows.
+    Each process calls the model with its own points; it may have no point of some mesh, or none at all. Only forward
+    passes need to be within the context: what is computed again in the backward pass uses the same processes.
 
     Args:
         model: FLARE, alone or within a surrogate or `DistributedDataParallel`.

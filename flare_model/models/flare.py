@@ -1,4 +1,6 @@
-"""FLARE, to the last parameter: the model of "FLARE: Fast Low-rank Attention Routing Engine".
+"""FLARE, with the structure and number of parameters of "FLARE: Fast Low-rank Attention Routing Engine".
+
+arXiv:2508.12594.
 
 B meshes, N points, C channels, H heads, D = C / H channels a head, M latents.
 """
@@ -21,10 +23,10 @@ class Flare(Backbone):
 
     Args:
         config: Sizes of the model.
-        mixer: How to mix here: triton for the GPU's kernels, sdpa for two attention calls, reference for matrices
-            written out, auto for the kernels where they can run and sdpa elsewhere. With the kernels, pointwise
-            networks of 64 or 128 channels run in one kernel each under 16-bit precision, with the LayerNorm before
-            them. Checkpoints don't hold it; `mix_by` changes it.
+        mixer: Implementation of the mixing: triton for the GPU's kernels, sdpa for two attention calls, reference for
+            matrices written out, auto for the kernels where they can run and sdpa elsewhere. With the kernels,
+            pointwise networks of 64 or 128 channels run in one kernel each under 16-bit precision, with the LayerNorm
+            before them. It isn't stored in checkpoints; `flare_model.layers.mixer.mix_by` changes it.
     """
 
     divisible = True

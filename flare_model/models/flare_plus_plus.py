@@ -20,7 +20,7 @@ class FlarePlusPlus(Backbone):
 
     Args:
         config: Sizes of the model.
-        mixer: How to mix here, as FLARE's.
+        mixer: Implementation of the mixing, as for `Flare`.
     """
 
     def __init__(

@@ -57,8 +57,8 @@ class GridPhysicsAttention(PhysicsAttention):
 class GridTransolver(Backbone):
     """Transolver with convolution; meshes of any other number of points than its grid's are refused.
 
-    With unified positions, the placeholder for features that aren't there is a parameter without a part in the result,
-    as in Transolver's code, so that counts agree.
+    With unified positions, the placeholder for missing features is a parameter that the result doesn't depend on, as in
+    Transolver's code, so that numbers of parameters agree.
 
     Args:
         config: Sizes of the model and of its grid.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class MeshModel(nn.Module, Pretrained):
-    """A model of meshes; see [protocol][flare_model.models.contract] for what goes in and out.
+    """A model of meshes; inputs and outputs are those of the [contract][flare_model.models.contract].
 
     Args:
         in_dim: Numbers a point comes with: its coordinates and its features.
@@ -41,7 +41,7 @@ class MeshModel(nn.Module, Pretrained):
         self.in_dim = in_dim
         self._tiled = self.tiled
         self.ranks: PointRanks | None = None
-        """The processes that share the points of every mesh, while they do."""
+        """Processes that share the points of every mesh; None outside of `flare_model.models.divided.divided`."""
 
     def forward(
         self, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None, mask: Tensor | None = None
@@ -86,11 +86,11 @@ class MeshModel(nn.Module, Pretrained):
         """
 
     def description(self) -> Description:
-        """What a checkpoint says of it."""
+        """Description that a checkpoint stores."""
         return Description(spec_of(self))
 
     def stored_weights(self) -> dict[str, Tensor]:
-        """What to store."""
+        """Weights to store, by name."""
         return dict(self.state_dict())
 
     @classmethod

@@ -76,12 +76,12 @@ class Decoder(nn.Module):
         return out
 
     def _decode(self, queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None) -> Tensor:
-        del mask  # Every latent exists.
+        del mask  # It is of points; all latents are attended to.
         return attend(queries, keys, values, self.num_heads)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, num_heads: int, mask: Tensor | None = None) -> Tensor:
-    """Attention of one thing to another with scale 1/√D.
+    """Multi-head attention of queries to keys and values, with scale 1/√D.
 
     Args:
         queries: [B, Q, C].

@@ -72,8 +72,8 @@ def spectra(model: nn.Module, points: Tensor, features: Tensor | None = None) ->
         model(points.to(dtype), None if features is None else features.to(dtype))
     if not found:
         raise UsageError(
-            "the spectrum is that of one set of latents and keys that encode and decode; this model has none: "
-            "separate_decoding and latent_layers leave none either"
+            "the spectrum is defined where the same latents and keys encode and decode, as in FLARE without "
+            "separate_decoding and latent_layers; this model has no such block"
         )
     return found
 

@@ -68,15 +68,15 @@ class PhysicsAttention(nn.Module):
 
 
 def slice_means(weights: Tensor, values: Tensor, tiles: MeshTiles | None = None) -> Tensor:
-    """Mean over the points of a mesh that each slice takes.
+    """Weighted mean of values over the points of a mesh, for each slice.
 
     Sums are taken in float32 at least, also where autocast takes products in 16 bits: bfloat16 has three digits for
     the sum of the weights, and float16 ends at 65,504 points.
 
     Args:
-        weights: What each slice takes of each point, 0 where there is none, [B, N, H, G]; of tiles, [R, L, H, G].
+        weights: Weight of each point in each slice, 0 where there is no point, [B, N, H, G]; of tiles, [R, L, H, G].
         values: Values of the points, [B, N, H, D]; of tiles, [R, L, H, D].
-        tiles: Which tiles are of which mesh.
+        tiles: Which tiles belong to which mesh; None for [B, N, …].
 
     Returns:
         [B, H, G, D], float32 at least.

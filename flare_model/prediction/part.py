@@ -29,7 +29,7 @@ class FromSurface:
     """The surface that a part was meshed from.
 
     Attributes:
-        surface: Its surface where the mesh stands, mm.
+        surface: Its surface, in the coordinates of the mesh, mm.
         check: How well the mesh represents the surface.
         unit: Unit that its file was read in.
         unit_told: Whether the file or the caller stated it; else mm is assumed.
@@ -87,7 +87,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A part that can't be read, why, and what was remarked before."""
+    """A part that can't be read: its name, the error, and remarks on reading its file."""
 
     name: str
     error: LpbfError

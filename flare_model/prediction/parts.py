@@ -93,7 +93,7 @@ def find_parts(
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """The parts in a folder: its own result, or its meshes and surfaces and the results in the folders below."""
+    """The parts in a folder: its own simulation result, else its meshes and surfaces and the results in subfolders."""
     if (folder / MANIFEST_NAME).exists():
         return []
     if own := _results_in(folder):
@@ -104,7 +104,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _passed_over(folder: Path, taken: Collection[Path]) -> tuple[Remark, ...]:
-    """Remarks on what is passed over in a folder: other files, and folders below that hold parts too."""
+    """Remarks on files in a folder that are no parts, and on subfolders with parts that aren't read."""
     if all(_is_result(path) for path in taken):
         return ()
     others, below = [], []
@@ -141,7 +141,7 @@ def _is_result(path: Path) -> bool:
 
 
 def _check_data_set(source: str) -> None:
-    """Refuse what can't be a data set in the words of someone who meant a part."""
+    """Refuse a source that can't be a data set, with a message for a user who meant a part."""
     from lpbf_data.stores.npz import find_index
 
     path = Path(source)
@@ -257,7 +257,7 @@ def _read_mesh(path: Path) -> Part:
 
 
 def _open_mesh(path: Path) -> meshio.Mesh:
-    """What meshio reads; its readers raise anything, and say a line of their own and exit on some files."""
+    """Read a mesh with meshio, whose readers raise errors of any type, and on some files print a line and exit."""
     _register_voxels()
     if path.stat().st_size == 0:
         raise StoreError(f"{path} can't be read as a mesh: the file is empty; write it again")

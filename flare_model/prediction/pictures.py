@@ -17,7 +17,7 @@ from lpbf_data.geometry.render import MAGNITUDE, Panel, render_panels
 
 _SIZE: Final = (420, 360)
 _ALONE: Final = (640, 480)
-"""Pixels of a panel among others and of one alone, which must hold the whole colour bar."""
+"""Size in pixels of a panel beside others, and of a single one, which must hold the whole colour bar."""
 
 
 def draw_prediction(
@@ -30,7 +30,7 @@ def draw_prediction(
         part: The part.
         name: The target.
         prediction: [N, components], in physical units.
-        truth: The same, where it is known.
+        truth: Truth, [N, components]; None where it isn't known.
     """
     target = resolve_target(name)
     shown: Mapping[str, NDArray[np.float32]] = {"prediction": prediction}

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from lpbf_data.geometry.voxel_mesh import VoxelMesh
 
 LAYER: Final = 0.04
-"""Powder layer in mm of which the height of a hexahedron is a multiple, as in the published data set (G.2)."""
+"""Thickness of a powder layer, mm; heights of hexahedra are multiples of it, as in the published data set (G.2)."""
 
 
 def mesh_bodies(path: Path, file: SurfaceFile, meshing: Meshing) -> Iterator[Part | Unreadable]:
     """The bodies of a file as parts.
 
     Args:
-        path: The file, which names them.
-        file: What it holds.
+        path: The file, after which the parts are named.
+        file: Its bodies and remarks.
         meshing: How surfaces become meshes.
 
     Returns:
@@ -62,12 +62,15 @@ def mesh_bodies(path: Path, file: SurfaceFile, meshing: Meshing) -> Iterator[Par
 def _shifts(
     name: str, bounds: Sequence[NDArray[np.float64]], *, centre: bool
 ) -> tuple[list[NDArray[np.float64]], tuple[Remark, ...]]:
-    """What is subtracted from each body: its foot, and where it must be moved the middle of the plate or of itself.
+    """Vector that is subtracted from the coordinates of each body, and a remark where bodies are moved along the plate.
+
+    The lowest point of a body comes to z = 0. Along x and y bodies stay where they are within the build volume; else
+    all together are moved to the middle of the plate, or each by itself where they don't fit together.
 
     Args:
         name: The file.
         bounds: Least and largest coordinates of each body, mm, [2, 3].
-        centre: Move each to the middle.
+        centre: Move each body to the middle of the plate.
     """
     half = np.array(BUILD_VOLUME[:2])
     low, high = np.min([b[0] for b in bounds], axis=0), np.max([b[1] for b in bounds], axis=0)

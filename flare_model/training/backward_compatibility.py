@@ -53,6 +53,6 @@ def _upgraded_file(path: str) -> str | None:
             return None
         rewritten = {**content, "model": asdict(model), "recipe": {"mixer": mixer, **content.get("recipe", {})}}
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        return None  # The parser has the better words for a file that can't be read.
+        return None  # The parser says more precisely why a file can't be read.
     say(f"{path} is of an earlier version: its model.init_args.config.mixer {mixer} is taken as --recipe.mixer")
     return json.dumps(rewritten)

@@ -36,7 +36,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _fabric() -> Any:
-    """Lightning Fabric, which training alone needs: its loggers import PyTorch's compiler."""
+    """The module of Lightning Fabric, imported by training alone, since its loggers import PyTorch's compiler."""
     try:
         fabric, _ = importlib.import_module("lightning_fabric"), importlib.import_module("lightning_fabric.plugins")
     except ImportError:
@@ -62,10 +62,10 @@ def _make_precision(name: str, device: str) -> Precision:
 
 
 def _leave_cudnn_attention() -> None:
-    """Keep attention away from cuDNN, which PyTorch prefers on Hopper GPUs in 16 bits.
+    """Switch off cuDNN's attention, which PyTorch prefers on Hopper GPUs in 16 bits.
 
-    It plans anew for every number of points, tens of milliseconds each; no two parts have the same number. Flash and
-    memory-efficient attention take any.
+    It plans anew for every number of points, which takes tens of milliseconds, and parts differ in their numbers.
+    FlashAttention and memory-efficient attention take any number without planning.
     """
     torch.backends.cuda.enable_cudnn_sdp(enabled=False)
 
@@ -100,7 +100,7 @@ def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> t
         torch.use_deterministic_algorithms(mode=True, warn_only=True)
     end_soon_after_timeouts()
     devices, nodes, launcher = _processes()
-    if launcher == "SLURMEnvironment":  # What srun started counts; Fabric compares with what the whole job asked for.
+    if launcher == "SLURMEnvironment":  # The tasks of srun count; Fabric would compare with those of the whole job.
         step = {"SLURM_NTASKS": devices * nodes, "SLURM_NTASKS_PER_NODE": devices, "SLURM_NNODES": nodes}
         os.environ.update({name: str(number) for name, number in step.items()})
     environment = getattr(_fabric().plugins.environments, launcher)()
@@ -112,14 +112,14 @@ def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> t
         plugins=[precision, environment],
     )
     fabric.launch()
-    # At the end, before Fabric ends the process group: what a wrapped model in a cycle holds of it goes first. Where
-    # the model is the last to hold it, its end can wait for ever (PyTorch 2.13, gloo).
+    # At exit, before Fabric destroys the process group: a wrapped model in a reference cycle is collected first. Where
+    # such a model holds the last reference to the group, destroying it can wait for ever (PyTorch 2.13, gloo).
     atexit.register(gc.collect)
     return fabric, precision
 
 
 class FirstProcessError(LpbfError):
-    """The first process of a run failed in what it does for all of them."""
+    """The first process of a run failed in an action that it does for all processes."""
 
 
 def on_first_process(fabric: Fabric, action: Callable[[], None]) -> None:

@@ -15,11 +15,11 @@ class DivergedError(LpbfError):
 
 
 def diverged(folder: Path, what: str) -> DivergedError:
-    """The error that ends a run.
+    """The error that ends a run, with the last good checkpoint and advice.
 
     Args:
         folder: Folder of the run.
-        what: What became of which number, and when.
+        what: The beginning of the message: which number is no longer finite, and at which step.
     """
     latest = latest_state(folder)
     good = f"the last good checkpoint is {latest}" if latest else "there was no checkpoint yet"
@@ -27,7 +27,7 @@ def diverged(folder: Path, what: str) -> DivergedError:
 
 
 def check_weights(model: torch.nn.Module, step: int, folder: Path) -> None:
-    """Stop before weights are kept that are no finite numbers: a gradient can be infinite where the loss is not.
+    """Refuse weights that aren't finite before they are stored: a gradient can be infinite where the loss isn't.
 
     Args:
         model: The model in training.

@@ -18,14 +18,16 @@ from lpbf_data.errors import UsageError
 
 
 def batch_ranks(settings: Settings, fabric: Fabric) -> tuple[int, int] | None:
-    """Which batches a process takes, and of how many at a time; None where each process has its own.
+    """Number of the batch that this process takes part in, and number of batches at a time.
+
+    None where processes don't share points, so that each takes batches of its own.
 
     Args:
         settings: `points_over` says how many processes share the points of each case.
-        fabric: The processes, of which consecutive ones share.
+        fabric: The processes, of which consecutive ones share points.
 
     Raises:
-        UsageError: If their number isn't a multiple.
+        UsageError: If the number of processes isn't a multiple of `points_over`.
     """
     over, world = settings.points_over, fabric.world_size
     if over == 1:
@@ -42,8 +44,8 @@ def open_ranks(settings: Settings, model: nn.Module) -> PointRanks | None:
     """The processes that share points with this one; None where each has whole cases.
 
     Args:
-        settings: `points_over` says how many do.
-        model: What is trained, not compiled.
+        settings: `points_over` says how many processes share points.
+        model: The model, not compiled.
 
     Raises:
         UsageError: If the model can't be divided.
@@ -59,12 +61,13 @@ def open_ranks(settings: Settings, model: nn.Module) -> PointRanks | None:
 
 @contextmanager
 def waiting_briefly(seconds: float = SECONDS) -> Iterator[None]:
-    """Let this process wait for any other no longer than for those that it shares points with.
+    """Limit, within this context, how long exchanges between all processes may wait.
 
-    For a step, in which all do the same at the same time; a validation or a checkpoint may keep some busy for longer.
+    It is for training steps, which all processes do at the same time. Outside, a validation or a checkpoint may keep
+    some of them busy for longer.
 
     Args:
-        seconds: How long to wait for an exchange between all processes that begins within.
+        seconds: Time limit of an exchange that begins within the context.
     """
     torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
     try:

@@ -21,8 +21,8 @@ from lpbf_data.errors import StoreError, UsageError
 
 _WARNING_RATIO: Final = 10.0
 _MAX_RATIO: Final = 200.0
-"""So many times larger or smaller than in the checkpoint's training a target or feature is worth a word, or must have
-another unit: metres for millimetres are a factor of 1000, pascals for megapascals one of a million."""
+"""Ratios of a target's or feature's size to that in the checkpoint's training: beyond the first there is a warning,
+beyond the second an error, since the unit must differ (metres for millimetres: 1000, pascals for megapascals: 1e6)."""
 
 
 def load_initial_checkpoint(start: InitialCheckpoint, trust: str) -> Surrogate:
@@ -52,7 +52,7 @@ def adopt_checkpoint(
 ) -> tuple[InitialCheckpoint, ModelSpec, list[str], list[str]]:
     """Model, targets and features of the checkpoint that a run starts from.
 
-    What is left at its default counts as not asked for, since command lines spell out every default.
+    Arguments at their defaults count as not asked for, since command lines spell out every default.
 
     Args:
         checkpoint: Its folder, or its id on the hub.
@@ -91,7 +91,7 @@ def adopt_checkpoint(
                 f"{' '.join(requested[option])}; leave {option} out, or start without --init"
             )
     _check_model(checkpoint, model, surrogate.spec)
-    features_named = f", told {', '.join(available['--features'])}" if available["--features"] else ""
+    features_named = f" from the features {', '.join(available['--features'])}" if available["--features"] else ""
     say(
         f"--init {checkpoint}: the run predicts {', '.join(available['--targets'])}{features_named}, as that model does"
     )
@@ -100,7 +100,7 @@ def adopt_checkpoint(
 
 
 def _check_model(checkpoint: str, requested: ModelSpec, stored: ModelSpec) -> None:
-    """Refuse to train another model than the one whose weights these are."""
+    """Refuse a requested model that differs from that of the checkpoint."""
     if requested.class_path != stored.class_path:
         is_default = requested.class_path == ModelSpec().class_path and not requested.differing(ModelSpec())
         different = [] if is_default else [f"--model: {stored.class_path} → {requested.class_path}"]

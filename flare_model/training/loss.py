@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flare_model.data.point_ranks import PointRanks
 
 Shares = Mapping[Loss, "float | Tensor"]
-"""Kind of loss to the batch's share of a step: of its cases or, for mse, of its points."""
+"""Kind of loss to the fraction of a step's cases (for mse: points) that the batch holds."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class TargetLoss:
     Attributes:
         columns: Its columns in predictions and truth.
         loss: Kind of loss.
-        weight: Its share of the loss; those of all targets add up to 1.
+        weight: Its weight in the loss; the weights of all targets add up to 1.
         floor: Root mean square up to which a truth counts as zero everywhere, in the target's unit.
-        gradient: Weight of the errors of differences along the grid.
+        gradient: Weight of the additional loss of differences along a grid; 0 for none.
     """
 
     columns: slice
@@ -47,7 +47,7 @@ class TrainingLoss:
     """The loss of a batch.
 
     Args:
-        settings: Targets, and the recipe that says what each one's loss is and how much it counts.
+        settings: Targets, and the recipe with the kind and weight of each target's loss.
         floors: Target to the root mean square up to which a truth counts as zero everywhere.
     """
 
@@ -65,7 +65,7 @@ class TrainingLoss:
         self._alike = len(self.kinds) == 1 and len({term.weight for term in self.terms}) == 1
 
     def counts(self, batch: Batch) -> dict[Loss, int]:
-        """Kind of loss to the number that it is the mean over in a batch: of points or cases."""
+        """Kind of loss to the number of terms of its mean in a batch: points for mse, cases otherwise."""
         return {kind: int(batch.offsets[len(batch)]) if kind == "mse" else len(batch) for kind in self.kinds}
 
     def __call__(
@@ -76,14 +76,14 @@ class TrainingLoss:
         shares: Shares | None = None,
         ranks: PointRanks | None = None,
     ) -> Tensor:
-        """Weighted mean over the targets, each one's loss being that of the batch's share of a step.
+        """Weighted mean of the targets' losses, each times the fraction of the step that the batch holds.
 
         Args:
             prediction: In physical units, [ΣN, T].
-            batch: The truth; one that is filled up counts without what fills it.
+            batch: The truth; the mesh that fills up a filled batch doesn't count.
             scale: Standard deviation of each target over the training points, [T]: the unit of mse.
-            shares: Which part of the step the batch is; all of it where left out.
-            ranks: The processes that share the points of each case, of which prediction and batch are those of one.
+            shares: The fraction of the step that the batch holds; all of it where left out.
+            ranks: The processes that share the points of each case; prediction and batch are at this process's points.
         """
         import torch
 
@@ -105,6 +105,6 @@ class TrainingLoss:
         loss = relative_l2_loss(prediction[:, c], batch.targets[:, c], offsets, term.floor, cases, ranks)
         if self._grid is None:
             return loss
-        count = cases * self._grid[0] * self._grid[1]  # without what fills a batch up
+        count = cases * self._grid[0] * self._grid[1]  # without the mesh that fills a batch up
         found, truth = prediction[:count, c], batch.targets[:count, c]
         return loss + term.gradient * differences_loss(found, truth, offsets[: cases + 1], self._grid)

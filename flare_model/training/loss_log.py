@@ -22,6 +22,9 @@ from lpbf_data.serving.loader import Loader
 _FLUSH_EVERY: Final = 10
 """Steps between reads of the losses; each read waits for the device."""
 
+_FLUSH_SECONDS: Final = 30.0
+"""Seconds after which a single process reads the losses of slow steps in any case, so that progress is shown."""
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -39,15 +42,16 @@ class LossLog:
     Args:
         folder: Folder of the run.
         fabric: The processes that train together.
-        loader: Where batches come from; it knows how long they were waited for.
-        table: Where rows go; None in processes that write nothing.
-        bar: The progress bar, a step a unit.
+        loader: The loader of the batches, which counts the time that training waits for it.
+        table: Log that rows are written to; None in processes that write nothing.
+        bar: The progress bar, one unit a step.
     """
 
     def __init__(self, folder: Path, fabric: Fabric, loader: Loader, table: RunLog | None, bar: Any) -> None:
         self.folder, self.fabric, self.loader, self.table, self.bar = folder, fabric, loader, table, bar
         self._started, self._seconds_paused, self._points = time.monotonic(), 0.0, 0
         self._pending: list[_Step] = []
+        self._flushed_at = self._started
 
     def add(self, step: int, loss: Tensor, rate: float | Tensor, group: Sequence[Batch]) -> None:
         """Add the loss of a step; every few steps all are read and logged.
@@ -63,7 +67,9 @@ class LossLog:
         """
         self._points += sum(len(batch.points) for batch in group)
         self._pending.append(_Step(step, loss, rate, tuple(i for batch in group for i in batch.case_ids)))
-        if step % _FLUSH_EVERY == 0:
+        # Several processes read together, and their clocks differ: they go by the number of steps alone.
+        late = self.fabric.world_size == 1 and time.monotonic() - self._flushed_at > _FLUSH_SECONDS
+        if step % _FLUSH_EVERY == 0 or late:
             self.flush()
 
     @contextmanager
@@ -84,6 +90,7 @@ class LossLog:
         if not self._pending:
             return
         steps, self._pending = self._pending, []
+        self._flushed_at = time.monotonic()
         rates = [float(step.rate) for step in steps]
         own = torch.stack([step.loss for step in steps])
         values = cast("Tensor", self.fabric.all_reduce(own, reduce_op="mean")).tolist()

@@ -1,4 +1,4 @@
-"""The optimiser and the schedule that a recipe makes."""
+"""The optimiser and the learning rate schedule of a recipe."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def make_optimizer(
     """AdamW as the recipe says (beta1 is 0.9).
 
     Args:
-        model: What is trained.
-        recipe: Rates and decays.
+        model: The model in training.
+        recipe: Learning rate, betas, epsilon and weight decay.
         device: Where the parameters will lie; on a GPU one kernel updates them all.
         recorded: Make the steps fit for CUDA graphs: the learning rate is a tensor on the device.
     """
@@ -51,8 +51,8 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) 
     """OneCycle over all steps of the run: the rate rises to its peak, then falls along a cosine.
 
     Args:
-        optimizer: What it drives.
-        recipe: Peak, share of the rise, both ends, beta1.
+        optimizer: The optimiser whose learning rate it sets.
+        recipe: Peak rate, share of the steps in which the rate rises, rates at both ends, and the cycle of beta1.
         steps: Steps of the run.
     """
     total = max(steps, 2)
@@ -60,7 +60,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) 
         optimizer,
         recipe.learning_rate,
         total_steps=total,
-        # A rise that is to end with the very first step makes PyTorch divide by zero.
+        # PyTorch divides by zero where the rate is to reach its peak with the first step.
         pct_start=max(recipe.warmup, 1.5 / total),
         cycle_momentum=recipe.cycle_beta1,
         div_factor=recipe.start_divisor,

@@ -26,7 +26,7 @@ def provenance(splits: dict[str, Split], device: torch.device, model: ModelSpec)
     Args:
         splits: The splits that the run reads, by name; one or more.
         device: Where it trains.
-        model: What it trains; the code of one from elsewhere has a digest of its own.
+        model: The model; the code of one from outside of this package gets a digest too.
     """
     first = next(iter(splits.values()))
     return {
@@ -57,7 +57,7 @@ def code_digest() -> str:
 
 
 def _foreign_code(model: ModelSpec) -> dict[str, str]:
-    """SHA-256 over name and content of the modules that came with a model from elsewhere; nothing for one of ours."""
+    """SHA-256 over name and content of the modules of a model from another package; empty for a model of this one."""
     if model.is_shipped:
         return {}
     package = import_class(model.class_path).__module__.partition(".")[0]
@@ -76,7 +76,7 @@ def _versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    # Packages of PyTorch for one CUDA version or another have one version as packages; PyTorch itself tells them apart.
+    # Builds of PyTorch for different CUDA versions have the same package version; torch.__version__ tells them apart.
     return found | {"torch": str(torch.__version__)}
 
 

@@ -1,4 +1,4 @@
-"""The training recipe: hyperparameters, which the command line knows before torch is imported."""
+"""The training recipe: hyperparameters. This module doesn't import torch, so that commands show their options fast."""
 
 from __future__ import annotations
 
@@ -159,12 +159,12 @@ class Recipe:
 
     @property
     def multiple(self) -> int:
-        """What the points of a batch are filled up to a multiple of; 0 for not."""
+        """Number that the points of a batch are filled up to a multiple of; 0 where they aren't filled up."""
         return self.round_points or (_ROUNDED if self.step_graphs else 0)
 
 
 def check_device(recipe: Recipe, *, on_gpu: bool) -> None:
-    """Refuse what a device can't do.
+    """Refuse options that the device doesn't support.
 
     Raises:
         UsageError: If CUDA graphs are asked for on a CPU.
@@ -180,7 +180,7 @@ def choose_precision(requested: Precision, *, on_gpu: bool) -> Literal["32-true"
     """The precision to train in.
 
     Raises:
-        UsageError: If 16-mixed is asked for on a CPU, which has no float16 arithmetic worth the name.
+        UsageError: If 16-mixed is asked for on a CPU.
     """
     if requested == "16-mixed" and not on_gpu:
         raise UsageError("--recipe.precision 16-mixed needs a GPU; use 32-true or bf16-mixed on a CPU")

@@ -1,6 +1,6 @@
-"""The training cases on the device, whole: batches are gathered and turned there, and no step waits for the host.
+"""All training cases kept on the device: batches are gathered and turned there, and no step waits for the host.
 
-The batches are those of the loader, number for number: its order, its position, and what it draws.
+The batches are the same as the loader's, number for number: same order, same position, same random symmetries.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lpbf_data.serving.collating import join_ragged
 from lpbf_data.serving.transforms import RandomSymmetry
 
 _SYMMETRIES = 8
-"""Mirrored along x, along y, and exchanged, each or not."""
+"""Symmetries of a square build plate: mirrored along x or not, along y or not, x and y exchanged or not."""
 
 
 class ResidentCases:
@@ -32,7 +32,7 @@ class ResidentCases:
         targets: What is predicted.
         features: Input features.
         device: Where they are kept: 4 bytes for each number of each point.
-        seed: Seed of what is drawn, as that of the loader.
+        seed: Seed of the random symmetries, the same as the loader's.
         symmetries: Show each case under one of the symmetries of a square build plate, drawn as the loader draws.
 
     Raises:
@@ -81,9 +81,9 @@ class ResidentCases:
         return torch.from_numpy(rows).to(self._device)
 
     def _symmetry_tables(self, targets: Sequence[PointField], features: Sequence[PointField]) -> tuple[Tensor, Tensor]:
-        """Of each symmetry, where every number of a batch comes from and with which sign, both [8, d + F + T].
+        """For each symmetry the source column and the sign of every number of a point, both [8, d + F + T].
 
-        Without symmetries, [1, d + F + T] that leave all where it is.
+        Without symmetries they are [1, d + F + T], the identity.
         """
         last = np.cumsum(list(self._widths.values())).tolist()
         numbers = {
@@ -115,7 +115,7 @@ class ResidentCases:
         sizes = self._sizes[cases]
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         draws = [self._draw(request.epoch, int(case)) for case in cases]
-        # One small copy: what is larger would wait for the steps before.
+        # One small copy to the device: a larger one would wait for the steps that are still computed.
         packed = torch.from_numpy(np.stack([sizes, self._starts[cases] - offsets[:-1], draws])).to(
             self._device, non_blocking=True
         )

@@ -27,9 +27,9 @@ class Counters:
     """How far a run has come.
 
     Attributes:
-        step: Steps of the optimiser.
+        step: Steps of the optimiser that are done.
         epoch: Epochs that are done.
-        taken: Batches of the epoch after them that are done.
+        taken: Batches of the current epoch that are done.
         judged: Step after which the model was validated last.
     """
 
@@ -48,8 +48,8 @@ class Checkpoints:
         fabric: The processes that train together; the first one writes.
         precision: The precision plugin that the fabric was made with.
         stepper: The model in training.
-        loader: Where its batches come from.
-        data_digest: Of the training data.
+        loader: The loader of the training batches.
+        data_digest: Digest of the data set.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Checkpoints:
         self.stepper, self.loader, self.data_digest = stepper, loader, data_digest
 
     def description(self, **origin: Any) -> Description:
-        """What a checkpoint of this run says of itself."""
+        """Description that a checkpoint of this run stores; `origin` is added to the origin of the weights."""
         about = {"seed": self.settings.seed, "recipe": self.settings.identity["recipe"], **origin}
         about["data_sha256"] = self.data_digest
         return Description(self.settings.model, self.stepper.surrogate.usage, about)
@@ -77,8 +77,8 @@ class Checkpoints:
         Args:
             counters: How far the run has come.
             best: The weights that were chosen so far.
-            loader: Position of the loader after so many batches.
-            drawn: `random_state` at that time.
+            loader: State of the loader after these batches.
+            drawn: `random_state` after these batches.
         """
         states = self._gather(drawn)
 

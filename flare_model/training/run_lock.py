@@ -1,6 +1,6 @@
-"""One run, one trainer: a folder that is being trained into is locked.
+"""A lock on the folder of a run, so that two trainings don't write into it at the same time.
 
-The lock is one of the operating system, so that it goes with the process that held it, however that ended.
+It is a lock of the operating system, which is released when its process ends, however that ends.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from lpbf_data.remarks import Remark, Treatment
 
 LOCK_NAME: Final = ".lock"
 HOLDER_NAME: Final = ".running.json"
-"""Which process trains here; for people, since what is left of a process that died says nothing of the lock."""
+"""File that names the process that trains here, for people; it can outlive a killed process, and isn't the lock."""
 
 _PATIENCE: Final = 10.0
-"""Processes that read ahead for one that was killed notice within five seconds, and hold its lock until then."""
+"""Seconds to wait for the lock: the readers of a killed process keep it until they notice, within five seconds."""
 
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _MOUNTS: Final = Path("/proc/self/mounts")
 _LOCAL_LOCKS: Final = {"nolock", "local_lock=all", "local_lock=flock", "localflock"}
-"""Options of NFS and Lustre under which a lock is seen on its own machine alone."""
+"""Mount options of NFS and Lustre under which a lock is visible on its own machine alone."""
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def locked_run(folder: Path, patience: float = _PATIENCE) -> Iterator[tuple[Rema
         patience: Seconds to wait for another process to let go.
 
     Yields:
-        What must be known of the lock: that other machines don't see it, or that there can be none here.
+        Remarks that other machines don't see the lock, or that the file system has no locks; empty otherwise.
 
     Raises:
         UsageError: If another process trains into it.
@@ -80,7 +80,7 @@ def _remark(kind: str, what: str, folder: Path) -> Remark:
 
 
 def _holder(folder: Path) -> str:
-    """Who trains there, as far as it said so."""
+    """The process that trains there as text, from the file that it wrote; empty where there is none."""
     try:
         holder = json.loads((folder / HOLDER_NAME).read_text(encoding="utf-8"))
         return f" ({holder['pid']} on {holder['host']}, since {holder['since']})"
@@ -100,7 +100,7 @@ def is_local_lock(folder: Path, mounts: str) -> bool:
 
     Args:
         folder: The folder, absolute.
-        mounts: What Linux says of file systems, a line each: device, place, type, options. Empty where unknown.
+        mounts: Content of /proc/mounts, a line a file system: device, mount point, type, options. Empty where unknown.
 
     >>> is_local_lock(Path("/home/a/run"), "server:/x /home nfs4 rw,local_lock=all 0 0")
     True

@@ -19,7 +19,7 @@ class RunLog:
 
     Args:
         folder: Folder of the run.
-        step: Steps that are kept; what was logged after them is dropped, for it will be logged again.
+        step: Steps done; rows of later steps, which will be done again, are dropped.
     """
 
     def __init__(self, folder: Path, step: int) -> None:

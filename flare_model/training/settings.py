@@ -25,12 +25,13 @@ OPTIONS_ADDED_LATER: Final[Mapping[str, Any]] = {
     "epsilon": 1e-8,
     "gradient_weight": 0.0,
 }
-"""Options of the recipe that were added later, with the values of before: runs that began without them resume."""
+"""Options of the recipe that were added later, with the values that correspond to the behaviour before: with these,
+runs that began without the options resume."""
 
 DEFAULT_TARGETS: Final = ["displacement_z"]
 
 _COORDINATES: Final = 3
-"""Numbers that every point of a printed part comes with."""
+"""Number of coordinates of a point of a printed part."""
 
 _IN_WORDS: Final = {1: "one coordinate", 2: "two coordinates", 3: "three coordinates"}
 
@@ -64,7 +65,7 @@ class Settings:
         symmetries: Show each training case mirrored and turned at random, as a square build plate allows.
         validate_every: Epochs between validations.
         validate_steps: Steps between validations instead; None to count epochs.
-        judge_training: Training cases that are judged at each validation as those of the validation split are.
+        judge_training: Number of training cases whose error is computed at each validation, as for validation cases.
         init: The checkpoint that it starts from; None for fresh weights.
         checkpoint_every: Steps between checkpoints.
         num_workers: Processes that read ahead.
@@ -112,7 +113,7 @@ class Settings:
                     )
 
     def _check_points(self) -> None:
-        """Refuse what doesn't go with the points of the data set."""
+        """Refuse options that don't go with the points of the data set."""
         if self.resident and self.thin_to:
             raise UsageError("--resident keeps whole cases on the device; leave out --thin_to")
         if self.point_schema is not None and self.symmetries:
@@ -124,19 +125,22 @@ class Settings:
             self._check_gradient()
 
     def _check_sharing(self) -> None:
-        """Refuse what needs all points of a case in one process."""
+        """Refuse options that need all points of a case in one process."""
         if self.points_over == 1:
             return
         for unfit, what in (
-            (self.recipe.step_graphs, "--recipe.step_graphs, which can't record what processes tell each other"),
-            (self.recipe.compile != "off", f"--recipe.compile {self.recipe.compile}: what processes tell each other"),
+            (self.recipe.step_graphs, "--recipe.step_graphs, which can't record exchanges between processes"),
+            (
+                self.recipe.compile != "off",
+                f"--recipe.compile {self.recipe.compile}, which can't compile exchanges between processes",
+            ),
             (self.recipe.gradient_weight, "--recipe.gradient_weight, which takes differences between all points"),
         ):
             if unfit:
                 raise UsageError(f"--points_over {self.points_over} doesn't go with {what}; leave one out")
 
     def _check_gradient(self) -> None:
-        """Refuse the gradient's loss where points have no neighbours, or no loss that it adds to."""
+        """Refuse the loss of differences on data that aren't grids, or where no target has the loss that it adds to."""
         option = f"--recipe.gradient_weight {self.recipe.gradient_weight:g}"
         if self.point_schema is None or self.point_schema.grid is None:
             what = "printed parts are" if self.point_schema is None else f"{self.point_schema.name} is"
@@ -148,7 +152,7 @@ class Settings:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the numbers of a run, but for the data set, which goes by its digest."""
+        """All options that decide the numbers of a run, but for the data set, whose digest is compared instead."""
         return {
             "model": asdict(self.model),
             "targets": [t.name for t in self.targets],
@@ -170,7 +174,7 @@ class Settings:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The same as options of the command line, the data set and all else included."""
+        """All options of the run, as the command line takes them, with the data set."""
         return {
             "data": self.data,
             **self.identity,
@@ -235,7 +239,7 @@ def make_settings(
 
 
 def _check_numbers(stated: Mapping[str, int], coordinates: int, num_inputs: int, predicted: int) -> None:
-    """Refuse to train another model than the one that was configured."""
+    """Refuse a configuration whose numbers of inputs and outputs aren't those of the data set and targets."""
     if stated.get("in_dim", num_inputs) != num_inputs:
         raise UsageError(
             f"the model is configured for {stated['in_dim']} numbers a point (in_dim), but the data set's points come "

@@ -14,7 +14,7 @@ from flare_model.data.batches import Batch
 from lpbf_data.errors import LpbfError
 
 _MAX_NAMED_CASES: Final = 4
-"""At most so many cases of a step are named."""
+"""Most cases of a step that a message names."""
 
 IN_TRAINING: Final = (
     "lower --recipe.batch_size or --recipe.max_points, thin parts with --thin_to, leave large parts out of the data "
@@ -23,7 +23,7 @@ IN_TRAINING: Final = (
 """Advice where a step of training doesn't fit into memory."""
 
 _CONNECTION_LOST: Final = ("closed by peer", "connection reset by peer", "timed out waiting")
-"""What gloo says of a process that ended, or doesn't answer."""
+"""Words in gloo's errors about a process that ended or doesn't answer."""
 
 _OWN_PATHS: Final = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent))
 
@@ -45,11 +45,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def errors_with_cases(what: str, group: Sequence[Batch], model: str, advice: str = IN_TRAINING) -> Iterator[None]:
-    """Raise errors of a model, and lack of memory, again with the cases of the step; this package's own pass unchanged.
+    """Raise errors of a model, and lack of memory, with the cases of the step; errors of this package stay as they are.
 
     Args:
         what: The work, such as "step 12 of the training".
-        group: The batches that it is done with.
+        group: The batches of the step.
         model: Class path of the model.
         advice: Advice where there is too little memory.
 
@@ -100,7 +100,7 @@ def other_process_error(error: BaseException, when: str) -> OtherProcessError:
 
     Args:
         error: The error.
-        when: What this process did, such as "at step 12 of the training".
+        when: The work of this process at that time, such as "at step 12 of the training".
     """
     first_line = str(error).strip().partition("\n")[0]
     return OtherProcessError(

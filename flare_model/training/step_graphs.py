@@ -1,10 +1,10 @@
-"""Whole training steps as CUDA graphs: one launch for a thousand, where launching takes longer than computing.
+"""Whole training steps as CUDA graphs: one launch in place of a thousand, where launching takes longer than computing.
 
-A graph is recorded once for each size of batch and replayed on tensors that stay where they are, so that batches are
-copied into them. Fill batches up to few sizes: [filled][flare_model.data.batches.Batch.filled].
+A graph is recorded once for each size of batch. It is replayed on the same tensors each time, into which batches are
+copied. Fill batches up to few sizes: [filled][flare_model.data.batches.Batch.filled].
 
-Where several processes train together, a step is two recordings: passes, one for each size, and the update of the
-weights, which is the same for all sizes. Between them gradients are averaged by a call that isn't recorded.
+Where several processes train together, a step is two recordings: forward and backward pass, one for each size of batch;
+and the update of the weights, which serves all sizes. Between them gradients are averaged by a call that isn't recorded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flare_model.training.averaged_gradients import AveragedGradients
 from lpbf_data.errors import LpbfError, UsageError
 
 MAX_SIZES: Final = 256
-"""Recordings that are kept; each takes megabytes. The one that was used longest ago makes room, but for the largest."""
+"""Most recordings that are kept, each of some megabytes; beyond that the one that was used longest ago is dropped, never the largest."""
 
 Step = Callable[[Batch], Tensor]
 
@@ -49,13 +49,13 @@ class StepGraphs:
 
     Args:
         differentiate: Loss and gradients of a batch whose tensors, offsets included, lie on the device.
-        update: What follows: clipping and the optimiser.
+        update: Clips the gradients and updates the weights.
         optimizer: The optimiser, capturable.
-        model: What is trained.
-        gradients: What averages gradients over processes between passes and update; None where one process trains.
+        model: The model in training.
+        gradients: Averages gradients over processes between backward pass and update; None where one process trains.
 
     Attributes:
-        replaying: Whether a step was begun and didn't end.
+        replaying: Whether a step has begun and hasn't ended.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class StepGraphs:
             The loss, on the device.
 
         Raises:
-            UsageError: If the model does what can't be recorded.
+            UsageError: If a step of the model can't be recorded.
         """
         size = (len(batch.points), len(batch.offsets))
         if size not in self._recordings:
@@ -110,9 +110,9 @@ class StepGraphs:
         self._recorded_update.replay()
 
     def _make_room(self, size: tuple[int, int]) -> None:
-        """Before a larger size than any so far, start anew: smaller ones then find room in the memory of the largest.
+        """Drop all recordings before a batch that is larger than any before, so that smaller ones can share its memory.
 
-        A graph keeps the memory that it was recorded in, and a larger one would need memory in addition.
+        A graph keeps the memory that it was recorded in; a larger one could not use that, and would need its own.
         """
         largest = max((points for points, _ in self._recordings), default=size[0])
         if size[0] > largest:
@@ -131,8 +131,8 @@ class StepGraphs:
     def _capture(self, static: Batch) -> _Recording:
         graph = torch.cuda.CUDAGraph()
         try:
-            # Nothing outlives a replay but the loss, which is copied at once: all sizes share their memory. Other
-            # threads go on meanwhile: one of them reads ahead, and pins memory.
+            # Only the loss is needed after a replay, and it is copied at once, so that graphs of all sizes share their
+            # memory. Other threads, such as the one that reads ahead and pins memory, may call CUDA meanwhile.
             with no_collection(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 loss = self._differentiate(static)
                 if self._gradients is None:
@@ -191,7 +191,7 @@ def make_state(optimizer: torch.optim.Optimizer) -> None:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     with warnings.catch_warnings():
-        # It knows no reason to take a step outside of a recording.
+        # PyTorch warns where a capturable optimiser takes a step that isn't recorded.
         warnings.filterwarnings("ignore", message=".*[Cc]apturable")
         optimizer.step()
     for state in optimizer.state.values():
@@ -203,7 +203,7 @@ def make_state(optimizer: torch.optim.Optimizer) -> None:
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """Hold off Python's garbage collector: graphs of an earlier run, freed now, would spoil the recording."""
+    """Switch off Python's garbage collector: graphs of an earlier run that it frees would break the recording."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -39,7 +39,7 @@ _ema: Any = get_ema_multi_avg_fn  # It has no annotations.
 
 
 class Stepper:
-    """A model in training, with all that changes its weights.
+    """A model in training, with its optimiser, schedule, loss, and average of weights.
 
     Args:
         settings: Settings of the run.
@@ -48,11 +48,11 @@ class Stepper:
         steps: Steps of the run.
 
     Attributes:
-        surrogate: The model between its normalisations.
-        evaluated: The surrogate that validation evaluates and users get: the same, or its exponential moving average.
+        surrogate: The model with its normalisation.
+        evaluated: The surrogate that is validated and published: `surrogate`, or the exponential moving average of it.
 
     Raises:
-        UsageError: If the model breaks the contract, or what was asked for doesn't go together.
+        UsageError: If the model breaks the contract, or options don't go together.
     """
 
     def __init__(self, settings: Settings, fabric: Fabric, train: Split, steps: int) -> None:
@@ -125,7 +125,7 @@ class Stepper:
         return model
 
     def _check_grid(self, model: torch.nn.Module) -> None:
-        """Refuse a model for grids on cases that are none, or are grids of another size."""
+        """Refuse a model for grids where cases aren't grids, or are grids of another size."""
         grid, points = getattr(model, "grid", None), self.settings.point_schema
         if grid is None:
             return
@@ -160,13 +160,13 @@ class Stepper:
         return math.prod(points.grid)
 
     def _check_contract(self, model: torch.nn.Module, usage: Usage) -> None:
-        """On the host; a model that runs on GPUs alone is checked there."""
+        """Check the model on the host, or on the GPU where it runs on GPUs alone."""
         features, predicted = len(usage.normalisation.feature_mean), len(usage.normalisation.target_mean)
         check = partial(
             check_contract, model, features, predicted, name=self.settings.model.class_path,
             all_used=self.fabric.world_size > 1, coordinates=len(usage.normalisation.point_scale),
         )  # fmt: skip
-        if getattr(model, "grid", None) is not None:  # whole grids are too large for the host, if there is a GPU
+        if getattr(model, "grid", None) is not None:  # it is checked on whole grids, which take long on the host
             model.to(self.fabric.device)
         try:
             check()
@@ -188,8 +188,8 @@ class Stepper:
             group: The batches, on the device.
 
         Returns:
-            The loss, on the device: of all batches of all processes together, that is the mean of what the processes
-            return; and the learning rate of the step.
+            This process's part of the loss, on the device, whose mean over the processes is the loss of all batches
+            together; and the learning rate of the step.
         """
         loss = self._step_in_graphs(self.graphs, group[0]) if self.graphs else self._step_eagerly(group)
         self._step_complete = False
@@ -240,7 +240,7 @@ class Stepper:
         return loss.detach()
 
     def _update(self) -> None:
-        self._step_complete = self.recorded  # To record an update is not to make it.
+        self._step_complete = self.recorded  # Recording an update doesn't carry it out.
         self.fabric.clip_gradients(
             self.wrapped, self.wrapped_optimizer, max_norm=self.recipe.clip_norm, error_if_nonfinite=False
         )
@@ -257,7 +257,7 @@ class Stepper:
         filled = batch.filled(self.recipe.round_points) if self.recipe.round_points else batch
         offsets = filled.offsets
         if self.recipe.compile != "off":
-            offsets = offsets.to(batch.points.device)  # A graph on the device can't read the host.
+            offsets = offsets.to(batch.points.device)  # A CUDA graph can't read from the host.
         prediction = module(filled.points, filled.features, offsets)
         return prediction[: len(batch.points)]
 
@@ -266,7 +266,7 @@ class Stepper:
 
         Args:
             batch: The batch, on the device; of one whose points are shared, those of this process.
-            shares: Which part of the step it is; all of it where left out.
+            shares: The fraction of the step that the batch holds; all of it where left out.
         """
         with nullcontext() if self.ranks is None else divided(self.surrogate, self.ranks):
             prediction = self.predict(self.wrapped, batch)
@@ -280,7 +280,7 @@ class Stepper:
         return weights
 
     def state(self) -> dict[str, Any]:
-        """What `STEPPER_STATE` names."""
+        """State of optimiser, schedule and average, under the names of `STEPPER_STATE`."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),

@@ -96,7 +96,7 @@ class Trainer:
         )
 
     def _count(self) -> tuple[list[int], int]:
-        """Batches of each epoch, and steps of the run; with a budget of points every order makes other batches."""
+        """Number of batches of each epoch, which depends on the order of the cases with `max_points`; and of steps."""
         recipe, batches, steps = self.settings.recipe, list[int](), 0
         max_steps = min(self.settings.max_steps or math.inf, recipe.steps or math.inf)
         for epoch in itertools.count() if recipe.steps else range(recipe.epochs):
@@ -116,17 +116,18 @@ class Trainer:
 
     @property
     def best(self) -> BestWeights:
-        """The weights that were chosen so far."""
+        """The best weights so far."""
         return self.validation.best
 
     def fit(self) -> None:
         """Train to the end, from the latest checkpoint if there is one.
 
+        After any error but a loss that isn't finite, a single process stores the steps that were done in a checkpoint;
+        of several processes, a message names the last checkpoint.
+
         Raises:
             DivergedError: If the loss is no finite number any more; the checkpoints before it stay.
-            StepFailedError: If the model raises an error, or there is too little memory. Whatever ends the training but
-                a loss that is no number, the steps that were done are in a checkpoint, as far as one process trains;
-                of several, the last checkpoint is named.
+            StepFailedError: If the model raises an error, or there is too little memory.
         """
         self._resume()
         shown = self.fabric.is_global_zero
@@ -154,13 +155,14 @@ class Trainer:
                 self.table.close()
 
     def _remember_position(self) -> None:
-        """Remember where to resume if the next step fails: by then loader and random state have advanced."""
+        """Keep the states of loader and random generators, from which to resume if the next step fails."""
         self._position = replace(self.counters), self.loader.state_dict(), random_state()
 
     def _save_completed_steps(self, error: Exception) -> None:
-        """Write a checkpoint of the last step that was done, unless the weights are between two steps.
+        """Write a checkpoint of the last complete step, unless the weights are between two steps.
 
-        One of several processes can't, for all of them write it together: then a message says where the run resumes.
+        Several processes write a checkpoint together, so that one alone can't: a message then says where the run
+        resumes.
         """
         counters, loader, drawn = self._position
         latest = latest_state(self.folder)
@@ -192,7 +194,7 @@ class Trainer:
         self.checkpoints.publish(self.best)
 
     def _remaining_batches(self) -> Iterator[Batch]:
-        """Batches of the epoch that are left; every rank takes equally many."""
+        """The remaining batches of the epoch; every process takes equally many."""
         for batch in self.loader.each(self.resident.batch) if self.resident else self._read_batches():
             if self.step == self.steps:
                 return
@@ -223,7 +225,7 @@ class Trainer:
                 self.checkpoints.write(counters, self.best, self.loader.state_dict(), random_state())
 
     def _validate_if_due(self) -> None:
-        """Validate where it is due, or the run has ended, unless that was done; a failed validation comes again."""
+        """Validate where that is due, and at the end; a validation that failed is done again when the run resumes."""
         counters, every = self.counters, self.settings.validate_steps
         epoch_done = counters.taken == 0 and counters.epoch % self.settings.validate_every == 0
         due = self.step % every == 0 if every else epoch_done

@@ -24,7 +24,7 @@ from lpbf_data.serving.loader import Loader
 
 _MIN_POINTS: Final = 1 << 16
 _MAX_CASES: Final = 64
-"""Points and cases that are judged together."""
+"""Points that a batch of validation may hold in any case, and most cases of it."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class BestWeights:
 
     Attributes:
         error: Mean validation error, by which they were chosen; infinite as long as no validation gave a number.
-        step: Steps after which the model had them.
+        step: Number of steps after which the model had these weights.
         errors: Relative L2 error of each target; None for a target without an error.
         weights: The weights, on the host; none before the first validation.
     """
@@ -45,13 +45,16 @@ class BestWeights:
 
 
 def open_validation(split: Split, recipe: Recipe) -> Loader:
-    """Batches to judge on: many small cases at a time, but no more points than the largest case has anyway.
+    """Batches of the validation split: many small cases at a time, within a bound on points.
 
-    Every case comes once, whatever the number of processes: processes don't wait for each other here.
+    The bound is 65,536 points, the recipe's `max_points`, or the points of the largest case, whichever is largest.
+
+    Every case comes exactly once, whatever the number of processes; processes don't wait for each other here.
 
     Args:
         split: The validation split.
-        recipe: A compiled model takes one case at a time: with several it computes with all points once for each.
+        recipe: Says whether the model is compiled. A compiled model gets one case at a time, since with several it
+            would compute with all points of the batch once for each case.
     """
     if recipe.compile != "off":
         return open_loader(split, uneven="keep")
@@ -60,10 +63,10 @@ def open_validation(split: Split, recipe: Recipe) -> Loader:
 
 
 def open_training_cases(train: Split, settings: Settings) -> Loader | None:
-    """Batches of training cases to judge as those of the validation split are: whole and without augmentation.
+    """Batches of training cases for validation: whole cases without augmentation, as those of the validation split.
 
     Args:
-        train: The split that is trained on.
+        train: The training split.
         settings: `judge_training` says how many of its cases, evenly spaced over all; 0 for none.
     """
     return (
@@ -74,14 +77,14 @@ def open_training_cases(train: Split, settings: Settings) -> Loader | None:
 
 
 class Validation:
-    """Judges a model in training, and keeps the best.
+    """Computes errors of a model in training, and keeps its best weights.
 
     Args:
         settings: Settings of the run.
         fabric: The processes that train together.
         stepper: The model in training.
         loader: The validation split; None where there is none.
-        training_loader: Training cases that are judged too, without influence on the best weights; None for none.
+        training_loader: Training cases whose error is logged too, without influence on the best weights; None for none.
     """
 
     def __init__(
@@ -97,15 +100,15 @@ class Validation:
         self.best = BestWeights()
 
     def judge(self, step: int, epoch: int, table: RunLog | None) -> bool:
-        """Judge the model on the validation split, and keep it if it is the best so far.
+        """Compute the errors on the validation split, and keep the weights if they are the best so far.
 
         Args:
             step: Steps done.
             epoch: Epochs done.
-            table: Where errors go; None in processes that write nothing.
+            table: Log that errors are written to; None in processes that write nothing.
 
         Returns:
-            Whether it was kept.
+            Whether the weights were kept.
         """
         errors: dict[str, float | None] = {}
         if self.loader is not None:

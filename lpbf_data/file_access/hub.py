@@ -92,7 +92,7 @@ class HubFiles:
             StoreError: If the hub can't be reached and this machine has no copy.
         """
         if self._commit is None:
-            with self._wrap_errors("its commit"):
+            with self._wrap_errors("the commit"):
                 validate_repo_id(self.repository)
                 self._commit = self._find_commit()
         return self._commit
@@ -287,32 +287,35 @@ class HubFiles:
 
     @contextmanager
     def _wrap_errors(self, what: str) -> Iterator[None]:
-        """Raise errors of huggingface_hub as this package's, in a sentence that says what was tried and what to do."""
+        """Raise errors of huggingface_hub as this package's, in a sentence that says what was tried and what to do.
+
+        The errors of its connections are left out of the traceback: the sentence names what went wrong.
+        """
         subject = f"the data set {self.repository} on {self.endpoint}"
         try:
             yield
-        except RepositoryNotFoundError as error:
+        except RepositoryNotFoundError:
             raise UsageError(
                 f"no folder {self.repository} lies here, and {subject} isn't there, or isn't open to you: check the "
                 "name, accept its conditions on its page, or give a token"
-            ) from error
-        except RevisionNotFoundError as error:
-            raise UsageError(f"{subject} has no revision {self.revision}") from error
+            ) from None
+        except RevisionNotFoundError:
+            raise UsageError(f"{subject} has no revision {self.revision}") from None
         except HFValidationError as error:
-            raise UsageError(f"no folder {self.repository} lies here, and it is no hub id: {error}") from error
+            raise UsageError(f"no folder {self.repository} lies here, and it is no hub id: {error}") from None
         except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-            raise StoreError(self._unreachable(what, str(error))) from error
-        except EntryNotFoundError as error:
+            raise StoreError(self._unreachable(what, str(error))) from None
+        except EntryNotFoundError:
             commit = self._commit or self.revision or "main"
-            raise MissingFileError(f"{subject}, commit {commit}, has no {what}") from error
+            raise MissingFileError(f"{subject}, commit {commit}, has no {what}") from None
         except RetriesExhaustedError as error:
             if status_of(error.last) is None:
-                raise UnreachableError(self._unreachable(what, error.summary)) from error
-            raise UnreachableError(f"{subject}: {what} can't be read now: {error.summary}; {error.advice}") from error
+                raise UnreachableError(self._unreachable(what, error.summary)) from None
+            raise UnreachableError(f"{subject}: {what} can't be read now: {error.summary}; {error.advice}") from None
         except HfHubHTTPError as error:
-            raise StoreError(f"{subject}: {what} can't be read: {error}") from error
+            raise StoreError(f"{subject}: {what} can't be read: {error}") from None
         except httpx2.HTTPError as error:
-            raise UnreachableError(self._unreachable(what, f"{type(error).__name__}: {error}")) from error
+            raise UnreachableError(self._unreachable(what, f"{type(error).__name__}: {error}")) from None
 
     def _unreachable(self, what: str, reason: str) -> str:
         tried = "offline mode is on" if self.offline else f"{self.endpoint} can't be reached ({reason})"

@@ -280,9 +280,8 @@ def remarks_on(check: MeshCheck, name: str) -> tuple[Remark, ...]:
     if not differences:
         return ()
     sentence = (
-        f"the mesh differs from the surface: by more than {VOLUME_REPORTED:.0%} of its volume, by "
-        f"{EXTENT_REPORTED:.0%} and two cells of an extent, by loose pieces or missing walls, or where walls are "
-        "thinner than a cell; more points come closer"
+        f"the mesh differs from the surface, in volume (by over {VOLUME_REPORTED:.0%}), in size (by over "
+        f"{EXTENT_REPORTED:.0%}) or at thin walls; ask for more points (--points)"
     )
     example = f"{name}: {', '.join(differences)}; {check.advice()}"
     return (Remark(Treatment.CHANGED, "mesh_differs", sentence, 1, (example,)),)

@@ -18,12 +18,11 @@ from lpbf_data.geometry.face_counts import check_face_count
 from lpbf_data.geometry.ply import read_ply
 from lpbf_data.geometry.polygon_text import read_obj, read_off
 from lpbf_data.geometry.stl import read_stl
-from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
+from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, USUAL_EXTENTS, Units
 from lpbf_data.geometry.surface_repair import repair, shells_of
 from lpbf_data.geometry.threemf import read_3mf
 from lpbf_data.remarks import Remark, Treatment
 
-_USUAL: Final = (1.0, 1000.0)  # mm: the largest extent of parts that machines build
 _POINTER: Final = b"version https://git-lfs.github.com/spec/"
 _MAX_BODIES: Final = 200
 _MAX_PAIRS: Final = 20_000_000
@@ -136,14 +135,18 @@ def _check_fetched(path: Path) -> None:
 def _unusual(surface: Surface, unit: str, name: str, *, is_stated: bool) -> list[Remark]:
     """A remark where a part is so small or large that its lengths may be in another unit."""
     extent = float(np.ptp(surface.bounds, axis=0).max())
-    if _USUAL[0] <= extent <= _USUAL[1]:
+    smallest, largest = USUAL_EXTENTS
+    if smallest <= extent <= largest:
         return []
     read = f"lengths were read in {unit}" + ("" if is_stated else ", since the file states no unit")
-    if extent < _USUAL[0]:
-        sentence = f"{read}, and the part is less than {_USUAL[0]:g} mm wide; if they are in metres, use --units m"
+    if extent < smallest:
+        sentence = (
+            f"{read}, and the part is less than {smallest:g} mm wide; if they are in metres, use --units m, "
+            "if in inches, --units inch"
+        )
     else:
         sentence = (
-            f"{read}, and the part is more than {_USUAL[1]:,.0f} mm wide; if they are in micrometres, use --units um"
+            f"{read}, and the part is more than {largest:,.0f} mm wide; if they are in micrometres, use --units um"
         )
     return [Remark(Treatment.GUESSED, "unusual_size", sentence, 1, (f"{name}: {extent:.3g} mm",))]
 

@@ -16,3 +16,6 @@ MILLIMETRES: Final[Mapping[str, float]] = MappingProxyType(
     {"um": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1000.0, "inch": 25.4, "ft": 304.8}
 )
 """How long each unit is, in mm."""
+
+USUAL_EXTENTS: Final = (1.0, 1000.0)
+"""mm; the largest extent of parts that machines build lies between these, else the file may be in another unit."""

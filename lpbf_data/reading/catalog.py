@@ -76,6 +76,8 @@ def read_manifest(folder: DatasetFolder) -> Manifest:
         return decode_manifest(folder.read(MANIFEST_NAME))
     except MissingFileError as error:
         raise MissingFileError(f"{folder.name} has no {MANIFEST_NAME}{_what_lies_there(folder)}") from error
+    except UnreachableError as error:
+        raise UnreachableError(f"{folder.name}: {error}") from None  # one traceback, the sentence says why
     except (StoreError, SchemaError) as error:
         raise type(error)(f"{folder.name}: {error}") from error
 

@@ -199,7 +199,7 @@ def open_engine(resources: Resources) -> Iterator[Engine]:
     """Start worker processes on this machine, join a scheduler, or start a cluster.
 
     Raises:
-        UsageError: If the scheduler doesn't answer, or the cluster can't be started.
+        UsageError: If the scheduler doesn't answer, the cluster can't be started, or Dask isn't installed.
     """
     if resources.scheduler is None and resources.cluster is None:
         count = available_cores() if resources.workers is None else resources.workers
@@ -207,8 +207,14 @@ def open_engine(resources: Resources) -> Iterator[Engine]:
             with CaseProcess() if resources.apart else contextlib.nullcontext() as beside:
                 yield Engine(beside=beside)
             return
-    import dask
-    from distributed import Client
+    try:
+        import dask
+        from distributed import Client
+    except ModuleNotFoundError as error:  # of commands that need no extra for work in this process
+        raise UsageError(
+            f"work in several processes needs Dask, which isn't installed: {how_to_install('pipelines')}; "
+            "--workers 0 works in this process"
+        ) from error
 
     with dask.config.set(_SETTINGS), contextlib.ExitStack() as stack:
         if resources.scheduler is not None:

@@ -162,9 +162,9 @@ def _risk_note(records: Sequence[CaseRecord]) -> str:
     listed = " or ".join(f"{tolerance:g} %" for tolerance in tolerances)
     limit = f"{listed} of a layer" if tolerances else "its tolerance"
     said = (
-        "The blade passes one powder layer above the part. It hits a part that rises by the whole layer (clearance 0 % "
-        f"or less) at some height of the build; close is one whose clearance falls below {limit}, where the solver "
-        "reports interference."
+        "The recoater's blade, which spreads the powder, passes one powder layer above the part. It hits a part that "
+        f"rises by the whole layer (clearance 0 % or less) at some height of the build; close is one whose clearance "
+        f"falls below {limit}, where the solver reports interference."
     )
     if any(map(is_simulated_here, records)):
         said += (

@@ -138,8 +138,9 @@ def say_empty_splits(records: Sequence[CaseRecord], asked: SplitRequest, console
     if empty:
         designs = len({record.design_id for record in kept})
         console.print(
-            f"note: {designs} design{'s' * (designs != 1)} can't fill {len(asked.names)} splits; "
-            f"without cases: {', '.join(empty)} (bodies of one design stay together)"
+            f"note: no case is in the split{'s' * (len(empty) != 1)} {', '.join(empty)}: all cases of a design go into "
+            f"one split, and there {'is 1 design' if designs == 1 else f'are {designs:,} designs'} for "
+            f"{len(asked.names)} splits"
         )
 
 

@@ -139,7 +139,7 @@ def _from_table(path: Path) -> DesignNamer:
         raise UsageError(
             f"--design_id {path} can't be read as a table with the columns case_id and design_id: {error}"
         ) from error
-    sentence = "cases that the table of --design_id doesn't name: their design was told from their names"
+    sentence = "cases that the table of --design_id doesn't name: their design was taken from their names"
     return DesignNamer(lambda record: table.get(_composed(record.case_id)), _automatic, sentence, frozenset(table))
 
 

@@ -160,6 +160,11 @@ def test_a_part_of_a_few_millimetres_may_be_in_inches(
     assert "(--units); in inches it would be 50.8 × 38.1 × 25.4 mm (--units inch); 1 body" in capsys.readouterr().out
     predict(str(model), [str(tmp_path / "box.stl")], out=str(tmp_path / "out"), pictures=False, units="mm")
     assert "read in mm; 1 body" in capsys.readouterr().out
+    box(0.6, 0.5, 0.4).export(tmp_path / "box.stl")  # so small that it may be in metres too: one hint, in the notes
+    predict(str(model), [str(tmp_path / "box.stl")], out=str(tmp_path / "out"), pictures=False)
+    said = capsys.readouterr()
+    assert "--units inch" not in said.out
+    assert said.err.count("if they are in metres, use --units m, if in inches, --units inch (box.stl: 0.6 mm)") == 1
 
 
 @pytest.mark.parametrize(("intercept", "said", "status"), [(9.0, "yes", 3), (-9.0, "no", 0), (0.0, "can't tell", 4)])
@@ -171,10 +176,13 @@ def test_an_answer_on_the_screen_in_files_and_as_status(
     words = {"pictures": False, "fail_on_risk": True}
     assert predict(str(model), [str(tmp_path / "box.stl")], out=str(tmp_path / "out"), **words) == status  # type: ignore[arg-type]
     shown = capsys.readouterr().out
-    hit = {"yes": "hits the part", "no": "clears the part", "can't tell": "can't tell whether it hits the part"}[said]
-    assert f"  recoater    {hit}" in shown
+    blade = "its blade, which spreads the powder,"
+    hit = {"yes": f"{blade} hits the part", "no": f"{blade} doesn't hit the part"}
+    hit["can't tell"] = f"can't tell whether {blade} hits the part"
+    assert f"  recoater    {hit[said]}" in shown
     assert "20 × 10 × 12 mm; read in mm, since the file states no unit (--units); 1 body; 2,400 mm³" in shown
-    assert "uncalibrated for your machine" in shown
+    assert "; not calibrated to your machine (--material)" in shown
+    assert "coordinates" not in shown
     (answer,) = json.loads((tmp_path / "out/answers.json").read_text())["parts"].values()
     assert answer["hit"]["verdict"] == said
     assert answer["hit"]["chance"] == pytest.approx(1 / (1 + math.exp(-intercept)))
@@ -187,6 +195,17 @@ def test_an_answer_on_the_screen_in_files_and_as_status(
     assert answer["up"]["value"] == pytest.approx(values[:, 2].max(), rel=1e-4)
     np.testing.assert_allclose(place, part.points[np.argmin(values[:, 3])], atol=1e-4)
     assert answer["hit"]["layer"] == max(1, round(place[2] / 0.04))
+
+
+def test_a_part_that_is_moved_says_where_its_coordinates_begin(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box(20, 10, 12, at=(100, 0, 3)).export(tmp_path / "box.stl")
+    predict(str(model), [str(tmp_path / "box.stl")], out=str(tmp_path / "out"), pictures=False)
+    (answer,) = json.loads((tmp_path / "out/answers.json").read_text())["parts"].values()
+    x, _, z = answer["moved"]
+    words = "x and y from the middle of the build plate, z from the plate: the file's plus"
+    assert f"  coordinates {words} x {x:+.4g}, z {z:+.4g} mm" in capsys.readouterr().out
 
 
 def test_nobody_can_tell_of_a_part_unlike_the_training(
@@ -225,9 +244,9 @@ def test_of_many_parts_the_last_have_a_line_each(
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "a"
     assert [line.partition(" µm")[0].rpartition(";")[0] for line in shown[-4:-2]] == [
-        f"{name}: clear (less than 1 % likely to hit)" for name in ("b", "c")
+        f"{name}: no hit (a hit is less than 1 % likely)" for name in ("b", "c")
     ]
-    assert shown[-2] == "3 parts: 0 hit by the recoater, 3 clear, 0 neither for sure"
+    assert shown[-2] == "3 parts: 0 hit by the recoater, 3 not hit, 0 uncertain"
 
 
 def test_files_of_one_name_are_parts_of_their_own(
@@ -269,8 +288,8 @@ def test_a_wall_of_few_cells_and_a_part_unlike_the_training_are_told(
     for name in ("box", "thin"):
         assert predict(str(model), [str(tmp_path / f"{name}.stl")], out=str(tmp_path / "out"), pictures=False) == 0
     box_told, thin_told = capsys.readouterr().out.split("thin\n")
-    assert "a finer mesh may answer otherwise" not in box_told
-    assert "a finer mesh may answer otherwise, compare --points" in thin_told
+    assert "a finer mesh may give another answer" not in box_told
+    assert "so few that a finer mesh may give another answer: compare --points" in thin_told
 
 
 def test_a_page_shows_the_parts_with_what_is_told(model: Path, tmp_path: Path) -> None:

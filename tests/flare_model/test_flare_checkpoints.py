@@ -160,8 +160,11 @@ def test_a_pickle_in_place_of_weights_is_not_opened(saved: Path, tmp_path: Path)
 def test_nothing_there_is_said_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no readable checkpoint in"):
         from_pretrained(tmp_path)
-    with pytest.raises(StoreError, match=r"neither a folder nor a model on the Hugging Face hub.* is called packaged"):
+    with pytest.raises(
+        StoreError, match=r"neither a folder nor a model on the Hugging Face hub.* is called packaged"
+    ) as e:
         from_pretrained("no/such/folder/here")
+    assert e.value.__suppress_context__  # one traceback
 
 
 def test_the_packages_own_model_has_a_name() -> None:

@@ -80,8 +80,8 @@ class Infinite(Pointwise):
     ("model", "words"),
     [
         (TooWide, r"\[ΣN, T\], here \(144, 1\), but returned \(144, 2\)"),
-        (Looking, "lets one mesh of a batch look at another"),
-        (LookingBack, "lets one mesh of a batch look at another"),
+        (Looking, "makes the prediction for a mesh depend on the others of its batch"),
+        (LookingBack, "makes the prediction for a mesh depend on the others of its batch"),
         (Normalising, r"normalises over all points of a batch \(network.3\)"),
         (Detached, "doesn't depend on its parameters"),
         (Failing, r"failed on meshes of \[61, 83\] points \(ValueError: no idea\)"),

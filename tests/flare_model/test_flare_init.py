@@ -42,7 +42,7 @@ def test_a_run_starts_from_weights_targets_features_and_normalisation(
 ) -> None:
     before = from_pretrained(start)
     run = fine_tune(box_dataset, tmp_path / "run", start)
-    assert "the run predicts displacement, build_clearance_min, told solid_above" in capsys.readouterr().err
+    assert "the run predicts displacement, build_clearance_min from the features solid_above" in capsys.readouterr().err
     after = from_pretrained(run)
     assert after.usage.targets == before.usage.targets
     assert after.usage.normalisation == before.usage.normalisation

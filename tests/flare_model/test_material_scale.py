@@ -165,13 +165,13 @@ def test_the_screen_says_which_machine_it_is_for(
     box(10, 10, 12).export(tmp_path / "box.stl")
     words = {"checkpoint": str(model), "src": [str(tmp_path / "box.stl")], "pictures": False, "points": 200}
     assert predict(**words, out=str(tmp_path / "a")) == 0  # type: ignore[arg-type]
-    assert "uncalibrated for your machine" in " ".join(capsys.readouterr().out.split())
+    assert "not calibrated to your machine" in " ".join(capsys.readouterr().out.split())
     material = own(tmp_path, OWN + "process: {layer_thickness: 0.03}\n")
     assert predict(**words, out=str(tmp_path / "b"), material=material, orientations=2) == 0  # type: ignore[arg-type]
     said = " ".join(capsys.readouterr().out.split())
-    assert "uncalibrated" not in said
+    assert "not calibrated" not in said
     assert "material Ti64 (our machine)" in said
-    assert "displacements × 1.21 from those of Ti64 (measured), itself off by up to 17 % on nine of ten" in said
+    assert "displacements are those for Ti64 (measured) times 1.21, a factor that was off by up to 17 % on nine" in said
     assert "layers of 0.03 mm aren't in it" in said
     answers = [json.loads((tmp_path / one / "answers.json").read_text())["parts"]["box"] for one in "ab"]
     assert answers[0]["scale"] is None

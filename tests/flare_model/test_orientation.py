@@ -127,7 +127,7 @@ def test_the_command_ranks_draws_and_writes_what_to_build(
     assert predict(str(model), [str(tmp_path / "bar.stl")], out=str(out), points=150, orientations=4) == 0
     told = capsys.readouterr().out
     assert "bar: 4 orientations, best first" in told
-    assert "best 3, in full: " in told
+    assert "best 3, with all points: " in told
     stored = json.loads((out / "bar_orientations.json").read_text())["orientations"]
     assert len(stored) == 4
     for number in (1, 2, 3):

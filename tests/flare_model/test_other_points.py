@@ -114,7 +114,7 @@ def test_a_checkpoint_says_what_it_was_trained_on_and_goes_on(darcy_set: Path, d
     words = ["--data", str(darcy_set), "--init", str(darcy_run), "--out", str(out), "--max_steps", "1"]
     done = run_here("flare_model.train", *words, "--accelerator", "cpu")
     assert done.returncode == 0, done.stderr
-    assert "the run predicts pressure, told permeability" in done.stderr
+    assert "the run predicts pressure from the features permeability" in done.stderr
     assert from_pretrained(out).usage == usage
 
 
@@ -137,7 +137,7 @@ def test_points_of_the_plane_are_thinned(darcy_set: Path, tmp_path: Path) -> Non
 
 def test_its_card_speaks_of_no_part(darcy_run: Path) -> None:
     card = str(from_pretrained(darcy_run).generate_model_card())
-    assert "Predicts pressure at points of darcy (x, y), told permeability." in card
+    assert "Predicts pressure at points of darcy (x, y) from the features permeability." in card
     assert "powder" not in card
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["model"]
 
+HIT = "its blade, which spreads the powder, hits the part; a hit is more than 99 % likely"
 SHOWN = ["X displacement", "Y displacement", "Z displacement", "Least recoater clearance over the build"]
 
 
@@ -76,8 +77,8 @@ def test_the_page_of_an_answer(browser: Browser, model: Path, part: Path, tmp_pa
     wait_for_part(visit, part.stem)
     assert visit.page.locator("#viewer-title").inner_text() == part.stem
     said = fact(visit, "recoater", "#viewer-facts")
-    assert said.startswith("hits the part; more than 99 % likely to hit")
-    assert f"layer {answer['hit']['layer']:,} of" in said
+    assert said.startswith(HIT)
+    assert f"powder layer {answer['hit']['layer']:,} (each" in said
     assert f"{1000 * answer['up']['value']:+.3g} µm" in fact(visit, "warps up", "#viewer-facts")
     try_the_view(visit)
     assert visit.errors == []
@@ -111,7 +112,7 @@ def test_a_file_is_chosen_answered_turned_and_compensated(
     page.locator("#file").set_input_files(part)
     expect(page.locator(".answer dl")).to_be_visible()
     assert page.locator(".answer h2").inner_text() == part.name
-    assert fact(visit, "recoater", ".answer").startswith("hits the part; more than 99 % likely to hit")
+    assert fact(visit, "recoater", ".answer").startswith(HIT)
     assert "20 × 10 × 12 mm; read in mm" in fact(visit, "size", ".answer")
     with page.expect_download() as coming:
         page.get_by_role("button", name="Fetch the JSON").click()

@@ -194,7 +194,9 @@ def test_units_are_those_of_the_file_or_of_the_option(
     np.testing.assert_allclose(np.ptp(meshio.read(out / "metres.vtu").points, axis=0)[:2], 20, atol=1e-3)
     trimesh.creation.box((0.2, 0.2, 0.3)).export(tmp_path / "tiny.stl")
     assert predict(str(trained_run), [str(tmp_path / "tiny.stl")], out=str(out), points=100, pictures=False) == 0
-    assert "if they are in metres, use --units m (tiny.stl: 0.3 mm)" in capsys.readouterr().err
+    assert (
+        "if they are in metres, use --units m, if in inches, --units inch (tiny.stl: 0.3 mm)" in capsys.readouterr().err
+    )
 
 
 def test_a_body_that_can_not_be_meshed_leaves_the_others(tmp_path: Path) -> None:

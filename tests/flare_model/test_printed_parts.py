@@ -132,7 +132,7 @@ def test_of_a_part_without_its_walls_nobody_can_tell(model: Path, draw: object, 
     assert told.hit.chance > 0.99
     assert re.search(r"\d\d% of its walls are missing", said(told)["mesh"])
     assert re.search(r"too coarse for that wall: about --points \d+ would resolve it", said(told)["mesh"])
-    assert "can't tell (more than 99 % likely to hit)" in answer_line(told)
+    assert "can't tell whether the recoater hits it (a hit is more than 99 % likely)" in answer_line(told)
 
 
 @pytest.mark.parametrize("draw", [pytest.param(fins, marks=pytest.mark.slow), lattice, raised_text])

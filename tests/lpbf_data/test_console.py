@@ -107,6 +107,22 @@ def test_progress_without_a_terminal_is_a_line_a_tenth(
     assert said[-1].startswith(f"count: {total:,} of {total:,} cases (100 %) after ")
 
 
+def test_long_work_says_that_it_began_and_each_twentieth(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first line comes after a minute, and one for a twentieth a minute after the last line or later."""
+    now = 0.0
+    monkeypatch.setattr("lpbf_data.console.time.monotonic", lambda: now)
+    for seconds, expected in ((20.0, [3, 6, 10, 15, 20]), (1.0, [10, 20])):
+        lines = ProgressLines(100, 0, "train", "step", shown=True)
+        shown = []
+        for step in range(1, 21):
+            now += seconds
+            lines.update()
+            shown += [step] if capsys.readouterr().err else []
+        assert shown == expected
+
+
 def test_progress_that_goes_on_counts_what_is_done_and_tells_where_it_broke(capsys: pytest.CaptureFixture[str]) -> None:
     with contextlib.suppress(ValueError), ProgressLines(100, 42, "measure", "case", shown=True) as lines:
         lines.set_postfix(failed=2)

@@ -60,4 +60,7 @@ def test_remarks_are_printed_in_one_way_once_each() -> None:
     remark = Remark(Treatment.LEFT_OUT, "ignored_files", "hidden files of [bold]", examples=("a/._b[/b]",))
     shown = io.StringIO()
     print_remarks(iter([remark, remark, Remark(Treatment.KEPT, "large", "3 parts")]), open_console(file=shown))
-    assert shown.getvalue() == "note: 2 left out: hidden files of [bold] (a/._b[/b], …)\nnote: 1 kept: 3 parts\n"
+    assert shown.getvalue() == "note: left out, 2 in all: hidden files of [bold] (a/._b[/b], …)\nnote: kept: 3 parts\n"
+    long = Remark(Treatment.CHANGED, "long", 100 * "ab ", 3, ("first", "second"))
+    print_remarks([long], open_console(file=(shown := io.StringIO())))
+    assert shown.getvalue() == f"note: changed, 3 in all: {100 * 'ab '}:\n  first\n  second\n  …\n"

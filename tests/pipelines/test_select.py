@@ -150,7 +150,7 @@ def test_design_ids_from_a_table(tmp_path: Path) -> None:
     namer = design_namer(str(path))
     assert [namer(record(x)) for x in ("a", "b", "c")] == ["first", "first", "c"]
     assert [str(remark) for remark in namer.remarks([record(x) for x in "cba"])] == [
-        "guessed: cases that the table of --design_id doesn't name: their design was told from their names (c)"
+        "guessed: cases that the table of --design_id doesn't name: their design was taken from their names (c)"
     ]
     assert [str(remark) for remark in namer.remarks([record("a")])] == [
         "left out: rows of the table of --design_id whose case_id no case has (b)"
