@@ -3,8 +3,9 @@
 A graph is recorded once for each size of batch. It is replayed on the same tensors each time, into which batches are
 copied. Fill batches up to few sizes: [filled][flare_model.data.batches.Batch.filled].
 
-Where several processes train together, a step is two recordings: forward and backward pass, one for each size of batch;
-and the update of the weights, which serves all sizes. Between them gradients are averaged by a call that isn't recorded.
+Where several processes train together, a step is two recordings: forward and backward pass, one for each size of
+batch; and the update of the weights, which serves all sizes. Between them gradients are averaged by a call that isn't
+recorded.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from flare_model.training.averaged_gradients import AveragedGradients
 from lpbf_data.errors import LpbfError, UsageError
 
 MAX_SIZES: Final = 256
-"""Most recordings that are kept, each of some megabytes; beyond that the one that was used longest ago is dropped, never the largest."""
+"""Most recordings that are kept, each of some megabytes; the one used longest ago goes first, the largest never."""
 
 Step = Callable[[Batch], Tensor]
 
