@@ -1,8 +1,7 @@
-"""What commands say on the screen: one console, one kind of progress, and signs that the output can carry.
+"""Output of commands: the console, progress, and substitutes for characters that the output's encoding lacks.
 
 Text appears as it is: no markup, emoji or highlighting is read into paths, ids and messages. Without a terminal,
-progress is a line every tenth of the work instead of a bar. Where the encoding of the output lacks a sign, another
-stands for it.
+progress is a line every tenth of the work instead of a bar.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _LINE_EVERY: Final = 30.0
 
 
 def _stand_in(sign: str) -> str:
-    """ASCII for a sign; its number where nothing is like it, so that different names stay different."""
+    """ASCII for a character; its code point where nothing is like it, so that different names stay different."""
     if sign in _STAND_INS:
         return _STAND_INS[sign]
     if "\u2500" <= sign <= "\u257f":  # box drawing
@@ -51,7 +50,7 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 
 
 def prepare_streams() -> None:
-    """Let stdout and stderr put another sign for one that their encoding lacks, instead of raising."""
+    """Let stdout and stderr write substitutes for characters that their encoding lacks, instead of raising."""
     codecs.register_error(_HANDLER, _replace)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
@@ -63,14 +62,14 @@ def open_console(*, stderr: bool = False, file: IO[str] | None = None, width: in
     """A console that prints text as it is and leaves the folding of long lines to the terminal.
 
     Args:
-        stderr: For complaints, instead of results.
+        stderr: Print on stderr, for errors and notes, instead of stdout.
         file: Where to print instead of both.
         width: Columns; those of the terminal by default.
     """
     from rich.console import Console
 
     class Unbroken(Console):
-        """What nobody reads any more, as behind `| head`, is dropped, and the work goes on: its files are wanted."""
+        """Drops output to a closed pipe (`| head`), so that the command goes on and writes its files."""
 
         def on_broken_pipe(self) -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -91,10 +90,10 @@ class Progress(Protocol):
     ) -> None: ...
 
     def update(self, n: int = 1, /) -> Any:
-        """So much more is done."""
+        """Add an amount of work that is done."""
 
     def set_postfix(self, **figures: Any) -> None:
-        """Figures to show from the next time on."""
+        """Set the figures that are shown beside the progress."""
 
 
 class ProgressLines:
@@ -129,7 +128,7 @@ class ProgressLines:
             self._say()
 
     def update(self, n: int = 1, /) -> None:
-        """So much more is done; a line is printed where it fills a tenth."""
+        """Add an amount of work that is done; a line is printed where it fills a tenth."""
         self.done += n
         tenths, now = self._tenth(), time.monotonic()
         if tenths > self._tenths or (self.total is None and now - self._said_at >= _LINE_EVERY):
@@ -137,7 +136,7 @@ class ProgressLines:
             self._say()
 
     def set_postfix(self, **figures: Any) -> None:
-        """Figures for the lines to come."""
+        """Set the figures that the next lines show."""
         self._figures = figures
 
     def _say(self) -> None:
@@ -186,7 +185,7 @@ def follow(things: Iterable[T], total: int | None, desc: str, unit: str) -> Iter
 
 
 def print_remarks(remarks: Iterable[Remark], console: Console) -> None:
-    """Print what was left out, changed, guessed or repaired, one line a kind, as every command does when it is done.
+    """Print what was left out, changed, guessed or repaired, one line per kind, as every command does when it is done.
 
     Args:
         remarks: What was remarked; equal ones are printed once, with the number of occurrences.

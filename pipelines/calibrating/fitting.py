@@ -29,7 +29,10 @@ MAX_STEPS: Final = 6
 """Steps after which a fit that still moves is given up."""
 
 DETERMINED: Final = 0.5
-"""Standard uncertainty, in natural sizes of a coordinate, up to which it counts as determined."""
+"""Standard uncertainty up to which a coordinate counts as determined, over its natural size.
+
+Natural sizes are those of `Parametrisation.scales`.
+"""
 
 _MIN_SINGULAR: Final = 1e-4  # of the largest singular value: below, solver errors decide
 _SETTLED: Final = (0.02, 1e-4)  # standard uncertainties, natural sizes: a step so short ends the fit
@@ -45,11 +48,11 @@ class FitError(LpbfError):
 
 @dataclass(frozen=True)
 class Values:
-    """What is fitted to.
+    """Measured values that the fit is to meet.
 
     Attributes:
         measured: mm, [n].
-        sigmas: Standard uncertainty, mm, [n]; None where nothing is known: what the fit leaves stands for it.
+        sigmas: Standard uncertainty, mm, [n]; None where it isn't known: the residual of the fit is taken for it.
         motion: Values of rigid-body motions that don't count, [n, m].
     """
 
@@ -60,7 +63,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Fit:
-    """What came of a fit.
+    """The result of a fit.
 
     Attributes:
         start: Parameters before, [k].
