@@ -219,7 +219,7 @@ class _Fitting:
         if not determined.any():
             what = ", ".join(parameter.said for parameter in self.parametrisation.parameters)
             raise FitError(
-                f"the measured values say nothing on {what}: a change by its own size shows as "
+                f"the measured values don't determine {what}: a change as large as itself changes them by "
                 f"{singular[0] / noise if noise else 0:.2g} of their uncertainty; measure where the part moves more"
             )
         return _Directions(left, singular, right, noise, determined)
@@ -335,14 +335,13 @@ def _undetermined(parametrisation: Parametrisation, ways: _Directions) -> list[s
         involved = [
             n.said for n, share in zip(parametrisation.parameters, shares, strict=True) if share > 0.25 * shares.max()
         ]
-        shown = (
-            f"a change by its own size shows as {singular / ways.noise:.2g} of the uncertainty" if ways.noise else ""
-        )
+        share = f"{singular / ways.noise:.2g} of their uncertainty" if ways.noise else ""
+        shown = f" (a change as large as itself changes the values by {share})" if share else ""
         if len(involved) == 1:
-            sentences.append(f"the data don't determine {involved[0]}, which stays where it was ({shown})")
+            sentences.append(f"the data don't determine {involved[0]}, which keeps its value{shown}")
         else:
             sentences.append(
-                f"the data don't tell {' from '.join(involved)}: a change of one is made up for by the other, and what "
-                f"they leave open stays where it was ({shown})"
+                f"the data don't distinguish {' from '.join(involved)}: a change of one is compensated by the other, "
+                f"and the combination that isn't determined keeps its value{shown}"
             )
     return sentences

@@ -374,7 +374,7 @@ def valued(change: Callable[[float], object]) -> Change:
         (lambda rows: rows[:1], ("--cut", "all"), "too few"),
         (lambda rows: rows[:2], ("--fit", "strain,normal,along"), "too few"),
         (lambda rows: [], (), "holds no values"),
-        (valued(lambda v: 0.5), ("--points", "400"), "doesn't improve|nothing|say nothing"),
+        (valued(lambda v: 0.5), ("--points", "400"), "doesn't improve|nothing|don't determine"),
         (list, ("--cut", "x<-4"), "cuts nothing"),
         (list, ("--cut", "z<4"), "isn't understood"),
         (list, ("--fit", "colour"), "unknown --fit colour"),
@@ -436,7 +436,7 @@ def test_noise_alone_says_nothing() -> None:
     shrinkage = Parametrisation(MATERIALS["Inc625"], choose_parameters(["strain"]))
     response = rng.normal(size=20)
     values = Values(rng.normal(size=20), np.full(20, 1.0), np.zeros((20, 0)))
-    with pytest.raises(FitError, match="say nothing on the strain"):
+    with pytest.raises(FitError, match="determine the strain"):
         fit(shrinkage, values, lambda numbers: response * numbers)
 
 
