@@ -19,11 +19,11 @@ _OF_PARTS = ("chunks", "preferred_chunks", "shards")
 
 
 def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
-    """A whole split for analysis: every array of every part, joined along points, cells and cases, and read by need.
+    """A whole split for analysis: every array of every Zarr part, joined along points, cells and cases.
 
-    A dask chunk is as long as the longest part, some 10 to 20 MB an array: all have one length, as `to_zarr` needs it.
-    Which values belong to which case, `num_points` and `num_cells` say, and `point_offset` and `cell_offset`, which
-    count through the split.
+    Arrays are lazy: values are read when they are computed. All dask chunks along a dimension are as long as the
+    longest part, some 10 to 20 MB an array, since `to_zarr` needs chunks of one length. `num_points` and `num_cells`
+    are the sizes of the cases; `point_offset` and `cell_offset` are the positions of their first values in the split.
 
         >>> parts = open_zarr("lpbf/", "train")  # doctest: +SKIP
         >>> parts.von_mises_stress.max().compute()  # doctest: +SKIP
@@ -68,7 +68,7 @@ def open_zarr(name: str, split: str = "train", **where: Any) -> xarray.Dataset:
 
 
 def _with_scalars_apart(part: xarray.Dataset) -> xarray.Dataset:
-    """Numbers and texts of cases as variables of their own, whether a part holds them so or in tables."""
+    """A part with one variable for each number and text of its cases, also where it stores them as rows of tables."""
     from lpbf_data.stores.zarr_parts import TABLES
 
     for table in TABLES:

@@ -1,6 +1,6 @@
 """A published import path of [lpbf_data.serving.collating][lpbf_data.serving.collating], for programs that name it.
 
-New ones write `from lpbf_data import collate_ragged`. Nothing is decided here.
+New programs write `from lpbf_data import collate_ragged`.
 """
 
 from __future__ import annotations

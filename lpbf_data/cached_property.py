@@ -1,7 +1,7 @@
 """A property that is computed once, without a lock.
 
-That of functools takes one for all instances of a class before Python 3.12. A worker that is forked while another
-thread holds it, such as one that reads ahead, would wait for it for ever.
+Before Python 3.12, functools.cached_property takes one lock for all instances of a class. A worker that is forked while
+another thread holds that lock, such as one that reads ahead, would wait for it for ever.
 """
 
 from __future__ import annotations

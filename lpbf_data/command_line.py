@@ -21,7 +21,7 @@ from lpbf_data.errors import LpbfError
 from lpbf_data.extras import check_extra, script_of
 from lpbf_data.option_errors import described_error
 
-_SPINS: Final = "3000"
+_SPINS: Final = "3000"  # turns of OpenMP's waiting loop before a thread sleeps
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
@@ -62,20 +62,19 @@ def make_parser(
         command: How the user calls it, for the help.
         positional: Parameters that may be given first and without their names.
         words: The arguments that are going to be parsed.
-        plain: Parameters with options of their own making, which reach the function as plain dictionaries.
-        configurations: Names of the configurations that come along, for the help.
+        plain: Parameters whose options are added by a function, not derived from their type; the command gets their
+            values as plain dictionaries.
+        configurations: Names of the package's own configuration files, for the help.
     """
-    # Names of types that are left to it, jsonargparse looks for by importing all that is imported for type checking.
+    # Resolved here: jsonargparse would resolve names of types by importing all that is imported for type checking.
     function.__annotations__ = get_type_hints(function)
     summary = (function.__doc__ or "").strip().partition("\n")[0]
     script = script_of(command)
     if script is not None:
         summary += f" The same as: {command}." if positional else f" Installed as {script} too."
     parser = ArgumentParser(prog=command, description=summary, exit_on_error=False, allow_abbrev=False)
-    come_along = f", or from one that comes along: {', '.join(configurations)}" if configurations else ""
-    parser.add_argument(
-        "--config", action="config", help=f"Read options that aren't given from a YAML file{come_along}."
-    )
+    own = f", or from a configuration of this package: {', '.join(configurations)}" if configurations else ""
+    parser.add_argument("--config", action="config", help=f"Read options that aren't given from a YAML file{own}.")
     parser.add_function_arguments(function, as_group=False, skip=set(plain or ()))
     for add_options in (plain or {}).values():
         add_options(parser, words)
@@ -101,7 +100,11 @@ def _describe_positional(parser: ArgumentParser, command: str, positional: Seque
 
 
 def _expand(parser: ArgumentParser, words: Sequence[str], positional: Sequence[str] = ()) -> list[str]:
-    """Turn `--list a b,c` into JSON, `--switch` into `--switch true`, `inf` into `.inf`, and name the first words."""
+    """The arguments as the parser takes them.
+
+    `--list a b,c` becomes JSON, `--switch` becomes `--switch true`, `inf` becomes `.inf`, and arguments without a name
+    get that of their positional parameter.
+    """
     named = {name: action for action in parser._actions for name in action.option_strings}
     # The last positional parameter takes all bare words that are left where it is a list.
     most = len(words) if positional and _is_list(named[f"--{positional[-1]}"]) else len(positional)
@@ -171,10 +174,10 @@ def _parse(parser: ArgumentParser, words: Sequence[str]) -> Any:
 
 
 def _let_threads_sleep() -> None:
-    """Threads of OpenMP that wait for each other sleep soon, before PyTorch loads it; what the user set stays.
+    """Let waiting threads of OpenMP sleep soon; to be called before PyTorch loads OpenMP. What the user has set stays.
 
-    Left to itself GNU's OpenMP spins for billions of turns: as fast on idle cores, but where another program takes one
-    of two, a forward pass of 2,000 points took 3.9 s, and 0.14 s so.
+    By default GNU's OpenMP spins for billions of turns. On idle cores that is as fast; where another program used one
+    of two cores, a forward pass of 2,000 points took 3.9 s with the default and 0.14 s with this setting.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = _SPINS
@@ -200,8 +203,8 @@ def run(
         command: How the user calls it.
         words: Arguments; those of the process by default.
         positional: Parameters that may be given first and without their names.
-        plain: Parameters with options of their own making, which reach the function as plain dictionaries.
-        configurations: Names of the configurations that come along, for the help.
+        plain: As for `make_parser`.
+        configurations: As for `make_parser`.
     """
     words = sys.argv[1:] if words is None else words
     prepare_streams()
@@ -223,7 +226,7 @@ def run(
             sys.stdout.close()
         sys.exit(1)
     except OSError as error:
-        # A disk that is full, a folder that can't be written: whatever was whole stays, the rest was set aside.
+        # A full disk, a folder that can't be written: complete files stay, others lie under temporary names.
         say(f"error: {error}; mend that and run the same command again")
         sys.exit(1)
     except KeyboardInterrupt:

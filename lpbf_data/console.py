@@ -1,8 +1,7 @@
-"""What commands say on the screen: one console, one kind of progress, and signs that the output can carry.
+"""Output of commands: the console, progress, and substitutes for characters that the output's encoding lacks.
 
 Text appears as it is: no markup, emoji or highlighting is read into paths, ids and messages. Without a terminal,
-progress is printed as lines instead of a bar: each tenth of the work, and of long work each twentieth. Where the
-encoding of the output lacks a sign, a similar one is printed instead.
+progress is a line at each tenth of the work instead of a bar, of long work at each twentieth.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _LONG: Final = 60.0
 
 
 def _stand_in(sign: str) -> str:
-    """ASCII for a sign; its number where nothing is like it, so that different names stay different."""
+    """ASCII for a character; its code point where nothing is like it, so that different names stay different."""
     if sign in _STAND_INS:
         return _STAND_INS[sign]
     if "\u2500" <= sign <= "\u257f":  # box drawing
@@ -58,7 +57,7 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 
 
 def prepare_streams() -> None:
-    """Let stdout and stderr put another sign for one that their encoding lacks, instead of raising."""
+    """Let stdout and stderr write substitutes for characters that their encoding lacks, instead of raising."""
     codecs.register_error(_HANDLER, _replace)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
@@ -70,14 +69,14 @@ def open_console(*, stderr: bool = False, file: IO[str] | None = None, width: in
     """A console that prints text as it is and leaves the folding of long lines to the terminal.
 
     Args:
-        stderr: For complaints, instead of results.
+        stderr: Print on stderr, for errors and notes, instead of stdout.
         file: Where to print instead of both.
         width: Columns; those of the terminal by default.
     """
     from rich.console import Console
 
     class Unbroken(Console):
-        """What nobody reads any more, as behind `| head`, is dropped, and the work goes on: its files are wanted."""
+        """Drops output to a closed pipe (`| head`), so that the command goes on and writes its files."""
 
         def on_broken_pipe(self) -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -98,10 +97,10 @@ class Progress(Protocol):
     ) -> None: ...
 
     def update(self, n: int = 1, /) -> Any:
-        """So much more is done."""
+        """Add an amount of work that is done."""
 
     def set_postfix(self, **figures: Any) -> None:
-        """Figures to show from the next time on."""
+        """Set the figures that are shown beside the progress."""
 
 
 class ProgressLines:
@@ -150,7 +149,7 @@ class ProgressLines:
             self._say()
 
     def update(self, n: int = 1, /) -> None:
-        """So much more is done; a line is printed where one is due."""
+        """Add an amount of work that is done; a line is printed where one is due."""
         self.done += n
         (tenths, twentieths), now = self._shares(), time.monotonic()
         if self._is_due(tenths, twentieths, now - self._said_at):
@@ -158,7 +157,7 @@ class ProgressLines:
             self._say()
 
     def set_postfix(self, **figures: Any) -> None:
-        """Figures for the lines to come."""
+        """Set the figures that the next lines show."""
         self._figures = figures
 
     def _say(self) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -95,6 +97,42 @@ def check_writable(path: Path) -> None:
         raise UsageError(f"{path} can't be written: {error.strerror or error}; name another file or folder") from error
 
 
+def check_empty(folder: Path) -> None:
+    """Refuse an output folder that holds something; one that doesn't exist yet is fine.
+
+    Args:
+        folder: The folder, as the option `--out` names it.
+
+    Raises:
+        UsageError: If it holds something, or isn't a folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"--out {folder} holds something already; name an empty folder or a new one")
+
+
+@contextlib.contextmanager
+def written_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder that is renamed to `out` when the block ends; after an error in it, it is removed.
+
+    Args:
+        out: The folder, absent or empty; its parent is made when absent.
+
+    Yields:
+        The temporary folder, empty.
+    """
+    aside = out.with_name(_name_aside(out))
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        flush_tree(aside)
+        if out.exists():
+            out.rmdir()
+        aside.replace(out)
+        flush_folder(out.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Replace a file by new content so that any moment shows the old or the new content, never a part.
 
@@ -117,7 +155,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove what writers that were killed left aside; nobody else may be writing there.
+    """Remove temporary files of writers that were killed; no other writer may be at work in the folder.
 
     Args:
         folder: The folder; those below it are left alone.

@@ -1,4 +1,4 @@
-"""Errors of the operating system, distinguished from damaged files, which alone are cured by building them again."""
+"""Errors of the operating system, distinguished from damaged files: only the latter are cured by building again."""
 
 from __future__ import annotations
 

@@ -26,16 +26,19 @@ MATERIAL_ALIASES: Final[Mapping[str, str]] = MappingProxyType({"IN625": "Inc625"
 EXPANSIONS: Final[Mapping[str, float]] = MappingProxyType(
     {"Ti64": 8.6e-6, "Inc625": 1.28e-5, "SS316L": 1.572e-5, "15-5PH": 1.08e-5, "AlSi10Mg": 2.05e-5}
 )
-"""Coefficient of thermal expansion near room temperature of every named material, 1/K; the simulator says whence."""
+"""Coefficient of thermal expansion near room temperature of every named material, 1/K.
+
+Sources: `pipelines.simulation.materials`.
+"""
 
 MEASURED_COOLING: Final = 330.0
 """Temperature difference in K whose thermal contraction meets the first ridge of both AM-Bench bridges best."""
 
 NETFABB_STRAIN: Final = -0.0086782
-"""Strain in the cells inside two NetFabb results, at all heights, to 1e-8."""
+"""In-plane inherent strain of the cells inside two NetFabb results; the same at all heights to within 1e-8."""
 
 NETFABB_EXPANSION: Final = 1.28e-5
-"""Coefficient of thermal expansion of the material in which it was found, 1/K."""
+"""Coefficient of thermal expansion of the material of these two results, 1/K."""
 
 STRAIN_RANGE: Final = (-0.1, 0.0)
 EXPANSION_RANGE: Final = (0.0, 1e-3)
@@ -52,9 +55,10 @@ class Shrinkage:
         calibration: Name of the calibration.
         strain: Inherent strain along x and y of a layer inside a part; negative.
         expansion: Coefficient of thermal expansion, 1/K.
-        at_once: Whether a group of layers shrinks at once, or less along walls, as NetFabb's do.
+        at_once: Whether a group of layers shrinks as a whole, or its strain is reduced at walls, as in NetFabb;
+            otherwise layers shrink one after the other, with the same strain everywhere.
         layer: Powder layer, mm; None where the material's file doesn't say.
-        tolerance: Clearance below which the recoater interferes, percent of a layer; None where it doesn't say.
+        tolerance: Clearance below which the recoater interferes, percent of a layer; None where the file doesn't say.
     """
 
     material: str

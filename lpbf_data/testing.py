@@ -34,7 +34,7 @@ def cases(
         case_id: Its id; any text by default.
     """
     num_points, num_cells = draw(st.integers(1, 24)), draw(st.integers(1, 12))
-    # A handful of numbers that hypothesis chooses, spread by a seed: drawing each number would drown it.
+    # Hypothesis chooses a handful of numbers and a seed that spreads them: to draw every number would be too slow.
     pool = draw(hnp.arrays(np.float32, 8, elements=_FINITE))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
 

@@ -73,7 +73,7 @@ def build(
             with the columns case_id and design_id.
         fields: Fields to store, or "all"; the reductions over the build are always stored.
         formats: parquet, zarr, or both.
-        workers: Worker processes on this machine, one a core by default; 0 works in one process,
+        workers: Worker processes on this machine, one per core by default; 0 works in one process,
             one case after the other (with --time_limit inf, in this one).
         scheduler: Address of a running Dask scheduler to use instead, such as tcp://node1:8786.
         cluster: Start a Dask cluster instead: slurm, or a YAML file with class, init and workers or adapt.
@@ -129,10 +129,10 @@ class Preparation:
     """What is known before anything is measured.
 
     Attributes:
-        engine: Who works.
-        workspace: Where.
+        engine: Runs the tasks.
+        workspace: Folder that the build works in.
         target: Where the data set goes.
-        locations: One location a case.
+        locations: One location per case.
         failures: Cases and archives that can't even be opened, or whose ids clash.
         remarks: What was left out of the sources, or guessed.
         earlier: Case id to split in an earlier build of the same set.
@@ -151,7 +151,7 @@ class Preparation:
 def prepared(
     request: BuildRequest, resources: Resources, scans: Sequence[SourceScan], workspace: Workspace, target: Target
 ) -> Iterator[Preparation]:
-    """List the sources and hold them against what the output folder has; the workspace is locked by the caller."""
+    """List the sources and compare them with what the output folder has; the caller has locked the workspace."""
     from pipelines.building.listing import list_sources
     from pipelines.building.same_ids import drop_duplicates
 
@@ -181,10 +181,10 @@ def build_manifest(request: BuildRequest, resources: Resources = SERIAL, *, only
     Args:
         request: What to build.
         resources: Who does the work.
-        only_join: Refuse to measure: the parts of a job array did.
+        only_join: Refuse to measure: the parts of a job array must have measured every case.
 
     Returns:
-        Its manifest: a row a case, and what was left out, changed, guessed or repaired.
+        Its manifest: one row per case, and what was left out, changed, guessed or repaired.
 
     Raises:
         UsageError: If nothing is found, a source can't be read, the output folder holds something else, or another
@@ -297,7 +297,7 @@ def _open_target(request: BuildRequest) -> Target:
     from pipelines.building.targets import open_target
 
     target = open_target(request.out)
-    # A workspace of ours tells that an unfinished data set is ours as well.
+    # A workspace of this project shows that the unfinished data set is its own, too.
     if target.is_foreign() and not request.workspace.exists():
         raise UsageError(f"the output folder {request.out} holds something else; choose another --out")
     with suppress(StoreError, SchemaError):  # whoever needs a manifest that is damaged says so

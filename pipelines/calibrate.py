@@ -47,8 +47,8 @@ def calibrate(
         measured: Table of measured displacements (CSV) with the columns point, x_mm, y_mm, z_mm, component (x, y or z),
             value_mm, sigma_mm (standard uncertainty); points in the coordinates of the surface file.
         stl: Surface file (STL, OBJ, PLY, OFF, 3MF) of the part that was measured.
-        part: A part that is known by name instead: amb2018_bridge (its measured values come along, for Inc625 and
-            15-5PH) or cantilever.
+        part: A part that is known by name instead: amb2018_bridge (NIST's measured values are in the package, for
+            Inc625 and 15-5PH) or cantilever.
         netfabb: Folder of a finished result of NetFabb instead, with its STL file.
         material: Material to start from: Ti64, Inc625, SS316L, 15-5PH, AlSi10Mg, or a YAML file; with --netfabb the one
             that its log names by default.
@@ -97,7 +97,7 @@ def run_calibration(request: CalibrationRequest) -> Fit:
         request: What was asked for.
 
     Returns:
-        What came of it.
+        The result of the fit.
 
     Raises:
         FitError: If nothing can be fitted.
@@ -128,7 +128,7 @@ def print_fit(request: CalibrationRequest, fit: Fit, material: Material, console
 
     Args:
         request: What was asked for.
-        fit: What came of it.
+        fit: The result of the fit.
         material: The material that was written.
         console: Where to print.
     """

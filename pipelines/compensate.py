@@ -18,7 +18,7 @@ from lpbf_data.durable import write_durably
 from lpbf_data.errors import GeometryError, LpbfError, UsageError
 from lpbf_data.geometry.surface_formats import Units
 from lpbf_data.remarks import Remark, Treatment, merge_remarks
-from pipelines.simulation.choices import CalibrationName
+from pipelines.simulation.choices import POINT_LIMITS, CalibrationName
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from lpbf_data.geometry.closed_surface import Surface
     from pipelines.simulation.materials.material import Material
 
-_POINTS: Final = (50, 200_000)
 _MAX_ITERATIONS: Final = 10
 _UNEVEN: Final = 1e-3  # mm that a foot may be uneven by without a remark
 
@@ -49,8 +48,8 @@ def compensate(
         src: A file of closed surfaces: STL, OBJ, PLY, OFF or 3MF.
         out: The STL to write, in mm, where the bodies of the file lie; what was done goes into a JSON file beside it.
         scale: How many times the displacement is added, -5 to 5: -1 compensates it, 1 shows the part as it warps.
-        iterations: How many builds are simulated, each of the part that the one before says to print, 1 to 10; one more
-            shows how far the last one ends up from the nominal shape.
+        iterations: How many times the part to print is corrected, 1 to 10, each time by simulating its build; one more
+            build shows how far the last part ends up from the nominal shape.
         points: Points that each body is meshed with.
         units: Unit of lengths in the file; by default the one that it states (3MF), else mm.
         material: Material of the part: Ti64, Inc625, SS316L, 15-5PH, AlSi10Mg, or a YAML file with one of your own.
@@ -65,8 +64,8 @@ def compensate(
     check_files(source, target, scale)
     if not 1 <= iterations <= _MAX_ITERATIONS:
         raise UsageError(f"--iterations must be 1 to {_MAX_ITERATIONS}, not {iterations}")
-    if not _POINTS[0] <= points <= _POINTS[1]:
-        raise UsageError(f"--points must be {_POINTS[0]} to {_POINTS[1]:,}, not {points}")
+    if not POINT_LIMITS[0] <= points <= POINT_LIMITS[1]:
+        raise UsageError(f"--points must be {POINT_LIMITS[0]} to {POINT_LIMITS[1]:,}, not {points}")
 
     from lpbf_data.geometry.compensation import joined
     from lpbf_data.geometry.stl import stl_bytes
@@ -122,7 +121,7 @@ def compensate_body(
         material: Its material.
         points: Points that it is meshed with.
         scale: -1 for the part to print, 1 for the shape that it warps to.
-        iterations: How many builds say what to print.
+        iterations: How many times the part to print is corrected by simulating its build.
         step: Called after each build.
 
     Returns:
@@ -152,7 +151,7 @@ def compensate_body(
 
 
 def _on_foot(heights: NDArray[np.float64], name: str) -> tuple[Remark, ...]:
-    """That the foot isn't flat any more, where it isn't; heights of its points, mm."""
+    """A remark where the foot isn't flat any more, none where it is; `heights` of its points, mm."""
     uneven = float(heights.max() - heights.min())
     if uneven < _UNEVEN:
         return ()

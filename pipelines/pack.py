@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks, progress
+from lpbf_data.durable import check_empty, written_folder
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.remarks import Remark, Treatment, merge_remarks
 
@@ -36,7 +35,7 @@ def pack(
     tolerance: float = 2e-5,
     piece_mebibytes: int = 60,
 ) -> int:
-    """Pack a data set: voxels as bits, fields rounded to steps, pieces of at most 60 MiB.
+    """Pack a data set: voxels as bits, fields quantised, in pieces of at most 60 MiB.
 
     Args:
         src: The data set, a folder that pipelines.build wrote.
@@ -65,7 +64,7 @@ def pack(
     table.add_row("pieces", f"{len(files):,}")
     table.add_row("bytes", human_bytes(size))
     table.add_row("points", f"{points:,}")
-    table.add_row("bytes a point", f"{size / points:.2f}")
+    table.add_row("bytes per point", f"{size / points:.2f}")
     for name, value in error.items():
         table.add_row(f"largest error of {name}", f"{value:.1e} of its largest value")
     console = open_console()
@@ -102,7 +101,8 @@ def pack_dataset(
     try:
         specs = known_fields(tuple(fields))
     except KeyError as error:
-        raise UsageError(f"--fields {error.args[0]} is no field of points; they are packed, others aren't") from error
+        problem = f"--fields {error.args[0]} is no field of points; only fields of points can be packed"
+        raise UsageError(problem) from error
     if not specs:
         raise UsageError("--fields names none; what is packed needs at least one")
     check_empty(out)
@@ -110,11 +110,9 @@ def pack_dataset(
         raise UsageError(f"--src {src} is no folder; name a data set that pipelines.build wrote")
     manifest = read_manifest(DatasetFolder(src))
     manifest.need_parts(str(src), "python -m pipelines.pack")
-    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
-    aside.mkdir(parents=True)
     left_out: list[str] = []
     points, largest = 0, dict.fromkeys((spec.name for spec in specs), 0.0)
-    try:
+    with written_folder(out) as aside:
         writer = PackedWriter(aside, specs, tolerance, piece_bytes)
         kept = sum(record.placement is not None for record in manifest.records)
         with progress(kept, "pack", "case") as bar:
@@ -127,11 +125,6 @@ def pack_dataset(
                     largest = {name: max(value, errors[name]) for name, value in largest.items()}
                 bar.update()
         names = [path.name for path in writer.close()]
-        if out.exists():
-            out.rmdir()
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return tuple(out / name for name in names), _remarks(manifest, left_out), points, largest
 
 
@@ -143,21 +136,11 @@ def _check_tolerance(tolerance: float) -> None:
         )
 
 
-def check_empty(out: Path) -> None:
-    """Refuse an output that holds something.
-
-    Raises:
-        UsageError: If it does.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"the output {out} holds something already; choose another --out")
-
-
 def _remarks(manifest: Manifest, left_out: Sequence[str]) -> tuple[Remark, ...]:
     remarks = []
     unkept = [record.case_id for record in manifest.records if record.placement is None]
     if unkept:
-        sentence = "cases that the data set doesn't keep, failed or rejected: a packed corpus holds no word of them"
+        sentence = "cases that the data set doesn't keep, failed or rejected: a packed corpus has no rows for them"
         remarks.append(Remark.of_items(Treatment.LEFT_OUT, "unkept_cases", sentence, unkept))
     if left_out:
         sentence = (

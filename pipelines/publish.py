@@ -191,7 +191,7 @@ def publish(
         revision: Branch to commit to.
         token: Access token; that of `hf auth login` or HF_TOKEN by default.
         dry_run: Verify, say what would be uploaded, and send nothing.
-        workers: Processes that verify, one a core by default; 0 works in this process.
+        workers: Processes that verify, one per core by default; 0 works in this process.
 
     Returns:
         Exit status.

@@ -71,7 +71,7 @@ def simulate(
             data set) or balanced (about half of the parts without recoater interference); by default parts are taken as
             planned.
         parts_of: Output of an earlier simulation with a draw: mesh its first parts with other numbers of points.
-        stl: Surface files (STL, OBJ, PLY, OFF, 3MF) to simulate instead of drawn parts, a case a body; they must be
+        stl: Surface files (STL, OBJ, PLY, OFF, 3MF) to simulate instead of drawn parts, one case per body; they must be
             watertight.
         part: Parts that are known by name, to simulate instead of drawn ones: amb2018_bridge (of NIST's AM-Bench 2018),
             cantilever.
@@ -82,7 +82,7 @@ def simulate(
         failure_rate: Share of cases that fail on purpose, in the ways of NetFabb's failed runs.
         results: Every result that NetFabb writes (whole), or those alone that a data set is built from (lean), a
             quarter of the bytes.
-        workers: Worker processes on this machine, one a core by default; 0 works in this process.
+        workers: Worker processes on this machine, one per core by default; 0 works in this process.
         scheduler: Address of a running Dask scheduler to use instead, such as tcp://node1:8786.
         cluster: Start a Dask cluster instead: slurm, or a YAML file with class, init and workers or adapt.
 
@@ -125,7 +125,7 @@ def run_simulation(request: SimulationRequest, resources: Resources) -> tuple[Ca
         resources: Who does the work.
 
     Returns:
-        What came of each case, in their order.
+        The outcome of each case, in their order.
 
     Raises:
         UsageError: If the folder holds something else, or another simulation works there.
@@ -153,7 +153,7 @@ def run_simulation(request: SimulationRequest, resources: Resources) -> tuple[Ca
 
 @contextmanager
 def _open_working_folder(request: SimulationRequest) -> Iterator[Path]:
-    """The folder `.simulate` of the output: what came of finished cases, and cases that aren't finished."""
+    """The folder `.simulate` of the output: outcomes of finished cases, and cases that aren't finished."""
     from filelock import FileLock, Timeout
 
     from pipelines.simulation.parts.earlier_parts import WORKING_FOLDER
@@ -195,7 +195,7 @@ def _check_output(request: SimulationRequest, work: Path) -> None:
 def _plan_tasks(
     request: SimulationRequest, work: Path, ready: Path, packed: int
 ) -> tuple[list[CaseTask], dict[str, CaseOutcome]]:
-    """Cases to simulate, and what came of those that are finished."""
+    """Cases to simulate, and the outcomes of those that are finished."""
     from pipelines.simulation.case_task import CaseTask
     from pipelines.simulation.parts.outcomes import load_outcome
     from pipelines.simulation.results.failures import plan_failure
@@ -242,7 +242,7 @@ def print_outcomes(
     """Print what became of the cases; `pipelines.build` on the same folder counts the same.
 
     Args:
-        outcomes: What came of each case.
+        outcomes: Outcomes of the cases.
         out: Folder of the results.
         console: Where to print.
         remarks: What was guessed or repaired before the cases began; those of the cases are added.

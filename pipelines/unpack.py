@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 import time
-import uuid
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks, progress
+from lpbf_data.durable import check_empty, written_folder
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.remarks import Remark, Treatment
 
@@ -67,7 +66,6 @@ def unpack_corpus(src: Sequence[Path], out: Path, shard_bytes: int = 96 * 10**6)
         StoreError: If a piece is missing, damaged or impossible, or a case occurs twice.
     """
     from lpbf_data.stores.packed import PackedPiece, find_pieces
-    from pipelines.pack import check_empty
 
     check_empty(out)
     pieces = [PackedPiece(path) for folder in src for path in find_pieces(folder)]
@@ -77,22 +75,14 @@ def unpack_corpus(src: Sequence[Path], out: Path, shard_bytes: int = 96 * 10**6)
         raise StoreError(f"{_listed(src)}: a case occurs twice; pack the data set again, or name each corpus once")
     if len({(piece.header.tolerance, piece.header.fields) for piece in pieces}) != 1:
         raise StoreError(f"{_listed(src)}: pieces have other fields or tolerances than others; they can't be joined")
-    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
-    aside.mkdir(parents=True)
-    try:
+    with written_folder(out) as aside:
         shards = _Shards(aside, pieces[0].header, shard_bytes)
         with progress(announced, "unpack", "case") as bar:
             for piece in pieces:
                 for case in piece.cases():
                     shards.add(records[case.case_id], case)
                     bar.update()
-        manifest = shards.finish()
-        if out.exists():
-            out.rmdir()
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return manifest
+        return shards.finish()
 
 
 def _listed(src: Sequence[Path]) -> str:
@@ -162,7 +152,7 @@ class _Shards:
 
         sentence = (
             "values of fields were rounded when the corpus was packed, by at most the share "
-            f"{self._header.tolerance:g} of the field's largest value in the case; measures are those from before"
+            f"{self._header.tolerance:g} of the field's largest value in the case; measures are those before packing"
         )
         rounded = Remark(Treatment.CHANGED, "packed_fields", sentence, len(records))
         remarks = collect_remarks([rounded], records)

@@ -1,7 +1,7 @@
-"""`PointSchema`: the schema of a data set that isn't one of printed parts: points of any dimension, fields of any name.
+"""`PointSchema`: the schema of a point set, a data set of points without cells: any dimension, fields of any name.
 
-Such a data set has the same Parquet layout and manifest as one of parts, without cells and without measures. Its fields
-are defined in the manifest's metadata; those of a data set of parts are in [schema][lpbf_data.case.schema].
+A point set has the same Parquet layout and manifest as a data set of printed parts, without cells and without measures.
+Its fields are defined in the manifest's metadata; those of printed parts are in [schema][lpbf_data.case.schema].
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lpbf_data.case.schema import FIELDS, FieldSpec
 from lpbf_data.errors import SchemaError
 
 POINTS_VERSION: Final = 3
-"""Schema version of manifests and shards of such data sets; those of parts keep theirs."""
+"""Schema version of manifests and shards of point sets; those of printed parts have `SCHEMA_VERSION`."""
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _AT_CELLS: Final = {spec.name for spec in FIELDS.values() if spec.location == "cell"}
@@ -29,18 +29,18 @@ _TAKEN: Final = frozenset(
 
 @dataclass(frozen=True)
 class PointSchema:
-    """Coordinates and fields at the points of the cases of a data set.
+    """Coordinates and fields at the points of a point set.
 
     Attributes:
         name: What the data set is, in a word.
         coordinates: Names of the coordinates, which are the columns of the points; one or more.
         unit: Unit of the coordinates.
         fields: Fields at points.
-        inputs: Names of the fields that are known beforehand.
+        inputs: Names of the fields that are inputs of a model.
         targets: Names of the fields that are to be predicted.
         grid: Rows and columns where all cases are grids of one size, the column varying fastest; None for any points.
-        scales: Column of a coordinate or field to shift and scale that models see it by, (value - shift) / scale.
-            Coordinates without one stay as they are, fields are standardised over the training points.
+        scales: Column of a coordinate or field to (shift, scale); models see (value - shift) / scale. A coordinate
+            without an entry stays as it is, a field without one is standardised over the training points.
 
     Raises:
         SchemaError: If these don't fit together.
@@ -61,7 +61,7 @@ class PointSchema:
             if not _NAME.fullmatch(name):
                 raise SchemaError(f"{name!r} can't be a name at points: letters, digits and _ alone, a letter first")
         if taken := sorted(_TAKEN.intersection((*names, *self.field_columns))):
-            raise SchemaError(f"a field can't be called {taken[0]!r}, as samples call something else so")
+            raise SchemaError(f"a field can't be called {taken[0]!r}: samples have something else of this name")
         if not self.coordinates or len(set(columns)) != len(columns) or len(set(names)) != len(names):
             raise SchemaError(f"coordinates and fields must have names of their own; they are {', '.join(columns)}")
         if any(spec.location != "point" for spec in self.fields):
@@ -69,7 +69,7 @@ class PointSchema:
         if unknown := [name for name in (*self.inputs, *self.targets) if name not in names]:
             raise SchemaError(f"there is no field {unknown[0]!r}; there are {', '.join(names)}")
         if not self.targets or set(self.inputs) & set(self.targets):
-            raise SchemaError("one field or more is to be predicted, and none of those is known beforehand")
+            raise SchemaError("at least one field must be a target, and no target may be an input")
         if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
             raise SchemaError(f"a grid has rows and columns, not {self.grid}")
         for column, (shift, scale) in self.scales.items():
@@ -133,7 +133,7 @@ class PointSchema:
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise SchemaError(
-                f"what lies at its points can't be read ({error!r}); convert the data set again"
+                f"the schema of its points can't be read ({error!r}); convert the data set again"
             ) from error
 
     @classmethod
@@ -146,9 +146,10 @@ class PointSchema:
         try:
             stored = json.loads(content)
         except ValueError as error:
-            raise SchemaError(f"what lies at its points can't be read ({error}); convert the data set again") from error
+            problem = f"the schema of its points can't be read ({error}); convert the data set again"
+            raise SchemaError(problem) from error
         if not isinstance(stored, dict):
-            raise SchemaError("what lies at its points can't be read; convert the data set again")
+            raise SchemaError("the schema of its points can't be read; convert the data set again")
         return cls.from_dict(stored)
 
     def encode(self) -> bytes:

@@ -11,6 +11,9 @@ from lpbf_data.case.statistics import FieldStatistics
 from lpbf_data.errors import FailureReason
 from lpbf_data.remarks import Remark
 
+OWN_SOLVER: Final = "-lpbf"
+"""How `RunInfo.solver_version` ends where this project's simulator made the case, not NetFabb."""
+
 
 @dataclass(frozen=True, slots=True)
 class SourceRef:

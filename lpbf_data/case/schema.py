@@ -16,7 +16,7 @@ SCHEMA_VERSION: Final = 2
 """Version of what lies on disk; a reader refuses what is newer. The package's README says what each version changed."""
 
 VECTOR: Final = ("x", "y", "z")
-# The order of the project, whatever that of a file is: the components' names say what they are.
+# The project's order in memory and in its stores; readers reorder files that have another one.
 SYMMETRIC_TENSOR: Final = ENSIGHT_ORDER
 
 
@@ -40,7 +40,7 @@ class FieldSpec:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Column names, one a component.
+        """Column names, one per component.
 
         >>> FIELDS["displacement"].columns
         ('displacement_x', 'displacement_y', 'displacement_z')
@@ -78,6 +78,9 @@ _TABLE: Final = (
 
 FIELDS: Final[dict[str, FieldSpec]] = {spec.name: spec for spec in _TABLE}
 """Every field by name."""
+
+FULL_CLEARANCE: Final = 100.0
+"""Recoater clearance of a surface that hasn't moved, percent of a layer; solvers write it where none was measured."""
 
 BUILD_FIELDS: Final = ("build_clearance_min", "build_displacement_z_max")
 """Fields that reduce the whole build onto the finished part; stored with every selection."""

@@ -19,7 +19,10 @@ _SEGMENT: Final = 1 << 16
 """Values that are widened to float64 and added at a time: half a megabyte, whatever the size of the array."""
 
 NEGLIGIBLE: Final = 1e-5
-"""A truth that is smaller than this share of the field's standard deviation is zero but for the solver's rounding."""
+"""Share of a field's standard deviation below which the root mean square of a case's true values counts as zero.
+
+What is left is the solver's rounding: a relative error of a prediction would mean nothing.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ class Files(Protocol):
 
     @property
     def identity(self) -> str:
-        """What distinguishes this data set from another one whose manifest has the same bytes."""
+        """A text that distinguishes this data set from another one whose manifest has the same bytes."""
 
     def local_path(self, relative: str) -> Path | None:
         """Local path of a file; None where there is no local copy."""
@@ -143,14 +143,14 @@ class LocalFiles:
     """A folder on this machine.
 
     Args:
-        root: The folder; a relative one is resolved at once, so that a later change of folder does no harm.
+        root: The folder; a relative path is resolved at once, since the working folder may change later.
     """
 
     is_remote = False
     identity = ""
 
     def __init__(self, root: Path) -> None:
-        # Whole, since programs change their folder after opening a data set (hydra does).
+        # Absolute, since programs change their working folder after opening a data set (hydra does).
         self.root = root.absolute()
 
     def local_path(self, relative: str) -> Path | None:

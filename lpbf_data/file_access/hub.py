@@ -40,8 +40,8 @@ from lpbf_data.file_access.retries import TRANSIENT_STATUSES, RetriesExhaustedEr
 
 _KIND: Final = "dataset"
 _MAIN: Final = "main"
-_SECONDS: Final = 30.0
-_EXPIRED: Final = (401, 403, 404, 410)
+_SECONDS: Final = 30.0  # after which a request without an answer fails
+_EXPIRED: Final = (401, 403, 404, 410)  # statuses of a download URL that isn't valid any more
 _REDIRECTS: Final = 5
 _PAGES: Final = 1_000
 """Of a listing at most; the hub's hold a thousand names each."""

@@ -23,7 +23,7 @@ _NAMES: Final = frozenset(
 
 
 _KIND: Final = "litter"
-"""Of the remark; manifests that exist have it, so that it stays."""
+"""Kind of the remark; existing manifests hold it, so it can't be renamed."""
 
 
 def is_ignored(name: str) -> bool:

@@ -11,13 +11,13 @@ _DRIVE: Final = re.compile(r"[A-Za-z]:")
 
 
 def checked_name(relative: str) -> str:
-    """A name as it is, if it stays within the data set on every system.
+    """A name unchanged, after checking that it stays within the data set on every system.
 
     Args:
         relative: With forward slashes; a folder's may be empty.
 
     Raises:
-        StoreError: If it is absolute, goes up, or holds a backslash, a drive, or the sign 0.
+        StoreError: If it is absolute, leaves the data set by "..", or holds a backslash, a drive, or a NUL character.
 
     >>> checked_name("data/train-00000.parquet")
     'data/train-00000.parquet'

@@ -1,4 +1,4 @@
-"""The grid that a mesh of boxes lies in: from cells, conforming or refined with hanging nodes, to solid and empty."""
+"""The grid that a mesh of boxes lies in: cells, conforming or with hanging nodes, become solid and empty voxels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lpbf_data.errors import CaseError, FailureReason
 
 MAX_VOXELS: Final = 64_000_000
-"""Most voxels of a grid: 64 MB of solid and empty."""
+"""Most voxels of a grid: 64 MB at one byte each."""
 
 _TOLERANCE: Final = 0.02
 """Coordinates that differ by less than this share of the shortest edge are one plane."""

@@ -30,7 +30,7 @@ _NEAR: Final = 8  # cells whose centres are nearest to a vertex: one of them is 
 
 @dataclass(frozen=True)
 class Compensated:
-    """A displaced surface, and how it came about.
+    """A displaced surface, and how it was made.
 
     Attributes:
         surface: The displaced surface.

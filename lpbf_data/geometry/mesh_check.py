@@ -36,7 +36,7 @@ USUAL_MAX_POINTS: Final = 50_000
 _ONE_CELL: Final = 1.05  # cells across a wall that are sure to hold the centre of one
 _HANGS_TOGETHER: Final = 1.8  # cells across a slanting strut whose cells share faces: a bit over the root of three
 _TRIALS: Final = (1, 2, 4)  # times as many points as were asked for, to keep a part whole
-_NO_ADVICE: Final = 10_000_000  # points that nothing here computes with
+_NO_ADVICE: Final = 10_000_000  # points, more than anything here computes with: so many aren't proposed
 _MANY: Final = 1.5  # times as many points as were asked for, from which on it is reported
 _RAYS: Final = 500
 _MAX_HITS: Final = 10_000_000  # pairs of rays and triangles in all
@@ -112,7 +112,7 @@ class MeshCheck:
         return found
 
     def lost(self) -> tuple[str, ...]:
-        """The same without walls that are thin, but there."""
+        """As `differences`, without walls that are thin but have cells."""
         found = [
             f"{self.extents[k]:.4g} of {self.surface_extents[k]:.4g} mm along {'xyz'[k]}"
             for k in self.differing_axes(EXTENT_REPORTED)
@@ -216,7 +216,7 @@ def _walls(
 def _first_walls(surface: Surface, starts: NDArray[np.float64], directions: NDArray[np.float64]) -> NDArray[np.float64]:
     """Distances from points to the next triangle that faces the other way, [R]; infinite for wedges and misses.
 
-    Triangles are tested whose enclosing balls a ray meets, looked along.
+    A ray is tested against those triangles alone whose bounding spheres it meets.
 
     Args:
         surface: The surface.
@@ -290,7 +290,7 @@ def remarks_on(check: MeshCheck, name: str) -> tuple[Remark, ...]:
 def mesh_faithfully(
     surface: Surface, num_points: int, name: str, mesher: Callable[[Surface, int], VoxelMesh]
 ) -> tuple[VoxelMesh, tuple[Remark, ...]]:
-    """Mesh a surface as `mesh_and_check` does; the mesh, and what is remarked."""
+    """Mesh a surface as `mesh_and_check` does; returns the mesh and the remarks."""
     mesh, _, remarks = mesh_and_check(surface, num_points, name, mesher)
     return mesh, remarks
 
@@ -340,7 +340,7 @@ def mesh_and_check(
 
 
 def _round_up(points: float) -> int:
-    """A number of points with two digits that say something."""
+    """A number of points, rounded up to two significant digits."""
     digits = int(10 ** max(0, int(math.log10(max(points, 1))) - 1))
     rounded: int = math.ceil(points / digits) * digits
     return rounded

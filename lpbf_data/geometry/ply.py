@@ -45,7 +45,7 @@ class _Element:
 
 
 class _Rows(Protocol):
-    """What elements are read from, in their order."""
+    """Reads the values of elements, which have to be asked for in the order of the file."""
 
     def columns(self, element: _Element, names: tuple[str, ...]) -> NDArray[np.float64]: ...
 

@@ -40,7 +40,7 @@ def open_text(path: Path) -> IO[str]:
 
 
 def checked_number(word: str) -> str:
-    """A word as it is, unless Python alone would take it for a number: it passes over underscores.
+    """A word unchanged; refuses underscores, which Python skips within numbers and no file format allows there.
 
     Args:
         word: The word.

@@ -48,7 +48,7 @@ class Panel:
 
 
 def panel_values(panel: Panel) -> NDArray[np.float32] | None:
-    """What colours a panel: one number a point, or a cell; None for a plain surface.
+    """What colours a panel: one number per point, or per cell; None for a plain surface.
 
     Args:
         panel: The panel.

@@ -1,4 +1,4 @@
-"""From loose triangles to closed surfaces, one a body; what had to be repaired becomes remarks.
+"""From loose triangles to closed surfaces, one per body; what had to be repaired becomes remarks.
 
 Repaired is what has one answer: corners a rounding error apart, facets that are there twice, facets that are turned.
 Holes, and facets that belong to no side, are refused.
@@ -232,7 +232,7 @@ def shells_of(triangles: NDArray[np.int64]) -> NDArray[np.int64]:
 def _inverted(
     vertices: NDArray[np.float64], triangles: NDArray[np.int64], shell: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Which shells face inwards without being cavities of another: they enclose less than nothing, inside nothing."""
+    """Which shells face inwards without being cavities: their volume is negative, and no other shell contains them."""
     a, b, c = (vertices[triangles[:, k]] for k in range(3))
     volumes = np.bincount(shell, np.einsum("ij,ij->i", a - a.mean(0), np.cross(b - a, c - a)) / 6)
     inverted = volumes < 0

@@ -26,7 +26,7 @@ _OFF_CENTRE: Final = 1e-6 * np.array([0.6180339887, 0.3819660113])
 # Lines lie off the centres by this share of a cell, because corners of designs lie on round numbers.
 _ATTEMPTS: Final = 12
 _CLOSE_ENOUGH: Final = 0.04  # relative deviation from the number of points asked for
-_FALLS_APART: Final = 0.9
+_FALLS_APART: Final = 0.9  # share of the cells that the largest piece must hold
 _MAX_SAMPLES: Final = 64_000_000  # of a grid, 1 byte each, and 4 for a moment; the stated bound is 1 GiB with all else
 _MAX_SAMPLES_ALONG_AXIS: Final = 100_000
 _TILE: Final = 2_000_000  # samples and crossings that are worked on together

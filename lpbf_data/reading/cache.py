@@ -1,8 +1,8 @@
 """Cases decoded once and kept on this machine's disk, memory-mapped by all workers and ranks.
 
-One Arrow file a case holds the tensors of a sample as they are in memory. A file is written aside and renamed, so it is
-whole or absent; its checksums are compared when a process first maps it, so that a file torn by a power cut is decoded
-again. Processes share the folder, and need no server.
+One Arrow file per case holds the tensors of a sample as they are in memory. A file is written under a temporary name
+and renamed, so it is whole or absent; its checksums are compared when a process first maps it, so that a file cut short
+by a power failure is decoded again. Processes share the folder, and need no server.
 
     <root>/<collection>/collection.json     what it was decoded from
     <root>/<collection>/used                when it was last opened; locked while somebody has it open
@@ -10,10 +10,10 @@ again. Processes share the folder, and need no server.
     <root>/footers/…                        footers of remote shards
 
 A collection is what one selection of arrays gives for one split of one data set. When the cache is full, others are
-removed ([cache_eviction][lpbf_data.reading.cache_eviction]). Cases of the collection at
-work are never exchanged for one another: an epoch visits each case once, in random order, so the newcomer is no more
-likely to be needed than the one it would replace. Keeping is also better: of a cache that holds a share f of the cases,
-keeping serves f of them, and replacing the least recently used serves about f²/2.
+removed ([cache_eviction][lpbf_data.reading.cache_eviction]). Cases of the collection in use
+never replace one another: an epoch visits each case once, in random order, so a new case is no more likely to be needed
+than the one that it would replace. Keeping also gives more hits: a cache that holds a share f of the cases serves f of
+them; one that replaces the least recently used case serves about f²/2.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ Cache = str | Path | bool | None
 CACHE_VERSION: Final = 2
 DEFAULT_SIZE: Final = "64 GB"
 
-_MAX_MAPPED: Final = 8192
-_SCAN_EVERY: Final = 64 << 20
-_LOCKS: Final = 64
-_LOCK_SECONDS: Final = 120.0
-_MAX_OPENINGS: Final = 20
+_MAX_MAPPED: Final = 8192  # cases that a process keeps mapped
+_SCAN_EVERY: Final = 64 << 20  # bytes that a process writes before it measures the whole cache again
+_LOCKS: Final = 64  # lock files of a collection
+_LOCK_SECONDS: Final = 120.0  # after which a process decodes without the lock
+_MAX_OPENINGS: Final = 20  # attempts to open a collection that others remove at the same time
 _UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 class CacheWarning(UserWarning):
-    """The cache can't be used, or no further."""
+    """The cache can't be used, or takes no more cases."""
 
 
 def parse_size(size: int | str) -> int:
@@ -85,10 +85,10 @@ def parse_size(size: int | str) -> int:
 
 
 def _expanded(folder: str | Path, name: str) -> Path:
-    """A whole path, with ~ spelled out; programs change their folder after opening a data set (hydra does).
+    """An absolute path, ~ replaced: programs change their working folder after opening a data set (hydra does).
 
     Raises:
-        UsageError: If whose home that is isn't known.
+        UsageError: If no home folder is known for ~.
     """
     try:
         return Path(folder).expanduser().absolute()
@@ -215,7 +215,7 @@ class CachedCases:
         return self.folder / f"{index // 1000:05d}" / f"{index:07d}.arrow"
 
     def __contains__(self, index: int) -> bool:
-        """Whether the case seems to be there; `get` says for sure."""
+        """Whether a file of the case exists; whether it is intact, `get` checks."""
         return index in self._mapped or self.path(index).exists()
 
     @contextlib.contextmanager
@@ -238,7 +238,8 @@ class CachedCases:
 
         Args:
             index: Its number.
-            stamp: State of what it is decoded from; a file with another stamp is out of date.
+            stamp: State of the files that it is decoded from (`SplitReader.stamp`); a file with another one is
+                outdated.
         """
         found = self._mapped.get(index)
         if found is not None:
@@ -258,7 +259,7 @@ class CachedCases:
         Args:
             index: Its number.
             arrays: Its arrays in the types that the tensors have.
-            stamp: State of what it was decoded from.
+            stamp: State of the files that it was decoded from (`SplitReader.stamp`).
         """
         size = sum(values.nbytes for values in arrays.values())
         try:

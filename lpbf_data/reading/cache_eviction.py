@@ -87,7 +87,7 @@ def _value(folder: Path, *, offline: bool) -> tuple[int, float]:
         local, source = bool(key["local"]), str(key["source"])
         last_used = (folder / USED).stat().st_mtime
     except (OSError, ValueError, KeyError, TypeError):
-        # Nobody can open what has no description any more, unless it is being made just now.
+        # A collection without a description can't be opened, unless another process is just making it.
         with contextlib.suppress(OSError):
             if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
                 return 0, 0.0

@@ -48,9 +48,9 @@ class Catalog:
         addresses: Its cases.
         digest: Hash of what decides the contents: of the manifest; of index, repository and commit; or, for npz files
             in a local folder, of index, and size and time of change of each file of the split. To read their contents
-            would take minutes; a copy that doesn't keep the times is another data set.
+            would take minutes; a copy that doesn't keep the times counts as another data set.
         checksums: SHA-256 of each shard, where the manifest has one.
-        points: What lies at the points of a data set that isn't one of printed parts; None for one that is.
+        points: Schema of a point set; None for a data set of printed parts.
     """
 
     layout: Layout
@@ -83,13 +83,13 @@ def read_manifest(folder: DatasetFolder) -> Manifest:
 
 
 def read_points(name: str | Path) -> PointSchema | None:
-    """What lies at the points of a data set that isn't one of printed parts; None for one that is.
+    """Schema of a point set; None for a data set of printed parts.
 
     Args:
         name: The data set.
 
     Returns:
-        The schema; None, too, for a data set that is missing or can't be read: opening a split of it raises.
+        The schema; also None for a data set that is missing or can't be read: opening a split of it raises the error.
     """
     try:
         return read_manifest(DatasetFolder(name)).points
@@ -119,7 +119,7 @@ def read_catalog(folder: DatasetFolder, split: str) -> Catalog:
     try:
         manifest = read_manifest(folder)
     except UnreachableError:
-        raise  # there may be one
+        raise  # the manifest may exist, though it can't be read now
     except StoreError as no_manifest:
         index = _find_index(folder, no_manifest)
         _check_split(folder, split, tuple(index))
@@ -182,7 +182,7 @@ def _catalog_of_index(folder: DatasetFolder, names: tuple[str, ...], no_manifest
     except StoreError as error:
         if isinstance(no_manifest, MissingFileError):
             raise
-        raise no_manifest from error  # there may be one, and these be its shards
+        raise no_manifest from error  # the manifest may exist, and these files be its shards
     addresses = tuple(CaseAddress(row.case_id, row.file, 0, row.num_points) for row in rows)
     content = [folder.files.identity]
     content += [f"{row.case_id}\0{row.file}\0{row.num_points}\0{_state_of(folder, row.file)}" for row in rows]

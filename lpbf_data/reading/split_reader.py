@@ -94,7 +94,7 @@ class SplitReader:
 
     @property
     def points(self) -> PointSchema | None:
-        """What lies at the points of a data set that isn't one of printed parts; None for one that is."""
+        """Schema of a point set; None for a data set of printed parts."""
         return self.catalog.points
 
     @property

@@ -205,9 +205,9 @@ def load_dataset(
 
     Returns:
         A data set whose samples have `pos` [N, 3] in mm, `y` [N, 1] (Z displacement, mm) where displacement is stored,
-        the fields and features [N, components], `cells`, `edge_index` and `case_id`. Samples of a data set that isn't
-        one of printed parts have `pos` [N, d] in the unit of its coordinates, `y` [N, F] with its targets, and neither
-        cells nor edges; see [PointSchema][lpbf_data.case.point_schema.PointSchema].
+        the fields and features [N, components], `cells`, `edge_index` and `case_id`. Samples of a point set have `pos`
+        [N, d] in the unit of its coordinates, `y` [N, F] with its targets, and neither cells nor edges; see
+        [PointSchema][lpbf_data.case.point_schema.PointSchema].
 
     Raises:
         UsageError: If there is no such data set, split or field, or the options don't fit together.

@@ -65,8 +65,8 @@ class Loader:
         self._base_sharing = sharing
         self._ranks = ranks
         self._warned_of_ranks = False
-        # Whether the next loop starts at the position that was loaded, and whether in the epoch that was set.
-        self._position_set = self._epoch_set = True
+        self._position_set = True  # whether the next loop starts at the position that was loaded
+        self._epoch_set = True  # whether the next loop serves `epoch`, not the one after it
         self._loop = 0
         self._reading: weakref.ref[ReadAhead[BatchResult]] | None = None
         self._shuffle = shuffle

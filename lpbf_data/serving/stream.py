@@ -84,29 +84,29 @@ class CaseStream(IterableDataset[Any]):
         self.on_error = on_error
         self.skipped: dict[str, str] = {}
         self._ranks = ranks
-        # In a spawned worker, rank and number of ranks of its parent; and the number of ranks in the current iteration.
-        self._inherited: tuple[int, int] | None = None
-        self._num_ranks: int | None = None
-        # Whether the current loop calls `advance`; the epoch that this process has read to its end since; whether a
-        # loop was requested and hasn't begun; whether only samples with which accelerate pads its last steps remain.
-        self._uses_advance = False
-        self._read: int | None = None
-        self._is_pending = False
-        self._is_over = False
-        # For persistent workers: epoch and position as they were last set between two loops, how many times they were
-        # set, and `_times_set` at that time.
+        # The position.
+        self._epoch = 0
+        self._base = 0  # cases of the epoch's order that were consumed on all ranks when the loop began
+        self._taken = 0  # samples that this rank or worker has given since
+        self._resumed = 0  # samples that the next loop skips: those that a saved worker had given already
+        self._position_set = True  # whether the next loop starts at the position that was set
+        self._times_set = 0  # how many times the position of this copy was set
+        self._loaded = False  # whether a saved position was loaded
+        # Ranks.
+        self._inherited: tuple[int, int] | None = None  # in a spawned worker: rank and number of ranks of its parent
+        self._num_ranks: int | None = None  # in the current loop
+        # The current loop.
+        self._is_pending = False  # whether a loop was requested and hasn't begun
+        self._uses_advance = False  # whether the loop calls `advance`
+        self._read: int | None = None  # the epoch that this process has read to its end
+        self._is_over = False  # whether only the samples are left with which accelerate pads its last steps
+        # Workers of a DataLoader.
+        self._worker_epochs = WorkerEpochs()  # the epochs that workers which end with each epoch have served
+        self._iteration: int | None = None  # the iteration of the DataLoader that this worker serves
+        # For persistent workers: epoch and position as last set between two loops, how many times they were set, and
+        # `_times_set` at that time; then the number of settings that this copy knows.
         self._set = SharedNumbers(4)
         self._known = 0
-        # The epochs that workers which end with each epoch have served; how many times the position of this copy was
-        # set; the iteration of the DataLoader that a worker serves; whether the next loop starts at the position that
-        # was set, and whether a saved position was loaded.
-        self._worker_epochs = WorkerEpochs()
-        self._times_set = 0
-        self._iteration: int | None = None
-        self._position_set = True
-        self._loaded = False
-        # The current epoch, the position where the iteration began, samples given since, and samples to skip first.
-        self._epoch = self._base = self._taken = self._resumed = 0
         self._digest = samples.digest(range(len(samples)))
 
     def __getstate__(self) -> dict[str, Any]:

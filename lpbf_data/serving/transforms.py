@@ -54,7 +54,7 @@ def _replace(sample: Any, changes: Mapping[str, Any], remove: Sequence[str] = ()
 
 @dataclass(frozen=True)
 class ScalePoints:
-    """Divide the points by a length a direction.
+    """Divide each coordinate of the points by a length.
 
     Attributes:
         scale: Three lengths in mm.

@@ -29,7 +29,7 @@ def write_arrays(path: Path, arrays: Arrays, stamp: str) -> None:
     Args:
         path: Where to; the caller chooses a temporary name and renames.
         arrays: Name to values, [rows, columns].
-        stamp: State of what they were decoded from.
+        stamp: State of the files that they were decoded from, any text.
 
     Raises:
         OSError: If it can't be written.
@@ -55,7 +55,7 @@ def map_arrays(path: Path, stamp: str) -> Arrays:
 
     Args:
         path: The file.
-        stamp: State of what they should have been decoded from.
+        stamp: The stamp that the file must have.
 
     Raises:
         OSError: If there is no such file.

@@ -7,11 +7,11 @@ import warnings
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lpbf_data.case.record import OWN_SOLVER
 from lpbf_data.case.schema import FIELDS, SYMMETRIC_TENSOR
 from lpbf_data.stores.manifest import Manifest
 
 _TENSORS_MENDED = 2  # the schema version
-_OWN_SOLVER = "-lpbf"  # how the versions of the project's own simulator end, whose tensors were read rightly
 
 
 class KnownFaultWarning(UserWarning):
@@ -34,7 +34,8 @@ def known_fault(manifest: Manifest) -> str | None:
         spec.name for spec in FIELDS.values() if spec.components == SYMMETRIC_TENSOR and stored & set(spec.columns)
     ]
     versions = pc.fill_null(kept["solver_version"].combine_chunks(), "")
-    own = pc.sum(pc.cast(pc.ends_with(versions, _OWN_SOLVER), pa.int64())).as_py() or 0
+    # The tensors of this project's simulator were read in their order.
+    own = pc.sum(pc.cast(pc.ends_with(versions, OWN_SOLVER), pa.int64())).as_py() or 0
     wrong = len(kept) - own
     if not tensors or not wrong:
         return None

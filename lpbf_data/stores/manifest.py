@@ -2,9 +2,8 @@
 
 Nested records become flat columns, named as in [record][lpbf_data.case.record]; others are lists, most of them of
 structs (`statistics`, `rejections`, `remarks`, `geometry_digests`). What the build as a whole left out, changed,
-guessed or repaired lies as JSON in the table's metadata, under `lpbf_remarks`; what lies at the points of a data set
-that isn't one of printed parts, under `lpbf_points`. Reader and writer share the table of
-columns below.
+guessed or repaired lies as JSON in the table's metadata, under `lpbf_remarks`; the schema of a point set, under
+`lpbf_points`. Reader and writer share the table of columns below.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ _REJECTION: Final = pa.struct(
 _MAY_LACK: Final = dict.fromkeys(("tensor_order", "tensor_order_basis"), 1) | dict.fromkeys(
     ("remarks", "family", "draw", "weight"), 2
 )
-"""Columns that came later, and the last schema version whose manifests can be without them: nothing is known there."""
+"""Columns that were added later, to the last schema version whose manifests may lack them: None is read then."""
 
 _REMARK: Final = pa.struct(
     [
@@ -158,7 +157,7 @@ class Manifest:
         table: Arrow table with the columns of [manifest_schema][lpbf_data.stores.manifest.manifest_schema].
         digest: SHA-256 of the file it was read from, if it was.
         schema_version: Version of the schema that the data set follows.
-        points: What lies at the points of a data set that isn't one of printed parts; None for one that is.
+        points: Schema of a point set; None for a data set of printed parts.
     """
 
     def __init__(
@@ -178,10 +177,10 @@ class Manifest:
 
         Args:
             name: The data set, for the message.
-            what: What is for printed parts alone, as the subject of a sentence.
+            what: What needs printed parts, as the subject of a sentence, such as the name of a command.
 
         Raises:
-            UsageError: If it is one of points alone.
+            UsageError: If it is a point set.
         """
         if self.points is not None:
             raise UsageError(
@@ -260,7 +259,7 @@ def encode_manifest(
     Args:
         records: A row each.
         remarks: What the build left out, changed, guessed or repaired, over all cases and sources.
-        points: What lies at the points of a data set that isn't one of printed parts.
+        points: Schema of a point set; None for a data set of printed parts.
     """
     table = records_to_table(records)
     if points is not None:
@@ -299,14 +298,14 @@ def decode_manifest(data: bytes) -> Manifest:
             + ("upgrade the package" if version > POINTS_VERSION else "it was not written by this project")
         )
     if (version == POINTS_VERSION) != (_POINTS_KEY in metadata):
-        raise SchemaError(f"{MANIFEST_NAME} has schema version {version}, and what lies at points doesn't go with that")
+        raise SchemaError(f"{MANIFEST_NAME} has schema version {version}, which doesn't go with its schema of points")
     points = PointSchema.decode(metadata[_POINTS_KEY]) if version == POINTS_VERSION else None
     for field in manifest_schema():
         if field.name not in table.column_names:
             if version > _MAY_LACK.get(field.name, 0):
                 raise SchemaError(f"{MANIFEST_NAME} lacks the column {field.name!r}")
             table = table.append_column(field.name, pa.nulls(len(table), field.type))
-    # Cases that failed may have any: an archive's members are called as its maker liked.
+    # Failed cases may have any id: members of archives can have any name.
     kept = table.filter(pc.is_valid(table["split"]))["case_id"].to_pylist()
     if refused := [case_id for case_id in kept if not is_case_id(case_id)]:
         raise SchemaError(

@@ -1,4 +1,4 @@
-"""The layout that is published today: a Parquet index, and one compressed npz file a case.
+"""The layout that is published today: a Parquet index, and one compressed npz file per case.
 
     data/train-00000-of-00001.parquet   case_id, file, num_nodes, num_edges, metadata
     train/<case_id>.npz                 pos, edge_index, elems, temp, disp, vmstr, _metadata
@@ -94,7 +94,7 @@ class NpzCase:
     Args:
         content: Its bytes.
         num_points: Its number of points, as the index has it.
-        name: How errors call it.
+        name: Its name in error messages.
 
     Raises:
         StoreError: If it isn't a zip archive.

@@ -1,11 +1,11 @@
 """A packed corpus: a data set in a few numbered files that travel easily, its reader and its writer.
 
-    corpus-00000-of-00003.parquet   a row a case: its row of the manifest, its voxels, its fields in whole steps
+    corpus-00000-of-00003.parquet   a row per case: its row of the manifest, its voxels, its quantised fields
 
 A piece is Parquet with a checksum for each page, and each case has one over what was stored of it. Nothing is
-unpickled, and sizes are held against each other before anything is made of them. Meshes are restored to the bit, values
-within the tolerance that each piece states: a share of a field's largest value (for vectors: of the longest one) in a
-case. Fields of cells, and meshes that this project's mesher didn't number, can't be packed.
+unpickled, and sizes are compared with each other before memory is allocated for them. Meshes are restored to the bit,
+values within the tolerance that each piece states: a share of a field's largest value (for vectors: of the longest one)
+in a case. Fields of cells, and meshes that this project's mesher didn't number, can't be packed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _OF_FLOATS: Final = 2e-7  # of a value as it is stored, its origin included: rou
 
 @dataclass(frozen=True)
 class PackedHeader:
-    """What a piece says of itself.
+    """Metadata of a piece.
 
     Attributes:
         piece: Its number, from 0.

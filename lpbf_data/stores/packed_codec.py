@@ -1,9 +1,10 @@
-"""One case of a packed corpus: the mesh as voxels, fields as whole steps from a prediction.
+"""One case of a packed corpus: the mesh as voxels, fields as residuals of a prediction, quantised.
 
-A mesh of boxes that is numbered as [VoxelMesh][lpbf_data.geometry.voxelize.VoxelMesh] numbers it is restored to the
-bit from the planes of its grid and a bit for each box. A field is rounded to steps of its own, so that no value is off
-by more than a share of the field's largest one in that case. What is stored is how far each value lies from what its
-neighbours below and behind predict, less the same of its neighbour to the left: small numbers, which compress well.
+A mesh of boxes that is numbered as [VoxelMesh][lpbf_data.geometry.voxel_mesh.VoxelMesh] numbers it is restored to the
+bit from the planes of its grid and a bit for each box. Each field is quantised with a step of its own, so that no value
+is off by more than a share of the field's largest one in that case. Its neighbours below and behind predict each
+quantised value; stored is the residual, less that of the neighbour to the left: small integers, which compress well.
+Where all neighbours exist, this is the Lorenzo predictor (Ibarria, Lindstrom, Rossignac and Szymczak 2003).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.case.case import Case
-from lpbf_data.case.schema import FIELDS, FieldSpec
+from lpbf_data.case.schema import FIELDS, FULL_CLEARANCE, FieldSpec
 from lpbf_data.errors import StoreError
 from lpbf_data.geometry.box_grid import MAX_VOXELS
 from lpbf_data.geometry.voxel_mesh import VoxelMesh, mesh_of_mask
 
-_ORIGINS: Final = {"build_clearance_min": 100.0}
-"""What a field is where nothing happened; that value is restored exactly. 0 for all others."""
-_MAX_STEPS: Final = 2**30
+_ORIGINS: Final = {"build_clearance_min": FULL_CLEARANCE}
+"""Value of a field where the build left no trace, which is restored exactly; 0 for all other fields."""
+_MAX_STEPS: Final = 2**30  # largest residual, as it is stored
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class PackedCase:
     Attributes:
         planes: Coordinates of the grid's planes along x, y and z, mm, ascending, float32.
         occupied: A bit for each box of the grid, in the order of x, y, z (z fastest), big end first.
-        steps: Step of each field.
+        steps: Quantisation step of each field, in its unit.
         residuals: Differences from the predictions, [columns, N] uint32: 0, -1, 1, -2, … as 0, 1, 2, 3, …
         digest: SHA-256 over all of these.
     """
@@ -149,7 +150,7 @@ def _mesh(mask: NDArray[np.bool_]) -> VoxelMesh:
 
 @dataclass
 class _Row:
-    """A row of points along x, and what is known of the rows below and behind it: whole numbers, [nx, columns]."""
+    """A row of grid vertices along x: which are points, [nx], and the predicted quantised values, [nx, columns]."""
 
     there: NDArray[np.bool_]
     prediction: NDArray[np.int64]
@@ -157,9 +158,10 @@ class _Row:
 
 
 def _rows(indices: NDArray[np.int64], grid: NDArray[np.int64]) -> Iterator[_Row]:
-    """Rows in the order in which they are predicted; the caller fills the grid, [nz, ny, nx, columns], as it goes.
+    """Rows in the order in which they are predicted; the caller fills the grid, [nz, ny, nx, columns], row by row.
 
-    A row is predicted by the one below plus the one behind less the one behind that below, where there are all.
+    The prediction is the row below plus the row behind less the one both below and behind, where all three exist; else
+    the row below, the row behind, or zero.
     """
     there = np.zeros(grid.shape[:3], dtype=bool)
     there[indices[:, 2], indices[:, 1], indices[:, 0]] = True
@@ -181,7 +183,7 @@ def _grid(indices: NDArray[np.int64], columns: int) -> NDArray[np.int64]:
 
 
 def _residuals(indices: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Differences from the predictions, [N, columns]; vertices without a point take that of their left one."""
+    """Residuals of the predictions, [N, columns]; a vertex without a point takes that of its left neighbour."""
     grid = _grid(indices, whole.shape[1])
     grid[indices[:, 2], indices[:, 1], indices[:, 0]] = whole
     residuals = np.zeros_like(grid)
@@ -205,7 +207,7 @@ def _restore(indices: NDArray[np.int64], residuals: NDArray[np.int64]) -> NDArra
 
 
 def origin_of(spec: FieldSpec) -> float:
-    """What a field is where nothing happened."""
+    """Value of a field where the build left no trace: the one that is restored exactly."""
     return _ORIGINS.get(spec.name, 0.0)
 
 

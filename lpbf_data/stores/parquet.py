@@ -1,4 +1,4 @@
-"""Parquet shards: one row a case, one case a row group, one column a scalar component.
+"""Parquet shards: one row per case, one case per row group, one column per scalar component.
 
 A reader that wants points and Z displacement decodes four columns of one row group and nothing else. Floats are
 BYTE_STREAM_SPLIT, connectivity is DELTA_BINARY_PACKED, both under zstd; every page carries a checksum.
@@ -26,6 +26,9 @@ from lpbf_data.stores.selection import Arrays, Selection, interleave
 
 POINT_COLUMNS: Final = ("x", "y", "z")
 CELL_COLUMN: Final = "cells"
+
+RAW_BYTES: Final = 96_000_000
+"""Uncompressed bytes of the arrays of a shard, unless a single case is larger; about 30 MB in the file."""
 
 _SCALAR: Final = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
@@ -90,10 +93,10 @@ def write_shard(path: Path, cases: Iterable[Case], specs: Sequence[FieldSpec]) -
 
 
 def point_shard_schema(points: PointSchema) -> pa.Schema:
-    """Arrow schema of a shard of a data set that isn't one of printed parts.
+    """Arrow schema of a shard of a point set.
 
     Args:
-        points: What lies at its points.
+        points: Its schema.
     """
     names = [*points.coordinates, *points.field_columns]
     arrays = [pa.field(name, _flat_list(pa.float32()), nullable=False) for name in names]
@@ -104,12 +107,12 @@ def point_shard_schema(points: PointSchema) -> pa.Schema:
 def write_point_shard(
     path: Path, cases: Iterable[tuple[str, Mapping[str, NDArray[np.float32]]]], points: PointSchema
 ) -> None:
-    """Write one shard of a data set that isn't one of printed parts; the same cases give the same bytes.
+    """Write one shard of a point set; the same cases give the same bytes.
 
     Args:
         path: File to write; the caller chooses a temporary name and renames.
         cases: Case id, and column of a coordinate or field to values [N] float32; consumed one by one.
-        points: What lies at the points.
+        points: Schema of the point set.
     """
     schema = point_shard_schema(points)
 
@@ -162,7 +165,7 @@ class ParquetShard:
 
     Args:
         source: Path of the shard, or an open binary file (a remote one, say).
-        name: How errors call it; by default its path.
+        name: Its name in error messages; its path by default.
         metadata: Its footer, where that was read before.
 
     Raises:

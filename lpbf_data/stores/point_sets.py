@@ -1,9 +1,7 @@
-"""Writing a data set whose cases are points without cells: shards and manifest, aside until all of it is there."""
+"""Writing a point set: shards and manifest, in a temporary folder until all of it is there."""
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,14 +13,11 @@ from numpy.typing import NDArray
 from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.case.record import CaseRecord, Placement, SourceRef, is_case_id
 from lpbf_data.case.statistics import FieldStatistics, total
-from lpbf_data.durable import flush_folder, flush_tree, sha256_of_file, write_durably
+from lpbf_data.durable import check_empty, sha256_of_file, write_durably, written_folder
 from lpbf_data.errors import CaseError, FailureReason, LpbfError, UsageError
 from lpbf_data.remarks import Remark, merge_remarks
 from lpbf_data.stores.manifest import MANIFEST_NAME, encode_manifest
-from lpbf_data.stores.parquet import ParquetShard, write_point_shard
-
-RAW_BYTES: Final = 96_000_000
-"""Uncompressed arrays a shard, unless a single case is larger."""
+from lpbf_data.stores.parquet import RAW_BYTES, ParquetShard, write_point_shard
 
 _MAX_ROWS: Final = 256
 _MIN_STD: Final = 1e-8  # what the published normalisation adds to a standard deviation
@@ -56,15 +51,15 @@ def write_point_set(
     remarks: Sequence[Remark] = (),
     package_version: str | None = None,
 ) -> tuple[CaseRecord, ...]:
-    """Write a data set; it appears whole or not at all.
+    """Write a point set; it appears whole or not at all.
 
     Args:
         out: Its folder; it must not exist yet, or be empty.
-        points: What lies at the points.
+        points: Its schema.
         splits: Split to its cases, consumed one by one.
         standardised: Let models see coordinates standardised over the points of the split train.
-        remarks: What was left out, changed, guessed or repaired; a list that grows while cases are read is looked at
-            afterwards.
+        remarks: What was left out, changed, guessed or repaired; read after the cases, so that reading them may add to
+            the list.
         package_version: Version of the package that writes it.
 
     Returns:
@@ -74,11 +69,8 @@ def write_point_set(
         UsageError: If the folder holds something, or a split has no case.
         CaseError: If a case has another shape than the others, or a value that isn't a finite number.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out} holds something already; name an empty folder or a new one")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    check_empty(out)
+    with written_folder(out) as aside:
         records: list[CaseRecord] = []
         for split, cases in splits.items():
             written = _write_split(aside, split, cases, points, package_version)
@@ -89,13 +81,6 @@ def write_point_set(
         if standardised:
             points = replace(points, scales={**points.scales, **_standardised(points, records)})
         write_durably(aside / MANIFEST_NAME, encode_manifest(records, merge_remarks(remarks), points))
-        flush_tree(aside)
-        if out.exists():
-            out.rmdir()
-        aside.replace(out)
-        flush_folder(out.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return tuple(records)
 
 
@@ -145,7 +130,7 @@ def _write_split(
 
 
 class _Ahead:
-    """Cases one by one, with a look at whether there is another."""
+    """Cases one by one; `more` says whether there is another."""
 
     def __init__(self, cases: Iterable[PointCase]) -> None:
         self._cases = iter(cases)
@@ -182,13 +167,13 @@ def _rows(
 
 
 def differences_of_row(shard: ParquetShard, row: int, record: CaseRecord, points: PointSchema) -> Iterator[str]:
-    """What a stored case has other than its record says.
+    """How a stored case differs from its record, in sentences.
 
     Args:
         shard: Its shard.
         row: Its row there.
         record: Its record.
-        points: What must lie at its points.
+        points: Schema of the point set.
     """
     try:
         columns = shard.read_columns(row, ["case_id", *points.coordinates, *points.field_columns])
@@ -212,7 +197,7 @@ def columns_of_case(case: PointCase, points: PointSchema) -> Columns:
 
     Args:
         case: The case.
-        points: What must lie at its points.
+        points: Schema of the point set.
 
     Returns:
         Column to values, [N] float32.

@@ -1,4 +1,4 @@
-"""Predictions of a model for the cases of a data set: one Parquet file, one row a case, one row group a row.
+"""Predictions of a model for the cases of a data set: one Parquet file, one row per case, one row group per row.
 
 Each predicted column has the name of the column that it predicts (say `displacement_z`) and the order of the points of
 the case, so truth and prediction are laid side by side without a key. The metadata say which data set it was.
@@ -106,7 +106,7 @@ class PredictionFile:
             raise SchemaError(f"{path} isn't a file of predictions that this package reads; predict again")
         self.columns: tuple[str, ...] = tuple(name for name in schema.names if name in _COLUMNS)
         if not self.columns or self._file.metadata.num_row_groups != table.num_rows:
-            raise SchemaError(f"{path} has no predicted column, or not one row a row group; predict again")
+            raise SchemaError(f"{path} has no predicted column, or not one row per row group; predict again")
         self.manifest_sha256 = metadata.get(b"manifest_sha256", b"").decode()
         self.model = metadata.get(b"model", b"").decode()
         self._rows = {case_id: row for row, case_id in enumerate(table["case_id"].to_pylist())}

@@ -13,7 +13,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lpbf_data.case.case import Case
 from lpbf_data.case.schema import FIELDS, VECTOR, FieldSpec
 from lpbf_data.errors import StoreError
 from lpbf_data.geometry.hexahedra import hex_edges
@@ -87,28 +86,6 @@ def interleave(components: Sequence[NDArray[Any]], out: NDArray[Any] | None = No
     for index, component in enumerate(components):
         out[:, index] = component
     return out
-
-
-def arrays_of_case(case: Case, selection: Selection) -> Arrays:
-    """The selected arrays of a case.
-
-    Args:
-        case: The case.
-        selection: What to take of it.
-
-    Returns:
-        Name to values; some are views of the case, which must not be written to.
-
-    Raises:
-        KeyError: If the case lacks a selected field.
-    """
-    arrays: Arrays = {"pos": case.points}
-    if selection.target:
-        arrays["y"] = case.fields[TARGET_FIELD][:, TARGET_COMPONENT : TARGET_COMPONENT + 1]
-    for spec in selection.fields:
-        values = case.fields[spec.name]
-        arrays[spec.name] = values.reshape(len(values), -1)
-    return finish_arrays(arrays, case.cells, selection)
 
 
 def finish_arrays(arrays: Arrays, cells: NDArray[np.int32] | None, selection: Selection) -> Arrays:

@@ -54,7 +54,7 @@ class _OpenFiles:
         self._count = 0
 
     def take(self) -> bool:
-        """Whether one more may be kept open."""
+        """Count one more file, if the limit allows it; returns whether it may be kept open."""
         with self._lock:
             if self._count >= min(_MAX_OPEN, descriptors_allowed() // 4):
                 return False
@@ -62,12 +62,12 @@ class _OpenFiles:
             return True
 
     def release(self) -> None:
-        """One less is kept open."""
+        """Count one file less."""
         with self._lock:
             self._count -= 1
 
     def renew_lock(self) -> None:
-        """In a forked process, which has none of the threads that might hold the lock."""
+        """Make a new lock in a forked process, where the thread that might hold the old one doesn't exist."""
         self._lock = threading.Lock()
 
 
@@ -94,7 +94,7 @@ class SpanReader:
     """Reads spans along the last dimension of one array, from stored chunks that a subclass provides.
 
     Args:
-        name: How errors call the array.
+        name: Name of the array in error messages.
         layout: What its metadata says.
     """
 
@@ -170,7 +170,7 @@ def decoded_index(data: NDArray[np.uint8], layout: ShardLayout, end: int, name: 
         data: The end of the shard, as long as its index should be.
         layout: What the metadata of the array says.
         end: Size of the shard, or a bound of it.
-        name: How errors call the array.
+        name: Name of the array in error messages.
 
     Raises:
         StoreError: If it is cut or altered, or points outside the shard.

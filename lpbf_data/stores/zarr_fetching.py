@@ -53,7 +53,7 @@ class FetchedArray(SpanReader):
     Args:
         group: The group.
         array: Name of the array in it.
-        name: How errors call the array.
+        name: Name of the array in error messages.
         layout: What its metadata says.
 
     Raises:
@@ -107,7 +107,7 @@ class FetchedPart:
 
     Args:
         group: The part.
-        name: How errors call it.
+        name: Name of the part in error messages.
     """
 
     def __init__(self, group: RemoteGroup, name: str) -> None:

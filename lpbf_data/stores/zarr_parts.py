@@ -68,7 +68,7 @@ def _settings(settings: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _renew_lock() -> None:
-    """A forked worker has none of the threads that might hold the lock, and would wait for them."""
+    """Make a new lock in a forked worker, where the thread that might hold the old one doesn't exist."""
     global _settings_lock  # noqa: PLW0603
     _settings_lock = threading.RLock()
 
@@ -192,7 +192,7 @@ def check_layout(attributes: Mapping[str, Any], name: str) -> None:
 
     Args:
         attributes: Those of the part's group.
-        name: What to call it.
+        name: Its name in error messages.
 
     Raises:
         SchemaError: If this package doesn't know its layout.
@@ -209,7 +209,7 @@ class ZarrPart:
 
     Args:
         store: Folder of the part, or any Zarr store.
-        name: How errors call it; by default its path.
+        name: Its name in error messages; its path by default.
 
     Raises:
         StoreError: If it is missing, cut or altered.

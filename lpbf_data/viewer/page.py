@@ -93,7 +93,7 @@ def render_page(
     fields: Sequence[ShownField],
     surfaces: Iterable[bytes],
 ) -> bytes:
-    """A page of somebody's own that has the 3D view; the same content gives the same bytes.
+    """A page from another template that holds the 3D view; the same content gives the same bytes.
 
     Args:
         folder: The page's own files, laid out as the viewer's `assets` are.
@@ -141,7 +141,7 @@ def _texts(folders: Iterable[Path], pattern: str) -> list[str]:
 
 
 def _page_script(folders: Iterable[Path]) -> str:
-    """The page's own scripts as one: a function of its own, so that their names are nobody else's."""
+    """The page's own scripts in one function, so that their names can't collide with those of libraries."""
     return '"use strict";\n(() => {\n' + "\n".join(_texts(folders, "*.js")) + "\nmain();\n})();"
 
 

@@ -30,7 +30,7 @@ class ShownField:
         column: Its name in the data set.
         label: Name for people.
         unit: Unit for people.
-        signed: Whether zero is a value of its own, with material on both sides of it.
+        signed: Whether zero has a meaning of its own, with negative values below and positive ones above it.
     """
 
     column: str

@@ -27,7 +27,7 @@ COLUMN_BITS: Final = 12
 
 
 def _round(values: NDArray[np.floating[Any]], bits: int) -> tuple[NDArray[np.int64], float, float]:
-    """Values on a grid of 2**bits steps, and what the least and the largest step stand for."""
+    """Values as numbers of 2**bits steps, and the values of the first and of the last step."""
     wide = values.astype(np.float64)
     least, largest = float(wide.min()), float(wide.max())
     span = largest - least or 1.0

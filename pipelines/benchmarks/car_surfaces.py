@@ -22,7 +22,7 @@ from lpbf_data.stores.point_sets import PointCase
 RUNS: Final = 500
 
 UNPUBLISHED: Final = frozenset((167, 211, 218, 221, 248, 282, 291, 295, 316, 325, 329, 364, 370, 376, 403, 473))
-"""Runs that exist and aren't given out."""
+"""Runs that weren't published."""
 
 _VALIDATION: Final = frozenset((
     4, 22, 56, 109, 150, 165, 177, 191, 228, 234, 241, 247, 252, 253, 260, 271, 275, 298, 303, 311, 321, 324, 328, 341,

@@ -1,6 +1,6 @@
 """`python -m pipelines.benchmarks.convert darcy --src darcy/ --out darcy_set/`: published files as a data set.
 
-Each system is a row of a table ([systems.py](systems.py)): its arrays, what their axes are, what lies at the points,
+Each system is a row of a table ([systems.py](systems.py)): its arrays, what their axes are, the schema of its points,
 and the split of the papers ([sample_arrays.py](sample_arrays.py)). Surfaces of DrivAerML are one file a run
 ([car_surfaces.py](car_surfaces.py)).
 """

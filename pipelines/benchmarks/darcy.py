@@ -1,6 +1,6 @@
 """`python -m pipelines.benchmarks.darcy --out darcy/ --cases 1200`: data for the Darcy benchmark, made here.
 
-The published files can't always be had; their recipe can ([darcy_solution.py](darcy_solution.py)).
+The published files aren't always available; their recipe is ([darcy_solution.py](darcy_solution.py)).
 Files have the names and the form of the published ones, so that what reads these reads those, `python -m
 pipelines.benchmarks.convert darcy` among them, which makes a data set to train on. The cases are others:
 figures are comparable with published ones only as far as the recipe is theirs, and belong beside seed and digest.
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, progress
+from lpbf_data.durable import check_empty
 from lpbf_data.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ def darcy(out: str, *, cases: int = 1200, test: int = TEST, seed: int = 0, strid
     if workers < 1:
         raise UsageError(f"--workers must be 1 or more, not {workers}")
     folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"--out {out} holds something already; name an empty folder or a new one")
+    check_empty(folder)
 
     from rich.table import Table
 

@@ -30,7 +30,7 @@ def cases_of_arrays(
         src: Folder with its files, or one above as upstream lays them out.
         train: Samples to train on.
         test: Samples of the test.
-        remarks: Gets what is odd, as far as cases have been taken.
+        remarks: Takes a remark on anything unusual, while the cases are read.
 
     Raises:
         UsageError: If files are missing, can't be read, hold something else, or fewer samples.

@@ -1,4 +1,4 @@
-"""The systems that surrogates are measured on: their published files, what lies at their points, and their splits.
+"""The benchmarks that surrogates are measured on: their published files, schemas of their points, and splits.
 
 Names, shapes and splits are those of Geo-FNO's, FNO's and DrivAerML's files, and of the code that papers compare by.
 """
@@ -22,7 +22,7 @@ FINE, COARSE, EVERY = 421, 85, 5
 
 @dataclass(frozen=True)
 class Column:
-    """One number a point, and where it lies.
+    """One number per point, and where it lies.
 
     Attributes:
         name: Column of the data set.
@@ -48,7 +48,7 @@ class System:
     Attributes:
         home: Where its files lie below the root of all data, as upstream code has them.
         columns: Its arrays.
-        points: What lies at the points.
+        points: Schema of the point set.
         test: The test's samples: the last of all, those behind the training's, or those of a second file.
         standardised: Whether models see standardised coordinates.
     """

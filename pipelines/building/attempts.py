@@ -24,10 +24,10 @@ from lpbf_data.errors import CaseError, FailureReason
 from pipelines.building.case_process import is_replaceable
 
 MAX_KILLS: Final = 2
-"""Processes that a case may take with it before it is set aside."""
+"""Processes that may end while they work on a case before it is set aside."""
 
 _GRACE: Final = 1.0  # seconds after which the watchdog without an interpreter ends what the timer couldn't
-_TIMEOUT: Final = "Timeout ("  # how its report begins, which it writes into the journal
+_TIMEOUT: Final = "Timeout ("  # how the report of that watchdog, faulthandler, begins in the journal
 _EXIT_STATUS: Final = 75  # EX_TEMPFAIL; the process is started again by its nanny
 
 Result = TypeVar("Result")
@@ -90,7 +90,7 @@ def _too_late(seconds: float) -> CaseError:
 
 
 class Attempts:
-    """The journal of one group, one word and a number a line: `run`, `start <case>`, `limit <case>`.
+    """The journal of one group, one word and a number per line: `run`, `start <case>`, `limit <case>`.
 
     Args:
         path: The journal.
@@ -133,7 +133,7 @@ class Attempts:
             function: The work.
 
         Raises:
-            CaseError: If it takes too long, or took too long or too many processes with it before.
+            CaseError: If it takes too long, or took too long before, or too many processes ended in it.
         """
         if has_nanny():
             with self.at(index):
@@ -154,7 +154,7 @@ class Attempts:
             index: Its number in the group.
 
         Raises:
-            CaseError: If it took too long, or too many processes with it, before.
+            CaseError: If it took too long before, or too many processes ended in it.
         """
         self._begin(index)
         watch = threading.Timer(min(self._time_limit, threading.TIMEOUT_MAX), self._give_up, [index])
@@ -183,7 +183,7 @@ class Attempts:
         if index in self._limits:
             raise _too_late(self._time_limit)
         if self._kills.get(index, 0) >= MAX_KILLS:
-            detail = f"it took {MAX_KILLS} worker processes with it"
+            detail = f"{MAX_KILLS} worker processes ended while they worked on it"
             raise CaseError(FailureReason.WORKER_KILLED, detail)
         self._write(f"start {index}")
 

@@ -23,9 +23,9 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 MAX_ENDS: Final = 20
-"""Processes that one task may take along before the build gives up."""
+"""Processes that may end while they work on one task before the build gives up."""
 
-_LOOKS: Final = 0.5  # seconds between two looks whether the parent is still there
+_LOOKS: Final = 0.5  # seconds between two checks that the parent still exists
 _replaceable = False
 
 
@@ -56,7 +56,7 @@ class CaseProcess:
             tasks: One argument each.
 
         Raises:
-            UsageError: If one task takes one process after the other with it.
+            UsageError: If one process after the other ends while it works on a task.
             Exception: Whatever the function raises.
         """
         for task in tasks:
@@ -65,7 +65,7 @@ class CaseProcess:
                 if answer is not None:
                     break
             else:
-                raise UsageError(f"a task took {MAX_ENDS} processes with it")
+                raise UsageError(f"{MAX_ENDS} processes ended while they worked on a task")
             done, value = answer
             if not done:
                 raise value
@@ -159,7 +159,7 @@ def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def main() -> None:
-    """Serve the parent; the terminal's interrupts are its business."""
+    """Serve the parent; interrupts of the terminal are ignored, since the parent handles them."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -119,14 +119,14 @@ def finish_commit(workspace: Workspace, target: Target) -> bool:
 
 
 def _remove_splits(target: Target, removed: Sequence[str], splits: Sequence[str]) -> None:
-    """Remove the Zarr groups of splits that have no part any more."""
+    """Remove the Zarr groups of splits that have no part left."""
     gone = {name.split("/")[1] for name in removed if name.startswith(f"{ZARR_NAME}/")} - set(splits)
     for split in sorted(gone):
         target.remove(f"{ZARR_NAME}/{split}")
 
 
 def _clean_staging(workspace: Workspace, committed: Mapping[str, Any]) -> None:
-    """Remove staged shards that no data set wants any more; keep what is known of the committed ones."""
+    """Remove staged shards that the data set doesn't need; keep what is known of the committed ones."""
     for path in workspace.shards.iterdir():
         if not (path.suffix == ".json" and path.stem in committed):
             remove_path(path)

@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_IN_FLIGHT: Final = 4  # tasks a worker that are submitted at a time
+_IN_FLIGHT: Final = 4  # tasks per worker that are submitted at a time
 _RECOUNT: Final = 1.0  # seconds between two looks at how many workers there are
 _POLL: Final = 0.01  # seconds between two looks for results; tasks take seconds
 _MAY_GROW_TO: Final = 64  # workers that tasks are cut for, where more may join than are there at the start
-_MAX_KILLS: Final = 20  # workers that one task may take along before the build gives up
+_MAX_KILLS: Final = 20  # workers that may end while they work on one task before the build gives up
 _NO_WORKER: Final = 60.0  # seconds without any worker on this machine, where Dask starts a new one within a few
 _NO_WORKER_OF_CLUSTER: Final = 3600.0  # the same on a cluster, where jobs wait in a queue
 _SETTINGS: Final = {
-    # A worker that dies takes its task along; the journal of attempts decides when a case is given up, not Dask.
+    # A task whose worker ends goes to another one; the journal of attempts decides when a case is given up, not Dask.
     "distributed.scheduler.allowed-failures": 1000,
     "distributed.scheduler.worker-saturation": 1.0,
     "distributed.worker.memory.target": False,
@@ -48,13 +48,13 @@ _SETTINGS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Who does the work.
+    """Processes that do the work.
 
     Attributes:
-        workers: Processes on this machine, one thread each; one a core by default; 0 works in this process.
+        workers: Processes on this machine, one thread each; one per core by default; 0 works in this process.
         scheduler: Address of a running scheduler, say "tcp://node1:8786"; its workers must see the same disk.
         cluster: "slurm", or a YAML file that names a Dask cluster class and what it takes.
-        apart: With 0 workers, whether one process beside this one works, so that what hangs there ends alone.
+        apart: With 0 workers, whether a separate process works instead of this one: a case that hangs ends only that.
     """
 
     workers: int | None = None
@@ -165,7 +165,7 @@ class Engine:
                 result: Result = future.result()
             except KilledWorker as error:
                 if kills >= _MAX_KILLS:
-                    raise UsageError(f"a task took {kills} workers with it: {error}") from error
+                    raise UsageError(f"{kills} workers ended while they worked on a task: {error}") from error
                 submit(task, kills + 1)
                 continue
             yield result

@@ -13,12 +13,12 @@ from rich.table import Table
 
 from lpbf_data.case.record import CaseRecord
 from lpbf_data.errors import UsageError
+from lpbf_data.stores.parquet import RAW_BYTES
 from pipelines.building.engine import Resources, available_cores
 from pipelines.building.groups import plan_groups
 from pipelines.building.request import BuildRequest
 from pipelines.building.shards import (
     MIN_SHARDS,
-    RAW_BYTES,
     ShardCase,
     ShardPlan,
     ShardTask,

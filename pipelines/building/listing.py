@@ -45,7 +45,7 @@ class ArchiveTask:
 
     Attributes:
         location: The archive: a path or a URL.
-        label: How records call it.
+        label: Its name in records.
         asked_for: Whether the user named it, so that it must be readable.
         cache: Folder of the listings.
     """
@@ -124,7 +124,7 @@ def scan_sources(sources: Sequence[str], *, by_content: bool = False) -> list[So
 
     Args:
         sources: Folders and archives.
-        by_content: Sign the cases of folders by what their files hold, not by size and time.
+        by_content: Take the signature of the cases of folders from the content of their files, not from size and time.
 
     Raises:
         UsageError: If a source doesn't exist or can't be read, or there is neither case nor archive.

@@ -27,10 +27,10 @@ class BuildRequest:
         workspace: The folder that the build works in.
         limits: Filter limits in force.
         splits: The option `--splits` as it was written.
-        split_request: The same, read.
+        split_request: The same, parsed.
         seed: Seed of the splits.
         design_id: The option `--design_id` as it was written.
-        namer: The same, read.
+        namer: The same, as the function that names the design of a case.
         specs: Fields to store.
         formats: Formats to store.
         time_limit: Seconds that a case may take.

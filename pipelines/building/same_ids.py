@@ -26,7 +26,7 @@ class SameIds:
 
     Attributes:
         unique: One location an id, sorted by it.
-        failures: A failure for each case that no id is left for, or that is incomplete like all of its id.
+        failures: A failure for each case that no id is left for, or that is incomplete as all cases of its id are.
         copies: Copies of a case, that were left out.
         incomplete: Incomplete runs, that were left out because a whole run has their id.
         renamed: Cases that got another id than the name of their folder.
@@ -40,7 +40,7 @@ class SameIds:
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """What is said of it."""
+        """Remarks on the cases that were left out or renamed."""
         found = []
         if self.copies:
             sentence = "copies of a case, equal in name and content; one is kept"
@@ -151,11 +151,12 @@ def _missing_of(location: CaseLocation) -> CaseError | None:
 def _named_apart(
     locations: Sequence[CaseLocation], taken: Collection[str], earlier: Mapping[tuple[str, str], str]
 ) -> list[CaseLocation]:
-    """Different cases of one id under names that tell them apart; none where there aren't such names.
+    """Different cases of one id, renamed so that their ids differ; empty where no such ids are found.
 
-    A case of the data set keeps its id. A run is called by what its files begin with; where one is called like the
-    folders already, a single other one keeps the folder's name, which was given on purpose, and that one is called by
-    its source and its name. Nothing depends on the order of the sources.
+    The id becomes the name of the run, which its files begin with. If there are two cases and one run has the name of
+    the folders, that case gets the name of its source before the id, and the other keeps the id, the folder's name,
+    which was given on purpose. A case that the data set has already keeps its id. Nothing depends on the order of the
+    sources.
     """
     shared, runs = locations[0].case_id, [_name_of_run(location) for location in locations]
     if not all(runs):

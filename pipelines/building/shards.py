@@ -22,7 +22,7 @@ from lpbf_data.case.schema import SCHEMA_VERSION, FieldSpec
 from lpbf_data.case.statistics import FieldStatistics
 from lpbf_data.durable import flush_file, flush_folder, flush_tree, sha256_of_file, sha256_of_tree, write_durably
 from lpbf_data.errors import CaseError, StoreError
-from lpbf_data.stores.parquet import ParquetShard, write_shard
+from lpbf_data.stores.parquet import RAW_BYTES, ParquetShard, write_shard
 from lpbf_data.stores.zarr_parts import ZarrPart, write_part
 from pipelines.building.attempts import run_within
 from pipelines.building.targets import open_target, remove_path
@@ -33,9 +33,6 @@ from pipelines.sources.case_files import CaseLocation
 
 LAYOUT_VERSION: Final = 2
 """Raised when the same cases give other bytes, so that staged shards of an older version aren't used."""
-
-RAW_BYTES: Final = 96_000_000
-"""Uncompressed arrays a shard: about 30 MB of Parquet."""
 
 _MAX_BATCHES: Final = 4000
 MIN_SHARDS: Final = 4
@@ -122,8 +119,8 @@ def plan_shards(
 ) -> list[ShardPlan]:
     """Divide the kept cases of each split into shards of about the same size.
 
-    Within a split, cases lie in the order of a hash of their ids: neighbours in a shard are not neighbours in kind, so
-    that even a reader that doesn't shuffle meets them in no order.
+    Within a split, cases lie in the order of a hash of their ids: neighbours in a shard aren't similar parts, so that
+    even a reader that doesn't shuffle gets them in a random order.
 
     Args:
         split_of: Case id to split.
@@ -221,7 +218,7 @@ def load_result(staging: Path, key: str, formats: Sequence[str], *, staged: bool
 
 
 def store_result(staging: Path, result: ShardResult) -> None:
-    """Say that a shard is whole; written last."""
+    """Write the file that marks a shard as complete; it comes last."""
     content = {
         "sizes": dict(result.sizes),
         "digests": dict(result.digests),
@@ -281,7 +278,7 @@ def write_staged_shards(tasks: Sequence[ShardTask]) -> list[ShardResult]:
 
 
 def batch_tasks(tasks: Sequence[ShardTask]) -> list[tuple[ShardTask, ...]]:
-    """Put shards into so few batches that a scheduler isn't overrun."""
+    """Put shards into batches, few enough for a scheduler."""
     size = max(1, -(-len(tasks) // _MAX_BATCHES))
     return [tuple(tasks[start : start + size]) for start in range(0, len(tasks), size)]
 

@@ -32,7 +32,7 @@ from pipelines.sources.locations import is_url
 
 
 def key_of(location: CaseLocation) -> str:
-    """What a measured case is found again by."""
+    """Key under which the workspace holds a measured case."""
     return measured_key(location.case_id, location.source, location.signature)
 
 
@@ -48,7 +48,7 @@ def measure(engine: Engine, tasks: Sequence[GroupTask], *, total: int, done: int
     """Measure groups of cases into the workspace.
 
     Args:
-        engine: Who works.
+        engine: Runs the tasks.
         tasks: The groups.
         total: Cases in all, for the progress bar.
         done: Cases measured before.

@@ -206,7 +206,7 @@ def default_workspace(out: str) -> Path:
 
 
 def write_zarr_groups(target: Target, splits: Mapping[str, Any] | list[str]) -> None:
-    """Metadata of the Zarr root group and of a group a split.
+    """Metadata of the Zarr root group and of one group per split.
 
     Args:
         target: The place of the data set.

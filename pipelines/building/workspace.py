@@ -5,7 +5,7 @@
     .build/listings/<key>.json   what an archive holds
     .build/listings/<key>.arrow  where its members lie
     .build/measured/<key>.parquet   records of a group of cases, with the signature of each case's files
-    .build/measured/<key>.<hash>.arrow   the build reduced onto each case's points, a record batch a case; the
+    .build/measured/<key>.<hash>.arrow   the build reduced onto each case's points, a record batch per case; the
                                  records name the one that belongs to them
     .build/attempts/<key>        which case of a group is at work, to tell who killed a worker
     .build/shards/<key>.*        finished shards that aren't in the data set yet
@@ -41,7 +41,7 @@ from pipelines.measuring.convert import Measured
 MEASURE_VERSION: Final = 3
 """Raised when measuring changes its results, so that old ones aren't used."""
 
-_PASSING: Final = frozenset(
+_TRANSIENT: Final = frozenset(
     {
         FailureReason.UNREADABLE_FILE,
         FailureReason.SOURCE_CHANGED,
@@ -135,7 +135,7 @@ class Workspace:
             folder.mkdir(parents=True, exist_ok=True)
 
     def forget_attempts(self) -> None:
-        """Start counting anew who killed workers: a build that was killed is no fault of a case."""
+        """Count anew which case ended workers: when a whole build is killed, no case is at fault."""
         for path in self.attempts.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -167,7 +167,7 @@ class Workspace:
 
 
 def _is_transient(record: CaseRecord) -> bool:
-    return record.failure is not None and record.failure.failure_reason in _PASSING
+    return record.failure is not None and record.failure.failure_reason in _TRANSIENT
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class Experiment:
         measured: The measured values.
         interpolation: Of simulated displacements at the measured points.
         held: Nodes of the lowest plane that the cut leaves on the plate; None for a part that is cut free.
-        reference: From where displacements count.
+        reference: Shape from which displacements count.
     """
 
     mesh: VoxelMesh
@@ -66,7 +66,7 @@ class Experiment:
 
     @property
     def values(self) -> Values:
-        """What is fitted to; a part that was cut free may lie anywhere."""
+        """The measured values; a part that was cut free may have moved as a rigid body."""
         measured = self.measured
         motion = np.zeros((len(measured), 0))
         if self.held is None:

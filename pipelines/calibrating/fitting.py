@@ -29,7 +29,10 @@ MAX_STEPS: Final = 6
 """Steps after which a fit that still moves is given up."""
 
 DETERMINED: Final = 0.5
-"""Standard uncertainty, in natural sizes of a coordinate, up to which it counts as determined."""
+"""Standard uncertainty up to which a coordinate counts as determined, over its natural size.
+
+Natural sizes are those of `Parametrisation.scales`.
+"""
 
 _MIN_SINGULAR: Final = 1e-4  # of the largest singular value: below, solver errors decide
 _SETTLED: Final = (0.02, 1e-4)  # standard uncertainties, natural sizes: a step so short ends the fit
@@ -45,11 +48,11 @@ class FitError(LpbfError):
 
 @dataclass(frozen=True)
 class Values:
-    """What is fitted to.
+    """Measured values that the fit is to meet.
 
     Attributes:
         measured: mm, [n].
-        sigmas: Standard uncertainty, mm, [n]; None where nothing is known: what the fit leaves stands for it.
+        sigmas: Standard uncertainty, mm, [n]; None where it isn't known: the residual of the fit is taken for it.
         motion: Values of rigid-body motions that don't count, [n, m].
     """
 
@@ -60,7 +63,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Fit:
-    """What came of a fit.
+    """The result of a fit.
 
     Attributes:
         start: Parameters before, [k].
@@ -216,7 +219,7 @@ class _Fitting:
         if not determined.any():
             what = ", ".join(parameter.said for parameter in self.parametrisation.parameters)
             raise FitError(
-                f"the measured values say nothing on {what}: a change by its own size shows as "
+                f"the measured values don't determine {what}: a change as large as itself changes them by "
                 f"{singular[0] / noise if noise else 0:.2g} of their uncertainty; measure where the part moves more"
             )
         return _Directions(left, singular, right, noise, determined)
@@ -332,14 +335,13 @@ def _undetermined(parametrisation: Parametrisation, ways: _Directions) -> list[s
         involved = [
             n.said for n, share in zip(parametrisation.parameters, shares, strict=True) if share > 0.25 * shares.max()
         ]
-        shown = (
-            f"a change by its own size shows as {singular / ways.noise:.2g} of the uncertainty" if ways.noise else ""
-        )
+        share = f"{singular / ways.noise:.2g} of their uncertainty" if ways.noise else ""
+        shown = f" (a change as large as itself changes the values by {share})" if share else ""
         if len(involved) == 1:
-            sentences.append(f"the data don't determine {involved[0]}, which stays where it was ({shown})")
+            sentences.append(f"the data don't determine {involved[0]}, which keeps its value{shown}")
         else:
             sentences.append(
-                f"the data don't tell {' from '.join(involved)}: a change of one is made up for by the other, and what "
-                f"they leave open stays where it was ({shown})"
+                f"the data don't distinguish {' from '.join(involved)}: a change of one is compensated by the other, "
+                f"and the combination that isn't determined keeps its value{shown}"
             )
     return sentences

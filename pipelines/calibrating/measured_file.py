@@ -29,7 +29,6 @@ COMPONENTS: Final = ("x", "y", "z")
 
 _MAX_FILE: Final = 20_000_000  # bytes
 _NUMBERS: Final = ("x_mm", "y_mm", "z_mm", "value_mm", "sigma_mm")
-_MAX_FIELD: Final = 1000
 _SEPARATORS: Final = {";": "semicolons", "\t": "tabs"}
 
 

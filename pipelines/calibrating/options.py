@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Literal, get_args
 
 from lpbf_data.errors import UsageError
 from lpbf_data.geometry.surface_formats import MILLIMETRES, Units
 from lpbf_data.shrinkage import MATERIAL_SUFFIXES, MAX_NAME_LENGTH
-from pipelines.simulation.choices import CalibrationName
+from pipelines.simulation.choices import POINT_LIMITS, CalibrationName
 
 Reference = Literal["before_cut", "nominal"]
 """From where displacements count: the part before the cut, or its nominal shape."""
-
-_POINTS: Final = (50, 200_000)
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,8 @@ def check_options(out: str, options: CalibrationOptions) -> tuple[Path, str]:
     Raises:
         UsageError: If an option is impossible, or options don't go together.
     """
-    if options.points is not None and not _POINTS[0] <= options.points <= _POINTS[1]:
-        raise UsageError(f"--points must be {_POINTS[0]} to {_POINTS[1]:,}, not {options.points}")
+    if options.points is not None and not POINT_LIMITS[0] <= options.points <= POINT_LIMITS[1]:
+        raise UsageError(f"--points must be {POINT_LIMITS[0]} to {POINT_LIMITS[1]:,}, not {options.points}")
     if options.units is not None and options.units not in MILLIMETRES:
         raise UsageError(f"unknown --units {options.units}; known are: {', '.join(MILLIMETRES)}")
     _check_sources(options)

@@ -23,11 +23,11 @@ _DIGITS = 5
 
 
 def calibrated_material(request: CalibrationRequest, fit: Fit) -> Material:
-    """The material with what was fitted.
+    """The material with the fitted parameters.
 
     Args:
         request: What was asked for.
-        fit: What came of it.
+        fit: The result of the fit.
     """
     names = ", ".join(parameter.name for parameter in request.parametrisation.parameters)
     source = f"{names} fitted with {GENERATOR} to {request.said}; residual {_residual(fit)}; the rest as before: "
@@ -42,7 +42,7 @@ def write_outcome(request: CalibrationRequest, fit: Fit) -> Material:
 
     Args:
         request: What was asked for.
-        fit: What came of it.
+        fit: The result of the fit.
 
     Raises:
         StoreError: If it doesn't read back as it was written.

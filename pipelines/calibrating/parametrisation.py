@@ -17,9 +17,6 @@ from lpbf_data.errors import UsageError
 from pipelines.simulation.materials.calibrations import Calibration, netfabb
 from pipelines.simulation.materials.material import Material
 
-MAX_PARAMETERS: Final = 3
-"""So many parameters are fitted at most."""
-
 
 @dataclass(frozen=True)
 class Parameter:
@@ -96,7 +93,7 @@ class Parametrisation:
 
     @property
     def scales(self) -> NDArray[np.float64]:
-        """How much of each coordinate would be a lot, [k]: the strain itself, and half of it along walls."""
+        """Natural size of each coordinate, a large change of it, [k]: the strain itself, and half of it at walls."""
         strain = abs(self._known.strain)
         return np.array([strain if n.name == "strain" else 0.5 * strain for n in self.parameters])
 

@@ -23,7 +23,7 @@ def draw(request: CalibrationRequest, fit: Fit) -> None:
 
     Args:
         request: What was asked for.
-        fit: What came of it.
+        fit: The result of the fit.
     """
     from matplotlib import style
     from matplotlib.figure import Figure

@@ -25,12 +25,11 @@ from pipelines.calibrating.options import CalibrationOptions, check_options
 from pipelines.calibrating.parametrisation import Parametrisation, choose_parameters
 from pipelines.simulation.materials.material import Material
 from pipelines.simulation.materials.material_files import choose_material
+from pipelines.simulation.parts.corpus import MIN_PLANES
 from pipelines.simulation.parts.named_parts import NamedPart, digest_of_surface, named_part
 
 POINTS: Final = 5000
 """Points of the mesh of a surface file, by default."""
-
-_MIN_PLANES: Final = 2
 
 
 @dataclass(frozen=True)
@@ -109,14 +108,14 @@ def _on_measured(path: Path, name: str, options: CalibrationOptions) -> Calibrat
 
 
 def _table(options: CalibrationOptions, known: NamedPart | None, material: Material) -> Path:
-    """The table of measured values: the one that was given, or that comes along with a part known by name."""
+    """The table of measured values: the one that was given, or the package's own of a part known by name."""
     if options.measured is not None:
         return Path(options.measured)
     assert known is not None
     if material.name not in known.measured:
-        has = f"; there are for: {', '.join(known.measured)}" if known.measured else ""
+        has = f"; it has those in: {', '.join(known.measured)}" if known.measured else ""
         raise UsageError(
-            f"no measured values of {options.part} in {material.name} come along{has}; give --measured FILE.csv"
+            f"the package has no measured values of {options.part} in {material.name}{has}; give --measured FILE.csv"
         )
     return known.measured[material.name]
 
@@ -151,7 +150,7 @@ def _mesh(
         standing,
         options.points or POINTS,
         name,
-        lambda one, count: voxelize_to_size(one, count, layer=layer, planes=_MIN_PLANES),
+        lambda one, count: voxelize_to_size(one, count, layer=layer, planes=MIN_PLANES),
     )
 
 

@@ -174,7 +174,7 @@ def read_case_file(data: bytes, path: str = "mechanical.case") -> CaseFile:
 
     Args:
         data: Its content.
-        path: How errors call it.
+        path: Its name in error messages.
 
     Raises:
         CaseError: If it is malformed, isn't EnSight Gold, contradicts itself about its steps, or names a file outside

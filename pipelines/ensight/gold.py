@@ -49,7 +49,7 @@ class Geometry:
 
 
 def _open_geometry(data: bytes, path: str) -> tuple[Reader, Encoding]:
-    """Tell the dialect from the first bytes and stand behind the header."""
+    """Recognise the dialect by the first bytes; returns a reader positioned after the header."""
     if not data:
         raise CaseError(FailureReason.TRUNCATED_FILE, "the file is empty", path=path, offset=0)
     for header, encoding in ((b"fortran binary", Encoding.BINARY), (b"c binary", Encoding.C_BINARY)):
@@ -159,7 +159,7 @@ def read_geometry(data: bytes, path: str = "geometry") -> Geometry:
 
     Args:
         data: Its content.
-        path: How errors call it.
+        path: Its name in error messages.
 
     Raises:
         CaseError: With reason, file and byte, if the content is anything but one well-formed part of hexahedra.
@@ -176,7 +176,7 @@ def read_points(data: bytes, path: str = "geometry") -> tuple[NDArray[np.float32
 
     Args:
         data: Its content.
-        path: How errors call it.
+        path: Its name in error messages.
 
     Returns:
         Points [N, 3] and the dialect.
@@ -207,7 +207,7 @@ def read_variable(
         num_components: 1 for a scalar, 3 for a vector, 6 for a symmetric tensor, whose components stay in the order of
             the file: writers differ in the last two, see [tensor_order][lpbf_data.case.tensor_order].
         location: Per node or per element.
-        path: How errors call it.
+        path: Its name in error messages.
 
     Returns:
         [count] float32 for a scalar, [count, num_components] otherwise.

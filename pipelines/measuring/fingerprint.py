@@ -4,10 +4,10 @@ Two cases whose geometry agrees up to translation, uniform scale and the symmetr
 along x, along y, both exchanged: what training shows cases under) are one design, and one design must not lie on both
 sides of a split. Rounding a coordinate to compare it can put two equal values into neighbouring bins, so a mesh is
 described by what survives rounding: the ranks of its coordinates along each axis (integers), and two ratios of its
-extents. Of the descriptions by ranks that a mesh has under the symmetries, the least stands for all; the longer of the
-extents along x and y is turned to x first where they differ, so that a stretched mesh isn't one with its ranks
-exchanged. The ratios don't change under the symmetries. They are binned three times with shifted bins; each of the two
-can be split by at most one of the three, so two equal meshes always share at least one of the three digests.
+extents. Each symmetry gives a description by ranks; the least of them is used. Where the extents along x and y differ,
+the longer one is turned to x first: otherwise a mesh would agree with one that has x and y exchanged in its ranks but
+not in its extents. The ratios don't change under the symmetries. They are binned three times with shifted bins; each of
+the two can be split by at most one of the three, so two equal meshes always share at least one of the three digests.
 """
 
 from __future__ import annotations

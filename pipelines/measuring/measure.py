@@ -1,4 +1,4 @@
-"""One case to one record: counts, aspect ratios, extremes, statistics. Nothing measured here is measured again."""
+"""One case to one record: counts, aspect ratios, extremes, statistics. Later stages take them from the record."""
 
 from __future__ import annotations
 

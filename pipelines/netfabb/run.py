@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lpbf_data.cached_property import cached_property
 from lpbf_data.case.case import Case
 from lpbf_data.case.record import RunInfo
-from lpbf_data.case.schema import BUILD_FIELDS, FIELDS, SYMMETRIC_TENSOR, FieldSpec
+from lpbf_data.case.schema import BUILD_FIELDS, FIELDS, FULL_CLEARANCE, SYMMETRIC_TENSOR, FieldSpec
 from lpbf_data.case.tensor_order import ENSIGHT_ORDER, VTK_ORDER, TensorOrder, order_by_principal_values, reorder
 from lpbf_data.errors import CaseError, FailureReason
 from lpbf_data.geometry.hexahedra import hex_corner_volumes
@@ -59,9 +59,6 @@ VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """Name of each field in NetFabb's case file."""
-
-FULL_CLEARANCE: Final = 100.0
-"""What the solver writes where the recoater wasn't measured: the clearance of an undeformed surface."""
 
 NETFABB_ORDER: Final = VTK_ORDER
 """Order of the components of symmetric tensors in NetFabb's files: the last two are exchanged against the manual's."""

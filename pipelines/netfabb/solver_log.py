@@ -22,7 +22,7 @@ REMARK_LINE: Final = "LPBF remark: "
 """How a line begins in which this project's simulator says what it changed or repaired on the way to a mesh."""
 
 ORIGIN_LINE: Final = "LPBF part: "
-"""How the line begins in which this project's simulator says how it came to a part."""
+"""How the line begins in which this project's simulator says how it chose a part."""
 
 _ORIGIN: Final = re.compile(rf"^{ORIGIN_LINE}(\{{.{{1,4000}}\}})[ \t\r]*$", re.MULTILINE)
 _REMARK: Final = re.compile(rf"^{REMARK_LINE}(\{{.{{1,4000}}\}})[ \t\r]*$", re.MULTILINE)
@@ -36,7 +36,7 @@ _NUMBER: Final = r"([-+]?(?:\d[\d.]*|\.\d+)(?:[dDqQeE][-+]?\d+|[-+]\d{3}(?!\d))?
 
 @dataclass(frozen=True, slots=True)
 class PartOrigin:
-    """How this project's simulator came to a part.
+    """How this project's simulator chose a part.
 
     Attributes:
         family: Family that it was drawn from.
@@ -65,7 +65,7 @@ class LogSummary:
         build_frames: Frames written before cooling began.
         frames: Frames written in all.
         remarks: What the simulator of this project left out, changed, guessed or repaired of the part.
-        origin: How the simulator of this project came to the part.
+        origin: How the simulator of this project chose the part.
     """
 
     completed: bool
@@ -130,7 +130,7 @@ def read_log(text: str) -> LogSummary:
 
 
 def write_origin(origin: PartOrigin) -> str:
-    """How the simulator came to a part, as a line of a log, which `read_log` reads.
+    """How the simulator chose a part, as a line of a log, which `read_log` reads.
 
     Args:
         origin: How.

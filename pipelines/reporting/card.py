@@ -35,7 +35,7 @@ from pipelines.selection.splits import ordered_splits
 TITLE: Final = "Laser powder bed fusion simulations"
 
 INTRODUCTION: Final = (
-    "Finished parts after release from the build plate, one row a part: hexahedral mesh, displacement and more at "
+    "Finished parts after release from the build plate, one row per part: hexahedral mesh, displacement and more at "
     "every point, and the recoater clearance over the build. Lengths in mm, stresses in MPa, temperatures in °C."
 )
 
@@ -216,7 +216,7 @@ def _how_made(records: Sequence[CaseRecord], limits: Mapping[str, float]) -> lis
 
 
 def _remarks(remarks: Sequence[Remark]) -> list[str]:
-    """What isn't as it was found, one row a kind."""
+    """What isn't as it was found, one row per kind."""
     if not remarks:
         return []
     rows = [[remark.treated, f"{remark.count:,}", plain(remark.sentence), plain(remark.where)] for remark in remarks]

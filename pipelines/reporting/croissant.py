@@ -131,7 +131,7 @@ def make_croissant(records: Sequence[CaseRecord], specs: Sequence[FieldSpec], ve
                 "@type": "cr:FileSet",
                 "@id": "shards",
                 "name": "shards",
-                "description": "Parquet shards, one row a case",
+                "description": "Parquet shards, one row per case",
                 "encodingFormat": "application/x-parquet",
                 "includes": "data/*.parquet",
             },

@@ -6,9 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from lpbf_data.case.record import CaseRecord
+from lpbf_data.case.record import OWN_SOLVER, CaseRecord
 from lpbf_data.stores.manifest import count_by
-from pipelines.simulation.results.identity import OWN_SOLVER
 
 FUSION_ID: Final = re.compile(r"\d+_[0-9a-f]{8}_\d+")
 """Case ids of parts from the Fusion 360 Gallery, whose licence allows non-commercial research only."""

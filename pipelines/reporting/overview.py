@@ -20,7 +20,7 @@ PUBLISHED_SOURCE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What many values come to, in the rows of the paper's Table 6."""
+    """Summary statistics of many values: the rows of the paper's Table 6."""
 
     mean: float
     std: float

@@ -94,4 +94,4 @@ def leak_sentence(records: Sequence[CaseRecord], splits: str) -> str:
     sides = f"{len(leaks):,} of {designs:,} designs lie in several splits"
     if splits == PUBLISHED:
         return f"{sides}: this is the published division by case, which mixes bodies of one design."
-    return f"{sides}; a model can know the test split by heart. Build the data set again."
+    return f"{sides}; a model may have seen designs of the test split in training. Build the data set again."

@@ -1,4 +1,4 @@
-"""One case from plan to files: mesh the part, run the build, write its results, and say what came of it."""
+"""One case from plan to files: mesh the part, run the build, write its results and its outcome."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from lpbf_data.case.case import Case
 from lpbf_data.case.record import CaseRecord, SourceRef
+from lpbf_data.case.schema import FULL_CLEARANCE
 from lpbf_data.durable import flush_tree
 from lpbf_data.errors import GeometryError
 from lpbf_data.geometry.closed_surface import Surface, on_build_plate
@@ -32,12 +33,12 @@ from pipelines.netfabb.solver_log import PartOrigin, write_origin
 from pipelines.selection.filters import Filters, active_limits, reject
 from pipelines.simulation.choices import EncodingName, Results
 from pipelines.simulation.materials.material import Material
-from pipelines.simulation.parts.corpus import PartPlan, part_surface
+from pipelines.simulation.parts.corpus import MIN_PLANES, PartPlan, part_surface
 from pipelines.simulation.parts.draws import MAX_CANDIDATES, CandidateStream
 from pipelines.simulation.parts.named_parts import named_part
 from pipelines.simulation.parts.outcomes import CaseOutcome, store_outcome
 from pipelines.simulation.parts.trial import FAILED, FAR, NOT_SURVIVED, CandidateRejectedError, Trial, height_of
-from pipelines.simulation.physics.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
+from pipelines.simulation.physics.build_simulation import BuildSimulation, Frame
 from pipelines.simulation.physics.fields import von_mises
 from pipelines.simulation.physics.iterations import SolverError
 from pipelines.simulation.results import run_log
@@ -46,7 +47,6 @@ from pipelines.simulation.results.result_writer import ResultWriter
 from pipelines.simulation.results.run_log import RunNames
 
 _CUBES = 1.0  # aspect ratio of the cells of a part that came as a file
-_MIN_PLANES = 2  # of cells: one alone shrinks freely when it is cut, and would not warp
 _MESHING, _SOLVING, _ASKED_FOR, _NOT_SURVIVED, _NONE_ACCEPTED = 2001, 2002, 2003, 2004, 2005  # of errors in logs
 
 
@@ -91,7 +91,7 @@ class CaseTask:
         failure: How it is to fail, if it is.
         staging: Folder in which it is written.
         target: Folder to which it is moved when it is whole.
-        outcomes: Folder that takes what came of it.
+        outcomes: Folder that takes its outcome.
         results: All result files, or those alone that a data set is built from.
     """
 
@@ -123,7 +123,7 @@ def run_case(task: CaseTask) -> CaseOutcome:
         task: The case.
 
     Returns:
-        What came of it; a part that can't be meshed or solved is a failed run, not an error.
+        Its outcome; a part that can't be meshed or solved is a failed run, not an error.
     """
     folder = task.staging / task.case_id
     with threadpool_limits(limits=1):
@@ -344,7 +344,7 @@ def _mesh_near(surface: Surface, num_points: int, aspect_ratio: float, layer: fl
     """
     best: VoxelMesh | None = None
     while best is None or best.num_points > FAR * num_points:
-        mesh = voxelize_to_size(surface, num_points, aspect_ratio, layer=layer, planes=_MIN_PLANES)
+        mesh = voxelize_to_size(surface, num_points, aspect_ratio, layer=layer, planes=MIN_PLANES)
         if best is None or mesh.num_points < best.num_points:
             best = mesh
         if aspect_ratio <= _CUBES:

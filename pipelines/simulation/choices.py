@@ -10,6 +10,9 @@ Naming = Literal["batch", "interactive"]
 DrawName = Literal["published", "balanced"]
 Results = Literal["whole", "lean"]
 
+POINT_LIMITS: Final = (50, 200_000)
+"""Least and largest number of points that `--points` may ask for."""
+
 FAMILY_NAMES: Final = (
     "plate", "ribbed_plate", "flange", "bracket", "bridge", "tee", "truss", "housing", "cantilever", "heat_sink",
     "gear", "shaft", "clevis", "impeller",

@@ -1,4 +1,4 @@
-"""The part to print by the simulator: each build starts from the part that the one before says to print.
+"""The part to print, found by the simulator: each simulated build corrects the part to print of the one before.
 
 With X the points of the nominal part and u(Y) the displacement of a part Y after its build, the part to print is
 
@@ -103,7 +103,7 @@ def compensate_mesh(
         mesh: The nominal part, of boxes.
         material: Its material.
         scale: -1 for the part to print, 1 for the shape that it warps to.
-        iterations: How many builds say what to print.
+        iterations: How many times the part to print is corrected by simulating its build.
         step: Called after each build. There is one more than iterations where the scale is -1, to tell how far the last
             part ends up from the nominal one.
 

@@ -15,7 +15,7 @@ from lpbf_data.geometry.surface_files import load_bodies
 from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
 from lpbf_data.remarks import Remark, merge_remarks
 from pipelines.simulation.case_task import KnownPart, SurfacePart
-from pipelines.simulation.choices import DrawName, EncodingName, Naming, Results
+from pipelines.simulation.choices import POINT_LIMITS, DrawName, EncodingName, Naming, Results
 from pipelines.simulation.materials.material import Material
 from pipelines.simulation.materials.material_files import choose_material, material_values
 from pipelines.simulation.parts.corpus import PartPlan, plan_corpus
@@ -26,7 +26,6 @@ from pipelines.simulation.parts.named_parts import digest_of_surface, named_part
 from pipelines.simulation.results.identity import VERSION
 
 _MAX_CASES: Final = 1_000_000
-_POINTS: Final = (50, 200_000)
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -148,8 +147,8 @@ def _check_numbers(options: SimulationOptions) -> None:
         raise UsageError(f"--cases must be 1 to {_MAX_CASES:,}, not {options.cases}")
     if not 0 <= options.seed < 2**63:
         raise UsageError(f"--seed must be 0 or more, not {options.seed}")
-    if not _POINTS[0] <= options.points <= _POINTS[1]:
-        raise UsageError(f"--points must be {_POINTS[0]} to {_POINTS[1]:,}, not {options.points}")
+    if not POINT_LIMITS[0] <= options.points <= POINT_LIMITS[1]:
+        raise UsageError(f"--points must be {POINT_LIMITS[0]} to {POINT_LIMITS[1]:,}, not {options.points}")
     if not (math.isfinite(options.failure_rate) and 0 <= options.failure_rate <= 1):
         raise UsageError(f"--failure_rate must be 0 to 1, not {options.failure_rate}")
 
@@ -169,7 +168,7 @@ def _check_draw(options: SimulationOptions) -> None:
 
 
 def _check_known_parts(names: Sequence[str], taken: Mapping[str, str]) -> tuple[tuple[str, KnownPart], ...]:
-    """A case a part, named as it."""
+    """One case per part, named like it."""
     for index, name in enumerate(names):
         named_part(name)
         if name in taken or name in names[:index]:
@@ -180,7 +179,7 @@ def _check_known_parts(names: Sequence[str], taken: Mapping[str, str]) -> tuple[
 def _check_surfaces(
     names: Sequence[str], units: Units | None
 ) -> tuple[tuple[tuple[str, SurfacePart], ...], tuple[Remark, ...]]:
-    """A case a body: named as the file, and numbered where it holds several."""
+    """One case per body: named as the file, and numbered where it holds several."""
     if units is not None and units not in MILLIMETRES:
         raise UsageError(f"unknown --units {units}; known are: {', '.join(MILLIMETRES)}")
     parts: dict[str, SurfacePart] = {}

@@ -51,7 +51,7 @@ class ArchiveReader:
 
     Attributes:
         file: The open file.
-        mark: Size and time of change that it was opened with.
+        mark: Size and version that it was opened with, as `size_and_version` gives them.
     """
 
     def __init__(self, location: str, mark: tuple[int, str]) -> None:

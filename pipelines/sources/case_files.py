@@ -33,7 +33,7 @@ class CaseLocation:
         signature: Signature of its files when it was found.
         index: Where its archive's members are written down; None where the archive's own directory is read.
         run: Name of the run in a folder that holds several; None where the whole folder is the case.
-        listed: Path, size and mark of the files of a case on an object store; None elsewhere.
+        listed: Path, size and version (time of change, ETag) of the files of a case on an object store; None elsewhere.
     """
 
     case_id: str
@@ -67,7 +67,7 @@ class CaseFiles(Protocol):
         ...
 
     def signature(self) -> str:
-        """A mark that changes when the case changes, from what is known without reading: "kind:hash"."""
+        """A text "kind:hash" that changes when the case changes, from what is known without reading its files."""
         ...
 
     def content_digest(self) -> str:
@@ -90,7 +90,7 @@ def digest_of_contents(contents: Mapping[str, tuple[int, int]]) -> str:
 
 
 def content_signature(files: CaseFiles) -> str:
-    """A signature from what the files hold; for a folder, every file is read."""
+    """A signature from the content of the files; for a folder, every file is read."""
     return "content:" + files.content_digest()
 
 
@@ -106,7 +106,7 @@ class FolderFiles:
     Args:
         location: The folder: a path or a URL.
         run: Name of the run whose files are meant, in a folder that holds several.
-        listed: Name to size and mark of the files below it, where they are known already.
+        listed: Name to size and version of the files below it, where they are known already.
 
     Raises:
         OSError: If it can't be listed.
@@ -119,7 +119,7 @@ class FolderFiles:
         if listed is None:
             listed = list_remote(location, depth=2) if is_url(location) else _list_local(Path(location))
         own = group_cases(listed).cases.get("" if run is None else f":{run}")
-        if own is None:  # several runs, or none: everything is shown, and reading tells what is wrong
+        if own is None:  # several runs, or none: all files are listed, and reading them says what is wrong
             own = _all_files(listed) if run is None else {}
         self._paths = own
         self._marks = {name: listed[path] for name, path in self._paths.items()}

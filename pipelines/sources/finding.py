@@ -37,7 +37,7 @@ class SourceScan:
 
     Attributes:
         found: Cases in folders.
-        archives: Archives and how records call them.
+        archives: Archives and their names in records.
         asked_for: Whether the source is an archive that the user named.
     """
 
@@ -51,7 +51,7 @@ def no_case_found(sources: Sequence[str], parts: Iterable[Found] = ()) -> UsageE
 
     Args:
         sources: Folders and archives.
-        parts: What was met in them instead.
+        parts: What was found in them instead.
     """
     names = ", ".join(map(str, sources))
     text = f"no NetFabb case found in {names}; a case is a folder with …mechanical.out or results/…mechanical.case"
@@ -107,7 +107,7 @@ def scan_source(source: str, *, by_content: bool = False) -> SourceScan:
 
     Args:
         source: A folder or an archive: a path, or a URL that fsspec reads.
-        by_content: Sign the cases of folders by what their files hold, not by size and time.
+        by_content: Take the signature of the cases of folders from the content of their files, not from size and time.
 
     Raises:
         UsageError: If it doesn't exist or can't be read.
@@ -201,12 +201,12 @@ def _unreadable(source: Path, folder: str, reason: str) -> CaseRecord:
 def remarks_of(
     grouping: Grouping, label: str, ignored: Sequence[str], opened: Collection[str] = ()
 ) -> tuple[Remark, ...]:
-    """What is said of a source beside its cases.
+    """Remarks on what a source holds beside its cases.
 
     Args:
         grouping: What lies in it.
-        label: How records call it.
-        ignored: Files and folders of no meaning.
+        label: Its name in records.
+        ignored: Ignored files and folders.
         opened: Archives that are sources themselves.
     """
     remarks = list(ignored_files_remark([f"{label}:{name}" for name in ignored]))
@@ -266,7 +266,7 @@ def find_in_archive(location: str, label: str) -> Found:
 
     Args:
         location: The archive: a path or a URL.
-        label: How records call it.
+        label: Its name in records.
 
     Raises:
         CaseError: If it isn't a readable archive.

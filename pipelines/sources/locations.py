@@ -52,7 +52,7 @@ def read_bytes(location: str) -> bytes:
 
 
 def size_and_version(location: str) -> tuple[int, str]:
-    """Size of a file, and what tells its versions apart without reading it: time of change, or an object store's ETag.
+    """Size of a file, and its version, known without reading it: time of change, or an object store's ETag.
 
     Raises:
         OSError: If it isn't there.
@@ -70,7 +70,7 @@ def _size_and_version(info: dict[str, Any]) -> tuple[int, str]:
 
 
 def list_remote(url: str, *, depth: int | None = None) -> dict[str, tuple[int, str]]:
-    """Files below a URL: relative name to size and mark.
+    """Files below a URL: relative name to size and version, as `size_and_version` gives them.
 
     Args:
         url: A folder.

@@ -46,12 +46,12 @@ class IndexRange:
 
 
 def write_index(path: Path, cases: Iterable[Mapping[str, Member]], mark: tuple[int, str]) -> list[IndexRange]:
-    """Write the members of all cases of an archive down.
+    """Write the index of an archive: where the members of all its cases lie.
 
     Args:
         path: File to write.
         cases: Of each case, its members by their names within the case.
-        mark: Size and time of change of the archive.
+        mark: Size and version of the archive, as `size_and_version` gives them.
 
     Returns:
         Where each case lies, in their order.
@@ -74,10 +74,10 @@ def read_members(rows: IndexRange, mark: tuple[int, str]) -> dict[str, Member] |
 
     Args:
         rows: Where they are written down.
-        mark: Size and time of change that the archive has now.
+        mark: Size and version that the archive has now.
 
     Returns:
-        Members by their names within the case; None when the index is gone or tells of another state of the archive.
+        Members by their names within the case; None when the index is gone or belongs to another state of the archive.
     """
     try:
         if rows.first < 0 or rows.count < 1:

@@ -85,7 +85,7 @@ def inherent_strain_of(case: Case) -> dict[str, Any]:
 
 
 def compare_part(name: str, folder: Path) -> tuple[dict[str, Any], list[Panel]]:
-    """Simulate a part and hold it against NetFabb's results."""
+    """Simulate a part and compare it with NetFabb's results."""
     mesh = voxelize(load_surface(next(folder.glob("*.stl"))), CELL)
     simulation = BuildSimulation(mesh, MATERIALS["Inc625"].calibrated("netfabb"), refinement=REFINEMENT)
     frames = list(simulation.frames())

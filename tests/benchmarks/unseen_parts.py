@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from flare_model.prediction.part import FromSurface, Part
 from flare_model.prediction.surface_parts import LAYER
+from lpbf_data.case.schema import FULL_CLEARANCE
 from lpbf_data.errors import GeometryError
 from lpbf_data.geometry.closed_surface import Surface
 from lpbf_data.geometry.layer_groups import choose_refinement
@@ -26,7 +27,7 @@ from pipelines.simulation.materials.material import MATERIALS, Material
 from pipelines.simulation.parts.corpus import part_surface
 from pipelines.simulation.parts.draws import plan_streams
 from pipelines.simulation.parts.families import FAMILIES
-from pipelines.simulation.physics.build_simulation import FULL_CLEARANCE, BuildSimulation
+from pipelines.simulation.physics.build_simulation import BuildSimulation
 from pipelines.simulation.results.failures import failure_of
 
 SEED: Final = 20_977

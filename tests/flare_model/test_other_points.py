@@ -225,7 +225,7 @@ def test_a_model_of_the_plane_needs_the_same_plane(darcy_run: Path, tmp_path: Pa
         from_pretrained(broken)
     content["usage"]["points"] = {"name": "darcy"}
     (broken / "config.json").write_text(json.dumps(content))
-    with pytest.raises(LpbfError, match="what lies at its points can't be read"):
+    with pytest.raises(LpbfError, match="the schema of its points can't be read"):
         from_pretrained(broken)
 
 

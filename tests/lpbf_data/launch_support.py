@@ -1,4 +1,4 @@
-"""Start programs of several processes, and tell what they said when they fail or hang."""
+"""Start programs of several processes, and show their output when they fail or hang."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands say: progress in logs, options that can't be understood, signs an output lacks, marks as they are."""
+"""Output of commands: progress in logs, errors in options, characters that an encoding lacks, text without markup."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ def test_an_option_that_must_be_given_is_named() -> None:
     assert (done.stderr, done.returncode) == (b"error: --checkpoint must be given; --help lists all\n", 2)
 
 
-def test_help_names_the_configurations_that_come_along() -> None:
+def test_help_names_the_configurations_of_the_package() -> None:
     from flare_model.configs import config_names
 
     done = call("flare_model.train", "--help", COLUMNS="10000")
-    assert f"one that comes along: {', '.join(config_names())}." in done.stdout.decode()
+    assert f"a configuration of this package: {', '.join(config_names())}." in done.stdout.decode()
 
 
 @pytest.mark.parametrize(("total", "lines"), [(1000, 10), (10, 10), (7, 7), (1, 1)])

@@ -1,4 +1,4 @@
-"""The cache: decoded once for all processes, never wrong, never in the way."""
+"""The cache: each case is decoded once for all processes; neither damage nor a full disk stops training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets in the loops of others: epochs that follow one another whoever iterates, draws that are drawn anew."""
+"""Data sets in DataLoaders of PyTorch and torchdata: epochs follow one another, random transforms draw anew."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a hub or the operating system refuses: repeated within the limit, and told as what it is, never as damage."""
+"""What a hub or the operating system refuses: repeated within the limit, and reported as such, never as damage."""
 
 from __future__ import annotations
 

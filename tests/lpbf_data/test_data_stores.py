@@ -19,7 +19,7 @@ from lpbf_data.case.case import Case
 from lpbf_data.case.schema import FIELDS
 from lpbf_data.errors import SchemaError, StoreError
 from lpbf_data.stores.parquet import ParquetShard, write_shard
-from lpbf_data.stores.selection import Selection, arrays_of_case
+from lpbf_data.stores.selection import TARGET_COMPONENT, TARGET_FIELD, Arrays, Selection, finish_arrays
 from lpbf_data.stores.zarr_direct_reader import open_sharded_array
 from lpbf_data.stores.zarr_parts import ZarrPart, write_part
 from tests.data_support import SPECS, make_case
@@ -56,6 +56,17 @@ def shard(cases: list[Case], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def open_store(kind: str, part: Path, shard: Path) -> ZarrPart | ParquetShard:
     return ZarrPart(part) if kind == "zarr" else ParquetShard(shard)
+
+
+def arrays_of_case(case: Case, selection: Selection) -> Arrays:
+    """What a store must give for a case."""
+    arrays: Arrays = {"pos": case.points}
+    if selection.target:
+        arrays["y"] = case.fields[TARGET_FIELD][:, TARGET_COMPONENT : TARGET_COMPONENT + 1]
+    for spec in selection.fields:
+        values = case.fields[spec.name]
+        arrays[spec.name] = values.reshape(len(values), -1)
+    return finish_arrays(arrays, case.cells, selection)
 
 
 def read_all(store: ZarrPart | ParquetShard, selection: Selection) -> list[Any]:

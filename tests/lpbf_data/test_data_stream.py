@@ -1,4 +1,4 @@
-"""A stream stands where it says it stands: directly, in workers, in StatefulDataLoader, on other numbers of ranks."""
+"""A stream's state is its real position: iterated directly, in workers, in StatefulDataLoader, on other ranks."""
 
 from __future__ import annotations
 

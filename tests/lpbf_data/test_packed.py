@@ -121,7 +121,7 @@ def test_a_data_set_comes_back_with_its_cases_designs_and_splits(
     src = corpus(tmp_path / "lpbf")
     assert pack(str(src), str(tmp_path / "packed")) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "bytes a point" in said
+    assert "bytes per point" in said
     assert unpack([str(tmp_path / "packed")], str(tmp_path / "back")) == 0
     assert "values of fields were rounded" in capsys.readouterr().out
     assert verify_dataset(tmp_path / "back").problems == ()

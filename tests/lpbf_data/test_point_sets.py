@@ -200,8 +200,8 @@ def test_an_empty_split_or_a_folder_that_isnt_is_refused(tmp_path: Path) -> None
         ({"coordinates": ["x", "source"]}, "names of their own"),
         ({"coordinates": ["x", "../y"]}, "can't be a name"),
         ({"inputs": ["heat"]}, "there is no field 'heat'"),
-        ({"targets": []}, "one field or more is to be predicted"),
-        ({"targets": ["source"]}, "none of those is known beforehand"),
+        ({"targets": []}, "at least one field must be a target"),
+        ({"targets": ["source"]}, "no target may be an input"),
         ({"grid": [4]}, "can't be read"),
         ({"grid": [0, 5]}, "a grid has rows and columns"),
         ({"scales": {"x": [0.0, 0.0]}}, "x can't be scaled"),
@@ -233,10 +233,10 @@ def test_a_manifest_of_points_has_a_version_of_its_own(heat: Path) -> None:
     assert POINTS_VERSION > SCHEMA_VERSION  # versions of before, which know parts alone, ask to be upgraded
     assert decode_manifest(altered(heat, lambda m: m)).schema_version == POINTS_VERSION
     for how in (lambda m: {**m, version: b"2"}, lambda m: {version: m[version]}):
-        with pytest.raises(SchemaError, match="what lies at points doesn't go with that"):
+        with pytest.raises(SchemaError, match="doesn't go with its schema of points"):
             decode_manifest(altered(heat, how))
     for content in (b"", b"[]", b"{}", b'{"name": "heat"}'):
-        with pytest.raises(SchemaError, match="what lies at its points can't be read"):
+        with pytest.raises(SchemaError, match="the schema of its points can't be read"):
             decode_manifest(altered(heat, lambda m, content=content: {**m, key: content}))
 
 

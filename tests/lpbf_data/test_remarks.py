@@ -1,4 +1,4 @@
-"""What was left out, changed, guessed or repaired is told once and with numbers."""
+"""What was left out, changed, guessed or repaired is reported once and with numbers."""
 
 import io
 import json

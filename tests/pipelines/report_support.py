@@ -1,4 +1,4 @@
-"""Records of a data set, and other people's words in them."""
+"""Records of a data set, with hostile text in them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def records_of(dataset: Path) -> tuple[CaseRecord, ...]:
 
 
 def hostile_records(dataset: Path) -> list[CaseRecord]:
-    """Records with other people's words wherever words can stand."""
+    """Records with hostile text in every field that takes text."""
     records = list(records_of(dataset))
     for number, words in enumerate(HOSTILE):
         record = records[number]

@@ -1,4 +1,4 @@
-"""What a process beside this one is asked to do; alone, so that it imports little each time it is started anew."""
+"""Tasks for a separate process, in a module of their own, so that it imports little each time it is started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The build, end to end: what lands on disk, what becomes of broken cases, and that nothing depends on who did it."""
+"""The build, end to end: what lands on disk, what becomes of broken cases, the same with any number of workers."""
 
 from __future__ import annotations
 

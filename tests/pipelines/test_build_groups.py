@@ -322,7 +322,7 @@ def test_a_process_beside_this_one_answers_in_order_and_is_started_anew(monkeypa
     monkeypatch.setattr("pipelines.building.case_process.MAX_ENDS", 2)
     with CaseProcess() as beside:
         assert list(beside.map(double_or_end, [5, 1, 2])) == [10, 2, 4]
-        with pytest.raises(UsageError, match="took 2 processes with it"):
+        with pytest.raises(UsageError, match="2 processes ended while they worked on a task"):
             list(beside.map(double_or_end, [3]))
         with pytest.raises(CaseError, match="four is gone") as caught:
             list(beside.map(double_or_end, [4]))

@@ -1,4 +1,4 @@
-"""Data of the Darcy benchmark: the equation, the recipe, the files, the figures of what predicts nothing."""
+"""Data of the Darcy benchmark: the equation, the recipe, the files, the errors of trivial predictions."""
 
 from __future__ import annotations
 

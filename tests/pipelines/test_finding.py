@@ -1,4 +1,4 @@
-"""Files of strangers: hidden ones, several runs in a folder, names of other systems, folders that can't be read."""
+"""Sources as users have them: hidden files, several runs in a folder, names of other systems, unreadable folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--plan`: what it tells is what a build takes, and it does nothing."""
+"""`--plan`: its estimates agree with what a build takes, and it changes nothing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_what_is_told_is_what_a_build_takes(sources: Path) -> None:
 
 
 def test_reductions_in_a_plan_are_those_of_their_cases(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the trial would store is held against what a build stores."""
+    """What the trial would store is what a build stores."""
     import pipelines.building.forecast
 
     stored: dict[str, float] = {}

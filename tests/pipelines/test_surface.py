@@ -1,4 +1,4 @@
-"""The surface of refined meshes, held against voxels: a mesh of one size knows its outside without any doubt."""
+"""The surface of refined meshes, compared with voxels, whose surface is known without any doubt."""
 
 from __future__ import annotations
 

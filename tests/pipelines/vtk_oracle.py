@@ -1,4 +1,4 @@
-"""VTK's EnSight reader, the independent reading that ours is held against."""
+"""VTK's EnSight reader, an independent reader that ours is compared with."""
 
 from __future__ import annotations
 

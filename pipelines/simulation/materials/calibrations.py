@@ -1,6 +1,6 @@
 """What a calibration decides: the inherent strain of layers, and how layers are lumped. Two are built in.
 
-`measured` is held against NIST's AM-Bench bridges, `netfabb` against the inherent strain that NetFabb's own files hold.
+`measured` is fitted to NIST's AM-Bench bridges, `netfabb` has the inherent strain that NetFabb's own files hold.
 Neither number comes from a material's handbook; both are carried to other materials by their thermal expansion, because
 what shrinks a layer is that it cools while it is held. README.md beside this file has both tables of figures.
 """

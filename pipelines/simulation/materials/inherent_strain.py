@@ -63,7 +63,7 @@ def cell_strains(mesh: VoxelMesh, in_plane: float, rule: WallRule | None) -> NDA
 
 
 def near_walls(mesh: VoxelMesh, rule: WallRule) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """For each cell how much of the relief at walls it gets, [e], and the directions of the walls, [e, 2, 2].
+    """For each cell s, its share of the reduction at walls, [e], and J, the directions of the walls, [e, 2, 2].
 
     Args:
         mesh: The part.

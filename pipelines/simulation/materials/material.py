@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
 from lpbf_data.shrinkage import EXPANSIONS
 from pipelines.simulation.materials.calibrations import CALIBRATIONS, Calibration, measured
-
-MaterialName = Literal["Ti64", "Inc625", "SS316L", "15-5PH", "AlSi10Mg"]
 
 Table = tuple[tuple[float, float], ...]
 

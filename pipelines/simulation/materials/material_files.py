@@ -25,8 +25,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from lpbf_data.errors import UsageError
 from lpbf_data.shrinkage import (
     EXPANSION_RANGE,
@@ -113,16 +111,6 @@ def material_values(material: Material) -> dict[str, Any]:
         material: The material.
     """
     return _plain(asdict(material))  # type: ignore[no-any-return]
-
-
-def write_material(material: Material, path: Path) -> None:
-    """Write a material file.
-
-    Args:
-        material: The material.
-        path: The file.
-    """
-    path.write_text(yaml.safe_dump(material_values(material), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

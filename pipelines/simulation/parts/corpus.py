@@ -16,8 +16,14 @@ from numpy.typing import NDArray
 from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
 from pipelines.simulation.parts.families import FAMILIES, Family, Parameters
 
-BUILD_VOLUME: Final = 60.0
-"""Parts are scaled to fit [-30, 30] x [-30, 30] x [0, 60] mm, as in appendix G.2 of the paper."""
+MAX_EXTENT: Final = 60.0
+"""Largest extent in mm: parts are scaled to fit [-30, 30] x [-30, 30] x [0, 60] mm, as in appendix G.2 of the paper."""
+
+MIN_PLANES: Final = 2
+"""Fewest planes of cells of a part: one alone shrinks freely when it is cut off, and wouldn't warp."""
+
+MIN_POINTS: Final = 100
+"""Fewest points of a part that is drawn."""
 
 _SHARES: Final = (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 # Quantiles over the 3,398 simulations from which the published data set was chosen: hexahedra over their median, and
@@ -42,15 +48,13 @@ _ASPECT_RATIOS: Final = (
 )
 # Shares of designs with 1, 2, … bodies.
 _BODIES: Final = (0.716, 0.169, 0.070, 0.029, 0.010, 0.006)
-_MIN_POINTS: Final = 100
 _VARIATION: Final = 0.3  # of a parameter's range, between the bodies of a design
 _MAX_BODY_NUMBER: Final = 13
 # How often the least, the middle and the largest extent of a part points up: half of the published parts lie, a quarter
 # is as high as the build volume allows.
 _UP: Final = (0.7, 0.05, 0.25)
-# Fewest planes of cells of a part, and width over height up to which its cells may go: within the published limit of 3,
-# with room for heights of whole powder layers and for parts that are wider at their foot.
-_PLANES: Final = 2
+# Width over height up to which cells may go: within the published limit of 3, with room for heights of whole powder
+# layers and for parts that are wider at their foot.
 _WIDEST: Final = 1.8
 
 
@@ -122,7 +126,7 @@ def _plan_design(rng: np.random.Generator, design: str, family: Family, num_poin
     plans = []
     for body in bodies.tolist():
         shares = {k: float(np.clip(v + rng.uniform(-1, 1) * _VARIATION * (count > 1), 0, 1)) for k, v in centre.items()}
-        size = max(_MIN_POINTS, round(num_points * quantile(_SHARES, _SIZES, rng.uniform())))
+        size = max(MIN_POINTS, round(num_points * quantile(_SHARES, _SIZES, rng.uniform())))
         ratio = quantile(_SHARES, _ASPECT_RATIOS, rng.uniform())
         plans.append(PartPlan(f"{design}_{body}", family.name, parameters_of(family, shares), up, size, ratio))
     return plans
@@ -183,8 +187,8 @@ def part_surface(
     extents = np.ptp(vertices, axis=0)
     order = np.argsort(extents, kind="stable")
     if height is not None:
-        natural = BUILD_VOLUME * extents[order] / extents.max()
-        up = 2 if height >= BUILD_VOLUME else int(np.abs(np.log(natural[:2] / height)).argmin())
+        natural = MAX_EXTENT * extents[order] / extents.max()
+        up = 2 if height >= MAX_EXTENT else int(np.abs(np.log(natural[:2] / height)).argmin())
     placed = fit_build_volume(np.roll(vertices, 2 - int(order[up]), axis=1))
     if height is not None:
         placed[:, 2] *= height / np.ptp(placed[:, 2])
@@ -198,8 +202,8 @@ def part_surface(
 def _footprint_share(surface: Surface, num_points: int) -> float:
     """By how much the footprint of a flat part must shrink so that few points give cells that aren't too flat."""
     height = float(np.ptp(surface.bounds[:, 2]))
-    width = _WIDEST * height / _PLANES  # of a cell
-    needed = (_PLANES + 1) * surface.volume / (height * width**2)
+    width = _WIDEST * height / MIN_PLANES  # of a cell
+    needed = (MIN_PLANES + 1) * surface.volume / (height * width**2)
     return min(1.0, float(np.sqrt(num_points / needed)))
 
 
@@ -219,7 +223,7 @@ def fit_build_volume(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
         vertices: Coordinates, [n, 3].
     """
     low, high = vertices.min(axis=0), vertices.max(axis=0)
-    scaled = (vertices - low) * (BUILD_VOLUME / (high - low).max())
+    scaled = (vertices - low) * (MAX_EXTENT / (high - low).max())
     scaled[:, :2] -= (scaled[:, :2].max(axis=0)) / 2
     return _rounded(scaled)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from lpbf_data.case.record import Measures
 from pipelines.simulation.choices import DrawName
-from pipelines.simulation.parts.corpus import BUILD_VOLUME, PartPlan, design_ids, parameters_of, quantile
+from pipelines.simulation.parts.corpus import MAX_EXTENT, MIN_POINTS, PartPlan, design_ids, parameters_of, quantile
 from pipelines.simulation.parts.families import FAMILIES
 
 MAX_CANDIDATES: Final = 200
@@ -31,7 +31,6 @@ uppermost heights are 60 mm, less what doesn't fill a plane of cells)."""
 
 _UP: Final = (1 / 3, 1 / 3, 1 / 3)
 _TILTS: Final = (10.0, 80.0)  # degrees
-_MIN_POINTS: Final = 100
 _BODY: Final = 1  # a case is a design of its own
 
 
@@ -151,7 +150,7 @@ class CandidateStream:
         )
         tilt = (float(rng.uniform(*_TILTS)), float(rng.uniform(0.0, 360.0)))
         threshold = float(rng.uniform())
-        points = max(_MIN_POINTS, round((self.meshed_for or self.num_points) * size))
+        points = max(MIN_POINTS, round((self.meshed_for or self.num_points) * size))
         plan = PartPlan(
             self.case_id,
             family.name,
@@ -159,7 +158,7 @@ class CandidateStream:
             up,
             points,
             ratio,
-            height=None if is_tilted else min(height, BUILD_VOLUME),
+            height=None if is_tilted else min(height, MAX_EXTENT),
             tilt=tilt if is_tilted else None,
             sized_for=points,
         )

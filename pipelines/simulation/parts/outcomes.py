@@ -1,4 +1,4 @@
-"""What came of a case, and the file that tells it."""
+"""The outcome of a simulated case, and the file that holds it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.netfabb.solver_log import PartOrigin
 
 @dataclass(frozen=True)
 class CaseOutcome:
-    """What came of a case.
+    """The outcome of a case.
 
     Attributes:
         case_id: The case.
@@ -53,7 +53,7 @@ class CaseOutcome:
 
 
 def outcome_path(folder: Path, case_id: str) -> Path:
-    """File that tells what came of a case.
+    """File of the outcome of a case.
 
     Args:
         folder: Folder of the outcomes.
@@ -63,7 +63,7 @@ def outcome_path(folder: Path, case_id: str) -> Path:
 
 
 def load_outcome(folder: Path, case_id: str) -> CaseOutcome | None:
-    """What came of a case in an earlier run; None when it isn't finished.
+    """The outcome of a case in an earlier run; None when it isn't finished.
 
     Args:
         folder: Folder of the outcomes.
@@ -80,11 +80,11 @@ def load_outcome(folder: Path, case_id: str) -> CaseOutcome | None:
 
 
 def store_outcome(folder: Path, outcome: CaseOutcome) -> None:
-    """Say what came of a case.
+    """Write the outcome of a case.
 
     Args:
         folder: Folder of the outcomes.
-        outcome: What came of it.
+        outcome: The outcome.
     """
     stored = asdict(outcome) | {"remarks": [remark.as_dict() for remark in outcome.remarks]}
     content = json.dumps(stored, indent=1) + "\n"

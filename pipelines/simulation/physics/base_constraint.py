@@ -21,7 +21,7 @@ from pipelines.simulation.physics.thermal import PLATE_LEVELS
 _COLUMNS: Final = 64  # of the block's cells, about
 _MAX_ALONG: Final = 32
 _MAX_PLANES: Final = 10
-_HOLD: Final = 1e6  # stiffness of a cell that holds a node where it is
+_HOLD: Final = 1e6  # times the stiffness of a cell: a spring that holds a node where it is
 
 
 def base_size(mesh: VoxelMesh) -> int:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.cached_property import cached_property
+from lpbf_data.case.schema import FULL_CLEARANCE
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.materials.inherent_strain import cell_strains
 from pipelines.simulation.materials.material import Material, Process
@@ -25,9 +26,6 @@ from pipelines.simulation.physics.layers import COOLING, LayerGroup, plan_layers
 from pipelines.simulation.physics.mechanics import MechanicalState, Mechanics
 from pipelines.simulation.physics.moved_elements import elements_of
 from pipelines.simulation.physics.thermal import PLATE_LEVELS, LayerTemperature, temperature_history
-
-FULL_CLEARANCE: Final = 100.0
-"""Clearance where none is measured, percent."""
 
 Phase = Literal["added", "shrunk", "cooled", "cut"]
 

@@ -53,8 +53,8 @@ class _Ending:
     Attributes:
         known: What is known of the preconditioner.
         learns: Whether the solution is of the matrix that the preconditioner is for, and so teaches about it.
-        diagonal: Diagonal of the tridiagonal matrix of the iterations so far.
-        beside: What stands beside it.
+        diagonal: Diagonal of the tridiagonal (Lanczos) matrix of the iterations so far.
+        beside: Its off-diagonal.
         usual: Displacement where the solution would have ended, [n, 3], and its correction; None before.
     """
 
@@ -66,7 +66,7 @@ class _Ending:
     _last: tuple[float, float] = (1.0, 0.0)
 
     def saw(self, step: float, turn: float) -> None:
-        """Take in an iteration: the length of its step, and the share of the direction before in its own."""
+        """Take in the coefficients of an iteration: alpha (`step`) and beta (`turn`) of conjugate gradients."""
         before, _ = self._last
         if self.diagonal:
             self.beside.append(math.sqrt(max(turn, 0.0)) / before)
@@ -86,8 +86,8 @@ class _Ending:
     def found(self, moved: NDArray[np.float64], correction: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """The displacement to end with, [n, 3], or None to go on.
 
-        The first solution goes a little further than it would have to. Where that shows nothing it ends with what it
-        had, so that all solutions are the usual ones.
+        The first solution goes on for some iterations after its usual end, to learn how far off the preconditioner is.
+        If that shows no motion that is missing, the displacement at the usual end is returned.
         """
         if self.known.rigid is not None:
             flat = correction.ravel()

@@ -1,4 +1,4 @@
-"""Matrices of hexahedra whose corners were moved, one set a cell: the boxes' element on any shape.
+"""Matrices of hexahedra whose corners were moved, one set per cell: the boxes' element on any shape.
 
 Displacements are trilinear on the reference cube, with the same incompatible modes. Gradients of the modes are taken
 with the Jacobian at the middle of the cell and scaled by its determinant over that at the point (Taylor, Beresford,

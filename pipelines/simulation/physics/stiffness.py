@@ -29,8 +29,8 @@ from pipelines.simulation.physics.iterations import Preconditioning, SolverError
 _SPRING: Final = 1e-9
 # Share of a cell's stiffness that ties every node to where it is, as loose powder does. It matters only where a piece
 # hangs on nothing, or by an edge: loads of inherent strains balance on each piece, so nothing pulls at the springs.
-_DENSE_RATE: Final = 3e10  # operations a second of the dense kernels on one core
-_MULTIGRID_RATE: Final = 4e4  # degrees of freedom a second, for one hierarchy and two solutions
+_DENSE_RATE: Final = 3e10  # operations per second of the dense kernels on one core
+_MULTIGRID_RATE: Final = 4e4  # degrees of freedom per second, for one hierarchy and two solutions
 _HIERARCHY: Final[dict[str, Any]] = {
     "max_coarse": 150,
     "coarse_solver": "splu",

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.cached_property import cached_property
-from lpbf_data.case.schema import FIELDS, SYMMETRIC_TENSOR
+from lpbf_data.case.schema import FIELDS, FULL_CLEARANCE, SYMMETRIC_TENSOR
 from lpbf_data.case.tensor_order import reorder
 from lpbf_data.geometry.closed_surface import Surface
 from lpbf_data.geometry.stl import write_stl
@@ -30,7 +30,7 @@ from pipelines.ensight import (
 from pipelines.netfabb.run import NETFABB_ORDER, VARIABLES
 from pipelines.simulation.choices import EncodingName, Results
 from pipelines.simulation.physics.build_plate import PlatedMesh, add_build_plate
-from pipelines.simulation.physics.build_simulation import FULL_CLEARANCE, BuildSimulation, Frame
+from pipelines.simulation.physics.build_simulation import BuildSimulation, Frame
 from pipelines.simulation.physics.elements import STRAINS
 from pipelines.simulation.physics.fields import principal_stresses, von_mises
 from pipelines.simulation.results.identity import GENERATOR, SOLVER_VERSION
