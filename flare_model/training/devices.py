@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.precision import Precision
 
-__all__ = ["Fabric", "FirstProcessError", "Precision", "device_of", "on_first_process", "open_fabric"]
+__all__ = [
+    "Fabric",
+    "FirstProcessError",
+    "Precision",
+    "device_of",
+    "in_process_group",
+    "on_first_process",
+    "open_fabric",
+]
 
 _CUBLAS: Final = ":4096:8"
 _INTERACTIVE: Final = ("bash", "interactive")
@@ -116,6 +124,11 @@ def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> t
     # such a model holds the last reference to the group, destroying it can wait for ever (PyTorch 2.13, gloo).
     atexit.register(gc.collect)
     return fabric, precision
+
+
+def in_process_group(fabric: Fabric) -> bool:
+    """Whether a launcher started the run's processes, even if it started one alone."""
+    return isinstance(fabric.strategy, _fabric().strategies.ParallelStrategy)
 
 
 class FirstProcessError(LpbfError):

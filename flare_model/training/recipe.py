@@ -73,8 +73,8 @@ class Recipe:
             them. It is no part of the model: what was trained with kernels predicts without.
         compile: Compile the model with torch.compile in this mode; reduce-overhead uses CUDA graphs of its own.
         step_graphs: Record whole steps, the optimiser's included, as CUDA graphs, and launch each at once: several
-            times as fast for parts of up to some 50,000 points, whose steps wait for launches. With the kernels, on
-            one GPU or several.
+            times as fast for parts of up to some 50,000 points, whose steps wait for launches. On one GPU or several,
+            for models that read nothing back to the host, such as FLARE by the kernels.
         round_points: Fill each batch up to a multiple of so many points, so that CUDA graphs meet few sizes; 0 for not,
             but for 1024 under step_graphs.
         activation_checkpointing: Keep only the input of each block and recompute the rest in the backward pass; not

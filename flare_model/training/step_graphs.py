@@ -102,9 +102,8 @@ class StepGraphs:
     def _replay_update(self, gradients: AveragedGradients) -> None:
         """Change the weights by the averaged gradients."""
         if self._recorded_update is None:
-            graph = torch.cuda.CUDAGraph()
-            gradients.assign()
-            with no_collection(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with _recording(None) as graph:
+                gradients.assign()
                 self._update()
             self._optimizer.zero_grad(set_to_none=True)
             self._recorded_update = graph
@@ -130,25 +129,13 @@ class StepGraphs:
         return self._capture(static)
 
     def _capture(self, static: Batch) -> _Recording:
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # Only the loss is needed after a replay, and it is copied at once, so that graphs of all sizes share their
-            # memory. Other threads, such as the one that reads ahead and pins memory, may call CUDA meanwhile.
-            with no_collection(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                loss = self._differentiate(static)
-                if self._gradients is None:
-                    self._update()
-                else:
-                    self._gradients.collect()
-        except (LpbfError, torch.OutOfMemoryError):
-            _leave_recording(static.points.device)
-            raise
-        except RuntimeError as error:
-            _leave_recording(static.points.device)
-            raise UsageError(
-                "a training step of this model can't be recorded as a CUDA graph, which must not read anything back to "
-                f"the host: {str(error).partition(chr(10))[0]}. Train it with --recipe.step_graphs false"
-            ) from error
+        # Only the loss is needed after a replay, and it is copied at once: graphs of all sizes share their memory.
+        with _recording(self._pool) as graph:
+            loss = self._differentiate(static)
+            if self._gradients is None:
+                self._update()
+            else:
+                self._gradients.collect()
         self._pool = self._pool or graph.pool()
         self._optimizer.zero_grad(set_to_none=True)
         return _Recording(graph, static, loss.detach())
@@ -170,13 +157,38 @@ class StepGraphs:
         torch.cuda.synchronize()
 
 
-def _leave_recording(device: torch.device) -> None:
-    """Let random numbers be drawn again on a GPU after a recording that failed.
+@contextlib.contextmanager
+def _recording(pool: Any) -> Iterator[torch.cuda.CUDAGraph]:
+    """Record what is done within as a graph.
 
-    PyTorch's generator believes that it is still recorded, and raises "Offset increment outside graph capture" when
-    anything in this process draws; a copy of its state doesn't.
+    Args:
+        pool: Memory of earlier recordings to share; None for memory of its own.
+
+    Raises:
+        UsageError: If something can't be recorded.
     """
-    generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # Other threads, such as the one that reads ahead and pins memory, may call CUDA meanwhile.
+        with no_collection(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            yield graph
+    except BaseException as error:
+        _leave_recording()
+        if not isinstance(error, RuntimeError) or isinstance(error, LpbfError | torch.OutOfMemoryError):
+            raise
+        raise UsageError(
+            "a training step of this model can't be recorded as a CUDA graph, which must not read anything back to "
+            f"the host: {str(error).partition(chr(10))[0]}. Train it with --recipe.step_graphs false"
+        ) from error
+
+
+def _leave_recording() -> None:
+    """Let random numbers be drawn again on this GPU after a recording that failed.
+
+    PyTorch's generator would still count as recorded, and raise "Offset increment outside graph capture" when anything
+    in this process draws; a copy of its state doesn't.
+    """
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
     generator.graphsafe_set_state(generator.clone_state())
 
 

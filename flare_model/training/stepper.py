@@ -22,7 +22,7 @@ from flare_model.models.contract import check_contract
 from flare_model.models.divided import divided
 from flare_model.models.mesh_model import MeshModel
 from flare_model.training.averaged_gradients import AveragedGradients, WithPrecision, same_weights
-from flare_model.training.devices import Fabric
+from flare_model.training.devices import Fabric, in_process_group
 from flare_model.training.divided_meshes import open_ranks, waiting_briefly
 from flare_model.training.initial_weights import initial_normalisation, load_initial_checkpoint
 from flare_model.training.loss import Shares, TrainingLoss
@@ -94,13 +94,12 @@ class Stepper:
 
         What averages gradients over processes is `DistributedDataParallel` around the surrogate, or the third value.
         """
-        launched = torch.distributed.is_available() and torch.distributed.is_initialized()  # of one process, too
-        if not (self.recorded and launched):
+        if not (self.recorded and in_process_group(self.fabric)):
             return (*self.fabric.setup(self.surrogate, self.optimizer), None)
         self.surrogate.to(self.fabric.device)
         same_weights(self.surrogate)
         optimizer = self.fabric.setup_optimizers(self.optimizer)
-        return WithPrecision(self.surrogate, self.fabric), optimizer, AveragedGradients(self.surrogate)
+        return WithPrecision(self.surrogate, self.fabric), optimizer, AveragedGradients(self.surrogate.model)
 
     def _open_graphs(self, model: torch.nn.Module) -> StepGraphs:
         """What records steps; of several processes, with a batch's share of a step as a number on the device."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
@@ -139,10 +140,29 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         return flat / parts
 
+    def record_all_sizes(self) -> None:
+        """Record the sizes of the batches of all steps, the largest first, and begin anew."""
+        weights = {name: values.clone() for name, values in self.model.state_dict().items()}
+        of_size: dict[int, list[int]] = {}
+        for _, numbers in zip(range(self.steps), self.drawn(), strict=False):
+            points = sum(len(self.cases.cases[number][0]) for number in numbers)
+            of_size[points // (FILLED * self.size)] = numbers
+        batches = [of_size[size] for size in sorted(of_size, reverse=True)]
+        # Each call averages gradients: processes that meet fewer sizes take their last one again.
+        calls = len(batches) if self.alone else round(self.machine.most(len(batches)))
+        for number in range(calls):
+            self.graphs(self.cases.batch(batches[min(number, len(batches) - 1)]).filled(FILLED * self.size))
+        self.model.load_state_dict(weights)
+        for state in self.optimizer.state.values():
+            for values in state.values():
+                values.zero_()
+
     def run(self) -> dict[str, Any]:
-        """All steps: pace once all sizes were met, and the loss at the end, the mean over the processes."""
+        """All steps: pace once all sizes were recorded, and the loss at the end, the mean over the processes."""
+        if self.recorded:
+            self.record_all_sizes()
         machine, drawn = self.machine, self.drawn()
-        losses, taken, begin, warm = [], 0, 0.0, min(self.steps // 2, 100 if self.recorded else 20)
+        losses, taken, begin, warm = [], 0, 0.0, min(self.steps // 2, 20)
         for number in range(self.steps):
             if number == warm:
                 self._meet()
@@ -195,7 +215,7 @@ def _losses(machine: Machine, cases: Cases, batch: int, steps: int, seed: int, *
         alone = Training(machine, cases, batch, steps, alone=machine.size, reversed_order=reverse, **how)
         # Each GPU takes one of the two, at the same time.
         loss = alone.run()["loss"] if machine.rank == (machine.size - 1 if reverse else 0) else 0.0
-        found[name] = machine.most(loss)
+        found[name] = machine.most(loss if math.isfinite(loss) else math.inf)
     return found
 
 

@@ -152,12 +152,13 @@ def train_over(
         processes: How many there are.
         data: The data set.
         out: Folder of the run.
-        program: Module whose function `train` takes the words of the command; the command itself by default.
+        program: Module, function and what it is called with before the words of the command, with colons between; the
+            command itself by default.
         options: Options of the command.
     """
     given = {"data": data, "out": out, "points_over": over, "accelerator": "cpu", **options}
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    called = (function, program, "train") if program else (command, "flare_model.train")
+    called = (function, *program.split(":")) if program else (command, "flare_model.train")
     started = [
         Program(called[0], out.with_name("said"), *called[1:], *words, environment=os.environ | variables)
         for variables in torchrun_variables(processes)

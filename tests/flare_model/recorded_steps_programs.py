@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +13,19 @@ from torch import Tensor
 
 import flare_model.training.devices
 import flare_model.training.stepper
+from flare_model.checkpoints.spec import ModelSpec
 from flare_model.data.batches import Batch
+from flare_model.train import open_splits
 from flare_model.training.averaged_gradients import AveragedGradients
+from flare_model.training.devices import open_fabric
+from flare_model.training.recipe import Recipe
+from flare_model.training.settings import make_settings
 from flare_model.training.step_graphs import StepGraphs
+from flare_model.training.stepper import Stepper
+from flare_model.training.trainer import Trainer
+from tests.flare_model.flare_support import TINY
 from tests.forked import command
+from tests.lpbf_data.rank_programs import report
 
 
 class PlayedSteps(StepGraphs):
@@ -46,11 +58,59 @@ class PlayedSteps(StepGraphs):
         self._optimizer.zero_grad(set_to_none=True)
 
 
+def train_until(step: str, *words: str) -> None:
+    """The same, and every process is killed after a step."""
+    plain = Trainer._optimise
+
+    def optimise(self: Trainer, group: Any) -> None:
+        plain(self, group)
+        if self.step == int(step):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Trainer._optimise = optimise  # type: ignore[method-assign]
+    train(*words)
+
+
+def gradients(data: str, out: str, loss: Any) -> None:
+    """Report the gradients of one step, as the update finds them, launched and as if it were recorded.
+
+    The first process has three cases, the second one: by the mean over cases or points its gradients count less.
+    """
+    play()
+    found = []
+    for recorded in (False, True):
+        recipe = Recipe(batch_size=3, loss=loss, step_graphs=recorded, round_points=32)
+        settings = make_settings(ModelSpec(**TINY), ["displacement"], [], data=data, accelerator="cpu", recipe=recipe)
+        trainer = Trainer(settings, *open_fabric(recipe, "cpu"), Path(out), open_splits(settings))
+        batch = Batch.of(next(iter(trainer.loader)), settings.targets, ())
+        if trainer.fabric.global_rank:
+            end = int(batch.offsets[1])
+            batch = Batch(batch.points[:end], None, batch.targets[:end], batch.offsets[:2], batch.case_ids[:1])
+        stepper = trainer.stepper
+        kept: list[Tensor] = []
+
+        def keep(stepper: Stepper = stepper, kept: list[Tensor] = kept) -> None:
+            parameters = stepper.surrogate.parameters()
+            kept.append(torch.cat([p.grad.flatten().clone() for p in parameters if p.grad is not None]))
+
+        stepper._update = keep  # type: ignore[method-assign]
+        if stepper.graphs is not None:
+            stepper.graphs._update = keep
+        stepper.step([batch])
+        found.append(kept[0])
+    report({"off": float((found[1] - found[0]).norm() / found[0].norm()), "cases": len(batch)})
+
+
 def train(*words: str) -> None:
     """What `python -m flare_model.train words…` does with --recipe.step_graphs true."""
+    play()
+    command("flare_model.train", *words, "--recipe.step_graphs", "true")
+
+
+def play() -> None:
+    """Let CPUs take recorded steps."""
     for module in (flare_model.training.devices, flare_model.training.stepper):
         module.check_device = lambda *_, **__: None  # type: ignore[attr-defined]
     flare_model.training.stepper.StepGraphs = PlayedSteps  # type: ignore[misc]
     torch.cuda.synchronize = lambda: None  # type: ignore[assignment]
     torch.set_num_threads(1)
-    command("flare_model.train", *words, "--recipe.step_graphs", "true")

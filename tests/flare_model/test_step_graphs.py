@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import signal
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,10 @@ from flare_model.training.trainer import Trainer
 from flare_model.training.training_checkpoint import STATE_NAME
 from lpbf_data.errors import UsageError
 from tests.flare_model.flare_support import TINY, assert_same_losses, go, train_over
+from tests.lpbf_data.launch_support import run_ranks
 from tests.rounding import WEIGHTS
+
+PROGRAMS = "tests.flare_model.recorded_steps_programs"
 
 
 @pytest.mark.parametrize("loss", ["relative_l2", "mse"])
@@ -95,24 +99,37 @@ def test_step_graphs_are_refused_on_a_cpu(box_dataset: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("loss", ["relative_l2", "mse"])
-def test_two_processes_take_the_steps_that_they_take_without_graphs(
-    box_dataset: str, tmp_path: Path, loss: str
-) -> None:
-    """Passes and update as two recordings, gradients averaged between them: as `DistributedDataParallel` does.
+def test_gradients_of_two_processes_are_averaged_by_their_shares(box_dataset: str, tmp_path: Path, loss: str) -> None:
+    """As `DistributedDataParallel` averages them, of three cases and of one."""
+    found = run_ranks("gradients", tmp_path, box_dataset, str(tmp_path / "run"), loss, ranks=2, module=PROGRAMS)
+    assert [one["cases"] for one in found] == [3, 1]
+    assert all(one["off"] <= 10 * torch.finfo(torch.float32).eps for one in found), found
 
-    Batches of unlike numbers of cases and points, two sizes of padded batches, and an average of the weights.
-    """
-    options: dict[str, Any] = {"epochs": 3, "batch_size": 3, "loss": loss, "ema_decay": 0.8, "precision": "32-true"}
-    words = {f"recipe.{name}": value for name, value in options.items()}
+
+def test_two_processes_take_the_steps_that_they_take_without_graphs(box_dataset: str, tmp_path: Path) -> None:
+    """Several sizes of padded batches, an average of the weights, and a run that was killed and goes on."""
+    options = {
+        "epochs": 3,
+        "batch_size": 3,
+        "loss": "mse",
+        "ema_decay": 0.8,
+        "precision": "32-true",
+        "round_points": 32,
+    }
+    words: dict[str, Any] = {f"recipe.{name}": value for name, value in options.items()} | {"checkpoint_every": 2}
     words |= {f"model.config.{name}": value for name, value in TINY["init_args"]["config"].items()}
-    runs = [tmp_path / name for name in ("plain", "graphs")]
-    for run, program in zip(runs, ("", "tests.flare_model.recorded_steps_programs"), strict=True):
-        ended, said = train_over(1, 2, box_dataset, run, program, **words, **{"recipe.round_points": 32})
-        assert not any(ended), said
-    assert_same_losses(runs[1], runs[0])
-    weights = [from_pretrained(run).model.state_dict() for run in runs]
-    for name, values in weights[0].items():
-        assert (values - weights[1][name]).norm() <= WEIGHTS * values.norm(), name
+    runs = {name: tmp_path / name for name in ("launched", "recorded", "killed")}
+    for name, program in (("launched", ""), ("recorded", f"{PROGRAMS}:train"), ("killed", f"{PROGRAMS}:train_until:3")):
+        ended, said = train_over(1, 2, box_dataset, runs[name], program, **words)
+        assert ended == [-signal.SIGKILL if name == "killed" else 0] * 2, said
+    ended, said = train_over(1, 2, box_dataset, runs["killed"], f"{PROGRAMS}:train", **words)
+    assert not any(ended), said
+    assert "goes on from step 2 of 6" in said
+    weights = from_pretrained(runs["launched"]).model.state_dict()
+    for name in ("recorded", "killed"):
+        assert_same_losses(runs[name], runs["launched"])
+        for key, values in from_pretrained(runs[name]).model.state_dict().items():
+            assert (values - weights[key]).norm() <= WEIGHTS * values.norm(), key
 
 
 @pytest.mark.parametrize(
