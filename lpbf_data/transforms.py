@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lpbf_data.case.schema import BUILD_VOLUME
 from lpbf_data.serving.transforms import (
-    BUILD_VOLUME,
     AddHexEdges,
     Compose,
     RandomSymmetry,

@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpbf_data.case.record import CaseRecord
-
-BUILD_VOLUME: Final = (30.0, 30.0, 60.0)
-"""Half width, half depth and height of the build volume in mm: x and y run from -30 to 30, z from 0 to 60 (G.2)."""
+from lpbf_data.case.schema import BUILD_VOLUME
 
 BUILD_EXTENTS: Final = (2 * BUILD_VOLUME[0], 2 * BUILD_VOLUME[1], BUILD_VOLUME[2])
 """Width, depth and height of the build volume, mm."""

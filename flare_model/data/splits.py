@@ -9,13 +9,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from flare_model.data.envelope import BUILD_VOLUME, Envelope
+from flare_model.data.envelope import Envelope
 from flare_model.data.metrics import floor_of
 from flare_model.data.normalisation import Normalisation
 from flare_model.data.point_fields import PointField
 from lpbf_data.cached_property import cached_property
 from lpbf_data.case.point_schema import PointSchema
 from lpbf_data.case.record import CaseRecord
+from lpbf_data.case.schema import BUILD_VOLUME
 from lpbf_data.case.statistics import FieldStatistics
 from lpbf_data.errors import UsageError
 from lpbf_data.reading.split_reader import read_manifest

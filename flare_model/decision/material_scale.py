@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from flare_model.data.intervals import peaks_of
 from flare_model.data.material_scale_errors import ERRORS, SHARE_OF_STRAIN
 from flare_model.data.point_fields import columns_of, resolve_targets
+from lpbf_data.case.schema import BUILD_FIELDS, DEFAULT_TOLERANCE, FULL_CLEARANCE
 from lpbf_data.errors import UsageError
 from lpbf_data.shrinkage import CALIBRATION_NAMES, Shrinkage, shrinkage_of, strain_of
 
@@ -37,10 +38,7 @@ SCALES: Final = (0.2, 6.0)
 _ONE_IN_TEN: Final = 1.645  # standard deviations within which nine of ten lie
 _SAME: Final = 1e-3  # ratios of expansions that differ by less are of one material
 _LAYER: Final = 0.04  # mm, of the training parts
-_TOLERANCE: Final = 80.0  # percent of a layer, of the training parts
-_BUILT: Final = ("build_clearance_min", "build_displacement_z_max")  # scale with what the clearance loses
 _MOVED: Final = ("displacement", "displacement_x", "displacement_y", "displacement_z")
-_FULL: Final = 100.0  # clearance above a part that hasn't moved, percent of a layer
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,8 @@ class MaterialScale:
             target: The target that the score is computed from.
             score: The score.
         """
-        lost = _FULL + score if target == "build_clearance_min" else score
-        return (self.clearance_error if target in _BUILT else self.error) * abs(lost) / _ONE_IN_TEN
+        lost = FULL_CLEARANCE + score if target == "build_clearance_min" else score
+        return (self.clearance_error if target in BUILD_FIELDS else self.error) * abs(lost) / _ONE_IN_TEN
 
     def describe(self) -> str:
         """The scale in words."""
@@ -88,7 +86,7 @@ class MaterialScale:
             f"{name} of {value:g} {unit}"
             for name, value, known, unit in (
                 ("layers", self.wanted.layer, _LAYER, "mm"),
-                ("a tolerance", self.wanted.tolerance, _TOLERANCE, "%"),
+                ("a tolerance", self.wanted.tolerance, DEFAULT_TOLERANCE, "%"),
             )
             if value is not None and abs(value - known) > 1e-9
         ]
@@ -116,7 +114,7 @@ def scale_for_material(name: str, usage: Usage) -> MaterialScale:
     """
     trained = _trained_on(usage)
     wanted = _named(name, trained)
-    others = [one for one in usage.targets if one not in (*_MOVED, *_BUILT)]
+    others = [one for one in usage.targets if one not in (*_MOVED, *BUILD_FIELDS)]
     if others:
         raise UsageError(f"--material scales displacements and clearances, and this model predicts {', '.join(others)}")
     if wanted.strain >= 0 or wanted.expansion <= 0:
@@ -193,7 +191,8 @@ def scale_prediction(prediction: Prediction, scale: MaterialScale) -> Prediction
             if column in extremes:
                 value, half = extremes[column]
                 moved = rest + factor * (value - rest)
-                added_error = (scale.clearance_error if target.name in _BUILT else scale.error) * abs(moved - rest)
+                relative = scale.clearance_error if target.name in BUILD_FIELDS else scale.error
+                added_error = relative * abs(moved - rest)
                 extremes[column] = (moved, math.hypot(factor * half, added_error))
     for column, sizes in peaks_of(columns_of(fields)).items():
         halves = prediction.peaks.get(column, {})
@@ -214,13 +213,13 @@ def scale_prediction(prediction: Prediction, scale: MaterialScale) -> Prediction
 
 def _of_target(name: str, scale: MaterialScale) -> tuple[float, float]:
     """Factor of a target, and the value that it is applied around: 100 % for a clearance, else 0."""
-    factor = scale.clearance if name in _BUILT else scale.displacement
-    return factor, _FULL if name == "build_clearance_min" else 0.0
+    factor = scale.clearance if name in BUILD_FIELDS else scale.displacement
+    return factor, FULL_CLEARANCE if name == "build_clearance_min" else 0.0
 
 
 def _added(name: str, moved: NDArray[np.float64], scale: MaterialScale) -> NDArray[np.float64]:
     """Half-width at points that the error of the scale adds; for displacements it follows their root mean square."""
-    if name in _BUILT:
+    if name in BUILD_FIELDS:
         return scale.clearance_error * np.abs(moved)
     added: NDArray[np.float64] = scale.error * np.sqrt(np.mean(moved**2, axis=0, keepdims=True))
     return added

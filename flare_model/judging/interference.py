@@ -16,8 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-DEFAULT_TOLERANCE: Final = 80.0
-"""Clearance below which NetFabb reports interference unless its input says otherwise, percent of a layer."""
+from lpbf_data.case.schema import DEFAULT_TOLERANCE
 
 RISK_TARGETS: Final = ("build_clearance_min", "build_displacement_z_max", "displacement_z", "displacement")
 """Targets from which interference can be predicted, the most direct one first."""

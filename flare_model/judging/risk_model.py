@@ -11,8 +11,9 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from flare_model.data.auxiliary_file import AuxiliaryFile
-from flare_model.judging.interference import DEFAULT_TOLERANCE, RISK_TARGETS, HitScore
+from flare_model.judging.interference import RISK_TARGETS, HitScore
 from flare_model.judging.risk_curves import LogisticCurve, arrays_of
+from lpbf_data.case.schema import DEFAULT_TOLERANCE
 
 RISK_NAME: Final = "risk.json"
 RISK_VERSION: Final = 1

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flare_model.data.envelope import BUILD_VOLUME
 from flare_model.prediction.part import FromSurface, Meshing, Part, Unreadable
+from lpbf_data.case.schema import BUILD_VOLUME
 from lpbf_data.errors import GeometryError
 from lpbf_data.remarks import Remark, Treatment
 

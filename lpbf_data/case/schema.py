@@ -82,6 +82,15 @@ FIELDS: Final[dict[str, FieldSpec]] = {spec.name: spec for spec in _TABLE}
 FULL_CLEARANCE: Final = 100.0
 """Recoater clearance of a surface that hasn't moved, percent of a layer; solvers write it where none was measured."""
 
+DEFAULT_TOLERANCE: Final = 80.0
+"""Clearance below which NetFabb reports interference unless its input says otherwise, percent of a layer."""
+
+BUILD_VOLUME: Final = (30.0, 30.0, 60.0)
+"""Half width, half depth and height of the build volume of the paper's parts (appendices C and G.2), mm.
+
+x and y run from -30 to 30, z from 0 to 60; models divide coordinates by these numbers.
+"""
+
 BUILD_FIELDS: Final = ("build_clearance_min", "build_displacement_z_max")
 """Fields that reduce the whole build onto the finished part; stored with every selection."""
 

@@ -24,16 +24,13 @@ from torch import Tensor
 
 from lpbf_data.case.feature_schema import SHAPE_FEATURES
 from lpbf_data.case.point_schema import PointSchema
-from lpbf_data.case.schema import FIELDS
+from lpbf_data.case.schema import BUILD_VOLUME, FIELDS
 from lpbf_data.errors import UsageError
 from lpbf_data.geometry.hexahedra import hex_edges
 from lpbf_data.stores.selection import TARGET_COLUMN
 
 if TYPE_CHECKING:
     from lpbf_data.serving.datasets import CaseDataset
-
-BUILD_VOLUME: Final = (30.0, 30.0, 60.0)
-"""Divisors of the points in mm that the benchmark uses (paper, appendix C)."""
 
 _CONNECTIVITY: Final = ("cells", "edge_index")
 _EXCHANGED: Final = str.maketrans("xy", "yx")

@@ -9,16 +9,13 @@ import numpy as np
 
 from lpbf_data.case.case import Case
 from lpbf_data.case.record import Measures
-from lpbf_data.case.schema import BUILD_FIELDS, DEFAULT_FIELDS, FIELDS, FieldSpec
+from lpbf_data.case.schema import BUILD_FIELDS, DEFAULT_FIELDS, DEFAULT_TOLERANCE, FIELDS, FieldSpec
 from lpbf_data.case.statistics import FieldStatistics
 from lpbf_data.geometry.hexahedra import count_hex_edges, hex_aspect_ratio
 from pipelines.netfabb.run import BuildReduction
 
 MEASURED_FIELDS: Final = (*DEFAULT_FIELDS, *BUILD_FIELDS)
 """Fields whose statistics are taken for every case, kept or not."""
-
-DEFAULT_TOLERANCE: Final = 80.0
-"""Clearance below which NetFabb reports interference unless its input says otherwise, percent of a layer."""
 
 
 def measure_case(case: Case, build: BuildReduction, tolerance: float | None) -> Measures:

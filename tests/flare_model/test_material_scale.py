@@ -191,7 +191,7 @@ def test_results_of_another_material_are_left_out_and_told(
     for material, told in ((None, False), ("Inc625", True)):
         assert predict(**words, out=str(tmp_path / "out"), material=material) == 0  # type: ignore[arg-type]
         said = capsys.readouterr()
-        assert ("aren't shown beside predictions for --material" in said.err) == told
+        assert ("results that came with a part aren't those of the --material" in said.err) == told
         assert ("relative L2 error" in said.out) != told
 
 
