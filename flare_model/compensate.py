@@ -69,7 +69,7 @@ def compensate(
     console, errors_console = open_console(), open_console(stderr=True)
     for doubt in doubts:
         errors_console.print(f"warning: {doubt}", style=None)
-    meshing = Meshing(points or default_points(surrogate), units=units)
+    meshing = Meshing(points or default_points(surrogate), units=units, refined=points is None)
     found = compensate_file(
         surrogate, auxiliary.intervals, source, meshing, scale, auxiliary.material_scale, anyway=anyway
     )

@@ -71,7 +71,8 @@ def predict(
         out: Folder of the results: a VTU file a part and a picture a target, answers.json, and a page, answer.html.
         split: Which split of a data set.
         case: Ids of the cases of a data set to predict on; all of the split by default.
-        points: Points that a surface is meshed with; by default the median of the parts that the model was trained on.
+        points: Points that a surface is meshed with; by default the median of the parts that the model was trained on,
+            and up to four times as many where that mesh isn't quite the part.
         centre: Move the middle of a surface to x = y = 0; its lowest point is put on the build plate in any case, and
             what lies out of the build volume is moved where it fits then.
         units: Unit of lengths in files of surfaces; by default the one that a file states (3MF), else mm. Meshes are
@@ -114,7 +115,7 @@ def predict(
     )
     for doubt in doubts:
         work.errors_console.print(f"warning: {doubt}", style=None)
-    meshing = Meshing(points or default_points(surrogate), centre, units)
+    meshing = Meshing(points or default_points(surrogate), centre, units, refined=points is None)
     needed = {resolve_target(name).field for name in surrogate.usage.targets}
     needed |= {
         feature.field

@@ -286,7 +286,10 @@ def _hit(
     verdict: Verdict = "can't tell" if chance is None else verdict_of(chance)
     why = ""
     if chance is None:
-        why = "this checkpoint has no risk model; python -m flare_model.evaluate makes one"
+        why = (
+            "this checkpoint has no risk model; python -m flare_model.evaluate makes one, from a data set with a "
+            "validation split"
+        )
     elif doubt:
         verdict, why = "can't tell", doubt
     elif verdict == "can't tell":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flare_model.data.envelope import reasons_outside
+from flare_model.data.envelope import BUILD_EXTENTS, reasons_outside
 from flare_model.decision.prediction import Prediction, predict_part
 from flare_model.prediction.part import Meshing, Part, Unreadable
 from lpbf_data.errors import GeometryError, UsageError
@@ -113,9 +113,11 @@ def _doubts(part: Part) -> list[str]:
             f"{', '.join(check.lost())}; {check.advice()}"
         )
     if reasons := reasons_outside(None, part.origin.surface.vertices):
+        may_fit = (sorted(part.origin.check.surface_extents) <= np.sort(BUILD_EXTENTS)).all()
+        turn = "turn it (lpbf-predict --orientations 24 shows how), " if may_fit else ""
         doubts.append(
-            f"{part.name} doesn't fit the build volume that the model knows: {', '.join(reasons)}; turn it "
-            "(lpbf-predict --orientations 24 shows how), cut it into parts that fit, or check its unit (--units)"
+            f"{part.name} doesn't fit the build volume that the model knows: {', '.join(reasons)}; {turn}cut it into "
+            "parts that fit, or check its unit (--units)"
         )
     return doubts
 

@@ -232,7 +232,7 @@ def _request_options(words: Mapping[str, str], default_points: int) -> RequestOp
     anyway = (words.get("anyway") or "false").lower()
     if anyway not in ("true", "false"):
         raise UsageError("anyway must be true or false")
-    meshing = Meshing(points or default_points, units=units)
+    meshing = Meshing(points or default_points, units=units, refined=points is None)
     return RequestOptions(name, meshing, -1.0 if scale is None else scale, anyway == "true")
 
 

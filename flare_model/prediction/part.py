@@ -103,11 +103,13 @@ class Meshing:
         centre: Move the middle of the part to x = y = 0; its lowest point always comes to z = 0. A part that reaches
             out of the build volume is moved in any case where it would fit then.
         units: Unit of lengths in files of surfaces; None for the one that a file states, or mm.
+        refined: Where that mesh isn't quite the part, take the first that is, with up to four times as many points.
     """
 
     num_points: int = 2000
     centre: bool = False
     units: Units | None = None
+    refined: bool = False
 
 
 DEFAULT_MESHING: Final = Meshing()

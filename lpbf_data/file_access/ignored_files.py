@@ -22,6 +22,9 @@ _NAMES: Final = frozenset(
 )
 
 
+_WORKING_FOLDERS: Final = frozenset({".build", ".simulate"})
+"""Folders in which `pipelines.build` and `pipelines.simulate` keep unfinished work: nothing of the user's."""
+
 _KIND: Final = "litter"
 """Kind of the remark; existing manifests hold it, so it can't be renamed."""
 
@@ -46,11 +49,15 @@ def _is_ignored(part: str) -> bool:
 
 
 def ignored_files_remark(names: Sequence[str]) -> tuple[Remark, ...]:
-    """The remark on ignored files; none where there were none.
+    """The remark on ignored files; none where there were none but folders that commands of this project work in.
 
     Args:
         names: The files and folders, as people shall read them.
+
+    >>> ignored_files_remark(["simulated:.simulate"])
+    ()
     """
+    names = [name for name in names if name.replace(":", "/").rpartition("/")[2] not in _WORKING_FOLDERS]
     if not names:
         return ()
     sentence = "hidden files and folders, and what operating systems leave beside a user's files"

@@ -24,6 +24,9 @@ from lpbf_data.geometry.voxel_mesh import VoxelMesh, mesh_of_mask
 _SAMPLES: Final = 1  # NetFabb's rule: a cell belongs to the part when its centre does
 _OFF_CENTRE: Final = 1e-6 * np.array([0.6180339887, 0.3819660113])
 # Lines lie off the centres by this share of a cell, because corners of designs lie on round numbers.
+_ABOVE_CENTRE: Final = 1e-5
+# Samples lie above the centres by this share of a cell: faces of designs lie at round heights, too, and where they meet
+# centres rounding alone would decide for each cell whether it is filled.
 _ATTEMPTS: Final = 12
 _CLOSE_ENOUGH: Final = 0.04  # relative deviation from the number of points asked for
 _FALLS_APART: Final = 0.9  # share of the cells that the largest piece must hold
@@ -103,7 +106,7 @@ def _winding(
     shape = (x1 - x0, y1 - y0, fine[2] + 1)
     changes = np.zeros(math.prod(shape), np.int32)
     for lines, heights, signs in _crossings(surface, start, step, tile):
-        level = np.clip(np.ceil((heights - start[2]) / step[2] - 0.5), 0, fine[2]).astype(np.int64)
+        level = np.clip(np.ceil((heights - start[2]) / step[2] - 0.5 - _ABOVE_CENTRE), 0, fine[2]).astype(np.int64)
         columns = (lines[:, 0] - x0) * shape[1] + lines[:, 1] - y0
         np.add.at(changes, columns * shape[2] + level, signs)
     winding = np.cumsum(changes.reshape(shape), axis=2, dtype=np.int32)

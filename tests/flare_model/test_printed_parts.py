@@ -196,3 +196,33 @@ def test_parts_on_one_plate_and_one_that_is_too_large(model: Path, tmp_path: Pat
     assert huge.hit.verdict == "can't tell"
     assert huge.hit.why.startswith("it is unlike")
     assert "e+" not in " ".join(said(huge).values())
+
+
+def angle(wall: float) -> trimesh.Trimesh:
+    """An L of 40 × 30 × 34 mm on the plate."""
+    return union(box(40, 30, wall), box(wall, 30, 34, at=((wall - 40) / 2, 0, 0)))
+
+
+@pytest.mark.parametrize("wall", [4.0, 5.0, 5.5, 6.0])
+def test_brackets_are_meshed_so_that_they_are_quite_the_part(tmp_path: Path, wall: float) -> None:
+    """By default a few more points, where cells of the usual size make walls too thick or too thin."""
+    angle(wall).export(tmp_path / "bracket.stl")
+    plain, refined = (
+        next(read_parts(tmp_path / "bracket.stl", Meshing(1792, refined=refined))) for refined in (False, True)
+    )
+    assert isinstance(plain, Part)
+    assert isinstance(refined, Part)
+    assert plain.origin is not None
+    assert refined.origin is not None
+    assert refined.origin.check.is_quite_the_part
+    named = [remark for remark in refined.remarks if remark.kind == "refined"]
+    assert len(named) == (not plain.origin.check.is_quite_the_part)
+    assert len(plain.points) <= len(refined.points) <= 4 * 1792 * 1.1
+
+
+def test_an_error_about_a_mesh_says_that_the_unit_may_be_another(tmp_path: Path) -> None:
+    mesh = angle(5.0)
+    mesh.apply_scale(1e-3)
+    mesh.export(tmp_path / "metres.stl")
+    with pytest.raises(GeometryError, match=r"points; .* states no unit, .* if they are in metres, use --units m"):
+        list(read_parts(tmp_path / "metres.stl", Meshing(2000)))

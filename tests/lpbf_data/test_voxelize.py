@@ -145,3 +145,16 @@ def test_what_is_written_as_stl_is_read_back(tmp_path: Path) -> None:
     again = load_surface(tmp_path / "part.stl")
     assert again.volume == pytest.approx(rounded.volume, rel=1e-12)
     assert np.array_equal(voxelize(again, (0.4, 0.3)).indices, voxelize(rounded, (0.4, 0.3)).indices)
+
+
+def test_faces_at_centres_of_cells_fill_whole_layers_or_none() -> None:
+    """Heights of faces are off by rounding from triangle to triangle; a layer of cells is never filled in patches."""
+    rng = np.random.default_rng(0)
+    for height in (3.1, 5.0, 7.3):
+        box = trimesh.creation.box(bounds=[[0, 0, 0], [10, 8, height]]).subdivide().subdivide()
+        vertices = np.asarray(box.vertices) + np.array([0.3, 0.7, 0.0])
+        vertices[:, 2] += np.where(vertices[:, 2] > 0, rng.uniform(-1e-7, 1e-7, len(vertices)), 0)
+        spacing = (0.5, 0.5, height / 4.5)  # the fifth layer's centres lie on the upper face
+        shares = fill_fractions(Surface(vertices, np.asarray(box.faces)), (0.3, 0.7, 0.0), spacing, (20, 16, 6))
+        assert [len(np.unique(shares[:, :, layer])) for layer in range(6)] == [1] * 6
+        assert (shares[:, :, :4] == 1).all()
