@@ -157,14 +157,14 @@ def test_a_part_that_the_prediction_is_not_of_is_moved_on_request_alone(server: 
         ("scale=nan", "scale must lie between -5 and 5"),
         ("anyway=perhaps", "anyway must be true or false"),
         ("scala=2", "no parameter scala (did you mean scale?); it takes name, units, points, scale and anyway"),
-        ("anyway=false", "isn't quite the part: 72% of its volume"),
+        ("anyway=false", "isn't quite the part: 84% of its volume"),
     ):
-        status, _, answer = server.send(f"compensate?name=x.stl&points=200&{words}", body)
+        status, _, answer = server.send(f"compensate?name=x.stl&points=300&{words}", body)
         assert status == 422
         assert sentence in json.loads(answer)["error"]
-    status, headers, _ = server.send("compensate?name=x.stl&points=200&anyway=true", body)
+    status, headers, _ = server.send("compensate?name=x.stl&points=300&anyway=true", body)
     assert status == 200
-    assert "isn't quite the part: 72% of its volume" in json.loads(unquote(headers["x-lpbf-said"]))["notes"][0]
+    assert "isn't quite the part: 84% of its volume" in json.loads(unquote(headers["x-lpbf-said"]))["notes"][0]
 
 
 def test_a_form_is_told_from_a_file(server: Server) -> None:
