@@ -94,7 +94,7 @@ def _uncertainty_lines(summary: Mapping[str, Any]) -> list[str]:
         level = f"{100 * intervals['level']:.3g} %"
         found += ["## Intervals", f"Share of points within their {level} prediction intervals: {held}."]
     if interference:
-        words = ["A hit is contact with the recoater's blade in the simulation"]
+        words = ["A hit is a clearance below the recoater's tolerance in the simulation"]
         words += [f"area under the ROC curve {format_number(interference['ranking_quality'], '.3f')}"]
         if "brier" in interference:
             model, share = (format_number(interference["brier"][n], ".3f") for n in ("model", "share_of_hits"))

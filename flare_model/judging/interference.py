@@ -1,6 +1,6 @@
 """Recoater interference: hit scores from predicted fields, and how well they detect the hits of the simulation.
 
-A hit is contact of the part with the recoater's blade, as the simulation reports it: a clearance below the tolerance.
+A hit is what NetFabb calls interference: a clearance of the recoater's blade above the part below the tolerance.
 The score of a part is larger where a hit is likelier. Where the model predicts the clearance itself, the same rule is
 applied to the prediction. In any case a threshold on the score is chosen on the validation split for a stated rate of
 false alarms, and only applied on the test split.

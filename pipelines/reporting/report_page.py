@@ -145,14 +145,14 @@ def _tiles(records: Sequence[CaseRecord]) -> list[dict[str, Any]]:
     figures = {
         "cases found": len(records),
         "kept": len(kept),
-        "of them hit by the blade": blade.count("hits"),
-        "closer to it than the solver tolerates": blade.count("close"),
+        "of them hit: closer to the blade than the solver tolerates": blade.count("contact") + blade.count("hit"),
+        "of the hit ones in contact with it": blade.count("contact"),
         "rejected by the filter": status.get("rejected", 0),
         "failed": status.get("failed", 0),
         "points": points,
     }
     return [
-        {"value": f"{figure:,}", "label": label, "alarm": "hit by" in label and figure > 0}
+        {"value": f"{figure:,}", "label": label, "alarm": "in contact" in label and figure > 0}
         for label, figure in figures.items()
     ]
 
@@ -162,9 +162,9 @@ def _risk_note(records: Sequence[CaseRecord]) -> str:
     listed = " or ".join(f"{tolerance:g} %" for tolerance in tolerances)
     limit = f"{listed} of a layer" if tolerances else "its tolerance"
     said = (
-        "The recoater's blade, which spreads the powder, passes one powder layer above the part. It hits a part that "
-        f"rises by the whole layer (clearance 0 % or less) at some height of the build; close is one whose clearance "
-        f"falls below {limit}, where the solver reports interference."
+        "The recoater's blade, which spreads the powder, passes one powder layer above the part. A part counts as hit "
+        f"where its clearance falls below {limit} at some height of the build: there the solver reports interference. "
+        "It is in contact with the blade where it rises by the whole layer (clearance 0 % or less)."
     )
     if any(map(is_simulated_here, records)):
         said += (
@@ -179,7 +179,11 @@ def _part(gallery_part: GalleryPart, record: CaseRecord) -> dict[str, Any]:
     assert measures is not None
     clearance = f"clearance {format_number(measures.recoater_clearance_min)} %"
     blade = blade_risk(measures)
-    words = {"hits": ", hit by the blade.", "close": ", closer to the blade than the solver tolerates.", "clear": "."}
+    words = {
+        "contact": ", in contact with the blade.",
+        "hit": ", closer to the blade than the solver tolerates.",
+        "clear": ".",
+    }
     furthest = f"±{format_number(measures.displacement_z_abs_max)} mm"
     description = (
         f"{record.case_id}: {format_number(measures.num_points)} points, {format_number(measures.height)} mm tall, "
@@ -242,7 +246,7 @@ def _splits(content: PageContent) -> list[dict[str, str]]:
             "share": f"{100 * row.share:.1f} %",
             "asked": row.asked,
             "hits": f"{row.hits:,}",
-            "close": f"{row.close:,}",
+            "contacts": f"{row.contacts:,}",
             "num_points": format_number(row.num_points),
             "displacement_z_max": format_number(row.displacement_z_max),
         }

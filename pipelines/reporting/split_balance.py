@@ -22,8 +22,8 @@ class SplitBalance:
         designs: Designs that they belong to.
         share: Its share of the kept cases.
         asked: What was asked for: a share, or the rule of a split that asks for extrapolation.
-        hits: Cases that the recoater blade hits.
-        close: Cases that come closer to it than the solver tolerates.
+        hits: Cases that come closer to the recoater's blade than the solver tolerates.
+        contacts: Those of them that it touches.
         num_points: Median number of points.
         displacement_z_max: Median of the largest Z displacement, mm.
     """
@@ -34,7 +34,7 @@ class SplitBalance:
     share: float
     asked: str
     hits: int
-    close: int
+    contacts: int
     num_points: float
     displacement_z_max: float
 
@@ -69,8 +69,8 @@ def balance_splits(records: Sequence[CaseRecord], splits: str) -> list[SplitBala
                 len({design_of[record.case_id] for record, _ in mine}),
                 len(mine) / len(placed),
                 asked.get(name, "–"),
-                sum(blade_risk(m) == "hits" for _, m in mine),
-                sum(blade_risk(m) == "close" for _, m in mine),
+                sum(blade_risk(m) != "clear" for _, m in mine),
+                sum(blade_risk(m) == "contact" for _, m in mine),
                 statistics.median(m.num_points for _, m in mine),
                 statistics.median(m.displacement_z_max for _, m in mine),
             )

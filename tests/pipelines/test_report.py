@@ -123,8 +123,8 @@ def test_the_page_says_what_the_manifest_says(built: Path) -> None:
     for words in (
         "10 cases found",
         "7 kept",
-        "0 of them hit by the blade",
-        "1 closer to it than the solver tolerates",
+        "1 of them hit: closer to the blade than the solver tolerates",
+        "0 of the hit ones in contact with it",
         "2 rejected by the filter",
     ):
         assert words in said, words
@@ -147,7 +147,7 @@ def test_the_page_says_what_the_manifest_says(built: Path) -> None:
     assert all("alt" in attributes for attributes in pictures)
 
 
-def test_what_the_blade_hits_is_told_from_what_comes_close(built: Path, whole: Report) -> None:
+def test_contact_is_told_from_other_hits(built: Path, whole: Report) -> None:
     records, clearances = [], (-20.0, 0.0, 0.1, 79.9, 80.0)
     kept = [record for record in records_of(built) if record.placement is not None][: len(clearances)]
     for record, clearance in zip(kept, clearances, strict=True):
@@ -157,15 +157,15 @@ def test_what_the_blade_hits_is_told_from_what_comes_close(built: Path, whole: R
         )
         run = dataclasses.replace(record.run, solver_version="0.2.0-lpbf")
         records.append(dataclasses.replace(record, measures=measures, run=run))
-    assert [blade_risk(r.measures) for r in records if r.measures] == ["hits", "hits", "close", "close", "clear"]
+    assert [blade_risk(r.measures) for r in records if r.measures] == ["contact", "contact", "hit", "hit", "clear"]
     rows = balance_splits(records, "train=0.5,test=0.5")
-    assert (sum(row.hits for row in rows), sum(row.close for row in rows)) == (2, 2)
+    assert (sum(row.hits for row in rows), sum(row.contacts for row in rows)) == (4, 2)
     specs = resolve_fields(DEFAULT_FIELDS)
     shown = [part for part in whole.gallery_parts if part.case_id in {record.case_id for record in records}]
     content = PageContent(records, "0" * 64, {}, "train=1", specs, shown_fields(specs), shown, "")
     said = " ".join(" ".join(Page(render_page(content).decode()).texts).split())
-    assert "2 of them hit by the blade" in said
-    assert "2 closer to it than the solver tolerates" in said
+    assert "4 of them hit: closer to the blade" in said
+    assert "2 of the hit ones in contact with it" in said
     assert "falls below 80 % of a layer" in said
     assert "neither supports nor plasticity" in said
     assert "neither supports nor plasticity" not in whole.page.decode()

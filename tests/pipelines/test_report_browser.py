@@ -32,7 +32,7 @@ HOSTILE_NAMES = ("\"><img src=x onerror='window.pwned=1'>", "<b>деталь部�
 
 @pytest.fixture(scope="module")
 def dataset(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small parts: hit by the blade, close to it, with hostile names, rejected, failed with a hostile log."""
+    """Small parts: in contact with the blade, hit otherwise, of hostile names, rejected, failed with a hostile log."""
     folder = tmp_path_factory.mktemp("browser")
     for i in range(60):
         write_part(folder / "src", Part(f"{100 + i}_11b839a0_1", shape=(2 + i, 2, 1), amplitude=0.01 + 0.002 * i))
@@ -82,9 +82,9 @@ def test_the_table_opens_with_the_least_clearance_first(visit: Visit) -> None:
     first = column(visit, 1)
     assert len(first) == 50
     assert first[:2] == ["hit", "risky"]
-    assert column(visit, 4)[:2] == ["hits", "close"]
+    assert column(visit, 4)[:2] == ["contact", "hit"]
     assert set(column(visit, 4)[2:]) <= {"clear", "–"}
-    assert page.locator("#case-table .alarm-text").all_inner_texts() == ["hits"]
+    assert page.locator("#case-table .alarm-text").all_inner_texts() == ["contact"]
     assert page.locator("#case-table .count").inner_text() == "1–50 of 66"
     page.get_by_role("button", name="next ›").first.click()
     assert len(column(visit, 1)) == 16
@@ -126,7 +126,7 @@ def test_the_table_searches_and_filters(visit: Visit) -> None:
     assert set(column(visit, 2)) == {"rejected"}
     assert all("max_points" in text for text in column(visit, 12))
     page.locator("#case-table label", has_text="status").get_by_role("combobox").select_option(label="any")
-    page.locator("#case-table label", has_text="blade").get_by_role("combobox").select_option(label="close")
+    page.locator("#case-table label", has_text="blade").get_by_role("combobox").select_option(label="hit")
     assert column(visit, 1) == ["risky"]
 
 

@@ -45,17 +45,17 @@ function factsOf(cases, row) {
 function describeClearance(cases, row) {
   const height = cases.recoater_clearance_min_height[row];
   const where = height === null ? "" : ` at z = ${formatNumber(height)} mm`;
-  return `${formatNumber(cases.recoater_clearance_min[row])} % of a layer${where}${{ hits: ": the blade hits the part", close: ": closer to the blade than the solver tolerates" }[cases.blade[row]] ?? ""}`;
+  return `${formatNumber(cases.recoater_clearance_min[row])} % of a layer${where}${{ contact: ": the part is in contact with the blade", hit: ": closer to the blade than the solver tolerates" }[cases.blade[row]] ?? ""}`;
 }
 
 const UNKNOWN = "–";
-const BLADE = { hits: 2, close: 1, clear: 0 }; // how near the blade comes, and its order in the table
+const BLADE = { contact: 2, hit: 1, clear: 0 }; // how near the blade comes, and its order in the table
 
 function fillCaseTable(place, data, viewer) {
   const { cases } = data;
   const rows = [...cases.case_id.keys()];
   const of = (name) => (row) => cases[name][row];
-  const isHit = (row) => cases.blade[row] === "hits";
+  const isContact = (row) => cases.blade[row] === "contact";
   rows.sort((a, b) => (cases.recoater_clearance_min[a] ?? Infinity) - (cases.recoater_clearance_min[b] ?? Infinity) || a - b);
   const number = (name, label) => ({ label, kind: "number", value: of(name) });
   const text = (name, label) => ({ label, kind: "text", value: of(name) });
@@ -68,7 +68,7 @@ function fillCaseTable(place, data, viewer) {
       text("case_id", "case"),
       text("status", "status"),
       text("split", "split"),
-      { label: "blade", kind: "flag", value: (row) => BLADE[cases.blade[row]] ?? null, show: (row) => cases.blade[row] ?? UNKNOWN, isAlarm: isHit },
+      { label: "blade", kind: "flag", value: (row) => BLADE[cases.blade[row]] ?? null, show: (row) => cases.blade[row] ?? UNKNOWN, isAlarm: isContact },
       number("recoater_clearance_min", "least clearance, %"),
       number("recoater_clearance_min_height", "at z, mm"),
       number("displacement_z_max", "largest Z displacement, mm"),
@@ -83,7 +83,7 @@ function fillCaseTable(place, data, viewer) {
     rows,
     open: (row) => viewer.open(data.galleryIndexOf.get(row)),
     canOpen: (row) => data.galleryIndexOf.has(row),
-    isRisk: isHit,
+    isRisk: isContact,
     filters: [
       { label: "status", options: [{ label: "any", keep: () => true }, ...statuses.map((name) => ({ label: name, keep: (row) => cases.status[row] === name }))] },
       { label: "split", options: [{ label: "any", keep: () => true }, ...splits.map((name) => ({ label: name, keep: (row) => cases.split[row] === name }))] },
