@@ -71,7 +71,7 @@ def left_out(root: Path, published: Collection[Path]) -> tuple[Remark, ...]:
     )
     if not others:
         return ()
-    sentence = f"{len(others):,} files in {root.name or root} don't belong to the data set and aren't sent"
+    sentence = f"files in {root.name or root} that don't belong to the data set and aren't sent"
     return (Remark.of_items(Treatment.LEFT_OUT, "foreign_files", sentence, others),)
 
 

@@ -514,7 +514,7 @@ def test_ablations_mix_by_attention_calls_and_have_no_spectrum() -> None:
         with pytest.raises(UsageError, match=rf"--recipe.mixer {way} is for FLARE as published"):
             mix_by(model, way)  # type: ignore[arg-type]
     mix_by(model, "sdpa")
-    with pytest.raises(UsageError, match="this model has none"):
+    with pytest.raises(UsageError, match="this model has no such block"):
         spectra(model, sample(9, 3))
     scaled = Flare(FlareConfig(**TINY, num_latents=5, scaled_scores=True)).double()
     assert len(spectra(scaled, sample(9, 3))) == 2

@@ -177,7 +177,8 @@ def test_files_that_do_not_belong_to_the_data_set_stay_here(dataset: Path, hub: 
     for more in (["--dry_run"], []):
         done = publish(dataset, hub, "--license", "other", *more)
         assert done.returncode == 0, done.stderr
-        assert f"left out: {len(FOREIGN)} files in lpbf don't belong to the data set and aren't sent" in done.stdout
+        wanted = f"left out, {len(FOREIGN)} in all: files in lpbf that don't belong to the data set and aren't sent"
+        assert wanted in done.stdout
         assert ".git/config" in done.stdout
     assert set(hub.files) == expected
     assert not any(content == b"secret" for content in (*hub.files.values(), *hub.sent.values()))

@@ -107,7 +107,7 @@ def test_results(tmp_path: Path, make: Maker, kept: list[str], failed: list[str]
         told[record.status].append(unicodedata.normalize("NFC", record.case_id))
     assert (sorted(told["kept"]), sorted(told["failed"])) == (kept, failed)
     assert status == (0 if kept else 1)
-    assert said in printed
+    assert said in re.sub(r", [\d,]+ in all:", ":", printed)
 
 
 def box(size: tuple[float, float, float], at: tuple[float, float, float] = (0, 0, 0)) -> trimesh.Trimesh:
@@ -168,7 +168,7 @@ def test_surfaces(tmp_path: Path, make: Maker, volumes: list[float], said: str) 
     words = ["--out", str(tmp_path / "out"), "--points", "300", "--workers", "0", "--stl", str(tmp_path / "part.stl")]
     status, printed = run("pipelines.simulate", *words)
     assert status == (0 if volumes else 1), printed
-    assert said in printed
+    assert said in re.sub(r", [\d,]+ in all:", ":", printed)
     meshed = []
     for log in sorted((tmp_path / "out").rglob("*mechanical.out")):
         lines = log.read_text(encoding="utf-8").splitlines()
