@@ -199,7 +199,7 @@ PREDICTION: Final = (*COMPILER, "lightning_fabric", "torch_geometric", "tensorbo
 @pytest.mark.parametrize(
     ("source", "words", "needed"),
     [
-        ("box.vtu", ["--pictures", "false"], {"torch"}),
+        pytest.param("box.vtu", ["--pictures", "false"], {"torch"}, marks=pytest.mark.slow),
         ("box.stl", ["--pictures", "false"], {"torch", "scipy"}),
         ("box.vtu", [], {"torch", "pyvista", "matplotlib"}),
     ],

@@ -181,7 +181,7 @@ def small(mixer: str, channels: int) -> Flare:
     return model
 
 
-@pytest.mark.parametrize("channels", [64, 128])
+@pytest.mark.parametrize("channels", [64, pytest.param(128, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("in_chunks", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_model_whose_networks_take_in_their_norms(
     in_chunks: bool, channels: int, monkeypatch: pytest.MonkeyPatch

@@ -225,9 +225,13 @@ def test_verify_knows_the_report_and_the_pictures(built: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("raise ImportError('no pyvista here')", "no pyvista here; install pyvista"),
+        pytest.param(
+            "raise ImportError('no pyvista here')", "no pyvista here; install pyvista", marks=pytest.mark.slow
+        ),
         ("import os; os.abort()", "the process that draws with VTK died"),
-        ("raise RuntimeError('driver: no screen')", "RuntimeError: driver: no screen"),
+        pytest.param(
+            "raise RuntimeError('driver: no screen')", "RuntimeError: driver: no screen", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_build_survives_a_vtk_that_cannot_draw(fault: str, said: str, tmp_path: Path) -> None:
