@@ -275,7 +275,7 @@ def test_what_the_simulator_wrote_before_is_read_in_its_order(tmp_path: Path) ->
 def test_the_simulator_writes_tensors_as_netfabb_does(tmp_path: Path) -> None:
     folder, _ = simulate_one(tmp_path)
     run = run_of(folder)
-    assert run.log.solver_version == "0.4.2-lpbf"
+    assert run.log.solver_version == "0.4.3-lpbf"
     assert run.tensor_order == (NETFABB_ORDER, "checked")
     material = MATERIALS["Inc625"]
     compliance = np.linalg.inv(elasticity_matrix(material.young, material.poisson))
