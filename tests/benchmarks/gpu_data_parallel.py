@@ -82,14 +82,16 @@ class Training:
     ) -> None:  # fmt: skip
         torch.manual_seed(seed)
         self.machine, self.cases, self.size, self.alone = machine, cases, batch, alone
-        self.recorded, self.reversed_order, recipe = recorded, reversed_order, Recipe()
+        self.reversed_order, recipe = reversed_order, Recipe()
         self.model = Flare(machine.config).to(machine.device)
         self.called: torch.nn.Module = self.model
         self.optimizer = make_optimizer(self.model, recipe, machine.device, recorded=recorded)
         self.schedule, self.steps = make_schedule(self.optimizer, recipe, steps), steps
-        averaged = None if alone else AveragedGradients(self.model)
-        self.graphs = StepGraphs(self.differentiate, self.update, self.optimizer, self.model, averaged)
-        if not (alone or recorded):
+        self.graphs: StepGraphs | None = None
+        if recorded:
+            averaged = None if alone else AveragedGradients(self.model)
+            self.graphs = StepGraphs(self.differentiate, self.update, self.optimizer, self.model, averaged)
+        elif not alone:
             where = [machine.device.index] if machine.on_gpu else None
             self.called = torch.nn.parallel.DistributedDataParallel(self.model, device_ids=where)
 
@@ -117,7 +119,7 @@ class Training:
 
     def step(self, batch: Batch) -> Tensor:
         """One step."""
-        if self.recorded:
+        if self.graphs is not None:
             loss = self.graphs(batch.filled(FILLED * self.size))
         else:
             loss = self.differentiate(batch)
@@ -140,7 +142,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         return flat / parts
 
-    def record_all_sizes(self) -> None:
+    def record_all_sizes(self, graphs: StepGraphs) -> None:
         """Record the sizes of the batches of all steps, the largest first, and begin anew."""
         weights = {name: values.clone() for name, values in self.model.state_dict().items()}
         of_size: dict[int, list[int]] = {}
@@ -151,7 +153,7 @@ class Training:
         # Each call averages gradients: processes that meet fewer sizes take their last one again.
         calls = len(batches) if self.alone else round(self.machine.most(len(batches)))
         for number in range(calls):
-            self.graphs(self.cases.batch(batches[min(number, len(batches) - 1)]).filled(FILLED * self.size))
+            graphs(self.cases.batch(batches[min(number, len(batches) - 1)]).filled(FILLED * self.size))
         self.model.load_state_dict(weights)
         for state in self.optimizer.state.values():
             for values in state.values():
@@ -159,8 +161,8 @@ class Training:
 
     def run(self) -> dict[str, Any]:
         """All steps: pace once all sizes were recorded, and the loss at the end, the mean over the processes."""
-        if self.recorded:
-            self.record_all_sizes()
+        if self.graphs is not None:
+            self.record_all_sizes(self.graphs)
         machine, drawn = self.machine, self.drawn()
         losses, taken, begin, warm = [], 0, 0.0, min(self.steps // 2, 20)
         for number in range(self.steps):
