@@ -61,7 +61,7 @@ def left_out(root: Path, published: Collection[Path]) -> tuple[Remark, ...]:
         root: The data set.
         published: The files that are.
     """
-    from pipelines.building.targets import WORKSPACE_NAME
+    from lpbf_data.file_access.ignored_files import WORKSPACE_NAME
 
     sent = set(published)
     others = sorted(

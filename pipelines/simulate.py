@@ -156,7 +156,7 @@ def _open_working_folder(request: SimulationRequest) -> Iterator[Path]:
     """The folder `.simulate` of the output: outcomes of finished cases, and cases that aren't finished."""
     from filelock import FileLock, Timeout
 
-    from pipelines.simulation.parts.earlier_parts import WORKING_FOLDER
+    from lpbf_data.file_access.ignored_files import WORKING_FOLDER
 
     work = request.out / WORKING_FOLDER
     _check_output(request, work)

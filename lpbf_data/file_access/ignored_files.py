@@ -22,8 +22,11 @@ _NAMES: Final = frozenset(
 )
 
 
-_WORKING_FOLDERS: Final = frozenset({".build", ".simulate"})
-"""Folders in which `pipelines.build` and `pipelines.simulate` keep unfinished work: nothing of the user's."""
+WORKSPACE_NAME: Final = ".build"
+"""Folder in which `pipelines.build` keeps unfinished work."""
+
+WORKING_FOLDER: Final = ".simulate"
+"""Folder of a simulation's output that holds the request, and the outcome of each case."""
 
 _KIND: Final = "litter"
 """Kind of the remark; existing manifests hold it, so it can't be renamed."""
@@ -57,7 +60,9 @@ def ignored_files_remark(names: Sequence[str]) -> tuple[Remark, ...]:
     >>> ignored_files_remark(["simulated:.simulate"])
     ()
     """
-    names = [name for name in names if name.replace(":", "/").rpartition("/")[2] not in _WORKING_FOLDERS]
+    names = [
+        name for name in names if name.replace(":", "/").rpartition("/")[2] not in (WORKSPACE_NAME, WORKING_FOLDER)
+    ]
     if not names:
         return ()
     sentence = "hidden files and folders, and what operating systems leave beside a user's files"

@@ -16,11 +16,10 @@ import fsspec
 
 from lpbf_data.durable import flush_folder, remove_leftovers, sha256_of_file, sha256_of_tree, write_durably
 from lpbf_data.errors import UsageError
+from lpbf_data.file_access.ignored_files import WORKSPACE_NAME
 from lpbf_data.stores.manifest import MANIFEST_NAME
 from lpbf_data.stores.zarr_parts import ZARR_NAME
 from pipelines.sources.locations import is_url
-
-WORKSPACE_NAME: Final = ".build"
 
 ATOMIC_PUT: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "memory")
 """Protocols of fsspec whose put shows the whole object or nothing."""

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from lpbf_data.errors import UsageError
+from lpbf_data.file_access.ignored_files import WORKING_FOLDER
 from pipelines.simulation.parts.draws import DRAWS, CandidateStream, at_size, plan_streams
 from pipelines.simulation.parts.outcomes import CaseOutcome, load_outcome
-
-WORKING_FOLDER: Final = ".simulate"
-"""Folder of a simulation's output that holds what it was asked for, and what came of each case."""
 
 _DESCRIPTION: Final = ("draw", "seed", "points", "families")
 
