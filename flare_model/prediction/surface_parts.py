@@ -24,10 +24,6 @@ LAYER: Final = 0.04
 """Thickness of a powder layer, mm; heights of hexahedra are multiples of it, as in the published data set (G.2)."""
 
 
-_FINER: Final = (1.12, 1.25, 1.4, 1.6, 2.0, 2.5, 3.2, 4.0)
-"""Times as many points that are tried for a mesh that is quite the part: faces of walls then meet other cells."""
-
-
 def mesh_bodies(path: Path, file: SurfaceFile, meshing: Meshing) -> Iterator[Part | Unreadable]:
     """The bodies of a file as parts.
 
@@ -47,8 +43,8 @@ def mesh_bodies(path: Path, file: SurfaceFile, meshing: Meshing) -> Iterator[Par
         name = path.stem if len(file.bodies) == 1 else f"{path.stem}_{number}"
         remarks = file.remarks + moved if number == 1 else ()
         try:
-            mesher = mesh_surface_refined if meshing.refined else mesh_surface
-            part = mesher(replace(body, vertices=body.vertices - shift), name, meshing.num_points)
+            placed = replace(body, vertices=body.vertices - shift)
+            part = mesh_surface(placed, name, meshing.num_points, refined=meshing.refined)
         except GeometryError as error:
             what = "" if name == path.stem else f"body {name}: "
             unit_hints = "".join(f"; {one.sentence}" for one in file.remarks if one.kind == "unusual_size")
@@ -96,13 +92,14 @@ def _shifts(
     return middles, moved
 
 
-def mesh_surface(surface: Surface, name: str, num_points: int) -> Part:
+def mesh_surface(surface: Surface, name: str, num_points: int, *, refined: bool = False) -> Part:
     """Mesh a surface that stands where it is to be built.
 
     Args:
         surface: The surface, its lowest point at z = 0, mm.
         name: Name of the part.
         num_points: Points that the mesh should have.
+        refined: Whether up to four times as many are tried until the mesh is quite the part.
 
     Raises:
         GeometryError: If it can't be meshed, or only as another part.
@@ -113,32 +110,6 @@ def mesh_surface(surface: Surface, name: str, num_points: int) -> Part:
     def mesher(of: Surface, count: int) -> VoxelMesh:
         return voxelize_to_size(of, count, layer=LAYER)
 
-    mesh, check, differences = mesh_and_check(surface, num_points, name, mesher)
+    mesh, check, differences = mesh_and_check(surface, num_points, name, mesher, refined=refined)
     origin = FromSurface(surface, check, "mm", unit_told=True)
     return Part(name, mesh.points.astype(np.float32), mesh.cells, remarks=differences, origin=origin)
-
-
-def mesh_surface_refined(surface: Surface, name: str, num_points: int) -> Part:
-    """The same with the first of several numbers of points whose mesh is quite the part.
-
-    Args:
-        surface: As for `mesh_surface`.
-        name: Name of the part.
-        num_points: The first of these numbers; its mesh is taken where no finer one is better.
-
-    Raises:
-        GeometryError: If it can't be meshed, or only as another part.
-    """
-    part = first = mesh_surface(surface, name, num_points)
-    assert first.origin is not None
-    for times in _FINER:
-        assert part.origin is not None
-        if part.origin.check.is_quite_the_part:
-            break
-        part = mesh_surface(surface, name, round(times * num_points))
-    assert part.origin is not None
-    if part is first or not part.origin.check.is_quite_the_part:
-        return first
-    sentence = "a part was meshed with more points than by default, so that volume, extents and walls are its own"
-    example = f"{name}: {len(part.points):,}, where {len(first.points):,} had " + ", ".join(first.origin.check.lost())
-    return replace(part, remarks=(*part.remarks, Remark(Treatment.CHANGED, "refined", sentence, 1, (example,))))

@@ -36,6 +36,7 @@ USUAL_MAX_POINTS: Final = 50_000
 _ONE_CELL: Final = 1.05  # cells across a wall that are sure to hold the centre of one
 _HANGS_TOGETHER: Final = 1.8  # cells across a slanting strut whose cells share faces: a bit over the root of three
 _TRIALS: Final = (1, 2, 4)  # times as many points as were asked for, to keep a part whole
+_FINE_TRIALS: Final = (1, 1.12, 1.25, 1.4, 1.6, 2, 2.5, 3.2, 4)  # so close that faces of walls meet other cells
 _NO_ADVICE: Final = 10_000_000  # points, more than anything here computes with: so many aren't proposed
 _MANY: Final = 1.5  # times as many points as were asked for, from which on it is reported
 _RAYS: Final = 500
@@ -296,7 +297,12 @@ def mesh_faithfully(
 
 
 def mesh_and_check(
-    surface: Surface, num_points: int, name: str, mesher: Callable[[Surface, int], VoxelMesh]
+    surface: Surface,
+    num_points: int,
+    name: str,
+    mesher: Callable[[Surface, int], VoxelMesh],
+    *,
+    refined: bool = False,
 ) -> tuple[VoxelMesh, MeshCheck, tuple[Remark, ...]]:
     """Mesh a surface so that the mesh is still the part, with up to four times as many points as were asked for.
 
@@ -305,6 +311,8 @@ def mesh_and_check(
         num_points: Points that the mesh should have.
         name: The part, as remarks name it.
         mesher: Makes a mesh of a surface with about so many points.
+        refined: Whether finer meshes are tried until one is quite the part; the first that is still the part is
+            taken if none is. Without it, that is taken at once.
 
     Returns:
         The mesh, the comparison with the surface, and what differs from that or from what was asked for.
@@ -313,9 +321,10 @@ def mesh_and_check(
         GeometryError: If it can't be meshed, or only as another part.
     """
     trouble: GeometryError | None = None
-    for times in _TRIALS:
+    first: tuple[VoxelMesh, MeshCheck] | None = None
+    for times in _FINE_TRIALS if refined else _TRIALS:
         try:
-            mesh = mesher(surface, times * num_points)
+            mesh = mesher(surface, round(times * num_points))
         except GeometryError as error:
             trouble = trouble or error
             continue
@@ -324,19 +333,39 @@ def mesh_and_check(
             found = ", ".join(check.differences())
             trouble = GeometryError(f"the mesh of {mesh.num_points:,} points has {found}; {check.advice()}")
             continue
-        remarks = remarks_on(check, name)
-        if mesh.num_points > _MANY * num_points:
-            sentence = "a part was meshed with more points than were asked for, to keep thin walls whole"
-            example = f"{name}: {mesh.num_points:,} instead of {num_points:,}"
-            remarks += (Remark(Treatment.CHANGED, "more_points", sentence, 1, (example,)),)
-        return mesh, check, remarks
+        first = first or (mesh, check)
+        if check.is_quite_the_part or not refined:
+            return mesh, check, _remarks_on_trials(check, first[1], name, num_points)
+    if first is not None:
+        return *first, _remarks_on_trials(first[1], first[1], name, num_points)
     assert trouble is not None
+    raise _with_needed_points(trouble, surface, num_points)
+
+
+def _remarks_on_trials(taken: MeshCheck, first: MeshCheck, name: str, num_points: int) -> tuple[Remark, ...]:
+    """What differs from the surface, and that there are more points than were asked for or than the first mesh had."""
+    remarks = remarks_on(taken, name)
+    if taken is not first:
+        sentence = "a part was meshed with more points than by default, so that volume, extents and walls are its own"
+        example = f"{name}: {taken.num_points:,}, where {first.num_points:,} had {', '.join(first.lost())}"
+        return *remarks, Remark(Treatment.CHANGED, "refined", sentence, 1, (example,))
+    if taken.num_points > _MANY * num_points:
+        sentence = "a part was meshed with more points than were asked for, to keep thin walls whole"
+        example = f"{name}: {taken.num_points:,} instead of {num_points:,}"
+        return *remarks, Remark(Treatment.CHANGED, "more_points", sentence, 1, (example,))
+    return remarks
+
+
+def _with_needed_points(trouble: GeometryError, surface: Surface, num_points: int) -> GeometryError:
+    """Why no mesh is the part, with the points that its thinnest walls need where that isn't said yet."""
     if "need about" in str(trouble) or (wall := thinnest_wall(surface, np.ones(3))) is None:
-        raise trouble
+        return trouble
     needed = _round_up(surface.volume / (0.7 * wall[0] ** 3))
     if not num_points < needed <= _NO_ADVICE:
-        raise trouble
-    raise GeometryError(f"{trouble} (its walls of {wall[0]:.2g} mm need about {needed:,})") from trouble
+        return trouble
+    told = GeometryError(f"{trouble} (its walls of {wall[0]:.2g} mm need about {needed:,})")
+    told.__cause__ = trouble
+    return told
 
 
 def _round_up(points: float) -> int:
