@@ -57,6 +57,7 @@ def compensate(
 
     from flare_model.checkpoints.packaged_model import packaged_checkpoint
     from flare_model.checkpoints.surrogate import from_pretrained
+    from flare_model.decision.answer_text import first_reasons
     from flare_model.decision.auxiliary import read_auxiliary
     from flare_model.decision.compensated_file import check_targets, compensate_file, describe_body
     from flare_model.predict import default_points
@@ -70,19 +71,16 @@ def compensate(
     for doubt in doubts:
         errors_console.print(f"warning: {doubt}", style=None)
     meshing = Meshing(points or default_points(surrogate), units=units, refined=points is None)
-    found = compensate_file(
-        surrogate, auxiliary.intervals, source, meshing, scale, auxiliary.material_scale, anyway=anyway
-    )
+    found = compensate_file(surrogate, auxiliary, source, meshing, scale, anyway=anyway)
     write_durably(target, found.stl)
     write_durably(target.with_suffix(".json"), (json.dumps(found.as_dict(), indent=1) + "\n").encode())
     for content in found.bodies:
         console.print(describe_body(content))
         for doubt in content["doubts"]:
             errors_console.print(f"warning: {doubt}", style=None)
-        for reason in content["unlike_the_training"]:
-            errors_console.print(
-                f"warning: {content['name']} is unlike the parts of the training: {reason}", style=None
-            )
+        if reasons := content["unlike_the_training"]:
+            shown = first_reasons(reasons)
+            errors_console.print(f"warning: {content['name']} is unlike the parts of the training: {shown}", style=None)
     made_for = (
         "not calibrated to your machine (--material)"
         if auxiliary.material_scale is None

@@ -159,7 +159,7 @@ def answer_of(prediction: Prediction, auxiliary: Auxiliary, materials: tuple[str
     part = prediction.part
     extents = np.ptp(part.points if part.origin is None else part.origin.surface.vertices, axis=0)
     columns = prediction.columns()
-    likeness = _likeness(part, auxiliary.training_shapes)
+    likeness = likeness_to_training(part, auxiliary.training_shapes)
     origin, material_scale = part.origin, auxiliary.material_scale
     return Answer(
         name=part.name,
@@ -308,7 +308,8 @@ def _hit(
     )
 
 
-def _likeness(part: Part, training_shapes: TrainingShapes | None) -> Likeness | None:
+def likeness_to_training(part: Part, training_shapes: TrainingShapes | None) -> Likeness | None:
+    """How similar to the training parts a part is; None where that isn't known."""
     if training_shapes is None:
         return None
     try:

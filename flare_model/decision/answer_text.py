@@ -8,16 +8,12 @@ from typing import Final
 from flare_model.decision.answer import Answer, Hit, Peak, advice_on_size
 from flare_model.judging.scores import MICROMETRES
 from flare_model.prediction.surface_parts import LAYER
-from lpbf_data.geometry.surface_formats import MILLIMETRES, USUAL_EXTENTS
 
 _WIDTH: Final = 12
 _MAX_REASONS: Final = 3
 
 _MIN_CELLS_ACROSS: Final = 4
 """Cells across a wall below which an answer changes with the mesh by more than its interval."""
-
-_SMALL_PART: Final = 10.0
-"""mm; parts that are printed are rarely smaller than this along all axes."""
 
 _FINER_FACTOR: Final = 4
 _MAX_TRAINING_POINTS: Final = 20_000
@@ -135,10 +131,6 @@ def _size(answer: Answer) -> str:
     if answer.unit is not None:
         unit, stated = answer.unit
         words.append(f"read in {unit}" + ("" if stated else ", since the file states no unit (--units)"))
-        # Of still smaller parts a remark on the file names the units that are likely.
-        if unit == "mm" and not stated and USUAL_EXTENTS[0] <= max(answer.size) < _SMALL_PART:
-            inches = " × ".join(_millimetres(MILLIMETRES["inch"] * length, 4) for length in answer.size)
-            words.append(f"in inches it would be {inches} mm (--units inch)")
     number, count = answer.body
     words.append("1 body" if count == 1 else f"body {number} of {count}")
     words.append(f"{answer.volume:,.0f} mm³" if answer.volume >= 100 else f"{answer.volume:.3g} mm³")
@@ -184,8 +176,7 @@ def _likeness(answer: Answer) -> str:
     reasons = [*answer.outside, *map(str, answer.likeness.reasons)]
     if not reasons:
         return "like the parts of the training"
-    more = f", and {len(reasons) - _MAX_REASONS} more" if len(reasons) > _MAX_REASONS else ""
-    shown = "; ".join(reasons[:_MAX_REASONS]) + more
+    shown = first_reasons(reasons)
     unlike = answer.likeness.unlike or bool(answer.outside)
     return (
         f"unlike the parts of the training: {shown}" if unlike else f"like the parts of the training, but rare: {shown}"
@@ -197,3 +188,13 @@ def verdict_counts_line(answers: Sequence[Answer]) -> str:
     verdicts: list[str] = [answer.hit.verdict for answer in answers if answer.hit is not None]
     counts = [("yes", "hit by the recoater"), ("no", "not hit"), ("can't tell", "uncertain")]
     return f"{len(answers)} parts: " + ", ".join(f"{verdicts.count(verdict)} {words}" for verdict, words in counts)
+
+
+def first_reasons(reasons: Sequence[str]) -> str:
+    """The first three of some reasons, and how many more there are.
+
+    >>> first_reasons(["too wide", "too thin", "too high", "too heavy"])
+    'too wide; too thin; too high, and 1 more'
+    """
+    more = f", and {len(reasons) - _MAX_REASONS} more" if len(reasons) > _MAX_REASONS else ""
+    return "; ".join(reasons[:_MAX_REASONS]) + more

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flare_model.data.envelope import BUILD_EXTENTS, reasons_outside
+from flare_model.decision.answer import likeness_to_training
 from flare_model.decision.prediction import Prediction, predict_part
 from flare_model.prediction.part import Meshing, Part, Unreadable
 from lpbf_data.errors import GeometryError, UsageError
@@ -18,7 +19,7 @@ from lpbf_data.remarks import Remark
 
 if TYPE_CHECKING:
     from flare_model.checkpoints.surrogate import Surrogate
-    from flare_model.data.intervals import Intervals
+    from flare_model.decision.answer import Auxiliary
     from flare_model.decision.material_scale import MaterialScale
     from lpbf_data.geometry.closed_surface import Surface
 
@@ -52,11 +53,10 @@ class CompensatedFile:
 
 def compensate_file(
     surrogate: Surrogate,
-    intervals: Intervals | None,
+    auxiliary: Auxiliary,
     source: Path,
     meshing: Meshing,
     scale: float,
-    material_scale: MaterialScale | None = None,
     *,
     anyway: bool = False,
 ) -> CompensatedFile:
@@ -64,11 +64,10 @@ def compensate_file(
 
     Args:
         surrogate: The model.
-        intervals: Prediction intervals of its checkpoint; None where it has none.
+        auxiliary: Intervals and training shapes of its checkpoint, and the material scale.
         source: A file of closed surfaces.
         meshing: How surfaces become meshes.
         scale: Factor of the displacement: -1 for the part to print, 1 for the shape that it warps to.
-        material_scale: Factors for another material than that of the training; None for that of the training.
         anyway: Displace a body also where its mesh misses parts of it, or it doesn't fit the build volume; its report
             says so.
 
@@ -91,7 +90,7 @@ def compensate_file(
         doubts = _doubts(part)
         if doubts and not anyway:
             raise GeometryError(f"{'; '.join(doubts)}. Nothing is written; --anyway true writes it all the same")
-        compensated, content = _move(surrogate, intervals, part, scale, material_scale)
+        compensated, content = _move(surrogate, auxiliary, part, scale)
         content["doubts"] = doubts
         assert part.origin is not None
         shift_back = body.vertices[0] - part.origin.surface.vertices[0]
@@ -99,7 +98,7 @@ def compensate_file(
         reports.append(content)
         remarks |= dict.fromkeys(part.remarks)
     return CompensatedFile(
-        stl_bytes(joined(moved), "lengths in mm"), tuple(reports), tuple(remarks), scale, material_scale
+        stl_bytes(joined(moved), "lengths in mm"), tuple(reports), tuple(remarks), scale, auxiliary.material_scale
     )
 
 
@@ -122,19 +121,21 @@ def _doubts(part: Part) -> list[str]:
     return doubts
 
 
-def _move(
-    surrogate: Surrogate, intervals: Intervals | None, part: Part, scale: float, material_scale: MaterialScale | None
-) -> tuple[Surface, dict[str, Any]]:
+def _move(surrogate: Surrogate, auxiliary: Auxiliary, part: Part, scale: float) -> tuple[Surface, dict[str, Any]]:
     """The displaced surface of a body, and the report on it.
 
     Raises:
         LpbfError: If it can't be predicted on, or would cross itself.
     """
     assert part.origin is not None
-    prediction = predict_part(surrogate, part, intervals, material_scale)
+    prediction = predict_part(surrogate, part, auxiliary.intervals, auxiliary.material_scale)
     compensated = compensate_surface(part.origin.surface, part.points, part.cells, _displacement(prediction), scale)
     refuse_crossings(compensated, part.name, scale)
-    return compensated.surface, _body_report(prediction, compensated)
+    report = _body_report(prediction, compensated)
+    likeness = likeness_to_training(part, auxiliary.training_shapes)
+    if likeness is not None and likeness.unlike:
+        report["unlike_the_training"] += map(str, likeness.reasons)
+    return compensated.surface, report
 
 
 def check_targets(surrogate: Surrogate) -> None:

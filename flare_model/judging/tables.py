@@ -33,6 +33,10 @@ def show(summary: Summary, title: str, console: Console) -> None:
         table = _table(_unit(target, summary), by_predictor)
         width = console.measure(table, options=console.options.update_width(1000)).maximum
         open_console(file=console.file, width=max(width, console.width)).print(table)
+        if better := " and ".join(_NAMES[name] for name in _no_worse_than_the_model(by_predictor)):
+            console.print(
+                f"note: at {target} the model is no better than {better}: train it longer, or on cases like these"
+            )
         if missing := by_predictor["model"]["without_truth"]:
             console.print(
                 f"note: {_count(missing, 'case')} {'has' if missing == 1 else 'have'} no relative error: {target} is "
@@ -55,6 +59,13 @@ def show(summary: Summary, title: str, console: Console) -> None:
         )
     if summary["interference"] is not None:
         console.print("note: a hit is a part that the recoater's blade, which spreads powder, hits in the simulation")
+
+
+def _no_worse_than_the_model(by_predictor: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Predictions that take nothing from a part, and have no larger error than the model."""
+    errors = {name: scores["relative_l2"] for name, scores in by_predictor.items()}
+    model = errors.pop("model")
+    return [] if model is None else [name for name, error in errors.items() if error is not None and error <= model]
 
 
 def _unit(target: str, summary: Summary) -> str:

@@ -119,10 +119,7 @@ class InferenceService:
 
         if path.suffix.lower() not in SURFACE_SUFFIXES:
             raise UsageError(f"{path.name}: surfaces are displaced, from {', '.join(SURFACE_SUFFIXES)} files")
-        auxiliary = self.auxiliary
-        return compensate_file(
-            self.surrogate, auxiliary.intervals, path, meshing, scale, auxiliary.material_scale, anyway=anyway
-        )
+        return compensate_file(self.surrogate, self.auxiliary, path, meshing, scale, anyway=anyway)
 
     def can_compensate(self) -> bool:
         """Whether the model predicts all three displacements."""

@@ -18,7 +18,7 @@ from lpbf_data.geometry.face_counts import check_face_count
 from lpbf_data.geometry.ply import read_ply
 from lpbf_data.geometry.polygon_text import read_obj, read_off
 from lpbf_data.geometry.stl import read_stl
-from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, USUAL_EXTENTS, Units
+from lpbf_data.geometry.surface_formats import MILLIMETRES, SMALL_EXTENT, SURFACE_SUFFIXES, USUAL_EXTENTS, Units
 from lpbf_data.geometry.surface_repair import repair, shells_of
 from lpbf_data.geometry.threemf import read_3mf
 from lpbf_data.remarks import Remark, Treatment
@@ -136,10 +136,17 @@ def _unusual(surface: Surface, unit: str, name: str, *, is_stated: bool) -> list
     """A remark where a part is so small or large that its lengths may be in another unit."""
     extent = float(np.ptp(surface.bounds, axis=0).max())
     smallest, largest = USUAL_EXTENTS
-    if smallest <= extent <= largest:
+    may_be_inches = unit == "mm" and not is_stated and smallest <= extent < SMALL_EXTENT
+    if smallest <= extent <= largest and not may_be_inches:
         return []
     read = f"lengths were read in {unit}" + ("" if is_stated else ", since the file states no unit")
-    if extent < smallest:
+    example = f"{name}: {extent:.3g} mm"
+    if may_be_inches:
+        sentence = (
+            f"{read}, and the part is less than {SMALL_EXTENT:g} mm wide; if they are in inches, use --units inch"
+        )
+        example += f", in inches it would be {MILLIMETRES['inch'] * extent:.3g} mm"
+    elif extent < smallest:
         sentence = (
             f"{read}, and the part is less than {smallest:g} mm wide; if they are in metres, use --units m, "
             "if in inches, --units inch"
@@ -148,7 +155,7 @@ def _unusual(surface: Surface, unit: str, name: str, *, is_stated: bool) -> list
         sentence = (
             f"{read}, and the part is more than {largest:,.0f} mm wide; if they are in micrometres, use --units um"
         )
-    return [Remark(Treatment.GUESSED, "unusual_size", sentence, 1, (f"{name}: {extent:.3g} mm",))]
+    return [Remark(Treatment.GUESSED, "unusual_size", sentence, 1, (example,))]
 
 
 def bodies_of(surface: Surface) -> tuple[Surface, ...]:

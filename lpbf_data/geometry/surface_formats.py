@@ -19,3 +19,6 @@ MILLIMETRES: Final[Mapping[str, float]] = MappingProxyType(
 
 USUAL_EXTENTS: Final = (1.0, 1000.0)
 """mm; the largest extent of parts that machines build lies between these, else the file may be in another unit."""
+
+SMALL_EXTENT: Final = 10.0
+"""mm; printed parts are rarely smaller than this along all axes, and a file that states no unit may be in inches."""

@@ -82,7 +82,9 @@ def render_parts(title: str, parts: Sequence[ShownPart], fields: Sequence[ShownF
     """
     listed = [{"name": part.name, "facts": part.facts} for part in parts]
     surfaces = (part.surface for part in parts)
-    return _render("parts.html", {"title": title}, {"parts": listed}, fields, surfaces, (ASSETS,), _ALONE)
+    return _render(
+        "parts.html", {"title": title, "parts": listed}, {"parts": listed}, fields, surfaces, (ASSETS,), _ALONE
+    )
 
 
 def render_page(

@@ -15,6 +15,7 @@ from flare_model import from_pretrained
 from flare_model.checkpoints import packaged_model
 from flare_model.checkpoints.files import WEIGHTS_NAME, Usage
 from flare_model.checkpoints.surrogate import Surrogate, results_folder
+from flare_model.compensate import compensate
 from flare_model.data.envelope import Envelope, Range
 from flare_model.data.likeness import (
     DESCRIPTORS,
@@ -157,9 +158,12 @@ def test_a_part_of_a_few_millimetres_may_be_in_inches(
 ) -> None:
     box(2, 1.5, 1).export(tmp_path / "box.stl")
     predict(str(model), [str(tmp_path / "box.stl")], out=str(tmp_path / "out"), pictures=False)
-    assert "(--units); in inches it would be 50.8 × 38.1 × 25.4 mm (--units inch); 1 body" in capsys.readouterr().out
+    hint = "if they are in inches, use --units inch (box.stl: 2 mm, in inches it would be 50.8 mm)"
+    assert capsys.readouterr().err.count(hint) == 1
     predict(str(model), [str(tmp_path / "box.stl")], out=str(tmp_path / "out"), pictures=False, units="mm")
-    assert "read in mm; 1 body" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "read in mm; 1 body" in said.out
+    assert "inch" not in said.out + said.err
     box(0.6, 0.5, 0.4).export(tmp_path / "box.stl")  # so small that it may be in metres too: one hint, in the notes
     predict(str(model), [str(tmp_path / "box.stl")], out=str(tmp_path / "out"), pictures=False)
     said = capsys.readouterr()
@@ -220,6 +224,18 @@ def test_nobody_can_tell_of_a_part_unlike_the_training(
     assert answer["hit"]["chance"] > 0.99
     assert any(one.startswith("width 90 mm, larger than all") for one in answer["likeness"]["said"])
     assert "out of the build volume along x" in told.err
+
+
+def test_compensating_a_part_unlike_the_training_says_so(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box(2, 1.5, 1).export(tmp_path / "box.stl")
+    compensate(str(tmp_path / "box.stl"), str(tmp_path / "new.stl"), checkpoint=str(model), points=300)
+    said = capsys.readouterr().err
+    assert "warning: box is unlike the parts of the training: " in said
+    assert "width 2 mm, smaller than all" in said
+    (body,) = json.loads((tmp_path / "new.json").read_text())["bodies"]
+    assert any("smaller than all" in reason for reason in body["unlike_the_training"])
 
 
 def test_parts_on_one_plate_keep_their_places_where_the_plate_fits(tmp_path: Path) -> None:

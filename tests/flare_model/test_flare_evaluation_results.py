@@ -108,7 +108,13 @@ def test_tables_fit_80_columns_and_count_in_the_singular() -> None:
         "p95_error": 12345.0, "max_error": 123456.0, "r2": -12.3456, "without_truth": 1,
     }  # fmt: skip
     summary = {
-        "scores": {"von_mises_stress": dict.fromkeys(("model", "zero", "mean"), rows)},
+        "scores": {
+            "von_mises_stress": {
+                "model": rows,
+                "zero": rows | {"relative_l2": 1.0},
+                "mean": rows | {"relative_l2": 1.1},
+            }
+        },
         "trained_on_this_data": True,
         "interference": {
             "target": "displacement_z",
@@ -133,3 +139,22 @@ def test_tables_fit_80_columns_and_count_in_the_singular() -> None:
     narrow = io.StringIO()
     show(summary, "a/run on data", Console(file=narrow, width=40, soft_wrap=True))
     assert narrow.getvalue() == file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("model", "zero", "mean", "said"),
+    [(0.4, 1.0, 1.3, ""), (1.0, 1.0, 1.3, "predict zero"), (1.2, 1.0, 1.1, "predict zero and predict mean"),
+     (None, None, None, "")],
+)  # fmt: skip
+def test_a_model_that_knows_no_more_than_zero_is_said(
+    model: float | None, zero: float | None, mean: float | None, said: str
+) -> None:
+    names = ("relative_l2_median", "published", "mean_error", "p95_error", "max_error", "r2")
+    rest = dict.fromkeys(names) | {"without_truth": 0}
+    errors = {"model": model, "zero": zero, "mean": mean}
+    scores = {name: rest | {"relative_l2": error} for name, error in errors.items()}
+    summary = {"scores": {"displacement_z": scores}, "trained_on_this_data": True, "interference": None}
+    file = io.StringIO()
+    show(summary, "a/run on data", Console(file=file, width=200))
+    assert file.getvalue().count("no better than") == bool(said)
+    assert not said or f"at displacement_z the model is no better than {said}: " in file.getvalue()

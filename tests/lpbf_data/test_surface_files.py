@@ -117,8 +117,12 @@ def test_units_of_a_file_that_states_none_can_be_given(tmp_path: Path, units: Un
     assert kinds(tmp_path / "box.stl", units) == []
 
 
-def test_parts_of_35_micrometres_or_4_metres_are_warned_of(tmp_path: Path) -> None:
-    for size, shown, advice in ((0.035, "0.035 mm", "--units m"), (4500.0, "4.5e+03 mm", "--units um")):
+def test_parts_of_35_micrometres_or_4_metres_are_warned_of_and_those_that_may_be_in_inches(tmp_path: Path) -> None:
+    for size, shown, advice in (
+        (0.035, "0.035 mm", "--units m"),
+        (1.5, "1.5 mm, in inches it would be 38.1 mm", "--units inch"),
+        (4500.0, "4.5e+03 mm", "--units um"),
+    ):
         trimesh.creation.box((size, size / 2, size / 3)).export(tmp_path / "box.stl")
         (remark,) = load_bodies(tmp_path / "box.stl").remarks
         assert (remark.treatment, remark.kind) == ("guessed", "unusual_size")

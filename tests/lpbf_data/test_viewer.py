@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import tomllib
 from collections.abc import Iterator
@@ -41,6 +42,14 @@ def shown_part(name: str, shape: tuple[int, int, int]) -> ShownPart:
 def number_of(text: str) -> float:
     """The number at the beginning of a text, as the page writes it."""
     return float(text.split(maxsplit=1)[0].replace("−", "-").replace(",", ""))
+
+
+def test_without_scripts_a_page_tells_what_is_known_of_each_part() -> None:
+    page = render_parts("Parts", [shown_part("plate", (4, 3, 2))], shown_fields(resolve_fields(["displacement"])))
+    _, _, rest = page.decode().partition("<noscript>")
+    told, _, _ = rest.partition("</noscript>")
+    assert "<h2>plate</h2>" in told
+    assert f"<dt>risk</dt><dd>{html.escape(HOSTILE)}</dd>" in told
 
 
 def test_a_page_shows_parts_alone(browser: Browser, tmp_path: Path) -> None:
