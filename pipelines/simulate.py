@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pipelines.simulation.request import SimulationRequest
 
 _EXAMPLES: Final = 3
+_IDLE_LIMIT: Final = 180.0  # seconds without work after which a worker hangs: simulating never waits
 
 
 def simulate(
@@ -141,7 +142,7 @@ def run_simulation(request: SimulationRequest, resources: Resources) -> tuple[Ca
             say(f"{request.out} goes on from case {len(outcomes):,} of {len(request.parts):,}")
         with progress(len(request.parts), "simulate", "case", initial=len(outcomes)) as bar:
             if tasks:
-                with open_engine(resources) as engine:
+                with open_engine(resources, idle_limit=_IDLE_LIMIT) as engine:
                     for outcome in engine.map(run_case, tasks):
                         outcomes[outcome.case_id] = outcome
                         bar.set_postfix(failed=sum(one.status == "failed" for one in outcomes.values()))

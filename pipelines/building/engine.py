@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import time
+import uuid
 from asyncio import CancelledError as AsyncCancelledError
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from lpbf_data.errors import UsageError
 from lpbf_data.extras import how_to_install
 from pipelines.building.case_process import CaseProcess
+from pipelines.building.idle_workers import IdleWorkers
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -37,6 +39,9 @@ _SETTINGS: Final = {
     # A task whose worker ends goes to another one; the journal of attempts decides when a case is given up, not Dask.
     "distributed.scheduler.allowed-failures": 1000,
     "distributed.scheduler.worker-saturation": 1.0,
+    # Tasks wait at the scheduler, not at workers (see _window), so there is nothing to steal; stealing is known to lose
+    # tasks (https://github.com/dask/distributed/issues/8787).
+    "distributed.scheduler.work-stealing": False,
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
@@ -87,14 +92,21 @@ class Engine:
         client: Client of a Dask cluster, or None.
         may_grow: Whether workers may join while it works.
         beside: A process that works where there are no workers; None for this one.
+        idle_workers: Finds workers that hang; None where tasks may wait, for files from a network, say.
     """
 
     def __init__(
-        self, client: Client | None = None, *, may_grow: bool = False, beside: CaseProcess | None = None
+        self,
+        client: Client | None = None,
+        *,
+        may_grow: bool = False,
+        beside: CaseProcess | None = None,
+        idle_workers: IdleWorkers | None = None,
     ) -> None:
         self._client = client
         self._beside = beside
         self._may_grow = may_grow
+        self._idle_workers = idle_workers
 
     @property
     def num_workers(self) -> int:
@@ -137,23 +149,28 @@ class Engine:
         assert self._client is not None
         client = self._client
         waiting = iter(tasks)
+        counter = itertools.count()
+        group = f"{function.__name__}-{uuid.uuid4().hex}"
         submitted: dict[Any, tuple[Task, int]] = {}
         running = as_completed(loop=client.loop)
 
-        def submit(task: Task, kills: int = 0) -> None:
-            future = client.submit(function, task, pure=False)
-            submitted[future.key] = (task, kills)
-            running.add(future)
+        def submit(some: Sequence[Task], kills: int = 0) -> None:
+            keys = [(group, next(counter)) for _ in some]
+            for task, future in zip(some, client.map(function, some, key=keys), strict=True):
+                submitted[future.key] = (task, kills)
+                running.add(future)
 
-        window, counted, alive = 0, -math.inf, time.monotonic()
+        workers, counted, alive = 0, -math.inf, time.monotonic()
         while True:
             if time.monotonic() - counted > _RECOUNT:  # workers join and leave, also while nothing is finished
-                workers, counted = self._count_workers(window // _IN_FLIGHT), time.monotonic()
+                workers, counted = self._count_workers(workers), time.monotonic()
                 alive = counted if workers else alive
                 self._check_waiting(counted - alive)
-                window = _IN_FLIGHT * max(1, workers)
-            for task in itertools.islice(waiting, max(0, window - len(submitted))):
-                submit(task)
+                if self._idle_workers is not None and submitted:
+                    self._idle_workers.look()
+            window = _window(len(tasks), workers)
+            if some := list(itertools.islice(waiting, max(0, window - len(submitted)))):
+                submit(some)
             if not submitted:
                 return
             if not running.has_ready():
@@ -166,7 +183,7 @@ class Engine:
             except KilledWorker as error:
                 if kills >= _MAX_KILLS:
                     raise UsageError(f"{kills} workers ended while they worked on a task: {error}") from error
-                submit(task, kills + 1)
+                submit([task], kills + 1)
                 continue
             yield result
 
@@ -194,8 +211,17 @@ class Engine:
             return before
 
 
+def _window(tasks: int, workers: int) -> int:
+    """How many tasks are submitted at a time.
+
+    Dask keeps tasks in a queue and gives one to each worker that is free, but only where more than twice as many as
+    workers come at once; fewer would all be given out, and the last of them wait for a worker that is busy.
+    """
+    return workers if tasks <= 2 * workers else _IN_FLIGHT * max(1, workers)
+
+
 @contextlib.contextmanager
-def open_engine(resources: Resources) -> Iterator[Engine]:
+def open_engine(resources: Resources, idle_limit: float | None = None) -> Iterator[Engine]:
     """Start worker processes on this machine, join a scheduler, or start a cluster.
 
     Raises:
@@ -224,7 +250,9 @@ def open_engine(resources: Resources) -> Iterator[Engine]:
             client = stack.enter_context(Client(stack.enter_context(cluster)))
         if resources.scheduler or resources.cluster:
             client.wait_for_workers(1, timeout=3600)
-        yield Engine(client, may_grow=bool(resources.scheduler or resources.cluster))
+        elsewhere = bool(resources.scheduler or resources.cluster)
+        idle_workers = None if elsewhere or idle_limit is None else IdleWorkers(client, idle_limit)
+        yield Engine(client, may_grow=elsewhere, idle_workers=idle_workers)
 
 
 def _local_cluster(count: int) -> Any:
