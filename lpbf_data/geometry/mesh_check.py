@@ -282,7 +282,7 @@ def remarks_on(check: MeshCheck, name: str) -> tuple[Remark, ...]:
         return ()
     sentence = (
         f"the mesh differs from the surface, in volume (by over {VOLUME_REPORTED:.0%}), in size (by over "
-        f"{EXTENT_REPORTED:.0%}) or at thin walls; ask for more points (--points)"
+        f"{EXTENT_REPORTED:.0%}) or at thin walls; mesh it with more points (--points)"
     )
     example = f"{name}: {', '.join(differences)}; {check.advice()}"
     return (Remark(Treatment.CHANGED, "mesh_differs", sentence, 1, (example,)),)
