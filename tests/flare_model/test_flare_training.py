@@ -99,7 +99,7 @@ def test_several_seeds_give_mean_and_standard_deviation(
     assert losses(tmp_path / "seed-3") == losses(go(box_dataset, tmp_path / "alone", seed=[3], recipe=Recipe(epochs=1)))
 
 
-@pytest.mark.parametrize("loss", ["relative_l2", "mse"])
+@pytest.mark.parametrize("loss", ["relative_l2", pytest.param("mse", marks=pytest.mark.slow)])
 def test_accumulated_batches_make_the_step_of_a_large_one(box_dataset: str, tmp_path: Path, loss: Any) -> None:
     """Batches of unlike numbers of points, and a last group that is smaller: the same losses, hence gradients."""
     large = go(box_dataset, tmp_path / "large", recipe=Recipe(epochs=2, batch_size=3, loss=loss))
