@@ -8,6 +8,8 @@ OUT ?= $(if $(SRC),demo_own,demo)
 SRC ?=
 # What PyTorch may use in `make numeric`: avx2 or default.
 CAPABILITY ?= avx2
+# The files that have tests of arithmetic: to import all others takes as long as many of these tests.
+NUMERIC = $(shell grep --recursive --files-with-matches --include='test_*.py' mark.numeric tests)
 # Platforms whose pins are checked: linux, macos, windows; all of them without a name.
 PLATFORMS ?=
 
@@ -44,7 +46,7 @@ test: lint ## The whole fast test suite, and its arithmetic once more as other p
 	$(MAKE) numeric
 
 numeric: $(VENV)/installed ## The tests of arithmetic as a processor without AVX-512 does it, if this one has it; CAPABILITY=default: without AVX.
-	$(BIN)/python -m tests.fewer_instructions --if-fewer $(CAPABILITY) $(BIN)/python -m pytest -n 2 --dist worksteal -m 'numeric and not slow and not compiles'
+	$(BIN)/python -m tests.fewer_instructions --if-fewer $(CAPABILITY) $(BIN)/python -m pytest -n 2 --dist worksteal -m 'numeric and not slow and not compiles' $(NUMERIC)
 
 slow: $(VENV)/installed ## The tests that take minutes.
 	$(BIN)/python -m pytest -m slow

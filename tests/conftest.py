@@ -14,13 +14,14 @@ if not Path("/dev/nvidiactl").exists():
 from tests.data_fixtures import hub, own_cache, published_dataset, small_cases, small_dataset
 from tests.flare_model.flare_fixtures import box_dataset, shared_cache, trained_run
 from tests.netfabb_cases import Part, write_part
-from tests.pipelines.report_fixtures import browser, built
+from tests.pipelines.report_fixtures import browser, built, no_pictures_of_parts
 
 __all__ = [
     "box_dataset",
     "browser",
     "built",
     "hub",
+    "no_pictures_of_parts",
     "own_cache",
     "part_folder",
     "published_dataset",

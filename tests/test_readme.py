@@ -13,11 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests.data_hub_server import serve_hub
+from tests.forked import Program, command
 from tests.upload_hub import upload_hub
 
 README = Path(__file__).parents[1] / "README.md"
 SMALLER = {
-    "pipelines.simulate": ["--cases", "10", "--points", "150"],
+    "pipelines.simulate": ["--cases", "10", "--points", "150", "--workers", "0"],
+    "pipelines.verify": ["--workers", "0"],
+    "pipelines.report": ["--gallery", "2"],
+    "pipelines.publish": ["--workers", "0"],
     "flare_model.train": [
         *("--recipe.epochs", "1", "--model.init_args.config.num_blocks", "1"),
         *("--model.init_args.config.num_latents", "16", "--accelerator", "cpu"),
@@ -25,6 +29,9 @@ SMALLER = {
     "flare_model.predict": ["--points", "300", "--centre"],
 }
 """Options that are added to a command: they change how long it takes, not what it does."""
+FORKED = ("pipelines.verify", "pipelines.report", "flare_model.evaluate", "flare_model.spectrum")
+"""Commands that needn't be started anew: how each starts is asked in `test_startup`. Others are the first of what they
+do, or read their environment when they are imported."""
 
 
 def blocks(language: str) -> list[str]:
@@ -67,8 +74,15 @@ class Reader:
         return done.stdout
 
     def runs(self, module: str) -> str:
-        said = [self.types("-m", module, *words, *SMALLER.get(module, [])) for words in commands()[module]]
-        return "\n".join(said)
+        runs = self.forks if module in FORKED else lambda *words: self.types("-m", *words)
+        return "\n".join(runs(module, *words, *SMALLER.get(module, [])) for words in commands()[module])
+
+    def forks(self, *words: str) -> str:
+        said = self.folder / "said.txt"
+        said.unlink(missing_ok=True)
+        program = Program(command, said, *words, environment=self.environment, folder=self.folder)
+        assert program.end() == 0, f"{' '.join(words)}\n{program.text()}"
+        return program.text()
 
 
 @pytest.fixture(scope="module")

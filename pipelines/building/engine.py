@@ -33,6 +33,7 @@ _RECOUNT: Final = 1.0  # seconds between two looks at how many workers there are
 _POLL: Final = 0.01  # seconds between two looks for results; tasks take seconds
 _MAY_GROW_TO: Final = 64  # workers that tasks are cut for, where more may join than are there at the start
 _MAX_KILLS: Final = 20  # workers that may end while they work on one task before the build gives up
+_NO_SCHEDULER: Final = 10.0  # seconds without an answer of a scheduler that is to be joined
 _NO_WORKER: Final = 60.0  # seconds without any worker on this machine, where Dask starts a new one within a few
 _NO_WORKER_OF_CLUSTER: Final = 3600.0  # the same on a cluster, where jobs wait in a queue
 _SETTINGS: Final = {
@@ -273,7 +274,7 @@ def _join(scheduler: str) -> Client:
     from distributed import Client
 
     try:
-        return Client(scheduler, timeout=10)
+        return Client(scheduler, timeout=_NO_SCHEDULER)
     except (OSError, ValueError, TimeoutError) as error:
         raise UsageError(f"the Dask scheduler at {scheduler} doesn't answer: {error}") from error
 

@@ -161,6 +161,7 @@ def test_scores_of_a_vector_are_lengths_and_of_stresses_in_their_unit() -> None:
     assert summarise([row]).without_truth == 0
 
 
+@pytest.mark.usefixtures("drawn_charts")
 def test_the_summary_is_what_an_independent_computation_gives(
     box_dataset: str, trained_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ def pictures(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.png")}
 
 
+@pytest.mark.usefixtures("drawn_charts")
 def test_pictures_are_drawn_from_what_is_stored(
     box_dataset: str, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,8 +48,15 @@ def test_pictures_are_drawn_from_what_is_stored(
     assert [p.name for p in (out / "worst").iterdir()] == [f"displacement_z_{worst}.png"]
 
 
-@pytest.mark.parametrize("name", ["cases.parquet", "predictions.parquet"])
-@pytest.mark.parametrize("content", [None, b"another"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("predictions.parquet", None),
+        ("cases.parquet", b"another"),
+        pytest.param("cases.parquet", None, marks=pytest.mark.slow),
+        pytest.param("predictions.parquet", b"another", marks=pytest.mark.slow),
+    ],
+)
 def test_numbers_that_are_not_all_there_are_made_again(
     box_dataset: str, trained_run: Path, tmp_path: Path, name: str, content: bytes | None
 ) -> None:

@@ -162,7 +162,7 @@ class Drawing(Breaking):
         return super().forward(*inputs) + 0.01 * noise
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_what_a_model_draws_is_that_of_a_run_that_never_failed(
     box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
 ) -> None:

@@ -202,6 +202,8 @@ MODELS = {
     "transformer": lambda: Transformer(TransformerConfig(**SIZES)).eval(),
     "transolver": lambda: Transolver(TransolverConfig(**SIZES, num_slices=4)).eval(),
 }
+# What PyTorch makes of a model whole: FLARE's in the fast suite, those that it is compared with in the slow one.
+OURS_FIRST = ["flare", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != "flare")]
 
 
 def in_double(name: str) -> torch.nn.Module:
@@ -293,6 +295,7 @@ def compiled(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     return model, torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
 
 
+@pytest.mark.slow  # the fast suite compiles joined meshes in `test_layout`, and by the kernels with their gradients
 @pytest.mark.compiles
 @pytest.mark.parametrize("name", MODELS)
 def test_compiling_joined_meshes_breaks_no_graph(name: str) -> None:
@@ -307,12 +310,20 @@ def test_compiling_joined_meshes_breaks_no_graph(name: str) -> None:
 
 
 @pytest.mark.compiles
-def test_compiling_single_and_padded_meshes_breaks_no_graph() -> None:
+def test_compiling_single_meshes_breaks_no_graph() -> None:
     model, fast = compiled("flare")
     points = sample(24, 3)
     with torch.no_grad():
         for size in (24, 17):
             assert_same(fast(points[:size]), model(points[:size]))
+
+
+@pytest.mark.slow  # the same graph with a mask
+@pytest.mark.compiles
+def test_compiling_padded_meshes_breaks_no_graph() -> None:
+    model, fast = compiled("flare")
+    points = sample(24, 3)
+    with torch.no_grad():
         padded, mask = points.view(2, 12, 3), torch.arange(12) < torch.tensor([[12], [5]])
         assert_same(fast(padded, mask=mask)[mask], model(padded, mask=mask)[mask])
 
@@ -335,7 +346,7 @@ def test_exporting_keeps_the_number_of_points_open(name: str) -> None:
     assert_same(program.module()(points), model(points))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", OURS_FIRST)
 def test_exporting_keeps_numbers_of_points_and_meshes_open(name: str) -> None:
     """Joined and padded, of other numbers than it was exported with."""
     model = in_double(name)

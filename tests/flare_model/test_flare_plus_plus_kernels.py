@@ -61,6 +61,7 @@ CASES: dict[str, tuple[Shape, dict[str, Any]]] = {
     # One mesh's logsumexps say nothing of another's, nor which path its gradient can take.
     "logsumexps far apart, ragged": ((1, 8, 16, 48), {"sizes": [16, 16, 16]}),
 }
+LIKE_OTHERS = ("several passes, ragged", "narrow heads, several", "logsumexps far apart, ragged")
 # Those of the published models and others, for a GPU.
 LARGE = [(8, 16, 64, 5000), (8, 16, 128, 3001), (8, 8, 256, 3000), (2, 32, 600, 2100)]
 
@@ -141,10 +142,17 @@ def squares(found: list[Tensor], truth: list[Tensor]) -> Tensor:
     return torch.stack([(a - b).square().sum() for a, b in zip(found, truth, strict=True)]).cpu()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+# In float32 one case of each way that meshes lie is fast.
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=pytest.mark.slow if dtype == torch.float32 and name in LIKE_OTHERS else ())
+        for name in CASES
+        for dtype in (torch.float32, *HALVES)
+    ],
+)
 # Rows of latents that are not there may overflow; nothing of them is kept.
 @pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered in matmul")
-@pytest.mark.parametrize("name", CASES)
 def test_errors_are_those_of_rounding(name: str, dtype: torch.dtype) -> None:
     """Of output and gradients, those of seeds, learned queries and gates included."""
     errors = torch.zeros(2, 7, dtype=torch.float64)
@@ -313,8 +321,16 @@ def gradients(model: nn.Module, points: Tensor, offsets: Tensor | None, *, autoc
     return torch.cat([out.detach().flatten(), *(t.flatten() for t in found)])
 
 
-@pytest.mark.parametrize("offsets", [None, [0, 9, 40]], ids=["single", "ragged"])
-@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    ("autocast", "offsets"),
+    [
+        pytest.param(False, None, id="False-single"),
+        pytest.param(True, [0, 9, 40], id="True-ragged"),
+        # Either way of computing with the other way that meshes lie.
+        pytest.param(False, [0, 9, 40], id="False-ragged", marks=pytest.mark.slow),
+        pytest.param(True, None, id="True-single", marks=pytest.mark.slow),
+    ],
+)
 def test_a_model_with_kernels_is_the_same_model(autocast: bool, offsets: list[int] | None) -> None:
     points = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     joined, exact = None if offsets is None else torch.tensor(offsets), small("reference").double()
@@ -325,6 +341,7 @@ def test_a_model_with_kernels_is_the_same_model(autocast: bool, offsets: list[in
     assert (found - wanted).norm() <= (1 if autocast else 2) * error < 0.25 * wanted.norm()
 
 
+@pytest.mark.slow  # FLARE's backbone, which the fast suite tries with its own kernels
 def test_checkpoints_in_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flare_model.models.backbone._CHUNK", 16)
     points, kept = torch.randn(1, 40, 3, generator=torch.Generator().manual_seed(0)).to(DEVICE), []

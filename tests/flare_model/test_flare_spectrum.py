@@ -129,6 +129,7 @@ def test_autocast_is_off(trained_run: Path) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.usefixtures("drawn_charts")
 def test_the_command_leaves_numbers_and_pictures(
     box_dataset: str, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

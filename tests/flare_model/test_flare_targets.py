@@ -144,6 +144,7 @@ def test_losses_and_weights_of_no_target_are_refused(recipe: dict[str, Any], wor
         make_settings(ModelSpec(**TINY), FIVE, [], data="", recipe=Recipe(**recipe))
 
 
+@pytest.mark.usefixtures("drawn_charts")
 def test_the_accurate_configuration_is_one_that_trains(box_dataset: str, tmp_path: Path) -> None:
     """As it stands but for its sizes, of model and run; what it says of its parameters is true."""
     content = yaml.safe_load((FOLDER / "lpbf_accurate.yaml").read_text())

@@ -99,7 +99,7 @@ def test_several_seeds_give_mean_and_standard_deviation(
     assert losses(tmp_path / "seed-3") == losses(go(box_dataset, tmp_path / "alone", seed=[3], recipe=Recipe(epochs=1)))
 
 
-@pytest.mark.parametrize("loss", ["relative_l2", "mse"])
+@pytest.mark.parametrize("loss", ["relative_l2", pytest.param("mse", marks=pytest.mark.slow)])
 def test_accumulated_batches_make_the_step_of_a_large_one(box_dataset: str, tmp_path: Path, loss: Any) -> None:
     """Batches of unlike numbers of points, and a last group that is smaller: the same losses, hence gradients."""
     large = go(box_dataset, tmp_path / "large", recipe=Recipe(epochs=2, batch_size=3, loss=loss))
@@ -142,6 +142,7 @@ class Exploding(Pointwise):
         return super().forward(*inputs) * (math.nan if self.calls > 40 else 1.0)
 
 
+@pytest.mark.usefixtures("drawn_charts")
 def test_a_diverging_loss_stops_the_run_and_names_the_case(box_dataset: str, tmp_path: Path) -> None:
     model = {"class_path": f"{__name__}.Exploding"}
     with pytest.raises(DivergedError, match=r"became nan at step 41, in case 1000\d\d_11b839a.*step-00000040"):
@@ -205,6 +206,7 @@ def test_impossible_recipes_are_refused(numbers: dict[str, Any], words: str) -> 
         Recipe(**numbers)
 
 
+@pytest.mark.usefixtures("drawn_charts")
 def test_a_truth_that_is_zero_everywhere_is_named_and_adds_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,11 +76,19 @@ def relative_squares(inputs: tuple[Tensor, ...], gradient: Tensor, dtype: torch.
     return torch.stack([found, rounding_errors((q, k, v), g, dtype, truth)]) / norms
 
 
-@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), *HALVES])
-def test_errors_are_those_of_rounding(dtype: torch.dtype) -> None:
-    """Relative L2 over all shapes and ten seeds; in the interpreter each seed has one shape."""
+@pytest.mark.parametrize(
+    ("dtype", "seeds"),
+    [
+        *[(dtype, 5) for dtype in HALVES],
+        # The same with more draws, and of the type that other tests try on each of these ways.
+        *[pytest.param(dtype, 10, marks=pytest.mark.slow) for dtype in (torch.float32, *HALVES)],
+    ],
+)
+def test_errors_are_those_of_rounding(dtype: torch.dtype, seeds: int) -> None:
+    """Relative L2 over all shapes and seeds; in the interpreter each seed has one shape."""
     squares = torch.zeros(2, 4, dtype=torch.float64)
-    pairs = list(itertools.product(SHAPES, range(10))) if DEVICE == "cuda" else [(SHAPES[s % 5], s) for s in range(10)]
+    everywhere = DEVICE == "cuda"
+    pairs = [(s, n) for s in SHAPES for n in range(10)] if everywhere else [(SHAPES[n % 5], n) for n in range(seeds)]
     for shape, seed in pairs:
         *inputs, g = sample(shape, seed)
         squares += relative_squares(tuple(inputs), g, dtype, mix)
@@ -152,10 +160,11 @@ def test_errors_are_no_larger_than_those_of_attention(dtype: torch.dtype) -> Non
     assert (kernels <= 1.1 * attention).all(), squares
 
 
-def test_rounding_cancels_over_the_points() -> None:
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.slow)])  # more draws of the same
+def test_rounding_cancels_over_the_points(seeds: int) -> None:
     """Where the gradient has a mean, a Δ that doesn't see dZ as the products do would double the error."""
     squares = torch.zeros(2, 4, dtype=torch.float64)
-    for seed in range(2):
+    for seed in range(seeds):
         q, k, v, g = sample((1, 8, 16, 240), seed)
         squares += relative_squares((q, k, v), g + 0.5, HALVES[-1], mix)
     kernels, rounding = squares.sqrt()
@@ -164,11 +173,15 @@ def test_rounding_cancels_over_the_points() -> None:
     assert (kernels[1:3] <= CONSISTENT * rounding[1:3]).all(), squares
 
 
-@pytest.mark.parametrize("depth", [pytest.param(8, marks=pytest.mark.slow), 16])
-def test_values_with_a_mean_keep_their_digits(depth: int) -> None:
+@pytest.mark.parametrize(
+    ("depth", "seeds"),
+    # The same path with another depth, and more draws.
+    [(16, 1), pytest.param(8, 3, marks=pytest.mark.slow), pytest.param(16, 3, marks=pytest.mark.slow)],
+)
+def test_values_with_a_mean_keep_their_digits(depth: int, seeds: int) -> None:
     """What V dZᵀ - Δ leaves is then far smaller than V: V times a factor has to keep more digits than 16 bits hold."""
     squares = torch.zeros(2, 4, dtype=torch.float64)
-    for seed in range(3):
+    for seed in range(seeds):
         q, k, v, g = sample((1, depth, 16, 120), seed)
         # Logsumexps lie close together, as the fast path asks.
         squares += relative_squares((q / depth, k, v + 16), g, HALVES[-1], mix)
@@ -209,6 +222,7 @@ AWKWARD = {
     "several meshes, wide heads": (1, 16, 64, 20),
     "several passes": (1, 8, 192, 20),
 }
+DIVIDED = ("extreme, several tiles", "several meshes, wide heads", "several passes")
 
 
 def awkward(name: str, seed: int) -> tuple[tuple[Tensor, ...], Tensor, list[Function], dict[str, Any]]:
@@ -238,13 +252,26 @@ def awkward(name: str, seed: int) -> tuple[tuple[Tensor, ...], Tensor, list[Func
     return (q, k, v), g, functions, lie
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+# What divides the work into more of the same, in float32, and more draws of everything are slow.
+@pytest.mark.parametrize(
+    ("name", "dtype", "seeds"),
+    [
+        pytest.param(
+            name,
+            dtype,
+            seeds,
+            marks=pytest.mark.slow if seeds > 1 or (dtype == torch.float32 and name in DIVIDED) else (),
+        )
+        for name in AWKWARD
+        for dtype in (torch.float32, *HALVES)
+        for seeds in (1, 2)
+    ],
+)
 # Rows of latents that are not there may overflow; nothing of them is kept.
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp2", "ignore:invalid value encountered in matmul")
-@pytest.mark.parametrize("name", AWKWARD)
-def test_awkward_inputs(name: str, dtype: torch.dtype) -> None:
+def test_awkward_inputs(name: str, dtype: torch.dtype, seeds: int) -> None:
     errors = torch.zeros(2, 4, dtype=torch.float64)
-    for seed in range(10 if DEVICE == "cuda" else 2):
+    for seed in range(10 if DEVICE == "cuda" else seeds):
         inputs, gradient, (kernels, exact), lie = awkward(name, seed)
         q, k, v, g = (t.to(dtype).double() for t in (*inputs, gradient))
         truth = differentiate(exact, (q, k, v), g, torch.float64)

@@ -181,13 +181,23 @@ def small(mixer: str, channels: int) -> Flare:
     return model
 
 
-@pytest.mark.parametrize("channels", [64, pytest.param(128, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("in_chunks", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize(
+    ("in_chunks", "channels", "count"),
+    # Two chunks, the second not full; more of them, and other sizes.
+    [
+        (True, 64, 20),
+        *(
+            pytest.param(chunks, channels, 40, marks=pytest.mark.slow)
+            for chunks in (False, True)
+            for channels in (64, 128)
+        ),
+    ],
+)
 def test_a_model_whose_networks_take_in_their_norms(
-    in_chunks: bool, channels: int, monkeypatch: pytest.MonkeyPatch
+    in_chunks: bool, channels: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flare_model.models.backbone._CHUNK", 16)
-    points = torch.randn(1, 40, 3, device=DEVICE)
+    points = torch.randn(1, count, 3, device=DEVICE)
     plain, fast = small("sdpa", channels), small("triton", channels)
     fast.activation_checkpointing = in_chunks
     assert plain.state_dict().keys() == fast.state_dict().keys()

@@ -170,7 +170,11 @@ def _read(descriptor: int) -> bytes:
         return b""
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "gbk", "cp932", "latin-1", "cp1252", "utf-8"])
+@pytest.mark.parametrize(
+    "encoding",
+    # Others of one byte and of several a sign are slow.
+    ["ascii", "gbk", "cp1252", "utf-8", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cp932", "latin-1"))],
+)
 def test_no_encoding_of_the_output_ends_a_command(encoding: str, built: Path, tmp_path: Path) -> None:
     """Tables, paths with any sign, and bytes that are no text at all."""
     data = tmp_path / "µ·→…é日本 [bold]x[/b] :smile:"

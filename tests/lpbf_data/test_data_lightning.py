@@ -38,7 +38,7 @@ def test_limits_take_nothing_away(small_dataset: Path, tmp_path: Path) -> None:
     assert found["trained"] == [expected(small_dataset, epoch)[:5] for epoch in range(3)]
 
 
-@pytest.mark.parametrize("cut", [5, 17])
+@pytest.mark.parametrize("cut", [pytest.param(5, marks=pytest.mark.slow), 17])
 def test_a_resumed_run_goes_on_behind_its_last_batch(small_dataset: Path, tmp_path: Path, cut: int) -> None:
     [found] = run("resume", tmp_path / "run", str(small_dataset), 1, cut)
     order = [expected(small_dataset, epoch) for epoch in range(2)]

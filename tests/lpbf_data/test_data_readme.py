@@ -49,7 +49,8 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert exact <= names["percentile"] <= exact + 0.5
 
 
-@pytest.mark.parametrize("launcher", list(SCRIPTS))
+# What accelerate starts, `test_data_accelerate` does in the fast suite.
+@pytest.mark.parametrize("launcher", ["none", "torchrun", pytest.param("accelerate", marks=pytest.mark.slow)])
 def test_what_the_readme_says_of_launchers_runs(tmp_path: Path, launcher: str) -> None:
     place = tmp_path / "run"
     (place / "lpbf").mkdir(parents=True)

@@ -76,7 +76,10 @@ def test_a_page_shows_parts_alone(browser: Browser, tmp_path: Path) -> None:
     visit.close()
 
 
-@pytest.mark.parametrize(("label", "unit"), [("Z displacement", "mm"), ("Von Mises stress", "MPa")])
+@pytest.mark.parametrize(
+    ("label", "unit"),
+    [("Z displacement", "mm"), pytest.param("Von Mises stress", "MPa", marks=pytest.mark.slow)],  # by the other palette
+)
 def test_colours_on_the_surface_are_those_of_the_colour_bar(
     browser: Browser, tmp_path: Path, label: str, unit: str
 ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipelines.build import run_build
+from pipelines.reporting.gallery_pictures import PartRenderer
 from pipelines.selection.filters import Filters
 from tests.browser import open_browser
 from tests.netfabb_cases import TERMINATED, Part, write_part
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 def browser() -> Iterator[Browser]:
     with open_browser() as started:
         yield started
+
+
+@pytest.fixture
+def no_pictures_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports whose pictures aren't looked at: to start the process that draws them takes longer than all the rest."""
+    monkeypatch.setattr(PartRenderer, "start", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

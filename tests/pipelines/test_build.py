@@ -106,13 +106,14 @@ def test_bytes_do_not_depend_on_workers_packing_or_repetition(parts: Path, tmp_p
     assert {name: packed[name] for name in shards} == shards
 
 
-def test_a_running_scheduler_is_used(parts: Path, tmp_path: Path) -> None:
+def test_a_running_scheduler_is_used(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_build(request(parts, tmp_path / "serial"))
     from distributed import LocalCluster
 
     with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
         run_build(request(parts, tmp_path / "joined"), Resources(scheduler=cluster.scheduler_address))
     assert tree(tmp_path / "joined") == tree(tmp_path / "serial")
+    monkeypatch.setattr("pipelines.building.engine._NO_SCHEDULER", 1.0)
     with pytest.raises(UsageError, match="doesn't answer"):
         run_build(request(parts, tmp_path / "nobody"), Resources(scheduler="tcp://127.0.0.1:9"))
 
@@ -321,7 +322,8 @@ def test_growth_keeps_the_split_of_every_design(tmp_path: Path) -> None:
     assert len(after) == 13
 
 
-@pytest.mark.parametrize("formats", [["parquet"], ["zarr"]])
+# Parquet files alone are built by other tests of the fast suite.
+@pytest.mark.parametrize("formats", [pytest.param(["parquet"], marks=pytest.mark.slow), ["zarr"]])
 def test_one_format_alone(parts: Path, tmp_path: Path, formats: list[str]) -> None:
     out = tmp_path / "out"
     run_build(request(parts, out, formats=formats))

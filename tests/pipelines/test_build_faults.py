@@ -29,6 +29,8 @@ from pipelines.building.request import BuildShare as Share
 from pipelines.building.request import parse_share
 from pipelines.sources.case_files import CaseLocation
 from tests.commands import run_here
+from tests.forked import Program, end_all
+from tests.forked import command as run_module
 from tests.netfabb_cases import Part, write_part, zip_folder
 from tests.pipelines.forked_builds import Builds
 from tests.pipelines.test_build import request, tree, write_parts
@@ -115,7 +117,7 @@ def kill_builds(src: Path, folder: Path, kills: int, seed: int, *more: str, repo
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, *(pytest.param(kills, marks=pytest.mark.slow) for kills in (5, 50))])
 def test_kills_and_the_same_bytes(parts: Path, tmp_path: Path, kills: int) -> None:
     """The few meet builds without reports, and without a process beside them, whose start takes most of the time."""
     many = kills >= 50
@@ -212,9 +214,9 @@ def test_a_scheduler_that_dies_and_comes_back(parts: Path, undisturbed: dict[str
         assert "run the same command again" in said
         cluster = Cluster(port, elsewhere)
         written: list[dict[Path, int]] = []
-        for _ in range(2):
-            again = subprocess.run(words, cwd=here, env=ANYWHERE, capture_output=True, text=True, check=False)
-            assert again.returncode == 0, again.stderr
+        for number in range(2):
+            again = Program(run_module, tmp_path / f"said{number}", *words[2:], environment=ANYWHERE, folder=here)
+            assert again.end() == 0, again.text()
             written.append({path: path.stat().st_ino for path in out.glob("data/*.parquet")})
     finally:
         cluster.kill()
@@ -278,18 +280,11 @@ def test_a_build_says_where_measuring_goes_on(
 
 def test_parts_at_the_same_time(parts: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "lpbf"
+    said = tmp_path / "said"
     for _ in range(2):
-        processes = [
-            subprocess.Popen(
-                command(parts, out, "--workers", "0", "--time_limit", "inf", "--part", f"{i}/2"),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
-            for i in (1, 2)
-        ]
-        for process in processes:
-            _, said = process.communicate(timeout=120)
-            assert process.returncode == 0, said
+        words = options(parts, out, "--workers", "0", "--time_limit", "inf")
+        programs = [Program(run_module, said, "pipelines.build", *words, "--part", f"{i}/2") for i in (1, 2)]
+        assert end_all(programs, 120) == [0, 0], programs[0].text()
     run_build(request(parts, out), only_join=True)
     assert tree(out) == undisturbed
 
@@ -371,7 +366,7 @@ def test_a_flipped_bit_is_repaired_by_the_next_build(parts: Path, undisturbed: d
 
 def test_cases_that_take_too_long_are_set_aside(tmp_path: Path) -> None:
     for name in "abc":
-        write_part(tmp_path / "src", Part(name, shape=(20, 20, 10)))
+        write_part(tmp_path / "src", Part(name, shape=(12, 12, 8)))
     records = run_build(request(tmp_path / "src", tmp_path / "out", time_limit=0.001), Resources(workers=1))
     assert [r.failure.failure_reason for r in records if r.failure] == [FailureReason.TIME_LIMIT] * 3
     assert "more than 0.001 s" in str(records[0].failure)

@@ -18,19 +18,9 @@ from pipelines.build import run_build
 from pipelines.publish import published_files, warnings_for
 from pipelines.sources.privacy import find_local_paths, strip_local_paths
 from tests.commands import run_here
-from tests.netfabb_cases import Part, write_part
 from tests.pipelines.test_build import request
 from tests.pipelines.test_verify import a_stray_shard, one_bit_in_parquet
 from tests.upload_hub import UploadHub, upload_hub
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("publish")
-    for i in range(4):
-        write_part(folder / "src", Part(f"{100 + i}_11b839a{i}_1", shape=(3 + i, 9, 9)))
-    run_build(request(folder / "src", folder / "lpbf", report=True))
-    return folder / "lpbf"
 
 
 @pytest.fixture
@@ -190,15 +180,12 @@ def hub_names(dataset: Path) -> list[str]:
     return [path.as_posix() for path in paths if path.parts[0] != ".build"]
 
 
-def test_without_parquet_no_description_of_parquet_files_is_kept(dataset: Path, hub: UploadHub) -> None:
+def test_without_parquet_no_description_of_parquet_files_is_kept(built: Path, dataset: Path, hub: UploadHub) -> None:
     """Neither on the hub, where the set was published with Parquet files, nor from the folder."""
     assert publish(dataset, hub, "--license", "other").returncode == 0
     assert "croissant.json" in hub.files
     old = (dataset / "croissant.json").read_bytes()
-    src = dataset.parent / "src"
-    for i in range(4):
-        write_part(src, Part(f"{100 + i}_11b839a{i}_1", shape=(3 + i, 9, 9)))
-    run_build(request(src, dataset, formats=["zarr"]))
+    run_build(request(built.parent / "src", dataset, formats=["zarr"]))
     assert not (dataset / "croissant.json").exists()
     (dataset / "croissant.json").write_bytes(old)
     hub.files.clear()

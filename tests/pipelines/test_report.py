@@ -253,6 +253,7 @@ def test_a_build_survives_a_vtk_that_cannot_draw(fault: str, said: str, tmp_path
     assert "pictures/parts.png" not in card
 
 
+@pytest.mark.usefixtures("no_pictures_of_parts")
 def test_a_report_that_fails_leaves_the_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_part(tmp_path / "src", Part("a"))
     # A folder in the place of the page: it can't be written.
@@ -326,6 +327,7 @@ def test_hostile_texts_stay_texts_on_the_page(built: Path, whole: Report) -> Non
     assert all(words in said for words in HOSTILE)
 
 
+@pytest.mark.usefixtures("no_pictures_of_parts")
 def test_samples_are_chosen_by_hash_and_hold_the_riskiest(built: Path) -> None:
     records = records_of(built)
     kept = [r.case_id for r in records if r.status == "kept"]
@@ -363,6 +365,7 @@ def predict(dataset: Path, path: Path, factor: float = 1.1, digest: str | None =
     return path
 
 
+@pytest.mark.usefixtures("no_pictures_of_parts")
 def test_predictions_are_judged_against_the_truth(built: Path, tmp_path: Path) -> None:
     path = predict(built, tmp_path / "predictions.parquet")
     cases = KeptCases(DatasetFolder(built))
@@ -416,6 +419,7 @@ def test_bad_predictions_are_one_sentence(built: Path, tmp_path: Path) -> None:
         write_predictions(tmp_path / "x", [], ["heat"], digest)
 
 
+@pytest.mark.usefixtures("no_pictures_of_parts")
 def test_the_command(built: Path, tmp_path: Path) -> None:
     done = run_here("pipelines.report", str(built), "--out", str(tmp_path / "page.html"), "--gallery", "2")
     assert done.returncode == 0, done.stderr

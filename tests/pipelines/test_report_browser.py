@@ -319,6 +319,7 @@ def test_the_page_reads_surfaces_as_they_were_written(visit: Visit, report: Repo
             np.testing.assert_allclose(found["columns"][name], values, rtol=1e-6, atol=1e-7 * np.abs(values).max())
 
 
+@pytest.mark.usefixtures("no_pictures_of_parts")
 def test_predictions_stand_beside_the_truth(browser: Browser, dataset: Path, predictions: Path, tmp_path: Path) -> None:
     made = make_report(DatasetFolder(dataset), predictions=predictions)
     (tmp_path / "page.html").write_bytes(made.page)

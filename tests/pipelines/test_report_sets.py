@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 
 from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.viewer.shown_fields import shown_fields
@@ -40,6 +41,7 @@ def test_hostile_file_names_appear_as_text(browser: Browser, tmp_path: Path) -> 
     visit.close()
 
 
+@pytest.mark.usefixtures("no_pictures_of_parts")
 def test_the_smallest_data_sets_have_a_page_that_works(browser: Browser, tmp_path: Path) -> None:
     write_part(tmp_path / "one", Part("alone", shape=(3, 3, 3)))
     write_part(tmp_path / "none", Part("failed", verdict=HOSTILE_LOG))
