@@ -29,6 +29,8 @@ def compensate(
 ) -> int:
     """Move a surface against the displacement that a model predicts, so that the printed part comes out straight.
 
+    A warning says where a part is unlike those that the model was trained on.
+
     Args:
         src: A file of closed surfaces: STL, OBJ, PLY, OFF or 3MF.
         out: The STL to write, in mm, where the bodies of the file lie; what was done goes into a JSON file beside it.

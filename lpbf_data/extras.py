@@ -18,7 +18,17 @@ _MODEL: Final = (*_SURFACES, "h5py", "meshio", "safetensors", "tensorboard")
 
 MODULES_OF_EXTRAS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
-        "pipelines": (*_SURFACES, "dask", "distributed", "meshio", "pyamg", "skfem", "threadpoolctl", "zlib_ng"),
+        "pipelines": (
+            *_SURFACES,
+            "dask",
+            "distributed",
+            "meshio",
+            "psutil",
+            "pyamg",
+            "skfem",
+            "threadpoolctl",
+            "zlib_ng",
+        ),
         "model": _MODEL,
         "serve": (*_MODEL, "starlette", "uvicorn"),
     }

@@ -57,7 +57,7 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 FORKS: Final = """
-import json, os, sys
+import json, os, signal, sys
 
 import docstring_parser, jsonargparse, numpy, typeshed_client, yaml
 
@@ -70,6 +70,7 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 else:
     sys.exit()
+signal.alarm(120)  # a command that hangs ends, with status -14
 os.chdir(folder)
 os.environ.clear()
 os.environ.update(environment)
@@ -86,7 +87,7 @@ Runs = Callable[[str, Sequence[str], Path], tuple[subprocess.CompletedProcess[st
 @pytest.fixture(scope="module")
 def run_forked() -> Iterator[Runs]:
     """As `run_command`, of a process that is forked where the machine can: Python and third parties start once."""
-    if not hasattr(os, "fork"):
+    if sys.platform != "linux":  # macOS's arithmetic doesn't survive a fork
         yield run_command
         return
     own = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "utf-8"}
@@ -102,13 +103,17 @@ def run_forked() -> Iterator[Runs]:
         environment = own | {"WATCHED": json.dumps([*HEAVY]), "LOADED": str(place)}
         print(json.dumps([LOADED, str(folder), environment, [target, *words]]), file=server.stdin, flush=True)
         status = int(server.stdout.readline())
+        assert place.exists(), f"status {status}: {(folder / 'stderr').read_text(encoding='utf-8')}"
         said = ((folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
         done = subprocess.CompletedProcess([target, *words], status, *said)
         return done, set(json.loads(place.read_text(encoding="utf-8")))
 
-    yield run
-    server.communicate(timeout=30)
-    assert server.returncode == 0
+    try:
+        yield run
+        server.communicate(timeout=30)
+        assert server.returncode == 0
+    finally:
+        server.kill()
 
 
 def run_command(

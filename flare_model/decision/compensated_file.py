@@ -19,6 +19,7 @@ from lpbf_data.remarks import Remark
 
 if TYPE_CHECKING:
     from flare_model.checkpoints.surrogate import Surrogate
+    from flare_model.data.likeness import Likeness
     from flare_model.decision.answer import Auxiliary
     from flare_model.decision.material_scale import MaterialScale
     from lpbf_data.geometry.closed_surface import Surface
@@ -131,11 +132,8 @@ def _move(surrogate: Surrogate, auxiliary: Auxiliary, part: Part, scale: float) 
     prediction = predict_part(surrogate, part, auxiliary.intervals, auxiliary.material_scale)
     compensated = compensate_surface(part.origin.surface, part.points, part.cells, _displacement(prediction), scale)
     refuse_crossings(compensated, part.name, scale)
-    report = _body_report(prediction, compensated)
     likeness = likeness_to_training(part, auxiliary.training_shapes)
-    if likeness is not None and likeness.unlike:
-        report["unlike_the_training"] += map(str, likeness.reasons)
-    return compensated.surface, report
+    return compensated.surface, _body_report(prediction, compensated, likeness)
 
 
 def check_targets(surrogate: Surrogate) -> None:
@@ -158,14 +156,17 @@ def _displacement(prediction: Prediction) -> NDArray[np.float32]:
     return np.stack([columns[name] for name in _DISPLACEMENTS], axis=1)
 
 
-def _body_report(prediction: Prediction, compensated: Compensated) -> dict[str, Any]:
+def _body_report(prediction: Prediction, compensated: Compensated, likeness: Likeness | None) -> dict[str, Any]:
     """The report on one body, as JSON takes it; lengths in mm."""
+    unlike = [*prediction.warnings]
+    if likeness is not None and (unlike or likeness.unlike):
+        unlike += map(str, likeness.reasons)
     return {
         "name": prediction.part.name,
         "points": len(prediction.part.points),
         **compensated.as_dict(),
         "half_widths": {n: half for n, (_, half) in prediction.extremes.items() if n in _DISPLACEMENTS},
-        "unlike_the_training": list(prediction.warnings),
+        "unlike_the_training": unlike,
     }
 
 

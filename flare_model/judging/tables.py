@@ -33,7 +33,7 @@ def show(summary: Summary, title: str, console: Console) -> None:
         table = _table(_unit(target, summary), by_predictor)
         width = console.measure(table, options=console.options.update_width(1000)).maximum
         open_console(file=console.file, width=max(width, console.width)).print(table)
-        if better := " and ".join(_NAMES[name] for name in _no_worse_than_the_model(by_predictor)):
+        if better := " and ".join(_NAMES[name] for name in _as_good_as_the_model(by_predictor)):
             console.print(
                 f"note: at {target} the model is no better than {better}: train it longer, or on cases like these"
             )
@@ -61,8 +61,8 @@ def show(summary: Summary, title: str, console: Console) -> None:
         console.print("note: a hit is a part that the recoater's blade, which spreads powder, hits in the simulation")
 
 
-def _no_worse_than_the_model(by_predictor: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Predictions that take nothing from a part, and have no larger error than the model."""
+def _as_good_as_the_model(by_predictor: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Predictions that ignore the part, and whose error isn't larger than the model's."""
     errors = {name: scores["relative_l2"] for name, scores in by_predictor.items()}
     model = errors.pop("model")
     return [] if model is None else [name for name, error in errors.items() if error is not None and error <= model]

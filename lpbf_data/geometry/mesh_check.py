@@ -311,8 +311,8 @@ def mesh_and_check(
         num_points: Points that the mesh should have.
         name: The part, as remarks name it.
         mesher: Makes a mesh of a surface with about so many points.
-        refined: Whether finer meshes are tried until one is quite the part; the first that is still the part is
-            taken if none is. Without it, that is taken at once.
+        refined: Whether to go on to finer meshes until one is quite the part; else, or where none is, the first mesh
+            that is still the part is taken.
 
     Returns:
         The mesh, the comparison with the surface, and what differs from that or from what was asked for.
@@ -339,7 +339,7 @@ def mesh_and_check(
     if first is not None:
         return *first, _remarks_on_trials(first[1], first[1], name, num_points)
     assert trouble is not None
-    raise _with_needed_points(trouble, surface, num_points)
+    raise GeometryError(_with_needed_points(str(trouble), surface, num_points)) from trouble
 
 
 def _remarks_on_trials(taken: MeshCheck, first: MeshCheck, name: str, num_points: int) -> tuple[Remark, ...]:
@@ -356,16 +356,14 @@ def _remarks_on_trials(taken: MeshCheck, first: MeshCheck, name: str, num_points
     return remarks
 
 
-def _with_needed_points(trouble: GeometryError, surface: Surface, num_points: int) -> GeometryError:
+def _with_needed_points(trouble: str, surface: Surface, num_points: int) -> str:
     """Why no mesh is the part, with the points that its thinnest walls need where that isn't said yet."""
-    if "need about" in str(trouble) or (wall := thinnest_wall(surface, np.ones(3))) is None:
+    if "need about" in trouble or (wall := thinnest_wall(surface, np.ones(3))) is None:
         return trouble
     needed = _round_up(surface.volume / (0.7 * wall[0] ** 3))
     if not num_points < needed <= _NO_ADVICE:
         return trouble
-    told = GeometryError(f"{trouble} (its walls of {wall[0]:.2g} mm need about {needed:,})")
-    told.__cause__ = trouble
-    return told
+    return f"{trouble} (its walls of {wall[0]:.2g} mm need about {needed:,})"
 
 
 def _round_up(points: float) -> int:

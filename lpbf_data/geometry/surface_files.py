@@ -64,6 +64,7 @@ def load_bodies(path: Path, units: Units | None = None) -> SurfaceFile:
             raise GeometryError(f"it holds {len(bodies):,} bodies; at most {_MAX_BODIES} are read")
     except GeometryError as error:
         raise GeometryError(f"{path}: {error}") from error
+    remarks += _unusual(bodies, unit, path.name, is_stated=is_stated)
     if len(bodies) > 1:
         sentence = "a file with several bodies became one part a body, each put on the build plate by itself"
         remarks.append(
@@ -118,7 +119,7 @@ def _load(path: Path, units: Units | None) -> tuple[Surface, list[Remark], str, 
         remarks.append(Remark(Treatment.CHANGED, "units", sentence, 1, (path.name,)))
     surface = replace(surface, vertices=surface.vertices * MILLIMETRES[unit])
     is_stated = bool(units or stated)
-    return surface, [*remarks, *repaired, *_unusual(surface, unit, path.name, is_stated=is_stated)], unit, is_stated
+    return surface, [*remarks, *repaired], unit, is_stated
 
 
 def _check_fetched(path: Path) -> None:
@@ -132,9 +133,9 @@ def _check_fetched(path: Path) -> None:
         raise GeometryError("it is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull")
 
 
-def _unusual(surface: Surface, unit: str, name: str, *, is_stated: bool) -> list[Remark]:
-    """A remark where a part is so small or large that its lengths may be in another unit."""
-    extent = float(np.ptp(surface.bounds, axis=0).max())
+def _unusual(bodies: Sequence[Surface], unit: str, name: str, *, is_stated: bool) -> list[Remark]:
+    """A remark where the largest body is so small or large that lengths may be in another unit."""
+    extent = max(float(np.ptp(body.bounds, axis=0).max()) for body in bodies)
     smallest, largest = USUAL_EXTENTS
     may_be_inches = unit == "mm" and not is_stated and smallest <= extent < SMALL_EXTENT
     if smallest <= extent <= largest and not may_be_inches:

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from lpbf_data.errors import UsageError
 from lpbf_data.extras import how_to_install
 from pipelines.building.case_process import CaseProcess
-from pipelines.building.idle_workers import IdleWorkers
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from pipelines.building.idle_workers import IdleWorkers
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -31,6 +32,7 @@ Result = TypeVar("Result")
 _IN_FLIGHT: Final = 4  # tasks per worker that are submitted at a time
 _RECOUNT: Final = 1.0  # seconds between two looks at how many workers there are
 _POLL: Final = 0.01  # seconds between two looks for results; tasks take seconds
+_TIME_TO_FETCH: Final = 10.0  # seconds for a result, which is small, to come from its worker before it is asked again
 _MAY_GROW_TO: Final = 64  # workers that tasks are cut for, where more may join than are there at the start
 _MAX_KILLS: Final = 20  # workers that may end while they work on one task before the build gives up
 _NO_SCHEDULER: Final = 10.0  # seconds without an answer of a scheduler that is to be joined
@@ -40,15 +42,17 @@ _SETTINGS: Final = {
     # A task whose worker ends goes to another one; the journal of attempts decides when a case is given up, not Dask.
     "distributed.scheduler.allowed-failures": 1000,
     "distributed.scheduler.worker-saturation": 1.0,
-    # Tasks wait at the scheduler, not at workers (see _window), so there is nothing to steal; stealing is known to lose
-    # tasks (https://github.com/dask/distributed/issues/8787).
-    "distributed.scheduler.work-stealing": False,
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
     "distributed.admin.tick.limit": "60s",
     "distributed.worker.daemon": True,
+}
+_SETTINGS_HERE: Final = _SETTINGS | {
+    # Tasks wait at the scheduler, not at workers (see _window), so there is hardly anything to steal; stealing is known
+    # to lose tasks (https://github.com/dask/distributed/issues/8787). Clusters that grow need it.
+    "distributed.scheduler.work-stealing": False,
 }
 
 
@@ -144,6 +148,8 @@ class Engine:
             ) from error
 
     def _map_on_cluster(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        """Results of worker processes; a task whose worker ended, over and over, is tried so many times."""
+        from dask.utils import funcname
         from distributed import as_completed
         from distributed.scheduler import KilledWorker
 
@@ -151,7 +157,7 @@ class Engine:
         client = self._client
         waiting = iter(tasks)
         counter = itertools.count()
-        group = f"{function.__name__}-{uuid.uuid4().hex}"
+        group = f"{funcname(function)}-{uuid.uuid4().hex}"
         submitted: dict[Any, tuple[Task, int]] = {}
         running = as_completed(loop=client.loop)
 
@@ -161,16 +167,13 @@ class Engine:
                 submitted[future.key] = (task, kills)
                 running.add(future)
 
-        workers, counted, alive = 0, -math.inf, time.monotonic()
+        workers, looked, alive = 0, -math.inf, time.monotonic()
         while True:
-            if time.monotonic() - counted > _RECOUNT:  # workers join and leave, also while nothing is finished
-                workers, counted = self._count_workers(workers), time.monotonic()
-                alive = counted if workers else alive
-                self._check_waiting(counted - alive)
-                if self._idle_workers is not None and submitted:
-                    self._idle_workers.look()
-            window = _window(len(tasks), workers)
-            if some := list(itertools.islice(waiting, max(0, window - len(submitted)))):
+            if time.monotonic() - looked > _RECOUNT:  # workers join and leave, also while nothing is finished
+                workers, looked = self._count_workers(workers), time.monotonic()
+                alive = looked if workers else alive
+                self._look_after_workers(looked - alive, waiting=bool(submitted))
+            if some := list(itertools.islice(waiting, max(0, self._window(len(tasks), workers) - len(submitted)))):
                 submit(some)
             if not submitted:
                 return
@@ -180,21 +183,47 @@ class Engine:
             future = next(running)
             task, kills = submitted.pop(future.key)
             try:
-                result: Result = future.result()
+                result: Result = self._fetch(future)
             except KilledWorker as error:
                 if kills >= _MAX_KILLS:
                     raise UsageError(f"{kills} workers ended while they worked on a task: {error}") from error
                 submit([task], kills + 1)
                 continue
+            if self._idle_workers is not None:
+                self._idle_workers.result_came()
             yield result
 
-    def _check_waiting(self, seconds: float) -> None:
-        """Refuse to wait longer for workers when there has been none for so many seconds."""
+    def _fetch(self, future: Any) -> Any:
+        """The result of a task that is finished, from the worker that has it, or from another if that one hangs."""
+        while True:
+            try:
+                return future.result(timeout=_TIME_TO_FETCH)
+            except TimeoutError:
+                if future.status == "error":  # the task's own
+                    raise
+                if self._idle_workers is not None:
+                    self._idle_workers.look()
+
+    def _window(self, tasks: int, workers: int) -> int:
+        """How many tasks are submitted at a time.
+
+        Dask keeps tasks in a queue and gives one to each worker that is free, but only where more than twice as many as
+        workers come at once; fewer would all be given out, and the last of them wait for a worker that is busy. To a
+        cluster that grows with its tasks all are shown.
+        """
+        if tasks <= 2 * workers and not self._may_grow:
+            return workers
+        return _IN_FLIGHT * max(1, workers)
+
+    def _look_after_workers(self, seconds: float, *, waiting: bool) -> None:
+        """Refuse to wait longer when there has been no worker for so many seconds; start anew those that hang."""
         if seconds > (_NO_WORKER_OF_CLUSTER if self._may_grow else _NO_WORKER):
             raise UsageError(
                 f"no worker process has been there for {seconds:.0f} s: all of them died and none was started again; "
                 "run the same command again, it continues (--workers 0 works without them)"
             )
+        if self._idle_workers is not None and waiting:
+            self._idle_workers.look()
 
     def _running_threads(self) -> int:
         """Threads of the workers that the scheduler knows now."""
@@ -212,18 +241,14 @@ class Engine:
             return before
 
 
-def _window(tasks: int, workers: int) -> int:
-    """How many tasks are submitted at a time.
-
-    Dask keeps tasks in a queue and gives one to each worker that is free, but only where more than twice as many as
-    workers come at once; fewer would all be given out, and the last of them wait for a worker that is busy.
-    """
-    return workers if tasks <= 2 * workers else _IN_FLIGHT * max(1, workers)
-
-
 @contextlib.contextmanager
 def open_engine(resources: Resources, idle_limit: float | None = None) -> Iterator[Engine]:
     """Start worker processes on this machine, join a scheduler, or start a cluster.
+
+    Args:
+        resources: Who works.
+        idle_limit: Seconds without work after which workers of this machine hang and are started anew, for tasks that
+            never wait for anything; None for others.
 
     Raises:
         UsageError: If the scheduler doesn't answer, the cluster can't be started, or Dask isn't installed.
@@ -243,17 +268,23 @@ def open_engine(resources: Resources, idle_limit: float | None = None) -> Iterat
             "--workers 0 works in this process"
         ) from error
 
-    with dask.config.set(_SETTINGS), contextlib.ExitStack() as stack:
+    elsewhere = bool(resources.scheduler or resources.cluster)
+    with dask.config.set(_SETTINGS if elsewhere else _SETTINGS_HERE), contextlib.ExitStack() as stack:
         if resources.scheduler is not None:
             client = stack.enter_context(_join(resources.scheduler))
         else:
             cluster = _start_cluster(resources) if resources.cluster else _local_cluster(count)
             client = stack.enter_context(Client(stack.enter_context(cluster)))
-        if resources.scheduler or resources.cluster:
+        if elsewhere:
             client.wait_for_workers(1, timeout=3600)
-        elsewhere = bool(resources.scheduler or resources.cluster)
-        idle_workers = None if elsewhere or idle_limit is None else IdleWorkers(client, idle_limit)
+        idle_workers = None if elsewhere or idle_limit is None else _watch(client, idle_limit)
         yield Engine(client, may_grow=elsewhere, idle_workers=idle_workers)
+
+
+def _watch(client: Client, idle_limit: float) -> IdleWorkers:
+    from pipelines.building.idle_workers import IdleWorkers  # needs the extra, which verifying doesn't
+
+    return IdleWorkers(client, idle_limit)
 
 
 def _local_cluster(count: int) -> Any:

@@ -1,68 +1,119 @@
-"""Workers of this machine that hold tasks and yet do nothing: found, told with where they stand, and started anew."""
+"""Workers of this machine that all do nothing though tasks wait: found by their processor time, and started anew."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
+
+import psutil
 
 from lpbf_data.console import say
 
 if TYPE_CHECKING:
     from distributed import Client
 
-_IDLE: Final = 15.0  # percent of a core: waiting for messages takes up to 6; on a full machine computing gets as little
-_TIME_TO_RESTART: Final = 60.0  # seconds; a worker that doesn't listen is killed long before
+_SHARE: Final = 0.15  # of a core: waiting for messages takes up to 0.06
+_BURST: Final = 0.5  # seconds of processor time that waiting takes at once, when Python collects garbage, say
+_MAX_GAP: Final = 30.0  # seconds between two looks; after more, nobody knows what happened meanwhile
+_TIME_TO_ANSWER: Final = 5.0  # seconds within which workers tell where they stand; those that hang may never do
+
+
+class WorkerProcesses:
+    """The processes of the workers of a cluster of this machine.
+
+    Args:
+        client: Its client; nannies start a worker anew that ends.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client: Any = client  # its methods that are used here have no types
+
+    def cpu_seconds(self) -> dict[int, float]:
+        """Number of each process to the processor time that it has used, seconds."""
+        return {process.pid: sum(process.cpu_times()[:2]) for process in self._running()}
+
+    def kill(self) -> None:
+        """End them at once: one that hangs may listen to nothing else."""
+        for process in self._running():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+    def _running(self) -> list[psutil.Process]:
+        found = []
+        for nanny in self._client.cluster.workers.values():
+            with contextlib.suppress(psutil.Error):  # it is just ending
+                if nanny.pid is not None:
+                    found.append(psutil.Process(nanny.pid))
+        return found
 
 
 class IdleWorkers:
-    """Looks for workers that do nothing though tasks wait for them, and starts them anew.
+    """Looks whether all workers do nothing though tasks wait for them, and starts them anew.
 
-    A case that is computed keeps a core busy. A worker that has used next to none for long, and has stood at the same
-    line all the time, hangs (in a lock of a library, say), or its task was lost between it and the scheduler; either
-    way the run would wait for ever. Tasks of a worker that is started anew go back to the scheduler.
+    A case that is computed keeps a core busy. Where no worker has used processor time for long and no result has come,
+    a worker hangs (in a lock of a library, say) or Dask has lost a task, and the run would wait for ever. Tasks of
+    workers that are started anew go back to the scheduler. As long as others work nothing is done, so nothing is lost.
 
     Args:
-        client: Client of a cluster whose workers are watched over by nannies.
-        limit: Seconds without work after which a worker is started anew; twice as many each time, so that work that
-            only looks idle ends at last.
+        client: Client of a cluster of this machine, whose workers are started anew by nannies.
+        limit: Seconds without work after which workers are started anew; twice as many the next time, until a result
+            has come, so that work that only looks idle ends at last.
+        processes: The workers' processes; those of the client's cluster by default.
         clock: Seconds that only grow.
     """
 
-    def __init__(self, client: Client, limit: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        client: Client,
+        limit: float,
+        processes: WorkerProcesses | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._client: Any = client  # its methods that are used here have no types
-        self._limit = limit
+        self._first_limit = self._limit = limit
+        self._processes = processes or WorkerProcesses(client)
         self._clock = clock
-        self._idle: dict[str, tuple[float, str]] = {}  # address to the time since when, and where it stands
+        self._idle_since: float | None = None
+        self._used: Mapping[int, float] = {}
+        self._looked = -float("inf")
 
-    def look(self) -> tuple[str, ...]:
-        """Look once, while tasks wait; returns the addresses of the workers that were started anew."""
-        now = self._clock()
-        workers: dict[str, Any] = self._client.scheduler_info(n_workers=-1)["workers"]
-        holders = {address for address, keys in self._client.processing().items() if keys} or set(workers)
-        idle = [a for a in holders if a in workers and workers[a]["metrics"]["cpu"] < _IDLE]
-        stands = self._where(idle) if idle else {}
-        self._idle = {
-            a: self._idle[a] if a in self._idle and self._idle[a][1] == stands[a] else (now, stands[a]) for a in idle
-        }
-        hanging = tuple(sorted(a for a, (since, _) in self._idle.items() if now - since >= self._limit))
-        if hanging:
-            self._restart(hanging)
-        return hanging
+    def result_came(self) -> None:
+        """Note that a task is finished."""
+        self._idle_since, self._limit = None, self._first_limit
 
-    def _where(self, addresses: Sequence[str]) -> dict[str, str]:
-        """The innermost lines that tasks of each worker stand at; empty where none runs."""
-        stacks = self._client.call_stack() or {}
-        innermost = {a: [frames[-1] for frames in stacks.get(a, {}).values() if frames] for a in addresses}
-        return {a: "; ".join(" ".join(line.split()) for line in lines) for a, lines in innermost.items()}
+    def look(self) -> bool:
+        """Look once, while tasks wait; returns whether workers were started anew."""
+        now, used = self._clock(), self._processes.cpu_seconds()
+        gap, self._looked = now - self._looked, now
+        if self._idle_since is None or gap > _MAX_GAP or self._is_busy(used, now - self._idle_since):
+            self._idle_since, self._used = now, used
+            return False
+        if now - self._idle_since < self._limit:
+            return False
+        self._restart()
+        self._idle_since, self._limit = None, 2 * self._limit
+        return True
 
-    def _restart(self, addresses: tuple[str, ...]) -> None:
-        lines = "; ".join(line for line in (self._idle[a][1] for a in addresses) if line)
-        several = len(addresses) > 1
+    def _is_busy(self, used: Mapping[int, float], seconds: float) -> bool:
+        """Whether a worker has worked since the first look, or is another one than then."""
+        allowed = _BURST + _SHARE * seconds
+        return used.keys() != self._used.keys() or any(used[pid] - self._used[pid] > allowed for pid in used)
+
+    def _restart(self) -> None:
+        where = self._where()
         say(
-            f"{len(addresses)} worker{'s' if several else ''} did nothing for {self._limit:.0f} s and "
-            f"{'are' if several else 'is'} started anew{f' (last seen in {lines})' if lines else ''}; no case is lost"
+            f"the workers did nothing for {self._limit:.0f} s and are started anew"
+            f"{f' (last seen in {where})' if where else ''}; no case is lost"
         )
-        self._client.restart_workers([*addresses], timeout=_TIME_TO_RESTART, raise_for_error=False)
-        self._idle.clear()
-        self._limit *= 2
+        self._processes.kill()
+
+    def _where(self) -> str:
+        """The innermost lines that tasks stand at, as far as workers tell."""
+        try:
+            answer = self._client.sync(self._client.scheduler.call_stack, keys=None, callback_timeout=_TIME_TO_ANSWER)
+        except (OSError, TimeoutError, KeyError):
+            return ""
+        stacks = [frames for of_worker in (answer or {}).values() for frames in of_worker.values() if frames]
+        return "; ".join(sorted({" ".join(frames[-1].split()) for frames in stacks}))

@@ -15,14 +15,20 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="package", autouse=True)
-def saved_unseen() -> Iterator[Callable[..., None]]:
-    """Charts are composed as ever, and then one small picture stands for each; how they are saved otherwise."""
+def saved_unseen(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
+    """Charts are composed as ever, and then one small picture stands for each; how they are saved otherwise.
+
+    The slow tests draw them.
+    """
     import io
 
     from matplotlib.figure import Figure
 
     from flare_model import plots
 
+    if request.config.option.markexpr == "slow":
+        yield plots._save
+        return
     picture = io.BytesIO()
     Figure((0.1, 0.1)).savefig(picture, format="png")
     drawn = plots._save

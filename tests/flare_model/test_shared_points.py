@@ -85,7 +85,13 @@ def test_what_is_not_divided_is_refused() -> None:
 
 
 # Two processes are one pair, of which four are two.
-@pytest.mark.parametrize(("processes", "loss"), [pytest.param(2, "relative_l2", marks=pytest.mark.slow), (4, "mse")])
+@pytest.mark.parametrize(
+    ("processes", "loss"),
+    [
+        (4, "relative_l2"),
+        *(pytest.param(n, loss, marks=pytest.mark.slow) for n, loss in ((2, "relative_l2"), (4, "mse"))),
+    ],
+)
 def test_training_takes_the_steps_of_one_process(box_dataset: str, tmp_path: Path, processes: int, loss: Any) -> None:
     """Two processes share each case, drawn alike for both, and two such pairs each step's batch: the steps of one."""
     recipe = Recipe(epochs=2, batch_size=4, loss=loss)

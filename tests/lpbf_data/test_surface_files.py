@@ -131,6 +131,16 @@ def test_parts_of_35_micrometres_or_4_metres_are_warned_of_and_those_that_may_be
         assert "the file states no unit" in remark.sentence
 
 
+def test_small_parts_far_apart_in_one_file_may_be_in_inches_too(tmp_path: Path) -> None:
+    boxes = [trimesh.creation.box((1, 1, 0.5)) for _ in range(3)]
+    for number, one in enumerate(boxes):
+        one.apply_translation((5.5 * number, 0, 0))
+    trimesh.util.concatenate(boxes).export(tmp_path / "plate.stl")
+    said = [str(remark) for remark in load_bodies(tmp_path / "plate.stl").remarks if remark.kind == "unusual_size"]
+    assert len(said) == 1
+    assert "1 mm, in inches it would be 25.4 mm" in said[0]
+
+
 def box_corners() -> NDArray[np.float64]:
     mesh = trimesh.creation.box((20, 20, 20))
     return np.asarray(mesh.vertices[mesh.faces])

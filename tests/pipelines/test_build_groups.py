@@ -253,7 +253,7 @@ sys.addaudithook(look)
 """
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])  # natively with workers below
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])  # 0: in this very process
 def test_a_case_that_hangs_ends_alone(tmp_path: Path, workers: int) -> None:
     """Whoever opens one of its files waits, as on a disk that doesn't answer, in this process and in workers."""
     for name in "abc":
@@ -297,7 +297,7 @@ sys.addaudithook(look)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sleep of the C library")
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])  # without workers above
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])  # 0: in a process of its own
 def test_native_code_that_hangs_ends_alone(tmp_path: Path, workers: int) -> None:
     """The command stays, with and without workers, though nothing of Python runs any more where the case is read."""
     for name in "abc":
