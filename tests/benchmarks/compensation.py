@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.compensation [--parts 20] [--points 1500] [--checkpoint FOLDER]
 
-Each unseen part is built four times by the simulator: as it is, moved against the displacement that the model
-predicts, and moved against the one that the simulator gives, after one build and after two. All four are built on the
-hexahedra of the nominal part with moved corners. The simulator also judges all four, so that its own compensation has
-the advantage. A part's distance is the root mean square over all points of the distance from where they should be,
-when the part is laid on the nominal one as well as it can be.
+The simulator builds each unseen part four times: as it is; with each point moved against the displacement that the
+model predicts; and with each point moved against the simulated displacement, after one build and after two. All are
+built on the hexahedra of the nominal part, the last three with moved corners. The simulator also judges all four, so
+its own compensation has the advantage. A part's distance is the root mean square over all points of the distance from
+where they should be, when the part is laid on the nominal one as well as it can be.
 
 Needs no GPU and no data. The result goes to results/compensation.json after each part; the same command continues with
 the parts that aren't in it yet.
@@ -41,14 +41,14 @@ from tests.benchmarks.unseen_parts import SEED, TITANIUM, mesh_of, unseen_parts
 
 NAME = "compensation"
 WAYS = ("model", "simulator_once", "simulator_twice")
-"""What the compensation is made from."""
+"""Source of the displacement that a part is compensated by."""
 
 WANTED = {"model": 3.0, "simulator_twice": 5.0}
 """Factors by which the distance was to shrink, at least."""
 
 
 def displacement_of(surrogate: Surrogate, part: Part) -> NDArray[np.float64]:
-    """What the model predicts, [N, 3], mm."""
+    """Displacement that the model predicts, [N, 3] float64, mm."""
     fields = predict_part(surrogate, part).fields
     return np.concatenate([fields[f"displacement_{axis}"] for axis in "xyz"], axis=1).astype(np.float64)
 

@@ -145,7 +145,7 @@ def main() -> None:
     kept = Kept(
         asked.out,
         {
-            "what": ("REDUCED: small models; figures show that all runs. " if asked.reduced else "")
+            "what": ("REDUCED: small models; figures show only that everything runs. " if asked.reduced else "")
             + "Darcy, 85 x 85, cases made here by the published recipe; models and recipes of the paper, fewer epochs",
             "data": {"sha256": train.data_digest, "cases": {n: len(opened(asked.data, n)) for n in ("train", "test")}},
             "processes": asked.processes,

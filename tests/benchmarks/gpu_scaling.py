@@ -268,7 +268,7 @@ def context(process: WorkerProcess, options: argparse.Namespace, save: Callable[
         else:
             found[name] = {
                 "began": True,
-                "failed": "the processes ended during this measurement, unless its result follows",
+                "failed": "the processes ended during this measurement, or it hasn't ended yet",
             }
             save(found)
             found[name] = function()

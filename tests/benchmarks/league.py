@@ -365,7 +365,7 @@ def main() -> None:
     in_parallel(jobs, asked.processes, note)
     splits = {name: Split(asked.data, name) for name in ("train", "validation", "test")}
     content = {
-        "what": "REDUCED: small models; the figures show that all runs, not how models compare"
+        "what": "REDUCED: small models; the figures show only that everything runs, not how models compare"
         if asked.reduced
         else "the models of the paper on a simulated corpus, split by design, equal steps and trials; "
         "rows of equal time have steps of their own",

@@ -194,7 +194,7 @@ def run(asked: argparse.Namespace) -> None:
     kept = Kept(
         asked.out,
         {
-            "what": ("REDUCED: small models; figures show that all runs. " if asked.reduced else "")
+            "what": ("REDUCED: small models; figures show only that everything runs. " if asked.reduced else "")
             + "FLARE on Darcy in place of elasticity, the same few steps of Darcy's recipe for all, test split",
             "data": {"sha256": opened(asked.data, "train").data_digest},
             "asked": what_was_asked,

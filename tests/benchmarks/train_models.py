@@ -329,7 +329,7 @@ def describe(asked: argparse.Namespace, recipe: Recipe, size: Size) -> dict[str,
     return {
         "what": "FLARE, Transformer and Transolver on a simulated corpus, split by design"
         if asked.size == "full"
-        else "REDUCED: small models, few steps, one CPU core; the figures show that all runs, not how models compare",
+        else "REDUCED: small models, few steps, one CPU core; the figures show only that everything runs",
         "command": f"{command} --size {asked.size} --epochs {recipe.epochs} --processes {asked.processes}",
         "data": {
             "sha256": splits["train"].data_digest,
