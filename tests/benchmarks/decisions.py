@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.decisions [--piece answer] [--turns 3]
 
-Each command runs in a process of its own, as an engineer calls it. In the same rounds are timed, for comparison,
-`import torch` in a process of its own, and a forward pass of the package's own model in this process; limits for the
-commands are made of these. The least time of all rounds counts, and the largest memory.
+Each command runs in a process of its own, as an engineer calls it, in several rounds, of which the least time and the
+largest memory count. For comparison are timed `import torch` in a process of its own, in the same rounds (answer,
+compensation), and before them a forward pass of the package's own model in this process (answer, orientations). The
+limits for an answer and for orientations are made of these.
 
 Needs no GPU and no data. The result goes to results/decisions.json; what `--piece` doesn't name stays in the file.
 """
@@ -70,7 +71,7 @@ def run(words: list[str], until: str | None = None) -> Ran:
 
 
 def least(turns: int, *calls: Callable[[], Ran]) -> list[Ran]:
-    """Least times and largest memory of each call over several rounds."""
+    """Least times and largest memory of each call, over rounds in which the calls take turns."""
     rows = [[call() for call in calls] for _ in range(turns)]
     found = []
     for column in zip(*rows, strict=True):

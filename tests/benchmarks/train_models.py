@@ -12,8 +12,8 @@ On a GPU, with a corpus of 1,000 parts or more with the splits train, validation
 - FLARE with other numbers of blocks and latents, evaluated on validation.
 
 Parts are mirrored and turned at random. The standard deviation of each model's first weights was chosen before, among
-0.02, 0.05 and 0.08, by the least error on validation after 350 steps of 4 parts thinned to 600 points. On a GPU steps
-are recorded as CUDA graphs, but for those of FLARE by attention calls.
+0.02, 0.05 (not tried for Transolver) and 0.08, by the least error on validation after 350 steps of 4 parts thinned to
+600 points. On a GPU steps are recorded as CUDA graphs, but for those of FLARE by attention calls.
 
 The models are small and leave most of a GPU idle, so runs share it: each in a process of its own, `--processes` at a
 time; under NVIDIA's MPS their kernels run at the same time, otherwise in turns. `--epochs` sets the number of epochs,
