@@ -60,7 +60,7 @@ class Job:
         work: Folder below which its run is stored.
         sizes: Sizes of the model that differ from the configuration's.
         recipe: Fields of the recipe that differ from the configuration's.
-        max_steps: Stop after so many.
+        max_steps: Stop after this many steps; None for the whole recipe.
         seed: Seed of the first weights and of the order of cases.
         judged: Whether the trained model is evaluated on the test split.
         facts: Entries that are stored beside the measured figures.
