@@ -1,4 +1,4 @@
-"""A real Chromium without a window and without a network, to open pages of this project in."""
+"""A real Chromium, without a window and without a network, that tests open pages of this project in."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FLAGS = [
 
 
 def find_chromium() -> str | None:
-    """Path of a Chromium: that of the environment, or Debian's."""
+    """Path of a Chromium: that of the variable LPBF_CHROMIUM, or Debian's; None where there is none."""
     return os.environ.get("LPBF_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -52,13 +52,19 @@ def open_browser() -> Iterator[Browser]:
 
 
 class Visit:
-    """A page opened from disk, or by its address; every request but those for itself is refused and written down.
+    """A page opened from disk or from a server; requests to anything else are refused and listed.
 
     Args:
         browser: The browser.
-        path: The page, or the address of a server's, which may ask its server.
+        path: File of the page, or address of a served one, which may send requests to its server.
         scheme: "light" or "dark".
-        fragment: What stands behind the #.
+        fragment: End of the address, with its #.
+
+    Attributes:
+        refused: Addresses of requests that were refused.
+        errors: Errors of the page's scripts and on its console.
+        context: Context of the browser, which `close` ends.
+        page: The page.
     """
 
     def __init__(self, browser: Browser, path: Path | str, scheme: str = "light", fragment: str = "") -> None:
@@ -88,7 +94,7 @@ class Visit:
         self.page.wait_for_selector("html[data-ready]")
 
     def close(self) -> None:
-        """Leave the page."""
+        """Close the page."""
         self.context.close()
 
 
@@ -97,14 +103,14 @@ def column(visit: Visit, number: int, table: str = "#case-table") -> list[str]:
 
 
 def pixels(visit: Visit, selector: str = "#viewer-canvas") -> NDArray[np.uint8]:
-    """What an element looks like, [height, width, 3]."""
+    """Picture of an element, [height, width, 3]."""
     visit.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     with Image.open(io.BytesIO(visit.page.locator(selector).first.screenshot())) as picture:
         return np.asarray(picture.convert("RGB")).copy()
 
 
 def wait_for_part(visit: Visit, name: str) -> None:
-    """Wait until a part is drawn: by an assertion, since wait_for_function evaluates text, which the page forbids."""
+    """Wait until a part is drawn. By an assertion: wait_for_function evaluates text, which the page forbids."""
     from playwright.sync_api import expect
 
     expect(visit.page.locator("#viewer-canvas")).to_have_attribute("data-shown", name)

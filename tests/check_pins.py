@@ -1,10 +1,11 @@
-"""Can a stranger install the pins? Resolved with the public package index alone, for every platform and Python.
-
-Local wheels, extra indexes and the settings of pip and uv are switched off: what this machine happens to have at hand
-must not help. uv resolves for platforms other than this one; where wheels don't exist for a Python yet, it is said.
+"""Can anybody install the pinned versions? Resolves them with the public package index, for all platforms and Pythons.
 
     python -m tests.check_pins                    every platform
-    python -m tests.check_pins --platforms linux  the ones that continuous integration asks for
+    python -m tests.check_pins --platforms linux  the platforms that continuous integration checks
+
+Local wheels, further indexes and the settings of pip and uv are switched off, so that nothing helps that this machine
+alone has. uv resolves for other platforms than this one. A package that has no wheel for a Python is an error, but for
+those that are known to be built from source.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ PLATFORMS = {
     "Windows": "x86_64-pc-windows-msvc",
 }
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-# Without wheels, and built from source where they are asked for: the first is pure Python (mlcroissant's), the
-# second needs a C++ compiler on Linux aarch64, which the README says.
+# Packages without wheels, built from source: jsonpath-rw, which mlcroissant needs, is pure Python; pyamg needs a C++
+# compiler on Linux aarch64, as the README says.
 BUILT_FROM_SOURCE = {"Linux aarch64": ("jsonpath-rw", "pyamg")}
 PURE_PYTHON = ("jsonpath-rw",)
 # The oldest macOS that PyTorch's wheels are made for.
@@ -37,7 +38,7 @@ MACOS = "14.0"
 
 @dataclass(frozen=True)
 class Resolution:
-    """What came of one platform and Python; `problem` is empty where everything was found."""
+    """Result for one platform and Python; `problem` is empty where everything was found."""
 
     platform: str
     python: str
@@ -45,14 +46,14 @@ class Resolution:
 
 
 def plain_environment() -> dict[str, str]:
-    """The environment without anything that tells pip or uv where else to look."""
+    """The environment, without variables that name other sources of packages for pip or uv."""
     certificates = ("PIP_CERT", "UV_NATIVE_TLS")
     kept = {k: v for k, v in os.environ.items() if k in certificates or not k.startswith(("PIP_", "UV_"))}
     return kept | {"PIP_CONFIG_FILE": os.devnull, "MACOSX_DEPLOYMENT_TARGET": MACOS}
 
 
 def resolve(platform: str, python: str, constraints: Path, project: Path) -> Resolution:
-    """Resolve the project with all extras of `dev` under the pins."""
+    """Resolve the project with the extra `dev`, which holds all others, under the pins."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-config", "--only-binary", ":all:"]
     for package in BUILT_FROM_SOURCE.get(platform, PURE_PYTHON):
         command += ["--no-binary", package]
@@ -63,7 +64,7 @@ def resolve(platform: str, python: str, constraints: Path, project: Path) -> Res
 
 
 def resolve_with_pip(constraints: Path) -> Resolution:
-    """Ask pip itself, as the README tells users to, for this machine and Python."""
+    """Resolve by pip, as the README tells users to install, for this machine and Python."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     with tempfile.TemporaryDirectory() as empty:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
@@ -73,11 +74,11 @@ def resolve_with_pip(constraints: Path) -> Resolution:
 
 
 def main() -> int:
-    """Resolve every combination that was asked for; the exit status is the number of those that failed."""
+    """Resolve every combination that was asked for; the exit status is 1 if any failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--platforms", default="", help="only those whose name contains this, such as linux")
+    parser.add_argument("--platforms", default="", help="only platforms whose name contains this, such as linux")
     parser.add_argument("--constraints", type=Path, default=ROOT / "constraints.txt")
-    parser.add_argument("--pip", action="store_true", help="ask pip too, for this machine; takes minutes")
+    parser.add_argument("--pip", action="store_true", help="resolve by pip too, for this machine; takes minutes")
     asked = parser.parse_args()
     platforms = [name for name in PLATFORMS if asked.platforms.lower() in name.lower()]
     if not platforms:

@@ -1,4 +1,4 @@
-"""Commands run in this process: what they print and how they end, without the seconds that their imports take anew."""
+"""Runs commands within the tests' process: what they print and how they end, without the time of importing anew."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unittest import mock
 
 
 def run_here(module: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """What `python -m <module> <words>` does, but for what hangs on a process of its own.
+    """Run what `python -m <module> <words>` runs, in this process; its exit status and both outputs.
 
     Args:
         module: Module of the command, whose `main` ends by SystemExit.
@@ -26,7 +26,7 @@ def run_here(module: str, *words: str) -> subprocess.CompletedProcess[str]:
         mock.patch.object(sys, "argv", [module, *words]),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # as a process mostly does; tests make errors of warnings
+        warnings.simplefilter("ignore")  # as Python mostly does; in tests warnings are errors
         try:
             main()
         except SystemExit as ended:

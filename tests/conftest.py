@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# Triton decides when it is imported whether its kernels run on the CPU; without a GPU they do.
+# Triton reads when it is imported whether its kernels are interpreted on the CPU; without a GPU they are.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -35,7 +35,7 @@ __all__ = [
 
 @pytest.fixture(scope="session")
 def samples() -> Path:
-    """Real NetFabb output, where the environment names it."""
+    """Folder of real NetFabb results, from the variable LPBF_NETFABB_SAMPLES; without it the test is skipped."""
     name = os.environ.get("LPBF_NETFABB_SAMPLES", "")
     if not name or not Path(name).is_dir():
         pytest.skip("LPBF_NETFABB_SAMPLES doesn't name a folder of real NetFabb output")

@@ -1,4 +1,4 @@
-"""Fixtures for tests of `lpbf_data`; import them by name where they are used."""
+"""Fixtures with small data sets and a hub, which `conftest` makes known to all tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPLITS = {"train": range(17), "validation": range(17, 21), "test": range(21, 23)
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Caches of this test alone, outside of its own folder, which some tests need empty."""
+    """A cache for this test alone, outside of its `tmp_path`, which some tests need empty."""
     folder = tmp_path_factory.mktemp("own") / "lpbf-cache"
     monkeypatch.setenv("LPBF_CACHE", str(folder))
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
@@ -31,7 +31,7 @@ def small_cases() -> dict[str, list[Case]]:
 
 @pytest.fixture(scope="session")
 def small_dataset(small_cases: dict[str, list[Case]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small cases as a data set of three shards a split, in both formats. Not to be written to."""
+    """The small cases as a data set of up to three shards a split, in both formats. Tests mustn't change it."""
     folder = tmp_path_factory.mktemp("data") / "lpbf"
     folder.mkdir()
     return write_dataset(folder, small_cases)
@@ -39,7 +39,7 @@ def small_dataset(small_cases: dict[str, list[Case]], tmp_path_factory: pytest.T
 
 @pytest.fixture(scope="session")
 def published_dataset(small_cases: dict[str, list[Case]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small cases in the layout that is published today. Not to be written to."""
+    """The small train and test cases in the layout of the published data set. Tests mustn't change it."""
     folder = tmp_path_factory.mktemp("published")
     return write_published(folder, {name: small_cases[name] for name in ("train", "test")})
 

@@ -1,7 +1,7 @@
-"""A Hugging Face hub on the loopback interface: data set repositories out of folders, with faults on request.
+"""A Hugging Face hub on the loopback interface, which serves folders as data set repositories, with faults on request.
 
-It answers what `huggingface_hub` and `datasets` ask to find, list and download the files of a data set: repository,
-tree and paths in the API, and `resolve` with ETags, byte ranges and redirects to "another server".
+It answers what `huggingface_hub` and `datasets` send to find, list and download the files of a data set: repository,
+tree and paths in the API, and `resolve` with ETags, byte ranges and redirects to another server.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 @dataclass
 class Request:
-    """What was asked."""
+    """A request that the hub got."""
 
     method: str
     path: str
@@ -35,17 +35,20 @@ class Hub:
 
     Attributes:
         repositories: Id to revision to folder; the name "main" must be among the revisions.
-        log: Requests in their order.
-        faults: What the next downloads meet, one each: a status, "cut" (the connection breaks in the middle), or None.
-        refusals: Part of an address to what the next requests there are answered, one each: a status and headers.
+        log: Requests in the order of their arrival.
+        faults: Faults of the next downloads, one each: an HTTP status, "cut" (the connection breaks in the middle), or
+            None.
+        refusals: Part of an address to the answers to the next requests there, one each: an HTTP status and headers.
         page_size: Entries of a listing that are sent at a time.
         delay: Seconds before each answer.
-        redirect: Send downloads to another path, as the hub sends large files to other servers.
-        elsewhere: Address of that other server; this one when empty.
-        expired: Answer so many redirected downloads with 403, as signed addresses do when their time is over.
-        token: Token without which repositories aren't there.
-        ignore_ranges: Answer with whole files.
-        endless: What every page of a listing links to, though there are no more: "the same page" or "another page".
+        redirect: Whether downloads are redirected to another path, as the hub redirects large files to other servers.
+        elsewhere: Address of that other server; empty for this one.
+        expired: Number of redirected downloads that are answered by 403, as expired signed addresses are.
+        token: Token without which repositories can't be found; None for public ones.
+        ignore_ranges: Whether requests for byte ranges are answered with whole files.
+        endless: The page that every page of a listing, also the last, names as its next: "the same page" or "another
+            page"; empty for a correct listing.
+        url: Address of the hub.
     """
 
     repositories: dict[str, dict[str, Path]]
@@ -63,12 +66,12 @@ class Hub:
     url: str = ""
 
     def downloads(self) -> list[Request]:
-        """Downloads of files, without requests for their properties."""
+        """The requests in the log that downloaded files, without those for their properties."""
         return [r for r in self.log if r.method == "GET" and ("/resolve/" in r.path or r.path.startswith("/cdn/"))]
 
 
 def commit_of(repository: str, folder: Path) -> str:
-    """A commit for a folder: 40 hexadecimal digits."""
+    """The commit of a folder: 40 hexadecimal digits."""
     return hashlib.sha1(f"{repository}\0{folder}".encode()).hexdigest()
 
 
@@ -178,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         if span and not self.hub.ignore_ranges:
             first, _, last = span.removeprefix("bytes=").partition("-")
             start, stop = int(first or 0), min(int(last) + 1 if last else len(data), len(data))
-            if not first:  # the last so many
+            if not first:  # a range of the last bytes
                 start, stop = max(len(data) - int(last), 0), len(data)
             if start >= len(data):
                 return self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})

@@ -1,6 +1,6 @@
-"""Simulated parts and small data sets for tests and benchmarks of `lpbf_data`.
+"""Made-up parts and small data sets for tests and benchmarks.
 
-The parts are voxel meshes of implicit bodies with smooth fields. Their float32 values carry rounding noise in the last
+The parts are voxel meshes of simple bodies with smooth fields. Their float32 values have rounding noise in the last
 digits, as a solver's do, so that they compress as real results do (about 3.3 bytes a value).
 """
 
@@ -33,7 +33,7 @@ CORNERS = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0
 
 
 def body_cells(rng: np.random.Generator, num_points: int) -> NDArray[np.int64]:
-    """Grid positions of the cells of a body, [E, 3], bottom to top; about as many points as asked for."""
+    """Grid positions of the cells of a body, [E, 3], bottom to top, with about `num_points` points."""
     side = max(round((num_points * 2.2) ** (1 / 3)), 2)
     z, y, x = np.meshgrid(*[np.arange(side)] * 3, indexing="ij")
     unit = np.stack([x, y, z], axis=-1) / side - 0.5 + 0.5 / side
@@ -58,15 +58,15 @@ def make_case(seed: int, num_points: int = 60, *, case_id: str | None = None) ->
     """A part with the default fields and the reductions over the build.
 
     Args:
-        seed: The part; equal seeds give equal parts.
+        seed: Number of the part; equal seeds give equal parts.
         num_points: About how many points it has.
-        case_id: Its name.
+        case_id: Its case id; by default one made of the seed.
     """
     rng = np.random.default_rng([7, seed])
     corners = body_cells(rng, num_points)[:, None, :] + CORNERS
     span = int(corners.max()) + 1
     keys = (corners[..., 2] * span + corners[..., 1]) * span + corners[..., 0]
-    # Nodes are numbered as cells meet them first, layer by layer, as NetFabb does.
+    # Points are numbered in the order in which cells use them first, layer by layer, as NetFabb does.
     unique, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     order = np.argsort(first)
     cells = np.argsort(order)[inverse]
@@ -79,7 +79,7 @@ def make_case(seed: int, num_points: int = 60, *, case_id: str | None = None) ->
 
 
 def make_fields(rng: np.random.Generator, points: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """Smooth fields on points: a few waves each, and relative noise of a solver's tolerance."""
+    """Smooth fields on points [N, 3]: sums of a few waves, with relative noise as of a solver's tolerance."""
     scaled = points / np.abs(points).max()
 
     def smooth(scale: float, offset: float = 0.0) -> NDArray[np.float32]:
@@ -132,12 +132,12 @@ def write_dataset(
     shards: int = 3,
     formats: Sequence[str] = ("parquet", "zarr"),
 ) -> Path:
-    """A data set as `pipelines.build` commits it, without its sources.
+    """Write a data set as `pipelines.build` does, without sources.
 
     Args:
-        folder: Where to write it.
+        folder: Existing folder to write it to.
         splits: Split to cases.
-        shards: Shards a split.
+        shards: Largest number of shards of a split.
         formats: Formats to store.
     """
     records = []
@@ -157,7 +157,11 @@ def write_dataset(
 def _write_shard(
     folder: Path, cases: Sequence[Case], split: str, index: int, count: int, formats: Sequence[str]
 ) -> dict[str, str | int]:
-    """Write one shard in every format; the columns of its placement."""
+    """Write one shard in every format.
+
+    Returns:
+        The columns of its cases' placement.
+    """
     stored: dict[str, str | int] = {}
     if "parquet" in formats:
         stored["parquet_file"] = f"data/{split}-{index:05d}-of-{count:05d}.parquet"
@@ -176,10 +180,10 @@ def _write_shard(
 
 
 def write_published(folder: Path, splits: Mapping[str, Sequence[Case]]) -> Path:
-    """A data set in the layout of the published one: a Parquet index, and one compressed npz a case.
+    """Write a data set in the layout of the published one: a Parquet index, and one compressed npz a case.
 
     Args:
-        folder: Where to write it.
+        folder: Folder to write it to.
         splits: Split to cases.
     """
     (folder / "data").mkdir(parents=True)

@@ -1,8 +1,8 @@
-"""The main job end to end, as `make demo` runs it: results in, data set, a trained model, its errors, a picture.
+"""The main job end to end, as `make demo` runs it: results, data set, trained model, its errors, a picture.
 
-Every step is a command that a user would type; it is printed before it runs. Without `--src` two dozen small parts are
-simulated first, of two families: a dozen parts to train on teach something about parts that are alike. What is learned
-from more, and of all families, is the benchmark `tests.benchmarks.learn_simulated`.
+Every step is a command that a user would type; it is printed before it runs. Without `--src` two dozen small parts of
+two families are simulated first: a dozen similar parts are enough to learn something about others like them. What is
+learned from more parts, and of all families, the benchmark `tests.benchmarks.learn_simulated` says.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ SMALL_MODEL: Final = (
     *("--model.init_args.config.pointwise_layers", "1"),
     *("--model.init_args.config.initial_deviation", "0.08"),
 )
-"""A fifth of the paper's model, for a few minutes on a CPU."""
+"""A smaller model than the paper's, for a short training on a CPU."""
 
 FAMILIES: Final = ("bridge", "cantilever")
-"""What is simulated: parts that bend."""
+"""Families that are simulated: parts that bend."""
 
 
 def run(*words: str) -> None:
@@ -40,13 +40,13 @@ def run(*words: str) -> None:
 
 
 def unseen_cases(data: Path) -> list[str]:
-    """Ids of the cases that training doesn't see."""
+    """Ids of the test cases, which training doesn't see."""
     manifest = decode_manifest((data / "manifest.parquet").read_bytes())
     return sorted(r.case_id for r in manifest.records if r.placement and r.placement.split == "test")
 
 
 def print_parts(data: Path, most: int = 8) -> None:
-    """Print size and range of the Z displacement of the parts, if they are few."""
+    """Print size and range of the Z displacement of each part, if there are at most `most`."""
     kept = [r for r in decode_manifest((data / "manifest.parquet").read_bytes()).records if r.placement and r.measures]
     for record in kept if len(kept) <= most else ():
         z = record.statistics["displacement_z"]
@@ -55,11 +55,11 @@ def print_parts(data: Path, most: int = 8) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder that everything goes to")
-    parser.add_argument("--src", help="NetFabb results of your own")
+    parser.add_argument("--src", help="your own results of NetFabb")
     parser.add_argument("--cases", type=int, default=24, help="parts to simulate without --src")
-    parser.add_argument("--points", type=int, default=800, help="their median size")
+    parser.add_argument("--points", type=int, default=800, help="median number of points of the simulated parts")
     parser.add_argument("--epochs", type=int, default=None, help="epochs to train")
     options = parser.parse_args()
     out: Path = options.out

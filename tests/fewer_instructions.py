@@ -1,11 +1,12 @@
-"""Runs a command as a processor with fewer instructions would: `python -m tests.fewer_instructions avx2 command …`.
+"""Runs a command as on a processor with fewer instructions: `python -m tests.fewer_instructions avx2 command …`.
 
-With `--if-fewer` before avx2, a processor that has no more than these doesn't run the command at all.
+The first word is avx2 (no AVX-512) or default (no AVX at all). With `--if-fewer` before it, the command is run only on
+a processor that has more instructions than these.
 
-Every library chooses its instructions by itself, so each is told by a variable of its own: PyTorch's operators, the MKL
-that makes its products of matrices, oneDNN, OpenBLAS beneath NumPy and SciPy, and NumPy. Which features NumPy may be
-asked to leave out differs from version to version and machine to machine: it refuses those that it was built upon and
-warns of those that it doesn't know. So it is asked first, in a process of its own.
+Every library chooses its instructions by itself, so each gets a variable of its own: PyTorch's operators, MKL for
+PyTorch's matrix products, oneDNN, OpenBLAS below NumPy and SciPy, and NumPy. Which features NumPy can leave out
+differs from version to version and machine to machine: it refuses those that it was compiled for, and warns of those
+that it doesn't know. So NumPy is asked first, in a process of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import platform
 import subprocess
 import sys
 
-# NumPy 2.4 names groups after the levels of x86-64; earlier ones name the features.
+# Begins of the names of NumPy's features: NumPy 2.4 has groups named after levels of x86-64, earlier ones features.
 WIDE = {"avx2": ("AVX512", "X86_V4"), "default": ("AVX", "FMA", "F16C", "X86_V3", "X86_V4")}
 LIBRARIES = {
     "avx2": {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OPENBLAS_CORETYPE": "Haswell"},
@@ -25,7 +26,7 @@ ASK = "import numpy._core._multiarray_umath as m; print(*(f for f in m.__cpu_dis
 
 
 def narrowed(capability: str) -> dict[str, str]:
-    """Variables that keep all libraries to AVX2 (avx2), or to what every x86-64 processor of today has (default)."""
+    """Variables that limit all libraries to AVX2 (avx2), or to instructions without AVX (default)."""
     asked = {name: value for name, value in os.environ.items() if name != "NPY_DISABLE_CPU_FEATURES"}
     known = subprocess.run([sys.executable, "-c", ASK], env=asked, check=True, capture_output=True, text=True).stdout
     wide = [feature for feature in known.split() if feature.startswith(WIDE[capability])]
@@ -36,7 +37,7 @@ def narrowed(capability: str) -> dict[str, str]:
 
 
 def has_more(capability: str) -> bool:
-    """Whether PyTorch, and so the libraries beneath it, would use more instructions than these on this machine."""
+    """Whether PyTorch, and so the other libraries, would use more instructions than these on this machine."""
     asked = {name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"}
     ask = "import torch; print(torch.backends.cpu.get_cpu_capability())"
     found = subprocess.run([sys.executable, "-c", ask], env=asked, check=True, capture_output=True, text=True).stdout
@@ -44,7 +45,7 @@ def has_more(capability: str) -> bool:
 
 
 def main() -> int:
-    """Run the command; with --if-fewer only where this machine has more instructions."""
+    """Run the command, with --if-fewer only if this machine has more instructions; its exit status."""
     words = sys.argv[1:]
     if only_if_fewer := words[:1] == ["--if-fewer"]:
         del words[0]

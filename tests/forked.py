@@ -1,9 +1,8 @@
-"""Programs that start without importing anything: each is forked from a process that has imported what most need.
+"""Programs for tests that start without imports: each is forked from a process that has imported most modules already.
 
-A process of its own that trains spends more time in its imports than in its training. What forks is the server of
-`multiprocessing`, which has imported and does nothing else: whatever it forks is as if started anew, with an
-environment, a folder and outputs of its own. Where a program's start is what is tested, start Python. Where there is a
-GPU each is started anew.
+A short training spends more time in imports than in training. The fork server of `multiprocessing` imports the modules
+and does nothing else, so each program that it forks behaves as if started anew, with its own environment, folder and
+outputs. Tests of a program's start must start Python instead. Where there is a GPU, each program is started anew.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ IMPORTED: Final = (
     "torchdata.stateful_dataloader", "zarr", "flare_model.evaluate", "flare_model.spectrum", "flare_model.train",
     "flare_model.training.trainer", "lpbf_data.serving.make_loader", "lpbf_data.serving.graph",
 )  # fmt: skip
-"""What is there before a program begins; nothing that reads the environment when it is imported."""
+"""Modules that are imported before a program begins; none of them reads the environment at import."""
 
 SECONDS: Final = 240
-"""How long a program may take on a machine at work; half a minute before, its processes say where they stand."""
+"""Longest time of a program, on a busy machine; half a minute earlier its processes print where they are and end."""
 
 
 class Program:
     """A running program.
 
     Args:
-        target: What it does: a function of a module.
-        said: File for what it writes to both outputs; its standard error alone where `apart` names another for that.
-        arguments: Of the function.
-        environment: All of its variables; those of this process by default.
-        folder: Where it works.
+        target: The function that it runs.
+        said: File for its standard output, and for its standard error too unless `apart` names another.
+        arguments: Arguments of the function.
+        environment: All its environment variables; by default those of this process.
+        folder: Its working directory; by default that of this process.
         apart: File for its standard error.
     """
 
@@ -54,7 +53,7 @@ class Program:
         folder: Path | None = None,
         apart: Path | None = None,
     ) -> None:
-        # The server may have imported what asks for GPUs; CUDA works in no process that is forked after that.
+        # Modules that the server imported may have initialised CUDA, which then works in no forked process.
         context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
         context.set_forkserver_preload(list(IMPORTED))
         variables = dict(os.environ if environment is None else environment)
@@ -67,7 +66,7 @@ class Program:
         self.pid: int = self._process.pid
 
     def running(self) -> bool:
-        """Whether it hasn't ended."""
+        """Whether it is still running."""
         return self._process.exitcode is None
 
     def send(self, number: signal.Signals) -> None:
@@ -75,7 +74,7 @@ class Program:
         os.kill(self.pid, number)
 
     def end(self, seconds: float = SECONDS) -> int:
-        """Wait for its end; its exit status, minus a signal's number where that ended it.
+        """Wait for its end; its exit status, or the negative number of the signal that ended it.
 
         Raises:
             TimeoutError: If it takes longer; then it, and all that it started, are killed.
@@ -89,12 +88,12 @@ class Program:
         return self._process.exitcode
 
     def text(self) -> str:
-        """What it said so far."""
+        """Content of the file `said` so far."""
         return self.said.read_text(encoding="utf-8", errors="replace") if self.said.exists() else ""
 
 
 def command(module: str, *words: str) -> None:
-    """What `python -m module words…` does, for a module with a function `main`."""
+    """Run what `python -m module words…` runs, for a module with a function `main`."""
     sys.argv = [module, *words]
     sys.exit(importlib.import_module(module).main())
 
@@ -105,7 +104,7 @@ def function(module: str, name: str, *arguments: object) -> None:
 
 
 def end_all(programs: Sequence[Program], seconds: float = SECONDS) -> list[int]:
-    """Wait for the end of all; none is left running.
+    """Wait for the end of all programs; none is left running. Their exit statuses.
 
     Raises:
         TimeoutError: If one takes longer.
@@ -124,9 +123,11 @@ def _run(
     target: Callable[..., Any], arguments: Sequence[object], said: str, apart: str, variables: Mapping[str, str],
     folder: str,
 ) -> None:  # fmt: skip
-    """The program, in its process."""
+    """Set up the process of a program, and run its function."""
     os.setpgid(0, 0)
-    multiprocessing.set_start_method(None, force=True)  # It was handed down; workers are started as by default.
+    multiprocessing.set_start_method(
+        None, force=True
+    )  # The start method is inherited; workers are to be started by the default one.
     encoding, _, errors = variables.get("PYTHONIOENCODING", "utf-8").partition(":")
     for number, path, kept in ((0, os.devnull, ""), (1, said, errors or "strict"), (2, apart, "backslashreplace")):
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)

@@ -1,9 +1,10 @@
-"""Mutated bytes for what reads whole files of strangers: surfaces, zip archives of cases, tables and material files.
+"""Gives mutated bytes to everything that reads whole files of users: surfaces, zips of cases, tables, material files.
 
     python -m tests.fuzz_files --count 300000
 
-mutates valid files (and, with --samples, real surfaces) and reads them. Every outcome but a value or an error of this
-project is a finding and is written to tests/findings/. The test suite runs some hundred of them.
+mutates valid files (with --samples real surfaces too) and reads them. A reader must give a value or raise an error of
+this project; everything else is a finding, and its input is written to tests/findings/. The test suite reads some
+hundred.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ TABLES = {
 
 
 def _on_file(path: Path, read: Callable[[Path], object]) -> Reader:
-    """A reader of bytes from one of files: each input is written to the same place."""
+    """A reader of bytes made from a reader of files: each input is written to the same file."""
 
     def reader(data: bytes) -> object:
         path.write_bytes(data)
@@ -56,20 +57,20 @@ def _on_file(path: Path, read: Callable[[Path], object]) -> Reader:
 
 
 def _sound_bodies(path: Path) -> object:
-    """The bodies of a file; whatever the bytes, one that is read is closed and has a volume."""
+    """Read the bodies of a file, and check that each is closed and has a positive volume."""
     found = load_bodies(path)
     for body in found.bodies:
         edges = np.concatenate([body.triangles[:, pair] for pair in ([0, 1], [1, 2], [2, 0])])
         keys = edges.min(axis=1) * len(body.vertices) + edges.max(axis=1)
         both = np.bincount(np.unique(keys, return_inverse=True)[1], np.sign(edges[:, 1] - edges[:, 0]))
-        assert not both.any(), "an edge isn't passed as often one way as the other"
+        assert not both.any(), "an edge isn't used equally often in both directions"
         assert np.isfinite(body.vertices).all()
         assert 0 < body.volume < np.inf
     return found
 
 
 def _in_archive(path: Path) -> Reader:
-    """A reader of the model in a 3MF, which compression and checksums would shield from mutations."""
+    """A reader of the model in a 3MF. It packs the bytes: else checksums would refuse nearly every mutation."""
 
     def reader(data: bytes) -> object:
         with zipfile.ZipFile(path, "w") as archive:
@@ -80,7 +81,7 @@ def _in_archive(path: Path) -> Reader:
 
 
 def _cases_of(path: Path) -> object:
-    """Every case of an archive, read whole."""
+    """Read every case of an archive; the numbers of points of the readable ones."""
     archive = Archive(str(path))
     found = []
     for members in archive.cases.values():
@@ -93,10 +94,10 @@ def _cases_of(path: Path) -> object:
 
 
 def seeds(folder: Path) -> Corpus:
-    """Valid inputs and what reads them.
+    """Valid inputs and their readers.
 
     Args:
-        folder: Where inputs are written, one at a time.
+        folder: Folder that inputs are written to, one at a time.
     """
     found: dict[str, tuple[bytes, tuple[Reader, ...]]] = {}
     for name, content in FINE.items():
@@ -120,11 +121,11 @@ def seeds(folder: Path) -> Corpus:
 
 
 def real_seeds(samples: Path, folder: Path) -> Corpus:
-    """Real surfaces, and what reads them.
+    """Real surfaces and their readers.
 
     Args:
         samples: Folder with the surfaces.
-        folder: Where inputs are written.
+        folder: Folder that inputs are written to.
     """
     return {
         path.name: (path.read_bytes(), (_on_file(folder / path.name, _sound_bodies),))

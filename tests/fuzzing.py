@@ -1,6 +1,6 @@
-"""Mutated bytes for readers: no input may crash, hang or exhaust memory.
+"""Mutates valid inputs of readers, and finds inputs that crash, hang or exhaust memory.
 
-Every outcome but a value or the error that a reader refuses with is a finding.
+A reader must give a value or raise the error that it refuses inputs with; everything else is a finding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Corpus = Mapping[str, tuple[bytes, tuple[Reader, ...]]]
 
 
 def mutate(data: bytes, rng: random.Random, words: Sequence[bytes]) -> bytes:
-    """One to four changes: flipped bytes, cuts, repeats, removals, words of the format in wrong places."""
+    """Change an input one to four times: replace bytes, cut, repeat, remove, insert words of its format."""
     changed = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(changed) + 1)
@@ -50,8 +50,8 @@ def attempt(data: bytes, readers: tuple[Reader, ...], refusal: type[Exception]) 
 
     Args:
         data: The input.
-        readers: What it is given to.
-        refusal: What they may raise.
+        readers: Functions that read it.
+        refusal: The error that they may raise.
     """
     started = time.perf_counter()
     for reader in readers:
@@ -76,12 +76,12 @@ def run(
     """Name of the seed, input and complaint for every finding among `count` mutated inputs.
 
     Args:
-        corpus: Valid inputs and what reads them.
+        corpus: Valid inputs and their readers, by name.
         words: Words of the formats.
-        refusal: What readers may raise.
+        refusal: The error that readers may raise.
         count: Number of inputs.
         seed: Seed of the mutations.
-        counts: Is given how many inputs each seed got.
+        counts: Filled with the number of inputs made from each seed.
     """
     rng = random.Random(seed)
     names = sorted(corpus)
@@ -97,17 +97,17 @@ def run(
 
 
 def options(description: str) -> argparse.Namespace:
-    """Options of a command that mutates."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--count", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
+    """Parse the options of a command that mutates inputs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=100_000, help="number of mutated inputs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the mutations")
     parser.add_argument("--samples", type=Path, help="folder of real files to mutate as well")
     parser.add_argument("--keep", type=Path, default=FINDINGS, help="folder for findings")
     return parser.parse_args()
 
 
 def report(corpus: Corpus, words: Sequence[bytes], refusal: type[Exception], chosen: argparse.Namespace) -> int:
-    """Mutate, keep every finding as a file, and print how many inputs there were of each kind; returns the status."""
+    """Mutate, write every finding to a file, print the number of inputs of each kind; returns the exit status."""
     tracemalloc.start()
     findings, counts = 0, Counter[str]()
     started = time.monotonic()

@@ -1,6 +1,8 @@
-"""Write the golden data set of the present schema version: kept for ever, never written again.
+"""Writes the golden data set of the present schema version: it is kept for ever, and never written again.
 
-`python -m tests.make_golden` after SCHEMA_VERSION has risen; commit the folder that it names.
+    python -m tests.make_golden
+
+Call it after SCHEMA_VERSION has been raised, and commit the folder that it prints.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def digests(root: Path, split: str, *, streaming: bool = False) -> dict[str, dict[str, str]]:
-    """SHA-256 of each array of each case of a split, as little-endian bytes with their shape and type."""
+    """Type, shape and SHA-256 of the bytes of each array of each case of a split."""
     found = {}
     for sample in load_dataset(str(root), split=split, format="torch", fields="all", edges=True, streaming=streaming):
         arrays = {name: value.numpy() for name, value in sample.items() if hasattr(value, "numpy")}

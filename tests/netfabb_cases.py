@@ -1,7 +1,7 @@
-"""Small simulated parts in NetFabb's form, written with the project's own EnSight writer.
+"""Small made-up parts in NetFabb's form, written with the project's own EnSight writer.
 
-The fields are made up (smooth functions of position and frame), the files are not: names, frames, meshes that grow, log
-and input file follow real output. A part is a box of `shape` cells on a plate of one layer of cells.
+The fields are smooth functions of position and frame. Names, frames, growing meshes, log and input file are those of
+real results. A part is a box of `shape` cells on a plate of one layer of cells.
 """
 
 from __future__ import annotations
@@ -67,19 +67,20 @@ BINARY = Dialect()
 
 @dataclass(frozen=True)
 class Part:
-    """What a made-up part looks like.
+    """Description of a made-up part.
 
     Attributes:
-        case_id: Name of the case.
+        case_id: Id of the case.
         shape: Cells along x, y and z.
-        layer: Cells that a layer is high.
+        layer: Height of a layer, cells.
         cell: Edges of a cell in mm.
         amplitude: Scale of the displacement in mm.
-        clearance: Least recoater clearance, met above the first layer.
-        interactive: Name files after the case.
-        material: As the log says it.
+        clearance: Least recoater clearance, percent of a layer's thickness; it occurs above the first layer.
+        interactive: Whether names of files begin with the case id.
+        material: Name of the material in the log.
         verdict: End of the log.
-        stl: Name of the surface.
+        stl: Name of the surface file.
+        dialect: Dialect of EnSight that files are written in.
     """
 
     case_id: str
@@ -96,12 +97,12 @@ class Part:
 
     @property
     def prefix(self) -> str:
-        """What the names of its files begin with."""
+        """Begin of the names of its files."""
         return f"{self.case_id}_" if self.interactive else ""
 
 
 def box_mesh(shape: tuple[int, int, int]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Unit cubes in a box: points [N, 3] with z slowest, cells [E, 8]."""
+    """Unit cubes in a box: points [N, 3], of which z changes slowest, and cells [E, 8]."""
     counts = [n + 1 for n in shape]
     z, y, x = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in reversed(counts)), indexing="ij")
     points = np.stack([x.ravel(), y.ravel(), z.ravel()], axis=1)
@@ -155,7 +156,7 @@ def write_part(folder: Path, part: Part) -> Path:
     results.mkdir(parents=True)
     height = part.shape[2]
     tops = [min(top + part.layer, height) for top in range(0, height, part.layer)]
-    # Two frames a layer, the end of cooling, and the part alone.
+    # Two frames a layer, one at the end of cooling, and one of the part without the plate.
     frames = [(top, True) for top in tops for _ in range(2)] + [(height, True), (height, False)]
     times = [10.0 * (i + 1) for i in range(len(frames))]
     meshes = list(dict.fromkeys(frames))
@@ -194,7 +195,7 @@ def write_part(folder: Path, part: Part) -> Path:
 
 
 def zip_folder(archive: Path, folder: Path, *, inside: str = "SandBox") -> Path:
-    """Pack a folder of cases as NetFabb batches are shipped; returns the archive."""
+    """Zip a folder of cases as batches of NetFabb are; returns the archive."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target:
         for path in sorted(folder.rglob("*")):
             if path.is_file():

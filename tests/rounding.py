@@ -1,13 +1,14 @@
-"""What rounding alone does, told in float64 from the epsilon of a type: bounds that hold on any processor.
+"""How large errors by rounding alone may be, so that tests of numbers have bounds that hold on any processor.
 
-Two ways to compute one thing are compared in float64 (`assert_same`), where rounding is far below what a fault makes.
-Where a program computes in a narrower type, errors within the limits of that type are drawn at random, step by step, in
-an evaluation that is in float64 otherwise (Monte Carlo arithmetic: Parker, 1997), so that they meet, cancel and grow as
-those of any program do. Half an epsilon is what one rounding makes at most; drawn are errors of up to one, so that a
-program that rounds twice keeps to them. `spread` does so for any function of PyTorch: every operand of every operation
-is rounded. `rounding_errors` does so for the mixing by two rules of its kernels: every operand of a product is rounded
-to the type, by a relative error of its epsilon at most, and products are summed in float32, which leaves an error of
-float32's epsilon times the sum of the magnitudes.
+Where possible, two ways to compute one thing are compared in float64 (`assert_same`), where rounding is far below what
+a fault in the code makes. Where a program computes in a narrower type, its errors are simulated by Monte Carlo
+arithmetic (Parker, 1997): in an evaluation in float64, relative errors within the limits of that type are drawn at
+random at each step, so that they add up, cancel and grow as those of any program do. One rounding makes an error of at
+most half an epsilon; errors of up to one epsilon are drawn, so that a program that rounds twice stays within them.
+
+`spread` does so for any function of PyTorch: every operand of every operation is rounded. `rounding_errors` does so
+for the mixing by kernels, by two rules: every operand of a product has a relative error of at most the type's epsilon,
+and products are summed in float32, with an error of float32's epsilon times the sum of the magnitudes.
 """
 
 from __future__ import annotations
@@ -24,29 +25,29 @@ DRAWS = 8
 SINGLE = torch.finfo(torch.float32).eps
 DOUBLE = torch.finfo(torch.float64).eps
 
-# A million roundings of float64 in a row: some thousands that a small network makes, grown some hundred times. What a
-# fault makes, an operand in float32 among them, is a thousand times larger.
+# A million roundings of float64 in a row: the thousands of roundings of a small network, amplified some hundred times.
+# The error of a fault, such as an operand in float32, is a thousand times larger.
 SAME = 2**20 * DOUBLE
 
-# Runs of a few steps in float32 that differ in the order of sums alone: a loss is known to a few roundings, weights to
-# ten times as many, for the optimiser divides small gradients by their own size. Both with room to spare.
+# For runs of a few steps in float32 that differ in the order of sums alone: losses agree to a few roundings, weights to
+# ten times as many, since the optimiser divides small gradients by their own size. Both bounds are wider than needed.
 LOSSES = 2**6 * SINGLE
 WEIGHTS = 2**10 * SINGLE
 
-# A prediction in float32 of small models, relative to the largest: `spread` finds ten roundings.
+# For predictions of small models in float32, relative to the largest value: `spread` finds ten roundings.
 PREDICTIONS = 2**8 * SINGLE
 
-# Norms see float32 whatever the type, as under autocast.
+# Layer norms compute in float32 whatever the type, as under autocast.
 _NORMS = (torch.ops.aten.native_layer_norm.default, torch.ops.aten.native_layer_norm_backward.default)
 
 
 def assert_same(found: Sequence[Tensor] | Tensor, wanted: Sequence[Tensor] | Tensor) -> None:
-    """Two ways to compute one thing in float64 give the same, up to the order of their sums.
+    """Assert that two ways to compute one thing in float64 agree up to the rounding of their sums.
 
     Args:
         found: Tensors of one way, float64.
-        wanted: Those of the other. Where all are gradients of one loss, one that cancels to nothing is known to the
-            rounding of the largest.
+        wanted: Tensors of the other way. All are compared relative to the largest of them: a gradient that cancels to
+            nothing is exact only to the rounding of the largest gradient of the same loss.
     """
     ours, theirs = ([t.detach() for t in ([one] if isinstance(one, Tensor) else one)] for one in (found, wanted))
     assert {t.dtype for t in (*ours, *theirs)} == {torch.float64}
@@ -57,13 +58,13 @@ def assert_same(found: Sequence[Tensor] | Tensor, wanted: Sequence[Tensor] | Ten
 
 
 def assert_same_predictions(found: Tensor, wanted: Tensor) -> None:
-    """Of one model in float32, however it came here and whatever it was asked together with."""
+    """Assert that two predictions of one model in float32 agree, however it was loaded and the parts were batched."""
     assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
     assert float((found - wanted).detach().abs().max()) <= PREDICTIONS * float(wanted.detach().abs().max())
 
 
 class _Drawn(TorchDispatchMode):
-    """Every operand of every operation has an error that is drawn; what only looks at memory or copies it has none."""
+    """Draws an error for every operand of every operation, but for views and copies."""
 
     def __init__(self, epsilon: float, seed: int) -> None:
         super().__init__()
@@ -86,14 +87,14 @@ class _Drawn(TorchDispatchMode):
 
 
 def spread(function: Callable[[], Sequence[Tensor]], dtype: torch.dtype) -> tuple[list[Tensor], list[float]]:
-    """What a function gives in float64, and how far rounding to a type alone moves it.
+    """Results of a function in float64, and the errors that rounding to a type alone causes in them.
 
     Args:
-        function: Computes in float64, of numbers that the type holds.
+        function: Computes in float64, from numbers that the type can represent.
         dtype: The type that every operand is rounded to.
 
     Returns:
-        What it gives, and for each of these the root mean square over the draws of the L2 norm of its error.
+        The results, and for each the root mean square over the draws of the L2 norm of its error.
     """
     truth = [t.detach() for t in function()]
     squares = [0.0] * len(truth)
@@ -106,7 +107,7 @@ def spread(function: Callable[[], Sequence[Tensor]], dtype: torch.dtype) -> tupl
 
 
 class _Rounding:
-    """Products with errors that are drawn."""
+    """Products and sums with errors that are drawn."""
 
     def __init__(self, dtype: torch.dtype, seed: int) -> None:
         self.epsilon = torch.finfo(dtype).eps
@@ -114,7 +115,7 @@ class _Rounding:
         self.generator: torch.Generator | None = None
 
     def draw(self, like: Tensor) -> Tensor:
-        """From -1 to 1, drawn where the values lie: a host is slow at the hundreds of millions of a GPU's tests."""
+        """Numbers from -1 to 1, drawn on the device of `like`: tests on a GPU need hundreds of millions of them."""
         if self.generator is None:
             self.generator = torch.Generator(like.device).manual_seed(self.seed)
         return torch.rand(like.shape, generator=self.generator, dtype=torch.float64, device=like.device) * 2 - 1
@@ -129,7 +130,7 @@ class _Rounding:
         return self.sum(self.round(a) @ self.round(b), a.abs() @ b.abs())
 
     def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Both are given as they are; levels and scores are in float32 whatever the type."""
+        """Products of queries and keys, which are not rounded; scores are in float32 whatever the type."""
         return self.sum(queries @ keys.mT, queries.abs() @ keys.abs().mT)
 
 
@@ -146,17 +147,17 @@ def _mixing(rounding: _Rounding, q: Tensor, k: Tensor, v: Tensor, g: Tensor, mas
     scores = rounding.scores(q, k)
     among = scores if mask is None else scores.masked_fill(~mask[:, None, None, :], -torch.inf)
     encoding, decoding = among.softmax(-1), scores.softmax(-2)
-    # What one pass leaves to another is stored in the type.
+    # What one pass stores for another is rounded to the type.
     encoded = rounding.round(multiply(encoding, v))
     encoded_gradient = rounding.round(multiply(decoding, g))
     output = rounding.round(multiply(decoding.mT, encoded))
     by_decoding, by_encoding = multiply(encoded, g.mT), multiply(encoded_gradient, v.mT)
-    # The gradients' pass computes the scores anew, in another order, and subtracts the levels that it was left.
+    # The backward pass computes the scores again, in another order, and subtracts the stored log-sum-exps.
     anew = rounding.scores(q, k)
     anew_among = anew if mask is None else anew.masked_fill(~mask[:, None, None, :], -torch.inf)
     encoding = (anew_among - among.logsumexp(-1, keepdim=True)).exp()
     decoding = (anew - scores.logsumexp(-2, keepdim=True)).exp()
-    # What softmax takes away is the mean of its gradient: what was stored, times its own gradient.
+    # The gradient of softmax subtracts a mean: the stored result times its own gradient.
     per_point = total((output * g).sum(-1), (output * g).abs().sum(-1))[..., None, :]
     per_latent = total((encoded * encoded_gradient).sum(-1), (encoded * encoded_gradient).abs().sum(-1))[..., None]
     slope = decoding * (by_decoding - per_point) + encoding * (by_encoding - per_latent)
@@ -173,15 +174,15 @@ def rounding_errors(
     mask: Tensor | None = None,
     sizes: list[int] | None = None,
 ) -> Tensor:
-    """Squared errors that rounding alone makes.
+    """Squared errors that rounding alone causes in FLARE's mixing.
 
     Args:
         inputs: Queries [H, M, D], or [B, H, M, D] of each mesh, keys and values [B, N, H, D]; float64, of numbers that
-            the type holds.
+            the type can represent.
         gradient: Gradient of the output, [B, N, H, D].
         dtype: The type that operands of products are rounded to.
         truth: Output and gradients in float64.
-        mask: Points that are there, [B, N].
+        mask: Which points of a padded batch are real, [B, N].
         sizes: Points of each mesh, where meshes are joined in a batch of one.
 
     Returns:
@@ -209,14 +210,18 @@ def rounding_errors(
 def _encoding(
     rounding: _Rounding, q: Tensor, x: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
-    """Latents of queries [H, M, D] and points [B, N, H, D], keys and values in one, and what gives their gradients."""
+    """Encoding of points [B, N, H, D], both keys and values, by queries [H, M, D].
+
+    Returns:
+        The latents, and a function from their gradient to the gradients of queries and points.
+    """
     x = x.transpose(1, 2)
     q, out = rounding.round(q).expand(len(x), -1, -1, -1), None if mask is None else ~mask[:, None, None, :]
     scores = [s if out is None else s.masked_fill(out, -torch.inf) for s in (rounding.scores(q, x) for _ in range(2))]
     encoded = rounding.multiply(scores[0].softmax(-1), x)
 
     def differentiate(gradient: Tensor) -> tuple[Tensor, Tensor]:
-        # In another pass: the scores anew, less the levels that it was left.
+        # The backward pass computes the scores again, and subtracts the stored log-sum-exps.
         weights, g = (scores[1] - scores[0].logsumexp(-1, keepdim=True)).exp(), rounding.round(gradient)
         mean = rounding.sum((encoded * g).sum(-1), (encoded * g).abs().sum(-1))[..., None]
         slope = weights * (rounding.multiply(g, x.mT) - mean)
@@ -237,16 +242,16 @@ def plus_errors(
     """The same as `rounding_errors` for the mixing of FLARE++.
 
     Args:
-        inputs: Seeds, learned queries [H, M, D] and gates [H], of which a sigmoid is taken; what the seeds see, keys
-            and values, [B, N, H, D]. float64, the last three of numbers that the type holds.
-        gradient: As there, and so are the others.
+        inputs: Seeds and learned queries [H, M, D], gates [H] before their sigmoid; inputs of the seeds, keys and
+            values, [B, N, H, D]. float64, the last three of numbers that the type can represent.
+        gradient: As of `rounding_errors`.
         dtype: As there.
         truth: Output and gradients of all inputs.
         mask: As there.
         sizes: As there.
 
     Returns:
-        [7] float64.
+        [7] float64, the mean over the draws of the squared L2 norms: output, and gradients of the inputs in order.
     """
     seeds, fixed, gates, *points = inputs
     scale, opened = seeds.shape[-1] ** -0.5, gates.sigmoid()[:, None, None]

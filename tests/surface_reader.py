@@ -1,4 +1,4 @@
-"""Reads the surfaces of the 3D view, as its page does: the oracle of their writer and of the page's own reader."""
+"""Reads surfaces of the 3D view as its page does; tests compare their writer and the page's own reader with it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lpbf_data.viewer.surface_codec import COLUMN_BITS, COORDINATE_BITS
 
 @dataclass(frozen=True)
 class ShownSurface:
-    """A surface as it is shown.
+    """A surface as the page shows it.
 
     Attributes:
         points: Coordinates in mm, [S, 3] float64.

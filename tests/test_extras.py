@@ -1,4 +1,4 @@
-"""What `pip install lpbf-flare` brings: the packages that reading data needs; the extras bring those of the others."""
+"""Tests of the extras: `pip install lpbf-flare` brings what reading data needs, each extra what its package imports."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ SURFACES: Final = (
 
 ALLOWED: Final = {
     "analysis.py": {"dask", "xarray"},
-    "testing.py": {"hypothesis"},  # strategies for tests, of which users who have it make use
+    "testing.py": {"hypothesis"},  # strategies for tests of users who have it
     **{name: {"PIL", "jinja2", "manifold3d", "markupsafe", "matplotlib", "pyvista", "scipy"} for name in SURFACES},
     "geometry/render.py": {"PIL", "pyvista", "vtkmodules"},
 }
-"""Modules that files of lpbf_data may import beside those of the base."""
+"""Modules that single files of lpbf_data may import beside those that the base installs."""
 
 BROUGHT_ALONG: Final = {"markupsafe": "jinja2", "vtkmodules": "pyvista"}
-"""Modules of packages that come with another one, always."""
+"""Modules that are always installed by another package: its module."""
 
 SUBSTITUTED: Final = {"lightning-fabric", "triton"}
-"""Packages of the extra `model` that commands can do without: `lightning` brings Fabric, PyTorch computes FLARE too."""
+"""Packages of the extra `model` that commands can do without: `lightning` has Fabric too, PyTorch computes FLARE."""
 
 
 def requirements(extra: str | None = None) -> set[str]:
-    """Normalised names of the packages that an extra, or the base, asks for; with those of the extras that it names."""
+    """Normalised names of the packages that an extra (None: the base) requires, also by extras that it names."""
     found: set[str] = set()
     for line in PROJECT["dependencies"] if extra is None else PROJECT["optional-dependencies"][extra]:
         asked = Requirement(line)
@@ -65,12 +65,12 @@ def _distributions() -> Mapping[str, list[str]]:
 def packages_of(module: str) -> set[str]:
     """Normalised names of the packages that install a module."""
     module = BROUGHT_ALONG.get(module, module)
-    # Python 3.11 doesn't find those of compiled modules without a folder, such as manifold3d.
+    # Python 3.11 doesn't list packages of a compiled module without a folder, such as manifold3d.
     return {canonicalize_name(name) for name in _distributions().get(module, [module])}
 
 
 def imports(path: Path) -> Iterator[str]:
-    """First words of all modules that a file imports, also within functions; without our own and Python's."""
+    """Top-level names of all modules that a file imports, also in functions, without our own and Python's."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -79,7 +79,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def third_party(package: str) -> dict[str, set[str]]:
-    """Paths within a package to the modules of others that are imported there."""
+    """Path of each file in a package to the third-party modules that it imports."""
     folder = ROOT / package
     return {path.relative_to(folder).as_posix(): set(imports(path)) for path in sorted(folder.rglob("*.py"))}
 
@@ -164,7 +164,7 @@ def test_commands_say_which_extra_they_need(script: str) -> None:
 
 
 def test_verifying_needs_no_extra(small_dataset: Path) -> None:
-    """In this process; several need Dask, which is said."""
+    """On one worker; several need Dask, and the error says so."""
     missing = sorted({module for modules in MODULES_OF_EXTRAS.values() for module in modules})
 
     def called(missing: list[str], workers: str | None) -> subprocess.CompletedProcess[str]:
@@ -183,7 +183,7 @@ def test_verifying_needs_no_extra(small_dataset: Path) -> None:
 
 
 def test_a_model_without_its_extra_says_what_to_install() -> None:
-    """As an ImportError, which is what a program that can do without it catches."""
+    """By an ImportError, since that is what programs catch that can do without the model."""
     program = f"import sys; sys.modules |= dict.fromkeys({['safetensors']}); from flare_model import from_pretrained"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == (

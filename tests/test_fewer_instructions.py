@@ -1,4 +1,4 @@
-"""What `make numeric` asks of the libraries is what they do, or it would test this processor twice."""
+"""Tests that `tests.fewer_instructions` limits every library's instructions: `make numeric` depends on it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_library_keeps_to_fewer_instructions(capability: str, torch_says: 
     if torch.backends.mkl.is_available():
         versions = [line for line in said if "oneMKL" in line]
         assert versions, said
-        # On processors of others than Intel, MKL takes a path of its own and names no instructions.
+        # On processors that aren't Intel's, MKL uses other code and names no instructions.
         assert all(mkl in line or "(Intel(R)" not in line for line in versions), said
 
 

@@ -1,4 +1,4 @@
-"""Data sets of every schema version that was ever published, as they were written: they must open for ever."""
+"""Tests that data sets of every published schema version, as they were written, still open with the same content."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from tests.make_golden import GOLDEN, digests
 
 VERSIONS = sorted(GOLDEN.glob("v*"))
 FAULTS = {"v1": "xz and yz of cauchy_stress and elastic_strain are exchanged in 3 of 3 cases"}
-"""What is said, once, of a version whenever a data set of it is opened."""
+"""Warning that is given once whenever a data set of a version is opened."""
 
 
 @contextlib.contextmanager
-def describe_body(folder: Path) -> Iterator[None]:
+def expect_known_fault(folder: Path) -> Iterator[None]:
+    """Assert that the block warns of the known fault of a golden data set, once, or not at all if it has none."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
@@ -44,9 +45,9 @@ def test_every_array_is_what_it_was(folder: Path) -> None:
     expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
     assert sum(len(cases) for cases in expected.values()) == 3
     for split, cases in expected.items():
-        with describe_body(folder):
+        with expect_known_fault(folder):
             assert digests(folder / "lpbf", split) == cases
-        with describe_body(folder):
+        with expect_known_fault(folder):
             assert digests(folder / "lpbf", split, streaming=True) == cases
     failed = [r for r in decode_manifest((folder / "lpbf" / "manifest.parquet").read_bytes()).records if r.failure]
     assert [record.case_id for record in failed] == ["900_deadbeef_1"]
@@ -61,7 +62,7 @@ def test_it_verifies(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)
 def test_it_opens_for_analysis(folder: Path) -> None:
-    with describe_body(folder):
+    with expect_known_fault(folder):
         whole = open_zarr(str(folder / "lpbf"), "train")
     assert whole.cauchy_stress.attrs["components"] == "xx yy zz xy xz yz"
     records = {r.case_id: r for r in decode_manifest((folder / "lpbf" / "manifest.parquet").read_bytes()).records}
@@ -70,7 +71,7 @@ def test_it_opens_for_analysis(folder: Path) -> None:
 
 
 def _manifest(folder: Path, **run: object) -> Manifest:
-    """The manifest of a golden data set, with other runs."""
+    """The manifest of a golden data set, with some of its columns replaced."""
     manifest = decode_manifest((folder / "lpbf" / "manifest.parquet").read_bytes())
     table = manifest.table
     for name, value in run.items():
@@ -82,7 +83,8 @@ def _manifest(folder: Path, **run: object) -> Manifest:
 def test_faults_are_told_of_what_has_them_alone() -> None:
     old = GOLDEN / "v1"
     assert "3 of 3 cases" in str(known_fault(_manifest(old)))
-    assert known_fault(_manifest(old, solver_version="0.1.0-lpbf")) is None  # read in the order that it was written in
+    # Our own solver of that version wrote components in the order in which they are read.
+    assert known_fault(_manifest(old, solver_version="0.1.0-lpbf")) is None
     assert "3 of 3 cases" in str(known_fault(_manifest(old, solver_version=None)))
     assert known_fault(_manifest(old, split=None)) is None
     assert known_fault(_manifest(old, statistics=[])) is None

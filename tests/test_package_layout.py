@@ -1,4 +1,4 @@
-"""What others rely on stays where it was: commands, public names, published import paths, entry points, checkpoints."""
+"""Tests that published things stay: commands, public names, import paths, entry points, class paths in checkpoints."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SUBPACKAGES = sorted(path for package in PACKAGES for path in (ROOT / package).g
 
 
 def readme_imports() -> list[tuple[str, str | None]]:
-    """Modules of ours, with the name taken from each, that code blocks of READMEs import."""
+    """Our modules, and the name imported from each (or None), in the code blocks of READMEs."""
     found: set[tuple[str, str | None]] = set()
     for readme in (ROOT / "README.md", *(ROOT / package / "README.md" for package in PACKAGES)):
         for block in re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL):
@@ -102,7 +102,7 @@ def test_a_checkpoint_from_before_the_move() -> None:
     assert isinstance(model, Flare)
     points = torch.linspace(0, 1, 12).reshape(1, 4, 3).double()
     (values,), (error,) = spread(lambda: [model.double()(points)], torch.float32)
-    assert (torch.tensor(expected["values"]).double() - values.flatten()).norm() <= 4 * error  # written in float32
+    assert (torch.tensor(expected["values"]).double() - values.flatten()).norm() <= 4 * error  # stored in float32
     assert from_pretrained(CHECKPOINT).usage.targets == ("displacement_z",)
 
 
@@ -139,7 +139,7 @@ def test_subpackages_say_in_two_lines_what_they_are_for(path: Path) -> None:
 
 
 def test_subpackages_import_nothing_heavy() -> None:
-    """Whoever imports one module of a subpackage must not pay for the others."""
+    """Who imports one module of a subpackage mustn't wait for what its other modules need."""
     names = [f"{path.parts[-3]}.{path.parts[-2]}" for path in SUBPACKAGES]
     code = (
         "import importlib, json, sys\n"
@@ -150,7 +150,7 @@ def test_subpackages_import_nothing_heavy() -> None:
         "    loaded[name] = [heavy for heavy in watched if sys.modules.pop(heavy, None)]\n"
         "print(json.dumps({name: heavy for name, heavy in loaded.items() if heavy}))\n"
     )
-    # Last, since nobody may take along what it loads: to make its format known to meshio is what it is imported for.
+    # Last: importing it loads meshio, to register its format there, and that mustn't count for the others.
     names.sort(key=lambda name: name == "pipelines.ensight")
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps([HEAVY, names])], cwd=ROOT, capture_output=True, text=True, check=True

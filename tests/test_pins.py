@@ -1,6 +1,6 @@
-"""The pins: one version of everything on every platform, and a check that no wheel at hand can help.
+"""Tests of the pinned versions: one of each package on every platform, and a check that ignores local wheels.
 
-Whether they resolve is asked of the package index by `make check_pins`.
+Whether the pins resolve is checked with the package index, by `make check_pins`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MARKERS = {
 
 
 def pins(platform: str, python: str) -> list[Requirement]:
-    """Pins that hold on a platform."""
+    """The pins that apply on a platform, for a version of Python."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     found = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
     there = MARKERS[platform] | {

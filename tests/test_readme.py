@@ -1,4 +1,4 @@
-"""What the README tells its reader to type is typed, in its order, on a corpus and a model that are small."""
+"""Tests that what the README tells its reader to type works, in its order, on a small corpus and with a small model."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ SMALLER = {
     ],
     "flare_model.predict": ["--points", "300", "--centre"],
 }
-"""Options that are added to a command: they change how long it takes, not what it does."""
+"""Options that are added to a command of the README, to make it faster."""
 FORKED = ("pipelines.verify", "pipelines.report", "flare_model.evaluate", "flare_model.spectrum")
-"""Commands that needn't be started anew: how each starts is asked in `test_startup`. Others are the first of what they
-do, or read their environment when they are imported."""
+"""Commands that are forked instead of started, which is faster; `test_startup` tests how commands start. The others
+come first, or read their environment when they are imported."""
 
 
 def blocks(language: str) -> list[str]:
@@ -49,7 +49,7 @@ def commands() -> dict[str, list[list[str]]]:
 
 
 class Reader:
-    """Someone with an empty folder who types what is written."""
+    """A reader of the README, who types its commands in an empty folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -87,7 +87,7 @@ class Reader:
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
-    """A reader who has simulated results and built the data set."""
+    """A reader who has simulated results, and built the data set of them."""
     reader = Reader(tmp_path_factory.mktemp("reader"))
     reader.runs("pipelines.simulate")
     assert "kept" in reader.runs("pipelines.build")
@@ -101,7 +101,7 @@ def trained(reader: Reader) -> Reader:
 
 
 def test_links_lead_somewhere() -> None:
-    """To files, and to headings of the pages of this repository."""
+    """Links of all pages of this repository, to its files and to their headings."""
     root = README.parent
     pages = [page for folder in ("", "lpbf_data", "flare_model", "pipelines", "tests/benchmarks") for page in
              (root / folder).glob("**/*.md" if folder else "*.md") if "node_modules" not in page.parts]  # fmt: skip
@@ -147,7 +147,7 @@ def test_it_is_published(reader: Reader) -> None:
 
 
 def test_the_python_runs(reader: Reader) -> None:
-    """What is said to come from the hub comes from one on the loopback interface."""
+    """The hub is one on the loopback interface."""
     (program,) = blocks("python")
     check = "\nassert part.y.shape == (len(part.pos), 1)\nassert len(list(stream)) == len(train)\nnext(iter(loader))"
     with serve_hub({"vedantpuri/LPBF_FLARE": {"main": reader.folder / "lpbf"}}) as hub:

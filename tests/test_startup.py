@@ -1,4 +1,4 @@
-"""What a command imports: for its help and for an error in its options nothing heavy, for its work what that needs."""
+"""Tests of what commands import: for help and errors in options nothing heavy, for their work only what it needs."""
 
 from __future__ import annotations
 
@@ -79,15 +79,15 @@ for number, name in enumerate((os.devnull, "stdout", "stderr")):
 sys.argv = ["-c", *words]
 exec(compile(program, "<string>", "exec"))
 """
-"""A process that has imported what every command does, nothing of ours among it, and forks itself for each program."""
+"""Program of a process that imports the third-party modules that every command needs, and forks for each command."""
 
 Runs = Callable[[str, Sequence[str], Path], tuple[subprocess.CompletedProcess[str], set[str]]]
 
 
 @pytest.fixture(scope="module")
 def run_forked() -> Iterator[Runs]:
-    """As `run_command`, of a process that is forked where the machine can: Python and third parties start once."""
-    if sys.platform != "linux":  # macOS's arithmetic doesn't survive a fork
+    """Like `run_command` for the watched modules `HEAVY`, but faster: commands are forked, on Linux."""
+    if sys.platform != "linux":  # Apple's arithmetic library doesn't survive a fork
         yield run_command
         return
     own = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "utf-8"}
@@ -119,12 +119,12 @@ def run_forked() -> Iterator[Runs]:
 def run_command(
     target: str, words: Sequence[str], folder: Path, watched: Collection[str] = HEAVY
 ) -> tuple[subprocess.CompletedProcess[str], set[str]]:
-    """Run a command in a process of its own; which of the watched modules it had imported in the end.
+    """Run a command in a process of its own: how it ended, and which of the watched modules it had imported by then.
 
     Args:
         target: A module, run as `python -m` does, or module:function.
         words: Arguments.
-        folder: Where the process works.
+        folder: Working directory of the process.
         watched: Names of modules.
     """
     place = folder / "loaded.json"
@@ -144,8 +144,8 @@ def test_the_watched_modules_are_there(name: str) -> None:
 
 @pytest.mark.slow  # the same as above, with all of them imported
 def test_the_watched_modules_are_seen(tmp_path: Path) -> None:
-    # No name of the list is a misspelt one: where the modules are imported, they are found.
-    names = [name for name in HEAVY if name != "lightning"]  # the other package that Fabric comes in
+    # No name in the list is misspelt: once the modules are imported, all are found.
+    names = [name for name in HEAVY if name != "lightning"]  # the other package that contains Fabric
     (tmp_path / "everything.py").write_text("\n".join(f"import {name}" for name in names), encoding="utf-8")
     environment = os.environ | {"WATCHED": json.dumps(names), "LOADED": str(tmp_path / "loaded.json")}
     subprocess.run(
@@ -232,7 +232,7 @@ def test_options_of_a_model_import_nothing_heavy(words: list[str], tmp_path: Pat
 def test_models_are_made_from_what_their_options_say(name: str) -> None:
     constructor = getattr(flare_model, name).__init__
     (_, parameter, *others) = inspect.signature(constructor, eval_str=True).parameters.values()
-    # How a model is computed is an option of the recipe.
+    # `mixer` says how a model is computed, which is an option of the recipe.
     assert [other.name for other in others] == (["mixer"] if name in ("Flare", "FlarePlusPlus") else [])
     assert (parameter.name, parameter.annotation, parameter.default) == ("config", SHIPPED[name], SHIPPED[name]())
 
@@ -281,7 +281,7 @@ def test_prediction_imports_what_it_needs(
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "predictions/box.vtu").exists()
     assert (tmp_path / "predictions/box_displacement_z.png").exists() == (not words)
-    assert loaded - {"triton"} == needed  # which a picture needs to have been there before VTK
+    assert loaded - {"triton"} == needed  # for pictures Triton has to be imported before VTK
 
 
 def test_prediction_on_a_data_set_imports_no_compiler(box_dataset: str, trained_run: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The wheel: built from what git tracks, installed elsewhere, used without a network, a home and its source."""
+"""Tests of the wheel: built from what git tracks, installed elsewhere, used without network, home folder and source."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(*words: object, folder: Path, environment: dict[str, str] | None = None)
 
 
 def without_network() -> list[str]:
-    """What a command is run by to have no network; nothing where this machine doesn't allow that."""
+    """Words before a command that run it without a network; none where this machine doesn't allow that."""
     shut = shutil.which("unshare")
     words = [shut, "--map-root-user", "--net"] if shut else []
     return words if words and subprocess.run([*words, "true"], capture_output=True, check=False).returncode == 0 else []
@@ -38,7 +38,7 @@ def without_network() -> list[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of what git tracks, without what building left in this folder before."""
+    """A wheel built from a copy of what git tracks, without files of earlier builds."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("this is no clone")
     folder = tmp_path_factory.mktemp("wheel")
@@ -80,7 +80,7 @@ def test_it_answers_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
     run(sys.executable, "-m", "venv", "--without-pip", "own", folder=tmp_path)
     python = tmp_path / "own/bin/python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=tmp_path).strip())
-    # Its dependencies are those of this environment; a line of a .pth adds a folder, and reads no .pth of that folder.
+    # Its dependencies are those of this environment: a line of a .pth file adds their folder, without its .pth files.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, folder=tmp_path)
     elsewhere = tmp_path / "elsewhere"

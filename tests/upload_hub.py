@@ -1,4 +1,4 @@
-"""A small Hugging Face hub on the loopback interface that takes uploads, as much of it as publishing needs."""
+"""A small Hugging Face hub on the loopback interface that accepts uploads: as much of it as publishing needs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from typing import Any
 
 
 class UploadHub:
-    """What was uploaded: files of the last commit by path, and how often each blob was sent.
+    """State of the hub, which tests read and change: uploaded files and blobs, and faults.
 
     Attributes:
-        files: Path to content, as committed.
+        files: Path to content of all committed files.
         deleted: Paths that commits deleted.
-        sent: Blobs that were sent, by SHA-256.
-        times_sent: How often each blob was sent.
-        fail_blobs: Answer so many blob uploads by cutting the connection.
-        take_blobs: Refuse more blobs than these.
-        cards: Cards that were asked to be validated.
+        sent: Uploaded blobs by SHA-256.
+        times_sent: How often each blob was uploaded, by SHA-256.
+        fail_blobs: Number of next uploads of blobs that are answered by closing the connection.
+        take_blobs: Number of blobs after which further ones are refused.
+        refuse: Whether every request is refused for lack of rights.
+        cards: Data set cards that clients sent to be validated.
         commits: Number of commits.
+        url: Address of the hub.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,7 @@
-"""Trainings of the configuration `lpbf_accurate` that a benchmark changes in one thing."""
+"""Settings of trainings of the configuration `lpbf_accurate`, of which a benchmark changes one thing.
+
+Shared by `fine_tuning`, `held_out_families` and `learning_curves`; not a command.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,14 @@ def accurate_settings(
     init: str | None = None,
     **others: Any,
 ) -> Settings:
-    """What `flare_model.train --config lpbf_accurate` would be asked for, with steps as CUDA graphs on a GPU.
+    """The settings of `flare_model.train --config lpbf_accurate`; on a GPU with steps recorded as CUDA graphs.
 
     Args:
         data: The data set.
-        recipe: What differs from the configuration's recipe.
-        features: What the model is told; by default as configured.
+        recipe: Fields of the recipe that differ from the configuration's.
+        features: Input features of the model; by default those of the configuration.
         init: Checkpoint to start from.
-        others: Attributes of Settings.
+        others: Further attributes of Settings.
     """
     path = config_path("lpbf_accurate")
     assert path is not None
@@ -47,5 +50,5 @@ def accurate_settings(
 
 
 def recipe_of_own_model(steps: int) -> dict[str, Any]:
-    """The recipe of the package's own model, of so many steps."""
+    """What the recipe of the package's own model changes of the configuration's, for a number of steps."""
     return {"steps": steps, "weight_decay": 0.01, "target_weights": {"displacement_z": 2.0}}

@@ -1,11 +1,17 @@
-"""Multigrid against block Cholesky: tilted parts of 8,000 to 20,000 points, built with one and then with the other.
+"""Do the simulator's two solvers, multigrid iterations and block Cholesky, give the same displacements?
 
     python -m tests.benchmarks.both_solvers [part …]
 
-The lowest cells of a tilted part's overhangs hang on nothing until the part below reaches them: what iterations find
-hardest. Parts are candidates of the `balanced` draw, the first ones of a seed that are tilted, have a size between the
-two, hold several floating pieces at once and differ in family; a number (1 to 6) measures that one alone. Each is
-written to the JSON file when it is there. A run ends where `pipelines.simulate` would end it as failed.
+The simulator chooses one of the two for each part by its size. Here six tilted parts of 8,000 to 20,000 points are
+built twice, once with each solver, and the displacements of all frames are compared. Tilted parts are the hardest for
+iterations: the lowest cells of an overhang are connected to nothing until the part below has grown up to them. The
+parts are the first candidates of the draw `balanced`, with a seed of no corpus, that are tilted, have one of the
+sizes, consist of several unconnected pieces at some height, and are of a family that isn't there yet. A number from 1
+to 6 measures that part alone. A build ends early where `pipelines.simulate` would end it as failed; frames that both
+builds have are compared.
+
+Needs no GPU and no data. Each part is written to results/both_solvers.json as soon as it is measured; the other parts
+of the file stay.
 """
 
 from __future__ import annotations
@@ -37,22 +43,22 @@ from pipelines.simulation.results.failures import failure_of
 from pipelines.simulation.results.identity import VERSION
 from tests.benchmarks.machine import RESULTS, describe_machine, save_result
 
-SEED: Final = 1_000_004  # of no corpus
+SEED: Final = 1_000_004  # used for no corpus
 SIZES: Final = (8_000, 9_500, 11_500, 14_000, 17_000, 20_000)
 CHEAPER: Final = {"cholesky": 1e30, "multigrid": 1.0}
-"""Speed of dense kernels with which the simulator chooses a solver, operations a second."""
+"""Values of the speed of dense kernels, operations a second, that make the simulator choose the one or the other."""
 
 _FEWEST_PIECES: Final = 2
 
 DENSE_RATE: Final = stiffness._DENSE_RATE
 LARGEST_BLOCKS: Final = stiffness._MAX_BLOCKS
-"""What the simulator chooses by."""
+"""The simulator's own values, by which it chooses a solver."""
 
 Solver = Literal["cholesky", "multigrid"]
 
 
 def candidates() -> Iterator[PartPlan]:
-    """Tilted candidates of the draw, one of each stream."""
+    """The first candidate of each stream of the draw, where it is tilted."""
     for stream in plan_streams("balanced", SEED, 200, SIZES[0], tuple(FAMILIES)):
         plan, _ = stream.candidate(0)
         if plan.tilt is not None:
@@ -60,7 +66,7 @@ def candidates() -> Iterator[PartPlan]:
 
 
 def parts() -> Iterator[tuple[PartPlan, VoxelMesh, int]]:
-    """Plan, mesh, and most floating pieces at any height of each part, one for each of `SIZES`."""
+    """Plan and mesh of a part for each of `SIZES`, and the largest number of unconnected pieces at any height."""
     known: set[str] = set()
     wanted = list(SIZES)
     for plan in candidates():
@@ -80,12 +86,12 @@ def parts() -> Iterator[tuple[PartPlan, VoxelMesh, int]]:
 
 @dataclass(frozen=True)
 class Built:
-    """A build with one of the solvers, as far as it went.
+    """A build with one of the solvers, to its end or to where the simulator would end it as failed.
 
     Attributes:
-        frames: Displacements of each frame that the run survived, mm.
-        ended: Why it ended as failed after the last one, as the simulator says it; None where it came to its end.
-        seconds: Of one core.
+        frames: Displacements of each frame before that, [N, 3] float64, mm.
+        ended: Why it ended as failed, in the simulator's words; None where it came to its end.
+        seconds: Processor time.
     """
 
     frames: list[NDArray[np.float64]]
@@ -94,7 +100,7 @@ class Built:
 
 
 def build(mesh: VoxelMesh, solver: Solver) -> Built:
-    """Build a part with a solver until it is done or the simulator would end the run as failed."""
+    """Build a part with a solver, to its end or to where the simulator would end it as failed."""
     stiffness._DENSE_RATE = CHEAPER[solver]  # type: ignore[misc]
     stiffness._MAX_BLOCKS = 1e11  # type: ignore[misc]
     material = MATERIALS["Ti64"]
@@ -112,7 +118,7 @@ def build(mesh: VoxelMesh, solver: Solver) -> Built:
 
 
 def chosen_solver(mesh: VoxelMesh) -> Solver:
-    """The solver that the simulator takes for a part, on speeds and memory as they are."""
+    """The solver that the simulator chooses for a part."""
     speeds = stiffness._DENSE_RATE, stiffness._MAX_BLOCKS
     stiffness._DENSE_RATE, stiffness._MAX_BLOCKS = DENSE_RATE, LARGEST_BLOCKS  # type: ignore[misc]
     material = MATERIALS["Ti64"]
@@ -129,7 +135,7 @@ def _refinement(mesh: VoxelMesh, material: Material) -> int:
 
 
 def compare(plan: PartPlan, mesh: VoxelMesh, pieces: int) -> dict[str, Any]:
-    """Largest difference of the displacements, in any frame that both runs survived, and in the last one."""
+    """Largest difference of the displacements over all frames that both builds have, and in the last of these."""
     exact, iterated = build(mesh, "cholesky"), build(mesh, "multigrid")
     common = list(zip(exact.frames, iterated.frames, strict=False))
     differences = [float(np.abs(a - b).max()) for a, b in common]
@@ -149,7 +155,7 @@ def compare(plan: PartPlan, mesh: VoxelMesh, pieces: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure the parts that were asked for, keep the rest of the file."""
+    """Measure the parts that were asked for; the other parts of the file stay."""
     wanted = {int(word) for word in sys.argv[1:]} or set(range(1, len(SIZES) + 1))
     known = RESULTS / "both_solvers.json"
     chosen: dict[str, Solver] = {}

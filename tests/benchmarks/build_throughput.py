@@ -1,12 +1,18 @@
-"""Where a build's time goes, how it scales to two workers, and whether its memory stays flat.
+"""Where does a build's time go, how much faster are two workers, and does its memory stay constant?
 
     python -m tests.benchmarks.build_throughput --src CORPUS --scaling MANY   # zips of simulated parts
     python -m tests.benchmarks.build_throughput --memory 27000                # many small cases through one worker
 
-CORPUS has the real spread of sizes, and is made with `python -m pipelines.simulate --out CORPUS --cases 40 --points
-20000 --archive`; parts of more points than the published data set has, 50,000, are left out of it. Each part of the
-work is timed alone on its cases, in the same process and run as the whole build. MANY has cases enough for two workers
-to end at about the same time: `--cases 1000 --points 2000`.
+- `--src`: seconds a case of a whole build on one core, beside the sum of its stages (inflate, decode, measure, encode,
+  flush, read back, hash), each timed alone on the same cases in the same process.
+- `--scaling`, only together with `--src`: a build on a Dask cluster of one worker beside one of two.
+- `--memory`: resident memory of one worker over a build of so many small cases.
+
+CORPUS is made with `python -m pipelines.simulate --out CORPUS --cases 40 --points 20000 --archive`; its parts of more
+points than the published data set has (50,000) are left out. MANY has cases enough for two workers to end at about the
+same time: `--cases 1000 --points 2000`.
+
+Needs no GPU, but Linux. Results go to results/build_throughput.json and results/build_memory.json.
 """
 
 from __future__ import annotations
@@ -50,7 +56,7 @@ from tests.netfabb_cases import Part, write_part
 
 SPECS = resolve_fields(DEFAULT_FIELDS)
 MOST_POINTS = 50_000
-"""Of a case, as published."""
+"""Points of the largest case of the published data set; larger ones are left out."""
 
 
 def request(src: Path, out: Path) -> BuildRequest:
@@ -61,7 +67,11 @@ def request(src: Path, out: Path) -> BuildRequest:
 
 
 class InMemory:
-    """Files of a case that are inflated already, and a list of those that were read."""
+    """Files of a case, of which each is inflated once and then kept in memory.
+
+    Attributes:
+        contents: Name to bytes of the files that were read.
+    """
 
     def __init__(self, files: CaseFiles) -> None:
         self._files = files
@@ -87,7 +97,7 @@ class InMemory:
 
 
 def timed_parts(src: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds a case of each part of the work alone, and bytes a case."""
+    """Seconds a case of each stage of the work alone, and bytes of 20,000 points in each format."""
     seconds = dict.fromkeys(
         ("inflate", "decode", "measure", "encode parquet", "encode zarr", "flush", "read back", "hash"), 0.0
     )
@@ -97,7 +107,7 @@ def timed_parts(src: Path) -> tuple[dict[str, float], dict[str, float]]:
         folder = Path(name)
         for location in locations:
             files = InMemory(open_case(location))
-            _decode(location.case_id, files)  # once to learn which files are read, and to warm up
+            _decode(location.case_id, files)  # untimed: finds out which files are read, and fills caches
             started = time.perf_counter()
             for read in files.contents:
                 open_case(location).read(read)
@@ -147,7 +157,7 @@ def _decode_last(case_id: str, files: InMemory) -> None:
 
 
 def whole_build(src: Path, resources: Resources = SERIAL, *, one_shard: bool = True) -> float:
-    """Seconds of a build from nothing."""
+    """Seconds of a build into a new folder."""
     out = Path(tempfile.mkdtemp()) / "lpbf"
     least = unittest.mock.patch.object(shards, "MIN_SHARDS", 1 if one_shard else 4)
     try:
@@ -164,7 +174,7 @@ def local_cluster(count: int) -> LocalCluster:
 
 
 def with_workers(src: Path, count: int) -> float:
-    """Seconds of a build on a cluster that runs already."""
+    """Least seconds of three builds on a cluster that has already done one."""
     with local_cluster(count) as cluster, Client(cluster) as client:
         client.run(lambda: __import__("pipelines.building.stages") and None)
         whole_build(src, Resources(scheduler=cluster.scheduler_address), one_shard=False)
@@ -172,7 +182,7 @@ def with_workers(src: Path, count: int) -> float:
 
 
 def of_published_sizes(src: Path, archive: Path) -> list[int]:
-    """Archive the cases that are no larger than published ones; returns their numbers of points."""
+    """Archive the cases that are no larger than published ones; returns their numbers of points, ascending."""
     points = []
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target:
         for location in find_cases([src]).locations:
@@ -186,7 +196,7 @@ def of_published_sizes(src: Path, archive: Path) -> list[int]:
 
 
 def throughput(everything: Path) -> dict[str, Any]:
-    """One core against the sum of its parts."""
+    """Time of a whole build on one core beside the sum of its stages, for cases of published sizes."""
     with tempfile.TemporaryDirectory() as name:
         src = Path(name) / "data_0-1000.zip"
         points = of_published_sizes(everything, src)
@@ -194,7 +204,7 @@ def throughput(everything: Path) -> dict[str, Any]:
 
 
 def timings(src: Path) -> dict[str, Any]:
-    """The same for a corpus, without its sizes."""
+    """Time of a whole build on one core (the least of three) beside the sum of its stages."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     locations = find_cases([src]).locations
@@ -212,7 +222,7 @@ def timings(src: Path) -> dict[str, Any]:
 
 
 def scaling(src: Path) -> dict[str, Any]:
-    """One worker against two, both on a cluster that runs already."""
+    """Time of a build on one worker beside two; starting the cluster isn't timed."""
     seconds = {count: with_workers(src, count) for count in (1, 2)}
     return {
         "cases": len(find_cases([src]).locations),
@@ -238,7 +248,7 @@ def many_small_cases(archive: Path, count: int) -> None:
 
 
 def memory(count: int) -> dict[str, Any]:
-    """Resident memory of one worker over a build of many small cases."""
+    """Resident memory of one worker over a build of many small cases, read once a second."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         many_small_cases(folder / "data.zip", count)
@@ -273,10 +283,10 @@ def memory(count: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--src", type=Path)
-    parser.add_argument("--scaling", type=Path)
-    parser.add_argument("--memory", type=int)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--src", type=Path, help="zips of cases whose build is timed on one core")
+    parser.add_argument("--scaling", type=Path, help="zips of cases for one worker and two")
+    parser.add_argument("--memory", type=int, help="number of small cases for the memory of one worker")
     options = parser.parse_args()
     if options.src:
         result = throughput(options.src)

@@ -1,9 +1,13 @@
-"""Candidates of both draws as they are planned, and the acceptances that make of them what each draw promises.
+"""Which acceptances do the draws `balanced` and `published` need, so that their corpora have the shares they promise?
 
     python -m tests.benchmarks.calibrate_draws --candidates 400 --points 2000
 
-Run it for each version of the simulator, on as many cores as there are, and put what it prints into
-pipelines/simulation/parts/draws.py.
+The first candidate of many streams of each draw is simulated, and none is passed over. From the shares among them
+follow the acceptances: `balanced` is to have as many hit as clear parts; of `published` each class of heights and each
+class of largest Z displacements is to have a quarter of the parts. Run it for each version of the simulator, and put
+what it prints into pipelines/simulation/parts/draws.py.
+
+Needs no GPU and no data; uses all cores. The result goes to results/calibrate_draws.json.
 """
 
 from __future__ import annotations
@@ -35,14 +39,14 @@ from pipelines.simulation.results.identity import VERSION
 from tests.benchmarks.compare_table6 import describe
 from tests.benchmarks.machine import describe_machine, save_result
 
-SEED: Final = 1_000_003  # of no corpus
+SEED: Final = 1_000_003  # used for no corpus
 ROUNDS: Final = 200
 CALIBRATIONS: Final[dict[str, CalibrationName]] = {"balanced": "measured", "published": "netfabb"}
-"""What each draw is meant to be simulated with: the published parts are NetFabb's."""
+"""The calibration that each draw is meant to be simulated with; the published parts were simulated with NetFabb."""
 
 
 def simulate_candidates(draw: Draw, count: int, points: int, workers: int | None) -> tuple[CaseOutcome, ...]:
-    """The first candidates of many streams, none of them passed over."""
+    """Simulate the first candidate of each of `count` streams, without passing any over."""
     streams = plan_streams(draw.name, SEED, count, points, tuple(FAMILIES))
     parts = tuple((stream.case_id, stream.candidate(0)[0]) for stream in streams)
     with tempfile.TemporaryDirectory() as folder:
@@ -55,9 +59,13 @@ def simulate_candidates(draw: Draw, count: int, points: int, workers: int | None
 def fit_acceptances(
     heights: NDArray[np.float64], moved: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Factors by class of height and of displacement that give each class a quarter of what is accepted.
+    """Factors by class of height and of displacement that give each class a quarter of the accepted parts.
 
-    Iterative proportional fitting; the largest factor of each kind is 1.
+    By iterative proportional fitting; the largest factor of each kind is 1.
+
+    Args:
+        heights: Height of each candidate, mm.
+        moved: Largest Z displacement of each candidate, mm.
     """
     rows, columns = np.searchsorted(HEIGHT_CLASSES, heights), np.searchsorted(DISPLACEMENT_CLASSES, moved)
     by_height, by_displacement = np.ones(4), np.ones(4)
@@ -75,7 +83,7 @@ def _level(factors: NDArray[np.float64], classes: NDArray[np.intp], others: NDAr
 
 
 def describe_draw(draw: Draw, outcomes: tuple[CaseOutcome, ...]) -> dict[str, Any]:
-    """Shares of candidates, and what a draw should accept."""
+    """Shares among the candidates of a draw, and the acceptances that follow from them."""
     completed = [one for one in outcomes if one.status == "completed"]
     kept = [one for one in completed if not one.rejected_by]
     clear = float(np.mean([not one.recoater_interference for one in kept]))
@@ -104,8 +112,8 @@ def describe_draw(draw: Draw, outcomes: tuple[CaseOutcome, ...]) -> dict[str, An
 
 
 def main() -> None:
-    """Simulate, fit, save, print what draws.py should say."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Simulate, fit, save, and print the acceptances for draws.py."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidates", type=int, default=400, help="candidates of each draw")
     parser.add_argument("--points", type=int, default=2000, help="median number of points")
     parser.add_argument("--workers", type=int, help="processes; one a core by default")

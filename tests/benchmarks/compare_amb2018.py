@@ -1,15 +1,19 @@
-"""The simulator against a measurement: the AM-Bench bridge AMB2018-01 in IN625, cut from its plate by wire EDM.
+"""How near is the simulator to a measurement? NIST's bridge AMB2018-01 in IN625 and in 15-5PH steel.
 
-    python -m tests.benchmarks.compare_amb2018
+    python -m tests.benchmarks.compare_amb2018        # in the root of the repository
+
+A bridge of 75 x 5 x 12.5 mm stands on twelve legs and an end block. The legs are cut from the plate by wire EDM, the
+end block stays on it, and the rise of eleven ridges on the top is measured against their height before the cut.
+Simulated rises, with thick and with thin groups of layers, are compared with the measured ones. The calibration is
+`measured`, whose single strain was chosen for these two bridges: agreement here is one of a fit, not of a prediction.
 
 Geometry and measurement: NIST AM-Bench 2018, test AMB2018-01 and result CHAL-AMB2018-01-PD
 (https://www.nist.gov/ambench/amb2018-01-description, https://www.nist.gov/ambench/chal-amb2018-01-pd); Phan et al.
 2019, "Elastic Residual Strain and Stress Measurements and Corresponding Part Deflections of 3D Additive Manufacturing
 Builds of IN625 AM-Bench Artifacts", Integrating Materials and Manufacturing Innovation 8:318-334, figure 16.
 
-A bridge of 75 x 5 x 12.5 mm stands on twelve legs and an end block. The legs are cut free, the end block stays on the
-plate, and the rise of eleven ridges on the top is measured against its height before the cut. The calibration is
-`measured`, whose one strain was chosen for these two bridges.
+Needs no GPU and no data: the measurement comes with the package. The result goes to results/compare_amb2018.json, the
+picture to pipelines/simulation/pictures/amb2018.png.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from tests.benchmarks.machine import describe_machine, save_result
 
 
 def measured_rise(name: str) -> tuple[float, ...]:
-    """What NIST measured on the ridges of a bridge, mm."""
+    """Rise of each ridge of a bridge as NIST measured it, mm."""
     return tuple(map(float, read_measured(NAMED_PARTS["amb2018_bridge"].measured[name]).values))
 
 
@@ -45,7 +49,7 @@ MEASURED_15_5: Final = measured_rise("15-5PH")
 """The same for 15-5PH steel (part AMB2018-01-15.5-CBM-B3-P3)."""
 
 STEELS: Final = {"IN625": ("Inc625", MEASURED), "15-5PH": ("15-5PH", MEASURED_15_5)}
-"""Names of the materials at NIST: name in our table, measured rise."""
+"""NIST's name of each material: its name in our table of materials, and the measured rises."""
 
 VOLUME: Final = 3732.5
 """Volume of NIST's STL file of the part, mm³."""
@@ -54,9 +58,9 @@ CELL: Final = 0.5
 """Edge of a cell, mm: the height of a ridge, and 25 powder layers."""
 
 HEIGHT: Final = 12.5
-"""With its ridges, mm."""
+"""Height of the bridge with its ridges, mm."""
 
-_BLOCK: Final = 56.0  # where the end block begins
+_BLOCK: Final = 56.0  # x of the begin of the end block, mm
 PROCESS: Final = BRIDGE_PROCESS
 
 
@@ -68,13 +72,13 @@ def ridge_rise(mesh: VoxelMesh, before: Frame, after: Frame) -> list[float]:
 
 
 def held_nodes(mesh: VoxelMesh) -> NDArray[np.bool_]:
-    """Which nodes of the lowest plane the cut leaves on the plate."""
+    """Which nodes of the lowest plane stay on the plate after the cut."""
     held: NDArray[np.bool_] = mesh.points[mesh.point_levels == 0, 0] > _BLOCK - 1e-6
     return held
 
 
 def simulate(mesh: VoxelMesh, material: Material, measured: tuple[float, ...]) -> dict[str, Any]:
-    """The bridge with thick and with thin groups of layers, beside what was measured."""
+    """Simulate the bridge with thick and with thin groups of layers, and compare it with the measured rises in mm."""
     results = {}
     for refinement in (1, 0):
         simulation = BuildSimulation(mesh, material, PROCESS, refinement=refinement)
@@ -96,7 +100,7 @@ def simulate(mesh: VoxelMesh, material: Material, measured: tuple[float, ...]) -
 
 
 def main() -> None:
-    """Simulate, compare, draw."""
+    """Simulate both bridges, compare, save, and draw the picture."""
     surface = bridge()
     assert abs(surface.volume - VOLUME) < 0.1, surface.volume
     mesh = voxelize(surface, (CELL, CELL))

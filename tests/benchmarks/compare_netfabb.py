@@ -1,9 +1,13 @@
-"""The simulator against NetFabb: the two real parts, from their STL files, with the calibration `netfabb`.
+"""How near is the simulator to NetFabb? Two real parts, simulated from their STL files with the calibration `netfabb`.
 
-    LPBF_NETFABB_SAMPLES=folder python -m tests.benchmarks.compare_netfabb
+    LPBF_NETFABB_SAMPLES=folder python -m tests.benchmarks.compare_netfabb        # in the root of the repository
 
-The folder holds `binary/step2` and `ascii/meshes2` of github.com/kevinferg/netfabb-tools (example-result-files). Cells,
-layer groups and process are those of their input files; the material is Inc625 as in our table.
+The folder holds `binary/step2` and `ascii/meshes2` of github.com/kevinferg/netfabb-tools (example-result-files), which
+are inputs and results of NetFabb. Cells, layer groups and process are those of NetFabb's input files; the material is
+Inc625 of our table. Fields are compared at the points that both meshes have.
+
+Needs these files, and no GPU. The result goes to results/compare_netfabb.json, pictures to
+pipelines/simulation/pictures/netfabb_step2.png and netfabb_meshes2.png.
 """
 
 from __future__ import annotations
@@ -38,16 +42,16 @@ _ROUNDING: Final = 1e-4  # of the largest value
 
 
 def matching_points(ours: NDArray[np.float64], theirs: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Indices of our points and theirs that lie at one place."""
+    """Indices of our points, [N, 3] in mm, and of NetFabb's, [M, 3] in mm, that coincide."""
     distance, nearest = cKDTree(ours).query(theirs, distance_upper_bound=_SAME_PLACE)
     found = np.isfinite(distance)
     return nearest[found], np.flatnonzero(found)
 
 
 def compare_fields(ours: NDArray[np.float64], theirs: NDArray[np.float32]) -> dict[str, float | None]:
-    """Correlation, ratio of the largest values by size, and slope of the best line through zero.
+    """Correlation of ours with theirs, ratio of the largest magnitudes, and the factor on ours that fits theirs best.
 
-    Where ours is nothing but rounding errors, only the ratio means anything.
+    Where our values are rounding errors alone, correlation and factor are None.
     """
     ratio = float(np.abs(ours).max() / np.abs(theirs).max())
     moved = ratio > _ROUNDING
@@ -63,10 +67,10 @@ def compare_fields(ours: NDArray[np.float64], theirs: NDArray[np.float32]) -> di
 
 
 def inherent_strain_of(case: Case) -> dict[str, Any]:
-    """The inherent strain that a NetFabb result implies: what it calls elastic strain, less stress over stiffness.
+    """The inherent strain in a NetFabb result: its field "elastic strain" less the elastic strain of its stress.
 
-    Its "elastic strain" holds the inherent strain too; the stress tells the elastic part. Mean and spread over the
-    nodes of the part above its first 2 mm.
+    That field holds the inherent strain too; the elastic part follows from the stress by Hooke's law. Mean and standard
+    deviation along x, y and z are over the points of the part more than 2 mm above the plate.
     """
     material = MATERIALS["Inc625"].calibrated("netfabb")
     stress, strain = (case.fields[n].astype(np.float64) for n in ("cauchy_stress", "elastic_strain"))
@@ -85,7 +89,7 @@ def inherent_strain_of(case: Case) -> dict[str, Any]:
 
 
 def compare_part(name: str, folder: Path) -> tuple[dict[str, Any], list[Panel]]:
-    """Simulate a part and compare it with NetFabb's results."""
+    """Simulate a part and compare it with NetFabb's result; also panels for a picture of both."""
     mesh = voxelize(load_surface(next(folder.glob("*.stl"))), CELL)
     simulation = BuildSimulation(mesh, MATERIALS["Inc625"].calibrated("netfabb"), refinement=REFINEMENT)
     frames = list(simulation.frames())
@@ -113,7 +117,7 @@ def compare_part(name: str, folder: Path) -> tuple[dict[str, Any], list[Panel]]:
 
 
 def _temperatures(run: NetfabbRun, mesh: VoxelMesh, frames: list[Frame]) -> list[dict[str, list[float]]]:
-    """Range over the part at the end of each group of layers; NetFabb writes 25 degrees for the last one."""
+    """Least and largest temperature, °C, after each group of layers; NetFabb writes 25 °C for the last group."""
     rows = []
     for index in range(0, len(frames) - 2, 2):
         theirs = run.read_case(("temperature",), frame=index)
@@ -132,7 +136,7 @@ def _temperatures(run: NetfabbRun, mesh: VoxelMesh, frames: list[Frame]) -> list
 
 
 def main() -> None:
-    """Compare both parts, save the figures and a picture."""
+    """Compare both parts, save the figures and a picture of each."""
     samples = os.environ.get("LPBF_NETFABB_SAMPLES", "")
     if not Path(samples, PARTS["step2"]).is_dir():
         sys.exit("LPBF_NETFABB_SAMPLES doesn't name a folder with binary/step2 and ascii/meshes2")

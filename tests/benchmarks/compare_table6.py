@@ -1,9 +1,14 @@
-"""Parts of the `published` draw beside Table 6 of the paper, with 95 % confidence intervals.
+"""Do parts of the draw `published` have the statistics of the published data set, Table 6 of the FLARE paper?
 
     python -m tests.benchmarks.compare_table6 --out folder [--cases 240] [--points 2000] [--seconds 600]
 
-Every case of the draw lies within the published limits, as every row of Table 6 does. Cases are simulated until there
-are as many as were asked for or the seconds are over; the same command goes on in the same folder.
+Aspect ratios, heights and largest Z displacements of simulated parts stand beside those of Table 6, with 95 %
+confidence intervals. Every case of the draw lies within the published limits, as every row of Table 6 does. Cases are
+simulated in batches until there are as many as were asked for or the seconds are over; the same command continues in
+the same folder.
+
+Needs no GPU and no data. The result goes to results/compare_table6.json; the share of hits in the corpus of the draw
+`balanced`, which stands beside it, is read from results/corpus.json.
 """
 
 from __future__ import annotations
@@ -31,8 +36,8 @@ from pipelines.simulation.results.identity import VERSION
 from pipelines.sources.case_files import FolderFiles
 from tests.benchmarks.machine import RESULTS, describe_machine, save_result
 
-SEED: Final = 1_000_005  # of no corpus
-BATCH: Final = 20  # cases between looks at the clock
+SEED: Final = 1_000_005  # used for no corpus
+BATCH: Final = 20  # cases that are simulated before the time is checked again
 STATISTICS: Final = ("mean", "standard deviation", "least", "25 %", "50 %", "75 %", "largest")
 TABLE_6: Final = {
     "aspect_ratio": (1.6421, 0.43794, 1.0667, 1.28, 1.4733, 1.9072, 2.9933),
@@ -41,20 +46,20 @@ TABLE_6: Final = {
 }
 """Figures of the paper's Table 6, in the order of STATISTICS."""
 
-_WITH_INTERVAL: Final = ("mean", "standard deviation", "25 %", "50 %", "75 %")  # ends of a range have none
-_BEFORE_IT_BEGAN: Final = ("of a height", "of walls too thin for its points")  # such candidates are not simulated
+_WITH_INTERVAL: Final = ("mean", "standard deviation", "25 %", "50 %", "75 %")  # a bootstrap has none for extremes
+_BEFORE_IT_BEGAN: Final = ("of a height", "of walls too thin for its points")  # passed over before any simulation
 _RESAMPLED: Final = 2000
 _NORMAL: Final = 1.96
 
 
 @dataclass
 class Drawn:
-    """What came of a draw.
+    """Cases of a draw.
 
     Attributes:
-        measures: Of each accepted part.
-        passed_over: Candidates before them, by reason.
-        failed: Cases of which no candidate was accepted.
+        measures: Measures of each accepted part.
+        passed_over: Number of candidates that weren't accepted, by reason.
+        failed: Number of cases of which no candidate was accepted.
     """
 
     measures: list[Measures] = field(default_factory=list)
@@ -63,14 +68,14 @@ class Drawn:
 
 
 def describe(values: list[float]) -> dict[str, float]:
-    """The statistics of Table 6."""
+    """The statistics of Table 6, of some values."""
     array = np.array(values)
     numbers = [array.mean(), array.std(), *np.percentile(array, [0, 25, 50, 75, 100])]
     return dict(zip(STATISTICS, (round(float(n), 4) for n in numbers), strict=True))
 
 
 def intervals(values: list[float]) -> dict[str, list[float]]:
-    """95 % confidence intervals of the statistics, from samples that were drawn anew (percentile bootstrap)."""
+    """95 % confidence intervals of the statistics, by the percentile bootstrap."""
     rng = np.random.default_rng(0)
     array = np.array(values)
     drawn = [describe(array[rng.integers(len(array), size=len(array))].tolist()) for _ in range(_RESAMPLED)]
@@ -89,7 +94,7 @@ def share(count: int, total: int) -> dict[str, Any]:
 
 
 def measure(folder: Path, outcome: CaseOutcome) -> Measures:
-    """What a reader of a case's files finds."""
+    """Measures of a simulated case, read from its files as the build does."""
     run = NetfabbRun(outcome.case_id, FolderFiles(folder / outcome.case_id))
     case = run.read_case(("displacement", "von_mises_stress"))
     return measure_case(case, run.reduce_build(case.points), run.input.recoater_tolerance)
@@ -130,7 +135,7 @@ def columns(measures: Sequence[Measures]) -> dict[str, list[float]]:
 
 
 def balanced() -> dict[str, Any]:
-    """Of the corpus of the other draw, whose figures lie beside these: parts that meet the blade."""
+    """Share of hits in the corpus of the draw `balanced`, from its committed figures."""
     corpus = json.loads((RESULTS / "corpus.json").read_text(encoding="utf-8"))
     cases, clear = int(corpus["coarse"]["cases"]), float(corpus["coarse"]["clear_of_the_blade"])
     return {"simulator": corpus["simulator"], "meet_the_blade": share(round(cases * (1 - clear)), cases)}
@@ -138,8 +143,8 @@ def balanced() -> dict[str, Any]:
 
 def main() -> None:
     """Simulate, measure, save the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", required=True, help="folder of the simulations, which stay")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, help="folder of the simulations, which are kept")
     parser.add_argument("--cases", type=int, default=240, help="accepted parts")
     parser.add_argument("--points", type=int, default=2000, help="median number of points")
     parser.add_argument("--seconds", type=float, default=600.0, help="after which no new batch begins")

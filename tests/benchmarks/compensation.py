@@ -1,11 +1,15 @@
-"""How straight compensated parts come out, by the model and by the simulator: unseen parts, built by the simulator.
+"""How near to the nominal shape do compensated parts end, compensated by the model and by the simulator?
 
     python -m tests.benchmarks.compensation [--parts 20] [--points 1500] [--checkpoint FOLDER]
 
-A part is built as it is, as the model says to print it, and as the simulator says after one and after two builds; each
-on the hexahedra of the wanted part with moved corners. Distances are those of all points from where they are wanted,
-root mean squares, when the part is laid on the wanted one as well as it can be. Parts that were done are kept, so that
-the same command goes on.
+The simulator builds each unseen part four times: as it is; with each point moved against the displacement that the
+model predicts; and with each point moved against the simulated displacement, after one build and after two. All are
+built on the hexahedra of the nominal part, the last three with moved corners. The simulator also judges all four, so
+its own compensation has the advantage. A part's distance is the root mean square over all points of the distance from
+where they should be, when the part is laid on the nominal one as well as it can be.
+
+Needs no GPU and no data. The result goes to results/compensation.json after each part; the same command continues with
+the parts that aren't in it yet.
 """
 
 from __future__ import annotations
@@ -37,17 +41,20 @@ from tests.benchmarks.unseen_parts import SEED, TITANIUM, mesh_of, unseen_parts
 
 NAME = "compensation"
 WAYS = ("model", "simulator_once", "simulator_twice")
+"""Source of the displacement that a part is compensated by."""
+
 WANTED = {"model": 3.0, "simulator_twice": 5.0}
+"""Factors by which the distance was to shrink, at least."""
 
 
 def displacement_of(surrogate: Surrogate, part: Part) -> NDArray[np.float64]:
-    """What the model predicts, [N, 3], mm."""
+    """Displacement that the model predicts, [N, 3] float64, mm."""
     fields = predict_part(surrogate, part).fields
     return np.concatenate([fields[f"displacement_{axis}"] for axis in "xyz"], axis=1).astype(np.float64)
 
 
 def judge(mesh: VoxelMesh, part: Part, surrogate: Surrogate) -> dict[str, Any]:
-    """Distances of a part before and after."""
+    """Distances of a part from its nominal shape, uncompensated and compensated in each way."""
     found: dict[str, Distance] = {}
     plain = built_displacement(mesh, TITANIUM)
     found["before"] = distance(mesh.points, plain)
@@ -66,10 +73,10 @@ def judge(mesh: VoxelMesh, part: Part, surrogate: Surrogate) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--parts", type=int, default=20)
-    parser.add_argument("--points", type=int, default=1500)
-    parser.add_argument("--checkpoint", default=packaged_checkpoint())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", type=int, default=20, help="number of unseen parts")
+    parser.add_argument("--points", type=int, default=1500, help="about how many points each mesh has")
+    parser.add_argument("--checkpoint", default=packaged_checkpoint(), help="by default the package's own model")
     options = parser.parse_args()
     surrogate = from_pretrained(options.checkpoint)
     weights = sha256_of_file(fetch_checkpoint(options.checkpoint) / WEIGHTS_NAME)
@@ -97,7 +104,7 @@ def main() -> None:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the parts, and what was wanted."""
+    """Medians over the parts, beside the factors that were aimed at (`WANTED`)."""
     whole = [row for row in rows if "times_less" in row]
     if not whole:
         return {}

@@ -1,18 +1,22 @@
-"""FLARE, the Transformer, and Transolver without and with convolution on Darcy, under the paper's recipe.
+"""How do FLARE, the Transformer and two Transolvers (without and with convolution) compare on the Darcy benchmark?
 
-    python -m tests.benchmarks.darcy_league --data darcy/ --work runs/darcy_league --minutes 4 --processes 4
+    python -m pipelines.benchmarks.darcy --out darcy/ --cases 1200
+    python -m pipelines.benchmarks.convert darcy --src darcy/ --out darcy_set/
+    python -m tests.benchmarks.darcy_league --data darcy_set/ --work runs/darcy_league --minutes 4 --processes 4
 
-Each model has the size and the recipe of its configuration (`flare_model/configs/darcy*.yaml`): batches, learning
-rate, warm-up, decay, clipping and the loss's gradient term, in FP32 with products in TF32, as published; what differs
-from the paper is the number of epochs (500 there), and that the cases are made by the published recipe, not the
-published ones.
-All models see the same number of epochs: that of `--epochs`, or as many as all manage in `--minutes`, which a rehearsal
-of a few steps of each tells. The schedule ends with the last step, whose weights are judged on the
-test split, once.
+This is Table 2 of the FLARE paper, for Darcy alone. Each model has the size and the recipe of its configuration
+(`flare_model/configs/darcy*.yaml`): batches, learning rate, warm-up, decay, clipping and the loss's gradient term, in
+FP32 with products in TF32, as published. Two things differ from the paper: the number of epochs (500 there), and the
+cases, which are made by the published recipe but aren't the published ones.
 
-`--processes` trainings run at a time, spread over the GPUs there are. Figures are kept after each training in `--out`;
-those that lie there are not done again. A model whose steps can't be recorded as CUDA graphs is trained step by step;
-both are told in the file.
+All models see the same number of epochs: that of `--epochs`, or as many as all can finish in `--minutes`, by the speed
+of a few steps of each that are timed first. The learning rate's schedule ends with the last step; the weights of that
+step are evaluated on the test split, once.
+
+Needs a GPU to compare anything; `--processes` trainings run at a time, spread over all visible GPUs. Figures go to
+`--out`, by default results/darcy_league.json, after each training, and trainings that are in the file are not done
+again. A model whose steps can't be recorded as CUDA graphs is trained by steps launched one by one; the file says
+which. `--keep` copies trained models, for `paper_spectrum`.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from typing import Any, Final
 
 import torch
 
-from tests.benchmarks.darcy_runs import Job, Kept, Slots, clock, opened, rehearse, trivial_errors, ways_of
+from tests.benchmarks.darcy_runs import Job, Kept, Slots, clock, opened, time_steps, trivial_errors, ways_of
 from tests.benchmarks.machine import RESULTS, describe_training_machine
 
 MODELS: Final = {
@@ -35,17 +39,17 @@ MODELS: Final = {
     "Flare": "darcy",
     "Transolver": "darcy_transolver",
 }
-"""And their configurations, the slowest first."""
+"""Models and their configurations, the slowest first."""
 
 PAPER: Final = {"Flare": 5.10e-3, "Transformer": 4.38e-3, "Transolver": 18.6e-3, "GridTransolver": 5.94e-3}
-"""Table 2, after 500 epochs on the published cases."""
+"""Relative L2 errors in Table 2 of the paper, after 500 epochs on the published cases."""
 
 NAMES: Final = {"GridTransolver": "Transolver with convolution", "Transolver": "Transolver without convolution"}
 REDUCED: Final = {"channels": 16, "num_blocks": 1, "num_heads": 4, "num_latents": 8, "num_slices": 8}
 
 
 def jobs_of(asked: argparse.Namespace, epochs: int) -> list[Job]:
-    """The trainings."""
+    """The trainings of the models that were asked for."""
     jobs = []
     for name in asked.models:
         recipe: dict[str, Any] = {"epochs": epochs, "tf32": True}
@@ -67,18 +71,18 @@ def jobs_of(asked: argparse.Namespace, epochs: int) -> list[Job]:
 
 
 def reduced(name: str) -> dict[str, int]:
-    """Sizes of a small model."""
+    """Sizes of a small model, for `--reduced`."""
     left_out = {"Flare": {"num_slices"}, "Transformer": {"num_slices", "num_latents"}}
     return {key: value for key, value in REDUCED.items() if key not in left_out.get(name, {"num_latents"})}
 
 
 def epochs_in(minutes: float, ms_a_step: Mapping[str, float], steps: Mapping[str, int], gpus: int) -> int:
-    """Epochs that all trainings manage, which take turns on the GPUs and end with the slowest.
+    """Epochs that all trainings finish in the time, sharing the GPUs.
 
     Args:
         minutes: The time.
-        ms_a_step: Milliseconds a step of each training.
-        steps: Steps of an epoch of each.
+        ms_a_step: Milliseconds a step of each training, by its key.
+        steps: Steps of an epoch of each training, by its key.
         gpus: GPUs that they share.
     """
     an_epoch = [ms_a_step[key] * steps[key] for key in ms_a_step]
@@ -86,7 +90,7 @@ def epochs_in(minutes: float, ms_a_step: Mapping[str, float], steps: Mapping[str
 
 
 def rows_of(content: Mapping[str, Any]) -> list[str]:
-    """The figures as the lines of a Markdown table, the best first."""
+    """The figures as the lines of a Markdown table, by ascending error."""
     lines = [
         "| model | parameters | epochs | relative L2 × 1e-3 | the paper's, 500 epochs | ms a step | seconds |",
         "|---|---|---|---|---|---|---|",
@@ -109,24 +113,26 @@ def rows_of(content: Mapping[str, Any]) -> list[str]:
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="darcy", help="a data set that pipelines.benchmarks.convert darcy made")
+    parser.add_argument("--data", default="darcy", help="data set made by pipelines.benchmarks.convert darcy")
     parser.add_argument("--work", type=Path, default=Path("runs/darcy_league"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=RESULTS / "darcy_league.json", help="file of the figures")
+    parser.add_argument("--out", type=Path, default=RESULTS / "darcy_league.json", help="JSON file of the figures")
     parser.add_argument("--keep", type=Path, help="folder that trained models are copied to, for paper_spectrum")
     parser.add_argument("--only", dest="models", nargs="+", choices=tuple(MODELS), default=list(MODELS))
     how_long = parser.add_mutually_exclusive_group()
-    how_long.add_argument("--epochs", type=int, default=20)
-    how_long.add_argument("--minutes", type=float, help="of training, after the rehearsal, in place of epochs")
-    parser.add_argument("--max_steps", type=int, help="stop after so many, to see that everything runs")
+    how_long.add_argument("--epochs", type=int, default=20, help="epochs of each training")
+    how_long.add_argument("--minutes", type=float, help="time for all trainings, in place of epochs")
+    parser.add_argument("--max_steps", type=int, help="stop after so many steps, to see that everything runs")
     parser.add_argument("--processes", type=int, default=len(MODELS), help="trainings at a time")
     parser.add_argument("--precision", choices=("recipe", "bf16-mixed"), default="recipe")
     parser.add_argument(
-        "--deviation", type=float, help="of weights before training, other than the configurations' 0.02"
+        "--deviation", type=float, help="standard deviation of the first weights, if not the configurations' 0.02"
     )
-    parser.add_argument("--graphs", choices=("auto", "yes", "no"), default="auto", help="steps as CUDA graphs")
+    parser.add_argument(
+        "--graphs", choices=("auto", "yes", "no"), default="auto", help="steps as CUDA graphs; auto: if it works"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reduced", action="store_true", help="small models, to see that everything runs")
-    parser.add_argument("--show", action="store_true", help="print the table of what lies in --out, and do nothing")
+    parser.add_argument("--show", action="store_true", help="only print the table of the figures in --out")
     return parser.parse_args(words)
 
 
@@ -139,7 +145,7 @@ def main() -> None:
     kept = Kept(
         asked.out,
         {
-            "what": ("REDUCED: small models; figures show that all runs. " if asked.reduced else "")
+            "what": ("REDUCED: small models; figures show only that everything runs. " if asked.reduced else "")
             + "Darcy, 85 x 85, cases made here by the published recipe; models and recipes of the paper, fewer epochs",
             "data": {"sha256": train.data_digest, "cases": {n: len(opened(asked.data, n)) for n in ("train", "test")}},
             "processes": asked.processes,
@@ -151,10 +157,10 @@ def main() -> None:
         epochs = asked.epochs
         if asked.minutes:
             jobs = jobs_of(asked, 500)
-            pace = rehearse(jobs, slots)
+            pace = time_steps(jobs, slots)
             steps = {job.key: math.ceil(len(train) / job.settings(graphs=False).recipe.batch_size) for job in jobs}
             if not pace:
-                raise SystemExit("no rehearsal succeeded; see the .log files in --work")
+                raise SystemExit("no model could be timed; see the .log files in --work")
             epochs = epochs_in(asked.minutes, pace, steps, max(1, torch.cuda.device_count()))
             note(f"{epochs} epochs")
         jobs = [job for job in jobs_of(asked, epochs) if job.key not in kept.runs]

@@ -1,7 +1,8 @@
 """Trainings on a Darcy data set, several at a time, whose figures are kept in one JSON file.
 
-A training that lies in the file is not done again, on whatever machine. Each process that trains is one of its own;
-where a training fails, its process ends with it, and the next one gets a new one.
+Shared by `darcy_league` and `paper_ablations`; not a command. A training whose figures are in the file is not done
+again, whatever machine they were measured on. Each training runs in a worker process; where one fails, its process is
+ended, and the next training gets a new one.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ from tests.benchmarks.train_models import quiet
 from tests.benchmarks.workers import training_pool, visible_gpus
 
 NEVER: Final = 10**9
-"""Epochs between validations, and steps between checkpoints: there is no validation split, and the end counts."""
+"""Epochs between validations and steps between checkpoints, more than there are: Darcy has no validation split, and
+only the last weights count."""
 
 PACE_STEPS: Final = 120
-"""Steps of a rehearsal, of which the second half tells the speed."""
+"""Steps that are timed before the trainings; the speed is that of their second half."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,17 @@ class Job:
     """One training.
 
     Attributes:
-        key: What its figures are called.
+        key: Name of its figures in the file.
         data: The data set.
         config: The configuration of the model and its recipe.
-        work: Folder below which it lies.
-        sizes: What is changed of the model's sizes.
-        recipe: What is changed of its recipe.
-        max_steps: Stop after so many.
-        seed: Seed of weights and order.
-        judged: Whether the test split is predicted at the end.
-        facts: What its figures say beside what is measured.
-        keep: Folder below which the trained model is copied.
+        work: Folder below which its run is stored.
+        sizes: Sizes of the model that differ from the configuration's.
+        recipe: Fields of the recipe that differ from the configuration's.
+        max_steps: Stop after this many steps; None for the whole recipe.
+        seed: Seed of the first weights and of the order of cases.
+        judged: Whether the trained model is evaluated on the test split.
+        facts: Entries that are stored beside the measured figures.
+        keep: Folder below which the trained model is copied; None for no copy.
     """
 
     key: str
@@ -78,7 +80,7 @@ class Job:
     keep: Path | None = None
 
     def settings(self, *, graphs: bool) -> Settings:
-        """What `flare_model.train` would be asked for."""
+        """The settings that `flare_model.train` would be given."""
         path = config_path(self.config)
         if path is None:
             raise UsageError(f"there is no configuration {self.config}")
@@ -105,12 +107,12 @@ class Job:
 
 @functools.cache
 def opened(data: str, name: str) -> Split:
-    """A split, opened once in a process."""
+    """A split of a data set, opened once in a process."""
     return Split(data, name)
 
 
 def carry_out(job: Job, *, graphs: bool) -> dict[str, Any]:
-    """Train, and predict the test split where that is asked for.
+    """Train, and evaluate on the test split if the job says so.
 
     Args:
         job: The training.
@@ -153,7 +155,7 @@ def carry_out(job: Job, *, graphs: bool) -> dict[str, Any]:
 
 
 def speed_of(folder: Path, points: int) -> dict[str, float]:
-    """Seconds of all steps, and milliseconds a step over the second half of them.
+    """Seconds of all steps, and milliseconds a step over the second half of them, from the log of a run.
 
     Args:
         folder: Folder of a run that wasn't interrupted.
@@ -161,7 +163,7 @@ def speed_of(folder: Path, points: int) -> dict[str, float]:
     """
     with (folder / "training.csv").open(newline="") as file:
         rows = [(int(row["step"]), float(row["points_per_second"])) for row in csv.DictReader(file)]
-    # A row tells the points a second since the first step; rows that were written together tell the same number.
+    # A row holds the points a second since the first step; rows that were written together hold the same number.
     last = [row for row, after in zip(rows, [*rows[1:], (0, -1.0)], strict=True) if row[1] != after[1]]
     elapsed = [(step, step * points / speed) for step, speed in last if speed]
     end, seconds = elapsed[-1]
@@ -180,7 +182,7 @@ def test_error(surrogate: Surrogate, split: Split) -> float | None:
 
 
 def trivial_errors(data: str) -> dict[str, float]:
-    """Relative L2 errors on the test split of the training cases' mean at each point, and of their mean everywhere."""
+    """Relative L2 errors on the test split of the training cases' mean at each point, and of their overall mean."""
     points = read_points(data)
     assert points is not None, data
     targets = make_settings(ModelSpec(), list(points.targets), [], point_schema=points, data=data).targets
@@ -198,11 +200,11 @@ def trivial_errors(data: str) -> dict[str, float]:
 
 
 class Kept:
-    """Figures by their keys, in a JSON file that is written after each.
+    """Figures of runs by their keys, in a JSON file that is written after each run.
 
     Args:
         path: The file.
-        about: What stands above the figures.
+        about: Entries of the file beside the figures: data, machine, what was compared.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
@@ -214,12 +216,12 @@ class Kept:
 
     @property
     def runs(self) -> dict[str, Any]:
-        """What succeeded."""
+        """Figures of the runs that succeeded, by their keys."""
         found: dict[str, Any] = self.content["runs"]
         return found
 
     def note(self, key: str, found: Mapping[str, Any] | None, failures: Mapping[str, str]) -> None:
-        """Keep the figures of a run, or why there are none."""
+        """Store the figures of a run, and why ways to launch its steps failed."""
         with self._lock:
             self.content["failed"].pop(key, None)
             if failures:
@@ -229,19 +231,19 @@ class Kept:
             write_json(self.path, self.content)
 
     def update(self, more: Mapping[str, Any]) -> None:
-        """Change what stands above."""
+        """Add or replace entries beside the figures."""
         with self._lock:
             self.content |= more
             write_json(self.path, self.content)
 
 
 class Slots:
-    """So many trainings at a time, each in a process, spread over the GPUs there are.
+    """Runs a number of trainings at a time, each in a process, spread over all visible GPUs.
 
     Args:
-        processes: How many.
-        ways: Ways to launch steps, tried one after the other; where a recording failed, others of the same
-            configuration begin step by step.
+        processes: Trainings at a time.
+        ways: Ways to launch steps, tried in this order: True records them as CUDA graphs, False launches them one by
+            one. Where recording failed, later trainings of the same configuration and precision don't try it.
     """
 
     def __init__(self, processes: int, ways: Sequence[bool]) -> None:
@@ -260,11 +262,12 @@ class Slots:
                 pool.shutdown()
 
     def each(self, jobs: Sequence[Job], tell: Callable[[Job, dict[str, Any] | None, dict[str, str]], None]) -> None:
-        """Carry out trainings in their order, the next one wherever a process is free.
+        """Carry out trainings in their order, each in the next process that is free.
 
         Args:
             jobs: The trainings.
-            tell: Is given each with its figures, or None, and why a way to launch steps failed; from any thread.
+            tell: Called, from any thread, with each training, its figures (None if it failed), and why ways to launch
+                its steps failed.
         """
         waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
         for job in jobs:
@@ -294,9 +297,9 @@ class Slots:
                     if failures:
                         self._stepwise.add(kind)
                     break
-                except Exception as error:  # noqa: BLE001 (one failure leaves the others alone, and is told)
+                except Exception as error:  # noqa: BLE001 (a failure is reported, and the other trainings go on)
                     failures["step graphs" if graphs else "step by step"] = f"{type(error).__name__}: {error}"[:500]
-                    pool.shutdown()  # What a failed recording leaves behind ends with its process.
+                    pool.shutdown()  # It also ends what a failed recording leaves behind.
                     self._pools[number] = None
             tell(job, found, failures)
 
@@ -307,27 +310,27 @@ class Slots:
 
 
 def ways_of(graphs: str) -> tuple[bool, ...]:
-    """Ways to launch steps, of `--graphs auto`, `yes` or `no`."""
+    """Ways to launch steps, by the option `--graphs`: auto, yes or no."""
     if graphs == "auto":
         return (True, False) if torch.cuda.is_available() else (False,)
     return (graphs == "yes",)
 
 
-def rehearse(jobs: Sequence[Job], slots: Slots) -> dict[str, float]:
-    """Milliseconds a step of each training while as many of the others run beside it as will; nothing is kept."""
+def time_steps(jobs: Sequence[Job], slots: Slots) -> dict[str, float]:
+    """Milliseconds a step of each training, timed while as many others run beside it as later will; nothing is kept."""
     short = [replace(job, work=job.work / "rehearsal", max_steps=PACE_STEPS, judged=False, keep=None) for job in jobs]
     found: dict[str, float] = {}
 
     def tell(job: Job, figures: dict[str, Any] | None, failures: dict[str, str]) -> None:
         if figures is not None:
             found[job.key] = figures["ms_a_step"]
-        print(f"rehearsal of {job.key}: {figures['ms_a_step'] if figures else failures} ms a step", flush=True)
+        print(f"speed of {job.key}: {figures['ms_a_step'] if figures else failures} ms a step", flush=True)
 
     slots.each(short, tell)
     return found
 
 
 def clock() -> Callable[[str], None]:
-    """What prints a line with the seconds since now before it."""
+    """A function that prints a line after the seconds since this call."""
     started = time.monotonic()
     return lambda line: print(f"{time.monotonic() - started:7.1f} s: {line}", flush=True)

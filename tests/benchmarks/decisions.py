@@ -1,10 +1,13 @@
-"""How long an engineer waits: from an STL to the answer, orientations, a folder of parts, compensation; and memory.
+"""How long do an answer, a ranking of orientations, a folder of parts and a compensation take, and how much memory?
 
     python -m tests.benchmarks.decisions [--piece answer] [--turns 3]
 
-Each command runs in a process of its own, as an engineer calls it; beside it stand, in the same turns, `import torch`
-in a process of its own, and forward passes of the package's own model in this one. The least of all turns counts.
-Pieces can be run one at a time; the others stay in the JSON file.
+Each command runs in a process of its own, as an engineer calls it, in several rounds, of which the least time and the
+largest memory count. For comparison are timed `import torch` in a process of its own, in the same rounds (answer,
+compensation), and before them a forward pass of the package's own model in this process (answer, orientations). The
+limits for an answer and for orientations are made of these.
+
+Needs no GPU and no data. The result goes to results/decisions.json; what `--piece` doesn't name stays in the file.
 """
 
 from __future__ import annotations
@@ -25,18 +28,18 @@ from tests.benchmarks.machine import RESULTS, describe_machine, save_result
 
 NAME = "decisions"
 PIECES = ("answer", "orientations", "folder", "compensation")
-FINE, COARSE, FOLDER, TRIANGLES = 20_000, 2_000, 16, 200_000
-MEMORY = 1.5  # GB, at most
+FINE, COARSE, FOLDER, TRIANGLES = 20_000, 2_000, 16, 200_000  # points, points, parts, triangles of a surface
+MEMORY = 1.5  # GB that a command may take
 
 
 @dataclass(frozen=True)
 class Ran:
-    """A command.
+    """Time and memory of a command.
 
     Attributes:
         seconds: Until it ended.
-        told: Until it said what is asked for; the end where nothing was asked for.
-        memory: Peak of its memory, GB.
+        told: Seconds until it printed the line that was waited for; those to its end where none was.
+        memory: Its largest resident memory, GB.
     """
 
     seconds: float
@@ -49,7 +52,7 @@ def run(words: list[str], until: str | None = None) -> Ran:
 
     Args:
         words: Its arguments.
-        until: What the line starts with that is waited for, apart from spaces.
+        until: Begin of the line that is waited for, without leading spaces.
     """
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as complaints:
@@ -68,7 +71,7 @@ def run(words: list[str], until: str | None = None) -> Ran:
 
 
 def least(turns: int, *calls: Callable[[], Ran]) -> list[Ran]:
-    """The fastest of several turns of each; memory is the largest."""
+    """Least times and largest memory of each call, over rounds in which the calls take turns."""
     rows = [[call() for call in calls] for _ in range(turns)]
     found = []
     for column in zip(*rows, strict=True):
@@ -78,7 +81,7 @@ def least(turns: int, *calls: Callable[[], Ran]) -> list[Ran]:
 
 
 def forward_seconds(points: int, turns: int) -> tuple[float, int]:
-    """A forward pass of the package's own model on a part of about so many points; and how many they are."""
+    """Least seconds of a forward pass of the package's own model on a mesh of about so many points, and its points."""
     import torch
 
     from flare_model import from_pretrained
@@ -105,7 +108,7 @@ def surface_of_bracket() -> Any:
 
 
 def answer(folder: Path, turns: int) -> dict[str, Any]:
-    """From an STL of 20,000 points to the answer on the screen; to the end with files, pictures and page."""
+    """Time from an STL, meshed with 20,000 points, to the answer on the screen, and until all files are written."""
     forward, points = forward_seconds(FINE, turns)
     command = ["-m", "flare_model.predict", str(folder / "part.stl"), "--points", str(FINE), "--out", str(folder / "a")]
     torch, predicted = least(turns, lambda: run(["-c", "import torch"]), lambda: run(command, "stands for"))
@@ -123,7 +126,7 @@ def answer(folder: Path, turns: int) -> dict[str, Any]:
 
 
 def orientations(folder: Path, turns: int) -> dict[str, Any]:
-    """24 orientations of 2,000 points, the best three in full; with and without files and pictures."""
+    """Time to rank 24 orientations of 2,000 points, the best three answered in full; with and without pictures."""
     forward, points = forward_seconds(COARSE, turns)
     command = ["-m", "flare_model.predict", str(folder / "part.stl"), "--orientations", "24", "--points", str(COARSE)]
     command += ["--out", str(folder / "o")]
@@ -141,7 +144,7 @@ def orientations(folder: Path, turns: int) -> dict[str, Any]:
 
 
 def folder_of_parts(folder: Path, turns: int) -> dict[str, Any]:
-    """A folder of 16 unseen parts of 2,000 points: parts a second after the first."""
+    """Parts a second after the first, of a folder of 16 unseen parts of 2,000 points."""
     found: dict[str, Any] = {"parts": FOLDER, "wanted_parts_a_second": 3.0}
     for name, words in (("without_pictures", ["--pictures", "false"]), ("with_pictures_and_page", [])):
         command = ["-m", "flare_model.predict", "--points", str(COARSE), "--out", str(folder / name), *words, "--src"]
@@ -160,7 +163,7 @@ def folder_of_parts(folder: Path, turns: int) -> dict[str, Any]:
 
 
 def compensation(folder: Path, turns: int) -> dict[str, Any]:
-    """A surface of 200,000 triangles compensated by the model."""
+    """Time to compensate a surface of 200,000 triangles by the model."""
     command = ["-m", "flare_model.compensate", str(folder / "ring.stl"), str(folder / "ring_compensated.stl")]
     torch, moved = least(turns, lambda: run(["-c", "import torch"]), lambda: run(command))
     return {
@@ -173,7 +176,7 @@ def compensation(folder: Path, turns: int) -> dict[str, Any]:
 
 
 def prepare(folder: Path) -> None:
-    """An STL, a folder of them, and one of 200,000 triangles."""
+    """Write an STL, a folder of STL files, and an STL of 200,000 triangles."""
     import trimesh
 
     from lpbf_data.geometry.stl import write_stl
@@ -190,9 +193,9 @@ def prepare(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--piece", choices=PIECES, action="append")
-    parser.add_argument("--turns", type=int, default=3)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--piece", choices=PIECES, action="append", help="measure this alone; may be given again")
+    parser.add_argument("--turns", type=int, default=3, help="rounds of which the least time counts")
     options = parser.parse_args()
     path = RESULTS / f"{NAME}.json"
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

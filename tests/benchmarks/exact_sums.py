@@ -1,7 +1,13 @@
-"""What losses summed in float64 by cases cost a step of training beside plain float32 sums; and what it costs to note,
-after every step, where all random generators stand.
+"""What do losses summed in float64, and noting all random states after each step, cost in training time?
 
-python -m tests.benchmarks.exact_sums OUT.json [SECONDS]
+    python -m tests.benchmarks.exact_sums OUT.json [SECONDS]
+
+A training step of FLARE whose loss sums its squares in float64, case by case, is timed beside the same step with
+float32 sums in any order; and beside the first with the states of all random generators noted after every step, as a
+run that is to resume exactly does.
+
+Runs on the GPU with the paper's model if there is one, else on the CPU with a small model. Needs no data. The result
+goes to OUT.json; each batch is measured for SECONDS (5).
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def plain_loss(prediction: Tensor, truth: Tensor, offsets: Tensor) -> Tensor:
-    """The same loss with squares that are added into one float32 cell a case, point by point in any order."""
+    """The same loss with float32 sums: the squares of a case are added into one number, point by point in any order."""
     counts = offsets.diff().to(truth.device)
     case = torch.repeat_interleave(torch.arange(len(counts), device=truth.device), counts, output_size=len(truth))
 
@@ -41,10 +47,10 @@ def plain_loss(prediction: Tensor, truth: Tensor, offsets: Tensor) -> Tensor:
 
 
 class Step:
-    """One step of training of the model of the paper.
+    """One training step of FLARE.
 
     Args:
-        device: Where.
+        device: Where it runs.
         config: Sizes of the model.
         sizes: Points of each case of the batch.
     """
@@ -62,7 +68,7 @@ class Step:
             return float(loss(self.model(self.points, None, self.offsets), self.truth, self.offsets))
 
     def __call__(self, loss: Loss, *, noted: bool) -> None:
-        """Make a step with a loss; note the state of the generators after it."""
+        """Make a step with a loss; where `noted`, note the states of the random generators after it."""
         with torch.autocast(self.points.device.type, torch.bfloat16, enabled=self.points.is_cuda):
             prediction = self.model(self.points, None, self.offsets)
         loss(prediction.float(), self.truth, self.offsets).backward()
@@ -81,14 +87,14 @@ WAYS: dict[str, tuple[Loss, bool]] = {
 
 
 def measure(step: Step, seconds: float) -> dict[str, Any]:
-    """Milliseconds of a step, in turns, so that whatever else the machine does falls on all ways alike.
+    """Milliseconds of a step in each way, measured in turns, so that other work on the machine slows all ways alike.
 
     Args:
         step: The step.
         seconds: How long to measure.
 
     Returns:
-        Way to the median, and each way's median of the ratios to the first of the same turn.
+        The number of turns, the median time of each way, and the median of its ratios to the first in the same turn.
     """
 
     def wait() -> None:
@@ -115,7 +121,7 @@ def measure(step: Step, seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure a few batches, and write them down."""
+    """Measure batches of several sizes, and write the result."""
     out, seconds = Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 5.0
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config, batches = FlareConfig(), {"one part": [21_000], "eight parts": [21_000] * 8, "a million": [1_000_000]}

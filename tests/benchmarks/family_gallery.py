@@ -1,6 +1,8 @@
-"""The picture of the families of parts: one of each, simulated, coloured by its final displacement along z.
+"""Draws the picture of the families of parts: one of each, simulated, coloured by its final displacement along z.
 
-python -m tests.benchmarks.family_gallery
+    python -m tests.benchmarks.family_gallery        # in the root of the repository
+
+Measures nothing. Needs no GPU and no data; the picture goes to pipelines/simulation/pictures/families.png.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ from pipelines.simulation.physics.build_simulation import BuildSimulation
 
 PICTURE: Final = Path("pipelines/simulation/pictures/families.png")
 _UP: Final = {"truss": 1, "shaft": 2, "tee": 2, "cantilever": 2, "clevis": 1, "bracket": 2, "bridge": 1}
-_LIMITS: Final = (-0.5, 0.5)  # mm; overhangs without supports move more
+_LIMITS: Final = (-0.5, 0.5)  # ends of the colour scale, mm; unsupported overhangs move further
 
 
 def family_panel(name: str) -> Panel:
-    """One part of a family, its parameters in the middle of their ranges."""
+    """Simulate one part of a family, with its parameters in the middle of their ranges."""
     family = FAMILIES[name]
     shares = {key: 0.6 if span.whole else 0.5 for key, span in family.ranges.items()}
     surface = part_surface(name, parameters_of(family, shares), _UP.get(name, 0))

@@ -1,4 +1,4 @@
-"""Figures for the README files beside the code."""
+"""Charts of benchmarks' results for the README files; not a command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 def line_figure(
     path: Path, x_values: Sequence[float], curves: Mapping[str, Sequence[float]], *, x: str, y: str, title: str
 ) -> None:
-    """Curves over one axis; those called "measured …" as points."""
+    """Draw curves over common x values; those whose name begins with "measured" as points."""
     figure, axes = plt.subplots(figsize=(6.4, 3.8), dpi=110)
     for name, values in curves.items():
         style = "o" if name.startswith("measured") else "-"
@@ -36,7 +36,7 @@ def draw_or_show(
     draw: Callable[[dict[str, Any], Path], None],
     tables_of: Callable[[dict[str, Any]], list[str]],
 ) -> None:
-    """What `--draw` and `--show` ask for, of the figures in `--out`: the picture beside them, and their tables."""
+    """Carry out `--draw` and `--show` on the figures in `--out`: draw a picture beside that file, print tables."""
     content = json.loads(asked.out.read_text(encoding="utf-8"))
     if asked.draw:
         picture = asked.out.with_suffix(".png")

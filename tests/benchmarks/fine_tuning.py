@@ -1,14 +1,18 @@
-"""What a few results of a user's own are worth to the model that comes with the package.
+"""How much do a few results of a user's own improve the model that comes with the package?
 
     python -m pipelines.simulate --out simulated/ --cases 500 --points 2000 --seed 151 --calibration netfabb
     python -m pipelines.build --src simulated/ --out lpbf_netfabb/ --fields displacement --filters.preset all
     python -m tests.benchmarks.fine_tuning --data lpbf_netfabb/ --work runs/fine_tuning --processes 4
 
-The model learned from this project's simulator as NIST's bridges calibrate it. Here it meets results of another
-calibration: as it is, with its displacements times one number (the best for the cases at hand, least squares), and
-after fine-tuning (`flare_model.train --init`) on 10, 50 and 200 cases; beside it stands a model trained on 200 alone.
-Cases are taken evenly from the train split, `--draws` times with other first ones; errors are relative L2 on the test
-split, mean over its cases, and nothing is chosen by them. What is done lies in `--work`.
+That model was trained on this project's simulator as calibrated to NIST's bridges. Here it is evaluated on results of
+another calibration: as it is; with its displacements times one factor (the one that fits the chosen training cases
+best, by least squares); and after fine-tuning (`flare_model.train --init`) on 10, 50 and 200 cases. Beside these
+stands a model trained from fresh weights on 200 cases, with as many steps. Cases are taken evenly from the train
+split, `--draws` times with another first one; errors are relative L2 on the test split, mean over its cases, and
+nothing is chosen by them.
+
+Needs a GPU for its time's sake. Runs are stored in `--work`, and those that are there are not done again. The result
+goes to results/fine_tuning.json.
 """
 
 from __future__ import annotations
@@ -46,12 +50,12 @@ class Job:
     """One training.
 
     Attributes:
-        folder: Where it lies.
+        folder: Folder of the run.
         data: The data set.
-        cases: How many it sees.
-        draw: Which of the evenly taken ones.
-        steps: Steps.
-        fresh: From fresh weights, instead of the package's own.
+        cases: Number of training cases.
+        draw: Number of the selection of these cases; also the seed.
+        steps: Number of steps.
+        fresh: Whether it starts from fresh weights instead of the package's own.
     """
 
     folder: Path
@@ -62,27 +66,27 @@ class Job:
     fresh: bool = False
 
     def settings(self) -> Settings:
-        """The configuration `lpbf_accurate`, from fresh weights or from the package's own."""
+        """Settings of `lpbf_accurate` from fresh weights, or from the package's own with a smaller learning rate."""
         recipe = {"steps": self.steps, "ema_decay": 0.99} | ({} if self.fresh else {"learning_rate": 3e-4})
         init = None if self.fresh else packaged_checkpoint()
         return accurate_settings(self.data, recipe, init=init, seed=self.draw, checkpoint_every=self.steps)
 
 
 def drawn(split: Split, cases: int, draw: int) -> Split:
-    """So many cases taken evenly, beginning with another one for each draw."""
+    """A number of cases taken evenly from a split, beginning with another one for each draw."""
     numbers = [(draw * 7 + place * len(split) // cases) % len(split) for place in range(cases)]
     return split.only(split.case_ids[number] for number in numbers)
 
 
 def errors_of(surrogate: Surrogate, split: Split) -> dict[str, float]:
-    """Relative L2 by target, mean over a split's cases."""
+    """Relative L2 error of each target, mean over the cases of a split."""
     surrogate = surrogate.to("cuda" if torch.cuda.is_available() else "cpu")
     found = summaries_of(judge(surrogate, split)[0])
     return {target: found[target]["model"]["relative_l2"] for target in TARGETS}
 
 
 def carry_out(job: Job) -> dict[str, float]:
-    """Train and judge."""
+    """Train and evaluate; the errors are kept in the run's folder, and a run that has them is not done again."""
 
     def train_and_judge() -> dict[str, float]:
         with quiet(job.folder.with_suffix(".log")):
@@ -95,7 +99,7 @@ def carry_out(job: Job) -> dict[str, float]:
 
 
 def products(surrogate: Surrogate, split: Split) -> NDArray[np.float64]:
-    """Of predictions p and truth t of each case and target: p·p, p·t and t·t, [cases, targets, 3]."""
+    """Inner products p·p, p·t, t·t of prediction p and truth t of each case and target, [cases, targets, 3] float64."""
     rows = []
     for batch, predicted in predictions(surrogate, split):
         p, t = predicted[:, : len(TARGETS)].astype(np.float64), batch.targets[:, : len(TARGETS)].double().numpy()
@@ -104,7 +108,14 @@ def products(surrogate: Surrogate, split: Split) -> NDArray[np.float64]:
 
 
 def scaled(seen: NDArray[np.float64], test: NDArray[np.float64]) -> dict[str, float]:
-    """Errors on test cases of displacements times the number that fits the seen ones best, each case alike."""
+    """Errors on test cases after one factor on all displacements, and the factor.
+
+    It minimises the squared relative error over the training cases `seen`, each with equal weight.
+
+    Args:
+        seen: Inner products of training cases, as from `products`.
+        test: Those of test cases.
+    """
     pp, pt, tt = np.moveaxis(seen.sum(axis=1), -1, 0)
     factor = float((pt / tt).sum() / (pp / tt).sum())
     pp, pt, tt = np.moveaxis(test, -1, 0)
@@ -113,16 +124,16 @@ def scaled(seen: NDArray[np.float64], test: NDArray[np.float64]) -> dict[str, fl
 
 
 def spreads(rows: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Mean and deviation over draws, by target."""
+    """Mean and standard deviation over the draws, by target."""
     return {key: spread([row[key] for row in rows]) for key in rows[0]} | {"draws": len(rows)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a built data set of another calibration, with train and test")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the runs; given again, they go on")
-    parser.add_argument("--steps", type=int, default=600, help="of each training")
-    parser.add_argument("--draws", type=int, default=2, help="other cases, other seeds")
+    parser.add_argument("--data", required=True, help="data set of another calibration, with the splits train and test")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs, which are continued")
+    parser.add_argument("--steps", type=int, default=600, help="steps of each training")
+    parser.add_argument("--draws", type=int, default=2, help="repetitions with other cases and seeds")
     parser.add_argument("--processes", type=int, default=1, help="trainings at a time")
     asked = parser.parse_args()
     train = Split(asked.data, "train")

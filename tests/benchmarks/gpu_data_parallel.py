@@ -1,4 +1,4 @@
-"""Training on parts of the sizes of real ones with a batch on each GPU; a part of `gpu_scaling`."""
+"""Training with a batch of parts on each GPU (data parallel), for `gpu_scaling --parts ddp`; not a command."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from flare_model.training.averaged_gradients import AveragedGradients
 from flare_model.training.optimizer import make_optimizer, make_schedule
 from flare_model.training.recipe import Recipe
 from flare_model.training.step_graphs import StepGraphs
-from tests.benchmarks.gpu_processes import Machine
+from tests.benchmarks.gpu_processes import WorkerProcess
 from tests.benchmarks.gpu_step import LPBF_CELLS, LPBF_MEAN_POINTS
 
 FILLED: Final = 1024
-"""Points for each case of a batch that recorded batches are filled up to a multiple of."""
+"""Recorded batches are filled up to a multiple of this number of points times their number of cases."""
 
 TIMED: Final = 120
-"""Steps where the loss isn't compared."""
+"""Steps of a training that is only timed."""
 
 
 class Cases:
-    """Parts of the sizes of real ones with something to learn, on the host.
+    """Made-up parts of the sizes of real ones, with a function to learn, in the host's memory.
 
     Args:
-        machine: This process.
-        sizes: Points of each.
+        process: This process.
+        sizes: Points of each part.
     """
 
-    def __init__(self, machine: Machine, sizes: Sequence[int]) -> None:
-        self.machine, self.waited = machine, 0.0
+    def __init__(self, process: WorkerProcess, sizes: Sequence[int]) -> None:
+        self.process, self.waited = process, 0.0
         generator = torch.Generator().manual_seed(0)
         self.cases: list[tuple[Tensor, Tensor]] = []
         for size in sizes:
             points = torch.rand(size, 3, generator=generator)
-            # Nearly everything is learnt within a hundred steps: on a plateau rounding alone would decide when it ends.
+            # A function that is learnt within a hundred steps: else rounding would decide how far a training has come.
             x, y, z = points.split(1, dim=1)
             truth = (0.5 + z) * (1 + 0.3 * torch.sin(6 * x)) + 0.2 * torch.cos(9 * y)
-            pinned = (points.pin_memory(), truth.pin_memory()) if machine.on_gpu else (points, truth)
+            pinned = (points.pin_memory(), truth.pin_memory()) if process.on_gpu else (points, truth)
             self.cases.append(pinned)
 
     def batch(self, numbers: Sequence[int]) -> Batch:
-        """Some cases, on the device but for the offsets."""
+        """A batch of some cases; all but its offsets are on the device."""
         begin = time.perf_counter()
         chosen = [self.cases[number % len(self.cases)] for number in numbers]
-        device = self.machine.device
+        device = self.process.device
         points, truth = (
             torch.cat([one.to(device, non_blocking=True) for one in parts]) for parts in zip(*chosen, strict=True)
         )
@@ -63,62 +63,63 @@ class Cases:
 
 
 class Training:
-    """A model in training on batches of these cases.
+    """Training of a model on batches of these cases.
 
     Args:
-        machine: This process.
+        process: This process.
         cases: The cases.
         batch: Cases of a process's batch in a step.
         steps: Steps of the schedule.
-        alone: So many of the processes' batches as one on this process; 0 for a batch on each.
-        recorded: Whether steps are CUDA graphs.
-        seed: Of the weights.
-        reversed_order: Join the cases of a batch in the other order, which rounds other sums.
+        alone: 0 to train on all processes with a batch on each; else this process trains alone, with this many of the
+            processes' batches joined into one.
+        recorded: Whether steps are recorded as CUDA graphs.
+        seed: Seed of the weights.
+        reversed_order: Join the cases of a batch in the opposite order, which changes rounding alone.
     """
 
     def __init__(
-        self, machine: Machine, cases: Cases, batch: int, steps: int, *, alone: int = 0, recorded: bool = False,
+        self, process: WorkerProcess, cases: Cases, batch: int, steps: int, *, alone: int = 0, recorded: bool = False,
         seed: int = 0, reversed_order: bool = False,
     ) -> None:  # fmt: skip
         torch.manual_seed(seed)
-        self.machine, self.cases, self.size, self.alone = machine, cases, batch, alone
+        self.process, self.cases, self.size, self.alone = process, cases, batch, alone
         self.reversed_order, recipe = reversed_order, Recipe()
-        self.model = Flare(machine.config).to(machine.device)
+        self.model = Flare(process.config).to(process.device)
         self.called: torch.nn.Module = self.model
-        self.optimizer = make_optimizer(self.model, recipe, machine.device, recorded=recorded)
+        self.optimizer = make_optimizer(self.model, recipe, process.device, recorded=recorded)
         self.schedule, self.steps = make_schedule(self.optimizer, recipe, steps), steps
         self.graphs: StepGraphs | None = None
         if recorded:
             averaged = None if alone else AveragedGradients(self.model)
             self.graphs = StepGraphs(self.differentiate, self.update, self.optimizer, self.model, averaged)
         elif not alone:
-            where = [machine.device.index] if machine.on_gpu else None
+            where = [process.device.index] if process.on_gpu else None
             self.called = torch.nn.parallel.DistributedDataParallel(self.model, device_ids=where)
 
     def drawn(self) -> Iterator[list[int]]:
-        """Cases of this process's batches: each draws those of all and takes its own."""
-        machine, size = self.machine, self.size
+        """Numbers of the cases of this process's batches: each process draws those of all, and takes its own."""
+        process, size = self.process, self.size
         order = torch.Generator().manual_seed(1)
         while True:
-            drawn = torch.randint(len(self.cases.cases), (size * machine.size,), generator=order).tolist()
-            mine = drawn[: size * self.alone] if self.alone else drawn[size * machine.rank : size * (machine.rank + 1)]
+            drawn = torch.randint(len(self.cases.cases), (size * process.size,), generator=order).tolist()
+            mine = drawn[: size * self.alone] if self.alone else drawn[size * process.rank : size * (process.rank + 1)]
             yield mine[::-1] if self.reversed_order else mine
 
     def differentiate(self, batch: Batch) -> Tensor:
-        """The mean loss of a batch, and gradients."""
-        with torch.autocast(self.machine.device.type, dtype=torch.bfloat16):
+        """Compute the gradients of a batch's mean loss, which is returned."""
+        with torch.autocast(self.process.device.type, dtype=torch.bfloat16):
             prediction = self.called(batch.points, None, batch.offsets)
         loss = relative_l2_loss(prediction, batch.targets, batch.offsets, cases=len(batch))
         loss.backward()
         return loss.detach()
 
     def update(self) -> None:
-        """Clip, and change the weights."""
+        """Clip the gradients, and update the weights."""
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
 
     def step(self, batch: Batch) -> Tensor:
-        """One step."""
+        """Make one training step on a batch; its loss."""
         if self.graphs is not None:
             loss = self.graphs(batch.filled(FILLED * self.size))
         else:
@@ -129,10 +130,10 @@ class Training:
         return loss
 
     def first_gradients(self, parts: int = 1) -> Tensor:
-        """Gradients of the first step, averaged over processes, without taking it.
+        """Gradients of the first step, averaged over processes, in one row; the weights stay.
 
         Args:
-            parts: In how many equal parts a batch is taken, one after the other, as so many processes would.
+            parts: In how many equal parts the batch is computed, one after the other, as so many processes would.
         """
         numbers = next(self.drawn())
         size = len(numbers) // parts
@@ -143,15 +144,15 @@ class Training:
         return flat / parts
 
     def record_all_sizes(self, graphs: StepGraphs) -> None:
-        """Record the sizes of the batches of all steps, the largest first, and begin anew."""
+        """Record graphs for all sizes of batches, the largest first, and set weights and optimiser back."""
         weights = {name: values.clone() for name, values in self.model.state_dict().items()}
         of_size: dict[int, list[int]] = {}
         for _, numbers in zip(range(self.steps), self.drawn(), strict=False):
             points = sum(len(self.cases.cases[number][0]) for number in numbers)
             of_size[points // (FILLED * self.size)] = numbers
         batches = [of_size[size] for size in sorted(of_size, reverse=True)]
-        # Each call averages gradients: processes that meet fewer sizes take their last one again.
-        calls = len(batches) if self.alone else round(self.machine.most(len(batches)))
+        # Each call averages gradients over all processes: those with fewer sizes repeat their last one.
+        calls = len(batches) if self.alone else round(self.process.largest(len(batches)))
         for number in range(calls):
             graphs(self.cases.batch(batches[min(number, len(batches) - 1)]).filled(FILLED * self.size))
         self.model.load_state_dict(weights)
@@ -160,27 +161,27 @@ class Training:
                 values.zero_()
 
     def run(self) -> dict[str, Any]:
-        """All steps: pace once all sizes were recorded, and the loss at the end, the mean over the processes."""
+        """Make all steps: their speed after the first ones, and the loss at the end, the mean over the processes."""
         if self.graphs is not None:
             self.record_all_sizes(self.graphs)
-        machine, drawn = self.machine, self.drawn()
+        process, drawn = self.process, self.drawn()
         losses, taken, begin, warm = [], 0, 0.0, min(self.steps // 2, 20)
         for number in range(self.steps):
             if number == warm:
-                self._meet()
+                self._wait()
                 begin, taken, self.cases.waited = time.perf_counter(), 0, 0.0
             batch = self.cases.batch(next(drawn))
             losses.append(self.step(batch))
             taken += int(batch.offsets[-1])
-        self._meet()
+        self._wait()
         elapsed = time.perf_counter() - begin
         own = torch.stack(losses).double()
-        sums = torch.tensor([float(taken), elapsed, self.cases.waited], dtype=torch.float64, device=machine.device)
+        sums = torch.tensor([float(taken), elapsed, self.cases.waited], dtype=torch.float64, device=process.device)
         if not self.alone:
             torch.distributed.all_reduce(own)
-            own /= machine.size
+            own /= process.size
             torch.distributed.all_reduce(sums)
-            sums[1:] /= machine.size
+            sums[1:] /= process.size
         points_done, seconds, waited = sums.tolist()
         return {
             "points_a_second": points_done / seconds, "ms_a_step": seconds / (self.steps - warm) * 1e3,
@@ -188,47 +189,49 @@ class Training:
             "first_loss": float(own[0]),
         }  # fmt: skip
 
-    def _meet(self) -> None:
+    def _wait(self) -> None:
         if not self.alone:
-            self.machine.meet()
-        elif self.machine.on_gpu:
+            self.process.wait_for_all()
+        elif self.process.on_gpu:
             torch.cuda.synchronize()
 
 
-def _paces(machine: Machine, cases: Cases, batch: int, *, recorded: bool) -> dict[str, Any]:
-    """All GPUs with a batch on each; one with all batches as one; one with its own batch."""
+def _speeds(process: WorkerProcess, cases: Cases, batch: int, *, recorded: bool) -> dict[str, Any]:
+    """Speed of all GPUs with a batch on each, of one GPU with all batches joined, and of one with its own batch."""
     steps = TIMED * 3 if recorded else TIMED
-    row = {"together": Training(machine, cases, batch, steps, recorded=recorded).run()}
-    if machine.rank == 0:
-        for name, alone in (("one", machine.size), ("one_with_its_batch", 1)):
-            row[name] = Training(machine, cases, batch, steps, recorded=recorded, alone=alone).run()
+    row = {"together": Training(process, cases, batch, steps, recorded=recorded).run()}
+    if process.rank == 0:
+        for name, alone in (("one", process.size), ("one_with_its_batch", 1)):
+            row[name] = Training(process, cases, batch, steps, recorded=recorded, alone=alone).run()
         speed = row["together"]["points_a_second"]
         row["times_one"] = speed / row["one"]["points_a_second"]
-        row["efficiency"] = speed / row["one_with_its_batch"]["points_a_second"] / machine.size
-    machine.meet()
+        row["efficiency"] = speed / row["one_with_its_batch"]["points_a_second"] / process.size
+    process.wait_for_all()
     return row
 
 
-def _losses(machine: Machine, cases: Cases, batch: int, steps: int, seed: int, *, recorded: bool) -> dict[str, float]:
-    """The loss after so many steps: of all GPUs, and of one with all batches, joined in either order."""
+def _losses(
+    process: WorkerProcess, cases: Cases, batch: int, steps: int, seed: int, *, recorded: bool
+) -> dict[str, float]:
+    """Loss after some steps: of all GPUs, and of one GPU with all batches joined, in both orders of the cases."""
     how: dict[str, Any] = {"recorded": recorded, "seed": seed}
-    found = {"together": Training(machine, cases, batch, steps, **how).run()["loss"]}
+    found = {"together": Training(process, cases, batch, steps, **how).run()["loss"]}
     for name, reverse in (("one", False), ("one_in_the_other_order", True)):
-        alone = Training(machine, cases, batch, steps, alone=machine.size, reversed_order=reverse, **how)
-        # Each GPU takes one of the two, at the same time.
-        loss = alone.run()["loss"] if machine.rank == (machine.size - 1 if reverse else 0) else 0.0
-        found[name] = machine.most(loss if math.isfinite(loss) else math.inf)
+        alone = Training(process, cases, batch, steps, alone=process.size, reversed_order=reverse, **how)
+        # The two are computed at the same time, on the first and on the last GPU.
+        loss = alone.run()["loss"] if process.rank == (process.size - 1 if reverse else 0) else 0.0
+        found[name] = process.largest(loss if math.isfinite(loss) else math.inf)
     return found
 
 
-def _first_gradients(machine: Machine, cases: Cases, batch: int) -> dict[str, float]:
-    """How far gradients of the first step are off those that one GPU finds, by their norm.
+def _first_gradients(process: WorkerProcess, cases: Cases, batch: int) -> dict[str, float]:
+    """Norm of the difference of the first step's gradients from those of one GPU, relative to the norm of the latter.
 
-    One that takes the processes' batches one after the other rounds as they do; one that joins them rounds other sums.
+    A GPU that computes the processes' batches one after the other rounds as they do; joined, other sums are rounded.
     """
-    together = Training(machine, cases, batch, 2).first_gradients()
-    alone = Training(machine, cases, batch, 2, alone=machine.size)
-    in_parts, joined = alone.first_gradients(machine.size), alone.first_gradients()
+    together = Training(process, cases, batch, 2).first_gradients()
+    alone = Training(process, cases, batch, 2, alone=process.size)
+    in_parts, joined = alone.first_gradients(process.size), alone.first_gradients()
     return {
         "one_after_the_other": float((together - in_parts).norm() / in_parts.norm()),
         "joined": float((together - joined).norm() / joined.norm()),
@@ -236,28 +239,29 @@ def _first_gradients(machine: Machine, cases: Cases, batch: int) -> dict[str, fl
     }
 
 
-def ddp(machine: Machine, options: argparse.Namespace, save: Callable[[dict[str, Any]], None]) -> None:
-    """Training on parts of the sizes of real ones, a batch on each GPU.
+def ddp(process: WorkerProcess, options: argparse.Namespace, save: Callable[[dict[str, Any]], None]) -> None:
+    """Measure training on parts of the sizes of real ones, with a batch on each GPU.
 
-    Steps as CUDA graphs, whose gradients are averaged between passes and update, and launched one by one under
-    `DistributedDataParallel`. Beside them one GPU with all batches of a step as one, which takes the same steps, and
-    one with its own batch; and losses of several seeds, with what rounding alone changes in them.
+    Steps are recorded as CUDA graphs, with gradients averaged between the backward pass and the update, or launched one
+    by one under `DistributedDataParallel`. Compared are one GPU with all batches of a step joined into one, which makes
+    the same steps, and one GPU with its own batch. Losses are compared for several seeds, beside what rounding alone
+    changes in them.
     """
     factor = LPBF_MEAN_POINTS * len(LPBF_CELLS) / sum(LPBF_CELLS)
-    sizes = [round(cells * (factor if machine.on_gpu else 0.01)) for cells in LPBF_CELLS]
-    cases, found = Cases(machine, sizes), dict[str, Any](steps=options.steps, cases=len(sizes))
+    sizes = [round(cells * (factor if process.on_gpu else 0.01)) for cells in LPBF_CELLS]
+    cases, found = Cases(process, sizes), dict[str, Any](steps=options.steps, cases=len(sizes))
     for batch in options.batches:
         row: dict[str, Any] = {}
         found[f"batch {batch}"] = row
-        row["first_gradients_off"] = _first_gradients(machine, cases, batch)
-        for recorded in (True, False) if machine.on_gpu else (False,):
+        row["first_gradients_off"] = _first_gradients(process, cases, batch)
+        for recorded in (True, False) if process.on_gpu else (False,):
             name = "recorded" if recorded else "launched"
-            row[name] = _paces(machine, cases, batch, recorded=recorded)
+            row[name] = _speeds(process, cases, batch, recorded=recorded)
             save(found)
         row["losses"] = []
         for seed in range(options.seeds if batch == min(options.batches) else 1):
             row["losses"].append(
-                {"seed": seed} | _losses(machine, cases, batch, options.steps, seed, recorded=machine.on_gpu)
+                {"seed": seed} | _losses(process, cases, batch, options.steps, seed, recorded=process.on_gpu)
             )
             save(found)
-    machine.meet()
+    process.wait_for_all()

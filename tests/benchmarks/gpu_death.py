@@ -1,8 +1,11 @@
-"""One of two processes that share a mesh is killed: after how long the other ends, and what it says.
+"""When one of two processes that share a mesh is killed, how soon does the other end, and what does it report?
 
-python -m tests.benchmarks.gpu_death OUT.json
+    python -m tests.benchmarks.gpu_death OUT.json
 
-On two GPUs by NCCL, else on the CPU by gloo; nobody watches over them, as torchrun would.
+Two processes train on one divided mesh, and the second kills itself in the fourth step. They are started without
+torchrun, which would end the other one at once.
+
+Uses two GPUs and NCCL if there are two, else the CPU and gloo. Needs no data. The result goes to OUT.json.
 """
 
 from __future__ import annotations
@@ -25,20 +28,20 @@ from tests.benchmarks.gpu_processes import join
 from tests.benchmarks.gpu_scaling import Step, make_mesh
 
 WAIT: Final = 15.0
-"""Seconds that a process waits for the other within a step; training waits longer, which costs this more."""
-_MOST: Final = 90.0
+"""Seconds that a process waits for the other within a step; training waits longer."""
+_MOST: Final = 90.0  # seconds after which the first process counts as hung
 
 
-def process() -> None:
-    """Train; the second process kills itself in the fourth step."""
+def train_until_killed() -> None:
+    """Train as one of the two processes; the second kills itself in the fourth step."""
     on_gpu = torch.cuda.device_count() > 1
-    machine = join(tiny=not on_gpu, on_gpu=on_gpu)
-    ranks, step = PointRanks.of_world(seconds=WAIT), Step(machine)
-    points, truth = make_mesh(machine, 1 << 16 if on_gpu else 64)
+    own = join(tiny=not on_gpu, on_gpu=on_gpu)
+    ranks, step = PointRanks.of_world(seconds=WAIT), Step(own)
+    points, truth = make_mesh(own, 1 << 16 if on_gpu else 64)
     for number in range(1000):
         if number == 3:
-            machine.meet()
-            if machine.rank:
+            own.wait_for_all()
+            if own.rank:
                 os.kill(os.getpid(), signal.SIGKILL)
         step(points, truth, ranks)
         if on_gpu:
@@ -46,7 +49,7 @@ def process() -> None:
 
 
 def main(out: str) -> None:
-    """Start both, and write down how the first one ended."""
+    """Start both processes, and write how the first one ended."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -74,4 +77,4 @@ def main(out: str) -> None:
 
 
 if __name__ == "__main__":
-    process() if sys.argv[1] == "process" else main(sys.argv[1])
+    train_until_killed() if sys.argv[1] == "process" else main(sys.argv[1])

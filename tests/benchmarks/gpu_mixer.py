@@ -1,8 +1,14 @@
-"""The mixers' kernels beside attention calls, on one GPU: time and error.
+"""How much faster are the kernels of FLARE's and FLARE++'s mixing than PyTorch's attention, and are they as exact?
 
-python -m tests.benchmarks.gpu_mixer [OUT.json] [flare] [flare++]
+    python -m tests.benchmarks.gpu_mixer [OUT.json] [flare] [flare++]
 
-FLARE's alone, unless others are named.
+One mixing of a million points in bf16, forward and backward, is timed by the kernels and by PyTorch's attention calls,
+each call by its fastest backend (flash, cuDNN, memory-efficient). Errors of both, relative to float64, are in bf16,
+float16 and float32. The lower bound beside the times is that of an H100 (exponentials or memory, whichever takes
+longer), also where another GPU is measured. Without names FLARE alone is measured.
+
+Needs one GPU and no data. The result goes to OUT.json, by default results/gpu_mixer.json (call it in the root of the
+repository).
 """
 
 from __future__ import annotations
@@ -25,11 +31,14 @@ from tests.benchmarks.gpu_timing import describe_gpu, exclusive, milliseconds
 
 EXPONENTIALS_A_SECOND = 3.7e12
 BYTES_A_SECOND = 3.35e12
-"""What an H100 can do: 132 multiprocessors with 16 special functions a clock, and its memory."""
+"""Limits of an H100: 132 multiprocessors with 16 special functions a clock, and the bandwidth of its memory."""
 
 SHAPES = [(8, 8, 128), (8, 8, 256), (16, 4, 256), (8, 16, 128), (8, 16, 256)]
+"""Heads, channels of a head and latents of FLARE."""
+
 PLUS_SHAPES = [(8, 16, 64), (8, 16, 128), (8, 8, 128)]
-"""Of FLARE++: its LPBF and Darcy, and FLARE's heads."""
+"""The same of FLARE++: for LPBF, for Darcy, and with the heads of FLARE."""
+
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -38,7 +47,10 @@ BACKENDS = {
 
 
 def _sdpa_times(q: Tensor, k: Tensor, v: Tensor, *, seeds: bool = False) -> dict[str, Any]:
-    """Fastest backend of each call: {call: {backend, forward, both}}; of seeds too, whose keys are their values."""
+    """Time of each attention call by its fastest backend: {call: {backend, forward, both}}, ms.
+
+    With `seeds`, also of FLARE++'s third call, whose keys are its values.
+    """
     keys, values = k.transpose(1, 2).detach(), v.transpose(1, 2).detach()
     latents = q[None].detach()
     calls: dict[str, tuple[Tensor, ...]] = {
@@ -96,7 +108,7 @@ def _row(heads: int, depth: int, latents: int, points: int) -> dict[str, Any]:
 
 
 def _plus(shape: tuple[int, int, int], dtype: torch.dtype, points: int, seed: int = 0) -> tuple[Any, list[Tensor]]:
-    """A mixer of FLARE++, and what its seeds see, keys and values, [1, N, C]."""
+    """A mixer of FLARE++ and its inputs: those of the seeds, keys and values, each [1, N, C]."""
     heads, depth, latents = shape
     torch.manual_seed(seed)
     mixer = FlarePlusPlusMixer(heads * depth, heads, latents).cuda()
@@ -119,7 +131,7 @@ def _pass(mixer: FlarePlusPlusMixer, way: str, projected: list[Tensor]) -> Calla
 
 
 def _plus_row(shape: tuple[int, int, int], points: int) -> dict[str, Any]:
-    """Kernels beside three attention calls: each by its fastest backend, and as PyTorch chooses in the layer."""
+    """Times of the kernels and of three attention calls, each by its fastest backend, and as PyTorch chooses it."""
     heads, depth, latents = shape
     mixer, projected = _plus(shape, torch.bfloat16, points)
     sdpa = _sdpa_times(*_sample(heads, depth, latents, points), seeds=True)
@@ -144,7 +156,7 @@ def _plus_row(shape: tuple[int, int, int], points: int) -> dict[str, Any]:
 
 
 def plus_errors(dtype: torch.dtype, seeds: int = 10) -> dict[str, Any]:
-    """Relative L2 errors of FLARE++'s mixing, as `errors`; truth is the same layer written out in float64."""
+    """Relative L2 errors of FLARE++'s mixing, as `errors`; truth is the same layer by its reference code in float64."""
     names = ("output", "seen", "keys", "values", "seeds", "queries", "gates")
     ways = ("triton", "sdpa")
     off = torch.zeros(len(ways), len(names), dtype=torch.float64)
@@ -153,7 +165,7 @@ def plus_errors(dtype: torch.dtype, seeds: int = 10) -> dict[str, Any]:
         for seed in range(seeds):
             mixer, projected = _plus(shape, dtype, 3000, seed)
             gradient, results = torch.randn_like(projected[0]), {}
-            for way in (*ways, "reference"):  # The truth comes last, as it makes the mixer one of float64.
+            for way in (*ways, "reference"):  # The truth comes last: it turns the mixer into float64.
                 if way == "reference":
                     mixer.double()
                     projected = [t.detach().double().requires_grad_() for t in projected]
@@ -181,7 +193,7 @@ def _by_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def errors(dtype: torch.dtype, seeds: int = 10) -> dict[str, Any]:
-    """Relative L2 errors of output and gradients over shapes and seeds, of kernels and attention calls."""
+    """Relative L2 errors of output and gradients, of kernels and of attention calls, over shapes and seeds."""
     off = {name: torch.zeros(4, dtype=torch.float64) for name in ("triton", "sdpa", "truth")}
     for heads, depth, latents, points in [(2, 4, 48, 1111), (2, 8, 128, 3000), (3, 16, 200, 777), (1, 32, 1000, 999),
                                           (2, 16, 16, 65), (2, 8, 600, 2050)]:  # fmt: skip
@@ -219,7 +231,7 @@ def _measure(
     row_of: Callable[..., dict[str, Any]],
     write: Callable[[], None],
 ) -> None:
-    """Fill in errors and rows, printing each."""
+    """Measure errors and rows, write and print them."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         name, errors = str(dtype).removeprefix("torch."), errors_of(dtype)
         found["errors"][name] = errors
@@ -236,7 +248,7 @@ def _measure(
 
 
 def _compile(models: tuple[str, ...]) -> None:
-    """Which others need not wait for."""
+    """Compile all kernels before the GPU is taken for measuring alone."""
     for shape in SHAPES if "flare" in models else []:
         leaves = [t.requires_grad_() for t in _sample(*shape, 16_384)]
         torch.autograd.grad(mixing.mix(*leaves).sum(), leaves)
@@ -246,7 +258,7 @@ def _compile(models: tuple[str, ...]) -> None:
 
 
 def main(out: str = "tests/benchmarks/results/gpu_mixer.json", *names: str) -> None:
-    """Measure, write, print; errors and rows of FLARE, and those of FLARE++ below its name."""
+    """Measure, write, print; results of FLARE++ stand below the key "flare++"."""
     models = names or ("flare",)
     content: dict[str, Any] = {"gpu": describe_gpu()}
 

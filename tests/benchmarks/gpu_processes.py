@@ -1,4 +1,7 @@
-"""Processes of one machine with a GPU each, as torchrun starts them: what benchmarks of several GPUs share."""
+"""Processes of one machine with a GPU each, as torchrun starts them; not a command.
+
+Shared by `gpu_scaling`, `gpu_data_parallel` and `gpu_death`.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +23,19 @@ from tests.benchmarks.machine import describe_machine
 
 TINY: Final = FlareConfig(channels=16, num_heads=2, num_latents=8, num_blocks=2)
 WAIT: Final = timedelta(seconds=300)
-"""How long a process waits for others, one of which may measure alone."""
+"""How long a process waits for the others, one of which may be measuring alone."""
 
 
 @dataclass(frozen=True)
-class Machine:
-    """This process among others.
+class WorkerProcess:
+    """This process, one of several that compute together.
 
     Attributes:
         device: Its device.
-        rank: Its number.
-        size: How many there are.
+        rank: Its number among the processes.
+        size: Number of processes.
         config: Sizes of the model.
-        began: When it began, s.
+        began: When it began, in seconds of the monotonic clock.
     """
 
     device: torch.device
@@ -46,25 +49,25 @@ class Machine:
         """Whether it computes on a GPU."""
         return self.device.type == "cuda"
 
-    def meet(self) -> None:
-        """Wait for all, and for the device."""
+    def wait_for_all(self) -> None:
+        """Wait for all processes, and for this one's device."""
         if self.on_gpu:
             torch.cuda.synchronize()
         torch.distributed.barrier()
 
-    def most(self, value: float) -> float:
+    def largest(self, value: float) -> float:
         """The largest of a value over the processes."""
         found = torch.tensor(value, dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
         return float(found)
 
-    def room_gib(self) -> float:
-        """Memory of its device."""
+    def memory_gib(self) -> float:
+        """Memory of its device, GiB; for a CPU no limit."""
         return torch.cuda.get_device_properties(self.device).total_memory / 2**30 if self.on_gpu else 1e9
 
 
-def join(*, tiny: bool, on_gpu: bool) -> Machine:
-    """The processes that torchrun started, or this one alone."""
+def join(*, tiny: bool, on_gpu: bool) -> WorkerProcess:
+    """Join the processes that torchrun started; without torchrun this process is the only one."""
     began = time.monotonic()
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
     os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
@@ -81,13 +84,13 @@ def join(*, tiny: bool, on_gpu: bool) -> Machine:
     else:
         torch.distributed.init_process_group("gloo", timeout=WAIT)
     config = replace(TINY if tiny else FlareConfig(), in_dim=3, out_dim=1)
-    return Machine(device, torch.distributed.get_rank(), torch.distributed.get_world_size(), config, began)
+    return WorkerProcess(device, torch.distributed.get_rank(), torch.distributed.get_world_size(), config, began)
 
 
-def _describe(machine: Machine) -> dict[str, Any]:
-    """Device, versions, links."""
-    found: dict[str, Any] = {"machine": describe_machine(("numpy", "torch")), "device": machine.device.type}
-    if machine.on_gpu:
+def _describe(process: WorkerProcess) -> dict[str, Any]:
+    """Device, versions, and links between the GPUs."""
+    found: dict[str, Any] = {"machine": describe_machine(("numpy", "torch")), "device": process.device.type}
+    if process.on_gpu:
         from tests.benchmarks.gpu_timing import describe_gpu
 
         topology = subprocess.run(["nvidia-smi", "topo", "-m"], capture_output=True, text=True, check=False).stdout
@@ -97,16 +100,16 @@ def _describe(machine: Machine) -> dict[str, Any]:
     return found
 
 
-def saver(machine: Machine, out: Path, part: str) -> Callable[[dict[str, Any]], None]:
-    """What puts results of this number of processes into the file, beside those of others."""
+def saver(process: WorkerProcess, out: Path, part: str) -> Callable[[dict[str, Any]], None]:
+    """A function that stores results of this number of processes in the file, beside those of other numbers."""
 
     def save(found: dict[str, Any]) -> None:
-        if machine.rank:
+        if process.rank:
             return
         content = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-        of_size = content.setdefault("by_ranks", {}).setdefault(str(machine.size), {})
+        of_size = content.setdefault("by_ranks", {}).setdefault(str(process.size), {})
         if "about" not in of_size or part not in of_size:
-            of_size["about"] = _describe(machine)
+            of_size["about"] = _describe(process)
         of_size[part] = found
         aside = out.with_name(out.name + ".part")
         aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,11 +1,19 @@
-"""Training over several GPUs of one machine: one mesh divided over them, and a batch on each.
+"""How much do several GPUs of one machine speed up training: one mesh divided over them, or a batch on each?
 
-torchrun --nproc_per_node N -m tests.benchmarks.gpu_scaling --out gpu_scaling.json
-torchrun --nproc_per_node N -m tests.benchmarks.gpu_scaling --out gpu_scaling.json --parts ddp
-python -m tests.benchmarks.gpu_scaling --out gpu_scaling.json --add other.json --picture gpu_scaling.png
+    torchrun --nproc_per_node N -m tests.benchmarks.gpu_scaling --out gpu_scaling.json
+    torchrun --nproc_per_node N -m tests.benchmarks.gpu_scaling --out gpu_scaling.json --parts ddp
+    python -m tests.benchmarks.gpu_scaling --out gpu_scaling.json --add other.json --picture gpu_scaling.png
 
-Results of one N replace what the file had of it, and are written after each measurement. What one GPU takes is measured
-beside it, in the same process and by the code that knows of no others. Without GPUs it runs on the CPU, by gloo.
+- The first divides one mesh over N GPUs: strong scaling (the mesh stays, GPUs are added) and weak scaling (the mesh
+  grows with the GPUs), memory, communication, and how far loss and gradients differ from those of one GPU.
+- The second trains on parts of the sizes of real ones, with a batch on each GPU.
+- The third joins files of several runs, and draws a picture; it measures nothing.
+
+The time of one GPU is measured beside it, in the same process, by code without any communication. Results of one N
+replace those of the same N in the file, which is written after each measurement.
+
+Needs N GPUs and no data; without GPUs it runs a tiny model on the CPU, by gloo. The committed result is
+results/gpu_scaling.json.
 """
 
 from __future__ import annotations
@@ -28,42 +36,42 @@ from flare_model.models.divided import divided
 from flare_model.models.flare import Flare
 from flare_model.training.optimizer import make_optimizer
 from flare_model.training.recipe import Recipe
-from tests.benchmarks.gpu_processes import WAIT, Machine, join, saver
+from tests.benchmarks.gpu_processes import WAIT, WorkerProcess, join, saver
 
 MILLION: Final = 1_000_000
 GIB_A_MILLION: Final = {False: 14.5, True: 4.0}
-"""Memory of a step, by whether activations are computed again; what wouldn't fit by this is left out."""
+"""GiB of a step on a million points, without and with activation checkpointing. What wouldn't fit is left out."""
 
 CHECKPOINTED: Final = 6 * MILLION
-"""Meshes of more points are trained with activations computed again, on any number of GPUs."""
+"""Meshes of more points are trained with activation checkpointing, on any number of GPUs."""
 
 _ALONE: Final[dict[tuple[object, ...], tuple[dict[str, Any], Any]]] = {}
-"""What one GPU took and found, by mesh and way of training: weak scaling begins where strong scaling ended."""
+"""Time and numbers of one GPU, by points and settings: strong and weak scaling may ask for the same."""
 
 
 class Step:
-    """One step of training: forward, loss, backward, clipping, AdamW.
+    """One training step: forward, loss, backward, clipping, AdamW.
 
     Args:
-        machine: Where.
-        checkpointing: Compute activations again.
-        dtype: What autocast takes products in; None for float32.
+        process: This process.
+        checkpointing: Whether activations are computed again in the backward pass.
+        dtype: Type that autocast computes products in; None for float32.
     """
 
     def __init__(
-        self, machine: Machine, *, checkpointing: bool = False, dtype: torch.dtype | None = torch.bfloat16
+        self, process: WorkerProcess, *, checkpointing: bool = False, dtype: torch.dtype | None = torch.bfloat16
     ) -> None:
         torch.manual_seed(0)
-        self.machine, self.dtype = machine, dtype
-        self.model = Flare(machine.config).to(machine.device)
+        self.process, self.dtype = process, dtype
+        self.model = Flare(process.config).to(process.device)
         self.model.activation_checkpointing = checkpointing
-        self.optimizer = make_optimizer(self.model, Recipe(learning_rate=1e-4), machine.device)
+        self.optimizer = make_optimizer(self.model, Recipe(learning_rate=1e-4), process.device)
 
     def differentiate(self, points: Tensor, truth: Tensor, ranks: PointRanks | None) -> Tensor:
-        """The loss of one mesh, whose gradients are those of all its points then."""
+        """The loss of one mesh; each process then has the gradients of the whole mesh."""
         offsets = torch.tensor([0, len(points)])
         autocast = torch.autocast(
-            self.machine.device.type, dtype=self.dtype or torch.bfloat16, enabled=bool(self.dtype)
+            self.process.device.type, dtype=self.dtype or torch.bfloat16, enabled=bool(self.dtype)
         )
         with autocast, divided(self.model, ranks) if ranks else nullcontext():
             prediction = self.model(points, None, offsets)
@@ -80,24 +88,24 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
 
     def numbers(self, points: Tensor, truth: Tensor, ranks: PointRanks | None) -> tuple[float, Tensor]:
-        """Loss and gradients, in one row."""
+        """The loss, and all gradients in one row of float64."""
         loss = self.differentiate(points, truth, ranks)
         flat = torch.cat([p.grad.reshape(-1).double() for p in self.model.parameters() if p.grad is not None])
         self.optimizer.zero_grad(set_to_none=True)
         return float(loss), flat
 
 
-def make_mesh(machine: Machine, count: int) -> tuple[Tensor, Tensor]:
-    """The same points and truth on each process."""
-    generator = torch.Generator(machine.device).manual_seed(count)
-    points = torch.rand(count, 3, device=machine.device, generator=generator)
+def make_mesh(process: WorkerProcess, count: int) -> tuple[Tensor, Tensor]:
+    """Points [N, 3] and truth [N, 1] of a mesh, the same on each process."""
+    generator = torch.Generator(process.device).manual_seed(count)
+    points = torch.rand(count, 3, device=process.device, generator=generator)
     waves = torch.sin(points @ points.new_tensor([[7.0], [5.0], [3.0]]))
-    return points, waves + 0.1 * torch.randn(count, 1, device=machine.device, generator=generator)
+    return points, waves + 0.1 * torch.randn(count, 1, device=process.device, generator=generator)
 
 
-def _seconds(machine: Machine, function: Callable[[], None], *, alone: bool) -> list[float]:
-    """Times of a call, each the longest over the processes where it isn't one alone, after one that warms up."""
-    meet = (torch.cuda.synchronize if machine.on_gpu else (lambda: None)) if alone else machine.meet
+def _seconds(process: WorkerProcess, function: Callable[[], None], *, alone: bool) -> list[float]:
+    """Seconds of a call, several times after a first one; unless `alone`, the longest over the processes."""
+    meet = (torch.cuda.synchronize if process.on_gpu else (lambda: None)) if alone else process.wait_for_all
     times: list[float] = []
     for calls in (1, 1, *[2] * 5):
         if sum(times) > 6.0 and len(times) >= 4:
@@ -106,47 +114,49 @@ def _seconds(machine: Machine, function: Callable[[], None], *, alone: bool) -> 
         begin = time.perf_counter()
         for _ in range(1 if times and times[-1] > 1.0 else calls):
             function()
-        if machine.on_gpu:
+        if process.on_gpu:
             torch.cuda.synchronize()
         took = (time.perf_counter() - begin) / (1 if times and times[-1] > 1.0 else calls)
-        times.append(took if alone else machine.most(took))
+        times.append(took if alone else process.largest(took))
     return times[1:]
 
 
-def _measured(machine: Machine, points: Tensor, truth: Tensor, ranks: PointRanks | None, **how: Any) -> dict[str, Any]:
+def _measured(
+    process: WorkerProcess, points: Tensor, truth: Tensor, ranks: PointRanks | None, **how: Any
+) -> dict[str, Any]:
     """Time and memory of a step."""
-    step = Step(machine, **how)
-    if machine.on_gpu:
+    step = Step(process, **how)
+    if process.on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    times = _seconds(machine, lambda: step(points, truth, ranks), alone=ranks is None)
+    times = _seconds(process, lambda: step(points, truth, ranks), alone=ranks is None)
     found: dict[str, Any] = {"ms": statistics.median(times) * 1e3, "times_ms": [round(t * 1e3, 2) for t in times]}
-    if machine.on_gpu:
+    if process.on_gpu:
         peak = torch.cuda.max_memory_allocated() / 2**30
-        found["peak_gib"] = peak if ranks is None else machine.most(peak)
+        found["peak_gib"] = peak if ranks is None else process.largest(peak)
     return found
 
 
-def _one_gpu(machine: Machine, count: int, **how: Any) -> tuple[dict[str, Any], Any]:
-    """What the first process takes alone, and its numbers; where it can't, the words that say so."""
+def _one_gpu(process: WorkerProcess, count: int, **how: Any) -> tuple[dict[str, Any], Any]:
+    """Time, memory and numbers of a step on the first process alone; where it doesn't fit, why, and None."""
     needed = GIB_A_MILLION[how["checkpointing"]] * count / MILLION
-    if needed > machine.room_gib():
+    if needed > process.memory_gib():
         return {"left_out": f"would take about {needed:.0f} GiB on one GPU"}, None
     try:
-        points, truth = make_mesh(machine, count)
-        numbers = Step(machine, **how).numbers(points, truth, None)
-        found = _measured(machine, points, truth, None, **how)
-        order = torch.randperm(count, device=machine.device)  # tiles of another order round other sums
-        again = Step(machine, **how).numbers(points[order], truth[order], None)
+        points, truth = make_mesh(process, count)
+        numbers = Step(process, **how).numbers(points, truth, None)
+        found = _measured(process, points, truth, None, **how)
+        order = torch.randperm(count, device=process.device)  # another order of the points changes rounding alone
+        again = Step(process, **how).numbers(points[order], truth[order], None)
         found["off_by_order_of_points"] = _off(again, numbers)
         return found, numbers
     except torch.OutOfMemoryError as error:
         return {"left_out": str(error)[:200]}, None
     finally:
-        _free(machine)
+        _free(process)
 
 
-def _free(machine: Machine) -> None:
-    if machine.on_gpu:
+def _free(process: WorkerProcess) -> None:
+    if process.on_gpu:
         torch.cuda.empty_cache()
 
 
@@ -160,72 +170,72 @@ def _off(found: tuple[float, Tensor], wanted: tuple[float, Tensor]) -> dict[str,
     }
 
 
-def divided_row(machine: Machine, ranks: PointRanks, count: int, base: int, **how: Any) -> dict[str, Any]:
-    """A mesh of so many points over all processes, beside a mesh on one.
+def divided_row(process: WorkerProcess, ranks: PointRanks, count: int, base: int, **how: Any) -> dict[str, Any]:
+    """Measure a mesh divided over all processes, and a mesh on one process.
 
     Args:
-        machine: This process.
+        process: This process.
         ranks: All of them.
-        count: Points of the mesh.
-        base: Points of the mesh that the first has alone: as many (strong scaling), or an N-th (weak).
-        how: As for `Step`.
+        count: Points of the divided mesh.
+        base: Points of the mesh that one process computes alone: as many (strong scaling), or an N-th (weak scaling).
+        how: Arguments of `Step`.
     """
     how = {"checkpointing": count > CHECKPOINTED, "dtype": torch.bfloat16} | how
     row: dict[str, Any] = {"points": count, "points_of_one": base, "checkpointing": how["checkpointing"]}
-    needed = GIB_A_MILLION[how["checkpointing"]] * count / machine.size / MILLION
-    if needed > machine.room_gib():
+    needed = GIB_A_MILLION[how["checkpointing"]] * count / process.size / MILLION
+    if needed > process.memory_gib():
         return row | {"left_out": f"would take about {needed:.0f} GiB on each GPU"}
     numbers = None
-    if machine.rank == 0:
+    if process.rank == 0:
         key = (base, *how.values())
         if key not in _ALONE:
-            _ALONE[key] = _one_gpu(machine, base, **how)
+            _ALONE[key] = _one_gpu(process, base, **how)
         row["one"], numbers = _ALONE[key]
         if base != count and numbers is not None:
-            numbers = _numbers_of_one(machine, count, **how)
-    machine.meet()
+            numbers = _numbers_of_one(process, count, **how)
+    process.wait_for_all()
     mine = ranks.share([0, count])
-    points, truth = (mine.of(values).clone() for values in make_mesh(machine, count))
-    _free(machine)
-    found = Step(machine, **how).numbers(points, truth, ranks)
+    points, truth = (mine.of(values).clone() for values in make_mesh(process, count))
+    _free(process)
+    found = Step(process, **how).numbers(points, truth, ranks)
     row["loss"] = found[0]
     if numbers is not None:
         row["off_one_gpu"] = _off(found, numbers)
-    row |= _measured(machine, points, truth, ranks, **how)
+    row |= _measured(process, points, truth, ranks, **how)
     del points, truth, found
-    _free(machine)
+    _free(process)
     if "ms" in row.get("one", {}):
-        work = count / base / machine.size
+        work = count / base / process.size
         row["efficiency"] = row["one"]["ms"] * work / row["ms"]
     return row
 
 
-def _numbers_of_one(machine: Machine, count: int, **how: Any) -> Any:
-    """Loss and gradients of a mesh on the first process alone, where it has room for it."""
-    if GIB_A_MILLION[how["checkpointing"]] * count / MILLION > machine.room_gib():
+def _numbers_of_one(process: WorkerProcess, count: int, **how: Any) -> Any:
+    """Loss and gradients of a mesh on the first process alone; None where they don't fit."""
+    if GIB_A_MILLION[how["checkpointing"]] * count / MILLION > process.memory_gib():
         return None
     try:
-        return Step(machine, **how).numbers(*make_mesh(machine, count), None)
+        return Step(process, **how).numbers(*make_mesh(process, count), None)
     except torch.OutOfMemoryError:
         return None
     finally:
-        _free(machine)
+        _free(process)
 
 
-def communication(machine: Machine, ranks: PointRanks) -> dict[str, float]:
-    """Milliseconds of what the processes tell each other in a step; there is one of the first two in each block."""
-    config = machine.config
+def communication(process: WorkerProcess, ranks: PointRanks) -> dict[str, float]:
+    """Milliseconds of each kind of communication in a step; of the first two there is one in each block."""
+    config = process.config
     shape = (1, config.num_heads, config.num_latents)
-    encoded = torch.rand(*shape, config.channels // config.num_heads, device=machine.device)
-    levels, parameters = torch.rand(shape, device=machine.device), Flare(config).to(machine.device)
+    encoded = torch.rand(*shape, config.channels // config.num_heads, device=process.device)
+    levels, parameters = torch.rand(shape, device=process.device), Flare(config).to(process.device)
 
     def time_of(function: Callable[[], Any]) -> float:
         function()
-        machine.meet()
+        process.wait_for_all()
         begin = time.perf_counter()
         for _ in range(20):
             function()
-        machine.meet()
+        process.wait_for_all()
         return (time.perf_counter() - begin) / 20 * 1e3
 
     return {
@@ -236,46 +246,49 @@ def communication(machine: Machine, ranks: PointRanks) -> dict[str, float]:
     }
 
 
-def _compile(machine: Machine, ranks: PointRanks) -> dict[str, Any]:
-    """Let all processes compile the kernels at the same time, which takes longer than to measure."""
-    points, truth = make_mesh(machine, 32_768 if machine.on_gpu else 64)
+def _compile(process: WorkerProcess, ranks: PointRanks) -> dict[str, Any]:
+    """Let all processes compile the kernels at the same time, before anything is timed."""
+    points, truth = make_mesh(process, 32_768 if process.on_gpu else 64)
     for dtype in (torch.bfloat16, None):
-        step = Step(machine, dtype=dtype)
+        step = Step(process, dtype=dtype)
         step(points, truth, None)
         step(points, truth, ranks)
-    machine.meet()
-    return {"points": len(points) * machine.size}
+    process.wait_for_all()
+    return {"points": len(points) * process.size}
 
 
-def context(machine: Machine, options: argparse.Namespace, save: Callable[[dict[str, Any]], None]) -> None:
-    """Weak and strong scaling of a step over a divided mesh."""
+def context(process: WorkerProcess, options: argparse.Namespace, save: Callable[[dict[str, Any]], None]) -> None:
+    """Measure strong and weak scaling of a step on a divided mesh."""
     ranks = PointRanks.of_world(seconds=WAIT.total_seconds())
     found: dict[str, Any] = {}
 
     def measure(name: str, function: Callable[[], Any]) -> None:
-        if machine.most(time.monotonic() - machine.began) > options.seconds:
+        if process.largest(time.monotonic() - process.began) > options.seconds:
             found[name] = {"left_out": f"no time left of {options.seconds:g} s"}
         else:
-            found[name] = {"began": True, "failed": "the processes ended here, unless a later state of this file knows"}
+            found[name] = {
+                "began": True,
+                "failed": "the processes ended during this measurement, or it hasn't ended yet",
+            }
             save(found)
             found[name] = function()
-            found[name]["at_s"] = round(time.monotonic() - machine.began, 1)
+            found[name]["at_s"] = round(time.monotonic() - process.began, 1)
         save(found)
 
-    measure("compiling", lambda: _compile(machine, ranks))
-    measure("communication_ms", lambda: communication(machine, ranks))
+    measure("compiling", lambda: _compile(process, ranks))
+    measure("communication_ms", lambda: communication(process, ranks))
     exact = round(options.exact * MILLION)
-    measure("float32", lambda: divided_row(machine, ranks, exact, exact, dtype=None))
+    measure("float32", lambda: divided_row(process, ranks, exact, exact, dtype=None))
     for millions in options.sizes:
         count = round(millions * MILLION)
-        measure(f"strong {millions:g}", lambda count=count: divided_row(machine, ranks, count, count))
+        measure(f"strong {millions:g}", lambda count=count: divided_row(process, ranks, count, count))
     for millions in options.weak:
         base = round(millions * MILLION)
-        measure(f"weak {millions:g}", lambda base=base: divided_row(machine, ranks, base * machine.size, base))
+        measure(f"weak {millions:g}", lambda base=base: divided_row(process, ranks, base * process.size, base))
 
 
 def add(out: Path, others: Sequence[Path]) -> None:
-    """Put what files have of each number of GPUs into one, later ones over earlier ones."""
+    """Join the results of several files in one; of the same number of GPUs and part the last file's stay."""
     sizes: dict[str, dict[str, Any]] = {}
     for path in (*([out] if out.exists() else []), *others):
         for size, found in json.loads(path.read_text(encoding="utf-8"))["by_ranks"].items():
@@ -284,7 +297,7 @@ def add(out: Path, others: Sequence[Path]) -> None:
 
 
 def draw(results: Path, picture: Path) -> None:
-    """Time and efficiency over the number of GPUs."""
+    """Draw time and efficiency over the number of GPUs."""
     from matplotlib.figure import Figure
 
     content = json.loads(results.read_text(encoding="utf-8"))["by_ranks"]
@@ -316,20 +329,22 @@ def draw(results: Path, picture: Path) -> None:
 
 
 def main() -> None:
-    """Measure and write, or draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Measure and write, or join and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file of the results of all numbers of GPUs")
-    parser.add_argument("--parts", nargs="+", choices=("context", "ddp"), default=["context"])
+    parser.add_argument(
+        "--parts", nargs="+", choices=("context", "ddp"), default=["context"], help="a divided mesh, or batches"
+    )
     parser.add_argument("--sizes", nargs="*", type=float, default=[1, 2, 8], help="million points, strong scaling")
     parser.add_argument("--weak", nargs="*", type=float, default=[8], help="million points a GPU, weak scaling")
-    parser.add_argument("--exact", type=float, default=0.25, help="million points, numbers in float32")
-    parser.add_argument("--seconds", type=float, default=120, help="begin no measurement of a divided mesh after these")
-    parser.add_argument("--steps", type=int, default=500, help="steps of training on parts")
-    parser.add_argument("--seeds", type=int, default=3, help="weights whose losses after these steps are compared")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="parts a GPU and step")
+    parser.add_argument("--exact", type=float, default=0.25, help="million points of the comparison in float32")
+    parser.add_argument("--seconds", type=float, default=120, help="begin no measurement of a divided mesh later")
+    parser.add_argument("--steps", type=int, default=500, help="steps of training on parts, ddp")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of which losses are compared, ddp")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="parts of a GPU's batch, ddp")
     parser.add_argument("--cpu", action="store_true", help="on the CPU, with a tiny model")
-    parser.add_argument("--add", nargs="+", type=Path, help="take over what other files have, and measure nothing")
-    parser.add_argument("--picture", type=Path, help="draw the results into this file, and measure nothing")
+    parser.add_argument("--add", nargs="+", type=Path, help="only join the results of these files into --out")
+    parser.add_argument("--picture", type=Path, help="only draw the results into this file")
     options = parser.parse_args()
     if options.add:
         add(options.out, options.add)
@@ -338,16 +353,16 @@ def main() -> None:
     if options.add or options.picture:
         return
     on_gpu = torch.cuda.is_available() and not options.cpu
-    machine = join(tiny=not on_gpu, on_gpu=on_gpu)
+    process = join(tiny=not on_gpu, on_gpu=on_gpu)
     for part in options.parts:
-        save = saver(machine, options.out, part)
+        save = saver(process, options.out, part)
         if part == "context":
-            context(machine, options, save)
+            context(process, options, save)
         else:
             from tests.benchmarks.gpu_data_parallel import ddp
 
-            ddp(machine, options, save)
-    machine.meet()
+            ddp(process, options, save)
+    process.wait_for_all()
     torch.distributed.destroy_process_group()
 
 

@@ -1,9 +1,19 @@
-"""Training steps with the kernels beside the same model with attention calls, on one GPU.
+"""How much faster are whole training steps of FLARE and FLARE++ with the kernels than with attention calls, on one GPU?
 
-python -m tests.benchmarks.gpu_step million|largest|lpbf|profile OUT.json [NAME ...]
-python -m tests.benchmarks.gpu_step summary OUT.json PART.json ...
+    python -m tests.benchmarks.gpu_step million|largest|lpbf|profile OUT.json [NAME ...]
+    python -m tests.benchmarks.gpu_step summary OUT.json PART.json ...
 
-Without names million and lpbf measure all rows of FLARE; the name flare++ stands for all of FLARE++ (its LPBF run).
+- `million`: time and memory of a step on a million points, by kernels and by attention calls, eager and compiled.
+- `lpbf`: points a second on parts of the sizes of real ones, one part a step. Only steps with kernels are also recorded
+  as CUDA graphs, so the ratio of such a row to one with attention calls includes the cost of launching.
+- `largest`: steps of ever more points with activation checkpointing, until memory is used up.
+- `profile`: time of each kernel of a step.
+- `summary`: joins files, and adds the ratios of the fastest row of FLARE with kernels to those with attention calls.
+
+Without names `million` and `lpbf` measure all rows of FLARE; a name is that of a row, and `flare++` stands for all
+rows of FLARE++. The lower bound beside the times is that of an H100. Rows called "paper" are attention calls.
+
+Needs one GPU and no data. The result goes to OUT.json; committed are results/gpu_step.json and gpu_step_compiled.json.
 """
 
 from __future__ import annotations
@@ -31,18 +41,20 @@ from tests.benchmarks.gpu_timing import describe_gpu, exclusive, milliseconds, p
 
 EXPONENTIALS_A_SECOND = 3.7e12
 POINTWISE_SECONDS_A_POINT = 0.63e-9
-"""A block's pointwise work, fused, at the bandwidth of an H100."""
+"""Seconds a point of a block's pointwise operations, if they were fused and limited by the memory of an H100."""
 
 LPBF_CELLS = (
     170, 920, 1919, 2520, 3168, 3780, 4368, 4900, 5390, 5820, 6400, 6990, 7560, 8190, 8800, 9420, 10010, 10568, 11180,
     11800, 12400, 13050, 13700, 14300, 15000, 15650, 16331, 17000, 17800, 18600, 19400, 20300, 21200, 22100, 23006,
     24300, 25680,
 )  # fmt: skip
-"""Cells of real parts, about evenly from the smallest to the largest; points are taken to be a multiple of them."""
+"""Cells of real parts, about evenly from the smallest to the largest; points are taken as proportional to them."""
 LPBF_MEAN_POINTS = 21_000
 LPBF_STEPS = 275_000
+"""Steps of a full training on LPBF in the paper."""
+
 _ROUNDED = 1024
-"""Parts are filled up to a multiple of so many points, and their sizes are recorded once each."""
+"""Before recording, parts are filled up to a multiple of this many points; each size is recorded once."""
 
 
 def _sizes() -> list[int]:
@@ -54,11 +66,11 @@ class Step:
     """One training step: forward, loss, backward, clipping, AdamW.
 
     Args:
-        mixer: How to mix.
-        compiled: Mode of torch.compile.
-        checkpointing: Keep what enters the blocks alone.
-        graphs: Record steps as CUDA graphs.
-        model: The model, at its own sizes.
+        mixer: Implementation of the mixing: "triton" (kernels) or "sdpa" (attention calls).
+        compiled: Mode of torch.compile; "off" for none.
+        checkpointing: Whether the blocks' activations are computed again in the backward pass.
+        graphs: Whether steps are recorded as CUDA graphs.
+        model: The model, in its default sizes.
     """
 
     def __init__(
@@ -131,7 +143,7 @@ def _named(name: str, names: tuple[str, ...]) -> bool:
 
 
 def lower_bound_ms(count: int) -> float:
-    """Of a step: exponentials of the mixers, and pointwise work at full bandwidth."""
+    """Lower bound of a step's time on an H100: exponentials of the mixers, and pointwise work at full bandwidth."""
     config = FlareConfig()
     exponentials = 4 * count * config.num_latents * config.num_heads / EXPONENTIALS_A_SECOND
     return config.num_blocks * (exponentials + count * POINTWISE_SECONDS_A_POINT) * 1e3
@@ -189,7 +201,7 @@ def profile(*_: str) -> dict[str, float]:
 
 
 def largest(*_: str) -> dict[str, Any]:
-    """Steps of ever more points, until the memory doesn't do."""
+    """Make steps of ever more points until memory is used up."""
     rows = []
     for count in (8_000_000, 12_000_000, 16_000_000, 20_000_000, 24_000_000, 26_000_000, 28_000_000):
         try:
@@ -208,7 +220,7 @@ def largest(*_: str) -> dict[str, Any]:
 
 
 def _drive(step: Step, sizes: list[int], seconds: float) -> dict[str, float]:
-    """Points a second over so many seconds, after every size was seen."""
+    """Points a second over some seconds, after two steps of every size. Points that were filled in don't count."""
     torch.cuda.reset_peak_memory_stats()
     cases = [_case(size).filled(_ROUNDED) if step.graphs else _case(size) for size in sizes]
     begin = time.monotonic()
@@ -233,9 +245,9 @@ def _drive(step: Step, sizes: list[int], seconds: float) -> dict[str, float]:
 
 
 def lpbf(*names: str) -> dict[str, Any]:
-    """Training one case at a time, of the sizes of real parts.
+    """Measure training on one case a step, of the sizes of real parts.
 
-    Attention leaves cuDNN's kernel out, as training does: it plans anew for every number of points, for seconds.
+    cuDNN's attention is switched off, as in training: it takes seconds of planning for every new number of points.
     """
     torch.backends.cuda.enable_cudnn_sdp(enabled=False)
     sizes = _sizes()
@@ -262,7 +274,7 @@ def lpbf(*names: str) -> dict[str, Any]:
 
 
 def summary(*parts: str) -> dict[str, Any]:
-    """Rows of several files together, with what they say of each other."""
+    """Join rows of several files, and add ratios between them."""
     found: dict[str, Any] = {}
     for part in parts:
         content = json.loads(Path(part).read_text(encoding="utf-8"))

@@ -1,8 +1,12 @@
-"""Try sizes of tiles for every kernel of the mixer; the best go into flare_model/kernels/tuning.py.
+"""Which sizes of tiles are fastest for each kernel of FLARE's mixing? The best go into flare_model/kernels/tuning.py.
 
-python -m tests.benchmarks.gpu_tiles OUT.json [KERNEL ...]
+    python -m tests.benchmarks.gpu_tiles OUT.json [KERNEL ...]
 
-The best four of each kernel and shape are then tried in more or fewer programs.
+Every kernel is timed on a million points in bf16, in several shapes of heads and latents, with each candidate of
+tiles; the best four of each are then tried with more and with fewer programs.
+
+Needs one GPU, 16 processor cores (that many processes compile) and no data. The result goes to OUT.json; committed is
+results/gpu_tiles.json.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ PROGRAMS = (660, 792, 924, 1056, 1320, 1584, 1848, 2112, 2640, 3168, 4224, 6336,
 _FAST = [(32, 32, 1), (32, 16, 1), (16, 32, 1), (16, 64, 1), (32, 32, 2), (32, 64, 2), (32, 128, 2), (64, 16, 2),
           (64, 32, 2), (64, 64, 2), (64, 32, 4), (64, 64, 4)]  # fmt: skip
 _CAPS = {1: (None, 200), 2: (None, 200, 168, 144), 4: (None, 168, 128)}
-"""Registers of a thread that let one program more share a multiprocessor, by warps of a program."""
+"""By warps of a program: limits on the registers of a thread with which one more program fits on a multiprocessor."""
 
 CANDIDATES: dict[str, list[Tiles]] = {
     "encode": [Tiles(p, m, w, s, polynomials=f) for p, m, w, s in
@@ -57,7 +61,7 @@ CANDIDATES: dict[str, list[Tiles]] = {
 
 
 def _inputs(shape: Shape, points: int) -> dict[str, Any]:
-    """What the kernels take, and what each leaves for the next."""
+    """Inputs of all kernels, among them the results that one kernel passes to the next."""
     launches.tiles_of = tiles_of
     heads, depth, latents = shape
     torch.manual_seed(0)
@@ -71,7 +75,7 @@ def _inputs(shape: Shape, points: int) -> dict[str, Any]:
 
 
 def _run(kernel: str, tiles: Tiles, x: dict[str, Any]) -> Any:
-    """One kernel with such tiles, and what comes with it: the merging of slices, the other launches of pass two."""
+    """Run one kernel with these tiles, and what is launched with it: the merging of slices, or the rest of its pass."""
     launches.tiles_of = lambda name, *size: tiles if name == kernel else tiles_of(name, *size)
     q, points = x["q"], x["points"]
     if kernel == "encode":
@@ -80,7 +84,7 @@ def _run(kernel: str, tiles: Tiles, x: dict[str, Any]) -> Any:
         return mixing._decode(q, x["z"], points)
     if kernel == "latent_gradient":
         return mixing._latent_gradient(q, x["dy"], x["l"], points)
-    if kernel == "encode_gradient":  # That its values aren't its keys takes no time.
+    if kernel == "encode_gradient":  # Here keys and values differ; that doesn't change the time.
         return encoding._differentiate(x["dz"], q, x["z"], x["L"], points)
     return mixing._point_gradients(q, x["v"], x["y"], x["dy"], x["z"], x["dz"], x["L"], x["l"], points)
 

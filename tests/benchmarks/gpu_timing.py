@@ -1,4 +1,4 @@
-"""Timing on a GPU, and what it is, for the JSON of the gpu benchmarks."""
+"""Timing and peak memory of calls on a GPU, and a description of the GPU for results; not a command."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ import torch
 
 @contextlib.contextmanager
 def exclusive() -> Iterator[None]:
-    """Have the GPU alone: benchmarks may compile side by side, but they measure one after the other.
+    """Wait for a lock on the GPU: benchmarks may compile at the same time, but measure one after the other.
 
-    Holds for processes that share the lock file that GPU_LOCK names; without it, this does nothing. It can't be nested.
+    The lock holds among processes whose variable GPU_LOCK names the same file; without that variable this does nothing.
+    It can't be nested.
     """
     name = os.environ.get("GPU_LOCK")
     if not name:
         yield
         return
-    torch.cuda.empty_cache()  # While this waits, others may need the memory.
+    torch.cuda.empty_cache()  # Another process may need this memory meanwhile.
     with open(name, "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
@@ -33,14 +34,14 @@ def exclusive() -> Iterator[None]:
 
 
 def milliseconds(function: Callable[[], Any], budget: float = 150.0, most: int = 20, calls: int = 4) -> float:
-    """Median time of a call by events on the device, after warming up.
+    """Median time of a call, by events on the device, after one call that isn't counted.
 
     Calls are timed several at a time, so that the device does not wait for the host to launch the first kernel.
 
     Args:
-        function: What to time.
-        budget: Milliseconds to spend, about.
-        most: Most repetitions.
+        function: The call to time.
+        budget: About how many milliseconds to spend.
+        most: Largest number of repetitions.
         calls: Calls between two events.
     """
     function()
@@ -61,7 +62,7 @@ def _once(function: Callable[[], Any], calls: int) -> float:
 
 
 def peak_gib(function: Callable[[], Any]) -> float:
-    """Most memory that tensors take during a call, GiB."""
+    """Peak memory of all tensors during a call, GiB."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     function()
@@ -70,7 +71,7 @@ def peak_gib(function: Callable[[], Any]) -> float:
 
 
 def describe_gpu() -> dict[str, Any]:
-    """Name, clocks, driver and versions."""
+    """Name, clocks, driver and versions of the first GPU."""
     import triton
 
     fields = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit", "temperature.gpu")

@@ -1,10 +1,14 @@
-"""How a model does on families of parts that it never saw.
+"""How well does a model predict families of parts that it never saw?
 
     python -m tests.benchmarks.held_out_families --data lpbf/ --work runs/families --steps 10000 --processes 2
 
 For each of four fixed groups of the simulator's families, `lpbf_accurate` is trained from fresh weights on the train
-split without the group's parts, and judged on parts of the group, of all splits, at most `--judged` of a family and
-size. Beside it stands the error on the test split's parts of all other families. What is done lies in `--work`.
+split without the group's parts, and evaluated on parts of the group, of all splits, at most `--judged` of each family
+and size. Compared with that is the error of the same model on the test split's parts of all other families, which it
+knows.
+
+Needs a GPU for its time's sake, and the surrogate's corpus (results/corpus.json), whose manifest names families. Runs
+are stored in `--work`, and those that are there are not done again. The result goes to results/held_out_families.json.
 """
 
 from __future__ import annotations
@@ -38,25 +42,25 @@ GROUPS: Final = {
     "d": ("impeller", "ribbed_plate", "cantilever"),
 }
 LARGE: Final = 7000
-"""Points that tell parts of about 20,000 from those of about 2,000."""
+"""Parts of more points count as large (about 20,000), others as small (about 2,000)."""
 
 TARGETS: Final = ("displacement_x", "displacement_y", "displacement_z")
 
 
 def settings_of(data: str, steps: int) -> Settings:
-    """The configuration `lpbf_accurate`, of so many steps."""
+    """Settings of `lpbf_accurate` with the recipe of the package's own model, for a number of steps."""
     return accurate_settings(data, recipe_of_own_model(steps), validate_steps=steps, checkpoint_every=steps)
 
 
 def errors_by_family(
     surrogate: Surrogate, splits: Iterable[Split], judged: int
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean relative L2 by target, by family and size, of at most so many parts of each.
+    """Mean relative L2 error by target, for each family and size.
 
     Args:
         surrogate: The model.
-        splits: What is judged.
-        judged: Parts of a family and size at most.
+        splits: Splits whose parts are evaluated.
+        judged: Largest number of parts of each family and size.
     """
     found: dict[str, dict[str, list[float]]] = {}
     left: dict[str, int] = {}
@@ -79,7 +83,7 @@ def errors_by_family(
 
 
 def parts_of(split: Split, group: str, *, inside: bool) -> Split:
-    """Those parts of a split that are of a group's families, or those that aren't."""
+    """The parts of a split that are of a group's families, or those that aren't."""
     families = families_of(split)
     return split.only(c for c in split.case_ids if (families.get(c) in GROUPS[group]) == inside)
 
@@ -92,7 +96,7 @@ def train_without(group: str, data: str, folder: Path, steps: int) -> None:
 
 
 def carry_out(group: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """Train without a group and judge on it."""
+    """Train without a group and evaluate on it; the errors are kept in the run's folder."""
     folder = asked.work / group
 
     def train_and_judge() -> dict[str, Any]:
@@ -111,7 +115,7 @@ def carry_out(group: str, asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def over_families(groups: Sequence[dict[str, Any]], kind: str, size: str) -> dict[str, dict[str, float]] | None:
-    """Mean and worst over the families, each of which counts alike; a known family is the mean of its groups."""
+    """Mean and worst error over the families, each with equal weight; that of a known family is a mean over groups."""
     rows: dict[str, dict[str, list[float]]] = {}
     for group in groups:
         for name, of in group[kind].items():
@@ -129,12 +133,12 @@ def over_families(groups: Sequence[dict[str, Any]], kind: str, size: str) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a built data set whose manifest names families")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the runs; given again, they go on")
-    parser.add_argument("--steps", type=int, default=10000, help="of each of the four trainings")
-    parser.add_argument("--judged", type=int, default=40, help="parts of a family and size that are judged at most")
-    parser.add_argument("--processes", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--judge_only", action="store_true", help="judge the weights that lie in --work, train none")
+    parser.add_argument("--data", required=True, help="data set whose manifest names families")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs, which are continued")
+    parser.add_argument("--steps", type=int, default=10000, help="steps of each of the four trainings")
+    parser.add_argument("--judged", type=int, default=40, help="largest number of evaluated parts of a family and size")
+    parser.add_argument("--processes", type=int, default=1, help="trainings that run at a time")
+    parser.add_argument("--judge_only", action="store_true", help="only evaluate the models in --work")
     asked = parser.parse_args()
     started, found = time.monotonic(), {}
     with training_pool(asked.processes) as pool:

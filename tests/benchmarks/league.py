@@ -1,21 +1,25 @@
-"""Every model of the paper on one corpus, under one protocol, in one command.
+"""How do the paper's models and FLARE++ compare on one corpus of simulated parts, under one protocol?
 
     python -m tests.benchmarks.league --data lpbf/ --work runs/league --steps 4000 --trial_steps 400 --processes 3
 
 Each model has the size of its configuration (`flare_model/configs/lpbf_*.yaml`) and the optimiser of its own recipe:
-warm-up, divisors, beta2, weight decay and clipping. What is equal for all: the corpus, the target (the Z displacement
-of the finished part), the steps, the batches (16 parts, 65,536 points at most), symmetries, the average of weights and
-bf16-mixed precision on a GPU. Each model gets three trials of `--trial_steps` steps, told the shape of the part, with
-half, once and twice its recipe's learning rate; the one with the least error on validation is taken for all its runs,
-told the shape and not told. Test errors are those of the end of a run, read once.
+warm-up, divisors, beta2, weight decay and clipping. Equal for all are the corpus, the target (the Z displacement of
+the finished part), the number of steps, the batches (16 parts, 65,536 points at most), the symmetries, the averaging
+of weights, and bf16-mixed precision on a GPU. Each model gets three trials of `--trial_steps` steps, with the features
+of the part's shape as input and half, once and twice its recipe's learning rate; the rate with the least error on
+validation is taken for all its runs, those with the features and those with coordinates alone. Test errors are of the
+weights at the end of a run, which is evaluated once.
 
-`--equal_time` gives each model steps in proportion to its speed instead: all take the time in which the slowest one of
-those asked for makes `--steps`.
+With `--equal_time` each model gets steps in proportion to its speed instead: all take the time in which the slowest of
+the models asked for makes `--steps` steps.
 
-Speed and memory are measured first, each model alone on the device; then `--processes` runs share it. What is done
-lies in `--work`, so that the command may be cut and given again, with other models, inputs or seeds too; the table is
-of all that lies there. `--reduced` shrinks models until a laptop's CPU does it; its figures say so, and compare nothing
-but whether everything runs.
+Speed and memory are measured first, each model alone on the device; then `--processes` runs share it. Runs are stored
+in `--work`, and those that are there are not done again, so that the command may be interrupted and repeated, also
+with other models, inputs or seeds; the table is of all runs in that folder. `--reduced` shrinks the models until a CPU
+can train them, to see that everything runs; its figures don't compare the models.
+
+Needs a GPU (but for `--reduced`) and a corpus with the splits train, validation and test. The result goes to
+results/league.json, or to another name by `--name`.
 """
 
 from __future__ import annotations
@@ -51,7 +55,7 @@ from tests.benchmarks.workers import training_pool
 
 TARGET: Final = "displacement_z"
 INPUTS: Final = {"geometry": ("geometry",), "plain": ()}
-"""Told the shape of the part, or coordinates alone."""
+"""Input features: those of the part's shape, or none beside the coordinates."""
 
 MODELS: Final = {
     "Flare": "lpbf",
@@ -62,19 +66,19 @@ MODELS: Final = {
     "LNO": "lpbf_lno",
     "GNOT": "lpbf_gnot",
 }
-"""And their configurations."""
+"""Models and their configurations."""
 
 TRIALS: Final = (0.5, 1.0, 2.0)
-"""Times the learning rate of the recipe."""
+"""Factors on the learning rate of the recipe."""
 
 KINDS: Final = {"": "runs", ", equal time": "equal_time"}
-"""Folders of runs, by what their rows are called."""
+"""End of a row's name in the table, and the folder of its runs."""
 
 PACE_STEPS: Final = 500
 SETTLED: Final = 100
 PACE_CASES: Final = 64
-"""Steps that tell the speed, those at the end that count, and the parts that they see: few, so that all sizes of
-batches are recorded by then."""
+"""Steps of the measurement of speed, how many at its end count, and its training parts: few, so that graphs of all
+sizes of batches are recorded before."""
 
 EQUAL: Final = {"batch_size": 16, "max_points": 65536, "ema_decay": 0.999, "cycle_beta1": False}
 ON_A_GPU: Final = {"precision": "bf16-mixed", "step_graphs": True, "round_points": 4096}
@@ -89,16 +93,16 @@ class Job:
     """One training.
 
     Attributes:
-        folder: Where it lies.
+        folder: Folder of the run.
         data: The data set.
         name: The model, of [MODELS][].
-        told: The features that it is told.
-        steps: Steps.
-        factor: Times the learning rate of its recipe.
+        told: Its input features.
+        steps: Number of steps.
+        factor: Factor on the learning rate of its recipe.
         graphs: Whether its steps are recorded as CUDA graphs.
-        seed: Seed of weights and order.
+        seed: Seed of the first weights and of the order of cases.
         reduced: Whether the model is shrunk.
-        judged: Whether it is judged on the test split.
+        judged: Whether it is evaluated on the test split.
         cases: Training cases, taken evenly from all; 0 for all.
     """
 
@@ -115,7 +119,7 @@ class Job:
     cases: int = 0
 
     def settings(self) -> Settings:
-        """What `flare_model.train` would be asked for."""
+        """The settings that `flare_model.train` would be given."""
         path = config_path(MODELS[self.name])
         assert path is not None, self.name
         known = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -144,15 +148,15 @@ class Job:
 
 @functools.cache
 def opened(data: str, told: tuple[str, ...]) -> dict[str, Split]:
-    """The splits that training reads, opened once in a process; any model does."""
+    """The splits that training reads, opened once in a process; they are the same for all models."""
     return open_splits(make_settings(ModelSpec("flare_model.Flare", {"config": {}}), [TARGET], told, data=data))
 
 
 def carry_out(job: Job) -> dict[str, Any]:
-    """Train, and judge where that is asked for.
+    """Train, and evaluate on the test split if the job says so.
 
     Returns:
-        What is known of the run; it lies in its folder too.
+        The figures of the run, which are kept in its folder too.
     """
 
     def train_and_judge() -> dict[str, Any]:
@@ -181,9 +185,9 @@ def carry_out(job: Job) -> dict[str, Any]:
 
 
 def measure_pace(job: Job) -> dict[str, Any]:
-    """Points a second of training and memory at its peak, of a model alone on its device.
+    """Points a second and peak memory of training, of a model alone on its device.
 
-    A model whose steps can't be recorded is trained step by step, which is said.
+    If the steps can't be recorded as CUDA graphs, the result says that it failed.
     """
     on_gpu = torch.cuda.is_available()
     if on_gpu:
@@ -205,7 +209,10 @@ def measure_pace(job: Job) -> dict[str, Any]:
 
 
 def paces(asked: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
-    """Of each model, alone on its device; what a failed recording leaves behind ends with its process."""
+    """Speed and memory of each model alone on its device, with CUDA graphs if its steps can be recorded.
+
+    After a failed recording a new process measures the model without graphs.
+    """
     found = {}
     alone = training_pool(1)
     for name in asked.models:
@@ -232,7 +239,7 @@ def paces(asked: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
 
 
 def in_parallel(jobs: Sequence[Job], processes: int, print_: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Carry out jobs, so many at a time; one that fails leaves the others alone and is told."""
+    """Carry out jobs, several at a time; one that fails is reported, and the others go on."""
     done = []
     with training_pool(processes) as pool:
         waiting = {pool.submit(carry_out, job): job for job in jobs}
@@ -247,7 +254,7 @@ def in_parallel(jobs: Sequence[Job], processes: int, print_: Callable[[str], Non
 
 
 def chosen_factors(work: Path, models: Sequence[str]) -> dict[str, float]:
-    """Of each model, the trial with the least error on validation."""
+    """The factor on the learning rate with the least error on validation, of each model that has trials."""
     found = {}
     for name in models:
         errors = {}
@@ -261,7 +268,7 @@ def chosen_factors(work: Path, models: Sequence[str]) -> dict[str, float]:
 
 
 def table(work: Path) -> dict[str, Any]:
-    """All that lies in the folder of the league."""
+    """A row for each model, of all runs in the work folder."""
     rows: dict[str, Any] = {}
     known = {
         folder: [json.loads(path.read_text("utf-8")) for path in sorted(work.glob(f"{folder}/*/*/seed-*/league.json"))]
@@ -288,7 +295,7 @@ def table(work: Path) -> dict[str, Any]:
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Steps and errors of runs that differ in their seeds, mean and deviation."""
+    """Steps, and mean and standard deviation of errors, of runs that differ in their seeds."""
     names = ("relative_l2", "relative_l2_median", "published", "p95_error")
     found = {"seeds": len(runs), "steps": runs[0]["steps"], "validation": spread([run["validation"] for run in runs])}
     found |= {key: spread([run["test"]["model"][key] for run in runs]) for key in names}
@@ -307,7 +314,7 @@ def steps_of(asked: argparse.Namespace, pace: dict[str, dict[str, Any]], name: s
 def refuse_other_steps(
     folder: Path, asked: argparse.Namespace, pace: dict[str, dict[str, Any]], models: Sequence[str]
 ) -> None:
-    """Runs of a folder stand in one row, so that all must have the steps that are asked for."""
+    """Refuse a folder whose runs have other numbers of steps: its runs are averaged in one row."""
     for path in sorted(folder.glob("*/*/seed-*/league.json")):
         run = json.loads(path.read_text("utf-8"))
         if run["model"] in models and run["steps"] != (steps := steps_of(asked, pace, run["model"])):
@@ -317,16 +324,16 @@ def refuse_other_steps(
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a built data set with train, validation and test")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the runs; given again, they go on")
-    parser.add_argument("--steps", type=int, default=4000, help="of each run")
-    parser.add_argument("--trial_steps", type=int, default=400, help="of each trial of a learning rate")
+    parser.add_argument("--data", required=True, help="data set with the splits train, validation and test")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs, which are continued")
+    parser.add_argument("--steps", type=int, default=4000, help="steps of each run")
+    parser.add_argument("--trial_steps", type=int, default=400, help="steps of each trial of a learning rate")
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS))
     parser.add_argument("--inputs", nargs="+", choices=tuple(INPUTS), default=list(INPUTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--processes", type=int, default=1, help="runs at a time")
-    parser.add_argument("--equal_time", action="store_true", help="as many steps as take the slowest model's time")
-    parser.add_argument("--name", default="league", help="of the results' file; what lies there is replaced")
+    parser.add_argument("--processes", type=int, default=1, help="runs that share the device at a time")
+    parser.add_argument("--equal_time", action="store_true", help="equal time instead of equal steps")
+    parser.add_argument("--name", default="league", help="name of the result's file, which is replaced")
     parser.add_argument("--reduced", action="store_true", help="small models, to see that everything runs")
     return parser.parse_args()
 
@@ -358,7 +365,7 @@ def main() -> None:
     in_parallel(jobs, asked.processes, note)
     splits = {name: Split(asked.data, name) for name in ("train", "validation", "test")}
     content = {
-        "what": "REDUCED: small models; the figures show that all runs, not how models compare"
+        "what": "REDUCED: small models; the figures show only that everything runs, not how models compare"
         if asked.reduced
         else "the models of the paper on a simulated corpus, split by design, equal steps and trials; "
         "rows of equal time have steps of their own",

@@ -1,10 +1,13 @@
-"""What FLARE learns from 200 simulated parts of about 2,000 points in half an hour on one core of a laptop.
+"""How well does FLARE learn from 200 simulated parts of about 2,000 points in half an hour on one CPU core?
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.learn_simulated --work runs/learn
 
-Simulates a corpus, builds a data set whose splits are by design, trains once, and judges once on designs that the
-training never saw, beside "predict zero" and "predict the training mean". Every step is a command that is printed and
-stored with the figures. Seconds of the processor are what counts, because other work may run beside.
+Simulates 520 parts, builds a data set of those that the filters keep, with splits by design, trains once, and
+evaluates once on designs that the training never saw, beside predicting zero and predicting the training mean. Every
+step is a command that is printed and stored with its times. The processor's seconds count, because other work may run
+beside.
+
+Needs no GPU and no data. The result goes to results/learn_simulated.json.
 """
 
 from __future__ import annotations
@@ -37,16 +40,16 @@ TRAINING: Final = (
     *("--recipe.learning_rate", "1e-3"),
     *("--validate_every", "10"),
 )
-"""An eighth of the paper's model, each part thinned to other 512 points in each epoch."""
+"""A smaller model than the paper's; in each epoch each part is reduced to 512 points that are drawn anew."""
 
 LARGEST_SHARE: Final = 0.5
-"""Of the error of "predict the training mean"."""
+"""Largest allowed error, as a share of that of predicting the training mean."""
 
-HALF_AN_HOUR: Final = 1800.0
+HALF_AN_HOUR: Final = 1800.0  # seconds
 
 
 def run(commands: list[dict[str, Any]], *words: str) -> None:
-    """Run a command, and note what it cost."""
+    """Run a command, and note its seconds."""
     print(f"\n$ python {' '.join(words)}", flush=True)
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     subprocess.run([sys.executable, *words], check=True)
@@ -58,12 +61,12 @@ def run(commands: list[dict[str, Any]], *words: str) -> None:
 
 
 def shorten(command: str, work: Path, src: str) -> str:
-    """A command without the places of this machine."""
+    """A command with the names of folders as documented, instead of this machine's."""
     return command.replace(src, "netfabb_out").replace(str(work), "runs/learn")
 
 
 def describe_data(data: Path) -> dict[str, Any]:
-    """Parts, designs and points of each split."""
+    """Numbers of parts and designs, and median number of points, of each split."""
     records = [r for r in decode_manifest((data / "manifest.parquet").read_bytes()).records if r.placement]
     found: dict[str, Any] = {}
     for split in ("train", "validation", "test"):
@@ -78,10 +81,10 @@ def describe_data(data: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Simulate, build, train, judge, save."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Simulate, build, train, evaluate, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/learn"), help="folder that everything goes to")
-    parser.add_argument("--src", help="results that were simulated before, with the same options")
+    parser.add_argument("--src", help="folder of parts that were simulated before, with the same options")
     parser.add_argument("--epochs", type=int, default=300, help="epochs to train; 300 take about half an hour")
     options = parser.parse_args()
     work: Path = options.work

@@ -1,10 +1,15 @@
-"""What designs, steps and features of the shape are worth to `lpbf_accurate`, on validation parts.
+"""How does the error of `lpbf_accurate` change with more designs, with more steps, and without groups of features?
 
     python -m tests.benchmarks.learning_curves --data lpbf/ --work runs/curves --steps 8000 --processes 4
+    python -m tests.benchmarks.learning_curves --draw
 
-Each training begins from fresh weights and runs its schedule to the end; one thing is changed at a time. Designs are
-taken evenly from the train split; features are left out by group. Errors are relative L2 on the validation split at the
-end of a training; the test split is not read. What is done lies in `--work`; `--draw` makes the picture.
+Each training begins from fresh weights and runs its schedule to the end; beside one with everything, one thing is
+changed at a time: fewer designs, taken evenly from the train split, fewer steps, or input features left out by groups.
+Errors are relative L2 on the validation split at the end of a training; the test split is not read.
+
+Needs a GPU for its time's sake, and a corpus with the splits train and validation. Runs are stored in `--work`, and
+those that are there are not done again. The result goes to results/learning_curves.json, and with `--draw` the picture
+to results/learning_curves.png.
 """
 
 from __future__ import annotations
@@ -27,10 +32,10 @@ from tests.benchmarks.train_models import quiet
 from tests.benchmarks.workers import training_pool
 
 DESIGNS: Final = (500, 1000, 2000, 4000)
-"""Of the train split, beside all of it."""
+"""Numbers of designs of the train split, beside all of it."""
 
 SHARES: Final = (0.125, 0.25, 0.5)
-"""Of the steps, beside all of them."""
+"""Shares of the steps, beside all of them."""
 
 GROUPS: Final = {
     "neighbourhood": ("solid_share_4mm", "solid_share_12mm", "surface_distance"),
@@ -40,7 +45,7 @@ GROUPS: Final = {
     "part": ("footprint_log", "part_offset", "part_radius"),
     "section": ("section_centroid", "section_radius"),
 }
-"""Features that say alike things; all of `--features geometry`."""
+"""Groups of features that describe similar things; together they are `--features geometry`."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,11 @@ class Job:
     """One training.
 
     Attributes:
-        name: What is changed, and so the folder.
+        name: What is changed; also the name of its folder.
         data: The data set.
-        steps: Steps.
-        designs: Training cases; 0 for all.
-        features: What the model is told.
+        steps: Number of steps.
+        designs: Number of training cases; 0 for all.
+        features: Input features of the model.
     """
 
     name: str
@@ -62,7 +67,7 @@ class Job:
     features: tuple[str, ...]
 
     def settings(self) -> Settings:
-        """What `flare_model.train --config lpbf_accurate` would be asked for."""
+        """The settings that `flare_model.train --config lpbf_accurate` would be given."""
         return accurate_settings(
             self.data, recipe_of_own_model(self.steps), features=self.features,
             validate_steps=self.steps, checkpoint_every=self.steps,
@@ -74,8 +79,8 @@ def jobs_of(data: str, steps: int, designs: int) -> list[Job]:
 
     Args:
         data: The data set.
-        steps: Of the longest.
-        designs: How many its train split has.
+        steps: Steps of the longest trainings.
+        designs: Number of cases in the train split.
     """
     told = tuple(name for group in GROUPS.values() for name in group)
     jobs = [Job("all", data, steps, 0, told)]
@@ -89,7 +94,7 @@ def jobs_of(data: str, steps: int, designs: int) -> list[Job]:
 
 
 def carry_out(job: Job, work: Path) -> dict[str, Any]:
-    """Train, and say the error on validation at the end."""
+    """Train; the error on validation at the end, which is kept in the run's folder."""
     folder = work / job.name
 
     def train() -> dict[str, Any]:
@@ -106,7 +111,7 @@ def carry_out(job: Job, work: Path) -> dict[str, Any]:
 
 
 def draw(content: dict[str, Any], path: Path) -> None:
-    """Error of Z over designs and over steps, both axes logarithmic."""
+    """Draw the error of Z over designs and over steps, on logarithmic axes."""
     from matplotlib.figure import Figure
 
     runs = content["runs"]
@@ -129,10 +134,10 @@ def draw(content: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="a built data set with train and validation")
-    parser.add_argument("--work", type=Path, help="folder of the runs; given again, they go on")
-    parser.add_argument("--steps", type=int, default=8000, help="of the longest trainings")
-    parser.add_argument("--processes", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--draw", action="store_true", help="draw what was measured, and do nothing else")
+    parser.add_argument("--work", type=Path, help="folder of the runs, which are continued")
+    parser.add_argument("--steps", type=int, default=8000, help="steps of the longest trainings")
+    parser.add_argument("--processes", type=int, default=1, help="trainings that run at a time")
+    parser.add_argument("--draw", action="store_true", help="only draw the stored result")
     asked = parser.parse_args()
     if asked.draw:
         draw(json.loads((RESULTS / "learning_curves.json").read_text("utf-8")), RESULTS / "learning_curves.png")

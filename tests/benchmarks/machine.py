@@ -1,4 +1,4 @@
-"""What a benchmark ran on, for its JSON."""
+"""Describes the machine that a benchmark ran on, and writes results; not a command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def describe_machine(packages: Sequence[str] = ("numpy", "pyarrow", "zarr", "torch")) -> dict[str, Any]:
-    """Processor, cores, memory and versions."""
+    """Processor, cores, memory, and versions of Python and of some packages."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -33,7 +33,7 @@ def describe_machine(packages: Sequence[str] = ("numpy", "pyarrow", "zarr", "tor
 
 
 def describe_training_machine() -> dict[str, Any]:
-    """The machine, its GPUs and what trainings stand on."""
+    """The machine, its GPUs, and versions of the packages that trainings depend on."""
     import torch
 
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -41,7 +41,7 @@ def describe_training_machine() -> dict[str, Any]:
 
 
 def kept_result(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What an earlier call left in a JSON file; else it is computed, and left there."""
+    """The content of a JSON file that an earlier call wrote; if there is none, it is computed and written."""
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found

@@ -1,16 +1,20 @@
-"""How far a scale carries displacements from one material and calibration to another, by the simulator alone.
+"""How well does one factor convert displacements from one material and calibration to another, by the simulator?
 
     python -m tests.benchmarks.material_scale [--parts 24] [--points 1200]
 
-Each unseen part is simulated in Ti64 with `measured`, as the corpus was, and in other materials and calibrations.
-Displacements are linear in two things that shrink a layer: its strain, and the thermal expansion of what is still warm.
-With r the strain over the thermal expansion, both over those of the corpus, and a the ratio of the expansions,
+Each unseen part is simulated in Ti64 with the calibration `measured`, as the surrogate's corpus was, and in other
+materials and calibrations. Displacements are linear in two things that shrink a layer: its inherent strain, and the
+thermal contraction of what is still warm. With a the ratio of the thermal expansions, and r the ratio of the strains
+divided by a, both relative to the corpus, the factor ("scale") is
 
     scale = a (1 + share (r - 1))
 
-where `share` is that part of the displacement which the strain brings; likewise for what the clearance of the recoater
-loses. Both shares are fitted on the first half of the parts in Ti64 with other strains, and errors are those of the
+where `share` is the part of the displacement that the strain causes; likewise for the loss of the recoater's
+clearance. Both shares are fitted on the first half of the parts, in Ti64 with other strains; errors are those of the
 second half.
+
+Needs no GPU and no data. The result goes to results/material_scale.json, with all simulated values, to which `--again`
+fits without simulating.
 """
 
 from __future__ import annotations
@@ -27,13 +31,13 @@ from tests.benchmarks.machine import RESULTS, describe_machine, save_result
 from tests.benchmarks.unseen_parts import SEED, TITANIUM, build, mesh_of, unseen_parts
 
 FACTORS = (0.6, 0.8, 1.5)
-LEAST_LOST = 5.0  # percent of a layer: less is no clearance that anything is judged by
+LEAST_LOST = 5.0  # percent of a layer; errors of smaller losses of clearance aren't counted
 KINDS = ("expansion", "strain", "at once")
 Row = dict[str, Any]
 
 
 def materials() -> dict[str, Material]:
-    """Name to material: named ones, and Ti64 whose layers shrink less or more than `measured` says."""
+    """Name to material: the other named ones, Ti64 with other strains, and two with the calibration `netfabb`."""
     found = {name: material for name, material in MATERIALS.items() if name != "Ti64"}
     for factor in FACTORS:
         own = replace(TITANIUM.calibration, name=f"times {factor}", strain=factor * TITANIUM.calibration.strain)
@@ -42,7 +46,10 @@ def materials() -> dict[str, Material]:
 
 
 def compare(parts: int, points: int) -> list[Row]:
-    """Products of displacements and clearances of each part in each material beside those of the corpus's."""
+    """Simulate each part in the corpus's material and in each other one.
+
+    A row has inner products of the two displacements (u of the corpus's material, v of the other), and lost clearances.
+    """
     rows: list[Row] = []
     for number, part in enumerate(unseen_parts(parts, points)):
         mesh = mesh_of(part.surface, points)[0]
@@ -69,7 +76,7 @@ def _kind(material: Material, ratio: float) -> str:
 
 
 def fit_shares(rows: list[Row]) -> tuple[float, float]:
-    """Shares of the strain in displacements, and in what the clearance loses: medians over the parts."""
+    """Shares of the strain in displacements and in the loss of clearance: medians over the parts."""
     mine = [row for row in rows if row["kind"] == "strain"]
     moved = [(row["uv"] / row["uu"] - 1) / (row["ratio"] - 1) for row in mine]
     lost = [(row["lost_there"] / row["lost"] - 1) / (row["ratio"] - 1) for row in mine if row["lost"] > LEAST_LOST]
@@ -79,8 +86,8 @@ def fit_shares(rows: list[Row]) -> tuple[float, float]:
 def errors(rows: list[Row], shares: tuple[float, float]) -> dict[str, Any]:
     """Errors of the scale by kind: median, 90 % quantile, largest.
 
-    Each is an error over what the scale predicts: L2 norm of displacements, and what the least clearance loses. That of
-    another strain is linear in r - 1, and stands for r - 1 = 1, over what r = 1 gives.
+    Each is relative to what the scale predicts: of displacements by the L2 norm, of clearances by the loss of the least
+    one. The error for another strain is linear in r - 1; it is given for r - 1 = 1, relative to the scale of r = 1.
     """
     found: dict[str, Any] = {}
     for kind in KINDS:
@@ -100,7 +107,7 @@ def errors(rows: list[Row], shares: tuple[float, float]) -> dict[str, Any]:
 
 
 def described(values: list[float]) -> dict[str, float]:
-    """Median, what nine of ten stay below, and the largest."""
+    """Median, 90 % quantile and largest of some values."""
     return {
         "median": float(np.median(values)),
         "90 %": float(np.quantile(values, 0.9)),
@@ -109,10 +116,10 @@ def described(values: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--parts", type=int, default=24)
-    parser.add_argument("--points", type=int, default=1200)
-    parser.add_argument("--again", action="store_true", help="fit to the simulations that the result keeps")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", type=int, default=24, help="number of unseen parts")
+    parser.add_argument("--points", type=int, default=1200, help="about how many points each mesh has")
+    parser.add_argument("--again", action="store_true", help="only fit again, to the simulated values in the result")
     options = parser.parse_args()
     if options.again:
         rows = json.loads((RESULTS / "material_scale.json").read_text(encoding="utf-8"))["rows"]

@@ -1,11 +1,14 @@
-"""How well the model ranks ways to build a part: unseen parts in several orientations, each simulated too.
+"""How well does the model rank orientations of a part on the plate? Unseen parts, each orientation simulated too.
 
     python -m tests.benchmarks.orientations [--parts 20] [--ways 6] [--points 1500] [--checkpoint FOLDER]
 
-Ways are those that `flare_model.predict --orientations` tries first, meshed as it meshes them, with cells of about one
-size. The simulator gives the largest displacement up or down after release and the least clearance of the blade. Ranks
-are compared by Spearman's correlation within a part; the regret of a choice is what the chosen way has beyond the best
-one, by the simulator. Parts that were done are kept, so that the same command goes on.
+The orientations are those that `flare_model.predict --orientations` tries first, meshed as it meshes them, with cells
+of about one size. Truth is the simulator's largest displacement up or down after release, and its least clearance.
+Ranks by model and by simulator are compared by Spearman's correlation within a part. The regret of a choice is by how
+much the chosen orientation's displacement exceeds that of the best one, as a share of the latter, by the simulator.
+
+Needs no GPU and no data. The result goes to results/orientations.json (with another `--seed` to
+orientations_SEED.json) after each part; the same command continues with the parts that aren't in it yet.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ TOLERANCE = 80.0  # percent of a layer: less is a hit
 
 
 def judge(surface: Surface, ways: int, points: int, surrogate: Surrogate, beside: Auxiliary) -> list[dict[str, Any]]:
-    """What model and simulator say of each way that can be meshed and built."""
+    """Predict and simulate each orientation that can be meshed."""
     rows = []
     turned = [turn(surface, rotation_to(down)) for down in directions(surface, ways)]
     meshed = [mesh_or_none(one, points) for one in turned]
@@ -73,7 +76,7 @@ def judge(surface: Surface, ways: int, points: int, surrogate: Surrogate, beside
 
 
 def mesh_or_none(surface: Surface, points: int) -> tuple[VoxelMesh, Part] | None:
-    """A surface meshed; None where it can't be."""
+    """The mesh of a surface; None where it can't be meshed."""
     try:
         return mesh_of(surface, points)
     except GeometryError:
@@ -81,7 +84,7 @@ def mesh_or_none(surface: Surface, points: int) -> tuple[VoxelMesh, Part] | None
 
 
 def predicted(answer: Answer, way: OrientedPart) -> dict[str, Any]:
-    """The numbers that the ranking is made from."""
+    """The predicted numbers that orientations are ranked by."""
     assert answer.hit is not None
     return {
         "fits": way.fits,
@@ -93,7 +96,7 @@ def predicted(answer: Answer, way: OrientedPart) -> dict[str, Any]:
 
 
 def compare(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Rank correlations and regrets of one part; None where fewer than three ways were built."""
+    """Rank correlations and regrets of one part; None where fewer than three orientations survived the simulation."""
     ways = [row for row in rows if not row["failure"]]
     if len(ways) < 3:
         return None
@@ -107,12 +110,12 @@ def compare(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     truly = sorted(range(len(ways)), key=lambda k: (clearance[k] < TOLERANCE, moved[k]))
     chosen, best = order[0], truly[0]
     found |= {"chosen_hits": bool(clearance[chosen] < TOLERANCE), "best_hits": bool(clearance[best] < TOLERANCE)}
-    # In which order they come by the simulator, hits after those that clear.
+    # The simulator's order: clear orientations by their displacement, then those that are hit.
     ranks = np.argsort(truly), np.argsort(order)
     found["spearman_ranking"] = float(spearmanr(*ranks).statistic)
     least = int(np.argmin(said))
     found["regret_of_least_displacement"] = float(moved[least] / moved.min() - 1)
-    # The best one by the simulator clears if any does, then warps least: a choice that is hit may warp less.
+    # The best orientation is clear, if one is; a chosen one that is hit may warp less, which counts as no regret.
     found["regret_of_choice"] = max(0.0, float(moved[chosen] / moved[best] - 1))
     found["regret_of_any"] = float(moved.mean() / moved.min() - 1)
     found["rank_of_choice"] = truly.index(chosen) + 1
@@ -136,12 +139,12 @@ def summary(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--parts", type=int, default=20)
-    parser.add_argument("--ways", type=int, default=6)
-    parser.add_argument("--points", type=int, default=1500)
-    parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--checkpoint", default=packaged_checkpoint())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", type=int, default=20, help="number of unseen parts")
+    parser.add_argument("--ways", type=int, default=6, help="orientations of each part")
+    parser.add_argument("--points", type=int, default=1500, help="about how many points each mesh has")
+    parser.add_argument("--seed", type=int, default=SEED, help="seed of the parts")
+    parser.add_argument("--checkpoint", default=packaged_checkpoint(), help="by default the package's own model")
     options = parser.parse_args()
     surrogate = from_pretrained(options.checkpoint)
     beside = read_auxiliary(options.checkpoint, surrogate)[0]

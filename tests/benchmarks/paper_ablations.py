@@ -1,18 +1,21 @@
-"""What FLARE's blocks, latents, depths and heads are worth, on Darcy: the FLARE paper's figures 5, 9 and 10.
+"""What do FLARE's blocks, latents, depths of networks and heads contribute, on Darcy? Figures 5, 9 and 10 of its paper.
 
-    python -m tests.benchmarks.paper_ablations --data darcy/ --work runs/ablations --steps 1000 --processes 6
-    python -m tests.benchmarks.paper_ablations --draw          # draws paper_ablations.png from the JSON, anywhere
+    python -m tests.benchmarks.paper_ablations --data darcy_set/ --work runs/ablations --steps 1000 --processes 6
+    python -m tests.benchmarks.paper_ablations --draw          # draws paper_ablations.png from the JSON, without a GPU
     python -m tests.benchmarks.paper_ablations --show          # prints it as tables
 
-The paper has Darcy in figure 5 alone, and elasticity, which can't be had here, in the others; and it trains for 500
-epochs. Here each model is trained for the same, few steps of Darcy's recipe, and judged once on the test split.
-Weights start with a standard deviation of `--deviation`, 0.08: with the 0.02 of the published code a small FLARE was at
-a relative L2 of 0.62 after 300 steps, with 0.08 at 0.22, where the mean of the training cases at each point is at 0.25.
-One thing is changed at a time of Darcy's configuration (8 blocks, 256 latents, 16 heads of 4 channels, 3 residual
-layers in the networks of keys and values and in the pointwise one), but for figure 5: blocks crossed with latents.
+The paper has Darcy in figure 5 alone, and in the others elasticity, which can't be had here; and it trains for 500
+epochs. Here all models are trained on Darcy for the same, few steps of its recipe, and evaluated once on the test
+split. One thing is changed at a time of Darcy's configuration (8 blocks, 256 latents, 16 heads of 4 channels, 3
+residual layers in the networks of keys and values and in the pointwise one); for figure 5 two are, blocks and latents.
 
-`--processes` trainings run at a time, spread over the GPUs there are; figures are kept after each in `--out`, and those
-that lie there are not done again.
+First weights have a standard deviation of `--deviation`, 0.08: with the 0.02 of the published code a small FLARE was
+at a relative L2 of 0.62 after 300 steps, with 0.08 at 0.22, where the mean of the training cases at each point is at
+0.25.
+
+Needs a GPU, and a Darcy data set (`darcy_league` says how it is made). `--processes` trainings run at a time, spread
+over all visible GPUs. Figures go to `--out`, by default results/paper_ablations.json, after each training, and
+trainings that are in the file are not done again.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from flare_model.sizes import FlareConfig
 from tests.benchmarks.machine import RESULTS, describe_training_machine
 
 NORMAL: Final = {"num_blocks": 8, "num_latents": 256, "num_heads": 16, "mixer_layers": 3, "pointwise_layers": 3}
-"""Darcy's configuration, of 64 channels."""
+"""Sizes of Darcy's configuration, which has 64 channels."""
 
 CHANNELS: Final = 64
 
@@ -38,14 +41,14 @@ FIGURES: Final[Mapping[str, tuple[Mapping[str, int], ...]]] = {
     ),
     "10": tuple({"num_heads": heads} for heads in (16, 8, 4, 2)),
 }
-"""Figure to what is changed; the first of each is the configuration as it is, or of the largest models."""
+"""Figure to the changed sizes of each of its models; the first model of each is Darcy's configuration."""
 
 LETTERS: Final = {"num_blocks": "b", "num_latents": "m", "num_heads": "h", "mixer_layers": "k", "pointwise_layers": "p"}
 REDUCED: Final = {"channels": 32, "projection_layers": 0}
 
 
 def sizes_of(figures: Sequence[str]) -> list[dict[str, int]]:
-    """All models of some figures, each once."""
+    """Sizes of all models of some figures, each once."""
     found: list[dict[str, int]] = []
     for figure in figures:
         for change in FIGURES[figure]:
@@ -55,13 +58,18 @@ def sizes_of(figures: Sequence[str]) -> list[dict[str, int]]:
 
 
 def key_of(sizes: Mapping[str, int], asked: Mapping[str, Any], seed: int) -> str:
-    """What a training is called in the file."""
+    """Name of a training in the file."""
     letters = "-".join(f"{LETTERS[name]}{sizes[name]}" for name in NORMAL)
     return f"{letters}-{asked['steps']}-steps-{asked['precision']}-from-{asked['deviation']:g}-seed-{seed}"
 
 
 def errors_of(content: Mapping[str, Any], **change: int) -> list[Mapping[str, Any]]:
-    """Runs of what was asked for last, one a seed, whose sizes are the normal ones but for a change."""
+    """Runs of one model, one for each seed, with the settings of the last call.
+
+    Args:
+        content: Content of the file.
+        change: Sizes that differ from the configuration's.
+    """
     wanted = {**NORMAL, **change}
     of = [run for run in content["runs"].values() if run["asked"] == content["asked"] and run.get("test_relative_l2")]
     return [run for run in of if {name: run["sizes"].get(name) for name in NORMAL} == wanted]
@@ -72,18 +80,18 @@ def _mean(runs: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def curve(content: Mapping[str, Any], name: str, values: Sequence[int], **change: int) -> list[tuple[int, float]]:
-    """Values of a size, and the test error with each, as far as it is known."""
+    """Values of one size, each with its test error, as far as it was measured."""
     found = [(value, _mean(errors_of(content, **{**change, name: value}), "test_relative_l2")) for value in values]
     return [(value, error) for value, error in found if error is not None]
 
 
 def values_of(figure: str, name: str) -> list[int]:
-    """The values that a figure gives to a size, in their order."""
+    """The values that a figure gives to a size, ascending."""
     return sorted({change[name] for change in FIGURES[figure] if name in change})
 
 
 def draw(content: Mapping[str, Any], path: Path) -> None:
-    """A panel a figure."""
+    """Draw a panel for each figure."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 3.9), layout="constrained")
@@ -118,7 +126,7 @@ def _line(panel: Any, points: Sequence[tuple[int, float]], label: str) -> None:
 
 
 def tables_of(content: Mapping[str, Any]) -> list[str]:
-    """Markdown tables: figure 5 as blocks by latents, the others as what was changed."""
+    """Markdown tables: figure 5 as blocks by latents, of the others a row for each change."""
     latents = values_of("5", "num_latents")
     lines = [
         "| relative L2 × 1e-3 | " + " | ".join(f"M = {m}" for m in latents) + " |",
@@ -148,24 +156,26 @@ def _error(runs: Sequence[Mapping[str, Any]]) -> str:
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="darcy", help="a data set that pipelines.benchmarks.convert darcy made")
+    parser.add_argument("--data", default="darcy", help="data set made by pipelines.benchmarks.convert darcy")
     parser.add_argument("--work", type=Path, default=Path("runs/ablations"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=RESULTS / "paper_ablations.json", help="file of the figures")
-    parser.add_argument("--only", nargs="+", choices=tuple(FIGURES), default=list(FIGURES), help="figures")
-    parser.add_argument("--steps", type=int, default=1000, help="of each training")
-    parser.add_argument("--processes", type=int, default=6, help="trainings at a time")
+    parser.add_argument("--out", type=Path, default=RESULTS / "paper_ablations.json", help="JSON file of the figures")
+    parser.add_argument(
+        "--only", nargs="+", choices=tuple(FIGURES), default=list(FIGURES), help="these figures of the paper"
+    )
+    parser.add_argument("--steps", type=int, default=1000, help="steps of each training")
+    parser.add_argument("--processes", type=int, default=6, help="trainings that run at a time")
     parser.add_argument("--precision", choices=("recipe", "bf16-mixed"), default="recipe")
     parser.add_argument("--graphs", choices=("auto", "yes", "no"), default="auto", help="steps as CUDA graphs")
-    parser.add_argument("--deviation", type=float, default=0.08, help="of weights before training; Darcy's own is 0.02")
+    parser.add_argument("--deviation", type=float, default=0.08, help="of the first weights; Darcy's own is 0.02")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reduced", action="store_true", help="small models, to see that everything runs")
-    parser.add_argument("--draw", action="store_true", help="draw the picture of what lies in --out, and do nothing")
-    parser.add_argument("--show", action="store_true", help="print the tables of what lies in --out, and do nothing")
+    parser.add_argument("--draw", action="store_true", help="only draw the picture of the figures in --out")
+    parser.add_argument("--show", action="store_true", help="only print the tables of the figures in --out")
     return parser.parse_args(words)
 
 
 def run(asked: argparse.Namespace) -> None:
-    """Train what is asked for and isn't known."""
+    """Train the models that were asked for and aren't in the file."""
     from tests.benchmarks.darcy_runs import Job, Kept, Slots, clock, opened, ways_of
 
     note = clock()
@@ -184,7 +194,7 @@ def run(asked: argparse.Namespace) -> None:
     kept = Kept(
         asked.out,
         {
-            "what": ("REDUCED: small models; figures show that all runs. " if asked.reduced else "")
+            "what": ("REDUCED: small models; figures show only that everything runs. " if asked.reduced else "")
             + "FLARE on Darcy in place of elasticity, the same few steps of Darcy's recipe for all, test split",
             "data": {"sha256": opened(asked.data, "train").data_digest},
             "asked": what_was_asked,

@@ -1,19 +1,22 @@
-"""Time and memory of attention layers over the number of points, as the FLARE paper's figures 2 and 8 show them.
+"""How do time and memory of attention layers grow with the number of points? Figures 2 and 8 of the FLARE paper.
 
     python -m tests.benchmarks.paper_scaling                  # measures on a GPU, and writes paper_scaling.json
-    python -m tests.benchmarks.paper_scaling --draw           # draws paper_scaling.png from it, anywhere
-    python -m tests.benchmarks.paper_scaling --show           # prints it as a table
+    python -m tests.benchmarks.paper_scaling --draw           # draws paper_scaling.png from it, without a GPU
+    python -m tests.benchmarks.paper_scaling --show           # prints it as tables
 
-What is measured is one forward and backward pass of a single token-mixing layer, its projections included, on one mesh:
+Measured is one forward and backward pass of a single token-mixing layer, its projections included, on one mesh:
 vanilla attention (PyTorch's fused attention), Transolver's physics attention, and FLARE by two attention calls and by
-the kernels. "bf16" is figure 2: mixed precision by autocast, 128 channels and 8 heads for all (the paper: float16).
-"fp32" is figure 8: FP32 without TF32, each layer in the size that its model has in the benchmarks. Layers are called as
-they are, neither compiled nor recorded, so that small meshes show what launching costs. Memory is what tensors take at
-the peak, weights and input included. PyTorch's choice among fused attention backends is left to it, but for cuDNN's,
-which plans anew for each number of points, and which training switches off too.
+the kernels. "bf16" is figure 2: mixed precision by autocast, with 128 channels and 8 heads for all (the paper:
+float16). "fp32" is figure 8: FP32 without TF32, each layer in the size that its model has in the paper's benchmarks,
+so that layers differ in size. Layers are called eagerly, neither compiled nor recorded as CUDA graphs, so that times
+on small meshes include the launching of kernels. Memory is the peak of all tensors, weights and input included.
+PyTorch chooses among its fused attention backends, but for cuDNN's, which plans anew for each number of points, and
+which training switches off too.
 
-Figures are kept after each measurement; what lies in the file is not measured again, but with `--again`. Quadratic
-attention stops where a step would take more than `--longest` seconds, which is told, as is memory that ran out.
+Needs one GPU and no data. Figures go to `--out`, by default results/paper_scaling.json, after each measurement. Those
+that are in the file, failures too, are not measured again, unless by `--again`; what was left out is tried again.
+Quadratic attention stops where a pass would take more than `--longest` seconds; the file says so, and where memory ran
+out.
 """
 
 from __future__ import annotations
@@ -43,18 +46,24 @@ from tests.benchmarks.machine import RESULTS, describe_machine
 
 SIZES: Final = {"bf16": {"vanilla": (128, 8), "physics": (128, 8), "flare": (128, 8)}}
 SIZES["fp32"] = {"vanilla": (80, 5), "physics": (128, 8), "flare": (64, 8)}
-"""Precision to layer to channels and heads."""
+"""Channels and heads, by precision and layer."""
 
 MIXER_LAYERS: Final = 3
+"""Residual layers of FLARE's networks of keys and values."""
+
 BUDGET: Final = 0.12
 """Seconds that the repetitions of a measurement take, about."""
+
 MOST: Final = 10
+"""Largest number of repetitions."""
+
 WARM_POINTS: Final = (1024, 16384)
+"""Points of the meshes for which kernels are compiled in advance."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What is measured.
+    """A token-mixing layer.
 
     Attributes:
         method: vanilla, physics, flare_calls or flare_kernels.
@@ -80,7 +89,7 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Its name in pictures and tables."""
         names = {"vanilla": "vanilla attention", "physics": "physics attention, {} slices"}
         names |= {"flare_calls": "FLARE by attention calls, M = {}", "flare_kernels": "FLARE by kernels, M = {}"}
         return names[self.method].format(self.rank)
@@ -95,7 +104,7 @@ LAYERS: Final = (
 
 @dataclass(frozen=True)
 class Measurement:
-    """One place in the figures."""
+    """One point of a curve in the figures."""
 
     precision: str
     layer: Layer
@@ -108,7 +117,7 @@ class Measurement:
 
 
 def plan(asked: argparse.Namespace) -> list[Measurement]:
-    """All that is asked for, from few points to many, so that what is cut off is the end of all curves."""
+    """All measurements, from few points to many: if time runs out, all curves lack their end."""
     counts = []
     points = asked.least
     while points <= asked.most:
@@ -119,7 +128,10 @@ def plan(asked: argparse.Namespace) -> list[Measurement]:
 
 
 def expected_seconds(measured: Mapping[str, Any], one: Measurement) -> float | None:
-    """How long quadratic attention will take, of the largest mesh that was measured; None where nothing tells."""
+    """Expected seconds of vanilla attention, from the largest smaller mesh that was measured; None without one.
+
+    Other layers have None.
+    """
     if one.layer.method != "vanilla":
         return None
     known = [(row["points"], row["ms"]) for row in measured.values() if _is_smaller(row, one)]
@@ -159,7 +171,7 @@ class Clock:
         return float(begin.elapsed_time(end))
 
     def median(self, call: Callable[[], Any]) -> tuple[float, int]:
-        """Median milliseconds of calls after the first, which compiles and loads libraries, and how many."""
+        """Median milliseconds of several calls, without the first (which compiles), and their number."""
         self.once(call)
         second = self.once(call)
         count = min(MOST, max(1, int(BUDGET * 1000 / max(second, 1e-3))))
@@ -171,7 +183,7 @@ def measure(one: Measurement, device: torch.device) -> dict[str, Any]:
     """Time and memory of a forward and backward pass.
 
     Returns:
-        ms, calls and, on a GPU, peak_gib.
+        ms, calls (number of timed ones) and, on a GPU, peak_gib.
     """
     torch.manual_seed(0)
     layer = one.layer.build(one.precision).to(device)
@@ -200,7 +212,7 @@ def measure(one: Measurement, device: torch.device) -> dict[str, Any]:
 
 
 def row_of(one: Measurement, device: torch.device, measured: Mapping[str, Any], longest: float) -> dict[str, Any]:
-    """What is kept of a measurement: its figures, or why there are none."""
+    """The entry of a measurement: its figures, or why there are none."""
     about = {"precision": one.precision, **asdict(one.layer), "points": one.points}
     expected = expected_seconds(measured, one)
     if expected is not None and expected > longest:
@@ -209,7 +221,7 @@ def row_of(one: Measurement, device: torch.device, measured: Mapping[str, Any], 
         return about | measure(one, device)
     except torch.OutOfMemoryError:
         return about | {"left_out": "out of memory"}
-    except Exception as error:  # noqa: BLE001 (one failure leaves the others alone, and is told)
+    except Exception as error:  # noqa: BLE001 (a failure is reported, and the others go on)
         return about | {"failed": f"{type(error).__name__}: {error}"[:300]}
     finally:
         if device.type == "cuda":
@@ -223,7 +235,7 @@ def prepare(layer: Layer, precision: str) -> None:
 
 
 def compile_kernels(layers: Sequence[Layer], precisions: Sequence[str]) -> None:
-    """All at once, each in a process: Triton keeps what it compiles on disk."""
+    """Compile the kernels of all layers at once, each in a process: Triton caches them on disk."""
     kinds = [(layer, precision) for layer in layers for precision in precisions]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max(1, len(kinds)), mp_context=spawn) as pool:
@@ -232,12 +244,12 @@ def compile_kernels(layers: Sequence[Layer], precisions: Sequence[str]) -> None:
                 print(f"compiling: {error}", flush=True)
 
 
-def _leave_cudnn_attention() -> None:
+def _disable_cudnn_attention() -> None:
     torch.backends.cuda.enable_cudnn_sdp(enabled=False)
 
 
 def about(device: torch.device) -> dict[str, Any]:
-    """What the figures are of."""
+    """Entries of the file beside the figures."""
     found = {
         "what": "one forward and backward pass of one token-mixing layer on one mesh, as figures 2 (bf16) and 8 (fp32)",
         "sizes": SIZES,
@@ -254,7 +266,7 @@ def about(device: torch.device) -> dict[str, Any]:
 def curves_of(
     rows: Mapping[str, Mapping[str, Any]], precision: str, value: str
 ) -> dict[Layer, list[tuple[int, float]]]:
-    """Layer to points and values, in the order of the points; layers without any are left out."""
+    """Layer to pairs of points and value, by ascending points; layers without any are left out."""
     found = {}
     for layer in LAYERS:
         of = [r for r in rows.values() if (r["precision"], r["method"], r["rank"]) == (precision, *_words(layer))]
@@ -272,7 +284,7 @@ STYLES: Final = {0: "-", 64: "-", 256: "--", 1024: ":"}
 
 
 def draw(content: Mapping[str, Any], path: Path) -> None:
-    """Time and memory over points, a row of panels a precision."""
+    """Draw time and memory over points, with a row of panels for each precision."""
     from matplotlib.figure import Figure
 
     precisions = [name for name in SIZES if curves_of(content["rows"], name, "ms")]
@@ -292,7 +304,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         if memory := content.get("gpu", {}).get("memory_gib"):
             row[1].axhline(memory, color="grey", linestyle="--", linewidth=1)
     known = {line.get_label(): line for panel in panels.flat for line in panel.lines}
-    lines = [known[layer.name] for layer in LAYERS if layer.name in known]  # a layer may lack in one of the panels
+    lines = [known[layer.name] for layer in LAYERS if layer.name in known]  # a layer may be missing in some panels
     figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
@@ -346,42 +358,44 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     methods = list(dict.fromkeys(layer.method for layer in LAYERS))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS / "paper_scaling.json", help="file of the figures")
-    parser.add_argument("--only", nargs="+", choices=methods, default=methods)
+    parser.add_argument("--out", type=Path, default=RESULTS / "paper_scaling.json", help="JSON file of the figures")
+    parser.add_argument("--only", nargs="+", choices=methods, default=methods, help="these layers")
     parser.add_argument("--precisions", nargs="+", choices=tuple(SIZES), default=list(SIZES))
     parser.add_argument("--least", type=int, default=1024, help="points of the smallest mesh")
     parser.add_argument("--most", type=int, default=1 << 20, help="points of the largest mesh")
-    parser.add_argument("--factor", type=int, default=4, help="between the meshes")
-    parser.add_argument("--longest", type=float, default=10.0, help="seconds of a step of vanilla attention")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no measurement after so many")
-    parser.add_argument("--again", action="store_true", help="measure what lies in the file too")
+    parser.add_argument("--factor", type=int, default=4, help="from one mesh's points to the next one's")
+    parser.add_argument("--longest", type=float, default=10.0, help="most seconds of a pass of vanilla attention")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no measurement later")
+    parser.add_argument("--again", action="store_true", help="measure again what is in the file")
     parser.add_argument("--accelerator", choices=("gpu", "cpu"), default="gpu")
-    parser.add_argument("--draw", action="store_true", help="draw the picture of what lies in --out, and do nothing")
-    parser.add_argument("--show", action="store_true", help="print the tables of what lies in --out, and do nothing")
+    parser.add_argument("--draw", action="store_true", help="only draw the picture of the figures in --out")
+    parser.add_argument("--show", action="store_true", help="only print the tables of the figures in --out")
     return parser.parse_args(words)
 
 
 def run(asked: argparse.Namespace) -> None:
-    """Measure what is asked for and isn't known."""
+    """Measure what was asked for and isn't in the file."""
     device, started = torch.device("cuda" if asked.accelerator == "gpu" else "cpu"), time.monotonic()
     before = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {}
     content: dict[str, Any] = {**about(device), "rows": before.get("rows", {})}
     rows = content["rows"]
     todo = [one for one in plan(asked) if asked.again or not {"ms", "failed"} & rows.get(one.key, {}).keys()]
     if device.type == "cuda":
-        _leave_cudnn_attention()
+        _disable_cudnn_attention()
         compile_kernels([y for y in LAYERS if y.method == "flare_kernels" and y.method in asked.only], asked.precisions)
         print(f"kernels compiled after {time.monotonic() - started:.1f} s", flush=True)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     for one in todo:
         if time.monotonic() - started > asked.seconds:
-            print(f"{one.key} and what follows is left out: {asked.seconds:g} s are over", flush=True)
+            print(f"{one.key} and what follows are left out: {asked.seconds:g} s have passed", flush=True)
             break
         rows[one.key] = row_of(one, device, rows, asked.longest)
         asked.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         print(f"{time.monotonic() - started:6.1f} s: {one.key}: {_cell(rows[one.key])}", flush=True)
         if "CUDA error" in rows[one.key].get("failed", ""):
-            raise SystemExit("after this error the process can't use the GPU; the same command goes on behind it")
+            raise SystemExit(
+                "after this error the process can't use the GPU; the same command continues with the next measurement"
+            )
     print(asked.out)
 
 

@@ -1,10 +1,13 @@
-"""What each head of a FLARE trained on Darcy communicates, as the FLARE paper's figure 7 shows it for elasticity.
+"""What does each head of a trained FLARE communicate? Figure 7 of its paper, for Darcy instead of elasticity.
 
-    python -m tests.benchmarks.paper_spectrum --checkpoint runs/darcy --data darcy/
+    python -m tests.benchmarks.paper_spectrum --checkpoint runs/darcy --data darcy_set/
 
-The eigenvalues are those of `python -m flare_model.spectrum`, whose picture is kept; of its numbers the JSON has, for
-each block, how many of a head's eigenvalues lie above 0.01, how many hold 90 and 99 % of their sum, and the least,
-middle and largest of the heads' eigenvalues by their index. One that is trained is copied by darcy_league's `--keep`.
+The eigenvalues are those of `python -m flare_model.spectrum`, whose picture is kept. Of its numbers the JSON file has,
+for each block, how many of a head's eigenvalues are above 0.01, how many hold 90 and 99 % of their sum (least, median
+and largest number over the heads), and least, median and largest eigenvalue over the heads by index.
+
+Needs no GPU, but a trained model, such as `darcy_league --keep` copies, and a Darcy data set (`darcy_league` says how
+it is made). The result goes to `--out`, by default results/paper_spectrum.json, the picture beside it.
 """
 
 from __future__ import annotations
@@ -30,10 +33,10 @@ DIGITS: Final = 4
 
 
 def summary_of(eigenvalues: NDArray[np.float64]) -> dict[str, Any]:
-    """What the eigenvalues of a block say.
+    """Summary of the eigenvalues of a block.
 
     Args:
-        eigenvalues: Of each head, [H, M], largest first.
+        eigenvalues: Eigenvalues of each head, [H, M], largest first.
     """
     above = (eigenvalues > SMALL).sum(axis=1)
     shares = np.cumsum(eigenvalues, axis=1) / eigenvalues.sum(axis=1, keepdims=True)
@@ -49,7 +52,7 @@ def _range(counts: NDArray[np.int64]) -> dict[str, float]:
 
 
 def blocks_of(columns: Mapping[str, Sequence[Any]]) -> list[NDArray[np.float64]]:
-    """Eigenvalues of each block, [H, M], of the table that `flare_model.spectrum` writes of one case."""
+    """Eigenvalues of each block, [H, M], from the table that `flare_model.spectrum` writes for one case."""
     heads, latents = max(columns["head"]) + 1, max(columns["index"]) + 1
     blocks = max(columns["block"]) + 1
     return list(np.asarray(columns["eigenvalue"]).reshape(blocks, heads, latents))
@@ -72,16 +75,16 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="folder of a trained FLARE")
-    parser.add_argument("--data", default="darcy", help="a data set that pipelines.benchmarks.convert darcy made")
-    parser.add_argument("--out", type=Path, default=RESULTS / "paper_spectrum.json", help="file of the figures")
-    parser.add_argument("--trained", default="", help="how the checkpoint was trained, in words, for the file")
+    parser.add_argument("--data", default="darcy", help="data set made by pipelines.benchmarks.convert darcy")
+    parser.add_argument("--out", type=Path, default=RESULTS / "paper_spectrum.json", help="JSON file of the figures")
+    parser.add_argument("--trained", default="", help="how the model was trained, in words, to store in the file")
     parser.add_argument("--accelerator", default="auto", choices=("auto", "gpu", "cpu"))
-    parser.add_argument("--show", action="store_true", help="print the table of what lies in --out, and do nothing")
+    parser.add_argument("--show", action="store_true", help="only print the table of the figures in --out")
     return parser.parse_args(words)
 
 
 def run(asked: argparse.Namespace) -> None:
-    """Compute, and keep figures and picture."""
+    """Compute the spectrum, and store figures and picture."""
     with tempfile.TemporaryDirectory() as folder:
         spectrum(asked.checkpoint, asked.data, out=folder, accelerator=asked.accelerator)
         columns = pq.read_table(Path(folder) / "eigenvalues.parquet").to_pydict()

@@ -1,13 +1,16 @@
-"""How long a report takes, how large it gets, and how soon a browser can use it.
+"""How long does the report of a data set take, how large is it, and how soon can it be used in a browser?
 
     python -m tests.benchmarks.report
     python -m tests.benchmarks.report --cases 1000 --points 15400 --gallery 300
 
-A data set of made-up parts (voxel bodies with smooth fields, about 21,000 points as in the published one) is written
-first; then the report is made in a process of its own, whose memory is measured, and opened in Chromium from disk. The
-least time of several runs counts.
-Where other work runs beside it, the seconds of the processors say more than those on the wall: two of them do it. For
-comparison the same surfaces are written as JSON of rounded numbers in base64 after deflation, as is often done.
+A data set of made-up parts (bodies of voxels with smooth fields, about 21,000 points as in the published one) is
+written first. Then `pipelines.report` makes its report in a process of its own, on two cores, with its memory
+measured, and the page is opened in Chromium from disk. The run with the least time of three counts. Compared with that
+are: a data set of a tenth of the cases (memory), reading the same cases alone (time), and the same surfaces as JSON of
+rounded numbers, deflated and in base64, as is often done (size). Where other work runs on the machine, compare the
+processors' seconds rather than the elapsed ones.
+
+Needs Chromium (`LPBF_CHROMIUM` names one), no GPU and no data. The result goes to results/report.json.
 """
 
 from __future__ import annotations
@@ -46,11 +49,11 @@ from tests.data_support import make_case, write_dataset
 
 IN_A_SHARD = 20
 RUNS = 3
-COMPARED = 30  # parts that are written as JSON too
+COMPARED = 30  # parts of which the size as JSON is computed too
 
 
 class MadeCases(Sequence[Case]):
-    """Parts that are made when they are asked for: a thousand don't fit into memory."""
+    """Parts that are made when they are indexed: a thousand don't fit into memory."""
 
     def __init__(self, count: int, points: int) -> None:
         self._count = count
@@ -68,7 +71,7 @@ class MadeCases(Sequence[Case]):
 
 
 def make_dataset(folder: Path, count: int, points: int) -> Path:
-    """A data set without Zarr: the report reads one format."""
+    """Write a data set in Parquet alone: the report reads one format."""
     folder.mkdir()
     write_dataset(folder, {"train": MadeCases(count, points)}, shards=-(-count // IN_A_SHARD), formats=["parquet"])
     described = {
@@ -80,7 +83,7 @@ def make_dataset(folder: Path, count: int, points: int) -> Path:
 
 
 def measure_command(dataset: Path, page: Path, gallery: int) -> dict[str, float]:
-    """Seconds and peak memory of the command, the process that draws included; on two processors, if there are more."""
+    """Seconds and peak memory of the command with all processes that it starts, on two cores, if there are more."""
     words = [sys.executable, "-m", "pipelines.report", str(dataset), "--out", str(page), "--gallery", str(gallery)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
@@ -99,7 +102,7 @@ def measure_command(dataset: Path, page: Path, gallery: int) -> dict[str, float]
 
 
 def _resident_bytes(family: psutil.Process) -> int:
-    """Resident memory of a process and all that it started, pages that they share counted again."""
+    """Resident memory of a process and all that it started; shared pages are counted for each."""
     found = 0
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in (family, *family.children(recursive=True)):
@@ -109,7 +112,7 @@ def _resident_bytes(family: psutil.Process) -> int:
 
 
 def measure_reading(dataset: Path, gallery: int) -> float:
-    """Seconds that reading the same cases takes, and nothing else."""
+    """Seconds of reading the cases of the gallery alone."""
     cases = KeptCases(DatasetFolder(dataset))
     names = fields_of(field.column for field in shown_fields(cases.field_specs))
     started = time.perf_counter()
@@ -119,7 +122,7 @@ def measure_reading(dataset: Path, gallery: int) -> float:
 
 
 def compare_bytes(dataset: Path) -> dict[str, float]:
-    """Bytes a part in the page: as it is stored there, and as JSON."""
+    """Bytes of a part in the page, as it is stored there and as JSON would be."""
     cases = KeptCases(DatasetFolder(dataset))
     fields = shown_fields(cases.field_specs)
     packed = plain = points = 0
@@ -146,7 +149,7 @@ def compare_bytes(dataset: Path) -> dict[str, float]:
 
 
 def measure_browser(page: Path, times: int = 5) -> dict[str, Any]:
-    """Milliseconds from opening the page to its use, and from a click to a part in 3D; medians."""
+    """Median milliseconds from opening the page until it can be used and is read, and from a click to a part in 3D."""
     from playwright.sync_api import sync_playwright
 
     ready, opened, whole = [], [], []
@@ -173,7 +176,7 @@ def measure_browser(page: Path, times: int = 5) -> dict[str, Any]:
 
 
 def measure(count: int, points: int, gallery: int) -> dict[str, Any]:
-    """Everything on one data set."""
+    """Measure everything, on one data set and on one of a tenth of its cases."""
     with tempfile.TemporaryDirectory() as name:
         dataset, page = make_dataset(Path(name) / "lpbf", count, points), Path(name) / "report.html"
         tenth = measure_command(make_dataset(Path(name) / "tenth", count // 10, points), page, gallery // 10)
@@ -199,10 +202,10 @@ def measure(count: int, points: int, gallery: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and save the figures."""
-    parser = argparse.ArgumentParser(description="Benchmark of the report.")
-    parser.add_argument("--cases", type=int, default=1000)
-    parser.add_argument("--points", type=int, default=15_400)
-    parser.add_argument("--gallery", type=int, default=300)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=1000, help="cases of the data set")
+    parser.add_argument("--points", type=int, default=15_400, help="size of the parts: about 21,000 points each")
+    parser.add_argument("--gallery", type=int, default=300, help="parts in 3D in the report")
     asked = parser.parse_args()
     result = measure(asked.cases, asked.points, asked.gallery)
     packages = ("numpy", "pyarrow", "pyvista", "vtk", "playwright")

@@ -1,6 +1,9 @@
-"""The picture of the report: the page, and a part of it opened and cut, side by side, as Chromium draws them.
+"""Makes the picture of the report for the README: the page, and a part of it opened and cut, as Chromium draws them.
 
-python -m tests.benchmarks.report_picture lpbf/ --part 21763_02925afd_3
+    python -m tests.benchmarks.report_picture lpbf/ --part 21763_02925afd_3        # in the root of the repository
+
+Measures nothing. Needs Chromium (`LPBF_CHROMIUM` names one) and a data set with that part; the picture goes to
+pipelines/pictures/report.jpg.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from pipelines.reporting.report_data import make_report
 from tests.browser import Visit, open_browser
 
 PICTURE: Final = Path("pipelines/pictures/report.jpg")
-_WIDTH: Final = 820  # of each half
+_WIDTH: Final = 820  # width of each half, pixels
 
 
 def take_pictures(page: Path, part: str) -> list[Image.Image]:
@@ -42,9 +45,9 @@ def take_pictures(page: Path, part: str) -> list[Image.Image]:
 
 def main() -> None:
     """Make the report of a data set and the picture of it."""
-    parser = argparse.ArgumentParser(description="Picture of the report.")
-    parser.add_argument("data")
-    parser.add_argument("--part", required=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="a data set")
+    parser.add_argument("--part", required=True, help="case id of the part")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         page = Path(name) / "report.html"

@@ -1,4 +1,4 @@
-"""How far a prediction moves with the mesh: the same parts, meshed with 1,000 to 20,000 points, or more.
+"""How much does a prediction depend on the mesh? The same parts, meshed with 1,000 to 20,000 points.
 
     python -m pipelines.simulate --results lean --draw balanced --seed 103 --cases 12 --points 2000 --out parts/2000
     for n in 1000 5000 10000 20000; do
@@ -8,10 +8,12 @@
         --splits 'train=0.05,test=0.95'
     python -m tests.benchmarks.resolutions --data lpbf_resolutions/
 
-Of each part and mesh: the root mean square of the Z displacement over points and its largest value, predicted by the
-package's own model and simulated, and the relative L2 error between both. The spread of a part is the difference of
-the largest and the smallest over its meshes, by their mean; that of the simulation says how much of it is the mesh's
-own doing. Nothing is trained.
+For each part and mesh: root mean square over points and largest value of the Z displacement, predicted by the package's
+own model and simulated, and the relative L2 error of the prediction. The spread of a part is the difference of its
+largest and smallest value over the meshes, divided by their mean; the spread of the simulation says how much of that of
+the prediction comes from the mesh itself. Nothing is trained.
+
+Needs no GPU; the commands above make its data. The result goes to results/resolutions.json.
 """
 
 from __future__ import annotations
@@ -37,12 +39,12 @@ def sizes_of(z: NDArray[np.floating]) -> dict[str, float]:
 
 
 def spread_of(values: Sequence[float]) -> float:
-    """Largest minus smallest, by the mean."""
+    """Difference of the largest and the smallest value, divided by the mean."""
     return (max(values) - min(values)) / float(np.mean(values))
 
 
 def measured(split: Split) -> list[dict[str, Any]]:
-    """A row a part and mesh."""
+    """A row for each part and mesh of a split."""
     surrogate = from_pretrained()
     column = surrogate.usage.columns.index("displacement_z")
     rows = []
@@ -64,7 +66,7 @@ def measured(split: Split) -> list[dict[str, Any]]:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Spreads of the parts that have all meshes, mean and median, and the error by the order of the meshes."""
+    """Mean and median spread over the parts that have all meshes, and the error of each mesh, the coarsest first."""
     designs: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         designs.setdefault(row["design"], []).append(row)
@@ -87,8 +89,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a built data set of parts with several meshes each")
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--data", required=True, help="data set of parts with several meshes each")
+    parser.add_argument("--split", default="test", help="split that is predicted")
     asked = parser.parse_args()
     split = Split(asked.data, asked.split)
     rows = measured(split)

@@ -1,11 +1,22 @@
-"""Serving against a memory copy, the published loader and plain `datasets`, in one process on one core.
+"""How fast are cases served, beside a memory copy, the published loader and plain `datasets`?
 
     python -m tests.benchmarks.serving
+    python -m tests.benchmarks.serving --data lpbf/
 
-All read the same generated cases (hexahedral parts of some 25,000 points with smooth fields) from a warm page cache. In
-every round each competitor reads all cases once, in a random order, so that whatever else the machine does hits all of
-them; a ratio is the median over the rounds of the ratio within a round. Reads and streams are timed by the processor
-time of the process, which other work on the machine stretches less than it stretches the time on the wall.
+All read the same cases from files that the operating system has cached: generated ones (hexahedral parts with smooth
+fields), or with `--data` those of a data set in turn, both up to the sizes of the published ones. Measured are
+
+- reading a case: from Parquet, Zarr, the cache and memory, beside the published loader (which always reads all arrays
+  of its file, edges included) and beside a copy of the case's bytes from memory to memory;
+- a shuffled epoch as a stream, beside plain `datasets` with its default shuffle, as Python objects and as NumPy arrays;
+- requests and seconds to the first batch from a hub on the loopback interface;
+- seconds to resume, memory over epochs, the share of a step that training waits, bytes on disk, quality of the shuffle.
+
+In every round each of the compared readers reads all cases once, in a random order, so that other work on the machine
+slows all alike; a ratio is the median over the rounds of the ratio within a round. Reads and streams are timed by the
+processor time of this one process, which other work changes less than it changes the elapsed time.
+
+Needs no GPU; the committed results are of simulated parts. The result goes to results/serving.json.
 """
 
 from __future__ import annotations
@@ -41,17 +52,22 @@ from tests.data_hub_server import serve_hub
 from tests.data_support import make_case, write_dataset, write_published
 
 PUBLISHED = {"fields": ["displacement", "temperature", "von_mises_stress"], "cells": True}
+"""Selection of all fields that are published."""
+
 TRAINING: dict[str, Any] = {"fields": [], "cells": False}
+"""Selection of points and target alone, as training reads them."""
+
 STEPS = {"64 ms": 0.064, "20 ms": 0.020, "4.5 ms": 0.0045}
-"""Of 20,000 points on an H100: by attention calls, by a third of them, and by our kernels in step graphs."""
-MOST_POINTS = 50_000  # of a case, as published
-LAUNCHING = 0.3  # share of a step in which Python launches kernels and holds its lock; in the rest it waits for the GPU
+"""Seconds of a training step on 20,000 points on an H100: by attention calls, about a third of that, and by our kernels
+with steps recorded as CUDA graphs."""
+MOST_POINTS = 50_000  # points of the largest published case
+LAUNCHING = 0.3  # share of a step in which Python launches kernels, holding its global lock; then it waits for the GPU
 
 warnings.filterwarnings("ignore", message="`torch.jit.script`")
 
 
 def simulated_cases(data: Path, count: int) -> list[Case]:
-    """Cases of a data set that was built, in turn and under new names until there are `count`."""
+    """Cases of a data set, repeated under new names until there are `count`."""
     shards = [ParquetShard(path) for path in sorted((data / "data").glob("*.parquet"))]
     rows = [(shard, row) for shard in shards for row in range(len(shard))]
     found = [shard.read_case(row, resolve_fields(DEFAULT_FIELDS)) for shard, row in rows]
@@ -61,7 +77,11 @@ def simulated_cases(data: Path, count: int) -> list[Case]:
 
 
 def make_corpus(folder: Path, count: int, data: Path | None) -> dict[str, Path]:
-    """The same cases in both layouts, and the first of the layouts without its Zarr parts."""
+    """Write the cases as Parquet, as Zarr and in the published layout; and 60 cases of about 20,000 points, as Parquet.
+
+    Returns:
+        The folders of the four data sets, by name.
+    """
     sizes = np.random.default_rng(1).integers(5_000, 31_000, count)
     if data is None:
         cases = [make_case(seed, int(size)) for seed, size in enumerate(sizes)]
@@ -79,7 +99,7 @@ def make_corpus(folder: Path, count: int, data: Path | None) -> dict[str, Path]:
 
 
 def published_reader(folder: Path) -> Callable[[int], Any]:
-    """What the published loader does for a case: every array of its file, as tensors."""
+    """A function that reads a case as the published loader does: every array of its file, as tensors."""
     files = sorted((folder / "train").glob("*.npz"))
 
     def read(index: int) -> Any:
@@ -99,7 +119,7 @@ def published_reader(folder: Path) -> Callable[[int], Any]:
 
 
 def memory_copier(dataset: CaseDataset) -> Callable[[int], Any]:
-    """Copy the bytes of a case from memory to memory that is there already: the least that serving could cost."""
+    """A function that copies the bytes of a case into allocated memory: the least time that serving could take."""
     sources, most = [], 0
     for index in range(len(dataset)):
         values = [v.numpy().reshape(-1).view(np.uint8) for v in dataset[index].values() if isinstance(v, torch.Tensor)]
@@ -114,7 +134,7 @@ def memory_copier(dataset: CaseDataset) -> Callable[[int], Any]:
 
 
 def seconds_a_case(read: Callable[[int], Any], order: Iterable[int]) -> float:
-    """Mean time of a read."""
+    """Mean processor time of a read, seconds."""
     numbers = list(order)
     started = time.process_time()
     for index in numbers:
@@ -123,7 +143,7 @@ def seconds_a_case(read: Callable[[int], Any], order: Iterable[int]) -> float:
 
 
 def compare(readers: Mapping[str, Callable[[int], Any]], count: int, rounds: int) -> dict[str, list[float]]:
-    """Time a case of every reader in every round; each starts a round in turn."""
+    """Seconds a case of every reader in every round; within a round the readers' order is random."""
     for read in readers.values():
         seconds_a_case(read, range(count))
     times: dict[str, list[float]] = {name: [] for name in readers}
@@ -136,7 +156,7 @@ def compare(readers: Mapping[str, Callable[[int], Any]], count: int, rounds: int
 
 
 def summarise(times: Mapping[str, list[float]], base: str) -> dict[str, Any]:
-    """Milliseconds a case, and how often the time of the base fits."""
+    """Milliseconds a case, and their ratio to those of the reader `base`."""
     return {
         name: {
             "ms": round(statistics.median(values) * 1e3, 4),
@@ -147,7 +167,7 @@ def summarise(times: Mapping[str, list[float]], base: str) -> dict[str, Any]:
 
 
 def reading(places: Mapping[str, Path], cache: Path, rounds: int) -> dict[str, Any]:
-    """Random reads of whole cases, and of what training reads."""
+    """Time of random reads, of the published fields and of what training reads."""
     results = {}
     for label, selection in (("published_fields", PUBLISHED), ("points_and_target", TRAINING)):
         options = {"format": "torch"} | selection
@@ -168,16 +188,18 @@ def reading(places: Mapping[str, Path], cache: Path, rounds: int) -> dict[str, A
         fast["memcpy"] = memory_copier(kept["cache"])
         results[label] = {
             **summarise(compare(slow, count, rounds), "published_npz"),
-            **summarise(compare(fast, count, 5 * rounds), "memcpy"),  # short, so that a disturbance weighs more
+            **summarise(
+                compare(fast, count, 5 * rounds), "memcpy"
+            ),  # more rounds: these reads are short, and so disturbed more
         }
     return results
 
 
 def streaming(places: Mapping[str, Path], cache: Path, rounds: int) -> dict[str, Any]:
-    """A shuffled epoch: plain `datasets` with its default shuffle, and this package.
+    """Time of a shuffled epoch, by plain `datasets` with its default shuffle and by this package.
 
-    `lpbf_first_epoch` decodes, `lpbf_opened_anew` has a full cache but maps and checks every file, and `lpbf_warm` is
-    each epoch after that. `datasets` decodes in each epoch.
+    `lpbf_first_epoch` decodes without a cache; `lpbf_opened_anew` has a full cache, but maps and checks every file;
+    `lpbf_warm` is each epoch after that. `datasets` decodes in each epoch, `datasets_default` into Python objects.
     """
     import datasets
 
@@ -223,7 +245,7 @@ def streaming(places: Mapping[str, Path], cache: Path, rounds: int) -> dict[str,
 
 
 def hub(places: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """The first batch from a hub on the loopback interface, and an epoch."""
+    """Requests and seconds to the first batch from a hub on the loopback interface, and requests of an epoch."""
     results = {}
     repositories = {"user/lpbf": {"main": places["parquet"]}, "user/published": {"main": places["published"]}}
     with serve_hub(repositories) as server, environment(HF_ENDPOINT=server.url):
@@ -248,7 +270,7 @@ def hub(places: Mapping[str, Path], folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def environment(**values: str) -> Iterator[None]:
-    """Set environment variables for a while."""
+    """Set environment variables until the block ends."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -262,7 +284,7 @@ def environment(**values: str) -> Iterator[None]:
 
 
 def resuming(places: Mapping[str, Path], cache: Path) -> dict[str, Any]:
-    """Time from a saved state to the next batch, the best of five tries, wherever the epoch was cut."""
+    """Time from a saved state to the next batch, the least of five tries, over all positions of an epoch."""
     results = {}
     for label, options in (("one case", {}), ("budget of points", {"batch_size": None, "max_points": 100_000})):
         loader = make_loader(places["parquet"], shuffle=True, cache=cache, **TRAINING, **options)
@@ -280,7 +302,7 @@ def times_of(seconds: list[float]) -> dict[str, float]:
 
 
 def seconds_to_resume(loader: Loader | CaseStream, state: dict[str, Any]) -> float:
-    """Time from a saved state to the next batch."""
+    """Seconds from a saved state to the next batch."""
     started = time.perf_counter()
     loader.load_state_dict(state)
     next(iter(loader))
@@ -290,8 +312,8 @@ def seconds_to_resume(loader: Loader | CaseStream, state: dict[str, Any]) -> flo
 def memory_over_epochs(places: Mapping[str, Path], cache: Path, epochs: int = 12) -> dict[str, Any]:
     """Resident megabytes after each epoch; `anonymous` leaves out pages of mapped files, which the system can drop.
 
-    The first epoch fills the cache and the second maps it; flat is what comes after. Up to 64 MB of it are blocks that
-    batches leave behind for the next ones.
+    The first epoch fills the cache and the second maps it; from then on memory should stay constant. Up to 64 MB are
+    kept for the next batches.
     """
     found: dict[str, Any] = {"resident": [], "anonymous": []}
     loader = make_loader(places["parquet"], shuffle=True, batch_size=2, cache=cache, **PUBLISHED)
@@ -306,10 +328,10 @@ def memory_over_epochs(places: Mapping[str, Path], cache: Path, epochs: int = 12
 
 
 def shuffle_quality(folder: Path, count: int = 10_000, shards: int = 20) -> dict[str, Any]:
-    """How far an epoch takes apart what is stored together, for rows that hold nothing but their number.
+    """How well a shuffled epoch separates cases that are stored together; rows hold their number alone.
 
-    `neighbours_apart`: mean distance of two cases that are stored side by side, as a share of the epoch; of a random
-    permutation 1/3. `order_kept`: rank correlation of stored and served order; of a random permutation 0.
+    `neighbours_apart` is the mean distance in the epoch of two cases that are stored side by side, as a share of the
+    epoch, 1/3 for a random permutation. `order_kept` is the rank correlation of stored and served order, 0 for one.
     """
     import datasets
 
@@ -334,10 +356,10 @@ def shuffle_quality(folder: Path, count: int = 10_000, shards: int = 20) -> dict
 
 
 def waiting(places: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """Share of a step that training waits for data, at 20,000-point cases, for steps of a given length.
+    """Share of a step that training waits for data, with cases of 20,000 points, for steps of given lengths.
 
-    The step is played: Python works for 30 % of it and holds its lock, as when it launches kernels, and sleeps for the
-    rest, as when it waits for the GPU. The loader reads in a thread of the same process on the same cores.
+    Steps are imitated: Python computes for 30 % of one, holding its global lock, as when it launches kernels, and
+    sleeps for the rest, as when it waits for the GPU. The loader reads in a thread of this process, on the same cores.
     """
     results: dict[str, Any] = {}
     for label, seconds in STEPS.items():
@@ -363,7 +385,7 @@ def waiting(places: Mapping[str, Path], folder: Path) -> dict[str, Any]:
 
 
 def sizes(places: Mapping[str, Path]) -> dict[str, float]:
-    """Megabytes of a 20,000-point case in each format, by the mean over the points."""
+    """Megabytes of 20,000 points in each format, by the mean over all points."""
     points = int(load_dataset(places["parquet"], cache=False).sizes.sum())  # type: ignore[union-attr]
 
     def total(folder: Path) -> float:
@@ -374,11 +396,11 @@ def sizes(places: Mapping[str, Path]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run and save."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cases", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--data", type=Path, help="a data set whose cases are taken in turn; else made up ones")
+    """Measure everything and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=200, help="number of cases")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds over which the median is taken")
+    parser.add_argument("--data", type=Path, help="data set whose cases are taken; by default they are made up")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="lpbf-serving-"))

@@ -1,13 +1,22 @@
-"""How near the simulator is to NetFabb and to NIST's bridges, and what it costs: every figure in one table.
+"""How near is the simulator to NetFabb and to NIST's bridges, and what does it cost? All figures in one file.
 
     LPBF_NETFABB_SAMPLES=folder python -m tests.benchmarks.simulator_accuracy [before|after] [pieces]
 
-Pieces are parts, users, IN625, 15-5PH, program, spread and cost, all by default; each takes at most a few minutes, is
-measured in one run, and is written to the JSON file when it is there, beside what was measured before. IN625 and 15-5PH
-are NIST's bridges with the `measured` calibration, program both with that of NetFabb. `before` names the JSON file
-simulator_accuracy_before, for figures that a change is held against. The folder holds `binary/step2` and
-`ascii/meshes2` of github.com/kevinferg/netfabb-tools. The cost is that of a part from its parameters to files, over the
-cost of the same part with the version in `REFERENCE`, run in turns from a worktree of its own.
+Pieces are, all by default:
+
+- `parts`: NetFabb's two parts on NetFabb's cells, with both calibrations, beside NetFabb's results;
+- `users`: the same as a user would simulate them, with `pipelines.simulate --stl`, on about 1,100 points;
+- `IN625`, `15-5PH`: NIST's bridges with the calibration `measured`, beside the measured rises;
+- `program`: both bridges with the calibration `netfabb`, which was made without them;
+- `spread`: the IN625 bridge with groups of layers of three thicknesses;
+- `cost`: processor time of a part from its parameters to files, over that of the version in `REFERENCE`, which runs in
+  turn with today's from a git worktree.
+
+Each piece is written to the JSON file as soon as it is measured, beside what was there. `before` writes to
+simulator_accuracy_before.json, for figures that a change is to be compared with; `after` is the default.
+
+Needs `binary/step2` and `ascii/meshes2` of github.com/kevinferg/netfabb-tools in the folder for `parts` and `users`,
+git for `cost`, and no GPU. The result goes to results/simulator_accuracy.json.
 """
 
 from __future__ import annotations
@@ -49,17 +58,17 @@ from tests.benchmarks.machine import RESULTS, describe_machine, save_result
 
 CALIBRATIONS: Final = ("measured", "netfabb")
 USER_POINTS: Final = 1100
-"""What a user asks for: NetFabb's meshes have 1,031 and 3,227 points."""
+"""Points that a user asks for; NetFabb's meshes have 1,031 and 3,227 points."""
 
 LEAST_CLEARANCE: Final = 69.719
 """Least clearance that NetFabb reports for step2, percent."""
 
 REFERENCE: Final = "acc8ec5"
-"""Commit whose cost is the measure."""
+"""Commit whose cost today's is compared with."""
 
 FINEST: Final = 0.5
 GROUPS: Final = (FINEST, 1.0, 2.5)
-"""Thickness of the bridge's groups in mm, all of the same cells."""
+"""Thicknesses of the bridge's groups of layers in mm, all on the same cells."""
 
 _FIELDS: Final = ("displacement", "von_mises_stress")
 
@@ -70,7 +79,7 @@ def material(name: str, calibration: str) -> Material:
 
 
 def agreement(ours: NDArray[np.float64], theirs: NDArray[np.float32]) -> dict[str, float | None]:
-    """Correlation, and ratio of the largest values by size."""
+    """Correlation, and ratio of the largest magnitudes; where ours is rounding alone, the ratio alone."""
     ratio = float(np.abs(ours).max() / np.abs(theirs).max())
     moved = ratio > 1e-4
     return {
@@ -82,7 +91,7 @@ def agreement(ours: NDArray[np.float64], theirs: NDArray[np.float32]) -> dict[st
 def figures(
     moved: NDArray[np.float64], stress: NDArray[np.float64], theirs: Case, others: NDArray[np.intp]
 ) -> dict[str, Any]:
-    """The final state at NetFabb's points `others`: along z and x, and von Mises stress."""
+    """Compare the final displacement along z and x, and the von Mises stress, at NetFabb's points `others`."""
     real = theirs.fields["displacement"][others]
     mises = theirs.fields["von_mises_stress"][others].ravel()
     quantiles = {
@@ -108,7 +117,7 @@ def surface_file(name: str) -> Path:
 
 
 def on_netfabbs_cells(name: str, calibration: str) -> dict[str, Any]:
-    """A part meshed, grouped and processed as NetFabb's input files say."""
+    """Compare a part with cells, groups of layers and process as in NetFabb's input files."""
     mesh = voxelize(load_surface(surface_file(name)), CELL)
     simulation = BuildSimulation(mesh, material("Inc625", calibration), refinement=REFINEMENT)
     *_, last = simulation.frames()
@@ -134,7 +143,7 @@ def _interpolated(
 
 
 def as_users_type_it(name: str, calibration: str) -> dict[str, Any]:
-    """`pipelines.simulate --stl … --material Inc625 --points 1100` at NetFabb's points, where ours has material."""
+    """Compare the result of `pipelines.simulate --stl … --material Inc625 --points 1100` at all of NetFabb's points."""
     with tempfile.TemporaryDirectory() as folder:
         simulate(
             folder,
@@ -149,7 +158,7 @@ def as_users_type_it(name: str, calibration: str) -> dict[str, Any]:
     theirs = netfabb_run(name).read_case(_FIELDS)
     values = np.concatenate([ours.fields["displacement"], ours.fields["von_mises_stress"].reshape(-1, 1)], axis=1)
     found, inside = _interpolated(ours, values.astype(np.float64), theirs.points.astype(np.float64))
-    # Steps of the voxels leave some of NetFabb's points outside our mesh: the nearest node speaks for them.
+    # Some of NetFabb's points lie outside of our voxels: they get the value of our nearest point.
     nearest = cKDTree(ours.points).query(theirs.points[~inside])[1]
     found[~inside] = values[nearest]
     result = figures(found[:, :3], found[:, 3], theirs, np.arange(theirs.num_points))
@@ -157,7 +166,7 @@ def as_users_type_it(name: str, calibration: str) -> dict[str, Any]:
 
 
 def first_ridge(name: str, made_of: Material, groups: list[PlaneGroup] | None = None) -> dict[str, float]:
-    """Rise of the bridge's first ridge over the measured one; groups as users get them by default."""
+    """Rise of the bridge's first ridge, also over the measured one; by default with the groups that users get."""
     measured = bridge.STEELS[name][1]
     mesh = voxelize(bridge.bridge(), (bridge.CELL, bridge.CELL))
     known = made_of.calibration
@@ -177,7 +186,7 @@ def first_ridge(name: str, made_of: Material, groups: list[PlaneGroup] | None = 
 
 
 def groups_of(thickness: float) -> list[PlaneGroup]:
-    """The bridge's planes of cells in groups of a thickness in mm, also where that is no power of two of planes."""
+    """The bridge's planes of cells in groups of a thickness in mm, of any whole number of planes."""
     size, planes = round(thickness / bridge.CELL), round(bridge.HEIGHT / bridge.CELL)
     return [PlaneGroup(n, low, min(low + size, planes)) for n, low in enumerate(range(0, planes, size), start=1)]
 
@@ -190,9 +199,9 @@ def cooled_by(name: str, kelvin: float) -> Material:
 
 
 def bridge_of(name: str) -> dict[str, Any]:
-    """A bridge with the `measured` calibration, and with the cooling that meets its own first ridge.
+    """A bridge with the cooling of the calibration `measured`, and with one that would fit its own first ridge.
 
-    The second is by proportion; rises are linear in the cooling, so the two say what every other cooling gives.
+    The second is estimated by proportion. Rises are linear in the cooling, so the two determine every other one.
     """
     first = first_ridge(name, cooled_by(name, MEASURED_COOLING), groups_of(FINEST))
     guess = round(MEASURED_COOLING / first["over_measured"], 1)
@@ -208,12 +217,12 @@ def bridge_of(name: str) -> dict[str, Any]:
 
 
 def program() -> dict[str, Any]:
-    """Both bridges with the calibration on NetFabb's program, which never saw them."""
+    """Both bridges with the calibration `netfabb`, which was made without them."""
     return {name: first_ridge(name, material(known, "netfabb")) for name, (known, _) in bridge.STEELS.items()}
 
 
 def left_out(result: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """First ridges over the measured ones, by what the strain was calibrated on; the worst of a row counts."""
+    """First ridges relative to the measured ones, by what the strain was calibrated on."""
     known = {name: result[name] for name in bridge.STEELS}
 
     def over(name: str, kelvin: float) -> float:
@@ -233,7 +242,7 @@ def left_out(result: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def spread() -> dict[str, Any]:
-    """The IN625 bridge with three thicknesses of groups: largest difference over the mean."""
+    """The IN625 bridge with groups of three thicknesses: range of the rises, relative to their mean."""
     made_of = material("Inc625", "measured")
     rises = {f"{size} mm": first_ridge("IN625", made_of, groups_of(size))["rise_mm"] for size in GROUPS}
     values = np.array(list(rises.values()))
@@ -252,7 +261,7 @@ with tempfile.TemporaryDirectory() as base, threadpool_limits(limits=1):
 
 
 def seconds(folder: Path, points: int, repeats: int) -> float:
-    """Seconds of one core for a part of so many points with the code in a folder."""
+    """Least processor seconds of several simulations of a part of so many points, with the code in a folder."""
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", _MEASURE_COST, str(points), str(repeats)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
@@ -260,7 +269,7 @@ def seconds(folder: Path, points: int, repeats: int) -> float:
 
 
 def cost() -> dict[str, Any]:
-    """Seconds of today's code over those of the reference, in turns; the least of each counts."""
+    """Processor seconds of today's code and of the reference, run in turns, and their ratio; the least counts."""
     here = Path(__file__).resolve().parents[2]
     result: dict[str, Any] = {"reference": REFERENCE}
     with tempfile.TemporaryDirectory() as base:
@@ -290,11 +299,11 @@ PIECES: Final[dict[str, Callable[[], Any]]] = {
     "spread": spread,
     "cost": cost,
 }
-"""What can be measured by itself."""
+"""Pieces that can be measured by themselves."""
 
 
 def main() -> None:
-    """Measure what was asked for, keep the rest of the file."""
+    """Measure the pieces that were asked for; the others stay in the file."""
     words = sys.argv[1:]
     if unknown := set(words) - {"before", "after", *PIECES}:
         sys.exit(f"unknown: {', '.join(sorted(unknown))}; pieces are {', '.join(PIECES)}")

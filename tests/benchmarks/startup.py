@@ -1,11 +1,13 @@
-"""What users wait for before any work: help, an error in the options, and a prediction of a small part.
+"""How long do users wait for help, for an error in the options, and for a prediction of a small part?
 
     python -m tests.benchmarks.startup [--turns 7] [--before CHECKOUT]
 
-Each command runs in a process of its own, in turn with `import torch`, so that whatever else the machine does meets
-both; ratios are of the least times of all turns, on the clock and of the processor. An older checkout of this
-repository, where one is named, is measured in the first turn that counts alone; of it, the processor's
-seconds are what compares.
+Each command runs in a process of its own, in turn with a process that does `import torch` alone, so that other work on
+the machine slows both. Ratios are of the least times of all turns, elapsed and of the processor. With `--before` an
+older checkout of this repository is timed too, but once: compare its processor time, not its elapsed time, and expect
+it to look slower than a least time of several turns would.
+
+Needs no GPU and no data. The result goes to results/startup.json.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import Any, Final
 from tests.benchmarks.machine import describe_machine, save_result
 
 REPOSITORY: Final = Path(__file__).parents[2]
-LARGEST_RATIO: Final = 0.5  # of help and errors, over `import torch`
+LARGEST_RATIO: Final = 0.5  # allowed for help and errors, relative to `import torch`
 
 IMPORT: Final = ["-c", "import torch"]
 
@@ -70,7 +72,7 @@ def commands(folder: Path) -> dict[str, tuple[list[str], int]]:
 
 
 def seconds_of(arguments: list[str], checkout: Path, folder: Path, status: int = 0) -> tuple[float, float]:
-    """Seconds of one process on the clock, and of the processor (its own and the system's)."""
+    """Elapsed seconds of one process, and its processor seconds (user and system)."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     started = time.perf_counter()
     with subprocess.Popen(
@@ -84,7 +86,7 @@ def seconds_of(arguments: list[str], checkout: Path, folder: Path, status: int =
 
 
 def measure(checkouts: dict[str, Path], folder: Path, turns: int) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """Seconds of every turn, by checkout and command; under "torch", those of `import torch` between them."""
+    """Seconds of every turn, by checkout and command; by "torch" and command those of the `import torch` before it."""
     rows: dict[tuple[str, str], list[tuple[float, float]]] = {}
     asked = commands(folder)
     for turn in range(turns + 1):
@@ -97,14 +99,14 @@ def measure(checkouts: dict[str, Path], folder: Path, turns: int) -> dict[tuple[
             ]
             for which, label, words, place, expected in runs:
                 seconds = seconds_of(words, place, folder, expected)
-                if turn:  # The first turn compiles what Python keeps compiled, and warms the disk.
+                if turn:  # The first turn fills caches, those of Python's compiled files among them.
                     rows.setdefault((which, label), []).append(seconds)
         print(f"turn {turn} of {turns}", flush=True)
     return rows
 
 
 def summary(runs: list[tuple[float, float]], torch: list[tuple[float, float]]) -> dict[str, Any]:
-    """Least and median seconds, and the ratios of the least over those of `import torch` in the same turns."""
+    """Least and median seconds, and ratios of the least to those of `import torch` in the same turns."""
     wall, cpu = zip(*runs, strict=True)
     torch_wall, torch_cpu = zip(*torch, strict=True)
     return {
@@ -119,9 +121,9 @@ def summary(runs: list[tuple[float, float]], torch: list[tuple[float, float]]) -
 
 def main() -> None:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--before", type=Path, help="an older checkout of this repository")
-    parser.add_argument("--turns", type=int, default=7)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=Path, help="folder of an older checkout of this repository")
+    parser.add_argument("--turns", type=int, default=7, help="turns of which the least time counts")
     options = parser.parse_args()
     before = options.before
     checkouts = {"now": REPOSITORY} | ({"before": before.absolute()} if before else {})

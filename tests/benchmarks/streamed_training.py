@@ -1,12 +1,16 @@
-"""Training from a stream: the losses of a local folder, and how long training waits, beside plain `datasets`.
+"""Does training from a stream give the losses of a local folder, and how long does it wait, beside plain `datasets`?
 
     python -m tests.benchmarks.streamed_training
 
-A hub on the loopback interface, in a process of its own, serves generated cases in both layouts. Every competitor
-trains the same small network for two epochs, in a process of its own with empty caches; all take part in each round,
-one after the other. Losses must be those of a local folder, digit by digit. What is timed is the share of an epoch that
-training waits for its next batch: the median over the rounds. The network is a pointwise one on a processor; how long
-its steps take is in the result. `--delay` lets the hub answer late, as one far away does.
+A hub on the loopback interface, in a process of its own, serves generated cases as Parquet and as Zarr. The same small
+network is trained for two epochs from a local folder, from the hub, and from the hub by plain `datasets` (Parquet,
+streaming, its default shuffle), each in a process of its own with empty caches, one after the other in each round.
+This package fills its cache in the first epoch and reads from it in the second; `datasets` downloads in both. Losses
+from the hub must be those of the local folder, digit by digit. Measured is the share of an epoch that training waits
+for its next batch, the median over the rounds. The network is a pointwise one on the CPU; the time of its steps is in
+the result. `--delay` lets the hub answer late, as a distant one does.
+
+Needs no GPU and no data. The result goes to results/streamed_training.json.
 """
 
 from __future__ import annotations
@@ -41,10 +45,10 @@ SIDES = ("local parquet", "hub parquet", "local zarr", "hub zarr", "datasets par
 
 
 class Training:
-    """A small network in training, the same at every start.
+    """Training of a small network, which starts with the same weights every time.
 
     Attributes:
-        losses: Loss of each step.
+        losses: Loss of each step so far.
     """
 
     def __init__(self, width: int = 48) -> None:
@@ -64,7 +68,7 @@ class Training:
         self.losses.append(loss.item())
 
     def epoch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-        """An epoch; how many seconds it took, and how many of them went by without a batch."""
+        """Train for an epoch: its seconds, those of them spent waiting for a batch, and its steps."""
         start, waited, steps, iterator = time.perf_counter(), 0.0, 0, iter(batches)
         while True:
             asked = time.perf_counter()
@@ -78,12 +82,12 @@ class Training:
 
 
 def train_from(data: str, epochs: int = EPOCHS, **options: Any) -> tuple[list[float], list[dict[str, float]]]:
-    """Losses, and times of each epoch, of a training from a data set of this project.
+    """Train from a data set by this package: the losses, and the times of each epoch.
 
     Args:
         data: Its folder, or its id on the hub.
         epochs: Number of epochs.
-        **options: For `make_loader`.
+        **options: Further options of `make_loader`.
     """
     training = Training()
     loader = make_loader(data, "train", batch_size=BATCH, shuffle=True, seed=3, fields=[], **options)
@@ -92,7 +96,7 @@ def train_from(data: str, epochs: int = EPOCHS, **options: Any) -> tuple[list[fl
 
 
 def train_from_datasets(data: str) -> tuple[list[float], list[dict[str, float]]]:
-    """The same by plain `datasets`, streaming and shuffled by its default, reading the same columns."""
+    """Train by plain `datasets`, streaming with its default shuffle and reading the same columns."""
     import datasets
 
     rows = datasets.load_dataset(data, split="train", streaming=True, columns=COLUMNS).shuffle(seed=3)
@@ -118,7 +122,7 @@ def _serve(folder: Path, delay: float, pipe: Any) -> None:
 
 @contextmanager
 def hub_elsewhere(folder: Path, delay: float) -> Iterator[str]:
-    """A hub in a process of its own; gives its address."""
+    """Serve a hub from a process of its own until the block ends; gives its address."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(folder, delay, theirs))
@@ -131,7 +135,7 @@ def hub_elsewhere(folder: Path, delay: float) -> Iterator[str]:
 
 
 def measure(side: str, folder: Path, url: str) -> dict[str, Any]:
-    """One competitor, in a process of its own, with empty caches."""
+    """Train from one of `SIDES` in a process of its own, with empty caches."""
     with tempfile.TemporaryDirectory() as caches:
         environment = os.environ | {
             "HF_ENDPOINT": url,
@@ -150,7 +154,7 @@ def measure(side: str, folder: Path, url: str) -> dict[str, Any]:
 
 
 def run_side(side: str, folder: Path) -> None:
-    """What `measure` starts: train, and print what came of it."""
+    """Train and print losses and times; `measure` starts a process that does this."""
     torch.set_num_threads(1)
     place, layout = side.split()
     if place == "datasets":
@@ -162,13 +166,13 @@ def run_side(side: str, folder: Path) -> None:
 
 def main() -> None:
     """Measure and save."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--cases", type=int, default=120)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=120, help="number of cases")
     parser.add_argument("--points", type=int, default=14_500, help="about 20,000 points a case")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds over which the median is taken")
     parser.add_argument("--delay", type=float, default=0.03, help="seconds before each answer of the hub")
-    parser.add_argument("--side", choices=SIDES)
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--side", choices=SIDES, help="used by the benchmark itself: train from this alone")
+    parser.add_argument("--folder", type=Path, help="used by the benchmark itself: folder of the data")
     arguments = parser.parse_args()
     if arguments.side is not None:
         run_side(arguments.side, arguments.folder)
@@ -200,7 +204,7 @@ def main() -> None:
 
 
 def _summary(rounds: list[list[dict[str, float]]]) -> list[dict[str, float]]:
-    """Of each epoch the median share of waiting, and the median time of a step without it."""
+    """Median share of waiting in each epoch, and median time of a step without waiting."""
     return [
         {
             "steps": rounds[0][epoch]["steps"],

@@ -1,26 +1,27 @@
-"""The numbers of the training system, in one command.
+"""How do FLARE, the Transformer and Transolver compare under one recipe; what do precision, kernels and size change?
 
     python -m tests.benchmarks.train_models --data lpbf/ --work runs/numbers --processes 8
 
-On a GPU, with a corpus of 1,000 parts or more in train, validation and test splits by design, this trains and judges
+On a GPU, with a corpus of 1,000 parts or more with the splits train, validation and test, this trains and evaluates
 
 - FLARE, the Transformer and Transolver in the paper's sizes under one recipe, three seeds each;
-- FLARE in bf16-mixed and in FP32, and FLARE by the kernels and by attention calls, for a quarter of the epochs and
+- FLARE in bf16-mixed and in FP32, and FLARE by the kernels and by attention calls, for a quarter of the epochs and with
   three seeds each;
-- FLARE on the least recoater clearance over the build, for recall at a stated rate of false alarms, beside the recall
-  that all models reach by the displacement that they predict;
-- FLARE with other numbers of blocks and latents, judged on validation.
+- FLARE on the least recoater clearance over the build, for its recall of hits at a stated rate of false alarms, beside
+  the recall that all models reach by the displacement that they predict;
+- FLARE with other numbers of blocks and latents, evaluated on validation.
 
-Parts are shown mirrored and turned. Each model starts from the standard deviation of weights, of 0.02, 0.05 and 0.08,
-that had the least error on validation after 350 steps of 4 parts thinned to 600 points. On a GPU steps are launched as
-CUDA graphs, but for those of FLARE by attention calls.
+Parts are mirrored and turned at random. The standard deviation of each model's first weights was chosen before, among
+0.02, 0.05 (not tried for Transolver) and 0.08, by the least error on validation after 350 steps of 4 parts thinned to
+600 points. On a GPU steps are recorded as CUDA graphs, but for those of FLARE by attention calls.
 
-The models are small and leave most of a GPU idle, so that runs share it: each in a process of its own, as many at a
-time as `--processes` says; under NVIDIA's MPS their kernels run side by side, otherwise they take turns. `--minutes`
-chooses the number of epochs, the same for all runs, by a rehearsal of a few steps of all of them; `--epochs` states it.
-Runs go on where they were stopped, so the command may be cut and given again with the same `--epochs`. `--size reduced`
-shrinks models and steps until a laptop's CPU does it; its figures say so, and compare nothing but whether everything
-runs.
+The models are small and leave most of a GPU idle, so runs share it: each in a process of its own, `--processes` at a
+time; under NVIDIA's MPS their kernels run at the same time, otherwise in turns. `--epochs` sets the number of epochs,
+the same for all runs; `--minutes` chooses it from the time of a few steps of all runs. Runs are continued where they
+were interrupted, so the same command with the same `--epochs` may be given again. `--size reduced` shrinks models and
+steps until a CPU can do it, to see that everything runs; its figures don't compare the models.
+
+The result goes to results/train_models.json (or train_models_reduced.json), the sweep's picture beside it.
 """
 
 from __future__ import annotations
@@ -58,10 +59,10 @@ BENCHMARK = "displacement_z"
 RISK = "build_clearance_min"
 FALSE_ALARMS = 0.1
 VALIDATIONS = 4
-"""Times that a run looks at the validation split."""
+"""Number of validations of a run."""
 
 SHORT, LONG = 10, 40
-"""Steps of the two rehearsals; the difference of their times is that of steps alone."""
+"""Steps of two short runs; the difference of their times is that of steps alone."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,10 @@ class Run:
     Attributes:
         place: Folder below the work folder; runs that differ in the seed alone share one.
         model: Class path and init args.
-        recipe: How it is trained.
-        target: What it predicts.
+        recipe: Its recipe.
+        target: The field that it predicts.
         seed: Its seed.
-        judged: Whether it is judged on the test split; of others the validation error is all.
+        judged: Whether it is evaluated on the test split; others have a validation error alone.
     """
 
     place: str
@@ -116,12 +117,12 @@ class Run:
     judged: bool = True
 
     def folder(self, work: Path) -> Path:
-        """Where it lies."""
+        """The folder of the run."""
         return work / self.place / f"seed-{self.seed}"
 
 
 def plan(size: Size, *, gpu: bool) -> list[Run]:
-    """All runs, the longest first; what two questions ask for is trained once."""
+    """All runs, the longest first; a run that two comparisons need is made once."""
     names = ("bf16-mixed", "32-true") if gpu else ("32-true", "bf16-mixed")
     mixed, other = (replace(size.recipe, precision=name) for name in names)
     graphs = {"step_graphs": True, "round_points": 2048} if gpu else {}
@@ -165,15 +166,15 @@ def _train(run: Run, data: str, folder: Path, *, validate_every: int, max_steps:
     )
 
 
-def rehearse(run: Run, data: str, work: Path, steps: int) -> None:
-    """A few steps of a run, in a folder that is not used again."""
+def run_few_steps(run: Run, data: str, work: Path, steps: int) -> None:
+    """Make a few steps of a run, in a folder that is not used again."""
     with quiet(work / "rehearsal" / f"{run.place.replace('/', '-')}-{run.seed}-{steps}.log"):
         folder = run.folder(work / "rehearsal" / str(steps))
         _train(run, data, folder, validate_every=steps + 1, max_steps=steps)
 
 
 def carry_out(run: Run, data: str, work: Path) -> float:
-    """Train a run, and judge it on the test split where that is asked for; returns the minutes of training."""
+    """Train, and evaluate on the test split if the run says so; returns the minutes of training."""
     folder = run.folder(work)
     with quiet(folder.with_suffix(".log")):
         started = time.monotonic()
@@ -186,31 +187,34 @@ def carry_out(run: Run, data: str, work: Path) -> float:
 
 @contextlib.contextmanager
 def quiet(log: Path) -> Any:
-    """What a run prints goes into a file."""
+    """Append everything that is printed within the block to a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         yield
 
 
 def choose_epochs(pool: ProcessPoolExecutor, runs: Sequence[Run], asked: argparse.Namespace, steps: int) -> int:
-    """As many epochs as fit into the minutes.
+    """The number of epochs that fits into `--minutes`.
 
     Args:
-        pool: Where the runs will be carried out.
-        runs: All of them.
+        pool: Processes that will carry out the runs.
+        runs: All runs.
         asked: The command line.
         steps: Steps of an epoch.
     """
     times, began = [], time.monotonic()
-    for count in (1, SHORT, LONG):  # The first is for imports, caches and the GPU's libraries.
+    for count in (1, SHORT, LONG):  # The first run of one step does imports, and fills caches.
         started = time.monotonic()
-        list(pool.map(rehearse, runs, *zip(*[(asked.data, asked.work, count)] * len(runs), strict=True)))
+        list(pool.map(run_few_steps, runs, *zip(*[(asked.data, asked.work, count)] * len(runs), strict=True)))
         times.append(time.monotonic() - started)
     a_step = (times[2] - times[1]) / (LONG - SHORT)
     around = max(0.0, times[1] - SHORT * a_step)  # opening, validating, writing
-    left = (asked.minutes * 60 - (time.monotonic() - began)) / 1.15 - around * VALIDATIONS  # With a reserve.
+    left = (asked.minutes * 60 - (time.monotonic() - began)) / 1.15 - around * VALIDATIONS  # 15 % in reserve
     seconds = ", ".join(f"{seconds:.1f}" for seconds in times)
-    print(f"rehearsals: {seconds} s; {1000 * a_step:.1f} ms a step of all runs, {around:.1f} s around it", flush=True)
+    print(
+        f"short runs: {seconds} s; {1000 * a_step:.1f} ms a step of all runs, {around:.1f} s beside the steps",
+        flush=True,
+    )
     return max(2, math.floor(left / (a_step * steps)))
 
 
@@ -223,18 +227,18 @@ def spread(values: Sequence[float | None]) -> dict[str, float] | None:
 
 
 def summaries(work: Path, place: str) -> list[dict[str, Any]]:
-    """What `evaluate` left about the seeds of a place."""
+    """The summaries that `flare_model.evaluate` wrote for all seeds of a place."""
     return [json.loads(path.read_text()) for path in sorted((work / place).glob("seed-*/evaluation/test/summary.json"))]
 
 
 def scored(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Errors on the test split over the seeds."""
+    """Mean and standard deviation over the seeds of errors on the test split."""
     model = [summary["scores"][BENCHMARK]["model"] for summary in found]
     return {k: spread([s[k] for s in model]) for k in ("relative_l2", "published", "mean_error", "p95_error", "r2")}
 
 
 def interference(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Recall and false alarms over the seeds, by each way of raising an alarm."""
+    """Mean and standard deviation over the seeds of recall and false alarms, for each rule that predicts a hit."""
     out: dict[str, Any] = {"ranking_quality": spread([s["interference"]["ranking_quality"] for s in found])}
     for way in ("by_threshold", "by_the_solvers_rule"):
         if all(way in summary["interference"] for summary in found):
@@ -245,7 +249,7 @@ def interference(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def tables(size: Size, work: Path, runs: Sequence[Run], minutes: dict[tuple[str, int], float]) -> dict[str, Any]:
-    """The figures of all runs."""
+    """The figures of all runs that are finished."""
     out: dict[str, Any] = {
         "models": {},
         "precisions": {},
@@ -275,7 +279,7 @@ def tables(size: Size, work: Path, runs: Sequence[Run], minutes: dict[tuple[str,
 
 
 def swept(size: Size, work: Path) -> list[dict[str, Any]]:
-    """Validation error over blocks and latents, of the first seed."""
+    """Validation errors of the first seed, by blocks and latents."""
     whole = asdict(FlareConfig(**size.models["Flare"]))
     rows = []
     for blocks, latents in size.sweep:
@@ -289,7 +293,7 @@ def swept(size: Size, work: Path) -> list[dict[str, Any]]:
 
 
 def draw_sweep(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """The curve: one line a number of latents."""
+    """Draw validation error over blocks, one line for each number of latents."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     for latents in sorted({row["latents"] for row in rows}):
@@ -306,7 +310,7 @@ def draw_sweep(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
 
 
 def prediction_seconds(points: int = 20_000) -> dict[str, float]:
-    """Time to predict on the CPU with the paper's LPBF model."""
+    """Median seconds of a prediction on the CPU by a FLARE of the paper's size for LPBF."""
     surrogate = Surrogate(Flare(FlareConfig()), Usage(Normalisation(), (BENCHMARK,))).eval()
     part = torch.rand(points, 3) * 60
     times = []
@@ -319,13 +323,13 @@ def prediction_seconds(points: int = 20_000) -> dict[str, float]:
 
 
 def describe(asked: argparse.Namespace, recipe: Recipe, size: Size) -> dict[str, Any]:
-    """What the figures are of."""
+    """Entries of the file beside the figures."""
     splits = {name: Split(asked.data, name) for name in ("train", "validation", "test")}
     command = "python -m tests.benchmarks.train_models --data lpbf/ --work runs/numbers"
     return {
         "what": "FLARE, Transformer and Transolver on a simulated corpus, split by design"
         if asked.size == "full"
-        else "REDUCED: small models, few steps, one CPU core; the figures show that all runs, not how models compare",
+        else "REDUCED: small models, few steps, one CPU core; the figures show only that everything runs",
         "command": f"{command} --size {asked.size} --epochs {recipe.epochs} --processes {asked.processes}",
         "data": {
             "sha256": splits["train"].data_digest,
@@ -341,13 +345,15 @@ def describe(asked: argparse.Namespace, recipe: Recipe, size: Size) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a built data set with train, validation and test")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the runs; given again, they go on")
-    parser.add_argument("--size", choices=("full", "reduced"), default="full")
-    parser.add_argument("--epochs", type=int, help="other than the size's")
-    parser.add_argument("--minutes", type=float, help="choose the epochs so that all takes about so long")
-    parser.add_argument("--batch_size", type=int, help="other than the size's")
-    parser.add_argument("--processes", type=int, default=1, help="runs at a time")
+    parser.add_argument("--data", required=True, help="data set with the splits train, validation and test")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs, which are continued")
+    parser.add_argument(
+        "--size", choices=("full", "reduced"), default="full", help="reduced: to see that everything runs"
+    )
+    parser.add_argument("--epochs", type=int, help="epochs of a run, if not the size's")
+    parser.add_argument("--minutes", type=float, help="choose the epochs so that all runs take about so long")
+    parser.add_argument("--batch_size", type=int, help="parts of a batch, if not the size's")
+    parser.add_argument("--processes", type=int, default=1, help="runs that share the GPU at a time")
     asked = parser.parse_args()
     size = FULL if asked.size == "full" else REDUCED
     changed = {name: value for name in ("epochs", "batch_size") if (value := getattr(asked, name)) is not None}

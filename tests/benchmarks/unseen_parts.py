@@ -1,7 +1,8 @@
-"""Parts that no model was trained on, meshed as `flare_model.predict` meshes a surface, and what the simulator gives.
+"""Parts that no model was trained on, meshed as `flare_model.predict` meshes a surface, and their simulation.
 
-They are first candidates of the draw `balanced` with a seed of no corpus: designs of the fourteen families of the
-training with parameters of their own, taken as they are planned, whether the blade hits them or not.
+Shared by `compensation`, `decisions`, `material_scale` and `orientations`; not a command. The parts are first
+candidates of the draw `balanced` with a seed that no corpus has: of the fourteen families of the training, with
+parameters of their own, without any selection by hits.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ from pipelines.simulation.physics.build_simulation import BuildSimulation
 from pipelines.simulation.results.failures import failure_of
 
 SEED: Final = 20_977
-"""Of no corpus: 101, 102, 103 and 111 are those of the training and its tests."""
+"""Used for no corpus; those of training and tests have 101, 102, 103 and 111."""
 
 TITANIUM: Final = MATERIALS["Ti64"]
 
 
 @dataclass(frozen=True)
 class UnseenPart:
-    """A part.
+    """A part that no model was trained on.
 
     Attributes:
         name: Its case id.
         family: Its family.
-        surface: Its surface on the plate, mm.
+        surface: Its surface, standing on the plate, mm.
     """
 
     name: str
@@ -52,7 +53,7 @@ class UnseenPart:
 
 
 def unseen_parts(count: int, points: int, seed: int = SEED) -> Iterator[UnseenPart]:
-    """The first parts of a seed that can be meshed with so many points."""
+    """The first `count` parts of a seed that can be meshed with about `points` points."""
     found = 0
     for stream in plan_streams("balanced", seed, 4 * count, points, tuple(FAMILIES)):
         if found == count:
@@ -70,7 +71,7 @@ def unseen_parts(count: int, points: int, seed: int = SEED) -> Iterator[UnseenPa
 
 
 def mesh_of(surface: Surface, points: int) -> tuple[VoxelMesh, Part]:
-    """A surface meshed as `flare_model.predict` does it, for the simulator and for a model."""
+    """Mesh a surface as `flare_model.predict` does: the mesh for the simulator, and the part for a model."""
     mesh, check, differences = mesh_and_check(
         surface, points, "part", lambda of, n: voxelize_to_size(of, n, layer=LAYER)
     )
@@ -80,12 +81,12 @@ def mesh_of(surface: Surface, points: int) -> tuple[VoxelMesh, Part]:
 
 @dataclass(frozen=True)
 class Built:
-    """What the simulator gives.
+    """Result of a simulation.
 
     Attributes:
-        displacement: After the cut, mm, [n, 3].
-        clearance: Least clearance of all passes, percent of a layer.
-        failure: Why no build would survive; empty where one does.
+        displacement: Displacement after release, [N, 3] float64, mm.
+        clearance: Least clearance of all passes of the blade, percent of a layer's thickness.
+        failure: Why a build wouldn't survive; empty where it would.
     """
 
     displacement: NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""Processes that train side by side, spread over the GPUs there are."""
+"""Processes that train at the same time, spread over all visible GPUs; not a command."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 
 
 def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES would call each GPU that this process sees; one empty word where it sees none."""
+    """The name in CUDA_VISIBLE_DEVICES of each GPU that this process sees; one empty name where it sees none."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     return named.split(",")
 
 
 def training_pool(processes: int, gpus: Sequence[str] | None = None) -> ProcessPoolExecutor:
-    """A pool whose workers have one thread and one GPU each: they are the parallelism.
+    """A pool whose workers have one thread and one GPU each, since they run in parallel themselves.
 
     Args:
-        processes: How many train at a time.
-        gpus: What they are spread over evenly; by default all GPUs there are.
+        processes: Number of workers.
+        gpus: Names of the GPUs that they are spread over evenly; by default all visible ones.
     """
-    spawn = multiprocessing.get_context("spawn")  # a forked process can't use the GPU
+    spawn = multiprocessing.get_context("spawn")  # CUDA can't be used in a forked process
     gpus = visible_gpus() if gpus is None else gpus
     devices: SimpleQueue[str] = spawn.SimpleQueue()
     for number in range(processes):
@@ -33,7 +33,7 @@ def training_pool(processes: int, gpus: Sequence[str] | None = None) -> ProcessP
 
 
 def use_device(devices: SimpleQueue[str]) -> None:
-    """Take the next GPU of those that are left; runs first in a worker, before PyTorch looks for GPUs."""
+    """Let a worker use the next GPU of the queue; runs first in it, before PyTorch looks for GPUs."""
     if device := devices.get():
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     torch.set_num_threads(1)
