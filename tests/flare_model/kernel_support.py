@@ -20,7 +20,7 @@ HALVES = [torch.float16] if INTERPRETED else SIXTEEN_BITS
 TOLERANCE = {t: (16 if t == torch.float32 else 4) * torch.finfo(t).eps for t in (torch.float32, *SIXTEEN_BITS)}
 
 
-def explicit(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+def explicit_mixing(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
     """FLARE's mixing, [B, N, H, D], by explicit softmax matrices; queries are [H, M, D], or [B, H, M, D]."""
     scores = torch.einsum("bhmd,bnhd->bhmn", queries.expand(len(keys), -1, -1, -1), keys)
     among_points = scores if mask is None else scores.masked_fill(~mask[:, None, None, :], -torch.inf)
@@ -28,7 +28,7 @@ def explicit(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None 
     return (scores.softmax(-2).transpose(-1, -2) @ encoded).transpose(1, 2)
 
 
-def explicit_plus(
+def explicit_plus_plus_mixing(
     seeds: Tensor, fixed: Tensor, gates: Tensor, seen: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
 ) -> Tensor:
     """The mixing of FLARE++, [B, N, H, D], in the same way; seeds and learned queries are already normalised."""
@@ -36,7 +36,7 @@ def explicit_plus(
     scores = torch.einsum("hmd,bnhd->bhmn", seeds, seen) * scale
     among_points = scores if mask is None else scores.masked_fill(~mask[:, None, None, :], -torch.inf)
     moved = among_points.softmax(-1) @ seen.transpose(1, 2)
-    return explicit((fixed + moved / (1 + (-gates).exp())[:, None, None]) * scale, keys, values, mask)
+    return explicit_mixing((fixed + moved / (1 + (-gates).exp())[:, None, None]) * scale, keys, values, mask)
 
 
 def mix_by_attention_calls(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -66,7 +66,7 @@ def differentiate(
 def exact_results(inputs: tuple[Tensor, ...], gradient: Tensor, dtype: torch.dtype, *more: object) -> list[Tensor]:
     """Output and gradients of the explicit mixing in float64, of inputs that are rounded to a type."""
     rounded = tuple(t.to(dtype).double() for t in inputs)
-    return differentiate(explicit, rounded, gradient.to(dtype).double(), torch.float64, *more)
+    return differentiate(explicit_mixing, rounded, gradient.to(dtype).double(), torch.float64, *more)
 
 
 def assert_close(found: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:

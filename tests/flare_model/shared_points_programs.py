@@ -24,7 +24,7 @@ from flare_model.models.flare import Flare
 from flare_model.sizes import FlareConfig
 from flare_model.training.divided_meshes import waiting_briefly
 from flare_model.training.step_errors import OtherProcessError, is_of_another_process, step_error
-from tests.flare_model.kernel_support import explicit
+from tests.flare_model.kernel_support import explicit_mixing
 from tests.lpbf_data.rank_programs import report
 
 SIZES: Final = (7, 1, 40, 2)
@@ -67,7 +67,7 @@ def _gradients(model: nn.Module) -> Tensor:
     return flat
 
 
-def _alone(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], loss: Loss) -> tuple[float, Tensor]:
+def _by_one_process(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], loss: Loss) -> tuple[float, Tensor]:
     """Loss and gradients of whole meshes, by this process."""
     points, truth, offsets = batch
     found = loss(model(points, None, offsets), truth, offsets, None)
@@ -75,7 +75,7 @@ def _alone(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], loss: Loss) -
     return float(found.detach()), _gradients(model)
 
 
-def _together(
+def _by_all_processes(
     model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], loss: Loss, ranks: PointRanks
 ) -> tuple[float, Tensor]:
     """Loss and gradients with the points divided over the processes."""
@@ -123,10 +123,10 @@ def same_numbers() -> None:
     ranks, off, found = PointRanks.of_world(), {}, (math.nan, torch.zeros(0))
     for name, (sizes, loss, config) in CASES.items():
         batch, model = _batch(sizes, torch.float64), _model(torch.float64, **config)
-        wanted = _alone(model, batch, loss)
+        wanted = _by_one_process(model, batch, loss)
         assert float(wanted[1].norm()) > 1e-3, name
         model.activation_checkpointing = name == "checkpoints"
-        off[name] = _difference(_together(model, batch, loss, ranks), wanted)
+        off[name] = _difference(_by_all_processes(model, batch, loss, ranks), wanted)
     off["padded"] = _padded_errors(ranks, torch.float64, "sdpa")[0]
     single, half = {}, {}
     if ranks.size == 3:
@@ -134,12 +134,13 @@ def same_numbers() -> None:
     # The interpreter is slow: which meshes the kernels are tried with depends on the number of processes.
     by_kernels: tuple[tuple[int, ...], ...] = {1: (), 2: (KERNEL_SIZES,), 3: ((1,), (2, 20))}[ranks.size]
     for mixer, sizes in [("sdpa", SIZES), *(("triton", sizes) for sizes in by_kernels)]:
-        exact = _alone(_model(torch.float64, num_blocks=1), _batch(sizes, torch.float64), _relative)
+        exact = _by_one_process(_model(torch.float64, num_blocks=1), _batch(sizes, torch.float64), _relative)
         batch, model = _batch(sizes, torch.float32), _model(torch.float32, mixer=mixer, num_blocks=1)
         alone = _computed_by_first(
-            ranks, lambda model=model, batch=batch, exact=exact: _difference(_alone(model, batch, _relative), exact)
+            ranks,
+            lambda model=model, batch=batch, exact=exact: _difference(_by_one_process(model, batch, _relative), exact),
         )
-        found = _together(model, batch, _relative, ranks)
+        found = _by_all_processes(model, batch, _relative, ranks)
         single[f"{mixer} {sizes}"] = _difference(found, exact), alone
     for sizes in by_kernels[-1:]:
         half[str(sizes)] = _gradient_errors_in_float16(sizes, ranks)
@@ -160,7 +161,7 @@ def _gradient_errors_in_float16(sizes: tuple[int, ...], ranks: PointRanks) -> tu
 
     def written(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         meshes = zip(keys.split(sizes), values.split(sizes), strict=True)
-        return torch.cat([explicit(queries, k[None], v[None])[0] for k, v in meshes])
+        return torch.cat([explicit_mixing(queries, k[None], v[None])[0] for k, v in meshes])
 
     def together(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         return mix_meshes(queries, mine.of(keys), mine.of(values), own, "triton")
@@ -221,7 +222,7 @@ def beside_data_parallelism() -> None:
     rank = torch.distributed.get_rank()
     grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "points"))
     batches = [_batch(SIZES, torch.float64, seed) for seed in (0, 1)]
-    alone = [_alone(_model(torch.float64), batch, _relative) for batch in batches]
+    alone = [_by_one_process(_model(torch.float64), batch, _relative) for batch in batches]
     wanted = (alone[0][1] + alone[1][1]) / 2
     points, truth, offsets = batches[rank // 2]
     off = []
@@ -253,13 +254,13 @@ def last_process_stops(how: str) -> None:
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     ranks = PointRanks.of_world(seconds=50.0 if how == "SIGKILL" else 3.0)
     batch, model = _batch(SIZES, torch.float64), _model(torch.float64)
-    _together(model, batch, _relative, ranks)
+    _by_all_processes(model, batch, _relative, ranks)
     if rank == world - 1:
         os.kill(os.getpid(), getattr(signal, how))
         time.sleep(600)
     began = time.monotonic()
     try:
-        _together(model, batch, _relative, ranks)
+        _by_all_processes(model, batch, _relative, ranks)
     except RuntimeError as error:
         failed = step_error(error, "step 2", ["a"], 50, "Flare")
         try:

@@ -19,7 +19,15 @@ import triton.language as tl
 from flare_model.kernels import launches, mixing
 from flare_model.kernels.gradients import _first_part, _with_addends, _with_drops
 from flare_model.kernels.tuning import INTERPRETED, tiles_of
-from tests.flare_model.kernel_support import DEVICE, HALVES, TOLERANCE, assert_close, differentiate, explicit, sample
+from tests.flare_model.kernel_support import (
+    DEVICE,
+    HALVES,
+    TOLERANCE,
+    assert_close,
+    differentiate,
+    explicit_mixing,
+    sample,
+)
 
 pytestmark = [
     pytest.mark.numeric,
@@ -110,7 +118,7 @@ def test_both_paths_share_a_batch(depth: int, cuts: tuple[int, int, int], monkey
 
     def apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         bounds = [(a, b) for a, b in zip(offsets.tolist(), offsets.tolist()[1:], strict=False) if b > a]
-        return torch.cat([explicit(q, k[:, a:b], v[:, a:b]) for a, b in bounds], dim=1)
+        return torch.cat([explicit_mixing(q, k[:, a:b], v[:, a:b]) for a, b in bounds], dim=1)
 
     inputs = tuple(t.to(dtype).double() for t in (q, k, v))
     wanted = differentiate(apart, inputs, g.to(dtype).double(), torch.float64)

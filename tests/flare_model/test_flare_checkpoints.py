@@ -357,7 +357,7 @@ def test_an_inconsistent_checkpoint_is_refused(saved: Path, changed: dict[str, A
         from_pretrained(saved)
 
 
-class Fixed(Pointwise):
+class WithDefaults(Pointwise):
     """Has defaults for its numbers of inputs and targets."""
 
     def __init__(self, in_dim: int = 3, out_dim: int = 1) -> None:
@@ -366,7 +366,10 @@ class Fixed(Pointwise):
 
 def test_a_specification_may_leave_out_the_defaults_of_its_model(tmp_path: Path) -> None:
     usage = Usage(Normalisation(), ("displacement_z",))
-    for model, spec in ((Fixed(), ModelSpec(f"{__name__}.Fixed")), (Flare(), ModelSpec("Flare", {"config": {}}))):
+    for model, spec in (
+        (WithDefaults(), ModelSpec(f"{__name__}.WithDefaults")),
+        (Flare(), ModelSpec("Flare", {"config": {}})),
+    ):
         surrogate = Surrogate(model, usage, spec).eval()
         surrogate.save_pretrained(tmp_path / spec.class_path)
         opened = from_pretrained(tmp_path / spec.class_path, trust=spec.class_path)

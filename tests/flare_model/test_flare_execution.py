@@ -59,7 +59,7 @@ def test_checkpoints_that_named_their_mixer_predict_on_a_cpu(
     surrogate.save_pretrained(tmp_path / "new")
     assert "mixer" not in json.loads((tmp_path / "new" / "config.json").read_text())["model"]["init_args"]["config"]
     assert predict(str(old), [box_dataset], out=str(tmp_path / "out"), pictures=False, accelerator="cpu") == 0
-    # The bare model too.
+    # The bare model has the default mixer too.
     assert implementations(Flare.from_pretrained(old)) == {"auto"}
 
 

@@ -91,7 +91,7 @@ def test_a_validation_that_fails_names_its_cases(
     box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_failure(monkeypatch, 2, ValueError(), training=False)
-    # The contract is tried in evaluation mode too.
+    # Checking the contract calls the model in evaluation mode too.
     monkeypatch.setattr("flare_model.training.stepper.check_contract", lambda *_, **__: None)
     with pytest.raises(StepFailedError, match=r"raised ValueError \(.*\) in validation, with cases 1000.*; mend"):
         run_training(box_dataset, tmp_path, MODEL, recipe=Recipe(epochs=3))

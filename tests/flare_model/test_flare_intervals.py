@@ -230,7 +230,7 @@ def test_intervals_are_read_as_written_or_refused(tmp_path: Path) -> None:
         read_intervals(tmp_path)
 
 
-def test_families_come_from_a_table(tmp_path: Path) -> None:
+def test_families_are_read_from_a_table(tmp_path: Path) -> None:
     (tmp_path / "families.csv").write_text("case_id,family\n1_a_1,arch\n")
     assert read_families(str(tmp_path / "families.csv")) == {"1_a_1": "arch"}
     assert read_families(None) == {}
@@ -282,7 +282,7 @@ def test_threshold_and_intervals_predict_the_validation_split_once(evaluated: tu
     assert once == alone
 
 
-def test_families_come_from_the_manifest(evaluated: tuple[Path, str], tmp_path: Path) -> None:
+def test_families_are_read_from_the_manifest(evaluated: tuple[Path, str], tmp_path: Path) -> None:
     _, data = evaluated
     assert families_of(Split(data, "test")) == {}
     shutil.copytree(data, tmp_path / "named")

@@ -58,7 +58,7 @@ def test_two_processes_with_one_folder_train_once(box_dataset: str, tmp_path: Pa
     while not (run / HOLDER_NAME).exists():
         assert first.running(), first.text()
         time.sleep(0.01)
-    # It holds the folder for as long as the other takes.
+    # The first process holds the lock until the second has ended.
     second = Program(train_without_waiting, tmp_path / "second", *words, *sizes)
     assert second.end() == 1
     (run.parent / "go").touch()

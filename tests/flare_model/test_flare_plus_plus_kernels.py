@@ -33,8 +33,8 @@ from tests.flare_model.kernel_support import (
     assert_close,
     assert_compiles_whole,
     differentiate,
-    explicit,
-    explicit_plus,
+    explicit_mixing,
+    explicit_plus_plus_mixing,
     sample,
 )
 from tests.flare_model.test_kernel_errors import ROUNDINGS
@@ -66,7 +66,7 @@ LIKE_OTHERS = ("several passes, ragged", "narrow heads, several", "logsumexps fa
 LARGE = [(8, 16, 64, 5000), (8, 16, 128, 3001), (8, 8, 256, 3000), (2, 32, 600, 2100)]
 
 
-def draw(shape: Shape, seed: int, batch: int = 1) -> tuple[tuple[Tensor, ...], Tensor]:
+def draw_inputs(shape: Shape, seed: int, batch: int = 1) -> tuple[tuple[Tensor, ...], Tensor]:
     """Seeds, learned queries, gates, the vectors that seeds attend to, keys, values; and a gradient of the output."""
     fixed, keys, values, gradient = sample(shape, seed, batch)
     seeds, seen, _, _ = sample(shape, seed + 100, batch)
@@ -74,11 +74,13 @@ def draw(shape: Shape, seed: int, batch: int = 1) -> tuple[tuple[Tensor, ...], T
     return (seeds, fixed, gates, seen, keys, values), gradient
 
 
-def prepared(name: str, seed: int) -> tuple[tuple[Tensor, ...], Tensor, dict[str, Any]]:
+def inputs_of(name: str, seed: int) -> tuple[tuple[Tensor, ...], Tensor, dict[str, Any]]:
     """Inputs and gradient of one of CASES, and the layout of its meshes: `mask` or `sizes`."""
     shape, lie = CASES[name]
     lengths = lie.get("lengths")
-    (seeds, fixed, gates, seen, keys, values), gradient = draw(shape, seed, lie.get("batch", len(lengths or [1])))
+    (seeds, fixed, gates, seen, keys, values), gradient = draw_inputs(
+        shape, seed, lie.get("batch", len(lengths or [1]))
+    )
     if name.startswith("negative"):
         seeds, fixed, seen, keys = seeds.abs() * 20, fixed.abs() * 20, -seen.abs() * 9, -keys.abs() * 9
     if name.startswith("logsumexps"):
@@ -111,20 +113,22 @@ def by_layer(implementation: Implementation, mask: Tensor | None = None, sizes: 
     return mixed
 
 
-def written_out(mask: Tensor | None = None, sizes: list[int] | None = None) -> Function:
+def by_formulas(mask: Tensor | None = None, sizes: list[int] | None = None) -> Function:
     """The formulas, one mesh after the other."""
 
     def mixed(seeds: Tensor, fixed: Tensor, gates: Tensor, *points: Tensor) -> Tensor:
         if sizes is None:
-            out = explicit_plus(seeds, fixed, gates, *points, mask=mask)  # type: ignore[misc]
+            out = explicit_plus_plus_mixing(seeds, fixed, gates, *points, mask=mask)  # type: ignore[misc]
             return out if mask is None else out * mask[:, :, None, None]
         cut = zip(*(t.split(sizes, 1) for t in points), strict=True)
-        return torch.cat([explicit_plus(seeds, fixed, gates, *part) for part in cut], dim=1)
+        return torch.cat([explicit_plus_plus_mixing(seeds, fixed, gates, *part) for part in cut], dim=1)
 
     return mixed
 
 
-def derived(function: Function, inputs: tuple[Tensor, ...], gradient: Tensor, dtype: torch.dtype) -> list[Tensor]:
+def output_and_gradients(
+    function: Function, inputs: tuple[Tensor, ...], gradient: Tensor, dtype: torch.dtype
+) -> list[Tensor]:
     """Output and gradients of all inputs; inputs at points are in the type, learned ones in float32 at least."""
     wide = torch.promote_types(dtype, torch.float32)
     leaves = [t.to(dtype if i > 2 else wide).detach().requires_grad_() for i, t in enumerate(inputs)]
@@ -159,10 +163,10 @@ def test_errors_are_at_most_those_of_rounding(name: str, dtype: torch.dtype) -> 
     """Errors of output and gradients, also those of seeds, learned queries and gates."""
     errors = torch.zeros(2, 7, dtype=torch.float64)
     for seed in range(10 if DEVICE == "cuda" else 1):
-        inputs, gradient, lie = prepared(name, seed)
+        inputs, gradient, lie = inputs_of(name, seed)
         exact, g = rounded_in_float64(inputs, gradient, dtype)
-        truth = derived(written_out(**lie), exact, g, torch.float64)
-        errors[0] += squared_errors(derived(by_layer("triton", **lie), inputs, gradient, dtype), truth)
+        truth = output_and_gradients(by_formulas(**lie), exact, g, torch.float64)
+        errors[0] += squared_errors(output_and_gradients(by_layer("triton", **lie), inputs, gradient, dtype), truth)
         errors[1] += plus_errors(exact, g, dtype, truth, **lie)
     ours, rounding = errors.sqrt()
     assert (ours <= ROUNDINGS[dtype] * rounding).all(), (ours, rounding)
@@ -170,12 +174,12 @@ def test_errors_are_at_most_those_of_rounding(name: str, dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("name", CASES)
 def test_explicit_matrices_and_attention_calls_compute_the_formulas(name: str) -> None:
-    inputs, gradient, lie = prepared(name, 0)
+    inputs, gradient, lie = inputs_of(name, 0)
     exact, g = rounded_in_float64(inputs, gradient, torch.float64)
-    wanted = derived(written_out(**lie), exact, g, torch.float64)
+    wanted = output_and_gradients(by_formulas(**lie), exact, g, torch.float64)
     ways: tuple[Implementation, ...] = ("reference", "sdpa")
     for way in ways:
-        assert_same(derived(by_layer(way, **lie), exact, g, torch.float64), wanted)
+        assert_same(output_and_gradients(by_layer(way, **lie), exact, g, torch.float64), wanted)
 
 
 FAULTS = ["queries of the first mesh", "no gradient into the first call", "the seeds' values have no gradient"]
@@ -184,9 +188,9 @@ FAULTS = ["queries of the first mesh", "no gradient into the first call", "the s
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_bound_separates_faults_from_rounding(fault: str) -> None:
     """With faults that kernels of FLARE++ could have, and those of FLARE could not."""
-    inputs, gradient, lie = prepared("ragged", 0)
+    inputs, gradient, lie = inputs_of("ragged", 0)
     exact, g = rounded_in_float64(inputs, gradient, HALVES[-1])
-    truth = derived(written_out(**lie), exact, g, torch.float64)
+    truth = output_and_gradients(by_formulas(**lie), exact, g, torch.float64)
 
     def faulty(seeds: Tensor, fixed: Tensor, gates: Tensor, *points: Tensor) -> Tensor:
         scale, parts, kept = seeds.shape[-1] ** -0.5, [], None
@@ -198,10 +202,10 @@ def test_the_bound_separates_faults_from_rounding(fault: str) -> None:
             used = kept if fault == FAULTS[0] else moved.detach() if fault == FAULTS[1] else moved
             # So that every input has a gradient, though it may be zero.
             q = (fixed + used * gates.sigmoid()[:, None, None] + 0 * moved) * scale
-            parts.append(explicit(q, keys, values))
+            parts.append(explicit_mixing(q, keys, values))
         return torch.cat(parts, dim=1)
 
-    errors = squared_errors(derived(faulty, exact, g, torch.float64), truth).sqrt()
+    errors = squared_errors(output_and_gradients(faulty, exact, g, torch.float64), truth).sqrt()
     assert (errors > ROUNDINGS[HALVES[-1]] * plus_errors(exact, g, HALVES[-1], truth, **lie).sqrt()).any()
 
 
@@ -212,13 +216,13 @@ def test_errors_are_hardly_larger_than_those_of_attention(shape: Shape, dtype: t
     """On a GPU, over ten seeds, for a single mesh and for three that are joined."""
     errors, points = torch.zeros(2, 7, dtype=torch.float64), shape[3]
     for seed in range(10):
-        inputs, gradient = draw(shape, seed)
+        inputs, gradient = draw_inputs(shape, seed)
         lie: dict[str, Any] = {"sizes": [points // 2, points - points // 2 - 1, 1]} if seed % 2 else {}
         exact, g = rounded_in_float64(inputs, gradient, dtype)
-        truth = derived(written_out(**lie), exact, g, torch.float64)
+        truth = output_and_gradients(by_formulas(**lie), exact, g, torch.float64)
         ways: tuple[Implementation, ...] = ("triton", "sdpa")
         for row, way in zip(errors, ways, strict=True):
-            row.add_(squared_errors(derived(by_layer(way, **lie), inputs, gradient, dtype), truth))
+            row.add_(squared_errors(output_and_gradients(by_layer(way, **lie), inputs, gradient, dtype), truth))
     kernels, attention = errors.sqrt()
     # Gates are one number a head: with so few, either may have the smaller errors by chance.
     factor = torch.tensor([1.1, 1.1, 1.1, 2.0, 1.1, 1.1, 1.1])
@@ -240,9 +244,9 @@ def test_each_mesh_may_have_its_own_queries(dtype: torch.dtype, sizes: list[int]
 
     def apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if sizes is None:
-            return explicit(q, k, v)
+            return explicit_mixing(q, k, v)
         cut = zip(q.split(1), k.split(sizes, 1), v.split(sizes, 1), strict=True)
-        return torch.cat([explicit(*part) for part in cut], dim=1)
+        return torch.cat([explicit_mixing(*part) for part in cut], dim=1)
 
     exact, wide = (
         cast("tuple[Tensor, Tensor, Tensor]", tuple(t.to(dtype).double() for t in inputs)),
@@ -268,27 +272,29 @@ def test_shared_queries_give_the_same_as_equal_queries_of_each_mesh() -> None:
 def test_the_same_input_gives_the_same_bits_in_any_order_of_meshes() -> None:
     """Repeated, and with meshes in another order; with points in another order results are the same up to rounding."""
     sizes = [16, 9]
-    inputs, g = draw((1, 8, 16, sum(sizes)), 0)
-    first, again = (derived(by_layer("triton", sizes=sizes), inputs, g, HALVES[-1]) for _ in range(2))
+    inputs, g = draw_inputs((1, 8, 16, sum(sizes)), 0)
+    first, again = (output_and_gradients(by_layer("triton", sizes=sizes), inputs, g, HALVES[-1]) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     moved = [torch.cat(t.split(sizes, 1)[::-1], dim=1) for t in (*inputs[3:], g)]
-    turned = derived(by_layer("triton", sizes=sizes[::-1]), (*inputs[:3], *moved[:3]), moved[3], HALVES[-1])
+    turned = output_and_gradients(
+        by_layer("triton", sizes=sizes[::-1]), (*inputs[:3], *moved[:3]), moved[3], HALVES[-1]
+    )
     for one, other in zip(first[:1] + first[4:], turned[:1] + turned[4:], strict=True):
         assert torch.equal(one, torch.cat(other.split(sizes[::-1], 1)[::-1], dim=1))
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     order = torch.cat([order, torch.arange(16, sum(sizes), device=DEVICE)])
     mixed = [t[:, order] for t in (*inputs[3:], g)]
-    shuffled = derived(by_layer("triton", sizes=sizes), (*inputs[:3], *mixed[:3]), mixed[3], HALVES[-1])
+    shuffled = output_and_gradients(by_layer("triton", sizes=sizes), (*inputs[:3], *mixed[:3]), mixed[3], HALVES[-1])
     wanted = [t[:, order] if i == 0 or i > 3 else t for i, t in enumerate(first)]
     assert_close(shuffled, wanted, TOLERANCE[HALVES[-1]])
 
 
 def test_a_mesh_without_points_has_no_effect() -> None:
-    inputs, g = draw((1, 8, 20, 21), 0, 2)
+    inputs, g = draw_inputs((1, 8, 20, 21), 0, 2)
     mask = torch.zeros(2, 21, dtype=torch.bool, device=DEVICE)
     mask[0] = True
-    found = derived(by_layer("triton", mask=mask), inputs, g, torch.float32)
-    alone = derived(by_layer("triton"), (*inputs[:3], *(t[:1] for t in inputs[3:])), g[:1], torch.float32)
+    found = output_and_gradients(by_layer("triton", mask=mask), inputs, g, torch.float32)
+    alone = output_and_gradients(by_layer("triton"), (*inputs[:3], *(t[:1] for t in inputs[3:])), g[:1], torch.float32)
     assert all(t.isfinite().all() for t in found)
     assert not any(t[1].any() for t in found[4:5])
     assert_close([t[:1] if i == 0 or i > 3 else t for i, t in enumerate(found)], alone, TOLERANCE[torch.float32])

@@ -78,7 +78,9 @@ def test_the_chance_of_a_hit_is_that_by_which_hits_were_drawn() -> None:
     at = np.linspace(0, 5, 11)
     np.testing.assert_allclose(model.chances(at), 1 / (1 + np.exp(-(1.5 * (at - 2.0)))), atol=0.02)
     found = brier(model.chances(scores), draw.random(len(scores)) < chances)
-    assert found == pytest.approx(float(np.mean(chances * (1 - chances))), abs=0.003)  # what no forecast can beat
+    assert found == pytest.approx(
+        float(np.mean(chances * (1 - chances))), abs=0.003
+    )  # the least that any forecast can have
 
 
 @settings(max_examples=30)

@@ -113,7 +113,7 @@ def test_spectra_use_the_forward_pass_of_the_model() -> None:
     assert not any(module._forward_pre_hooks for module in (*model.modules(), *other.modules()))
 
 
-def test_features_enter_the_spectra() -> None:
+def test_spectra_take_features_into_account() -> None:
     model, points, features = tiny_flare(in_dim=5), torch.randn(30, 3), torch.randn(30, 2)
     found = spectra(model, points, features)
     with torch.no_grad():

@@ -23,7 +23,7 @@ from tests.flare_model.kernel_support import (
     TOLERANCE,
     differentiate,
     exact_results,
-    explicit,
+    explicit_mixing,
     mix_by_attention_calls,
     sample,
 )
@@ -225,11 +225,11 @@ AWKWARD = {
 DIVIDED = ("extreme, several tiles", "several meshes, wide heads", "several passes")
 
 
-def awkward(name: str, seed: int) -> tuple[tuple[Tensor, ...], Tensor, list[Function], dict[str, Any]]:
+def awkward_inputs(name: str, seed: int) -> tuple[tuple[Tensor, ...], Tensor, list[Function], dict[str, Any]]:
     """Inputs, a gradient, the mixing by kernels and explicitly, and the layout of the meshes: `mask` or `sizes`."""
     batch = 3 if name.startswith("several meshes") else 2 if name == "masked" else 1
     q, k, v, g = sample(AWKWARD[name], seed, batch)
-    functions: list[Function] = [mix, explicit]
+    functions: list[Function] = [mix, explicit_mixing]
     lie: dict[str, Any] = {}
     if name.startswith("extreme"):  # Scores of 1e4 and more: nearly every weight is 0 or 1.
         q, k = q * 60, k * 60
@@ -245,7 +245,7 @@ def awkward(name: str, seed: int) -> tuple[tuple[Tensor, ...], Tensor, list[Func
         lie = {"mask": mask}
     if name == "ragged":
         sizes = [1, 17, 32]
-        functions = [ragged(sizes), ragged(sizes, explicit)]
+        functions = [ragged(sizes), ragged(sizes, explicit_mixing)]
         lie = {"sizes": sizes}
     if name.startswith("several meshes"):  # Logsumexps differ between meshes, and so may the paths.
         k *= torch.tensor([0.5, 0.2, 4.0], device=DEVICE).view(3, 1, 1, 1)
@@ -272,7 +272,7 @@ def awkward(name: str, seed: int) -> tuple[tuple[Tensor, ...], Tensor, list[Func
 def test_errors_for_awkward_inputs_are_at_most_those_of_rounding(name: str, dtype: torch.dtype, seeds: int) -> None:
     errors = torch.zeros(2, 4, dtype=torch.float64)
     for seed in range(10 if DEVICE == "cuda" else seeds):
-        inputs, gradient, (kernels, exact), lie = awkward(name, seed)
+        inputs, gradient, (kernels, exact), lie = awkward_inputs(name, seed)
         q, k, v, g = (t.to(dtype).double() for t in (*inputs, gradient))
         truth = differentiate(exact, (q, k, v), g, torch.float64)
         errors[0] += squared_errors(inputs, gradient, dtype, truth, kernels)

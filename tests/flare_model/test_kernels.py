@@ -41,7 +41,7 @@ from tests.flare_model.kernel_support import (
     assert_close,
     assert_compiles_whole,
     differentiate,
-    explicit,
+    explicit_mixing,
     sample,
 )
 from tests.rounding import assert_same, rounding_errors, spread
@@ -65,7 +65,7 @@ def test_joined_meshes_do_not_affect_each_other(sizes: list[int]) -> None:
 
     def apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         parts = zip(k.split(sizes, 1), v.split(sizes, 1), strict=True)
-        return torch.cat([explicit(q, *part) for part in parts], dim=1)
+        return torch.cat([explicit_mixing(q, *part) for part in parts], dim=1)
 
     exact = tuple(t.double() for t in (q, k, v))
     wanted = differentiate(apart, exact, g.double(), torch.float64)
@@ -398,5 +398,5 @@ def test_a_cpu_uses_attention_calls_unless_set_otherwise() -> None:
 def test_the_reference_mixes_by_explicit_matrices() -> None:
     q, k, v, _ = sample((2, 4, 6, 11))
     ours = mix_explicitly(q.double(), k.double().transpose(1, 2), v.double().transpose(1, 2))
-    assert_same(ours.transpose(1, 2), explicit(q.double(), k.double(), v.double()))
+    assert_same(ours.transpose(1, 2), explicit_mixing(q.double(), k.double(), v.double()))
     assert F.cosine_similarity(ours.flatten(), v.double().transpose(1, 2).flatten(), dim=0) < 0.99

@@ -278,7 +278,9 @@ def test_the_page_is_served_to_this_machine_alone_and_may_contact_no_other_site(
     for host in (f"127.0.0.1:{server.port}", "LOCALHOST:9000", f"[::1]:{server.port}"):
         assert server.send("state", None, "GET", {"Host": host})[0] == 200
     assert server.send("state", None, "GET", {"Host": origin[7:], "Origin": origin})[0] == 200
-    status, headers, body = server.send("", None, "GET", {"Sec-Fetch-Site": "cross-site"})  # a link that is followed
+    status, headers, body = server.send(
+        "", None, "GET", {"Sec-Fetch-Site": "cross-site"}
+    )  # by a link from another site
     assert status == 200
     assert headers["x-frame-options"] == "DENY"
     assert headers["cache-control"] == "no-store"
@@ -328,7 +330,7 @@ def test_hosts_and_ports_that_can_not_be_used_are_refused() -> None:
 
 
 def test_jobs_run_one_at_a_time_in_order_and_up_to_a_number() -> None:
-    async def still_connected() -> bool:
+    async def connected() -> bool:
         return False
 
     async def disconnected() -> bool:
@@ -347,9 +349,7 @@ def test_jobs_run_one_at_a_time_in_order_and_up_to_a_number() -> None:
                 raise ValueError("two")
             return number
 
-        jobs = [
-            work.run(lambda k=number: job(k), disconnected if number == 4 else still_connected) for number in range(6)
-        ]  # type: ignore[misc]
+        jobs = [work.run(lambda k=number: job(k), disconnected if number == 4 else connected) for number in range(6)]  # type: ignore[misc]
         found = await asyncio.gather(*jobs, return_exceptions=True)
         assert order == [0, 1, 2, 3, 5]
         assert found[:2] == [0, 1]

@@ -57,7 +57,7 @@ def differentiate(out: Tensor, x: Tensor, gradient: Tensor, *modules: nn.Module)
     return {"output": out.detach().double()} | {n: t.double() for n, t in zip(leaves, found, strict=True)}
 
 
-def compare(
+def check_against_float64(
     norm: nn.LayerNorm | None, plain: ResMLP, x: Tensor, gradient: Tensor, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Assert that the kernels give the results of float64, up to rounding to the type, and return their results."""
@@ -83,14 +83,14 @@ def compare(
 @pytest.mark.parametrize("behind_norm", [False, True])
 def test_a_network_in_one_kernel_gives_the_same_results(behind_norm: bool, channels: int, dtype: torch.dtype) -> None:
     norm, plain, x, gradient = sample(channels)
-    compare(norm if behind_norm else None, plain, x, gradient, dtype)
+    check_against_float64(norm if behind_norm else None, plain, x, gradient, dtype)
 
 
 @pytest.mark.parametrize("channels", [64, 128])
 def test_a_norm_takes_inputs_that_16_bits_can_not_resolve(channels: int) -> None:
     """Inputs far from zero: the norm takes x in float32, so that a large mean leaves the variance accurate."""
     norm, plain, x, gradient = sample(channels, layers=1)
-    compare(norm, plain, 1000 + x, gradient, HALVES[-1])
+    check_against_float64(norm, plain, 1000 + x, gradient, HALVES[-1])
 
 
 @pytest.mark.parametrize("channels", [64, 128])
@@ -98,14 +98,14 @@ def test_points_whose_channels_are_all_equal_get_the_bias_of_the_norm(channels: 
     """Their variance is 0: the norm returns its bias, and their gradient is that of ε alone."""
     norm, plain, x, gradient = sample(channels, layers=1)
     x[::3] = 0.25
-    found = compare(norm, plain, x, gradient, HALVES[-1])
+    found = check_against_float64(norm, plain, x, gradient, HALVES[-1])
     assert all(t.isfinite().all() for t in found.values())
     assert (found["output"][0] - found["output"][3]).norm() <= torch.finfo(HALVES[-1]).eps * found["output"][0].norm()
 
 
 def test_an_input_may_have_16_bits() -> None:
     norm, plain, x, gradient = sample(64, layers=1)
-    assert compare(norm, plain, x.half(), gradient, HALVES[-1])["x"].shape == x.shape
+    assert check_against_float64(norm, plain, x.half(), gradient, HALVES[-1])["x"].shape == x.shape
 
 
 @pytest.mark.parametrize("channels", [64, 128])

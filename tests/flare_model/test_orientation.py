@@ -58,7 +58,7 @@ def test_overhangs_of_a_table_by_hand() -> None:
     part = part_of(table(), 3000)
     assert part.origin is not None
     found = overhangs_of(part.origin.surface, part.points, part.cells)
-    assert found.area == pytest.approx(160)  # beneath the top, less the leg
+    assert found.area == pytest.approx(160)  # the underside of the top, less the area of the leg
     assert found.support_volume == pytest.approx(160 * 8, rel=0.1)
     assert found.height == pytest.approx(10)
     over = turn(part.origin.surface, rotation_to(np.array([0.0, 0.0, 1.0])))

@@ -133,7 +133,7 @@ def test_points_of_another_dimension_are_refused(darcy_run: Path) -> None:
             surrogate(np.zeros((5, width)), np.zeros((5, 1)))
 
 
-def test_points_of_the_plane_are_thinned(darcy_set: Path, tmp_path: Path) -> None:
+def test_points_in_the_plane_are_thinned(darcy_set: Path, tmp_path: Path) -> None:
     run = run_training(str(darcy_set), tmp_path / "run", thin_to=50, max_steps=2, recipe=Recipe(batch_size=2))
     with (run / "training.csv").open(newline="") as file:
         assert [float(row["loss"]) > 0 for row in csv.DictReader(file)] == [True, True]
@@ -410,7 +410,7 @@ def test_a_model_for_grids_is_refused_where_there_are_none(box_dataset: str, tmp
     assert not (tmp_path / "run").exists()
 
 
-def test_constant_columns_have_a_scale(tmp_path: Path, darcy_set: Path) -> None:
+def test_normalisation_without_features_has_the_scale_of_targets(tmp_path: Path, darcy_set: Path) -> None:
     split = Split(str(darcy_set), "train", resolve_inputs(["permeability"], "", read_points(darcy_set)))
     norm = normalisation_of(split, resolve_targets(["pressure"], "", split.point_schema), ())
     assert norm.feature_mean == ()

@@ -86,7 +86,7 @@ def test_each_model_of_the_ablations_is_trained_once() -> None:
     assert "b8-m256-h16-k3-p3-100-steps-recipe-from-0.08-seed-0" in keys
 
 
-def test_figures_of_ablations_take_the_trainings_that_were_asked_for_last(tmp_path: Path) -> None:
+def test_figures_of_ablations_use_trainings_with_the_latest_options(tmp_path: Path) -> None:
     runs: dict[str, Any] = {}
     for steps in (10, 100):
         for sizes in paper_ablations.sizes_of(["5", "9", "10"]):

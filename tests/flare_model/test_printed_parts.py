@@ -80,14 +80,14 @@ def cut_feet() -> trimesh.Trimesh:
 
 
 def bracket() -> trimesh.Trimesh:
-    """An angle with two holes in its foot and one in its back."""
+    """An L-shaped bracket with two holes in its base and one in its upright side."""
     holes = [trimesh.creation.cylinder(2.6, segment=[(x, 0, -1), (x, 0, 9)], sections=48) for x in (0, 12)]
     holes.append(trimesh.creation.cylinder(4, segment=[(-25, 0, 18), (-10, 0, 18)], sections=48))
     return difference(union(box(40, 20, 4), box(4, 20, 30, at=(-18, 0, 0))), *holes)
 
 
 def cup(wall: float, size: float = 30) -> trimesh.Trimesh:
-    """An open box."""
+    """A box that is open at the top; `wall` and `size` in mm."""
     return difference(box(size, size, 20), box(size - 2 * wall, size - 2 * wall, 20, at=(0, 0, 1)))
 
 

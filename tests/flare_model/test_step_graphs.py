@@ -73,7 +73,7 @@ def test_making_the_state_of_an_optimiser_changes_no_weights_and_no_later_step()
     assert not torch.equal(found[0][0], start["weight"])
 
 
-def test_recordings_start_anew_before_a_larger_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recordings_are_dropped_before_a_larger_size_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which sizes are recorded, and which recordings are dropped; the recordings themselves need a GPU."""
     recorded: list[int] = []
 
