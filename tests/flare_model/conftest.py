@@ -1,4 +1,4 @@
-"""Charts that no test looks at are not drawn: that takes matplotlib longer than what most runs of the tests train."""
+"""Charts that no test examines are not drawn: matplotlib takes longer for them than most tests train."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="package", autouse=True)
-def saved_unseen(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
-    """Charts are composed as ever, and then one small picture stands for each; how they are saved otherwise.
+def original_save(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
+    """Charts are composed, but one small picture is saved for each; yields the function that draws and saves them.
 
-    The slow tests draw them.
+    Where slow tests alone run, charts are drawn.
     """
     import io
 
@@ -42,8 +42,8 @@ def saved_unseen(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]
 
 
 @pytest.fixture
-def drawn_charts(saved_unseen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Charts are drawn, for tests that look at them, and where numbers are such that drawing might fail."""
+def drawn_charts(original_save: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts are drawn, for tests that examine them, and where drawing might fail because of the numbers."""
     from flare_model import plots
 
-    monkeypatch.setattr(plots, "_save", saved_unseen)
+    monkeypatch.setattr(plots, "_save", original_save)

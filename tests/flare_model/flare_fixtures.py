@@ -1,4 +1,4 @@
-"""Fixtures of the tests of flare_model: a small data set, and a short run on it."""
+"""Fixtures of the tests of flare_model: a small data set, and a short training run on it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def box_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def trained_run(box_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a short run."""
+    """The folder of a short training run on `box_dataset`."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
     assert train(box_dataset, out=str(folder), model=TINY, recipe=LEARNING) == 0
     return folder
@@ -41,7 +41,7 @@ def trained_run(box_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Decoded cases go where the tests are, not into the user's cache."""
+    """Decoded cases are cached in a temporary folder of the tests, not in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LPBF_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -16,7 +16,7 @@ SHA = "0" * 39 + "1"
 
 
 class Hub(ThreadingHTTPServer):
-    """Keeps files in memory: repository id to path to content."""
+    """Keeps files in memory: `repositories` maps a repository's id to its paths and their contents."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -103,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def running_hub() -> Iterator[Hub]:
-    """A hub that runs while the block does."""
+    """Yield a hub that runs until the end of the `with` block."""
     hub = Hub()
     thread = threading.Thread(target=hub.serve_forever, daemon=True)
     thread.start()

@@ -50,13 +50,13 @@ def tiny_flare(**sizes: int) -> Flare:
 
 
 def tiny_surrogate(**sizes: int) -> Surrogate:
-    """The same between normalisations."""
+    """The same model with a normalisation of its target: mean 0.02 mm, standard deviation 0.3 mm."""
     usage = Usage(Normalisation(target_mean=(0.02,), target_std=(0.3,)), ("displacement_z",))
     return Surrogate(tiny_flare(**sizes), usage).eval()
 
 
 def write_cases(folder: Path, count: int = 12) -> Path:
-    """Boxes of two layers that bend alike, so that there is something to learn."""
+    """Write NetFabb results of boxes, two cells high, that bend in similar ways, so that a model can learn it."""
     for number in range(count):
         part = Part(
             f"1000{number:02d}_11b839a{number:x}_1",
@@ -74,7 +74,7 @@ def write_grids(folder: Path, count: int = 7) -> str:
     points = np.stack([x.ravel(), y.ravel()], axis=1)
     schema = PointSchema(
         "plates", ("x", "y"), "1",
-        (FieldSpec("load", (), "1", "point", "what is told"), FieldSpec("bow", (), "1", "point", "what is predicted")),
+        (FieldSpec("load", (), "1", "point", "an input"), FieldSpec("bow", (), "1", "point", "the target")),
         ("load",), ("bow",), grid=(6, 9),
     )  # fmt: skip
     cases = []
@@ -87,7 +87,7 @@ def write_grids(folder: Path, count: int = 7) -> str:
 
 
 def grid_model(name: str) -> dict[str, Any]:
-    """A small model by its class for such grids."""
+    """What describes a small model of a class, for the grids of `write_grids`."""
     sizes = {"channels": 16, "num_blocks": 2, "num_heads": 2}
     if name == "GridTransolver":
         sizes |= {"grid_rows": 6, "grid_columns": 9}
@@ -95,27 +95,30 @@ def grid_model(name: str) -> dict[str, Any]:
 
 
 def losses(folder: Path) -> list[tuple[str, str, str]]:
-    """Step, loss and learning rate as they were written, digit by digit."""
+    """Step, loss and learning rate of every step, as the text that `training.csv` holds."""
     with (folder / "training.csv").open(newline="") as file:
         return [(row["step"], row["loss"], row["learning_rate"]) for row in csv.DictReader(file)]
 
 
 def assert_same_losses(found: Path, wanted: Path) -> None:
-    """Two runs took the same steps, but for the order of sums."""
+    """Assert that two runs took the same steps, with losses that differ only by rounding in another order of sums."""
     ours, theirs = losses(found), losses(wanted)
     assert [step for step, _, _ in ours] == [step for step, _, _ in theirs]
     assert [float(loss) for _, loss, _ in ours] == pytest.approx([float(loss) for _, loss, _ in theirs], rel=LOSSES)
 
 
-def go(dataset: str, folder: Path, model: dict[str, Any] = TINY, **options: Any) -> Path:
+def run_training(dataset: str, folder: Path, model: dict[str, Any] = TINY, **options: Any) -> Path:
+    """Train a tiny FLARE for two epochs, or as the options say, and return the folder of the run."""
     recipe = options.pop("recipe", Recipe(epochs=2))
     assert train(dataset, out=str(folder), model=model, recipe=recipe, **options) == 0
     return folder
 
 
-def _train_and_die(data: str, out: str, step: int, recipe: Recipe, options: dict[str, Any], *, writing: bool) -> None:
+def _train_and_kill_itself(
+    data: str, out: str, step: int, recipe: Recipe, options: dict[str, Any], *, writing: bool
+) -> None:
     """Train until a step is done, or its checkpoint is being written, and kill this process there."""
-    sys.argv = ["the one that dies"]
+    sys.argv = ["a run that is killed"]
     if writing:
 
         def flush(root: Path) -> None:
@@ -135,28 +138,30 @@ def _train_and_die(data: str, out: str, step: int, recipe: Recipe, options: dict
     train(data, out=out, model=TINY, recipe=recipe, **options)
 
 
-def kill(dataset: str, folder: Path, step: int, recipe: Recipe, *, writing: bool = False, **options: Any) -> None:
-    """Train until a step is done, or its checkpoint is being written, and die there."""
-    die = partial(_train_and_die, dataset, str(folder), step, recipe, options, writing=writing)
+def train_until_killed(
+    dataset: str, folder: Path, step: int, recipe: Recipe, *, writing: bool = False, **options: Any
+) -> None:
+    """Train in another process until a step is done, or its checkpoint is being written, and kill it there."""
+    die = partial(_train_and_kill_itself, dataset, str(folder), step, recipe, options, writing=writing)
     program = Program(die, folder.with_name(f"{folder.name}-{step}-said"))
     assert program.end() == -signal.SIGKILL, program.text()
 
 
-def train_over(
-    over: int, processes: int, data: str, out: Path, program: str = "", **options: object
+def train_in_processes(
+    points_over: int, processes: int, data: str, out: Path, program: str = "", **options: object
 ) -> tuple[list[int], str]:
-    """A run by several processes: how each ended, and what they said.
+    """Train by several processes; returns their exit statuses and what they wrote to their outputs.
 
     Args:
-        over: How many share the points of each case.
-        processes: How many there are.
+        points_over: How many processes share the points of each case.
+        processes: How many processes there are.
         data: The data set.
         out: Folder of the run.
-        program: Module, function and what it is called with before the words of the command, with colons between; the
-            command itself by default.
+        program: What each process runs in place of the command: module, function and its first arguments, separated by
+            colons. The words of the command are its last arguments.
         options: Options of the command.
     """
-    given = {"data": data, "out": out, "points_over": over, "accelerator": "cpu", **options}
+    given = {"data": data, "out": out, "points_over": points_over, "accelerator": "cpu", **options}
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     called = (function, *program.split(":")) if program else (command, "flare_model.train")
     started = [

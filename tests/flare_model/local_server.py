@@ -1,4 +1,4 @@
-"""The local page's real server, as a program of its own."""
+"""The server of the local page, in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tests.forked import SECONDS, Program, command
 
 
 def _serve(temporary: str, *words: str) -> None:
-    tempfile.tempdir = temporary  # where this is from was decided before the program was forked
+    tempfile.tempdir = temporary  # Python chose this folder before the process was forked
     command("flare_model.serve", *words)
 
 
 class Server:
-    """A server of a checkpoint, on a free port; ended with the block.
+    """A server that predicts with a checkpoint, on a free port, until the end of the `with` block.
 
     Args:
         model: The checkpoint.
-        folder: Where it works; its temporary files lie in a folder below.
-        words: More arguments.
+        folder: Its working folder; its temporary files are in a folder below.
+        words: More arguments of the command.
     """
 
     def __init__(self, model: Path, folder: Path, *words: str) -> None:
@@ -66,6 +66,6 @@ class Server:
         finally:
             connection.close()
 
-    def kept(self) -> list[Path]:
-        """What lies in its folder of uploads beside the lock."""
+    def uploads(self) -> list[Path]:
+        """Files in its folder of uploads, without the lock."""
         return [path for path in self.folder.glob("lpbf-serve-*/*") if path.name != "in_use.lock"]

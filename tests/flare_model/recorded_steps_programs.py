@@ -1,4 +1,4 @@
-"""`flare_model.train --recipe.step_graphs true` on a CPU: what a GPU would record is done anew each time."""
+"""`flare_model.train --recipe.step_graphs true` on a CPU: each step that a GPU would replay is computed anew."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from tests.forked import command
 from tests.lpbf_data.rank_programs import report
 
 
-class PlayedSteps(StepGraphs):
-    """Steps that are done where they would be replayed, on the same tensors."""
+class ComputedSteps(StepGraphs):
+    """Step graphs that compute a step where a GPU would replay its recording, on the same tensors."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         for group in self._optimizer.param_groups:
-            group["capturable"] = False  # a CPU takes the same step
+            group["capturable"] = False  # only GPUs need it; the step is the same without
 
     def _record(self, batch: Batch) -> Any:
         static = batch.on("cpu")
@@ -59,7 +59,7 @@ class PlayedSteps(StepGraphs):
 
 
 def train_until(step: str, *words: str) -> None:
-    """The same, and every process is killed after a step."""
+    """What `train` does, but every process is killed after a step."""
     plain = Trainer._optimise
 
     def optimise(self: Trainer, group: Any) -> None:
@@ -72,11 +72,11 @@ def train_until(step: str, *words: str) -> None:
 
 
 def gradients(data: str, out: str, loss: Any) -> None:
-    """Report the gradients of one step, as the update finds them, launched and as if it were recorded.
+    """Report how far the gradients of one step, as the update receives them, differ with and without step graphs.
 
-    The first process has three cases, the second one: by the mean over cases or points its gradients count less.
+    The first process has three cases, the second has one, so that in a mean over cases or points it counts less.
     """
-    play()
+    allow_step_graphs_on_cpus()
     found = []
     for recorded in (False, True):
         recipe = Recipe(batch_size=3, loss=loss, step_graphs=recorded, round_points=32)
@@ -103,14 +103,14 @@ def gradients(data: str, out: str, loss: Any) -> None:
 
 def train(*words: str) -> None:
     """What `python -m flare_model.train words…` does with --recipe.step_graphs true."""
-    play()
+    allow_step_graphs_on_cpus()
     command("flare_model.train", *words, "--recipe.step_graphs", "true")
 
 
-def play() -> None:
-    """Let CPUs take recorded steps."""
+def allow_step_graphs_on_cpus() -> None:
+    """Replace what needs a GPU, so that training with step graphs runs on CPUs."""
     for module in (flare_model.training.devices, flare_model.training.stepper):
         module.check_device = lambda *_, **__: None  # type: ignore[attr-defined]
-    flare_model.training.stepper.StepGraphs = PlayedSteps  # type: ignore[misc]
+    flare_model.training.stepper.StepGraphs = ComputedSteps  # type: ignore[misc]
     torch.cuda.synchronize = lambda: None  # type: ignore[assignment]
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What each of several processes that share the points of meshes does in tests."""
+"""What tests run in each of several processes that share the points of meshes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from flare_model.models.flare import Flare
 from flare_model.sizes import FlareConfig
 from flare_model.training.divided_meshes import waiting_briefly
 from flare_model.training.step_errors import OtherProcessError, is_of_another_process, step_error
-from tests.flare_model.kernel_support import explicit
+from tests.flare_model.kernel_support import explicit_mixing
 from tests.lpbf_data.rank_programs import report
 
 SIZES: Final = (7, 1, 40, 2)
-"""Points of joined meshes, some of which are fewer than the processes."""
+"""Numbers of points of joined meshes; some meshes have fewer points than there are processes."""
 
-MESHES: Final = (1, 18, 4)
-"""The same for kernels."""
+KERNEL_SIZES: Final = (1, 18, 4)
+"""Smaller ones for the kernels, since their interpreter is slow."""
 
 SMALL: Final = {"channels": 16, "num_heads": 2, "num_latents": 5, "num_blocks": 2, "in_dim": 3, "out_dim": 2}
 Loss = Callable[[Tensor, Tensor, Tensor, PointRanks | None], Tensor]
@@ -57,7 +57,7 @@ def _model(dtype: torch.dtype, mixer: str = "sdpa", **config: Any) -> Flare:
     model = Flare(FlareConfig(**SMALL | config), mixer=mixer)  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(3.0)  # so that softmaxes are far from even
+            parameter.mul_(3.0)  # so that the weights of softmaxes differ widely
     return model.to(dtype)
 
 
@@ -67,16 +67,18 @@ def _gradients(model: nn.Module) -> Tensor:
     return flat
 
 
-def _alone(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], loss: Loss) -> tuple[float, Tensor]:
+def _by_one_process(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], loss: Loss) -> tuple[float, Tensor]:
+    """Loss and gradients of whole meshes, by this process."""
     points, truth, offsets = batch
     found = loss(model(points, None, offsets), truth, offsets, None)
     found.backward()
     return float(found.detach()), _gradients(model)
 
 
-def _together(
+def _by_all_processes(
     model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], loss: Loss, ranks: PointRanks
 ) -> tuple[float, Tensor]:
+    """Loss and gradients with the points divided over the processes."""
     points, truth, offsets = batch
     mine = ranks.share(offsets)
     with divided(model, ranks):
@@ -87,14 +89,14 @@ def _together(
     return float(found.detach()), _gradients(model)
 
 
-def _of_first(ranks: PointRanks, compute: Callable[[], float]) -> float:
-    """A number that the first process computes, and the others are told: in the interpreter that takes longest."""
+def _computed_by_first(ranks: PointRanks, compute: Callable[[], float]) -> float:
+    """A number that the first process computes and sends to the others, since the interpreter is slow."""
     found = [compute() if ranks.rank == 0 else math.nan]
     torch.distributed.broadcast_object_list(found, 0)
     return found[0]
 
 
-def _off(found: tuple[float, Tensor], wanted: tuple[float, Tensor]) -> float:
+def _difference(found: tuple[float, Tensor], wanted: tuple[float, Tensor]) -> float:
     """Largest relative difference of loss and gradients."""
     gradient = float((found[1] - wanted[1]).norm() / wanted[1].norm())
     return max(abs(found[0] - wanted[0]) / abs(wanted[0]), gradient)
@@ -116,38 +118,39 @@ CASES: Final[dict[str, tuple[tuple[int, ...], Loss, dict[str, Any]]]] = {
 
 
 def same_numbers() -> None:
-    """Loss and gradients beside those of one process, for each way of mixing and each way that meshes lie."""
+    """Report how far loss and gradients are from those of one process, for each mixing and each layout of meshes."""
     torch.distributed.init_process_group("gloo")
     ranks, off, found = PointRanks.of_world(), {}, (math.nan, torch.zeros(0))
     for name, (sizes, loss, config) in CASES.items():
         batch, model = _batch(sizes, torch.float64), _model(torch.float64, **config)
-        wanted = _alone(model, batch, loss)
+        wanted = _by_one_process(model, batch, loss)
         assert float(wanted[1].norm()) > 1e-3, name
         model.activation_checkpointing = name == "checkpoints"
-        off[name] = _off(_together(model, batch, loss, ranks), wanted)
-    off["padded"] = _padded(ranks, torch.float64, "sdpa")[0]
+        off[name] = _difference(_by_all_processes(model, batch, loss, ranks), wanted)
+    off["padded"] = _padded_errors(ranks, torch.float64, "sdpa")[0]
     single, half = {}, {}
     if ranks.size == 3:
-        single["padded"] = _padded(ranks, torch.float32, "triton")
-    # The interpreter is slow: what kernels are tried with depends on the number of processes.
-    by_kernels: tuple[tuple[int, ...], ...] = {1: (), 2: (MESHES,), 3: ((1,), (2, 20))}[ranks.size]
+        single["padded"] = _padded_errors(ranks, torch.float32, "triton")
+    # The interpreter is slow: which meshes the kernels are tried with depends on the number of processes.
+    by_kernels: tuple[tuple[int, ...], ...] = {1: (), 2: (KERNEL_SIZES,), 3: ((1,), (2, 20))}[ranks.size]
     for mixer, sizes in [("sdpa", SIZES), *(("triton", sizes) for sizes in by_kernels)]:
-        exact = _alone(_model(torch.float64, num_blocks=1), _batch(sizes, torch.float64), _relative)
+        exact = _by_one_process(_model(torch.float64, num_blocks=1), _batch(sizes, torch.float64), _relative)
         batch, model = _batch(sizes, torch.float32), _model(torch.float32, mixer=mixer, num_blocks=1)
-        alone = _of_first(
-            ranks, lambda model=model, batch=batch, exact=exact: _off(_alone(model, batch, _relative), exact)
+        alone = _computed_by_first(
+            ranks,
+            lambda model=model, batch=batch, exact=exact: _difference(_by_one_process(model, batch, _relative), exact),
         )
-        found = _together(model, batch, _relative, ranks)
-        single[f"{mixer} {sizes}"] = _off(found, exact), alone
+        found = _by_all_processes(model, batch, _relative, ranks)
+        single[f"{mixer} {sizes}"] = _difference(found, exact), alone
     for sizes in by_kernels[-1:]:
-        half[str(sizes)] = _by_half(sizes, ranks)
+        half[str(sizes)] = _gradient_errors_in_float16(sizes, ranks)
     report({"off": off, "single": single, "half": half, "last": [found[0], found[1].tolist()]})
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def _by_half(sizes: tuple[int, ...], ranks: PointRanks) -> tuple[float, float]:
-    """Errors of gradients by the kernels' mixing in float16, the fast path included: of all together, and of one."""
+def _gradient_errors_in_float16(sizes: tuple[int, ...], ranks: PointRanks) -> tuple[float, float]:
+    """Errors of the kernels' gradients in float16, the fast path included: by all processes together, and by one."""
     generator = torch.Generator().manual_seed(1)
     shapes = [(2, 16, 8), *[(sum(sizes), 2, 8)] * 3]
     *inputs, gradient = (torch.randn(shape, generator=generator).half() for shape in shapes)
@@ -158,7 +161,7 @@ def _by_half(sizes: tuple[int, ...], ranks: PointRanks) -> tuple[float, float]:
 
     def written(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         meshes = zip(keys.split(sizes), values.split(sizes), strict=True)
-        return torch.cat([explicit(queries, k[None], v[None])[0] for k, v in meshes])
+        return torch.cat([explicit_mixing(queries, k[None], v[None])[0] for k, v in meshes])
 
     def together(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         return mix_meshes(queries, mine.of(keys), mine.of(values), own, "triton")
@@ -175,13 +178,13 @@ def _by_half(sizes: tuple[int, ...], ranks: PointRanks) -> tuple[float, float]:
         return float((alone - exact).norm() / exact.norm())
 
     shared = ranks.total(slopes(together, torch.half, mine.of(gradient)))
-    return float((shared - exact).norm() / exact.norm()), _of_first(ranks, off_alone)
+    return float((shared - exact).norm() / exact.norm()), _computed_by_first(ranks, off_alone)
 
 
-def _padded(ranks: PointRanks, dtype: torch.dtype, mixer: str) -> tuple[float, float]:
-    """Errors for a batch of padded meshes, cut along the points, so that some lack a mesh: of all together, and of one.
+def _padded_errors(ranks: PointRanks, dtype: torch.dtype, mixer: str) -> tuple[float, float]:
+    """Errors for padded meshes that are divided along their points: by all processes together, and by one.
 
-    Beside one process in float64, by attention calls.
+    Some processes have no point of some meshes. Exact values are those of one process in float64, by attention calls.
     """
     points, truth, _ = _batch((3 * 12,), torch.float64)
     points, truth = points.view(3, 12, 3), truth.view(3, 12, 2)
@@ -206,17 +209,20 @@ def _padded(ranks: PointRanks, dtype: torch.dtype, mixer: str) -> tuple[float, f
         _model(dtype, mixer, num_blocks=1),
         slice(12 * ranks.rank // ranks.size, 12 * (ranks.rank + 1) // ranks.size),
     )
-    together = _off(numbers(model, mine, ranks), exact)
-    return together, _of_first(ranks, lambda: _off(numbers(model, slice(12), None), exact))
+    together = _difference(numbers(model, mine, ranks), exact)
+    return together, _computed_by_first(ranks, lambda: _difference(numbers(model, slice(12), None), exact))
 
 
 def beside_data_parallelism() -> None:
-    """Two groups of two processes, a batch each: gradients are the mean of both, by DDP over all or across groups."""
+    """Report how far gradients are from the mean over two batches, each of which two of four processes share.
+
+    Once with `DistributedDataParallel` over all processes, and once over those that have the same share of a batch.
+    """
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "points"))
     batches = [_batch(SIZES, torch.float64, seed) for seed in (0, 1)]
-    alone = [_alone(_model(torch.float64), batch, _relative) for batch in batches]
+    alone = [_by_one_process(_model(torch.float64), batch, _relative) for batch in batches]
     wanted = (alone[0][1] + alone[1][1]) / 2
     points, truth, offsets = batches[rank // 2]
     off = []
@@ -232,29 +238,29 @@ def beside_data_parallelism() -> None:
         (scale * loss).backward()
         if group is not None:
             ranks.sum_gradients(model)
-        off.append(_off((float(loss.detach()), _gradients(model)), (alone[rank // 2][0], wanted)))
+        off.append(_difference((float(loss.detach()), _gradients(model)), (alone[rank // 2][0], wanted)))
         del model
     report(off)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def one_dies(how: str) -> None:
-    """The last process stops in the second step; the others report what they were told, and after how long.
+def last_process_stops(how: str) -> None:
+    """The last process stops in the second step; the others report which error they got, and after how many seconds.
 
-    Then that one of them asks all processes, as steps do, where only those that share points were to wait briefly.
+    Then they communicate with all processes, as training steps do, under `waiting_briefly`, and report that error too.
     """
     torch.distributed.init_process_group("gloo")
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     ranks = PointRanks.of_world(seconds=50.0 if how == "SIGKILL" else 3.0)
     batch, model = _batch(SIZES, torch.float64), _model(torch.float64)
-    _together(model, batch, _relative, ranks)
+    _by_all_processes(model, batch, _relative, ranks)
     if rank == world - 1:
         os.kill(os.getpid(), getattr(signal, how))
         time.sleep(600)
     began = time.monotonic()
     try:
-        _together(model, batch, _relative, ranks)
+        _by_all_processes(model, batch, _relative, ranks)
     except RuntimeError as error:
         failed = step_error(error, "step 2", ["a"], 50, "Flare")
         try:
@@ -263,4 +269,4 @@ def one_dies(how: str) -> None:
         except RuntimeError as again:
             told = isinstance(failed, OtherProcessError) and is_of_another_process(again)
             report([time.monotonic() - began, f"{failed}; {again}", told])
-    os._exit(3)  # The group can't be ended in order any more.
+    os._exit(3)  # The process group can't be destroyed properly any more.

@@ -1,4 +1,4 @@
-"""Models of the paper by its data sets: parameters to the last one, recipes, checkpoints, and runs of before."""
+"""The paper's models for its data sets: numbers of parameters, recipes, checkpoints, and runs of earlier versions."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ PUBLISHED = {
 }
 
 
-def content_of(name: str) -> Any:
+def read_configuration(name: str) -> Any:
     return yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
-def test_counts_are_the_published_ones_to_the_last_parameter() -> None:
+def test_parameter_counts_are_exactly_the_published_ones() -> None:
     found = parameter_counts()
     assert {end: tuple(found[end].get(data) for data in DATA_SETS) for end in found} == PUBLISHED
 
 
 def test_the_command_shows_every_count(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a narrow screen too."""
+    """Also on a screen of 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
     assert models() == 0
     said = capsys.readouterr().out
@@ -60,17 +60,17 @@ def test_the_command_shows_every_count(capsys: pytest.CaptureFixture[str], monke
     assert "--config <data set>_perceiver: PerceiverIO" in said
 
 
-def test_a_configuration_says_the_count_of_its_model() -> None:
+def test_a_configuration_states_the_parameter_count_of_its_model() -> None:
     for name in config_names():
         text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
         if said := re.search(r"^# Parameters: ([\d,]+)[. ]", text, re.MULTILINE):
-            # That one is told features of the shape, and predicts several targets: what the data give.
+            # The count in lpbf_accurate includes its input features and targets, which are no part of `model`.
             assert name == "lpbf_accurate" or int(said[1].replace(",", "")) == count_parameters(name), name
         assert said or name in {"lpbf_published_code", "million_points"}, name
 
 
-def test_perceiver_of_later_states_of_the_code() -> None:
-    config = content_of("lpbf_perceiver")["model"]["init_args"]["config"] | {"num_latents": 512}
+def test_perceiver_of_later_published_code_has_its_parameter_count() -> None:
+    config = read_configuration("lpbf_perceiver")["model"]["init_args"]["config"] | {"num_latents": 512}
     model = ModelSpec("PerceiverIO", {"config": config}).build()
     assert sum(p.numel() for p in model.parameters()) == 1_864_961
 
@@ -91,13 +91,13 @@ def test_perceiver_of_later_states_of_the_code() -> None:
         ("drivaerml_40k_flare_plus_plus", {"weight_decay": 1e-2, "ema_decay": 0.999, "decay": "published_later"}),
     ],
 )
-def test_recipes_are_those_of_each_model(name: str, wanted: dict[str, Any]) -> None:
-    recipe = Recipe(**content_of(name)["recipe"])
+def test_each_model_has_its_own_recipe(name: str, wanted: dict[str, Any]) -> None:
+    recipe = Recipe(**read_configuration(name)["recipe"])
     assert {key: getattr(recipe, key) for key in wanted} == wanted
     assert recipe.learning_rate == 1e-3
 
 
-def test_every_value_of_a_recipe_has_its_source() -> None:
+def test_every_value_of_a_recipe_states_its_source() -> None:
     for name in config_names():
         if not name.endswith(tuple(end for end in PUBLISHED if end)):
             continue
@@ -105,7 +105,7 @@ def test_every_value_of_a_recipe_has_its_source() -> None:
             assert "# " in line, (name, line)
 
 
-def test_the_optimiser_takes_what_the_recipe_says() -> None:
+def test_the_optimiser_uses_the_values_of_the_recipe() -> None:
     torch.manual_seed(0)
     model = FlarePlusPlus(FlarePlusPlusConfig(channels=8, num_heads=2, num_blocks=1, num_latents=4))
     optimizer = make_optimizer(model, Recipe(beta2=0.99, epsilon=1e-6, decay="published_later", weight_decay=0.5))
@@ -122,8 +122,8 @@ def test_the_optimiser_takes_what_the_recipe_says() -> None:
             Recipe(**wrong)
 
 
-def test_runs_and_checkpoints_of_before_are_the_same_model() -> None:
-    """Options that came later are left unsaid at their defaults, however they were given."""
+def test_descriptions_of_earlier_versions_give_the_same_model() -> None:
+    """Options that were added later are left out of a model's description where they have their defaults."""
     later = {"separate_decoding", "scaled_scores", "pointwise", "mlp_ratio", "latent_layers"}
     whole = dataclasses.asdict(FlareConfig())
     before = ModelSpec("Flare", {"config": {k: v for k, v in whole.items() if k not in later}})
@@ -140,7 +140,7 @@ SMALL = {"channels": 8, "num_heads": 2, "num_blocks": 1}
 
 
 @pytest.mark.parametrize("name", ["FlarePlusPlus", "GNOT", "GridTransolver", "LNO", "PerceiverIO"])
-def test_checkpoints_give_the_same_model_and_no_other(name: str, tmp_path: Path) -> None:
+def test_a_checkpoint_loads_as_its_own_model_and_as_no_other(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     grid = {"grid_rows": 4, "grid_columns": 5} if name == "GridTransolver" else {}
     model: Any = ModelSpec(name, {"config": SMALL | grid}).build().eval()

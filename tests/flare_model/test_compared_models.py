@@ -53,7 +53,7 @@ MODELS = RAGGED | GRIDDED
 
 
 def in_double(name: str) -> Any:
-    """A model in float64 whose heads attend to something: every weight is drawn anew, norms around 1."""
+    """A model in float64 whose attention is far from uniform: every weight gets a random number added."""
     torch.manual_seed(0)
     model = MODELS[name]().double().eval()
     with torch.no_grad():
@@ -86,7 +86,7 @@ def linear(layer: Any, x: Tensor) -> Tensor:
     return out if layer.bias is None else out + layer.bias
 
 
-def standard(x: Tensor) -> Tensor:
+def standardise(x: Tensor) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
     return centred / ((centred**2).mean(-1, keepdim=True) + 1e-5).sqrt()
 
@@ -96,21 +96,21 @@ def rms(x: Tensor) -> Tensor:
 
 
 def norm(layer: Any, x: Tensor) -> Tensor:
-    return rms(x) * layer.weight if isinstance(layer, nn.RMSNorm) else standard(x) * layer.weight + layer.bias
+    return rms(x) * layer.weight if isinstance(layer, nn.RMSNorm) else standardise(x) * layer.weight + layer.bias
 
 
 def feed_forward(network: Any, x: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
     return linear(network.leave, act(linear(network.enter, x)))
 
 
-def enter(network: Any, x: Tensor) -> Tensor:
+def input_projection(network: Any, x: Tensor) -> Tensor:
     h = tanh_gelu(linear(network.enter, x))
     for layer in network.layers:
         h = h + tanh_gelu(linear(layer, h))
     return h + linear(network.leave, h)
 
 
-def leave(network: Any, x: Tensor) -> Tensor:
+def output_projection(network: Any, x: Tensor) -> Tensor:
     h = x + tanh_gelu(linear(network.enter, x))
     for layer in network.layers:
         h = h + tanh_gelu(linear(layer, h))
@@ -132,14 +132,14 @@ def latent_block(block: Any, z: Tensor, act: Callable[[Tensor], Tensor]) -> Tens
 
 
 def perceiver(m: Any, x: Tensor) -> Tensor:
-    x = enter(m.enter, x)
+    x = input_projection(m.enter, x)
     e, d, seen = m.encoder, m.decoder, norm(m.encoder.norm, x)
     z = linear(e.leave, attention(e.latents, linear(e.keys, seen), linear(e.values, seen), 2))
     for block in m.blocks:
         z = latent_block(block, z, tanh_gelu)
     z = norm(d.latent_norm, z)
     y = attention(linear(d.queries, norm(d.norm, x)), linear(d.keys, z), linear(d.values, z), 2)
-    return leave(m.leave, norm(m.norm, linear(d.leave, y)))
+    return output_projection(m.leave, norm(m.norm, linear(d.leave, y)))
 
 
 def lno(m: Any, x: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def gnot(m: Any, pos: Tensor) -> Tensor:
         parts = (linear(layer.queries, a), linear(layer.keys, b), linear(layer.values, b))
         for a, b, v in zip(*(t.chunk(2, dim=-1) for t in parts), strict=True):
             q, k = softmax(a, 1), softmax(b, 1)
-            common = q @ k.T  # What is linear in the points, written as if it were not.
+            common = q @ k.T  # every pair of points, which the model itself avoids
             out.append(common @ v / common.sum(1, keepdim=True) + q)
         return linear(layer.leave, torch.cat(out, dim=1))
 
@@ -190,14 +190,14 @@ def gnot(m: Any, pos: Tensor) -> Tensor:
 
 
 def distances() -> Tensor:
-    """Of the points of the grid to 8 × 8 places."""
+    """Distances of the points of the grid to 8 × 8 reference points, [12, 64]."""
     points = [(i / 2, j / 3) for i in range(3) for j in range(4)]
     places = [(i / 7, j / 7) for i in range(8) for j in range(8)]
     return torch.tensor([[math.dist(p, r) for r in places] for p in points], dtype=torch.float64)
 
 
 def convolution(layer: Any, x: Tensor) -> Tensor:
-    """[12, C] to the same: nine neighbours, one after the other."""
+    """A 3 × 3 convolution on the grid, [12, C] to [12, C], neighbour by neighbour."""
     out = []
     for n in range(12):
         i, j = divmod(n, 4)
@@ -224,8 +224,8 @@ def grid_transolver(m: Any, x: Tensor) -> Tensor:
 
 
 def flare_plus_plus(m: Any, x: Tensor) -> Tensor:
-    plain = rms if m.config.norm == "rms" else standard
-    x = enter(m.enter, x)
+    plain = rms if m.config.norm == "rms" else standardise
+    x = input_projection(m.enter, x)
     for block in m.blocks:
         a, seen, out = block.mixer, norm(block.mixer_norm, x), []
         parts = zip(*(linear(layer, seen).chunk(2, 1) for layer in (a.seen, a.keys, a.values)), strict=True)
@@ -236,7 +236,7 @@ def flare_plus_plus(m: Any, x: Tensor) -> Tensor:
             out.append(attention(k, q, attention(q, k, v, 1), 1))
         x = x + linear(a.leave, torch.cat(out, 1))
         x = x + feed_forward(block.pointwise, norm(block.pointwise_norm, x), tanh_gelu)
-    return leave(m.leave, norm(m.norm, x))
+    return output_projection(m.leave, norm(m.norm, x))
 
 
 def ablated_flare(m: Any, x: Tensor) -> Tensor:
@@ -246,7 +246,7 @@ def ablated_flare(m: Any, x: Tensor) -> Tensor:
             h = h + tanh_gelu(linear(layer, h))
         return h + linear(network.leave, h)
 
-    x = enter(m.enter, x)
+    x = input_projection(m.enter, x)
     for block in m.blocks:
         a, seen = block.mixer, norm(block.mixer_norm, x)
         encoding, decoding = (q.transpose(0, 1).flatten(1) for q in (a.latent_queries, a.decoding_latent_queries))
@@ -254,7 +254,7 @@ def ablated_flare(m: Any, x: Tensor) -> Tensor:
         z = latent_block(a.among[0], z, tanh_gelu)
         x = x + linear(a.leave, attention(residual(a.decoding_keys, seen), decoding, z, 2, scale=0.5))
         x = x + feed_forward(block.pointwise, norm(block.pointwise_norm, x), tanh_gelu)
-    return leave(m.leave, norm(m.norm, x))
+    return output_projection(m.leave, norm(m.norm, x))
 
 
 FORMULAS: dict[str, Callable[[Any, Tensor], Tensor]] = {
@@ -272,7 +272,7 @@ FORMULAS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_is_its_formulas(name: str) -> None:
+def test_a_model_computes_its_formulas(name: str) -> None:
     model, points = in_double(name), sample(12, 3)
     with torch.no_grad():
         wanted = FORMULAS[name](model, points)
@@ -281,9 +281,11 @@ def test_a_model_is_its_formulas(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RAGGED)
-@pytest.mark.parametrize("sizes", [(5, 6), (2, 1, 17), (200, 100)], ids=["alike", "unlike", "with a tile to spare"])
+@pytest.mark.parametrize(
+    "sizes", [(5, 6), (2, 1, 17), (200, 100)], ids=["similar sizes", "different sizes", "with an unused tile"]
+)
 def test_joined_padded_and_single_meshes_give_the_same(name: str, sizes: tuple[int, ...]) -> None:
-    """Alike they are padded inside, unlike taken one by one; gradients too. A mesh may have a single point."""
+    """Joined meshes of similar sizes are padded inside, others computed one by one. Gradients are compared too."""
     model, points = in_double(name), sample(sum(sizes), 3)
     offsets = torch.tensor([0, *sizes]).cumsum(0)
     mask = torch.arange(max(sizes)) < torch.tensor(sizes)[:, None]
@@ -315,16 +317,16 @@ def test_points_may_come_in_any_order(name: str) -> None:
         assert_same(model(points[order]), model(points)[order])
 
 
-def test_a_grid_turned_is_another_grid() -> None:
-    """Convolution knows which points are neighbours: in another order the same points are something else."""
+def test_the_points_of_a_grid_in_another_order_are_another_input() -> None:
+    """Convolution takes the neighbours of a point from the order of the points."""
     model, points = in_double("grid transolver"), sample(12, 3)
     with torch.no_grad():
         assert (model(points.flip(0)).flip(0) - model(points)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_gradients_are_those_of_small_steps(name: str) -> None:
-    """Of points, and of all weights along three random directions, for two meshes that are joined."""
+def test_gradients_are_those_of_finite_differences(name: str) -> None:
+    """Gradients of points, and of all weights along three random directions, for two joined meshes."""
     model = in_double(name)
     points = sample(24 if name in GRIDDED else 9, 3).requires_grad_()
     offsets = torch.tensor([0, 12, 24] if name in GRIDDED else [0, 2, 9])
@@ -340,7 +342,7 @@ def test_gradients_are_those_of_small_steps(name: str) -> None:
     assert torch.autograd.gradcheck(call, (points, steps), fast_mode=True)
 
 
-def test_two_softmaxes_of_lno_on_paper() -> None:
+def test_two_softmaxes_of_lno_by_hand() -> None:
     """Two points, two modes: weights of ¼ and ¾ where a score is ln 3, of ½ where scores are equal."""
     scores = torch.tensor([[[0.0, 0.0], [math.log(3), 0.0]]])
     values = torch.tensor([[[0.0], [8.0]]])
@@ -351,7 +353,7 @@ def test_two_softmaxes_of_lno_on_paper() -> None:
     torch.testing.assert_close(one, torch.tensor([[[8.0], [8.0]]]))
 
 
-def test_linear_attention_of_gnot_on_paper() -> None:
+def test_linear_attention_of_gnot_by_hand() -> None:
     queries = torch.tensor([[0.25, 0.75], [0.5, 0.5]])[None, :, None]
     keys = torch.tensor([[0.5, 0.5], [0.25, 0.75]])[None, :, None]
     values = torch.tensor([[4.0, 0.0], [0.0, 8.0]])[None, :, None]
@@ -370,8 +372,8 @@ def test_unified_positions_are_distances_on_the_index_grid() -> None:
     assert found[0, 1] == pytest.approx(1 / 7)  # along a row first
 
 
-def test_gnot_with_unified_positions_sees_its_input_by_the_gates_alone() -> None:
-    """What the published counts of Darcy, airfoil and pipe stand for."""
+def test_gnot_with_unified_positions_uses_its_input_in_the_gates_alone() -> None:
+    """This model has the published parameter counts for Darcy, airfoil and pipe."""
     model, (first, second) = in_double("gnot unified"), sample(2, 12, 3)
     with torch.no_grad():
         assert (model(first) - model(second)).abs().max() > 1e-3
@@ -380,7 +382,7 @@ def test_gnot_with_unified_positions_sees_its_input_by_the_gates_alone() -> None
         assert torch.equal(model(first), model(second))
 
 
-def test_experts_that_are_one_need_no_gate() -> None:
+def test_a_single_expert_does_not_depend_on_its_gate() -> None:
     torch.manual_seed(0)
     model, points = GNOT(GNOTConfig(**TINY, num_experts=1)).double(), sample(7, 3)
     before = model(points)
@@ -389,8 +391,8 @@ def test_experts_that_are_one_need_no_gate() -> None:
     assert_same(model(points), before)
 
 
-def test_flare_plus_plus_asks_another_mesh_other_questions() -> None:
-    """With the gates shut it is FLARE's mixing: the seeds, and what they see, have no part."""
+def test_seeds_of_flare_plus_plus_have_an_effect_unless_gates_are_closed() -> None:
+    """Seeds make the latent queries depend on the mesh; with closed gates the mixing is FLARE's."""
     model, points = in_double("flare++"), sample(9, 3)
     with torch.no_grad():
         before = model(points)
@@ -399,10 +401,10 @@ def test_flare_plus_plus_asks_another_mesh_other_questions() -> None:
         assert (model(points) - before).abs().max() > 1e-3
         for block in model.blocks:
             block.mixer.gates.fill_(-1e4)
-        shut = model(points)
+        closed = model(points)
         for block in model.blocks:
             block.mixer.latent_seeds.normal_()
-        assert_same(model(points), shut)
+        assert_same(model(points), closed)
 
 
 @pytest.mark.parametrize(
@@ -451,11 +453,11 @@ def test_models_keep_the_contract(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GRIDDED)
-def test_a_model_of_grids_refuses_other_meshes_by_name(name: str) -> None:
+def test_a_model_of_grids_refuses_other_meshes_and_names_itself(name: str) -> None:
     model, called = in_double(name), "GNOT with unified_positions" if "gnot" in name else "Transolver with convolution"
     with pytest.raises(UsageError, match=rf"^{called} takes grids of 3 × 4 = 12 points .* got a mesh of 61 points"):
         model(torch.rand(61, 3, dtype=torch.float64))
-    check_contract(model.float(), 0, 2, name=name)  # which tries it on its own grids
+    check_contract(model.float(), 0, 2, name=name)  # which tries a model of grids on grids of its size
     points = torch.rand(24, 3)
     for inputs, words in (
         ((points[:11],), "got a mesh of 11 points"),
@@ -483,14 +485,14 @@ def test_a_model_of_grids_refuses_other_meshes_by_name(name: str) -> None:
         (PerceiverConfig, {"channels": 60, "num_heads": 8}, "must be a multiple of its heads"),
     ],
 )
-def test_sizes_that_cannot_be_are_told(config: Any, sizes: dict[str, Any], words: str) -> None:
+def test_impossible_sizes_are_refused(config: Any, sizes: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         config(**sizes)
 
 
 @pytest.mark.parametrize("option", ["separate_decoding", "scaled_scores"])
-def test_an_ablation_that_is_off_is_flare(option: str) -> None:
-    """Weights keep their names, and a single option changes what its name says."""
+def test_an_ablation_with_equivalent_weights_is_flare(option: str) -> None:
+    """An option adds or scales weights without renaming others, and changes nothing else."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {**TINY, "num_latents": 5}
     plain, other = Flare(FlareConfig(**sizes)).double(), Flare(FlareConfig(**sizes, **{option: True})).double()
@@ -521,8 +523,8 @@ def test_ablations_mix_by_attention_calls_and_have_no_spectrum() -> None:
 
 
 @pytest.mark.parametrize("name", ["perceiver", "lno", "gnot", "flare++", "flare ablated", "grid transolver"])
-def test_mixed_precision_keeps_coordinates_and_predictions_in_full(name: str) -> None:
-    """Points 0.003 mm apart in a part 60 mm long: in 16 bits throughout they would fall together."""
+def test_mixed_precision_keeps_coordinates_and_predictions_in_float32(name: str) -> None:
+    """Points 0.003 mm apart in a part 60 mm long: rounded to 16 bits they would coincide."""
     torch.manual_seed(0)
     model = MODELS[name]().eval()
     points = torch.zeros(12, 3)
@@ -536,7 +538,7 @@ def test_mixed_precision_keeps_coordinates_and_predictions_in_full(name: str) ->
     assert len(mixed[:, 0].unique()) >= len(rounded[:, 0].unique())
 
 
-def test_gnot_computes_blocks_again_for_memory() -> None:
+def test_activation_checkpointing_of_gnot_changes_no_gradient() -> None:
     model, points, kept = in_double("gnot"), sample(9, 3), []
     for switch in (False, True):
         model.activation_checkpointing = switch

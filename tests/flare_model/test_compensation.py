@@ -1,4 +1,4 @@
-"""A surface moved by a field: right values, closed shells, and no crossing that isn't told."""
+"""A surface moved by a displacement field: correct values, closed surfaces, and a report of every crossing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_linear_field_is_interpolated_exactly_and_its_nearest_value_taken_outs
 @pytest.mark.parametrize("edge", [3.0, 1.1, 0.4])
 def test_subdividing_keeps_a_surface_closed_and_in_place(edge: float) -> None:
     surface = surface_of(table())
-    found, asked = subdivide(surface, edge)  # a surface checks that it is closed
+    found, asked = subdivide(surface, edge)  # making a `Surface` checks that it is closed
     corners = found.vertices[found.triangles]
     assert np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).max() <= edge == asked
     assert found.volume == pytest.approx(surface.volume)
@@ -54,13 +54,13 @@ def test_subdividing_keeps_a_surface_closed_and_in_place(edge: float) -> None:
 
 
 @pytest.mark.parametrize("scale", [-1.0, 1.0, 5.0])
-def test_a_surface_moves_by_so_many_times_the_field(scale: float) -> None:
+def test_a_surface_moves_by_the_scale_times_the_field(scale: float) -> None:
     part = part_of(box(12, 10, 8), 600)
     assert part.origin is not None
     field = part.points @ GRADIENT.T
     found = compensate_surface(part.origin.surface, part.points, part.cells, field, scale)
     wanted = abs(np.linalg.det(np.eye(3) + scale * GRADIENT)) * 12 * 10 * 8
-    # To the last layer that the mesh leaves out: its height is a whole number of cells.
+    # The tolerance is for what the mesh leaves out at the top: its height is a whole number of cells.
     assert found.surface.volume - 960 == pytest.approx(wanted - 960, rel=0.02)
     assert found.split == len(found.surface.triangles) - 12
     assert not len(found.crossings)
@@ -77,7 +77,7 @@ def test_spheres_that_overlap_cross_and_those_apart_do_not(shift: tuple[float, f
         assert all(a < count <= b for a, b in found.tolist())
 
 
-def test_crossings_are_those_that_every_pair_gives() -> None:
+def test_crossings_are_those_found_by_testing_every_pair() -> None:
     rng = np.random.default_rng(1)
     one = trimesh.creation.icosphere(1, 5)
     both = trimesh.util.concatenate([one, one.copy().apply_translation([4.0, 1.0, 0.5])])
@@ -95,7 +95,7 @@ def test_crossings_are_those_that_every_pair_gives() -> None:
 
 
 def _goes_through(source: np.ndarray, target: np.ndarray) -> bool:
-    """Whether an edge goes through a triangle, by solving for its place."""
+    """Whether an edge of one triangle goes through another triangle, by solving for the intersection."""
     for k in range(3):
         start, end = source[k], source[(k + 1) % 3]
         system = np.column_stack([target[1] - target[0], target[2] - target[0], start - end])
@@ -105,7 +105,7 @@ def _goes_through(source: np.ndarray, target: np.ndarray) -> bool:
     return False
 
 
-def test_walls_that_would_run_into_each_other_are_told() -> None:
+def test_walls_that_would_cross_are_reported() -> None:
     """Two plates with a gap of 1 mm, moved towards each other by 0.8 mm each."""
     pair = trimesh.util.concatenate([box(10, 2, 10, at=(0, -1.5, 0)), box(10, 2, 10, at=(0, 1.5, 0))])
     base = box(10, 5, 1, at=(0, 0, -1))
@@ -122,7 +122,7 @@ def test_walls_that_would_run_into_each_other_are_told() -> None:
     assert np.abs(found[:, 1]).max() < 1
 
 
-def test_the_command_moves_each_body_where_it_lies(model: Path, tmp_path: Path) -> None:
+def test_the_command_moves_each_body_in_its_own_position(model: Path, tmp_path: Path) -> None:
     pair = trimesh.util.concatenate([box(10, 10, 12, at=(100, 0, 3)), box(10, 10, 30, at=(120, 0, 7))])
     pair.export(tmp_path / "pair.stl")
     out = tmp_path / "new.stl"
@@ -141,8 +141,8 @@ def test_the_command_moves_each_body_where_it_lies(model: Path, tmp_path: Path) 
     assert largest > 0
 
 
-def test_the_printed_part_warps_back(model: Path, tmp_path: Path) -> None:
-    """Compensated and warped surfaces lie as far on either side of the wanted one."""
+def test_compensated_and_warped_surfaces_lie_symmetrically_about_the_nominal_one(model: Path, tmp_path: Path) -> None:
+    """The mean of both surfaces is the nominal surface, vertex by vertex."""
     box(10, 10, 12).export(tmp_path / "box.stl")
     both = []
     for scale in (-1.0, 1.0):
@@ -182,7 +182,7 @@ def test_what_can_not_be_compensated_is_refused(model: Path, tmp_path: Path) -> 
     ],
     ids=["another mesh", "too large"],
 )
-def test_a_part_that_the_prediction_is_not_of_is_written_on_request_alone(
+def test_a_doubtful_compensation_is_written_only_with_anyway(
     model: Path, tmp_path: Path, mesh: trimesh.Trimesh, sentence: str
 ) -> None:
     mesh.export(tmp_path / "part.stl")
@@ -202,7 +202,7 @@ def test_a_part_that_the_prediction_is_not_of_is_written_on_request_alone(
     assert [f"warning: {doubt}" for doubt in told["doubts"]] == [line]
 
 
-def test_where_nothing_can_be_written_is_said_before_anything_is_computed(tmp_path: Path) -> None:
+def test_an_output_that_can_not_be_written_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder.stl").mkdir()
     (tmp_path / "beside.json").mkdir()
@@ -216,7 +216,7 @@ def test_where_nothing_can_be_written_is_said_before_anything_is_computed(tmp_pa
         (tmp_path / f"{'n' * 240}.stl", "can't be written: File name too long; name another file or folder"),
         (Path("/proc/lpbf/new.stl"), "/proc/lpbf/new.stl can't be written: [^/]+; name another file or folder"),
     ):
-        with pytest.raises(UsageError, match=said):  # the part, which isn't there, is read later
+        with pytest.raises(UsageError, match=said):  # the missing part would be read later
             compensate(str(tmp_path / "gone.stl"), str(out))
     check_writable(tmp_path / "new" / "folder" / "new.stl")
     assert sorted(tmp_path.rglob("*")) == before

@@ -1,4 +1,4 @@
-"""From a part to an answer: how like the training it is, whether it is hit, what the screen and the files say."""
+"""From a part to an answer: its likeness to the training parts, whether it is hit, and what is printed and written."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TARGETS = ("displacement_x", "displacement_y", "displacement_z", "build_clearanc
 
 
 def box(*size: float, at: tuple[float, float, float] = (0, 0, 0)) -> trimesh.Trimesh:
-    """A box whose foot's middle lies at a place."""
+    """A box in mm; `at` is the middle of its base."""
     mesh = trimesh.creation.box(size)
     mesh.apply_translation((at[0], at[1], at[2] + size[2] / 2))
     return mesh
@@ -63,7 +63,7 @@ def part_of(mesh: trimesh.Trimesh, points: int = 400) -> Part:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with displacement and clearance, and what lies beside one."""
+    """A checkpoint that predicts displacement and clearance, with its `likeness.json`."""
     folder = tmp_path_factory.mktemp("decision") / "model"
     norm = Normalisation(target_mean=(0.0, 0.0, 0.0, 90.0), target_std=(0.02, 0.02, 0.03, 5.0))
     ranges = {"num_points": Range(8, 9000), "height": Range(1, 60), "aspect_ratio_max": Range(1, 9)}
@@ -78,14 +78,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def keep_risk(folder: Path, intercept: float) -> None:
-    """A risk that says the same of every part."""
+def write_constant_risk(folder: Path, intercept: float) -> None:
+    """Write a risk model that gives every part the same chance of a hit."""
     digest = sha256_of_file(folder / WEIGHTS_NAME)
     curve = LogisticCurve(-80.0, 5.0, intercept, 0.0)
     write_risk(folder, RiskModel("build_clearance_min", curve, 100, 50, weights_sha256=digest))
 
 
-def test_a_shape_in_numbers_by_hand() -> None:
+def test_descriptors_of_a_table_by_hand() -> None:
     part = part_of(table(), 3000)
     found = describe_shape(part.points, part.cells)
     assert found.keys() == DESCRIPTORS.keys()
@@ -98,7 +98,7 @@ def test_a_shape_in_numbers_by_hand() -> None:
     assert moved["offset"] - found["offset"] == pytest.approx(5, abs=0.01)
 
 
-def test_a_part_is_compared_with_the_training() -> None:
+def test_a_part_is_compared_with_the_training_parts() -> None:
     base = dict.fromkeys(DESCRIPTORS, 1.0)
     seen = TrainingShapes.of([base | {"height": float(k)} for k in range(1, 201)])
     assert not seen.compare(base | {"height": 100.0}).reasons
@@ -111,7 +111,7 @@ def test_a_part_is_compared_with_the_training() -> None:
     assert str(far.reasons[0]) == "height 300 mm, larger than all of its parts (most of them 2.99 … 198 mm)"
 
 
-def test_what_is_kept_beside_a_checkpoint_comes_back_or_is_refused(tmp_path: Path) -> None:
+def test_auxiliary_files_are_read_as_written_or_refused(tmp_path: Path) -> None:
     seen = TrainingShapes.of([dict.fromkeys(DESCRIPTORS, float(k)) for k in range(5)], "ab")
     write_training_shapes(tmp_path, seen)
     assert read_training_shapes(tmp_path) == seen
@@ -126,7 +126,7 @@ def test_what_is_kept_beside_a_checkpoint_comes_back_or_is_refused(tmp_path: Pat
         assert read(tmp_path) is None
 
 
-def test_verdicts_count_parts_and_hits() -> None:
+def test_parts_and_hits_are_counted_for_each_verdict() -> None:
     kept = RiskModel("build_clearance_min", LogisticCurve(0.0, 1.0, 0.0, 3.0), 10, 5)
     risks = [
         HitScore(str(k), score, hit, None)
@@ -139,13 +139,15 @@ def test_verdicts_count_parts_and_hits() -> None:
     assert RiskModel.of("build_clearance_min", risks[:1]) is None
 
 
-def test_without_a_model_of_its_own_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_without_its_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packaged_model, "PACKAGED_FOLDER", tmp_path)
     with pytest.raises(StoreError, match=r"comes without a model of its own .* --checkpoint"):
         from_pretrained()
 
 
-def test_the_packages_own_model_is_used_and_not_written_into(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_packaged_model_is_used_and_nothing_is_written_into_its_folder(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(packaged_model, "PACKAGED_FOLDER", model)
     points = torch.rand(20, 3)
     with torch.no_grad():
@@ -153,7 +155,7 @@ def test_the_packages_own_model_is_used_and_not_written_into(model: Path, monkey
     assert results_folder(str(model), "evaluation") == Path("own_model/evaluation")
 
 
-def test_a_part_of_a_few_millimetres_may_be_in_inches(
+def test_a_part_of_a_few_millimetres_gets_a_hint_about_inches(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     box(2, 1.5, 1).export(tmp_path / "box.stl")
@@ -172,10 +174,10 @@ def test_a_part_of_a_few_millimetres_may_be_in_inches(
 
 
 @pytest.mark.parametrize(("intercept", "said", "status"), [(9.0, "yes", 3), (-9.0, "no", 0), (0.0, "can't tell", 4)])
-def test_an_answer_on_the_screen_in_files_and_as_status(
+def test_an_answer_is_printed_written_and_given_as_exit_status(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], intercept: float, said: str, status: int
 ) -> None:
-    keep_risk(model, intercept)
+    write_constant_risk(model, intercept)
     box(20, 10, 12).export(tmp_path / "box.stl")
     words = {"pictures": False, "fail_on_risk": True}
     assert predict(str(model), [str(tmp_path / "box.stl")], out=str(tmp_path / "out"), **words) == status  # type: ignore[arg-type]
@@ -201,7 +203,7 @@ def test_an_answer_on_the_screen_in_files_and_as_status(
     assert answer["hit"]["layer"] == max(1, round(place[2] / 0.04))
 
 
-def test_a_part_that_is_moved_says_where_its_coordinates_begin(
+def test_the_answer_for_a_moved_part_states_the_origin_of_its_coordinates(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     box(20, 10, 12, at=(100, 0, 3)).export(tmp_path / "box.stl")
@@ -212,10 +214,10 @@ def test_a_part_that_is_moved_says_where_its_coordinates_begin(
     assert f"  coordinates {words} x {x:+.4g}, z {z:+.4g} mm" in capsys.readouterr().out
 
 
-def test_nobody_can_tell_of_a_part_unlike_the_training(
+def test_a_part_unlike_the_training_parts_gets_no_verdict(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keep_risk(model, 9.0)
+    write_constant_risk(model, 9.0)
     box(80, 90, 20).export(tmp_path / "huge.stl")
     assert predict(str(model), [str(tmp_path / "huge.stl")], out=str(tmp_path / "out"), pictures=False, json=True) == 0
     told = capsys.readouterr()
@@ -226,7 +228,7 @@ def test_nobody_can_tell_of_a_part_unlike_the_training(
     assert "out of the build volume along x" in told.err
 
 
-def test_compensating_a_part_unlike_the_training_says_so(
+def test_compensating_a_part_unlike_the_training_parts_warns(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     box(2, 1.5, 1).export(tmp_path / "box.stl")
@@ -238,7 +240,7 @@ def test_compensating_a_part_unlike_the_training_says_so(
     assert any("smaller than all" in reason for reason in body["unlike_the_training"])
 
 
-def test_parts_on_one_plate_keep_their_places_where_the_plate_fits(tmp_path: Path) -> None:
+def test_bodies_of_one_file_keep_their_relative_positions_where_they_fit_the_plate(tmp_path: Path) -> None:
     pair = trimesh.util.concatenate([box(10, 10, 12, at=(100, 0, 3)), box(10, 10, 30, at=(120, 0, 3))])
     pair.export(tmp_path / "pair.stl")
     first, second = (part for part in read_parts(tmp_path / "pair.stl", Meshing(200)) if isinstance(part, Part))
@@ -249,10 +251,10 @@ def test_parts_on_one_plate_keep_their_places_where_the_plate_fits(tmp_path: Pat
     assert (second.origin.body, second.origin.bodies, second.origin.unit_told) == (2, 2, False)
 
 
-def test_of_many_parts_the_last_have_a_line_each(
+def test_of_many_parts_only_the_first_are_printed_in_full(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keep_risk(model, -9.0)
+    write_constant_risk(model, -9.0)
     monkeypatch.setattr("flare_model.predict._MAX_IN_FULL", 1)
     for name in ("a", "b", "c"):
         box(20, 10, 12).export(tmp_path / f"{name}.stl")
@@ -265,10 +267,10 @@ def test_of_many_parts_the_last_have_a_line_each(
     assert shown[-2] == "3 parts: 0 hit by the recoater, 3 not hit, 0 uncertain"
 
 
-def test_files_of_one_name_are_parts_of_their_own(
+def test_files_of_the_same_name_are_different_parts(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each with its remarks; what can't be read is among the errors, and the model is named by its weights."""
+    """Each has its own remarks; a file that can't be read is listed as an error; the model is given by its digest."""
     (tmp_path / "other").mkdir()
     box(20, 10, 12).export(tmp_path / "box.stl")
     box(20, 10, 12, at=(100, 0, 3)).export(tmp_path / "other/box.stl")
@@ -286,7 +288,7 @@ def test_files_of_one_name_are_parts_of_their_own(
     assert content["model"]["weights_sha256"] == sha256_of_file(model / WEIGHTS_NAME)
 
 
-def test_pictures_of_an_earlier_run_do_not_stay_beside_another_prediction(model: Path, tmp_path: Path) -> None:
+def test_pictures_of_an_earlier_prediction_are_removed(model: Path, tmp_path: Path) -> None:
     box(20, 10, 12).export(tmp_path / "box.stl")
     out = tmp_path / "out"
     assert predict(str(model), [str(tmp_path / "box.stl")], out=str(out)) == 0
@@ -296,9 +298,7 @@ def test_pictures_of_an_earlier_run_do_not_stay_beside_another_prediction(model:
     assert [path.name for path in out.glob("*.png")] == ["box_mine.png"]
 
 
-def test_a_wall_of_few_cells_and_a_part_unlike_the_training_are_told(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wall_of_few_cells_is_reported(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     box(20, 10, 12).export(tmp_path / "box.stl")
     box(20, 10, 2).export(tmp_path / "thin.stl")
     for name in ("box", "thin"):
@@ -308,8 +308,8 @@ def test_a_wall_of_few_cells_and_a_part_unlike_the_training_are_told(
     assert "so few that a finer mesh may give another answer: compare --points" in thin_told
 
 
-def test_a_page_shows_the_parts_with_what_is_told(model: Path, tmp_path: Path) -> None:
-    keep_risk(model, 9.0)
+def test_a_prediction_writes_a_page_and_pictures(model: Path, tmp_path: Path) -> None:
+    write_constant_risk(model, 9.0)
     box(20, 10, 12).export(tmp_path / "box.stl")
     (tmp_path / "boxes").mkdir()
     assert predict(str(model), [str(tmp_path / "box.stl")], out=str(tmp_path / "out")) == 0
@@ -318,7 +318,7 @@ def test_a_page_shows_the_parts_with_what_is_told(model: Path, tmp_path: Path) -
     assert (tmp_path / "out/box_displacement_z.png").exists()
 
 
-def test_what_can_not_be_asked_is_refused(model: Path, tmp_path: Path) -> None:
+def test_impossible_requests_are_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"name a part, such as part\.stl"):
         predict(str(model))
     with pytest.raises(UsageError, match="--orientations must not be negative"):

@@ -1,4 +1,4 @@
-"""The fast path of pass two: what its tiles hold, and how it shares a batch with the general path."""
+"""The fast path of the kernels' gradient: values in its tiles, and batches that it shares with the general path."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ import triton.language as tl
 from flare_model.kernels import launches, mixing
 from flare_model.kernels.gradients import _first_part, _with_addends, _with_drops
 from flare_model.kernels.tuning import INTERPRETED, tiles_of
-from tests.flare_model.kernel_support import DEVICE, HALVES, TOLERANCE, assert_close, differentiate, explicit, sample
+from tests.flare_model.kernel_support import (
+    DEVICE,
+    HALVES,
+    TOLERANCE,
+    assert_close,
+    differentiate,
+    explicit_mixing,
+    sample,
+)
 
 pytestmark = [
     pytest.mark.numeric,
@@ -27,9 +35,10 @@ pytestmark = [
 ]
 
 
+# Latents of a tile, and how many tiles the fast and the general path unroll.
 CUTS = ((16, 1, 2), (16, 4, 1), (32, 2, 3))
 USUAL = {(4, CUTS[0]), (8, CUTS[1]), (16, CUTS[2])}
-"""Depths of a head and cuts that the fast suite tries: every cut, and heads with spare channels and without."""
+"""Channels of a head and entries of CUTS in the fast suite: every entry, and heads with spare channels and without."""
 
 
 @triton.jit
@@ -45,10 +54,10 @@ def _store_tiles(
 
 
 @pytest.mark.parametrize("depth", [4, 8])
-def test_spare_channels_hold_what_bfloat16_can(depth: int) -> None:
+def test_values_in_spare_channels_are_exact_in_bfloat16(depth: int) -> None:
     generator = torch.Generator().manual_seed(0)
     delta, factor, drop = (torch.randn(16, generator=generator).to(DEVICE) for _ in range(3))
-    factor = (factor * 20).exp()  # Factors reach over many powers of two.
+    factor = (factor * 20).exp()  # Factors range over many powers of two.
     addends, drops, first = (torch.empty(16, width, device=DEVICE) for width in (16, 16, 1))
     _store_tiles[(1,)](delta, factor, drop, addends, drops, first, ROWS=16, DEPTH=depth, WIDTH=16)
     for tile in (addends, drops, first):
@@ -58,13 +67,13 @@ def test_spare_channels_hold_what_bfloat16_can(depth: int) -> None:
     found = addends.double() @ drops.double().T
     wanted = factor.double()[:, None] * drop.double() - delta.double()[:, None]
     size = (factor.double()[:, None] * drop.double()).abs() + delta.double().abs()[:, None]
-    # Two parts of eight bits of a factor, and three of what it multiplies.
+    # A factor is held as two parts of eight bits, and what it multiplies as three.
     assert ((found - wanted).abs() <= 2.0**-14 * size).all()
     assert ((delta - first[:, 0]).abs() <= 2.0**-7 * delta.abs()).all()
 
 
-class _Watched:
-    """A kernel that remembers which slices each launch left to the next."""
+class _RecordingKernel:
+    """A kernel that keeps, for each launch of the fast path, which slices it finished."""
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
@@ -86,8 +95,8 @@ class _Watched:
         for depth, cuts in itertools.product((4, 8, 16, 32), CUTS)
     ],
 )
-def test_both_ways_share_a_batch(depth: int, cuts: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices that only the general path can take are found among others, however the two paths cut the latents."""
+def test_both_paths_share_a_batch(depth: int, cuts: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices that need the general path are recognised among others, however the two paths divide the latents."""
     latents, quick, exact = cuts
     unrolled = {"fast_point_gradient": quick, "point_gradient": exact}
 
@@ -95,11 +104,11 @@ def test_both_ways_share_a_batch(depth: int, cuts: tuple[int, int, int], monkeyp
         found = tiles_of(kernel, *size)
         return replace(found, points=16, latents=latents, unrolled=unrolled[kernel]) if kernel in unrolled else found
 
-    watched = _Watched(mixing.point_gradient_kernel)
+    watched = _RecordingKernel(mixing.point_gradient_kernel)
     monkeypatch.setattr(launches, "tiles_of", tiles)
     monkeypatch.setattr(mixing, "point_gradient_kernel", watched)
     q, k, v, g = sample((2, depth, 64, 96), scale=1 / depth)
-    # One point whose logsumexp lies far above: its slice has no fast path.
+    # The logsumexp of one point is far larger than the others: its slice can't take the fast path.
     k[:, 70] = q.mean(1) * (100 * depth**2)
     dtype = HALVES[-1]
     offsets = torch.tensor([0, 1, 18, 18, 50, 96], device=DEVICE)
@@ -109,7 +118,7 @@ def test_both_ways_share_a_batch(depth: int, cuts: tuple[int, int, int], monkeyp
 
     def apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         bounds = [(a, b) for a, b in zip(offsets.tolist(), offsets.tolist()[1:], strict=False) if b > a]
-        return torch.cat([explicit(q, k[:, a:b], v[:, a:b]) for a, b in bounds], dim=1)
+        return torch.cat([explicit_mixing(q, k[:, a:b], v[:, a:b]) for a, b in bounds], dim=1)
 
     inputs = tuple(t.to(dtype).double() for t in (q, k, v))
     wanted = differentiate(apart, inputs, g.to(dtype).double(), torch.float64)

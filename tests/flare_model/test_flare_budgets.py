@@ -1,4 +1,4 @@
-"""Batches by points: in training as asked for, in validation always; and how fast training goes without the rest."""
+"""Batches limited by their points, in training on request and in validation always; and the speed of training alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flare_model.training.settings import make_settings
 from flare_model.training.trainer import Trainer
 from flare_model.training.validation import Validation, open_validation
 from lpbf_data.errors import UsageError
-from tests.flare_model.flare_support import TINY, go, kill, losses
+from tests.flare_model.flare_support import TINY, losses, run_training, train_until_killed
 
 
 def trainer_of(data: str, folder: Path, recipe: Recipe, **options: Any) -> Trainer:
@@ -32,10 +32,10 @@ def trainer_of(data: str, folder: Path, recipe: Recipe, **options: Any) -> Train
     return Trainer(settings, *open_fabric(recipe, "cpu"), folder, open_splits(settings))
 
 
-def test_a_budget_of_points_fills_batches_and_every_epoch_is_whole(
+def test_batches_keep_to_a_budget_of_points_and_every_epoch_has_all_cases(
     box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Epochs have unlike numbers of batches, which the schedule knows; a run that was killed finds its place."""
+    """Epochs differ in their numbers of batches, which the schedule accounts for; a killed run resumes exactly."""
     seen: list[list[Batch]] = []
     plain = Trainer._optimise
 
@@ -46,7 +46,7 @@ def test_a_budget_of_points_fills_batches_and_every_epoch_is_whole(
     recipe = Recipe(epochs=6, max_points=100, accumulate=2)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_optimise", optimise)
-        whole = go(box_dataset, tmp_path / "whole", recipe=recipe)
+        whole = run_training(box_dataset, tmp_path / "whole", recipe=recipe)
     batches = [batch for group in seen for batch in group]
     assert max(len(batch.points) for batch in batches) <= 100
     assert max(len(batch) for batch in batches) > 1
@@ -59,11 +59,11 @@ def test_a_budget_of_points_fills_batches_and_every_epoch_is_whole(
     assert len(set(trainer.batches)) > 1
     assert sum(trainer.batches) == len(batches)
     assert trainer.steps == sum(math.ceil(count / 2) for count in trainer.batches) == len(seen)
-    kill(box_dataset, tmp_path / "cut", 7, recipe, checkpoint_every=3)
-    assert losses(go(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=3)) == losses(whole)
+    train_until_killed(box_dataset, tmp_path / "cut", 7, recipe, checkpoint_every=3)
+    assert losses(run_training(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=3)) == losses(whole)
 
 
-def test_a_budget_and_a_number_of_cases(box_dataset: str, tmp_path: Path) -> None:
+def test_batches_keep_to_a_budget_of_points_and_a_number_of_cases(box_dataset: str, tmp_path: Path) -> None:
     both = trainer_of(box_dataset, tmp_path, Recipe(epochs=2, max_points=1000, batch_size=3))
     assert [len(batch.case_ids) for batch in both.loader] == [3, 3, 2]
     assert trainer_of(box_dataset, tmp_path, Recipe(epochs=9, max_points=1000), max_steps=2).steps == 2
@@ -73,10 +73,10 @@ def test_a_budget_and_a_number_of_cases(box_dataset: str, tmp_path: Path) -> Non
         Recipe(max_points=-1)
 
 
-def test_validation_in_batches_gives_the_figures_of_one_at_a_time(
+def test_validation_in_batches_gives_the_errors_of_one_case_at_a_time(
     box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To float64's rounding, of the same predictions; those of a model in float32 are the same to its own."""
+    """Up to rounding in float64 for the same predictions, and in float32 for those of a model."""
     trainer = trainer_of(box_dataset, tmp_path, Recipe())
     split = open_splits(trainer.settings)["train"]
     together, apart = open_validation(split, Recipe()), open_loader(split, uneven="keep")
@@ -96,8 +96,8 @@ def test_validation_in_batches_gives_the_figures_of_one_at_a_time(
         assert errors[0][name].total == pytest.approx(errors[1][name].total, rel=1e-13)
 
 
-def test_a_compiled_model_is_judged_on_one_case_at_a_time(box_dataset: str, tmp_path: Path) -> None:
-    """Without knowing where meshes end, it looks at all points once for each case."""
+def test_a_compiled_model_is_validated_on_one_case_at_a_time(box_dataset: str, tmp_path: Path) -> None:
+    """With several cases it would compute with all points of the batch once for each case."""
     split = open_splits(trainer_of(box_dataset, tmp_path, Recipe()).settings)["validation"]
     assert len(open_validation(split, Recipe(compile="default"))) == len(split) == 2
     assert len(open_validation(split, Recipe())) == 1
@@ -106,7 +106,7 @@ def test_a_compiled_model_is_judged_on_one_case_at_a_time(box_dataset: str, tmp_
 def test_points_per_second_are_those_of_training_alone(
     box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a clock of its own: every step takes a second, every validation a thousand, every checkpoint a hundred."""
+    """By a simulated clock: a step takes 1 s, a validation 1,000 s, a checkpoint 100 s."""
     clock = [0.0]
     monkeypatch.setattr("flare_model.training.loss_log.time", type("Clock", (), {"monotonic": lambda: clock[0]}))
 
@@ -120,7 +120,7 @@ def test_points_per_second_are_those_of_training_alone(
     monkeypatch.setattr(Trainer, "_optimise", later(Trainer._optimise, 1.0))
     monkeypatch.setattr(Validation, "judge", later(Validation.judge, 1000.0))
     monkeypatch.setattr(Checkpoints, "write", later(Checkpoints.write, 100.0))
-    run = go(box_dataset, tmp_path, recipe=Recipe(epochs=3), checkpoint_every=12)
+    run = run_training(box_dataset, tmp_path, recipe=Recipe(epochs=3), checkpoint_every=12)
     assert clock[0] == 24 + 3 * 1000 + 2 * 100
     points = 3 * sum(open_splits(trainer_of(box_dataset, tmp_path / "other", Recipe()).settings)["train"].dataset.sizes)
     assert read_table(run / "training.csv")["points_per_second"][-1] == round(points / 24)

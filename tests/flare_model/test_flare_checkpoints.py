@@ -1,4 +1,4 @@
-"""Checkpoints: they give back the same model, refuse what doesn't fit, and run no code of their own."""
+"""Checkpoints load as the same model, are refused where something doesn't fit, and execute no code."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ POINTS = torch.rand(23, 3) * 30
 
 
 class Pointwise(nn.Module):
-    """A model from outside of the package."""
+    """A model that isn't part of the package."""
 
     def __init__(self, in_dim: int, out_dim: int, width: int = 8) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
-def change(folder: Path, **values: object) -> None:
+def change_config(folder: Path, **values: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
@@ -75,7 +75,7 @@ def test_a_saved_surrogate_predicts_the_same(saved: Path) -> None:
         assert_same_predictions(from_pretrained(saved)(points), tiny_surrogate()(POINTS))
 
 
-def test_a_bare_model_comes_out_of_either_kind_of_checkpoint(saved: Path, tmp_path: Path) -> None:
+def test_a_bare_model_loads_from_either_kind_of_checkpoint(saved: Path, tmp_path: Path) -> None:
     tiny_flare().save_pretrained(tmp_path / "bare")
     for folder in (saved, tmp_path / "bare"):
         assert_same_predictions(Flare.from_pretrained(folder)(POINTS), tiny_flare()(POINTS))
@@ -92,7 +92,7 @@ def test_loading_draws_no_random_numbers(saved: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_everything_that_is_needed_survives(tmp_path: Path) -> None:
+def test_usage_origin_and_description_are_saved_and_loaded(tmp_path: Path) -> None:
     envelope = Envelope(3, Range(10, 99), Range(1.5, 60), Range(1, 2), ("ti64",), 40.0)
     normalisation = Normalisation((30.0, 30.0, 60.0), (0.5, -1.0, 3.0), (1.0, 2.0, 3.0), (7.0,), (0.1,))
     usage = Usage(normalisation, ("displacement",), ("temperature",), envelope)
@@ -104,7 +104,7 @@ def test_everything_that_is_needed_survives(tmp_path: Path) -> None:
     assert_same_predictions(again(POINTS, features), surrogate(POINTS, features))
 
 
-def test_a_surrogate_turns_millimetres_into_units_and_back() -> None:
+def test_a_surrogate_scales_points_and_returns_targets_in_their_unit() -> None:
     surrogate = tiny_surrogate()
     wanted = surrogate.model(POINTS / torch.tensor([30.0, 30.0, 60.0])) * 0.3 + 0.02
     assert_same_predictions(surrogate(POINTS), wanted)
@@ -126,14 +126,14 @@ def test_a_surrogate_turns_millimetres_into_units_and_back() -> None:
 def test_checkpoints_that_do_not_fit_are_refused(
     saved: Path, values: dict[str, object], error: type[LpbfError], words: str
 ) -> None:
-    change(saved, **values)
+    change_config(saved, **values)
     with pytest.raises(error, match=words):
         from_pretrained(saved)
 
 
-def test_a_configuration_that_lies_about_its_size_takes_no_memory(saved: Path) -> None:
+def test_a_configuration_with_a_wrong_size_allocates_no_memory(saved: Path) -> None:
     """A million channels would be terabytes; the shapes are compared before anything is allocated."""
-    change(saved, model={"class_path": "Flare", "init_args": {"config": {"channels": 1 << 20, "num_heads": 1}}})
+    change_config(saved, model={"class_path": "Flare", "init_args": {"config": {"channels": 1 << 20, "num_heads": 1}}})
     with pytest.raises(SchemaError, match="don't fit"):
         from_pretrained(saved)
 
@@ -147,33 +147,33 @@ def test_weights_that_are_cut_off_are_refused(saved: Path, cut: int) -> None:
 
 
 def test_a_pickle_in_place_of_weights_is_not_opened(saved: Path, tmp_path: Path) -> None:
-    class Bomb:
+    class TouchesFile:
         def __reduce__(self) -> tuple[object, tuple[str]]:
-            return Path.touch, (tmp_path / "exploded",)  # type: ignore[return-value]
+            return Path.touch, (tmp_path / "executed",)  # type: ignore[return-value]
 
-    (saved / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
+    (saved / "model.safetensors").write_bytes(pickle.dumps(TouchesFile()))
     with pytest.raises(StoreError, match="no readable checkpoint"):
         from_pretrained(saved)
-    assert not (tmp_path / "exploded").exists()
+    assert not (tmp_path / "executed").exists()
 
 
-def test_nothing_there_is_said_in_a_sentence(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no readable checkpoint in"):
         from_pretrained(tmp_path)
     with pytest.raises(
         StoreError, match=r"neither a folder nor a model on the Hugging Face hub.* is called packaged"
     ) as e:
         from_pretrained("no/such/folder/here")
-    assert e.value.__suppress_context__  # one traceback
+    assert e.value.__suppress_context__  # a single traceback
 
 
-def test_the_packages_own_model_has_a_name() -> None:
+def test_packaged_names_the_packaged_model() -> None:
     named, own = from_pretrained("packaged"), from_pretrained()
     assert named.usage == own.usage
     assert all(torch.equal(a, b) for a, b in zip(named.parameters(), own.parameters(), strict=True))
 
 
-def test_results_about_the_packages_own_model_make_no_folder_of_its_name(
+def test_results_of_the_packaged_model_are_in_no_folder_of_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such a folder would be taken for the checkpoint the next time."""
@@ -185,7 +185,7 @@ def test_results_about_the_packages_own_model_make_no_folder_of_its_name(
         from_pretrained("packaged")
 
 
-def test_a_foreign_model_must_be_trusted_by_name(tmp_path: Path) -> None:
+def test_a_model_of_another_package_must_be_trusted_by_name(tmp_path: Path) -> None:
     spec = ModelSpec(POINTWISE, {"in_dim": 3, "out_dim": 1})
     model = spec.build()
     surrogate = Surrogate(model, Usage(Normalisation(), ("displacement_z",)), spec)
@@ -199,7 +199,7 @@ def test_a_foreign_model_must_be_trusted_by_name(tmp_path: Path) -> None:
 
 def test_an_untrusted_class_is_not_even_imported(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "hostile_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    change(saved, model={"class_path": "hostile_module.Model", "init_args": {}})
+    change_config(saved, model={"class_path": "hostile_module.Model", "init_args": {}})
     code = f"from flare_model import from_pretrained\nfrom_pretrained({str(saved)!r})"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -234,7 +234,7 @@ assert all(torch.equal(again[name], values) for name, values in surrogate.state_
     assert "displacement_z" in card
 
 
-def test_specifications() -> None:
+def test_specifications_name_build_and_fit_models() -> None:
     assert ModelSpec("Flare") == ModelSpec("flare_model.Flare")
     assert spec_of(tiny_flare()).build().config == tiny_flare().config
     fitted = ModelSpec("Transolver", {"config": {"num_blocks": 2, "out_dim": 9}}).fitted(5, 2)
@@ -259,12 +259,12 @@ def test_specifications() -> None:
         ("pathlib.Path", "no class of torch modules"),
     ],
 )
-def test_models_that_are_none_are_refused(path: str, words: str) -> None:
+def test_class_paths_of_no_model_are_refused(path: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         ModelSpec(path).build()
 
 
-def state_of(step: int, tmp_path: Path) -> Path:
+def write_training_state(step: int, tmp_path: Path) -> Path:
     surrogate = tiny_surrogate()
     return write_state(
         tmp_path,
@@ -275,10 +275,10 @@ def state_of(step: int, tmp_path: Path) -> Path:
     )
 
 
-def test_states_appear_whole_and_older_ones_go(tmp_path: Path) -> None:
+def test_a_training_state_replaces_older_ones(tmp_path: Path) -> None:
     assert latest_state(tmp_path) is None
-    state_of(9, tmp_path)
-    folder = state_of(10, tmp_path)
+    write_training_state(9, tmp_path)
+    folder = write_training_state(10, tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
     assert latest_state(tmp_path) == folder
     weights, rest = read_state(folder)
@@ -287,15 +287,15 @@ def test_states_appear_whole_and_older_ones_go(tmp_path: Path) -> None:
     assert_same_predictions(from_pretrained(folder)(POINTS), tiny_surrogate()(POINTS))
 
 
-def test_the_rest_of_a_state_opens_without_pickled_code(tmp_path: Path) -> None:
-    folder = state_of(1, tmp_path)
+def test_a_training_state_is_read_without_executing_pickled_code(tmp_path: Path) -> None:
+    folder = write_training_state(1, tmp_path)
     assert torch.load(folder / "training.pt", weights_only=True)["step"] == 1
     (folder / "training.pt").write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(StoreError, match="remove it to start the run again"):
         read_state(folder)
 
 
-def test_random_states_come_back(tmp_path: Path) -> None:
+def test_random_states_are_restored(tmp_path: Path) -> None:
     import random
 
     import numpy as np
@@ -304,7 +304,7 @@ def test_random_states_come_back(tmp_path: Path) -> None:
         return [random.random(), float(np.random.rand()), float(np.random.randn()), float(torch.rand(1))]  # noqa: NPY002
 
     np.random.randn()  # noqa: NPY002  Leaves a cached second number behind.
-    _, rest = read_state(state_of(1, tmp_path))
+    _, rest = read_state(write_training_state(1, tmp_path))
     wanted = draw()
     assert draw() != wanted
     set_random_state(rest["random"][0])
@@ -315,7 +315,7 @@ def test_weights_are_plain_safetensors(saved: Path) -> None:
     assert safetensors.torch.load_file(saved / "model.safetensors").keys() == tiny_flare().state_dict().keys()
 
 
-def test_parts_outside_of_the_training_are_told_with_reasons() -> None:
+def test_parts_outside_of_the_envelope_are_reported_with_reasons() -> None:
     envelope = Envelope(3, Range(5, 50), Range(1, 20), Range(1, 2), ("ti64",), 20.0)
     inside = torch.rand(23, 3).numpy() * [30, 30, 10]
     inside[0, 2], inside[1, 2] = 0, 10
@@ -349,24 +349,27 @@ def test_parts_outside_of_the_training_are_told_with_reasons() -> None:
         ),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_together_is_refused(saved: Path, changed: dict[str, Any], words: str) -> None:
+def test_an_inconsistent_checkpoint_is_refused(saved: Path, changed: dict[str, Any], words: str) -> None:
     usage = json.loads((saved / "config.json").read_text())["usage"]
     norm = usage["normalisation"] | changed.get("normalisation", {})
-    change(saved, usage=usage | changed | {"normalisation": norm})
+    change_config(saved, usage=usage | changed | {"normalisation": norm})
     with pytest.raises(SchemaError, match=words):
         from_pretrained(saved)
 
 
-class Fixed(Pointwise):
-    """Knows its numbers by itself."""
+class WithDefaults(Pointwise):
+    """Has defaults for its numbers of inputs and targets."""
 
     def __init__(self, in_dim: int = 3, out_dim: int = 1) -> None:
         super().__init__(in_dim, out_dim)
 
 
-def test_a_specification_need_not_state_what_the_model_knows(tmp_path: Path) -> None:
+def test_a_specification_may_leave_out_the_defaults_of_its_model(tmp_path: Path) -> None:
     usage = Usage(Normalisation(), ("displacement_z",))
-    for model, spec in ((Fixed(), ModelSpec(f"{__name__}.Fixed")), (Flare(), ModelSpec("Flare", {"config": {}}))):
+    for model, spec in (
+        (WithDefaults(), ModelSpec(f"{__name__}.WithDefaults")),
+        (Flare(), ModelSpec("Flare", {"config": {}})),
+    ):
         surrogate = Surrogate(model, usage, spec).eval()
         surrogate.save_pretrained(tmp_path / spec.class_path)
         opened = from_pretrained(tmp_path / spec.class_path, trust=spec.class_path)

@@ -1,4 +1,4 @@
-"""Configurations train the model that they describe, or none."""
+"""A configuration trains the model that it describes, or is refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def count(model: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize("name", ["elasticity", "pipe", "airfoil"])
-def test_a_configuration_for_other_data_trains_no_other_model(name: str) -> None:
+def test_a_configuration_for_other_data_is_refused(name: str) -> None:
     """Meshes in the plane have two inputs; points of parts have three."""
     model = ModelSpec(**yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["model"])
     with pytest.raises(UsageError, match=r"configured for 2 numbers a point \(in_dim\), but the data set's points"):
@@ -39,7 +39,7 @@ def test_training_by_a_configuration_for_other_data_is_refused_in_a_sentence(box
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_configuration_says_of_its_numbers() -> None:
+def test_stated_numbers_of_inputs_and_targets_must_fit_the_data() -> None:
     plane = ModelSpec("Flare", {"config": {"in_dim": 2}})
     assert plane.stated_numbers() == {"in_dim": 2}
     assert count(plane.fitted(2, 1).build()) == count(Flare(FlareConfig(in_dim=2)))
@@ -51,18 +51,18 @@ def test_what_a_configuration_says_of_its_numbers() -> None:
         make_settings(three, ["displacement_z"], [], data="")
 
 
-def test_a_command_line_spells_out_every_default() -> None:
+def test_defaults_are_not_stated_numbers_of_inputs_and_targets() -> None:
     default = ModelSpec("Flare", {"config": dataclasses.asdict(FlareConfig())})
     assert default.stated_numbers() == {}
     settings = make_settings(default, ["displacement"], ["temperature"], data="")
     config = settings.model.init_args["config"]
     assert (config["in_dim"], config["out_dim"]) == (4, 3)
-    # What data and target give is left out of what starts the run again, on other targets perhaps.
+    # The options that start the run again leave out the numbers that data and targets give: targets may be others.
     again = ModelSpec(**settings.options["model"])
     assert make_settings(again, ["displacement_z"], [], data="").model.init_args["config"]["out_dim"] == 1
 
 
-def test_a_foreign_model_states_its_numbers_too() -> None:
+def test_stated_numbers_of_a_model_of_another_package_must_fit_the_data() -> None:
     with pytest.raises(UsageError, match="configured for 2 numbers"):
         make_settings(ModelSpec(POINTWISE, {"in_dim": 2}), ["displacement_z"], [], data="")
     fitted = make_settings(ModelSpec(POINTWISE, {"in_dim": 3, "width": 4}), ["displacement_z"], [], data="").model

@@ -1,4 +1,4 @@
-"""The contract that every model keeps, and what becomes of those that break it."""
+"""The contract that every model has to keep, and the refusal of models that break it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flare_model.training.divergence import DivergedError
 from flare_model.training.recipe import Recipe
 from flare_model.training.training_checkpoint import latest_state
 from lpbf_data.errors import UsageError
-from tests.flare_model.flare_support import TINY, go, tiny_flare
+from tests.flare_model.flare_support import TINY, run_training, tiny_flare
 from tests.flare_model.test_flare_checkpoints import Pointwise
 
 
@@ -27,23 +27,23 @@ class TooWide(Pointwise):
         return super().forward(*inputs).repeat(1, 2)
 
 
-class Looking(Pointwise):
-    """Subtracts the mean over the batch, so that meshes see each other."""
+class AddsBatchMean(Pointwise):
+    """Adds the mean over the batch, so that the prediction for a mesh depends on the others."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
         out = super().forward(*inputs)
         return out + inputs[0].mean()
 
 
-class LookingBack(Pointwise):
-    """A running sum, so that the second mesh sees the first."""
+class SumsAlongBatch(Pointwise):
+    """Sums along the batch, so that the prediction for the second mesh depends on the first."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return super().forward(*inputs).cumsum(dim=0)
 
 
 class Normalising(Pointwise):
-    """Over a batch, while it trains."""
+    """Normalises over all points of a batch in training."""
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__(in_dim, out_dim)
@@ -66,7 +66,7 @@ class Failing(Pointwise):
         raise ValueError("no idea")
 
 
-class Listing(Pointwise):
+class ReturnsList(Pointwise):
     def forward(self, *inputs: Tensor) -> Tensor:
         return super().forward(*inputs).tolist()  # type: ignore[no-any-return]
 
@@ -80,12 +80,12 @@ class Infinite(Pointwise):
     ("model", "words"),
     [
         (TooWide, r"\[ΣN, T\], here \(144, 1\), but returned \(144, 2\)"),
-        (Looking, "makes the prediction for a mesh depend on the others of its batch"),
-        (LookingBack, "makes the prediction for a mesh depend on the others of its batch"),
+        (AddsBatchMean, "makes the prediction for a mesh depend on the others of its batch"),
+        (SumsAlongBatch, "makes the prediction for a mesh depend on the others of its batch"),
         (Normalising, r"normalises over all points of a batch \(network.3\)"),
         (Detached, "doesn't depend on its parameters"),
         (Failing, r"failed on meshes of \[61, 83\] points \(ValueError: no idea\)"),
-        (Listing, "but returned list"),
+        (ReturnsList, "but returned list"),
         (Infinite, "aren't finite before any training"),
     ],
 )
@@ -111,7 +111,7 @@ def test_parameters_without_a_gradient_are_refused_where_processes_wait_for_them
         check_contract(Unused(3, 1), 0, 1, name="it", all_used=True)
 
 
-class Late(Pointwise):
+class LateInfiniteGradient(Pointwise):
     """Gives an infinite gradient, of a finite loss, in its ninth batch."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -124,10 +124,10 @@ class Late(Pointwise):
 
 
 @pytest.mark.parametrize("options", [{"checkpoint_every": 3}, {"checkpoint_every": 3, "max_steps": 9}])
-def test_weights_that_are_no_numbers_are_never_kept(box_dataset: str, tmp_path: Path, options: dict[str, Any]) -> None:
-    model = {"class_path": f"{__name__}.Late"}
+def test_weights_that_are_not_finite_are_never_saved(box_dataset: str, tmp_path: Path, options: dict[str, Any]) -> None:
+    model = {"class_path": f"{__name__}.LateInfiniteGradient"}
     with pytest.raises(DivergedError, match=r"weights are no finite numbers any more at step 9; .*step-00000006"):
-        go(box_dataset, tmp_path, model=model, recipe=Recipe(epochs=4), **options)
+        run_training(box_dataset, tmp_path, model=model, recipe=Recipe(epochs=4), **options)
     latest = latest_state(tmp_path)
     assert latest is not None
     for path in (latest / "model.safetensors", *tmp_path.glob("model.safetensors")):
@@ -149,38 +149,40 @@ class Tied(nn.Module):
         return out
 
 
-def test_tied_weights_are_kept_and_stay_tied(box_dataset: str, tmp_path: Path) -> None:
+def test_tied_weights_are_saved_and_stay_tied(box_dataset: str, tmp_path: Path) -> None:
     model = {"class_path": f"{__name__}.Tied"}
-    go(box_dataset, tmp_path, model=model, checkpoint_every=3, recipe=Recipe(epochs=2, ema_decay=0.5))
+    run_training(box_dataset, tmp_path, model=model, checkpoint_every=3, recipe=Recipe(epochs=2, ema_decay=0.5))
     kept = from_pretrained(tmp_path, trust=f"{__name__}.Tied").model
     assert kept.first.weight is kept.second.weight
     assert not torch.equal(kept.first.weight, Tied(3, 1).first.weight)
 
 
-class Choosy(Pointwise):
+class NeedsEvenHeads(Pointwise):
     def __init__(self, in_dim: int, out_dim: int, heads: int = 3) -> None:
         super().__init__(in_dim, out_dim)
         assert heads % 2 == 0, "an even number"
 
 
-def test_a_refused_model_leaves_nothing_behind(box_dataset: str, tmp_path: Path) -> None:
-    """So that the corrected command runs in the same place."""
-    name = f"{__name__}.Choosy"
-    with pytest.raises(UsageError, match=r"Choosy can't be made from .*: AssertionError an even number"):
-        go(box_dataset, tmp_path / "run", model={"class_path": name, "init_args": {"heads": 3}})
+def test_a_refused_model_creates_no_folder(box_dataset: str, tmp_path: Path) -> None:
+    """So that the corrected command runs with the same --out."""
+    name = f"{__name__}.NeedsEvenHeads"
+    with pytest.raises(UsageError, match=r"NeedsEvenHeads can't be made from .*: AssertionError an even number"):
+        run_training(box_dataset, tmp_path / "run", model={"class_path": name, "init_args": {"heads": 3}})
     assert not (tmp_path / "run").exists()
-    go(box_dataset, tmp_path / "run", model={"class_path": name, "init_args": {"heads": 4}}, max_steps=1)
+    run_training(box_dataset, tmp_path / "run", model={"class_path": name, "init_args": {"heads": 4}}, max_steps=1)
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["configuration"]["recipe"]["precision"] == "32-true"
-    go(box_dataset, tmp_path / "ours", model=TINY, max_steps=1)
+    run_training(box_dataset, tmp_path / "ours", model=TINY, max_steps=1)
     ours = json.loads((tmp_path / "ours" / "run.json").read_text())
     assert "model_sha256" in about["code"].keys() - ours["code"].keys()
 
 
-def test_a_module_that_cannot_be_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_can_not_be_imported_is_refused_with_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "broken_module.py").write_text("class Model(:\n")
     (tmp_path / "raising_module.py").write_text("raise RuntimeError('no')\n")
     monkeypatch.syspath_prepend(tmp_path)
     for name, words in (("broken_module", "broken_module.py, line 1"), ("raising_module", "RuntimeError: no")):
         with pytest.raises(UsageError, match=f"{name}.Model can't be imported: .*{words}"):
-            go("nowhere", tmp_path / "run", model={"class_path": f"{name}.Model"})
+            run_training("nowhere", tmp_path / "run", model={"class_path": f"{name}.Model"})

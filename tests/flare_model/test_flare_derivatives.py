@@ -1,4 +1,4 @@
-"""Derivatives and whole families of predictions by `torch.func`."""
+"""Derivatives, and predictions of several parts or by several models at once, by `torch.func`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:User
 PARTS = torch.rand(3, 20, 3, generator=torch.Generator().manual_seed(0)) * 40 - 20
 
 
-def test_parts_of_equal_size_are_predicted_side_by_side() -> None:
+def test_parts_of_equal_size_are_predicted_together_by_vmap() -> None:
     surrogate = tiny_surrogate()
     wanted = torch.stack([surrogate(part) for part in PARTS])
     torch.testing.assert_close(vmap(surrogate)(PARTS), wanted)
@@ -26,7 +26,7 @@ def test_parts_of_equal_size_are_predicted_side_by_side() -> None:
     torch.testing.assert_close(vmap(grad(bend))(PARTS), torch.stack([grad(bend)(part) for part in PARTS]))
 
 
-def test_many_models_predict_a_part_side_by_side() -> None:
+def test_several_models_predict_a_part_together_by_vmap() -> None:
     surrogate = tiny_surrogate()
     weights = {name: torch.stack([w, 1.1 * w]).detach() for name, w in surrogate.named_parameters()}
     found = vmap(lambda one: functional_call(surrogate, one, (PARTS[0],)))(weights)
@@ -35,7 +35,7 @@ def test_many_models_predict_a_part_side_by_side() -> None:
         torch.testing.assert_close(prediction, alone)
 
 
-def test_what_attention_can_not_derive_is_told_with_what_can() -> None:
+def test_forward_mode_derivatives_of_attention_are_refused_with_alternatives() -> None:
     surrogate = tiny_surrogate()
     mix_by(surrogate.model, "sdpa")
     wanted = jacrev(surrogate)(PARTS[0])
@@ -45,7 +45,7 @@ def test_what_attention_can_not_derive_is_told_with_what_can() -> None:
     torch.testing.assert_close(jacfwd(surrogate)(PARTS[0]), wanted, rtol=1e-3, atol=1e-5)
 
 
-def test_points_that_are_not_finite_are_refused_where_one_can_look() -> None:
+def test_points_that_are_not_finite_are_refused_by_jacrev_and_grad() -> None:
     broken = PARTS[0].clone()
     broken[3, 1] = torch.nan
     for derived in (jacrev, grad):

@@ -59,7 +59,7 @@ from tests.rounding import SINGLE
 
 pytestmark = pytest.mark.numeric
 
-# Predictions and truths are float32: of their differences as many digits are lost as these are smaller.
+# Predictions and truths are float32: the smaller their differences, the fewer correct digits these have.
 NEAR = 2**8 * SINGLE
 
 SMALL = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.just(2)), elements=st.floats(-100, 100, width=32))
@@ -71,7 +71,7 @@ def test_relative_error_is_a_ratio_of_norms_case_by_case() -> None:
     assert relative_l2(prediction, truth, torch.tensor([0, 2, 3])).tolist() == pytest.approx([1 / 5, 1.0])
 
 
-def test_the_published_figure_is_another_one() -> None:
+def test_the_published_figure_is_not_the_relative_error() -> None:
     """0.34213·‖ŷ - y‖ / ‖0.34213·y + 0.45099‖, from the numbers of one case."""
     truth, prediction = torch.tensor([[0.1], [-0.2]]), torch.tensor([[0.0], [0.0]])
     wanted = 0.34213 * math.hypot(0.1, 0.2) / math.hypot(0.34213 * 0.1 + 0.45099, 0.34213 * -0.2 + 0.45099)
@@ -80,7 +80,7 @@ def test_the_published_figure_is_another_one() -> None:
 
 
 @given(SMALL, SMALL)
-def test_an_error_is_never_no_number(first: np.ndarray, second: np.ndarray) -> None:
+def test_the_relative_error_of_finite_numbers_is_never_nan(first: np.ndarray, second: np.ndarray) -> None:
     count = min(len(first), len(second))
     truth, prediction = torch.from_numpy(first[:count]), torch.from_numpy(second[:count])
     offsets = torch.tensor([0, count])
@@ -92,13 +92,13 @@ def test_an_error_is_never_no_number(first: np.ndarray, second: np.ndarray) -> N
     assert (found.cases, found.without_truth) == ((1, 0) if truth.any() else (0, 1))
 
 
-def test_a_number_that_is_none_is_not_hidden() -> None:
+def test_nan_in_a_prediction_gives_an_error_of_nan() -> None:
     values = torch.tensor([[1.0], [math.nan]])
     assert relative_l2(values, torch.ones(2, 1), torch.tensor([0, 2])).isnan().all()
 
 
 def test_a_truth_of_rounding_noise_has_no_relative_error() -> None:
-    """A solver leaves 1e-9 mm where nothing moves; an error of 20 µm would be a relative one of twenty thousand."""
+    """A solver leaves 1e-9 mm where nothing moves; an error of 20 µm would be a relative one of 20 million."""
     truth = torch.tensor([[0.1], [-0.2], [1e-9], [-1e-9]])
     prediction = (truth + 0.02).requires_grad_()
     offsets, floor = torch.tensor([0, 2, 4]), floor_of([0.1])
@@ -129,7 +129,7 @@ def test_errors_of_batches_add_up() -> None:
     assert math.isnan(RelativeL2().mean)
 
 
-def test_half_precision_is_summed_in_full() -> None:
+def test_half_precision_is_summed_in_higher_precision() -> None:
     truth = torch.full((100_000, 1), 0.1, dtype=torch.bfloat16)
     assert relative_l2(truth * 2, truth, torch.tensor([0, 100_000])).item() == pytest.approx(1.0, rel=NEAR)
 
@@ -206,7 +206,7 @@ def test_the_summary_is_what_an_independent_computation_gives(
 
 
 def test_the_report_shows_what_was_evaluated(box_dataset: str, tmp_path: Path) -> None:
-    """From training to the page: the file that `evaluate` leaves is the one that the report reads."""
+    """From training to the report's page: the report reads the file that `evaluate` writes."""
     targets = ["von_mises_stress", "displacement"]
     train(box_dataset, out=str(tmp_path / "run"), model=TINY, targets=targets, recipe=Recipe(epochs=1))
     evaluate(str(tmp_path / "run"), box_dataset, worst=0)
@@ -254,7 +254,7 @@ def test_the_test_split_is_read_once(
 def test_the_test_split_is_read_once_under_any_name_of_the_checkpoint(
     box_dataset: str, trained_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As an id on the hub, as a folder, and as the same folder spelled otherwise; other weights are another matter."""
+    """As an id on the hub, as a folder, and as the same folder spelled otherwise; other weights are evaluated anew."""
     copy, kept = tmp_path / "copy", str(tmp_path / "kept")
     copy.mkdir()
     for name in ("model.safetensors", "config.json"):
@@ -277,7 +277,7 @@ def test_the_test_split_is_read_once_under_any_name_of_the_checkpoint(
     assert read.count("test") == 2
 
 
-def test_several_seeds_and_targets_and_the_risk_field(
+def test_several_seeds_and_targets_are_summarised_with_interference(
     box_dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     targets = ["build_clearance_min", "displacement"]
@@ -294,7 +294,7 @@ def test_several_seeds_and_targets_and_the_risk_field(
     assert found["relative_l2"]["standard_deviation"] == pytest.approx(np.std(values, ddof=1))
     assert found["published"] is None
     assert [Path(name).name for name in seeds["seeds"]] == ["seed-0", "seed-1"]
-    assert "validation" in json.loads((tmp_path / "seeds.json").read_text())  # that of the training stays
+    assert "validation" in json.loads((tmp_path / "seeds.json").read_text())  # the file of the training is unchanged
     evaluate(str(tmp_path), box_dataset, worst=0, out=str(tmp_path / "elsewhere"))
     assert json.loads((tmp_path / "elsewhere/seeds.json").read_text()) == seeds
     assert summaries[0]["interference"]["target"] == "build_clearance_min"
@@ -326,12 +326,12 @@ def test_impossible_requests_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def risks(*rows: tuple[float, bool]) -> list[HitScore]:
+def hit_scores(*rows: tuple[float, bool]) -> list[HitScore]:
     return [HitScore(str(i), score, hit, None) for i, (score, hit) in enumerate(rows)]
 
 
 def test_detection_counts_hits_and_false_alarms() -> None:
-    found = detect(risks((1, True), (3, True), (2, False), (0, False), (5, False)), 1.5)
+    found = detect(hit_scores((1, True), (3, True), (2, False), (0, False), (5, False)), 1.5)
     assert (found.hits, found.found, found.clear, found.false_alarms) == (2, 1, 3, 2)
     assert found.recall == 0.5
     assert found.false_alarm_rate == pytest.approx(2 / 3)
@@ -344,7 +344,7 @@ def test_detection_counts_hits_and_false_alarms() -> None:
 def test_a_threshold_keeps_the_rate_of_false_alarms_and_is_the_lowest(
     rows: list[tuple[float, bool]], rate: float
 ) -> None:
-    seen = risks(*rows)
+    seen = hit_scores(*rows)
     threshold = choose_threshold(seen, rate)
     found = detect(seen, threshold)
     assert found.false_alarms <= rate * found.clear + 1e-6
@@ -366,11 +366,11 @@ def test_the_solvers_rule_is_a_clearance_below_the_tolerance() -> None:
 
 
 def test_ranking_quality_counts_pairs() -> None:
-    assert ranking_quality(risks((1, False), (2, True), (2, False), (0, True))) == pytest.approx((1 + 0.5) / 4)
-    assert ranking_quality(risks((1, True))) is None
+    assert ranking_quality(hit_scores((1, False), (2, True), (2, False), (0, True))) == pytest.approx((1 + 0.5) / 4)
+    assert ranking_quality(hit_scores((1, True))) is None
 
 
-def test_a_checkpoint_of_another_data_set_says_what_is_missing(trained_run: Path, tmp_path: Path) -> None:
+def test_a_data_set_without_the_targets_field_is_refused(trained_run: Path, tmp_path: Path) -> None:
     data = str(tmp_path / "lpbf")
     build(
         [str(write_cases(tmp_path / "cases", 3))],
@@ -385,7 +385,7 @@ def test_a_checkpoint_of_another_data_set_says_what_is_missing(trained_run: Path
 
 
 def write_published(folder: Path) -> str:
-    """Five parts as they are published today: an index in Parquet, and a compressed npz a case."""
+    """Write five parts in the layout of the published data set: an index in Parquet, and a compressed npz a case."""
     (folder / "data").mkdir(parents=True)
     for split, seeds in (("train", range(3)), ("test", range(3, 5))):
         (folder / split).mkdir()
@@ -408,7 +408,7 @@ def write_published(folder: Path) -> str:
     return str(folder)
 
 
-def test_the_published_layout_trains_and_is_judged(
+def test_the_published_layout_is_trained_on_and_evaluated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_published(tmp_path / "hub")

@@ -1,4 +1,4 @@
-"""What an evaluation leaves and says: files that belong together, pictures drawn from them, tables and notes."""
+"""What an evaluation writes and prints: files that belong together, pictures drawn from them, tables and notes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pictures(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("drawn_charts")
-def test_pictures_are_drawn_from_what_is_stored(
+def test_pictures_are_drawn_from_stored_results(
     box_dataset: str, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, out = str(trained_run), tmp_path / "kept"
@@ -57,7 +57,7 @@ def test_pictures_are_drawn_from_what_is_stored(
         pytest.param("predictions.parquet", b"another", marks=pytest.mark.slow),
     ],
 )
-def test_numbers_that_are_not_all_there_are_made_again(
+def test_missing_or_changed_results_are_computed_again(
     box_dataset: str, trained_run: Path, tmp_path: Path, name: str, content: bytes | None
 ) -> None:
     evaluate(str(trained_run), box_dataset, worst=0, out=str(tmp_path))
@@ -69,7 +69,7 @@ def test_numbers_that_are_not_all_there_are_made_again(
 
 @pytest.fixture(scope="module")
 def hit_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Ten parts that the recoater hits, all of them."""
+    """A data set of ten parts, all of which the blade hits."""
     folder = tmp_path_factory.mktemp("hit")
     for number in range(10):
         cell = (6.0 + 0.1 * number, 6.0, 12.0)
@@ -81,7 +81,7 @@ def hit_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "lpbf")
 
 
-def test_another_data_set_is_said_and_its_pictures_replace_the_old_ones(
+def test_another_data_set_is_noted_and_its_pictures_replace_the_old_ones(
     box_dataset: str, hit_dataset: str, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate(str(trained_run), box_dataset, worst=2, out=str(tmp_path))
@@ -100,7 +100,7 @@ def test_another_data_set_is_said_and_its_pictures_replace_the_old_ones(
     assert json.loads((tmp_path / "summary.json").read_text())["trained_on_this_data"] is False
 
 
-def test_why_there_is_no_threshold_is_said(
+def test_the_reason_for_a_missing_threshold_is_printed(
     hit_dataset: str, box_dataset: str, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate(str(trained_run), hit_dataset, worst=0, out=str(tmp_path / "hit"))
@@ -110,7 +110,7 @@ def test_why_there_is_no_threshold_is_said(
     assert "no threshold, and so no recall" in capsys.readouterr().out
 
 
-def test_tables_fit_80_columns_and_count_in_the_singular() -> None:
+def test_tables_fit_80_columns_and_notes_use_the_singular() -> None:
     rows = {
         "relative_l2": 0.12345, "relative_l2_median": 1.1, "published": 0.25, "mean_error": 1234.5,
         "p95_error": 12345.0, "max_error": 123456.0, "r2": -12.3456, "without_truth": 1,
@@ -154,7 +154,7 @@ def test_tables_fit_80_columns_and_count_in_the_singular() -> None:
     [(0.4, 1.0, 1.3, ""), (1.0, 1.0, 1.3, "predict zero"), (1.2, 1.0, 1.1, "predict zero and predict mean"),
      (None, None, None, "")],
 )  # fmt: skip
-def test_a_model_that_knows_no_more_than_zero_is_said(
+def test_a_model_no_better_than_predicting_zero_is_noted(
     model: float | None, zero: float | None, mean: float | None, said: str
 ) -> None:
     names = ("relative_l2_median", "published", "mean_error", "p95_error", "max_error", "r2")

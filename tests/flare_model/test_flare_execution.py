@@ -1,4 +1,4 @@
-"""How a model is computed is a choice of the machine: no checkpoint holds it, and any machine opens any."""
+"""How the mixing is computed is chosen on each machine: checkpoints don't hold it, and open on any machine."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from flare_model.predict import predict
 from flare_model.training.recipe import Recipe
 from flare_model.training.settings import make_settings
 from lpbf_data.errors import UsageError
-from tests.flare_model.flare_support import TINY, go, kill, losses, tiny_flare
+from tests.flare_model.flare_support import TINY, losses, run_training, tiny_flare, train_until_killed
 from tests.forked import Program, command
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "checkpoint"
 POINTS = torch.rand(40, 3, generator=torch.Generator().manual_seed(0)) * 40 - 20
 
 
-def ways(model: torch.nn.Module) -> set[str]:
+def implementations(model: torch.nn.Module) -> set[str]:
     return {module.implementation for module in model.modules() if isinstance(module, FlareMixer)}
 
 
 @pytest.mark.parametrize("mixer", ["sdpa", "reference"])
-def test_how_a_model_was_trained_is_no_part_of_it(
+def test_the_mixer_of_the_training_is_not_in_the_checkpoint(
     box_dataset: str, trained_run: Path, tmp_path: Path, mixer: Any
 ) -> None:
-    run = go(box_dataset, tmp_path / "run", recipe=Recipe(epochs=1, mixer=mixer), accelerator="cpu")
+    run = run_training(box_dataset, tmp_path / "run", recipe=Recipe(epochs=1, mixer=mixer), accelerator="cpu")
     for path in (run / "config.json", *run.glob("checkpoints/*/config.json")):
         assert "mixer" not in json.loads(path.read_text())["model"]["init_args"]["config"]
     assert json.loads((run / "run.json").read_text())["configuration"]["recipe"]["mixer"] == mixer
-    assert ways(from_pretrained(run).model) == {"auto"}
-    other = go(box_dataset, tmp_path / "other", recipe=Recipe(epochs=1), accelerator="cpu")
+    assert implementations(from_pretrained(run).model) == {"auto"}
+    other = run_training(box_dataset, tmp_path / "other", recipe=Recipe(epochs=1), accelerator="cpu")
     for (_, a, _), (_, b, _) in zip(losses(run), losses(other), strict=True):
         assert float(a) == pytest.approx(float(b), rel=1e-4)
 
@@ -54,41 +54,43 @@ def test_checkpoints_that_named_their_mixer_predict_on_a_cpu(
     content["model"]["init_args"]["config"]["mixer"] = mixer
     (old / "config.json").write_text(json.dumps(content))
     surrogate = from_pretrained(old)
-    assert ways(surrogate.model) == {"auto"}
+    assert implementations(surrogate.model) == {"auto"}
     torch.testing.assert_close(surrogate(POINTS), from_pretrained(trained_run)(POINTS), rtol=0, atol=0)
     surrogate.save_pretrained(tmp_path / "new")
     assert "mixer" not in json.loads((tmp_path / "new" / "config.json").read_text())["model"]["init_args"]["config"]
     assert predict(str(old), [box_dataset], out=str(tmp_path / "out"), pictures=False, accelerator="cpu") == 0
-    # The bare model too.
-    assert ways(Flare.from_pretrained(old)) == {"auto"}
+    # The bare model has the default mixer too.
+    assert implementations(Flare.from_pretrained(old)) == {"auto"}
 
 
-def test_the_oldest_checkpoint_that_is_kept_opens(tmp_path: Path) -> None:
+def test_the_oldest_stored_checkpoint_opens(tmp_path: Path) -> None:
     assert json.loads((GOLDEN / "config.json").read_text())["model"]["init_args"]["config"]["mixer"] == "auto"
     found = from_pretrained(GOLDEN)
     assert found.model.config == FlareConfig(channels=8, num_blocks=1, num_heads=2, num_latents=4)
 
 
-def test_how_to_compute_can_be_chosen_again() -> None:
+def test_the_mixer_of_a_model_can_be_changed() -> None:
     model, points = tiny_flare(), torch.rand(1, 30, 3)
-    assert ways(Flare(FlareConfig(), "reference")) == {"reference"}
+    assert implementations(Flare(FlareConfig(), "reference")) == {"reference"}
     mix_by(model, "reference")
-    assert ways(model) == {"reference"}
+    assert implementations(model) == {"reference"}
     written_out = model(points)
     mix_by(model, "sdpa")
     torch.testing.assert_close(model(points), written_out, rtol=1e-4, atol=1e-5)
     assert spec_of(model) == spec_of(tiny_flare())
 
 
-def test_a_way_that_does_not_fit_is_refused(box_dataset: str, tmp_path: Path) -> None:
+def test_a_mixer_that_does_not_fit_is_refused(box_dataset: str, tmp_path: Path) -> None:
     model = {"class_path": "Transformer", "init_args": {"config": {"channels": 16, "num_heads": 2}}}
     with pytest.raises(
         UsageError, match=r"--recipe\.mixer reference is for FLARE and FLARE\+\+; Transformer mixes in one way"
     ):
-        go(box_dataset, tmp_path / "run", model, recipe=Recipe(mixer="reference"))
+        run_training(box_dataset, tmp_path / "run", model, recipe=Recipe(mixer="reference"))
     assert not (tmp_path / "run").exists()
     with pytest.raises(UsageError, match="unexpected keyword argument 'mixer'"):
-        go(box_dataset, tmp_path / "run", {"init_args": {"config": {**TINY["init_args"]["config"], "mixer": "sdpa"}}})
+        run_training(
+            box_dataset, tmp_path / "run", {"init_args": {"config": {**TINY["init_args"]["config"], "mixer": "sdpa"}}}
+        )
 
 
 def test_options_of_later_versions_leave_the_identity_of_a_run_as_it_was() -> None:
@@ -99,8 +101,8 @@ def test_options_of_later_versions_leave_the_identity_of_a_run_as_it_was() -> No
     assert (identity["mixer"], identity["max_points"]) == ("sdpa", 9)
 
 
-def as_of_before(run: Path, mixer: str) -> None:
-    """What earlier versions wrote of a run: how it mixes among the sizes of its model, also in what it goes on from."""
+def rewrite_as_earlier_version(run: Path, mixer: str) -> None:
+    """Rewrite a run's files as earlier versions wrote them: the mixer among the model's sizes, also in checkpoints."""
     for path in (run / "run.json", run / "config.json", *run.glob("checkpoints/*/config.json")):
         if path.exists():
             content = json.loads(path.read_text())
@@ -115,26 +117,26 @@ def as_of_before(run: Path, mixer: str) -> None:
 
 
 @pytest.mark.parametrize("mixer", ["auto", "reference"])
-def test_a_run_that_named_its_mixer_goes_on(box_dataset: str, tmp_path: Path, mixer: Any) -> None:
-    """It began before that was an option of the recipe; gone on with in the same way, it has the same digits."""
+def test_a_run_of_an_earlier_version_that_named_its_mixer_resumes(box_dataset: str, tmp_path: Path, mixer: Any) -> None:
+    """It began before that was an option of the recipe; resumed with the same mixer, it has exactly the same losses."""
     recipe = Recipe(epochs=2, mixer=mixer)
-    whole = go(box_dataset, tmp_path / "whole", recipe=recipe)
-    kill(box_dataset, tmp_path / "cut", 5, recipe, checkpoint_every=3)
-    as_of_before(tmp_path / "cut", mixer)
+    whole = run_training(box_dataset, tmp_path / "whole", recipe=recipe)
+    train_until_killed(box_dataset, tmp_path / "cut", 5, recipe, checkpoint_every=3)
+    rewrite_as_earlier_version(tmp_path / "cut", mixer)
     if mixer != "auto":
         with pytest.raises(UsageError, match=r"\(--recipe\.mixer: reference → auto\); go on with the same one"):
-            go(box_dataset, tmp_path / "cut")
-    assert losses(go(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=3)) == losses(whole)
+            run_training(box_dataset, tmp_path / "cut")
+    assert losses(run_training(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=3)) == losses(whole)
 
 
 @pytest.mark.parametrize(("given", "taken"), [([], "reference"), (["--recipe.mixer", "sdpa"], "sdpa")])
-def test_options_that_named_a_mixer_load_with_a_sentence(
+def test_a_configuration_of_an_earlier_version_that_names_a_mixer_loads_with_a_note(
     trained_run: Path, box_dataset: str, tmp_path: Path, given: list[str], taken: str
 ) -> None:
-    """The file that a run of before left; what is given beside it goes first, as ever."""
+    """The file of a run of an earlier version; options of the command line take precedence over it, as always."""
     old = tmp_path / "old"
     shutil.copytree(trained_run, old)
-    as_of_before(old, "reference")
+    rewrite_as_earlier_version(old, "reference")
     words = [f"--config={old / 'config.yaml'}", "--out", str(tmp_path / "new"), "--max_steps", "1", *given]
     program = Program(command, tmp_path / "said", "flare_model.train", *words)
     assert program.end() == 0, program.text()

@@ -1,4 +1,4 @@
-"""What ends a training before its time: it names the case and the cure, and keeps what was done."""
+"""Failures that end a training: the error names the cases and a remedy, and the steps that were done are kept."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from flare_model.training.stepper import Stepper
 from flare_model.training.training_checkpoint import latest_state
 from lpbf_data.errors import StoreError
 from lpbf_data.serving.loader import Loader
-from tests.flare_model.flare_support import go, losses
+from tests.flare_model.flare_support import losses, run_training
 from tests.flare_model.test_flare_checkpoints import Pointwise
 
 BROKEN: dict[str, Any] = {"at": 0, "raises": None, "training": True}
-"""When the model below raises what, and whether in training or in validation."""
+"""In which pass the model below raises which exception, and whether in training or in validation."""
 
 
 class Breaking(Pointwise):
-    """Raises in one of its passes."""
+    """Raises in one of its forward passes, as BROKEN says."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
         if self.training == BROKEN["training"] and BROKEN["raises"]:
@@ -41,7 +41,7 @@ CASE = r"1000\d\d_\w+"
 MODEL = {"class_path": f"{__name__}.Breaking"}
 
 
-def breaks(monkeypatch: pytest.MonkeyPatch, at: int, raises: Exception | None, *, training: bool = True) -> None:
+def set_failure(monkeypatch: pytest.MonkeyPatch, at: int, raises: Exception | None, *, training: bool = True) -> None:
     for name, value in {"at": at, "raises": raises, "training": training}.items():
         monkeypatch.setitem(BROKEN, name, value)
 
@@ -71,18 +71,18 @@ def test_a_model_that_raises_names_the_cases_and_keeps_the_steps_that_were_done(
     raises: Exception,
     words: str,
 ) -> None:
-    """In the second half of an accumulated step; gone on with, the losses are those of a run that never failed."""
+    """In the second half of an accumulated step; the resumed run has the losses of one that never failed."""
     recipe = Recipe(epochs=4, accumulate=2, ema_decay=0.5)
-    whole = go(box_dataset, tmp_path / "whole", MODEL, recipe=recipe)
-    breaks(monkeypatch, 12, raises)
+    whole = run_training(box_dataset, tmp_path / "whole", MODEL, recipe=recipe)
+    set_failure(monkeypatch, 12, raises)
     with pytest.raises(StepFailedError, match=words):
-        go(box_dataset, tmp_path / "cut", MODEL, recipe=recipe)
+        run_training(box_dataset, tmp_path / "cut", MODEL, recipe=recipe)
     latest = latest_state(tmp_path / "cut")
     assert latest is not None
     assert latest.name == "step-00000005"
     assert "the 5 steps that were done are kept" in capsys.readouterr().err
-    breaks(monkeypatch, 0, None)
-    cut = go(box_dataset, tmp_path / "cut", MODEL, recipe=recipe)
+    set_failure(monkeypatch, 0, None)
+    cut = run_training(box_dataset, tmp_path / "cut", MODEL, recipe=recipe)
     assert losses(cut) == losses(whole)
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
@@ -90,66 +90,66 @@ def test_a_model_that_raises_names_the_cases_and_keeps_the_steps_that_were_done(
 def test_a_validation_that_fails_names_its_cases(
     box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    breaks(monkeypatch, 2, ValueError(), training=False)
-    # The contract is tried in evaluation mode too.
+    set_failure(monkeypatch, 2, ValueError(), training=False)
+    # Checking the contract calls the model in evaluation mode too.
     monkeypatch.setattr("flare_model.training.stepper.check_contract", lambda *_, **__: None)
     with pytest.raises(StepFailedError, match=r"raised ValueError \(.*\) in validation, with cases 1000.*; mend"):
-        go(box_dataset, tmp_path, MODEL, recipe=Recipe(epochs=3))
+        run_training(box_dataset, tmp_path, MODEL, recipe=Recipe(epochs=3))
     latest = latest_state(tmp_path)
     assert latest is not None
     assert latest.name == "step-00000016"
 
 
-def judged(run: Path) -> list[float]:
+def validated_steps(run: Path) -> list[float]:
     return read_table(run / "validation.csv")["step"]
 
 
 @pytest.mark.parametrize(("at", "kept"), [(3, 24), (2, 16)])
-def test_a_validation_that_failed_comes_again(
+def test_a_failed_validation_is_repeated_when_the_run_resumes(
     box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, kept: int
 ) -> None:
     """After the last step, or before: nothing that was trained is lost, and no validation is left out or done twice."""
     monkeypatch.setattr("flare_model.training.stepper.check_contract", lambda *_, **__: None)
     recipe = Recipe(epochs=3)
-    whole = go(box_dataset, tmp_path / "whole", MODEL, recipe=recipe)
-    assert judged(whole) == [8, 16, 24]
+    whole = run_training(box_dataset, tmp_path / "whole", MODEL, recipe=recipe)
+    assert validated_steps(whole) == [8, 16, 24]
     cut = tmp_path / "cut"
     for _ in range(2):
-        breaks(monkeypatch, at, MemoryError("no more"), training=False)
+        set_failure(monkeypatch, at, MemoryError("no more"), training=False)
         with pytest.raises(StepFailedError):
-            go(box_dataset, cut, MODEL, recipe=recipe)
+            run_training(box_dataset, cut, MODEL, recipe=recipe)
         assert [p.name for p in (cut / "checkpoints").iterdir()] == [f"step-{kept:08d}"]
         assert not (cut / "result.json").exists()
-        at = 1  # Gone on with, it fails at once in the validation that is due.
-    breaks(monkeypatch, 0, None)
-    go(box_dataset, cut, MODEL, recipe=recipe)
-    assert judged(cut) == judged(whole)
+        at = 1  # Resumed, it fails at once in the validation that is due.
+    set_failure(monkeypatch, 0, None)
+    run_training(box_dataset, cut, MODEL, recipe=recipe)
+    assert validated_steps(cut) == validated_steps(whole)
     assert (cut / "validation.csv").read_bytes() == (whole / "validation.csv").read_bytes()
     assert losses(cut) == losses(whole)
     assert (cut / "result.json").read_bytes() == (whole / "result.json").read_bytes()
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
-def test_a_step_that_fails_after_a_validation_brings_no_second_one(
+def test_a_step_that_fails_after_a_validation_does_not_repeat_it(
     box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    breaks(monkeypatch, 9, IndexError("no such corner"))
+    set_failure(monkeypatch, 9, IndexError("no such corner"))
     with pytest.raises(StepFailedError):
-        go(box_dataset, tmp_path, MODEL)
-    breaks(monkeypatch, 0, None)
-    assert judged(go(box_dataset, tmp_path, MODEL)) == [8, 16]
+        run_training(box_dataset, tmp_path, MODEL)
+    set_failure(monkeypatch, 0, None)
+    assert validated_steps(run_training(box_dataset, tmp_path, MODEL)) == [8, 16]
 
 
-def test_memory_that_a_validation_lacks_is_told_by_what_helps_there(
+def test_a_validation_that_lacks_memory_suggests_what_helps_there(
     box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validation reads whole cases, at least 65,536 points together, and keeps no activations."""
     monkeypatch.setattr("flare_model.training.stepper.check_contract", lambda *_, **__: None)
     plain = "go on where there is more memory; else begin another run, and leave such large parts out of the validation"
     for number, (most, cure) in enumerate(((0, plain), (100_000, r"lower --recipe.max_points \(to 65,536 or less\)"))):
-        breaks(monkeypatch, 1, torch.OutOfMemoryError("tried to allocate"), training=False)
+        set_failure(monkeypatch, 1, torch.OutOfMemoryError("tried to allocate"), training=False)
         with pytest.raises(StepFailedError, match=f"^validation doesn't fit into memory.*{cure}") as told:
-            go(box_dataset, tmp_path / str(number), MODEL, recipe=Recipe(epochs=1, max_points=most))
+            run_training(box_dataset, tmp_path / str(number), MODEL, recipe=Recipe(epochs=1, max_points=most))
         for ignored in ("batch_size", "thin_to", "activation_checkpointing"):
             assert ignored not in str(told.value)
 
@@ -163,23 +163,23 @@ class Drawing(Breaking):
 
 
 @pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_what_a_model_draws_is_that_of_a_run_that_never_failed(
+def test_random_numbers_after_a_failure_are_those_of_a_run_that_never_failed(
     box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
 ) -> None:
-    """The step that failed has drawn already, and with processes that read every loop begins with them anew."""
+    """The failed step has already drawn numbers, and worker processes of the loader start anew with every loop."""
     model, options = {"class_path": f"{__name__}.Drawing"}, {"num_workers": num_workers}
-    whole = go(box_dataset, tmp_path / "whole", model, **options)
-    breaks(monkeypatch, 6, IndexError("no such corner"))
+    whole = run_training(box_dataset, tmp_path / "whole", model, **options)
+    set_failure(monkeypatch, 6, IndexError("no such corner"))
     with pytest.raises(StepFailedError):
-        go(box_dataset, tmp_path / "cut", model, **options)
-    breaks(monkeypatch, 0, None)
-    assert losses(go(box_dataset, tmp_path / "cut", model, **options)) == losses(whole)
+        run_training(box_dataset, tmp_path / "cut", model, **options)
+    set_failure(monkeypatch, 0, None)
+    assert losses(run_training(box_dataset, tmp_path / "cut", model, **options)) == losses(whole)
 
 
-def test_data_that_can_not_be_read_any_more_keep_the_steps_that_were_done(
+def test_steps_are_kept_when_data_can_not_be_read_any_more(
     box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, plain, left = go(box_dataset, tmp_path / "whole"), Loader.__iter__, [11]
+    whole, plain, left = run_training(box_dataset, tmp_path / "whole"), Loader.__iter__, [11]
 
     def interrupted(self: Loader) -> Any:
         for batch in plain(self):
@@ -191,15 +191,15 @@ def test_data_that_can_not_be_read_any_more_keep_the_steps_that_were_done(
     with monkeypatch.context() as patch:
         patch.setattr(Loader, "__iter__", interrupted)
         with pytest.raises(StoreError, match="the server is away"):
-            go(box_dataset, tmp_path / "cut")
+            run_training(box_dataset, tmp_path / "cut")
     assert [p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-00000009"]
-    assert losses(go(box_dataset, tmp_path / "cut")) == losses(whole)
+    assert losses(run_training(box_dataset, tmp_path / "cut")) == losses(whole)
 
 
-def test_weights_between_two_steps_are_not_kept(
+def test_weights_of_a_half_done_step_are_not_saved(
     box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The optimiser raised, who knows how far it came: the checkpoint before it stays the last."""
+    """Where the optimiser raises, its step may be half done: the checkpoint before it stays the latest."""
     plain = torch.optim.AdamW.step
 
     def step(self: torch.optim.AdamW, *arguments: Any, **named: Any) -> Any:
@@ -210,14 +210,14 @@ def test_weights_between_two_steps_are_not_kept(
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     with pytest.raises(StepFailedError, match=r"RuntimeError: half of it \(.*\) in step 6 of the training"):
-        go(box_dataset, tmp_path, checkpoint_every=4)
+        run_training(box_dataset, tmp_path, checkpoint_every=4)
     latest = latest_state(tmp_path)
     assert latest is not None
     assert latest.name == "step-00000004"
 
 
-def test_what_is_recorded_changes_nothing() -> None:
-    """A graph that can't be recorded leaves weights whole; one that fails when it is launched doesn't."""
+def test_a_failed_recording_changes_no_weights_but_a_failed_replay_may() -> None:
+    """Weights may be saved after a graph could not be recorded, but not after its replay failed."""
     stepper = object.__new__(Stepper)
     stepper.recorded, stepper._step_complete = True, True
     stepper.graphs = object.__new__(StepGraphs)
@@ -226,7 +226,7 @@ def test_what_is_recorded_changes_nothing() -> None:
         assert stepper.between_steps is not replaying
 
 
-def test_many_cases_are_counted_and_another_process_is_no_model() -> None:
+def test_errors_name_four_cases_and_distinguish_another_process() -> None:
     names = [f"case-{number}" for number in range(70)]
     assert "with cases case-0, case-1, case-2, case-3 and 66 more (900 points)" in str(
         step_error(ValueError("x"), "validation", names, 900, "my.Model")

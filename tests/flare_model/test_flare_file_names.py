@@ -32,13 +32,13 @@ def test_names_stay_in_their_folder_and_differ(parts: list[str]) -> None:
         assert all(c.isalnum() or c in "_.-" for c in name)
 
 
-def test_a_name_that_is_one_is_kept() -> None:
+def test_valid_file_names_are_kept() -> None:
     names = FileNames()
     assert names.name("200000_22b839a0_1") == "200000_22b839a0_1"
     assert [names.name(part) for part in ("a-2", "a", "A", "a")] == ["a-2", "a", "A-3", "a-4"]
 
 
-def test_parts_of_one_name_are_written_beside_each_other(
+def test_parts_of_the_same_name_are_written_to_different_files(
     box_dataset: str, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     predict(str(trained_run), [box_dataset], out=str(tmp_path / "cases"), pictures=False)
@@ -55,8 +55,8 @@ def test_parts_of_one_name_are_written_beside_each_other(
         np.testing.assert_array_equal(meshio.read(tmp_path / "out" / name).points, meshio.read(source).points)
 
 
-def renamed(box_dataset: str, folder: Path, name: str) -> str:
-    """The data set with other case ids in its test split."""
+def copy_with_case_ids(box_dataset: str, folder: Path, name: str) -> str:
+    """Copy a data set, with other case ids in its test split; returns the copy."""
     shutil.copytree(box_dataset, folder)
     addresses = SplitReader(DatasetFolder(box_dataset), "test").addresses
     new = {address.case_id: f"{name}{number}" for number, address in enumerate(addresses)}
@@ -68,18 +68,20 @@ def renamed(box_dataset: str, folder: Path, name: str) -> str:
     return str(folder)
 
 
-def test_case_ids_that_lead_elsewhere_are_refused(
+def test_case_ids_that_are_paths_to_other_folders_are_refused(
     box_dataset: str, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    foreign_dataset = renamed(box_dataset, tmp_path / "deep/down/foreign", "../../outside ")
+    foreign_dataset = copy_with_case_ids(box_dataset, tmp_path / "deep/down/foreign", "../../outside ")
     out, before = tmp_path / "a/b/c/out", set(tmp_path.rglob("*"))
     assert predict(str(trained_run), [foreign_dataset], out=str(out)) == 1
     assert "can't name a file" in capsys.readouterr().err
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_case_ids_with_odd_letters_become_names_of_files(box_dataset: str, trained_run: Path, tmp_path: Path) -> None:
-    foreign_dataset = renamed(box_dataset, tmp_path / "deep/down/foreign", ".. out:*side ")
+def test_case_ids_with_special_characters_become_valid_file_names(
+    box_dataset: str, trained_run: Path, tmp_path: Path
+) -> None:
+    foreign_dataset = copy_with_case_ids(box_dataset, tmp_path / "deep/down/foreign", ".. out:*side ")
     out, before = tmp_path / "a/b/c/out", set(tmp_path.rglob("*"))
     checkpoint = str(trained_run)
     predict(checkpoint, [foreign_dataset], out=str(out / "predicted"))

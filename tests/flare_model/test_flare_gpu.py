@@ -27,12 +27,12 @@ from lpbf_data.errors import UsageError
 from tests.flare_model.flare_support import (
     LEARNING,
     TINY,
-    go,
     grid_model,
-    kill,
     losses,
+    run_training,
     tiny_surrogate,
-    train_over,
+    train_in_processes,
+    train_until_killed,
     write_grids,
 )
 
@@ -43,7 +43,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "32-true"])
 def test_every_precision_learns_on_a_gpu(box_dataset: str, tmp_path: Path, precision: Any) -> None:
-    run = go(box_dataset, tmp_path, recipe=replace(LEARNING, precision=precision), accelerator="gpu")
+    run = run_training(box_dataset, tmp_path, recipe=replace(LEARNING, precision=precision), accelerator="gpu")
     errors = read_table(run / "validation.csv")["displacement_z"]
     assert errors[-1] < 0.6 * errors[0]
     latest = latest_state(run)
@@ -53,12 +53,12 @@ def test_every_precision_learns_on_a_gpu(box_dataset: str, tmp_path: Path, preci
 
 
 @pytest.mark.filterwarnings("ignore:.*deterministic")
-def test_a_run_killed_on_a_gpu_goes_on_with_its_loss_scale(box_dataset: str, tmp_path: Path) -> None:
-    """Deterministic kernels: the same digits, in 16 bits, the scale of the loss included."""
+def test_a_run_killed_on_a_gpu_resumes_with_its_loss_scale(box_dataset: str, tmp_path: Path) -> None:
+    """With deterministic kernels losses in 16 bits and the loss scale are exactly the same."""
     recipe = Recipe(epochs=5, accumulate=2, ema_decay=0.8, precision="16-mixed", deterministic=True)
-    whole = go(box_dataset, tmp_path / "whole", recipe=recipe, checkpoint_every=3)
-    kill(box_dataset, tmp_path / "cut", 5, recipe, checkpoint_every=3)
-    cut = go(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=3)
+    whole = run_training(box_dataset, tmp_path / "whole", recipe=recipe, checkpoint_every=3)
+    train_until_killed(box_dataset, tmp_path / "cut", 5, recipe, checkpoint_every=3)
+    cut = run_training(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=3)
     states = [latest_state(folder) for folder in (whole, cut)]
     scales = [torch.load(s / "training.pt", weights_only=True)["precision"] for s in states if s is not None]
     assert scales[0] == scales[1]
@@ -70,18 +70,21 @@ def test_cuda_graphs_give_the_same_losses(box_dataset: str, tmp_path: Path) -> N
     recipes = [
         Recipe(epochs=2, precision="32-true", round_points=64, compile=mode) for mode in ("off", "reduce-overhead")
     ]
-    runs = [go(box_dataset, tmp_path / r.compile, recipe=r, accelerator="gpu") for r in recipes]
+    runs = [run_training(box_dataset, tmp_path / r.compile, recipe=r, accelerator="gpu") for r in recipes]
     for (_, a, _), (_, b, _) in zip(losses(runs[1]), losses(runs[0]), strict=True):
         assert float(a) == pytest.approx(float(b), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["FlarePlusPlus", "Transformer", "Transolver"])
-def test_rivals_are_recorded_in_16_bits(box_dataset: str, tmp_path: Path, name: str) -> None:
+def test_compared_models_are_recorded_in_16_bits(box_dataset: str, tmp_path: Path, name: str) -> None:
     sizes = {"channels": 16, "num_blocks": 2, "num_heads": 2}
     model = {"class_path": name, "init_args": {"config": sizes}}
     recipe = replace(LEARNING, batch_size=3, precision="bf16-mixed")
     recipes = {"plain": recipe, "graphs": replace(recipe, step_graphs=True, round_points=32)}
-    runs = {name: go(box_dataset, tmp_path / name, model, recipe=r, accelerator="gpu") for name, r in recipes.items()}
+    runs = {
+        name: run_training(box_dataset, tmp_path / name, model, recipe=r, accelerator="gpu")
+        for name, r in recipes.items()
+    }
     plain, graphs = (losses(run) for run in runs.values())
     assert [float(loss) for _, loss, _ in graphs] == pytest.approx([float(loss) for _, loss, _ in plain], rel=2e-2)
 
@@ -89,19 +92,19 @@ def test_rivals_are_recorded_in_16_bits(box_dataset: str, tmp_path: Path, name: 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("name", ["Flare", "Transformer", "Transolver", "GridTransolver"])
 def test_every_model_is_recorded_on_grids(tmp_path: Path, name: str, precision: Any) -> None:
-    """With the term of the gradient, and a last batch of an epoch that is smaller."""
+    """With `gradient_weight`, and a smaller last batch of each epoch."""
     data = write_grids(tmp_path)
     recipe = replace(LEARNING, batch_size=4, precision=precision, gradient_weight=0.1)
     recipes = {"plain": recipe, "graphs": replace(recipe, step_graphs=True)}
     runs = {
-        way: go(data, tmp_path / way, grid_model(name), recipe=r, accelerator="gpu", resident=True)
+        way: run_training(data, tmp_path / way, grid_model(name), recipe=r, accelerator="gpu", resident=True)
         for way, r in recipes.items()
     }
     plain, graphs = ([float(loss) for _, loss, _ in losses(run)] for run in runs.values())
     assert graphs == pytest.approx(plain, rel=2e-3 if precision == "32-true" else 2e-2)
 
 
-def test_arrays_and_tensors_of_the_host_go_to_the_gpu() -> None:
+def test_arrays_and_tensors_of_the_cpu_are_moved_to_the_gpu() -> None:
     """Single, joined and padded meshes."""
     surrogate = tiny_surrogate()
     points = np.random.default_rng(0).uniform(-20, 20, (12, 3))
@@ -120,7 +123,7 @@ def test_arrays_and_tensors_of_the_host_go_to_the_gpu() -> None:
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_losses_add_exactly_and_in_one_order_on_a_gpu(width: int) -> None:
-    """Twenty million points, beside small cases: as on the host, and the same bits again."""
+    """Twenty million points and small cases: the loss of the CPU, and the same bits when repeated."""
     generator = torch.Generator().manual_seed(0)
     truth = torch.randn(20_000_000, width, generator=generator)
     prediction, offsets = 1.1 * truth + 0.01, torch.tensor([0, 1, 700, 19_000_000, 20_000_000])
@@ -136,7 +139,7 @@ def test_losses_add_exactly_and_in_one_order_on_a_gpu(width: int) -> None:
         assert torch.equal(first, second)
 
 
-def test_meshes_that_attend_in_one_call_are_as_each_alone() -> None:
+def test_meshes_in_one_attention_call_give_what_each_gives_alone() -> None:
     sizes = (1, 130, 777, 64)
     torch.manual_seed(0)
     whole = [torch.randn(sum(sizes), 3, 16, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
@@ -144,7 +147,7 @@ def test_meshes_that_attend_in_one_call_are_as_each_alone() -> None:
     layout = Layout.of(whole[0].flatten(1), torch.tensor([0, *itertools.accumulate(sizes)]), None)
     assert takes_meshes_together(whole[0])
     results = []
-    for dtype in (torch.bfloat16, torch.float64):  # in float64 every mesh is taken by itself
+    for dtype in (torch.bfloat16, torch.float64):  # in float64 every mesh has a call of its own
         leaves = [t.to(dtype).requires_grad_() for t in inputs]
         out = attend_among_points(*leaves, replace(layout, padding=None))
         results.append([out, *torch.autograd.grad(out, leaves, gradient.to(dtype))])
@@ -153,11 +156,13 @@ def test_meshes_that_attend_in_one_call_are_as_each_alone() -> None:
 
 
 @pytest.mark.parametrize("loss", ["relative_l2", "mse"])
-def test_steps_as_graphs_are_the_same_steps(box_dataset: str, tmp_path: Path, loss: Any) -> None:
+def test_steps_recorded_as_graphs_have_the_same_losses(box_dataset: str, tmp_path: Path, loss: Any) -> None:
     """Several sizes, the last batch of an epoch smaller, and a schedule that changes the rate in every step."""
     recipe = replace(LEARNING, epochs=3, batch_size=3, precision="32-true", loss=loss)
     recipes = {"plain": recipe, "graphs": replace(recipe, step_graphs=True, round_points=32)}
-    runs = {name: go(box_dataset, tmp_path / name, recipe=r, accelerator="gpu") for name, r in recipes.items()}
+    runs = {
+        name: run_training(box_dataset, tmp_path / name, recipe=r, accelerator="gpu") for name, r in recipes.items()
+    }
     plain, graphs = (losses(run) for run in runs.values())
     assert [float(rate) for _, _, rate in graphs] == pytest.approx([float(rate) for _, _, rate in plain], rel=1e-6)
     assert [float(loss) for _, loss, _ in graphs] == pytest.approx([float(loss) for _, loss, _ in plain], rel=2e-3)
@@ -165,13 +170,13 @@ def test_steps_as_graphs_are_the_same_steps(box_dataset: str, tmp_path: Path, lo
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="takes two GPUs")
 @pytest.mark.parametrize("loss", ["relative_l2", "mse"])
-def test_steps_of_two_gpus_as_graphs_are_the_same_steps(box_dataset: str, tmp_path: Path, loss: str) -> None:
-    """Gradients averaged between the recordings of passes and update: as `DistributedDataParallel` does."""
+def test_steps_of_two_gpus_recorded_as_graphs_have_the_same_losses(box_dataset: str, tmp_path: Path, loss: str) -> None:
+    """Gradients are averaged between the recorded passes and the recorded update, as `DistributedDataParallel` does."""
     options = {"epochs": 6, "batch_size": 3, "precision": "32-true", "loss": loss, "round_points": 32}
     words = {f"recipe.{name}": value for name, value in options.items()}
     words |= {f"model.config.{name}": value for name, value in TINY["init_args"]["config"].items()}
     for way in ("false", "true"):
-        ended, said = train_over(
+        ended, said = train_in_processes(
             1, 2, box_dataset, tmp_path / way, accelerator="gpu", **words, **{"recipe.step_graphs": way}
         )
         assert not any(ended), said
@@ -180,25 +185,25 @@ def test_steps_of_two_gpus_as_graphs_are_the_same_steps(box_dataset: str, tmp_pa
     assert recorded[-1] < recorded[0]
 
 
-def test_a_run_in_graphs_that_was_killed_goes_on(box_dataset: str, tmp_path: Path) -> None:
+def test_a_killed_run_with_step_graphs_resumes(box_dataset: str, tmp_path: Path) -> None:
     recipe = Recipe(epochs=5, ema_decay=0.8, precision="bf16-mixed", step_graphs=True, round_points=64)
-    whole = go(box_dataset, tmp_path / "whole", recipe=recipe, checkpoint_every=3)
-    kill(box_dataset, tmp_path / "cut", 5, recipe, checkpoint_every=3)
-    cut = go(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=3)
+    whole = run_training(box_dataset, tmp_path / "whole", recipe=recipe, checkpoint_every=3)
+    train_until_killed(box_dataset, tmp_path / "cut", 5, recipe, checkpoint_every=3)
+    cut = run_training(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=3)
     pairs = list(zip(losses(cut), losses(whole), strict=True))
-    # Gradients of what isn't ours are summed in any order on a GPU, unless --recipe.deterministic asks for one.
+    # PyTorch's own kernels sum gradients in any order on a GPU, unless --recipe.deterministic is set.
     assert all(float(a) == pytest.approx(float(b), rel=5e-3) for (_, a, _), (_, b, _) in pairs)
     assert [rate for (_, _, rate), _ in pairs] == [rate for _, (_, _, rate) in pairs]
 
 
-def test_a_model_that_reads_back_cannot_be_recorded(box_dataset: str, tmp_path: Path) -> None:
+def test_a_model_that_reads_numbers_from_the_gpu_can_not_be_recorded(box_dataset: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="can't be recorded as a CUDA graph, which must not"):
-        go(box_dataset, tmp_path, model=READING, recipe=Recipe(epochs=1, step_graphs=True), accelerator="gpu")
+        run_training(box_dataset, tmp_path, model=READING, recipe=Recipe(epochs=1, step_graphs=True), accelerator="gpu")
     assert torch.rand(3, device="cuda").isfinite().all()  # the process goes on without recording anything
 
 
 class Reading(torch.nn.Module):
-    """Waits for the device in every pass."""
+    """Reads a number from the device in every pass."""
 
     def __init__(self, in_dim: int = 3, out_dim: int = 1) -> None:
         super().__init__()
@@ -213,7 +218,7 @@ class Reading(torch.nn.Module):
 READING = {"class_path": "tests.flare_model.test_flare_gpu.Reading", "init_args": {}}
 
 
-def test_spectra_on_a_gpu_are_those_of_the_host(box_dataset: str, trained_run: Path, tmp_path: Path) -> None:
+def test_spectra_on_a_gpu_are_those_of_the_cpu(box_dataset: str, trained_run: Path, tmp_path: Path) -> None:
     found = []
     for accelerator in ("cpu", "gpu"):
         out = tmp_path / accelerator
@@ -223,19 +228,19 @@ def test_spectra_on_a_gpu_are_those_of_the_host(box_dataset: str, trained_run: P
 
 
 def test_a_part_too_large_for_the_gpu_names_its_case(box_dataset: str, tmp_path: Path) -> None:
-    """Of which a hundredth is allowed."""
+    """Only a hundredth of the GPU's memory may be used."""
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(0.01)
     try:
         words = r"step 1 of the training doesn't fit into memory, with case 1000.*: lower --recipe.batch_size"
         with pytest.raises(StepFailedError, match=words):
-            go(box_dataset, tmp_path, LARGE, recipe=Recipe(epochs=1), accelerator="gpu")
+            run_training(box_dataset, tmp_path, LARGE, recipe=Recipe(epochs=1), accelerator="gpu")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 class Large(Reading):
-    """Asks for much in training."""
+    """Allocates 4 GiB in training."""
 
     def forward(self, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
         """[ΣN, 3] to [ΣN, 1]."""
@@ -247,8 +252,8 @@ class Large(Reading):
 LARGE = {"class_path": "tests.flare_model.test_flare_gpu.Large", "init_args": {}}
 
 
-def test_what_was_trained_with_kernels_predicts_on_the_host(box_dataset: str, tmp_path: Path) -> None:
+def test_a_model_trained_with_kernels_predicts_on_a_cpu(box_dataset: str, tmp_path: Path) -> None:
     recipe = Recipe(epochs=1, precision="bf16-mixed", mixer="triton")
-    run = go(box_dataset, tmp_path / "run", recipe=recipe, accelerator="gpu")
+    run = run_training(box_dataset, tmp_path / "run", recipe=recipe, accelerator="gpu")
     assert from_pretrained(run)(torch.rand(30, 3)).isfinite().all()
     assert predict(str(run), [box_dataset], out=str(tmp_path / "out"), pictures=False, accelerator="cpu") == 0

@@ -16,23 +16,23 @@ from flare_model.data.envelope import Envelope, Range, merge_envelopes
 from flare_model.train import train
 from flare_model.training.recipe import Recipe
 from lpbf_data.errors import StoreError, UsageError
-from tests.flare_model.flare_support import TINY, go, kill, losses
+from tests.flare_model.flare_support import TINY, losses, run_training, train_until_killed
 
-STILL = Recipe(epochs=1, learning_rate=1e-12, weight_decay=0.0)
-"""Steps that change nothing that a test can see."""
+UNCHANGING = Recipe(epochs=1, learning_rate=1e-12, weight_decay=0.0)
+"""Steps that change weights by less than a test can measure."""
 
 
 @pytest.fixture(scope="module")
 def start(box_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that predicts two targets and is told one field."""
+    """A run with two targets and one input feature."""
     folder = tmp_path_factory.mktemp("start") / "run"
     options = {"targets": ["displacement", "build_clearance_min"], "features": ["solid_above"], "seed": [3]}
-    return go(box_dataset, folder, recipe=Recipe(epochs=2, loss="mse"), **options)
+    return run_training(box_dataset, folder, recipe=Recipe(epochs=2, loss="mse"), **options)
 
 
 def fine_tune(data: str, folder: Path, start: Path, **options: Any) -> Path:
-    """As the command line gives it: nothing of the model, whose defaults are another size."""
-    recipe = options.pop("recipe", STILL)
+    """Train from another run as the command line does: without sizes of the model, whose defaults are others."""
+    recipe = options.pop("recipe", UNCHANGING)
     assert train(data, out=str(folder), init=str(start), recipe=recipe, **options) == 0
     return folder
 
@@ -56,15 +56,15 @@ def test_a_run_starts_from_weights_targets_features_and_normalisation(
     assert f"init: {start}" in (run / "config.yaml").read_text()
 
 
-def test_a_run_that_was_killed_goes_on(box_dataset: str, start: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes(box_dataset: str, start: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"init": str(start), "checkpoint_every": 3}
     names: dict[str, Any] = {"targets": ["displacement", "build_clearance_min"], "features": ["solid_above"]}
     recipe = Recipe(epochs=2, loss="mse", ema_decay=0.9)
-    whole = go(box_dataset, tmp_path / "whole", recipe=recipe, **options)
-    kill(box_dataset, tmp_path / "cut", 7, recipe, **options, **names)
-    assert losses(go(box_dataset, tmp_path / "cut", recipe=recipe, **options)) == losses(whole)
+    whole = run_training(box_dataset, tmp_path / "whole", recipe=recipe, **options)
+    train_until_killed(box_dataset, tmp_path / "cut", 7, recipe, **options, **names)
+    assert losses(run_training(box_dataset, tmp_path / "cut", recipe=recipe, **options)) == losses(whole)
     with pytest.raises(UsageError, match=r"another configuration \(--init"):
-        go(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=3, **names)
+        run_training(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=3, **names)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_run_that_was_killed_goes_on(box_dataset: str, start: Path, tmp_path: 
         ({"model": {"init_args": {"config": {"num_blocks": 2}}}}, r"--model.config.num_blocks: 1 → 2"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_targets_features_and_models_that_differ_are_refused(
     box_dataset: str, start: Path, tmp_path: Path, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
@@ -87,12 +87,12 @@ def test_what_does_not_fit_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_asked_for_and_fits_is_taken(box_dataset: str, start: Path, tmp_path: Path) -> None:
+def test_targets_features_and_models_that_agree_are_accepted(box_dataset: str, start: Path, tmp_path: Path) -> None:
     names: dict[str, Any] = {"targets": ["displacement", "build_clearance_min"], "features": ["solid_above"]}
     assert (fine_tune(box_dataset, tmp_path / "run", start, model=TINY, **names) / "result.json").exists()
 
 
-def test_another_unit_is_refused_and_another_scale_is_told(
+def test_another_unit_is_refused_and_another_scale_gets_a_warning(
     box_dataset: str, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for factor, refused in ((1000.0, True), (20.0, False)):
@@ -113,7 +113,7 @@ def test_another_unit_is_refused_and_another_scale_is_told(
             assert "whose scale is kept" in capsys.readouterr().err
 
 
-def test_no_checkpoint_is_no_start(box_dataset: str, tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_refused(box_dataset: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="neither a folder"):
         fine_tune(box_dataset, tmp_path / "run", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -121,7 +121,7 @@ def test_no_checkpoint_is_no_start(box_dataset: str, tmp_path: Path) -> None:
         fine_tune(box_dataset, tmp_path / "run", tmp_path / "empty")
 
 
-def test_what_was_seen_in_both_trainings() -> None:
+def test_the_envelope_covers_both_trainings() -> None:
     first = Envelope(2, Range(10, 20), Range(1, 2), Range(1, 5), ("Ti64",), 15.0)
     second = Envelope(3, Range(15, 40), Range(0.5, 1), Range(2, 3), ("IN718",), 30.0)
     both = Envelope(5, Range(10, 40), Range(0.5, 2), Range(1, 5), ("IN718", "Ti64"), 30.0)

@@ -1,4 +1,4 @@
-"""What goes into a surrogate: arrays from anywhere, and nothing but finite numbers."""
+"""Inputs of a surrogate: arrays and tensors of any type and device, with finite numbers only."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.flare_model.test_flare_checkpoints import POINTWISE, Pointwise
 POINTS = np.random.default_rng(0).uniform(-20, 20, (12, 3))
 
 
-def test_arrays_and_tensors_of_the_host_go_where_the_model_is() -> None:
-    """On a device that every machine has, and that computes shapes alone."""
+def test_arrays_and_tensors_are_moved_to_the_device_of_the_model() -> None:
+    """On PyTorch's device `meta`, which every machine has and which computes shapes alone."""
     usage = Usage(Normalisation(feature_mean=(0.0,), feature_std=(1.0,)), ("displacement_z",), ("temperature",))
     surrogate = Surrogate(Pointwise(4, 1), usage, ModelSpec(POINTWISE)).eval().to("meta")
     for points in (POINTS, POINTS.astype(np.float32), torch.from_numpy(POINTS)):
@@ -54,7 +54,7 @@ def test_points_that_are_not_finite_are_refused(wrong: float, dtype: torch.dtype
     assert surrogate(padded, mask=exists)[exists].isfinite().all()
 
 
-def test_numbers_that_are_all_finite_are_nothing_to_speak_of() -> None:
+def test_finite_numbers_give_no_description() -> None:
     assert describe_non_finite(POINTS) == ""
     assert describe_non_finite(np.empty((0, 3))) == ""
 

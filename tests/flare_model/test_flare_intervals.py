@@ -1,4 +1,4 @@
-"""Intervals by split conformal prediction: as often inside as they say, narrower than constant ones, kept and shown."""
+"""Intervals by split conformal prediction: their coverage, their widths against constant ones, files and output."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ from lpbf_data.durable import sha256_of_file
 from lpbf_data.errors import LpbfError, SchemaError, StoreError
 from lpbf_data.stores.manifest import MANIFEST_NAME, decode_manifest, encode_manifest
 from pipelines.build import build
-from tests.flare_model.flare_support import go, write_cases
+from tests.flare_model.flare_support import run_training, write_cases
 
 NORM = Normalisation(target_mean=(0.0, 80.0), target_std=(0.1, 20.0))
 COLUMNS = ("displacement_z", "build_clearance_min")
 
 
-def made_up(count: int, seed: int, *, bodies: int = 1, alike: bool = False) -> list[PartResiduals]:
-    """Parts whose errors are about a tenth of their size, which is spread over a factor of fifty, or are all alike."""
+def random_parts(count: int, seed: int, *, bodies: int = 1, alike: bool = False) -> list[PartResiduals]:
+    """Parts with errors of a tenth of their displacements, which range over a factor of 50, or with equal errors."""
     draw, found = np.random.default_rng(seed), []
     for number in range(count):
         size, points = float(np.exp(draw.uniform(-4, 0))), draw.uniform(0, 20, (int(draw.integers(20, 90)), 3))
@@ -85,13 +85,13 @@ def test_the_quantile_is_the_least_score_that_enough_designs_stay_below(
     assert found == (min(enough) if enough else np.inf)
 
 
-def test_intervals_hold_as_often_as_they_say_whatever_the_parts() -> None:
+def test_intervals_have_their_stated_coverage() -> None:
     """Over many draws of calibration and new parts, which are exchangeable: at least 90 %, and hardly more."""
     points, parts = [], []
     for seed in range(25):
-        intervals = calibrate(made_up(45, seed), 0.9, "")
+        intervals = calibrate(random_parts(45, seed), 0.9, "")
         assert isinstance(intervals, Intervals)
-        found = coverage(intervals, made_up(60, 1000 + seed), {})["displacement_z"]
+        found = coverage(intervals, random_parts(60, 1000 + seed), {})["displacement_z"]
         points.append(found["points_inside"])
         parts.append(found["parts_inside"])
     for shares in (points, parts):
@@ -99,11 +99,11 @@ def test_intervals_hold_as_often_as_they_say_whatever_the_parts() -> None:
         assert 0.9 - 3 * error <= np.mean(shares) <= 0.9 + 1 / 31 + 3 * error
 
 
-def test_a_scale_that_knows_the_error_makes_intervals_narrow() -> None:
-    intervals = calibrate(made_up(300, 1, bodies=2), 0.9, "")
+def test_a_scale_that_predicts_the_errors_makes_intervals_narrow() -> None:
+    intervals = calibrate(random_parts(300, 1, bodies=2), 0.9, "")
     assert isinstance(intervals, Intervals)
     assert intervals.designs == 150
-    found = coverage(intervals, made_up(200, 2), {f"2-{i}": "arch" if i % 2 else "box" for i in range(150)})
+    found = coverage(intervals, random_parts(200, 2), {f"2-{i}": "arch" if i % 2 else "box" for i in range(150)})
     for column in COLUMNS:
         assert found[column]["holds"]
         assert found[column]["over_constant_width"] < 0.75
@@ -114,20 +114,20 @@ def test_a_scale_that_knows_the_error_makes_intervals_narrow() -> None:
     assert ratio == pytest.approx(20, rel=0.3)
 
 
-def test_a_scale_that_knows_nothing_does_no_harm() -> None:
-    """Where errors are the same everywhere, so is the width, but for what few designs can't rule out."""
-    intervals = calibrate(made_up(90, 3, alike=True), 0.9, "")
+def test_a_scale_that_predicts_nothing_makes_intervals_no_wider() -> None:
+    """Where errors are the same everywhere, so are the widths, up to what few designs can't rule out."""
+    intervals = calibrate(random_parts(90, 3, alike=True), 0.9, "")
     assert isinstance(intervals, Intervals)
-    found = coverage(intervals, made_up(60, 4, alike=True), {})["displacement_z"]
+    found = coverage(intervals, random_parts(60, 4, alike=True), {})["displacement_z"]
     assert found["over_constant_width"] == pytest.approx(1, abs=0.05)
     assert found["half_width"] == pytest.approx(1.645 * 0.02, rel=0.05)  # 90 % of a normal distribution
 
 
 def test_large_parts_have_intervals_of_their_own_where_enough_designs_are_large(tmp_path: Path) -> None:
-    """Parts of 20,000 points, one in six, are off by thrice as much: 90 % of them are to lie inside as well."""
+    """Parts of 20,000 points, one in six, have three times the errors: of them 90 % have to lie inside as well."""
 
     def of_both_sizes(count: int, seed: int) -> list[PartResiduals]:
-        found = made_up(count, seed)
+        found = random_parts(count, seed)
         return [
             replace(
                 part,
@@ -157,8 +157,8 @@ def test_large_parts_have_intervals_of_their_own_where_enough_designs_are_large(
     assert few.column_interval("displacement_z", 20_000) == few.column_interval("displacement_z", 2_000)
 
 
-def plates(count: int, seed: int) -> list[PartResiduals]:
-    """Parts that shrink towards their middle: either side may be the farther one, by a hundredth of what it moves."""
+def shrinking_parts(count: int, seed: int) -> list[PartResiduals]:
+    """Parts that shrink towards their middle: which side moves farther depends on a hundredth of the displacement."""
     draw, found = np.random.default_rng(seed), []
     columns = ("displacement_x", "displacement_y", "displacement_z")
     norm = Normalisation(target_mean=(0.0,) * 3, target_std=(0.1,) * 3)
@@ -171,9 +171,9 @@ def plates(count: int, seed: int) -> list[PartResiduals]:
     return found
 
 
-def test_an_extreme_that_may_be_on_either_side_has_the_interval_of_its_size() -> None:
-    """The extremes of half of the parts have another sign than predicted: 0.4 apart, and their sizes 0.01."""
-    parts, others = plates(60, 5), plates(60, 6)
+def test_an_extreme_of_uncertain_sign_has_the_interval_of_its_size() -> None:
+    """In half of the parts the extreme has another sign than predicted: values differ by 0.4, their sizes by 0.01."""
+    parts, others = shrinking_parts(60, 5), shrinking_parts(60, 6)
     intervals = calibrate(parts, 0.9, "")
     assert isinstance(intervals, Intervals)
     flipped = [np.subtract(*part.extremes["displacement_x"]) for part in parts]
@@ -186,24 +186,24 @@ def test_an_extreme_that_may_be_on_either_side_has_the_interval_of_its_size() ->
         assert found[column]["peaks_inside"].keys() == {"largest", "least"} | sideways
         assert min(found[column]["peaks_inside"].values()) > 0.8
         assert max(intervals.columns[column].peaks.values()) * 0.2 < 1
-    clearance = calibrate(made_up(60, 5), 0.9, "")
+    clearance = calibrate(random_parts(60, 5), 0.9, "")
     assert isinstance(clearance, Intervals)
     assert clearance.columns["build_clearance_min"].peaks == {}
 
 
-def test_what_intervals_need() -> None:
-    assert calibrate(made_up(8, 0), 0.9, "") == "90% intervals need 9 validation designs, and there are 8"
-    few = calibrate(made_up(9, 0), 0.9, "")
+def test_intervals_need_enough_designs() -> None:
+    assert calibrate(random_parts(8, 0), 0.9, "") == "90% intervals need 9 validation designs, and there are 8"
+    few = calibrate(random_parts(9, 0), 0.9, "")
     assert isinstance(few, Intervals)
     assert few.columns["displacement_z"].coefficients == ()
-    residuals = [np.abs(part.residuals["displacement_z"]) for part in made_up(9, 0)]
+    residuals = [np.abs(part.residuals["displacement_z"]) for part in random_parts(9, 0)]
     assert few.columns["displacement_z"].constant == pytest.approx(max(map(np.max, residuals)))
     assert [min_designs(level) for level in (0.5, 0.8, 0.9, 0.95, 0.99)] == [1, 4, 9, 19, 99]
 
 
 @given(st.floats(0.01, 100), st.integers(0, 2**31))
-def test_the_scale_sees_predictions_alone_up_to_their_unit(factor: float, seed: int) -> None:
-    """A prediction and a deviation of the training in another unit are the same to the residual model."""
+def test_the_scale_does_not_depend_on_the_unit_of_predictions(factor: float, seed: int) -> None:
+    """Predictions and standard deviations in another unit give the same inputs of the residual model."""
     draw = np.random.default_rng(seed)
     points, values = draw.uniform(0, 9, (7, 3)), draw.normal(size=(7, 1))
     plain = regressors(points, None, values, 0, Normalisation(target_std=(0.3,)))
@@ -212,7 +212,7 @@ def test_the_scale_sees_predictions_alone_up_to_their_unit(factor: float, seed: 
     assert np.isfinite(regressors(points, None, 0 * values, 0, Normalisation())).all()
 
 
-def test_intervals_on_disk(tmp_path: Path) -> None:
+def test_intervals_are_read_as_written_or_refused(tmp_path: Path) -> None:
     assert read_intervals(tmp_path) is None
     intervals = Intervals(
         0.9, "abc", {"displacement_z": ColumnInterval((0.1, 0.2), 1.0, 2.0, 0.05, {"least": 3.0})}, 40
@@ -230,7 +230,7 @@ def test_intervals_on_disk(tmp_path: Path) -> None:
         read_intervals(tmp_path)
 
 
-def test_families_come_from_a_table(tmp_path: Path) -> None:
+def test_families_are_read_from_a_table(tmp_path: Path) -> None:
     (tmp_path / "families.csv").write_text("case_id,family\n1_a_1,arch\n")
     assert read_families(str(tmp_path / "families.csv")) == {"1_a_1": "arch"}
     assert read_families(None) == {}
@@ -241,19 +241,19 @@ def test_families_come_from_a_table(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run of two targets, judged on a data set of nine validation designs."""
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of two targets, evaluated on a data set of nine validation designs."""
     root = tmp_path_factory.mktemp("sure")
     data = str(root / "lpbf")
     cases = write_cases(root / "cases", 16)
     assert build([str(cases)], out=data, workers=0, splits="train=4,validation=9,test=3", no_report=True) == 0
-    run = go(data, root / "run", targets=["displacement", "build_clearance_min"], features=["solid_above"])
+    run = run_training(data, root / "run", targets=["displacement", "build_clearance_min"], features=["solid_above"])
     assert evaluate(str(run), data, worst=0) == 0
     return run, data
 
 
-def test_an_evaluation_keeps_intervals_and_tells_how_often_they_hold(judged: tuple[Path, str]) -> None:
-    run, _ = judged
+def test_an_evaluation_writes_intervals_and_their_coverage(evaluated: tuple[Path, str]) -> None:
+    run, _ = evaluated
     intervals = read_intervals(run)
     assert intervals is not None
     assert intervals == read_intervals(run / "evaluation/test")
@@ -266,8 +266,8 @@ def test_an_evaluation_keeps_intervals_and_tells_how_often_they_hold(judged: tup
     assert both["relative_l2"] == pytest.approx(np.mean(scores))
 
 
-def test_threshold_and_intervals_predict_the_validation_split_once(judged: tuple[Path, str]) -> None:
-    run, data = judged
+def test_threshold_and_intervals_predict_the_validation_split_once(evaluated: tuple[Path, str]) -> None:
+    run, data = evaluated
     surrogate, test, calls = from_pretrained(run), Split(data, "test"), []
     surrogate.register_forward_hook(lambda *_: calls.append(1))
     _, risks = judge(surrogate, test)
@@ -282,8 +282,8 @@ def test_threshold_and_intervals_predict_the_validation_split_once(judged: tuple
     assert once == alone
 
 
-def test_families_come_from_the_manifest(judged: tuple[Path, str], tmp_path: Path) -> None:
-    _, data = judged
+def test_families_are_read_from_the_manifest(evaluated: tuple[Path, str], tmp_path: Path) -> None:
+    _, data = evaluated
     assert families_of(Split(data, "test")) == {}
     shutil.copytree(data, tmp_path / "named")
     manifest = decode_manifest((tmp_path / "named" / MANIFEST_NAME).read_bytes())
@@ -294,9 +294,9 @@ def test_families_come_from_the_manifest(judged: tuple[Path, str], tmp_path: Pat
 
 
 def test_a_prediction_comes_with_its_intervals(
-    judged: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    evaluated: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, data = judged
+    run, data = evaluated
     assert predict(str(run), [data], out=str(tmp_path / "out"), pictures=False) == 0
     assert "extreme displacement_z" in capsys.readouterr().out
     intervals, surrogate = read_intervals(run), from_pretrained(run)
@@ -309,7 +309,7 @@ def test_a_prediction_comes_with_its_intervals(
         found, half = (mesh.point_data[f"displacement_{what}"] for what in ("predicted", "half_width"))
         clearance = mesh.point_data["build_clearance_min_predicted"]
         both = np.column_stack([found, clearance])
-        # The wanted half-width without what this small residual model leaves out: its scale is 1.
+        # Of so few designs no residual model is fitted: it has no coefficients.
         assert intervals.columns["displacement_z"].coefficients == ()
         inputs = regressors(mesh.points, None, both, 2, surrogate.usage.normalisation)
         wanted = intervals.columns["displacement_z"].point * intervals.scales("displacement_z", inputs)
@@ -323,10 +323,10 @@ def test_a_prediction_comes_with_its_intervals(
         assert part["build_clearance_min"]["extreme"] == pytest.approx(clearance.min(), rel=1e-6)
 
 
-def test_intervals_of_other_weights_are_left_out_with_a_word(
-    judged: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_intervals_of_other_weights_are_left_out_with_a_warning(
+    evaluated: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, data = judged
+    run, data = evaluated
     other = tmp_path / "run"
     other.mkdir()
     for name in (WEIGHTS_NAME, "config.json", INTERVALS_NAME):
@@ -338,10 +338,10 @@ def test_intervals_of_other_weights_are_left_out_with_a_word(
     assert not (tmp_path / "out" / INTERVALS_NAME).exists()
 
 
-def test_why_there_are_no_intervals_is_said(
-    judged: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_reason_for_missing_intervals_is_printed(
+    evaluated: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, data = judged
+    run, data = evaluated
     evaluate(str(run), data, split="validation", out=str(tmp_path / "validation"), worst=0)
     assert "no intervals: the validation split, from which they come, is the one" in capsys.readouterr().out
     evaluate(str(run), data, coverage=0.95, out=str(tmp_path / "more"), worst=0)

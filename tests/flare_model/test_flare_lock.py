@@ -30,8 +30,8 @@ with locked_run(Path(sys.argv[1])):
 """
 
 
-def train_until_told(run: str, *words: str) -> None:
-    """Train, and stand still after the first step until there is a file beside the run."""
+def train_until_file_exists(run: str, *words: str) -> None:
+    """Train, and wait after the first step until a file `go` exists beside the run."""
     plain = Trainer._after_step
 
     def after_step(self: Trainer) -> None:
@@ -43,23 +43,23 @@ def train_until_told(run: str, *words: str) -> None:
     command("flare_model.train", *words)
 
 
-def train_in_a_hurry(*words: str) -> None:
-    """Train, and wait for no other process."""
+def train_without_waiting(*words: str) -> None:
+    """Train, and don't wait for a process that holds the lock."""
     flare_model.training.run_lock.locked_run = partial(locked_run, patience=0)  # type: ignore[assignment]
     command("flare_model.train", *words)
 
 
 def test_two_processes_with_one_folder_train_once(box_dataset: str, tmp_path: Path) -> None:
-    """As of a job that was submitted twice: one trains to the end, the other is told who does."""
+    """As of a job that was submitted twice: one trains to the end, the other's error names the process that does."""
     run = tmp_path / "run"
     words = ["--data", box_dataset, "--out", str(run), "--recipe.epochs", "2", "--accelerator", "cpu"]
     sizes = ["--model.config.channels", "8", "--model.config.num_heads", "2", "--model.config.num_blocks", "1"]
-    first = Program(train_until_told, tmp_path / "first", str(run), *words, *sizes)
+    first = Program(train_until_file_exists, tmp_path / "first", str(run), *words, *sizes)
     while not (run / HOLDER_NAME).exists():
         assert first.running(), first.text()
         time.sleep(0.01)
-    # It holds the folder for as long as the other takes.
-    second = Program(train_in_a_hurry, tmp_path / "second", *words, *sizes)
+    # The first process holds the lock until the second has ended.
+    second = Program(train_without_waiting, tmp_path / "second", *words, *sizes)
     assert second.end() == 1
     (run.parent / "go").touch()
     assert first.end() == 0, first.text()
@@ -71,8 +71,8 @@ def test_two_processes_with_one_folder_train_once(box_dataset: str, tmp_path: Pa
     assert not (run / HOLDER_NAME).exists()
 
 
-def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
-    """However that ends; what it left to say who it was misleads nobody."""
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    """However the process ends; the file that names it is then replaced."""
     with subprocess.Popen([sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
@@ -87,7 +87,7 @@ def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
     assert not (tmp_path / HOLDER_NAME).exists()
 
 
-def test_whoever_waits_a_moment_gets_it(tmp_path: Path) -> None:
+def test_a_process_that_waits_gets_the_lock(tmp_path: Path) -> None:
     """Processes that read ahead for one that was killed hold its lock for some seconds more."""
     code = HOLDING.replace("600", "1")
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
@@ -110,12 +110,12 @@ def test_whoever_waits_a_moment_gets_it(tmp_path: Path) -> None:
         ("", False),
     ],
 )
-def test_locks_that_other_machines_do_not_see(line: str, local: bool) -> None:
+def test_locks_that_other_machines_do_not_see_are_recognised(line: str, local: bool) -> None:
     mounts = f"/dev/sda1 / ext4 rw 0 0\n{line}\n/dev/sdb1 /home ext4 rw 0 0\n"
     assert is_local_lock(Path("/data/runs/first"), mounts) is local
 
 
-def test_a_local_lock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_lock_gets_a_remark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = tmp_path / "mounts"
     told.write_text(f"server:/x {tmp_path}/a\\040b nfs rw,nolock 0 0\n")
     monkeypatch.setattr("flare_model.training.run_lock._MOUNTS", told)

@@ -1,4 +1,4 @@
-"""Names that look like a console's markup are printed as they are, by the commands that train and that look inside."""
+"""Folders whose names look like console markup are printed unchanged by `train` and `spectrum`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 
 from flare_model.spectrum import spectrum
 from flare_model.training.recipe import Recipe
-from tests.flare_model.flare_support import go
+from tests.flare_model.flare_support import run_training
 
 
-def test_folders_with_marks_are_printed_as_they_are(
+def test_folders_named_like_markup_are_printed_unchanged(
     box_dataset: str, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A closing mark raised, and an opening one vanished."""
+    """Taken for markup, a closing tag would raise an error and an opening one would not be printed."""
     out = tmp_path / "case[/b] [bold]"
-    go(box_dataset, out, recipe=Recipe(epochs=1), accelerator="cpu")
+    run_training(box_dataset, out, recipe=Recipe(epochs=1), accelerator="cpu")
     assert f"{out}\n" in capsys.readouterr().out
     found = out / "spectrum [red]"
     assert spectrum(str(trained_run), box_dataset, out=str(found), accelerator="cpu") == 0

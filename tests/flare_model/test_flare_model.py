@@ -1,6 +1,6 @@
-"""Models: parameter counts, attention against explicit matrices, every way to lay meshes out, compiling, exporting.
+"""Models: parameter counts, attention against explicit matrices, every layout of meshes, compiling, exporting.
 
-What is computed in two ways is compared in float64, where rounding and its order say nothing (`tests.rounding`).
+What is computed in two ways is compared in float64, where rounding is far smaller than a fault (`tests.rounding`).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_configurations_have_the_published_sizes(name: str, parameters: int) -> 
     Recipe(**content["recipe"])
 
 
-def test_every_configuration_is_understood() -> None:
+def test_every_configuration_is_valid() -> None:
     assert {"lpbf", "elasticity", "darcy", "airfoil", "pipe", "drivaerml_40k"} <= set(config_names())
     for name in config_names():
         content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
@@ -74,14 +74,16 @@ def test_every_configuration_is_understood() -> None:
         assert isinstance(built_without_memory(ModelSpec(**content["model"])), MeshModel)
 
 
-def test_configurations_go_by_name() -> None:
+def test_names_of_configurations_are_replaced_by_their_files() -> None:
     words = spell_out_config(["--config", "lpbf", "--config=pipe", "--out", "lpbf", "--config", "no/such.yaml"])
     assert words[1] == str(FOLDER / "lpbf.yaml")
     assert words[2] == f"--config={FOLDER / 'pipe.yaml'}"
     assert words[3:] == ["--out", "lpbf", "--config", "no/such.yaml"]
 
 
-def test_a_folder_of_the_name_of_a_configuration_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_named_like_a_configuration_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lpbf").mkdir()
     assert spell_out_config(["--config", "lpbf"]) == ["--config", str(FOLDER / "lpbf.yaml")]
@@ -90,16 +92,14 @@ def test_a_folder_of_the_name_of_a_configuration_is_none(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("words", [["--config", "nothing"], ["--config=nothing"]])
-def test_an_unknown_configuration_lists_those_that_there_are(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_configuration_is_refused_with_a_list(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         spell_out_config(words)
     assert left.value.code == 2
     assert f"--config nothing is neither a file nor one of {', '.join(config_names())}" in capsys.readouterr().err
 
 
-def test_the_models_to_beat_have_the_published_sizes_in_two_dimensions() -> None:
+def test_compared_models_have_the_published_sizes_in_two_dimensions() -> None:
     assert count(Transformer(TransformerConfig(in_dim=2))) == 660_161
     assert count(Transolver(TransolverConfig(in_dim=2))) == 713_665
 
@@ -122,11 +122,11 @@ def test_impossible_sizes_are_refused(sizes: dict[str, Any], words: str) -> None
 
 
 @pytest.mark.parametrize("deviation", [0.02, 0.08])
-def test_weights_start_as_wide_as_asked(deviation: float) -> None:
+def test_first_weights_have_the_configured_deviation(deviation: float) -> None:
     model = Flare(FlareConfig(num_blocks=2, initial_deviation=deviation))
     weights = torch.cat([m.weight.flatten() for m in model.modules() if isinstance(m, torch.nn.Linear)])
     assert float(weights.detach().std()) == pytest.approx(deviation, rel=0.02)
-    assert Flare(FlareConfig()).config.initial_deviation == 0.02  # the paper's code
+    assert Flare(FlareConfig()).config.initial_deviation == 0.02  # as in the paper's code
 
 
 def explicit_mix(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -150,8 +150,8 @@ def test_mixing_is_the_product_of_two_softmax_matrices() -> None:
     assert_same(mixed, explicit_mix(queries, keys, values))
 
 
-def test_another_number_of_heads_gives_something_else() -> None:
-    """Heads can't be told from shapes alone: the same channels cut into fewer heads must not pass."""
+def test_another_number_of_heads_gives_another_result() -> None:
+    """Shapes alone don't show the heads: the same channels divided into fewer heads must not give the same."""
     queries, keys, values = sample(4, 5, 2), sample(9, 4, 2), sample(9, 4, 2)
     wanted = explicit_mix(queries, keys, values).flatten(1)
     fewer = queries.view(2, 2, 5, 2).transpose(1, 2).reshape(2, 5, 4)
@@ -162,7 +162,7 @@ def test_another_number_of_heads_gives_something_else() -> None:
     assert (wrong - wanted).abs().max() > 1e-2
 
 
-def test_the_flare_mixer_is_its_matrices_between_its_networks() -> None:
+def test_the_flare_mixer_applies_its_matrices_between_its_networks() -> None:
     model = tiny_flare().double()
     mixer = model.blocks[0].mixer
     x = sample(11, 16)
@@ -180,7 +180,7 @@ def test_self_attention_is_its_softmax_matrix() -> None:
     assert_same(attention(x[None], Layout())[0], attention.leave(torch.cat(heads, dim=1)))
 
 
-def test_physics_attention_is_slicing_attending_and_taking_back() -> None:
+def test_physics_attention_slices_attends_and_deslices() -> None:
     attention = PhysicsAttention(8, 2, 3).double()
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter)
@@ -202,12 +202,12 @@ MODELS = {
     "transformer": lambda: Transformer(TransformerConfig(**SIZES)).eval(),
     "transolver": lambda: Transolver(TransolverConfig(**SIZES, num_slices=4)).eval(),
 }
-# What PyTorch makes of a model whole: FLARE's in the fast suite, those that it is compared with in the slow one.
-OURS_FIRST = ["flare", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != "flare")]
+# Exports in the fast suite: of FLARE; the models that it is compared with are exported in the slow one.
+FLARE_FAST_OTHERS_SLOW = ["flare", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != "flare")]
 
 
 def in_double(name: str) -> torch.nn.Module:
-    """A model that computes in float64, of the same weights each time."""
+    """A model in float64, with the same weights each time."""
     torch.manual_seed(0)
     return MODELS[name]().double()
 
@@ -218,8 +218,8 @@ def output_and_gradients(model: torch.nn.Module, *inputs: Tensor | None) -> list
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_float32_adds_what_rounding_adds(name: str) -> None:
-    """Output and every gradient, one layout of each: the errors are those that are drawn from float32's epsilon."""
+def test_errors_of_float32_are_those_of_rounding(name: str) -> None:
+    """Output and every gradient, of a single mesh and of joined ones, against errors drawn from float32's epsilon."""
     exact, points = in_double(name), sample(31, 3).float()
     model = copy.deepcopy(exact).float()
     for inputs in ((points,), (points, None, torch.tensor([0, 9, 31]))):
@@ -233,7 +233,7 @@ def test_float32_adds_what_rounding_adds(name: str) -> None:
 @settings(max_examples=12, deadline=None)
 @given(sizes=st.lists(st.integers(1, 12), min_size=1, max_size=4))
 def test_joined_padded_and_single_meshes_give_the_same(name: str, sizes: list[int]) -> None:
-    """Lists of like sizes are padded inside, lists of unlike sizes taken one by one."""
+    """Joined meshes of similar sizes are padded inside, others computed one by one."""
     model = in_double(name)
     points = sample(sum(sizes), 3)
     offsets = torch.tensor([0, *itertools.accumulate(sizes)])
@@ -267,7 +267,7 @@ def test_points_may_come_in_any_order(name: str) -> None:
         assert_same(model(points[order]), model(points)[order])
 
 
-def test_features_are_told_beside_the_points() -> None:
+def test_features_are_appended_to_the_points() -> None:
     model = tiny_flare(in_dim=5).double()
     points, features = sample(7, 3), sample(7, 2)
     with torch.no_grad():
@@ -288,7 +288,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 
 def compiled(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """A model of one block in float64, and the same compiled; `fullgraph` refuses any break."""
+    """A model of one block in float64, and the same compiled; `fullgraph` raises an error at a graph break."""
     torch.compiler.reset()
     model = in_double(name)
     del model.blocks[1:]
@@ -329,7 +329,7 @@ def test_compiling_padded_meshes_breaks_no_graph() -> None:
 
 
 @pytest.mark.slow
-def test_the_compiled_code_gives_the_same() -> None:
+def test_compiled_code_gives_the_same_predictions() -> None:
     model = tiny_flare().double()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     for size in (24, 31):
@@ -338,7 +338,7 @@ def test_the_compiled_code_gives_the_same() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_exporting_keeps_the_number_of_points_open(name: str) -> None:
+def test_an_exported_model_takes_any_number_of_points(name: str) -> None:
     model = in_double(name)
     shapes = {"points": {0: torch.export.Dim("points", min=2)}}
     program = torch.export.export(model, (sample(12, 3),), dynamic_shapes=shapes)
@@ -346,8 +346,8 @@ def test_exporting_keeps_the_number_of_points_open(name: str) -> None:
     assert_same(program.module()(points), model(points))
 
 
-@pytest.mark.parametrize("name", OURS_FIRST)
-def test_exporting_keeps_numbers_of_points_and_meshes_open(name: str) -> None:
+@pytest.mark.parametrize("name", FLARE_FAST_OTHERS_SLOW)
+def test_an_exported_model_takes_any_numbers_of_points_and_meshes(name: str) -> None:
     """Joined and padded, of other numbers than it was exported with."""
     model = in_double(name)
     points, meshes = torch.export.Dim("points", min=8), torch.export.Dim("meshes", min=3)
@@ -372,8 +372,8 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_mixed_precision_keeps_coordinates_and_predictions_in_full(name: str) -> None:
-    """Points 0.003 mm apart in a part 60 mm long: in 16 bits throughout they would fall together."""
+def test_mixed_precision_keeps_coordinates_and_predictions_in_float32(name: str) -> None:
+    """Points 0.003 mm apart in a part 60 mm long: rounded to 16 bits they would coincide."""
     model = MODELS[name]()
     points = torch.zeros(400, 3)
     points[:, 0] = torch.linspace(0.5, 0.52, 400)
@@ -400,7 +400,7 @@ def saved_bytes(model: torch.nn.Module, points: Tensor) -> int:
     return total
 
 
-def test_activation_checkpointing_keeps_less() -> None:
+def test_activation_checkpointing_saves_memory() -> None:
     model, points = tiny_flare(num_blocks=4), torch.randn(1, 200, 3)
     plain = saved_bytes(model, points)
     model.activation_checkpointing = True

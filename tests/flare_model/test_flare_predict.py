@@ -1,4 +1,4 @@
-"""Prediction: the numbers that the model gives, from every kind of input, with truth and warnings where they belong."""
+"""Prediction from every kind of input: the model's numbers, with truth and error where they are known, and warnings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.rounding import PREDICTIONS, SINGLE, assert_same_predictions
 
 @pytest.fixture
 def predicted(box_dataset: str, trained_run: Path, tmp_path: Path) -> Path:
-    """Predictions on the test split."""
+    """A folder with predictions on the test split."""
     assert predict(str(trained_run), [box_dataset], out=str(tmp_path / "predicted")) == 0
     return tmp_path / "predicted"
 
@@ -58,7 +58,7 @@ def test_a_data_set_is_predicted_with_truth_and_error(box_dataset: str, trained_
         assert np.abs(mesh.point_data["displacement_z_error"] - error).max() <= bound + SINGLE * np.abs(error).max()
 
 
-def test_a_mesh_gives_what_the_case_gave(predicted: Path, trained_run: Path, tmp_path: Path) -> None:
+def test_a_mesh_file_gives_the_prediction_of_its_case(predicted: Path, trained_run: Path, tmp_path: Path) -> None:
     source = next(predicted.glob("*.vtu"))
     mesh = meshio.read(source)
     bare = tmp_path / "bare.vtu"
@@ -72,7 +72,7 @@ def test_a_mesh_gives_what_the_case_gave(predicted: Path, trained_run: Path, tmp
     assert set(alone.point_data) == {name}
 
 
-def test_one_case_by_its_id(
+def test_one_case_is_chosen_by_its_id(
     box_dataset: str, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     case_id = load_dataset(box_dataset, "train").case_ids[3]
@@ -83,7 +83,7 @@ def test_one_case_by_its_id(
     assert "no case 'nobody'" in capsys.readouterr().err
 
 
-def test_a_folder_goes_on_behind_a_broken_file(
+def test_a_broken_file_does_not_stop_the_prediction_of_a_folder(
     predicted: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "folder"
@@ -100,7 +100,7 @@ def test_a_folder_goes_on_behind_a_broken_file(
     assert "b_triangles.vtu holds triangle; only hexahedral meshes" in said
 
 
-def test_a_part_unlike_the_training_is_predicted_with_a_warning(
+def test_a_part_outside_of_the_envelope_is_predicted_with_a_warning(
     predicted: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mesh = meshio.read(next(predicted.glob("*.vtu")))
@@ -133,7 +133,7 @@ def test_a_case_of_another_material_is_predicted_with_a_warning(
 def test_a_netfabb_result_is_predicted_with_its_truth(
     trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reader comes through an entry point, as an installed package brings it."""
+    """The reader is found by an entry point, as of an installed package."""
     reader = EntryPoint("ensight", "pipelines.ensight", "flare_model.mesh_readers")
     monkeypatch.setattr(flare_model.prediction.parts, "entry_points", lambda group: [reader])
     root = write_part(tmp_path / "cases", Part("200000_22b839a0_1", cell=(6.0, 6.0, 12.0), shape=(2, 2, 2)))
@@ -198,7 +198,7 @@ def test_a_surface_has_as_many_points_as_parts_of_the_training(trained_run: Path
         ("metres.stl", "metres.stl: the part is 0.012 mm high, less than half of a powder layer of 0.04 mm"),
     ],
 )
-def test_what_is_no_part_is_refused(
+def test_sources_that_are_no_parts_are_refused(
     trained_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], source: str, words: str
 ) -> None:
     (tmp_path / "text.txt").write_text("x")
@@ -262,7 +262,7 @@ def test_a_truth_that_is_not_finite_is_left_out(
     assert (tmp_path / "out/odd_displacement_z.png").exists()
 
 
-def test_a_part_whose_picture_can_not_be_drawn_leaves_nothing(
+def test_a_part_whose_picture_can_not_be_drawn_leaves_no_files(
     box_dataset: str, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = load_dataset(box_dataset, "test").case_ids[0]
@@ -314,7 +314,9 @@ def test_a_hub_id_and_the_published_layout_are_predicted_on(
                 np.testing.assert_array_equal(mesh.point_data["displacement_z"], case.fields["displacement"][:, 2])
 
 
-def test_a_folder_of_several_seeds_asks_for_one(box_dataset: str, trained_run: Path, tmp_path: Path) -> None:
+def test_a_folder_of_several_seeds_is_refused_with_the_name_of_one(
+    box_dataset: str, trained_run: Path, tmp_path: Path
+) -> None:
     for seed in (0, 1):
         shutil.copytree(trained_run, tmp_path / f"runs/seed-{seed}")
     words = f"runs holds the runs of 2 seeds; name one of them, such as {tmp_path / 'runs/seed-0'}"

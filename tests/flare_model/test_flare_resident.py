@@ -1,4 +1,4 @@
-"""Training cases that stay on the device: the batches, the losses and the position of a loader's."""
+"""Training cases that stay on the device: batches, losses and position are those of a loader."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from flare_model.data.point_fields import resolve_inputs, resolve_targets
 from flare_model.data.splits import Split, open_loader
 from flare_model.training.resident_cases import ResidentCases
 from lpbf_data.errors import UsageError
-from tests.flare_model.flare_support import LEARNING, assert_same_losses, go
+from tests.flare_model.flare_support import LEARNING, assert_same_losses, run_training
 
 
 @pytest.mark.parametrize("symmetries", [True, False])
 def test_batches_are_those_of_the_loader(box_dataset: str, symmetries: bool) -> None:
-    """Bit by bit, over epochs, with a budget of points, components out of order and vectors among the features."""
+    """The same bits over several epochs, with a budget of points, components out of order and vectors as features."""
     targets = resolve_targets(["displacement_y", "build_clearance_min", "displacement_x"], "")
     features = resolve_inputs(["part_above", "slice_radius", "part_offset_x", "section_centroid"], "")
     split = Split(box_dataset, "train", (*targets, *features))
@@ -37,14 +37,14 @@ def test_batches_are_those_of_the_loader(box_dataset: str, symmetries: bool) -> 
     assert seen > 3
 
 
-def test_a_run_has_the_losses_of_one_that_reads(box_dataset: str, tmp_path: Path) -> None:
+def test_a_run_has_the_losses_of_one_that_reads_cases_from_disk(box_dataset: str, tmp_path: Path) -> None:
     folders = [
-        go(box_dataset, tmp_path / name, recipe=LEARNING, symmetries=True, resident=resident)
+        run_training(box_dataset, tmp_path / name, recipe=LEARNING, symmetries=True, resident=resident)
         for name, resident in (("read", False), ("kept", True))
     ]
     assert_same_losses(*folders)
 
 
-def test_thinned_cases_cannot_stay(box_dataset: str, tmp_path: Path) -> None:
+def test_thinned_cases_can_not_stay_on_the_device(box_dataset: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="thin_to"):
-        go(box_dataset, tmp_path / "run", resident=True, thin_to=5)
+        run_training(box_dataset, tmp_path / "run", resident=True, thin_to=5)

@@ -20,7 +20,15 @@ from flare_model.training.settings import changes
 from flare_model.training.training_checkpoint import latest_state
 from lpbf_data.errors import StoreError, UsageError
 from pipelines.build import build
-from tests.flare_model.flare_support import LEARNING, TINY, assert_same_losses, go, kill, losses, write_cases
+from tests.flare_model.flare_support import (
+    LEARNING,
+    TINY,
+    assert_same_losses,
+    losses,
+    run_training,
+    train_until_killed,
+    write_cases,
+)
 from tests.forked import Program, command, end_all
 from tests.lpbf_data.launch_support import torchrun_variables
 from tests.rounding import LOSSES, WEIGHTS
@@ -28,21 +36,21 @@ from tests.rounding import LOSSES, WEIGHTS
 
 def test_a_finished_run_is_not_trained_again(trained_run: Path, box_dataset: str) -> None:
     before = (trained_run / "model.safetensors").stat().st_mtime_ns
-    go(box_dataset, trained_run, recipe=LEARNING)
+    run_training(box_dataset, trained_run, recipe=LEARNING)
     assert (trained_run / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_run_killed_anywhere_goes_on_number_for_number(box_dataset: str, tmp_path: Path) -> None:
-    """Killed between checkpoints, then while one was being written, then finished: the same digits."""
+def test_a_run_killed_anywhere_resumes_exactly(box_dataset: str, tmp_path: Path) -> None:
+    """Killed between checkpoints, then while one was being written, then finished: every logged number is the same."""
     recipe = Recipe(epochs=5, accumulate=2, ema_decay=0.8)
-    whole = go(box_dataset, tmp_path / "whole", recipe=recipe, checkpoint_every=3)
+    whole = run_training(box_dataset, tmp_path / "whole", recipe=recipe, checkpoint_every=3)
     cut = tmp_path / "cut"
     for step, writing, left in ((5, False, 3), (12, True, 9)):
-        kill(box_dataset, cut, step, recipe, writing=writing, checkpoint_every=3)
+        train_until_killed(box_dataset, cut, step, recipe, writing=writing, checkpoint_every=3)
         latest = latest_state(cut)
         assert latest is not None
         assert latest.name == f"step-{left:08d}"
-    go(box_dataset, cut, recipe=recipe, checkpoint_every=3)
+    run_training(box_dataset, cut, recipe=recipe, checkpoint_every=3)
     assert len(losses(whole)) == 20
     assert losses(cut) == losses(whole)
     assert (cut / "validation.csv").read_text() == (whole / "validation.csv").read_text()
@@ -50,20 +58,20 @@ def test_a_run_killed_anywhere_goes_on_number_for_number(box_dataset: str, tmp_p
     assert [p.name for p in (cut / "checkpoints").iterdir()] == ["step-00000020"]
 
 
-def test_a_killed_run_finds_its_place_in_data_that_workers_read_ahead(box_dataset: str, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_exactly_in_data_that_workers_read_ahead(box_dataset: str, tmp_path: Path) -> None:
     """Cases thinned at random by a process that reads ahead: the same cases, the same points of them."""
     options = {"checkpoint_every": 3, "num_workers": 1, "thin_to": 12}
-    whole = go(box_dataset, tmp_path / "whole", **options)
-    kill(box_dataset, tmp_path / "cut", 5, Recipe(epochs=2), **options)
-    assert losses(go(box_dataset, tmp_path / "cut", **options)) == losses(whole)
-    assert losses(whole) != losses(go(box_dataset, tmp_path / "other", **options | {"thin_to": 13}))
+    whole = run_training(box_dataset, tmp_path / "whole", **options)
+    train_until_killed(box_dataset, tmp_path / "cut", 5, Recipe(epochs=2), **options)
+    assert losses(run_training(box_dataset, tmp_path / "cut", **options)) == losses(whole)
+    assert losses(whole) != losses(run_training(box_dataset, tmp_path / "other", **options | {"thin_to": 13}))
 
 
 def test_a_changed_run_is_not_continued(box_dataset: str, trained_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--recipe.learning_rate: 0.005 → 0.5"):
-        go(box_dataset, trained_run, recipe=replace(LEARNING, learning_rate=0.5))
+        run_training(box_dataset, trained_run, recipe=replace(LEARNING, learning_rate=0.5))
     with pytest.raises(UsageError, match=r"init_args.config.num_blocks: 1 → 3"):
-        go(
+        run_training(
             box_dataset,
             trained_run,
             model={"class_path": "Flare", "init_args": {"config": {"num_blocks": 3}}},
@@ -72,13 +80,13 @@ def test_a_changed_run_is_not_continued(box_dataset: str, trained_run: Path, tmp
     other = tmp_path / "lpbf"
     build([str(write_cases(tmp_path / "cases", 6))], out=str(other), workers=0, formats=["parquet"], no_report=True)
     with pytest.raises(UsageError, match="another data set"):
-        go(str(other), trained_run, recipe=LEARNING)
+        run_training(str(other), trained_run, recipe=LEARNING)
 
 
-def test_a_folder_with_something_else_is_left_alone(box_dataset: str, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused_and_unchanged(box_dataset: str, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(UsageError, match="holds something else than a run"):
-        go(box_dataset, tmp_path)
+        run_training(box_dataset, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -87,14 +95,14 @@ def test_one_run_and_runs_of_several_seeds_have_folders_of_their_own(
 ) -> None:
     before = sorted(p.name for p in trained_run.iterdir())
     with pytest.raises(UsageError, match="holds a single run; give another --out for several seeds"):
-        go(box_dataset, trained_run, seed=[0, 1], recipe=LEARNING)
+        run_training(box_dataset, trained_run, seed=[0, 1], recipe=LEARNING)
     assert sorted(p.name for p in trained_run.iterdir()) == before
     (tmp_path / "seed-0").mkdir()
     with pytest.raises(UsageError, match="holds several runs, one for each seed; give another --out"):
-        go(box_dataset, tmp_path)
+        run_training(box_dataset, tmp_path)
 
 
-def test_differences_are_named() -> None:
+def test_changed_options_are_listed() -> None:
     assert changes({"a": 1, "b": {"c": [1], "d": 2}}, {"b": {"c": [2], "d": 2}, "e": 0}) == [
         "--a: 1 → None",
         "--b.c: [1] → [2]",
@@ -102,7 +110,7 @@ def test_differences_are_named() -> None:
     ]
 
 
-def torchrun(words: list[str]) -> None:
+def train_by_torchrun(words: list[str]) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*launcher, "-m", "flare_model.train", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -110,8 +118,8 @@ def torchrun(words: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def two_nodes(words: list[str], said: Path) -> None:
-    """One process on each, with the variables that torchrun sets."""
+def train_on_two_nodes(words: list[str], said: Path) -> None:
+    """Train by one process on each of two nodes, with the variables that torchrun sets."""
     started = [
         Program(command, said, "flare_model.train", *words, environment=os.environ | variables)
         for variables in torchrun_variables(2, nodes=2)
@@ -120,10 +128,14 @@ def two_nodes(words: list[str], said: Path) -> None:
 
 
 @pytest.mark.parametrize(("nodes", "loss"), [pytest.param(1, "mse", marks=pytest.mark.slow), (2, "relative_l2")])
-def test_two_processes_make_the_steps_of_one(box_dataset: str, tmp_path: Path, nodes: int, loss: Any) -> None:
-    """Half of the cases of each batch on either process, of one node or of two, and unlike numbers of points: the same
-    cases, losses and weights."""
-    single = go(box_dataset, tmp_path / "single", recipe=Recipe(epochs=3, batch_size=4, loss=loss), accelerator="cpu")
+def test_two_processes_take_the_steps_of_one(box_dataset: str, tmp_path: Path, nodes: int, loss: Any) -> None:
+    """Each process, on one node or on two, has half of the cases of each batch, with different numbers of points.
+
+    Losses, weights and validation errors are the same.
+    """
+    single = run_training(
+        box_dataset, tmp_path / "single", recipe=Recipe(epochs=3, batch_size=4, loss=loss), accelerator="cpu"
+    )
     options = {
         "data": box_dataset,
         "out": str(tmp_path / "both"),
@@ -135,9 +147,9 @@ def test_two_processes_make_the_steps_of_one(box_dataset: str, tmp_path: Path, n
     options |= {f"model.config.{name}": value for name, value in TINY["init_args"]["config"].items()}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     if nodes == 1:
-        torchrun(words)
+        train_by_torchrun(words)
     else:
-        two_nodes(words, tmp_path / "said")
+        train_on_two_nodes(words, tmp_path / "said")
     assert_same_losses(tmp_path / "both", single)
     weights, alone = (from_pretrained(f).model.state_dict() for f in (tmp_path / "both", single))
     for name, values in weights.items():
@@ -146,7 +158,7 @@ def test_two_processes_make_the_steps_of_one(box_dataset: str, tmp_path: Path, n
     assert errors == pytest.approx(others, rel=LOSSES)
 
 
-def test_tables_go_on_where_the_checkpoint_was(tmp_path: Path) -> None:
+def test_tables_continue_at_the_step_of_the_checkpoint(tmp_path: Path) -> None:
     log = RunLog(tmp_path, 0)
     for step in range(1, 6):
         log.write("training.csv", {"step": step, "loss": step / 10, "learning_rate": 0.1})
@@ -160,40 +172,40 @@ def test_tables_go_on_where_the_checkpoint_was(tmp_path: Path) -> None:
     assert read_table(tmp_path / "none.csv") == {}
 
 
-def test_symmetries_change_what_is_seen_and_nothing_else(box_dataset: str, tmp_path: Path) -> None:
+def test_symmetries_change_the_training_cases_and_nothing_else(box_dataset: str, tmp_path: Path) -> None:
     plain, turned, again = (
-        go(box_dataset, tmp_path / name, symmetries=symmetries)
+        run_training(box_dataset, tmp_path / name, symmetries=symmetries)
         for name, symmetries in (("plain", False), ("turned", True), ("again", True))
     )
     tables = [read_table(folder / "training.csv")["loss"] for folder in (plain, turned, again)]
     assert tables[0] != tables[1] == tables[2]
     about = [json.loads((folder / "run.json").read_text())["configuration"] for folder in (plain, turned)]
-    assert "symmetries" not in about[0]  # a run of before goes on
+    assert "symmetries" not in about[0]  # so that runs of earlier versions resume
     assert about[1] == about[0] | {"symmetries": True}
     with pytest.raises(UsageError, match="symmetries"):
-        go(box_dataset, tmp_path / "turned")
+        run_training(box_dataset, tmp_path / "turned")
 
 
-def test_what_changed_between_the_starts_of_a_run_is_written_down(
+def test_changes_between_the_starts_of_a_run_are_recorded(
     box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kill(box_dataset, tmp_path, 5, Recipe(epochs=2), checkpoint_every=3)
+    train_until_killed(box_dataset, tmp_path, 5, Recipe(epochs=2), checkpoint_every=3)
     path = tmp_path / "run.json"
     about = json.loads(path.read_text())
     path.write_text(json.dumps(about | {"versions": about["versions"] | {"torch": "1.0"}}))
     monkeypatch.setattr(sys, "argv", ["another", "command"])
-    go(box_dataset, tmp_path, checkpoint_every=3)
+    run_training(box_dataset, tmp_path, checkpoint_every=3)
     (again,) = json.loads(path.read_text())["resumed"]
     assert again["versions"] == about["versions"]
     assert again["command"] != about["command"]
     assert "data" not in again
 
 
-def test_a_state_without_a_part_is_told(box_dataset: str, tmp_path: Path) -> None:
-    kill(box_dataset, tmp_path, 5, Recipe(epochs=2), checkpoint_every=3)
+def test_an_incomplete_training_state_is_refused(box_dataset: str, tmp_path: Path) -> None:
+    train_until_killed(box_dataset, tmp_path, 5, Recipe(epochs=2), checkpoint_every=3)
     latest = latest_state(tmp_path)
     assert latest is not None
     rest = torch.load(latest / "training.pt", weights_only=True)
     torch.save({name: value for name, value in rest.items() if name != "random"}, latest / "training.pt")
     with pytest.raises(StoreError, match=r"can't be read \(KeyError: 'random'\)"):
-        go(box_dataset, tmp_path, checkpoint_every=3)
+        run_training(box_dataset, tmp_path, checkpoint_every=3)

@@ -66,7 +66,7 @@ def test_eigenvalues_are_those_of_the_dense_matrix(chunk: int, monkeypatch: pyte
         np.testing.assert_allclose(ours.eigenvalues, dense.numpy(), atol=SAME, rtol=0)
         values = torch.from_numpy(ours.eigenvalues[:, None, :4])
         assert (matrix @ vectors - vectors * values).norm() <= SAME * vectors.norm()
-        # Of eigenvalues that lie close together, vectors are known the less the closer they lie.
+        # The closer two eigenvalues are, the less accurate are their eigenvectors.
         gap = torch.from_numpy(ours.eigenvalues[:, :1] - ours.eigenvalues[:, 1:2])
         assert ((vectors[:, :, 0] / vectors[:, :1, 0] - 1).abs() <= SAME / gap).all()
 
@@ -81,22 +81,22 @@ def test_scores_of_any_size_give_eigenvalues_from_zero_to_one(scale: float, seed
     points = torch.randn(30, 3, generator=torch.Generator().manual_seed(seed))
     (found,) = spectra(model, points)
     assert np.isfinite(found.eigenvalues).all()
-    # A score that is rounded changes its exponential by the score's size; SAME leaves room for scores to ten thousand.
+    # Rounding a score changes its exponential in proportion to the score; SAME allows for scores up to 10,000.
     assert found.eigenvalues.max() <= 1 + SAME
     assert found.eigenvalues.min() >= -SAME
     np.testing.assert_allclose(found.eigenvalues[:, 0], 1, atol=SAME, rtol=0)
 
 
 def assert_near_formulas(found: list[BlockSpectrum], model: Flare, x: torch.Tensor) -> None:
-    """Of a model in float32 eigenvalues are those of the formulas, but for rounding."""
+    """Assert that eigenvalues of a model in float32 are those of the formulas, up to rounding."""
     wanted = spread(lambda: by_formulas(model, x)[1], torch.float32)
     for ours, values, error in zip(found, *wanted, strict=True):
         assert np.linalg.norm(ours.eigenvalues - values.numpy()) <= 4 * error
 
 
 @torch.no_grad()
-def test_the_forward_pass_is_that_of_the_model() -> None:
-    """Whatever a model's own forward pass does between its blocks, the spectra are those of what its mixers mix."""
+def test_spectra_use_the_forward_pass_of_the_model() -> None:
+    """A subclass may change the forward pass: spectra are those of what its mixers then get."""
 
     class Doubling(Flare):
         def forward(self, points: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
@@ -113,14 +113,14 @@ def test_the_forward_pass_is_that_of_the_model() -> None:
     assert not any(module._forward_pre_hooks for module in (*model.modules(), *other.modules()))
 
 
-def test_features_enter_the_spectra() -> None:
+def test_spectra_take_features_into_account() -> None:
     model, points, features = tiny_flare(in_dim=5), torch.randn(30, 3), torch.randn(30, 2)
     found = spectra(model, points, features)
     with torch.no_grad():
         assert_near_formulas(found, model.double(), torch.cat([points, features], dim=1).double())
 
 
-def test_autocast_is_off(trained_run: Path) -> None:
+def test_spectra_are_the_same_under_autocast(trained_run: Path) -> None:
     model, points = tiny_flare(), torch.randn(30, 3)
     plain = [s.eigenvalues for s in spectra(model, points)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -130,7 +130,7 @@ def test_autocast_is_off(trained_run: Path) -> None:
 
 
 @pytest.mark.usefixtures("drawn_charts")
-def test_the_command_leaves_numbers_and_pictures(
+def test_the_command_writes_numbers_and_pictures(
     box_dataset: str, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert spectrum(str(trained_run), box_dataset, split="train", cases=2, out=str(tmp_path)) == 0
@@ -148,7 +148,9 @@ def test_the_command_leaves_numbers_and_pictures(
     np.testing.assert_array_equal(one["eigenvalue"], table[table["case_id"] == wanted]["eigenvalue"])
 
 
-def test_what_has_no_spectrum_is_refused(box_dataset: str, trained_run: Path, tmp_path: Path) -> None:
+def test_impossible_requests_and_models_without_a_spectrum_are_refused(
+    box_dataset: str, trained_run: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="no case 'nobody'"):
         spectrum(str(trained_run), box_dataset, case=["nobody"], out=str(tmp_path))
     with pytest.raises(UsageError, match="--accelerator must be auto, cpu or gpu, not tpu"):

@@ -1,4 +1,4 @@
-"""Losses and errors add over points: exactly enough, in one order, and the same however cases are put together."""
+"""Sums of losses and errors over points: accurate, in a fixed order, and the same in whichever batch a case is."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tests.rounding import DOUBLE
 RAGGED = torch.tensor([0, 1, 131, 908, 972])
 
 
-def drawn(count: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def random_values(count: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(count)
     truth, error = (torch.randn(count, width, generator=generator, dtype=torch.float64) for _ in range(2))
     return (truth + 0.1 * error).to(dtype), truth.to(dtype)
 
 
 @pytest.mark.parametrize("millions", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_millions_of_points_add_up(millions: int) -> None:
-    """Against sums without any rounding; float32, added one by one, is off by 2e-3 for twenty millions."""
-    prediction, truth = (values.repeat(millions, 1) for values in drawn(1_000_000, 1))
+def test_sums_over_millions_of_points_are_accurate(millions: int) -> None:
+    """Against sums without any rounding; adding 20 million points one by one in float32 has an error of 2e-3."""
+    prediction, truth = (values.repeat(millions, 1) for values in random_values(1_000_000, 1))
     offsets = torch.tensor([0, len(truth)])
 
     def exactly(values: Tensor) -> float:
@@ -52,9 +52,9 @@ def test_more_points_than_float32_can_count() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_every_case_is_as_alone(dtype: torch.dtype) -> None:
-    """Bit by bit, beside a case that is infinite as well; an empty case adds to nothing."""
-    prediction, truth = drawn(972, 3, dtype)
+def test_the_sum_of_a_case_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
+    """The same bits, also beside a case of infinite values; the sum of an empty case is 0."""
+    prediction, truth = random_values(972, 3, dtype)
     truth[131:908] = math.inf
     together = sums_of_squares(truth, RAGGED)
     for found, (first, last) in zip(together, pairwise(RAGGED.tolist()), strict=True):
@@ -75,7 +75,7 @@ def test_every_case_is_as_alone(dtype: torch.dtype) -> None:
     ],
 )
 def test_gradients_are_those_of_finite_differences(function: Callable[..., Tensor]) -> None:
-    prediction, truth = drawn(9, 2, torch.float64)
+    prediction, truth = random_values(9, 2, torch.float64)
     offsets = torch.tensor([0, 2, 3, 7, 9])
     prediction.requires_grad_()
     assert torch.autograd.gradcheck(lambda values: function(values, truth, offsets), prediction)
@@ -83,15 +83,15 @@ def test_gradients_are_those_of_finite_differences(function: Callable[..., Tenso
 
 def test_gradients_have_the_type_of_the_prediction() -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        prediction, truth = drawn(972, 1, dtype)
+        prediction, truth = random_values(972, 1, dtype)
         prediction.requires_grad_()
         relative_l2_loss(prediction, truth, RAGGED).backward()
         assert prediction.grad is not None
         assert prediction.grad.dtype == dtype
 
 
-def test_what_does_not_count_has_no_gradient_whatever_it_is() -> None:
-    prediction, truth = drawn(972, 1)
+def test_points_that_do_not_count_have_no_gradient_even_where_infinite() -> None:
+    prediction, truth = random_values(972, 1)
     truth[908:] = 0
     prediction[908:] = math.inf
     assert has_truth(truth, RAGGED).tolist() == [True, True, True, False]

@@ -1,4 +1,4 @@
-"""Several targets in one model: a loss, a weight and a scale each; errors on training cases beside the others."""
+"""Several targets in one model, each with a loss, a weight and a scale; errors on training cases."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flare_model.training.run_log import read_table
 from flare_model.training.settings import make_settings
 from flare_model.training.trainer import Trainer
 from lpbf_data.errors import UsageError
-from tests.flare_model.flare_support import TINY, assert_same_losses, go, kill, losses
+from tests.flare_model.flare_support import TINY, assert_same_losses, losses, run_training, train_until_killed
 
 FIVE = ["displacement_x", "displacement_y", "displacement_z", "build_clearance_min", "build_displacement_z_max"]
 MIXED = Recipe(
@@ -61,20 +61,22 @@ def test_each_target_has_its_loss_weight_and_scale(box_dataset: str, tmp_path: P
     assert found == pytest.approx(np.average(wanted, weights=[1, 1, 2, 0.5, 1]), rel=1e-5)
 
 
-def test_accumulated_batches_of_unlike_losses_make_the_step_of_a_large_one(box_dataset: str, tmp_path: Path) -> None:
-    """Of each its own share: relative errors are means over cases, squared ones over points."""
+def test_accumulated_batches_with_different_losses_take_the_step_of_a_large_one(
+    box_dataset: str, tmp_path: Path
+) -> None:
+    """Each loss has its own share of a batch: relative errors are means over cases, squared ones over points."""
     changed = {"epochs": 2, "target_losses": MIXED.target_losses, "target_weights": MIXED.target_weights}
-    large = go(box_dataset, tmp_path / "large", recipe=Recipe(batch_size=4, **changed), targets=FIVE)
-    small = go(box_dataset, tmp_path / "small", recipe=Recipe(accumulate=4, **changed), targets=FIVE)
+    large = run_training(box_dataset, tmp_path / "large", recipe=Recipe(batch_size=4, **changed), targets=FIVE)
+    small = run_training(box_dataset, tmp_path / "small", recipe=Recipe(accumulate=4, **changed), targets=FIVE)
     assert_same_losses(small, large)
 
 
-def test_a_run_of_several_targets_goes_on_and_tells_the_error_of_each(box_dataset: str, tmp_path: Path) -> None:
+def test_a_run_of_several_targets_resumes_and_logs_the_error_of_each(box_dataset: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"targets": FIVE, "judge_training": 3, "validate_steps": 5, "checkpoint_every": 5}
     recipe = Recipe(steps=14, ema_decay=0.8, target_losses=MIXED.target_losses)
-    whole = go(box_dataset, tmp_path / "whole", recipe=recipe, **options)
-    kill(box_dataset, tmp_path / "cut", 12, recipe, **options)
-    again = go(box_dataset, tmp_path / "cut", recipe=recipe, **options)
+    whole = run_training(box_dataset, tmp_path / "whole", recipe=recipe, **options)
+    train_until_killed(box_dataset, tmp_path / "cut", 12, recipe, **options)
+    again = run_training(box_dataset, tmp_path / "cut", recipe=recipe, **options)
     assert losses(again) == losses(whole)
     assert len(losses(whole)) == 14
     for name in ("validation.csv", "training_error.csv"):
@@ -86,8 +88,8 @@ def test_a_run_of_several_targets_goes_on_and_tells_the_error_of_each(box_datase
     assert json.loads((whole / "run.json").read_text())["configuration"]["recipe"]["steps"] == 14
 
 
-def test_training_cases_are_judged_as_validation_is(box_dataset: str, tmp_path: Path) -> None:
-    """Where the validation split is the training split, so are the errors; neither symmetries nor thinning count."""
+def test_training_cases_are_evaluated_without_symmetries_and_thinning(box_dataset: str, tmp_path: Path) -> None:
+    """Like validation cases. A smaller number of training cases is chosen evenly."""
     options: dict[str, Any] = {"judge_training": 8, "symmetries": True, "thin_to": 5}
     trainer = trainer_of(box_dataset, tmp_path, Recipe(), ["displacement"], **options)
     seen, plain = (
@@ -106,7 +108,7 @@ def test_training_cases_are_judged_as_validation_is(box_dataset: str, tmp_path: 
     assert [part.dataset[i]["case_id"] for i in range(3)] == list(part.case_ids)
 
 
-def test_runs_without_the_new_options_are_the_runs_of_before(box_dataset: str) -> None:
+def test_later_options_at_their_defaults_leave_the_identity_of_a_run_as_it_was(box_dataset: str) -> None:
     identity = make_settings(ModelSpec(**TINY), ["displacement_z"], [], data=box_dataset).identity
     assert not {"validate_steps", "judge_training", "init"} & identity.keys()
     assert not {"steps", "target_losses", "target_weights"} & identity["recipe"].keys()
@@ -116,7 +118,7 @@ def test_runs_without_the_new_options_are_the_runs_of_before(box_dataset: str) -
     ("name", "near"),
     [("build_clearance", "build_clearance_min"), ("displacement_zz", "displacement_z"), ("qqq", None)],
 )
-def test_an_unknown_target_is_refused_with_the_nearest(name: str, near: str | None) -> None:
+def test_an_unknown_target_is_refused_with_the_nearest_name(name: str, near: str | None) -> None:
     with pytest.raises(UsageError, match=f"no field '{name}'") as refused:
         resolve_targets([name], "--targets")
     assert ("did you mean" in str(refused.value)) == (near is not None)
@@ -145,8 +147,8 @@ def test_losses_and_weights_of_no_target_are_refused(recipe: dict[str, Any], wor
 
 
 @pytest.mark.usefixtures("drawn_charts")
-def test_the_accurate_configuration_is_one_that_trains(box_dataset: str, tmp_path: Path) -> None:
-    """As it stands but for its sizes, of model and run; what it says of its parameters is true."""
+def test_the_accurate_configuration_trains(box_dataset: str, tmp_path: Path) -> None:
+    """With a smaller model and two steps; the number of parameters that it states is that of its own model."""
     content = yaml.safe_load((FOLDER / "lpbf_accurate.yaml").read_text())
     recipe = Recipe(**(content["recipe"] | {"steps": 2}))
     settings = make_settings(
@@ -155,6 +157,6 @@ def test_the_accurate_configuration_is_one_that_trains(box_dataset: str, tmp_pat
     parameters = sum(p.numel() for p in settings.model.build().parameters())
     assert f"# Parameters: {parameters:,} with" in (FOLDER / "lpbf_accurate.yaml").read_text()
     options = {name: content[name] for name in ("targets", "features", "symmetries", "judge_training")}
-    run = go(box_dataset, tmp_path / "run", recipe=recipe, validate_steps=1, **options)
+    run = run_training(box_dataset, tmp_path / "run", recipe=recipe, validate_steps=1, **options)
     assert list(read_table(run / "training_error.csv")["step"]) == [1, 2]
     assert (run / "curves.png").stat().st_size > 10_000

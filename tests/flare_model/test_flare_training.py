@@ -1,4 +1,4 @@
-"""Training: it learns, stops where it should, and goes on as if it had never stopped."""
+"""Training: it learns, records what it was made from, saves the right weights, and refuses what is impossible."""
 
 from __future__ import annotations
 
@@ -34,7 +34,15 @@ from lpbf_data.errors import CaseError, UsageError
 from lpbf_data.serving.collating import RaggedBatch
 from lpbf_data.serving.datasets import CaseDataset
 from pipelines.build import build
-from tests.flare_model.flare_support import LEARNING, TINY, assert_same_losses, go, losses, tiny_flare, write_cases
+from tests.flare_model.flare_support import (
+    LEARNING,
+    TINY,
+    assert_same_losses,
+    losses,
+    run_training,
+    tiny_flare,
+    write_cases,
+)
 from tests.flare_model.test_flare_checkpoints import POINTWISE, Pointwise
 from tests.forked import Program, command
 from tests.netfabb_cases import Part, write_part
@@ -48,7 +56,7 @@ def test_training_lowers_the_loss(trained_run: Path) -> None:
     assert errors[-1] < 0.6 * errors[0]
 
 
-def test_a_run_leaves_everything_that_made_it(trained_run: Path, box_dataset: str) -> None:
+def test_a_run_records_everything_that_it_was_made_from(trained_run: Path, box_dataset: str) -> None:
     about = json.loads((trained_run / "run.json").read_text())
     manifest = (Path(box_dataset) / "manifest.parquet").read_bytes()
     assert about["data"]["sha256"] == hashlib.sha256(manifest).hexdigest()
@@ -76,9 +84,9 @@ def test_the_configuration_of_a_run_starts_the_same_run(trained_run: Path, tmp_p
     assert "data_wait" in program.text()
 
 
-def test_the_configuration_of_a_run_names_what_the_command_line_takes(box_dataset: str, tmp_path: Path) -> None:
-    """Numbers that data and target give are no options of a model."""
-    first = go(box_dataset, tmp_path / "a", model={"class_path": POINTWISE}, recipe=Recipe(epochs=1))
+def test_the_configuration_of_a_run_holds_only_options_of_the_command_line(box_dataset: str, tmp_path: Path) -> None:
+    """The numbers of inputs and targets, which the data give, are no options of a model."""
+    first = run_training(box_dataset, tmp_path / "a", model={"class_path": POINTWISE}, recipe=Recipe(epochs=1))
     words = ["--config", str(first / "config.yaml"), "--out", str(tmp_path / "b")]
     program = Program(command, tmp_path / "said", "flare_model.train", *words)
     assert program.end() == 0, program.text()
@@ -88,7 +96,7 @@ def test_the_configuration_of_a_run_names_what_the_command_line_takes(box_datase
 def test_several_seeds_give_mean_and_standard_deviation(
     box_dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    go(box_dataset, tmp_path, seed=[0, 3], recipe=Recipe(epochs=1))
+    run_training(box_dataset, tmp_path, seed=[0, 3], recipe=Recipe(epochs=1))
     errors = [json.loads((tmp_path / f"seed-{s}" / "result.json").read_text())["validation"] for s in (0, 3)]
     spread = json.loads((tmp_path / "seeds.json").read_text())["validation"]["displacement_z"]
     first, second = (e["displacement_z"] for e in errors)
@@ -96,25 +104,29 @@ def test_several_seeds_give_mean_and_standard_deviation(
     assert spread["mean"] == pytest.approx((first + second) / 2)
     assert spread["standard_deviation"] == pytest.approx(abs(first - second) / math.sqrt(2))
     assert f"{spread['mean']:.4f} ± {spread['standard_deviation']:.4f} over 2 seeds" in capsys.readouterr().out
-    assert losses(tmp_path / "seed-3") == losses(go(box_dataset, tmp_path / "alone", seed=[3], recipe=Recipe(epochs=1)))
+    assert losses(tmp_path / "seed-3") == losses(
+        run_training(box_dataset, tmp_path / "alone", seed=[3], recipe=Recipe(epochs=1))
+    )
 
 
 @pytest.mark.parametrize("loss", ["relative_l2", pytest.param("mse", marks=pytest.mark.slow)])
-def test_accumulated_batches_make_the_step_of_a_large_one(box_dataset: str, tmp_path: Path, loss: Any) -> None:
-    """Batches of unlike numbers of points, and a last group that is smaller: the same losses, hence gradients."""
-    large = go(box_dataset, tmp_path / "large", recipe=Recipe(epochs=2, batch_size=3, loss=loss))
-    small = go(box_dataset, tmp_path / "small", recipe=Recipe(epochs=2, batch_size=1, accumulate=3, loss=loss))
+def test_accumulated_batches_take_the_step_of_a_large_one(box_dataset: str, tmp_path: Path, loss: Any) -> None:
+    """With batches of different numbers of points, and a smaller last group: the same losses, hence gradients."""
+    large = run_training(box_dataset, tmp_path / "large", recipe=Recipe(epochs=2, batch_size=3, loss=loss))
+    small = run_training(
+        box_dataset, tmp_path / "small", recipe=Recipe(epochs=2, batch_size=1, accumulate=3, loss=loss)
+    )
     assert len(losses(large)) == 6
     assert_same_losses(small, large)
 
 
-def test_rounding_the_points_up_changes_no_loss(box_dataset: str, tmp_path: Path) -> None:
-    plain = go(box_dataset, tmp_path / "plain", recipe=Recipe(epochs=1, batch_size=2))
-    filled = go(box_dataset, tmp_path / "filled", recipe=Recipe(epochs=1, batch_size=2, round_points=64))
+def test_rounding_up_the_number_of_points_changes_no_loss(box_dataset: str, tmp_path: Path) -> None:
+    plain = run_training(box_dataset, tmp_path / "plain", recipe=Recipe(epochs=1, batch_size=2))
+    filled = run_training(box_dataset, tmp_path / "filled", recipe=Recipe(epochs=1, batch_size=2, round_points=64))
     assert_same_losses(filled, plain)
 
 
-def test_the_average_is_the_exponential_moving_average(
+def test_saved_weights_are_the_exponential_moving_average(
     box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
@@ -125,7 +137,7 @@ def test_the_average_is_the_exponential_moving_average(
         seen.append(self.stepper.surrogate.model.norm.weight.detach().clone())
 
     monkeypatch.setattr(Trainer, "_optimise", optimise)
-    go(box_dataset, tmp_path, recipe=Recipe(epochs=1, ema_decay=0.7))
+    run_training(box_dataset, tmp_path, recipe=Recipe(epochs=1, ema_decay=0.7))
     average = seen[0]
     for weights in seen[1:]:
         average = 0.7 * average + 0.3 * weights
@@ -134,8 +146,8 @@ def test_the_average_is_the_exponential_moving_average(
     assert not torch.allclose(kept, seen[-1], atol=1e-6)
 
 
-class Exploding(Pointwise):
-    """Gives NaN from its fortieth batch on."""
+class Diverging(Pointwise):
+    """Gives NaN after its fortieth batch."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
         self.calls = getattr(self, "calls", 0) + self.training
@@ -144,10 +156,10 @@ class Exploding(Pointwise):
 
 @pytest.mark.usefixtures("drawn_charts")
 def test_a_diverging_loss_stops_the_run_and_names_the_case(box_dataset: str, tmp_path: Path) -> None:
-    model = {"class_path": f"{__name__}.Exploding"}
+    model = {"class_path": f"{__name__}.Diverging"}
     with pytest.raises(DivergedError, match=r"became nan at step 41, in case 1000\d\d_11b839a.*step-00000040"):
-        go(box_dataset, tmp_path, model=model, recipe=Recipe(epochs=20), checkpoint_every=4)
-    kept = from_pretrained(tmp_path, trust=f"{__name__}.Exploding")
+        run_training(box_dataset, tmp_path, model=model, recipe=Recipe(epochs=20), checkpoint_every=4)
+    kept = from_pretrained(tmp_path, trust=f"{__name__}.Diverging")
     assert all(p.isfinite().all() for p in kept.parameters())
     assert len(losses(tmp_path)) == 40
     assert (tmp_path / "curves.png").exists()
@@ -155,7 +167,9 @@ def test_a_diverging_loss_stops_the_run_and_names_the_case(box_dataset: str, tmp
 
 def test_any_model_trains_by_its_class_path(box_dataset: str, tmp_path: Path) -> None:
     model = {"class_path": POINTWISE, "init_args": {"width": 5}}
-    go(box_dataset, tmp_path, model=model, targets=["displacement", "von_mises_stress"], features=["temperature"])
+    run_training(
+        box_dataset, tmp_path, model=model, targets=["displacement", "von_mises_stress"], features=["temperature"]
+    )
     surrogate = from_pretrained(tmp_path, trust=POINTWISE)
     assert surrogate.model.network[0].weight.shape == (5, 4)
     assert surrogate(torch.rand(6, 3), torch.rand(6, 1)).shape == (6, 4)
@@ -185,7 +199,7 @@ def test_any_model_trains_by_its_class_path(box_dataset: str, tmp_path: Path) ->
 )
 def test_impossible_requests_are_refused(box_dataset: str, tmp_path: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        go(box_dataset, tmp_path / "run", **options)
+        run_training(box_dataset, tmp_path / "run", **options)
     assert not (tmp_path / "run" / "training.csv").exists()
 
 
@@ -207,26 +221,26 @@ def test_impossible_recipes_are_refused(numbers: dict[str, Any], words: str) -> 
 
 
 @pytest.mark.usefixtures("drawn_charts")
-def test_a_truth_that_is_zero_everywhere_is_named_and_adds_nothing(
+def test_a_case_whose_truth_is_zero_is_named_and_adds_no_loss(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases = write_cases(tmp_path / "cases", 3)
     write_part(cases, Part("200000_22b839a0_1", amplitude=0.0))
     data = str(tmp_path / "lpbf")
     build([str(cases)], out=data, workers=0, splits="train=1", formats=["parquet"], no_report=True)
-    go(data, tmp_path / "run", recipe=Recipe(epochs=2))
+    run_training(data, tmp_path / "run", recipe=Recipe(epochs=2))
     warning = capsys.readouterr().err
     assert "zero everywhere in 1 of 4 training cases, 200000_22b839a0_1 among them" in warning
     assert "or train with --recipe.loss mse" in warning
     found = [float(loss) for _, loss, _ in losses(tmp_path / "run")]
     assert found.count(0.0) == 2
     assert all(0 <= loss < 10 for loss in found)
-    go(data, tmp_path / "mse", recipe=Recipe(epochs=1, loss="mse"))
+    run_training(data, tmp_path / "mse", recipe=Recipe(epochs=1, loss="mse"))
     assert "zero everywhere" not in capsys.readouterr().err
     assert all(float(loss) > 0 for _, loss, _ in losses(tmp_path / "mse"))
 
 
-def test_nothing_but_zeros_can_not_be_trained_on(tmp_path: Path) -> None:
+def test_a_target_that_is_zero_in_every_case_is_refused(tmp_path: Path) -> None:
     write_part(tmp_path / "cases", Part("200000_22b839a0_1", amplitude=0.0))
     data = str(tmp_path / "lpbf")
     build([str(tmp_path / "cases")], out=data, workers=0, splits="train=1", formats=["parquet"], no_report=True)
@@ -234,11 +248,11 @@ def test_nothing_but_zeros_can_not_be_trained_on(tmp_path: Path) -> None:
         with pytest.raises(
             UsageError, match=r"displacement_z is 0 at every point of every training case, so .*--targets"
         ):
-            go(data, tmp_path / "run", recipe=Recipe(loss=loss))  # type: ignore[arg-type]
+            run_training(data, tmp_path / "run", recipe=Recipe(loss=loss))  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
 
 
-def test_a_target_that_is_constant_has_nothing_to_learn(
+def test_constant_targets_are_refused_and_constant_components_get_a_warning(
     box_dataset: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain, steady = CaseDataset.statistics, FieldStatistics(9, 20.5, 0.0, 20.5, 20.5)
@@ -269,7 +283,7 @@ def test_without_a_validation_split_the_last_weights_are_kept(
         formats=["parquet"],
         no_report=True,
     )
-    run = go(data, tmp_path / "run", recipe=Recipe(epochs=2))
+    run = run_training(data, tmp_path / "run", recipe=Recipe(epochs=2))
     assert "no validation split" in capsys.readouterr().out
     assert from_pretrained(run).origin["step"] == 6
 
@@ -281,7 +295,7 @@ def ragged(values: list[float]) -> RaggedBatch:
     )
 
 
-def test_a_value_that_is_no_number_names_its_case() -> None:
+def test_a_value_that_is_not_finite_is_refused_with_its_case() -> None:
     targets = resolve_targets(["temperature"], "--targets")
     assert Batch.of(ragged([1, 2, 3, 4]), targets, ()).targets.tolist() == [[1], [2], [3], [4]]
     for values, case in (([1, math.nan, 3, 4], "a"), ([1, 2, math.inf, 4], "b")):
@@ -289,7 +303,7 @@ def test_a_value_that_is_no_number_names_its_case() -> None:
             Batch.of(ragged(values), targets, ())
 
 
-def test_filling_adds_a_mesh_of_its_own() -> None:
+def test_filling_a_batch_adds_one_mesh() -> None:
     batch = Batch.of(ragged([1, 2, 3, 4]), resolve_targets(["temperature"], ""), ())
     for multiple, total in ((4, 8), (5, 5), (3, 6)):
         filled = batch.filled(multiple)
@@ -299,7 +313,7 @@ def test_filling_adds_a_mesh_of_its_own() -> None:
         assert filled.case_ids == batch.case_ids
 
 
-def test_groups_of_batches() -> None:
+def test_batches_are_grouped_for_one_step() -> None:
     assert list(grouped(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
 
 
@@ -319,7 +333,7 @@ def test_the_loss_is_the_mean_over_targets_of_the_mean_over_cases(box_dataset: s
         torch.testing.assert_close(trainer.stepper.loss(batch).float(), (wanted[0] + wanted[1]) / 2)
 
 
-def test_targets_by_name() -> None:
+def test_targets_are_found_by_name() -> None:
     targets = resolve_targets(["displacement_z", "von_mises_stress", "displacement"], "--targets")
     assert {n: (s.start, s.stop) for n, s in spans(targets).items()} == {
         "displacement_z": (0, 1),
@@ -332,7 +346,7 @@ def test_targets_by_name() -> None:
 
 
 def test_the_schedule_is_the_papers() -> None:
-    """10 % of the steps up to the peak, then a cosine; beta1 stays where it is."""
+    """10 % of the steps up to the peak, then a cosine; beta1 is constant."""
     model = tiny_flare()
     optimizer = make_optimizer(model, Recipe())
     schedule = make_schedule(optimizer, Recipe(), 200)
@@ -352,8 +366,8 @@ def test_the_schedule_is_the_papers() -> None:
     assert rates[middle] == pytest.approx(1e-3 * (1 + math.cos(math.pi * 90 / 180)) / 2, rel=1e-3)
 
 
-def test_the_shortest_runs_have_a_schedule() -> None:
-    """Runs of ten steps and fewer rise too, and end where long ones end."""
+def test_the_shortest_runs_have_a_complete_schedule() -> None:
+    """In runs of ten steps and fewer the learning rate rises too, and ends where it ends in long ones."""
     for steps in range(1, 30):
         optimizer = make_optimizer(tiny_flare(), Recipe())
         schedule = make_schedule(optimizer, Recipe(), steps)
@@ -367,7 +381,7 @@ def test_the_shortest_runs_have_a_schedule() -> None:
         assert steps < 3 or max(rates) > 0.5e-3
 
 
-def test_the_published_code_is_an_option() -> None:
+def test_the_configuration_of_the_published_code_has_its_schedule_and_decay() -> None:
     path = FOLDER / "lpbf_published_code.yaml"
     recipe = Recipe(**yaml.safe_load(path.read_text())["recipe"])
     model = tiny_flare()
@@ -383,12 +397,12 @@ def test_the_published_code_is_an_option() -> None:
         optimizer.step()
         if step < 99:
             schedule.step()
-    # That code divides the first rate, not the peak, by 1e4 once more.
+    # For the last rate that code divides the first rate, not the peak, by 1e4.
     assert (rates[0], rates[-1]) == (pytest.approx(1e-7), pytest.approx(1e-11))
     assert (betas[0], min(betas), betas[-1]) == (pytest.approx(0.95), pytest.approx(0.85), pytest.approx(0.95))
 
 
-def test_everything_decays_by_default() -> None:
+def test_all_weights_decay_by_default() -> None:
     model = tiny_flare()
     (group,) = make_optimizer(model, Recipe(weight_decay=0.5)).param_groups
     assert group["weight_decay"] == 0.5
@@ -403,14 +417,14 @@ def test_precision_is_chosen_by_device() -> None:
 
 
 @pytest.mark.parametrize("start", [lambda: open_fabric(Recipe(), "cpu"), lambda: device_of("cpu")])
-def test_attention_stays_away_from_kernels_that_plan_for_every_size(start: Any) -> None:
+def test_attention_does_not_use_cudnn_which_plans_for_every_size(start: Any) -> None:
     torch.backends.cuda.enable_cudnn_sdp(enabled=True)
     start()
     assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert torch.backends.cuda.flash_sdp_enabled()
 
 
-def test_bf16_learns_as_well_and_leaves_coordinates_alone(
+def test_bf16_learns_as_well_and_keeps_coordinates_in_float32(
     box_dataset: str, tmp_path: Path, trained_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = set()
@@ -421,15 +435,17 @@ def test_bf16_learns_as_well_and_leaves_coordinates_alone(
         return plain(self, points, *others)
 
     monkeypatch.setattr(Pointwise, "forward", forward)
-    go(box_dataset, tmp_path / "any", model={"class_path": POINTWISE}, recipe=Recipe(epochs=1, precision="bf16-mixed"))
+    run_training(
+        box_dataset, tmp_path / "any", model={"class_path": POINTWISE}, recipe=Recipe(epochs=1, precision="bf16-mixed")
+    )
     assert seen == {torch.float32}
-    half = go(box_dataset, tmp_path / "half", recipe=replace(LEARNING, precision="bf16-mixed"))
+    half = run_training(box_dataset, tmp_path / "half", recipe=replace(LEARNING, precision="bf16-mixed"))
     errors, full = (read_table(f / "validation.csv")["displacement_z"][-1] for f in (half, trained_run))
     assert errors == pytest.approx(full, rel=0.2)
     assert losses(half) != losses(trained_run)
 
 
-def test_a_model_that_is_none_is_refused_in_one_sentence(
+def test_an_unknown_model_is_refused_in_one_sentence(
     box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["train", "--data", box_dataset, "--out", str(tmp_path), "--model", "my.Model"]
@@ -454,6 +470,6 @@ def test_relative_errors_of_exact_predictions_have_gradients() -> None:
 
 @pytest.mark.slow
 def test_a_compiled_model_trains_to_the_same_losses(box_dataset: str, tmp_path: Path) -> None:
-    plain = go(box_dataset, tmp_path / "plain", recipe=Recipe(epochs=1, batch_size=2))
-    fast = go(box_dataset, tmp_path / "fast", recipe=Recipe(epochs=1, batch_size=2, compile="default"))
+    plain = run_training(box_dataset, tmp_path / "plain", recipe=Recipe(epochs=1, batch_size=2))
+    fast = run_training(box_dataset, tmp_path / "fast", recipe=Recipe(epochs=1, batch_size=2, compile="default"))
     assert_same_losses(fast, plain)

@@ -1,4 +1,4 @@
-"""Validation: which weights it chooses, and what it leaves where there is no error."""
+"""Validation: which weights it chooses, and what is written where a target has no error."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from flare_model.data.metrics import RelativeL2
 from flare_model.training.recipe import Recipe
 from flare_model.training.validation import Validation
 from lpbf_data.serving.loader import Loader
-from tests.flare_model.flare_support import go
+from tests.flare_model.flare_support import run_training
 
 
 def test_the_best_weights_by_validation_are_kept(
     box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of validation errors made up to fall and rise again, the lowest decides."""
+    """Validation errors are set to fall and rise again; the weights of the lowest are saved."""
     made_up = iter([0.5, 0.2, 0.9])
     kept = []
 
@@ -30,7 +30,7 @@ def test_the_best_weights_by_validation_are_kept(
         return {"displacement_z": RelativeL2(next(made_up), 1)}
 
     monkeypatch.setattr(Validation, "errors_on", judge)
-    go(box_dataset, tmp_path, recipe=Recipe(epochs=3))
+    run_training(box_dataset, tmp_path, recipe=Recipe(epochs=3))
     published = from_pretrained(tmp_path)
     assert published.origin["step"] == 16
     for name, values in published.model.state_dict().items():
@@ -38,24 +38,24 @@ def test_the_best_weights_by_validation_are_kept(
     assert any(not torch.equal(v, kept[2][k]) for k, v in published.model.state_dict().items())
 
 
-NOTHING = RelativeL2(0.0, 0, 2)
-"""Of a target that is zero in every validation case."""
+NO_ERROR = RelativeL2(0.0, 0, 2)
+"""Errors of a target that is zero in every validation case: there are none."""
 
 
 @pytest.mark.parametrize(
     ("of_one_target", "of_the_other", "chosen"),
     [
-        # Errors of one target of two, as in the third.
+        # One of two targets has errors, as in the third entry.
         pytest.param(
-            [RelativeL2(0.5, 1), RelativeL2(0.2, 1), RelativeL2(0.9, 1)], [NOTHING] * 3, 16, marks=pytest.mark.slow
+            [RelativeL2(0.5, 1), RelativeL2(0.2, 1), RelativeL2(0.9, 1)], [NO_ERROR] * 3, 16, marks=pytest.mark.slow
         ),
-        ([NOTHING] * 3, [NOTHING] * 3, 24),
-        ([NOTHING, RelativeL2(0.5, 1), NOTHING], [NOTHING] * 3, 16),
+        ([NO_ERROR] * 3, [NO_ERROR] * 3, 24),
+        ([NO_ERROR, RelativeL2(0.5, 1), NO_ERROR], [NO_ERROR] * 3, 16),
         ([RelativeL2(0.5, 1), RelativeL2(0.4, 1), RelativeL2(0.1, 1)], [RelativeL2(math.nan, 1)] * 3, 24),
         ([RelativeL2(0.5, 1)] * 3, [RelativeL2(0.5, 1), RelativeL2(math.nan, 1), RelativeL2(0.6, 1)], 8),
     ],
 )
-def test_an_error_that_is_no_number_does_not_freeze_the_weights(
+def test_missing_or_nan_errors_do_not_stop_the_choice_of_weights(
     box_dataset: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -67,7 +67,7 @@ def test_an_error_that_is_no_number_does_not_freeze_the_weights(
     names = ("displacement_z", "temperature")
     rows = zip(of_one_target, of_the_other, strict=True)
     monkeypatch.setattr(Validation, "errors_on", lambda *_: dict(zip(names, next(rows), strict=True)))
-    go(box_dataset, tmp_path, targets=list(names), recipe=Recipe(epochs=3, loss="mse"))
+    run_training(box_dataset, tmp_path, targets=list(names), recipe=Recipe(epochs=3, loss="mse"))
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")

@@ -1,4 +1,4 @@
-"""Errors of the kernels against explicit softmax in float64, beside those that rounding to the type makes.
+"""Errors of the kernels against explicit softmax in float64, compared with those that rounding to the type makes.
 
 Without a GPU the kernels run in Triton's interpreter, on small shapes.
 """
@@ -21,10 +21,10 @@ from tests.flare_model.kernel_support import (
     DEVICE,
     HALVES,
     TOLERANCE,
-    by_attention,
     differentiate,
-    explicit,
-    oracle,
+    exact_results,
+    explicit_mixing,
+    mix_by_attention_calls,
     sample,
 )
 from tests.rounding import rounding_errors
@@ -34,16 +34,16 @@ pytestmark = [
     pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no GPU, and TRITON_INTERPRET=0"),
 ]
 
-# Errors are at most this many times those that rounding makes, drawn in float64 (`tests.rounding`). By the same rules
-# it would be one; in float32 another order of sums, and few numbers that chance can favour, are what is left.
+# Errors are at most this many times those of rounding, which are drawn at random in float64 (`tests.rounding`). For the
+# same operations it would be 1; in float32 another order of sums, and chance where numbers are few, are allowed for.
 ROUNDINGS = {torch.float32: 2.0, torch.float16: 1.0, torch.bfloat16: 1.0}
-# Where Δ and the products see the same dZ: a Δ that doesn't makes twice the error. Kernels make
-# 0.13 of what is drawn.
+# The same factor where Δ and the products use the same rounded dZ; a Δ that doesn't doubles the error. The kernels
+# have 0.13.
 CONSISTENT = 0.2
 
-# Heads, channels a head, latents, points: no multiples of tiles, and a few that are.
+# Heads, channels a head, latents, points: most are no multiples of tiles.
 SHAPES = [(2, 4, 20, 45), (2, 8, 16, 64), (1, 16, 40, 33), (1, 32, 5, 17), (2, 8, 33, 50)]
-# Those of real models, and every way to divide many latents into tiles and passes.
+# Sizes of real models, and every way to divide many latents into tiles and passes.
 LARGE = [
     (8, 8, 128, 4000),
     (8, 8, 256, 3001),
@@ -69,7 +69,7 @@ def squared_errors(
 
 def relative_squares(inputs: tuple[Tensor, ...], gradient: Tensor, dtype: torch.dtype, function: Function) -> Tensor:
     """Squared relative errors of output and gradients by a function, and by rounding alone, [2, 4]."""
-    truth = oracle(inputs, gradient, dtype)
+    truth = exact_results(inputs, gradient, dtype)
     norms = torch.stack([t.square().sum() for t in truth]).cpu()
     q, k, v, g = (t.to(dtype).double() for t in (*inputs, gradient))
     found = squared_errors(inputs, gradient, dtype, truth, function)
@@ -80,11 +80,11 @@ def relative_squares(inputs: tuple[Tensor, ...], gradient: Tensor, dtype: torch.
     ("dtype", "seeds"),
     [
         *[(dtype, 5) for dtype in HALVES],
-        # The same with more draws, and of the type that other tests try on each of these ways.
+        # More draws of the same, and of float32, which other tests try too.
         *[pytest.param(dtype, 10, marks=pytest.mark.slow) for dtype in (torch.float32, *HALVES)],
     ],
 )
-def test_errors_are_those_of_rounding(dtype: torch.dtype, seeds: int) -> None:
+def test_errors_are_at_most_those_of_rounding(dtype: torch.dtype, seeds: int) -> None:
     """Relative L2 over all shapes and seeds; in the interpreter each seed has one shape."""
     squares = torch.zeros(2, 4, dtype=torch.float64)
     everywhere = DEVICE == "cuda"
@@ -97,8 +97,8 @@ def test_errors_are_those_of_rounding(dtype: torch.dtype, seeds: int) -> None:
     assert (kernels / len(pairs)).sqrt().max() < TOLERANCE[dtype]
 
 
-def through(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounded to a type on the way; gradients go by."""
+def round_forward(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values rounded to a type, without rounding their gradients."""
     return values + (values.to(dtype).double() - values).detach()
 
 
@@ -108,11 +108,11 @@ def faulty(fault: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = torch.einsum("hmd,bnhd->bhmn", q, k)
     encoding, decoding = scores.softmax(-1), scores.softmax(-2)
     if fault == "weights in bfloat16":
-        encoding, decoding = (through(t, torch.bfloat16) for t in (encoding, decoding))
+        encoding, decoding = (round_forward(t, torch.bfloat16) for t in (encoding, decoding))
     if fault == "scores in bfloat16":
-        scores = through(scores, torch.bfloat16)
+        scores = round_forward(scores, torch.bfloat16)
         encoding, decoding = scores.softmax(-1), scores.softmax(-2)
-    if fault == "a latent's mean is missing":  # The term that softmax takes away from its gradient.
+    if fault == "a latent's mean is missing":  # The mean that the gradient of a softmax subtracts.
         encoding = (scores - scores.logsumexp(-1, keepdim=True).detach()).exp()
     if fault == "a point's mean is missing":
         decoding = (scores - scores.logsumexp(-2, keepdim=True).detach()).exp()
@@ -120,7 +120,7 @@ def faulty(fault: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         encoding = torch.cat([encoding[..., :-1], torch.zeros_like(encoding[..., -1:])], dim=-1)
     encoded = encoding @ v.transpose(1, 2)
     if fault == "sums in bfloat16":
-        encoded = through(encoded, torch.bfloat16)
+        encoded = round_forward(encoded, torch.bfloat16)
     return (decoding.mT @ encoded).transpose(1, 2)
 
 
@@ -136,7 +136,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("fault", ["", *FAULTS])
-def test_the_bound_tells_faults_from_rounding(fault: str, dtype: torch.dtype) -> None:
+def test_the_bound_separates_faults_from_rounding(fault: str, dtype: torch.dtype) -> None:
     squares = torch.zeros(2, 4, dtype=torch.float64)
     for seed in range(5):
         *inputs, g = sample(SHAPES[seed], seed)
@@ -147,14 +147,14 @@ def test_the_bound_tells_faults_from_rounding(fault: str, dtype: torch.dtype) ->
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="a comparison with a GPU's attention")
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
-def test_errors_are_no_larger_than_those_of_attention(dtype: torch.dtype) -> None:
-    """What the kernels promise where they run: over all shapes and ten seeds."""
+def test_errors_are_hardly_larger_than_those_of_attention(dtype: torch.dtype) -> None:
+    """On a GPU, over all shapes and ten seeds."""
     squares = torch.zeros(2, 4, dtype=torch.float64)
     for shape, seed in itertools.product(SHAPES, range(10)):
         *inputs, g = sample(shape, seed)
-        truth = oracle(tuple(inputs), g, dtype)
+        truth = exact_results(tuple(inputs), g, dtype)
         norms = torch.stack([t.square().sum() for t in truth]).cpu()
-        for row, function in zip(squares, (mix, by_attention), strict=True):
+        for row, function in zip(squares, (mix, mix_by_attention_calls), strict=True):
             row.add_(squared_errors(tuple(inputs), g, dtype, truth, function) / norms)
     kernels, attention = squares.sqrt()
     assert (kernels <= 1.1 * attention).all(), squares
@@ -162,13 +162,13 @@ def test_errors_are_no_larger_than_those_of_attention(dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.slow)])  # more draws of the same
 def test_rounding_cancels_over_the_points(seeds: int) -> None:
-    """Where the gradient has a mean, a Δ that doesn't see dZ as the products do would double the error."""
+    """Where the gradient has a mean, a Δ from another rounding of dZ than the products use would double the error."""
     squares = torch.zeros(2, 4, dtype=torch.float64)
     for seed in range(seeds):
         q, k, v, g = sample((1, 8, 16, 240), seed)
         squares += relative_squares((q, k, v), g + 0.5, HALVES[-1], mix)
     kernels, rounding = squares.sqrt()
-    # Drawn errors of Δ and of the products are apart, as in the fault that this is about.
+    # Drawn errors of Δ and of the products are independent, as with that fault.
     assert (kernels[[0, 3]] <= rounding[[0, 3]]).all(), squares
     assert (kernels[1:3] <= CONSISTENT * rounding[1:3]).all(), squares
 
@@ -179,23 +179,23 @@ def test_rounding_cancels_over_the_points(seeds: int) -> None:
     [(16, 1), pytest.param(8, 3, marks=pytest.mark.slow), pytest.param(16, 3, marks=pytest.mark.slow)],
 )
 def test_values_with_a_mean_keep_their_digits(depth: int, seeds: int) -> None:
-    """What V dZᵀ - Δ leaves is then far smaller than V: V times a factor has to keep more digits than 16 bits hold."""
+    """V dZᵀ - Δ is then far smaller than V dZᵀ: V times a factor has to keep more digits than 16 bits hold."""
     squares = torch.zeros(2, 4, dtype=torch.float64)
     for seed in range(seeds):
         q, k, v, g = sample((1, depth, 16, 120), seed)
-        # Logsumexps lie close together, as the fast path asks.
+        # Logsumexps are close together, as the fast path requires.
         squares += relative_squares((q / depth, k, v + 16), g, HALVES[-1], mix)
     kernels, rounding = squares.sqrt()
     assert (kernels <= ROUNDINGS[HALVES[-1]] * rounding).all(), squares
 
 
 def masked(function: Function, mask: Tensor) -> Function:
-    """With predictions of no points left out."""
+    """A mixing with a mask, and zeros where there is no point."""
     return lambda *inputs: function(*inputs, mask) * mask[:, :, None, None]
 
 
 def ragged(sizes: list[int], function: Function | None = None) -> Function:
-    """Meshes joined along the points of a batch of one: by the kernels, or one after the other."""
+    """The mixing of meshes that are joined in a batch of one: by the kernels, or by a function one after the other."""
 
     def joined(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ends = torch.tensor([0, *itertools.accumulate(sizes)], device=DEVICE)
@@ -225,19 +225,19 @@ AWKWARD = {
 DIVIDED = ("extreme, several tiles", "several meshes, wide heads", "several passes")
 
 
-def awkward(name: str, seed: int) -> tuple[tuple[Tensor, ...], Tensor, list[Function], dict[str, Any]]:
-    """Inputs, a gradient, the mixing by kernels and explicitly, and how its meshes lie."""
+def awkward_inputs(name: str, seed: int) -> tuple[tuple[Tensor, ...], Tensor, list[Function], dict[str, Any]]:
+    """Inputs, a gradient, the mixing by kernels and explicitly, and the layout of the meshes: `mask` or `sizes`."""
     batch = 3 if name.startswith("several meshes") else 2 if name == "masked" else 1
     q, k, v, g = sample(AWKWARD[name], seed, batch)
-    functions: list[Function] = [mix, explicit]
+    functions: list[Function] = [mix, explicit_mixing]
     lie: dict[str, Any] = {}
     if name.startswith("extreme"):  # Scores of 1e4 and more: nearly every weight is 0 or 1.
         q, k = q * 60, k * 60
-    if name == "negative":  # What a latent or a point that isn't there scores, 0, is far above all that there are.
+    if name == "negative":  # The score of a latent or point that doesn't exist, 0, is far larger than all others.
         q, k = q.abs() * 20, -k.abs() * 20
     if name == "constant":
         q, k, v = (torch.full_like(t, 0.25) for t in (q, k, v))
-    if name == "constant and low":  # Points that aren't there would get factors that leave the range of float32.
+    if name == "constant and low":  # Points that don't exist would get factors beyond the range of float32.
         q, k = torch.full_like(q, 8.0), torch.full_like(k, -8.0)
     if name == "masked":
         mask = torch.arange(37, device=DEVICE) < torch.tensor([[37], [9]], device=DEVICE)
@@ -245,14 +245,14 @@ def awkward(name: str, seed: int) -> tuple[tuple[Tensor, ...], Tensor, list[Func
         lie = {"mask": mask}
     if name == "ragged":
         sizes = [1, 17, 32]
-        functions = [ragged(sizes), ragged(sizes, explicit)]
+        functions = [ragged(sizes), ragged(sizes, explicit_mixing)]
         lie = {"sizes": sizes}
-    if name.startswith("several meshes"):  # One mesh's logsumexps say nothing of another's, nor which path it can take.
+    if name.startswith("several meshes"):  # Logsumexps differ between meshes, and so may the paths.
         k *= torch.tensor([0.5, 0.2, 4.0], device=DEVICE).view(3, 1, 1, 1)
     return (q, k, v), g, functions, lie
 
 
-# What divides the work into more of the same, in float32, and more draws of everything are slow.
+# Inputs that divide the work into more tiles or passes, in float32, and more draws of all inputs, are slow.
 @pytest.mark.parametrize(
     ("name", "dtype", "seeds"),
     [
@@ -267,17 +267,17 @@ def awkward(name: str, seed: int) -> tuple[tuple[Tensor, ...], Tensor, list[Func
         for seeds in (1, 2)
     ],
 )
-# Rows of latents that are not there may overflow; nothing of them is kept.
+# Rows of tiles where there is no latent may overflow; their results are not used.
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp2", "ignore:invalid value encountered in matmul")
-def test_awkward_inputs(name: str, dtype: torch.dtype, seeds: int) -> None:
+def test_errors_for_awkward_inputs_are_at_most_those_of_rounding(name: str, dtype: torch.dtype, seeds: int) -> None:
     errors = torch.zeros(2, 4, dtype=torch.float64)
     for seed in range(10 if DEVICE == "cuda" else seeds):
-        inputs, gradient, (kernels, exact), lie = awkward(name, seed)
+        inputs, gradient, (kernels, exact), lie = awkward_inputs(name, seed)
         q, k, v, g = (t.to(dtype).double() for t in (*inputs, gradient))
         truth = differentiate(exact, (q, k, v), g, torch.float64)
         errors[0] += squared_errors(inputs, gradient, dtype, truth, kernels)
         errors[1] += rounding_errors((q, k, v), g, dtype, truth, **lie)
     ours, rounding = errors.sqrt()
-    # Of equal numbers all errors are equal, and none cancels another as those that are drawn do.
+    # Where all numbers are equal, so are their errors, which then don't cancel as drawn ones do.
     factor = (2 if name.startswith("constant") else 1) * ROUNDINGS[dtype]
     assert (ours <= factor * rounding).all(), (ours, rounding)

@@ -1,4 +1,4 @@
-"""What the GPU's kernels take and where they run; without a GPU in Triton's interpreter, on small shapes."""
+"""What the GPU's kernels take, and where they are used; without a GPU in Triton's interpreter, on small shapes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.flare_model.kernel_support import (
     assert_close,
     assert_compiles_whole,
     differentiate,
-    explicit,
+    explicit_mixing,
     sample,
 )
 from tests.rounding import assert_same, rounding_errors, spread
@@ -56,7 +56,7 @@ pytestmark = [
 
 @settings(max_examples=5, deadline=None)
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4))
-def test_joined_meshes_never_meet(sizes: list[int]) -> None:
+def test_joined_meshes_do_not_affect_each_other(sizes: list[int]) -> None:
     q, k, v, g = sample((1, 8, 16, sum(sizes)), len(sizes))
     offsets = torch.tensor([0, *itertools.accumulate(sizes)], device=DEVICE)
 
@@ -65,13 +65,13 @@ def test_joined_meshes_never_meet(sizes: list[int]) -> None:
 
     def apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         parts = zip(k.split(sizes, 1), v.split(sizes, 1), strict=True)
-        return torch.cat([explicit(q, *part) for part in parts], dim=1)
+        return torch.cat([explicit_mixing(q, *part) for part in parts], dim=1)
 
     exact = tuple(t.double() for t in (q, k, v))
     wanted = differentiate(apart, exact, g.double(), torch.float64)
     rounding = rounding_errors(exact, g.double(), torch.float32, wanted, sizes=sizes).sqrt()
     for ours, truth, error in zip(differentiate(joined, (q, k, v), g, torch.float32), wanted, rounding, strict=True):
-        assert (ours - truth).norm() <= 4 * error  # of as few as eight numbers: chance may favour those that are drawn
+        assert (ours - truth).norm() <= 4 * error  # as few as eight numbers: drawn errors may be small by chance
 
 
 @triton.jit
@@ -117,13 +117,13 @@ def _find_ranges(offsets, found, num_points, slice_length):
 @settings(max_examples=20, deadline=None)
 @example(offsets=[0, 1 << 60, -(1 << 60), 9])
 @given(offsets=st.lists(st.integers(-100, 100) | st.integers(-(1 << 62), 1 << 62), min_size=2, max_size=5))
-def test_offsets_that_lie_lead_nowhere(offsets: list[int]) -> None:
-    """Whatever they say, programs read and write the points and the slices that there are."""
+def test_wrong_offsets_cause_no_access_outside_of_the_arrays(offsets: list[int]) -> None:
+    """Whatever offsets hold, programs read and write existing points and slices alone."""
     number, length, meshes = 50, 16, len(offsets) - 1
-    slots, steps, lies = number // length + meshes, (meshes - 1).bit_length(), torch.tensor(offsets, device=DEVICE)
+    slots, steps, wrong = number // length + meshes, (meshes - 1).bit_length(), torch.tensor(offsets, device=DEVICE)
     found, ranges = (torch.zeros(n, w, dtype=torch.int64, device=DEVICE) for n, w in ((slots, 3), (meshes, 2)))
-    _find_slices[(slots,)](lies, found, meshes, number, length, steps, JOINED=True)
-    _find_ranges[(meshes,)](lies, ranges, number, length)
+    _find_slices[(slots,)](wrong, found, meshes, number, length, steps, JOINED=True)
+    _find_ranges[(meshes,)](wrong, ranges, number, length)
     for mesh, first, count in found.tolist():
         assert 0 <= mesh < meshes
         assert 0 <= count <= length
@@ -137,7 +137,7 @@ def test_the_same_input_gives_the_same_bits() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_memory_may_lie_in_any_order() -> None:
+def test_inputs_may_have_any_strides() -> None:
     q, k, v, g = sample((2, 4, 16, 30))
     strange = tuple(t.transpose(0, -1).contiguous().transpose(0, -1) for t in (q, k, v))
     assert not strange[1].is_contiguous()
@@ -147,7 +147,7 @@ def test_memory_may_lie_in_any_order() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
 
 
-def test_offsets_and_masks_may_lie_in_any_order() -> None:
+def test_offsets_and_masks_may_have_any_strides() -> None:
     q, k, v, g = sample((2, 4, 16, 30), batch=2)
     base = torch.tensor([0, 99, 11, 99, 60], device=DEVICE)[::2]
     joined = (q, k.flatten(0, 1), v.flatten(0, 1))
@@ -161,7 +161,7 @@ def test_offsets_and_masks_may_lie_in_any_order() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALVES[-1]])
-def test_a_mesh_of_no_points_adds_nothing(dtype: torch.dtype) -> None:
+def test_a_mesh_without_points_has_no_effect(dtype: torch.dtype) -> None:
     q, k, v, g = sample((2, 8, 20, 37), 3, 2)
     mask = torch.zeros(2, 37, dtype=torch.bool, device=DEVICE)
     mask[0] = True
@@ -175,17 +175,17 @@ def test_a_mesh_of_no_points_adds_nothing(dtype: torch.dtype) -> None:
 
 def test_a_batch_of_no_meshes_has_no_predictions() -> None:
     for name in ("triton", "sdpa"):
-        model = small(name)
+        model = small_model(name)
         out = model(torch.zeros(0, 5, 3, device=DEVICE))
         assert out.shape == (0, 5, 1)
         assert not any(t.any() for t in torch.autograd.grad(out.sum(), list(model.parameters())))
 
 
 @pytest.mark.parametrize("api", ["old", "new"])
-def test_float32_is_rounded_to_tf32_on_request_alone(api: str) -> None:
+def test_float32_is_rounded_to_tf32_only_on_request(api: str) -> None:
     backend = torch.backends.cuda.matmul
     if api == "new" and not hasattr(backend, "fp32_precision"):
-        pytest.skip("this PyTorch has the old way alone")
+        pytest.skip("this PyTorch has only the old setting")
 
     def asked(precision: str) -> list[str]:
         if api == "old":
@@ -209,7 +209,7 @@ def test_float32_is_rounded_to_tf32_on_request_alone(api: str) -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-def test_torch_finds_nothing_wrong_with_the_operators() -> None:
+def test_operators_pass_the_checks_of_torch() -> None:
     q, k, v, _ = sample((1, 4, 3, 7))
     arguments = (q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), None, None)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -217,7 +217,7 @@ def test_torch_finds_nothing_wrong_with_the_operators() -> None:
     assert [out.requires_grad for out in mix_operator(*arguments)] == [True, False, False, False]
 
 
-def small(mixer: str, **sizes: int) -> Flare:
+def small_model(mixer: str, **sizes: int) -> Flare:
     torch.manual_seed(0)
     config = {"num_blocks": 1, "num_latents": 16, "num_heads": 8, "channels": 64} | sizes
     return Flare(FlareConfig(**config), mixer).to(DEVICE)  # type: ignore[arg-type]
@@ -231,34 +231,34 @@ def gradients(model: Flare, points: Tensor, *, autocast: bool) -> Tensor:
     return torch.cat([out.detach().flatten(), *(t.flatten() for t in found)])
 
 
-def rounded(mixer: str, points: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
-    """The same in float64, and the norm of what rounding to a type adds."""
-    model = small(mixer).double()
+def exact_results_and_rounding(mixer: str, points: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """Output and gradients in float64, and the norm of the errors that rounding to a type makes."""
+    model = small_model(mixer).double()
     (truth,), (error,) = spread(lambda: [gradients(model, points.double(), autocast=False)], dtype)
     return truth, error
 
 
-def test_the_ways_to_mix_are_the_same_model() -> None:
+def test_explicit_matrices_and_attention_calls_give_the_same_results() -> None:
     points = torch.randn(1, 40, 3, device=DEVICE, dtype=torch.float64)
-    assert_same(*(gradients(small(name).double(), points, autocast=False) for name in ("reference", "sdpa")))
+    assert_same(*(gradients(small_model(name).double(), points, autocast=False) for name in ("reference", "sdpa")))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_model_with_kernels_is_the_same_model(autocast: bool) -> None:
+def test_a_model_with_kernels_gives_the_same_results(autocast: bool) -> None:
     points = torch.randn(1, 40, 3, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    wanted, error = rounded("reference", points, HALVES[-1] if autocast else torch.float32)
-    kernels = gradients(small("triton"), points, autocast=autocast)
+    wanted, error = exact_results_and_rounding("reference", points, HALVES[-1] if autocast else torch.float32)
+    kernels = gradients(small_model("triton"), points, autocast=autocast)
     assert (kernels - wanted).norm() <= (1 if autocast else 2) * error < 0.25 * wanted.norm()
 
 
-def test_checkpoints_in_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activation_checkpoints_in_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flare_model.models.backbone._CHUNK", 16)
     points, kept = torch.randn(1, 40, 3, device=DEVICE), []
     for switch in (False, True):
-        model = small("triton")
+        model = small_model("triton")
         model.activation_checkpointing = switch
         kept.append(gradients(model, points, autocast=True))
-    # Sums of chunks are rounded to the type once each.
+    # The sum over each chunk is rounded to the type.
     assert (kept[0] - kept[1]).norm() <= torch.finfo(HALVES[-1]).eps * kept[0].norm()
     seen: list[int] = []
     (parts,) = in_chunks(lambda part: (seen.append(part.shape[-2]) or part * 2,), points)
@@ -267,12 +267,12 @@ def test_checkpoints_in_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.compiles
-def test_compiling_breaks_no_graph_and_meets_no_host() -> None:
-    assert_compiles_whole(small("triton"), small("reference").double())
+def test_compiling_breaks_no_graph() -> None:
+    assert_compiles_whole(small_model("triton"), small_model("reference").double())
 
 
-def test_an_empty_case_is_refused() -> None:
-    model = small("triton")
+def test_an_empty_mesh_is_refused() -> None:
+    model = small_model("triton")
     with pytest.raises(UsageError, match="every mesh needs a point"):
         model(torch.zeros(1, 0, 3, device=DEVICE))
     with pytest.raises(UsageError, match="a point or more in every mesh"):
@@ -288,7 +288,9 @@ def test_an_empty_case_is_refused() -> None:
         (("mps", torch.float32, 8, 16), "on CUDA devices .* not on mps"),
     ],
 )
-def test_what_the_kernels_do_not_take(arguments: tuple[str, torch.dtype, int, int], words: str) -> None:
+def test_inputs_that_the_kernels_do_not_take_are_refused(
+    arguments: tuple[str, torch.dtype, int, int], words: str
+) -> None:
     device, *sizes = torch.device(arguments[0]), *arguments[1:]
     with pytest.raises(UsageError, match=f"^--recipe.mixer triton asks for the kernels, .*{words}"):
         implementation.mix_by_kernels("triton", device, *sizes)
@@ -304,15 +306,15 @@ def fresh_log() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("fresh_log")
-def test_auto_takes_the_kernels_on_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_uses_the_kernels_on_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "flare_model.layers.backend"):
         assert implementation.mix_by_kernels("auto", CUDA, torch.bfloat16, 8, 128)
         assert implementation.network_by_kernels("auto", CUDA, torch.bfloat16, 64, 5)
     assert not caplog.records
 
 
-def test_polynomials_are_as_near_as_they_say() -> None:
-    """The constants as they stand in the machine's language, in float32, where a GPU's multiply-add rounds once."""
+def test_polynomials_have_their_stated_accuracy() -> None:
+    """By the constants of the PTX code, which are float32; a GPU's multiply-add rounds once."""
     lines = [line for line in arithmetic._power_of_two(1).splitlines() if line.startswith("fma")]
     cubic = [struct.unpack(">f", bytes.fromhex(word))[0] for line in lines for word in re.findall("0f(.{8})", line)]
     f = torch.linspace(-0.5, 0.5, 10_001, dtype=torch.float64)
@@ -324,10 +326,10 @@ def test_polynomials_are_as_near_as_they_say() -> None:
     assert arithmetic._power_of_two(2).count("ex2") == 2
 
 
-def test_auto_leaves_kernels_out_where_they_do_not_belong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_uses_no_kernels_where_they_are_not_supported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5) if device.index == 1 else (9, 0))
-    second = torch.device("cuda:1")  # What counts is where the tensors lie, not which device is the current one.
+    second = torch.device("cuda:1")  # The device of the tensors counts, not the current one.
     assert implementation.mix_by_kernels("auto", CUDA, torch.bfloat16, 8, 128)
     assert not implementation.mix_by_kernels("auto", second, torch.bfloat16, 8, 128)
     with pytest.raises(UsageError, match=r"compute capability 8.0 or more, and this one has 7.5"):
@@ -342,7 +344,7 @@ def test_auto_leaves_kernels_out_where_they_do_not_belong(monkeypatch: pytest.Mo
     assert not implementation.mix_by_kernels("auto", CUDA, torch.bfloat16, 8, 128)
 
 
-def test_autocast_leaves_float64_alone() -> None:
+def test_autocast_does_not_change_float64() -> None:
     x = torch.zeros(2, dtype=torch.float64, device=DEVICE)
     with torch.autocast(DEVICE, dtype=HALVES[-1]):
         assert implementation.compute_dtype(x) == torch.float64
@@ -350,7 +352,7 @@ def test_autocast_leaves_float64_alone() -> None:
 
 
 @pytest.mark.usefixtures("fresh_log")
-def test_falling_back_is_a_warning_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_falling_back_to_attention_calls_warns_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "flare_model.layers.backend"):
         for _ in range(3):
             assert not implementation.mix_by_kernels("auto", CUDA, torch.float64, 8, 16)
@@ -367,7 +369,9 @@ def test_falling_back_is_a_warning_once(caplog: pytest.LogCaptureFixture) -> Non
 
 
 @pytest.mark.usefixtures("fresh_log")
-def test_without_triton_attention_calls_mix(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_triton_attention_calls_are_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.delattr(kernels, "support")
     monkeypatch.setitem(sys.modules, "flare_model.kernels.support", None)
     with caplog.at_level(logging.WARNING, "flare_model.layers.backend"):
@@ -379,7 +383,7 @@ def test_without_triton_attention_calls_mix(monkeypatch: pytest.MonkeyPatch, cap
         implementation.mix_by_kernels("triton", CUDA, torch.bfloat16, 8, 16)
 
 
-def test_a_cpu_takes_the_attention_calls_unless_told_otherwise() -> None:
+def test_a_cpu_uses_attention_calls_unless_set_otherwise() -> None:
     assert not implementation.mix_by_kernels("auto", torch.device("cpu"), torch.float32, 8, 16)
     assert not implementation.network_by_kernels("auto", torch.device("cpu"), torch.float16, 64, 5)
     assert not implementation.mix_by_kernels("sdpa", CUDA, torch.bfloat16, 8, 16)
@@ -391,8 +395,8 @@ def test_a_cpu_takes_the_attention_calls_unless_told_otherwise() -> None:
         mix_by(Transformer(), "sdpa")
 
 
-def test_the_reference_is_written_out() -> None:
+def test_the_reference_mixes_by_explicit_matrices() -> None:
     q, k, v, _ = sample((2, 4, 6, 11))
     ours = mix_explicitly(q.double(), k.double().transpose(1, 2), v.double().transpose(1, 2))
-    assert_same(ours.transpose(1, 2), explicit(q.double(), k.double(), v.double()))
+    assert_same(ours.transpose(1, 2), explicit_mixing(q.double(), k.double(), v.double()))
     assert F.cosine_similarity(ours.flatten(), v.double().transpose(1, 2).flatten(), dim=0) < 0.99

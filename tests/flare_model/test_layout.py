@@ -1,4 +1,4 @@
-"""How batches divide into meshes: what is refused, what padding may hold, and the same when the model is compiled."""
+"""How batches are divided into meshes: what is refused, what padding may hold, and the checks of a compiled model."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def test_offsets_must_be_whole_numbers_in_a_row(offsets: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8])
-def test_masks_say_yes_or_no(dtype: torch.dtype) -> None:
+def test_masks_must_be_boolean(dtype: torch.dtype) -> None:
     with pytest.raises(UsageError, match=f"the mask must be of bool.* not of {dtype}"):
         Layout.of(torch.zeros(1, 9, 3), None, torch.ones(1, 9, dtype=dtype))
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_fills_a_batch_up_may_be_anything(name: str) -> None:
+def test_values_of_padding_may_be_anything(name: str) -> None:
     model = MODELS[name]()
     points, mask = torch.randn(2, 9, 3), torch.arange(9) < torch.tensor([[9], [4]])
     found = []
@@ -57,7 +57,7 @@ def test_what_fills_a_batch_up_may_be_anything(name: str) -> None:
 
 
 @pytest.mark.compiles
-def test_a_compiled_model_checks_offsets_where_they_lie() -> None:
+def test_a_compiled_model_checks_offsets() -> None:
     torch.compiler.reset()
     model = tiny_flare().double()
     del model.blocks[1:]
@@ -72,7 +72,7 @@ def test_a_compiled_model_checks_offsets_where_they_lie() -> None:
 
 @pytest.mark.slow
 @pytest.mark.compiles
-def test_several_chunks_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_computes_in_several_chunks_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """With activation checkpoints, more points than a chunk holds, and any number of them."""
     monkeypatch.setattr("flare_model.models.backbone._CHUNK", 8)
     torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""The local page by its real server: the answers of the command, refusals in sentences, and nothing kept."""
+"""The local page by its real server: the answers of the command, refusals in sentences, and no files left behind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from flare_model.prediction.part import Meshing
 from lpbf_data.errors import UsageError
 from tests.commands import run_here
 from tests.flare_model.local_server import Server
-from tests.flare_model.test_decision import box, keep_risk, model, table
+from tests.flare_model.test_decision import box, model, table, write_constant_risk
 
 __all__ = ["model"]
 
@@ -41,14 +41,14 @@ HEAD = b"solid part\nfacet normal 0 0 1\nouter loop\nvertex 0 0 0\n"
 
 @pytest.fixture(scope="module")
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One that reads up to a megabyte, and whose temporary files can be looked at."""
-    keep_risk(model, 9.0)
+    """A server that reads up to 1 MB, and whose temporary files a test can list."""
+    write_constant_risk(model, 9.0)
     with Server(model, tmp_path_factory.mktemp("page"), "--most_mb", "1", "--points", "400") as running:
         yield running
 
 
-def bomb() -> bytes:
-    """A 3MF whose model unfolds to 300 MiB of blanks."""
+def large_3mf() -> bytes:
+    """A 3MF file whose model decompresses to 300 MiB of blanks."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         archive.writestr("_rels/.rels", '<Relationships><Relationship Id="a" Type="http://schemas.microsoft.com/'
@@ -59,7 +59,7 @@ def bomb() -> bytes:
     return packed.getvalue()
 
 
-def test_the_page_answers_what_the_command_answers(server: Server, model: Path, tmp_path: Path) -> None:
+def test_the_page_gives_the_answers_of_the_command(server: Server, model: Path, tmp_path: Path) -> None:
     pair = tmp_path / "pair.stl"
     (box(20, 10, 12) + box(9, 9, 30, at=(40, 0, 3))).export(pair)
     words = ["--checkpoint", str(model), "--points", "400", "--pictures", "false", "--out", str(tmp_path / "out")]
@@ -77,10 +77,10 @@ def test_the_page_answers_what_the_command_answers(server: Server, model: Path, 
     assert found["closing"] in said.stdout
     assert [f"note: {note}" for note in found["notes"]] == [s for s in said.stderr.splitlines() if s[:5] == "note:"]
     assert found["notes"]
-    assert server.kept() == []
+    assert server.uploads() == []
 
 
-def test_the_page_of_another_material_says_what_the_command_says(model: Path, tmp_path: Path) -> None:
+def test_the_page_for_another_material_gives_the_answers_of_the_command(model: Path, tmp_path: Path) -> None:
     box(20, 10, 12).export(tmp_path / "box.stl")
     words = ["--checkpoint", str(model), "--points", "200", "--material", "Inc625", "--out", str(tmp_path / "out")]
     said = run_here("flare_model.predict", str(tmp_path / "box.stl"), *words, "--pictures", "false")
@@ -96,7 +96,7 @@ def test_the_page_of_another_material_says_what_the_command_says(model: Path, tm
     assert straight.stl == (tmp_path / "new.stl").read_bytes()
 
 
-def test_the_part_to_print_is_that_of_the_command(server: Server, model: Path, tmp_path: Path) -> None:
+def test_the_compensated_part_is_that_of_the_command(server: Server, model: Path, tmp_path: Path) -> None:
     box(20, 10, 12, at=(3, 2, 1)).export(tmp_path / "box.stl")
     source = str(tmp_path / "box.stl")
     assert compensate(source, str(tmp_path / "new.stl"), checkpoint=str(model), points=300, scale=0.5) == 0
@@ -108,7 +108,7 @@ def test_the_part_to_print_is_that_of_the_command(server: Server, model: Path, t
     assert headers["content-disposition"] == "attachment; filename*=UTF-8''%22_moved_0.5_times.stl"
     said = json.loads(unquote(headers["x-lpbf-said"]))
     assert said["said"][0].endswith("closed, crosses itself nowhere")
-    assert server.kept() == []
+    assert server.uploads() == []
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_the_part_to_print_is_that_of_the_command(server: Server, model: Path, t
         ("part.exe", b"MZ", 422, "part.exe: .exe files can't be read here; send one of .stl, .obj"),
         ("part", b"MZ", 422, "part: a file without suffix can't be read here"),
         ("part.zip", b"PK", 422, ".zip files can't be read here"),
-        ("../../x.3mf", bomb, 422, "x.3mf: it unfolds to 300 MiB"),
+        ("../../x.3mf", large_3mf, 422, "x.3mf: it unfolds to 300 MiB"),
         ("x.3mf", b"PK\x03\x04", 422, "x.3mf: it is no archive as 3MF files are"),
         ("x.stl", OBJ, 422, "x.stl: it is no STL file: it is text that begins with 'v 0.25 1.5 2'"),
         ("x.stl", b"<html>404</html>", 422, "x.stl: it is no STL file"),
@@ -139,7 +139,7 @@ def test_the_part_to_print_is_that_of_the_command(server: Server, model: Path, t
         ("x.stl", bytes(1_000_001), 413, "the file is larger than 1 MB"),
     ],
 )
-def test_what_can_not_be_read_gets_a_sentence(
+def test_what_can_not_be_read_is_refused_in_a_sentence(
     server: Server, name: str, body: bytes | Callable[[], bytes], status: int, sentence: str
 ) -> None:
     sent = body if isinstance(body, bytes) else body()
@@ -148,10 +148,10 @@ def test_what_can_not_be_read_gets_a_sentence(
     assert (got, headers["content-type"]) == (status, "application/json")
     assert sentence in said
     assert str(server.folder) not in said
-    assert server.kept() == []
+    assert server.uploads() == []
 
 
-def test_a_part_that_the_prediction_is_not_of_is_moved_on_request_alone(server: Server) -> None:
+def test_a_doubtful_compensation_is_given_only_with_anyway(server: Server) -> None:
     body = trimesh.exchange.stl.export_stl(table())
     for words, sentence in (
         ("scale=nan", "scale must lie between -5 and 5"),
@@ -167,7 +167,7 @@ def test_a_part_that_the_prediction_is_not_of_is_moved_on_request_alone(server: 
     assert "isn't quite the part: 84% of its volume" in json.loads(unquote(headers["x-lpbf-said"]))["notes"][0]
 
 
-def test_a_form_is_told_from_a_file(server: Server) -> None:
+def test_a_form_in_place_of_a_file_is_refused(server: Server) -> None:
     for path in ("answer", "answer?name=x.stl", "compensate?name=x.stl"):
         headers = {"Content-Type": "multipart/form-data; boundary=------------------------abc"}
         status, _, body = server.send(path, b"--------------------------abc\r\n", headers=headers)
@@ -175,8 +175,8 @@ def test_a_form_is_told_from_a_file(server: Server) -> None:
         assert json.loads(body)["error"] == "send the file itself (curl --data-binary @part.stl), not a form"
 
 
-def spoilt(how: str) -> bytes:
-    """A box of 20 by 10 by 12 as a binary STL with a fault."""
+def faulty_stl(how: str) -> bytes:
+    """A box of 20 by 10 by 12 mm as a binary STL with a fault, or in metres."""
     raw = trimesh.exchange.stl.export_stl(box(20, 10, 12))
     head, records = raw[:80], [raw[84 + 50 * k : 134 + 50 * k] for k in range(12)]
     if how == "doubled":
@@ -201,10 +201,10 @@ def spoilt(how: str) -> bytes:
         ("metres", "is 0.012 mm high, less than half of a powder layer of 0.04 mm; turn it, or check the unit"),
     ],
 )
-def test_faults_of_surfaces_are_told_by_both_commands_and_the_page(
+def test_faults_of_surfaces_are_reported_by_both_commands_and_the_page(
     server: Server, model: Path, tmp_path: Path, how: str, sentence: str
 ) -> None:
-    (tmp_path / "box.stl").write_bytes(spoilt(how))
+    (tmp_path / "box.stl").write_bytes(faulty_stl(how))
     words = [str(tmp_path / "box.stl"), "--checkpoint", str(model), "--points", "300", "--out"]
     repaired = sentence.startswith("repaired")
     predicted = run_here("flare_model.predict", *words, str(tmp_path / "out"), "--pictures", "false")
@@ -213,19 +213,19 @@ def test_faults_of_surfaces_are_told_by_both_commands_and_the_page(
         assert (done.returncode == 0) == repaired
         assert sentence in done.stderr
         assert len([line for line in done.stderr.splitlines() if line.startswith(("error", "note"))]) == 1
-    status, _, body = server.send("answer?name=box.stl&points=300", spoilt(how))
+    status, _, body = server.send("answer?name=box.stl&points=300", faulty_stl(how))
     found = json.loads(body)
     assert sentence in (found["notes"][0] if repaired else found["error"])
-    status, headers, body = server.send("compensate?name=box.stl&points=300", spoilt(how))
+    status, headers, body = server.send("compensate?name=box.stl&points=300", faulty_stl(how))
     said = unquote(headers["x-lpbf-said"]) if repaired else json.loads(body)["error"]
     assert sentence in said
     assert (status == 200) == repaired == (tmp_path / "new.stl").exists()
-    if how == "metres":  # asked again in its unit
-        assert server.send("answer?name=box.stl&points=300&units=m", spoilt(how))[0] == 200
+    if how == "metres":  # sent again with its unit
+        assert server.send("answer?name=box.stl&points=300&units=m", faulty_stl(how))[0] == 200
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["announced", "endless"])
-def test_two_gigabytes_are_cut_off_early(server: Server, chunked: bool) -> None:
+def test_an_upload_of_two_gigabytes_is_refused_early(server: Server, chunked: bool) -> None:
     length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {2 * 10**9}"
     head = f"POST /answer?name=part.stl HTTP/1.1\r\nHost: localhost:{server.port}\r\n{length}\r\n\r\n"
     piece = b"10000\r\n" + bytes(65536) + b"\r\n" if chunked else bytes(65536)
@@ -236,7 +236,7 @@ def test_two_gigabytes_are_cut_off_early(server: Server, chunked: bool) -> None:
         while b"MB" not in answer:
             raw.setblocking(False)
             try:
-                sent += raw.send(piece[sent % len(piece) :])  # what didn't fit goes next
+                sent += raw.send(piece[sent % len(piece) :])  # what was not accepted is sent next
             except BlockingIOError:
                 time.sleep(0.001)
             try:
@@ -246,7 +246,7 @@ def test_two_gigabytes_are_cut_off_early(server: Server, chunked: bool) -> None:
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"the file is larger than 1 MB, and was not read further" in answer
     assert sent < 20_000_000
-    assert server.kept() == []
+    assert server.uploads() == []
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_two_gigabytes_are_cut_off_early(server: Server, chunked: bool) -> None:
         ({"Sec-Fetch-Site": "same-site"}, "answer?name=x.stl"),
     ],
 )
-def test_nobody_else_is_answered(server: Server, headers: dict[str, str], path: str) -> None:
+def test_requests_from_other_sites_are_refused(server: Server, headers: dict[str, str], path: str) -> None:
     given = {name: value.format(port=server.port) for name, value in headers.items()}
     method = "POST" if path.startswith("answer") else "GET"
     status, answered, body = server.send(path, b"solid" if method == "POST" else None, method, given)
@@ -272,13 +272,15 @@ def test_nobody_else_is_answered(server: Server, headers: dict[str, str], path: 
     assert not [name for name in answered if name.startswith("access-control")]
 
 
-def test_the_page_itself_is_answered_and_bound_to_itself(server: Server) -> None:
+def test_the_page_is_served_to_this_machine_alone_and_may_contact_no_other_site(server: Server) -> None:
     origin = f"http://localhost:{server.port}"
-    # By a tunnel the port may be another one.
+    # Through a tunnel the port may be another one.
     for host in (f"127.0.0.1:{server.port}", "LOCALHOST:9000", f"[::1]:{server.port}"):
         assert server.send("state", None, "GET", {"Host": host})[0] == 200
     assert server.send("state", None, "GET", {"Host": origin[7:], "Origin": origin})[0] == 200
-    status, headers, body = server.send("", None, "GET", {"Sec-Fetch-Site": "cross-site"})  # a link that is followed
+    status, headers, body = server.send(
+        "", None, "GET", {"Sec-Fetch-Site": "cross-site"}
+    )  # by a link from another site
     assert status == 200
     assert headers["x-frame-options"] == "DENY"
     assert headers["cache-control"] == "no-store"
@@ -291,33 +293,35 @@ def test_the_page_itself_is_answered_and_bound_to_itself(server: Server) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_ended_in_the_middle_of_a_file_nothing_stays(model: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_server_that_ends_during_an_upload_leaves_no_files(
+    model: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     with contextlib.ExitStack() as sending, Server(model, tmp_path) as running:
         raw = socket.create_connection(("127.0.0.1", running.port))
         sending.enter_context(raw)
         raw.sendall(b"POST /answer?name=x.stl HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n" + bytes(100))
         limit = time.monotonic() + 30
-        while not running.kept() and time.monotonic() < limit:
+        while not running.uploads() and time.monotonic() < limit:
             time.sleep(0.01)
-        assert running.kept()
+        assert running.uploads()
         running.program.send(number)
         status = running.program.end(60)
         if number == signal.SIGKILL:
-            assert running.kept()
+            assert running.uploads()
         else:
             assert status == 0, running.program.text()
             assert list(running.folder.glob("lpbf-serve-*")) == []
-    with pytest.MonkeyPatch.context() as patch:  # the next one clears up
+    with pytest.MonkeyPatch.context() as patch:  # the next server removes what was left
         patch.setattr("tempfile.tempdir", str(running.folder))
         with working_folder() as folder:
             assert list(running.folder.glob("lpbf-serve-*")) == [folder]
-            with working_folder() as other:  # what is in use stays
+            with working_folder() as other:  # a folder in use is kept
                 assert folder.is_dir()
                 assert other != folder
     assert list(running.folder.glob("lpbf-serve-*")) == []
 
 
-def test_what_can_not_be_served_is_refused() -> None:
+def test_hosts_and_ports_that_can_not_be_used_are_refused() -> None:
     for host in ("0.0.0.0", "192.168.1.7", "::", "example.com", ""):
         with pytest.raises(UsageError, match=r"must be a loopback address.* ssh -L"):
             check_host(host)
@@ -325,14 +329,14 @@ def test_what_can_not_be_served_is_refused() -> None:
         open_socket("127.0.0.1", taken.getsockname()[1])
 
 
-def test_one_computation_at_a_time_in_order_and_no_crowd() -> None:
-    async def stay() -> bool:
+def test_jobs_run_one_at_a_time_in_order_and_up_to_a_number() -> None:
+    async def connected() -> bool:
         return False
 
-    async def leave() -> bool:
+    async def disconnected() -> bool:
         return True
 
-    async def crowd() -> None:
+    async def run_jobs() -> None:
         work, running, order = JobQueue(), [], []
 
         def job(number: int) -> int:
@@ -345,7 +349,7 @@ def test_one_computation_at_a_time_in_order_and_no_crowd() -> None:
                 raise ValueError("two")
             return number
 
-        jobs = [work.run(lambda k=number: job(k), leave if number == 4 else stay) for number in range(6)]  # type: ignore[misc]
+        jobs = [work.run(lambda k=number: job(k), disconnected if number == 4 else connected) for number in range(6)]  # type: ignore[misc]
         found = await asyncio.gather(*jobs, return_exceptions=True)
         assert order == [0, 1, 2, 3, 5]
         assert found[:2] == [0, 1]
@@ -360,4 +364,4 @@ def test_one_computation_at_a_time_in_order_and_no_crowd() -> None:
         with work.slot():
             assert work.num_jobs == MAX_JOBS
 
-    asyncio.run(crowd())
+    asyncio.run(run_jobs())

@@ -1,4 +1,4 @@
-"""Predictions for another material: the scale by hand, what it widens, what it says, and what it refuses."""
+"""Predictions for another material: the scale by hand, scaled fields and intervals, what is printed, and refusals."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OWN = "based_on: Ti64\ncalibration: {name: our machine, strain: -0.0034056, sour
 """1.2 times the strain of `measured`."""
 
 
-def own(folder: Path, text: str = OWN) -> str:
+def write_own_material(folder: Path, text: str = OWN) -> str:
     (folder / "own.yaml").write_text(text, encoding="utf-8")
     return str(folder / "own.yaml")
 
@@ -56,8 +56,8 @@ def test_both_readers_of_a_material_agree(name: str, calibration: str, tmp_path:
         assert found.at_once == material.calibration.at_once
 
 
-def test_a_file_that_names_what_it_is_based_on(tmp_path: Path) -> None:
-    found, known = shrinkage_of(own(tmp_path)), load_material(Path(own(tmp_path)))
+def test_a_file_may_be_based_on_a_known_material(tmp_path: Path) -> None:
+    found, known = shrinkage_of(write_own_material(tmp_path)), load_material(Path(write_own_material(tmp_path)))
     assert (found.strain, found.expansion) == (known.calibration.strain, known.expansion) == (-0.0034056, 8.6e-6)
     assert not found.at_once
 
@@ -80,13 +80,13 @@ def test_a_file_that_names_what_it_is_based_on(tmp_path: Path) -> None:
         ("a: [\n", "can't be read"),
     ],
 )
-def test_a_file_that_says_no_strain_is_a_sentence(text: str, said: str, tmp_path: Path, model: Path) -> None:
+def test_a_material_file_without_a_valid_strain_is_refused(text: str, said: str, tmp_path: Path, model: Path) -> None:
     with pytest.raises(UsageError, match=said) as caught:
-        read_auxiliary(str(model), from_pretrained(model), own(tmp_path, text))
+        read_auxiliary(str(model), from_pretrained(model), write_own_material(tmp_path, text))
     assert "own.yaml" in str(caught.value)
 
 
-def test_names_and_models_that_can_not_be_scaled(tmp_path: Path, model: Path) -> None:
+def test_materials_and_models_that_can_not_be_scaled_are_refused(tmp_path: Path, model: Path) -> None:
     usage = from_pretrained(model).usage
     with pytest.raises(UsageError, match=r"unknown material Gold; known are: Ti64.*or measured and netfabb"):
         scale_for_material("Gold", usage)
@@ -112,7 +112,7 @@ def test_the_scale_by_hand(tmp_path: Path, model: Path) -> None:
     other = scale_for_material("Inc625", usage)
     assert other.displacement == pytest.approx(12.8 / 8.6)
     assert (other.error, other.calibrated) == (ERRORS["expansion"][0], False)
-    mine = scale_for_material(own(tmp_path), usage)
+    mine = scale_for_material(write_own_material(tmp_path), usage)
     assert mine.displacement == pytest.approx(1 + 0.2 * SHARE_OF_STRAIN["displacement"], rel=1e-3)
     assert mine.clearance == pytest.approx(1 + 0.2 * SHARE_OF_STRAIN["clearance"], rel=1e-3)
     assert mine.error == pytest.approx(0.2 * ERRORS["strain"][0] / mine.displacement, rel=1e-3)
@@ -128,7 +128,7 @@ def test_fields_intervals_and_chance_are_scaled(model: Path) -> None:
         np.testing.assert_allclose(after.fields[name], scale.displacement * before.fields[name], rtol=1e-5)
     lost = 100 - before.fields["build_clearance_min"]
     np.testing.assert_allclose(100 - after.fields["build_clearance_min"], scale.clearance * lost, rtol=1e-4)
-    # As likely a hit as not stays so; what was nearly certain is less so.
+    # A chance of 50 % stays; a hit that was nearly certain becomes less certain.
     least = float(after.fields["build_clearance_min"].min())
     for intercept in (0.0, 3.0):
         risk = RiskModel("build_clearance_min", LogisticCurve(-least, 5.0, intercept, 4.0), 100, 50)
@@ -142,7 +142,7 @@ def test_fields_intervals_and_chance_are_scaled(model: Path) -> None:
 
 
 def test_each_direction_has_an_interval_of_its_own(model: Path) -> None:
-    """Those of the peaks where the checkpoint has them, else that of the part's extreme, as in earlier files."""
+    """The intervals of the peaks where `intervals.json` has them, else that of the part's extreme."""
     surrogate, part = from_pretrained(model), part_of(table())
     halves = {name: ColumnInterval((), 0.02, 0.07, 0.02) for name in surrogate.usage.targets}
     before = answer_of(predict_part(surrogate, part, Intervals(0.9, "", halves, 40)), Auxiliary())
@@ -160,14 +160,14 @@ def test_each_direction_has_an_interval_of_its_own(model: Path) -> None:
             assert peak.half_width == pytest.approx(math.hypot(factor * half, error * peak.value), rel=1e-5)
 
 
-def test_the_screen_says_which_machine_it_is_for(
+def test_the_output_states_the_material_and_its_calibration(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     box(10, 10, 12).export(tmp_path / "box.stl")
     words = {"checkpoint": str(model), "src": [str(tmp_path / "box.stl")], "pictures": False, "points": 200}
     assert predict(**words, out=str(tmp_path / "a")) == 0  # type: ignore[arg-type]
     assert "not calibrated to your machine" in " ".join(capsys.readouterr().out.split())
-    material = own(tmp_path, OWN + "process: {layer_thickness: 0.03}\n")
+    material = write_own_material(tmp_path, OWN + "process: {layer_thickness: 0.03}\n")
     assert predict(**words, out=str(tmp_path / "b"), material=material, orientations=2) == 0  # type: ignore[arg-type]
     said = " ".join(capsys.readouterr().out.split())
     assert "not calibrated" not in said
@@ -181,7 +181,7 @@ def test_the_screen_says_which_machine_it_is_for(
     assert ratio == pytest.approx(answers[1]["scale"]["displacement"], rel=1e-4)
 
 
-def test_results_of_another_material_are_left_out_and_told(
+def test_results_of_another_material_are_left_out_with_a_message(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     part = part_of(table(), 100)

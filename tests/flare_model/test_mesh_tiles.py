@@ -1,4 +1,4 @@
-"""Joined meshes in rows: every point has one place, sums are of one mesh, and gradients come back to their points."""
+"""Joined meshes in rows of one length: every point is in one row, and sums and gradients are those of each mesh."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.numeric
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 20))
-def test_sums_over_meshes_and_the_way_back(sizes: list[int], length: int) -> None:
+def test_rows_are_summed_over_meshes_and_turned_back_into_points(sizes: list[int], length: int) -> None:
     offsets = torch.tensor([0, *itertools.accumulate(sizes)])
     tiles = MeshTiles.of(offsets, sum(sizes), length)
     x = torch.arange(1.0, sum(sizes) + 1)[:, None].requires_grad_()
@@ -37,21 +37,21 @@ def test_sums_over_meshes_and_the_way_back(sizes: list[int], length: int) -> Non
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6))
-def test_padded_meshes_lie_a_row_each_and_come_back(sizes: list[int]) -> None:
+def test_padded_meshes_have_a_row_each_and_are_turned_back_into_points(sizes: list[int]) -> None:
     rows = PointRows.padded(torch.tensor([0, *itertools.accumulate(sizes)]), tuple(sizes))
     x = torch.randn(sum(sizes), 2, 3, requires_grad=True)
     cut, weights = rows.to_rows(x), torch.randn(sum(sizes), 2, 3)
     for row, exists, part in zip(cut, rows.exists, x.split(sizes), strict=True):
         torch.testing.assert_close(row[exists], part, atol=0, rtol=0)
     torch.testing.assert_close(rows.to_points(cut), x, atol=0, rtol=0)
-    # What stands where there is no point reaches no result, and no gradient.
+    # Values where there is no point affect neither results nor gradients.
     filled = torch.where(rows.exists[..., None, None], cut, 7.0)
     (gradient,) = torch.autograd.grad((rows.to_points(filled.square()) * weights).sum(), x)
     torch.testing.assert_close(gradient, (2 * weights * x).detach())
 
 
 @pytest.mark.parametrize("sizes", [[300, 1, 256, 700], [5, 3], [512, 512]])
-def test_transolver_mixes_joined_meshes_as_it_does_each(sizes: list[int]) -> None:
+def test_transolver_gives_the_same_for_joined_and_single_meshes(sizes: list[int]) -> None:
     torch.manual_seed(0)
     model = Transolver(TransolverConfig(channels=16, num_heads=2, num_blocks=2, num_slices=4, initial_deviation=0.3))
     model = model.double()
@@ -66,7 +66,7 @@ def test_transolver_mixes_joined_meshes_as_it_does_each(sizes: list[int]) -> Non
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("joined", [False, True])
 def test_transolver_sums_a_large_mesh_in_32_bits(dtype: torch.dtype, joined: bool) -> None:
-    """All points in one slice, of 70,000: more than float16 can count, and bfloat16 has three digits."""
+    """70,000 points in one slice: more than float16 can count, and bfloat16 has only two to three digits."""
     count, generator = 70_000, torch.Generator().manual_seed(0)
     weights = torch.rand(1, count, 1, 2, generator=generator)
     weights[..., 0] = 1
@@ -80,14 +80,14 @@ def test_transolver_sums_a_large_mesh_in_32_bits(dtype: torch.dtype, joined: boo
         else:
             found = slice_means(weights, values)
     assert found.dtype == torch.float32
-    # Float32's own rounding, adding up at random.
+    # The rounding of float32, which adds up at random.
     bound = 4 * math.sqrt(count) * torch.finfo(torch.float32).eps
     assert float(((found - wanted) / wanted).abs().max()) < bound
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_transolver_predicts_on_a_large_mesh_in_16_bits(dtype: torch.dtype) -> None:
-    """Of the same few points over and over it says what it says of the few."""
+    """For a few points, repeated many times, the predictions are those for the few."""
     torch.manual_seed(0)
     model = Transolver(TransolverConfig(channels=16, num_heads=2, num_blocks=1, num_slices=1, initial_deviation=0.3))
     points = torch.randn(10, 3)
@@ -95,5 +95,5 @@ def test_transolver_predicts_on_a_large_mesh_in_16_bits(dtype: torch.dtype) -> N
         few, many = model(points), model(points.repeat(7000, 1))
     epsilon = torch.finfo(dtype).eps
     torch.testing.assert_close(many[:10], few, rtol=8 * epsilon, atol=8 * epsilon)
-    with torch.no_grad():  # Weights of 16 bits too.
+    with torch.no_grad():  # Also with weights of 16 bits.
         assert model.to(dtype)(points.to(dtype).repeat(7000, 1)).isfinite().all()

@@ -34,7 +34,7 @@ pytestmark = [
 
 
 def sample(channels: int, layers: int = 3) -> tuple[nn.LayerNorm, ResMLP, Tensor, Tensor]:
-    """A LayerNorm and a network with all parameters at work, an input, and a gradient of the output."""
+    """A LayerNorm and a network, all of whose parameters are random, an input, and a gradient of the output."""
     torch.manual_seed(0)
     norm, plain = nn.LayerNorm(channels).to(DEVICE), ResMLP(channels, channels, channels, layers).to(DEVICE)
     for parameter in plain.parameters():
@@ -57,10 +57,10 @@ def differentiate(out: Tensor, x: Tensor, gradient: Tensor, *modules: nn.Module)
     return {"output": out.detach().double()} | {n: t.double() for n, t in zip(leaves, found, strict=True)}
 
 
-def compare(
+def check_against_float64(
     norm: nn.LayerNorm | None, plain: ResMLP, x: Tensor, gradient: Tensor, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Assert that the kernels find what float64 finds, but for rounding to the type, and return what they find."""
+    """Assert that the kernels give the results of float64, up to rounding to the type, and return their results."""
     used = [plain] if norm is None else [plain, norm]
     fast = x.clone().requires_grad_()
     gradient = gradient.to(dtype)
@@ -81,31 +81,31 @@ def compare(
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("channels", [64, 128])
 @pytest.mark.parametrize("behind_norm", [False, True])
-def test_a_network_in_one_kernel_is_that_network(behind_norm: bool, channels: int, dtype: torch.dtype) -> None:
+def test_a_network_in_one_kernel_gives_the_same_results(behind_norm: bool, channels: int, dtype: torch.dtype) -> None:
     norm, plain, x, gradient = sample(channels)
-    compare(norm if behind_norm else None, plain, x, gradient, dtype)
+    check_against_float64(norm if behind_norm else None, plain, x, gradient, dtype)
 
 
 @pytest.mark.parametrize("channels", [64, 128])
-def test_a_norm_takes_what_no_16_bits_could_hold(channels: int) -> None:
-    """Points far from zero: the norm sees x in float32, and a mean does not swamp the variance."""
+def test_a_norm_takes_inputs_that_16_bits_can_not_resolve(channels: int) -> None:
+    """Inputs far from zero: the norm takes x in float32, so that a large mean leaves the variance accurate."""
     norm, plain, x, gradient = sample(channels, layers=1)
-    compare(norm, plain, 1000 + x, gradient, HALVES[-1])
+    check_against_float64(norm, plain, 1000 + x, gradient, HALVES[-1])
 
 
 @pytest.mark.parametrize("channels", [64, 128])
-def test_points_whose_channels_are_all_equal(channels: int) -> None:
+def test_points_whose_channels_are_all_equal_get_the_bias_of_the_norm(channels: int) -> None:
     """Their variance is 0: the norm returns its bias, and their gradient is that of ε alone."""
     norm, plain, x, gradient = sample(channels, layers=1)
     x[::3] = 0.25
-    found = compare(norm, plain, x, gradient, HALVES[-1])
+    found = check_against_float64(norm, plain, x, gradient, HALVES[-1])
     assert all(t.isfinite().all() for t in found.values())
     assert (found["output"][0] - found["output"][3]).norm() <= torch.finfo(HALVES[-1]).eps * found["output"][0].norm()
 
 
-def test_an_input_of_16_bits() -> None:
+def test_an_input_may_have_16_bits() -> None:
     norm, plain, x, gradient = sample(64, layers=1)
-    assert compare(norm, plain, x.half(), gradient, HALVES[-1])["x"].shape == x.shape
+    assert check_against_float64(norm, plain, x.half(), gradient, HALVES[-1])["x"].shape == x.shape
 
 
 @pytest.mark.parametrize("channels", [64, 128])
@@ -116,7 +116,7 @@ def test_the_same_input_gives_the_same_bits(channels: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
 
 
-def test_memory_may_lie_in_any_order() -> None:
+def test_inputs_may_have_any_strides() -> None:
     norm, plain, x, gradient = sample(64, layers=1)
     found = []
     for strange in (False, True):
@@ -127,7 +127,7 @@ def test_memory_may_lie_in_any_order() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*(f.values() for f in found), strict=True))
 
 
-def test_layers_that_were_exchanged_are_not_left_out() -> None:
+def test_a_network_with_replaced_layers_uses_no_kernel() -> None:
     class Doubled(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return 2 * super().forward(x)
@@ -150,7 +150,7 @@ def test_sums_of_products_are_float32() -> None:
     assert ((found.double() - a.double() @ b.double()).abs() <= 16 * SINGLE * magnitudes).all()  # sixteen products each
 
 
-def test_no_points_have_no_gradient() -> None:
+def test_without_points_all_gradients_are_zero() -> None:
     for channels in (64, 128):
         norm, plain, x, gradient = sample(channels, layers=0)
         x = x[:0].requires_grad_()
@@ -159,7 +159,7 @@ def test_no_points_have_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("channels", [64, 128])
-def test_torch_finds_nothing_wrong_with_the_operator(channels: int) -> None:
+def test_the_operator_passes_the_checks_of_torch(channels: int) -> None:
     x = torch.randn(5, channels, device=DEVICE, requires_grad=True)
     weights = torch.randn(2, channels, channels, device=DEVICE, requires_grad=True)
     for rows in (2, 4):
@@ -169,11 +169,11 @@ def test_torch_finds_nothing_wrong_with_the_operator(channels: int) -> None:
         assert set(torch.library.opcheck(network_operator, arguments, test_utils=tests).values()) == {"SUCCESS"}
 
 
-def small(mixer: str, channels: int) -> Flare:
+def small_model(mixer: str, channels: int) -> Flare:
     torch.manual_seed(0)
     config = FlareConfig(num_blocks=1, num_latents=16, num_heads=8, channels=channels)
     model = Flare(config, mixer).to(DEVICE)  # type: ignore[arg-type]
-    for block in model.blocks:  # A norm that does nothing would prove nothing.
+    for block in model.blocks:  # With its initial weights a norm that is left out might go unnoticed.
         assert isinstance(block, Block)
         for norm in (block.mixer_norm, block.pointwise_norm):
             nn.init.normal_(norm.weight, 1.0, 0.3)
@@ -183,7 +183,7 @@ def small(mixer: str, channels: int) -> Flare:
 
 @pytest.mark.parametrize(
     ("in_chunks", "channels", "count"),
-    # Two chunks, the second not full; more of them, and other sizes.
+    # Two chunks, the second not full; more chunks and other sizes are slow.
     [
         (True, 64, 20),
         *(
@@ -193,12 +193,12 @@ def small(mixer: str, channels: int) -> Flare:
         ),
     ],
 )
-def test_a_model_whose_networks_take_in_their_norms(
+def test_a_model_whose_kernels_include_the_norms_gives_the_same_results(
     in_chunks: bool, channels: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flare_model.models.backbone._CHUNK", 16)
     points = torch.randn(1, count, 3, device=DEVICE)
-    plain, fast = small("sdpa", channels), small("triton", channels)
+    plain, fast = small_model("sdpa", channels), small_model("triton", channels)
     fast.activation_checkpointing = in_chunks
     assert plain.state_dict().keys() == fast.state_dict().keys()
     norms: list[nn.Module] = []

@@ -1,4 +1,4 @@
-"""Which way up: directions, rotations, overhangs by hand, and a ranking that is what each way gives by itself."""
+"""Orientations of a part: directions, rotations, overhangs by hand, and a ranking like that of single predictions."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from flare_model.predict import predict
 from flare_model.prediction.surface_parts import mesh_surface
 from lpbf_data.errors import UsageError
 from lpbf_data.geometry.surface_files import load_surface
-from tests.flare_model.test_decision import box, keep_risk, model, part_of, surface_of, table
+from tests.flare_model.test_decision import box, model, part_of, surface_of, table, write_constant_risk
 
 __all__ = ["model"]
 
 
-def test_directions_are_apart_and_begin_as_the_part_lies() -> None:
+def test_directions_differ_and_begin_with_the_part_as_it_is() -> None:
     found = np.array(directions(surface_of(table()), 24))
     assert found.shape == (24, 3)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1)
@@ -58,7 +58,7 @@ def test_overhangs_of_a_table_by_hand() -> None:
     part = part_of(table(), 3000)
     assert part.origin is not None
     found = overhangs_of(part.origin.surface, part.points, part.cells)
-    assert found.area == pytest.approx(160)  # beneath the top, less the leg
+    assert found.area == pytest.approx(160)  # the underside of the top, less the area of the leg
     assert found.support_volume == pytest.approx(160 * 8, rel=0.1)
     assert found.height == pytest.approx(10)
     over = turn(part.origin.surface, rotation_to(np.array([0.0, 0.0, 1.0])))
@@ -67,7 +67,7 @@ def test_overhangs_of_a_table_by_hand() -> None:
     assert (none.area, none.support_volume) == (0, 0)
 
 
-def test_a_face_counts_below_45_degrees() -> None:
+def test_a_face_overhangs_below_45_degrees() -> None:
     areas = []
     for degrees in (44, 46):
         plate = trimesh.creation.box((10, 10, 1))
@@ -75,11 +75,11 @@ def test_a_face_counts_below_45_degrees() -> None:
         surface = turn(surface_of(plate), np.eye(3))
         part = mesh_surface(surface, "plate", 500)
         areas.append(overhangs_of(surface, part.points, part.cells).area)
-    # The plate's underside; at 46 degrees its narrow end is the one that looks down less steeply.
+    # At 44 degrees the plate's underside; at 46 degrees its narrow end, which then is at 44 degrees to the build plate.
     assert areas == pytest.approx([100, 10])
 
 
-def test_a_ranking_is_what_each_way_gives_by_itself(model: Path, tmp_path: Path) -> None:
+def test_a_ranking_agrees_with_single_predictions(model: Path, tmp_path: Path) -> None:
     surrogate, part = from_pretrained(model), part_of(table())
     assert part.origin is not None
     ranking = rank_orientations(surrogate, Auxiliary(), part, 5, best=2)
@@ -97,8 +97,8 @@ def test_a_ranking_is_what_each_way_gives_by_itself(model: Path, tmp_path: Path)
         rank_orientations(surrogate, Auxiliary(), part.__class__("mesh", part.points, part.cells), 3)
 
 
-def test_all_ways_have_cells_of_about_one_size(model: Path) -> None:
-    """A plate that lies along the axes is met by wide cells; tilted it asks for narrow ones, and then all have them."""
+def test_all_orientations_have_cells_of_similar_size(model: Path) -> None:
+    """A plate along the axes is meshed with wide cells; tilted it needs narrow ones, which then all get."""
     surrogate, part = from_pretrained(model), part_of(box(30, 30, 1.2), 300)
     ranking = rank_orientations(surrogate, Auxiliary(), part, 7, best=1)
     cells = [np.prod(way.answer.mesh["cell"]) ** (1 / 3) for way in ranking.orientations if way.answer is not None]
@@ -112,16 +112,16 @@ def test_all_ways_have_cells_of_about_one_size(model: Path) -> None:
     assert points_for_equal_cells([(300, 100.0), (300, 1.0)]) == [MAX_RANKED_POINTS, None]
 
 
-def test_a_hit_counts_by_its_chance() -> None:
+def test_the_cost_of_an_orientation_rises_with_the_chance_of_a_hit() -> None:
     assert cost_of(0.1, 0.0) == 0.1
     assert cost_of(0.1, 1.0) == pytest.approx(0.5)
     assert cost_of(0.1, 0.5) < cost_of(0.35, 0.0) < cost_of(0.1, 0.9)
 
 
-def test_the_command_ranks_draws_and_writes_what_to_build(
+def test_the_command_ranks_orientations_and_writes_pictures_and_surfaces(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keep_risk(model, 0.0)
+    write_constant_risk(model, 0.0)
     box(10, 12, 30).export(tmp_path / "bar.stl")
     out = tmp_path / "out"
     assert predict(str(model), [str(tmp_path / "bar.stl")], out=str(out), points=150, orientations=4) == 0

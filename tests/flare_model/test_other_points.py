@@ -1,4 +1,4 @@
-"""Training and judging on data sets that aren't of printed parts: points in the plane, grids, their normalisation."""
+"""Training and evaluation on data sets that aren't of printed parts: points in the plane, grids, normalisation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,14 @@ from lpbf_data.reading.catalog import read_points
 from pipelines.benchmarks.convert import convert
 from pipelines.benchmarks.darcy import trivial_errors
 from tests.commands import run_here
-from tests.flare_model.flare_support import TINY, assert_same_losses, go, grid_model, train_over, write_grids
+from tests.flare_model.flare_support import (
+    TINY,
+    assert_same_losses,
+    grid_model,
+    run_training,
+    train_in_processes,
+    write_grids,
+)
 from tests.pipelines.test_benchmark_data import write_airfoil, write_cars, write_elasticity, write_pipe
 
 SMALL = [f"--model.config.{name}" for name in ("channels=16", "num_blocks=1", "num_heads=2", "num_latents=8")]
@@ -61,7 +68,7 @@ def darcy_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def darcy_run(darcy_set: Path) -> Path:
-    """A short run on it."""
+    """A short training run on `darcy_set`."""
     out = darcy_set.parent / "run"
     words = ["--config", "darcy", "--data", str(darcy_set), "--out", str(out), "--max_steps", "12", *SMALL]
     done = run_here("flare_model.train", *words, "--recipe.learning_rate=1e-2", "--accelerator", "cpu")
@@ -69,7 +76,7 @@ def darcy_run(darcy_set: Path) -> Path:
     return out
 
 
-def test_darcy_from_its_generator_to_its_figures(darcy_set: Path, darcy_run: Path) -> None:
+def test_darcy_from_its_generator_to_its_evaluation(darcy_set: Path, darcy_run: Path) -> None:
     with (darcy_run / "training.csv").open(newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert len(losses) == 12
@@ -102,7 +109,7 @@ def test_darcy_from_its_generator_to_its_figures(darcy_set: Path, darcy_run: Pat
     assert "holds this evaluation already" in again.stderr
 
 
-def test_a_checkpoint_says_what_it_was_trained_on_and_goes_on(darcy_set: Path, darcy_run: Path) -> None:
+def test_a_checkpoint_records_what_it_was_trained_on_and_can_be_fine_tuned(darcy_set: Path, darcy_run: Path) -> None:
     usage = from_pretrained(darcy_run).usage
     points = read_points(darcy_set)
     assert usage.point_schema == points
@@ -126,8 +133,8 @@ def test_points_of_another_dimension_are_refused(darcy_run: Path) -> None:
             surrogate(np.zeros((5, width)), np.zeros((5, 1)))
 
 
-def test_points_of_the_plane_are_thinned(darcy_set: Path, tmp_path: Path) -> None:
-    run = go(str(darcy_set), tmp_path / "run", thin_to=50, max_steps=2, recipe=Recipe(batch_size=2))
+def test_points_in_the_plane_are_thinned(darcy_set: Path, tmp_path: Path) -> None:
+    run = run_training(str(darcy_set), tmp_path / "run", thin_to=50, max_steps=2, recipe=Recipe(batch_size=2))
     with (run / "training.csv").open(newline="") as file:
         assert [float(row["loss"]) > 0 for row in csv.DictReader(file)] == [True, True]
     split = Split(str(darcy_set), "train", resolve_targets(["pressure"], "", read_points(darcy_set)))
@@ -135,13 +142,13 @@ def test_points_of_the_plane_are_thinned(darcy_set: Path, tmp_path: Path) -> Non
     assert (ragged.pos.shape, ragged.fields["pressure"].shape) == ((50, 2), (50, 1))
 
 
-def test_its_card_speaks_of_no_part(darcy_run: Path) -> None:
+def test_the_card_of_a_model_for_darcy_mentions_no_printed_parts(darcy_run: Path) -> None:
     card = str(from_pretrained(darcy_run).generate_model_card())
     assert "Predicts pressure at points of darcy (x, y) from the features permeability." in card
     assert "powder" not in card
 
 
-def test_a_spectrum_is_that_of_the_plane_too(darcy_set: Path, darcy_run: Path) -> None:
+def test_spectra_are_computed_for_points_in_the_plane(darcy_set: Path, darcy_run: Path) -> None:
     done = run_here("flare_model.spectrum", "--checkpoint", str(darcy_run), "--data", str(darcy_set))
     assert done.returncode == 0, done.stderr
     assert "eigenvalues of a head lie above" in done.stdout
@@ -164,7 +171,7 @@ def test_a_spectrum_is_that_of_the_plane_too(darcy_set: Path, darcy_run: Path) -
         (["--recipe.gradient_weight", "-1"], "--recipe.gradient_weight must not be negative"),
     ],
 )  # fmt: skip
-def test_options_that_dont_fit_the_points_are_a_sentence(
+def test_options_that_do_not_fit_the_points_are_refused_in_a_sentence(
     words: list[str], said: str, darcy_set: Path, tmp_path: Path
 ) -> None:
     done = run_here("flare_model.train", "--data", str(darcy_set), "--out", str(tmp_path / "run"), *words)
@@ -189,7 +196,7 @@ def test_options_that_dont_fit_the_points_are_a_sentence(
         ("flare_model.train", ["--data", "{boxes}", "--init", "{run}", "--out", "{out}"], "is for points of darcy"),
     ],
 )  # fmt: skip
-def test_what_is_for_parts_refuses_other_points(
+def test_commands_for_printed_parts_refuse_other_points(
     module: str, words: list[str], said: str, darcy_set: Path, darcy_run: Path, box_dataset: str, tmp_path: Path
 ) -> None:
     cases = Path(box_dataset).with_name("cases")
@@ -201,7 +208,7 @@ def test_what_is_for_parts_refuses_other_points(
     assert sorted(darcy_set.rglob("*")) == before
 
 
-def test_a_model_of_the_plane_needs_the_same_plane(darcy_run: Path, tmp_path: Path) -> None:
+def test_a_model_needs_the_coordinates_unit_and_fields_that_it_was_trained_on(darcy_run: Path, tmp_path: Path) -> None:
     usage = from_pretrained(darcy_run).usage
     points = usage.point_schema
     assert points is not None
@@ -229,7 +236,7 @@ def test_a_model_of_the_plane_needs_the_same_plane(darcy_run: Path, tmp_path: Pa
         from_pretrained(broken)
 
 
-def test_checkpoints_of_parts_say_nothing_of_points(trained_run: Path) -> None:
+def test_checkpoints_for_printed_parts_hold_no_description_of_points(trained_run: Path) -> None:
     usage = json.loads((trained_run / "config.json").read_text())["usage"]
     assert "points" not in usage
     assert "point_shift" not in usage["normalisation"]
@@ -273,19 +280,19 @@ def test_a_model_for_grids_trains_on_grids(darcy_set: Path, tmp_path: Path) -> N
 
 
 def test_points_of_grids_are_shared_by_processes(tmp_path: Path) -> None:
-    """What a process has of a grid is none: the steps are those of one process that has whole grids."""
+    """The share of a process is no grid any more; the steps are those of one process that has whole grids."""
     data, recipe = write_grids(tmp_path), Recipe(steps=2, batch_size=2)
-    single = go(data, tmp_path / "single", recipe=recipe, accelerator="cpu")
+    single = run_training(data, tmp_path / "single", recipe=recipe, accelerator="cpu")
     options = {"recipe.steps": 2, "recipe.batch_size": 2}
     options |= {f"model.config.{name}": value for name, value in TINY["init_args"]["config"].items()}
-    ended, said = train_over(2, 2, data, tmp_path / "shared", **options)
+    ended, said = train_in_processes(2, 2, data, tmp_path / "shared", **options)
     assert not any(ended), said
     assert_same_losses(tmp_path / "shared", single)
 
 
 @pytest.mark.parametrize("name", ["Flare", "Transformer", "Transolver", "GridTransolver"])
-def test_grids_of_one_size_are_a_batch_that_nothing_fills_up(name: str, tmp_path: Path) -> None:
-    """With the loss and the gradients of the same meshes joined; where cases are thinned, they are joined."""
+def test_grids_of_one_size_are_stacked_without_filling(name: str, tmp_path: Path) -> None:
+    """Loss and gradients are those of the same meshes joined. Cases that are thinned are joined, not stacked."""
     data, recipe = write_grids(tmp_path), Recipe(batch_size=3, gradient_weight=0.1, precision="32-true")
     settings = make_settings(
         ModelSpec(**grid_model(name)), ["bow"], ["load"], point_schema=read_points(data), data=data, recipe=recipe
@@ -321,7 +328,7 @@ def test_every_configuration_of_darcy_has_the_gradients_term() -> None:
 
 
 def published_gradient_loss(prediction: np.ndarray, truth: np.ndarray, size: int) -> float:
-    """The term as the published code has it, one case at a time: ring of zeros, central differences over 2/85."""
+    """The term as in the published code, case by case: zeros along the boundary, central differences."""
     total = 0.0
     for found, wanted in zip(prediction.reshape(-1, size, size), truth.reshape(-1, size, size), strict=True):
         inside = np.zeros_like(found)
@@ -343,7 +350,7 @@ def test_the_gradients_term_is_the_published_one() -> None:
     tensors = [torch.from_numpy(values)[:, None] for values in (prediction, truth)]
     found = differences_loss(*tensors, torch.tensor([0, 49, 98, 147]), (7, 7))
     assert float(found) == pytest.approx(published_gradient_loss(prediction, truth, 7))
-    # What is predicted along the boundary takes no part, neighbours inside do.
+    # Predictions along the boundary have no effect.
     grid = prediction.reshape(3, 7, 7).copy()
     grid[:, 0], grid[:, :, -1] = 9, -9
     changed = torch.from_numpy(grid.reshape(-1))[:, None]
@@ -385,7 +392,7 @@ def test_cases_on_the_device_give_the_loaders_batches(darcy_set: Path) -> None:
             assert torch.equal(mine, theirs)
 
 
-def test_a_model_for_grids_is_tried_on_grids(darcy_set: Path) -> None:
+def test_the_contract_of_a_model_for_grids_is_checked_on_grids(darcy_set: Path) -> None:
     grid = GridTransolver(
         GridTransolverConfig(in_dim=3, channels=8, num_blocks=1, num_heads=2, grid_rows=6, grid_columns=5)
     )
@@ -397,13 +404,13 @@ def test_a_model_for_grids_is_tried_on_grids(darcy_set: Path) -> None:
 def test_a_model_for_grids_is_refused_where_there_are_none(box_dataset: str, tmp_path: Path) -> None:
     sizes = {"channels": 8, "num_blocks": 1, "num_heads": 2, "grid_rows": 6, "grid_columns": 5}
     with pytest.raises(UsageError, match=r"takes grids of 6 × 5 points alone, and .* holds none; take another model"):
-        go(box_dataset, tmp_path / "run", {"class_path": "GridTransolver", "init_args": {"config": sizes}})
+        run_training(box_dataset, tmp_path / "run", {"class_path": "GridTransolver", "init_args": {"config": sizes}})
     with pytest.raises(UsageError, match="takes differences along a grid, and printed parts are none"):
         train(box_dataset, out=str(tmp_path / "run"), model=TINY, recipe=Recipe(gradient_weight=0.1))
     assert not (tmp_path / "run").exists()
 
 
-def test_constant_columns_have_a_scale(tmp_path: Path, darcy_set: Path) -> None:
+def test_normalisation_without_features_has_the_scale_of_targets(tmp_path: Path, darcy_set: Path) -> None:
     split = Split(str(darcy_set), "train", resolve_inputs(["permeability"], "", read_points(darcy_set)))
     norm = normalisation_of(split, resolve_targets(["pressure"], "", split.point_schema), ())
     assert norm.feature_mean == ()

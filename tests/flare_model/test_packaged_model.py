@@ -1,4 +1,4 @@
-"""The model that comes with the package: whole, of one make, in every wheel, and of use straight away."""
+"""The packaged model: its files are complete and belong together, wheels hold it, and it predicts without options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lpbf_data.durable import sha256_of_file
 ROOT = Path(__file__).parents[2]
 
 
-def test_it_is_whole_and_of_one_make() -> None:
+def test_its_files_are_complete_and_name_the_same_weights() -> None:
     names = {path.name for path in PACKAGED_FOLDER.iterdir()}
     needed = {WEIGHTS_NAME, "config.json", "README.md", LIKENESS_NAME}
     assert needed <= names <= needed | set(AUXILIARY_NAMES)
@@ -31,13 +31,15 @@ def test_it_is_whole_and_of_one_make() -> None:
     assert Path(packaged_checkpoint()) == ROOT / "flare_model/pretrained"
 
 
-def test_wheels_hold_it() -> None:
+def test_wheels_hold_its_files() -> None:
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["flare_model"]
     held = {path for pattern in patterns for path in (ROOT / "flare_model").glob(pattern)}
     assert set(PACKAGED_FOLDER.iterdir()) <= held
 
 
-def test_an_stl_gets_its_answer_with_nothing_else_at_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_stl_gets_an_answer_without_a_checkpoint_being_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trimesh.creation.box((40, 20, 12)).export(tmp_path / "block.stl")
     assert predict(src=[str(tmp_path / "block.stl")], out=str(tmp_path / "out"), pictures=False) == 0
     told = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Answers in a real Chromium: the page that `lpbf-predict --out` leaves, and the local page by its real server."""
+"""Answers in a real Chromium: the page that `lpbf-predict --out` writes, and the local page by its real server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flare_model.compensate import compensate
 from flare_model.predict import predict
 from tests.browser import Visit, colourful, drag, pixels, wait_for_part
 from tests.flare_model.local_server import Server
-from tests.flare_model.test_decision import box, keep_risk, model
+from tests.flare_model.test_decision import box, model, write_constant_risk
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -35,18 +35,18 @@ def part(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    keep_risk(model, 9.0)
+    write_constant_risk(model, 9.0)
     with Server(model, tmp_path_factory.mktemp("page"), "--most_mb", "1") as running:
         yield running
 
 
 def fact(visit: Visit, name: str, facts: str) -> str:
-    """What stands beside a name in a list of facts."""
+    """The text beside a name in a list of facts."""
     return visit.page.locator(f"{facts} dt", has_text=re.compile(f"^{name}$")).locator("+ dd").inner_text()
 
 
-def try_the_view(visit: Visit) -> None:
-    """Turn the part, cut it, deform it, and pick every field and interval: the picture follows."""
+def check_viewer(visit: Visit) -> None:
+    """Turn the part, cut it, deform it, and select every field and interval: the picture or its legend changes."""
     page = visit.page
     before = pixels(visit)
     assert colourful(before).mean() > 0.02
@@ -69,8 +69,10 @@ def try_the_view(visit: Visit) -> None:
     assert len({*legends}) == len(legends)
 
 
-def test_the_page_of_an_answer(browser: Browser, model: Path, part: Path, tmp_path: Path) -> None:
-    keep_risk(model, 9.0)
+def test_the_page_of_an_answer_shows_its_facts_and_the_part(
+    browser: Browser, model: Path, part: Path, tmp_path: Path
+) -> None:
+    write_constant_risk(model, 9.0)
     assert predict(str(model), [str(part)], out=str(tmp_path)) == 0
     (answer,) = json.loads((tmp_path / "answers.json").read_text())["parts"].values()
     visit = Visit(browser, tmp_path / "answer.html")
@@ -80,17 +82,17 @@ def test_the_page_of_an_answer(browser: Browser, model: Path, part: Path, tmp_pa
     assert said.startswith(HIT)
     assert f"powder layer {answer['hit']['layer']:,} (each" in said
     assert f"{1000 * answer['up']['value']:+.3g} µm" in fact(visit, "warps up", "#viewer-facts")
-    try_the_view(visit)
+    check_viewer(visit)
     assert visit.errors == []
     assert visit.refused == []
     visit.close()
 
 
-def test_the_page_of_the_own_model_has_intervals(browser: Browser, part: Path, tmp_path: Path) -> None:
+def test_the_page_of_the_packaged_model_shows_intervals(browser: Browser, part: Path, tmp_path: Path) -> None:
     assert predict(None, [str(part)], out=str(tmp_path), points=400) == 0
     visit = Visit(browser, tmp_path / "answer.html")
     wait_for_part(visit, part.stem)
-    try_the_view(visit)
+    check_viewer(visit)
     halves = [label for label in visit.page.locator("#viewer-field option").all_inner_texts() if "half of its" in label]
     assert halves[:3] == [f"{label}, half of its interval" for label in ("Z displacement", *SHOWN[:2])]
     visit.page.get_by_label("Field").select_option(label=halves[0])
@@ -128,14 +130,16 @@ def test_a_file_is_chosen_answered_turned_and_compensated(
 
     page.get_by_role("button", name="Turn it in 3D").click()
     wait_for_part(visit, part.stem)
-    try_the_view(visit)
+    check_viewer(visit)
     assert visit.errors == []
     assert visit.refused == []
     visit.close()
-    assert server.kept() == []
+    assert server.uploads() == []
 
 
-def test_a_dropped_file_and_refusals_in_sentences(browser: Browser, server: Server, part: Path, tmp_path: Path) -> None:
+def test_dropped_files_are_answered_or_refused_in_sentences(
+    browser: Browser, server: Server, part: Path, tmp_path: Path
+) -> None:
     from playwright.sync_api import expect
 
     visit = Visit(browser, server.address)
@@ -162,8 +166,8 @@ def test_a_dropped_file_and_refusals_in_sentences(browser: Browser, server: Serv
     assert "send one of .stl, .obj" in texts["notes.txt"]
     assert "is larger than 1 MB" in texts["large.stl"]
     assert "cut.stl: " in texts["cut.stl"]
-    # Chromium tells of every answer that isn't a success; nothing else went wrong.
+    # Chromium logs every answer with an error status; there are no other errors.
     assert [error for error in visit.errors if "422" not in error] == []
     assert visit.refused == []
     visit.close()
-    assert server.kept() == []
+    assert server.uploads() == []

@@ -1,4 +1,4 @@
-"""What the commands of the paper's figures make of their numbers; that they run is seen where they are given."""
+"""Tables and figures that the benchmarks of the paper's figures make from measurements, and which they measure."""
 
 from __future__ import annotations
 
@@ -50,20 +50,20 @@ def test_quadratic_attention_is_expected_to_take_four_times_as_long_for_twice_th
 def test_a_first_call_that_loads_libraries_is_not_the_time_of_a_layer() -> None:
     """On a GPU such a call took 2 s, and all larger meshes were expected to take four times as long each."""
 
-    class Told(paper_scaling.Clock):
+    class GivenTimes(paper_scaling.Clock):
         times = iter([2063.0, 0.4, 0.6, 0.5, *[0.5] * paper_scaling.MOST])
 
         def once(self, call: Callable[[], Any]) -> float:
             call()
             return next(self.times)
 
-    clock = Told(torch.device("cpu"))
+    clock = GivenTimes(torch.device("cpu"))
     assert clock.median(lambda: None) == (0.5, paper_scaling.MOST)
     clock.times = iter([9000.0, 7000.0])
     assert clock.median(lambda: None) == (7000.0, 1)
 
 
-def test_a_failed_measurement_is_told_and_the_next_one_done() -> None:
+def test_a_failed_measurement_is_recorded() -> None:
     row = paper_scaling.row_of(Measurement("fp32", Layer("flare_kernels", 2000), 16), torch.device("cpu"), {}, 1.0)
     assert "UsageError" in row["failed"]
     assert paper_scaling._cell(row) == "failed"
@@ -86,7 +86,7 @@ def test_each_model_of_the_ablations_is_trained_once() -> None:
     assert "b8-m256-h16-k3-p3-100-steps-recipe-from-0.08-seed-0" in keys
 
 
-def test_figures_of_ablations_take_the_trainings_that_were_asked_for_last(tmp_path: Path) -> None:
+def test_figures_of_ablations_use_trainings_with_the_latest_options(tmp_path: Path) -> None:
     runs: dict[str, Any] = {}
     for steps in (10, 100):
         for sizes in paper_ablations.sizes_of(["5", "9", "10"]):
@@ -112,7 +112,7 @@ def test_epochs_fit_into_the_time_of_all_trainings_that_share_gpus() -> None:
     assert darcy_league.epochs_in(0.01, pace, steps, gpus=1) == 1
 
 
-def test_the_table_of_darcy_has_the_papers_figures_beside() -> None:
+def test_the_table_of_darcy_has_the_papers_errors_too() -> None:
     run = {
         "model": "Flare", "precision": "32-true", "parameters": 691_009, "epochs": 3, "test_relative_l2": 0.0123,
         "ms_a_step": 5.5, "seconds": 80.4,
@@ -126,7 +126,7 @@ def test_the_table_of_darcy_has_the_papers_figures_beside() -> None:
 
 
 def test_speed_is_that_of_the_second_half(tmp_path: Path) -> None:
-    """Rows tell points a second since the start: 10 steps in 5 s, in which all was loaded, and 10 more in 1 s."""
+    """Rows hold points per second since the start: 10 steps in 5 s, loading included, and 10 more in 1 s."""
     with (tmp_path / "training.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["step", "points_per_second"])
         writer.writeheader()
@@ -135,7 +135,7 @@ def test_speed_is_that_of_the_second_half(tmp_path: Path) -> None:
     assert darcy_runs.speed_of(tmp_path, 8) == {"seconds": 6.0, "ms_a_step": 100.0}
 
 
-def test_figures_are_kept_and_failures_leave_when_a_run_succeeds(tmp_path: Path) -> None:
+def test_results_are_kept_and_failures_are_removed_when_a_run_succeeds(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     kept = darcy_runs.Kept(path, {"what": "first"})
     kept.note("a", {"steps": 1}, {})
@@ -147,7 +147,7 @@ def test_figures_are_kept_and_failures_leave_when_a_run_succeeds(tmp_path: Path)
     assert (set(found["runs"]), found["failed"]) == ({"a", "b"}, {})
 
 
-def test_a_spectrum_in_short() -> None:
+def test_a_spectrum_is_summarised_over_heads() -> None:
     eigenvalues = np.array([[1.0, 0.5, 0.02, 0.0], [1.0, 0.001, 0.0, 0.0]])
     table = {"head": [0, 1], "index": [0, 3], "block": [0], "eigenvalue": eigenvalues.ravel().tolist()}
     (block,) = paper_spectrum.blocks_of(table)

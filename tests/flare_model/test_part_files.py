@@ -1,4 +1,4 @@
-"""Files of parts to predict on: one of each suffix from a writer that isn't the reader, bodies, units, bounds."""
+"""Files of parts to predict on: one of each suffix, written by other software than reads it; bodies, units, limits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.netfabb_cases import write_part
 GRID = pyvista.ImageData(dimensions=(4, 3, 5), spacing=(2.0, 3.0, 1.0), origin=(-3.0, -3.0, 0.0))
 
 
-def only(path: Path) -> Part:
+def read_one_part(path: Path) -> Part:
     (part,) = read_parts(path)
     assert isinstance(part, Part)
     return part
@@ -40,7 +40,7 @@ def hexahedra() -> pyvista.UnstructuredGrid:
 
 
 def write_vtk(path: Path, grid: pyvista.UnstructuredGrid) -> None:
-    """By VTK's own writers."""
+    """Write a grid by VTK's own writers."""
     writer = vtk.vtkXMLUnstructuredGridWriter() if path.suffix == ".vtu" else vtk.vtkUnstructuredGridWriter()
     writer.SetFileName(str(path))
     writer.SetInputData(grid)
@@ -85,10 +85,10 @@ def test_a_mesh_of_each_suffix_is_read(tmp_path: Path, suffix: str) -> None:
     if suffix == ".case":
         folder = write_part(tmp_path / "netfabb", NetfabbPart("101635_11b839a3_5"))
         path = next(folder.rglob("*mechanical.case"))
-        assert len(only(path).cells) > 0
+        assert len(read_one_part(path).cells) > 0
         return
     {".inp": write_abaqus, ".msh": write_gmsh, ".xdmf": write_xdmf}.get(suffix, write_vtk)(path, grid)
-    part = only(path)
+    part = read_one_part(path)
     assert part.remarks == ()
     np.testing.assert_allclose(part.points, grid.points)
     np.testing.assert_array_equal(part.cells, grid.cells_dict[12])
@@ -99,10 +99,10 @@ def test_voxels_are_hexahedra_in_another_order(tmp_path: Path, suffix: str) -> N
     grid = GRID.cast_to_unstructured_grid()
     assert set(grid.celltypes.tolist()) == {11}
     write_vtk(tmp_path / f"voxels{suffix}", grid)
-    part = only(tmp_path / f"voxels{suffix}")
+    part = read_one_part(tmp_path / f"voxels{suffix}")
     assert len(part.cells) == 3 * 2 * 4
     np.testing.assert_allclose(hex_corner_volumes(part.points, part.cells), 6.0)
-    # VTK finds the same cell around each place, sees the same faces outside, and has nothing to object to.
+    # VTK finds the same cell at each position, the same area of outer faces, and cells without distortion.
     sizes = np.insert(part.cells, 0, 8, axis=1)
     hexahedra = pyvista.UnstructuredGrid(sizes, np.full(len(part.cells), 12), part.points)
     places = GRID.cell_centers().points + 0.1
@@ -111,7 +111,7 @@ def test_voxels_are_hexahedra_in_another_order(tmp_path: Path, suffix: str) -> N
     np.testing.assert_allclose(hexahedra.cell_quality("scaled_jacobian")["scaled_jacobian"], 1.0)
 
 
-def test_what_a_folder_holds_beside_its_parts_is_told(tmp_path: Path) -> None:
+def test_other_files_in_a_folder_of_parts_are_reported(tmp_path: Path) -> None:
     box = trimesh.creation.box((20, 20, 10))
     for name in ("in/a.STL", "in/b.stl", "in/sub dir/deep/c.stl", "in/sub dir/d.stl", "in/.hidden/e.stl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -129,21 +129,21 @@ def test_what_a_folder_holds_beside_its_parts_is_told(tmp_path: Path) -> None:
     assert [part.remarks for part in find_parts(str(tmp_path / "in/run"))] == [()]
 
 
-def test_units_are_not_ignored_for_meshes(tmp_path: Path) -> None:
+def test_units_other_than_mm_are_refused_for_meshes(tmp_path: Path) -> None:
     write_vtk(tmp_path / "part.vtu", hexahedra())
     assert len(list(read_parts(tmp_path / "part.vtu", Meshing(units="mm")))) == 1
     with pytest.raises(UsageError, match="--units m is for surfaces"):
         list(read_parts(tmp_path / "part.vtu", Meshing(units="m")))
 
 
-def test_cells_of_other_kinds_are_not_lost_without_a_word(tmp_path: Path) -> None:
+def test_meshes_with_cells_of_other_kinds_are_refused(tmp_path: Path) -> None:
     grid = hexahedra()
     strip = pyvista.UnstructuredGrid(np.array([4, 0, 1, 4, 5]), np.array([6]), grid.points)  # a triangle strip
     tetrahedron = pyvista.UnstructuredGrid(np.array([4, 0, 1, 4, 12]), np.array([10]), grid.points)
     for name, other in (("strip", strip), ("tetrahedron", tetrahedron)):
         write_vtk(tmp_path / f"{name}.vtu", grid + other)
         with pytest.raises(StoreError, match="only hexahedral meshes"):
-            only(tmp_path / f"{name}.vtu")
+            read_one_part(tmp_path / f"{name}.vtu")
 
 
 def test_faces_beside_hexahedra_are_left_out_with_a_remark(tmp_path: Path) -> None:
@@ -155,14 +155,14 @@ def test_faces_beside_hexahedra_are_left_out_with_a_remark(tmp_path: Path) -> No
         ("pixels", voxels + flat, 4),
     ):
         write_vtk(tmp_path / f"{name}.vtu", pyvista.UnstructuredGrid(whole))
-        part = only(tmp_path / f"{name}.vtu")
+        part = read_one_part(tmp_path / f"{name}.vtu")
         assert len(part.cells) == 24
         (remark,) = part.remarks
         assert (remark.treatment, remark.kind) == ("left_out", "flat_cells")
         assert f"{count} " in remark.examples[0]
 
 
-def test_a_file_of_two_bodies_gives_two_parts_and_a_word(
+def test_a_file_of_two_bodies_gives_two_parts_and_a_remark(
     trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     big, small = trimesh.creation.box((20, 20, 20)), trimesh.creation.box((8, 8, 8))
@@ -199,8 +199,8 @@ def test_units_are_those_of_the_file_or_of_the_option(
     )
 
 
-def test_a_body_that_can_not_be_meshed_leaves_the_others(tmp_path: Path) -> None:
-    """Two blocks that a wire holds together, and a block."""
+def test_a_body_that_can_not_be_meshed_does_not_stop_the_others(tmp_path: Path) -> None:
+    """One body of two blocks and a wire between them, which the mesh loses, and another body of one block."""
     ends = [trimesh.creation.box(bounds=[(x, 0, 0), (x + 4, 4, 4)]) for x in (0, 40)]
     wire = trimesh.creation.box(bounds=[(2, 2.137, 2.137), (42, 2.157, 2.157)])
     apart = trimesh.boolean.union([*ends, wire], engine="manifold")
@@ -214,14 +214,14 @@ def test_a_body_that_can_not_be_meshed_leaves_the_others(tmp_path: Path) -> None
     assert f"body {refused.name}: the mesh falls apart into 2 pieces" in str(refused.error)
 
 
-def test_compressed_files_unfold_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_decompress_beyond_a_bound_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flare_model.prediction.decompression.MAX_EXPANSION", 2**20)
     with h5py.File(tmp_path / "part.h5", "w") as file:
         file.create_dataset("points", (10**9, 3), "f8", chunks=(1000, 3), compression="gzip")
     item = '<DataItem Dimensions="9 3" NumberType="Float" Precision="8" Format="HDF">part.h5:/points</DataItem>'
     (tmp_path / "part.xdmf").write_text(f"<Xdmf><Domain><Grid><Geometry>{item}</Geometry></Grid></Domain></Xdmf>")
     with pytest.raises(StoreError, match="unfolds to 22,888 MiB"):
-        only(tmp_path / "part.xdmf")
+        read_one_part(tmp_path / "part.xdmf")
     block = zlib.compress(bytes(20 * 2**20), 9)
     data = b64encode(struct.pack("<4I", 1, 20 * 2**20, 0, len(block))).decode() + b64encode(block).decode()
     points = f'<Points><DataArray type="Float64" NumberOfComponents="3" format="binary">{data}</DataArray></Points>'
@@ -231,4 +231,4 @@ def test_compressed_files_unfold_to_a_bound(tmp_path: Path, monkeypatch: pytest.
         f"{points}<Cells/></Piece></UnstructuredGrid></VTKFile>"
     )
     with pytest.raises(StoreError, match="unfolds to more than ten times its size"):
-        only(tmp_path / "part.vtu")
+        read_one_part(tmp_path / "part.vtu")

@@ -1,4 +1,4 @@
-"""Parts like those that engineers print: whether their mesh is still the part, and what is said where it isn't."""
+"""Parts like those that engineers print: whether their mesh represents them, and what is reported where it doesn't."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.flare_model.test_decision import box, model, part_of, surface_of
 
 __all__ = ["model"]
 
-TOLD_HIT = Auxiliary(risk_model=RiskModel("build_clearance_min", LogisticCurve(-80.0, 5.0, 9.0, 0.0), 100, 50))
+LIKELY_HIT = Auxiliary(risk_model=RiskModel("build_clearance_min", LogisticCurve(-80.0, 5.0, 9.0, 0.0), 100, 50))
 
 
 def union(*meshes: trimesh.Trimesh) -> trimesh.Trimesh:
@@ -41,7 +41,7 @@ def fins() -> trimesh.Trimesh:
 
 
 def lattice() -> trimesh.Trimesh:
-    """Slanting struts of a millimetre between two plates, and upright ones of 1.2."""
+    """Inclined struts of 1 mm between two plates, and upright ones of 1.2 mm."""
     places = (-8.0, 0.0, 8.0)
     struts = [((x, y, 0.5), (x, y, 17.5), 0.6) for x in places for y in places]
     for x, y, z in ((x, y, z) for x in places[:2] for y in places[:2] for z in (0.5, 9.0)):
@@ -51,7 +51,7 @@ def lattice() -> trimesh.Trimesh:
 
 
 def gyroid() -> trimesh.Trimesh:
-    """A sheet of about 0.8 mm, in a cube of 20 mm."""
+    """A gyroid's sheet, about 0.8 mm thick, in a cube of 20 mm."""
     import manifold3d
 
     def depth(x: float, y: float, z: float) -> float:
@@ -80,36 +80,36 @@ def cut_feet() -> trimesh.Trimesh:
 
 
 def bracket() -> trimesh.Trimesh:
-    """An angle with two holes in its foot and one in its back."""
+    """An L-shaped bracket with two holes in its base and one in its upright side."""
     holes = [trimesh.creation.cylinder(2.6, segment=[(x, 0, -1), (x, 0, 9)], sections=48) for x in (0, 12)]
     holes.append(trimesh.creation.cylinder(4, segment=[(-25, 0, 18), (-10, 0, 18)], sections=48))
     return difference(union(box(40, 20, 4), box(4, 20, 30, at=(-18, 0, 0))), *holes)
 
 
 def cup(wall: float, size: float = 30) -> trimesh.Trimesh:
-    """An open box."""
+    """A box that is open at the top; `wall` and `size` in mm."""
     return difference(box(size, size, 20), box(size - 2 * wall, size - 2 * wall, 20, at=(0, 0, 1)))
 
 
-def answer(folder: Path, part: Part) -> Answer:
-    return answer_of(predict_part(from_pretrained(folder), part), TOLD_HIT)
+def answer_for(folder: Path, part: Part) -> Answer:
+    return answer_of(predict_part(from_pretrained(folder), part), LIKELY_HIT)
 
 
-def said(told: Answer) -> dict[str, str]:
+def printed_facts(told: Answer) -> dict[str, str]:
     return dict(answer_facts(told))
 
 
 @pytest.mark.parametrize("draw", [bracket, cut_feet])
-def test_what_the_mesh_resolves_is_answered(model: Path, draw: object) -> None:
+def test_a_part_that_the_mesh_resolves_gets_a_verdict(model: Path, draw: object) -> None:
     mesh = draw()  # type: ignore[operator]
-    told = answer(model, part_of(mesh, 2000))
+    told = answer_for(model, part_of(mesh, 2000))
     assert told.volume == pytest.approx(mesh.volume)
     assert told.mesh["volume_share"] == pytest.approx(1, abs=0.07)
     assert told.mesh["lost"] == ()
     assert told.mesh["wall"] == pytest.approx(4 if draw is bracket else 3, rel=0.01)
     assert told.hit is not None
     assert told.hit.verdict == "yes"
-    assert "too coarse" not in said(told)["mesh"]
+    assert "too coarse" not in printed_facts(told)["mesh"]
 
 
 def test_a_foot_that_ends_above_the_plate_overhangs(model: Path) -> None:
@@ -121,22 +121,22 @@ def test_a_foot_that_ends_above_the_plate_overhangs(model: Path) -> None:
 
 
 @pytest.mark.parametrize(("draw", "missing"), [(fins, 0.5), (lattice, 0.1)])
-def test_of_a_part_without_its_walls_nobody_can_tell(model: Path, draw: object, missing: float) -> None:
+def test_a_part_whose_mesh_lacks_walls_gets_no_verdict(model: Path, draw: object, missing: float) -> None:
     part = part_of(draw(), 2000)  # type: ignore[operator]
-    told = answer(model, part)
+    told = answer_for(model, part)
     assert part.origin is not None
     assert part.origin.check.missing > missing
     assert told.hit is not None
     assert (told.hit.verdict, told.hit.why) == ("can't tell", "its mesh isn't quite the part, see below")
     assert told.hit.chance is not None
     assert told.hit.chance > 0.99
-    assert re.search(r"\d\d% of its walls are missing", said(told)["mesh"])
-    assert re.search(r"too coarse for that wall: about --points \d+ would resolve it", said(told)["mesh"])
+    assert re.search(r"\d\d% of its walls are missing", printed_facts(told)["mesh"])
+    assert re.search(r"too coarse for that wall: about --points \d+ would resolve it", printed_facts(told)["mesh"])
     assert "can't tell whether the recoater hits it (a hit is more than 99 % likely)" in answer_line(told)
 
 
 @pytest.mark.parametrize("draw", [pytest.param(fins, marks=pytest.mark.slow), lattice, raised_text])
-def test_what_is_said_to_resolve_walls_does(draw: object) -> None:
+def test_the_suggested_number_of_points_resolves_the_walls(draw: object) -> None:
     surface = surface_of(draw())  # type: ignore[operator]
     part = part_of(draw(), 2000)  # type: ignore[operator]
     assert part.origin is not None
@@ -150,9 +150,9 @@ def test_what_is_said_to_resolve_walls_does(draw: object) -> None:
     assert check.needed_points is None
 
 
-def test_a_sheet_of_a_gyroid_is_said_in_numbers(model: Path) -> None:
+def test_the_thickness_of_a_gyroids_sheet_is_measured(model: Path) -> None:
     part = part_of(gyroid(), 2000)
-    told = said(answer(model, part))
+    told = printed_facts(answer_for(model, part))
     assert part.origin is not None
     assert part.origin.check.missing < 0.05
     assert 0.3 < (part.origin.check.wall or 0) < 1.1
@@ -160,16 +160,16 @@ def test_a_sheet_of_a_gyroid_is_said_in_numbers(model: Path) -> None:
     assert told["size"].startswith("20 × 20 × 20 mm")
 
 
-def test_letters_that_no_cell_shows_are_said(model: Path) -> None:
+def test_letters_thinner_than_a_cell_are_reported(model: Path) -> None:
     part = part_of(raised_text(), 2000)
-    told = answer(model, part)
+    told = answer_for(model, part)
     assert part.origin is not None
     assert told.mesh["cells_across"] < 1
-    assert "too coarse for that wall" in said(told)["mesh"]
+    assert "too coarse for that wall" in printed_facts(told)["mesh"]
     assert told.size[2] == pytest.approx(4.6)
 
 
-def test_walls_that_fifty_thousand_points_do_not_resolve_say_what_would() -> None:
+def test_walls_that_50000_points_do_not_resolve_are_refused_with_a_thickness_that_they_would() -> None:
     with pytest.raises(GeometryError, match="walls are missing") as refused:
         part_of(cup(0.1, 50), 2000)
     sentence = str(refused.value)
@@ -182,20 +182,22 @@ def test_walls_that_fifty_thousand_points_do_not_resolve_say_what_would() -> Non
     assert check.missing < 0.05
 
 
-def test_parts_on_one_plate_and_one_that_is_too_large(model: Path, tmp_path: Path) -> None:
+def test_bodies_of_one_file_are_numbered_and_a_part_that_is_too_large_gets_no_verdict(
+    model: Path, tmp_path: Path
+) -> None:
     pieces = [box(8, 8, 10, at=(-15, -15, 0)), box(6, 6, 20, at=(10, 10, 0)), box(10, 10, 5, at=(15, -15, 0))]
     trimesh.util.concatenate(pieces).export(tmp_path / "plate.stl")
     parts = [part for part in read_parts(tmp_path / "plate.stl", Meshing(400)) if isinstance(part, Part)]
-    told = [answer(model, part) for part in parts]
+    told = [answer_for(model, part) for part in parts]
     assert [one.body for one in told] == [(1, 3), (2, 3), (3, 3)]
     assert [one.size[2] for one in told] == pytest.approx([10, 20, 5])
-    assert "body 2 of 3" in said(told[1])["size"]
-    (huge,) = (answer(model, part) for part in (part_of(box(200, 70, 30), 400),))
-    assert "larger than the build volume of 60 × 60 × 60 mm that the model knows: cut it" in said(huge)["size"]
+    assert "body 2 of 3" in printed_facts(told[1])["size"]
+    (huge,) = (answer_for(model, part) for part in (part_of(box(200, 70, 30), 400),))
+    assert "larger than the build volume of 60 × 60 × 60 mm that the model knows: cut it" in printed_facts(huge)["size"]
     assert huge.hit is not None
     assert huge.hit.verdict == "can't tell"
     assert huge.hit.why.startswith("it is unlike")
-    assert "e+" not in " ".join(said(huge).values())
+    assert "e+" not in " ".join(printed_facts(huge).values())
 
 
 def angle(wall: float) -> trimesh.Trimesh:
@@ -204,8 +206,8 @@ def angle(wall: float) -> trimesh.Trimesh:
 
 
 @pytest.mark.parametrize("wall", [4.0, 5.0, 5.5, 6.0])
-def test_brackets_are_meshed_so_that_they_are_quite_the_part(tmp_path: Path, wall: float) -> None:
-    """By default a few more points, where cells of the usual size make walls too thick or too thin."""
+def test_brackets_are_represented_well_by_a_refined_mesh(tmp_path: Path, wall: float) -> None:
+    """Refined, a mesh has more points where cells of the usual size make walls too thick or too thin."""
     angle(wall).export(tmp_path / "bracket.stl")
     plain, refined = (
         next(read_parts(tmp_path / "bracket.stl", Meshing(1792, refined=refined))) for refined in (False, True)
@@ -220,7 +222,7 @@ def test_brackets_are_meshed_so_that_they_are_quite_the_part(tmp_path: Path, wal
     assert len(plain.points) <= len(refined.points) <= 4 * 1792 * 1.1
 
 
-def test_an_error_about_a_mesh_says_that_the_unit_may_be_another(tmp_path: Path) -> None:
+def test_an_error_about_a_mesh_suggests_another_unit(tmp_path: Path) -> None:
     mesh = angle(5.0)
     mesh.apply_scale(1e-3)
     mesh.export(tmp_path / "metres.stl")

@@ -1,4 +1,4 @@
-"""The package's own model: made from a run by one command, with all that predictions are told by."""
+"""The packaged model: made from a run by one command, with the auxiliary files that answers need."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def released(box_dataset: str, trained_run: Path, tmp_path_factory: pytest.TempP
     return out
 
 
-def test_a_release_holds_the_model_what_it_saw_and_a_card(released: Path, trained_run: Path) -> None:
+def test_a_release_holds_the_model_its_training_shapes_and_a_card(released: Path, trained_run: Path) -> None:
     names = {path.name for path in released.iterdir()} - {RISK_NAME}
     assert names == {WEIGHTS_NAME, "config.json", "likeness.json", "README.md"}  # two designs give no intervals
     digest = sha256_of_file(trained_run / WEIGHTS_NAME)
@@ -49,7 +49,7 @@ def test_a_release_holds_the_model_what_it_saw_and_a_card(released: Path, traine
         assert torch.equal(from_pretrained(released)(points), from_pretrained(trained_run)(points))
 
 
-def test_it_is_judged_and_predicts_where_no_other_is_named(
+def test_it_is_evaluated_and_predicts_where_no_checkpoint_is_named(
     released: Path,
     box_dataset: str,
     tmp_path: Path,
@@ -79,7 +79,7 @@ def test_weights_that_changed_are_refused(released: Path, tmp_path: Path, monkey
         from_pretrained()
 
 
-def test_errors_on_what_was_trained_on_are_no_card(trained_run: Path, box_dataset: str) -> None:
+def test_a_card_with_errors_on_training_parts_is_refused(trained_run: Path, box_dataset: str) -> None:
     with pytest.raises(UsageError, match="--split must not be train"):
         release(str(trained_run), box_dataset, split="train")
     with pytest.raises(UsageError, match="--data is missing"):

@@ -1,4 +1,4 @@
-"""One mesh over several processes: the numbers of one process, whoever has which points; and what isn't divided."""
+"""Meshes divided over several processes: the numbers of one process, whichever has which points; and refusals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from flare_model.training.run_log import read_table
 from flare_model.training.settings import make_settings
 from lpbf_data.errors import UsageError
 from tests.commands import run_here
-from tests.flare_model.flare_support import TINY, assert_same_losses, go, train_over
+from tests.flare_model.flare_support import TINY, assert_same_losses, run_training, train_in_processes
 from tests.forked import Program, function
 from tests.lpbf_data.launch_support import environment_of, run_ranks, torchrun_variables
 from tests.rounding import LOSSES, SAME, SINGLE, WEIGHTS
@@ -36,7 +36,7 @@ HALF = torch.finfo(torch.half).eps
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_numbers_are_those_of_one_process(ranks: int, tmp_path: Path) -> None:
-    """In float64 to rounding; in float32 and float16 off the exact ones as one process is."""
+    """In float64 up to rounding; in float32 and float16 with errors like those of one process."""
     reports = run_ranks("same_numbers", tmp_path, ranks=ranks, module=PROGRAMS)
     for found in reports:
         assert found["last"] == reports[0]["last"]  # the same bits
@@ -47,15 +47,17 @@ def test_numbers_are_those_of_one_process(ranks: int, tmp_path: Path) -> None:
             assert together <= 1.5 * alone + HALF / 4, name
 
 
-def test_beside_data_parallelism(tmp_path: Path) -> None:
+def test_gradients_are_averaged_with_data_parallelism(tmp_path: Path) -> None:
     for found in run_ranks("beside_data_parallelism", tmp_path, ranks=4, module=PROGRAMS):
         assert max(found) <= SAME
 
 
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
-def test_a_process_that_is_gone_is_an_error_not_a_hang(how: str, tmp_path: Path) -> None:
+def test_a_process_that_stops_is_an_error_in_the_others(how: str, tmp_path: Path) -> None:
     started = [
-        Program(function, tmp_path / "said", PROGRAMS, "one_dies", how, environment=environment_of(tmp_path, own))
+        Program(
+            function, tmp_path / "said", PROGRAMS, "last_process_stops", how, environment=environment_of(tmp_path, own)
+        )
         for own in torchrun_variables(3)
     ]
     try:
@@ -69,7 +71,7 @@ def test_a_process_that_is_gone_is_an_error_not_a_hang(how: str, tmp_path: Path)
         assert of_another, said
 
 
-def test_what_is_not_divided_is_refused() -> None:
+def test_models_that_can_not_be_divided_are_refused() -> None:
     small = FlareConfig(channels=16, num_heads=2, num_latents=4, num_blocks=1)
     with pytest.raises(UsageError, match=r"only FLARE's points .* and FlarePlusPlus isn't FLARE"):
         check_divisible(nn.Sequential(FlarePlusPlus()))
@@ -84,7 +86,7 @@ def test_what_is_not_divided_is_refused() -> None:
         PointRanks.of_world()
 
 
-# Two processes are one pair, of which four are two.
+# Two processes are one pair; four are two pairs.
 @pytest.mark.parametrize(
     ("processes", "loss"),
     [
@@ -93,12 +95,14 @@ def test_what_is_not_divided_is_refused() -> None:
     ],
 )
 def test_training_takes_the_steps_of_one_process(box_dataset: str, tmp_path: Path, processes: int, loss: Any) -> None:
-    """Two processes share each case, drawn alike for both, and two such pairs each step's batch: the steps of one."""
+    """Two processes share each case, thinned and turned alike for both; two such pairs share the batch of a step."""
     recipe = Recipe(epochs=2, batch_size=4, loss=loss)
-    single = go(box_dataset, tmp_path / "single", recipe=recipe, accelerator="cpu", thin_to=50, symmetries=True)
+    single = run_training(
+        box_dataset, tmp_path / "single", recipe=recipe, accelerator="cpu", thin_to=50, symmetries=True
+    )
     options = {"recipe.epochs": 2, "recipe.batch_size": 8 // processes, "recipe.loss": loss, "thin_to": 50}
     options |= {f"model.config.{name}": value for name, value in TINY["init_args"]["config"].items()}
-    ended, said = train_over(2, processes, box_dataset, tmp_path / "shared", symmetries="true", **options)
+    ended, said = train_in_processes(2, processes, box_dataset, tmp_path / "shared", symmetries="true", **options)
     assert not any(ended), said
     assert_same_losses(tmp_path / "shared", single)
     weights, alone = (from_pretrained(f).model.state_dict() for f in (tmp_path / "shared", single))
@@ -108,7 +112,7 @@ def test_training_takes_the_steps_of_one_process(box_dataset: str, tmp_path: Pat
     assert errors == pytest.approx(others, rel=LOSSES)
 
 
-def test_training_refuses_what_can_not_share(box_dataset: str, tmp_path: Path) -> None:
+def test_training_refuses_processes_and_models_that_can_not_share_points(box_dataset: str, tmp_path: Path) -> None:
     words = ["--data", box_dataset, "--out", str(tmp_path / "run"), "--accelerator", "cpu", "--points_over"]
     told = run_here("flare_model.train", *words, "3")
     assert told.returncode == 1
@@ -116,7 +120,7 @@ def test_training_refuses_what_can_not_share(box_dataset: str, tmp_path: Path) -
         " ".join(told.stderr.split())
     )
     assert "--points_over must be 1 or more, not 0" in run_here("flare_model.train", *words, "0").stderr
-    ended, said = train_over(2, 2, box_dataset, tmp_path / "run", **{"model.class_path": "Transformer"})
+    ended, said = train_in_processes(2, 2, box_dataset, tmp_path / "run", **{"model.class_path": "Transformer"})
     assert ended == [1, 1]
     assert "--points_over 2: only FLARE's points can be divided over processes, and Transformer isn't FLARE" in (
         " ".join(said.split())

@@ -1,4 +1,4 @@
-"""Whole steps as CUDA graphs: what a CPU can tell of them; test_flare_gpu.py records them."""
+"""Whole steps as CUDA graphs: what can be tested on a CPU; test_flare_gpu.py records them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from flare_model.training.step_graphs import StepGraphs, make_state, no_collecti
 from flare_model.training.trainer import Trainer
 from flare_model.training.training_checkpoint import STATE_NAME
 from lpbf_data.errors import UsageError
-from tests.flare_model.flare_support import TINY, assert_same_losses, go, train_over
+from tests.flare_model.flare_support import TINY, assert_same_losses, run_training, train_in_processes
 from tests.lpbf_data.launch_support import run_ranks
 from tests.rounding import WEIGHTS
 
@@ -34,7 +34,7 @@ PROGRAMS = "tests.flare_model.recorded_steps_programs"
 
 
 @pytest.mark.parametrize("loss", ["relative_l2", "mse"])
-def test_what_fills_a_batch_is_no_part_of_its_loss(box_dataset: str, tmp_path: Path, loss: Any) -> None:
+def test_filling_a_batch_does_not_change_its_loss(box_dataset: str, tmp_path: Path, loss: Any) -> None:
     recipe = Recipe(batch_size=3, loss=loss)
     settings = make_settings(
         ModelSpec(**TINY), ["displacement"], [], data=box_dataset, accelerator="cpu", recipe=recipe
@@ -46,12 +46,12 @@ def test_what_fills_a_batch_is_no_part_of_its_loss(box_dataset: str, tmp_path: P
     trainer.stepper.recipe = replace(recipe, round_points=64)
     seen: list[int] = []
     trainer.stepper.wrapped.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    for given in (batch, batch.filled(64)):  # What is filled is not filled again.
+    for given in (batch, batch.filled(64)):  # A filled batch is not filled again.
         torch.testing.assert_close(trainer.stepper.loss(given.on("cpu")), trainer.stepper.loss(batch))
     assert set(seen) == {-(-(len(batch.points) + 1) // 64) * 64}
 
 
-def test_making_the_state_of_an_optimiser_is_no_step() -> None:
+def test_making_the_state_of_an_optimiser_changes_no_weights_and_no_later_step() -> None:
     model = torch.nn.Linear(3, 2)
     start = {name: weights.clone() for name, weights in model.state_dict().items()}
     optimizers = [
@@ -73,8 +73,8 @@ def test_making_the_state_of_an_optimiser_is_no_step() -> None:
     assert not torch.equal(found[0][0], start["weight"])
 
 
-def test_recordings_start_anew_before_a_larger_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which sizes are recorded, and which are dropped; the recordings themselves need a GPU."""
+def test_recordings_are_dropped_before_a_larger_size_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which sizes are recorded, and which recordings are dropped; the recordings themselves need a GPU."""
     recorded: list[int] = []
 
     class Sizes(StepGraphs):
@@ -94,20 +94,20 @@ def test_recordings_start_anew_before_a_larger_size(monkeypatch: pytest.MonkeyPa
 
 def test_step_graphs_are_refused_on_a_cpu(box_dataset: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"step_graphs needs a GPU: .* --recipe.step_graphs false here"):
-        go(box_dataset, tmp_path / "graphs", recipe=Recipe(epochs=1, step_graphs=True), accelerator="cpu")
+        run_training(box_dataset, tmp_path / "graphs", recipe=Recipe(epochs=1, step_graphs=True), accelerator="cpu")
     assert not (tmp_path / "graphs").exists()
 
 
 @pytest.mark.parametrize("loss", ["relative_l2", "mse"])
 def test_gradients_of_two_processes_are_averaged_by_their_shares(box_dataset: str, tmp_path: Path, loss: str) -> None:
-    """As `DistributedDataParallel` averages them, of three cases and of one."""
+    """As `DistributedDataParallel` averages them, where one process has three cases and the other has one."""
     found = run_ranks("gradients", tmp_path, box_dataset, str(tmp_path / "run"), loss, ranks=2, module=PROGRAMS)
     assert [one["cases"] for one in found] == [3, 1]
     assert all(one["off"] <= 10 * torch.finfo(torch.float32).eps for one in found), found
 
 
 def test_two_processes_take_the_steps_that_they_take_without_graphs(box_dataset: str, tmp_path: Path) -> None:
-    """Several sizes of padded batches, an average of the weights, and a run that was killed and goes on."""
+    """Several sizes of padded batches, an average of the weights, and a killed run that resumes."""
     options = {
         "epochs": 3,
         "batch_size": 3,
@@ -120,9 +120,9 @@ def test_two_processes_take_the_steps_that_they_take_without_graphs(box_dataset:
     words |= {f"model.config.{name}": value for name, value in TINY["init_args"]["config"].items()}
     runs = {name: tmp_path / name for name in ("launched", "recorded", "killed")}
     for name, program in (("launched", ""), ("recorded", f"{PROGRAMS}:train"), ("killed", f"{PROGRAMS}:train_until:3")):
-        ended, said = train_over(1, 2, box_dataset, runs[name], program, **words)
+        ended, said = train_in_processes(1, 2, box_dataset, runs[name], program, **words)
         assert ended == [-signal.SIGKILL if name == "killed" else 0] * 2, said
-    ended, said = train_over(1, 2, box_dataset, runs["killed"], f"{PROGRAMS}:train", **words)
+    ended, said = train_in_processes(1, 2, box_dataset, runs["killed"], f"{PROGRAMS}:train", **words)
     assert not any(ended), said
     assert "goes on from step 2 of 6" in said
     weights = from_pretrained(runs["launched"]).model.state_dict()
@@ -143,12 +143,12 @@ def test_two_processes_take_the_steps_that_they_take_without_graphs(box_dataset:
         ({"activation_checkpointing": True}, "activation_checkpointing"),
     ],
 )
-def test_what_does_not_go_with_step_graphs(options: dict[str, Any], words: str) -> None:
+def test_options_that_do_not_go_with_step_graphs_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=f"--recipe.step_graphs doesn't go with .*{words}"):
         Recipe(step_graphs=True, **options)
 
 
-def test_runs_from_before_step_graphs_go_on(box_dataset: str) -> None:
+def test_the_identity_of_a_run_without_step_graphs_does_not_name_them(box_dataset: str) -> None:
     identities = [
         make_settings(
             ModelSpec(**TINY),
@@ -165,10 +165,10 @@ def test_runs_from_before_step_graphs_go_on(box_dataset: str) -> None:
 
 
 def test_a_checkpoint_of_recorded_steps_opens_where_none_are_recorded(box_dataset: str, tmp_path: Path) -> None:
-    """As that of a GPU on a CPU: its learning rate is a tensor, and its optimiser says that it is capturable."""
+    """As one of a GPU on a CPU: its learning rate is a tensor, and its optimiser's state says that it is capturable."""
     recipe = Recipe(epochs=2)
-    whole = go(box_dataset, tmp_path / "whole", recipe=recipe, checkpoint_every=4)
-    cut = go(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=4)
+    whole = run_training(box_dataset, tmp_path / "whole", recipe=recipe, checkpoint_every=4)
+    cut = run_training(box_dataset, tmp_path / "cut", recipe=recipe, checkpoint_every=4)
     folder, *later = sorted((cut / "checkpoints").iterdir())
     for newer in later:
         shutil.rmtree(newer)
@@ -176,22 +176,22 @@ def test_a_checkpoint_of_recorded_steps_opens_where_none_are_recorded(box_datase
     for group in rest["optimizer"]["param_groups"]:
         group |= {"lr": torch.tensor(group["lr"]), "capturable": True, "fused": True}
     torch.save(rest, folder / STATE_NAME)
-    go(box_dataset, cut, recipe=recipe, checkpoint_every=4)
+    run_training(box_dataset, cut, recipe=recipe, checkpoint_every=4)
     assert_same_losses(cut, whole)
 
 
-def test_nothing_of_an_earlier_run_is_freed_while_a_step_is_recorded() -> None:
-    """A graph that is freed during the recording of another spoils it: CUDA then ends that recording with an error."""
+def test_no_garbage_is_collected_while_a_step_is_recorded() -> None:
+    """Freeing a graph of an earlier run during a recording makes CUDA end the recording with an error."""
 
     class Earlier:
         def __init__(self) -> None:
-            self.itself = self  # only a collection frees it
+            self.itself = self  # only garbage collection frees it
 
     def left_over() -> weakref.ref[Earlier]:
         return weakref.ref(Earlier())
 
     freed = left_over()
-    [[] for _ in range(100_000)]  # makes Python collect
+    [[] for _ in range(100_000)]  # makes Python collect garbage
     assert freed() is None
     with no_collection():
         kept = left_over()
