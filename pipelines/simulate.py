@@ -139,7 +139,7 @@ def run_simulation(request: SimulationRequest, resources: Resources) -> tuple[Ca
         ready = work / "ready" if request.options.archive else request.out
         tasks, outcomes = _plan_tasks(request, work, ready, packed)
         if outcomes and tasks:
-            say(f"{request.out} goes on from case {len(outcomes):,} of {len(request.parts):,}")
+            say(f"{request.out} goes on: {len(outcomes):,} of {len(request.parts):,} cases are there")
         with progress(len(request.parts), "simulate", "case", initial=len(outcomes)) as bar:
             if tasks:
                 with open_engine(resources, idle_limit=_IDLE_LIMIT) as engine:

@@ -16,6 +16,9 @@ _MIN_CELLS_ACROSS: Final = 4
 """Cells across a wall below which an answer changes with the mesh by more than its interval."""
 
 _FINER_FACTOR: Final = 4
+_WORTH_TRYING: Final = 1.5
+"""Times as many points from which on a finer mesh is another one."""
+
 _MAX_TRAINING_POINTS: Final = 20_000
 """Points of the largest parts of the training."""
 
@@ -24,7 +27,7 @@ def answer_facts(answer: Answer) -> list[tuple[str, str]]:
     """Facts about a part, the most important first: pairs of a name, such as "recoater", and a text."""
     facts = [("recoater", hit_in_words(answer.hit))] if answer.hit else []
     confidence = _confidence(answer)
-    facts += [("warps up", _peak(answer.up, confidence)), ("warps down", _peak(answer.down, confidence))]
+    facts += [("warps up", _warping(answer.up, confidence, 1)), ("warps down", _warping(answer.down, confidence, -1))]
     facts += [("sideways", _peak(answer.sideways, confidence, ""))]
     facts += [("size", _size(answer)), ("coordinates", _coordinates(answer))]
     facts += [("mesh", _mesh(answer)), ("likeness", _likeness(answer))]
@@ -96,6 +99,14 @@ def _confidence(answer: Answer) -> str:
     return f"{100 * answer.level:.3g} % prediction interval"
 
 
+def _warping(peak: Peak | None, confidence: str, direction: int) -> str:
+    """A peak upwards (1) or downwards (-1); where no point moves that way, the one that comes nearest to it."""
+    found = _peak(peak, confidence)
+    if peak is None or direction * peak.value >= 0:
+        return found
+    return f"nowhere: the {'highest' if direction > 0 else 'lowest'} point moves by {found}"
+
+
 def _peak(peak: Peak | None, confidence: str, sign: str = "+") -> str:
     if peak is None:
         return ""
@@ -160,13 +171,10 @@ def _mesh(answer: Answer) -> str:
             words.append(f"too coarse for that wall: about --points {mesh['needed_points']} would resolve it")
             if mesh["resolved_wall"] is not None:
                 words[-1] += f"; 50,000 points would resolve walls of {mesh['resolved_wall']:.2g} mm"
-        elif (
-            mesh["wall"] is not None
-            and mesh["cells_across"] < _MIN_CELLS_ACROSS
-            and mesh["points"] < _MAX_TRAINING_POINTS
-        ):
+        elif mesh["wall"] is not None and mesh["cells_across"] < _MIN_CELLS_ACROSS:
             finer = min(_FINER_FACTOR * mesh["points"], _MAX_TRAINING_POINTS)
-            words.append(f"so few that a finer mesh may give another answer: compare --points {finer}")
+            if finer >= _WORTH_TRYING * mesh["points"]:
+                words.append(f"so few that a finer mesh may give another answer: compare --points {finer}")
     return ", ".join(words)
 
 

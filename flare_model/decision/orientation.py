@@ -92,7 +92,7 @@ def cost_of(displacement: float, chance: float) -> float:
 
 @dataclass(frozen=True)
 class BestOrientation:
-    """One of the best orientations, predicted on again with as many points as were asked for.
+    """One of the best orientations, predicted on again with as many points as the part, or more to be quite the part.
 
     Attributes:
         turned: The orientation with its answer on the coarse mesh, by which it was ranked first.
@@ -274,7 +274,7 @@ def _predict_best(
     surrogate: Surrogate, auxiliary: Auxiliary, part: Part, orientation: OrientedPart, materials: tuple[str, ...]
 ) -> BestOrientation:
     assert part.origin is not None
-    turned = mesh_surface(turn(part.origin.surface, orientation.rotation), part.name, len(part.points))
+    turned = mesh_surface(turn(part.origin.surface, orientation.rotation), part.name, len(part.points), refined=True)
     assert turned.origin is not None
     prediction = predict_part(surrogate, turned, auxiliary.intervals, auxiliary.material_scale)
     return BestOrientation(orientation, turned.origin.surface, prediction, answer_of(prediction, auxiliary, materials))

@@ -21,10 +21,13 @@ def shown_part(prediction: Prediction, answer: Answer) -> ShownPart:
 
     Args:
         prediction: Fields that are shown on the part.
-        answer: Answer that is shown next to it.
+        answer: Answer that is shown next to it, with the remarks on the part.
     """
     part = prediction.part
-    return ShownPart.of_mesh(part.name, part.points, part.cells, _columns(prediction), answer_facts(answer))
+    facts = answer_facts(answer)
+    if part.remarks:
+        facts.append(("notes", "; ".join(remark.with_count for remark in part.remarks)))
+    return ShownPart.of_mesh(part.name, part.points, part.cells, _columns(prediction), facts)
 
 
 def render_answers(

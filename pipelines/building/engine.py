@@ -8,6 +8,8 @@ import itertools
 import logging
 import math
 import os
+import signal
+import threading
 import time
 import uuid
 from asyncio import CancelledError as AsyncCancelledError
@@ -291,14 +293,28 @@ def _local_cluster(count: int) -> Any:
     from distributed import LocalCluster
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    return LocalCluster(
-        n_workers=count,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address="127.0.0.1:0",  # a free port: Dask serves its health there even without a dashboard
-        memory_limit=0,
-        silence_logs=logging.CRITICAL,
-    )
+    with _interrupts_ignored():
+        return LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:0",  # a free port: Dask serves its health there even without a dashboard
+            memory_limit=0,
+            silence_logs=logging.CRITICAL,
+        )
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes that start meanwhile don't get the terminal's Ctrl-C, which each would report: this one ends them."""
+    if threading.current_thread() is not threading.main_thread():  # where signals can't be set
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _join(scheduler: str) -> Client:

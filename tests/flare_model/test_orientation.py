@@ -90,7 +90,8 @@ def test_a_ranking_agrees_with_single_predictions(model: Path, tmp_path: Path) -
     assert {id(first.turned), id(second.turned)} == {id(way) for way in ranking.orientations[:2]}
     full = [max(abs(best.answer.up.value), abs(best.answer.down.value)) for best in (first, second)]  # type: ignore[union-attr]
     assert full == sorted(full)
-    again = mesh_surface(turn(part.origin.surface, rotation_to(np.array(first.turned.down))), "part", len(part.points))
+    turned = turn(part.origin.surface, rotation_to(np.array(first.turned.down)))
+    again = mesh_surface(turned, "part", len(part.points), refined=True)
     wanted = answer_of(predict_part(surrogate, again), Auxiliary(), ("ti64",))
     assert first.answer == wanted
     with pytest.raises(UsageError, match="only surfaces"):

@@ -104,6 +104,23 @@ def test_a_killed_run_goes_on_and_ends_the_same(small: Path, tmp_path: Path) -> 
     assert sum(before[name] == inode for name, inode in kept.items()) >= done - 1  # they weren't simulated again
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_an_interrupt_from_the_terminal_ends_it_in_one_line(tmp_path: Path) -> None:
+    """It reaches every process of the group, and one of them reports it."""
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "pipelines.simulate", "--out", str(out), "--cases", "40", "--points", "300"]
+    process = subprocess.Popen([*words, "--workers", "2"], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list((out / ".simulate/outcomes").glob("*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == "interrupted"
+
+
 def test_a_run_can_be_extended_and_says_where_it_goes_on(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,7 +129,7 @@ def test_a_run_can_be_extended_and_says_where_it_goes_on(
     for cases in (2, 5, 5):
         run_small(grown, options(cases=cases))
         said.append([line for line in capsys.readouterr().err.splitlines() if "goes on" in line])
-    assert said == [[], [f"{grown} goes on from case 2 of 5"], []]
+    assert said == [[], [f"{grown} goes on: 2 of 5 cases are there"], []]
     assert visible(grown) == visible(small)
 
 
