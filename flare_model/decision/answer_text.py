@@ -168,9 +168,12 @@ def _mesh(answer: Answer) -> str:
         if mesh["wall"] is not None:
             words.append(f"thinnest wall {_millimetres(mesh['wall'], 3)} mm, {mesh['cells_across']:.2g} cells across")
         if mesh["needed_points"] is not None:
-            words.append(f"too coarse for that wall: about --points {mesh['needed_points']} would resolve it")
+            words.append(
+                "so coarse for that wall that another number of points may give another answer: about --points "
+                f"{mesh['needed_points']} give it a whole cell"
+            )
             if mesh["resolved_wall"] is not None:
-                words[-1] += f"; 50,000 points would resolve walls of {mesh['resolved_wall']:.2g} mm"
+                words[-1] += f", 50,000 walls of {mesh['resolved_wall']:.2g} mm"
         elif mesh["wall"] is not None and mesh["cells_across"] < _MIN_CELLS_ACROSS:
             finer = min(_FINER_FACTOR * mesh["points"], _MAX_TRAINING_POINTS)
             if finer >= _WORTH_TRYING * mesh["points"]:

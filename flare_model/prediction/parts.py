@@ -53,6 +53,9 @@ READERS: Final = "flare_model.mesh_readers"
 """Entry points that name modules to import before a mesh is read; they make formats known to meshio. EnSight's is one:
 this package and the one that reads simulator output don't import each other."""
 
+MATERIALS: Final = "flare_model.materials_of_results"
+"""Entry points that name functions which tell the material of a simulation's result; None where they can't."""
+
 
 def find_parts(
     source: str,
@@ -253,7 +256,15 @@ def _read_mesh(path: Path) -> Part:
     for name, values in fields.items():
         if name in FIELDS and FIELDS[name].components == SYMMETRIC_TENSOR and values.shape[1:] == (6,):
             fields[name] = reorder(values, VTK_ORDER, SYMMETRIC_TENSOR)  # as VTK's formats have them
-    return Part(_name_of(path), points, cells, fields, remarks=remarks)
+    return Part(_name_of(path), points, cells, fields, _material_of(path), remarks)
+
+
+def _material_of(path: Path) -> str | None:
+    """Material of a simulation's result, where a package that is installed can tell; None for other meshes."""
+    if not _is_result(path):
+        return None
+    told = (reader.load()(path) for reader in entry_points(group=MATERIALS))
+    return next((material for material in told if material), None)
 
 
 def _open_mesh(path: Path) -> meshio.Mesh:

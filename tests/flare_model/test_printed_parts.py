@@ -131,7 +131,9 @@ def test_a_part_whose_mesh_lacks_walls_gets_no_verdict(model: Path, draw: object
     assert told.hit.chance is not None
     assert told.hit.chance > 0.99
     assert re.search(r"\d\d% of its walls are missing", printed_facts(told)["mesh"])
-    assert re.search(r"too coarse for that wall: about --points \d+ would resolve it", printed_facts(told)["mesh"])
+    assert re.search(
+        r"so coarse for that wall .*: about --points \d+ give it a whole cell", printed_facts(told)["mesh"]
+    )
     assert "can't tell whether the recoater hits it (a hit is more than 99 % likely)" in answer_line(told)
 
 
@@ -165,7 +167,7 @@ def test_letters_thinner_than_a_cell_are_reported(model: Path) -> None:
     told = answer_for(model, part)
     assert part.origin is not None
     assert told.mesh["cells_across"] < 1
-    assert "too coarse for that wall" in printed_facts(told)["mesh"]
+    assert "so coarse for that wall" in printed_facts(told)["mesh"]
     assert told.size[2] == pytest.approx(4.6)
 
 
