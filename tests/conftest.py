@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine draws examples slowly, which is no fault of what is tested.
+settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_machine")
 
 # Triton reads when it is imported whether its kernels are interpreted on the CPU; without a GPU they are.
 if not Path("/dev/nvidiactl").exists():

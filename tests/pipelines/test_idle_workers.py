@@ -20,9 +20,19 @@ LIMIT = 3.0
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
+def opened() -> Iterator[Engine]:
     with open_engine(Resources(workers=2), idle_limit=LIMIT) as started:
         yield started
+
+
+@pytest.fixture
+def engine(opened: Engine) -> Engine:
+    """With both workers, of which the test before may have ended some."""
+    deadline = time.monotonic() + 60
+    while opened.num_workers < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return opened
 
 
 def hang_the_first_time(marker: Path | None, *, stop: bool = False) -> int:
