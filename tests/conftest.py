@@ -8,10 +8,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A busy machine draws examples slowly, which is no fault of what is tested.
-settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any_machine")
-
 # Triton reads when it is imported whether its kernels are interpreted on the CPU; without a GPU they are.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -20,6 +16,10 @@ from tests.data_fixtures import hub, own_cache, published_dataset, small_cases, 
 from tests.flare_model.flare_fixtures import box_dataset, shared_cache, trained_run
 from tests.netfabb_cases import Part, write_part
 from tests.pipelines.report_fixtures import browser, built, no_pictures_of_parts
+
+# A busy machine draws examples slowly, which is no fault of what is tested.
+settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_machine")
 
 __all__ = [
     "box_dataset",
