@@ -134,8 +134,13 @@ def test_a_netfabb_result_is_predicted_with_its_truth(
     trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reader is found by an entry point, as of an installed package."""
-    reader = EntryPoint("ensight", "pipelines.ensight", "flare_model.mesh_readers")
-    monkeypatch.setattr(flare_model.prediction.parts, "entry_points", lambda group: [reader])
+    named = {
+        "flare_model.mesh_readers": "pipelines.ensight",
+        "flare_model.materials_of_results": "pipelines.netfabb.run_material:material_of_result",
+    }
+    monkeypatch.setattr(
+        flare_model.prediction.parts, "entry_points", lambda group: [EntryPoint("netfabb", named[group], group)]
+    )
     root = write_part(tmp_path / "cases", Part("200000_22b839a0_1", cell=(6.0, 6.0, 12.0), shape=(2, 2, 2)))
     write_part(tmp_path / "cases", Part("200001_22b839a0_1", shape=(2, 2, 2)))
     truth = meshio.read(root / "mechanical.case").point_data["Displacement"][:, 2]

@@ -108,8 +108,13 @@ def test_a_killed_run_goes_on_and_ends_the_same(small: Path, tmp_path: Path) -> 
 def test_an_interrupt_from_the_terminal_ends_it_in_one_line(tmp_path: Path) -> None:
     """It reaches every process of the group, and one of them reports it."""
     out = tmp_path / "out"
+    # What was started in the background ignores interrupts, and so would what it starts.
+    heed = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
+    )
     words = [sys.executable, "-m", "pipelines.simulate", "--out", str(out), "--cases", "40", "--points", "300"]
-    process = subprocess.Popen([*words, "--workers", "2"], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    words = [sys.executable, "-c", heed, *words, "--workers", "2"]
+    process = subprocess.Popen(words, start_new_session=True, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list((out / ".simulate/outcomes").glob("*.json")):
         assert time.monotonic() < deadline
