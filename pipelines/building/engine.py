@@ -197,14 +197,15 @@ class Engine:
 
     def _fetch(self, future: Any) -> Any:
         """The result of a task that is finished, from the worker that has it, or from another if that one hangs."""
+        if self._idle_workers is None:  # Dask's own limits find machines that are lost, and take longer
+            return future.result()
         while True:
             try:
                 return future.result(timeout=_TIME_TO_FETCH)
             except TimeoutError:
                 if future.status == "error":  # the task's own
                     raise
-                if self._idle_workers is not None:
-                    self._idle_workers.look()
+                self._idle_workers.look()
 
     def _window(self, tasks: int, workers: int) -> int:
         """How many tasks are submitted at a time.

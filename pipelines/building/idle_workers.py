@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import psutil
@@ -32,7 +32,11 @@ class WorkerProcesses:
 
     def cpu_seconds(self) -> dict[int, float]:
         """Number of each process to the processor time that it has used, seconds."""
-        return {process.pid: sum(process.cpu_times()[:2]) for process in self._running()}
+        used = {}
+        for process in self._running():
+            with contextlib.suppress(psutil.Error):  # it is just ending
+                used[process.pid] = sum(process.cpu_times()[:2])
+        return used
 
     def kill(self) -> None:
         """End them at once: one that hangs may listen to nothing else."""
@@ -40,13 +44,14 @@ class WorkerProcesses:
             with contextlib.suppress(psutil.Error):
                 process.kill()
 
-    def _running(self) -> list[psutil.Process]:
-        found = []
+    def _running(self) -> Iterator[psutil.Process]:
         for nanny in self._client.cluster.workers.values():
-            with contextlib.suppress(psutil.Error):  # it is just ending
-                if nanny.pid is not None:
-                    found.append(psutil.Process(nanny.pid))
-        return found
+            try:
+                process = psutil.Process(nanny.pid) if nanny.pid is not None else None
+            except psutil.Error:
+                process = None
+            if process is not None:
+                yield process
 
 
 class IdleWorkers:

@@ -9,12 +9,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from pipelines.building.engine import Engine, Resources, open_engine
-from pipelines.building.idle_workers import IdleWorkers
+from pipelines.building.idle_workers import IdleWorkers, WorkerProcesses
 
 LIMIT = 3.0
 
@@ -133,6 +135,17 @@ class Watched:
 @pytest.mark.parametrize(("shares", "restarts"), [((0.05, 0.06), 1), ((0.05, 0.3), 0), ((1.0, 0.0), 0)])
 def test_what_counts_as_doing_nothing(shares: tuple[float, float], restarts: int) -> None:
     assert Watched().pass_by(150, *shares) == restarts
+
+
+def test_a_process_that_ends_while_it_is_looked_at_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_: psutil.Process) -> None:
+        raise psutil.NoSuchProcess(1)
+
+    nannies = {number: SimpleNamespace(pid=pid) for number, pid in enumerate((os.getpid(), None, 2**22 + 1))}
+    processes = WorkerProcesses(SimpleNamespace(cluster=SimpleNamespace(workers=nannies)))  # type: ignore[arg-type]
+    assert list(processes.cpu_seconds()) == [os.getpid()]
+    monkeypatch.setattr(psutil.Process, "cpu_times", gone)
+    assert processes.cpu_seconds() == {}
 
 
 def test_the_limit_doubles_until_a_result_comes() -> None:
