@@ -83,8 +83,8 @@ def train(
             be asked for otherwise.
         checkpoint_every: Steps between checkpoints to resume from.
         num_workers: Number of processes that read batches ahead.
-        resident: Keep the training cases in the device's memory, and make batches there: the same batches, several
-            times as fast where a GPU waits for them. It takes 4 bytes for each number of each point.
+        resident: Keep the cases of training and validation in the device's memory, and make batches there: the same
+            batches, several times as fast where a GPU waits for them. It takes 4 bytes for each number of each point.
         accelerator: Where to train.
         points_over: Processes that share the points of each case, so that cases fit which are too large for one GPU:
             `torchrun --nproc-per-node 8 -m flare_model.train --points_over 4 …` trains on two batches at a time, each

@@ -250,9 +250,17 @@ class RelativeL2:
     @classmethod
     def of(cls, prediction: Tensor, truth: Tensor, offsets: Tensor, floor: float = 0.0) -> RelativeL2:
         """The errors of a batch; arguments as for `relative_l2_loss`."""
-        defined = has_truth(truth, offsets, floor)
-        errors = relative_l2(prediction, truth, offsets)[defined]
-        return cls(float(errors.sum()), int(defined.sum()), int((~defined).sum()))
+        return cls.of_cases(relative_l2(prediction, truth, offsets), has_truth(truth, offsets, floor))
+
+    @classmethod
+    def of_cases(cls, errors: Tensor, defined: Tensor) -> RelativeL2:
+        """The errors of some cases.
+
+        Args:
+            errors: `relative_l2` of each case, [B].
+            defined: Which of them count, by `has_truth`, [B] bool.
+        """
+        return cls(float(errors[defined].sum()), int(defined.sum()), int((~defined).sum()))
 
     def __add__(self, other: RelativeL2) -> RelativeL2:
         """Errors of both samples together."""

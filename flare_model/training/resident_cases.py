@@ -1,4 +1,4 @@
-"""All training cases kept on the device: batches are gathered and turned there, and no step waits for the host.
+"""All cases of a split kept on the device: batches are gathered and turned there, and no step waits for the host.
 
 The batches are the same as the loader's, number for number: same order, same position, same random symmetries.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 from flare_model.data.batches import Batch
 from flare_model.data.point_fields import PointField
 from flare_model.data.splits import Split
+from flare_model.training.settings import Settings
 from lpbf_data.errors import UsageError
 from lpbf_data.serving.batch_source import BatchRequest
 from lpbf_data.serving.collating import join_ragged
@@ -61,9 +62,25 @@ class ResidentCases:
             self._values = self._read(targets, features)
         except torch.OutOfMemoryError as error:
             raise UsageError(
-                f"the device has no room for {int(sizes.sum()):,} points of training cases; leave out --resident"
+                f"the device has no room for the {int(sizes.sum()):,} points of the split {split.name}; leave out "
+                "--resident"
             ) from error
         self._sources, self._signs = self._symmetry_tables(targets, features)
+
+    @classmethod
+    def of(cls, split: Split, settings: Settings, device: torch.device, *, symmetries: bool = False) -> ResidentCases:
+        """The cases of a split for a run.
+
+        Args:
+            split: The split.
+            settings: Settings of the run: its targets, features and seed.
+            device: Where the cases are kept.
+            symmetries: As above.
+
+        Raises:
+            UsageError: As above.
+        """
+        return cls(split, settings.targets, settings.features, device, seed=settings.seed, symmetries=symmetries)
 
     def _read(self, targets: Sequence[PointField], features: Sequence[PointField]) -> Tensor:
         """Every number of every point, [ΣN, K], on the device."""

@@ -69,7 +69,7 @@ class Settings:
         init: The checkpoint that it starts from; None for fresh weights.
         checkpoint_every: Steps between checkpoints.
         num_workers: Processes that read ahead.
-        resident: Keep the training cases on the device.
+        resident: Keep the cases of training and validation on the device.
         accelerator: Where to train.
         point_schema: Coordinates and fields of the data set, where it isn't one of printed parts.
         points_over: Processes that share the points of each case.

@@ -10,12 +10,9 @@ recorded.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -23,26 +20,12 @@ from torch import Tensor
 
 from flare_model.data.batches import Batch
 from flare_model.training.averaged_gradients import AveragedGradients
-from lpbf_data.errors import LpbfError, UsageError
+from flare_model.training.recording import Recording, recording
 
 MAX_SIZES: Final = 256
 """Most recordings that are kept, each of some megabytes; the one used longest ago goes first, the largest never."""
 
 Step = Callable[[Batch], Tensor]
-
-
-@dataclass(frozen=True)
-class _Recording:
-    graph: torch.cuda.CUDAGraph
-    batch: Batch
-    loss: Tensor
-
-    def replay(self, batch: Batch) -> Tensor:
-        """Copy a batch of the same size in, and launch."""
-        for static, new in zip(self.batch.tensors(), batch.tensors(), strict=True):
-            static.copy_(new, non_blocking=True)
-        self.graph.replay()
-        return self.loss.clone()
 
 
 class StepGraphs:
@@ -69,7 +52,7 @@ class StepGraphs:
     ) -> None:
         self._differentiate, self._update, self._optimizer, self._model = differentiate, update, optimizer, model
         self._gradients = gradients
-        self._recordings: OrderedDict[tuple[int, int], _Recording] = OrderedDict()
+        self._recordings: OrderedDict[tuple[int, int], Recording] = OrderedDict()
         self._recorded_update: torch.cuda.CUDAGraph | None = None
         self._pool: Any = None
         self.replaying = False
@@ -102,7 +85,7 @@ class StepGraphs:
     def _replay_update(self, gradients: AveragedGradients) -> None:
         """Change the weights by the averaged gradients."""
         if self._recorded_update is None:
-            with _recording(None) as graph:
+            with recording(None) as graph:
                 gradients.assign()
                 self._update()
             self._optimizer.zero_grad(set_to_none=True)
@@ -123,14 +106,14 @@ class StepGraphs:
             unused = next((one for one in self._recordings if one[0] < largest), next(iter(self._recordings)))
             del self._recordings[unused]
 
-    def _record(self, batch: Batch) -> _Recording:
+    def _record(self, batch: Batch) -> Recording:
         static = batch.on(batch.points.device)
         self._warm_up(static)
         return self._capture(static)
 
-    def _capture(self, static: Batch) -> _Recording:
+    def _capture(self, static: Batch) -> Recording:
         # Only the loss is needed after a replay, and it is copied at once: graphs of all sizes share their memory.
-        with _recording(self._pool) as graph:
+        with recording(self._pool) as graph:
             loss = self._differentiate(static)
             if self._gradients is None:
                 self._update()
@@ -138,7 +121,7 @@ class StepGraphs:
                 self._gradients.collect()
         self._pool = self._pool or graph.pool()
         self._optimizer.zero_grad(set_to_none=True)
-        return _Recording(graph, static, loss.detach())
+        return Recording(graph, static, loss.detach())
 
     def _warm_up(self, static: Batch) -> None:
         """Let libraries and kernels load; weights, buffers, averages and random numbers stay as they are."""
@@ -155,41 +138,6 @@ class StepGraphs:
             buffer.copy_(value)
         torch.cuda.set_rng_state(random)
         torch.cuda.synchronize()
-
-
-@contextlib.contextmanager
-def _recording(pool: Any) -> Iterator[torch.cuda.CUDAGraph]:
-    """Record what is done within as a graph.
-
-    Args:
-        pool: Memory of earlier recordings to share; None for memory of its own.
-
-    Raises:
-        UsageError: If something can't be recorded.
-    """
-    graph = torch.cuda.CUDAGraph()
-    try:
-        # Other threads, such as the one that reads ahead and pins memory, may call CUDA meanwhile.
-        with no_collection(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            yield graph
-    except BaseException as error:
-        _leave_recording()
-        if not isinstance(error, RuntimeError) or isinstance(error, LpbfError | torch.OutOfMemoryError):
-            raise
-        raise UsageError(
-            "a training step of this model can't be recorded as a CUDA graph, which must not read anything back to "
-            f"the host: {str(error).partition(chr(10))[0]}. Train it with --recipe.step_graphs false"
-        ) from error
-
-
-def _leave_recording() -> None:
-    """Let random numbers be drawn again on this GPU after a recording that failed.
-
-    PyTorch's generator would still count as recorded, and raise "Offset increment outside graph capture" when anything
-    in this process draws; a copy of its state doesn't.
-    """
-    generator = torch.cuda.default_generators[torch.cuda.current_device()]
-    generator.graphsafe_set_state(generator.clone_state())
 
 
 def make_state(optimizer: torch.optim.Optimizer) -> None:
@@ -212,15 +160,3 @@ def make_state(optimizer: torch.optim.Optimizer) -> None:
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"].copy_(rate)
     optimizer.zero_grad(set_to_none=True)
-
-
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    """Switch off Python's garbage collector: graphs of an earlier run that it frees would break the recording."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

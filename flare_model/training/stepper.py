@@ -204,9 +204,9 @@ class Stepper:
         """Loss, gradients and the optimiser's step, recorded for batches padded to one of few sizes."""
         for kind, count in self.objective.counts(batch).items() if self._shares else ():
             self._shares[kind].fill_(count).div_(self._mean_over_processes(count))
-        return graphs(self._padded_for_graph(batch))
+        return graphs(self.padded_for_graph(batch))
 
-    def _padded_for_graph(self, batch: Batch) -> Batch:
+    def padded_for_graph(self, batch: Batch) -> Batch:
         """A batch padded to one of few sizes; grids of one size have that already."""
         return batch if self._grid_points else batch.filled(self.recipe.multiple)
 

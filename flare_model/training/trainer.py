@@ -26,7 +26,7 @@ from flare_model.training.step_errors import (
 )
 from flare_model.training.stepper import Stepper
 from flare_model.training.training_checkpoint import latest_state, random_state
-from flare_model.training.validation import BestWeights, Validation, open_training_cases, open_validation
+from flare_model.training.validation import BestWeights, Validation
 from lpbf_data.console import progress, say
 from lpbf_data.errors import LpbfError, UsageError
 from lpbf_data.serving.loader import Loader
@@ -60,12 +60,15 @@ class Trainer:
             raise UsageError(
                 f"the split train has fewer cases than the {self.loader.world_size} processes that train on it"
             )
-        judged_on = None if validation is None else open_validation(validation, settings.recipe)
         self.batches, self.steps = self._count()
         self.counters = Counters()
         self.stepper = Stepper(settings, fabric, train, self.steps)
-        self.validation = Validation(settings, fabric, self.stepper, judged_on, open_training_cases(train, settings))
-        self.resident = self._keep_on_device(train) if settings.resident else None
+        self.validation = Validation(settings, fabric, self.stepper, validation, train)
+        self.resident = (
+            ResidentCases.of(train, settings, fabric.device, symmetries=settings.symmetries)
+            if settings.resident
+            else None
+        )
         self.checkpoints = Checkpoints(
             folder, settings, fabric, precision, self.stepper, self.loader, data_digest=train.data_digest
         )
@@ -82,17 +85,6 @@ class Trainer:
             thin_to=self.settings.thin_to,
             symmetries=self.settings.symmetries,
             ranks=batch_ranks(self.settings, self.fabric),
-        )
-
-    def _keep_on_device(self, train: Split) -> ResidentCases:
-        settings = self.settings
-        return ResidentCases(
-            train,
-            settings.targets,
-            settings.features,
-            self.fabric.device,
-            seed=settings.seed,
-            symmetries=settings.symmetries,
         )
 
     def _count(self) -> tuple[list[int], int]:

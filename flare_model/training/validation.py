@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from flare_model.data.batches import Batch
-from flare_model.data.metrics import RelativeL2
+from flare_model.data.metrics import RelativeL2, has_truth, relative_l2
 from flare_model.data.point_fields import spans
 from flare_model.data.splits import Split, open_loader
 from flare_model.training.devices import Fabric
+from flare_model.training.forward_graphs import ForwardGraphs
 from flare_model.training.recipe import Recipe
+from flare_model.training.resident_cases import ResidentCases
 from flare_model.training.run_log import TRAINING_ERROR_NAME, VALIDATION_NAME, RunLog
 from flare_model.training.settings import Settings
 from flare_model.training.step_errors import errors_with_cases
@@ -62,42 +64,43 @@ def open_validation(split: Split, recipe: Recipe) -> Loader:
     return open_loader(split, batch_size=_MAX_CASES, max_points=most, uneven="keep")
 
 
-def open_training_cases(train: Split, settings: Settings) -> Loader | None:
-    """Batches of training cases for validation: whole cases without augmentation, as those of the validation split.
+class _Cases(NamedTuple):
+    """What `errors_on` takes."""
 
-    Args:
-        train: The training split.
-        settings: `judge_training` says how many of its cases, evenly spaced over all; 0 for none.
-    """
-    return (
-        open_validation(train.evenly_chosen(settings.judge_training), settings.recipe)
-        if settings.judge_training
-        else None
-    )
+    loader: Loader
+    resident: ResidentCases | None
 
 
 class Validation:
     """Computes errors of a model in training, and keeps its best weights.
 
     Args:
-        settings: Settings of the run.
+        settings: Settings of the run; `judge_training` says of how many training cases, evenly spaced over all, the
+            error is logged too, without influence on the best weights, and `resident` whether the cases of validation
+            stay on the device too.
         fabric: The processes that train together.
         stepper: The model in training.
-        loader: The validation split; None where there is none.
-        training_loader: Training cases whose error is logged too, without influence on the best weights; None for none.
+        validation: The validation split; None where there is none.
+        train: The training split.
+
+    Raises:
+        UsageError: If the device has no room for resident cases.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        fabric: Fabric,
-        stepper: Stepper,
-        loader: Loader | None,
-        training_loader: Loader | None = None,
+        self, settings: Settings, fabric: Fabric, stepper: Stepper, validation: Split | None, train: Split
     ) -> None:
         self.settings, self.fabric, self.stepper = settings, fabric, stepper
-        self.loader, self.training_loader = loader, training_loader
+        judged = settings.judge_training
+        self.cases = None if validation is None else self._open(validation)
+        self.training_cases = self._open(train.evenly_chosen(judged)) if judged else None
         self.best = BestWeights()
+        self._graphs = ForwardGraphs(self._case_errors) if stepper.recorded else None
+
+    def _open(self, split: Split) -> _Cases:
+        settings = self.settings
+        resident = ResidentCases.of(split, settings, self.fabric.device) if settings.resident else None
+        return _Cases(open_validation(split, settings.recipe), resident)
 
     def judge(self, step: int, epoch: int, table: RunLog | None) -> bool:
         """Compute the errors on the validation split, and keep the weights if they are the best so far.
@@ -111,8 +114,8 @@ class Validation:
             Whether the weights were kept.
         """
         errors: dict[str, float | None] = {}
-        if self.loader is not None:
-            found = self.errors_on(self.loader)
+        if self.cases is not None:
+            found = self.errors_on(*self.cases)
             means = {name: error.mean for name, error in found.items()}
             errors = {name: error if math.isfinite(error) else None for name, error in means.items()}
             mean = _mean_of(found)
@@ -120,8 +123,8 @@ class Validation:
                 table.write(VALIDATION_NAME, {"step": step, "epoch": epoch, "mean": mean, **means})
         else:
             mean = -step  # Without a validation split the latest is the best.
-        if self.training_loader is not None:
-            training_errors = self.errors_on(self.training_loader)
+        if self.training_cases is not None:
+            training_errors = self.errors_on(*self.training_cases)
             if table:
                 row = {"step": step, "epoch": epoch, "mean": _mean_of(training_errors)}
                 table.write(TRAINING_ERROR_NAME, row | {name: error.mean for name, error in training_errors.items()})
@@ -133,23 +136,52 @@ class Validation:
         return kept
 
     @torch.no_grad()
-    def errors_on(self, loader: Loader) -> dict[str, RelativeL2]:
-        """Relative L2 error of each target over an epoch of a loader, over all ranks."""
+    def errors_on(self, loader: Loader, resident: ResidentCases | None = None) -> dict[str, RelativeL2]:
+        """Relative L2 error of each target over an epoch of a loader, over all ranks.
+
+        Args:
+            loader: Gives whole cases, or their order alone.
+            resident: The same cases on the device, which then aren't read.
+        """
         settings, evaluated = self.settings, self.stepper.evaluated
-        totals = {t.name: RelativeL2() for t in settings.targets}
-        columns, floors = spans(settings.targets), evaluated.usage.floors()
+        totals, found = {t.name: RelativeL2() for t in settings.targets}, []
         evaluated.eval()
-        with self.fabric.autocast():
-            for ragged in loader:
-                batch = Batch.of(ragged, settings.targets, settings.features).to(self.fabric.device)
-                with errors_with_cases("validation", [batch], settings.model.class_path, self._memory_advice(batch)):
-                    prediction = self.stepper.predict(evaluated, batch)
-                for name, c in columns.items():
-                    totals[name] += RelativeL2.of(prediction[:, c], batch.targets[:, c], batch.offsets, floors[name])
+        for batch in self._batches(loader, resident):
+            with errors_with_cases("validation", [batch], settings.model.class_path, self._memory_advice(batch)):
+                found.append(self._errors_of(batch))
         evaluated.train()
+        for errors, defined in (block.cpu() for block in found):
+            for name, row, counts in zip(totals, errors, defined.bool(), strict=True):
+                totals[name] += RelativeL2.of_cases(row, counts)
         sums = torch.tensor([[t.total, t.cases, t.without_truth] for t in totals.values()], dtype=torch.float64)
         sums = cast("Tensor", self.fabric.all_reduce(sums.to(self.fabric.device), reduce_op="sum")).cpu()
         return {n: RelativeL2(float(row[0]), int(row[1]), int(row[2])) for n, row in zip(totals, sums, strict=True)}
+
+    def _batches(self, loader: Loader, resident: ResidentCases | None) -> Iterator[Batch]:
+        if resident is not None:
+            yield from loader.each(resident.batch)
+            return
+        for ragged in loader:
+            yield Batch.of(ragged, self.settings.targets, self.settings.features).to(self.fabric.device)
+
+    def _errors_of(self, batch: Batch) -> Tensor:
+        """`_case_errors` of the cases of a batch, recorded where training steps are."""
+        if self._graphs is None:
+            return self._case_errors(batch)
+        return self._graphs(self.stepper.padded_for_graph(batch))[:, :, : len(batch)]
+
+    def _case_errors(self, batch: Batch) -> Tensor:
+        """Relative L2 error of each target and mesh, and 1 where it is defined, else 0: [2, T, B] float64."""
+        evaluated, targets = self.stepper.evaluated, self.settings.targets
+        with self.fabric.autocast():
+            prediction = self.stepper.predict(evaluated, batch)
+        floors, rows = evaluated.usage.floors(), []
+        for name, c in spans(targets).items():
+            truth = batch.targets[:, c]
+            errors = relative_l2(prediction[:, c], truth, batch.offsets)
+            defined = has_truth(truth, batch.offsets, floors[name])
+            rows.append(torch.stack([errors, defined.double()]))
+        return torch.stack(rows, dim=1)
 
     def _memory_advice(self, batch: Batch) -> str:
         """Advice where a batch of validation doesn't fit into memory: few of the recipe's options apply to it."""

@@ -13,11 +13,13 @@ from torch import Tensor
 
 import flare_model.training.devices
 import flare_model.training.stepper
+import flare_model.training.validation
 from flare_model.checkpoints.spec import ModelSpec
 from flare_model.data.batches import Batch
 from flare_model.train import open_splits
 from flare_model.training.averaged_gradients import AveragedGradients
 from flare_model.training.devices import open_fabric
+from flare_model.training.forward_graphs import ForwardGraphs
 from flare_model.training.recipe import Recipe
 from flare_model.training.settings import make_settings
 from flare_model.training.step_graphs import StepGraphs
@@ -56,6 +58,20 @@ class ComputedSteps(StepGraphs):
         gradients.assign()
         self._update()
         self._optimizer.zero_grad(set_to_none=True)
+
+
+class ComputedPasses(ForwardGraphs):
+    """Forward graphs that compute a pass where a GPU would replay its recording, on the same tensors."""
+
+    def _record(self, batch: Batch) -> Any:
+        static = batch.on("cpu")
+
+        def replay(new: Batch) -> Tensor:
+            for kept, values in zip(static.tensors(), new.tensors(), strict=True):
+                kept.copy_(values)
+            return self._compute(static)
+
+        return SimpleNamespace(replay=replay)
 
 
 def train_until(step: str, *words: str) -> None:
@@ -112,5 +128,6 @@ def allow_step_graphs_on_cpus() -> None:
     for module in (flare_model.training.devices, flare_model.training.stepper):
         module.check_device = lambda *_, **__: None  # type: ignore[attr-defined]
     flare_model.training.stepper.StepGraphs = ComputedSteps  # type: ignore[misc]
+    flare_model.training.validation.ForwardGraphs = ComputedPasses  # type: ignore[misc]
     torch.cuda.synchronize = lambda: None  # type: ignore[assignment]
     torch.set_num_threads(1)

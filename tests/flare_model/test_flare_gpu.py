@@ -166,6 +166,10 @@ def test_steps_recorded_as_graphs_have_the_same_losses(box_dataset: str, tmp_pat
     plain, graphs = (losses(run) for run in runs.values())
     assert [float(rate) for _, _, rate in graphs] == pytest.approx([float(rate) for _, _, rate in plain], rel=1e-6)
     assert [float(loss) for _, loss, _ in graphs] == pytest.approx([float(loss) for _, loss, _ in plain], rel=2e-3)
+    # Validation is recorded the second time; the errors are those of weights that changed since.
+    plain, graphs = (read_table(run / "validation.csv")["displacement_z"] for run in runs.values())
+    assert len(set(plain)) == len(plain) == 3
+    assert graphs == pytest.approx(plain, rel=2e-3)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="takes two GPUs")

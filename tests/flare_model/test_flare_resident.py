@@ -13,6 +13,7 @@ from flare_model.data.batches import Batch
 from flare_model.data.point_fields import resolve_inputs, resolve_targets
 from flare_model.data.splits import Split, open_loader
 from flare_model.training.resident_cases import ResidentCases
+from flare_model.training.run_log import TRAINING_ERROR_NAME, VALIDATION_NAME
 from lpbf_data.errors import UsageError
 from tests.flare_model.flare_support import LEARNING, assert_same_losses, run_training
 
@@ -39,10 +40,16 @@ def test_batches_are_those_of_the_loader(box_dataset: str, symmetries: bool) -> 
 
 def test_a_run_has_the_losses_of_one_that_reads_cases_from_disk(box_dataset: str, tmp_path: Path) -> None:
     folders = [
-        run_training(box_dataset, tmp_path / name, recipe=LEARNING, symmetries=True, resident=resident)
+        run_training(
+            box_dataset, tmp_path / name, recipe=LEARNING, symmetries=True, resident=resident, judge_training=3
+        )
         for name, resident in (("read", False), ("kept", True))
     ]
     assert_same_losses(*folders)
+    for name in (VALIDATION_NAME, TRAINING_ERROR_NAME):
+        read, kept = ((folder / name).read_text("utf-8") for folder in folders)
+        assert read == kept
+        assert read.count("\n") > 2
 
 
 def test_thinned_cases_can_not_stay_on_the_device(box_dataset: str, tmp_path: Path) -> None:

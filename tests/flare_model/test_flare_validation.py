@@ -14,7 +14,6 @@ from flare_model import from_pretrained
 from flare_model.data.metrics import RelativeL2
 from flare_model.training.recipe import Recipe
 from flare_model.training.validation import Validation
-from lpbf_data.serving.loader import Loader
 from tests.flare_model.flare_support import run_training
 
 
@@ -25,7 +24,7 @@ def test_the_best_weights_by_validation_are_kept(
     made_up = iter([0.5, 0.2, 0.9])
     kept = []
 
-    def judge(self: Validation, loader: Loader) -> dict[str, Any]:
+    def judge(self: Validation, *_: object) -> dict[str, Any]:
         kept.append({k: v.clone() for k, v in self.stepper.surrogate.model.state_dict().items()})
         return {"displacement_z": RelativeL2(next(made_up), 1)}
 

@@ -19,10 +19,13 @@ from flare_model.checkpoints.surrogate import from_pretrained
 from flare_model.data.batches import Batch
 from flare_model.train import open_splits
 from flare_model.training.devices import open_fabric
+from flare_model.training.forward_graphs import ForwardGraphs
 from flare_model.training.optimizer import make_optimizer
 from flare_model.training.recipe import Recipe
+from flare_model.training.recording import no_collection
+from flare_model.training.run_log import read_table
 from flare_model.training.settings import make_settings
-from flare_model.training.step_graphs import StepGraphs, make_state, no_collection
+from flare_model.training.step_graphs import StepGraphs, make_state
 from flare_model.training.trainer import Trainer
 from flare_model.training.training_checkpoint import STATE_NAME
 from lpbf_data.errors import UsageError
@@ -128,6 +131,9 @@ def test_two_processes_take_the_steps_that_they_take_without_graphs(box_dataset:
     weights = from_pretrained(runs["launched"]).model.state_dict()
     for name in ("recorded", "killed"):
         assert_same_losses(runs[name], runs["launched"])
+        found, wanted = (read_table(run / "validation.csv")["mean"] for run in (runs[name], runs["launched"]))
+        assert found == pytest.approx(wanted, rel=1e-5)
+        assert len(wanted) > 2
         for key, values in from_pretrained(runs[name]).model.state_dict().items():
             assert (values - weights[key]).norm() <= WEIGHTS * values.norm(), key
 
@@ -198,3 +204,28 @@ def test_no_garbage_is_collected_while_a_step_is_recorded() -> None:
         [[] for _ in range(100_000)]
         assert kept() is not None
     assert gc.isenabled()
+
+
+def test_a_size_is_recorded_when_it_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which batches are computed as they come, and which are recorded; the recordings themselves need a GPU."""
+    computed: list[int] = []
+    recorded: list[int] = []
+
+    class Sizes(ForwardGraphs):
+        def _record(self, batch: Batch) -> Any:
+            recorded.append(len(batch.points))
+            return SimpleNamespace(replay=lambda batch: -batch.points.sum())
+
+    def compute(batch: Batch) -> torch.Tensor:
+        computed.append(len(batch.points))
+        return batch.points.sum()
+
+    monkeypatch.setattr("flare_model.training.forward_graphs.MAX_SIZES", 2)
+    graphs = Sizes(compute)
+
+    def batch(points: int) -> Batch:
+        return Batch(torch.ones(points, 3), None, torch.ones(points, 1), torch.tensor([0, points]), ("case",))
+
+    found = [[float(graphs(batch(points))) for points in (4, 6, 8)] for _ in range(3)]
+    assert found == [[12, 18, 24], [-12, -18, 24], [-12, -18, 24]]
+    assert (computed, recorded) == ([4, 6, 8, 8, 8], [4, 6])

@@ -1,0 +1,84 @@
+"""Recording what is launched on a GPU as CUDA graphs, which are launched again at once."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flare_model.data.batches import Batch
+from lpbf_data.errors import LpbfError, UsageError
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A function of a batch as a CUDA graph.
+
+    Attributes:
+        graph: The graph.
+        batch: The tensors that it reads.
+        result: The tensor that it writes.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    batch: Batch
+    result: Tensor
+
+    def replay(self, batch: Batch) -> Tensor:
+        """Copy a batch of the same size in, launch, and copy the result."""
+        for static, new in zip(self.batch.tensors(), batch.tensors(), strict=True):
+            static.copy_(new, non_blocking=True)
+        self.graph.replay()
+        return self.result.clone()
+
+
+@contextlib.contextmanager
+def recording(pool: Any) -> Iterator[torch.cuda.CUDAGraph]:
+    """Record what is done within as a graph.
+
+    Args:
+        pool: Memory of earlier recordings to share; None for memory of its own.
+
+    Raises:
+        UsageError: If something can't be recorded.
+    """
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # Other threads, such as the one that reads ahead and pins memory, may call CUDA meanwhile.
+        with no_collection(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            yield graph
+    except BaseException as error:
+        _leave_recording()
+        if not isinstance(error, RuntimeError) or isinstance(error, LpbfError | torch.OutOfMemoryError):
+            raise
+        raise UsageError(
+            "a training step of this model can't be recorded as a CUDA graph, which must not read anything back to "
+            f"the host: {str(error).partition(chr(10))[0]}. Train it with --recipe.step_graphs false"
+        ) from error
+
+
+def _leave_recording() -> None:
+    """Let random numbers be drawn again on this GPU after a recording that failed.
+
+    PyTorch's generator would still count as recorded, and raise "Offset increment outside graph capture" when anything
+    in this process draws; a copy of its state doesn't.
+    """
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    generator.graphsafe_set_state(generator.clone_state())
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Switch off Python's garbage collector: graphs of an earlier run that it frees would break the recording."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
