@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -19,10 +20,10 @@ from flare_model.training.divergence import diverged
 from flare_model.training.run_log import TRAINING_NAME, RunLog
 from lpbf_data.serving.loader import Loader
 
-_FLUSH_EVERY: Final = 10
-"""Steps between reads of the losses; each read waits for the device."""
+_READ_EVERY: Final = 10
+"""Steps whose losses are read together; the GPU goes on meanwhile."""
 
-_FLUSH_SECONDS: Final = 30.0
+_READ_SECONDS: Final = 30.0
 """Seconds after which a single process reads the losses of slow steps in any case, so that progress is shown."""
 
 
@@ -34,6 +35,23 @@ class _Step:
     loss: Tensor
     rate: float | Tensor
     case_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Consecutive steps whose losses are on their way to the host.
+
+    Attributes:
+        steps: The steps.
+        numbers: Their losses, of all processes, and their learning rates, [2, steps] float64, on the host.
+        arrived: Tells when these have arrived; None where they are there.
+        points: Points that training has taken with the last of the steps.
+    """
+
+    steps: tuple[_Step, ...]
+    numbers: Tensor
+    arrived: torch.cuda.Event | None
+    points: int
 
 
 class LossLog:
@@ -51,10 +69,11 @@ class LossLog:
         self.folder, self.fabric, self.loader, self.table, self.bar = folder, fabric, loader, table, bar
         self._started, self._seconds_paused, self._points = time.monotonic(), 0.0, 0
         self._pending: list[_Step] = []
-        self._flushed_at = self._started
+        self._sent: deque[_Block] = deque()
+        self._read_at = self._started
 
     def add(self, step: int, loss: Tensor, rate: float | Tensor, group: Sequence[Batch]) -> None:
-        """Add the loss of a step; every few steps all are read and logged.
+        """Add the loss of a step; losses are logged when they have arrived from the device, some steps later.
 
         Args:
             step: Number of the step, from 1.
@@ -63,14 +82,20 @@ class LossLog:
             group: The batches that it took.
 
         Raises:
-            DivergedError: If a loss is no finite number.
+            DivergedError: If the loss of a step since the last `flush` is no finite number.
         """
         self._points += sum(len(batch.points) for batch in group)
         self._pending.append(_Step(step, loss, rate, tuple(i for batch in group for i in batch.case_ids)))
-        # Several processes read together, and their clocks differ: they go by the number of steps alone.
-        late = self.fabric.world_size == 1 and time.monotonic() - self._flushed_at > _FLUSH_SECONDS
-        if step % _FLUSH_EVERY == 0 or late:
+        # Several processes log after the same steps, and their clocks differ: they go by the number of steps alone.
+        alone = self.fabric.world_size == 1
+        if alone and time.monotonic() - self._read_at > _READ_SECONDS:
             self.flush()
+        elif step % _READ_EVERY == 0:
+            self._send()
+            while len(self._sent) > 1:
+                self._log()
+        while alone and self._sent and _has_arrived(self._sent[0]):
+            self._log()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -82,32 +107,60 @@ class LossLog:
             self._seconds_paused += time.monotonic() - began
 
     def flush(self) -> None:
-        """Read the losses since the last flush, and log them.
+        """Log all losses so far.
 
         Raises:
             DivergedError: If one is no finite number.
         """
+        self._send()
+        while self._sent:
+            self._log()
+
+    def _send(self) -> None:
+        """Let the losses since the last call be copied to the host, when the device has computed them."""
         if not self._pending:
             return
-        steps, self._pending = self._pending, []
-        self._flushed_at = time.monotonic()
-        rates = [float(step.rate) for step in steps]
-        own = torch.stack([step.loss for step in steps])
-        values = cast("Tensor", self.fabric.all_reduce(own, reduce_op="mean")).tolist()
-        for step, value in zip(steps, values, strict=True):
-            if not math.isfinite(value):
+        steps, self._pending = tuple(self._pending), []
+        losses = torch.stack([step.loss for step in steps]).double()
+        if self.fabric.world_size > 1:
+            torch.distributed.all_reduce(losses)  # Fabric's lets the host wait for the GPU
+            losses /= self.fabric.world_size
+        rates = torch.stack([torch.as_tensor(step.rate, dtype=torch.float64) for step in steps]).to(losses.device)
+        numbers, arrived = torch.stack([losses, rates]), None
+        if numbers.is_cuda:
+            host = torch.empty_like(numbers, device="cpu", pin_memory=True)
+            numbers = host.copy_(numbers, non_blocking=True)
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()
+        self._sent.append(_Block(steps, numbers, arrived, self._points))
+
+    def _log(self) -> None:
+        """Wait for the oldest losses that were sent, and log them."""
+        block = self._sent.popleft()
+        if block.arrived is not None:
+            block.arrived.synchronize()
+        self._read_at = time.monotonic()
+        losses, rates = block.numbers.tolist()
+        for step, loss in zip(block.steps, losses, strict=True):
+            if not math.isfinite(loss):
                 raise diverged(self.folder, _what_diverged(step))
-        elapsed = time.monotonic() - self._started - self._seconds_paused
-        speed, waiting = self._points * self.loader.world_size / elapsed, self.loader.seconds_waiting / elapsed
+        elapsed = self._read_at - self._started - self._seconds_paused
+        speed, waiting = block.points * self.loader.world_size / elapsed, self.loader.seconds_waiting / elapsed
+        pace = {"points_per_second": round(speed), "data_wait": round(waiting, 4)}
         if self.table:
-            for step, value, rate in zip(steps, values, rates, strict=True):
-                row = {"step": step.number, "loss": value, "learning_rate": rate}
-                row |= {"points_per_second": round(speed), "data_wait": round(waiting, 4)}
-                self.table.write(TRAINING_NAME, row)
+            rows = zip(block.steps, losses, rates, strict=True)
+            self.table.write_rows(
+                TRAINING_NAME,
+                [{"step": step.number, "loss": loss, "learning_rate": rate} | pace for step, loss, rate in rows],
+            )
         self.bar.set_postfix(
-            loss=f"{values[-1]:.4f}", lr=f"{rates[-1]:.1e}", points_s=f"{speed:,.0f}", data_wait=f"{waiting:.0%}"
+            loss=f"{losses[-1]:.4f}", lr=f"{rates[-1]:.1e}", points_s=f"{speed:,.0f}", data_wait=f"{waiting:.0%}"
         )
-        self.bar.update(len(values))
+        self.bar.update(len(losses))
+
+
+def _has_arrived(block: _Block) -> bool:
+    return block.arrived is None or bool(block.arrived.query())  # type: ignore[no-untyped-call]
 
 
 def _what_diverged(step: _Step) -> str:

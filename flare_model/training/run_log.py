@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -37,16 +37,28 @@ class RunLog:
             name: File name of the table.
             row: Columns to values; `step` among them.
         """
+        self.write_rows(name, [row])
+
+    def write_rows(self, name: str, rows: Sequence[Mapping[str, float]]) -> None:
+        """Add rows to a table, and the last one's numbers to TensorBoard.
+
+        TensorBoard's writer opens its file for each number, which for every step of small parts takes as long as the
+        step.
+
+        Args:
+            name: File name of the table.
+            rows: Columns to values, at least one row; `step` among them.
+        """
         path = self.folder / name
         new = not path.exists()
         with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             if new:
                 writer.writeheader()
-            writer.writerow(row)
-        for column, value in row.items():
+            writer.writerows(rows)
+        for column, value in rows[-1].items():
             if column != "step":
-                self._events.add_scalar(f"{Path(name).stem}/{column}", value, int(row["step"]))
+                self._events.add_scalar(f"{Path(name).stem}/{column}", value, int(rows[-1]["step"]))
 
     def close(self) -> None:
         """Flush everything, and draw the curves."""

@@ -155,7 +155,13 @@ class Diverging(Pointwise):
 
 
 @pytest.mark.usefixtures("drawn_charts")
-def test_a_diverging_loss_stops_the_run_and_names_the_case(box_dataset: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_diverging_loss_stops_the_run_and_names_the_case(
+    box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """Losses of a GPU arrive after later steps; what a checkpoint holds was looked at before."""
+    if late:
+        monkeypatch.setattr("flare_model.training.loss_log._has_arrived", lambda _: False)
     model = {"class_path": f"{__name__}.Diverging"}
     with pytest.raises(DivergedError, match=r"became nan at step 41, in case 1000\d\d_11b839a.*step-00000040"):
         run_training(box_dataset, tmp_path, model=model, recipe=Recipe(epochs=20), checkpoint_every=4)
@@ -163,6 +169,25 @@ def test_a_diverging_loss_stops_the_run_and_names_the_case(box_dataset: str, tmp
     assert all(p.isfinite().all() for p in kept.parameters())
     assert len(losses(tmp_path)) == 40
     assert (tmp_path / "curves.png").exists()
+
+
+def test_losses_that_arrive_late_are_logged_once_and_in_order(
+    box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten steps are logged when the next ten have been launched, and all of them before a checkpoint."""
+    monkeypatch.setattr("flare_model.training.loss_log._has_arrived", lambda _: False)
+    logged: list[tuple[int, int]] = []
+    optimise = Trainer._optimise
+
+    def count(self: Trainer, group: list[Batch]) -> None:
+        optimise(self, group)
+        logged.append((self.step, len(read_table(tmp_path / "training.csv").get("step", ()))))
+
+    monkeypatch.setattr(Trainer, "_optimise", count)
+    run_training(box_dataset, tmp_path, recipe=Recipe(epochs=7), checkpoint_every=35, validate_every=7)
+    assert read_table(tmp_path / "training.csv")["step"] == list(range(1, 57))
+    known = dict(logged)
+    assert [known[step] for step in (10, 19, 20, 30, 35, 36, 40, 50)] == [0, 0, 10, 20, 20, 35, 35, 40]
 
 
 def test_any_model_trains_by_its_class_path(box_dataset: str, tmp_path: Path) -> None:
