@@ -151,12 +151,8 @@ class PointRanks:
         packed = torch.cat([encoded.to(logsumexps.dtype), logsumexps[..., None]], dim=-1)
         gathered = packed.new_empty(self.size, *packed.shape)
         _gather(gathered.view(-1, *packed.shape[1:]), packed, self.group)
-        exp, log = (torch.exp2, torch.log2) if binary else (torch.exp, torch.log)
-        maximum = gathered[..., -1].amax(0).clamp_min(_MIN_LOGSUMEXP)  # -∞ less -∞ is no number
-        weights = exp(gathered[..., -1] - maximum)
-        total = weights.sum(0).clamp_min(1.0)  # the largest weight is 1, where there is one
-        merged = (gathered[..., :-1] * weights[..., None]).sum(0) / total[..., None]
-        return merged.to(encoded.dtype), maximum + log(total)
+        merged, logsumexp = merge_latents(gathered[..., :-1], gathered[..., -1], binary=binary)
+        return merged.to(encoded.dtype), logsumexp
 
     def merged(self, encoded: Tensor, logsumexps: Tensor) -> Tensor:
         """The latents that `merge` gives, with gradients for encoded and logsumexps."""
@@ -183,6 +179,25 @@ class PointRanks:
             parts = torch.split(total, [gradient.numel() for gradient in gradients])
             shaped = [part.view_as(gradient) for gradient, part in zip(gradients, parts, strict=True)]
             torch._foreach_copy_(gradients, shaped)  # one launch; hundreds of small copies took 6 ms a step
+
+
+def merge_latents(encoded: Tensor, logsumexps: Tensor, *, binary: bool = False) -> tuple[Tensor, Tensor]:
+    """Merge latents that parts of the points were encoded into; parts are added up in their order.
+
+    Args:
+        encoded: Weighted means over the points of each part, [P, B, H, M, D].
+        logsumexps: Logarithms of their weights' sums, [P, B, H, M]; -∞ where a part has no point of a mesh.
+        binary: Whether logsumexps are logarithms to the base of two.
+
+    Returns:
+        Weighted means [B, H, M, D] and logarithms [B, H, M] of all parts, in the wider of both types; 0 and a very low
+        logsumexp for a mesh of which no part has a point.
+    """
+    exp, log = (torch.exp2, torch.log2) if binary else (torch.exp, torch.log)
+    maximum = logsumexps.amax(0).clamp_min(_MIN_LOGSUMEXP)  # -∞ less -∞ is no number
+    weights = exp(logsumexps - maximum)
+    total = weights.sum(0).clamp_min(1.0)  # the largest weight is 1, where there is one
+    return (encoded * weights[..., None]).sum(0) / total[..., None], maximum + log(total)
 
 
 def _gather(gathered: Tensor, part: Tensor, group: ProcessGroup) -> None:

@@ -202,6 +202,39 @@ def mix(
     return mixed
 
 
+def encode(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The first half of `mix`, without a gradient.
+
+    Args:
+        queries: Latent queries, [H, M, D].
+        keys: Keys of the points, [B, N, H, D].
+        values: As the keys.
+
+    Returns:
+        Latents Z [B, H, M, D], float32, and their logsumexps L [B, H, M]: float64 where the keys are float32, else
+        float32 and to the base of two.
+    """
+    points = Points(keys.contiguous(), queries.shape[-2], None, None)
+    with on_device_of(keys):
+        return launch_encoding(queries.to(keys.dtype).contiguous(), values.contiguous(), points)
+
+
+def decode(queries: Tensor, keys: Tensor, encoded: Tensor) -> Tensor:
+    """The second half of `mix`, without a gradient.
+
+    Args:
+        queries: Latent queries, [H, M, D].
+        keys: Keys of the points, [B, N, H, D].
+        encoded: Latents, [B, H, M, D], float32.
+
+    Returns:
+        Mixed values, as the keys.
+    """
+    points = Points(keys.contiguous(), queries.shape[-2], None, None)
+    with on_device_of(keys):
+        return _decode(queries.to(keys.dtype).contiguous(), encoded.contiguous(), points)[0]
+
+
 class Ranks(Protocol):
     """Processes that share the points of every mesh."""
 

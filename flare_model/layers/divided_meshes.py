@@ -36,7 +36,7 @@ def encode_divided(queries: Tensor, keys: Tensor, values: Tensor, layout: Layout
     """
     assert layout.ranks is not None
     with torch.autocast(keys.device.type, enabled=False):
-        packed = layout.reduce(partial(_encode, queries), keys, values)
+        packed = layout.reduce(partial(encode_points, queries), keys, values)
         latents = layout.ranks.merged(packed[..., :-1], packed[..., -1])
         return latents.to(torch.promote_types(keys.dtype, torch.float32))
 
@@ -54,16 +54,37 @@ def decode_divided(queries: Tensor, keys: Tensor, latents: Tensor, layout: Layou
         As the keys.
     """
     with torch.autocast(keys.device.type, enabled=False):
-        return layout.attend(partial(_decode, queries), keys, of_meshes=[latents])
+        return layout.attend(partial(decode_points, queries), keys, of_meshes=[latents])
 
 
-def _encode(queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None) -> Tensor:
+def encode_points(queries: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None) -> Tensor:
+    """Weighted means of the values and, behind them, the logarithms of their weights' sums.
+
+    Args:
+        queries: Latent queries, [H, M, D].
+        keys: Keys of the points, [B, N, H, D].
+        values: As the keys.
+        mask: True where a point exists, [B, N].
+
+    Returns:
+        [B, H, M, D + 1], float64.
+    """
     packed: Tensor = _Encode.apply(queries, keys.transpose(1, 2), values.transpose(1, 2), mask)  # type: ignore[no-untyped-call]
     return packed
 
 
-def _decode(queries: Tensor, keys: Tensor, latents: Tensor, *, mask: Tensor | None) -> Tensor:
-    """[B, N, H, D]; attention of points to latents, where there may be no points at all."""
+def decode_points(queries: Tensor, keys: Tensor, latents: Tensor, *, mask: Tensor | None) -> Tensor:
+    """Attention of points to latents, where there may be no points at all.
+
+    Args:
+        queries: Latent queries, which are the keys of this attention, [H, M, D].
+        keys: Keys of the points, [B, N, H, D].
+        latents: [B, H, M, D].
+        mask: Has no influence.
+
+    Returns:
+        [B, N, H, D].
+    """
     del mask
     wide_queries, latents = queries.to(keys.dtype).expand(len(keys), -1, -1, -1), latents.to(keys.dtype)
     if keys.shape[1] == 0:

@@ -63,8 +63,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[B, N, C] or [ΣN, C] to the same."""
-        x = x + _after_norm(self.mixer_norm, self.mixer, x, layout)
-        return x + _after_norm(self.pointwise_norm, self.pointwise, x)
+        x = x + after_norm(self.mixer_norm, self.mixer, x, layout)
+        return x + after_norm(self.pointwise_norm, self.pointwise, x)
 
     def forward_in_chunks(self, x: Tensor, layout: Layout) -> Tensor:
         """`forward` with activation checkpointing: all but the mixing is computed in chunks of points.
@@ -79,16 +79,16 @@ class Block(nn.Module):
 
         def follow(x: Tensor, mixed: Tensor) -> tuple[Tensor]:
             x = x + mixer.leave(mixed)
-            return (x + _after_norm(self.pointwise_norm, self.pointwise, x),)
+            return (x + after_norm(self.pointwise_norm, self.pointwise, x),)
 
         (out,) = in_chunks(follow, x, mixer.mix(*projected, layout=layout))
         return out
 
 
-def _after_norm(norm: nn.Module, module: nn.Module, x: Tensor, *more: object) -> Tensor:
+def after_norm(norm: nn.Module, module: nn.Module, x: Tensor, *more: object) -> Tensor:
     """module(norm(x), ...), by the module's own method `after_norm` where it has one."""
-    after_norm = getattr(module, "after_norm", None)
-    out: Tensor = module(norm(x), *more) if after_norm is None else after_norm(norm, x, *more)
+    own = getattr(module, "after_norm", None)
+    out: Tensor = module(norm(x), *more) if own is None else own(norm, x, *more)
     return out
 
 
@@ -151,9 +151,13 @@ class Backbone(MeshModel):
                 hidden = block(hidden, layout)
         with full_precision(inputs):
             hidden = hidden.to(inputs.dtype)
-            return in_chunks(lambda part: (self._predict(part),), hidden)[0] if recompute else self._predict(hidden)
+            return (
+                in_chunks(lambda part: (self.predict_from(part),), hidden)[0]
+                if recompute
+                else self.predict_from(hidden)
+            )
 
-    def _predict(self, hidden: Tensor) -> Tensor:
-        """[..., C] to [..., out_dim]."""
+    def predict_from(self, hidden: Tensor) -> Tensor:
+        """From hidden numbers [..., C] behind the last block to predictions [..., out_dim]."""
         out: Tensor = self.leave(self.norm(hidden))
         return out

@@ -8,13 +8,16 @@ B meshes, N points, C channels, H heads, D = C / H channels a head, M latents.
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from flare_model.layers.attention import SelfAttention
+from flare_model.layers.layout import Layout
 from flare_model.layers.mixer import FlareMixer, mix_by
 from flare_model.layers.pointwise import FeedForward, ResMLP
 from flare_model.models.backbone import Backbone, Block
+from flare_model.models.chunked_forward import compute_in_chunks, takes_chunks
 from flare_model.sizes import FlareConfig, FlarePlusPlusConfig, Implementation, TransformerConfig
 
 
@@ -39,6 +42,14 @@ class Flare(Backbone):
         self.config = config
         mix_by(self, mixer)
         self.apply(partial(initialise_linear, deviation=config.initial_deviation))
+
+    def compute(self, inputs: Tensor, layout: Layout) -> Tensor:
+        """As `Backbone.compute`; one mesh of millions of points is predicted on in chunks, with bounded memory."""
+        blocks = [cast("Block", block) for block in self.blocks]
+        if not takes_chunks(blocks, inputs, layout):
+            return super().compute(inputs, layout)
+        predicted = compute_in_chunks(self.enter, blocks, self.predict_from, inputs.flatten(0, -2))
+        return predicted.view(*inputs.shape[:-1], -1)
 
 
 def flare_projections(config: FlareConfig | FlarePlusPlusConfig | TransformerConfig) -> tuple[ResMLP, ResMLP]:

@@ -75,9 +75,14 @@ def settings_of(data: str, batch_size: int, steps: int, *, resident: bool) -> Se
     known = yaml.safe_load(path.read_text(encoding="utf-8"))
     on_gpu = torch.cuda.is_available()
     precision = "bf16-mixed" if on_gpu else "auto"
-    changed = known["recipe"] | {"batch_size": batch_size, "steps": steps, "step_graphs": on_gpu, "precision": precision}
+    changed = known["recipe"] | {
+        "batch_size": batch_size,
+        "steps": steps,
+        "step_graphs": on_gpu,
+        "precision": precision,
+    }
     return make_settings(
-        ModelSpec(**known["model"]), ["displacement_z"], [], data=data, recipe=Recipe(**changed),
+        ModelSpec(**known["model"]), ["displacement_z"], [], data=data, recipe=Recipe(**known["recipe"] | changed),
         symmetries=True, resident=resident, validate_steps=steps, checkpoint_every=steps,
     )  # fmt: skip
 

@@ -1,0 +1,107 @@
+"""FLARE's forward pass over a mesh of millions of points, in chunks of points: exact, and with bounded memory.
+
+Of all that FLARE does, only encoding looks at more than one point. A block is one pass over the chunks: each is
+decoded, goes through what is pointwise, and is encoded for the next block. Kept are the hidden numbers of all points
+and the latents of two blocks. Keys are computed twice, to encode and to decode, in place of being kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, cast
+
+import torch
+from torch import Tensor, nn
+
+from flare_model.layers.chunked_mixing import ChunkedMixing
+from flare_model.layers.layout import Layout
+from flare_model.layers.mixer import FlareMixer
+from flare_model.models.backbone import Block, after_norm
+from flare_model.models.mesh_model import full_precision
+
+LARGE: Final = 1 << 20
+"""Meshes of more points are predicted on in chunks."""
+
+CHUNK: Final = 1 << 17
+"""Points of a chunk."""
+
+
+def takes_chunks(blocks: Sequence[Block], inputs: Tensor, layout: Layout) -> bool:
+    """Whether a forward pass is done in chunks: for one large mesh, where no gradient is asked for.
+
+    Args:
+        blocks: The model's blocks.
+        inputs: [B, N, in_dim] or [ΣN, in_dim].
+        layout: How the points divide into meshes.
+    """
+    if inputs.shape[-2] <= LARGE or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    one = layout.offsets.shape[0] == 2 if layout.offsets is not None else inputs.shape[0] == 1
+    if not one or layout.mask is not None or layout.ranks is not None:
+        return False
+    return all(isinstance(block.mixer, FlareMixer) and _mixes_in_chunks(block.mixer) for block in blocks)
+
+
+def _mixes_in_chunks(mixer: FlareMixer) -> bool:
+    """Whether it only encodes and decodes, and nobody looks at the keys of whole meshes, as spectra do."""
+    return mixer.as_published and not (mixer.mixing._forward_hooks or mixer.mixing._forward_pre_hooks)
+
+
+def compute_in_chunks(
+    enter: Callable[[Tensor], Tensor], blocks: Sequence[Block], leave: Callable[[Tensor], Tensor], inputs: Tensor
+) -> Tensor:
+    """The forward pass of one mesh.
+
+    Args:
+        enter: The projection of inputs onto C channels, in full precision.
+        blocks: The blocks; `takes_chunks` says which.
+        leave: From C channels to what is predicted, in full precision.
+        inputs: [N, in_dim].
+
+    Returns:
+        [N, out_dim].
+    """
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(inputs), CHUNK)]
+    hidden: Tensor | None = None
+    mixing = _start(blocks[0])
+    for chunk in chunks:
+        with full_precision(inputs):
+            entered = enter(inputs[chunk])
+        hidden = entered.new_empty(len(inputs), entered.shape[1]) if hidden is None else hidden
+        hidden[chunk] = entered
+        _encode(blocks[0], mixing, hidden[chunk])
+    assert hidden is not None
+    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+        next_mixing = None if following is None else _start(following)
+        for chunk in chunks:
+            hidden[chunk] = _follow(block, mixing, hidden[chunk])
+            if following is not None and next_mixing is not None:
+                _encode(following, next_mixing, hidden[chunk])
+        mixing = mixing if next_mixing is None else next_mixing
+    with full_precision(inputs):
+        return torch.cat([leave(hidden[chunk].to(inputs.dtype)) for chunk in chunks])
+
+
+def _start(block: Block) -> ChunkedMixing:
+    mixer = cast("FlareMixer", block.mixer)
+    return ChunkedMixing(mixer.latent_queries * mixer.scale, mixer.implementation)
+
+
+def _encode(block: Block, mixing: ChunkedMixing, x: Tensor) -> None:
+    """Add a chunk [n, C] to what a block's latents see."""
+    mixer = cast("FlareMixer", block.mixer)
+    keys, values = mixer.project(cast("nn.LayerNorm", block.mixer_norm), x)
+    mixing.encode(_by_heads(mixer, keys), _by_heads(mixer, values))
+
+
+def _follow(block: Block, mixing: ChunkedMixing, x: Tensor) -> Tensor:
+    """A chunk [n, C] behind a block, all of whose points have been encoded."""
+    mixer = cast("FlareMixer", block.mixer)
+    keys = mixer.keys.after_norm(cast("nn.LayerNorm", block.mixer_norm), x)
+    x = x + mixer.leave(mixing.decode(_by_heads(mixer, keys)).flatten(-2))
+    return x + after_norm(block.pointwise_norm, block.pointwise, x)
+
+
+def _by_heads(mixer: FlareMixer, projected: Tensor) -> Tensor:
+    """[n, C] as [n, H, D]."""
+    return projected.reshape(len(projected), mixer.num_heads, -1)
