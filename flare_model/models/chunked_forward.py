@@ -34,7 +34,10 @@ def takes_chunks(blocks: Sequence[Block], inputs: Tensor, layout: Layout) -> boo
         inputs: [B, N, in_dim] or [ΣN, in_dim].
         layout: How the points divide into meshes.
     """
-    if inputs.shape[-2] <= LARGE or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    # Traced graphs are for any number of points, so that it isn't looked at there.
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    if inputs.shape[-2] <= LARGE:
         return False
     one = layout.offsets.shape[0] == 2 if layout.offsets is not None else inputs.shape[0] == 1
     if not one or layout.mask is not None or layout.ranks is not None:
