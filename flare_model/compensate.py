@@ -70,7 +70,7 @@ def compensate(
     check_targets(surrogate)
     auxiliary, doubts = read_auxiliary(checkpoint, surrogate, material)
     console, errors_console = open_console(), open_console(stderr=True)
-    for doubt in doubts:
+    for doubt in (*doubts, *auxiliary.model_doubts):
         errors_console.print(f"warning: {doubt}", style=None)
     meshing = Meshing(points or default_points(surrogate), units=units, refined=points is None)
     found = compensate_file(surrogate, auxiliary, source, meshing, scale, anyway=anyway)

@@ -226,7 +226,9 @@ class _PredictionRun:
         """All answers as JSON takes them."""
         from flare_model.decision.answer import answers_as_dict
 
-        return answers_as_dict(self.model, self.answers, self.remarks, self.turned, self.errors)
+        return answers_as_dict(
+            self.model, self.answers, self.remarks, self.turned, self.errors, self.auxiliary.model_doubts
+        )
 
     def close(self) -> int:
         """Write the files on all parts, print the closing lines, and return the exit status."""
@@ -243,6 +245,8 @@ class _PredictionRun:
                     self.console.print(verdict_counts_line([*self.answers.values()]))
                 page = f"; to turn and cut the parts, open {self.out / PAGE_NAME}" if self.shown else ""
                 self.console.print(f"predictions in {self.out}{page}")
+            for doubt in self.auxiliary.model_doubts:
+                self.errors_console.print(f"warning: {doubt}", style=None)
         print_remarks((one for found in self.remarks.values() for one in found), self.errors_console)
         failed = len(self.errors)
         if failed and self.done + failed > 1:

@@ -43,12 +43,15 @@ class Auxiliary:
         training_shapes: Distribution of the shapes of the training parts.
         material_scale: Factors for another material than that of the training; None where predictions are for that
             of the training.
+        model_doubts: Sentences on the model: that its evaluation found it no better than predicting zero, and why it
+            has no intervals.
     """
 
     intervals: Intervals | None = None
     risk_model: RiskModel | None = None
     training_shapes: TrainingShapes | None = None
     material_scale: MaterialScale | None = None
+    model_doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,7 @@ def answers_as_dict(
     remarks: Mapping[str, Sequence[Remark]],
     orientations: Mapping[str, Any],
     errors: Sequence[str] = (),
+    model_doubts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of `answers.json`.
 
@@ -197,6 +201,7 @@ def answers_as_dict(
         remarks: Remarks on each part, by the names of the files.
         orientations: Rankings of orientations, by the names of the files.
         errors: Why other parts have no answer.
+        model_doubts: `Auxiliary.model_doubts`.
     """
     parts = {
         file: answer.as_dict()
@@ -204,7 +209,7 @@ def answers_as_dict(
         | ({"orientations": orientations[file]} if file in orientations else {})
         for file, answer in answers.items()
     }
-    return {"model": dict(model), "parts": parts, "errors": list(errors)}
+    return {"model": {**model, "doubts": list(model_doubts)}, "parts": parts, "errors": list(errors)}
 
 
 def identity_of(surrogate: Surrogate, checkpoint: str) -> dict[str, Any]:
