@@ -11,7 +11,7 @@ from pathlib import Path
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks
 from lpbf_data.durable import write_durably
-from lpbf_data.geometry.surface_formats import Units
+from lpbf_data.geometry.surface_formats import UNIT_SPELLINGS, Units
 
 
 def compensate(
@@ -95,7 +95,7 @@ def compensate(
 
 def main() -> None:
     """Entry point of `lpbf-compensate`."""
-    run(compensate, "python -m flare_model.compensate", positional=("src", "out"))
+    run(compensate, "python -m flare_model.compensate", positional=("src", "out"), spellings={"units": UNIT_SPELLINGS})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks, progress
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import GeometryError, LpbfError, UsageError
-from lpbf_data.geometry.surface_formats import Units
+from lpbf_data.geometry.surface_formats import UNIT_SPELLINGS, Units
 from lpbf_data.remarks import Remark, Treatment, merge_remarks
 from pipelines.simulation.choices import POINT_LIMITS, CalibrationName
 
@@ -173,7 +173,7 @@ def said_of(done: dict[str, Any]) -> str:
 
 def main() -> None:
     """Entry point of `lpbf-compensate-simulated`."""
-    run(compensate, "python -m pipelines.compensate", positional=("src", "out"))
+    run(compensate, "python -m pipelines.compensate", positional=("src", "out"), spellings={"units": UNIT_SPELLINGS})
 
 
 if __name__ == "__main__":

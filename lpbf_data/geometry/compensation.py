@@ -18,7 +18,7 @@ from lpbf_data.durable import check_writable
 from lpbf_data.errors import GeometryError, UsageError
 from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
 from lpbf_data.geometry.crossings import crossing_triangles
-from lpbf_data.geometry.surface_formats import SURFACE_SUFFIXES
+from lpbf_data.geometry.surface_formats import SURFACE_SUFFIXES, cad_advice
 
 MAX_TRIANGLES: Final = 1_000_000
 """Triangles of a subdivided surface, at most."""
@@ -129,7 +129,10 @@ def check_files(source: Path, target: Path, scale: float) -> None:
     """
     check_scale(scale)
     if source.suffix.lower() not in SURFACE_SUFFIXES:
-        raise UsageError(f"{source}: surfaces are read from {', '.join(SURFACE_SUFFIXES)} files")
+        why = cad_advice(source.suffix) or f"surfaces are read from {', '.join(SURFACE_SUFFIXES)} files"
+        raise UsageError(f"{source}: {why}")
+    if not source.is_file():
+        raise UsageError(f"there is no file {source}")
     if target.suffix.lower() != ".stl":
         raise UsageError(f"--out must be an STL file, not {target}")
     if target.resolve() == source.resolve():
