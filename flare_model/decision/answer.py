@@ -82,6 +82,7 @@ class Hit:
             predicts no clearance.
         half_width: Half-width of the prediction interval of that clearance, percent of a layer.
         tolerance: Clearance below which the recoater hits, percent of a layer.
+        chance_parts: Number of parts that the chance was fitted to; None where there is no chance.
         why: Reason of a verdict "can't tell"; empty for other verdicts.
     """
 
@@ -92,6 +93,7 @@ class Hit:
     clearance: float | None
     half_width: float | None
     tolerance: float | None
+    chance_parts: int | None = None
     why: str = ""
 
 
@@ -237,10 +239,11 @@ def _volume(part: Part) -> float:
 def _mesh(part: Part) -> dict[str, Any]:
     report: dict[str, Any] = {"points": len(part.points), "cells": len(part.cells)}
     if part.origin is not None:
-        check = part.origin.check
+        check, is_doubtful = part.origin.check, part.origin.unit_doubtful
         report |= {"cell": check.spacing, "volume_share": check.volume, "wall": check.wall}
-        report |= {"cells_across": check.cells_across, "needed_points": check.needed_points}
-        report |= {"resolved_wall": check.resolved_wall, "differences": check.differences(), "lost": check.lost()}
+        report |= {"cells_across": check.cells_across, "needed_points": None if is_doubtful else check.needed_points}
+        report |= {"resolved_wall": None if is_doubtful else check.resolved_wall, "unit_doubtful": is_doubtful}
+        report |= {"differences": check.differences(), "lost": check.lost()}
     return report
 
 
@@ -309,6 +312,7 @@ def _hit(
         clearance=float(values[place, -1]) if direct else None,
         half_width=extreme[1] if extreme else None,
         tolerance=risk_model.tolerance if risk_model is not None and direct else None,
+        chance_parts=risk_model.parts if risk_model is not None and chance is not None else None,
         why=why,
     )
 

@@ -51,6 +51,23 @@ def print_orientations(ranking: Ranking, console: Console) -> None:
         console.print(f"{len(refused)} of them can't be predicted on: {refused[0].error}")
 
 
+def ranking_facts(ranking: Ranking) -> list[tuple[str, str]]:
+    """The ranking as facts of a page, as the screen shows it: pairs of a name and a text."""
+    facts = [
+        ("orientations", f"{len(ranking.orientations)} were tried, best first; the side is the one that points down")
+    ]
+    for number, orientation in enumerate(ranking.orientations, 1):
+        risk, warps, height, area, volume = _numbers(orientation)
+        text = f"risk of a hit {risk}, warps {warps} µm, height {height} mm"
+        text += f", overhangs {area} mm², supports {volume} mm³"
+        if orientation.answer is None:
+            text = f"can't be predicted on: {orientation.error}"
+        facts.append((f"{number}. {side_in_words(orientation.down)}", text))
+    for number, best in enumerate(ranking.best, 1):
+        facts.append((f"best {number}, with all points", f"{side_in_words(best.turned.down)}: {_best_in_words(best)}"))
+    return facts
+
+
 def _numbers(orientation: OrientedPart) -> tuple[str, ...]:
     if orientation.answer is None or orientation.overhangs is None:
         return ("–",) * 5
