@@ -54,8 +54,8 @@ def compensate(
     from lpbf_data.geometry.compensation import check_files
 
     source, target = Path(src), Path(out)
-    check_files(source, target, scale)
     check_points(points)
+    check_files(source, target, scale)
 
     from flare_model.checkpoints.packaged_model import packaged_checkpoint
     from flare_model.checkpoints.surrogate import from_pretrained

@@ -177,14 +177,16 @@ class _PredictionRun:
         self.console, self.errors_console = open_console(), open_console(stderr=True)
         self.earlier = EarlierFiles.in_folder(self.out)
         self.part_names: set[str] = set()
+        self.sources: list[Path] = []
 
     def predict_all(
         self, sources: Sequence[str], split: str, cases: Sequence[str], fields: Collection[str], meshing: Meshing
     ) -> None:
         """Predict on the parts of several sources, one after the other, with progress where that takes seconds."""
         files = [part_files(source) for source in sources]
-        total = sum(map(len, files)) if all(files) else None
-        parts = _parts(sources, split, cases, fields, meshing, names_of(itertools.chain(*files)))
+        self.sources = [*itertools.chain(*files)]
+        total = len(self.sources) if all(files) else None
+        parts = _parts(sources, split, cases, fields, meshing, names_of(self.sources))
         with ProgressLines(total, 0, "predictions", "part", shown=True, after=PATIENCE) as progress:
             while True:
                 with say_while_waiting("reading the next part, and meshing it where it is a surface"):
@@ -192,6 +194,7 @@ class _PredictionRun:
                 if part is None:
                     return
                 self.predict_one(part)
+                # Nothing is said of the last one: the closing lines follow it.
                 if _ends_its_file(part) and (total is None or progress.done + 1 < total):
                     progress.update()
 
@@ -275,7 +278,7 @@ class _PredictionRun:
         from flare_model.decision.answer_text import verdict_counts_line
 
         if self.done:
-            removed = self.earlier.remove_stale()
+            removed = self.earlier.remove_stale(self.sources)
             write_extremes(self.out, self.auxiliary, self.extremes)
             write_remarks(self.out, self.remarks)
             data = json_format.dumps(self.content(), indent=1) + "\n"

@@ -61,11 +61,11 @@ def compensate(
     from lpbf_data.geometry.compensation import check_files
 
     source, target = Path(src), Path(out)
-    check_files(source, target, scale)
     if not 1 <= iterations <= _MAX_ITERATIONS:
         raise UsageError(f"--iterations must be 1 to {_MAX_ITERATIONS}, not {iterations}")
     if not POINT_LIMITS[0] <= points <= POINT_LIMITS[1]:
         raise UsageError(f"--points must be {POINT_LIMITS[0]} to {POINT_LIMITS[1]:,}, not {points}")
+    check_files(source, target, scale)
 
     from lpbf_data.geometry.compensation import joined
     from lpbf_data.geometry.stl import stl_bytes

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ANSWERS_NAME: Final = "answers.json"
 
 _OF_ORIENTATIONS: Final = re.compile(r"orientations\.(json|png)|best_\d+\.stl")
-_LOOKED_AT: Final = (".vtu", ".png")  # what others leave in the folder and would be taken for a prediction
+_TAKEN_FOR_RESULTS: Final = re.compile(r".*\.(vtu|png)|.*_best_\d+\.stl")
 _MAX_NAMED: Final = 3
 
 
@@ -62,6 +62,8 @@ def write_remarks(out: Path, remarks: Mapping[str, Sequence[Remark]]) -> None:
 class EarlierFiles:
     """Files that an earlier prediction wrote into a folder, from the names of the parts in its `answers.json`.
 
+    Surfaces to build from aren't among them: they are no answers, and may be all that is left of a long ranking.
+
     Attributes:
         files: Path to inode and time of its last change.
     """
@@ -73,13 +75,23 @@ class EarlierFiles:
         """Those that lie in a folder now; none where it holds no answers that can be read."""
         try:
             parts = json.loads((out / ANSWERS_NAME).read_text(encoding="utf-8"))["parts"].keys()
-            return cls({path: _version(path) for path in out.iterdir() if is_of_parts(path.name, parts)})
+            written = [path for path in out.iterdir() if path.suffix != ".stl" and is_of_parts(path.name, parts)]
+            return cls({path: _version(path) for path in written})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls({})
 
-    def remove_stale(self) -> list[str]:
-        """Remove those that weren't written again since; returns their names."""
-        stale = [path for path, version in self.files.items() if path.exists() and _version(path) == version]
+    def remove_stale(self, sources: Collection[Path]) -> list[str]:
+        """Remove those that weren't written again since.
+
+        Args:
+            sources: Files that were predicted on, and stay.
+
+        Returns:
+            Names of the files that were removed.
+        """
+        kept = {path.resolve() for path in sources}
+        unchanged = [path for path, version in self.files.items() if path.exists() and _version(path) == version]
+        stale = [path for path in unchanged if path.resolve() not in kept]
         for path in stale:
             path.unlink()
         return sorted(path.name for path in stale)
@@ -128,7 +140,7 @@ def describe_others(out: Path, removed: Sequence[str], parts: Collection[str]) -
     said = []
     if removed:
         said.append(f"files of an earlier prediction were removed from {out}: {_named(removed)}")
-    names = sorted(path.name for path in out.iterdir() if path.suffix in _LOOKED_AT)
+    names = sorted(path.name for path in out.iterdir() if _TAKEN_FOR_RESULTS.fullmatch(path.name))
     if left := [name for name in names if not is_of_parts(name, parts)]:
         said.append(f"{out} holds files that aren't of this prediction, and stay: {_named(left)}")
     return said

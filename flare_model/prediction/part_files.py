@@ -38,10 +38,12 @@ def fault_of(source: str) -> str:
         return unknown_suffix(path)
     if path.is_dir() or "://" in source:
         return ""
-    from lpbf_data.file_access.folder import is_hub_id
+    if path.suffix.lower() not in PART_SUFFIXES:
+        from lpbf_data.file_access.folder import is_hub_id  # fsspec is imported with it
 
-    may_be_data_set = path.suffix.lower() not in PART_SUFFIXES and is_hub_id(source)
-    return "" if may_be_data_set else f"there is no {source} to predict on"
+        if is_hub_id(source):
+            return ""
+    return f"there is no {source} to predict on"
 
 
 def unknown_suffix(path: Path) -> str:

@@ -333,14 +333,22 @@ def test_files_of_other_parts_of_an_earlier_prediction_are_removed(
     capsys.readouterr()
     assert predict(str(model), sources[:1], out=str(out), **words) == 0  # type: ignore[arg-type]
     kept = {path.name for path in out.iterdir()}
-    assert kept == {"answers.json", "box.vtu", "mine.vtu", "bar_mine.png", "notes.txt"}
+    surfaces = {f"{name}_best_{number}.stl" for name in ("bar", "box") for number in (1, 2)}  # to build from: they stay
+    assert kept == {"answers.json", "box.vtu", "mine.vtu", "bar_mine.png", "notes.txt"} | surfaces
     said = capsys.readouterr().err.splitlines()
-    removed = sorted(earlier - {"box.vtu"})
-    more = f"{', '.join(removed[:3])} and {len(removed) - 3} more"
-    assert f"note: files of an earlier prediction were removed from {out}: {more}" in said
-    assert f"note: {out} holds files that aren't of this prediction, and stay: bar_mine.png, mine.vtu" in said
+    removed = sorted(earlier - {"box.vtu"} - surfaces)
+    assert removed == ["bar.vtu", "bar_orientations.json", "box_orientations.json"]
+    assert f"note: files of an earlier prediction were removed from {out}: {', '.join(removed)}" in said
+    left = "bar_best_1.stl, bar_best_2.stl, bar_mine.png and 1 more"
+    assert f"note: {out} holds files that aren't of this prediction, and stay: {left}" in said
     assert predict(str(model), sources[:1], out=str(out), **words) == 0  # type: ignore[arg-type]
     assert "were removed" not in capsys.readouterr().err
+    surface, mesh = out / "box_best_1.stl", out / "box.vtu"
+    assert predict(str(model), [str(surface)], out=str(out), **words) == 0  # type: ignore[arg-type]
+    assert not mesh.exists()
+    again = out / "box_best_1.vtu"
+    assert predict(str(model), [str(again), sources[0]], out=str(out), **words) == 0  # type: ignore[arg-type]
+    assert {surface, mesh, again} <= set(out.iterdir())
 
 
 @pytest.mark.parametrize(("parts", "words"), [(5, ", which rests on 5 parts alone"), (30, "")])

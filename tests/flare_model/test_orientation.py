@@ -134,9 +134,9 @@ def test_the_command_ranks_orientations_and_writes_pictures_and_surfaces(
     rows = [line.split() for line in told.splitlines() if line.strip()[:2] in ("1 ", "4 ")]
     assert len(rows) == 2  # the best and the last, as on the page
     for row in rows:
-        risk, warps, height, area, volume = row[-6], *row[-4:]
-        words = f"risk of a hit {risk} %, warps {warps} µm, height {height} mm, overhangs {area} mm², supports {volume}"
-        assert f"<dt>{row[0]}. {' '.join(row[1:-6])}</dt><dd>{words} mm³</dd>" in page
+        risk, warps, height, area, volume = row[-5:]
+        words = f"risk of a hit {risk}, warps {warps} µm, height {height} mm, overhangs {area} mm², supports {volume}"
+        assert f"<dt>{row[0]}. {' '.join(row[1:-5])}</dt><dd>{words} mm³</dd>" in page
     assert "<dt>best 1, with all points</dt>" in page
     assert "bar: 4 orientations, best first" in told
     assert "best 3, with all points: " in told
