@@ -52,19 +52,18 @@ def print_orientations(ranking: Ranking, console: Console) -> None:
 
 
 def ranking_facts(ranking: Ranking) -> list[tuple[str, str]]:
-    """The ranking as facts of a page, as the screen shows it: pairs of a name and a text."""
-    facts = [
-        ("orientations", f"{len(ranking.orientations)} were tried, best first; the side is the one that points down")
-    ]
+    """The ranking as facts of a page, as the screen shows it: pairs of a short name and a text."""
+    facts = [("orientations", f"{len(ranking.orientations)} in order, best first, by the side that points down")]
     for number, orientation in enumerate(ranking.orientations, 1):
         risk, warps, height, area, volume = _numbers(orientation)
         text = f"risk of a hit {risk}, warps {warps} µm, height {height} mm"
         text += f", overhangs {area} mm², supports {volume} mm³"
         if orientation.answer is None:
             text = f"can't be predicted on: {orientation.error}"
-        facts.append((f"{number}. {side_in_words(orientation.down)}", text))
+        facts.append((f"{number}.", f"{side_in_words(orientation.down)}: {text}"))
     for number, best in enumerate(ranking.best, 1):
-        facts.append((f"best {number}, with all points", f"{side_in_words(best.turned.down)}: {_best_in_words(best)}"))
+        text = f"with all points, {side_in_words(best.turned.down)}: {_best_in_words(best)}"
+        facts.append((f"best {number}", text))
     return facts
 
 

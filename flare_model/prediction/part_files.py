@@ -51,7 +51,7 @@ def unknown_suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix in PART_SUFFIXES:
         return ""
-    if advice := cad_advice(suffix):
+    if advice := cad_advice(path.suffix):
         return f"{path}: {advice}"
     return f"{path}: can't predict on a {path.suffix or 'file without suffix'}; known are: {', '.join(PART_SUFFIXES)}"
 

@@ -136,8 +136,8 @@ def test_the_command_ranks_orientations_and_writes_pictures_and_surfaces(
     for row in rows:
         risk, warps, height, area, volume = row[-5:]
         words = f"risk of a hit {risk}, warps {warps} µm, height {height} mm, overhangs {area} mm², supports {volume}"
-        assert f"<dt>{row[0]}. {' '.join(row[1:-5])}</dt><dd>{words} mm³</dd>" in page
-    assert "<dt>best 1, with all points</dt>" in page
+        assert f"<dt>{row[0]}.</dt><dd>{' '.join(row[1:-5])}: {words} mm³</dd>" in page
+    assert "<dt>best 1</dt><dd>with all points, " in page
     assert "bar: 4 orientations, best first" in told
     assert "best 3, with all points: " in told
     stored = json.loads((out / "bar_orientations.json").read_text())["orientations"]

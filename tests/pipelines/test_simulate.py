@@ -257,7 +257,7 @@ def test_each_body_of_a_file_is_a_case_and_nothing_is_lost_without_a_word(
     assert kept
     kinds = {one["kind"] for one in json.loads((tmp_path / "out/.simulate/remarks.json").read_text())}
     assert kinds == {"merged_facets", "several_bodies"}
-    with pytest.raises(UsageError, match="with no units, not cm; choose"):
+    with pytest.raises(UsageError, match="with units m, not cm; choose"):
         simulate(str(tmp_path / "out"), stl=files, points=400, workers=0, units="cm")
 
 
