@@ -17,7 +17,8 @@ import trimesh
 import vtk
 
 from flare_model.predict import predict
-from flare_model.prediction.parts import MESH_SUFFIXES, Meshing, Part, Unreadable, find_parts, read_parts
+from flare_model.prediction.part_files import MESH_SUFFIXES
+from flare_model.prediction.parts import Meshing, Part, Unreadable, find_parts, read_parts
 from lpbf_data.command_line import run
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.geometry.hexahedra import hex_corner_volumes
