@@ -11,7 +11,7 @@ from pathlib import Path
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks
 from lpbf_data.durable import write_durably
-from lpbf_data.geometry.surface_formats import Units
+from lpbf_data.geometry.surface_formats import UNIT_SPELLINGS, Units
 
 
 def compensate(
@@ -54,8 +54,8 @@ def compensate(
     from lpbf_data.geometry.compensation import check_files
 
     source, target = Path(src), Path(out)
-    check_files(source, target, scale)
     check_points(points)
+    check_files(source, target, scale)
 
     from flare_model.checkpoints.packaged_model import packaged_checkpoint
     from flare_model.checkpoints.surrogate import from_pretrained
@@ -70,7 +70,7 @@ def compensate(
     check_targets(surrogate)
     auxiliary, doubts = read_auxiliary(checkpoint, surrogate, material)
     console, errors_console = open_console(), open_console(stderr=True)
-    for doubt in doubts:
+    for doubt in (*doubts, *auxiliary.model_doubts):
         errors_console.print(f"warning: {doubt}", style=None)
     meshing = Meshing(points or default_points(surrogate), units=units, refined=points is None)
     found = compensate_file(surrogate, auxiliary, source, meshing, scale, anyway=anyway)
@@ -95,7 +95,7 @@ def compensate(
 
 def main() -> None:
     """Entry point of `lpbf-compensate`."""
-    run(compensate, "python -m flare_model.compensate", positional=("src", "out"))
+    run(compensate, "python -m flare_model.compensate", positional=("src", "out"), spellings={"units": UNIT_SPELLINGS})
 
 
 if __name__ == "__main__":

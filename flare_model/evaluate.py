@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from flare_model.judging.stored_evaluation import EVALUATIONS, SUMMARY_NAME
 from flare_model.table_formats import parquet_bytes
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, say
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
     from flare_model.data.splits import Split
     from flare_model.judging.scores import CaseScore
 
-SUMMARY_NAME: Final = "summary.json"
-"""Written after the files that it names by checksum; pictures are drawn from these, again where one is missing."""
-
+# The summary is written after the files that it names by checksum; pictures are drawn from these, again where one is
+# missing.
 CASES_NAME: Final = "cases.parquet"
 PREDICTIONS_NAME: Final = "predictions.parquet"
 """What `python -m pipelines.report --predictions` shows beside the truth."""
@@ -99,14 +99,14 @@ def evaluate(
     folders = seeds_of(checkpoint)
     summaries = []
     for folder in folders:
-        place = results_folder(folder, "evaluation") / split
+        place = results_folder(folder, EVALUATIONS) / split
         if out is not None:
             place = Path(out) if len(folders) == 1 else Path(out) / Path(folder).name
         summaries.append(_evaluate_one(folder, judged, place, options, worst, trust, device_of(accelerator)))
         show(summaries[-1], f"{folder} on {data}, split {split}", console)
         console.print(f"numbers, cases and pictures in {place}")
     if len(summaries) > 1:
-        home = results_folder(checkpoint, "evaluation") / split if out is None else Path(out)
+        home = results_folder(checkpoint, EVALUATIONS) / split if out is None else Path(out)
         spread = spread_of(summaries)
         write_json(home / SEEDS_NAME, {"seeds": folders, "identity": summaries[0]["identity"], "scores": spread})
         show_spread(spread, len(folders), console)

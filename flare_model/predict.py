@@ -6,20 +6,30 @@ the truth is known, it is shown beside the prediction with the error.
 
 from __future__ import annotations
 
+import itertools
 import json as json_format
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flare_model.data.point_fields import resolve_inputs, resolve_target, resolve_targets
 from flare_model.decision.prediction import Prediction, predict_part, write_results, write_vtu
+from flare_model.decision.result_files import (
+    ANSWERS_NAME,
+    EarlierFiles,
+    describe_others,
+    extremes_of,
+    write_extremes,
+    write_remarks,
+)
 from flare_model.prediction.file_names import FileNames
+from flare_model.prediction.part_files import fault_of, names_of, part_files
 from lpbf_data.command_line import run
-from lpbf_data.console import open_console, print_remarks
+from lpbf_data.console import PATIENCE, ProgressLines, open_console, print_remarks, say, say_while_waiting
 from lpbf_data.durable import check_writable, write_durably
 from lpbf_data.errors import LpbfError, UsageError
-from lpbf_data.geometry.surface_formats import Units
+from lpbf_data.geometry.surface_formats import UNIT_SPELLINGS, Units
 from lpbf_data.remarks import Remark, Treatment
 
 if TYPE_CHECKING:
@@ -32,7 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Prediction", "main", "predict", "predict_part", "write_vtu"]
 
-ANSWERS_NAME: Final = "answers.json"
 PAGE_NAME: Final = "answer.html"
 _MAX_SHOWN: Final = 50
 """Most parts on the page, since the browser holds them all in memory."""
@@ -84,7 +93,7 @@ def predict(
             median of unseen parts. By default those of the training, not calibrated to your machine.
         orientations: Rank so many orientations of each surface by risk and displacement; predict the best three again
             with all points.
-        pictures: Draw every part, and make the page; "--pictures false" does neither, which takes less time.
+        pictures: Draw every part, and make the page; "--pictures no" (or false) does neither, which takes less time.
         json: Print the answers as JSON instead of sentences.
         fail_on_risk: End with status 3 where the recoater hits a part, else 4 where the verdict is "can't tell".
         trust: Class path of a model outside of this package that may be imported.
@@ -101,6 +110,11 @@ def predict(
     if not src:
         raise UsageError("nothing to predict on: name a part, such as part.stl")
     check_folder(Path(out))
+    faults = [fault for source in src if (fault := fault_of(source))]
+    for fault in faults:
+        say(f"error: {fault}")
+    if len(faults) == len(src) and not json:
+        return 1
     from flare_model.checkpoints.packaged_model import packaged_checkpoint
     from flare_model.checkpoints.surrogate import from_pretrained
     from flare_model.decision.answer import identity_of
@@ -111,7 +125,7 @@ def predict(
     surrogate = from_pretrained(checkpoint, trust=trust).to(device_of(accelerator))
     auxiliary, doubts = read_auxiliary(checkpoint, surrogate, material)
     work = _PredictionRun(
-        surrogate, auxiliary, Path(out), pictures, orientations, json, identity_of(surrogate, checkpoint)
+        surrogate, auxiliary, Path(out), pictures, orientations, json, identity_of(surrogate, checkpoint), errors=faults
     )
     for doubt in doubts:
         work.errors_console.print(f"warning: {doubt}", style=None)
@@ -122,8 +136,7 @@ def predict(
         for feature in resolve_inputs(surrogate.usage.features, "the checkpoint")
         if not feature.is_shape_feature
     }
-    for part in _parts(src, split, case, needed, meshing):
-        work.predict_one(part)
+    work.predict_all([source for source in src if not fault_of(source)], split, case, needed, meshing)
     status = work.close()
     if json:
         print(json_format.dumps(work.content(), indent=1))
@@ -162,22 +175,49 @@ class _PredictionRun:
 
     def __post_init__(self) -> None:
         self.console, self.errors_console = open_console(), open_console(stderr=True)
+        self.earlier = EarlierFiles.in_folder(self.out)
+        self.part_names: set[str] = set()
+        self.sources: list[Path] = []
+
+    def predict_all(
+        self, sources: Sequence[str], split: str, cases: Sequence[str], fields: Collection[str], meshing: Meshing
+    ) -> None:
+        """Predict on the parts of several sources, one after the other, with progress where that takes seconds."""
+        files = [part_files(source) for source in sources]
+        self.sources = [*itertools.chain(*files)]
+        total = len(self.sources) if all(files) else None
+        parts = _parts(sources, split, cases, fields, meshing, names_of(self.sources))
+        with ProgressLines(total, 0, "predictions", "part", shown=True, after=PATIENCE) as progress:
+            while True:
+                with say_while_waiting("reading the next part, and meshing it where it is a surface"):
+                    part = next(parts, None)
+                if part is None:
+                    return
+                self.predict_one(part)
+                # Nothing is said of the last one: the closing lines follow it.
+                if _ends_its_file(part) and (total is None or progress.done + 1 < total):
+                    progress.update()
 
     def predict_one(self, part: Part | Unreadable) -> None:
         """Predict on one part, write and print the results, or the error."""
         from flare_model.prediction.parts import Unreadable
 
         file = self.names.name(part.name)  # parts of one name, from different files, have files of their own
+        if part.name in self.part_names:  # a file that is named twice, or a case of two data sets
+            part = replace(part, name=file)
+        self.part_names.add(part.name)
         if part.remarks:
             self.remarks[file] = part.remarks
         try:
             if isinstance(part, Unreadable):
                 raise part.error
-            prediction = predict_part(self.surrogate, part, self.auxiliary.intervals, self.auxiliary.material_scale)
+            with say_while_waiting(f"{part.name}: predicting on {len(part.points):,} points"):
+                prediction = predict_part(self.surrogate, part, self.auxiliary.intervals, self.auxiliary.material_scale)
             if self.auxiliary.material_scale is not None and part.fields:
                 self.remarks[file] = (*self.remarks.get(file, ()), _truth_left_out(part.name))
             answer = self._answer(prediction, file)  # before pictures are drawn, which takes longer
-            write_results(self.out, file, prediction, pictures=self.pictures)
+            with say_while_waiting(f"{part.name}: writing and drawing {len(part.points):,} points"):
+                write_results(self.out, file, prediction, pictures=self.pictures)
             self._keep(prediction, answer, file)
             if self.orientations and part.origin is not None:
                 self._turn(part, file)
@@ -206,7 +246,7 @@ class _PredictionRun:
     def _keep(self, prediction: Prediction, answer: Answer, file: str) -> None:
         """Collect a part's answer for the files on all parts."""
         if self.auxiliary.intervals:
-            self.extremes |= {file: _extremes(prediction)}
+            self.extremes |= {file: extremes_of(prediction)}
         self.answers[file] = answer
         if self.pictures and len(self.shown) < _MAX_SHOWN:
             from flare_model.decision.page import shown_part
@@ -215,10 +255,13 @@ class _PredictionRun:
 
     def _turn(self, part: Part, file: str) -> None:
         from flare_model.decision.orientation import rank_orientations
-        from flare_model.decision.orientation_results import print_orientations, write_orientations
+        from flare_model.decision.orientation_results import print_orientations, ranking_facts, write_orientations
 
         ranked = rank_orientations(self.surrogate, self.auxiliary, part, self.orientations)
         self.turned[file] = write_orientations(self.out, file, ranked, pictures=self.pictures)
+        if self.shown and self.shown[-1].name == part.name:
+            shown = self.shown.pop()
+            self.shown.append(replace(shown, facts=(*shown.facts, *ranking_facts(ranked))))
         if not self.quiet:
             print_orientations(ranked, self.console)
 
@@ -226,15 +269,18 @@ class _PredictionRun:
         """All answers as JSON takes them."""
         from flare_model.decision.answer import answers_as_dict
 
-        return answers_as_dict(self.model, self.answers, self.remarks, self.turned, self.errors)
+        return answers_as_dict(
+            self.model, self.answers, self.remarks, self.turned, self.errors, self.auxiliary.model_doubts
+        )
 
     def close(self) -> int:
         """Write the files on all parts, print the closing lines, and return the exit status."""
         from flare_model.decision.answer_text import verdict_counts_line
 
         if self.done:
-            _keep_extremes(self.out, self.auxiliary, self.extremes)
-            _keep_remarks(self.out, self.remarks)
+            removed = self.earlier.remove_stale(self.sources)
+            write_extremes(self.out, self.auxiliary, self.extremes)
+            write_remarks(self.out, self.remarks)
             data = json_format.dumps(self.content(), indent=1) + "\n"
             write_durably(self.out / ANSWERS_NAME, data.encode())
             self._write_page()
@@ -243,6 +289,10 @@ class _PredictionRun:
                     self.console.print(verdict_counts_line([*self.answers.values()]))
                 page = f"; to turn and cut the parts, open {self.out / PAGE_NAME}" if self.shown else ""
                 self.console.print(f"predictions in {self.out}{page}")
+            for doubt in self.auxiliary.model_doubts:
+                self.errors_console.print(f"warning: {doubt}", style=None)
+            for sentence in describe_others(self.out, removed, self.answers):
+                self.errors_console.print(f"note: {sentence}", style=None)
         print_remarks((one for found in self.remarks.values() for one in found), self.errors_console)
         failed = len(self.errors)
         if failed and self.done + failed > 1:
@@ -293,40 +343,6 @@ def _truth_left_out(name: str) -> Remark:
     return Remark(Treatment.LEFT_OUT, "truth_of_another_material", sentence, 1, (name,))
 
 
-def _keep_remarks(out: Path, remarks: Mapping[str, Sequence[Remark]]) -> None:
-    """Write what was left out, changed, guessed or repaired into `remarks.json`, by names of the files."""
-    path = out / "remarks.json"
-    if remarks:
-        stored = {name: [remark.as_dict() for remark in found] for name, found in remarks.items()}
-        write_durably(path, (json_format.dumps(stored, indent=1) + "\n").encode())
-    else:
-        path.unlink(missing_ok=True)  # those of an earlier run
-
-
-def _extremes(prediction: Prediction) -> dict[str, dict[str, float | str]]:
-    """Column to the part's extreme value and the half-width of its interval, lengths in µm."""
-    from flare_model.judging.scores import unit_of_errors
-
-    found: dict[str, dict[str, float | str]] = {}
-    for column, (extreme, half) in prediction.extremes.items():
-        factor, unit = unit_of_errors(resolve_target(column).unit)
-        found[column] = {"extreme": factor * extreme, "half_width": factor * half, "unit": unit}
-    return found
-
-
-def _keep_extremes(
-    out: Path, auxiliary: Auxiliary, shown: Mapping[str, Mapping[str, Mapping[str, float | str]]]
-) -> None:
-    """Write the extreme values of parts with their intervals into `intervals.json`, by the names of the files."""
-    from flare_model.data.intervals import INTERVALS_NAME
-
-    if auxiliary.intervals is None:
-        (out / INTERVALS_NAME).unlink(missing_ok=True)  # those of an earlier run
-        return
-    content = {"level": auxiliary.intervals.level, "parts": shown}
-    write_durably(out / INTERVALS_NAME, (json_format.dumps(content, indent=1) + "\n").encode())
-
-
 def default_points(surrogate: Surrogate) -> int:
     """Median number of points of the training parts."""
     from flare_model.prediction.parts import Meshing
@@ -336,16 +352,26 @@ def default_points(surrogate: Surrogate) -> int:
 
 
 def _parts(
-    sources: Sequence[str], split: str, cases: Sequence[str], fields: Collection[str], meshing: Meshing
+    sources: Sequence[str],
+    split: str,
+    cases: Sequence[str],
+    fields: Collection[str],
+    meshing: Meshing,
+    names: Mapping[Path, str],
 ) -> Iterator[Part | Unreadable]:
     """The parts of several sources; a source that can't be opened is yielded as an unreadable part."""
     from flare_model.prediction.parts import Unreadable, find_parts
 
     for source in sources:
         try:
-            yield from find_parts(source, split=split, cases=cases, fields=fields, meshing=meshing)
+            yield from find_parts(source, split=split, cases=cases, fields=fields, meshing=meshing, names=names)
         except LpbfError as error:
             yield Unreadable(source, error)
+
+
+def _ends_its_file(part: Part | Unreadable) -> bool:
+    origin = getattr(part, "origin", None)
+    return origin is None or origin.body == origin.bodies
 
 
 def _say(prediction: Prediction, file: str, console: Console) -> None:
@@ -363,7 +389,7 @@ def _say(prediction: Prediction, file: str, console: Console) -> None:
         if error is not None:
             mean = float(np.linalg.norm(values - prediction.truth[target.name], axis=1).mean()) * factor
             words[-1] += f" (relative L2 error {error:.4f}, mean error {mean:.4g} {unit})"
-    for column, of in _extremes(prediction).items():
+    for column, of in extremes_of(prediction).items():
         words.append(f"extreme {column} {of['extreme']:.4g} ± {of['half_width']:.3g} {of['unit']}")
     place = "" if file == part.name else f" (written as {file})"
     seconds = f"{prediction.seconds:.2f} s"
@@ -383,7 +409,7 @@ def _warn(prediction: Prediction, errors_console: Console) -> None:
 
 def main() -> None:
     """Entry point of `lpbf-predict`."""
-    run(predict, "python -m flare_model.predict", positional=("src",))
+    run(predict, "python -m flare_model.predict", positional=("src",), spellings={"units": UNIT_SPELLINGS})
 
 
 if __name__ == "__main__":

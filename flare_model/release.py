@@ -104,8 +104,8 @@ def _take_over(judged: Path, aside: Path, weights_sha256: str) -> dict[str, Any]
         UsageError: If the folder holds no evaluation, or one of other weights.
     """
     from flare_model.data.intervals import INTERVALS_NAME
-    from flare_model.evaluate import SUMMARY_NAME
     from flare_model.judging.risk_model import RISK_NAME
+    from flare_model.judging.stored_evaluation import SUMMARY_NAME
 
     try:
         summary: dict[str, Any] = json.loads((judged / SUMMARY_NAME).read_text(encoding="utf-8"))

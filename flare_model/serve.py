@@ -88,7 +88,7 @@ def serve(
         checkpoint = checkpoint or packaged_checkpoint()
         surrogate = from_pretrained(checkpoint, trust=trust).to(device_of(accelerator))
         auxiliary, doubts = read_auxiliary(checkpoint, surrogate, material)
-        for doubt in doubts:
+        for doubt in (*doubts, *auxiliary.model_doubts):
             say(f"warning: {doubt}")
         service = InferenceService(
             surrogate, auxiliary, points or default_points(surrogate), identity_of(surrogate, checkpoint)

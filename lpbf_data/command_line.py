@@ -21,6 +21,9 @@ from lpbf_data.errors import LpbfError
 from lpbf_data.extras import check_extra, script_of
 from lpbf_data.option_errors import described_error
 
+_SWITCHED: Final = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "false", "false": "false"}
+"""Words after a switch, and what they mean."""
+
 _SPINS: Final = "3000"  # turns of OpenMP's waiting loop before a thread sleeps
 
 
@@ -83,7 +86,7 @@ def make_parser(
             action.metavar = f"{action.dest.rpartition('.')[2].upper()} ..."
             action.option_strings = [name for name in action.option_strings if not name.endswith("+")]
         elif _is_switch(action):
-            action.metavar = "false" if action.default else ""  # what may follow it, and changes something
+            action.metavar = "true|false" if action.default else ""  # what may follow it, and changes something
     if positional:
         _describe_positional(parser, script or command, positional)
     return parser
@@ -99,11 +102,17 @@ def _describe_positional(parser: ArgumentParser, command: str, positional: Seque
     parser.usage = f"{command} {' '.join(shown)} [options]"
 
 
-def _expand(parser: ArgumentParser, words: Sequence[str], positional: Sequence[str] = ()) -> list[str]:
+Spellings = Mapping[str, Mapping[str, str]]
+"""Parameter to other spellings of its values, in small letters, and what they stand for."""
+
+
+def _expand(
+    parser: ArgumentParser, words: Sequence[str], positional: Sequence[str] = (), spellings: Spellings | None = None
+) -> list[str]:
     """The arguments as the parser takes them.
 
-    `--list a b,c` becomes JSON, `--switch` becomes `--switch true`, `inf` becomes `.inf`, and arguments without a name
-    get that of their positional parameter.
+    `--list a b,c` becomes JSON, `--switch` becomes `--switch true`, `--switch no` becomes `--switch false`, `inf`
+    becomes `.inf`, and arguments without a name get that of their positional parameter.
     """
     named = {name: action for action in parser._actions for name in action.option_strings}
     # The last positional parameter takes all bare words that are left where it is a list.
@@ -129,11 +138,15 @@ def _expand(parser: ArgumentParser, words: Sequence[str], positional: Sequence[s
                 values.append(queue.pop(0))
             expanded[-1] = name
             expanded.append(_as_json(values))
-        elif _is_switch(action) and not equals and (not queue or queue[0].lower() not in ("true", "false")):
-            expanded.append("true")
+        elif _is_switch(action):
+            said = value if equals else queue.pop(0) if queue and not queue[0].startswith("-") else "true"
+            expanded[-1:] = [name, _SWITCHED.get(said.lower(), said)]
         elif _takes_float(action) and (value if equals else "".join(queue[:1])).lower() == "inf":
             expanded[-1] = f"{name}=.inf"  # as YAML spells it, whose words these are parsed as
             del queue[: 0 if equals else 1]
+        elif (known := (spellings or {}).get(action.dest)) and (equals or queue):
+            given_value = value if equals else queue.pop(0)
+            expanded[-1:] = [name, known.get(given_value.lower(), given_value)]
     return _configurations_first(expanded)
 
 
@@ -191,6 +204,7 @@ def run(
     positional: Sequence[str] = (),
     plain: Mapping[str, AddOptions] | None = None,
     configurations: Sequence[str] = (),
+    spellings: Spellings | None = None,
 ) -> NoReturn:
     """Run a function as a command and exit.
 
@@ -205,6 +219,7 @@ def run(
         positional: Parameters that may be given first and without their names.
         plain: As for `make_parser`.
         configurations: As for `make_parser`.
+        spellings: Parameter to other spellings of its values that the command line takes.
     """
     words = sys.argv[1:] if words is None else words
     prepare_streams()
@@ -213,7 +228,7 @@ def run(
         parser = make_parser(function, command, positional, words, plain, configurations)
         if not {"-h", "--help"} & set(words):
             check_extra(command)
-        arguments = _parse(parser, _expand(parser, words, positional))
+        arguments = _parse(parser, _expand(parser, words, positional, spellings))
         dictionaries = {name: arguments.pop(name).as_dict() for name in plain or ()}
         arguments = parser.instantiate_classes(arguments)
         arguments.pop("config", None)

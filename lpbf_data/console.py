@@ -7,8 +7,10 @@ progress is a line at each tenth of the work instead of a bar, of long work at e
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import sys
+import threading
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 T = TypeVar("T")
+
+PATIENCE: Final = 5.0
+"""Seconds after which a command that answers says that it is still at work."""
 
 _HANDLER: Final = "lpbf_data.stand_in"
 _STAND_INS: Final = {
@@ -116,11 +121,14 @@ class ProgressLines:
         desc: What is done.
         unit: What is counted.
         shown: Whether anything is printed.
+        after: Seconds before which nothing is printed.
     """
 
-    def __init__(self, total: int | None, initial: int, desc: str, unit: str, *, shown: bool) -> None:
+    def __init__(
+        self, total: int | None, initial: int, desc: str, unit: str, *, shown: bool, after: float = 0.0
+    ) -> None:
         self.total, self.done, self.desc, self.unit = total, initial, desc, unit
-        self._shown = shown
+        self._shown, self._after = shown, after
         self._figures: dict[str, Any] = {}
         self._started = self._said_at = time.monotonic()
         self._said = initial
@@ -145,14 +153,14 @@ class ProgressLines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        if self.done != self._said:
+        if self.done != self._said and time.monotonic() - self._started >= self._after:
             self._say()
 
     def update(self, n: int = 1, /) -> None:
         """Add an amount of work that is done; a line is printed where one is due."""
         self.done += n
         (tenths, twentieths), now = self._shares(), time.monotonic()
-        if self._is_due(tenths, twentieths, now - self._said_at):
+        if now - self._started >= self._after and self._is_due(tenths, twentieths, now - self._said_at):
             self._tenths, self._twentieths, self._said_at = tenths, twentieths, now
             self._say()
 
@@ -172,7 +180,9 @@ class ProgressLines:
         say(f"{self.desc}: {amount} after {seconds:,.0f} s{figures}")
 
 
-def progress(total: int | None, desc: str, unit: str, *, initial: int = 0, shown: bool = True) -> Progress:
+def progress(
+    total: int | None, desc: str, unit: str, *, initial: int = 0, shown: bool = True, after: float = 0.0
+) -> Progress:
     """Progress of a piece of work: a bar on a terminal, lines elsewhere (`ProgressLines`).
 
     Args:
@@ -181,16 +191,17 @@ def progress(total: int | None, desc: str, unit: str, *, initial: int = 0, shown
         unit: What is counted, in the singular.
         initial: How much was done before.
         shown: Whether anything is printed.
+        after: Seconds before which nothing is printed.
     """
     if sys.stderr is None or not sys.stderr.isatty():
-        return ProgressLines(total, initial, desc, unit, shown=shown)
+        return ProgressLines(total, initial, desc, unit, shown=shown, after=after)
     from tqdm import tqdm
 
-    bar: Progress = tqdm(total=total, initial=initial, desc=desc, unit=unit, disable=not shown)
+    bar: Progress = tqdm(total=total, initial=initial, desc=desc, unit=unit, disable=not shown, delay=after)
     return bar
 
 
-def follow(things: Iterable[T], total: int | None, desc: str, unit: str) -> Iterator[T]:
+def follow(things: Iterable[T], total: int | None, desc: str, unit: str, *, after: float = 0.0) -> Iterator[T]:
     """The same things one by one, with progress.
 
     Args:
@@ -198,11 +209,38 @@ def follow(things: Iterable[T], total: int | None, desc: str, unit: str) -> Iter
         total: How many there are; None where it isn't known.
         desc: What is done.
         unit: What is counted, in the singular.
+        after: Seconds before which nothing is printed.
     """
-    with progress(total, desc, unit) as shown:
+    with progress(total, desc, unit, after=after) as shown:
         for thing in things:
             yield thing
             shown.update()
+
+
+@contextlib.contextmanager
+def say_while_waiting(desc: str, *, after: float = PATIENCE) -> Iterator[None]:
+    """Say on stderr that one piece of work goes on, and how long so far, for a block that can't count what it does.
+
+    Args:
+        desc: What is done.
+        after: Seconds until the first line; each further one comes when the time has doubled, or after a minute.
+    """
+    ended, started = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        pause = after
+        while not ended.wait(pause):
+            pause = time.monotonic() - started
+            say(f"{desc}: {pause:,.0f} s so far")
+            pause = min(pause, _LONG)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()
 
 
 def print_remarks(remarks: Iterable[Remark], console: Console) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks, progress, say
-from lpbf_data.geometry.surface_formats import Units
+from lpbf_data.geometry.surface_formats import UNIT_SPELLINGS, Units
 from pipelines.simulation.choices import CalibrationName
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def print_fit(request: CalibrationRequest, fit: Fit, material: Material, console
 
 def main() -> None:
     """Entry point of `lpbf-calibrate`."""
-    run(calibrate, "python -m pipelines.calibrate")
+    run(calibrate, "python -m pipelines.calibrate", spellings={"units": UNIT_SPELLINGS})
 
 
 if __name__ == "__main__":

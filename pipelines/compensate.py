@@ -16,7 +16,7 @@ from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks, progress
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import GeometryError, LpbfError, UsageError
-from lpbf_data.geometry.surface_formats import Units
+from lpbf_data.geometry.surface_formats import UNIT_SPELLINGS, Units
 from lpbf_data.remarks import Remark, Treatment, merge_remarks
 from pipelines.simulation.choices import POINT_LIMITS, CalibrationName
 
@@ -61,11 +61,11 @@ def compensate(
     from lpbf_data.geometry.compensation import check_files
 
     source, target = Path(src), Path(out)
-    check_files(source, target, scale)
     if not 1 <= iterations <= _MAX_ITERATIONS:
         raise UsageError(f"--iterations must be 1 to {_MAX_ITERATIONS}, not {iterations}")
     if not POINT_LIMITS[0] <= points <= POINT_LIMITS[1]:
         raise UsageError(f"--points must be {POINT_LIMITS[0]} to {POINT_LIMITS[1]:,}, not {points}")
+    check_files(source, target, scale)
 
     from lpbf_data.geometry.compensation import joined
     from lpbf_data.geometry.stl import stl_bytes
@@ -173,7 +173,7 @@ def said_of(done: dict[str, Any]) -> str:
 
 def main() -> None:
     """Entry point of `lpbf-compensate-simulated`."""
-    run(compensate, "python -m pipelines.compensate", positional=("src", "out"))
+    run(compensate, "python -m pipelines.compensate", positional=("src", "out"), spellings={"units": UNIT_SPELLINGS})
 
 
 if __name__ == "__main__":

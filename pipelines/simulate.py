@@ -18,7 +18,7 @@ from lpbf_data.command_line import run
 from lpbf_data.console import open_console, print_remarks, progress, say
 from lpbf_data.durable import write_durably
 from lpbf_data.errors import UsageError
-from lpbf_data.geometry.surface_formats import Units
+from lpbf_data.geometry.surface_formats import UNIT_SPELLINGS, Units
 from lpbf_data.remarks import Remark
 from pipelines.building.engine import Resources, open_engine
 from pipelines.simulation.choices import FAMILY_NAMES, CalibrationName, DrawName, EncodingName, Naming, Results
@@ -188,9 +188,21 @@ def _check_output(request: SimulationRequest, work: Path) -> None:
         now = json.loads(json.dumps(request.configuration))
         changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
         if changed:
-            raise UsageError(f"{out} was simulated with another {', '.join(changed)}; choose another --out")
+            said = ", ".join(_change_in_words(name, before.get(name), now.get(name)) for name in changed)
+            raise UsageError(f"{out} was simulated with {said}; choose another --out")
     elif out.is_dir() and any(out.iterdir()) and not work.is_dir():
         raise UsageError(f"the output folder {out} holds something else; choose another --out")
+
+
+def _change_in_words(name: str, before: object, now: object) -> str:
+    """What a request differs in from the one before, with both values where they are short.
+
+    >>> _change_in_words("points", 2000, 500), _change_in_words("material", {"name": "a"}, {"name": "b"})
+    ('points 2000, not 500', 'other material')
+    """
+    if isinstance(before, dict | list) or isinstance(now, dict | list):
+        return f"other {name}"
+    return f"{f'no {name}' if before is None else f'{name} {before}'}, not {'none' if now is None else now}"
 
 
 def _plan_tasks(
@@ -290,7 +302,7 @@ def _candidates(outcomes: Sequence[CaseOutcome]) -> list[tuple[str, str]]:
 
 def main() -> None:
     """Entry point of `lpbf-simulate`."""
-    run(simulate, "python -m pipelines.simulate")
+    run(simulate, "python -m pipelines.simulate", spellings={"units": UNIT_SPELLINGS})
 
 
 if __name__ == "__main__":

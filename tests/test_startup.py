@@ -219,6 +219,21 @@ def test_errors_in_options_import_nothing_heavy(
     assert not loaded
 
 
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [("lpbf-predict", ["missing.stl"]), ("lpbf-predict", ["part.step", "no/part.vtu"]),
+     ("lpbf-compensate", ["missing.stl", "new.stl"])],
+)  # fmt: skip
+def test_missing_input_files_import_nothing_heavy(
+    script: str, words: list[str], tmp_path: Path, run_forked: Runs
+) -> None:
+    (tmp_path / "part.step").touch()
+    done, loaded = run_forked(SCRIPTS[script], words, tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert all(word in done.stderr for word in words[: 1 if "new.stl" in words else None])
+    assert not loaded
+
+
 @pytest.mark.parametrize("words", [["--model", "Transolver"], ["--model.class_path=Transformer"], ["--config", "lpbf"]])
 def test_options_of_a_model_import_nothing_heavy(words: list[str], tmp_path: Path, run_forked: Runs) -> None:
     done, loaded = run_forked(SCRIPTS["lpbf-train"], [*words, "--help"], tmp_path)

@@ -43,12 +43,15 @@ class Auxiliary:
         training_shapes: Distribution of the shapes of the training parts.
         material_scale: Factors for another material than that of the training; None where predictions are for that
             of the training.
+        model_doubts: Sentences on the model: that its evaluation found it no better than predicting zero, and why it
+            has no intervals.
     """
 
     intervals: Intervals | None = None
     risk_model: RiskModel | None = None
     training_shapes: TrainingShapes | None = None
     material_scale: MaterialScale | None = None
+    model_doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Hit:
             predicts no clearance.
         half_width: Half-width of the prediction interval of that clearance, percent of a layer.
         tolerance: Clearance below which the recoater hits, percent of a layer.
+        chance_parts: Number of parts that the chance was fitted to; None where there is no chance.
         why: Reason of a verdict "can't tell"; empty for other verdicts.
     """
 
@@ -89,6 +93,7 @@ class Hit:
     clearance: float | None
     half_width: float | None
     tolerance: float | None
+    chance_parts: int | None = None
     why: str = ""
 
 
@@ -188,6 +193,7 @@ def answers_as_dict(
     remarks: Mapping[str, Sequence[Remark]],
     orientations: Mapping[str, Any],
     errors: Sequence[str] = (),
+    model_doubts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of `answers.json`.
 
@@ -197,6 +203,7 @@ def answers_as_dict(
         remarks: Remarks on each part, by the names of the files.
         orientations: Rankings of orientations, by the names of the files.
         errors: Why other parts have no answer.
+        model_doubts: `Auxiliary.model_doubts`.
     """
     parts = {
         file: answer.as_dict()
@@ -204,7 +211,7 @@ def answers_as_dict(
         | ({"orientations": orientations[file]} if file in orientations else {})
         for file, answer in answers.items()
     }
-    return {"model": dict(model), "parts": parts, "errors": list(errors)}
+    return {"model": {**model, "doubts": list(model_doubts)}, "parts": parts, "errors": list(errors)}
 
 
 def identity_of(surrogate: Surrogate, checkpoint: str) -> dict[str, Any]:
@@ -232,10 +239,11 @@ def _volume(part: Part) -> float:
 def _mesh(part: Part) -> dict[str, Any]:
     report: dict[str, Any] = {"points": len(part.points), "cells": len(part.cells)}
     if part.origin is not None:
-        check = part.origin.check
+        check, is_doubtful = part.origin.check, part.origin.unit_doubtful
         report |= {"cell": check.spacing, "volume_share": check.volume, "wall": check.wall}
-        report |= {"cells_across": check.cells_across, "needed_points": check.needed_points}
-        report |= {"resolved_wall": check.resolved_wall, "differences": check.differences(), "lost": check.lost()}
+        report |= {"cells_across": check.cells_across, "needed_points": None if is_doubtful else check.needed_points}
+        report |= {"resolved_wall": None if is_doubtful else check.resolved_wall, "unit_doubtful": is_doubtful}
+        report |= {"differences": check.differences(), "lost": check.lost()}
     return report
 
 
@@ -304,6 +312,7 @@ def _hit(
         clearance=float(values[place, -1]) if direct else None,
         half_width=extreme[1] if extreme else None,
         tolerance=risk_model.tolerance if risk_model is not None and direct else None,
+        chance_parts=risk_model.parts if risk_model is not None and chance is not None else None,
         why=why,
     )
 

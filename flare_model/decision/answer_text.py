@@ -19,6 +19,9 @@ _FINER_FACTOR: Final = 4
 _WORTH_TRYING: Final = 1.5
 """Times as many points from which on a finer mesh is another one."""
 
+_ENOUGH_PARTS: Final = 30
+"""Parts from which on nothing is said of how many the chance of a hit was fitted to."""
+
 _MAX_TRAINING_POINTS: Final = 20_000
 """Points of the largest parts of the training."""
 
@@ -50,7 +53,7 @@ def answer_line(answer: Answer) -> str:
         said = {"yes": "the recoater hits it", "no": "no hit", "can't tell": "can't tell whether the recoater hits it"}
         words.append(said[answer.hit.verdict])
         if answer.hit.chance is not None:
-            words[-1] += f" (a hit is {_percent(answer.hit.chance)} likely)"
+            words[-1] += f" (a hit is {_percent(answer.hit.chance)} likely{_basis(answer.hit)})"
     peaks = [peak for peak in (answer.up, answer.down) if peak is not None]
     words.append(f"warps {' and '.join(_micrometres(peak.value, '+') for peak in peaks)} µm")
     if answer.outside or (answer.likeness is not None and answer.likeness.unlike):
@@ -66,7 +69,7 @@ def hit_in_words(hit: Hit) -> str:
     if hit.why:
         clauses[-1] += f" ({hit.why})"
     if hit.chance is not None:
-        clauses.append(f"a hit is {_percent(hit.chance)} likely")
+        clauses.append(f"a hit is {_percent(hit.chance)} likely{_basis(hit)}")
     where = f"z {hit.place[2]:.2f} mm, in powder layer {hit.layer:,} (each is {LAYER:g} mm thick)"
     if hit.clearance is None:
         clauses.append(f"likeliest at {where}")
@@ -77,6 +80,13 @@ def hit_in_words(hit: Hit) -> str:
             f"least gap between blade and part {hit.clearance:.3g}{half} % of a layer's thickness{below}, at {where}"
         )
     return "; ".join(clauses)
+
+
+def _basis(hit: Hit) -> str:
+    """On how few parts the chance of a hit rests, as text; empty where these are enough."""
+    if hit.chance_parts is None or hit.chance_parts >= _ENOUGH_PARTS:
+        return ""
+    return f", which rests on {hit.chance_parts} part{'' if hit.chance_parts == 1 else 's'} alone"
 
 
 def _percent(chance: float) -> str:
@@ -142,6 +152,8 @@ def _size(answer: Answer) -> str:
     if answer.unit is not None:
         unit, stated = answer.unit
         words.append(f"read in {unit}" + ("" if stated else ", since the file states no unit (--units)"))
+        if answer.mesh["unit_doubtful"]:
+            words[-1] += ", which is doubtful: no machine builds parts of this size"
     number, count = answer.body
     words.append("1 body" if count == 1 else f"body {number} of {count}")
     words.append(f"{answer.volume:,.0f} mm³" if answer.volume >= 100 else f"{answer.volume:.3g} mm³")
@@ -174,7 +186,7 @@ def _mesh(answer: Answer) -> str:
             )
             if mesh["resolved_wall"] is not None:
                 words[-1] += f", 50,000 walls of {mesh['resolved_wall']:.2g} mm"
-        elif mesh["wall"] is not None and mesh["cells_across"] < _MIN_CELLS_ACROSS:
+        elif mesh["wall"] is not None and mesh["cells_across"] < _MIN_CELLS_ACROSS and not mesh["unit_doubtful"]:
             finer = min(_FINER_FACTOR * mesh["points"], _MAX_TRAINING_POINTS)
             if finer >= _WORTH_TRYING * mesh["points"]:
                 words.append(f"so few that a finer mesh may give another answer: compare --points {finer}")

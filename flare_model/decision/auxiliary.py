@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from flare_model.checkpoints.files import WEIGHTS_NAME
 from flare_model.checkpoints.hub import fetch_checkpoint
 from flare_model.checkpoints.surrogate import Surrogate
+from flare_model.data.intervals import INTERVALS_NAME
 from flare_model.data.likeness import read_training_shapes
 from flare_model.decision.answer import Auxiliary
 from flare_model.decision.material_scale import scale_for_material
 from flare_model.judging.interference import risk_target
 from flare_model.judging.part_intervals import stored_intervals
 from flare_model.judging.risk_model import read_risk
+from flare_model.judging.stored_evaluation import read_evaluation
 from lpbf_data.durable import sha256_of_file
 
 
 def read_auxiliary(
     checkpoint: str, surrogate: Surrogate, material: str | None = None
 ) -> tuple[Auxiliary, tuple[str, ...]]:
-    """Read intervals, risk model and statistics of the training parts.
+    """Read intervals, risk model, statistics of the training parts, and the verdict of the evaluation.
 
     Args:
         checkpoint: A folder, or an id on the Hugging Face hub.
@@ -54,4 +58,19 @@ def read_auxiliary(
             "python -m flare_model.release"
         )
         training_shapes = None
-    return Auxiliary(intervals, risk_model, training_shapes, material_scale), tuple(doubts)
+    model_doubts = _doubts_about(folder, digest, has_intervals=intervals is not None or bool(doubt))
+    return Auxiliary(intervals, risk_model, training_shapes, material_scale, model_doubts), tuple(doubts)
+
+
+def _doubts_about(folder: Path, digest: str, *, has_intervals: bool) -> tuple[str, ...]:
+    """Whether its evaluation found a model no better than predicting zero, and why it has no intervals."""
+    evaluation = read_evaluation(folder, digest)
+    doubts = [evaluation.doubt()] if evaluation and evaluation.doubt() else []
+    if not has_intervals and evaluation and evaluation.no_intervals:
+        doubts.append(f"how sure predictions are isn't known: {evaluation.no_intervals}")
+    elif not has_intervals:
+        doubts.append(
+            f"how sure predictions are isn't known: the checkpoint has no {INTERVALS_NAME}; python -m "
+            "flare_model.evaluate makes it, from a data set with a validation split"
+        )
+    return tuple(doubts)

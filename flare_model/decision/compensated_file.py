@@ -108,9 +108,10 @@ def _doubts(part: Part) -> list[str]:
     assert part.origin is not None
     doubts, check = [], part.origin.check
     if not check.is_quite_the_part:
+        advice = "check its unit (--units)" if part.origin.unit_doubtful else check.advice()
         doubts.append(
             f"the mesh of {part.name}, of {check.num_points:,} points (--points), isn't quite the part: "
-            f"{', '.join(check.lost())}; {check.advice()}"
+            f"{', '.join(check.lost())}; {advice}"
         )
     if reasons := reasons_outside(None, part.origin.surface.vertices):
         may_fit = (sorted(part.origin.check.surface_extents) <= np.sort(BUILD_EXTENTS)).all()

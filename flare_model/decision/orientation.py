@@ -15,6 +15,7 @@ from flare_model.decision.answer import Answer, Auxiliary, answer_of
 from flare_model.decision.overhangs import Overhangs, overhangs_of
 from flare_model.decision.prediction import Prediction, predict_part
 from flare_model.prediction.surface_parts import mesh_surface
+from lpbf_data.console import PATIENCE, follow
 from lpbf_data.errors import GeometryError, StoreError, UsageError
 from lpbf_data.geometry.closed_surface import Surface, on_build_plate
 
@@ -202,10 +203,16 @@ def rank_orientations(
     surface = part.origin.surface
     points = min(RANKED_POINTS, len(part.points))
     materials = surrogate.usage.materials
+    ways = directions(surface, count)
     orientations = [
-        _predict_orientation(surrogate, auxiliary, part, down, points) for down in directions(surface, count)
+        _predict_orientation(surrogate, auxiliary, part, down, points)
+        for down in follow(ways, len(ways), f"{part.name}, turned", "orientation", after=PATIENCE)
     ]
-    for number, num_points in enumerate(points_for_equal_cells([*map(_points_and_edge, orientations)])):
+    finer_points = points_for_equal_cells([*map(_points_and_edge, orientations)])
+    described = f"{part.name}, turned and with cells of equal size"
+    for number, num_points in enumerate(
+        follow(finer_points, len(finer_points), described, "orientation", after=PATIENCE)
+    ):
         if num_points is not None:
             finer = _predict_orientation(surrogate, auxiliary, part, np.array(orientations[number].down), num_points)
             orientations[number] = finer if finer.answer is not None else orientations[number]
@@ -215,7 +222,10 @@ def rank_orientations(
             f"{part.name} can't be meshed in any of {len(orientations)} orientations: {orientations[0].error}"
         )
     chosen = [orientation for orientation in orientations if orientation.answer is not None][:best]
-    found = [_predict_best(surrogate, auxiliary, part, orientation, materials) for orientation in chosen]
+    found = [
+        _predict_best(surrogate, auxiliary, part, orientation, materials)
+        for orientation in follow(chosen, len(chosen), f"{part.name}, the best in full", "orientation", after=PATIENCE)
+    ]
     # The order on the finer meshes may differ, and is the final one.
     found.sort(key=lambda one: replace(one.turned, answer=one.answer).key())
     return Ranking(part.name, tuple(orientations), tuple(found))

@@ -51,6 +51,22 @@ def print_orientations(ranking: Ranking, console: Console) -> None:
         console.print(f"{len(refused)} of them can't be predicted on: {refused[0].error}")
 
 
+def ranking_facts(ranking: Ranking) -> list[tuple[str, str]]:
+    """The ranking as facts of a page, as the screen shows it: pairs of a short name and a text."""
+    facts = [("orientations", f"{len(ranking.orientations)} in order, best first, by the side that points down")]
+    for number, orientation in enumerate(ranking.orientations, 1):
+        risk, warps, height, area, volume = _numbers(orientation)
+        text = f"risk of a hit {risk}, warps {warps} µm, height {height} mm"
+        text += f", overhangs {area} mm², supports {volume} mm³"
+        if orientation.answer is None:
+            text = f"can't be predicted on: {orientation.error}"
+        facts.append((f"{number}.", f"{side_in_words(orientation.down)}: {text}"))
+    for number, best in enumerate(ranking.best, 1):
+        text = f"with all points, {side_in_words(best.turned.down)}: {_best_in_words(best)}"
+        facts.append((f"best {number}", text))
+    return facts
+
+
 def _numbers(orientation: OrientedPart) -> tuple[str, ...]:
     if orientation.answer is None or orientation.overhangs is None:
         return ("–",) * 5

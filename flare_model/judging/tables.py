@@ -10,10 +10,10 @@ from rich.table import Table
 
 from flare_model.data.point_fields import resolve_target
 from flare_model.judging.scores import mean_and_deviation, unit_of_errors
+from flare_model.judging.stored_evaluation import PREDICTOR_NAMES, as_good_as_the_model
 from flare_model.table_formats import format_number, screen_table
 from lpbf_data.console import open_console
 
-_NAMES: Final = {"model": "model", "zero": "predict zero", "mean": "predict mean", "mean_field": "mean field"}
 _SPREAD: Final = ("relative_l2", "published", "mean_error")
 
 Summary = Mapping[str, Any]
@@ -33,7 +33,7 @@ def show(summary: Summary, title: str, console: Console) -> None:
         table = _table(_unit(target, summary), by_predictor)
         width = console.measure(table, options=console.options.update_width(1000)).maximum
         open_console(file=console.file, width=max(width, console.width)).print(table)
-        if better := " and ".join(_NAMES[name] for name in _as_good_as_the_model(by_predictor)):
+        if better := " and ".join(as_good_as_the_model(by_predictor)):
             console.print(
                 f"note: at {target} the model is no better than {better}: train it longer, or on cases like these"
             )
@@ -61,13 +61,6 @@ def show(summary: Summary, title: str, console: Console) -> None:
         console.print("note: a hit is a part that the recoater's blade, which spreads powder, hits in the simulation")
 
 
-def _as_good_as_the_model(by_predictor: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Predictions that ignore the part, and whose error isn't larger than the model's."""
-    errors = {name: scores["relative_l2"] for name, scores in by_predictor.items()}
-    model = errors.pop("model")
-    return [] if model is None else [name for name, error in errors.items() if error is not None and error <= model]
-
-
 def _unit(target: str, summary: Summary) -> str:
     """The unit of a target's errors; summaries of printed parts needn't name it."""
     stated = summary.get("units", {}).get(target)
@@ -85,7 +78,7 @@ def _table(unit: str, by_predictor: Mapping[str, Mapping[str, Any]]) -> Table:
     for predictor, s in by_predictor.items():
         errors = (format_number(s[name], ",.4g") for name in ("mean_error", "p95_error", "max_error"))
         relative = (format_number(s[name]) for name in ("relative_l2", "relative_l2_median", "published"))
-        table.add_row(_NAMES[predictor], *relative, *errors, format_number(s["r2"]))
+        table.add_row(PREDICTOR_NAMES[predictor], *relative, *errors, format_number(s["r2"]))
     return table
 
 

@@ -43,7 +43,7 @@ from flare_model.local_page.uploads import (
 from flare_model.prediction.part import Meshing
 from lpbf_data.errors import LpbfError, UsageError
 from lpbf_data.geometry.compensation import MAX_SCALE
-from lpbf_data.geometry.surface_formats import SURFACE_SUFFIXES, Units
+from lpbf_data.geometry.surface_formats import SURFACE_SUFFIXES, UNIT_SPELLINGS, Units
 from lpbf_data.viewer.page import render_page
 
 T = TypeVar("T")
@@ -224,8 +224,8 @@ def _request_options(words: Mapping[str, str], default_points: int) -> RequestOp
         UsageError: If a value isn't one.
     """
     name = plain_name(words.get("name", ""))
-    units: Any = words.get("units") or None
-    if units is not None and units not in get_args(Units):
+    units: Any = UNIT_SPELLINGS.get((words.get("units") or "").lower())
+    if units is None and words.get("units"):
         raise UsageError(f"units must be one of {', '.join(get_args(Units))}")
     points = _number(words.get("points"), int, "points", 8, MAX_POINTS)
     scale = _number(words.get("scale"), float, "scale", -MAX_SCALE, MAX_SCALE)

@@ -83,10 +83,12 @@ class InferenceService:
             "closing": verdict_counts_line(answers)
             if len(answers) > 1 and any(answer.hit for answer in answers)
             else "",
-            "warnings": results.warnings,
+            "warnings": [*results.warnings, *self.auxiliary.model_doubts],
             "errors": results.errors,
             "notes": notes_of([one for remarks in results.remarks.values() for one in remarks]),
-            "answers": answers_as_dict(self.model, results.answers, results.remarks, {}, results.errors),
+            "answers": answers_as_dict(
+                self.model, results.answers, results.remarks, {}, results.errors, self.auxiliary.model_doubts
+            ),
         }
 
     def _predict(self, part: Part | Unreadable, file: str, results: _Results) -> None:

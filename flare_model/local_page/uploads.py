@@ -15,7 +15,7 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from lpbf_data.errors import LpbfError, UsageError
-from lpbf_data.geometry.surface_formats import SURFACE_SUFFIXES
+from lpbf_data.geometry.surface_formats import SURFACE_SUFFIXES, cad_advice
 
 UPLOAD_SUFFIXES: Final = (*SURFACE_SUFFIXES, ".vtu")
 """Kinds of files that can be sent; a file of these kinds needs no other files."""
@@ -49,6 +49,8 @@ def plain_name(sent: str) -> str:
     name = "".join(sign for sign in re.split(r"[/\\]", sent)[-1] if sign.isprintable()).strip().lstrip(".")
     suffix = PurePosixPath(name).suffix
     if suffix.lower() not in UPLOAD_SUFFIXES:
+        if advice := cad_advice(suffix):
+            raise UsageError(f"{name}: {advice}")
         what = f"{suffix} files" if suffix else "a file without suffix"
         raise UsageError(f"{name or 'the file'}: {what} can't be read here; send one of {', '.join(UPLOAD_SUFFIXES)}")
     stem = name[: len(name) - len(suffix)]

@@ -36,6 +36,7 @@ class FromSurface:
         body: Which body of its file, from 1.
         bodies: How many bodies the file has.
         moved: What was added to the coordinates of the file, mm.
+        unit_doubtful: Whether mm is assumed and no part that machines build is of that size.
     """
 
     surface: Surface
@@ -45,6 +46,7 @@ class FromSurface:
     body: int = 1
     bodies: int = 1
     moved: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    unit_doubtful: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,32 +19,29 @@ from numpy.typing import NDArray
 
 from flare_model.data.non_finite import describe_non_finite
 from flare_model.prediction.part import DEFAULT_MESHING, Meshing, Part, Unreadable
+from flare_model.prediction.part_files import (
+    MESH_SUFFIXES,
+    PART_SUFFIXES,
+    fault_of,
+    is_result,
+    name_of,
+    part_files,
+    passed_over,
+    unknown_suffix,
+)
 from lpbf_data.case.schema import FIELDS, SYMMETRIC_TENSOR
 from lpbf_data.case.tensor_order import VTK_ORDER, reorder
 from lpbf_data.errors import LpbfError, StoreError, UsageError
-from lpbf_data.file_access.folder import DatasetFolder, is_hub_id
-from lpbf_data.file_access.ignored_files import is_ignored
-from lpbf_data.geometry.surface_formats import SURFACE_SUFFIXES
+from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.remarks import Remark, Treatment
 from lpbf_data.stores.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     import meshio
 
-MESH_SUFFIXES: Final = (".vtu", ".vtk", ".xdmf", ".inp", ".msh", ".case")
-"""Meshes that are read through meshio."""
-
 _HEXAHEDRA: Final = ("hexahedron", "voxel")
 _FLAT: Final = frozenset({"vertex", "line", "triangle", "quad", "pixel"})  # the boundary of a mesh of hexahedra
 _VOXEL_CORNERS: Final = [0, 1, 3, 2, 4, 5, 7, 6]  # VTK counts the corners of a voxel row by row
-
-_KNOWN: Final = (*MESH_SUFFIXES, *SURFACE_SUFFIXES)
-
-_MAX_FOLDERS: Final = 1000  # that are searched only to report what lies in them
-
-RESULT: Final = "mechanical.case"
-"""How the name of the file with a simulated part ends, in the folder of its results; the other files there are no parts
-of their own."""
 
 __all__ = ["Meshing", "Part", "Unreadable", "cases_of", "find_parts", "read_parts"]
 
@@ -64,6 +60,7 @@ def find_parts(
     cases: Sequence[str] = (),
     fields: Collection[str] | None = None,
     meshing: Meshing = DEFAULT_MESHING,
+    names: Mapping[Path, str] | None = None,
 ) -> Iterator[Part | Unreadable]:
     """The parts of a source, one after the other.
 
@@ -74,73 +71,26 @@ def find_parts(
         cases: Ids of cases of a data set; all of the split when empty.
         fields: Fields of a data set to read; all by default.
         meshing: How surfaces become meshes.
+        names: Files to names of their parts, as `names_of` makes them; those of the files by default.
 
     Raises:
         UsageError: If there is no such source, or nothing to predict on in it.
         StoreError: If a data set can't be opened.
     """
-    path = Path(source)
-    files = [path] if path.is_file() else _files_in(path) if path.is_dir() else []
+    path, files = Path(source), part_files(source)
     if not files:
         _check_data_set(source)
         yield from cases_of(source, split, cases, fields)
-    passed_over = _passed_over(path, files) if path.is_dir() else ()  # stated once, with the first part
+    left_out = passed_over(path, files) if path.is_dir() else ()  # stated once, with the first part
     for file in files:
+        name = (names or {}).get(file, name_of(file))
         try:
-            for part in read_parts(file, meshing):
-                yield replace(part, remarks=passed_over + part.remarks)
-                passed_over = ()
+            for part in read_parts(file, meshing, name):
+                yield replace(part, remarks=left_out + part.remarks)
+                left_out = ()
         except LpbfError as error:
-            yield Unreadable(_name_of(file), error, passed_over)
-            passed_over = ()
-
-
-def _files_in(folder: Path) -> list[Path]:
-    """The parts in a folder: its own simulation result, else its meshes and surfaces and the results in subfolders."""
-    if (folder / MANIFEST_NAME).exists():
-        return []
-    if own := _results_in(folder):
-        return own
-    entries = sorted(p for p in folder.iterdir() if not is_ignored(p.name))
-    files = [p for p in entries if p.is_file() and p.suffix.lower() in _KNOWN]
-    return files + [result for below in entries if below.is_dir() for result in _results_in(below)]
-
-
-def _passed_over(folder: Path, taken: Collection[Path]) -> tuple[Remark, ...]:
-    """Remarks on files in a folder that are no parts, and on subfolders with parts that aren't read."""
-    if all(_is_result(path) for path in taken):
-        return ()
-    others, below = [], []
-    for entry in sorted(folder.iterdir()):
-        if entry in taken or is_ignored(entry.name):
-            continue
-        if not entry.is_dir():
-            others.append(f"{folder.name}/{entry.name}")
-        elif not _results_in(entry) and (found := _surfaces_below(entry)):
-            below.append(f"{folder.name}/{entry.name}: {found}")
-    remarks = []
-    if others:
-        sentence = f"files beside the parts of a folder, of other kinds than {', '.join(_KNOWN)}"
-        remarks.append(Remark.of_items(Treatment.LEFT_OUT, "other_files", sentence, others))
-    if below:
-        sentence = "folders below the one that was named, with meshes or surfaces in them; name them too, with --src"
-        remarks.append(Remark.of_items(Treatment.LEFT_OUT, "folders_below", sentence, below))
-    return tuple(remarks)
-
-
-def _surfaces_below(folder: Path) -> str:
-    """How many meshes and surfaces lie in a folder and below; "" for none."""
-    count = 0
-    for met, (_, folders, names) in enumerate(os.walk(folder)):
-        folders[:] = [name for name in folders if not is_ignored(name)]
-        count += sum(not is_ignored(name) and Path(name).suffix.lower() in _KNOWN for name in names)
-        if met >= _MAX_FOLDERS:
-            return f"more than {count:,}"
-    return f"{count:,}" if count else ""
-
-
-def _is_result(path: Path) -> bool:
-    return path.name == RESULT or path.name.endswith(f"_{RESULT}")
+            yield Unreadable(name, error, left_out)
+            left_out = ()
 
 
 def _check_data_set(source: str) -> None:
@@ -150,22 +100,10 @@ def _check_data_set(source: str) -> None:
     path = Path(source)
     if path.is_dir() and not ((path / MANIFEST_NAME).exists() or find_index(DatasetFolder(path))):
         raise UsageError(
-            f"{path} is neither a data set nor a folder with {', '.join(_KNOWN)} or results of simulations in it"
+            f"{path} is neither a data set nor a folder with {', '.join(PART_SUFFIXES)} or results of simulations in it"
         )
-    if not path.is_dir() and "://" not in source and (path.suffix.lower() in _KNOWN or not is_hub_id(source)):
-        raise UsageError(f"there is no {source} to predict on")
-
-
-def _results_in(folder: Path) -> list[Path]:
-    found = (p for p in folder.iterdir() if not is_ignored(p.name))
-    return sorted(p for p in found if _is_result(p))
-
-
-def _name_of(path: Path) -> str:
-    """Name of a part: that of its file, or of the simulation whose result the file is."""
-    if path.name == RESULT:
-        return path.resolve().parent.name
-    return path.name.removesuffix(f"_{RESULT}") if path.name.endswith(f"_{RESULT}") else path.stem
+    if fault := fault_of(source):
+        raise UsageError(fault)
 
 
 def cases_of(
@@ -204,12 +142,13 @@ def cases_of(
             yield Part(case_id, case.points, case.cells, case.fields, materials.get(case_id))
 
 
-def read_parts(path: Path, meshing: Meshing = DEFAULT_MESHING) -> Iterator[Part | Unreadable]:
+def read_parts(path: Path, meshing: Meshing = DEFAULT_MESHING, name: str | None = None) -> Iterator[Part | Unreadable]:
     """Read one file.
 
     Args:
         path: A hexahedral mesh or a file of closed surfaces.
         meshing: How a surface becomes a mesh.
+        name: Name of the part; that of the file by default.
 
     Returns:
         The part; of a file with several bodies a part each, named by their numbers, or why one can't be meshed.
@@ -219,25 +158,24 @@ def read_parts(path: Path, meshing: Meshing = DEFAULT_MESHING) -> Iterator[Part 
         StoreError: If it can't be read, or holds no hexahedra.
         GeometryError: If it is a surface that isn't closed, or can't be meshed.
     """
+    if fault := unknown_suffix(path):
+        raise UsageError(fault)
+    name = name_of(path) if name is None else name
     if path.suffix.lower() in MESH_SUFFIXES:
         if meshing.units not in (None, "mm"):
             raise UsageError(
                 f"{path}: meshes are read in mm, and --units {meshing.units} is for surfaces; scale the mesh, or "
                 "predict it without"
             )
-        yield _read_mesh(path)
-    elif path.suffix.lower() in SURFACE_SUFFIXES:
+        yield _read_mesh(path, name)
+    else:
         from flare_model.prediction.surface_parts import mesh_bodies
         from lpbf_data.geometry.surface_files import load_bodies
 
-        yield from mesh_bodies(path, load_bodies(path, meshing.units), meshing)
-    else:
-        raise UsageError(
-            f"{path}: can't predict on a {path.suffix or 'file without suffix'}; known are: {', '.join(_KNOWN)}"
-        )
+        yield from mesh_bodies(path, load_bodies(path, meshing.units), meshing, name)
 
 
-def _read_mesh(path: Path) -> Part:
+def _read_mesh(path: Path, name: str) -> Part:
     for reader in entry_points(group=READERS):
         reader.load()
     mesh = _open_mesh(path)
@@ -253,15 +191,15 @@ def _read_mesh(path: Path) -> Part:
         raise StoreError(f"{path}: a cell names a point that isn't there")
     # NetFabb writes "Displacement" and "von_Mises_stress" for what is called displacement and von_mises_stress here.
     fields = {name.lower(): np.asarray(values, np.float32) for name, values in mesh.point_data.items()}
-    for name, values in fields.items():
-        if name in FIELDS and FIELDS[name].components == SYMMETRIC_TENSOR and values.shape[1:] == (6,):
-            fields[name] = reorder(values, VTK_ORDER, SYMMETRIC_TENSOR)  # as VTK's formats have them
-    return Part(_name_of(path), points, cells, fields, _material_of(path), remarks)
+    for field, values in fields.items():
+        if field in FIELDS and FIELDS[field].components == SYMMETRIC_TENSOR and values.shape[1:] == (6,):
+            fields[field] = reorder(values, VTK_ORDER, SYMMETRIC_TENSOR)  # as VTK's formats have them
+    return Part(name, points, cells, fields, _material_of(path), remarks)
 
 
 def _material_of(path: Path) -> str | None:
     """Material of a simulation's result, where a package that is installed can tell; None for other meshes."""
-    if not _is_result(path):
+    if not is_result(path):
         return None
     told = (reader.load()(path) for reader in entry_points(group=MATERIALS))
     return next((material for material in told if material), None)

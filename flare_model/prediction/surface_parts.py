@@ -24,13 +24,16 @@ LAYER: Final = 0.04
 """Thickness of a powder layer, mm; heights of hexahedra are multiples of it, as in the published data set (G.2)."""
 
 
-def mesh_bodies(path: Path, file: SurfaceFile, meshing: Meshing) -> Iterator[Part | Unreadable]:
+def mesh_bodies(
+    path: Path, file: SurfaceFile, meshing: Meshing, part_name: str | None = None
+) -> Iterator[Part | Unreadable]:
     """The bodies of a file as parts.
 
     Args:
-        path: The file, after which the parts are named.
+        path: The file.
         file: Its bodies and remarks.
         meshing: How surfaces become meshes.
+        part_name: Name of the part, to which the numbers of several bodies are added; that of the file by default.
 
     Returns:
         A part a body, or why one can't be meshed.
@@ -38,17 +41,19 @@ def mesh_bodies(path: Path, file: SurfaceFile, meshing: Meshing) -> Iterator[Par
     Raises:
         GeometryError: If the only one can't be meshed.
     """
+    from lpbf_data.geometry.mesh_check import remarks_on
+
+    stem = path.stem if part_name is None else part_name
     shifts, moved = _shifts(path.name, [body.bounds for body in file.bodies], centre=meshing.centre)
     for number, (body, shift) in enumerate(zip(file.bodies, shifts, strict=True), 1):
-        name = path.stem if len(file.bodies) == 1 else f"{path.stem}_{number}"
+        name = stem if len(file.bodies) == 1 else f"{stem}_{number}"
         remarks = file.remarks + moved if number == 1 else ()
         try:
             placed = replace(body, vertices=body.vertices - shift)
             part = mesh_surface(placed, name, meshing.num_points, refined=meshing.refined)
         except GeometryError as error:
-            what = "" if name == path.stem else f"body {name}: "
-            unit_hints = "".join(f"; {one.sentence}" for one in file.remarks if one.kind == "unusual_size")
-            refused = GeometryError(f"{path}: {what}{error}{unit_hints}")
+            what = "" if name == stem else f"body {name}: "
+            refused = GeometryError(f"{path}: {what}{_with_unit_hint(str(error), file)}")
             if len(file.bodies) == 1:
                 raise refused from error
             yield Unreadable(name, refused, remarks)
@@ -56,9 +61,31 @@ def mesh_bodies(path: Path, file: SurfaceFile, meshing: Meshing) -> Iterator[Par
         assert part.origin is not None
         x, y, z = (0.0 - float(one) for one in shift)  # no -0.0
         origin = replace(
-            part.origin, unit=file.unit, unit_told=file.unit_told, body=number, bodies=len(file.bodies), moved=(x, y, z)
+            part.origin,
+            unit=file.unit,
+            unit_told=file.unit_told,
+            body=number,
+            bodies=len(file.bodies),
+            moved=(x, y, z),
+            unit_doubtful=file.unit_doubtful,
         )
-        yield replace(part, remarks=remarks + part.remarks, origin=origin)
+        on_mesh = part.remarks
+        if file.unit_doubtful:  # more points don't mend a wrong unit
+            on_mesh = remarks_on(origin.check, name, advise=False)
+        yield replace(part, remarks=remarks + on_mesh, origin=origin)
+
+
+def _with_unit_hint(problem: str, file: SurfaceFile) -> str:
+    """Why a body can't be meshed, after the hint at another unit where its size is unusual.
+
+    Where the unit is doubtful, what is wrong with the mesh, and how many points it needs, say nothing of the part.
+    """
+    hints = [one.sentence for one in file.remarks if one.kind == "unusual_size"]
+    if not hints:
+        return problem
+    if file.unit_doubtful:
+        return f"{hints[0]}, if in {file.unit}, --units {file.unit}; read in {file.unit} it can't be meshed"
+    return f"{hints[0]}; {problem}"
 
 
 def _shifts(

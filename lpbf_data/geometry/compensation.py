@@ -18,7 +18,7 @@ from lpbf_data.durable import check_writable
 from lpbf_data.errors import GeometryError, UsageError
 from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
 from lpbf_data.geometry.crossings import crossing_triangles
-from lpbf_data.geometry.surface_formats import SURFACE_SUFFIXES
+from lpbf_data.geometry.surface_formats import SURFACE_SUFFIXES, cad_advice
 
 MAX_TRIANGLES: Final = 1_000_000
 """Triangles of a subdivided surface, at most."""
@@ -124,18 +124,21 @@ def check_files(source: Path, target: Path, scale: float) -> None:
         scale: How many times a displacement is added.
 
     Raises:
-        UsageError: If the suffix of either is of something else, both are one file, the scale is out of range, or the
-            target, or the JSON file beside it, can't be written.
+        UsageError: If the suffix of either is of something else, both are one file, the scale is out of range, the
+            target, or the JSON file beside it, can't be written, or there is no such surface file.
     """
     check_scale(scale)
     if source.suffix.lower() not in SURFACE_SUFFIXES:
-        raise UsageError(f"{source}: surfaces are read from {', '.join(SURFACE_SUFFIXES)} files")
+        why = cad_advice(source.suffix) or f"surfaces are read from {', '.join(SURFACE_SUFFIXES)} files"
+        raise UsageError(f"{source}: {why}")
     if target.suffix.lower() != ".stl":
         raise UsageError(f"--out must be an STL file, not {target}")
     if target.resolve() == source.resolve():
         raise UsageError(f"--out must be another file than {source}, which stays as it is")
     check_writable(target)
     check_writable(target.with_suffix(".json"))
+    if not source.is_file():
+        raise UsageError(f"there is no file {source}")
 
 
 def refuse_crossings(found: Compensated, name: str, scale: float) -> None:

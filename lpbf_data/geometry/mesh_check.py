@@ -270,21 +270,25 @@ def _hits(
     return np.where(hit, distance, math.inf), facing
 
 
-def remarks_on(check: MeshCheck, name: str) -> tuple[Remark, ...]:
+def remarks_on(check: MeshCheck, name: str, *, advise: bool = True) -> tuple[Remark, ...]:
     """What differs between mesh and surface, as a remark.
 
     Args:
         check: The comparison.
         name: The part, as the remark names it.
+        advise: Whether the remark says how many points would help.
     """
     differences = check.differences()
     if not differences:
         return ()
     sentence = (
         f"the mesh differs from the surface, in volume (by over {VOLUME_REPORTED:.0%}), in size (by over "
-        f"{EXTENT_REPORTED:.0%}) or at thin walls; mesh it with more points (--points)"
+        f"{EXTENT_REPORTED:.0%}) or at thin walls"
     )
-    example = f"{name}: {', '.join(differences)}; {check.advice()}"
+    example = f"{name}: {', '.join(differences)}"
+    if advise:
+        sentence += "; mesh it with more points (--points)"
+        example += f"; {check.advice()}"
     return (Remark(Treatment.CHANGED, "mesh_differs", sentence, 1, (example,)),)
 
 

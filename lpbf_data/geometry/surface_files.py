@@ -18,7 +18,14 @@ from lpbf_data.geometry.face_counts import check_face_count
 from lpbf_data.geometry.ply import read_ply
 from lpbf_data.geometry.polygon_text import read_obj, read_off
 from lpbf_data.geometry.stl import read_stl
-from lpbf_data.geometry.surface_formats import MILLIMETRES, SMALL_EXTENT, SURFACE_SUFFIXES, USUAL_EXTENTS, Units
+from lpbf_data.geometry.surface_formats import (
+    MILLIMETRES,
+    SMALL_EXTENT,
+    SURFACE_SUFFIXES,
+    USUAL_EXTENTS,
+    Units,
+    cad_advice,
+)
 from lpbf_data.geometry.surface_repair import repair, shells_of
 from lpbf_data.geometry.threemf import read_3mf
 from lpbf_data.remarks import Remark, Treatment
@@ -39,12 +46,14 @@ class SurfaceFile:
         remarks: What was guessed or repaired.
         unit: Unit that its lengths were read in.
         unit_told: Whether the file states that unit, or the caller did; else mm is assumed.
+        unit_doubtful: Whether mm is assumed and no part that machines build is of that size.
     """
 
     bodies: tuple[Surface, ...]
     remarks: tuple[Remark, ...]
     unit: str = "mm"
     unit_told: bool = True
+    unit_doubtful: bool = False
 
 
 def load_bodies(path: Path, units: Units | None = None) -> SurfaceFile:
@@ -64,13 +73,15 @@ def load_bodies(path: Path, units: Units | None = None) -> SurfaceFile:
             raise GeometryError(f"it holds {len(bodies):,} bodies; at most {_MAX_BODIES} are read")
     except GeometryError as error:
         raise GeometryError(f"{path}: {error}") from error
-    remarks += _unusual(bodies, unit, path.name, is_stated=is_stated)
+    extent = max(float(np.ptp(body.bounds, axis=0).max()) for body in bodies)
+    remarks += _unusual(extent, unit, path.name, is_stated=is_stated)
     if len(bodies) > 1:
         sentence = "a file with several bodies became one part a body, each put on the build plate by itself"
         remarks.append(
             Remark(Treatment.CHANGED, "several_bodies", sentence, 1, (f"{path.name}: {len(bodies)} bodies",))
         )
-    return SurfaceFile(bodies, tuple(remarks), unit, is_stated)
+    is_doubtful = not is_stated and not USUAL_EXTENTS[0] <= extent <= USUAL_EXTENTS[1]
+    return SurfaceFile(bodies, tuple(remarks), unit, is_stated, is_doubtful)
 
 
 def load_surface(path: Path, units: Units | None = None) -> Surface:
@@ -95,7 +106,7 @@ def _load(path: Path, units: Units | None) -> tuple[Surface, list[Remark], str, 
     stated: str | None = None
     suffix = path.suffix.lower()
     if suffix not in SURFACE_SUFFIXES:
-        raise GeometryError(f"surfaces are read from {', '.join(SURFACE_SUFFIXES)} files")
+        raise GeometryError(cad_advice(suffix) or f"surfaces are read from {', '.join(SURFACE_SUFFIXES)} files")
     _check_fetched(path)
     loose: list[NDArray[np.float64]] = []  # handed on without keeping it: memory is bounded
     try:
@@ -133,9 +144,8 @@ def _check_fetched(path: Path) -> None:
         raise GeometryError("it is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull")
 
 
-def _unusual(bodies: Sequence[Surface], unit: str, name: str, *, is_stated: bool) -> list[Remark]:
-    """A remark where the largest body is so small or large that lengths may be in another unit."""
-    extent = max(float(np.ptp(body.bounds, axis=0).max()) for body in bodies)
+def _unusual(extent: float, unit: str, name: str, *, is_stated: bool) -> list[Remark]:
+    """A remark where the largest extent of a body, in mm, is such that lengths may be in another unit."""
     smallest, largest = USUAL_EXTENTS
     may_be_inches = unit == "mm" and not is_stated and smallest <= extent < SMALL_EXTENT
     if smallest <= extent <= largest and not may_be_inches:

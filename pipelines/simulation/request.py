@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from lpbf_data.errors import UsageError
 from lpbf_data.geometry.surface_files import load_bodies
-from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units
+from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units, cad_advice
 from lpbf_data.remarks import Remark, merge_remarks
 from pipelines.simulation.case_task import KnownPart, SurfacePart
 from pipelines.simulation.choices import POINT_LIMITS, DrawName, EncodingName, Naming, Results
@@ -189,7 +189,8 @@ def _check_surfaces(
         if not path.is_file():
             raise UsageError(f"the surface file {name} doesn't exist")
         if path.suffix.lower() not in SURFACE_SUFFIXES:
-            raise UsageError(f"{name}: surfaces are read from {', '.join(SURFACE_SUFFIXES)} files")
+            why = cad_advice(path.suffix) or f"surfaces are read from {', '.join(SURFACE_SUFFIXES)} files"
+            raise UsageError(f"{name}: {why}")
         found = load_bodies(path, units)
         remarks += found.remarks
         stem = _UNSAFE.sub("_", path.stem).strip(".") or "part"

@@ -164,6 +164,12 @@ def test_what_can_not_be_compensated_is_refused(model: Path, tmp_path: Path) -> 
     ):
         with pytest.raises(UsageError, match=said):
             compensate(source, checkpoint=str(model), **words)  # type: ignore[arg-type]
+    for name, said in (
+        ("missing.stl", "there is no file "),
+        ("part.igs", "export it as STL, OBJ, PLY, OFF or 3MF from"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            compensate(str(tmp_path / name), str(tmp_path / "new.stl"), checkpoint=str(tmp_path / "nothing"))
     tiny_surrogate().save_pretrained(tmp_path / "z_alone")
     with pytest.raises(UsageError, match="doesn't predict displacement_x, displacement_y"):
         compensate(source, str(tmp_path / "new.stl"), checkpoint=str(tmp_path / "z_alone"))

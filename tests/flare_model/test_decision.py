@@ -78,11 +78,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_constant_risk(folder: Path, intercept: float) -> None:
+def write_constant_risk(folder: Path, intercept: float, parts: int = 100) -> None:
     """Write a risk model that gives every part the same chance of a hit."""
     digest = sha256_of_file(folder / WEIGHTS_NAME)
     curve = LogisticCurve(-80.0, 5.0, intercept, 0.0)
-    write_risk(folder, RiskModel("build_clearance_min", curve, 100, 50, weights_sha256=digest))
+    write_risk(folder, RiskModel("build_clearance_min", curve, parts, parts // 2, weights_sha256=digest))
 
 
 def test_descriptors_of_a_table_by_hand() -> None:
@@ -271,14 +271,19 @@ def test_files_of_the_same_name_are_different_parts(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each has its own remarks; a file that can't be read is listed as an error; the model is given by its digest."""
-    (tmp_path / "other").mkdir()
-    box(20, 10, 12).export(tmp_path / "box.stl")
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    box(20, 10, 12).export(tmp_path / "one/box.stl")
     box(20, 10, 12, at=(100, 0, 3)).export(tmp_path / "other/box.stl")
     (tmp_path / "text.stl").write_text("nothing to print")
-    sources = [str(tmp_path / name) for name in ("box.stl", "other/box.stl", "text.stl")]
+    sources = [str(tmp_path / name) for name in ("one/box.stl", "other/box.stl", "text.stl")]
     assert predict(str(model), sources, out=str(tmp_path / "out"), pictures=False, json=True) == 1
     content = json.loads(capsys.readouterr().out)
     assert content == json.loads((tmp_path / "out/answers.json").read_text())
+    assert {file: answer["name"] for file, answer in content["parts"].items()} == {
+        "one_box": "one/box",
+        "other_box": "other/box",
+    }
     first, second = content["parts"].values()
     assert [[remark["kind"] for remark in answer["remarks"]] for answer in (first, second)] == [[], ["moved"]]
     assert (first["moved"], second["moved"]) == ([0, 0, 0], [-100, 0, -3])
@@ -296,6 +301,69 @@ def test_pictures_of_an_earlier_prediction_are_removed(model: Path, tmp_path: Pa
     (out / "box_mine.png").write_bytes(b"of the user")
     assert predict(str(model), [str(tmp_path / "box.stl")], out=str(out), points=200, pictures=False) == 0
     assert [path.name for path in out.glob("*.png")] == ["box_mine.png"]
+
+
+def test_a_file_that_is_named_twice_has_two_answers_with_different_names(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box(20, 10, 12).export(tmp_path / "box.stl")
+    source = str(tmp_path / "box.stl")
+    assert predict(str(model), [source, source], out=str(tmp_path / "out"), pictures=False) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line for line in shown if line.startswith("box")] == ["box", "box-2"]
+
+
+def test_files_of_other_parts_of_an_earlier_prediction_are_removed(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What somebody else put there stays, and is named; a call that predicts nothing removes nothing."""
+    for name in ("box", "bar"):
+        box(20, 10, 12).export(tmp_path / f"{name}.stl")
+    out, words = tmp_path / "out", {"points": 100, "pictures": False}
+    sources = [str(tmp_path / f"{name}.stl") for name in ("box", "bar")]
+    assert predict(str(model), sources, out=str(out), orientations=2, **words) == 0  # type: ignore[arg-type]
+    earlier = {path.name for path in out.iterdir()} - {"answers.json", "remarks.json"}
+    assert {"bar.vtu", "bar_orientations.json", "bar_best_2.stl"} < earlier
+    for name in ("mine.vtu", "bar_mine.png", "notes.txt"):
+        (out / name).write_bytes(b"of the user")
+    (tmp_path / "text.stl").write_text("nothing to print")
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert predict(str(model), [str(tmp_path / "text.stl")], out=str(out)) == 1
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    capsys.readouterr()
+    assert predict(str(model), sources[:1], out=str(out), **words) == 0  # type: ignore[arg-type]
+    kept = {path.name for path in out.iterdir()}
+    surfaces = {f"{name}_best_{number}.stl" for name in ("bar", "box") for number in (1, 2)}  # to build from: they stay
+    assert kept == {"answers.json", "box.vtu", "mine.vtu", "bar_mine.png", "notes.txt"} | surfaces
+    said = capsys.readouterr().err.splitlines()
+    removed = sorted(earlier - {"box.vtu"} - surfaces)
+    assert removed == ["bar.vtu", "bar_orientations.json", "box_orientations.json"]
+    assert f"note: files of an earlier prediction were removed from {out}: {', '.join(removed)}" in said
+    left = "bar_best_1.stl, bar_best_2.stl, bar_mine.png and 1 more"
+    assert f"note: {out} holds files that aren't of this prediction, and stay: {left}" in said
+    assert predict(str(model), sources[:1], out=str(out), **words) == 0  # type: ignore[arg-type]
+    assert "were removed" not in capsys.readouterr().err
+    surface, mesh = out / "box_best_1.stl", out / "box.vtu"
+    assert predict(str(model), [str(surface)], out=str(out), **words) == 0  # type: ignore[arg-type]
+    assert not mesh.exists()
+    again = out / "box_best_1.vtu"
+    assert predict(str(model), [str(again), sources[0]], out=str(out), **words) == 0  # type: ignore[arg-type]
+    assert {surface, mesh, again} <= set(out.iterdir())
+
+
+@pytest.mark.parametrize(("parts", "words"), [(5, ", which rests on 5 parts alone"), (30, "")])
+def test_a_chance_that_rests_on_few_parts_says_so(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], parts: int,
+    words: str,
+) -> None:  # fmt: skip
+    write_constant_risk(model, 9.0, parts)
+    box(20, 10, 12).export(tmp_path / "box.stl")
+    for in_full in (10, 0):
+        monkeypatch.setattr("flare_model.predict._MAX_IN_FULL", in_full)
+        assert predict(str(model), [str(tmp_path / "box.stl")], out=str(tmp_path / "out"), pictures=False) == 0
+        assert f"a hit is more than 99 % likely{words}{';' if in_full else ')'}" in capsys.readouterr().out
+    (answer,) = json.loads((tmp_path / "out/answers.json").read_text())["parts"].values()
+    assert answer["hit"]["chance_parts"] == parts
 
 
 def test_a_wall_of_few_cells_is_reported(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 
 from flare_model import from_pretrained
 from flare_model.checkpoints import hub as pretrained
-from flare_model.checkpoints.files import read_checkpoint, write_checkpoint
+from flare_model.checkpoints.files import WEIGHTS_NAME, read_checkpoint, write_checkpoint
 from flare_model.checkpoints.surrogate import Surrogate
 from flare_model.data.metrics import (
     RelativeL2,
@@ -42,6 +42,7 @@ from flare_model.judging.interference import (
     risk_target,
 )
 from flare_model.judging.scores import score_case, summarise
+from flare_model.predict import predict
 from flare_model.train import train
 from flare_model.training.recipe import Recipe
 from lpbf_data import load_dataset
@@ -430,3 +431,37 @@ def test_the_published_layout_is_trained_on_and_evaluated(
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
         assert evaluate(str(tmp_path / "run"), "user/published", worst=1, out=str(tmp_path / "hub-out")) == 0
     assert len(list((tmp_path / "hub-out/worst").glob("displacement_z_c*.png"))) == 1
+
+
+def test_a_prediction_repeats_the_verdict_on_its_model_and_why_it_has_no_intervals(
+    box_dataset: str, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    run.mkdir()
+    for name in (WEIGHTS_NAME, "config.json"):
+        shutil.copy(trained_run / name, run / name)
+
+    def doubts() -> list[str]:
+        capsys.readouterr()
+        assert predict(str(run), [box_dataset], out=str(out), pictures=False) == 0
+        printed = [line.removeprefix("warning: ") for line in capsys.readouterr().err.splitlines()]
+        told: list[str] = json.loads((out / "answers.json").read_text())["model"]["doubts"]
+        assert printed == told
+        return told
+
+    unknown = "how sure predictions are isn't known: "
+    makes = "python -m flare_model.evaluate makes it, from a data set with a validation split"
+    assert doubts() == [f"{unknown}the checkpoint has no intervals.json; {makes}"]
+    assert evaluate(str(run), box_dataset, worst=0) == 0
+    few = f"{unknown}90% intervals need 9 validation designs, and there are 2"
+    assert doubts() == [few]
+    path = run / "evaluation/test/summary.json"
+    summary = json.loads(path.read_text())
+    summary["scores"]["displacement_z"]["model"]["relative_l2"] = 1.0
+    summary["scores"]["displacement_z"]["mean"]["relative_l2"] = 0.9
+    path.write_text(json.dumps(summary))
+    said = "by its evaluation on the test split, the model is no better than predict zero and predict mean at"
+    assert doubts() == [f"{said} displacement_z: train it longer, or on more cases", few]
+    summary["identity"]["weights_sha256"] = "0" * 64  # an evaluation of other weights says nothing of these
+    path.write_text(json.dumps(summary))
+    assert doubts() == [f"{unknown}the checkpoint has no intervals.json; {makes}"]

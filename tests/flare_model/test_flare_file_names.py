@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from flare_model.evaluate import evaluate
 from flare_model.predict import predict
 from flare_model.prediction.file_names import FileNames
+from flare_model.prediction.part_files import names_of
 from flare_model.spectrum import spectrum
 from lpbf_data.file_access.folder import DatasetFolder
 from lpbf_data.reading.split_reader import SplitReader
@@ -49,10 +50,23 @@ def test_parts_of_the_same_name_are_written_to_different_files(
         shutil.copy(path, sources[-1])
     capsys.readouterr()
     predict(str(trained_run), [str(s) for s in sources], out=str(tmp_path / "out"), pictures=False)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["answers.json", "bracket-2.vtu", "bracket.vtu"]
-    assert "bracket (written as bracket-2): " in capsys.readouterr().out
-    for source, name in zip(sources, ("bracket.vtu", "bracket-2.vtu"), strict=True):
+    names = ["order-0_bracket.vtu", "order-1_bracket.vtu"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["answers.json", *names]
+    assert "order-1/bracket (written as order-1_bracket): " in capsys.readouterr().out
+    for source, name in zip(sources, names, strict=True):
         np.testing.assert_array_equal(meshio.read(tmp_path / "out" / name).points, meshio.read(source).points)
+
+
+def test_names_hold_as_much_of_the_path_as_tells_files_apart(tmp_path: Path) -> None:
+    def names(*files: str) -> list[str]:
+        return [*names_of([tmp_path / file for file in files]).values()]
+
+    assert names("part.stl", "lid.stl") == ["part", "lid"]
+    assert names("a/x/part.stl", "b/x/part.stl", "b/lid.stl") == ["a/x/part", "b/x/part", "lid"]
+    assert names("a/part.stl", "a/PART.obj", "b/part.stl") == ["a/part.stl", "a/PART.obj", "b/part.stl"]
+    assert names("1/run/mechanical.case", "2/run/mechanical.case", "3/run.stl") == ["1/run", "2/run", "3/run"]
+    assert names("part.stl", "part.stl") == ["part"]
+    assert list(names_of([Path("part.stl"), Path("./x/../part.stl")]).values()) == ["part", "part"]
 
 
 def copy_with_case_ids(box_dataset: str, folder: Path, name: str) -> str:

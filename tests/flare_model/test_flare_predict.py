@@ -194,19 +194,27 @@ def test_a_surface_has_as_many_points_as_parts_of_the_training(trained_run: Path
     [
         ("nothing.vtu", "there is no"),
         ("text.txt", "can't predict on a .txt"),
+        (
+            "part.STEP",
+            "part.STEP: a .STEP file holds no triangles; export it as STL, OBJ, PLY, OFF or 3MF from your CAD",
+        ),
         ("empty", "neither a data set nor a folder"),
         ("garbage.vtu", "can't be read as a mesh"),
         ("blank.vtu", "can't be read as a mesh: the file is empty"),
         ("other.vtk", "can't be read as a mesh: it is cut short or no .vtk file"),
         ("no/part.vtu", "there is no"),
         ("open.stl", "not watertight"),
-        ("metres.stl", "metres.stl: the part is 0.012 mm high, less than half of a powder layer of 0.04 mm"),
+        (
+            "metres.stl",
+            "metres.stl: lengths were read in mm, since the file states no unit, and the part is less than 1 mm",
+        ),
     ],
 )
 def test_sources_that_are_no_parts_are_refused(
     trained_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], source: str, words: str
 ) -> None:
     (tmp_path / "text.txt").write_text("x")
+    (tmp_path / "part.STEP").write_text("ISO-10303-21;")
     (tmp_path / "garbage.vtu").write_text("<VTKFile")
     (tmp_path / "blank.vtu").touch()
     (tmp_path / "other.vtk").write_text("# vtk DataFile Version 9.9\nx\nASCII\nDATASET NOTHING\n")

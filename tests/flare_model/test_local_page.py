@@ -198,7 +198,10 @@ def faulty_stl(how: str) -> bytes:
         ("big-endian", "repaired: a binary STL in the other byte order (big-endian) was read so"),
         ("cut", "is cut short: it says that it holds 12 triangles, and 11 are there"),
         ("open", "3 of 18 edges have no neighbour; close its holes"),
-        ("metres", "is 0.012 mm high, less than half of a powder layer of 0.04 mm; turn it, or check the unit"),
+        (
+            "metres",
+            "box.stl: lengths were read in mm, since the file states no unit, and the part is less than 1 mm wide;",
+        ),
     ],
 )
 def test_faults_of_surfaces_are_reported_by_both_commands_and_the_page(

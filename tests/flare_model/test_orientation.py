@@ -120,13 +120,24 @@ def test_the_cost_of_an_orientation_rises_with_the_chance_of_a_hit() -> None:
 
 
 def test_the_command_ranks_orientations_and_writes_pictures_and_surfaces(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_constant_risk(model, 0.0)
     box(10, 12, 30).export(tmp_path / "bar.stl")
     out = tmp_path / "out"
+    monkeypatch.setattr("flare_model.decision.orientation.PATIENCE", 0.0)
     assert predict(str(model), [str(tmp_path / "bar.stl")], out=str(out), points=150, orientations=4) == 0
-    told = capsys.readouterr().out
+    captured = capsys.readouterr()
+    told = captured.out
+    assert "bar, turned: 4 of 4 orientations (100 %) after " in captured.err
+    page = (out / "answer.html").read_text(encoding="utf-8")
+    rows = [line.split() for line in told.splitlines() if line.strip()[:2] in ("1 ", "4 ")]
+    assert len(rows) == 2  # the best and the last, as on the page
+    for row in rows:
+        risk, warps, height, area, volume = row[-5:]
+        words = f"risk of a hit {risk}, warps {warps} µm, height {height} mm, overhangs {area} mm², supports {volume}"
+        assert f"<dt>{row[0]}.</dt><dd>{' '.join(row[1:-5])}: {words} mm³</dd>" in page
+    assert "<dt>best 1</dt><dd>with all points, " in page
     assert "bar: 4 orientations, best first" in told
     assert "best 3, with all points: " in told
     stored = json.loads((out / "bar_orientations.json").read_text())["orientations"]

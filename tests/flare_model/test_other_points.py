@@ -190,7 +190,7 @@ def test_options_that_do_not_fit_the_points_are_refused_in_a_sentence(
         ("pipelines.pack", ["--src", "{data}", "--out", "{out}"], "python -m pipelines.pack is for printed parts"),
         ("pipelines.build", ["--src", "{cases}", "--out", "{data}"], "python -m pipelines.build is for printed parts"),
         ("flare_model.predict", ["--src", "{data}", "--out", "{out}"], "holds points without cells"),
-        ("flare_model.predict", ["--src", "x.stl", "--checkpoint", "{run}"], "a decision is for printed parts alone"),
+        ("flare_model.predict", ["--src", "{cases}", "--checkpoint", "{run}"], "a decision is for printed parts alone"),
         ("flare_model.evaluate", ["--data", "{data}"], "the checkpoint is for printed parts, and"),
         ("flare_model.evaluate", ["--data", "{boxes}", "--checkpoint", "{run}"], "is for points of darcy, and"),
         ("flare_model.train", ["--data", "{boxes}", "--init", "{run}", "--out", "{out}"], "is for points of darcy"),

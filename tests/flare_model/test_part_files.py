@@ -17,9 +17,12 @@ import trimesh
 import vtk
 
 from flare_model.predict import predict
-from flare_model.prediction.parts import MESH_SUFFIXES, Meshing, Part, Unreadable, find_parts, read_parts
+from flare_model.prediction.part_files import MESH_SUFFIXES
+from flare_model.prediction.parts import Meshing, Part, Unreadable, find_parts, read_parts
+from lpbf_data.command_line import run
 from lpbf_data.errors import StoreError, UsageError
 from lpbf_data.geometry.hexahedra import hex_corner_volumes
+from lpbf_data.geometry.surface_formats import UNIT_SPELLINGS, Units
 from tests.lpbf_data.test_surface_files import write_3mf
 from tests.netfabb_cases import Part as NetfabbPart
 from tests.netfabb_cases import write_part
@@ -197,6 +200,36 @@ def test_units_are_those_of_the_file_or_of_the_option(
     assert (
         "if they are in metres, use --units m, if in inches, --units inch (tiny.stl: 0.3 mm)" in capsys.readouterr().err
     )
+    trimesh.creation.annulus(0.012, 0.015, 0.03).export(tmp_path / "tube.stl")  # its mesh isn't quite the part
+    tube = str(tmp_path / "tube.stl")
+    assert predict(str(trained_run), [tube], out=str(out), pictures=False) == 0
+    said = capsys.readouterr()
+    assert "read in mm, since the file states no unit (--units), which is doubtful" in said.out
+    assert "--points" not in said.out + said.err
+    assert said.err.index("use --units m") < said.err.index("the mesh differs from the surface")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("said", "unit"),
+    [("in", "inch"), ("Metre", "m"), ("meters", "m"), ("millimetre", "mm"), ("µm", "um"), ("MM", "mm")],
+)
+@pytest.mark.parametrize("equals", [False, True])
+def test_units_have_several_spellings_on_the_command_line(said: str, unit: str, equals: bool) -> None:
+    taken: list[str | None] = []
+
+    def command(*, units: Units | None = None) -> None:
+        """Take the unit.
+
+        Args:
+            units: It.
+        """
+        taken.append(units)
+
+    words = [f"--units={said}"] if equals else ["--units", said]
+    with pytest.raises(SystemExit) as ended:
+        run(command, "python -m command", words, spellings={"units": UNIT_SPELLINGS})
+    assert (ended.value.code, taken) == (0, [unit])
 
 
 def test_a_body_that_can_not_be_meshed_does_not_stop_the_others(tmp_path: Path) -> None:

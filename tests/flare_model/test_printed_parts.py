@@ -228,5 +228,11 @@ def test_an_error_about_a_mesh_suggests_another_unit(tmp_path: Path) -> None:
     mesh = angle(5.0)
     mesh.apply_scale(1e-3)
     mesh.export(tmp_path / "metres.stl")
-    with pytest.raises(GeometryError, match=r"points; .* states no unit, .* if they are in metres, use --units m"):
+    hint = (
+        r"metres.stl: lengths were read in mm, since .* if they are in metres, use --units m.*, if in mm, --units mm;"
+    )
+    with pytest.raises(GeometryError, match=hint) as refused:
         list(read_parts(tmp_path / "metres.stl", Meshing(2000)))
+    assert "points" not in str(refused.value)
+    with pytest.raises(GeometryError, match=r"read in mm, and the part is less than 1 mm wide.*; .* points"):
+        list(read_parts(tmp_path / "metres.stl", Meshing(2000, units="mm")))  # stated, and so the mesh is to blame

@@ -11,12 +11,13 @@ import shutil
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
 
 from lpbf_data.command_line import run
-from lpbf_data.console import ProgressLines, follow, open_console
+from lpbf_data.console import ProgressLines, follow, open_console, say_while_waiting
 from tests.forked import Program, command
 from tests.netfabb_cases import Part, write_part
 
@@ -58,7 +59,7 @@ def test_an_unknown_option_is_one_sentence_with_the_nearest_name(
         (["--seed", "1,b"], "each value of --seed must be a whole number, not 'b'"),
         (["--thin_to", "few"], "--thin_to must be a whole number, not 'few'"),
         (["--out"], "--out needs a value; --help lists all"),
-        (["--symmetries", "maybe"], "'maybe' belongs to no option; --help lists all"),
+        (["--symmetries", "maybe"], "--symmetries must be true or false, not 'maybe'"),
     ],
 )
 def test_a_wrong_value_is_one_sentence(words: list[str], said: str) -> None:
@@ -105,6 +106,53 @@ def test_progress_without_a_terminal_is_a_line_a_tenth(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == lines
     assert said[-1].startswith(f"count: {total:,} of {total:,} cases (100 %) after ")
+
+
+def test_short_work_says_nothing_and_its_lines_begin_after_some_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("lpbf_data.console.time.monotonic", lambda: now)
+    for seconds, expected in ((0.4, []), (1.0, [6, 7, 8, 9, 10])):
+        shown = []
+        for number in follow(range(10), 10, "count", "case", after=6.0):
+            shown += [number] if capsys.readouterr().err else []
+            now += seconds
+        shown += [10] if capsys.readouterr().err else []
+        assert shown == expected
+
+
+def test_work_that_can_not_be_counted_says_how_long_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with say_while_waiting("mesh", after=60.0):
+        pass
+    assert capsys.readouterr().err == ""
+    with say_while_waiting("mesh", after=0.01):
+        time.sleep(0.2)
+    said = capsys.readouterr().err.splitlines()
+    assert 1 <= len(said) <= 5  # at 0.01, 0.02, 0.04, 0.08 and 0.16 s
+    assert set(said) == {"mesh: 0 s so far"}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [([], True), (["--pictures", "no"], False), (["--pictures=OFF"], False), (["--pictures", "false"], False),
+     (["--pictures", "yes"], True), (["--pictures"], True)],
+)  # fmt: skip
+def test_a_switch_takes_yes_and_no(words: list[str], value: bool) -> None:
+    taken: list[bool] = []
+
+    def command(*, pictures: bool = True) -> None:
+        """Take the switch.
+
+        Args:
+            pictures: It.
+        """
+        taken.append(pictures)
+
+    with pytest.raises(SystemExit) as ended:
+        run(command, "python -m command", words)
+    assert (ended.value.code, taken) == (0, [value])
 
 
 def test_long_work_says_that_it_began_and_each_twentieth(

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from flare_model.prediction.parts import _files_in
+from flare_model.prediction.part_files import part_files
 from lpbf_data.case.record import CaseRecord, SourceRef
 from lpbf_data.errors import CaseError, FailureReason, UsageError
 from lpbf_data.remarks import Remark, Treatment
@@ -87,7 +87,7 @@ def test_prediction_ignores_hidden_files(tmp_path: Path) -> None:
     results.mkdir()
     for name in ("x_mechanical.case", "._x_mechanical.case"):
         (results / name).write_bytes(b"x")
-    assert [path.name for path in _files_in(tmp_path)] == ["part.stl", "x_mechanical.case"]
+    assert [path.name for path in part_files(str(tmp_path))] == ["part.stl", "x_mechanical.case"]
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -257,7 +257,7 @@ def test_each_body_of_a_file_is_a_case_and_nothing_is_lost_without_a_word(
     assert kept
     kinds = {one["kind"] for one in json.loads((tmp_path / "out/.simulate/remarks.json").read_text())}
     assert kinds == {"merged_facets", "several_bodies"}
-    with pytest.raises(UsageError, match="another units"):
+    with pytest.raises(UsageError, match="with units m, not cm; choose"):
         simulate(str(tmp_path / "out"), stl=files, points=400, workers=0, units="cm")
 
 
@@ -355,8 +355,10 @@ def test_two_surfaces_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_keeps_to_what_it_was_simulated_with(tmp_path: Path) -> None:
     run_small(tmp_path / "out", options(cases=1))
-    with pytest.raises(UsageError, match="another seed"):
+    with pytest.raises(UsageError, match="was simulated with seed 11, not 12; choose another --out"):
         run_small(tmp_path / "out", options(cases=1, seed=12))
+    with pytest.raises(UsageError, match=r"with other families, points 100, not 300; choose"):
+        run_small(tmp_path / "out", options(cases=2, points=300, families=("plate",)))
     assert json.loads((tmp_path / "out/.simulate/request.json").read_text())["seed"] == 11
 
 
