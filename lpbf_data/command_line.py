@@ -125,6 +125,7 @@ def _expand(
     words = [part for name, word in given for part in (f"--{name}", word)] + rest + list(words[bare:])
     expanded: list[str] = []
     queue = list(words)
+    open_names = [name for name in positional[bare:] if not {f"--{name}"} & {word.partition("=")[0] for word in words}]
     while queue:
         word = queue.pop(0)
         expanded.append(word)
@@ -139,7 +140,11 @@ def _expand(
             expanded[-1] = name
             expanded.append(_as_json(values))
         elif _is_switch(action):
-            said = value if equals else queue.pop(0) if queue and not queue[0].startswith("-") else "true"
+            said = value if equals else "true"
+            is_bare = not equals and queue and not queue[0].startswith("-")
+            if is_bare and (queue[0].lower() in _SWITCHED or not open_names):
+                said = queue.pop(0)
+            queue = _named_words(queue, open_names)  # in `--json part.stl` the word isn't the switch's
             expanded[-1:] = [name, _SWITCHED.get(said.lower(), said)]
         elif _takes_float(action) and (value if equals else "".join(queue[:1])).lower() == "inf":
             expanded[-1] = f"{name}=.inf"  # as YAML spells it, whose words these are parsed as
@@ -148,6 +153,23 @@ def _expand(
             given_value = value if equals else queue.pop(0)
             expanded[-1:] = [name, known.get(given_value.lower(), given_value)]
     return _configurations_first(expanded)
+
+
+def _named_words(words: list[str], names: list[str]) -> list[str]:
+    """Give the leading words without a name those of positional parameters; the last one takes what is left of them.
+
+    >>> _named_words(["a.stl", "b.stl", "--json"], ["src"])
+    ['--src', 'a.stl', 'b.stl', '--json']
+
+    Args:
+        words: The words, the first without a name.
+        names: Positional parameters that have no value yet; those that get one are removed.
+    """
+    found: list[str] = []
+    while names and words and not words[0].startswith("-"):
+        found += [f"--{names.pop(0)}", words[0]]
+        words = words[1:]
+    return found + words
 
 
 def _configurations_first(words: Sequence[str]) -> list[str]:

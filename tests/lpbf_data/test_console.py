@@ -155,6 +155,52 @@ def test_a_switch_takes_yes_and_no(words: list[str], value: bool) -> None:
     assert (ended.value.code, taken) == (0, [value])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "words",
+    [["a.stl", "b.stl", "--json"], ["--json", "a.stl", "b.stl"], ["--json", "--src", "a.stl", "b.stl"],
+     ["--json", "yes", "a.stl", "b.stl"], ["--json=on", "a.stl", "b.stl"], ["--src", "a.stl", "b.stl", "--json"]],
+)  # fmt: skip
+def test_files_may_follow_a_switch(words: list[str]) -> None:
+    taken: list[tuple[list[str], bool]] = []
+
+    def command(src: list[str], *, json: bool = False) -> None:
+        """Take files.
+
+        Args:
+            src: They.
+            json: A switch.
+        """
+        taken.append((src, json))
+
+    with pytest.raises(SystemExit) as ended:
+        run(command, "python -m command", words, positional=("src",))
+    assert (ended.value.code, taken) == (0, [(["a.stl", "b.stl"], True)])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_word_that_is_no_answer_to_a_switch_is_told_where_no_file_is_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def command(src: str, out: str, *, anyway: bool = False) -> None:
+        """Take two files.
+
+        Args:
+            src: One.
+            out: Another.
+            anyway: A switch.
+        """
+        print(src, out, anyway)
+
+    for words, status in (("a.stl --anyway b.stl", 0), ("--anyway a.stl b.stl", 0), ("a.stl b.stl --anyway maybe", 2)):
+        with pytest.raises(SystemExit) as ended:
+            run(command, "python -m command", words.split(), positional=("src", "out"))
+        assert ended.value.code == status
+    said = capsys.readouterr()
+    assert said.out == 2 * "a.stl b.stl True\n"
+    assert "--anyway must be true or false, not 'maybe'" in said.err
+
+
 def test_long_work_says_that_it_began_and_each_twentieth(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
