@@ -22,8 +22,9 @@ from flare_model.models.mesh_model import full_precision
 LARGE: Final = 1 << 20
 """Meshes of more points are predicted on in chunks."""
 
-CHUNK: Final = 1 << 17
-"""Points of a chunk."""
+CHUNK: Final = 1 << 18
+CPU_CHUNK: Final = 1 << 14
+"""Points of a chunk; on a CPU so few that its caches hold much of them."""
 
 
 def takes_chunks(blocks: Sequence[Block], inputs: Tensor, layout: Layout) -> bool:
@@ -64,7 +65,8 @@ def compute_in_chunks(
     Returns:
         [N, out_dim].
     """
-    chunks = [slice(start, start + CHUNK) for start in range(0, len(inputs), CHUNK)]
+    length = CPU_CHUNK if inputs.device.type == "cpu" else CHUNK
+    chunks = [slice(start, start + length) for start in range(0, len(inputs), length)]
     hidden: Tensor | None = None
     mixing = _start(blocks[0])
     for chunk in chunks:

@@ -33,7 +33,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(ChunkedMixing, "encode", count)
     monkeypatch.setattr(chunked, "LARGE", 100)
-    monkeypatch.setattr(chunked, "CHUNK", 128)
+    monkeypatch.setattr(chunked, "CPU_CHUNK", 128)
     return seen
 
 
@@ -82,6 +82,18 @@ def test_chunks_under_bfloat16_are_as_near_as_a_whole_pass(small_chunks: list[in
         wanted = whole(model, *inputs)
     assert len(small_chunks) == 9
     assert (found - exact).norm() <= 1.5 * (wanted - exact).norm()
+
+
+def test_chunks_need_no_private_operator(small_chunks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where PyTorch has no attention that gives logsumexps, explicit matrices give them."""
+    monkeypatch.setattr("flare_model.layers.chunked_mixing._ATTENTION", "no such operator")
+    model = model_of().double()
+    inputs = torch.randn(POINTS, 3).double(), torch.randn(POINTS, 2).double()
+    with torch.inference_mode():
+        found = model(*inputs)
+    assert len(small_chunks) == 9
+    wanted = whole(model, *inputs)
+    assert (found - wanted).norm() <= 1e-12 * wanted.norm()
 
 
 @pytest.mark.parametrize("sizes", [{"separate_decoding": True}, {"latent_layers": 1}])
@@ -143,7 +155,7 @@ def kibibytes(name):
 torch.set_num_threads(1)
 model = Flare(FlareConfig(in_dim=3, num_blocks=2, num_latents=16), mixer="sdpa")
 points = torch.rand(400_000, 3)
-chunked.LARGE, chunked.CHUNK = int(sys.argv[1]), 1 << 14
+chunked.LARGE = int(sys.argv[1])
 Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here; getrusage's is inherited from pytest
 before = kibibytes("VmRSS")
 with torch.inference_mode():
