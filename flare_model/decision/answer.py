@@ -236,6 +236,7 @@ def _mesh(part: Part) -> dict[str, Any]:
         report |= {"cell": check.spacing, "volume_share": check.volume, "wall": check.wall}
         report |= {"cells_across": check.cells_across, "needed_points": check.needed_points}
         report |= {"resolved_wall": check.resolved_wall, "differences": check.differences(), "lost": check.lost()}
+        report |= {"thin_walls": check.has_thin_walls, "advice": check.advice() if check.differences() else None}
     return report
 
 

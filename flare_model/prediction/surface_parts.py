@@ -92,7 +92,7 @@ def _shifts(
     return middles, moved
 
 
-def mesh_surface(surface: Surface, name: str, num_points: int, *, refined: bool = False) -> Part:
+def mesh_surface(surface: Surface, name: str, num_points: int, *, refined: bool = False, propose: bool = True) -> Part:
     """Mesh a surface that stands where it is to be built.
 
     Args:
@@ -100,16 +100,17 @@ def mesh_surface(surface: Surface, name: str, num_points: int, *, refined: bool 
         name: Name of the part.
         num_points: Points that the mesh should have.
         refined: Whether up to four times as many are tried until the mesh is quite the part.
+        propose: Whether to find a number of points that gives a mesh without differences, where this one has some.
 
     Raises:
         GeometryError: If it can't be meshed, or only as another part.
     """
-    from lpbf_data.geometry.mesh_check import mesh_and_check
+    from lpbf_data.geometry.faithful_mesh import mesh_and_check
     from lpbf_data.geometry.voxelize import voxelize_to_size
 
     def mesher(of: Surface, count: int) -> VoxelMesh:
         return voxelize_to_size(of, count, layer=LAYER)
 
-    mesh, check, differences = mesh_and_check(surface, num_points, name, mesher, refined=refined)
+    mesh, check, differences = mesh_and_check(surface, num_points, name, mesher, refined=refined, propose=propose)
     origin = FromSurface(surface, check, "mm", unit_told=True)
     return Part(name, mesh.points.astype(np.float32), mesh.cells, remarks=differences, origin=origin)
