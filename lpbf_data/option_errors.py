@@ -29,6 +29,8 @@ def described_error(parser: ArgumentParser, message: str) -> str:
         return f"{' and '.join(names)} must be given; {_ALL}"
     if missing := re.fullmatch(r"argument (--\S+): expected .*argument.*", message, re.DOTALL):
         return f"{_shown(missing[1])} needs a value; {_ALL}"
+    if entry := re.fullmatch(r"Group '(\S+)' does not accept option '(\S+)'|Option '(\S+)' is not accepted", message):
+        return _unknown_entry(parser, entry[3] or f"{entry[1]}.{entry[2]}")
     if key := re.match(r'Parser key "([^"]+)":\s*', message):
         return _wrong_value(parser, key[1], message[key.end() :])
     return " ".join(message.split())
@@ -47,6 +49,13 @@ def _unknown(parser: ArgumentParser, words: list[str]) -> str:
             proposal = f"did you mean {_shown(near)}? " if near else ""
             return f"unknown option {_shown(name)}; {proposal}{_ALL}"
     return f"{words[0]!r} belongs to no option; {_ALL}" if words else f"an argument belongs to no option; {_ALL}"
+
+
+def _unknown_entry(parser: ArgumentParser, key: str) -> str:
+    """As `_unknown`, for a configuration, in which no short forms are known."""
+    near = nearest_option(parser, f"--{key}")
+    proposal = f"did you mean {near.removeprefix('--')}? " if near else ""
+    return f"unknown entry {key} in the configuration; {proposal}{_ALL}"
 
 
 def nearest_option(parser: ArgumentParser, name: str) -> str | None:

@@ -132,7 +132,7 @@ def compensate_body(
     """
     from lpbf_data.geometry.closed_surface import on_build_plate
     from lpbf_data.geometry.compensation import compensate_surface, refuse_crossings
-    from lpbf_data.geometry.mesh_check import mesh_faithfully
+    from lpbf_data.geometry.faithful_mesh import mesh_faithfully
     from lpbf_data.geometry.voxelize import voxelize_to_size
     from pipelines.simulation.compensated_build import compensate_mesh
 

@@ -243,7 +243,8 @@ def _mesh(part: Part) -> dict[str, Any]:
         report |= {"cell": check.spacing, "volume_share": check.volume, "wall": check.wall}
         report |= {"cells_across": check.cells_across, "needed_points": None if is_doubtful else check.needed_points}
         report |= {"resolved_wall": None if is_doubtful else check.resolved_wall, "unit_doubtful": is_doubtful}
-        report |= {"differences": check.differences(), "lost": check.lost()}
+        report |= {"differences": check.differences(), "lost": check.lost(), "thin_walls": check.has_thin_walls}
+        report["advice"] = check.advice() if check.differences() and not is_doubtful else None
     return report
 
 

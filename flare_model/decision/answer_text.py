@@ -179,13 +179,9 @@ def _mesh(answer: Answer) -> str:
         words += [one for one in mesh["lost"] if "of its volume" not in one]
         if mesh["wall"] is not None:
             words.append(f"thinnest wall {_millimetres(mesh['wall'], 3)} mm, {mesh['cells_across']:.2g} cells across")
-        if mesh["needed_points"] is not None:
-            words.append(
-                "so coarse for that wall that another number of points may give another answer: about --points "
-                f"{mesh['needed_points']} give it a whole cell"
-            )
-            if mesh["resolved_wall"] is not None:
-                words[-1] += f", 50,000 walls of {mesh['resolved_wall']:.2g} mm"
+        if mesh["advice"] is not None:
+            why = "so coarse for that wall" if mesh["thin_walls"] else "so far from the part"
+            words.append(f"{why} that another number of points may give another answer: {mesh['advice']}")
         elif mesh["wall"] is not None and mesh["cells_across"] < _MIN_CELLS_ACROSS and not mesh["unit_doubtful"]:
             finer = min(_FINER_FACTOR * mesh["points"], _MAX_TRAINING_POINTS)
             if finer >= _WORTH_TRYING * mesh["points"]:

@@ -269,7 +269,7 @@ def _predict_orientation(
     rotation = rotation_to(down)
     x, y, z = map(float, down)
     try:
-        turned = mesh_surface(turn(part.origin.surface, rotation), part.name, points)
+        turned = mesh_surface(turn(part.origin.surface, rotation), part.name, points, propose=False)
         assert turned.origin is not None
         answer = answer_of(
             predict_part(surrogate, turned, auxiliary.intervals, auxiliary.material_scale), auxiliary, materials

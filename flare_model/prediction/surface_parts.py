@@ -41,7 +41,7 @@ def mesh_bodies(
     Raises:
         GeometryError: If the only one can't be meshed.
     """
-    from lpbf_data.geometry.mesh_check import remarks_on
+    from lpbf_data.geometry.faithful_mesh import remarks_on
 
     stem = path.stem if part_name is None else part_name
     shifts, moved = _shifts(path.name, [body.bounds for body in file.bodies], centre=meshing.centre)
@@ -50,7 +50,9 @@ def mesh_bodies(
         remarks = file.remarks + moved if number == 1 else ()
         try:
             placed = replace(body, vertices=body.vertices - shift)
-            part = mesh_surface(placed, name, meshing.num_points, refined=meshing.refined)
+            part = mesh_surface(
+                placed, name, meshing.num_points, refined=meshing.refined, propose=not file.unit_doubtful
+            )
         except GeometryError as error:
             what = "" if name == stem else f"body {name}: "
             refused = GeometryError(f"{path}: {what}{_with_unit_hint(str(error), file)}")
@@ -119,7 +121,7 @@ def _shifts(
     return middles, moved
 
 
-def mesh_surface(surface: Surface, name: str, num_points: int, *, refined: bool = False) -> Part:
+def mesh_surface(surface: Surface, name: str, num_points: int, *, refined: bool = False, propose: bool = True) -> Part:
     """Mesh a surface that stands where it is to be built.
 
     Args:
@@ -127,16 +129,17 @@ def mesh_surface(surface: Surface, name: str, num_points: int, *, refined: bool 
         name: Name of the part.
         num_points: Points that the mesh should have.
         refined: Whether up to four times as many are tried until the mesh is quite the part.
+        propose: Whether to find a number of points that gives a mesh without differences, where this one has some.
 
     Raises:
         GeometryError: If it can't be meshed, or only as another part.
     """
-    from lpbf_data.geometry.mesh_check import mesh_and_check
+    from lpbf_data.geometry.faithful_mesh import mesh_and_check
     from lpbf_data.geometry.voxelize import voxelize_to_size
 
     def mesher(of: Surface, count: int) -> VoxelMesh:
         return voxelize_to_size(of, count, layer=LAYER)
 
-    mesh, check, differences = mesh_and_check(surface, num_points, name, mesher, refined=refined)
+    mesh, check, differences = mesh_and_check(surface, num_points, name, mesher, refined=refined, propose=propose)
     origin = FromSurface(surface, check, "mm", unit_told=True)
     return Part(name, mesh.points.astype(np.float32), mesh.cells, remarks=differences, origin=origin)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lpbf_data.errors import GeometryError
 from lpbf_data.geometry.closed_surface import Surface
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
-from lpbf_data.remarks import Remark, Treatment
 
 VOLUME_REPORTED: Final = 0.1
 """Relative deviation of the volume from which it is reported."""
@@ -33,12 +31,9 @@ MISSING_REPORTED: Final = 0.05
 USUAL_MAX_POINTS: Final = 50_000
 """Largest number of points in the published data set (paper, appendix G.2): no model was trained on more."""
 
+_WHOLE_CELL: Final = 0.999  # cells across a wall: a cell, but for the rounding of coordinates
 _ONE_CELL: Final = 1.05  # cells across a wall that are sure to hold the centre of one
 _HANGS_TOGETHER: Final = 1.8  # cells across a slanting strut whose cells share faces: a bit over the root of three
-_TRIALS: Final = (1, 2, 4)  # times as many points as were asked for, to keep a part whole
-_FINE_TRIALS: Final = (1, 1.12, 1.25, 1.4, 1.6, 2, 2.5, 3.2, 4)  # so close that faces of walls meet other cells
-_NO_ADVICE: Final = 10_000_000  # points, more than anything here computes with: so many aren't proposed
-_MANY: Final = 1.5  # times as many points as were asked for, from which on it is reported
 _RAYS: Final = 500
 _MAX_HITS: Final = 10_000_000  # pairs of rays and triangles in all
 _PAIRS: Final = 500_000  # of them that are looked at together
@@ -60,6 +55,9 @@ class MeshCheck:
         cells_across: The same in cells.
         num_points: Points of the mesh.
         missing: Share of the walls, by area, that have no cell.
+        needed_points: How many points to ask for to get a mesh without differences; it was made and checked. None where
+            this mesh has none, or where no such number was looked for or found.
+        points_tried: The largest number of points that was tried for that; 0 where none was.
     """
 
     volume: float
@@ -71,23 +69,26 @@ class MeshCheck:
     cells_across: float | None
     num_points: int
     missing: float = 0.0
+    needed_points: int | None = None
+    points_tried: int = 0
 
     @property
-    def needed_points(self) -> int | None:
-        """About how many points give the thinnest walls a cell, and struts connected cells; None if they have them."""
-        in_pieces = self.left_out > 0 and self.missing > MISSING_REPORTED
-        wanted = _HANGS_TOGETHER if in_pieces else _ONE_CELL
-        if self.cells_across is None or self.cells_across >= (wanted if in_pieces else 1):
-            return None
-        return _round_up(self.num_points * (wanted / max(self.cells_across, 1e-3)) ** 3)
+    def has_thin_walls(self) -> bool:
+        """Whether the thinnest walls are less than a cell thick, by more than rounding."""
+        return self.cells_across is not None and self.cells_across < _WHOLE_CELL
 
     @property
     def resolved_wall(self) -> float | None:
-        """Walls in mm that the usual largest number of points would resolve; None where fewer resolve those it has."""
-        needed = self.needed_points
-        if needed is None or needed <= USUAL_MAX_POINTS or self.wall is None:
+        """About the thinnest walls in mm that the usual largest number of points resolves; None if those are thicker.
+
+        It is None, too, where fewer points are known to resolve them.
+        """
+        if self.wall is None or self.cells_across is None or self.needed_points is not None:
             return None
-        return self.wall * math.cbrt(needed / USUAL_MAX_POINTS)
+        in_pieces = self.left_out > 0 and self.missing > MISSING_REPORTED
+        wanted = _HANGS_TOGETHER if in_pieces else _ONE_CELL
+        cell = self.wall / max(self.cells_across, 1e-3) * math.cbrt(self.num_points / USUAL_MAX_POINTS)
+        return wanted * cell if wanted * cell > self.wall else None
 
     def differing_axes(self, bound: float) -> tuple[int, ...]:
         """Axes along which mesh and surface differ by more than two cells and a share."""
@@ -108,7 +109,7 @@ class MeshCheck:
     def differences(self) -> tuple[str, ...]:
         """What differs by more than the stated bounds, in numbers."""
         found = self.lost()
-        if self.cells_across is not None and self.cells_across < 1:
+        if self.has_thin_walls:
             found += (f"walls of {self.wall:.2g} mm are {self.cells_across:.2g} cells thick",)
         return found
 
@@ -128,33 +129,63 @@ class MeshCheck:
 
     def advice(self) -> str:
         """What would help."""
-        needed = self.needed_points
-        if needed is None:
+        if self.needed_points is not None:
+            return f"--points {self.needed_points} gives a mesh that represents the part"
+        if not self.points_tried:
             return "ask for more points"
-        said = f"its walls of {self.wall:.2g} mm need about {needed:,} points"
+        said = f"no mesh that was tried represents the part, up to {self.points_tried:,} points"
         if self.resolved_wall is None:
             return said
-        return (
-            f"{said}; since that is more than the usual {USUAL_MAX_POINTS:,}, make these walls "
-            f"{self.resolved_wall:.2g} mm thick, or cut the part into pieces"
-        )
+        return f"{said}; make these walls {self.resolved_wall:.2g} mm thick, or cut the part into pieces"
 
 
-def check_mesh(surface: Surface, mesh: VoxelMesh) -> MeshCheck:
+@dataclass(frozen=True)
+class Walls:
+    """Walls of a surface, met by rays that go inwards from random points of it.
+
+    Attributes:
+        middles: Middle of each wall, mm, [W, 3].
+        directions: Unit vector of each ray, [W, 3].
+        thickness: Thickness of each wall along its ray, mm, [W].
+    """
+
+    middles: NDArray[np.float64]
+    directions: NDArray[np.float64]
+    thickness: NDArray[np.float64]
+
+    def thinnest(self, spacing: Sequence[float]) -> tuple[float, float] | None:
+        """Thickness of the thinnest walls, in mm and in cells.
+
+        Args:
+            spacing: Edges of a cell, mm, [3].
+
+        Returns:
+            The thickness in mm of the wall that 99 % of the walls exceed in cells, and its cells; None where no ray
+            met a wall.
+        """
+        if not len(self.thickness):
+            return None
+        cells = self.thickness * np.linalg.norm(self.directions / np.asarray(spacing), axis=1)
+        index = int(np.argsort(cells)[int(_THINNEST * len(cells))])
+        return float(self.thickness[index]), float(cells[index])
+
+
+def check_mesh(surface: Surface, mesh: VoxelMesh, walls: Walls | None = None) -> MeshCheck:
     """Compare a mesh with its surface.
 
     Args:
         surface: The surface.
         mesh: What `voxelize` made of it.
+        walls: The walls of the surface, where they have been found already: they take longest.
     """
     sizes = (np.ptp(mesh.indices, axis=0) + 1) * np.asarray(mesh.spacing)
     x, y, z = map(float, sizes)
     sx, sy, sz = map(float, np.ptp(surface.bounds, axis=0))
     enclosed = surface.volume - mesh.surplus
     volume = mesh.num_cells * math.prod(mesh.spacing) / enclosed if enclosed > 0 else math.inf
-    middles, thickness, cells = _walls(surface, np.asarray(mesh.spacing))
-    wall, across = _thinnest(thickness, cells) or (None, None)
-    missing = float(_without_cell(mesh, middles).mean()) if len(middles) else 0.0
+    walls = walls or find_walls(surface)
+    wall, across = walls.thinnest(mesh.spacing) or (None, None)
+    missing = float(_without_cell(mesh, walls.middles).mean()) if len(walls.middles) else 0.0
     extents, own = (x, y, z), (sx, sy, sz)
     return MeshCheck(volume, extents, own, mesh.spacing, mesh.left_out, wall, across, mesh.num_points, missing)
 
@@ -171,32 +202,8 @@ def _without_cell(mesh: VoxelMesh, positions: NDArray[np.float64]) -> NDArray[np
     return found
 
 
-def thinnest_wall(surface: Surface, spacing: NDArray[np.float64]) -> tuple[float, float] | None:
-    """Thickness of the thinnest walls, in mm and in cells, met by rays that go inwards from random points of a surface.
-
-    Args:
-        surface: The surface.
-        spacing: Edges of a cell, mm, [3].
-
-    Returns:
-        The thickness in mm of the wall that 99 % of the walls exceed in cells, and its cells; None where no ray met a
-        wall.
-    """
-    _, thickness, cells = _walls(surface, spacing)
-    return _thinnest(thickness, cells)
-
-
-def _thinnest(thickness: NDArray[np.float64], cells: NDArray[np.float64]) -> tuple[float, float] | None:
-    if not len(cells):
-        return None
-    index = int(np.argsort(cells)[int(_THINNEST * len(cells))])
-    return float(thickness[index]), float(cells[index])
-
-
-def _walls(
-    surface: Surface, spacing: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Walls below random points of a surface: their middles, mm, [W, 3], and their thickness in mm and cells, [W]."""
+def find_walls(surface: Surface) -> Walls:
+    """The walls of a surface, below points of it that are the same in each call."""
     corners = surface.vertices[surface.triangles]
     normals = surface.area_vectors()
     areas = np.linalg.norm(normals, axis=1)
@@ -211,7 +218,7 @@ def _walls(
     thickness = _first_walls(surface, starts, inwards)
     met = np.isfinite(thickness)
     starts, inwards, thickness = starts[met], inwards[met], thickness[met]
-    return starts + inwards * thickness[:, None] / 2, thickness, thickness * np.linalg.norm(inwards / spacing, axis=1)
+    return Walls(starts + inwards * thickness[:, None] / 2, inwards, thickness)
 
 
 def _first_walls(surface: Surface, starts: NDArray[np.float64], directions: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -268,110 +275,3 @@ def _hits(
         hit = (u >= 0) & (v >= 0) & (u + v <= 1) & (distance > least)
     facing = np.einsum("pk,pk->p", normals, direction) > _FACING * np.linalg.norm(normals, axis=1)
     return np.where(hit, distance, math.inf), facing
-
-
-def remarks_on(check: MeshCheck, name: str, *, advise: bool = True) -> tuple[Remark, ...]:
-    """What differs between mesh and surface, as a remark.
-
-    Args:
-        check: The comparison.
-        name: The part, as the remark names it.
-        advise: Whether the remark says how many points would help.
-    """
-    differences = check.differences()
-    if not differences:
-        return ()
-    sentence = (
-        f"the mesh differs from the surface, in volume (by over {VOLUME_REPORTED:.0%}), in size (by over "
-        f"{EXTENT_REPORTED:.0%}) or at thin walls"
-    )
-    example = f"{name}: {', '.join(differences)}"
-    if advise:
-        sentence += "; mesh it with more points (--points)"
-        example += f"; {check.advice()}"
-    return (Remark(Treatment.CHANGED, "mesh_differs", sentence, 1, (example,)),)
-
-
-def mesh_faithfully(
-    surface: Surface, num_points: int, name: str, mesher: Callable[[Surface, int], VoxelMesh]
-) -> tuple[VoxelMesh, tuple[Remark, ...]]:
-    """Mesh a surface as `mesh_and_check` does; returns the mesh and the remarks."""
-    mesh, _, remarks = mesh_and_check(surface, num_points, name, mesher)
-    return mesh, remarks
-
-
-def mesh_and_check(
-    surface: Surface,
-    num_points: int,
-    name: str,
-    mesher: Callable[[Surface, int], VoxelMesh],
-    *,
-    refined: bool = False,
-) -> tuple[VoxelMesh, MeshCheck, tuple[Remark, ...]]:
-    """Mesh a surface so that the mesh is still the part, with up to four times as many points as were asked for.
-
-    Args:
-        surface: The surface.
-        num_points: Points that the mesh should have.
-        name: The part, as remarks name it.
-        mesher: Makes a mesh of a surface with about so many points.
-        refined: Whether to go on to finer meshes until one is quite the part; else, or where none is, the first mesh
-            that is still the part is taken.
-
-    Returns:
-        The mesh, the comparison with the surface, and what differs from that or from what was asked for.
-
-    Raises:
-        GeometryError: If it can't be meshed, or only as another part.
-    """
-    trouble: GeometryError | None = None
-    first: tuple[VoxelMesh, MeshCheck] | None = None
-    for times in _FINE_TRIALS if refined else _TRIALS:
-        try:
-            mesh = mesher(surface, round(times * num_points))
-        except GeometryError as error:
-            trouble = trouble or error
-            continue
-        check = check_mesh(surface, mesh)
-        if check.is_another_part:
-            found = ", ".join(check.differences())
-            trouble = GeometryError(f"the mesh of {mesh.num_points:,} points has {found}; {check.advice()}")
-            continue
-        first = first or (mesh, check)
-        if check.is_quite_the_part or not refined:
-            return mesh, check, _remarks_on_trials(check, first[1], name, num_points)
-    if first is not None:
-        return *first, _remarks_on_trials(first[1], first[1], name, num_points)
-    assert trouble is not None
-    raise GeometryError(_with_needed_points(str(trouble), surface, num_points)) from trouble
-
-
-def _remarks_on_trials(taken: MeshCheck, first: MeshCheck, name: str, num_points: int) -> tuple[Remark, ...]:
-    """What differs from the surface, and that there are more points than were asked for or than the first mesh had."""
-    remarks = remarks_on(taken, name)
-    if taken is not first:
-        sentence = "a part was meshed with more points than by default, so that volume, extents and walls are its own"
-        example = f"{name}: {taken.num_points:,}, where {first.num_points:,} had {', '.join(first.lost())}"
-        return *remarks, Remark(Treatment.CHANGED, "refined", sentence, 1, (example,))
-    if taken.num_points > _MANY * num_points:
-        sentence = "a part was meshed with more points than were asked for, to keep thin walls whole"
-        example = f"{name}: {taken.num_points:,} instead of {num_points:,}"
-        return *remarks, Remark(Treatment.CHANGED, "more_points", sentence, 1, (example,))
-    return remarks
-
-
-def _with_needed_points(trouble: str, surface: Surface, num_points: int) -> str:
-    """Why no mesh is the part, with the points that its thinnest walls need where that isn't said yet."""
-    if "need about" in trouble or (wall := thinnest_wall(surface, np.ones(3))) is None:
-        return trouble
-    needed = _round_up(surface.volume / (0.7 * wall[0] ** 3))
-    if not num_points < needed <= _NO_ADVICE:
-        return trouble
-    return f"{trouble} (its walls of {wall[0]:.2g} mm need about {needed:,})"
-
-
-def _round_up(points: float) -> int:
-    """A number of points, rounded up to two significant digits."""
-    digits = int(10 ** max(0, int(math.log10(max(points, 1))) - 1))
-    rounded: int = math.ceil(points / digits) * digits
-    return rounded

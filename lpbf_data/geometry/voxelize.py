@@ -207,10 +207,10 @@ def voxelize(surface: Surface, cell: tuple[float, float], *, samples: int = _SAM
     """
     low, high = surface.bounds
     size = high - low
-    across = np.maximum(np.rint(size[:2] / cell[0]), 1).astype(int)
+    across = _cells_across(surface, cell[0])
     up = max(1, math.ceil(size[2] / cell[1] - 1e-9))
     spacing = (size[0] / across[0], size[1] / across[1], cell[1])
-    grid = (int(across[0]), int(across[1]), up)
+    grid = (*across, up)
     shares, surplus = _fill(surface, low, spacing, grid, samples)
     mask = shares > 0.5
     del shares
@@ -230,6 +230,12 @@ def voxelize(surface: Surface, cell: tuple[float, float], *, samples: int = _SAM
     lowered = int(filled[0]) if len(filled) else 0
     mesh = mesh_of_mask(mask, low, spacing)
     return replace(mesh, left_out=left_out, lowered=lowered, surplus=surplus * math.prod(spacing))
+
+
+def _cells_across(surface: Surface, width: float) -> tuple[int, int]:
+    """How many cells of about a width fit along x and y."""
+    x, y = np.maximum(np.rint(np.ptp(surface.bounds, axis=0)[:2] / width), 1).astype(int)
+    return int(x), int(y)
 
 
 def voxelize_to_size(
@@ -259,15 +265,18 @@ def voxelize_to_size(
         )
     best: VoxelMesh | None = None
     trouble: GeometryError | None = None
+    known: dict[tuple[int, int, float], VoxelMesh] = {}  # attempts that go to and fro come to the same grids again
     for _ in range(_ATTEMPTS):
         height = extent / max(planes, round(extent / (width * aspect_ratio)))
         if layer is not None:
             height = max(1, math.floor(height / layer + 1e-6)) * layer
+        grid = (*_cells_across(surface, width), height)
         try:
-            mesh = voxelize(surface, (width, height))
+            mesh = known[grid] if grid in known else voxelize(surface, (width, height))
         except GeometryError as error:
             trouble, width = error, 0.8 * width
             continue
+        known[grid] = mesh
         if best is None or _distance(mesh, num_points) < _distance(best, num_points):
             best = mesh
         if _distance(mesh, num_points) < _CLOSE_ENOUGH:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 STREAM_HINTS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("keys", "items", "values"), "one split, train unless another is named: load_dataset(…, split=…)"),
     "take": "itertools.islice(stream, n)",
     "skip": "load_dataset without streaming, then dataset[n:]; or stream.load_state_dict to go on where one stood",
     "map": "load_dataset(…, transform=function)",
@@ -19,6 +20,7 @@ STREAM_HINTS: Final[Mapping[str, str]] = {
 """Of a [CaseStream][lpbf_data.CaseStream]."""
 
 DATASET_HINTS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("keys", "items", "values"), "one split, train unless another is named: load_dataset(…, split=…)"),
     "select": "dataset[numbers]",
     "take": "dataset[:n]",
     "skip": "dataset[n:]",

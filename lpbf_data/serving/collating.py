@@ -66,18 +66,18 @@ class RaggedBatch:
         return self._map(lambda values: values.pin_memory())
 
 
-def collate_ragged(samples: Sequence[Mapping[str, Any]]) -> RaggedBatch:
-    """Join samples in the format "torch"; in a worker of a DataLoader, in shared memory.
+def collate_ragged(samples: Sequence[Any]) -> RaggedBatch:
+    """Join samples along their points; in a worker of a DataLoader, in shared memory.
 
     Args:
-        samples: Dicts of tensors, as `load_dataset(…, format="torch")` gives them, or of arrays.
+        samples: Dicts of tensors, as `load_dataset(…, format="torch")` gives them, or of arrays; or PyG data.
 
     Raises:
         KeyError: If a sample has no points or no target.
         SharedMemoryError: If a worker finds no room in shared memory. (Found later, when the batch is sent, it
             would let the DataLoader wait for ever.)
     """
-    batch = join_ragged(samples)
+    batch = join_ragged([sample if isinstance(sample, Mapping) else sample.to_dict() for sample in samples])
     if get_worker_info() is None:
         return batch
     try:

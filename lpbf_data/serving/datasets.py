@@ -81,7 +81,14 @@ class CaseDataset(Dataset[Any]):
 
         Raises:
             IndexError: If there is no such case.
+            UsageError: If it is the name of a split.
         """
+        if isinstance(idx, str):
+            split = self.samples.tensors.reader.split
+            raise UsageError(
+                f"this is the split {split}, whose cases are indexed by numbers, not by {idx!r}; load_dataset opens "
+                'one split, train unless another is named: load_dataset(…, split="test")'
+            )
         if not isinstance(idx, SupportsIndex) or getattr(idx, "ndim", 0) > 0:
             return self.index_select(idx)
         number = idx.__index__()
@@ -173,12 +180,14 @@ def load_dataset(
     token: str | bool | None = None,
     offline: bool | None = None,
 ) -> CaseDataset | CaseStream:
-    """Open one split of a data set.
+    """Open one split of a data set: train, unless another is named.
+
+    This differs from `datasets.load_dataset`, which without a split gives all of them in a dict.
 
     Args:
         name: A local folder; else a URL that fsspec knows; else an id of the Hugging Face hub, such as
             "vedantpuri/LPBF_FLARE".
-        split: "train", "validation", "test", or another split that the build made.
+        split: "train" (which is taken where none is named), "validation", "test", or another split that the build made.
         streaming: A stream instead of random access.
         format: "pyg" for `torch_geometric.data.Data`, "torch" for a dict of tensors.
         fields: Fields to read; all stored ones by default. Fewer fields are read faster; `[]` reads points and target.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from torch_geometric.data import Data, Dataset
+from torch.utils.data._utils.collate import default_collate_fn_map
+from torch_geometric.data import Batch, Data, Dataset
 
 from lpbf_data.serving.datasets import CaseDataset
 from lpbf_data.serving.samples import CaseSamples
@@ -22,6 +24,14 @@ class CaseData(Data):  # type: ignore[misc]
     def __cat_dim__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
         """Along which dimension an attribute is joined in a batch."""
         return 0 if key in ("cells", "point_index") else super().__cat_dim__(key, value, *args, **kwargs)
+
+
+def _collate_cases(cases: Sequence[CaseData], **_: Any) -> Any:
+    return Batch.from_data_list(list(cases))
+
+
+# With this PyTorch's own DataLoader joins cases as PyG's does (documented as option 2 at `default_collate`).
+default_collate_fn_map[CaseData] = _collate_cases
 
 
 class GraphDataset(CaseDataset, Dataset):  # type: ignore[misc]

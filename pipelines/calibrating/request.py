@@ -11,7 +11,7 @@ from typing import Final
 from lpbf_data.durable import sha256_of_file, sha256_of_tree
 from lpbf_data.errors import UsageError
 from lpbf_data.geometry.closed_surface import Surface, on_build_plate
-from lpbf_data.geometry.mesh_check import mesh_faithfully
+from lpbf_data.geometry.faithful_mesh import mesh_faithfully
 from lpbf_data.geometry.surface_files import load_bodies
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from lpbf_data.geometry.voxelize import voxelize, voxelize_to_size

@@ -20,8 +20,9 @@ from lpbf_data.case.schema import FULL_CLEARANCE
 from lpbf_data.durable import flush_tree
 from lpbf_data.errors import GeometryError
 from lpbf_data.geometry.closed_surface import Surface, on_build_plate
+from lpbf_data.geometry.faithful_mesh import mesh_faithfully, remarks_on
 from lpbf_data.geometry.layer_groups import choose_refinement
-from lpbf_data.geometry.mesh_check import check_mesh, mesh_faithfully, remarks_on
+from lpbf_data.geometry.mesh_check import check_mesh
 from lpbf_data.geometry.surface_files import load_bodies
 from lpbf_data.geometry.surface_formats import Units
 from lpbf_data.geometry.voxel_mesh import VoxelMesh

@@ -10,6 +10,7 @@ Uses two GPUs and NCCL if there are two, else the CPU and gloo. Needs no data. T
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -77,4 +78,7 @@ def main(out: str) -> None:
 
 
 if __name__ == "__main__":
-    train_until_killed() if sys.argv[1] == "process" else main(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", metavar="OUT.json")
+    out = parser.parse_args().out
+    train_until_killed() if out == "process" else main(out)  # main starts it with that word

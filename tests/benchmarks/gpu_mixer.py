@@ -13,8 +13,8 @@ repository).
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -276,4 +276,6 @@ def main(out: str = "tests/benchmarks/results/gpu_mixer.json", *names: str) -> N
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="OUT.json | flare | flare++", help="the file, then the models")
+    main(*parser.parse_args().words)

@@ -18,10 +18,10 @@ Needs one GPU and no data. The result goes to OUT.json; committed are results/gp
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -304,15 +304,19 @@ def summary(*parts: str) -> dict[str, Any]:
     return found
 
 
+MEASURED = {"million": million, "profile": profile, "largest": largest, "lpbf": lpbf}
+
+
 def main(what: str, out: str, *names: str) -> None:
     """Measure, write, print."""
-    if what == "summary":
-        result = summary(*names)
-    else:
-        work = {"million": million, "profile": profile, "largest": largest, "lpbf": lpbf}[what]
-        result = {what: work(*names), "gpu": describe_gpu()}
+    result = summary(*names) if what == "summary" else {what: MEASURED[what](*names), "gpu": describe_gpu()}
     Path(out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=[*MEASURED, "summary"])
+    parser.add_argument("out", metavar="OUT.json")
+    parser.add_argument("names", nargs="*", metavar="NAME | PART.json")
+    chosen = parser.parse_args()
+    main(chosen.what, chosen.out, *chosen.names)

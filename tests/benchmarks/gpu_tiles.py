@@ -11,10 +11,10 @@ results/gpu_tiles.json.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import multiprocessing
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -135,4 +135,10 @@ def main(out: str, *kernels: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", metavar="OUT.json")
+    parser.add_argument("kernels", nargs="*", metavar="KERNEL", help=f"of {', '.join(CANDIDATES)}; all by default")
+    chosen = parser.parse_args()
+    if unknown := set(chosen.kernels) - set(CANDIDATES):
+        parser.error(f"no kernel is called {', '.join(sorted(unknown))}; there are {', '.join(CANDIDATES)}")
+    main(chosen.out, *chosen.kernels)

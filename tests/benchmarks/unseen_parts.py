@@ -20,8 +20,8 @@ from flare_model.prediction.surface_parts import LAYER
 from lpbf_data.case.schema import FULL_CLEARANCE
 from lpbf_data.errors import GeometryError
 from lpbf_data.geometry.closed_surface import Surface
+from lpbf_data.geometry.faithful_mesh import mesh_and_check
 from lpbf_data.geometry.layer_groups import choose_refinement
-from lpbf_data.geometry.mesh_check import mesh_and_check
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from lpbf_data.geometry.voxelize import voxelize_to_size
 from pipelines.simulation.materials.material import MATERIALS, Material

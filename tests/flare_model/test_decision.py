@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import trimesh
+from matplotlib.image import imread
 
 from flare_model import from_pretrained
 from flare_model.checkpoints import packaged_model
@@ -383,7 +385,15 @@ def test_a_prediction_writes_a_page_and_pictures(model: Path, tmp_path: Path) ->
     assert predict(str(model), [str(tmp_path / "box.stl")], out=str(tmp_path / "out")) == 0
     page = (tmp_path / "out/answer.html").read_text(encoding="utf-8")
     assert "<title>Predictions" in page
-    assert (tmp_path / "out/box_displacement_z.png").exists()
+    answer = json.loads((tmp_path / "out/answers.json").read_text())["parts"]["box"]
+    assert answer["hit"]["verdict"] == "yes"
+    assert "hits the part; a hit is more than 99 % likely" in page
+    assert f"{answer['mesh']['points']:,} points" in page
+    assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page)  # it opens without a network
+    pictures = {path.name: imread(path) for path in (tmp_path / "out").glob("*.png")}
+    assert set(pictures) == {f"box_{name}.png" for name in from_pretrained(model).usage.targets}
+    for picture in pictures.values():
+        assert len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 20  # colours of a field, no empty page
 
 
 def test_impossible_requests_are_refused(model: Path, tmp_path: Path) -> None:

@@ -67,3 +67,40 @@ def test_stated_numbers_of_a_model_of_another_package_must_fit_the_data() -> Non
         make_settings(ModelSpec(POINTWISE, {"in_dim": 2}), ["displacement_z"], [], data="")
     fitted = make_settings(ModelSpec(POINTWISE, {"in_dim": 3, "width": 4}), ["displacement_z"], [], data="").model
     assert fitted.init_args == {"in_dim": 3, "out_dim": 1, "width": 4}
+
+
+SPELLINGS = ["--model.config.num_blocks", "--model.init_args.config.num_blocks"]
+WRONG = ["--model.config.blocks", "--model.init_args.config.blocks", "--model.blocks", "--config.num_blocks"]
+
+
+def said_by_train(folder: Path, *words: str) -> str:
+    program = Program(command, folder / "said", "flare_model.train", "--data", str(folder / "none"), *words)
+    assert program.end() != 0
+    return program.text()
+
+
+@pytest.mark.parametrize("option", SPELLINGS)
+def test_sizes_of_the_model_have_a_short_and_a_long_spelling(option: str, tmp_path: Path) -> None:
+    # What is wrong is found after the options are understood.
+    assert "none is no folder of a data set" in said_by_train(tmp_path, option, "4")
+
+
+@pytest.mark.parametrize("option", WRONG)
+def test_another_spelling_is_refused_with_the_right_one(option: str, tmp_path: Path) -> None:
+    given = option.replace(".init_args", "")
+    right = f"error: unknown option {given}; did you mean {SPELLINGS[0]}? --help lists all\n"
+    assert said_by_train(tmp_path, option, "4") == right
+
+
+@pytest.mark.parametrize(
+    "key", ["model.config.num_blocks", "model.init_args.config.blocks", "model.init_args.num_blocks"]
+)
+def test_another_spelling_in_a_configuration_is_refused_with_the_right_one(key: str, tmp_path: Path) -> None:
+    content: object = 4
+    for name in reversed(key.split(".")):
+        content = {name: content}
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump(content))
+    right = SPELLINGS[1].removeprefix("--")
+    wanted = f"error: unknown entry {key} in the configuration; did you mean {right}? --help lists all\n"
+    assert said_by_train(tmp_path, "--config", str(path)) == wanted

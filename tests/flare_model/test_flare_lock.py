@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -89,13 +90,23 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
 
 def test_a_process_that_waits_gets_the_lock(tmp_path: Path) -> None:
     """Processes that read ahead for one that was killed hold its lock for some seconds more."""
-    code = HOLDING.replace("600", "1")
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
+    code = HOLDING.replace("time.sleep(600)", "sys.stdin.read()")
+    command_line = [sys.executable, "-c", code, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command_line, text=True, **pipes) as holder:  # type: ignore[call-overload]
         assert holder.stdout.readline() == "held\n"
-        started = time.monotonic()
+        let_go: list[float] = []
+
+        def let_it_go() -> None:
+            let_go.append(time.monotonic())
+            holder.stdin.close()
+
+        threading.Timer(0.5, let_it_go).start()
         with locked_run(tmp_path, patience=60):
-            assert time.monotonic() > started
+            got = time.monotonic()
+            assert let_go  # not before
+            assert got > let_go[0]
+            assert json.loads((tmp_path / HOLDER_NAME).read_text())["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,9 @@ def test_requests_from_other_sites_are_refused(server: Server, headers: dict[str
     method = "POST" if path.startswith("answer") else "GET"
     status, answered, body = server.send(path, b"solid" if method == "POST" else None, method, given)
     assert status == 403
-    assert "no" in json.loads(body)["error"]
+    named = "under the address that it printed, and under no other name"
+    wanted = named if "Host" in headers else "itself, and no page of another address"
+    assert json.loads(body)["error"] == f"this page answers {wanted}"
     assert not [name for name in answered if name.startswith("access-control")]
 
 

@@ -31,8 +31,11 @@ from flare_model.training.recipe import Recipe
 from flare_model.training.resident_cases import ResidentCases
 from flare_model.training.settings import make_settings
 from flare_model.training.trainer import Trainer
+from lpbf_data.case.point_schema import PointSchema
+from lpbf_data.case.schema import FieldSpec
 from lpbf_data.errors import LpbfError, SchemaError, UsageError
 from lpbf_data.reading.catalog import read_points
+from lpbf_data.stores.point_sets import PointCase, write_point_set
 from pipelines.benchmarks.convert import convert
 from pipelines.benchmarks.darcy import trivial_errors
 from tests.commands import run_here
@@ -415,3 +418,23 @@ def test_normalisation_without_features_has_the_scale_of_targets(tmp_path: Path,
     norm = normalisation_of(split, resolve_targets(["pressure"], "", split.point_schema), ())
     assert norm.feature_mean == ()
     assert norm.target_std[0] > 0
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, -3.0, 1e6 + 0.1, 1e-9])
+def test_a_constant_column_has_the_scale_one(tmp_path: Path, constant: float) -> None:
+    """Its standard deviation is 0, but for rounding: nothing may be divided by that."""
+    points = np.random.default_rng(0).random((50, 2))
+    fields = tuple(FieldSpec(name, (), "1", "point", "a column") for name in ("load", "bow"))
+    schema = PointSchema("plates", ("x", "y"), "1", fields, ("load",), ("bow",))
+    cases = [
+        PointCase(f"plate_{n}", points, {"load": np.full(50, constant), "bow": n + points[:, 0]}) for n in range(7)
+    ]
+    write_point_set(tmp_path / "plates", schema, {"train": cases[:-1], "test": cases[-1:]})
+    targets, features = resolve_targets(["bow"], "", schema), resolve_inputs(["load"], "", schema)
+    split = Split(str(tmp_path / "plates"), "train", (*targets, *features))
+    norm = normalisation_of(split, targets, features)
+    assert norm.feature_mean == pytest.approx((constant,), rel=1e-6)
+    assert norm.feature_std == (1.0,)
+    run = run_training(str(tmp_path / "plates"), tmp_path / "run", max_steps=2)
+    predicted = from_pretrained(run)(points, np.full((50, 1), constant))
+    assert torch.isfinite(predicted).all()

@@ -94,6 +94,29 @@ def test_pyg_batches(small_dataset: Path) -> None:
             assert torch.equal(batch[name], getattr(other, name))
 
 
+@many_workers
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pytorchs_own_loader_joins_graphs_as_pyg_does(small_dataset: Path, workers: int, *, streaming: bool) -> None:
+    graphs = load_dataset(small_dataset, streaming=streaming, batch_size=3)
+    context = "spawn" if workers else None
+    batches = list(DataLoader(graphs, batch_size=3, num_workers=workers, multiprocessing_context=context))
+    expected = list(torch_geometric.loader.DataLoader(load_dataset(small_dataset), batch_size=3))
+    assert len(batches) == len(expected) > 1
+    for batch, wanted in zip(batches, expected, strict=True):
+        assert batch.case_id == wanted.case_id
+        for name in ("pos", "y", "cells", "batch", "ptr"):
+            assert torch.equal(batch[name], wanted[name])
+
+
+def test_graphs_become_ragged_batches_too(small_dataset: Path) -> None:
+    graphs, dicts = (load_dataset(small_dataset, format=kind, edges=True)[:3] for kind in ("pyg", "torch"))
+    joined, wanted = collate_ragged(list(graphs)), collate_ragged(list(dicts))
+    assert same(joined, wanted)
+    assert torch.equal(joined.cells, wanted.cells)
+    assert torch.equal(joined.edge_index, wanted.edge_index)
+
+
 def test_a_plain_dataloader_with_a_budget_of_points(small_dataset: Path) -> None:
     dataset = load_dataset(small_dataset, format="torch", fields=[], cells=False)
     served: list[str] = []

@@ -21,7 +21,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from huggingface_hub import scan_cache_dir
 
 from lpbf_data import load_dataset, open_zarr
-from lpbf_data.errors import MissingFileError, StoreError, UnreachableError
+from lpbf_data.errors import MissingFileError, StoreError, UnreachableError, UsageError
 from lpbf_data.file_access import hub as hub_module
 from lpbf_data.file_access import retries
 from lpbf_data.file_access.hub import HubFiles, HubWarning
@@ -379,3 +379,16 @@ def test_a_manifest_that_may_not_be_read_and_one_that_is_cut(
         shard.unlink()
     with pytest.raises(MissingFileError, match=r"has no manifest\.parquet"):
         load_dataset(tmp_path)
+
+
+def test_who_expects_a_dict_of_splits_is_told_that_this_is_one(small_dataset: Path) -> None:
+    """`datasets.load_dataset` gives all splits where none is named."""
+    unnamed = load_dataset(small_dataset)
+    assert unnamed.case_ids == load_dataset(small_dataset, split="train").case_ids
+    with pytest.raises(UsageError, match=r"this is the split train.* not by 'test'; .*split=\"test\""):
+        unnamed["test"]
+    for opened in (unnamed, load_dataset(small_dataset, streaming=True)):
+        with pytest.raises(
+            AttributeError, match=r"one split, train unless another is named: load_dataset\(…, split=…\)"
+        ):
+            opened.keys()

@@ -12,7 +12,8 @@ import trimesh
 
 from lpbf_data.errors import GeometryError
 from lpbf_data.geometry.closed_surface import Surface, surface_of_arrays
-from lpbf_data.geometry.mesh_check import _first_walls, check_mesh, mesh_faithfully, remarks_on, thinnest_wall
+from lpbf_data.geometry.faithful_mesh import mesh_and_check, mesh_faithfully, remarks_on
+from lpbf_data.geometry.mesh_check import _first_walls, check_mesh, find_walls
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from lpbf_data.geometry.voxelize import voxelize, voxelize_to_size
 
@@ -60,8 +61,9 @@ def test_a_table_stands_on_its_legs_or_is_refused_with_what_helps(points: int) -
         refused = str(error)
     if refused:
         assert "of 30.5 mm along z" in refused
-        needed = int(re.search(r"need about ([\d,]+)", refused)[1].replace(",", ""))
-        mesh, _ = mesh_faithfully(surface, needed, "table", mesher)
+        needed = int(re.search(r"--points (\d+) gives a mesh", refused)[1])
+        mesh, remarks = mesh_faithfully(surface, needed, "table", mesher)
+        assert remarks == ()
     assert float(np.ptp(mesh.points[:, 2])) == pytest.approx(30.5, abs=2 * mesh.spacing[2])
 
 
@@ -90,10 +92,10 @@ def test_loose_pieces_are_said() -> None:
 def test_walls_are_measured() -> None:
     for wall in (0.3, 1.0, 2.5):
         tube = surface_of(trimesh.creation.annulus(10 - wall, 10, 30, sections=128))
-        thickness, cells = thinnest_wall(tube, np.array([0.5, 0.5, 0.5]))
+        thickness, cells = find_walls(tube).thinnest((0.5, 0.5, 0.5))
         assert thickness == pytest.approx(wall, rel=0.03)
         assert cells == pytest.approx(2 * wall, rel=0.03)
-    assert thinnest_wall(surface_of(box((0, 0, 0), (20, 30, 1))), np.ones(3))[0] == pytest.approx(1)
+    assert find_walls(surface_of(box((0, 0, 0), (20, 30, 1)))).thinnest((1, 1, 1))[0] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("wall", [0.15, 0.3, 0.6, 1.2])
@@ -132,3 +134,40 @@ def test_walls_are_met_where_vtk_meets_them(made: trimesh.Trimesh) -> None:
         assert math.isfinite(distance) == facing
         assert not facing or distance == pytest.approx(np.linalg.norm(places[first] - start), rel=1e-6)
     assert np.isfinite(found).sum() > 50
+
+
+def hollow(edge: float, wall: float) -> Surface:
+    whole, hole = box((0, 0, 0), (edge, edge, edge)), box((wall, wall, wall), (edge - wall,) * 3)
+    return surface_of(trimesh.boolean.difference([whole, hole], engine="manifold"))
+
+
+@pytest.mark.parametrize(("edge", "wall"), [(30, 1.0), (40, 1.0), (37.3, 1.1), (40, 0.7)])
+@pytest.mark.parametrize(("points", "refined"), [(2000, True), (9000, False), (28_750, False)])
+def test_the_proposed_number_of_points_gives_a_mesh_without_differences(
+    edge: float, wall: float, points: int, refined: bool
+) -> None:
+    """Walls that are a cell thick or more can still have too little or too much volume: cells are all of one size."""
+    surface = hollow(edge, wall)
+    mesh, check, remarks = mesh_and_check(surface, points, "box", mesher, refined=refined)
+    assert check.differences() != ()
+    assert check.needed_points is not None
+    assert check.needed_points <= 50_000
+    assert f"--points {check.needed_points} gives a mesh that represents the part" in str(remarks[0])
+    again, check, remarks = mesh_and_check(surface, check.needed_points, "box", mesher)
+    assert remarks == ()
+    assert again.num_cells * math.prod(again.spacing) == pytest.approx(surface.volume, rel=0.1)
+    first = mesher(surface, points)
+    if not refined and not check_mesh(surface, first).is_another_part:
+        assert mesh.num_points == first.num_points  # what was asked for is what is taken
+
+
+def test_where_no_mesh_is_right_that_is_said() -> None:
+    surface = hollow(60, 0.4)
+    with pytest.raises(GeometryError, match=r"no mesh that was tried represents the part, up to 50,000 points"):
+        mesh_faithfully(surface, 2000, "box", mesher)
+
+
+def test_a_cell_across_a_wall_is_one_also_where_coordinates_are_rounded() -> None:
+    surface = hollow(20, np.float64(np.float32(1.00001)) - 2e-5)
+    mesh = voxelize(surface, (1.0, 1.0))
+    assert check_mesh(surface, mesh).differences() == ()
