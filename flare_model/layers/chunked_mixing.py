@@ -87,6 +87,10 @@ def _encode_by_attention(queries: Tensor, keys: Tensor, values: Tensor) -> tuple
     if keys.device.type != "cpu" or attend is None:
         packed = encode_points(queries, keys, values, mask=None)
         return packed[..., :-1], packed[..., -1]
-    latents = queries.to(keys.dtype).expand(len(keys), -1, -1, -1)
-    encoded, logsumexps = attend(latents, keys.transpose(1, 2), values.transpose(1, 2), scale=1.0)
-    return encoded.to(logsumexps.dtype), logsumexps
+    # Latents of chunks are merged before they are rounded to 16 bits.
+    wide = torch.promote_types(keys.dtype, torch.float32)
+    latents = queries.to(keys.dtype).to(wide).expand(len(keys), -1, -1, -1)
+    found: tuple[Tensor, Tensor] = attend(
+        latents, keys.to(wide).transpose(1, 2), values.to(wide).transpose(1, 2), scale=1.0
+    )
+    return found
