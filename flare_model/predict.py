@@ -177,6 +177,7 @@ class _PredictionRun:
         self.console, self.errors_console = open_console(), open_console(stderr=True)
         self.earlier = EarlierFiles.in_folder(self.out)
         self.part_names: set[str] = set()
+        self.files: set[str] = set()
         self.sources: list[Path] = []
 
     def predict_all(
@@ -203,6 +204,7 @@ class _PredictionRun:
         from flare_model.prediction.parts import Unreadable
 
         file = self.names.name(part.name)  # parts of one name, from different files, have files of their own
+        self.files.add(file)
         if part.name in self.part_names:  # a file that is named twice, or a case of two data sets
             part = replace(part, name=file)
         self.part_names.add(part.name)
@@ -278,7 +280,7 @@ class _PredictionRun:
         from flare_model.decision.answer_text import verdict_counts_line
 
         if self.done:
-            removed = self.earlier.remove_stale(self.sources)
+            removed = self.earlier.remove_stale(self.files, self.sources)
             write_extremes(self.out, self.auxiliary, self.extremes)
             write_remarks(self.out, self.remarks)
             data = json_format.dumps(self.content(), indent=1) + "\n"

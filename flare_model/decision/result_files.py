@@ -80,17 +80,19 @@ class EarlierFiles:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls({})
 
-    def remove_stale(self, sources: Collection[Path]) -> list[str]:
-        """Remove those that weren't written again since.
+    def remove_stale(self, parts: Collection[str], sources: Collection[Path]) -> list[str]:
+        """Remove those of some parts that weren't written again since; they would be taken for new ones.
 
         Args:
+            parts: Names of the files of this call's parts, without suffixes, those of parts that failed among them.
             sources: Files that were predicted on, and stay.
 
         Returns:
             Names of the files that were removed.
         """
         kept = {path.resolve() for path in sources}
-        unchanged = [path for path, version in self.files.items() if path.exists() and _version(path) == version]
+        of_parts = {path: version for path, version in self.files.items() if is_of_parts(path.name, parts)}
+        unchanged = [path for path, version in of_parts.items() if path.exists() and _version(path) == version]
         stale = [path for path in unchanged if path.resolve() not in kept]
         for path in stale:
             path.unlink()
@@ -139,7 +141,7 @@ def describe_others(out: Path, removed: Sequence[str], parts: Collection[str]) -
     """
     said = []
     if removed:
-        said.append(f"files of an earlier prediction were removed from {out}: {_named(removed)}")
+        said.append(f"files of an earlier prediction on these parts were removed from {out}: {_named(removed)}")
     names = sorted(path.name for path in out.iterdir() if _TAKEN_FOR_RESULTS.fullmatch(path.name))
     if left := [name for name in names if not is_of_parts(name, parts)]:
         said.append(f"{out} holds files that aren't of this prediction, and stay: {_named(left)}")

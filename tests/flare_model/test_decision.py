@@ -315,42 +315,39 @@ def test_a_file_that_is_named_twice_has_two_answers_with_different_names(
     assert [line for line in shown if line.startswith("box")] == ["box", "box-2"]
 
 
-def test_files_of_other_parts_of_an_earlier_prediction_are_removed(
+def test_files_of_an_earlier_prediction_stay_but_for_those_that_would_be_taken_for_new_ones(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What somebody else put there stays, and is named; a call that predicts nothing removes nothing."""
+    """What was written on the same parts and not again goes, also where a part fails; all else stays, and is named."""
     for name in ("box", "bar"):
         box(20, 10, 12).export(tmp_path / f"{name}.stl")
     out, words = tmp_path / "out", {"points": 100, "pictures": False}
     sources = [str(tmp_path / f"{name}.stl") for name in ("box", "bar")]
     assert predict(str(model), sources, out=str(out), orientations=2, **words) == 0  # type: ignore[arg-type]
-    earlier = {path.name for path in out.iterdir()} - {"answers.json", "remarks.json"}
-    assert {"bar.vtu", "bar_orientations.json", "bar_best_2.stl"} < earlier
-    for name in ("mine.vtu", "bar_mine.png", "notes.txt"):
+    assert {"box.vtu", "bar.vtu", "bar_orientations.json", "bar_best_2.stl"} < {path.name for path in out.iterdir()}
+    for name in ("mine.vtu", "box_mine.png", "notes.txt"):
         (out / name).write_bytes(b"of the user")
-    (tmp_path / "text.stl").write_text("nothing to print")
     before = {path: path.read_bytes() for path in out.iterdir()}
-    assert predict(str(model), [str(tmp_path / "text.stl")], out=str(out)) == 1
+    (tmp_path / "text.stl").write_text("nothing to print")
+    assert predict(str(model), [str(tmp_path / "text.stl")], out=str(out)) == 1  # nothing predicted, nothing removed
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     capsys.readouterr()
     assert predict(str(model), sources[:1], out=str(out), **words) == 0  # type: ignore[arg-type]
-    kept = {path.name for path in out.iterdir()}
-    surfaces = {f"{name}_best_{number}.stl" for name in ("bar", "box") for number in (1, 2)}  # to build from: they stay
-    assert kept == {"answers.json", "box.vtu", "mine.vtu", "bar_mine.png", "notes.txt"} | surfaces
+    gone = {path.name for path in before} - {path.name for path in out.iterdir()}
+    assert gone - {"remarks.json"} == {"box_orientations.json"}
     said = capsys.readouterr().err.splitlines()
-    removed = sorted(earlier - {"box.vtu"} - surfaces)
-    assert removed == ["bar.vtu", "bar_orientations.json", "box_orientations.json"]
-    assert f"note: files of an earlier prediction were removed from {out}: {', '.join(removed)}" in said
-    left = "bar_best_1.stl, bar_best_2.stl, bar_mine.png and 1 more"
+    assert f"note: files of an earlier prediction on these parts were removed from {out}: box_orientations.json" in said
+    left = "bar.vtu, bar_best_1.stl, bar_best_2.stl and 2 more"
     assert f"note: {out} holds files that aren't of this prediction, and stay: {left}" in said
-    assert predict(str(model), sources[:1], out=str(out), **words) == 0  # type: ignore[arg-type]
-    assert "were removed" not in capsys.readouterr().err
-    surface, mesh = out / "box_best_1.stl", out / "box.vtu"
+    assert predict(str(model), sources, out=str(out), **words) == 0  # type: ignore[arg-type]
+    (tmp_path / "bar.stl").write_text("nothing to print")
+    assert predict(str(model), sources, out=str(out), **words) == 1  # type: ignore[arg-type]
+    assert ((out / "box.vtu").exists(), (out / "bar.vtu").exists()) == (True, False)
+    assert {"bar_best_1.stl", "mine.vtu", "box_mine.png", "notes.txt"} < {path.name for path in out.iterdir()}
+    surface, again = out / "box_best_1.stl", out / "box_best_1.vtu"
     assert predict(str(model), [str(surface)], out=str(out), **words) == 0  # type: ignore[arg-type]
-    assert not mesh.exists()
-    again = out / "box_best_1.vtu"
     assert predict(str(model), [str(again), sources[0]], out=str(out), **words) == 0  # type: ignore[arg-type]
-    assert {surface, mesh, again} <= set(out.iterdir())
+    assert {surface, again} <= set(out.iterdir())
 
 
 @pytest.mark.parametrize(("parts", "words"), [(5, ", which rests on 5 parts alone"), (30, "")])
