@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flare_model.data.point_fields import resolve_inputs, resolve_target, resolve_targets
+from flare_model.data.point_fields import resolve_inputs, resolve_target
 from flare_model.decision.prediction import Prediction, predict_part, write_results, write_vtu
 from flare_model.decision.result_files import (
     ANSWERS_NAME,
@@ -33,8 +33,6 @@ from lpbf_data.geometry.surface_formats import UNIT_SPELLINGS, Units
 from lpbf_data.remarks import Remark, Treatment
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from flare_model.checkpoints.surrogate import Surrogate
     from flare_model.decision.answer import Answer, Auxiliary
     from flare_model.prediction.parts import Meshing, Part, Unreadable
@@ -233,16 +231,18 @@ class _PredictionRun:
         """Make the answer for a part, and print it."""
         from flare_model.decision.answer import answer_of
         from flare_model.decision.answer_text import answer_line, answer_lines
+        from flare_model.decision.prediction_text import prediction_line, prediction_warnings
 
         answer = answer_of(prediction, self.auxiliary, self.surrogate.usage.materials)
         if not self.quiet:
             if prediction.truth or answer.up is None:
-                _say(prediction, file, self.console)
+                self.console.print(prediction_line(prediction, file))
             else:
                 in_full = self.done < _MAX_IN_FULL
                 for line in answer_lines(answer) if in_full else (answer_line(answer),):
                     self.console.print(line)
-        _warn(prediction, self.errors_console)
+        for warning in prediction_warnings(prediction):
+            self.errors_console.print(f"warning: {warning}", style=None)
         return answer
 
     def _keep(self, prediction: Prediction, answer: Answer, file: str) -> None:
@@ -374,39 +374,6 @@ def _parts(
 def _ends_its_file(part: Part | Unreadable) -> bool:
     origin = getattr(part, "origin", None)
     return origin is None or origin.body == origin.bodies
-
-
-def _say(prediction: Prediction, file: str, console: Console) -> None:
-    import numpy as np
-
-    from flare_model.judging.scores import unit_of_errors
-
-    part = prediction.part
-    words = []
-    for target in resolve_targets(tuple(prediction.fields), "the checkpoint"):
-        values = prediction.fields[target.name]
-        factor, unit = unit_of_errors(target.unit)
-        words.append(f"{target.name} {values.min():.4g} … {values.max():.4g} {target.unit}")
-        error = prediction.errors.get(target.name)
-        if error is not None:
-            mean = float(np.linalg.norm(values - prediction.truth[target.name], axis=1).mean()) * factor
-            words[-1] += f" (relative L2 error {error:.4f}, mean error {mean:.4g} {unit})"
-    for column, of in extremes_of(prediction).items():
-        words.append(f"extreme {column} {of['extreme']:.4g} ± {of['half_width']:.3g} {of['unit']}")
-    place = "" if file == part.name else f" (written as {file})"
-    seconds = f"{prediction.seconds:.2f} s"
-    console.print(f"{part.name}{place}: {len(part.points):,} points in {seconds}: {'; '.join(words)}")
-
-
-def _warn(prediction: Prediction, errors_console: Console) -> None:
-    part = prediction.part
-    for name in prediction.broken_truth:
-        errors_console.print(
-            f"warning: the {name} that {part.name} comes with isn't finite everywhere: no error is shown",
-            style=None,
-        )
-    if warning := prediction.envelope_warning():
-        errors_console.print(f"warning: {warning}", style=None)
 
 
 def main() -> None:

@@ -306,7 +306,7 @@ def test_grids_of_one_size_are_stacked_without_filling(name: str, tmp_path: Path
     shapes: list[tuple[int, ...]] = []
     stepper.surrogate.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
     assert stepper._grid_points == 54
-    assert stepper._padded_for_graph(batch) is batch
+    assert stepper.padded_for_graph(batch) is batch
     weights, found = [p for p in stepper.surrogate.parameters() if p.requires_grad], []
     for points in (54, 0):
         stepper._grid_points = points
