@@ -17,7 +17,7 @@ from flare_model.data.point_fields import resolve_inputs, resolve_target
 from flare_model.decision.prediction import Prediction, predict_part, write_results, write_vtu
 from flare_model.decision.result_files import (
     ANSWERS_NAME,
-    EarlierFiles,
+    WrittenFiles,
     describe_others,
     extremes_of,
     write_extremes,
@@ -173,9 +173,10 @@ class _PredictionRun:
 
     def __post_init__(self) -> None:
         self.console, self.errors_console = open_console(), open_console(stderr=True)
-        self.earlier = EarlierFiles.in_folder(self.out)
+        self.written = WrittenFiles(self.out)
         self.part_names: set[str] = set()
         self.files: set[str] = set()
+        self.listed: dict[str, list[int]] = {}
         self.sources: list[Path] = []
 
     def predict_all(
@@ -184,6 +185,7 @@ class _PredictionRun:
         """Predict on the parts of several sources, one after the other, with progress where that takes seconds."""
         files = [part_files(source) for source in sources]
         self.sources = [*itertools.chain(*files)]
+        self._spare_sources()
         total = len(self.sources) if all(files) else None
         parts = _parts(sources, split, cases, fields, meshing, names_of(self.sources))
         with ProgressLines(total, 0, "predictions", "part", shown=True, after=PATIENCE) as progress:
@@ -193,9 +195,15 @@ class _PredictionRun:
                 if part is None:
                     return
                 self.predict_one(part)
-                # Nothing is said of the last one: the closing lines follow it.
-                if _ends_its_file(part) and (total is None or progress.done + 1 < total):
+                if _ends_its_file(part) and (total is None or progress.done < total):
                     progress.update()
+
+    def _spare_sources(self) -> None:
+        """Keep the names of meshes in `--out` that are predicted on from being taken for predictions."""
+        for path in self.sources:
+            if path.suffix.lower() == ".vtu" and path.resolve().parent == self.out.resolve():
+                self.names.name(path.stem)
+                self.errors_console.print(f"note: {path} stays: its prediction gets another name", style=None)
 
     def predict_one(self, part: Part | Unreadable) -> None:
         """Predict on one part, write and print the results, or the error."""
@@ -271,18 +279,19 @@ class _PredictionRun:
         """All answers as JSON takes them."""
         from flare_model.decision.answer import answers_as_dict
 
-        return answers_as_dict(
+        found = answers_as_dict(
             self.model, self.answers, self.remarks, self.turned, self.errors, self.auxiliary.model_doubts
         )
+        return found | {"files": self.listed}
 
     def close(self) -> int:
         """Write the files on all parts, print the closing lines, and return the exit status."""
         from flare_model.decision.answer_text import verdict_counts_line
 
         if self.done:
-            removed = self.earlier.remove_stale(self.files, self.sources)
             write_extremes(self.out, self.auxiliary, self.extremes)
             write_remarks(self.out, self.remarks)
+            self.listed = self.written.listed(self.files)
             data = json_format.dumps(self.content(), indent=1) + "\n"
             write_durably(self.out / ANSWERS_NAME, data.encode())
             self._write_page()
@@ -293,7 +302,8 @@ class _PredictionRun:
                 self.console.print(f"predictions in {self.out}{page}")
             for doubt in self.auxiliary.model_doubts:
                 self.errors_console.print(f"warning: {doubt}", style=None)
-            for sentence in describe_others(self.out, removed, self.answers):
+            removed, stuck = self.written.remove_stale(self.files, self.sources)
+            for sentence in (*stuck, *describe_others(self.out, removed, self.written.new())):
                 self.errors_console.print(f"note: {sentence}", style=None)
         print_remarks((one for found in self.remarks.values() for one in found), self.errors_console)
         failed = len(self.errors)

@@ -219,11 +219,7 @@ def write_results(out: Path, file: str, prediction: Prediction, *, pictures: boo
 
             truth = prediction.truth.get(name)
             draw_prediction(temporary / f"{file}_{name}.png", prediction.part, name, values, truth)
-        written = sorted(temporary.iterdir())
-        for path in written:
+        for path in sorted(temporary.iterdir()):
             flush_file(path)
             path.replace(out / path.name)
-    for name in prediction.fields:  # pictures of an earlier run would show another prediction
-        if (old := out / f"{file}_{name}.png").name not in {path.name for path in written}:
-            old.unlink(missing_ok=True)
     flush_folder(out)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -58,50 +57,84 @@ def write_remarks(out: Path, remarks: Mapping[str, Sequence[Remark]]) -> None:
         path.unlink(missing_ok=True)  # those of an earlier run
 
 
-@dataclass(frozen=True)
-class EarlierFiles:
-    """Files that an earlier prediction wrote into a folder, from the names of the parts in its `answers.json`.
+Version = tuple[int, int]
+"""Bytes of a file, and when it was last changed, in ns."""
 
-    Surfaces to build from aren't among them: they are no answers, and may be all that is left of a long ranking.
 
-    Attributes:
-        files: Path to inode and time of its last change.
+class WrittenFiles:
+    """Files that a call writes into a folder, and those that the call before it wrote.
+
+    `answers.json` lists them with their sizes and times, so that a file that somebody has changed since, or put there,
+    is never taken for one of these. Surfaces to build from aren't among them: they are no answers, and may be all that
+    is left of a long ranking.
+
+    Args:
+        out: The folder, before anything is written.
     """
 
-    files: Mapping[Path, tuple[int, int]]
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._before = _versions(out)
+        self._earlier = {path for path, version in _listed(out).items() if self._before.get(path) == version}
 
-    @classmethod
-    def in_folder(cls, out: Path) -> EarlierFiles:
-        """Those that lie in a folder now; none where it holds no answers that can be read."""
-        try:
-            parts = json.loads((out / ANSWERS_NAME).read_text(encoding="utf-8"))["parts"].keys()
-            written = [path for path in out.iterdir() if path.suffix != ".stl" and is_of_parts(path.name, parts)]
-            return cls({path: _version(path) for path in written})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return cls({})
+    def new(self) -> dict[str, Version]:
+        """Names of the files that were written since, with their sizes and times."""
+        now = sorted(_versions(self._out).items())
+        return {path.name: version for path, version in now if self._before.get(path) != version}
 
-    def remove_stale(self, parts: Collection[str], sources: Collection[Path]) -> list[str]:
-        """Remove those of some parts that weren't written again since; they would be taken for new ones.
+    def listed(self, parts: Collection[str]) -> dict[str, list[int]]:
+        """The files of parts that were written since, as `answers.json` lists them.
+
+        Args:
+            parts: Names of the files of this call's parts, without suffixes.
+        """
+        new = self.new().items()
+        return {name: [*version] for name, version in new if not name.endswith(".stl") and is_of_parts(name, parts)}
+
+    def remove_stale(self, parts: Collection[str], sources: Collection[Path]) -> tuple[list[str], list[str]]:
+        """Remove what the call before wrote on some parts and this one didn't write again: it would be taken for new.
 
         Args:
             parts: Names of the files of this call's parts, without suffixes, those of parts that failed among them.
             sources: Files that were predicted on, and stay.
 
         Returns:
-            Names of the files that were removed.
+            Names of the files that were removed, and sentences on those that can't be.
         """
-        kept = {path.resolve() for path in sources}
-        of_parts = {path: version for path, version in self.files.items() if is_of_parts(path.name, parts)}
-        unchanged = [path for path, version in of_parts.items() if path.exists() and _version(path) == version]
-        stale = [path for path in unchanged if path.resolve() not in kept]
-        for path in stale:
-            path.unlink()
-        return sorted(path.name for path in stale)
+        kept, now = {path.resolve() for path in sources}, _versions(self._out)
+        removed, failed = [], []
+        for path in sorted(self._earlier):
+            if path.resolve() in kept or now.get(path) != self._before[path] or not is_of_parts(path.name, parts):
+                continue
+            try:
+                path.unlink()
+            except OSError as error:
+                failed.append(f"{path} is of an earlier prediction and can't be removed: {error.strerror or error}")
+            else:
+                removed.append(path.name)
+        return removed, failed
 
 
-def _version(path: Path) -> tuple[int, int]:
+def _versions(folder: Path) -> dict[Path, Version]:
+    """The files in a folder."""
+    try:
+        return {path: _version(path) for path in folder.iterdir() if path.is_file()}
+    except OSError:
+        return {}
+
+
+def _version(path: Path) -> Version:
     stat = path.stat()
-    return stat.st_ino, stat.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _listed(out: Path) -> dict[Path, Version]:
+    """The files that `answers.json` lists; none where it can't be read."""
+    try:
+        listed = json.loads((out / ANSWERS_NAME).read_text(encoding="utf-8"))["files"]
+        return {out / Path(name).name: (int(size), int(changed)) for name, (size, changed) in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def is_of_parts(name: str, parts: Collection[str]) -> bool:
@@ -131,19 +164,19 @@ def _is_written(rest: str) -> bool:
         return False
 
 
-def describe_others(out: Path, removed: Sequence[str], parts: Collection[str]) -> list[str]:
+def describe_others(out: Path, removed: Sequence[str], new: Collection[str]) -> list[str]:
     """Sentences on files of an earlier call that were removed, and on others that would be taken for predictions.
 
     Args:
         out: Folder of the results.
         removed: Names of files that were removed.
-        parts: Names of the files of this call's parts, without suffixes.
+        new: Names of the files that this call wrote.
     """
     said = []
     if removed:
         said.append(f"files of an earlier prediction on these parts were removed from {out}: {_named(removed)}")
     names = sorted(path.name for path in out.iterdir() if _TAKEN_FOR_RESULTS.fullmatch(path.name))
-    if left := [name for name in names if not is_of_parts(name, parts)]:
+    if left := [name for name in names if name not in new]:
         said.append(f"{out} holds files that aren't of this prediction, and stay: {_named(left)}")
     return said
 

@@ -43,12 +43,15 @@ def takes_chunks(blocks: Sequence[Block], inputs: Tensor, layout: Layout) -> boo
     one = layout.offsets.shape[0] == 2 if layout.offsets is not None else inputs.shape[0] == 1
     if not one or layout.mask is not None or layout.ranks is not None:
         return False
-    return all(isinstance(block.mixer, FlareMixer) and _mixes_in_chunks(block.mixer) for block in blocks)
+    return all(_goes_in_chunks(block) for block in blocks)
 
 
-def _mixes_in_chunks(mixer: FlareMixer) -> bool:
-    """Whether it only encodes and decodes, and nobody looks at the keys of whole meshes, as spectra do."""
-    return mixer.as_published and not (mixer.mixing._forward_hooks or mixer.mixing._forward_pre_hooks)
+def _goes_in_chunks(block: Block) -> bool:
+    """Whether its mixer only encodes and decodes, and no hook looks at whole meshes, as spectra do."""
+    mixer = block.mixer
+    if not isinstance(mixer, FlareMixer) or not mixer.as_published:
+        return False
+    return not any(one._forward_hooks or one._forward_pre_hooks for one in (block, mixer, mixer.mixing))
 
 
 def compute_in_chunks(

@@ -43,15 +43,22 @@ class _Block:
 
     Attributes:
         steps: The steps.
-        numbers: Their losses, of all processes, and their learning rates, [2, steps] float64, on the host.
+        numbers: Their losses, of all processes, and behind them learning rates that lie on the device, [1 or 2, steps]
+            float64, on the host.
         arrived: Tells when these have arrived; None where they are there.
-        points: Points that training has taken with the last of the steps.
+        sent_at: Seconds since training began, without pauses, when they were sent.
+        paused: Seconds of pauses until then.
+        points: Points that training had taken then.
+        waited: Seconds that it had waited for data then.
     """
 
     steps: tuple[_Step, ...]
     numbers: Tensor
     arrived: torch.cuda.Event | None
+    sent_at: float
+    paused: float
     points: int
+    waited: float
 
 
 class LossLog:
@@ -71,6 +78,7 @@ class LossLog:
         self._pending: list[_Step] = []
         self._sent: deque[_Block] = deque()
         self._read_at = self._started
+        self._began = _event() if fabric.device.type == "cuda" else None
 
     def add(self, step: int, loss: Tensor, rate: float | Tensor, group: Sequence[Batch]) -> None:
         """Add the loss of a step; losses are logged when they have arrived from the device, some steps later.
@@ -125,14 +133,16 @@ class LossLog:
         if self.fabric.world_size > 1:
             torch.distributed.all_reduce(losses)  # Fabric's lets the host wait for the GPU
             losses /= self.fabric.world_size
-        rates = torch.stack([torch.as_tensor(step.rate, dtype=torch.float64) for step in steps]).to(losses.device)
-        numbers, arrived = torch.stack([losses, rates]), None
+        rates = [step.rate for step in steps if isinstance(step.rate, Tensor)]  # of recorded steps
+        numbers = torch.stack([losses, torch.stack(rates).double()]) if rates else losses[None]
+        arrived = None
         if numbers.is_cuda:
             host = torch.empty_like(numbers, device="cpu", pin_memory=True)
-            numbers = host.copy_(numbers, non_blocking=True)
-            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrived.record()
-        self._sent.append(_Block(steps, numbers, arrived, self._points))
+            numbers, arrived = host.copy_(numbers, non_blocking=True), _event()
+        sent_at = time.monotonic() - self._started - self._seconds_paused
+        self._sent.append(
+            _Block(steps, numbers, arrived, sent_at, self._seconds_paused, self._points, self.loader.seconds_waiting)
+        )
 
     def _log(self) -> None:
         """Wait for the oldest losses that were sent, and log them."""
@@ -140,12 +150,13 @@ class LossLog:
         if block.arrived is not None:
             block.arrived.synchronize()
         self._read_at = time.monotonic()
-        losses, rates = block.numbers.tolist()
+        losses, *of_device = block.numbers.tolist()
         for step, loss in zip(block.steps, losses, strict=True):
             if not math.isfinite(loss):
                 raise diverged(self.folder, _what_diverged(step))
-        elapsed = self._read_at - self._started - self._seconds_paused
-        speed, waiting = block.points * self.loader.world_size / elapsed, self.loader.seconds_waiting / elapsed
+        rates = of_device[0] if of_device else [float(step.rate) for step in block.steps]
+        elapsed = self._seconds_until(block)
+        speed, waiting = block.points * self.loader.world_size / elapsed, block.waited / elapsed
         pace = {"points_per_second": round(speed), "data_wait": round(waiting, 4)}
         if self.table:
             rows = zip(block.steps, losses, rates, strict=True)
@@ -157,6 +168,19 @@ class LossLog:
             loss=f"{losses[-1]:.4f}", lr=f"{rates[-1]:.1e}", points_s=f"{speed:,.0f}", data_wait=f"{waiting:.0%}"
         )
         self.bar.update(len(losses))
+
+    def _seconds_until(self, block: _Block) -> float:
+        """Seconds of training, without pauses, until losses had been computed, by the device's clock if it has one."""
+        if self._began is None or block.arrived is None:
+            return block.sent_at
+        return float(self._began.elapsed_time(block.arrived)) / 1000 - block.paused
+
+
+def _event() -> torch.cuda.Event:
+    """A point in the work of the device, with its time."""
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
 
 
 def _has_arrived(block: _Block) -> bool:

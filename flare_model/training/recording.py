@@ -38,11 +38,12 @@ class Recording:
 
 
 @contextlib.contextmanager
-def recording(pool: Any) -> Iterator[torch.cuda.CUDAGraph]:
+def recording(pool: Any, what: str = "a training step") -> Iterator[torch.cuda.CUDAGraph]:
     """Record what is done within as a graph.
 
     Args:
         pool: Memory of earlier recordings to share; None for memory of its own.
+        what: What is recorded, for the error.
 
     Raises:
         UsageError: If something can't be recorded.
@@ -57,8 +58,8 @@ def recording(pool: Any) -> Iterator[torch.cuda.CUDAGraph]:
         if not isinstance(error, RuntimeError) or isinstance(error, LpbfError | torch.OutOfMemoryError):
             raise
         raise UsageError(
-            "a training step of this model can't be recorded as a CUDA graph, which must not read anything back to "
-            f"the host: {str(error).partition(chr(10))[0]}. Train it with --recipe.step_graphs false"
+            f"{what} of this model can't be recorded as a CUDA graph, which must not read anything back to the host: "
+            f"{str(error).partition(chr(10))[0]}. Train it with --recipe.step_graphs false"
         ) from error
 
 

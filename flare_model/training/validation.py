@@ -144,15 +144,14 @@ class Validation:
             resident: The same cases on the device, which then aren't read.
         """
         settings, evaluated = self.settings, self.stepper.evaluated
-        totals, found = {t.name: RelativeL2() for t in settings.targets}, []
+        totals = {t.name: RelativeL2() for t in settings.targets}
         evaluated.eval()
         for batch in self._batches(loader, resident):
             with errors_with_cases("validation", [batch], settings.model.class_path, self._memory_advice(batch)):
-                found.append(self._errors_of(batch))
-        evaluated.train()
-        for errors, defined in (block.cpu() for block in found):
+                errors, defined = self._errors_of(batch).cpu()  # errors of the device show here
             for name, row, counts in zip(totals, errors, defined.bool(), strict=True):
                 totals[name] += RelativeL2.of_cases(row, counts)
+        evaluated.train()
         sums = torch.tensor([[t.total, t.cases, t.without_truth] for t in totals.values()], dtype=torch.float64)
         sums = cast("Tensor", self.fabric.all_reduce(sums.to(self.fabric.device), reduce_op="sum")).cpu()
         return {n: RelativeL2(float(row[0]), int(row[1]), int(row[2])) for n, row in zip(totals, sums, strict=True)}

@@ -176,12 +176,14 @@ class _Trials:
             count = min(_round_up(self._next(count, last)), USUAL_MAX_POINTS)
             last = self._try(count)
             if last is None:
-                return None
+                break
             if _is_right(last):
                 return count
         last = trial
-        while last is not None and not last.check.has_thin_walls and count >= _MIN_POINTS and self._has_time():
+        while last is not None and not last.check.has_thin_walls and self._has_time():
             count = _round_down(min(last.asked / _STEP, USUAL_MAX_POINTS))
+            if count < _MIN_POINTS:
+                break
             last = self._try(count)
             if last is not None and _is_right(last):
                 return count

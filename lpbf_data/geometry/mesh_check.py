@@ -131,9 +131,10 @@ class MeshCheck:
         """What would help."""
         if self.needed_points is not None:
             return f"--points {self.needed_points} gives a mesh that represents the part"
-        if not self.points_tried:
+        tried = self.points_tried or (self.num_points if self.num_points >= USUAL_MAX_POINTS else 0)
+        if not tried:
             return "ask for more points"
-        said = f"no mesh that was tried represents the part, up to {self.points_tried:,} points"
+        said = f"no mesh that was tried represents the part, up to {tried:,} points"
         if self.resolved_wall is None:
             return said
         return f"{said}; make these walls {self.resolved_wall:.2g} mm thick, or cut the part into pieces"

@@ -113,6 +113,8 @@ def test_several_meshes_small_ones_and_spectra_are_computed_whole(small_chunks: 
         model(points[:100], features[:100])
         model(points.expand(2, -1, -1), features.expand(2, -1, -1))
         assert len(spectra(model, points, features)) == 3
+        with model.blocks[1].register_forward_hook(lambda *_: None):
+            model(points, features)
     assert small_chunks == []
 
 
@@ -134,7 +136,7 @@ def test_the_kernels_mix_in_chunks(dtype: torch.dtype) -> None:
     queries, keys, values, _ = (t.to(dtype) for t in sample((2, 8, 16, 90), scale=2.0))
     mixing = ChunkedMixing(queries, "triton")
     mixing._takes_kernels = lambda _: True  # type: ignore[method-assign]  # on a CPU, by the interpreter
-    chunks = [slice(0, 40), slice(40, 90)]
+    chunks = [slice(0, 40), slice(40, 41), slice(41, 90)]
     for chunk in chunks:
         mixing.encode(keys[0, chunk], values[0, chunk])
     found = torch.cat([mixing.decode(keys[0, chunk]) for chunk in chunks]).double()
@@ -170,6 +172,4 @@ def test_chunks_take_a_fraction_of_the_memory() -> None:
         run = subprocess.run([sys.executable, "-c", PEAK, str(large)], capture_output=True, text=True, check=True)
         return int(run.stdout)
 
-    hidden = 400_000 * 64 * 4 // 1024  # the numbers that are kept
-    assert kibibytes(1000) < 2.5 * hidden
-    assert kibibytes(1 << 30) > 5 * hidden
+    assert kibibytes(1000) < 0.6 * kibibytes(1 << 30)

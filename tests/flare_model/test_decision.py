@@ -300,9 +300,11 @@ def test_pictures_of_an_earlier_prediction_are_removed(model: Path, tmp_path: Pa
     out = tmp_path / "out"
     assert predict(str(model), [str(tmp_path / "box.stl")], out=str(out)) == 0
     assert len(list(out.glob("box_*.png"))) == len(TARGETS)
-    (out / "box_mine.png").write_bytes(b"of the user")
+    mine = ["box_mine.png", "box_displacement.png", "box_displacement_z.png"]
+    for name in mine:  # of the user: one in place of what was written
+        (out / name).write_bytes(b"of the user")
     assert predict(str(model), [str(tmp_path / "box.stl")], out=str(out), points=200, pictures=False) == 0
-    assert [path.name for path in out.glob("*.png")] == ["box_mine.png"]
+    assert sorted(path.name for path in out.glob("*.png")) == sorted(mine)
 
 
 def test_a_file_that_is_named_twice_has_two_answers_with_different_names(
@@ -337,17 +339,49 @@ def test_files_of_an_earlier_prediction_stay_but_for_those_that_would_be_taken_f
     assert gone - {"remarks.json"} == {"box_orientations.json"}
     said = capsys.readouterr().err.splitlines()
     assert f"note: files of an earlier prediction on these parts were removed from {out}: box_orientations.json" in said
-    left = "bar.vtu, bar_best_1.stl, bar_best_2.stl and 2 more"
+    left = "bar.vtu, bar_best_1.stl, bar_best_2.stl and 4 more"
     assert f"note: {out} holds files that aren't of this prediction, and stay: {left}" in said
     assert predict(str(model), sources, out=str(out), **words) == 0  # type: ignore[arg-type]
     (tmp_path / "bar.stl").write_text("nothing to print")
     assert predict(str(model), sources, out=str(out), **words) == 1  # type: ignore[arg-type]
     assert ((out / "box.vtu").exists(), (out / "bar.vtu").exists()) == (True, False)
     assert {"bar_best_1.stl", "mine.vtu", "box_mine.png", "notes.txt"} < {path.name for path in out.iterdir()}
-    surface, again = out / "box_best_1.stl", out / "box_best_1.vtu"
-    assert predict(str(model), [str(surface)], out=str(out), **words) == 0  # type: ignore[arg-type]
-    assert predict(str(model), [str(again), sources[0]], out=str(out), **words) == 0  # type: ignore[arg-type]
-    assert {surface, again} <= set(out.iterdir())
+
+
+def test_a_mesh_in_the_folder_of_the_results_is_not_written_over(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box(20, 10, 12).export(tmp_path / "box.stl")
+    out = tmp_path / "out"
+    assert predict(str(model), [str(tmp_path / "box.stl")], out=str(out), points=100, pictures=False) == 0
+    mesh = out / "box.vtu"
+    before = mesh.read_bytes()
+    for _ in range(2):
+        assert predict(str(model), [str(mesh)], out=str(out), pictures=False) == 0
+        assert mesh.read_bytes() == before
+        assert f"note: {mesh} stays: its prediction gets another name" in capsys.readouterr().err
+    assert [*json.loads((out / "answers.json").read_text())["parts"]] == ["box-2"]
+    assert (out / "box-2.vtu").exists()
+
+
+def test_a_file_that_can_not_be_removed_is_named(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box(20, 10, 12).export(tmp_path / "box.stl")
+    out, unlink = tmp_path / "out", Path.unlink
+    assert predict(str(model), [str(tmp_path / "box.stl")], out=str(out), points=100) == 0
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "box_displacement_z.png":
+            raise PermissionError(13, "Permission denied")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    capsys.readouterr()
+    assert predict(str(model), [str(tmp_path / "box.stl")], out=str(out), points=200, pictures=False) == 0
+    said = capsys.readouterr().err
+    assert "box_displacement_z.png is of an earlier prediction and can't be removed: Permission denied" in said
+    assert json.loads((out / "answers.json").read_text())["parts"]["box"]["mesh"]["points"] > 100
 
 
 @pytest.mark.parametrize(("parts", "words"), [(5, ", which rests on 5 parts alone"), (30, "")])

@@ -206,26 +206,49 @@ def test_no_garbage_is_collected_while_a_step_is_recorded() -> None:
     assert gc.isenabled()
 
 
-def test_a_size_is_recorded_when_it_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which batches are computed as they come, and which are recorded; the recordings themselves need a GPU."""
-    computed: list[int] = []
-    recorded: list[int] = []
+class Sizes(ForwardGraphs):
+    """What is recorded, with a replay that gives the negative of what is computed; a recording itself needs a GPU."""
 
-    class Sizes(ForwardGraphs):
-        def _record(self, batch: Batch) -> Any:
-            recorded.append(len(batch.points))
-            return SimpleNamespace(replay=lambda batch: -batch.points.sum())
+    def __init__(self, error: Exception | None = None) -> None:
+        self.computed: list[int] = []
+        self.recorded: list[int] = []
+        self.error = error
+        super().__init__(self.sum_of)
 
-    def compute(batch: Batch) -> torch.Tensor:
-        computed.append(len(batch.points))
+    def sum_of(self, batch: Batch) -> torch.Tensor:
+        self.computed.append(len(batch.points))
         return batch.points.sum()
 
-    monkeypatch.setattr("flare_model.training.forward_graphs.MAX_SIZES", 2)
-    graphs = Sizes(compute)
+    def _record(self, batch: Batch) -> Any:
+        if self.error is not None:
+            raise self.error
+        self.recorded.append(len(batch.points))
+        return SimpleNamespace(replay=lambda batch: -batch.points.sum())
 
-    def batch(points: int) -> Batch:
-        return Batch(torch.ones(points, 3), None, torch.ones(points, 1), torch.tensor([0, points]), ("case",))
 
-    found = [[float(graphs(batch(points))) for points in (4, 6, 8)] for _ in range(3)]
-    assert found == [[12, 18, 24], [-12, -18, 24], [-12, -18, 24]]
-    assert (computed, recorded) == ([4, 6, 8, 8, 8], [4, 6])
+def sums_of(graphs: ForwardGraphs, *sizes: int) -> list[float]:
+    offsets = (torch.tensor([0, points]) for points in sizes)
+    batches = (Batch(torch.ones(int(o[1]), 3), None, torch.ones(int(o[1]), 1), o, ("case",)) for o in offsets)
+    return [float(graphs(batch)) for batch in batches]
+
+
+def test_a_size_is_recorded_when_it_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A size that is larger than all before drops what was recorded, so that smaller ones can use its memory."""
+    graphs = Sizes()
+    assert sums_of(graphs, 4, 6, 2) == [12, 18, 6]
+    assert sums_of(graphs, 4, 6, 2) == [-12, -18, -6]
+    assert sums_of(graphs, 4, 6, 2) == [-12, -18, -6]
+    assert (graphs.computed, graphs.recorded) == ([4, 6, 2], [4, 6, 2, 4])
+    monkeypatch.setattr("flare_model.training.forward_graphs.MAX_SIZES", 3)
+    assert sums_of(graphs, 3, 3, 8, 8) == [9, 9, 24, -24]
+    assert graphs.recorded == [4, 6, 2, 4, 8]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), UsageError("it reads from the host")])
+def test_what_can_not_be_recorded_is_computed(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    graphs = Sizes(error)
+    assert [sums_of(graphs, 4, 6) for _ in range(3)] == [[12, 18]] * 3
+    (said,) = capsys.readouterr().err.splitlines()
+    why = "too little memory" if isinstance(error, torch.OutOfMemoryError) else "it reads from the host"
+    assert "validation isn't recorded as CUDA graphs" in said
+    assert why in said
