@@ -18,6 +18,7 @@ def test_help_is_what_the_module_says_of_itself(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.delitem(sys.modules, f"tests.benchmarks.{name}", raising=False)  # another test may have imported it
     documentation = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8")))
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(f"tests.benchmarks.{name}", run_name="__main__")

@@ -183,7 +183,7 @@ def test_what_can_not_be_compensated_is_refused(model: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("mesh", "sentence"),
     [
-        (table(), "points (--points), isn't quite the part: 72% of its volume; ask for more points"),
+        (table(), "isn't quite the part: 72% of its volume; --points 820 gives a mesh that represents the part"),
         (box(70, 10, 10), "doesn't fit the build volume that the model knows: it reaches 5 mm out of the build volume"),
     ],
     ids=["another mesh", "too large"],

@@ -92,11 +92,9 @@ def test_training_cases_are_evaluated_without_symmetries_and_thinning(box_datase
     """Like validation cases. A smaller number of training cases is chosen evenly."""
     options: dict[str, Any] = {"judge_training": 8, "symmetries": True, "thin_to": 5}
     trainer = trainer_of(box_dataset, tmp_path, Recipe(), ["displacement"], **options)
-    seen, plain = (
-        trainer.validation.training_loader,
-        trainer_of(box_dataset, tmp_path, Recipe(), ["displacement"]).loader,
-    )
-    assert seen is not None
+    assert trainer.validation.training_cases is not None
+    seen = trainer.validation.training_cases.loader
+    plain = trainer_of(box_dataset, tmp_path, Recipe(), ["displacement"]).loader
     cases = {i: b for r in plain for b in [Batch.of(r, trainer.settings.targets, ())] for i in b.case_ids}
     for batch in (Batch.of(ragged, trainer.settings.targets, ()) for ragged in seen):
         for case_id, (a, b) in zip(batch.case_ids, pairwise(batch.offsets.tolist()), strict=True):

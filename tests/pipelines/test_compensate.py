@@ -122,7 +122,8 @@ def test_what_can_not_be_compensated_is_refused(table: Path, tmp_path: Path) -> 
         ({"material": "Gold"}, "unknown --material Gold"),
         ({"out": str(table)}, "--out must be another file"),
         ({"out": "new.ply"}, "--out must be an STL file"),
-        ({"src": "part.step"}, "surfaces are read from"),
+        ({"src": "part.step"}, "holds no triangles; export it as STL"),
+        ({"src": "part.vtu"}, "surfaces are read from"),
     ):
         with pytest.raises(UsageError, match=said):
             compensate(**({"src": str(table), "out": out} | words))  # type: ignore[arg-type]
