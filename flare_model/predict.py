@@ -108,10 +108,11 @@ def predict(
     if not src:
         raise UsageError("nothing to predict on: name a part, such as part.stl")
     check_folder(Path(out))
-    faults = [fault for source in src if (fault := fault_of(source))]
+    checked = [(source, fault_of(source)) for source in src]
+    sources, faults = [source for source, fault in checked if not fault], [fault for _, fault in checked if fault]
     for fault in faults:
         say(f"error: {fault}")
-    if len(faults) == len(src) and not json:
+    if not sources and not json:
         return 1
     from flare_model.checkpoints.packaged_model import packaged_checkpoint
     from flare_model.checkpoints.surrogate import from_pretrained
@@ -134,7 +135,7 @@ def predict(
         for feature in resolve_inputs(surrogate.usage.features, "the checkpoint")
         if not feature.is_shape_feature
     }
-    work.predict_all([source for source in src if not fault_of(source)], split, case, needed, meshing)
+    work.predict_all(sources, split, case, needed, meshing)
     status = work.close()
     if json:
         print(json_format.dumps(work.content(), indent=1))
