@@ -28,8 +28,8 @@ from flare_model.training.initial_weights import initial_normalisation, load_ini
 from flare_model.training.loss import Shares, TrainingLoss
 from flare_model.training.optimizer import make_optimizer, make_schedule
 from flare_model.training.recipe import Loss, check_device
+from flare_model.training.recorded.step_graphs import StepGraphs
 from flare_model.training.settings import Settings
-from flare_model.training.step_graphs import StepGraphs
 from lpbf_data.errors import UsageError
 
 STEPPER_STATE: Final = ("optimizer", "schedule", "averaged")

@@ -15,8 +15,8 @@ from flare_model.data.metrics import RelativeL2, has_truth, relative_l2
 from flare_model.data.point_fields import spans
 from flare_model.data.splits import Split, open_loader
 from flare_model.training.devices import Fabric
-from flare_model.training.forward_graphs import ForwardGraphs
 from flare_model.training.recipe import Recipe
+from flare_model.training.recorded.forward_graphs import ForwardGraphs
 from flare_model.training.resident_cases import ResidentCases
 from flare_model.training.run_log import TRAINING_ERROR_NAME, VALIDATION_NAME, RunLog
 from flare_model.training.settings import Settings

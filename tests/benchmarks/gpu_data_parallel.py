@@ -18,7 +18,7 @@ from flare_model.models.flare import Flare
 from flare_model.training.averaged_gradients import AveragedGradients
 from flare_model.training.optimizer import make_optimizer, make_schedule
 from flare_model.training.recipe import Recipe
-from flare_model.training.step_graphs import StepGraphs
+from flare_model.training.recorded.step_graphs import StepGraphs
 from tests.benchmarks.gpu_processes import WorkerProcess
 from tests.benchmarks.gpu_step import LPBF_CELLS, LPBF_MEAN_POINTS
 

@@ -36,7 +36,7 @@ from flare_model.models.flare import Flare, FlareConfig
 from flare_model.models.flare_plus_plus import FlarePlusPlus
 from flare_model.training.optimizer import make_optimizer
 from flare_model.training.recipe import Recipe
-from flare_model.training.step_graphs import StepGraphs
+from flare_model.training.recorded.step_graphs import StepGraphs
 from tests.benchmarks.gpu_timing import describe_gpu, exclusive, milliseconds, peak_gib
 
 EXPONENTIALS_A_SECOND = 3.7e12

@@ -19,10 +19,10 @@ from flare_model.data.batches import Batch
 from flare_model.train import open_splits
 from flare_model.training.averaged_gradients import AveragedGradients
 from flare_model.training.devices import open_fabric
-from flare_model.training.forward_graphs import ForwardGraphs
 from flare_model.training.recipe import Recipe
+from flare_model.training.recorded.forward_graphs import ForwardGraphs
+from flare_model.training.recorded.step_graphs import StepGraphs
 from flare_model.training.settings import make_settings
-from flare_model.training.step_graphs import StepGraphs
 from flare_model.training.stepper import Stepper
 from flare_model.training.trainer import Trainer
 from tests.flare_model.flare_support import TINY

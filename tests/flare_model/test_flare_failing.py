@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from flare_model.training.recipe import Recipe
+from flare_model.training.recorded.step_graphs import StepGraphs
 from flare_model.training.run_log import read_table
 from flare_model.training.step_errors import StepFailedError, step_error
-from flare_model.training.step_graphs import StepGraphs
 from flare_model.training.stepper import Stepper
 from flare_model.training.training_checkpoint import latest_state
 from lpbf_data.errors import StoreError

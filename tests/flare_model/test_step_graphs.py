@@ -19,13 +19,13 @@ from flare_model.checkpoints.surrogate import from_pretrained
 from flare_model.data.batches import Batch
 from flare_model.train import open_splits
 from flare_model.training.devices import open_fabric
-from flare_model.training.forward_graphs import ForwardGraphs
 from flare_model.training.optimizer import make_optimizer
 from flare_model.training.recipe import Recipe
-from flare_model.training.recording import no_collection
+from flare_model.training.recorded.forward_graphs import ForwardGraphs
+from flare_model.training.recorded.recording import no_collection
+from flare_model.training.recorded.step_graphs import StepGraphs, make_state
 from flare_model.training.run_log import read_table
 from flare_model.training.settings import make_settings
-from flare_model.training.step_graphs import StepGraphs, make_state
 from flare_model.training.trainer import Trainer
 from flare_model.training.training_checkpoint import STATE_NAME
 from lpbf_data.errors import UsageError
@@ -86,7 +86,7 @@ def test_recordings_are_dropped_before_a_larger_size_is_recorded(monkeypatch: py
             return SimpleNamespace(replay=lambda batch: torch.zeros(()))
 
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr("flare_model.training.step_graphs.MAX_SIZES", 3)
+    monkeypatch.setattr("flare_model.training.recorded.step_graphs.MAX_SIZES", 3)
     graphs = Sizes(lambda _: torch.zeros(()), lambda: None, torch.optim.SGD([torch.zeros(1)]), torch.nn.Identity())
     for count in (20, 10, 20, 30, 10, 20, 10, 5, 20, 30):
         points = torch.zeros(count, 3)
@@ -239,7 +239,7 @@ def test_a_size_is_recorded_when_it_comes_again(monkeypatch: pytest.MonkeyPatch)
     assert sums_of(graphs, 4, 6, 2) == [-12, -18, -6]
     assert sums_of(graphs, 4, 6, 2) == [-12, -18, -6]
     assert (graphs.computed, graphs.recorded) == ([4, 6, 2], [4, 6, 2, 4])
-    monkeypatch.setattr("flare_model.training.forward_graphs.MAX_SIZES", 3)
+    monkeypatch.setattr("flare_model.training.recorded.forward_graphs.MAX_SIZES", 3)
     assert sums_of(graphs, 3, 3, 8, 8) == [9, 9, 24, -24]
     assert graphs.recorded == [4, 6, 2, 4, 8]
 

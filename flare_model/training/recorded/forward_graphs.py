@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flare_model.data.batches import Batch
-from flare_model.training.recording import Recording, recording
+from flare_model.training.recorded.recording import Recording, recording
 from lpbf_data.console import say
 from lpbf_data.errors import UsageError
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flare_model.data.batches import Batch
 from flare_model.training.averaged_gradients import AveragedGradients
-from flare_model.training.recording import Recording, recording
+from flare_model.training.recorded.recording import Recording, recording
 
 MAX_SIZES: Final = 256
 """Most recordings that are kept, each of some megabytes; the one used longest ago goes first, the largest never."""

@@ -1,0 +1,1 @@
+"""Training steps and validation recorded as CUDA graphs."""
