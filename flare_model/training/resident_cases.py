@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flare_model.data.batches import Batch
@@ -19,6 +20,7 @@ from flare_model.training.settings import Settings
 from lpbf_data.errors import UsageError
 from lpbf_data.serving.batch_source import BatchRequest
 from lpbf_data.serving.collating import join_ragged
+from lpbf_data.serving.symmetry_draws import symmetries_of
 from lpbf_data.serving.transforms import RandomSymmetry
 
 _SYMMETRIES = 8
@@ -53,6 +55,7 @@ class ResidentCases:
         symmetries: bool,
     ) -> None:
         self._samples, self._seed, self._symmetries = split.dataset.samples, seed, symmetries
+        self._drawn: tuple[int, NDArray[np.uint8]] | None = None
         self._num_features, self._device = sum(f.width for f in features), device
         self._coordinates = 3 if split.point_schema is None else len(split.point_schema.coordinates)
         self._fields = list(dict.fromkeys(["pos", *(target.field for target in (*features, *targets))]))
@@ -128,29 +131,38 @@ class ResidentCases:
         Args:
             request: Which cases, in which epoch.
         """
-        cases = np.asarray(request.cases)
+        cases = np.array(request.cases)
         sizes = self._sizes[cases]
-        offsets = np.concatenate([[0], np.cumsum(sizes)])
-        draws = [self._draw(request.epoch, int(case)) for case in cases]
-        # One small copy to the device: a larger one would wait for the steps that are still computed.
-        packed = torch.from_numpy(np.stack([sizes, self._starts[cases] - offsets[:-1], draws])).to(
-            self._device, non_blocking=True
-        )
-        count = int(offsets[-1])
-        case_of_point = torch.repeat_interleave(
-            torch.arange(len(cases), device=self._device), packed[0], output_size=count
-        )
-        taken = self._values[torch.arange(count, device=self._device) + packed[1][case_of_point]]
-        drawn = packed[2][case_of_point]
-        values = taken.gather(1, self._sources[drawn]) * self._signs[drawn]
+        offsets = np.zeros(len(cases) + 1, np.int64)
+        np.cumsum(sizes, out=offsets[1:])
+        values = self._gather(sizes, self._starts[cases] - offsets[:-1], self._drawn_for(request.epoch, cases))
         widths = [self._coordinates, self._num_features, values.shape[1] - self._coordinates - self._num_features]
         points, features, truth = torch.split(values, widths, dim=1)
-        names = tuple(self._samples.case_id(int(case)) for case in cases)
+        names = tuple(map(self._samples.case_id, request.cases))
         return Batch(points, features if self._num_features else None, truth, torch.from_numpy(offsets), names)
 
-    def _draw(self, epoch: int, case: int) -> int:
-        """Number of the symmetry that a case is shown under."""
+    def _gather(self, sizes: NDArray[np.int64], shifts: NDArray[np.int64], drawn: NDArray[np.uint8] | None) -> Tensor:
+        """The numbers of the points of some cases, turned, [n, d + F + T].
+
+        Args:
+            sizes: Points of each case.
+            shifts: From the rows of each case in the result to its rows among all.
+            drawn: Numbers of the symmetries; None where cases stay as they are.
+        """
+        # One small copy to the device: a larger one would wait for the steps that are still computed.
+        rows = [sizes, shifts, *([] if drawn is None else [drawn.astype(np.int64)])]
+        packed = torch.from_numpy(np.stack(rows)).to(self._device, non_blocking=True)
+        count = int(sizes.sum())
+        of_points = packed[1:, torch.repeat_interleave(packed[0], output_size=count)]
+        taken = self._values[torch.arange(count, device=self._device).add_(of_points[0])]
+        if drawn is None:
+            return taken[:, self._sources[0]]
+        return taken.gather(1, self._sources[of_points[1]]).mul_(self._signs[of_points[1]])
+
+    def _drawn_for(self, epoch: int, cases: NDArray[np.int64]) -> NDArray[np.uint8] | None:
+        """Numbers of the symmetries that cases are shown under, drawn for all cases of an epoch at a time."""
         if not self._symmetries:
-            return 0
-        drawn = np.random.default_rng([self._seed, epoch, case]).integers(2, size=3)
-        return int(drawn @ (1, 2, 4))
+            return None
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, symmetries_of(self._seed, epoch, np.arange(len(self._sizes)))
+        return self._drawn[1][cases]
