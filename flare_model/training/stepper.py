@@ -206,6 +206,19 @@ class Stepper:
             self._shares[kind].fill_(count).div_(self._mean_over_processes(count))
         return graphs(self.padded_for_graph(batch))
 
+    def record(self, batch: Batch) -> None:
+        """Record the step of a batch's size without taking it, where steps are recorded.
+
+        Args:
+            batch: A batch of that size, on the device.
+
+        Raises:
+            UsageError: If the step can't be recorded.
+            torch.OutOfMemoryError: If there is too little memory.
+        """
+        if self.graphs is not None:
+            self.graphs.record(self.padded_for_graph(batch))
+
     def padded_for_graph(self, batch: Batch) -> Batch:
         """A batch padded to one of few sizes; grids of one size have that already."""
         return batch if self._grid_points else batch.filled(self.recipe.multiple)

@@ -14,6 +14,7 @@ from flare_model.training.devices import Fabric, Precision
 from flare_model.training.divergence import DivergedError, check_weights
 from flare_model.training.divided_meshes import batch_ranks
 from flare_model.training.loss_log import LossLog
+from flare_model.training.recorded.largest_batch import largest_request
 from flare_model.training.resident_cases import ResidentCases
 from flare_model.training.run_checkpoints import Checkpoints, Counters
 from flare_model.training.run_log import RunLog
@@ -29,6 +30,7 @@ from flare_model.training.training_checkpoint import latest_state, random_state
 from flare_model.training.validation import BestWeights, Validation
 from lpbf_data.console import progress, say
 from lpbf_data.errors import LpbfError, UsageError
+from lpbf_data.serving.collating import RaggedBatch
 from lpbf_data.serving.loader import Loader
 
 
@@ -61,6 +63,9 @@ class Trainer:
                 f"the split train has fewer cases than the {self.loader.world_size} processes that train on it"
             )
         self.batches, self.steps = self._count()
+        self._largest = (
+            largest_request(self.loader, self.steps, thin_to=settings.thin_to) if settings.recipe.step_graphs else None
+        )
         self.counters = Counters()
         self.stepper = Stepper(settings, fabric, train, self.steps)
         self.validation = Validation(settings, fabric, self.stepper, validation, train)
@@ -129,6 +134,7 @@ class Trainer:
                 self.losses = LossLog(self.folder, self.fabric, self.loader, self.table, bar)
                 self._remember_position()
                 try:
+                    self._record_largest_batch()
                     self._validate_if_due()
                     while self.step < self.steps:
                         self.loader.set_epoch(self.counters.epoch)
@@ -185,6 +191,16 @@ class Trainer:
             say(f"{self.folder} goes on from step {self.step:,} of {self.steps:,}")
         self.checkpoints.publish(self.best)
 
+    def _record_largest_batch(self) -> None:
+        """Record the step of the largest batch first: its memory serves all others, and lack of it shows at once."""
+        request = self._largest
+        if request is None or self.step == self.steps:
+            return
+        batch = self.resident.batch(request) if self.resident else self._on_device(self.loader.read(request))
+        what, model = "recording a step of the largest batch", self.settings.model.class_path
+        with errors_with_cases(what, [batch], model), self.losses.paused():
+            self.stepper.record(batch)
+
     def _remaining_batches(self) -> Iterator[Batch]:
         """The remaining batches of the epoch; every process takes equally many."""
         for batch in self.loader.each(self.resident.batch) if self.resident else self._read_batches():
@@ -195,7 +211,10 @@ class Trainer:
 
     def _read_batches(self) -> Iterator[Batch]:
         for ragged in self.loader:
-            yield Batch.of(ragged, self.settings.targets, self.settings.features).to(self.fabric.device)
+            yield self._on_device(ragged)
+
+    def _on_device(self, ragged: RaggedBatch) -> Batch:
+        return Batch.of(ragged, self.settings.targets, self.settings.features).to(self.fabric.device)
 
     def _optimise(self, group: list[Batch]) -> None:
         """One step of the optimiser on one or more batches."""

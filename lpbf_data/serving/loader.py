@@ -185,6 +185,20 @@ class Loader:
             self._check_latest(loop)
         self.epoch, self._position = self.epoch + 1, 0
 
+    def read(self, request: BatchRequest) -> Any:
+        """The batch of a request, read in this process; the position stays.
+
+        Args:
+            request: One of `requests`.
+
+        Raises:
+            StoreError: If a case can't be read, and `on_error` is "raise"; or if none can be.
+        """
+        served = self._batches[request]
+        if served.error is not None:
+            raise served.error
+        return served.batch
+
     def _source(self) -> Iterator[BatchResult]:
         """The remaining batches of the epoch, from workers or, where there are none, read in this process."""
         if self._workers is not None:

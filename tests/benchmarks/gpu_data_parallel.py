@@ -144,21 +144,13 @@ class Training:
         return flat / parts
 
     def record_all_sizes(self, graphs: StepGraphs) -> None:
-        """Record graphs for all sizes of batches, the largest first, and set weights and optimiser back."""
-        weights = {name: values.clone() for name, values in self.model.state_dict().items()}
+        """Record graphs for all sizes of batches, the largest first."""
         of_size: dict[int, list[int]] = {}
         for _, numbers in zip(range(self.steps), self.drawn(), strict=False):
             points = sum(len(self.cases.cases[number][0]) for number in numbers)
             of_size[points // (FILLED * self.size)] = numbers
-        batches = [of_size[size] for size in sorted(of_size, reverse=True)]
-        # Each call averages gradients over all processes: those with fewer sizes repeat their last one.
-        calls = len(batches) if self.alone else round(self.process.largest(len(batches)))
-        for number in range(calls):
-            graphs(self.cases.batch(batches[min(number, len(batches) - 1)]).filled(FILLED * self.size))
-        self.model.load_state_dict(weights)
-        for state in self.optimizer.state.values():
-            for values in state.values():
-                values.zero_()
+        for size in sorted(of_size, reverse=True):
+            graphs.record(self.cases.batch(of_size[size]).filled(FILLED * self.size))
 
     def run(self) -> dict[str, Any]:
         """Make all steps: their speed after the first ones, and the loss at the end, the mean over the processes."""

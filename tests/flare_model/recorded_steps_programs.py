@@ -38,7 +38,7 @@ class ComputedSteps(StepGraphs):
         for group in self._optimizer.param_groups:
             group["capturable"] = False  # only GPUs need it; the step is the same without
 
-    def _record(self, batch: Batch) -> Any:
+    def _record(self, batch: Batch, pool: Any) -> Any:
         static = batch.on("cpu")
 
         def replay(new: Batch) -> Tensor:
@@ -52,7 +52,7 @@ class ComputedSteps(StepGraphs):
             self._optimizer.zero_grad(set_to_none=True)
             return loss
 
-        return SimpleNamespace(replay=replay)
+        return SimpleNamespace(replay=replay, pool=pool)
 
     def _replay_update(self, gradients: AveragedGradients) -> None:
         gradients.assign()
@@ -63,7 +63,7 @@ class ComputedSteps(StepGraphs):
 class ComputedPasses(ForwardGraphs):
     """Forward graphs that compute a pass where a GPU would replay its recording, on the same tensors."""
 
-    def _record(self, batch: Batch) -> Any:
+    def _record(self, batch: Batch, pool: Any) -> Any:
         static = batch.on("cpu")
 
         def replay(new: Batch) -> Tensor:
@@ -71,7 +71,7 @@ class ComputedPasses(ForwardGraphs):
                 kept.copy_(values)
             return self._compute(static)
 
-        return SimpleNamespace(replay=replay)
+        return SimpleNamespace(replay=replay, pool=pool)
 
 
 def train_until(step: str, *words: str) -> None:
@@ -129,5 +129,4 @@ def allow_step_graphs_on_cpus() -> None:
         module.check_device = lambda *_, **__: None  # type: ignore[attr-defined]
     flare_model.training.stepper.StepGraphs = ComputedSteps  # type: ignore[misc]
     flare_model.training.validation.ForwardGraphs = ComputedPasses  # type: ignore[misc]
-    torch.cuda.synchronize = lambda: None  # type: ignore[assignment]
     torch.set_num_threads(1)

@@ -14,14 +14,18 @@ import torch
 from torch import Tensor
 
 from flare_model import from_pretrained
+from flare_model.data.batches import Batch
 from flare_model.data.metrics import relative_l2_loss
 from flare_model.layers.attention import attend_among_points, takes_meshes_together
 from flare_model.layers.layout import Layout
 from flare_model.predict import predict
 from flare_model.spectrum import spectrum
+from flare_model.training.optimizer import make_optimizer
 from flare_model.training.recipe import Recipe
+from flare_model.training.recorded.step_graphs import StepGraphs
 from flare_model.training.run_log import read_table
 from flare_model.training.step_errors import StepFailedError
+from flare_model.training.trainer import Trainer
 from flare_model.training.training_checkpoint import latest_state
 from lpbf_data.errors import UsageError
 from tests.flare_model.flare_support import (
@@ -170,6 +174,93 @@ def test_steps_recorded_as_graphs_have_the_same_losses(box_dataset: str, tmp_pat
     plain, graphs = (read_table(run / "validation.csv")["displacement_z"] for run in runs.values())
     assert len(set(plain)) == len(plain) == 3
     assert graphs == pytest.approx(plain, rel=2e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*deterministic")
+@pytest.mark.parametrize("resident", [False, True])
+def test_sizes_are_recorded_once_the_largest_first_and_losses_stay(
+    box_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resident: bool
+) -> None:
+    """The same numbers, to the last bit, as where sizes are recorded when they come."""
+    recorded: list[int] = []
+    record, first = StepGraphs._record, Trainer._record_largest_batch
+
+    def counted(self: StepGraphs, batch: Batch, pool: Any) -> Any:
+        recorded.append(len(batch.points))
+        return record(self, batch, pool)
+
+    monkeypatch.setattr(StepGraphs, "_record", counted)
+    recipe = replace(LEARNING, epochs=4, batch_size=2, step_graphs=True, round_points=32, deterministic=True)
+    found = []
+    for way, before in (("first", first), ("as they come", lambda _: None)):
+        recorded.clear()
+        monkeypatch.setattr(Trainer, "_record_largest_batch", before)
+        run = run_training(
+            box_dataset, tmp_path / way, recipe=recipe, resident=resident, symmetries=True, accelerator="gpu"
+        )
+        found.append((losses(run), read_table(run / "validation.csv")["mean"]))
+        assert len(recorded) == len(set(recorded)) > 2
+        assert (recorded[0] == max(recorded)) or way != "first"
+    assert found[0] == found[1]
+
+
+def test_recordings_stay_right_when_a_larger_size_comes() -> None:
+    """Sizes rise, and earlier recordings are replayed after larger ones came to the same memory: all as computed."""
+    torch.manual_seed(0)
+    device = torch.device("cuda")
+    models = [torch.nn.Sequential(torch.nn.Linear(3, 64), torch.nn.GELU(), torch.nn.Linear(64, 1)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    trained = []
+    for number, model in enumerate(models):
+        optimizer = make_optimizer(model.to(device), Recipe(), device, recorded=True)
+
+        def differentiate(batch: Batch, model: torch.nn.Module = model) -> Tensor:
+            loss = (model(batch.points) - batch.targets).square().mean()
+            loss.backward()
+            return loss.detach()
+
+        graphs, generator = StepGraphs(differentiate, optimizer.step, optimizer, model), torch.Generator()
+        generator.manual_seed(1)
+        sizes = (500, 2_000, 500, 90_000, 2_000, 700_000, 500, 90_000, 2_000, 700_000)
+        batches = [
+            Batch(points.cuda(), None, points[:, :1].cuda(), torch.tensor([0, len(points)]), ("case",))
+            for points in (torch.rand(size, 3, generator=generator) for size in sizes)
+        ]
+        if number:  # the largest first
+            graphs.record(batches[5])
+        recorded = len(set(sizes))
+        trained.append([float(graphs(batch)) for batch in batches])
+        assert len(graphs._recordings._kept) == recorded
+    assert trained[0] == pytest.approx(trained[1], rel=1e-5)
+
+
+def test_recordings_make_room_for_one_that_finds_none() -> None:
+    """Lack of memory in the pass before a recording, and within one: others are dropped, and training goes on."""
+    device, model = torch.device("cuda"), torch.nn.Linear(3, 1).cuda()
+    optimizer = make_optimizer(model, Recipe(), device, recorded=True)
+    kept, size = torch.cuda.memory_reserved(), 1 << 28
+    fails: list[bool] = []
+
+    def differentiate(batch: Batch) -> Tensor:
+        if fails and fails.pop():
+            torch.empty(1 << 50, device=device)
+        loss = torch.zeros(size, device=device).sum() + model(batch.points).mean()
+        loss.backward()
+        return loss.detach()
+
+    graphs = StepGraphs(differentiate, optimizer.step, optimizer, model)
+    batches = [
+        Batch(torch.rand(n, 3, device=device), None, torch.rand(n, 1, device=device), torch.tensor([0, n]), ("case",))
+        for n in (10, 20, 30)
+    ]
+    wanted = [float(model(batch.points).mean()) for batch in batches[:1]]
+    assert float(graphs(batches[0])) == pytest.approx(wanted[0], rel=1e-5)
+    for within, batch in ((False, batches[1]), (True, batches[2])):
+        fails[:] = [True, False] if within else [True]
+        assert torch.tensor(float(graphs(batch))).isfinite()
+        assert list(graphs._recordings._kept) == [(len(batch.points), 2)]
+    graphs._recordings.clear()
+    assert torch.cuda.memory_reserved() - kept < 4 * size
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="takes two GPUs")

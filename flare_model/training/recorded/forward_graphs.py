@@ -1,7 +1,7 @@
 """Forward passes of validation as CUDA graphs: one launch a batch.
 
 Validation meets the same batches each time. The first time they are computed as they come, which also lets libraries
-and kernels load; a size that comes again is recorded. Fill batches up to few sizes:
+and kernels load; a size that comes again is recorded, but the largest size first. Fill batches up to few sizes:
 [filled][flare_model.data.batches.Batch.filled].
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flare_model.data.batches import Batch
 from flare_model.training.recorded.recording import Recording, recording
+from flare_model.training.recorded.recordings import Recordings, Size, size_of
 from lpbf_data.console import say
 from lpbf_data.errors import UsageError
 
@@ -35,10 +36,9 @@ class ForwardGraphs:
     def __init__(self, compute: Callable[[Batch], Tensor]) -> None:
         self._compute = compute
         self._records = True
-        self._seen: set[tuple[int, int]] = set()
-        self._recordings: dict[tuple[int, int], Recording] = {}
-        self._largest = 0
-        self._pool: Any = None
+        self._seen: set[Size] = set()
+        self._largest: Batch | None = None
+        self._recordings = Recordings(self._record, MAX_SIZES)
 
     def __call__(self, batch: Batch) -> Tensor:
         """What the function gives for a batch.
@@ -46,39 +46,36 @@ class ForwardGraphs:
         Args:
             batch: A filled batch; its offsets may lie on the host.
         """
-        size = (len(batch.points), len(batch.offsets))
-        if size not in self._recordings and not self._is_recorded_now(size, batch):
-            self._seen.add(size)
+        if size_of(batch) not in self._recordings and not self._is_recorded_now(batch):
+            self._remember(batch)
             return self._compute(batch.on(batch.points.device))
-        return self._recordings[size].replay(batch)
+        return self._recordings.replay(batch)
 
-    def _is_recorded_now(self, size: tuple[int, int], batch: Batch) -> bool:
+    def _remember(self, batch: Batch) -> None:
+        """Note a size that was computed, and keep the batch until it is recorded if it is larger than all before."""
+        if self._records and len(batch.points) > max((points for points, _ in self._seen), default=0):
+            self._largest = batch
+        self._seen.add(size_of(batch))
+
+    def _is_recorded_now(self, batch: Batch) -> bool:
         """Record a size, if it came before and there is room."""
-        if not self._records or size not in self._seen:
+        if not self._records or size_of(batch) not in self._seen or self._recordings.full:
             return False
-        if size[0] > self._largest:
-            # A recording keeps its memory; a larger one could not use that, and smaller ones can use the larger one's.
-            self._clear()
-            self._largest = size[0]
-        elif len(self._recordings) == MAX_SIZES:
-            return False
+        largest, self._largest = self._largest, None
         try:
-            self._recordings[size] = self._record(batch)
+            if largest is not None and size_of(largest) != size_of(batch):
+                self._recordings.add(largest)
+            self._recordings.add(batch)
         except (UsageError, torch.OutOfMemoryError) as error:
-            self._clear()
             self._records = False
             why = "there is too little memory" if isinstance(error, torch.OutOfMemoryError) else str(error)
             say(f"validation isn't recorded as CUDA graphs, and takes longer: {why}")
-            return False
-        return True
+        if not self._records:  # after the handler, since the error holds the tensors of the attempt that failed
+            self._recordings.clear()
+        return self._records
 
-    def _clear(self) -> None:
-        self._recordings.clear()
-        self._pool = None
-
-    def _record(self, batch: Batch) -> Recording:
+    def _record(self, batch: Batch, pool: Any) -> Recording:
         static = batch.on(batch.points.device)
-        with recording(self._pool, "a validation") as graph:
+        with recording(pool, "a validation") as graph:
             result = self._compute(static)
-        self._pool = self._pool or graph.pool()
         return Recording(graph, static, result)

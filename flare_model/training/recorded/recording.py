@@ -29,6 +29,11 @@ class Recording:
     batch: Batch
     result: Tensor
 
+    @property
+    def pool(self) -> Any:
+        """The memory pool that the graph was recorded in."""
+        return self.graph.pool()
+
     def replay(self, batch: Batch) -> Tensor:
         """Copy a batch of the same size in, launch, and copy the result."""
         for static, new in zip(self.batch.tensors(), batch.tensors(), strict=True):
