@@ -4,7 +4,8 @@ C channels; layers are counted from 0, the first and the last among them: h₀ =
 h_{i+1} = h_i + gelu(W_i h_i + b_i), y = h_n + W_n h_n + b_n. Its gradients are in network_gradient.py.
 
 weights are the matrices of all layers, [LAYERS, C, C], vectors their biases, [LAYERS, C]; where there is a LayerNorm,
-two rows of vectors more: what it multiplies by, and what it adds. Both are float32; products are of TYPE.
+two rows of vectors more: what it multiplies by, and what it adds. Both are float32; products are of TYPE. Several
+networks of one LayerNorm have weights and vectors one after the other; the rows of the LayerNorm are the same in all.
 """
 
 import triton
@@ -87,16 +88,23 @@ def first_hidden(x, vectors, epsilon, LAYERS: tl.constexpr, C: tl.constexpr, NOR
 @triton.jit
 def network_kernel(
     x, weights, vectors, out, count, epsilon,
-    LAYERS: tl.constexpr, C: tl.constexpr, NORM: tl.constexpr, POINTS: tl.constexpr, TYPE: tl.constexpr,
+    NETWORKS: tl.constexpr, LAYERS: tl.constexpr, C: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr,
+    POINTS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """[N, C] to [N, C]."""
-    w = matrices(weights, LAYERS, C, TYPE)
+    """[N, C] to [NETWORKS, N, C]; with RESIDUAL x is added to what each network returns."""
+    w = matrices(weights, NETWORKS * LAYERS, C, TYPE)
     for start in range(tl.program_id(0) * POINTS, count, tl.num_programs(0) * POINTS):
         first, place, exists = rows(start, count, C, POINTS)
-        h = first_hidden(tl.load(x + first + place, mask=exists, other=0.0), vectors, epsilon, LAYERS, C, NORM)
-        for layer in tl.static_range(LAYERS - 1):
-            bias = tl.broadcast_to(row_of(vectors, layer, C), (POINTS, C))
-            h += _gelu(tl.dot(h.to(TYPE), tl.trans(w[layer]), bias))
-        bias = tl.broadcast_to(row_of(vectors, LAYERS - 1, C), (POINTS, C))
-        h += tl.dot(h.to(TYPE), tl.trans(w[LAYERS - 1]), bias)
-        tl.store(out + first + place, h.to(out.dtype.element_ty), mask=exists)
+        normalised = first_hidden(tl.load(x + first + place, mask=exists, other=0.0), vectors, epsilon, LAYERS, C, NORM)
+        for network in tl.static_range(NETWORKS):
+            h = normalised
+            biases = vectors + network * (LAYERS + 2 if NORM else LAYERS) * C
+            for layer in tl.static_range(LAYERS - 1):
+                bias = tl.broadcast_to(row_of(biases, layer, C), (POINTS, C))
+                h += _gelu(tl.dot(h.to(TYPE), tl.trans(w[network * LAYERS + layer]), bias))
+            bias = tl.broadcast_to(row_of(biases, LAYERS - 1, C), (POINTS, C))
+            h += tl.dot(h.to(TYPE), tl.trans(w[network * LAYERS + LAYERS - 1]), bias)
+            if RESIDUAL:  # x is in the cache still, and registers are scarce.
+                h += tl.load(x + first + place, mask=exists, other=0.0).to(tl.float32)
+            of_network = tl.cast(count, tl.int64) * (network * C)
+            tl.store(out + of_network + first + place, h.to(out.dtype.element_ty), mask=exists)

@@ -1,21 +1,33 @@
 """Gradients of a residual pointwise network and of the LayerNorm before it; names as in network.py.
 
-Everything is computed again from x. Sums over points, but for the matrices', are columns of one product: a tile of
-points times a tile that is 1 in one column and 0 elsewhere.
+Everything is computed again from x. With ADD, what `added` holds, [N, C], is added to the gradient of x: the gradient
+of the output where x was added to the network, or what others that use x have found; it may be grad_x itself.
+
+Sums over points, but for the matrices', are columns of one product: a tile of points times a tile that is 1 in one
+column and 0 elsewhere.
 """
 
 import triton
 import triton.language as tl
 
-from flare_model.kernels.network import first_hidden, gelu_with_slope, matrices, row_of, rows, standardised
+from flare_model.kernels.network import (
+    INTERPRETED,
+    first_hidden,
+    gelu_with_slope,
+    matrices,
+    row_of,
+    rows,
+    standardised,
+)
 
 _SUMS = tl.constexpr(16)  # columns, the least width of a product; LAYERS + 2 of them are used
 
 
 @triton.jit
 def network_gradient_kernel(
-    x, weights, vectors, gradient, grad_x, grad_weights, grad_vectors, slopes, count, epsilon,
-    LAYERS: tl.constexpr, C: tl.constexpr, NORM: tl.constexpr, POINTS: tl.constexpr, TYPE: tl.constexpr,
+    x, weights, vectors, gradient, added, grad_x, grad_weights, grad_vectors, slopes, count, epsilon,
+    LAYERS: tl.constexpr, C: tl.constexpr, NORM: tl.constexpr, ADD: tl.constexpr,
+    POINTS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """Gradient of x, [N, C], and each program's share of those of weights and vectors, with the programs in front.
 
@@ -43,7 +55,7 @@ def network_gradient_kernel(
         if NORM:
             tl.debug_barrier()  # The thread that reads a slope need not be the one that wrote it.
         # Where there is no point the gradient is 0, and so is what the point adds to dW and db.
-        dh = tl.load(gradient + first + place, mask=exists, other=0.0).to(tl.float32)
+        dh = _rounded(tl.load(gradient + first + place, mask=exists, other=0.0), TYPE).to(tl.float32)
         new_dw = ()
         for layer in tl.static_range(LAYERS - 1, -1, -1):
             grad_output = dh.to(TYPE)
@@ -56,6 +68,8 @@ def network_gradient_kernel(
         dw = new_dw
         if NORM:
             dh, sums = _through_norm(dh, sums, x + first, vectors, place, exists, epsilon, LAYERS, C, POINTS, TYPE)
+        if ADD:
+            dh += tl.load(added + first + place, mask=exists, other=0.0).to(tl.float32)
         tl.store(grad_x + first + place, dh.to(grad_x.dtype.element_ty), mask=exists)
         if NORM:
             tl.debug_barrier()
@@ -68,8 +82,9 @@ def network_gradient_kernel(
 
 @triton.jit
 def network_backward_kernel(
-    x, weights, vectors, gradient, grad_x, layer_inputs, grad_outputs, grad_vectors, count, length, epsilon,
-    LAYERS: tl.constexpr, C: tl.constexpr, NORM: tl.constexpr, POINTS: tl.constexpr, TYPE: tl.constexpr,
+    x, weights, vectors, gradient, added, grad_x, layer_inputs, grad_outputs, grad_vectors, count, length, epsilon,
+    LAYERS: tl.constexpr, C: tl.constexpr, NORM: tl.constexpr, ADD: tl.constexpr,
+    POINTS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """As network_gradient_kernel, where the gradients of the matrices don't fit into the registers.
 
@@ -89,7 +104,7 @@ def network_backward_kernel(
             tl.store(grad_outputs + layer * stride + first + place, slope)
             tl.store(layer_inputs + (layer + 1) * stride + first + place, h.to(TYPE))
         tl.debug_barrier()
-        dh = tl.load(gradient + first + place, mask=exists, other=0.0).to(tl.float32)
+        dh = _rounded(tl.load(gradient + first + place, mask=exists, other=0.0), TYPE).to(tl.float32)
         for layer in tl.static_range(LAYERS - 1, -1, -1):
             grad_output = dh.to(TYPE)
             if layer < LAYERS - 1:
@@ -100,8 +115,29 @@ def network_backward_kernel(
             dh = tl.dot(grad_output, w[layer], dh)
         if NORM:
             dh, sums = _through_norm(dh, sums, x + first, vectors, place, exists, epsilon, LAYERS, C, POINTS, TYPE)
+        if ADD:
+            dh += tl.load(added + first + place, mask=exists, other=0.0).to(tl.float32)
         tl.store(grad_x + first + place, dh.to(grad_x.dtype.element_ty), mask=exists)
     _store_sums(grad_vectors, sums, LAYERS, C, NORM)
+
+
+@triton.jit
+def _rounded(gradient, TYPE: tl.constexpr):
+    """The gradient of the output, of TYPE.
+
+    Rounding float32 is written out, so that the compiler can't move it: it would round after it has exchanged numbers
+    between threads, which takes twice the shared memory, and too little is left for a second program.
+    """
+    if INTERPRETED or gradient.dtype != tl.float32:
+        return gradient.to(TYPE)
+    elif TYPE == tl.bfloat16:
+        return tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [gradient], dtype=tl.bfloat16, is_pure=False, pack=2
+        )
+    else:
+        return tl.inline_asm_elementwise(
+            "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [gradient], dtype=tl.float16, is_pure=False, pack=2
+        )
 
 
 @triton.jit

@@ -13,6 +13,9 @@ DEPTHS: Final = (4, 8, 16, 32)
 DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32)
 MAX_LATENTS: Final = 1024
 
+LINEAR_WIDTHS: Final = (16, 32, 64, 128)
+"""Channels of a linear layer that is computed with its residual connection."""
+
 MAX_LAYERS: Final = 5
 
 _SHARED_MEMORY: Final = {64: 192_512, 128: 229_376}
@@ -63,6 +66,18 @@ def unsupported_network(device: torch.device, dtype: torch.dtype, channels: int,
     if (there := _shared_memory(device)) < (needed := _SHARED_MEMORY[channels]):
         return f"{channels} channels need {needed} bytes of a multiprocessor's shared memory, and this GPU has {there}"
     return None
+
+
+def supports_residual_linear(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
+    """Whether a kernel can compute a linear layer with its residual connection.
+
+    Args:
+        device: Where the tensors lie.
+        dtype: Of its products.
+        channels: C, as many in as out.
+    """
+    half = dtype in (torch.float16, torch.bfloat16)
+    return half and channels in LINEAR_WIDTHS and _missing_support(device) is None
 
 
 def _name(dtype: torch.dtype) -> str:

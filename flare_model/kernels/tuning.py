@@ -115,11 +115,18 @@ class NetworkTiles:
 _SMALL_NETWORK: Final = NetworkTiles(points=16, warps=1)
 
 
-def network_tiles(channels: int) -> NetworkTiles:
-    """How to cut the network itself: matrices of 128 channels fill the shared memory of a multiprocessor."""
+def network_tiles(channels: int, networks: int = 1) -> NetworkTiles:
+    """How to cut the network itself: matrices of 128 channels fill the shared memory of a multiprocessor.
+
+    Args:
+        channels: C.
+        networks: Networks that one program applies; the matrices of two of 64 channels leave room for two programs.
+    """
     if INTERPRETED:
         return _SMALL_NETWORK
-    return NetworkTiles(points=64, warps=4, stages=2, programs=4) if channels <= 64 else NetworkTiles(128, warps=8)
+    if channels > 64:
+        return NetworkTiles(points=128, warps=8)
+    return NetworkTiles(points=64, warps=4, stages=2, programs=4 if networks == 1 else 2)
 
 
 def gradient_tiles(channels: int, *, norm: bool) -> NetworkTiles:
@@ -134,3 +141,17 @@ def gradient_tiles(channels: int, *, norm: bool) -> NetworkTiles:
     if channels > 64:
         return NetworkTiles(points=64, warps=8)
     return NetworkTiles(points=64, warps=4, programs=2) if norm else NetworkTiles(points=128, warps=8)
+
+
+def residual_linear_tiles(channels: int, *, gradient: bool) -> NetworkTiles:
+    """How to cut a linear layer with its residual connection; not measured: what registers hold, without spilling.
+
+    Args:
+        channels: C.
+        gradient: Whether for its gradient.
+    """
+    if INTERPRETED:
+        return _SMALL_NETWORK
+    if channels > 64:
+        return NetworkTiles(points=64, warps=8, stages=2, programs=1 if gradient else 2)
+    return NetworkTiles(points=64, warps=4, stages=2, programs=3 if gradient else 4)

@@ -105,6 +105,24 @@ def network_by_kernels(
     return reason is None
 
 
+@_constant
+def residual_linear_by_kernel(
+    implementation: Implementation, device: torch.device, dtype: torch.dtype, channels: int
+) -> bool:
+    """Whether a kernel computes a linear layer with its residual connection.
+
+    Args:
+        implementation: What was asked for.
+        device: Where the tensors lie.
+        dtype: Of the products.
+        channels: C, as many in as out.
+    """
+    if not _considered(implementation, device):
+        return False
+    support = _support()
+    return support is not None and support.supports_residual_linear(device, dtype, channels)
+
+
 def _support() -> ModuleType | None:
     """The module of the kernels' requirements; None where Triton is not installed."""
     try:

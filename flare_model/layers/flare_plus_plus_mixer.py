@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flare_model.layers.backend import ChosenMixer, compute_dtype, mix_by_kernels
 from flare_model.layers.layout import Layout
+from flare_model.layers.pointwise import add_linear
 from flare_model.sizes import Implementation
 
 _EPSILON: Final = 1e-6
@@ -87,6 +88,14 @@ class FlarePlusPlusMixer(ChosenMixer):
         """[B, N, C] or [ΣN, C] to the same."""
         out: Tensor = self.leave(self.mix(*self._projected(x), layout=layout))
         return out
+
+    def add_after_norm(self, norm: nn.Module, x: Tensor, layout: Layout) -> Tensor:
+        """Returns x + the mixing of norm(x)."""
+        return self.add_output(x, self.mix(*self.project(norm, x), layout=layout))
+
+    def add_output(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Returns x + the output of what `mix` returned; works on each point by itself."""
+        return add_linear(x, self.leave, mixed, self.implementation)
 
     def project(self, norm: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
         """S, keys and values of norm(x), each laid out as x; works on each point by itself."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flare_model.layers.backend import OPTION, ChosenMixer, compute_dtype, mix_by_kernels
 from flare_model.layers.divided_meshes import decode_divided, encode_divided
 from flare_model.layers.layout import Layout
-from flare_model.layers.pointwise import ResMLP
+from flare_model.layers.pointwise import ResMLP, add_linear, apply_after_norm
 from flare_model.sizes import IMPLEMENTATIONS, Implementation
 from lpbf_data.errors import UsageError
 
@@ -175,20 +175,21 @@ class FlareMixer(ChosenMixer):
         out: Tensor = self.leave(self.mix(*(network(x) for network in self._networks()), layout=layout))
         return out
 
-    def after_norm(self, norm: nn.LayerNorm, x: Tensor, layout: Layout) -> Tensor:
-        """The mixing of norm(x)."""
-        out: Tensor = self.leave(self.mix(*self.project(norm, x), layout=layout))
-        return out
+    def add_after_norm(self, norm: nn.LayerNorm, x: Tensor, layout: Layout) -> Tensor:
+        """Returns x + the mixing of norm(x)."""
+        x, *projected = apply_after_norm(self._networks(), norm, x)
+        return self.add_output(x, self.mix(*projected, layout=layout))
 
     def project(self, norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, ...]:
         """Keys and values of norm(x), and keys to decode with where they are separate, each laid out as x.
 
         Works on each point by itself.
         """
-        if self.keys.takes_norm(x):
-            return tuple(network.after_norm(norm, x) for network in self._networks())
-        x = norm(x)
-        return tuple(network(x) for network in self._networks())
+        return apply_after_norm(self._networks(), norm, x)[1:]
+
+    def add_output(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Returns x + the output of what `mix` returned; works on each point by itself."""
+        return add_linear(x, self.leave, mixed, self.implementation)
 
     def _networks(self) -> list[ResMLP]:
         return [self.keys, self.values, *([self.decoding_keys] if self.separate_decoding else [])]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from flare_model.layers.backend import compute_dtype, network_by_kernels
+from flare_model.layers.backend import compute_dtype, network_by_kernels, residual_linear_by_kernel
 from flare_model.sizes import Implementation
 
 
@@ -63,6 +64,12 @@ class ResMLP(nn.Module):
         """The network of norm(x), in one kernel with the norm where `takes_norm` says so."""
         return self._apply_kernel(x, norm) if self.takes_norm(x) else self(norm(x))
 
+    def add_after_norm(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+        """Returns x + the network of norm(x), in one kernel where `takes_norm` says so."""
+        if self.takes_norm(x) and _holds_sums(x, compute_dtype(x)):
+            return self._apply_kernel(x, norm, residual=True)
+        return x + self.after_norm(norm, x)
+
     def takes_norm(self, x: Tensor) -> bool:
         """Whether the kernel does the LayerNorm too.
 
@@ -80,14 +87,79 @@ class ResMLP(nn.Module):
         return taken
 
     def _has_linear_layers(self) -> bool:
-        """Whether all layers are plain linear ones: replaced ones, as by adapters, may do more than a product."""
-        return all(type(layer) is nn.Linear for layer in (self.enter, *self.layers, self.leave))
+        return all(_is_plain(layer) for layer in self._all_layers())
 
-    def _apply_kernel(self, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
+    def _all_layers(self) -> list[nn.Linear]:
+        return [cast("nn.Linear", layer) for layer in (self.enter, *self.layers, self.leave)]
+
+    def _apply_kernel(self, x: Tensor, norm: nn.LayerNorm | None, *, residual: bool = False) -> Tensor:
         from flare_model.kernels.pointwise import network
 
-        layers = [cast("nn.Linear", layer) for layer in (self.enter, *self.layers, self.leave)]
-        return network(x, [layer.weight for layer in layers], [layer.bias for layer in layers], compute_dtype(x), norm)
+        weights, biases = self.kernel_parameters()
+        return network(x, weights, biases, compute_dtype(x), norm, residual=residual)
+
+    def kernel_parameters(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Matrices and biases of all layers, the first and the last among them, as the kernels take them."""
+        layers = self._all_layers()
+        return [layer.weight for layer in layers], [layer.bias for layer in layers]
+
+
+def apply_after_norm(networks: Sequence[ResMLP], norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, ...]:
+    """Returns x itself, and several networks of norm(x), by one operator where their kernels take the norm.
+
+    Whatever else needs x should take the one that is returned: its gradient is then added in the kernels.
+    """
+    taken = [network.takes_norm(x) for network in networks]
+    if all(taken) and len({len(network.layers) for network in networks}) == 1:
+        from flare_model.kernels import pointwise
+
+        parameters = [network.kernel_parameters() for network in networks]
+        return pointwise.networks(x, [w for w, _ in parameters], [b for _, b in parameters], compute_dtype(x), norm)
+    if taken[0]:
+        return (x, *(network.after_norm(norm, x) for network in networks))
+    normalised = norm(x)
+    return (x, *(network(normalised) for network in networks))
+
+
+def add_linear(x: Tensor, layer: nn.Module, inputs: Tensor, implementation: Implementation) -> Tensor:
+    """Returns x + layer(inputs), in one kernel where it can do so for a linear layer.
+
+    Args:
+        x: [..., C].
+        layer: From C channels to as many; one that was replaced or has hooks is called.
+        inputs: As x.
+        implementation: As of the mixing. When the model is compiled no kernel is taken, as for norms.
+    """
+    dtype = compute_dtype(inputs)
+    if (
+        not torch.compiler.is_compiling()
+        and _is_plain(layer)
+        and x.shape == inputs.shape
+        and _holds_sums(x, dtype)
+        and residual_linear_by_kernel(implementation, x.device, dtype, x.shape[-1])
+    ):
+        from flare_model.kernels.residual import residual_linear
+
+        linear = cast("nn.Linear", layer)
+        return residual_linear(x, inputs, linear.weight, linear.bias, dtype)
+    out: Tensor = x + layer(inputs)
+    return out
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a call of a module does more than its `forward`."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(len(some) > 0 for some in hooks)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is no more than a product and a bias."""
+    return type(layer) is nn.Linear and not is_hooked(layer)
+
+
+def _holds_sums(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether x plus a tensor of a type has the type of x."""
+    return torch.promote_types(x.dtype, dtype) == x.dtype
 
 
 class FeedForward(nn.Module):

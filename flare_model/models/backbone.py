@@ -13,6 +13,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from flare_model.layers.layout import Layout
+from flare_model.layers.pointwise import is_hooked
 from flare_model.models.mesh_model import MeshModel, full_precision
 
 _CHUNK: Final = 1 << 19
@@ -22,15 +23,14 @@ _CHUNK: Final = 1 << 19
 class SeparableMixer(Protocol):
     """A mixer in three parts, of which only the second, `mix`, depends on more than one point."""
 
-    @property
-    def leave(self) -> Callable[[Tensor], Tensor]:
-        """Pointwise: from what `mix` returns to the mixer's output; checkpoints name weights by this attribute."""
-
     def project(self, norm: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
         """Pointwise: from norm(x) to what is mixed."""
 
     def mix(self, *projected: Tensor, layout: Layout) -> Tensor:
         """Mix the points of each mesh."""
+
+    def add_output(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Pointwise: x + the mixer's output, from what `mix` returns."""
 
 
 class Block(nn.Module):
@@ -42,9 +42,10 @@ class Block(nn.Module):
         pointwise: Called with x.
         norm: Makes the norm before each, from C.
 
-    Either may have a method `after_norm`, as [ResMLP][flare_model.layers.pointwise.ResMLP] has: it is called with the
-    LayerNorm and its input, so that one kernel can do both. A mixer with a true `tiled` gets joined meshes cut
-    into [tiles][flare_model.layers.mesh_tiles.MeshTiles]; one with a true `separable` is a `SeparableMixer`, as
+    Either may have methods `after_norm` and `add_after_norm`, as [ResMLP][flare_model.layers.pointwise.ResMLP] has:
+    they are called with the LayerNorm and its input, so that one kernel can do both and, with the second, add the input
+    as well. A module with hooks is called as any other. A mixer with a true `tiled` gets joined meshes cut into
+    [tiles][flare_model.layers.mesh_tiles.MeshTiles]; one with a true `separable` is a `SeparableMixer`, as
     [FlareMixer][flare_model.layers.mixer.FlareMixer] is, and saves memory under activation checkpointing.
     """
 
@@ -63,8 +64,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[B, N, C] or [ΣN, C] to the same."""
-        x = x + after_norm(self.mixer_norm, self.mixer, x, layout)
-        return x + after_norm(self.pointwise_norm, self.pointwise, x)
+        x = add_after_norm(self.mixer_norm, self.mixer, x, layout)
+        return add_after_norm(self.pointwise_norm, self.pointwise, x)
 
     def forward_in_chunks(self, x: Tensor, layout: Layout) -> Tensor:
         """`forward` with activation checkpointing: all but the mixing is computed in chunks of points.
@@ -78,18 +79,21 @@ class Block(nn.Module):
         projected = in_chunks(lambda part: mixer.project(self.mixer_norm, part), x)
 
         def follow(x: Tensor, mixed: Tensor) -> tuple[Tensor]:
-            x = x + mixer.leave(mixed)
-            return (x + after_norm(self.pointwise_norm, self.pointwise, x),)
+            return (add_after_norm(self.pointwise_norm, self.pointwise, mixer.add_output(x, mixed)),)
 
         (out,) = in_chunks(follow, x, mixer.mix(*projected, layout=layout))
         return out
 
 
-def after_norm(norm: nn.Module, module: nn.Module, x: Tensor, *more: object) -> Tensor:
-    """module(norm(x), ...), by the module's own method `after_norm` where it has one."""
-    own = getattr(module, "after_norm", None)
-    out: Tensor = module(norm(x), *more) if own is None else own(norm, x, *more)
-    return out
+def add_after_norm(norm: nn.Module, module: nn.Module, x: Tensor, *more: object) -> Tensor:
+    """Returns x + module(norm(x), ...), by the module's own `add_after_norm` or `after_norm` where it has one."""
+    for name in () if is_hooked(module) else ("add_after_norm", "after_norm"):
+        own = getattr(module, name, None)
+        if own is not None:
+            out: Tensor = own(norm, x, *more)
+            return out if name == "add_after_norm" else x + out
+    called: Tensor = module(norm(x), *more)
+    return x + called
 
 
 def in_chunks(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:

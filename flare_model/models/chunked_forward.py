@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flare_model.layers.chunked_mixing import ChunkedMixing
 from flare_model.layers.layout import Layout
 from flare_model.layers.mixer import FlareMixer
-from flare_model.models.backbone import Block, after_norm
+from flare_model.models.backbone import Block, add_after_norm
 from flare_model.models.mesh_model import full_precision
 
 LARGE: Final = 1 << 20
@@ -106,8 +106,8 @@ def _follow(block: Block, mixing: ChunkedMixing, x: Tensor) -> Tensor:
     """A chunk [n, C] behind a block, all of whose points have been encoded."""
     mixer = cast("FlareMixer", block.mixer)
     keys = mixer.keys.after_norm(cast("nn.LayerNorm", block.mixer_norm), x)
-    x = x + mixer.leave(mixing.decode(_by_heads(mixer, keys)).flatten(-2))
-    return x + after_norm(block.pointwise_norm, block.pointwise, x)
+    x = mixer.add_output(x, mixing.decode(_by_heads(mixer, keys)).flatten(-2))
+    return add_after_norm(block.pointwise_norm, block.pointwise, x)
 
 
 def _by_heads(mixer: FlareMixer, projected: Tensor) -> Tensor:

@@ -165,8 +165,9 @@ def test_the_operator_passes_the_checks_of_torch(channels: int) -> None:
     for rows in (2, 4):
         vectors = torch.randn(rows, channels, device=DEVICE, requires_grad=True)
         tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-        arguments = (x, weights, vectors, 1e-5, torch.float16)
-        assert set(torch.library.opcheck(network_operator, arguments, test_utils=tests).values()) == {"SUCCESS"}
+        for residual in (False, True):
+            arguments = (x, weights, vectors, 1e-5, torch.float16, residual)
+            assert set(torch.library.opcheck(network_operator, arguments, test_utils=tests).values()) == {"SUCCESS"}
 
 
 def small_model(mixer: str, channels: int) -> Flare:
