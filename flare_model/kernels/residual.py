@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flare_model.kernels.pointwise import DTYPES, count_points, count_programs
+from flare_model.kernels.network_launches import DTYPES, count_points, count_programs
 from flare_model.kernels.residual_linear import residual_linear_gradient_kernel, residual_linear_kernel
 from flare_model.kernels.tuning import NetworkTiles, residual_linear_tiles
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import Any, Final
 
 import torch
@@ -20,7 +22,12 @@ MAX_LAYERS: Final = 5
 
 _SHARED_MEMORY: Final = {64: 192_512, 128: 229_376}
 """Bytes of a multiprocessor that the network's kernels need, by channels: GPUs of the H100's class have them."""
+_HOPPER_SHARED_MEMORY: Final = 219_136
+"""The same of the gradient's kernel for GPUs of compute capability 9.0."""
 _MIN_CAPABILITY: Final = (8, 0)
+_HOPPER: Final = (9, 0)
+
+_log = logging.getLogger(__name__)
 
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 6):
     raise ImportError(f"the kernels need Triton 3.6 or newer, not {triton.__version__}")
@@ -78,6 +85,27 @@ def supports_residual_linear(device: torch.device, dtype: torch.dtype, channels:
     """
     half = dtype in (torch.float16, torch.bfloat16)
     return half and channels in LINEAR_WIDTHS and _missing_support(device) is None
+
+
+@functools.cache
+def takes_hopper_gradient(device: torch.device, channels: int, layers: int) -> bool:
+    """Whether the gradient of a network is computed by the kernel for GPUs of compute capability 9.0.
+
+    Args:
+        device: Where the tensors lie.
+        channels: C.
+        layers: The network's layers, the first and the last among them.
+    """
+    if INTERPRETED or device.type != "cuda" or torch.cuda.get_device_capability(device) != _HOPPER:
+        return False
+    if channels != 64 or layers > MAX_LAYERS or _shared_memory(device) < _HOPPER_SHARED_MEMORY:
+        return False
+    try:
+        from flare_model.kernels import hopper_network_gradient  # noqa: F401
+    except (ImportError, AttributeError) as error:  # Gluon is experimental: another Triton may lack a part of it.
+        _log.warning("gradients of pointwise networks by the kernel for all GPUs, which takes longer: %s", error)
+        return False
+    return True
 
 
 def _name(dtype: torch.dtype) -> str:

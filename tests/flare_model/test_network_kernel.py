@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("triton", reason="the kernels need Triton, which is there for Linux alone")
 
-from flare_model.kernels import pointwise
+from flare_model.kernels import network_launches
 from flare_model.kernels.pointwise import network, network_operator
 from flare_model.kernels.tuning import INTERPRETED
 from flare_model.layers import backend as implementation
@@ -144,7 +144,7 @@ def test_a_network_with_replaced_layers_uses_no_kernel() -> None:
 def test_sums_of_products_are_float32() -> None:
     torch.manual_seed(0)
     a, b = (torch.randn(3, 16, 16, device=DEVICE).half() for _ in range(2))
-    found = pointwise._products(a, b)
+    found = network_launches._products(a, b)
     assert found.dtype == torch.float32
     magnitudes = a.double().abs() @ b.double().abs()
     assert ((found.double() - a.double() @ b.double()).abs() <= 16 * SINGLE * magnitudes).all()  # sixteen products each
