@@ -74,9 +74,9 @@ class ResMLP(nn.Module):
         """Whether the kernel does the LayerNorm too.
 
         When the model is compiled it does not: the compiler joins norms and residuals, and a step of a million points
-        is then faster.
+        is then faster. Hooks of the network want its input, which is that behind the norm.
         """
-        return self.uses_kernel(x) and not torch.compiler.is_compiling()
+        return self.uses_kernel(x) and not torch.compiler.is_compiling() and not is_hooked(self)
 
     def uses_kernel(self, x: Tensor) -> bool:
         """Whether one kernel does it all for such input."""

@@ -295,7 +295,9 @@ def test_nothing_is_added_or_rounded_between_two_mixings_but_by_kernels() -> Non
         assert any(name.startswith("AddBackward") for name in operations(by_operators(block)(x, Layout())))
 
 
-@pytest.mark.parametrize("where", ["mixer", "mixer.leave", "mixer.keys.enter", "pointwise", "pointwise.leave"])
+@pytest.mark.parametrize(
+    "where", ["mixer", "mixer.leave", "mixer.keys", "mixer.values", "mixer.keys.enter", "pointwise", "pointwise.leave"]
+)
 def test_hooks_of_modules_are_called(where: str) -> None:
     torch.manual_seed(0)
     block, x = random_block(64), torch.randn(1, 5, 64, device=DEVICE)
