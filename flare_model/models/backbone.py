@@ -19,6 +19,9 @@ from flare_model.models.mesh_model import MeshModel, full_precision
 _CHUNK: Final = 1 << 19
 """Points of a chunk under activation checkpointing."""
 
+_MANY: Final = 1 << 24
+"""With more points than these, activation checkpointing keeps the input of every second block."""
+
 
 class SeparableMixer(Protocol):
     """A mixer in three parts, of which only the second, `mix`, depends on more than one point."""
@@ -114,6 +117,15 @@ def in_chunks(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> 
     return parts[0] if len(parts) == 1 else tuple(torch.cat(part, dim=-2) for part in zip(*parts, strict=True))
 
 
+def _forward_in_chunks(blocks: list[Block], x: Tensor, layout: Layout) -> Tensor:
+    """Blocks that are recomputed together; of several, each is recomputed once more by itself."""
+    if len(blocks) == 1:
+        return blocks[0].forward_in_chunks(x, layout)
+    for block in blocks:
+        x = torch.utils.checkpoint.checkpoint(block.forward_in_chunks, x, layout, use_reentrant=False)
+    return x
+
+
 class Backbone(MeshModel):
     """Blocks between two projections; inputs and outputs are those of the [contract][flare_model.models.contract].
 
@@ -140,19 +152,20 @@ class Backbone(MeshModel):
         self.norm = nn.LayerNorm(channels)
         self.leave = output_projection
         self.activation_checkpointing = False
-        """Keep only the input of each block, and recompute the rest in the backward pass, in chunks of points."""
+        """Keep only the input of each block, and recompute the rest in the backward pass, in chunks of points.
+
+        With more than 16,777,216 points the input of every second block alone: less memory, one more forward pass.
+        """
 
     def compute(self, inputs: Tensor, layout: Layout) -> Tensor:
         """[B, N, in_dim] or [ΣN, in_dim] to [B, N, out_dim] or [ΣN, out_dim]."""
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         with full_precision(inputs):
             hidden = in_chunks(lambda part: (self.enter(part),), inputs)[0] if recompute else self.enter(inputs)
-        for block in self.blocks:
-            if recompute:
-                forward = cast("Block", block).forward_in_chunks
-                hidden = torch.utils.checkpoint.checkpoint(forward, hidden, layout, use_reentrant=False)
-            else:
-                hidden = block(hidden, layout)
+        for blocks in self._checkpointed(hidden) if recompute else ():
+            hidden = torch.utils.checkpoint.checkpoint(_forward_in_chunks, blocks, hidden, layout, use_reentrant=False)
+        for block in () if recompute else self.blocks:
+            hidden = block(hidden, layout)
         with full_precision(inputs):
             hidden = hidden.to(inputs.dtype)
             return (
@@ -160,6 +173,14 @@ class Backbone(MeshModel):
                 if recompute
                 else self.predict_from(hidden)
             )
+
+    def _checkpointed(self, hidden: Tensor) -> list[list[Block]]:
+        """The blocks by those that are recomputed together, for hidden numbers [..., C]."""
+        blocks = [cast("Block", block) for block in self.blocks]
+        # A compiled model is for any number of points.
+        many = not torch.compiler.is_compiling() and hidden.numel() > _MANY * hidden.shape[-1]
+        length = 2 if many else 1
+        return [blocks[start : start + length] for start in range(0, len(blocks), length)]
 
     def predict_from(self, hidden: Tensor) -> Tensor:
         """From hidden numbers [..., C] behind the last block to predictions [..., out_dim]."""

@@ -20,11 +20,13 @@ from flare_model.models.backbone import Block, add_after_norm
 from flare_model.models.mesh_model import full_precision
 
 LARGE: Final = 1 << 20
+GPU_LARGE: Final = 1 << 22
 """Meshes of more points are predicted on in chunks."""
 
-CHUNK: Final = 1 << 18
-CPU_CHUNK: Final = 1 << 14
-"""Points of a chunk; on a CPU so few that its caches hold much of them."""
+CHUNK: Final = 1 << 14
+GPU_CHUNK: Final = 1 << 21
+"""Points of a chunk: on a CPU so few that its caches hold much of them, on a GPU so many that launching takes less time
+than computing."""
 
 
 def takes_chunks(blocks: Sequence[Block], inputs: Tensor, layout: Layout) -> bool:
@@ -38,7 +40,7 @@ def takes_chunks(blocks: Sequence[Block], inputs: Tensor, layout: Layout) -> boo
     # Traced graphs are for any number of points, so that it isn't looked at there.
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return False
-    if inputs.shape[-2] <= LARGE:
+    if inputs.shape[-2] <= (LARGE if inputs.device.type == "cpu" else GPU_LARGE):
         return False
     one = layout.offsets.shape[0] == 2 if layout.offsets is not None else inputs.shape[0] == 1
     if not one or layout.mask is not None or layout.ranks is not None:
@@ -68,7 +70,7 @@ def compute_in_chunks(
     Returns:
         [N, out_dim].
     """
-    length = CPU_CHUNK if inputs.device.type == "cpu" else CHUNK
+    length = CHUNK if inputs.device.type == "cpu" else GPU_CHUNK
     chunks = [slice(start, start + length) for start in range(0, len(inputs), length)]
     hidden: Tensor | None = None
     mixing = _start(blocks[0])

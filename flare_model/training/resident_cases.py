@@ -20,7 +20,6 @@ from flare_model.training.settings import Settings
 from lpbf_data.errors import UsageError
 from lpbf_data.serving.batch_source import BatchRequest
 from lpbf_data.serving.collating import join_ragged
-from lpbf_data.serving.symmetry_draws import symmetries_of
 from lpbf_data.serving.transforms import RandomSymmetry
 
 _SYMMETRIES = 8
@@ -55,7 +54,6 @@ class ResidentCases:
         symmetries: bool,
     ) -> None:
         self._samples, self._seed, self._symmetries = split.dataset.samples, seed, symmetries
-        self._drawn: tuple[int, NDArray[np.uint8]] | None = None
         self._num_features, self._device = sum(f.width for f in features), device
         self._coordinates = 3 if split.point_schema is None else len(split.point_schema.coordinates)
         self._fields = list(dict.fromkeys(["pos", *(target.field for target in (*features, *targets))]))
@@ -141,7 +139,7 @@ class ResidentCases:
         names = tuple(map(self._samples.case_id, request.cases))
         return Batch(points, features if self._num_features else None, truth, torch.from_numpy(offsets), names)
 
-    def _gather(self, sizes: NDArray[np.int64], shifts: NDArray[np.int64], drawn: NDArray[np.uint8] | None) -> Tensor:
+    def _gather(self, sizes: NDArray[np.int64], shifts: NDArray[np.int64], drawn: NDArray[np.int64] | None) -> Tensor:
         """The numbers of the points of some cases, turned, [n, d + F + T].
 
         Args:
@@ -150,7 +148,7 @@ class ResidentCases:
             drawn: Numbers of the symmetries; None where cases stay as they are.
         """
         # One small copy to the device: a larger one would wait for the steps that are still computed.
-        rows = [sizes, shifts, *([] if drawn is None else [drawn.astype(np.int64)])]
+        rows = [sizes, shifts, *([] if drawn is None else [drawn])]
         packed = torch.from_numpy(np.stack(rows)).to(self._device, non_blocking=True)
         count = int(sizes.sum())
         of_points = packed[1:, torch.repeat_interleave(packed[0], output_size=count)]
@@ -159,10 +157,10 @@ class ResidentCases:
             return taken[:, self._sources[0]]
         return taken.gather(1, self._sources[of_points[1]]).mul_(self._signs[of_points[1]])
 
-    def _drawn_for(self, epoch: int, cases: NDArray[np.int64]) -> NDArray[np.uint8] | None:
-        """Numbers of the symmetries that cases are shown under, drawn for all cases of an epoch at a time."""
+    def _drawn_for(self, epoch: int, cases: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Numbers of the symmetries that cases are shown under, each drawn as the loader draws it."""
         if not self._symmetries:
             return None
-        if self._drawn is None or self._drawn[0] != epoch:
-            self._drawn = epoch, symmetries_of(self._seed, epoch, np.arange(len(self._sizes)))
-        return self._drawn[1][cases]
+        drawn = [np.random.default_rng([self._seed, epoch, case]).integers(2, size=3) for case in cases.tolist()]
+        numbers: NDArray[np.int64] = np.stack(drawn) @ np.array([1, 2, 4])
+        return numbers

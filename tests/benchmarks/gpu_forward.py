@@ -172,8 +172,8 @@ def large() -> list[dict[str, Any]]:
 
 def _with_limit(model: nn.Module, points: Tensor, limit: int) -> tuple[dict[str, float], Tensor]:
     """Time and memory of a forward pass, done in chunks where there are more points than limit."""
-    before = chunked_forward.LARGE
-    chunked_forward.LARGE = limit  # type: ignore[misc]
+    before = chunked_forward.GPU_LARGE
+    chunked_forward.GPU_LARGE = limit  # type: ignore[misc]
     try:
         predict(model, points[: 1 << 19])  # Kernels are compiled.
         begin = time.perf_counter()
@@ -181,7 +181,7 @@ def _with_limit(model: nn.Module, points: Tensor, limit: int) -> tuple[dict[str,
         peak = peak_gib(lambda: kept.append(predict(model, points).cpu()))
         return {"seconds": time.perf_counter() - begin, "peak_gib": peak}, kept[0]
     finally:
-        chunked_forward.LARGE = before  # type: ignore[misc]
+        chunked_forward.GPU_LARGE = before  # type: ignore[misc]
 
 
 def main(out: Path, earlier: Path | None, parts: list[str]) -> None:

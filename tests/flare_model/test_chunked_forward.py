@@ -33,7 +33,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(ChunkedMixing, "encode", count)
     monkeypatch.setattr(chunked, "LARGE", 100)
-    monkeypatch.setattr(chunked, "CPU_CHUNK", 128)
+    monkeypatch.setattr(chunked, "CHUNK", 128)
     return seen
 
 

@@ -26,6 +26,7 @@ from flare_model.checkpoints.spec import ModelSpec
 from flare_model.configs import FOLDER, config_names, config_path, spell_out_config
 from flare_model.layers.layout import Layout
 from flare_model.layers.mixer import mix, mix_meshes
+from flare_model.models import backbone
 from flare_model.models.flare import Flare, FlareConfig
 from flare_model.models.mesh_model import MeshModel
 from flare_model.models.transformer import SelfAttention, Transformer, TransformerConfig
@@ -371,6 +372,16 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
     assert_same(*kept)
 
 
+@pytest.mark.parametrize("num_blocks", [1, 3, 4])
+def test_blocks_checkpointed_two_at_a_time_change_no_gradient(monkeypatch: pytest.MonkeyPatch, num_blocks: int) -> None:
+    model, points, kept = tiny_flare(num_blocks=num_blocks).double(), sample(2, 13, 3), []
+    model.activation_checkpointing = True
+    for many in (1 << 24, 25):
+        monkeypatch.setattr(backbone, "_MANY", many)
+        kept.append(output_and_gradients(model, points))
+    assert_same(*kept)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_mixed_precision_keeps_coordinates_and_predictions_in_float32(name: str) -> None:
     """Points 0.003 mm apart in a part 60 mm long: rounded to 16 bits they would coincide."""
@@ -400,11 +411,15 @@ def saved_bytes(model: torch.nn.Module, points: Tensor) -> int:
     return total
 
 
-def test_activation_checkpointing_saves_memory() -> None:
+def test_activation_checkpointing_saves_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model, points = tiny_flare(num_blocks=4), torch.randn(1, 200, 3)
     plain = saved_bytes(model, points)
     model.activation_checkpointing = True
-    assert saved_bytes(model, points) < plain / 3
+    each = saved_bytes(model, points)
+    assert each < plain / 3
+    monkeypatch.setattr(backbone, "_MANY", 199)
+    kept = 200 * model.config.channels * 4
+    assert each - saved_bytes(model, points) == 2 * kept, "the inputs of the second and of the fourth block are kept"
 
 
 def test_initialisation_is_the_published_one() -> None:
