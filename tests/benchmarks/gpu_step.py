@@ -6,7 +6,8 @@
 - `million`: time and memory of a step on a million points, by kernels and by attention calls, eager and compiled.
 - `lpbf`: points a second on parts of the sizes of real ones, one part a step. Only steps with kernels are also recorded
   as CUDA graphs, so the ratio of such a row to one with attention calls includes the cost of launching.
-- `largest`: steps of ever more points with activation checkpointing, until memory is used up.
+- `largest`: steps of ever more points with activation checkpointing, until memory is used up; a number behind OUT.json is
+  the GiB to be content with, 78 for a GPU of 80 GB.
 - `profile`: time of each kernel of a step.
 - `summary`: joins files, and adds the ratios of the fastest row of FLARE with kernels to those with attention calls.
 
@@ -200,10 +201,13 @@ def profile(*_: str) -> dict[str, float]:
     return found
 
 
-def largest(*_: str) -> dict[str, Any]:
+def largest(*limit: str) -> dict[str, Any]:
     """Make steps of ever more points until memory is used up."""
-    rows = []
-    for count in (8_000_000, 12_000_000, 16_000_000, 20_000_000, 24_000_000, 26_000_000, 28_000_000):
+    if limit:
+        whole = torch.cuda.get_device_properties(0).total_memory / 2**30
+        torch.cuda.set_per_process_memory_fraction(min(1.0, float(limit[0]) / whole))
+    rows: list[dict[str, Any]] = []
+    for count in (8_000_000, 16_000_000, 24_000_000, 32_000_000, 36_000_000, 40_000_000, 44_000_000, 48_000_000):
         try:
             with _freed():
                 step, case = Step("triton", checkpointing=True), _case(count)
@@ -216,7 +220,7 @@ def largest(*_: str) -> dict[str, Any]:
             rows.append({"points": count, "does_not_fit": str(error)[:200]})
             print(rows[-1], flush=True)
             break
-    return {"rows": rows}
+    return {"limit_gib": limit[0] if limit else None, "rows": rows}
 
 
 def _drive(step: Step, sizes: list[int], seconds: float) -> dict[str, float]:
