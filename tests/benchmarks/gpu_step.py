@@ -6,8 +6,8 @@
 - `million`: time and memory of a step on a million points, by kernels and by attention calls, eager and compiled.
 - `lpbf`: points a second on parts of the sizes of real ones, one part a step. Only steps with kernels are also recorded
   as CUDA graphs, so the ratio of such a row to one with attention calls includes the cost of launching.
-- `largest`: steps of ever more points with activation checkpointing, until memory is used up; a number behind OUT.json is
-  the GiB to be content with, 78 for a GPU of 80 GB.
+- `largest`: steps of ever more points with activation checkpointing, until memory is used up; a number behind OUT.json
+  limits memory to as many GiB, 78 for a GPU of 80 GB.
 - `profile`: time of each kernel of a step.
 - `summary`: joins files, and adds the ratios of the fastest row of FLARE with kernels to those with attention calls.
 
