@@ -6,6 +6,7 @@ Sums over points, but for the matrices', are columns of one product: a tile of p
 holds ones.
 """
 
+import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma, warpgroup_mma_wait
@@ -118,34 +119,60 @@ def _through_norm(
 
 
 @gluon.jit
+def _matrices(weights, LAYERS: gl.constexpr, TYPE: gl.constexpr):
+    """The matrices in shared memory, [LAYERS, C, C], and what is added to their gradients, 0 yet."""
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, WARPS // 4], [16, CHANNELS // 2, 16])
+    SHARED: gl.constexpr = gl.NVMMASharedLayout.get_default_for([CHANNELS, CHANNELS], TYPE)
+    w = gl.allocate_shared_memory(TYPE, [LAYERS, CHANNELS, CHANNELS], SHARED)
+    row = gl.arange(0, CHANNELS, gl.SliceLayout(1, LAYOUT))[:, None]
+    place = row * CHANNELS + gl.arange(0, CHANNELS, gl.SliceLayout(0, LAYOUT))[None, :]
+    dw = ()
+    for layer in gl.static_range(LAYERS):
+        w.index(layer).store(gl.load(weights + layer * CHANNELS * CHANNELS + place).to(TYPE))
+        dw += (gl.zeros((CHANNELS, CHANNELS), gl.float32, LAYOUT),)
+    return w, dw
+
+
+@gluon.jit
+def _columns(USED: gl.constexpr, TYPE: gl.constexpr):
+    """Tiles in shared memory of which one column holds ones, [USED, _ROWS, _SUMS], and the sums over points, 0 yet."""
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, WARPS // 4], [16, _SUMS // 2, 16])
+    SHARED: gl.constexpr = gl.NVMMASharedLayout.get_default_for([_ROWS, _SUMS], TYPE)
+    ones = gl.allocate_shared_memory(TYPE, [USED, _ROWS, _SUMS], SHARED)
+    column = gl.arange(0, _SUMS, gl.SliceLayout(0, LAYOUT))[None, :] + gl.zeros((_ROWS, _SUMS), gl.int32, LAYOUT)
+    for row in gl.static_range(USED):
+        ones.index(row).store(gl.where(column == row, 1.0, 0.0).to(TYPE))
+    return ones, gl.zeros((CHANNELS, _SUMS), gl.float32, LAYOUT)
+
+
+@gluon.jit
+def _store_shares(grad_weights, grad_vectors, dw, sums, LAYERS: gl.constexpr, USED: gl.constexpr):
+    """A program's share of the gradients of weights and vectors."""
+    MATRIX: gl.constexpr = dw[0].type.layout
+    COLUMN: gl.constexpr = sums.type.layout
+    row = gl.arange(0, CHANNELS, gl.SliceLayout(1, MATRIX))[:, None]
+    place = row * CHANNELS + gl.arange(0, CHANNELS, gl.SliceLayout(0, MATRIX))[None, :]
+    for layer in gl.static_range(LAYERS):
+        share = gl.program_id(0) * LAYERS + layer
+        gl.store(grad_weights + share * CHANNELS * CHANNELS + place, dw[layer])
+    channel = gl.arange(0, CHANNELS, gl.SliceLayout(1, COLUMN))[:, None]
+    column = gl.arange(0, _SUMS, gl.SliceLayout(0, COLUMN))[None, :]
+    target = grad_vectors + (gl.program_id(0) * USED + column) * CHANNELS + channel
+    gl.store(target, sums, mask=column + channel * 0 < USED)
+
+
+@gluon.jit
 def hopper_network_gradient_kernel(
     x, weights, vectors, gradient, added, grad_x, grad_weights, grad_vectors, count, epsilon,
     LAYERS: gl.constexpr, NORM: gl.constexpr, ADD: gl.constexpr, TYPE: gl.constexpr,
 ):  # fmt: skip
     """Gradient of x, [N, C], and each program's share of those of weights and vectors, with the programs in front."""
     TILE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, CHANNELS, 16])
-    MATRIX: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, WARPS // 4], [16, CHANNELS // 2, 16])
-    COLUMN: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, WARPS // 4], [16, _SUMS // 2, 16])
-    USED: gl.constexpr = LAYERS + 2 if NORM else LAYERS
     SHARED: gl.constexpr = gl.NVMMASharedLayout.get_default_for([POINTS, CHANNELS], TYPE)
-    w = gl.allocate_shared_memory(TYPE, [LAYERS, CHANNELS, CHANNELS], SHARED)
+    w, dw = _matrices(weights, LAYERS, TYPE)
+    ones, sums = _columns(LAYERS + 2 if NORM else LAYERS, TYPE)
     hidden = gl.allocate_shared_memory(TYPE, [LAYERS, POINTS, CHANNELS], SHARED)
     slopes = gl.allocate_shared_memory(TYPE, [LAYERS, POINTS, CHANNELS], SHARED)
-    ones = gl.allocate_shared_memory(
-        TYPE, [USED, _ROWS, _SUMS], gl.NVMMASharedLayout.get_default_for([_ROWS, _SUMS], TYPE)
-    )
-    out_channel = gl.arange(0, CHANNELS, gl.SliceLayout(1, MATRIX))[:, None]
-    matrix = out_channel * CHANNELS + gl.arange(0, CHANNELS, gl.SliceLayout(0, MATRIX))[None, :]
-    column = gl.arange(0, _SUMS, gl.SliceLayout(0, COLUMN))[None, :]
-    dw = ()
-    for layer in gl.static_range(LAYERS):
-        w.index(layer).store(gl.load(weights + layer * CHANNELS * CHANNELS + matrix).to(TYPE))
-        dw += (gl.zeros((CHANNELS, CHANNELS), gl.float32, MATRIX),)
-    for row in gl.static_range(USED):
-        is_one = column + gl.zeros((_ROWS, _SUMS), gl.int32, COLUMN) == row
-        ones.index(row).store(gl.where(is_one, 1.0, 0.0).to(TYPE))
-    sums = gl.zeros((CHANNELS, _SUMS), gl.float32, COLUMN)
-
     point = gl.arange(0, POINTS, gl.SliceLayout(1, TILE))[:, None]
     place = point * CHANNELS + gl.arange(0, CHANNELS, gl.SliceLayout(0, TILE))[None, :]
     for start in range(gl.program_id(0) * POINTS, count, gl.num_programs(0) * POINTS):
@@ -166,10 +193,16 @@ def hopper_network_gradient_kernel(
         if ADD:
             dh += gl.load(added + first + place, mask=exists, other=0.0).to(gl.float32)
         gl.store(grad_x + first + place, dh.to(grad_x.dtype.element_ty), mask=exists)
+    _store_shares(grad_weights, grad_vectors, dw, sums, LAYERS, LAYERS + 2 if NORM else LAYERS)
 
-    for layer in gl.static_range(LAYERS):
-        row = gl.program_id(0) * LAYERS + layer
-        gl.store(grad_weights + row * CHANNELS * CHANNELS + matrix, dw[layer])
-    channel = gl.arange(0, CHANNELS, gl.SliceLayout(1, COLUMN))[:, None]
-    target = grad_vectors + (gl.program_id(0) * USED + column) * CHANNELS + channel
-    gl.store(target, sums, mask=column + channel * 0 < USED)
+
+def compile_kernel(layers: int) -> None:
+    """Compile the kernel for the current GPU, with a LayerNorm and for the gradient of x + network(x).
+
+    Args:
+        layers: Layers of the network, the first and the last among them.
+    """
+    floats = [torch.float32] * 9
+    hopper_network_gradient_kernel.warmup(
+        *floats, 1_000_003, 1e-5, LAYERS=layers, NORM=True, ADD=True, TYPE=gl.bfloat16, num_warps=WARPS.value, grid=(1,)
+    )

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from flare_model.kernels.network_launches import MAX_IN_REGISTERS, differentiate, launch_networks
 
@@ -98,6 +97,45 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 network_operator.register_autograd(_backward, setup_context=_remember)
 
 
+@torch.library.custom_op(
+    "flare_model::networks_backward",
+    mutates_args=(),
+    schema="(Tensor? passed, Tensor?[] gradients, Tensor x, Tensor weights, Tensor vectors, float epsilon,"
+    " ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+)
+def networks_backward_operator(
+    passed: Tensor | None,
+    gradients: Sequence[Tensor | None],
+    x: Tensor,
+    weights: Tensor,
+    vectors: Tensor,
+    epsilon: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weights and vectors of several networks; an operator, so that a second derivative is refused.
+
+    Args:
+        passed: Gradient of x where it was passed on, contiguous; None for none.
+        gradients: Of each network's output, contiguous; None for none.
+        x: As of the networks, like the others.
+        weights: [K, layers, C, C].
+        vectors: [K, layers + 2, C].
+        epsilon: What the LayerNorm adds to a variance.
+        dtype: Type of the products.
+    """
+    grad_x, grad_weights, grad_vectors = torch.empty_like(x), torch.zeros_like(weights), torch.zeros_like(vectors)
+    added = passed
+    for number, gradient in enumerate(gradients):
+        if gradient is not None:
+            grad_weights[number], grad_vectors[number] = differentiate(
+                gradient, added, x, weights[number], vectors[number], epsilon, dtype, grad_x
+            )
+            added = grad_x
+    if added is not grad_x:
+        grad_x = torch.zeros_like(x) if passed is None else passed.clone()
+    return grad_x, grad_weights, grad_vectors
+
+
 class _Networks(torch.autograd.Function):
     """K networks of the same LayerNorm and x, which is passed on: so its whole gradient is added up by the kernels.
 
@@ -121,19 +159,10 @@ class _Networks(torch.autograd.Function):
         return (x, *outs)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, passed: Tensor | None, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, weights, vectors = ctx.saved_tensors
-        grad_x, grad_weights, grad_vectors = torch.empty_like(x), torch.zeros_like(weights), torch.zeros_like(vectors)
-        added = None if passed is None else passed.contiguous()
-        for number, gradient in enumerate(gradients):
-            if gradient is not None:
-                of_weights, of_vectors = differentiate(
-                    gradient.contiguous(), added, x, weights[number], vectors[number], ctx.epsilon, ctx.dtype, grad_x
-                )
-                grad_weights[number], grad_vectors[number] = of_weights, of_vectors
-                added = grad_x
-        return added, grad_weights, grad_vectors, None, None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        passed, *of_outs = (None if one is None else one.contiguous() for one in gradients)
+        found = networks_backward_operator(passed, of_outs, *ctx.saved_tensors, ctx.epsilon, ctx.dtype)
+        return (*found, None, None)
 
 
 def network(
@@ -186,16 +215,14 @@ def networks(
         norm: LayerNorm that is applied to x first, in float32.
 
     Returns:
-        x itself, and of each network [..., C]. Whatever else needs x should take the one that is returned: its gradient
-        is then added in the kernels.
+        x, on the same memory, and of each network [..., C]. Whatever else needs x should take the one that is returned:
+        its gradient is then added in the kernels. It must not be changed in place.
     """
     matrices = torch.stack([weight for some in weights for weight in some]).float()
     vectors = torch.stack([vector for some in biases for vector in _vectors(some, norm)]).float()
     cut = [t.view(len(weights), -1, *t.shape[1:]) for t in (matrices, vectors)]
-    found: tuple[Tensor, ...] = _Networks.apply(  # type: ignore[no-untyped-call]
-        x.contiguous(), *cut, norm.eps, dtype
-    )
-    return found
+    passed, *outs = _Networks.apply(x.contiguous(), *cut, norm.eps, dtype)  # type: ignore[no-untyped-call]
+    return (passed if x.requires_grad else x, *outs)
 
 
 def _vectors(biases: Sequence[Tensor], norm: nn.LayerNorm | None) -> list[Tensor]:

@@ -15,8 +15,9 @@ DEPTHS: Final = (4, 8, 16, 32)
 DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32)
 MAX_LATENTS: Final = 1024
 
-LINEAR_WIDTHS: Final = (16, 32, 64, 128)
-"""Channels of a linear layer that is computed with its residual connection."""
+_LINEAR_SHARED_MEMORY: Final = {16: 10_752, 32: 22_528, 64: 57_344, 128: 131_072}
+"""Bytes of a multiprocessor that a linear layer needs with its residual connection, by channels: compiled for an H100,
+which needs most."""
 
 MAX_LAYERS: Final = 5
 
@@ -84,7 +85,9 @@ def supports_residual_linear(device: torch.device, dtype: torch.dtype, channels:
         channels: C, as many in as out.
     """
     half = dtype in (torch.float16, torch.bfloat16)
-    return half and channels in LINEAR_WIDTHS and _missing_support(device) is None
+    if not half or channels not in _LINEAR_SHARED_MEMORY or _missing_support(device) is not None:
+        return False
+    return _shared_memory(device) >= _LINEAR_SHARED_MEMORY[channels]
 
 
 @functools.cache
@@ -98,12 +101,15 @@ def takes_hopper_gradient(device: torch.device, channels: int, layers: int) -> b
     """
     if INTERPRETED or device.type != "cuda" or torch.cuda.get_device_capability(device) != _HOPPER:
         return False
-    if channels != 64 or layers > MAX_LAYERS or _shared_memory(device) < _HOPPER_SHARED_MEMORY:
+    if channels != 64 or not 2 <= layers <= MAX_LAYERS or _shared_memory(device) < _HOPPER_SHARED_MEMORY:
         return False
     try:
-        from flare_model.kernels import hopper_network_gradient  # noqa: F401
-    except (ImportError, AttributeError) as error:  # Gluon is experimental: another Triton may lack a part of it.
-        _log.warning("gradients of pointwise networks by the kernel for all GPUs, which takes longer: %s", error)
+        from flare_model.kernels.hopper_network_gradient import compile_kernel
+
+        compile_kernel(layers)
+    except Exception as error:  # noqa: BLE001 (Gluon is experimental: with another Triton anything may be missing.)
+        what = "gradients of pointwise networks by the kernel for all GPUs, which takes longer, since that for this one"
+        _log.warning("%s can't be compiled: %s", what, error)
         return False
     return True
 

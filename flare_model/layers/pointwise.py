@@ -7,6 +7,7 @@ from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+import torch.nn.modules.module as everywhere
 from torch import Tensor, nn
 
 from flare_model.layers.backend import compute_dtype, network_by_kernels, residual_linear_by_kernel
@@ -105,12 +106,14 @@ class ResMLP(nn.Module):
 
 
 def apply_after_norm(networks: Sequence[ResMLP], norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, ...]:
-    """Returns x itself, and several networks of norm(x), by one operator where their kernels take the norm.
+    """Returns x, on the same memory, and several networks of norm(x), by one operator where kernels take the norm.
 
     Whatever else needs x should take the one that is returned: its gradient is then added in the kernels.
     """
     taken = [network.takes_norm(x) for network in networks]
-    if all(taken) and len({len(network.layers) for network in networks}) == 1:
+    # `torch.func` can't look into what is written for autograd alone.
+    together = all(taken) and not torch._C._are_functorch_transforms_active()
+    if together and len({len(network.layers) for network in networks}) == 1:
         from flare_model.kernels import pointwise
 
         parameters = [network.kernel_parameters() for network in networks]
@@ -148,13 +151,21 @@ def add_linear(x: Tensor, layer: nn.Module, inputs: Tensor, implementation: Impl
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether a call of a module does more than its `forward`."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(len(some) > 0 for some in hooks)
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    of_all = (
+        everywhere._global_forward_hooks,
+        everywhere._global_forward_pre_hooks,
+        everywhere._global_backward_hooks,
+        everywhere._global_backward_pre_hooks,
+    )
+    return any(len(hooks) > 0 for hooks in (*own, *of_all))
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is no more than a product and a bias."""
-    return type(layer) is nn.Linear and not is_hooked(layer)
+    """Whether a layer is no more than a product and a bias: it wasn't replaced, wrapped, compiled, or given hooks."""
+    if type(layer) is not nn.Linear or layer.bias is None or is_hooked(layer):
+        return False
+    return "forward" not in vars(layer) and layer._compiled_call_impl is None
 
 
 def _holds_sums(x: Tensor, dtype: torch.dtype) -> bool:

@@ -32,8 +32,12 @@ class SeparableMixer(Protocol):
     def mix(self, *projected: Tensor, layout: Layout) -> Tensor:
         """Mix the points of each mesh."""
 
-    def add_output(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Pointwise: x + the mixer's output, from what `mix` returns."""
+    @property
+    def leave(self) -> Callable[[Tensor], Tensor]:
+        """Pointwise: from what `mix` returns to the mixer's output; checkpoints name weights by this attribute.
+
+        A method `add_output(x, mixed)`, where there is one, is called in its place: it adds x to that output.
+        """
 
 
 class Block(nn.Module):
@@ -82,21 +86,25 @@ class Block(nn.Module):
         projected = in_chunks(lambda part: mixer.project(self.mixer_norm, part), x)
 
         def follow(x: Tensor, mixed: Tensor) -> tuple[Tensor]:
-            return (add_after_norm(self.pointwise_norm, self.pointwise, mixer.add_output(x, mixed)),)
+            add_output = getattr(mixer, "add_output", None)
+            x = x + mixer.leave(mixed) if add_output is None else add_output(x, mixed)
+            return (add_after_norm(self.pointwise_norm, self.pointwise, x),)
 
         (out,) = in_chunks(follow, x, mixer.mix(*projected, layout=layout))
         return out
 
 
 def add_after_norm(norm: nn.Module, module: nn.Module, x: Tensor, *more: object) -> Tensor:
-    """Returns x + module(norm(x), ...), by the module's own `add_after_norm` or `after_norm` where it has one."""
-    for name in () if is_hooked(module) else ("add_after_norm", "after_norm"):
-        own = getattr(module, name, None)
-        if own is not None:
-            out: Tensor = own(norm, x, *more)
-            return out if name == "add_after_norm" else x + out
-    called: Tensor = module(norm(x), *more)
-    return x + called
+    """Returns x + module(norm(x), ...), by the module's own `add_after_norm` or `after_norm` where it has one.
+
+    Where a class has one of them and its base the other, that of the class is taken.
+    """
+    names = [name for one in type(module).__mro__ for name in ("add_after_norm", "after_norm") if name in vars(one)]
+    if not names or is_hooked(module):
+        called: Tensor = module(norm(x), *more)
+        return x + called
+    out: Tensor = getattr(module, names[0])(norm, x, *more)
+    return out if names[0] == "add_after_norm" else x + out
 
 
 def in_chunks(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:

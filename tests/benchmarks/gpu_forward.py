@@ -184,22 +184,28 @@ def _with_limit(model: nn.Module, points: Tensor, limit: int) -> tuple[dict[str,
         chunked_forward.GPU_LARGE = before  # type: ignore[misc]
 
 
+PARTS: Final = ("million", "earlier", "large")
+
+
 def main(out: Path, earlier: Path | None, parts: list[str]) -> None:
     """Measure, print, write; what the file has of other parts stays."""
     result = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-    if "million" in parts:
-        result["million"] = million()
-    if "earlier" in parts and earlier is not None:
-        result["earlier"] = beside(earlier)
-    if "large" in parts:
-        result["large"] = large()
-    out.write_text(json.dumps(result | {"gpu": describe_gpu()}, indent=1) + "\n", encoding="utf-8")
+    for part in parts:
+        if part == "earlier":
+            assert earlier is not None
+            rows: Any = beside(earlier)
+        else:
+            rows = million() if part == "million" else large()
+        result[part] = {"gpu": describe_gpu(), "rows": rows}
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT.json")
     parser.add_argument("--earlier", type=Path, help="folder with an earlier version of this repository")
-    parser.add_argument("--parts", nargs="+", default=["million", "earlier", "large"], metavar="PART")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     chosen = parser.parse_args()
+    if "earlier" in chosen.parts and chosen.earlier is None:
+        parser.error("the part earlier needs --earlier FOLDER; or name other --parts")
     main(chosen.out, chosen.earlier, chosen.parts)

@@ -18,12 +18,11 @@ pytest.importorskip("triton", reason="the kernels need Triton, which is there fo
 
 from flare_model.kernels.pointwise import network, networks
 from flare_model.kernels.residual import residual_linear, residual_linear_backward_operator, residual_linear_operator
-from flare_model.kernels.support import LINEAR_WIDTHS
 from flare_model.kernels.tuning import INTERPRETED
 from flare_model.layers.flare_plus_plus_mixer import FlarePlusPlusMixer
 from flare_model.layers.layout import Layout
 from flare_model.layers.mixer import FlareMixer
-from flare_model.layers.pointwise import ResMLP, add_linear, apply_after_norm
+from flare_model.layers.pointwise import ResMLP, apply_after_norm
 from flare_model.models.backbone import Block
 from tests.flare_model.kernel_support import DEVICE, HALVES
 from tests.rounding import SINGLE, spread
@@ -37,7 +36,7 @@ pytestmark = [
 ]
 
 counts = st.integers(0, 3 * 16 + 1)
-widths = st.sampled_from(LINEAR_WIDTHS)
+widths = st.sampled_from([16, 32, 64, 128])
 
 
 def random_norm(channels: int) -> nn.LayerNorm:
@@ -185,7 +184,7 @@ def check_residual_linear(channels: int, count: int, dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("channels", LINEAR_WIDTHS)
+@pytest.mark.parametrize("channels", [16, 32, 64, 128])
 def test_a_linear_layer_and_its_residual_connection_are_one_kernel(channels: int, dtype: torch.dtype) -> None:
     torch.manual_seed(channels)
     check_residual_linear(channels, POINTS, dtype)
@@ -293,33 +292,6 @@ def test_nothing_is_added_or_rounded_between_two_mixings_but_by_kernels() -> Non
         # Queries alone are rounded by an operator; of x and its gradients every step has one user.
         assert sum(name.startswith("ToCopy") for name in names) == 2
         assert any(name.startswith("AddBackward") for name in operations(by_operators(block)(x, Layout())))
-
-
-@pytest.mark.parametrize(
-    "where", ["mixer", "mixer.leave", "mixer.keys", "mixer.values", "mixer.keys.enter", "pointwise", "pointwise.leave"]
-)
-def test_hooks_of_modules_are_called(where: str) -> None:
-    torch.manual_seed(0)
-    block, x = random_block(64), torch.randn(1, 5, 64, device=DEVICE)
-    calls = []
-    block.get_submodule(where).register_forward_hook(lambda *_: calls.append(where))
-    with torch.no_grad(), torch.autocast(DEVICE, dtype=HALF):
-        hooked = block(x, Layout())
-        assert calls == [where]
-        plain = by_operators(block)(x, Layout())
-    assert (hooked - plain).norm() <= 16 * torch.finfo(HALF).eps * plain.norm()
-
-
-def test_an_adapter_in_place_of_a_linear_layer_is_called() -> None:
-    class Doubled(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return 2 * super().forward(x)
-
-    torch.manual_seed(0)
-    layer = Doubled(64, 64).to(DEVICE)
-    x, inputs = torch.randn(2, 5, 64, device=DEVICE)
-    with torch.autocast(DEVICE, dtype=HALF):
-        torch.testing.assert_close(add_linear(x, layer, inputs, "triton"), x + layer(inputs), atol=0, rtol=0)
 
 
 def test_keys_to_decode_with_come_from_the_same_operator() -> None:

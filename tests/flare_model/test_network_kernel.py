@@ -33,6 +33,13 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True, params=["Hopper", "any GPU"] if DEVICE == "cuda" else ["any GPU"])
+def gradient_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the kernels that give the gradient: Hopper GPUs have one of their own."""
+    if request.param == "any GPU":
+        monkeypatch.setattr(network_launches, "takes_hopper_gradient", lambda *_: False)
+
+
 def sample(channels: int, layers: int = 3) -> tuple[nn.LayerNorm, ResMLP, Tensor, Tensor]:
     """A LayerNorm and a network, all of whose parameters are random, an input, and a gradient of the output."""
     torch.manual_seed(0)
