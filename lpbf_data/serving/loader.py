@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -132,14 +133,54 @@ class Loader:
     def _order(self) -> NDArray[np.int64]:
         """Order of the cases in the current epoch; drawn once an epoch, since that takes 0.1 s for a million cases."""
         if self._drawn is None or self._drawn[0] != self.epoch:
-            order = epoch_order(len(self._indices), shuffle=self._shuffle, seed=self._batches.seed, epoch=self.epoch)
-            self._drawn = self.epoch, order
+            self._drawn = self.epoch, self._order_of(self.epoch)
         return self._drawn[1]
+
+    def _order_of(self, epoch: int) -> NDArray[np.int64]:
+        return epoch_order(len(self._indices), shuffle=self._shuffle, seed=self._batches.seed, epoch=epoch)
 
     def requests(self) -> Iterator[BatchRequest]:
         """Requests for the remaining batches of the epoch on this rank."""
         steps = self._sharing.steps(self._order(), self._sizes, self._position)
         return _requests_of(steps, self.rank, self.epoch, self._indices)
+
+    def request(self, epoch: int, number: int) -> BatchRequest:
+        """The request for one batch of any epoch on this rank; the position stays.
+
+        Args:
+            epoch: Number of the epoch.
+            number: Number of the batch in it, from 0.
+
+        Raises:
+            IndexError: If the epoch has fewer batches.
+        """
+        sharing = self._sharing
+        whole, cases = _whole_steps(sharing, len(self._indices))
+        skipped = min(number, whole)
+        steps = sharing.steps(self._order_of(epoch), self._sizes, skipped * cases)
+        requests = _requests_of(steps, self.rank, epoch, self._indices)
+        found = next(islice(requests, number - skipped, None), None)
+        if found is None:
+            raise IndexError(f"epoch {epoch} has no batch number {number}")
+        return found
+
+    def points_of_batches(self, epoch: int, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Points of each batch of any epoch on this rank, without a request for each; the position stays.
+
+        Args:
+            epoch: Number of the epoch.
+            sizes: Points of each case, [cases], in the order of the data set.
+
+        Returns:
+            [batches] int64.
+        """
+        sharing, rank, order = self._sharing, self.rank, self._order_of(epoch)
+        whole, cases = _whole_steps(sharing, len(order))
+        # As `Sharing.steps` shares out whole steps: each rank takes the next batch_size cases.
+        of_whole = sizes[order[: whole * cases]].reshape(whole, sharing.ranks, -1 if whole else 1)[:, rank].sum(axis=1)
+        shares = (step.shares[rank] for step in sharing.steps(order, self._sizes, whole * cases))
+        rest = [sizes[list(share)].sum() for share in shares if share]
+        return np.concatenate([of_whole, np.array(rest, dtype=np.int64)])
 
     def __len__(self) -> int:
         """Number of batches in a whole epoch; it may vary from epoch to epoch where batches have a budget of points."""
@@ -285,6 +326,14 @@ class Loader:
         if state["seed"] != own["seed"]:
             raise UsageError(f"the saved state has seed={state['seed']}, the loader has seed={own['seed']}")
         self.epoch, self._position, self._position_set = int(state["epoch"]), int(state["consumed"]), True
+
+
+def _whole_steps(sharing: Sharing, count: int) -> tuple[int, int]:
+    """Steps of an epoch that give each rank `batch_size` cases, and cases of each; none with a budget of points."""
+    if sharing.max_points is not None or sharing.batch_size is None:
+        return 0, 0
+    cases = sharing.ranks * sharing.batch_size
+    return count // cases, cases
 
 
 def _requests_of(steps: Iterator[Step], rank: int, epoch: int, indices: Sequence[int]) -> Iterator[BatchRequest]:

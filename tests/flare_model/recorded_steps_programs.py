@@ -52,7 +52,7 @@ class ComputedSteps(StepGraphs):
             self._optimizer.zero_grad(set_to_none=True)
             return loss
 
-        return SimpleNamespace(replay=replay, pool=pool)
+        return SimpleNamespace(replay=replay, pool=pool, batch=static)
 
     def _replay_update(self, gradients: AveragedGradients) -> None:
         gradients.assign()
@@ -71,7 +71,7 @@ class ComputedPasses(ForwardGraphs):
                 kept.copy_(values)
             return self._compute(static)
 
-        return SimpleNamespace(replay=replay, pool=pool)
+        return SimpleNamespace(replay=replay, pool=pool, batch=static)
 
 
 def train_until(step: str, *words: str) -> None:

@@ -235,7 +235,11 @@ def test_recordings_stay_right_when_a_larger_size_comes() -> None:
 
 
 def test_recordings_make_room_for_one_that_finds_none() -> None:
-    """Lack of memory in the pass before a recording, and within one: others are dropped, and training goes on."""
+    """Lack of memory in the pass before a recording, and within one: others are dropped, and training goes on.
+
+    A smaller batch is recorded after the largest one.
+    """
+    torch.manual_seed(0)
     device, model = torch.device("cuda"), torch.nn.Linear(3, 1).cuda()
     optimizer = make_optimizer(model, Recipe(), device, recorded=True)
     kept, size = torch.cuda.memory_reserved(), 1 << 28
@@ -251,14 +255,17 @@ def test_recordings_make_room_for_one_that_finds_none() -> None:
     graphs = StepGraphs(differentiate, optimizer.step, optimizer, model)
     batches = [
         Batch(torch.rand(n, 3, device=device), None, torch.rand(n, 1, device=device), torch.tensor([0, n]), ("case",))
-        for n in (10, 20, 30)
+        for n in (10, 20, 30, 5)
     ]
-    wanted = [float(model(batch.points).mean()) for batch in batches[:1]]
-    assert float(graphs(batches[0])) == pytest.approx(wanted[0], rel=1e-5)
-    for within, batch in ((False, batches[1]), (True, batches[2])):
-        fails[:] = [True, False] if within else [True]
-        assert torch.tensor(float(graphs(batch))).isfinite()
-        assert list(graphs._recordings._kept) == [(len(batch.points), 2)]
+    # Which passes fail, last first: the first is that before a recording, the second is recorded.
+    for batch, failing, sizes in zip(
+        batches, ([], [True], [True, False], [True]), ([10], [20], [30], [30, 5]), strict=True
+    ):
+        fails[:] = failing
+        wanted = float(model(batch.points).detach().mean())
+        assert float(graphs(batch)) == pytest.approx(wanted, rel=1e-5)
+        assert not fails
+        assert list(graphs._recordings._kept) == [(points, 2) for points in sizes]
     graphs._recordings.clear()
     assert torch.cuda.memory_reserved() - kept < 4 * size
 

@@ -1,8 +1,8 @@
 """Forward passes of validation as CUDA graphs: one launch a batch.
 
 Validation meets the same batches each time. The first time they are computed as they come, which also lets libraries
-and kernels load; a size that comes again is recorded, but the largest size first. Fill batches up to few sizes:
-[filled][flare_model.data.batches.Batch.filled].
+and kernels load; a size that comes again is recorded, but the largest size first where there is room for both. Fill
+batches up to few sizes: [filled][flare_model.data.batches.Batch.filled].
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ForwardGraphs:
         self._compute = compute
         self._records = True
         self._seen: set[Size] = set()
-        self._largest: Batch | None = None
+        self._largest: Batch | None = None  # on the host: it is kept while other batches take the device's memory
         self._recordings = Recordings(self._record, MAX_SIZES)
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -53,8 +53,9 @@ class ForwardGraphs:
 
     def _remember(self, batch: Batch) -> None:
         """Note a size that was computed, and keep the batch until it is recorded if it is larger than all before."""
-        if self._records and len(batch.points) > max((points for points, _ in self._seen), default=0):
-            self._largest = batch
+        records = self._records and not self._recordings.full
+        if records and len(batch.points) > max((points for points, _ in self._seen), default=0):
+            self._largest = batch.on("cpu")
         self._seen.add(size_of(batch))
 
     def _is_recorded_now(self, batch: Batch) -> bool:
@@ -63,8 +64,8 @@ class ForwardGraphs:
             return False
         largest, self._largest = self._largest, None
         try:
-            if largest is not None and size_of(largest) != size_of(batch):
-                self._recordings.add(largest)
+            if largest is not None and size_of(largest) != size_of(batch) and self._recordings.room > 1:
+                self._recordings.add(largest.to(batch.points.device))
             self._recordings.add(batch)
         except (UsageError, torch.OutOfMemoryError) as error:
             self._records = False

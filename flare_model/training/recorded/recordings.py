@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flare_model.data.batches import Batch
 from flare_model.training.recorded.recording import Recording
+from lpbf_data.console import say
 
 Size = tuple[int, int]
 """Points and offsets of a batch."""
@@ -40,6 +41,7 @@ class Recordings:
         self._record, self._max_sizes = record, max_sizes
         self._kept: OrderedDict[Size, Recording] = OrderedDict()
         self._pool: Any = None
+        self._said = False
 
     def __contains__(self, size: Size) -> bool:
         """Whether there is a recording for batches of a size."""
@@ -48,17 +50,25 @@ class Recordings:
     @property
     def full(self) -> bool:
         """Whether another recording would take the place of one that is kept."""
-        return len(self._kept) == self._max_sizes
+        return self.room == 0
+
+    @property
+    def room(self) -> int:
+        """How many more sizes can be recorded before one that is kept is dropped."""
+        return self._max_sizes - len(self._kept)
 
     def add(self, batch: Batch, *, make_room: bool = False) -> None:
         """Record the function for the size of a batch.
 
         Args:
             batch: A batch of that size.
-            make_room: Where memory runs out, drop all other recordings and try once more.
+            make_room: Where memory runs out, drop all recordings and try once more, after the largest that was kept has
+                been recorded again: its batch comes again, and would find too little room after a smaller one. That
+                is said once.
 
         Raises:
-            torch.OutOfMemoryError: If there is too little memory.
+            torch.OutOfMemoryError: If there is too little memory; with `make_room`, even without all recordings but the
+                largest.
             UsageError: If the function can't be recorded.
         """
         if self.full:
@@ -71,8 +81,21 @@ class Recordings:
         else:
             return
         # Outside of the handler, since the error holds the tensors of the attempt that failed.
-        self.clear()
+        self._make_room(size_of(batch))
         self._add(batch)
+
+    def _make_room(self, size: Size) -> None:
+        """Drop all recordings, and record the largest again if it is larger than a size."""
+        largest = max((recording.batch for recording in self._kept.values()), key=size_of)
+        self.clear()
+        if not self._said:
+            self._said = True
+            say(
+                "there is too little memory for the CUDA graphs of all sizes of batches: they were dropped, and each "
+                "is recorded again when its size comes again, which takes time"
+            )
+        if size_of(largest) > size:
+            self._add(largest)
 
     def replay(self, batch: Batch) -> Tensor:
         """What the function gives for a batch of a size that was recorded."""

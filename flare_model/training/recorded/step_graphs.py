@@ -69,7 +69,7 @@ class StepGraphs:
 
         Raises:
             UsageError: If a step of the model can't be recorded.
-            torch.OutOfMemoryError: If there is too little memory, even without all other recordings.
+            torch.OutOfMemoryError: If there is too little memory, even without all other recordings but the largest.
         """
         self.record(batch)
         self.replaying = True
