@@ -102,22 +102,26 @@ def layer_gradient_kernel(
     """
     parts: tl.constexpr = IN_PADDED // SLICE
     groups: tl.constexpr = OUT_PADDED // ROWS
-    w, w_parts, b, dw, db = (), (), (), (), ()
+    w, w_parts, b, dw, db, lost = (), (), (), (), (), ()
     for group in tl.static_range(groups):
         channels = group * ROWS + tl.arange(0, ROWS)
         w += (_load_weight(weight, group * ROWS, 0, OUT, IN, ROWS, IN_PADDED),)
         b += (tl.load(bias + channels, mask=channels < OUT, other=0.0)[None, :],)
         dw += (tl.zeros((ROWS, IN_PADDED), tl.float32),)
         db += (tl.zeros((ROWS,), tl.float32),)
+        lost += (tl.zeros((ROWS,), tl.float32),)
         for part in tl.static_range(parts):
             w_parts += (_load_weight(weight, group * ROWS, part * SLICE, OUT, IN, ROWS, SLICE),)
     for start in range(tl.program_id(0) * POINTS, count, tl.num_programs(0) * POINTS):
         whole = _load_points(x, start, 0, IN, POINTS, IN_PADDED, count)
-        dx = tl.zeros((POINTS, IN_PADDED), tl.float32)
-        new_dw, new_db = (), ()
+        # Where there is no point the gradient is 0, and so is what the point adds to dW and db.
+        gradients = ()
         for group in tl.static_range(groups):
-            # Where there is no point the gradient is 0, and so is what the point adds to dW and db.
-            dz = _load_points(gradient, start, group * ROWS, OUT, POINTS, ROWS, count)
+            gradients += (_load_points(gradient, start, group * ROWS, OUT, POINTS, ROWS, count),)
+        dx = tl.zeros((POINTS, IN_PADDED), tl.float32)
+        new_dw, new_db, new_lost = (), (), ()
+        for group in tl.static_range(groups):
+            dz = gradients[group]
             if GELU:
                 z = tl.broadcast_to(b[group], (POINTS, ROWS))
                 for part in tl.static_range(parts):
@@ -125,10 +129,13 @@ def layer_gradient_kernel(
                     z = tl.dot(some, tl.trans(w_parts[group * parts + part]), z, input_precision=PRECISION)
                 dz *= _gelu_slope(z)
             new_dw += (tl.dot(tl.trans(dz), whole, dw[group], input_precision=PRECISION),)
-            new_db += (db[group] + tl.sum(dz, 0),)
+            # Kahan's sum: PyTorch adds pairs, and one number after another would be less accurate.
+            missing = tl.sum(dz, 0) - lost[group]
+            new_db += (db[group] + missing,)
+            new_lost += ((new_db[group] - db[group]) - missing,)
             if WANTED:
                 dx = tl.dot(dz, w[group], dx, input_precision=PRECISION)
-        dw, db = new_dw, new_db
+        dw, db, lost = new_dw, new_db, new_lost
         if WANTED:
             if RESIDUAL:
                 dx += _load_points(gradient, start, 0, OUT, POINTS, IN_PADDED, count)

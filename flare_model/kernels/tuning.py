@@ -170,7 +170,7 @@ def float_layer_tiles(*, gradient: bool) -> NetworkTiles:
     if INTERPRETED:
         return _SMALL_NETWORK
     if gradient:
-        return NetworkTiles(points=32, warps=4, programs=2)
+        return NetworkTiles(points=16, warps=4, stages=2, programs=2)
     return NetworkTiles(points=64, warps=4, stages=2, programs=3)
 
 
