@@ -90,6 +90,8 @@ class ResMLP(nn.Module):
         """Whether one kernel does it all for such input."""
         if not (self.input_residual and self.output_residual and self.gelu == "tanh" and self._has_linear_layers()):
             return False
+        if self.uses_float_kernels(x):  # Nothing to warn of.
+            return False
         dtype, width = compute_dtype(x), self.enter.in_features
         taken: bool = network_by_kernels(self.implementation, x.device, dtype, width, len(self.layers) + 2)
         return taken
