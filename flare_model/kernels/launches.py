@@ -118,7 +118,7 @@ class Points:
             "WIDTH": max(16, self.depth),
             "LATENTS": latents,
             "POINTS": tiles.points,
-            "PRECISION": product_precision(self.keys.dtype),
+            "PRECISION": _precision(self.keys.dtype),
             "JOINED": self.offsets is not None,
             "num_warps": tiles.warps,
             "num_stages": tiles.stages,
@@ -126,7 +126,7 @@ class Points:
         }
 
 
-def product_precision(dtype: torch.dtype) -> str:
+def _precision(dtype: torch.dtype) -> str:
     """How products round float32 operands, as it was asked of PyTorch; 16 bits are multiplied as they are."""
     if dtype != torch.float32:
         return "ieee"

@@ -21,11 +21,6 @@ which needs most."""
 
 MAX_LAYERS: Final = 5
 
-MAX_FLOAT_CHANNELS: Final = 64
-"""Most channels, in and out, of a layer that kernels compute in float32."""
-NORM_CHANNELS: Final = (16, 32, 64, 128, 256, 512)
-"""Channels of a LayerNorm that kernels compute in float32."""
-
 _SHARED_MEMORY: Final = {64: 192_512, 128: 229_376}
 """Bytes of a multiprocessor that the network's kernels need, by channels: GPUs of the H100's class have them."""
 _HOPPER_SHARED_MEMORY: Final = 219_136
@@ -93,26 +88,6 @@ def supports_residual_linear(device: torch.device, dtype: torch.dtype, channels:
     if not half or channels not in _LINEAR_SHARED_MEMORY or _missing_support(device) is not None:
         return False
     return _shared_memory(device) >= _LINEAR_SHARED_MEMORY[channels]
-
-
-def supports_float_layers(device: torch.device, widths: tuple[int, ...]) -> bool:
-    """Whether kernels can compute linear layers in float32.
-
-    Args:
-        device: Where the tensors lie.
-        widths: Channels in and out of the layers.
-    """
-    return all(0 < width <= MAX_FLOAT_CHANNELS for width in widths) and _missing_support(device) is None
-
-
-def supports_norm(device: torch.device, channels: int) -> bool:
-    """Whether a kernel can compute LayerNorm in float32.
-
-    Args:
-        device: Where the tensors lie.
-        channels: C.
-    """
-    return channels in NORM_CHANNELS and _missing_support(device) is None
 
 
 @functools.cache

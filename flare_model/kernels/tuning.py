@@ -159,27 +159,3 @@ def residual_linear_tiles(channels: int, *, gradient: bool) -> NetworkTiles:
     if channels > 64:
         return NetworkTiles(points=64, warps=8, stages=2, programs=1 if gradient else 2)
     return NetworkTiles(points=64, warps=4, stages=2, programs=3 if gradient else 4)
-
-
-def float_layer_tiles(*, gradient: bool) -> NetworkTiles:
-    """How to cut a layer in float32 of up to 64 channels; not measured: what registers hold.
-
-    Args:
-        gradient: Whether for its gradient.
-    """
-    if INTERPRETED:
-        return _SMALL_NETWORK
-    if gradient:
-        return NetworkTiles(points=16, warps=4, stages=2, programs=2)
-    return NetworkTiles(points=64, warps=4, stages=2, programs=3)
-
-
-def norm_tiles(channels: int) -> NetworkTiles:
-    """How to cut LayerNorm in float32, and its gradient; not measured.
-
-    Args:
-        channels: C.
-    """
-    if INTERPRETED:
-        return _SMALL_NETWORK
-    return NetworkTiles(points=max(4, 2048 // channels), warps=4, programs=8)

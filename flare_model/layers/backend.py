@@ -123,36 +123,6 @@ def residual_linear_by_kernel(
     return support is not None and support.supports_residual_linear(device, dtype, channels)
 
 
-@_constant
-def float_layers_by_kernel(implementation: Implementation, device: torch.device, widths: tuple[int, ...]) -> bool:
-    """Whether kernels compute linear layers in float32, with what follows them.
-
-    Args:
-        implementation: What was asked for.
-        device: Where the tensors lie.
-        widths: Channels in and out of the layers.
-    """
-    if not _considered(implementation, device):
-        return False
-    support = _support()
-    return support is not None and support.supports_float_layers(device, widths)
-
-
-@_constant
-def norm_by_kernel(implementation: Implementation, device: torch.device, channels: int) -> bool:
-    """Whether a kernel computes LayerNorm in float32.
-
-    Args:
-        implementation: What was asked for.
-        device: Where the tensors lie.
-        channels: C.
-    """
-    if not _considered(implementation, device):
-        return False
-    support = _support()
-    return support is not None and support.supports_norm(device, channels)
-
-
 def _support() -> ModuleType | None:
     """The module of the kernels' requirements; None where Triton is not installed."""
     try:

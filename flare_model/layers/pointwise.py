@@ -10,13 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 import torch.nn.modules.module as everywhere
 from torch import Tensor, nn
 
-from flare_model.layers.backend import (
-    compute_dtype,
-    float_layers_by_kernel,
-    network_by_kernels,
-    norm_by_kernel,
-    residual_linear_by_kernel,
-)
+from flare_model.layers.backend import compute_dtype, network_by_kernels, residual_linear_by_kernel
 from flare_model.sizes import Implementation
 
 
@@ -59,8 +53,6 @@ class ResMLP(nn.Module):
         """[…, in_dim] to […, out_dim]."""
         if self.uses_kernel(x):
             return self._apply_kernel(x, None)
-        if self.uses_float_kernels(x):
-            return self._apply_float_kernels(x)
         hidden = F.gelu(self.enter(x), approximate=self.gelu)
         if self.input_residual:
             hidden = x + hidden
@@ -91,20 +83,9 @@ class ResMLP(nn.Module):
         """Whether one kernel does it all for such input."""
         if not (self.input_residual and self.output_residual and self.gelu == "tanh" and self._has_linear_layers()):
             return False
-        if self.uses_float_kernels(x):  # Nothing to warn of.
-            return False
         dtype, width = compute_dtype(x), self.enter.in_features
         taken: bool = network_by_kernels(self.implementation, x.device, dtype, width, len(self.layers) + 2)
         return taken
-
-    def uses_float_kernels(self, x: Tensor) -> bool:
-        """Whether kernels compute it in float32, a layer at a time. Compiled models leave that to the compiler."""
-        if torch.compiler.is_compiling() or not _is_float(x) or self.gelu != "tanh" or not self._has_linear_layers():
-            return False
-        widths = (self.enter.in_features, self.enter.out_features, self.leave.out_features)
-        return float_layers_by_kernel(self.implementation, x.device, widths) and all(
-            layer.bias is not None and layer.weight.dtype == torch.float32 for layer in self._all_layers()
-        )
 
     def _has_linear_layers(self) -> bool:
         return all(_is_plain(layer) for layer in self._all_layers())
@@ -117,15 +98,6 @@ class ResMLP(nn.Module):
 
         weights, biases = self.kernel_parameters()
         return network(x, weights, biases, compute_dtype(x), norm, residual=residual)
-
-    def _apply_float_kernels(self, x: Tensor) -> Tensor:
-        from flare_model.kernels.projection import apply_layer
-
-        enter, *layers, leave = self._all_layers()
-        hidden = apply_layer(x, enter, gelu=True, residual=self.input_residual)
-        for layer in layers:
-            hidden = apply_layer(hidden, layer, gelu=True, residual=True)
-        return apply_layer(hidden, leave, gelu=False, residual=self.output_residual)
 
     def kernel_parameters(self) -> tuple[list[Tensor], list[Tensor]]:
         """Matrices and biases of all layers, the first and the last among them, as the kernels take them."""
@@ -177,24 +149,6 @@ def add_linear(x: Tensor, layer: nn.Module, inputs: Tensor, implementation: Impl
     return out
 
 
-def normalise(norm: nn.Module, x: Tensor, implementation: Implementation) -> Tensor:
-    """Returns norm(x), by a kernel where it can do so for a LayerNorm in float32.
-
-    Args:
-        norm: One that was replaced or has hooks is called.
-        x: [..., C].
-        implementation: As of the mixing. When the model is compiled no kernel is taken.
-    """
-    if not torch.compiler.is_compiling() and _is_float(x) and type(norm) is nn.LayerNorm and not is_hooked(norm):
-        whole = norm.bias is not None and norm.weight is not None and norm.normalized_shape == x.shape[-1:]
-        if whole and norm.weight.dtype == torch.float32 and norm_by_kernel(implementation, x.device, x.shape[-1]):
-            from flare_model.kernels.projection import apply_norm
-
-            return apply_norm(x, norm)
-    out: Tensor = norm(x)
-    return out
-
-
 def is_hooked(module: nn.Module) -> bool:
     """Whether a call of a module does more than its `forward`."""
     own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
@@ -212,13 +166,6 @@ def _is_plain(layer: nn.Module) -> bool:
     if type(layer) is not nn.Linear or layer.bias is None or is_hooked(layer):
         return False
     return "forward" not in vars(layer) and layer._compiled_call_impl is None
-
-
-def _is_float(x: Tensor) -> bool:
-    """Whether kernels can take x in float32: there are points, and `torch.func` doesn't look."""
-    # torch.func takes no operations whose gradients are written for autograd alone.
-    transformed = torch._C._are_functorch_transforms_active()
-    return x.numel() > 0 and x.dtype == compute_dtype(x) == torch.float32 and not transformed
 
 
 def _holds_sums(x: Tensor, dtype: torch.dtype) -> bool:

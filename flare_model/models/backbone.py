@@ -13,9 +13,8 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from flare_model.layers.layout import Layout
-from flare_model.layers.pointwise import is_hooked, normalise
+from flare_model.layers.pointwise import is_hooked
 from flare_model.models.mesh_model import MeshModel, full_precision
-from flare_model.sizes import Implementation
 
 _CHUNK: Final = 1 << 19
 """Points of a chunk under activation checkpointing."""
@@ -193,6 +192,5 @@ class Backbone(MeshModel):
 
     def predict_from(self, hidden: Tensor) -> Tensor:
         """From hidden numbers [..., C] behind the last block to predictions [..., out_dim]."""
-        implementation: Implementation = getattr(self.leave, "implementation", "sdpa")
-        out: Tensor = self.leave(normalise(self.norm, hidden, implementation))
+        out: Tensor = self.leave(self.norm(hidden))
         return out
