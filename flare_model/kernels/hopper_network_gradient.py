@@ -202,7 +202,7 @@ def compile_kernel(layers: int) -> None:
     Args:
         layers: Layers of the network, the first and the last among them.
     """
-    floats = [torch.float32] * 9
+    floats = [torch.float32] * 8
     hopper_network_gradient_kernel.warmup(
         *floats, 1_000_003, 1e-5, LAYERS=layers, NORM=True, ADD=True, TYPE=gl.bfloat16, num_warps=WARPS.value, grid=(1,)
     )
