@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import psutil
@@ -20,6 +21,19 @@ _MAX_GAP: Final = 30.0  # seconds between two looks; after more, nobody knows wh
 _TIME_TO_ANSWER: Final = 5.0  # seconds within which workers tell where they stand; those that hang may never do
 
 
+def _waited(pid: int) -> float:
+    """Seconds that the threads of a process could have worked, but had no processor, as on a machine that is too busy.
+
+    Linux counts them in `/proc/<pid>/task/<tid>/schedstat`
+    (https://docs.kernel.org/scheduler/sched-stats.html, the second number, in nanoseconds); elsewhere they are 0.
+    """
+    waited = 0
+    for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # it has ended, or the kernel counts nothing
+            waited += int(thread.read_text(encoding="ascii").split()[1])
+    return waited / 1e9
+
+
 class WorkerProcesses:
     """The processes of the workers of a cluster of this machine.
 
@@ -31,11 +45,11 @@ class WorkerProcesses:
         self._client: Any = client  # its methods that are used here have no types
 
     def cpu_seconds(self) -> dict[int, float]:
-        """Number of each process to the processor time that it has used, seconds."""
+        """Number of each process to the processor time that it has used or, on Linux, has waited for, seconds."""
         used = {}
         for process in self._running():
             with contextlib.suppress(psutil.Error):  # it is just ending
-                used[process.pid] = sum(process.cpu_times()[:2])
+                used[process.pid] = sum(process.cpu_times()[:2]) + _waited(process.pid)
         return used
 
     def kill(self) -> None:
@@ -57,9 +71,9 @@ class WorkerProcesses:
 class IdleWorkers:
     """Looks whether all workers do nothing though tasks wait for them, and starts them anew.
 
-    A case that is computed keeps a core busy. Where no worker has used processor time for long and no result has come,
-    a worker hangs (in a lock of a library, say) or Dask has lost a task, and the run would wait for ever. Tasks of
-    workers that are started anew go back to the scheduler. As long as others work nothing is done, so nothing is lost.
+    A case that is computed keeps a core busy, or waits for one. Where no worker has used processor time for long and no
+    result has come, a worker hangs (in a lock of a library, say) or Dask has lost a task, and the run would wait for
+    ever. Tasks of workers that are started anew go back to the scheduler. As long as others work nothing is done, so nothing is lost.
 
     Args:
         client: Client of a cluster of this machine, whose workers are started anew by nannies.

@@ -14,7 +14,8 @@
 Without names `million` and `lpbf` measure all rows of FLARE; a name is that of a row, and `flare++` stands for all
 rows of FLARE++. The lower bound beside the times is that of an H100. Rows called "paper" are attention calls.
 
-Needs one GPU and no data. The result goes to OUT.json; committed are results/gpu_step.json and gpu_step_compiled.json.
+Needs one GPU and no data. The result goes to OUT.json; committed are results/gpu_step.json,
+gpu_step_compiled.json and, of an H200, gpu_step_hopper.json.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -171,3 +172,24 @@ def test_a_result_a_new_process_or_a_pause_begins_the_time_anew() -> None:
             watched.now += 3600  # the machine slept
         assert watched.pass_by(90) == 0, what
         assert watched.pass_by(20) == 1, what
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="Linux alone counts what processes wait for")
+def test_a_worker_that_gets_no_processor_on_a_busy_machine_is_not_idle() -> None:
+    """One that works at the lowest priority beside another that never stops, both on the same core."""
+    core = min(os.sched_getaffinity(0))
+    code = f"import os; os.sched_setaffinity(0, {{{core}}}); os.nice(%d)\nwhile True: pass"
+    busy, starved = (subprocess.Popen([sys.executable, "-c", code % nice]) for nice in (0, 19))
+    nannies = {0: SimpleNamespace(pid=starved.pid)}
+    processes = WorkerProcesses(SimpleNamespace(cluster=SimpleNamespace(workers=nannies)))  # type: ignore[arg-type]
+    try:
+        time.sleep(1.0)
+        before, cpu = processes.cpu_seconds()[starved.pid], sum(psutil.Process(starved.pid).cpu_times()[:2])
+        time.sleep(2.0)
+        alone = sum(psutil.Process(starved.pid).cpu_times()[:2]) - cpu
+        assert processes.cpu_seconds()[starved.pid] - before > 1.5
+        assert alone < 1.5, "it was to get little of the core"
+    finally:
+        for one in (busy, starved):
+            one.kill()
+            one.wait()
