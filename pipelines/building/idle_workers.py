@@ -73,7 +73,8 @@ class IdleWorkers:
 
     A case that is computed keeps a core busy, or waits for one. Where no worker has used processor time for long and no
     result has come, a worker hangs (in a lock of a library, say) or Dask has lost a task, and the run would wait for
-    ever. Tasks of workers that are started anew go back to the scheduler. As long as others work nothing is done, so nothing is lost.
+    ever. Tasks of workers that are started anew go back to the scheduler. As long as others work nothing is done, so
+    nothing is lost.
 
     Args:
         client: Client of a cluster of this machine, whose workers are started anew by nannies.
