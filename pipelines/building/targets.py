@@ -6,8 +6,10 @@ object store gives it by its put. Storage with neither is refused.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
@@ -23,6 +25,8 @@ from pipelines.sources.locations import is_url
 
 ATOMIC_PUT: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "memory")
 """Protocols of fsspec whose put shows the whole object or nothing."""
+
+_REMOVALS: Final = 100  # attempts, 50 ms apart
 
 _GROUP: Final = b'{\n  "attributes": {},\n  "zarr_format": 3,\n  "node_type": "group"\n}'
 
@@ -226,8 +230,22 @@ def _move(source: Path, target: Path) -> None:
 
 
 def remove_path(path: Path) -> None:
-    """Remove a file or a folder with all in it, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
+    """Remove a file or a folder with all in it, if it is there.
+
+    Where a write failed, on a full disk say, Zarr's threads may still make or remove files of theirs in the folder.
+    """
+    if not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    for _ in range(_REMOVALS):
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            if not path.exists():
+                return
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                raise
+            time.sleep(0.05)
+        else:
+            return
+    shutil.rmtree(path)

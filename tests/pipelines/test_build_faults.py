@@ -27,6 +27,7 @@ from pipelines.building.engine import Resources
 from pipelines.building.groups import plan_groups
 from pipelines.building.request import BuildShare as Share
 from pipelines.building.request import parse_share
+from pipelines.building.targets import remove_path
 from pipelines.sources.case_files import CaseLocation
 from tests.commands import run_here
 from tests.forked import Program, end_all
@@ -448,3 +449,25 @@ def test_a_changed_source_is_noticed(tmp_path: Path) -> None:
     os.utime(victim, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert 2 <= largest() < 3
     assert largest(digest=True) >= 3
+
+
+def test_a_folder_in_which_threads_still_write_is_removed(tmp_path: Path) -> None:
+    """As Zarr's do where one of several writes found the disk full."""
+    folder = tmp_path / "part"
+    folder.mkdir()
+    stop = time.monotonic() + 0.4
+
+    def write_on(number: int) -> None:
+        while time.monotonic() < stop:
+            with contextlib.suppress(OSError):
+                file = folder / f"{number}.partial"
+                file.touch()
+                file.unlink()
+
+    threads = [threading.Thread(target=write_on, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    remove_path(folder)
+    for thread in threads:
+        thread.join()
+    assert not folder.exists()
