@@ -11,11 +11,12 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma, warpgroup_mma_wait
 
+from flare_model.kernels.tuning import HOPPER_GRADIENT
+
 CHANNELS = gl.constexpr(64)
-MAX_LAYERS = gl.constexpr(5)
-POINTS = gl.constexpr(128)
+POINTS = gl.constexpr(HOPPER_GRADIENT.points)
 """Points of a tile: 64 for each group of four warps, as wgmma takes them."""
-WARPS = gl.constexpr(8)
+WARPS = gl.constexpr(HOPPER_GRADIENT.warps)
 
 _SUMS = gl.constexpr(16)  # columns, the least width that two groups of warps share; LAYERS + 2 of them are used
 _ROWS = gl.constexpr(64)  # of a tile of ones, which is used for both halves of a tile of points
@@ -204,5 +205,13 @@ def compile_kernel(layers: int) -> None:
     """
     floats = [torch.float32] * 8
     hopper_network_gradient_kernel.warmup(
-        *floats, 1_000_003, 1e-5, LAYERS=layers, NORM=True, ADD=True, TYPE=gl.bfloat16, num_warps=WARPS.value, grid=(1,)
+        *floats,
+        1_000_003,
+        1e-5,
+        LAYERS=layers,
+        NORM=True,
+        ADD=True,
+        TYPE=gl.bfloat16,
+        num_warps=HOPPER_GRADIENT.warps,
+        grid=(1,),
     )

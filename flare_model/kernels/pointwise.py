@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from flare_model.kernels.network_launches import MAX_IN_REGISTERS, differentiate, launch_networks
+from flare_model.kernels.network_launches import MAX_IN_REGISTERS, Parameters, differentiate, launch_networks
 
 _MAX_TOGETHER: Final = 2
 """Most networks of one forward kernel: the shared memory of two programs holds no more matrices."""
@@ -41,7 +41,7 @@ def network_operator(
     """
     in_kernel = residual and x.shape[-1] <= MAX_IN_REGISTERS
     out = torch.empty_like(x, dtype=x.dtype if in_kernel else dtype)
-    launch_networks(x, weights[None], vectors[None], epsilon, dtype, out, residual=in_kernel)
+    launch_networks(x, Parameters(weights[None], vectors[None], epsilon, dtype), out, residual=in_kernel)
     return out if in_kernel or not residual else x + out
 
 
@@ -63,7 +63,7 @@ def network_backward_operator(
     """Gradients of x, weights and vectors; arguments as for `network_operator`, the gradient contiguous."""
     grad_x = torch.empty_like(x)
     added = gradient if residual else None
-    return grad_x, *differentiate(gradient, added, x, weights, vectors, epsilon, dtype, grad_x)
+    return grad_x, *differentiate(gradient, added, x, Parameters(weights, vectors, epsilon, dtype), grad_x)
 
 
 @network_operator.register_fake
@@ -72,15 +72,7 @@ def _(x: Tensor, weights: Tensor, vectors: Tensor, epsilon: float, dtype: torch.
 
 
 @network_backward_operator.register_fake
-def _(
-    gradient: Tensor,
-    x: Tensor,
-    weights: Tensor,
-    vectors: Tensor,
-    epsilon: float,
-    dtype: torch.dtype,
-    residual: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(gradient: Tensor, x: Tensor, weights: Tensor, vectors: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(weights), torch.empty_like(vectors)
 
 
@@ -124,12 +116,11 @@ def networks_backward_operator(
         dtype: Type of the products.
     """
     grad_x, grad_weights, grad_vectors = torch.empty_like(x), torch.zeros_like(weights), torch.zeros_like(vectors)
-    added = passed
+    added, parameters = passed, Parameters(weights, vectors, epsilon, dtype)
     for number, gradient in enumerate(gradients):
         if gradient is not None:
-            grad_weights[number], grad_vectors[number] = differentiate(
-                gradient, added, x, weights[number], vectors[number], epsilon, dtype, grad_x
-            )
+            found = differentiate(gradient, added, x, parameters.of(number), grad_x)
+            grad_weights[number], grad_vectors[number] = found
             added = grad_x
     if added is not grad_x:
         grad_x = torch.zeros_like(x) if passed is None else passed.clone()
@@ -154,7 +145,7 @@ class _Networks(torch.autograd.Function):
         pairs = zip(torch.split(weights, together), torch.split(vectors, together), strict=True)
         for some_weights, some_vectors in pairs:
             out = x.new_empty(len(some_weights), *x.shape, dtype=dtype)
-            launch_networks(x, some_weights, some_vectors, epsilon, dtype, out, residual=False)
+            launch_networks(x, Parameters(some_weights, some_vectors, epsilon, dtype), out, residual=False)
             outs += out.unbind(0)
         return (x, *outs)
 

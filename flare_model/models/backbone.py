@@ -170,10 +170,14 @@ class Backbone(MeshModel):
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         with full_precision(inputs):
             hidden = in_chunks(lambda part: (self.enter(part),), inputs)[0] if recompute else self.enter(inputs)
-        for blocks in self._checkpointed(hidden) if recompute else ():
-            hidden = torch.utils.checkpoint.checkpoint(_forward_in_chunks, blocks, hidden, layout, use_reentrant=False)
-        for block in () if recompute else self.blocks:
-            hidden = block(hidden, layout)
+        if recompute:
+            for blocks in self._checkpointed(hidden):
+                hidden = torch.utils.checkpoint.checkpoint(
+                    _forward_in_chunks, blocks, hidden, layout, use_reentrant=False
+                )
+        else:
+            for block in self.blocks:
+                hidden = block(hidden, layout)
         with full_precision(inputs):
             hidden = hidden.to(inputs.dtype)
             return (

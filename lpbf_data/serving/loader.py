@@ -155,7 +155,7 @@ class Loader:
             IndexError: If the epoch has fewer batches.
         """
         sharing = self._sharing
-        whole, cases = _whole_steps(sharing, len(self._indices))
+        whole, cases = sharing.whole_steps(len(self._indices))
         skipped = min(number, whole)
         steps = sharing.steps(self._order_of(epoch), self._sizes, skipped * cases)
         requests = _requests_of(steps, self.rank, epoch, self._indices)
@@ -175,7 +175,7 @@ class Loader:
             [batches] int64.
         """
         sharing, rank, order = self._sharing, self.rank, self._order_of(epoch)
-        whole, cases = _whole_steps(sharing, len(order))
+        whole, cases = sharing.whole_steps(len(order))
         # As `Sharing.steps` shares out whole steps: each rank takes the next batch_size cases.
         of_whole = sizes[order[: whole * cases]].reshape(whole, sharing.ranks, -1 if whole else 1)[:, rank].sum(axis=1)
         shares = (step.shares[rank] for step in sharing.steps(order, self._sizes, whole * cases))
@@ -326,14 +326,6 @@ class Loader:
         if state["seed"] != own["seed"]:
             raise UsageError(f"the saved state has seed={state['seed']}, the loader has seed={own['seed']}")
         self.epoch, self._position, self._position_set = int(state["epoch"]), int(state["consumed"]), True
-
-
-def _whole_steps(sharing: Sharing, count: int) -> tuple[int, int]:
-    """Steps of an epoch that give each rank `batch_size` cases, and cases of each; none with a budget of points."""
-    if sharing.max_points is not None or sharing.batch_size is None:
-        return 0, 0
-    cases = sharing.ranks * sharing.batch_size
-    return count // cases, cases
 
 
 def _requests_of(steps: Iterator[Step], rank: int, epoch: int, indices: Sequence[int]) -> Iterator[BatchRequest]:

@@ -100,6 +100,17 @@ class Sharing:
             yield taken
             position += taken.consumed
 
+    def whole_steps(self, count: int) -> tuple[int, int]:
+        """Steps of an epoch that give each rank `batch_size` cases, and cases of each; none with a budget of points.
+
+        Args:
+            count: Cases of the epoch.
+        """
+        if self.max_points is not None or self.batch_size is None:
+            return 0, 0
+        cases = self.ranks * self.batch_size
+        return count // cases, cases
+
     def num_steps(self, rank: int, order: NDArray[np.int64], sizes: NDArray[np.int64]) -> int:
         """Number of steps in an epoch in which a rank has cases.
 
@@ -110,8 +121,8 @@ class Sharing:
         """
         if self.max_points is not None:
             return sum(1 for step in self.steps(order, sizes) if step.shares[rank])
-        assert self.batch_size is not None
-        whole, left = divmod(len(order), self.ranks * self.batch_size)
+        whole, cases = self.whole_steps(len(order))
+        left = len(order) - whole * cases
         if self.uneven == "drop":
             return whole + (left >= self.ranks)
         return whole + (left > (0 if self.uneven == "pad" else rank))

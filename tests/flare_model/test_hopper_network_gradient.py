@@ -17,7 +17,7 @@ import torch
 pytest.importorskip("triton", reason="the kernels need Triton, which is there for Linux alone")
 
 from flare_model.kernels import network_launches, support
-from flare_model.kernels.network_launches import differentiate
+from flare_model.kernels.network_launches import Parameters, differentiate
 from tests.flare_model.kernel_support import DEVICE
 
 COMPILE = """
@@ -78,12 +78,12 @@ def test_it_gives_what_the_kernel_for_all_gpus_gives(
     vectors = torch.randn(5 + 2 * norm, 64, device=DEVICE)
     x, added = torch.randn(2, points, 64, device=DEVICE)
     gradient = torch.randn(points, 64, device=DEVICE, dtype=torch.float32 if add else dtype)
-    found = []
+    parameters, found = Parameters(weights, vectors, 1e-5, dtype), []
     for taken in (True, True, False):
         if not taken:
             monkeypatch.setattr(network_launches, "takes_hopper_gradient", lambda *_: False)
         grad_x = torch.empty_like(x)
-        more = differentiate(gradient, added if add else None, x, weights, vectors, 1e-5, dtype, grad_x)
+        more = differentiate(gradient, added if add else None, x, parameters, grad_x)
         found.append((grad_x, *more))
     hopper, again, other = found
     assert all(torch.equal(a, b) for a, b in zip(hopper, again, strict=True)), "the same input gives the same bits"
