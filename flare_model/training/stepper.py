@@ -313,7 +313,9 @@ class Stepper:
             else:
                 saved_group["lr"] = float(saved_group["lr"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        # The rate of the next step is logged from here, beside those of later steps: a number as they are, or on the device.
+        rates = [group["lr"].clone() if self.recorded else group["lr"] for group in self.optimizer.param_groups]
+        self.schedule.load_state_dict(state["schedule"] | {"_last_lr": rates})
         if self.average is not None:
             self.average.module.load_state_dict(weights["average"])
             self.average.n_averaged.fill_(state["averaged"])

@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -115,11 +115,11 @@ def million() -> dict[str, dict[str, float]]:
     return rows
 
 
-def beside(earlier: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Medians of both versions over their turns."""
+def beside(earlier: Path, modes: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Medians of both versions over their turns, eager, compiled or both."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     here = Path(__file__).parents[2]
-    for how in ("eager", "compiled"):
+    for how in modes:
         runs: dict[str, list[dict[str, float]]] = {"this": [], "earlier": []}
         for _ in range(TURNS):
             for name, tree in (("this", here), ("earlier", earlier)):
@@ -185,15 +185,16 @@ def _with_limit(model: nn.Module, points: Tensor, limit: int) -> tuple[dict[str,
 
 
 PARTS: Final = ("million", "earlier", "large")
+MODES: Final = ("eager", "compiled")
 
 
-def main(out: Path, earlier: Path | None, parts: list[str]) -> None:
+def main(out: Path, earlier: Path | None, parts: list[str], modes: Sequence[str] = MODES) -> None:
     """Measure, print, write; what the file has of other parts stays."""
     result = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
     for part in parts:
         if part == "earlier":
             assert earlier is not None
-            rows: Any = beside(earlier)
+            rows: Any = beside(earlier, modes)
         else:
             rows = million() if part == "million" else large()
         result[part] = {"gpu": describe_gpu(), "rows": rows}
@@ -205,7 +206,8 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path, metavar="OUT.json")
     parser.add_argument("--earlier", type=Path, help="folder with an earlier version of this repository")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="of the part earlier")
     chosen = parser.parse_args()
     if "earlier" in chosen.parts and chosen.earlier is None:
         parser.error("the part earlier needs --earlier FOLDER; or name other --parts")
-    main(chosen.out, chosen.earlier, chosen.parts)
+    main(chosen.out, chosen.earlier, chosen.parts, chosen.modes)

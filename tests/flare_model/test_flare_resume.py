@@ -209,3 +209,20 @@ def test_an_incomplete_training_state_is_refused(box_dataset: str, tmp_path: Pat
     torch.save({name: value for name, value in rest.items() if name != "random"}, latest / "training.pt")
     with pytest.raises(StoreError, match=r"can't be read \(KeyError: 'random'\)"):
         run_training(box_dataset, tmp_path, checkpoint_every=3)
+
+
+def test_a_run_of_recorded_steps_goes_on_without_recording(box_dataset: str, tmp_path: Path) -> None:
+    """Its learning rates are tensors; those of all steps are logged, the first one included."""
+    whole = run_training(box_dataset, tmp_path / "whole", checkpoint_every=3)
+    cut = tmp_path / "cut"
+    train_until_killed(box_dataset, cut, 5, Recipe(epochs=2), checkpoint_every=3)
+    latest = latest_state(cut)
+    assert latest is not None
+    rest = torch.load(latest / "training.pt", weights_only=True)
+    rest["schedule"]["_last_lr"] = [torch.tensor(rate) for rate in rest["schedule"]["_last_lr"]]
+    for group in rest["optimizer"]["param_groups"]:
+        group["lr"] = torch.tensor(group["lr"])
+    torch.save(rest, latest / "training.pt")
+    run_training(box_dataset, cut, checkpoint_every=3)
+    rates, wanted = ([float(rate) for _, _, rate in losses(folder)] for folder in (cut, whole))
+    assert rates == pytest.approx(wanted, rel=1e-6)
