@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from flare_model.data.batches import Batch
+from flare_model.training.data_wait import DataWait
 from flare_model.training.devices import Fabric
 from flare_model.training.divergence import diverged
 from flare_model.training.run_log import TRAINING_NAME, RunLog
-from lpbf_data.serving.loader import Loader
 
 _READ_EVERY: Final = 10
 """Steps whose losses are read together; the GPU goes on meanwhile."""
@@ -49,7 +49,7 @@ class _Block:
         sent_at: Seconds since training began, without pauses, when they were sent.
         paused: Seconds of pauses until then.
         points: Points that training had taken then.
-        waited: Seconds that it had waited for data then.
+        waited: Seconds that it had waited for data then, as `DataWait` counts them.
     """
 
     steps: tuple[_Step, ...]
@@ -67,13 +67,17 @@ class LossLog:
     Args:
         folder: Folder of the run.
         fabric: The processes that train together.
-        loader: The loader of the batches, which counts the time that training waits for it.
+        loaders: Number of processes that take batches of their own.
+        data_wait: Counts the time that training waits for data.
         table: Log that rows are written to; None in processes that write nothing.
         bar: The progress bar, one unit a step.
     """
 
-    def __init__(self, folder: Path, fabric: Fabric, loader: Loader, table: RunLog | None, bar: Any) -> None:
-        self.folder, self.fabric, self.loader, self.table, self.bar = folder, fabric, loader, table, bar
+    def __init__(
+        self, folder: Path, fabric: Fabric, loaders: int, data_wait: DataWait, table: RunLog | None, bar: Any
+    ) -> None:
+        self.folder, self.fabric, self.table, self.bar = folder, fabric, table, bar
+        self._loaders, self._data_wait = loaders, data_wait
         self._started, self._seconds_paused, self._points = time.monotonic(), 0.0, 0
         self._pending: list[_Step] = []
         self._sent: deque[_Block] = deque()
@@ -141,7 +145,7 @@ class LossLog:
             numbers, arrived = host.copy_(numbers, non_blocking=True), _event()
         sent_at = time.monotonic() - self._started - self._seconds_paused
         self._sent.append(
-            _Block(steps, numbers, arrived, sent_at, self._seconds_paused, self._points, self.loader.seconds_waiting)
+            _Block(steps, numbers, arrived, sent_at, self._seconds_paused, self._points, self._data_wait.seconds)
         )
 
     def _log(self) -> None:
@@ -156,7 +160,7 @@ class LossLog:
                 raise diverged(self.folder, _what_diverged(step))
         rates = of_device[0] if of_device else [float(step.rate) for step in block.steps]
         elapsed = self._seconds_until(block)
-        speed, waiting = block.points * self.loader.world_size / elapsed, block.waited / elapsed
+        speed, waiting = block.points * self._loaders / elapsed, block.waited / elapsed
         pace = {"points_per_second": round(speed), "data_wait": round(waiting, 4)}
         if self.table:
             rows = zip(block.steps, losses, rates, strict=True)

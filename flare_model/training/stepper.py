@@ -313,7 +313,7 @@ class Stepper:
             else:
                 saved_group["lr"] = float(saved_group["lr"])
         self.optimizer.load_state_dict(state["optimizer"])
-        # The rate of the next step is logged from here, beside those of later steps: a number as they are, or on the device.
+        # The rate of the next step is logged from here, beside those of later steps: a number, or on the device.
         rates = [group["lr"].clone() if self.recorded else group["lr"] for group in self.optimizer.param_groups]
         self.schedule.load_state_dict(state["schedule"] | {"_last_lr": rates})
         if self.average is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flare_model.data.batches import Batch, grouped
 from flare_model.data.splits import Split, open_loader
+from flare_model.training.data_wait import DataWait
 from flare_model.training.devices import Fabric, Precision
 from flare_model.training.divergence import DivergedError, check_weights
 from flare_model.training.divided_meshes import batch_ranks
@@ -66,6 +67,7 @@ class Trainer:
         self._largest = (
             largest_request(self.loader, self.steps, thin_to=settings.thin_to) if settings.recipe.step_graphs else None
         )
+        self.data_wait = DataWait(self.loader, fabric.device)
         self.counters = Counters()
         self.stepper = Stepper(settings, fabric, train, self.steps)
         self.validation = Validation(settings, fabric, self.stepper, validation, train)
@@ -131,7 +133,7 @@ class Trainer:
         self.table = RunLog(self.folder, self.step) if shown else None
         try:
             with progress(self.steps, "train", "step", initial=self.step, shown=shown) as bar:
-                self.losses = LossLog(self.folder, self.fabric, self.loader, self.table, bar)
+                self.losses = LossLog(self.folder, self.fabric, self.loader.world_size, self.data_wait, self.table, bar)
                 self._remember_position()
                 try:
                     self._record_largest_batch()
@@ -211,6 +213,7 @@ class Trainer:
 
     def _read_batches(self) -> Iterator[Batch]:
         for ragged in self.loader:
+            self.data_wait.batch_arrived()
             yield self._on_device(ragged)
 
     def _on_device(self, ragged: RaggedBatch) -> Batch:
@@ -220,6 +223,7 @@ class Trainer:
         """One step of the optimiser on one or more batches."""
         with errors_with_cases(f"step {self.step + 1:,} of the training", group, self.settings.model.class_path):
             loss, rate = self.stepper.step(group)
+        self.data_wait.step_launched()
         self.counters.step += 1
         self.losses.add(self.step, loss, rate, group)
 
