@@ -39,6 +39,7 @@ _MAY_GROW_TO: Final = 64  # workers that tasks are cut for, where more may join 
 _MAX_KILLS: Final = 20  # workers that may end while they work on one task before the build gives up
 _NO_SCHEDULER: Final = 10.0  # seconds without an answer of a scheduler that is to be joined
 _NO_WORKER: Final = 60.0  # seconds without any worker on this machine, where Dask starts a new one within a few
+_WORKER_STARTS: Final = 600.0  # the same while a process is starting, for which a busy machine may take minutes
 _NO_WORKER_OF_CLUSTER: Final = 3600.0  # the same on a cluster, where jobs wait in a queue
 _SETTINGS: Final = {
     # A task whose worker ends goes to another one; the journal of attempts decides when a case is given up, not Dask.
@@ -220,13 +221,25 @@ class Engine:
 
     def _look_after_workers(self, seconds: float, *, waiting: bool) -> None:
         """Refuse to wait longer when there has been no worker for so many seconds; start anew those that hang."""
-        if seconds > (_NO_WORKER_OF_CLUSTER if self._may_grow else _NO_WORKER):
+        if seconds > self._longest_without_workers(seconds):
             raise UsageError(
                 f"no worker process has been there for {seconds:.0f} s: all of them died and none was started again; "
                 "run the same command again, it continues (--workers 0 works without them)"
             )
         if self._idle_workers is not None and waiting:
             self._idle_workers.look()
+
+    def _longest_without_workers(self, seconds: float) -> float:
+        """Seconds without any worker after which none will come, where there has been none for so many seconds."""
+        if self._may_grow:
+            return _NO_WORKER_OF_CLUSTER
+        return _WORKER_STARTS if seconds > _NO_WORKER and self._is_worker_starting() else _NO_WORKER
+
+    def _is_worker_starting(self) -> bool:
+        """Whether a process of this machine is there that hasn't joined the scheduler yet."""
+        from pipelines.building.idle_workers import WorkerProcesses  # needs the extra, which verifying doesn't
+
+        return self._client is not None and WorkerProcesses(self._client).any_alive()
 
     def _running_threads(self) -> int:
         """Threads of the workers that the scheduler knows now."""

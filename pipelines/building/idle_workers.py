@@ -52,6 +52,10 @@ class WorkerProcesses:
                 used[process.pid] = sum(process.cpu_times()[:2]) + _waited(process.pid)
         return used
 
+    def any_alive(self) -> bool:
+        """Whether there is one, which may not have joined the scheduler yet."""
+        return any(process.is_running() for process in self._running())
+
     def kill(self) -> None:
         """End them at once: one that hangs may listen to nothing else."""
         for process in self._running():

@@ -21,7 +21,7 @@ from lpbf_data.stores.manifest import decode_manifest
 from pipelines.build import run_build, run_part
 from pipelines.building.attempts import has_nanny, run_within
 from pipelines.building.case_process import CaseProcess
-from pipelines.building.engine import Engine
+from pipelines.building.engine import Engine, Resources, open_engine
 from pipelines.building.groups import GroupTask, measure_group, plan_groups
 from pipelines.building.request import BuildShare as Share
 from pipelines.building.shards import ShardTask, plan_shards, write_staged_shard
@@ -226,6 +226,21 @@ def test_without_any_worker_left_the_build_ends_with_a_sentence(monkeypatch: pyt
             time.sleep(0.05)
         with pytest.raises(UsageError, match="no worker process has been there for 1 s"):
             list(Engine(client).map(abs, range(3)))
+
+
+def _die_once(marker: str) -> int:
+    """Kill this worker the first time; its number the second time."""
+    if not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+def test_a_worker_that_is_starting_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The only worker is killed; on a busy machine the next one takes longer than a build waits without any."""
+    monkeypatch.setattr("pipelines.building.engine._NO_WORKER", 1.0)
+    with open_engine(Resources(workers=1)) as engine:
+        assert list(engine.map(_die_once, [str(tmp_path / "marker")])) != [os.getpid()]
 
 
 def test_groups_of_a_cluster_do_not_follow_its_first_worker(tmp_path: Path) -> None:
