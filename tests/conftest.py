@@ -14,7 +14,6 @@ if not Path("/dev/nvidiactl").exists():
 
 from tests.data_fixtures import hub, own_cache, published_dataset, small_cases, small_dataset
 from tests.flare_model.flare_fixtures import box_dataset, shared_cache, trained_run
-from tests.netfabb_cases import Part, write_part
 from tests.pipelines.report_fixtures import browser, built, no_pictures_of_parts
 
 # A busy machine draws examples slowly, which is no fault of what is tested.
@@ -50,4 +49,6 @@ def samples() -> Path:
 @pytest.fixture
 def part_folder(tmp_path: Path) -> Path:
     """A folder with one good case, `101635_11b839a3_5`."""
+    from tests.netfabb_cases import Part, write_part
+
     return write_part(tmp_path / "cases", Part("101635_11b839a3_5"))
