@@ -14,8 +14,10 @@ if not Path("/dev/nvidiactl").exists():
 
 from tests.data_fixtures import hub, own_cache, published_dataset, small_cases, small_dataset
 from tests.flare_model.flare_fixtures import box_dataset, shared_cache, trained_run
-from tests.netfabb_cases import Part, write_part
+from tests.flushes import leave_out_flushes
 from tests.pipelines.report_fixtures import browser, built, no_pictures_of_parts
+
+leave_out_flushes()
 
 # A busy machine draws examples slowly, which is no fault of what is tested.
 settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -50,4 +52,6 @@ def samples() -> Path:
 @pytest.fixture
 def part_folder(tmp_path: Path) -> Path:
     """A folder with one good case, `101635_11b839a3_5`."""
+    from tests.netfabb_cases import Part, write_part
+
     return write_part(tmp_path / "cases", Part("101635_11b839a3_5"))

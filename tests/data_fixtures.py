@@ -1,15 +1,21 @@
-"""Fixtures with small data sets and a hub, which `conftest` makes known to all tests."""
+"""Fixtures with small data sets and a hub, which `conftest` makes known to all tests.
+
+They import what they need when they are asked for: pytest's process that only hands tests out reads `conftest` too, and
+the workers start behind it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from lpbf_data.case.case import Case
 from tests.data_hub_server import Hub, serve_hub
-from tests.data_support import make_case, write_dataset, write_published
+
+if TYPE_CHECKING:
+    from lpbf_data.case.case import Case
 
 SPLITS = {"train": range(17), "validation": range(17, 21), "test": range(21, 23)}
 
@@ -26,12 +32,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture(scope="session")
 def small_cases() -> dict[str, list[Case]]:
     """23 small cases: 17 train, 4 validation, 2 test."""
+    from tests.data_support import make_case
+
     return {name: [make_case(seed) for seed in seeds] for name, seeds in SPLITS.items()}
 
 
 @pytest.fixture(scope="session")
 def small_dataset(small_cases: dict[str, list[Case]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small cases as a data set of up to three shards a split, in both formats. Tests mustn't change it."""
+    from tests.data_support import write_dataset
+
     folder = tmp_path_factory.mktemp("data") / "lpbf"
     folder.mkdir()
     return write_dataset(folder, small_cases)
@@ -40,6 +50,8 @@ def small_dataset(small_cases: dict[str, list[Case]], tmp_path_factory: pytest.T
 @pytest.fixture(scope="session")
 def published_dataset(small_cases: dict[str, list[Case]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small train and test cases in the layout of the published data set. Tests mustn't change it."""
+    from tests.data_support import write_published
+
     folder = tmp_path_factory.mktemp("published")
     return write_published(folder, {name: small_cases[name] for name in ("train", "test")})
 

@@ -21,6 +21,8 @@ from typing import Any, Final
 
 import torch
 
+from tests.flushes import leave_out_flushes
+
 IMPORTED: Final = (
     "accelerate", "lightning", "lightning_fabric", "matplotlib.figure", "pandas", "pyarrow.parquet", "torch._dynamo",
     "torchdata.stateful_dataloader", "zarr", "flare_model.evaluate", "flare_model.spectrum", "flare_model.train",
@@ -125,6 +127,7 @@ def _run(
 ) -> None:  # fmt: skip
     """Set up the process of a program, and run its function."""
     os.setpgid(0, 0)
+    leave_out_flushes()
     multiprocessing.set_start_method(
         None, force=True
     )  # The start method is inherited; workers are to be started by the default one.

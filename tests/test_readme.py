@@ -19,6 +19,8 @@ from tests.upload_hub import upload_hub
 README = Path(__file__).parents[1] / "README.md"
 SMALLER = {
     "pipelines.simulate": ["--cases", "10", "--points", "150", "--workers", "0"],
+    # The report is made by its own command, below.
+    "pipelines.build": ["--workers", "0", "--no_report"],
     "pipelines.verify": ["--workers", "0"],
     "pipelines.report": ["--gallery", "2"],
     "pipelines.publish": ["--workers", "0"],
@@ -29,9 +31,9 @@ SMALLER = {
     "flare_model.predict": ["--points", "300", "--centre"],
 }
 """Options that are added to a command of the README, to make it faster."""
-FORKED = ("pipelines.verify", "pipelines.report", "flare_model.evaluate", "flare_model.spectrum")
-"""Commands that are forked instead of started, which is faster; `test_startup` tests how commands start. The others
-come first, or read their environment when they are imported."""
+STARTED = ("pipelines.publish",)
+"""Commands that read their environment when they are imported. The others are forked, which is faster; `test_startup`
+tests how commands start."""
 
 
 def blocks(language: str) -> list[str]:
@@ -74,7 +76,7 @@ class Reader:
         return done.stdout
 
     def runs(self, module: str) -> str:
-        runs = self.forks if module in FORKED else lambda *words: self.types("-m", *words)
+        runs = (lambda *words: self.types("-m", *words)) if module in STARTED else self.forks
         return "\n".join(runs(module, *words, *SMALLER.get(module, [])) for words in commands()[module])
 
     def forks(self, *words: str) -> str:
@@ -91,6 +93,12 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     reader = Reader(tmp_path_factory.mktemp("reader"))
     reader.runs("pipelines.simulate")
     assert "kept" in reader.runs("pipelines.build")
+    return reader
+
+
+@pytest.fixture(scope="module")
+def reported(reader: Reader) -> Reader:
+    reader.runs("pipelines.report")
     return reader
 
 
@@ -130,19 +138,18 @@ def test_every_command_is_known() -> None:
     }
 
 
-def test_the_data_set_verifies_and_has_a_report(reader: Reader) -> None:
-    reader.runs("pipelines.verify")
-    reader.runs("pipelines.report")
-    assert (reader.folder / "lpbf" / "report.html").stat().st_size > 100_000
+def test_the_data_set_verifies_and_has_a_report(reported: Reader) -> None:
+    reported.runs("pipelines.verify")
+    assert (reported.folder / "lpbf" / "report.html").stat().st_size > 100_000
 
 
-def test_it_is_published(reader: Reader) -> None:
+def test_it_is_published(reported: Reader) -> None:
     with upload_hub() as hub:
-        reader.environment["HF_ENDPOINT"] = hub.url
+        reported.environment["HF_ENDPOINT"] = hub.url
         try:
-            reader.runs("pipelines.publish")
+            reported.runs("pipelines.publish")
         finally:
-            del reader.environment["HF_ENDPOINT"]
+            del reported.environment["HF_ENDPOINT"]
         assert {"README.md", "manifest.parquet", "report.html"} <= set(hub.files)
 
 

@@ -154,8 +154,9 @@ def test_the_watched_modules_are_seen(tmp_path: Path) -> None:
     assert set(json.loads((tmp_path / "loaded.json").read_text(encoding="utf-8"))) == set(names)
 
 
+# Errors in options, below, are those of scripts.
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("how", ["module", "script"])
+@pytest.mark.parametrize("how", ["module", pytest.param("script", marks=pytest.mark.slow)])
 def test_help_imports_nothing_heavy(script: str, how: str, tmp_path: Path, run_forked: Runs) -> None:
     target = SCRIPTS[script]
     done, loaded = run_forked(target if how == "script" else target.partition(":")[0], ["--help"], tmp_path)

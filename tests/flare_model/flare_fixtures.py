@@ -1,20 +1,20 @@
-"""Fixtures of the tests of flare_model: a small data set, and a short training run on it."""
+"""Fixtures of the tests of flare_model: a small data set, and a short training run; imports as in data_fixtures."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from flare_model.train import train
-from pipelines.build import build
-from tests.flare_model.flare_support import LEARNING, TINY, write_cases
-
 
 @pytest.fixture(scope="session")
 def box_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A data set of twelve parts: 8 train, 2 validation, 2 test."""
+    from pipelines.build import build
+    from tests.flare_model.flare_support import write_cases
+
     root = tmp_path_factory.mktemp("flare")
     cases = write_cases(root / "cases")
     assert (
@@ -22,6 +22,7 @@ def box_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
             [str(cases)],
             out=str(root / "lpbf"),
             workers=0,
+            time_limit=math.inf,
             splits="train=8,validation=2,test=2",
             formats=["parquet"],
             no_report=True,
@@ -34,6 +35,9 @@ def box_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def trained_run(box_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a short training run on `box_dataset`."""
+    from flare_model.train import train
+    from tests.flare_model.flare_support import LEARNING, TINY
+
     folder = tmp_path_factory.mktemp("runs") / "trained"
     assert train(box_dataset, out=str(folder), model=TINY, recipe=LEARNING) == 0
     return folder

@@ -9,7 +9,11 @@ from torch import Tensor, nn
 
 from flare_model.kernels.tuning import INTERPRETED
 from flare_model.layers.mixer import mix as mix_by_attention
+from tests.flare_model.quicker_interpreter import patch_the_language_once
 from tests.rounding import spread
+
+if INTERPRETED:
+    patch_the_language_once()
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Triton's interpreter multiplies bfloat16 wrongly in some versions.

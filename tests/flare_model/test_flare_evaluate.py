@@ -377,6 +377,7 @@ def test_a_data_set_without_the_targets_field_is_refused(trained_run: Path, tmp_
         [str(write_cases(tmp_path / "cases", 3))],
         out=data,
         workers=0,
+        time_limit=math.inf,
         splits="train=1",
         fields=["temperature"],
         no_report=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -77,7 +78,9 @@ def hit_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
             folder / "cases", Part(f"3000{number:02d}_11b839a{number}_1", shape=(2, 2, 2), cell=cell, clearance=60.0)
         )
     splits = "train=6,validation=2,test=2"
-    build([str(folder / "cases")], out=str(folder / "lpbf"), workers=0, splits=splits, no_report=True)
+    build(
+        [str(folder / "cases")], out=str(folder / "lpbf"), workers=0, time_limit=math.inf, splits=splits, no_report=True
+    )
     return str(folder / "lpbf")
 
 

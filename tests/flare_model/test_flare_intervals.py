@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -246,7 +247,12 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     root = tmp_path_factory.mktemp("sure")
     data = str(root / "lpbf")
     cases = write_cases(root / "cases", 16)
-    assert build([str(cases)], out=data, workers=0, splits="train=4,validation=9,test=3", no_report=True) == 0
+    assert (
+        build(
+            [str(cases)], out=data, workers=0, time_limit=math.inf, splits="train=4,validation=9,test=3", no_report=True
+        )
+        == 0
+    )
     run = run_training(data, root / "run", targets=["displacement", "build_clearance_min"], features=["solid_above"])
     assert evaluate(str(run), data, worst=0) == 0
     return run, data

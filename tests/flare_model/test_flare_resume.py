@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -78,7 +79,14 @@ def test_a_changed_run_is_not_continued(box_dataset: str, trained_run: Path, tmp
             recipe=LEARNING,
         )
     other = tmp_path / "lpbf"
-    build([str(write_cases(tmp_path / "cases", 6))], out=str(other), workers=0, formats=["parquet"], no_report=True)
+    build(
+        [str(write_cases(tmp_path / "cases", 6))],
+        out=str(other),
+        workers=0,
+        time_limit=math.inf,
+        formats=["parquet"],
+        no_report=True,
+    )
     with pytest.raises(UsageError, match="another data set"):
         run_training(str(other), trained_run, recipe=LEARNING)
 

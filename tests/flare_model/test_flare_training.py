@@ -252,7 +252,7 @@ def test_a_case_whose_truth_is_zero_is_named_and_adds_no_loss(
     cases = write_cases(tmp_path / "cases", 3)
     write_part(cases, Part("200000_22b839a0_1", amplitude=0.0))
     data = str(tmp_path / "lpbf")
-    build([str(cases)], out=data, workers=0, splits="train=1", formats=["parquet"], no_report=True)
+    build([str(cases)], out=data, workers=0, time_limit=math.inf, splits="train=1", formats=["parquet"], no_report=True)
     run_training(data, tmp_path / "run", recipe=Recipe(epochs=2))
     warning = capsys.readouterr().err
     assert "zero everywhere in 1 of 4 training cases, 200000_22b839a0_1 among them" in warning
@@ -268,7 +268,15 @@ def test_a_case_whose_truth_is_zero_is_named_and_adds_no_loss(
 def test_a_target_that_is_zero_in_every_case_is_refused(tmp_path: Path) -> None:
     write_part(tmp_path / "cases", Part("200000_22b839a0_1", amplitude=0.0))
     data = str(tmp_path / "lpbf")
-    build([str(tmp_path / "cases")], out=data, workers=0, splits="train=1", formats=["parquet"], no_report=True)
+    build(
+        [str(tmp_path / "cases")],
+        out=data,
+        workers=0,
+        time_limit=math.inf,
+        splits="train=1",
+        formats=["parquet"],
+        no_report=True,
+    )
     for loss in ("relative_l2", "mse"):
         with pytest.raises(
             UsageError, match=r"displacement_z is 0 at every point of every training case, so .*--targets"
@@ -304,6 +312,7 @@ def test_without_a_validation_split_the_last_weights_are_kept(
         [str(write_cases(tmp_path / "cases", 3))],
         out=data,
         workers=0,
+        time_limit=math.inf,
         splits="train=1",
         formats=["parquet"],
         no_report=True,

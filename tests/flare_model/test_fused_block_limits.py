@@ -30,9 +30,22 @@ def near(ours: Tensor, theirs: Tensor) -> bool:
     return bool((ours - theirs).norm() <= 16 * torch.finfo(HALF).eps * theirs.norm())
 
 
-@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
+KINDS = ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook")
+PLACES = ("mixer", "mixer.leave", "mixer.keys", "mixer.values", "mixer.keys.enter", "pointwise", "pointwise.leave")
+
+
+# In the fast suite one kind in every module, and every kind in a whole network and in a layer of one.
 @pytest.mark.parametrize(
-    "where", ["mixer", "mixer.leave", "mixer.keys", "mixer.values", "mixer.keys.enter", "pointwise", "pointwise.leave"]
+    ("where", "kind"),
+    [
+        pytest.param(
+            where,
+            kind,
+            marks=() if kind == KINDS[0] or where in ("mixer.keys.enter", "pointwise") else pytest.mark.slow,
+        )
+        for where in PLACES
+        for kind in KINDS
+    ],
 )
 def test_hooks_of_modules_are_called(where: str, kind: str) -> None:
     torch.manual_seed(0)
@@ -44,7 +57,8 @@ def test_hooks_of_modules_are_called(where: str, kind: str) -> None:
     getattr(block.get_submodule(where), f"register_{kind}")(hook)
     with torch.autocast(DEVICE, dtype=HALF):
         hooked = block(x, Layout())
-        hooked.sum().backward()
+        if "backward" in kind:
+            hooked.sum().backward()
         assert calls == [where]
         plain = by_operators(block)(x, Layout())
     assert near(hooked, plain)

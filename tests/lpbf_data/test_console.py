@@ -18,6 +18,7 @@ import pytest
 
 from lpbf_data.command_line import run
 from lpbf_data.console import ProgressLines, follow, open_console, say_while_waiting
+from tests.commands import run_here
 from tests.forked import Program, command
 from tests.netfabb_cases import Part, write_part
 
@@ -45,9 +46,9 @@ def call(module: str, *words: str, **environment: str) -> subprocess.CompletedPr
 def test_an_unknown_option_is_one_sentence_with_the_nearest_name(
     module: str, words: list[str], wrong: str, right: str
 ) -> None:
-    done = call(module, *words, wrong, "3")
-    assert done.stderr.decode() == f"error: unknown option {wrong}; did you mean {right}? --help lists all\n"
-    assert done.stdout == b""
+    done = run_here(module, *words, wrong, "3")
+    assert done.stderr == f"error: unknown option {wrong}; did you mean {right}? --help lists all\n"
+    assert done.stdout == ""
     assert done.returncode == 2
 
 
@@ -63,8 +64,8 @@ def test_an_unknown_option_is_one_sentence_with_the_nearest_name(
     ],
 )
 def test_a_wrong_value_is_one_sentence(words: list[str], said: str) -> None:
-    done = call("flare_model.train", "--data", "x", *words)
-    assert done.stderr.decode() == f"error: {said}\n"
+    done = run_here("flare_model.train", "--data", "x", *words)
+    assert done.stderr == f"error: {said}\n"
     assert done.returncode == 2
 
 
@@ -87,15 +88,16 @@ def test_a_limit_can_be_infinite(words: list[str], capsys: pytest.CaptureFixture
 
 
 def test_an_option_that_must_be_given_is_named() -> None:
-    done = call("flare_model.spectrum", "--data", "x")
-    assert (done.stderr, done.returncode) == (b"error: --checkpoint must be given; --help lists all\n", 2)
+    done = run_here("flare_model.spectrum", "--data", "x")
+    assert (done.stderr, done.returncode) == ("error: --checkpoint must be given; --help lists all\n", 2)
 
 
-def test_help_names_the_configurations_of_the_package() -> None:
+def test_help_names_the_configurations_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     from flare_model.configs import config_names
 
-    done = call("flare_model.train", "--help", COLUMNS="10000")
-    assert f"a configuration of this package: {', '.join(config_names())}." in done.stdout.decode()
+    monkeypatch.setenv("COLUMNS", "10000")
+    done = run_here("flare_model.train", "--help")
+    assert f"a configuration of this package: {', '.join(config_names())}." in done.stdout
 
 
 @pytest.mark.parametrize(("total", "lines"), [(1000, 10), (10, 10), (7, 7), (1, 1)])
@@ -432,11 +434,16 @@ def test_a_reader_that_goes_away_ends_no_work() -> None:
 
 
 COMMAND_THAT_COMPUTES = """
+import ctypes, importlib.util, sys
+from pathlib import Path
 from lpbf_data.command_line import run
 
 def compute() -> None:
-    \"\"\"Load PyTorch.\"\"\"
-    import torch
+    \"\"\"Load the OpenMP that PyTorch brings and computes with.\"\"\"
+    (folder,) = importlib.util.find_spec("torch").submodule_search_locations
+    (library,) = Path(folder, "lib").glob("libgomp*.so*")
+    ctypes.CDLL(str(library))
+    assert "torch" not in sys.modules
 
 run(compute, "compute", [])
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import zipfile
 from pathlib import Path
@@ -338,7 +339,9 @@ def test_one_format_alone(parts: Path, tmp_path: Path, formats: list[str]) -> No
 def test_mixed_materials_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_part(tmp_path / "src", Part("a"))
     write_part(tmp_path / "src", Part("b", material="inc625", shape=(4, 4, 2)))
-    assert build([str(tmp_path / "src")], out=str(tmp_path / "out"), workers=0, no_report=True) == 0
+    assert (
+        build([str(tmp_path / "src")], out=str(tmp_path / "out"), workers=0, time_limit=math.inf, no_report=True) == 0
+    )
     said = capsys.readouterr().out
     assert "mixed materials: inc625 (1), ti64 (1)" in said
     assert "**mixed**" in (tmp_path / "out" / "README.md").read_text()
@@ -347,7 +350,9 @@ def test_mixed_materials_are_named(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_one_design_goes_to_train_and_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_part(tmp_path / "src", Part("a", interactive=True, stl="20163_3742f394_3_tivus.stl"))
     write_part(tmp_path / "src", Part("b", interactive=True, stl="20163_3742f394_2_tivus.stl", shape=(4, 4, 2)))
-    assert build([str(tmp_path / "src")], out=str(tmp_path / "out"), workers=0, no_report=True) == 0
+    assert (
+        build([str(tmp_path / "src")], out=str(tmp_path / "out"), workers=0, time_limit=math.inf, no_report=True) == 0
+    )
     manifest = decode_manifest((tmp_path / "out" / "manifest.parquet").read_bytes())
     assert manifest.splits == ("train",)
     assert {r.design_id for r in manifest.records} == {"20163_3742f394"}
@@ -359,7 +364,17 @@ def test_a_rule_that_matches_nothing_is_said(tmp_path: Path, capsys: pytest.Capt
         shape = (2 + number, 2, 2)  # parts of one shape are one design
         write_part(tmp_path / "src", Part(f"20016{number}_3742f39{number}_1", shape=shape))
     splits = "train=0.5,validation=0.5,test=design:zzz"
-    assert build([str(tmp_path / "src")], out=str(tmp_path / "out"), workers=0, splits=splits, no_report=True) == 0
+    assert (
+        build(
+            [str(tmp_path / "src")],
+            out=str(tmp_path / "out"),
+            workers=0,
+            time_limit=math.inf,
+            splits=splits,
+            no_report=True,
+        )
+        == 0
+    )
     said = " ".join(capsys.readouterr().out.split())
     assert "note: the rule test=design:zzz matches no design; without cases: test" in said
     assert "no case is in" not in said

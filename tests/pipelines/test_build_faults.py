@@ -65,10 +65,6 @@ def run_command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
-def command(src: Path | str, out: Path | str, *more: str, report: bool = False) -> list[str]:
-    return [sys.executable, "-m", "pipelines.build", *options(src, out, *more, report=report)]
-
-
 def options(src: Path | str, out: Path | str, *more: str, report: bool = False) -> list[str]:
     words = ["--src", str(src), "--out", str(out), "--splits", "train=0.5,test=0.5"]
     return [*words, *([] if report else ["--no_report"]), *more]
@@ -78,8 +74,8 @@ def kill_builds(src: Path, folder: Path, kills: int, seed: int, *more: str, repo
     """Kill builds at random moments until there were `kills`; each finished one must have the bytes of one left alone.
 
     `more` are options of every build. With `reports`, every fifth data set gets its report as well, which takes longer
-    than all the rest. How long a whole build takes is told by the last one that was left alone, for what else the
-    machine does changes.
+    than all the rest, and the last build has workers. How long a whole build takes is told by the last one that was
+    left alone, for what else the machine does changes.
     """
     rng = random.Random(seed)
     untouched = True
@@ -110,10 +106,11 @@ def kill_builds(src: Path, folder: Path, kills: int, seed: int, *more: str, repo
             done["finished_builds"] += 1
             shutil.rmtree(out)
             number += 1
-    last = folder / f"out{number}"
-    report = reports and number % 5 == 2
-    subprocess.run(command(src, last, "--workers", "2", *more, report=report), check=True, capture_output=True)
-    assert tree(last) == expected[report]
+        last = folder / f"out{number}"
+        report = reports and number % 5 == 2
+        words = options(src, last, "--workers", "2" if reports else "0", *more, report=report)
+        assert builds.run(words) == 0, builds.said.read_text()
+        assert tree(last) == expected[report]
     done["finished_builds"] += 1
     return done
 
@@ -169,23 +166,21 @@ class Cluster:
 
     def __init__(self, port: int, folder: Path) -> None:
         self.address = f"tcp://127.0.0.1:{port}"
-        dask = [sys.executable, "-m", "dask"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-        quiet |= {"cwd": folder, "env": ANYWHERE}
-        self.processes = [
-            subprocess.Popen(
-                [*dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], **quiet
-            ),
-            *(
-                subprocess.Popen([*dask, "worker", self.address, "--nthreads", "1", "--no-dashboard"], **quiet)
-                for _ in range(2)
-            ),
-        ]
+        worker = ("dask_worker", self.address, "--nthreads", "1", "--no-dashboard", "--no-nanny")
+        commands = [("dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"), worker, worker]
+        self.programs = [
+            Program(
+                run_module, folder.parent / "said_by_cluster", f"distributed.cli.{name}", *words,
+                environment=ANYWHERE, folder=folder,
+            )
+            for name, *words in commands
+        ]  # fmt: skip
 
     def kill(self) -> None:
-        for process in self.processes:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        for program in self.programs:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
+            program.end()
 
 
 def free_port() -> int:
@@ -204,23 +199,20 @@ def test_a_scheduler_that_dies_and_comes_back(parts: Path, undisturbed: dict[str
     port = free_port()
     cluster = Cluster(port, elsewhere)
     out = here / "lpbf"
-    words = command(os.path.relpath(parts, here), "lpbf", "--scheduler", cluster.address)
+    words = ["pipelines.build", *options(os.path.relpath(parts, here), "lpbf", "--scheduler", cluster.address)]
     try:
-        build = subprocess.Popen(
-            words, cwd=here, env=ANYWHERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        build = Program(run_module, tmp_path / "said", *words, environment=ANYWHERE, folder=here)
         deadline = time.monotonic() + 120
         while not list(out.glob(".build/attempts/*")) and time.monotonic() < deadline:
             time.sleep(0.02)
         cluster.kill()
-        _, said = build.communicate(timeout=180)
-        assert build.returncode == 1, said
-        assert "run the same command again" in said
+        assert build.end(180) == 1, build.text()
+        assert "run the same command again" in build.text()
         cluster = Cluster(port, elsewhere)
         written: list[dict[Path, int]] = []
         for number in range(2):
-            again = Program(run_module, tmp_path / f"said{number}", *words[2:], environment=ANYWHERE, folder=here)
-            assert again.end() == 0, again.text()
+            again = Program(run_module, tmp_path / f"said{number}", *words, environment=ANYWHERE, folder=here)
+            assert again.end() == 0, again.text() + (tmp_path / "elsewhere" / "said_by_cluster").read_text()
             written.append({path: path.stat().st_ino for path in out.glob("data/*.parquet")})
     finally:
         cluster.kill()
@@ -369,10 +361,10 @@ def test_a_flipped_bit_is_repaired_by_the_next_build(parts: Path, undisturbed: d
 
 
 def test_cases_that_take_too_long_are_set_aside(tmp_path: Path) -> None:
-    for name in "abc":
+    for name in "ab":  # each ends a process
         write_part(tmp_path / "src", Part(name, shape=(12, 12, 8)))
     records = run_build(request(tmp_path / "src", tmp_path / "out", time_limit=0.001), Resources(workers=1))
-    assert [r.failure.failure_reason for r in records if r.failure] == [FailureReason.TIME_LIMIT] * 3
+    assert [r.failure.failure_reason for r in records if r.failure] == [FailureReason.TIME_LIMIT] * 2
     assert "more than 0.001 s" in str(records[0].failure)
     # With time enough they are tried again.
     records = run_build(request(tmp_path / "src", tmp_path / "out", time_limit=600.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -179,7 +180,14 @@ def test_the_material_file_goes_everywhere_and_log_manifest_and_card_name_it(arm
     log = next((tmp_path / "made" / "arm").glob("*mechanical.out")).read_text(encoding="utf-8")
     assert "strain fitted with" in log
     assert sha256_of_file(tmp_path / "arm.csv")[:12] in log
-    build([str(tmp_path / "made")], out=str(tmp_path / "lpbf"), workers=0, splits="train=1", no_report=True)
+    build(
+        [str(tmp_path / "made")],
+        out=str(tmp_path / "lpbf"),
+        workers=0,
+        time_limit=math.inf,
+        splits="train=1",
+        no_report=True,
+    )
     (record,) = decode_manifest((tmp_path / "lpbf/manifest.parquet").read_bytes()).records
     assert record.run.material == "inc625 (our machine)"
     assert r"material: inc625 \(our machine\) (1)" in (tmp_path / "lpbf/README.md").read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_weights_are_one_over_the_acceptance_and_reach_log_and_manifest(
     tmp_path: Path, drawn: tuple[Path, tuple[CaseOutcome, ...]]
 ) -> None:
     out, outcomes = drawn
-    build([str(out)], out=str(tmp_path / "lpbf"), workers=0, splits="train=1", no_report=True)
+    build([str(out)], out=str(tmp_path / "lpbf"), workers=0, time_limit=math.inf, splits="train=1", no_report=True)
     records = {r.case_id: r for r in decode_manifest((tmp_path / "lpbf/manifest.parquet").read_bytes()).records}
     for one in outcomes:
         record = records[one.case_id]
@@ -163,7 +164,14 @@ def test_accepted_parts_at_another_size_are_the_same_parts(
             for folder, case in ((out, one), (tmp_path / "finer", other))
         ]
         assert stl[0] == stl[1]
-    build([str(out), str(tmp_path / "finer")], out=str(tmp_path / "lpbf"), workers=0, splits="train=1", no_report=True)
+    build(
+        [str(out), str(tmp_path / "finer")],
+        out=str(tmp_path / "lpbf"),
+        workers=0,
+        time_limit=math.inf,
+        splits="train=1",
+        no_report=True,
+    )
     records = decode_manifest((tmp_path / "lpbf/manifest.parquet").read_bytes()).records
     assert len({r.design_id for r in records}) == 3
     assert len(records) == 5
@@ -177,7 +185,7 @@ def test_lean_results_build_the_same_data_set(tmp_path: Path, drawn: tuple[Path,
     for folder, name in ((out, "a"), (tmp_path / "lean", "b")):
         src = [str(folder / one.case_id) for one in outcomes[:2]]
         sizes.append(sum(p.stat().st_size for one in src for p in Path(one).rglob("*")))
-        build(src, out=str(tmp_path / name), workers=0, splits="train=1", no_report=True)
+        build(src, out=str(tmp_path / name), workers=0, time_limit=math.inf, splits="train=1", no_report=True)
     assert sizes[1] < 0.5 * sizes[0]
     records = [decode_manifest((tmp_path / name / "manifest.parquet").read_bytes()).records for name in "ab"]
     assert [(r.case_id, r.measures, r.statistics) for r in records[0]] == [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 import pickle
 import shutil
@@ -383,7 +384,7 @@ def test_a_folder_on_disk_whose_name_is_not_utf8(tmp_path: Path) -> None:
     write_part(source, Part("a"))
     os.rename(write_part(source, Part("b")), os.fsencode(source) + b"/Pr\xfcf")
     os.rename(source / "a/test.stl", os.fsencode(source) + b"/a/Pr\xfcf.stl")  # no file of a run: nothing is lost
-    assert build([str(source)], out=str(out), workers=0, no_report=True) == 0
+    assert build([str(source)], out=str(out), workers=0, time_limit=math.inf, no_report=True) == 0
     records = decode_manifest((out / "manifest.parquet").read_bytes()).records
     told = {r.case_id: r.failure and (r.failure.failure_reason, r.failure.failure_path) for r in records}
     assert told == {"a": None, "Prüf": (FailureReason.UNREADABLE_FILE, "Prüf")}
@@ -396,7 +397,7 @@ def test_a_build_tells_its_remarks_once_and_keeps_them(tmp_path: Path, capsys: p
     (root / "Thumbs.db").write_bytes(b"x")
     out = tmp_path / "lpbf"
     for _ in range(2):  # the second build measures nothing and says the same
-        assert build([str(tmp_path / "src")], out=str(out), workers=0, no_report=True) == 0
+        assert build([str(tmp_path / "src")], out=str(out), workers=0, time_limit=math.inf, no_report=True) == 0
         printed = capsys.readouterr().out
         for words in (
             "note: left out: hidden files",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import math
 import os
 import re
 import subprocess
@@ -267,7 +268,7 @@ def test_a_report_that_fails_leaves_the_data_set(tmp_path: Path, capsys: pytest.
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "replace", refuse)
-        assert build([str(tmp_path / "src")], out=str(tmp_path / "out"), workers=0) == 0
+        assert build([str(tmp_path / "src")], out=str(tmp_path / "out"), workers=0, time_limit=math.inf) == 0
     assert "note: there is no report (PermissionError: read-only)" in capsys.readouterr().err
     assert not (tmp_path / "out" / "report.html").exists()
     assert verify_dataset(tmp_path / "out").problems == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,7 @@ PACKAGES = ("pipelines", "lpbf_data", "flare_model")
 _VARIES = re.compile(r"[\d(){}:;…·→=`%]+|\bnote\b|\blpbf\b|\b(?:left out|changed|guessed|repaired|kept)(?=:)")
 
 
+@functools.cache  # not at import, which all processes of pytest do
 def said_by_code() -> str:
     """The fixed parts of every text in the code, one a line; a text that is one in the code is one here."""
     found: dict[str, None] = {}
@@ -79,14 +81,11 @@ def fragments() -> list[str]:
     return list(dict.fromkeys(found))
 
 
-SAID = said_by_code()
-
-
 def unsaid(fragment: str) -> list[str]:
     """Words of a fragment that stand in no run of three that the code says."""
     words, left = fragment.split(), []
     while words:
-        length = next((n for n in range(len(words), 2, -1) if " ".join(words[:n]) in SAID), 0)
+        length = next((n for n in range(len(words), 2, -1) if " ".join(words[:n]) in said_by_code()), 0)
         if not length:
             left.append(words[0])
         words = words[length or 1 :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -169,7 +170,7 @@ def test_build_counts_what_the_simulator_counted(tmp_path: Path, capsys: pytest.
     beyond = {one.case_id: set(one.rejected_by) for one in outcomes if one.rejected_by}
     assert failed
     assert beyond
-    build([str(tmp_path / "out")], out=str(tmp_path / "set"), workers=0, no_report=True)
+    build([str(tmp_path / "out")], out=str(tmp_path / "set"), workers=0, time_limit=math.inf, no_report=True)
     records = decode_manifest((tmp_path / "set" / MANIFEST_NAME).read_bytes()).records
     assert len(records) == 5
     assert {record.case_id for record in records if record.status == "failed"} == failed
@@ -272,7 +273,10 @@ def test_what_was_changed_on_the_way_to_a_mesh_reaches_log_manifest_card_and_rep
     assert "merged_facets" in log
     assert str(tmp_path) not in log
     assert "LPBF remark" not in (tmp_path / "runs/clean/mechanical.out").read_text(encoding="utf-8")
-    assert build([str(tmp_path / "runs")], out=str(tmp_path / "lpbf"), workers=0, splits="train=1") == 0
+    assert (
+        build([str(tmp_path / "runs")], out=str(tmp_path / "lpbf"), workers=0, time_limit=math.inf, splits="train=1")
+        == 0
+    )
     manifest = decode_manifest((tmp_path / "lpbf/manifest.parquet").read_bytes())
     (remark,) = (one for one in manifest.remarks if one.kind == "merged_facets")
     assert (remark.treatment, remark.count, remark.examples) == (Treatment.REPAIRED, 1, ("doubled: doubled.stl: 1",))
