@@ -40,7 +40,7 @@ ALLOWED: Final = {
 BROUGHT_ALONG: Final = {"markupsafe": "jinja2", "vtkmodules": "pyvista"}
 """Modules that are always installed by another package: its module."""
 
-SUBSTITUTED: Final = {"lightning-fabric", "triton"}
+SUBSTITUTED: Final = {"lightning-fabric", "llvmlite", "triton"}
 """Packages of the extra `model` that commands can do without: `lightning` has Fabric too, PyTorch computes FLARE."""
 
 

@@ -1,20 +1,29 @@
-"""Which code computes: the GPU's kernels where they can run, PyTorch's own operators elsewhere."""
+"""Which code computes: kernels for GPUs or for CPUs where they can run, PyTorch's own operators elsewhere."""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from flare_model.sizes import Implementation
 from lpbf_data.errors import UsageError
 
 OPTION: Final = "--recipe.mixer"
+
+CPU_POINTS: Final = 1 << 14
+"""Points of a call from which on kernels for CPUs compute it: to load them takes longer than they save on fewer."""
+
+_CPU_DEPTHS: Final = range(4, 33, 4)
+_CPU_WIDTH: Final = 256
+"""Depths of heads and widths of networks that kernels for CPUs compute faster than PyTorch's operators."""
 
 _NO_TRITON: Final = "Triton 3.6 or newer is not installed here"
 
@@ -121,6 +130,68 @@ def residual_linear_by_kernel(
         return False
     support = _support()
     return support is not None and support.supports_residual_linear(device, dtype, channels)
+
+
+def mix_by_cpu_kernels(implementation: Implementation, keys: Tensor) -> bool:
+    """Whether kernels for CPUs mix.
+
+    Args:
+        implementation: What was asked for.
+        keys: [..., H, D].
+    """
+    heads, depth = keys.shape[-2:]
+    return _takes_cpu_kernels(implementation, keys, heads * depth) and depth in _CPU_DEPTHS
+
+
+def network_by_cpu_kernels(implementation: Implementation, x: Tensor, widths: Iterable[int]) -> bool:
+    """Whether kernels for CPUs apply a pointwise network or a linear layer.
+
+    Args:
+        implementation: What was asked for.
+        x: [..., C].
+        widths: Inputs and outputs of the layers.
+    """
+    return _takes_cpu_kernels(implementation, x, x.shape[-1]) and max(widths) <= _CPU_WIDTH
+
+
+def _takes_cpu_kernels(implementation: Implementation, x: Tensor, width: int) -> bool:
+    """Whether kernels for CPUs compute something of x, which has so many numbers a point.
+
+    The call alone decides, and not what was called before, so that the same call gives the same bits.
+    """
+    if implementation != "auto" or torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return False
+    # Exactly these types: others have operators of their own, as what is traced, differentiated or vectorised does.
+    plain = type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and x.layout == torch.strided
+    if not plain or x.dtype != torch.float32 or compute_dtype(x) != torch.float32 or x.numel() < CPU_POINTS * width:
+        return False
+    return not _is_transformed() and _has_cpu_kernels()
+
+
+def _is_transformed() -> bool:
+    """Whether PyTorch follows what is computed: for derivatives forward, `torch.func`, a trace, or a mode."""
+    return (
+        forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+    )
+
+
+@functools.cache
+def _has_cpu_kernels() -> bool:
+    """Whether kernels for CPUs can run here; one of them is compiled to see it."""
+    if importlib.util.find_spec("llvmlite") is None:
+        return False
+    try:
+        from flare_model.kernels.cpu.network import network_kernel
+
+        network_kernel()
+    except Exception as error:  # noqa: BLE001 (LLVM may refuse a system or a processor: PyTorch can do without.)
+        _log.warning("PyTorch's operators in place of kernels for the CPU, which can't be compiled: %s", error)
+        return False
+    return True
 
 
 def _support() -> ModuleType | None:

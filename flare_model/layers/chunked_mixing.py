@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flare_model.data.point_ranks import merge_latents
-from flare_model.layers.backend import compute_dtype, mix_by_kernels
+from flare_model.layers.backend import compute_dtype, mix_by_cpu_kernels, mix_by_kernels
 from flare_model.layers.divided_meshes import decode_points, encode_points
 from flare_model.sizes import Implementation
 
@@ -47,6 +47,10 @@ class ChunkedMixing:
             from flare_model.kernels import mixing
 
             part = mixing.encode(self._queries, keys, values)
+        elif mix_by_cpu_kernels(self._implementation, keys):
+            from flare_model.kernels.cpu import mixing as cpu_mixing
+
+            part = cpu_mixing.encode(self._queries, keys, values)
         else:
             with torch.autocast(keys.device.type, enabled=False):
                 part = _encode_by_attention(self._queries, keys, values)
@@ -68,6 +72,10 @@ class ChunkedMixing:
             from flare_model.kernels import mixing
 
             return mixing.decode(self._queries, keys, latents)[0]
+        if mix_by_cpu_kernels(self._implementation, keys):
+            from flare_model.kernels.cpu import mixing as cpu_mixing
+
+            return cpu_mixing.decode(self._queries, keys, latents)[0]
         with torch.autocast(keys.device.type, enabled=False):
             return decode_points(self._queries, keys, latents, mask=None)[0]
 

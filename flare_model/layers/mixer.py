@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everyone uses)
 from torch import Tensor, nn
 
-from flare_model.layers.backend import OPTION, ChosenMixer, compute_dtype, mix_by_kernels
+from flare_model.layers.backend import OPTION, ChosenMixer, compute_dtype, mix_by_cpu_kernels, mix_by_kernels
 from flare_model.layers.divided_meshes import decode_divided, encode_divided
 from flare_model.layers.layout import Layout
 from flare_model.layers.pointwise import ResMLP, add_linear, apply_after_norm
@@ -58,8 +58,8 @@ def mix_meshes(
         keys: Keys of the points.
         values: Values of the points.
         layout: How the points divide into meshes.
-        implementation: triton for the kernels, sdpa for two attention calls, reference for matrices written out; auto
-            takes the kernels where they can run, else the attention calls.
+        implementation: triton for the GPU's kernels, sdpa for two attention calls, reference for matrices written out;
+            auto takes the kernels of the GPU or the CPU where they can run, else the attention calls.
 
     Raises:
         UsageError: If the kernels are asked for by name where they can't run.
@@ -74,6 +74,10 @@ def mix_meshes(
     if layout.ranks is not None:
         keys, values = keys.to(dtype), values.to(dtype)
         return decode_divided(queries, keys, encode_divided(queries, keys, values, layout), layout)
+    if layout.mask is None and mix_by_cpu_kernels(implementation, keys):
+        from flare_model.kernels.cpu import mixing as cpu_mixing
+
+        return layout.apply_joined(partial(cpu_mixing.mix, queries), keys, values)
     one_mesh = mix_explicitly if implementation == "reference" else mix
 
     def one_batch(keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

@@ -10,7 +10,12 @@ import torch.nn.functional as F  # noqa: N812
 import torch.nn.modules.module as everywhere
 from torch import Tensor, nn
 
-from flare_model.layers.backend import compute_dtype, network_by_kernels, residual_linear_by_kernel
+from flare_model.layers.backend import (
+    compute_dtype,
+    network_by_cpu_kernels,
+    network_by_kernels,
+    residual_linear_by_kernel,
+)
 from flare_model.sizes import Implementation
 
 
@@ -53,6 +58,8 @@ class ResMLP(nn.Module):
         """[…, in_dim] to […, out_dim]."""
         if self.uses_kernel(x):
             return self._apply_kernel(x, None)
+        if self._uses_cpu_kernel(x):
+            return self._apply_cpu_kernel(x, None)
         hidden = F.gelu(self.enter(x), approximate=self.gelu)
         if self.input_residual:
             hidden = x + hidden
@@ -63,12 +70,16 @@ class ResMLP(nn.Module):
 
     def after_norm(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
         """The network of norm(x), in one kernel with the norm where `takes_norm` says so."""
-        return self._apply_kernel(x, norm) if self.takes_norm(x) else self(norm(x))
+        if self.takes_norm(x):
+            return self._apply_kernel(x, norm)
+        return self._apply_cpu_kernel(x, norm) if self.takes_norm_on_cpu(norm, x) else self(norm(x))
 
     def add_after_norm(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
         """Returns x + the network of norm(x), in one kernel where `takes_norm` says so."""
         if self.takes_norm(x) and _holds_sums(x, compute_dtype(x)):
             return self._apply_kernel(x, norm, residual=True)
+        if self.leave.out_features == x.shape[-1] and self.takes_norm_on_cpu(norm, x):
+            return self._apply_cpu_kernel(x, norm, residual=True)
         return x + self.after_norm(norm, x)
 
     def takes_norm(self, x: Tensor) -> bool:
@@ -79,6 +90,10 @@ class ResMLP(nn.Module):
         """
         return self.uses_kernel(x) and not torch.compiler.is_compiling() and not is_hooked(self)
 
+    def takes_norm_on_cpu(self, norm: nn.LayerNorm, x: Tensor) -> bool:
+        """Whether a kernel for CPUs does the network and its LayerNorm too."""
+        return self._uses_cpu_kernel(x) and not is_hooked(self) and _is_plain_norm(norm, x.shape[-1])
+
     def uses_kernel(self, x: Tensor) -> bool:
         """Whether one kernel does it all for such input."""
         if not (self.input_residual and self.output_residual and self.gelu == "tanh" and self._has_linear_layers()):
@@ -86,6 +101,13 @@ class ResMLP(nn.Module):
         dtype, width = compute_dtype(x), self.enter.in_features
         taken: bool = network_by_kernels(self.implementation, x.device, dtype, width, len(self.layers) + 2)
         return taken
+
+    def _uses_cpu_kernel(self, x: Tensor) -> bool:
+        """Whether a kernel for CPUs does it all for such input."""
+        if self.gelu != "tanh" or not self._has_linear_layers() or x.shape[-1] != self.enter.in_features:
+            return False
+        widths = (self.enter.in_features, self.enter.out_features, self.leave.out_features)
+        return network_by_cpu_kernels(self.implementation, x, widths)
 
     def _has_linear_layers(self) -> bool:
         return all(_is_plain(layer) for layer in self._all_layers())
@@ -98,6 +120,12 @@ class ResMLP(nn.Module):
 
         weights, biases = self.kernel_parameters()
         return network(x, weights, biases, compute_dtype(x), norm, residual=residual)
+
+    def _apply_cpu_kernel(self, x: Tensor, norm: nn.LayerNorm | None, *, residual: bool = False) -> Tensor:
+        from flare_model.kernels.cpu.pointwise import Residuals, network
+
+        residuals = Residuals(self.input_residual, self.output_residual, residual)
+        return network(x, self._all_layers(), residuals, norm)
 
     def kernel_parameters(self) -> tuple[list[Tensor], list[Tensor]]:
         """Matrices and biases of all layers, the first and the last among them, as the kernels take them."""
@@ -118,7 +146,7 @@ def apply_after_norm(networks: Sequence[ResMLP], norm: nn.LayerNorm, x: Tensor) 
 
         parameters = [network.kernel_parameters() for network in networks]
         return pointwise.networks(x, [w for w, _ in parameters], [b for _, b in parameters], compute_dtype(x), norm)
-    if taken[0]:
+    if taken[0] or networks[0].takes_norm_on_cpu(norm, x):
         return (x, *(network.after_norm(norm, x) for network in networks))
     normalised = norm(x)
     return (x, *(network(normalised) for network in networks))
@@ -145,6 +173,12 @@ def add_linear(x: Tensor, layer: nn.Module, inputs: Tensor, implementation: Impl
 
         linear = cast("nn.Linear", layer)
         return residual_linear(x, inputs, linear.weight, linear.bias, dtype)
+    if _is_plain(layer) and x.shape[:-1] == inputs.shape[:-1] and x.dtype == torch.float32:
+        linear = cast("nn.Linear", layer)
+        if network_by_cpu_kernels(implementation, inputs, (linear.in_features, linear.out_features)):
+            from flare_model.kernels.cpu.pointwise import residual_linear as residual_linear_on_cpu
+
+            return residual_linear_on_cpu(x, inputs, linear)
     out: Tensor = x + layer(inputs)
     return out
 
@@ -166,6 +200,14 @@ def _is_plain(layer: nn.Module) -> bool:
     if type(layer) is not nn.Linear or layer.bias is None or is_hooked(layer):
         return False
     return "forward" not in vars(layer) and layer._compiled_call_impl is None
+
+
+def _is_plain_norm(norm: nn.Module, channels: int) -> bool:
+    """Whether a norm is PyTorch's LayerNorm of so many channels, with scales and shifts and nothing else."""
+    if type(norm) is not nn.LayerNorm or norm.normalized_shape != (channels,) or is_hooked(norm):
+        return False
+    plain = "forward" not in vars(norm) and norm._compiled_call_impl is None
+    return plain and norm.weight is not None and norm.bias is not None
 
 
 def _holds_sums(x: Tensor, dtype: torch.dtype) -> bool:
