@@ -215,6 +215,23 @@ def test_networks_are_those_of_the_layers(
         assert (ours - truth).norm() <= 1e-6 * truth.norm()
 
 
+@pytest.mark.parametrize("channels", [64, 128, 256])
+def test_errors_of_networks_are_at_most_those_of_operators(channels: int, all_sizes: None) -> None:
+    found = []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        network, x = ResMLP(*[channels] * 3, 3, implementation="auto").requires_grad_(False), torch.randn(600, channels)
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=channels**-0.5)
+        with torch.no_grad():
+            ours = network(x)
+            network.implementation = "sdpa"
+            theirs, exact = network(x), network.double()(x.double())
+        found.append([float((one - exact).square().sum()) for one in (ours, theirs)])
+    ours_squared, theirs_squared = np.sum(found, axis=0)
+    assert ours_squared <= 1.1**2 * theirs_squared
+
+
 def test_a_linear_layer_and_its_residual() -> None:
     layer = nn.Linear(24, 40).requires_grad_(False)
     x, inputs = torch.randn(3, 11, 40), torch.randn(3, 11, 24)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from flare_model.kernels.cpu.compiling import Kernel, compile_kernel
-from flare_model.kernels.cpu.expressions import LANES, Array, Code, Integer, Vector, transpose
+from flare_model.kernels.cpu.expressions import LANES, SUMMANDS, Array, Code, Integer, Vector, transpose
 
 BLOCK: Final = 128
 """Points that latents attend to at a time: their keys, values and weights stay in a core's first cache."""
@@ -22,9 +22,6 @@ BLOCK: Final = 128
 _LOWEST: Final = -3e38
 _GROUP: Final = 4
 """Sums that are added up at a time, so that few of them fill the registers."""
-
-_SUMMANDS: Final = 64
-"""Numbers that are added up before their sum is added to others: rounding errors grow with the length of a chain."""
 
 
 class _Sequence(NamedTuple):
@@ -71,8 +68,8 @@ def _attend(code: Code, rows: Array, sequence: _Sequence, lowest: Vector, sums: 
             largest.set(largest.get().at_least(score.get()))
     for place in range(0, depth * LANES, LANES):
         sums.store(place, code.vector(0.0))
-    with code.loop(0, length, _SUMMANDS) as first:
-        end = (first + _SUMMANDS).at_most(length)
+    with code.loop(0, length, SUMMANDS) as first:
+        end = (first + SUMMANDS).at_most(length)
         part_of_total = code.variable(code.vector(0.0))
         with code.loop(first, end) as number:
             weight = (weights.load(number * LANES) - largest.get()).exponential()

@@ -19,6 +19,9 @@ from llvmlite import ir
 LANES: Final = 16
 """Numbers of a vector."""
 
+SUMMANDS: Final = 64
+"""Numbers that are added up before their sum is added to others: rounding errors grow with the length of a chain."""
+
 _FLOAT: Final = ir.FloatType()
 _FLOATS: Final = ir.VectorType(_FLOAT, LANES)
 _BITS: Final = ir.IntType(32)

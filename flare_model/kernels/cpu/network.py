@@ -9,7 +9,7 @@ import functools
 from typing import Final
 
 from flare_model.kernels.cpu.compiling import Kernel, compile_kernel
-from flare_model.kernels.cpu.expressions import LANES, Array, Code, Integer, transpose
+from flare_model.kernels.cpu.expressions import LANES, SUMMANDS, Array, Code, Integer, transpose
 
 _GROUP: Final = 4
 """Outputs that are computed at a time, so that few sums fill the registers."""
@@ -153,11 +153,15 @@ def _apply_linear(
         rows = [(first + number).at_most(outputs - 1) for number in range(_GROUP)]
         sums = [code.variable(biases.spread(row)) for row in rows]
         row_weights = [weights.part(row * inputs) for row in rows]
-        with code.loop(0, inputs) as channel:
-            points = scratch.load(source + channel * LANES)
-            for part, row_of_weights in zip(sums, row_weights, strict=True):
-                part.set(points.times_plus(row_of_weights.spread(channel), part.get()))
-        for number, part in enumerate(sums):
-            product = part.get().gelu() if activated else part.get()
+        with code.loop(0, inputs, SUMMANDS) as start:
+            parts = [code.variable(code.vector(0.0)) for _ in range(_GROUP)]
+            with code.loop(start, (start + SUMMANDS).at_most(inputs)) as channel:
+                points = scratch.load(source + channel * LANES)
+                for part, row_of_weights in zip(parts, row_weights, strict=True):
+                    part.set(points.times_plus(row_of_weights.spread(channel), part.get()))
+            for total, part in zip(sums, parts, strict=True):
+                total.set(total.get() + part.get())
+        for number, total in enumerate(sums):
+            product = total.get().gelu() if activated else total.get()
             place = (first + number) * LANES
             scratch.store(target + place, product + scratch.load(addition + place))
