@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from types import ModuleType
 from typing import Final
 
@@ -132,51 +133,76 @@ def residual_linear_by_kernel(
     return support is not None and support.supports_residual_linear(device, dtype, channels)
 
 
-def mix_by_cpu_kernels(implementation: Implementation, keys: Tensor) -> bool:
+def mix_by_cpu_kernels(implementation: Implementation, queries: Tensor, keys: Tensor, values: Tensor) -> bool:
     """Whether kernels for CPUs mix.
 
     Args:
         implementation: What was asked for.
+        queries: [H, M, D].
         keys: [..., H, D].
+        values: As the keys.
     """
-    heads, depth = keys.shape[-2:]
-    return _takes_cpu_kernels(implementation, keys, heads * depth) and depth in _CPU_DEPTHS
+    heads, latents, depth = queries.shape
+    fits = latents > 0 and keys.shape == values.shape and keys.shape[-2:] == (heads, depth) and depth in _CPU_DEPTHS
+    return fits and _takes_cpu_kernels(implementation, keys, heads * depth, (queries, keys, values))
 
 
-def network_by_cpu_kernels(implementation: Implementation, x: Tensor, widths: Iterable[int]) -> bool:
-    """Whether kernels for CPUs apply a pointwise network or a linear layer.
+def network_by_cpu_kernels(
+    implementation: Implementation, x: Tensor, layers: Sequence[nn.Linear], *added: Tensor
+) -> bool:
+    """Whether kernels for CPUs apply linear layers, one after the other.
 
     Args:
         implementation: What was asked for.
         x: [..., C].
-        widths: Inputs and outputs of the layers.
+        layers: Layers that are no more than a product and a bias.
+        added: What is added to the result.
     """
-    return _takes_cpu_kernels(implementation, x, x.shape[-1]) and max(widths) <= _CPU_WIDTH
+    widths = [x.shape[-1], *(layer.out_features for layer in layers)]
+    fits = [(layer.out_features, layer.in_features) for layer in layers] == [(b, a) for a, b in pairwise(widths)]
+    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+    if not fits or max(widths) > _CPU_WIDTH:
+        return False
+    return _takes_cpu_kernels(implementation, x, x.shape[-1], (x, *parameters, *added))
 
 
-def _takes_cpu_kernels(implementation: Implementation, x: Tensor, width: int) -> bool:
-    """Whether kernels for CPUs compute something of x, which has so many numbers a point.
+def _takes_cpu_kernels(implementation: Implementation, x: Tensor, width: int, arrays: Iterable[Tensor]) -> bool:
+    """Whether kernels for CPUs compute something of x, which has so many numbers a point, from arrays.
 
     The call alone decides, and not what was called before, so that the same call gives the same bits.
     """
     if implementation != "auto" or torch.compiler.is_compiling() or torch.is_grad_enabled():
         return False
-    # Exactly these types: others have operators of their own, as what is traced, differentiated or vectorised does.
-    plain = type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and x.layout == torch.strided
-    if not plain or x.dtype != torch.float32 or compute_dtype(x) != torch.float32 or x.numel() < CPU_POINTS * width:
+    if x.numel() < CPU_POINTS * width or not all(is_array(one) for one in arrays):
         return False
-    return not _is_transformed() and _has_cpu_kernels()
+    return compute_dtype(x) == torch.float32 and not _is_transformed() and _has_cpu_kernels()
+
+
+def is_array(tensor: Tensor) -> bool:
+    """Whether a tensor is no more than numbers of float32 in a CPU's memory, which kernels read by themselves.
+
+    Exactly these types: others have operators of their own, as what is traced, differentiated or vectorised does.
+    """
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_neg():
+        return False
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
 def _is_transformed() -> bool:
-    """Whether PyTorch follows what is computed: for derivatives forward, `torch.func`, a trace, or a mode."""
-    return (
-        forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-    )
+    """Whether PyTorch follows what is computed: for derivatives forward, `torch.func`, a trace, or a mode.
+
+    Where another version of PyTorch doesn't tell, it may.
+    """
+    try:
+        return (
+            forward_ad._current_level >= 0
+            or torch._C._are_functorch_transforms_active()
+            or torch._C._get_tracing_state() is not None
+            or torch._C._len_torch_dispatch_stack() > 0
+            or torch._C._len_torch_function_stack() > 0
+        )
+    except AttributeError:
+        return True
 
 
 @functools.cache
@@ -185,8 +211,10 @@ def _has_cpu_kernels() -> bool:
     if importlib.util.find_spec("llvmlite") is None:
         return False
     try:
+        from flare_model.kernels.cpu.compiling import check_executable_memory
         from flare_model.kernels.cpu.network import network_kernel
 
+        check_executable_memory()
         network_kernel()
     except Exception as error:  # noqa: BLE001 (LLVM may refuse a system or a processor: PyTorch can do without.)
         _log.warning("PyTorch's operators in place of kernels for the CPU, which can't be compiled: %s", error)

@@ -47,7 +47,7 @@ class ChunkedMixing:
             from flare_model.kernels import mixing
 
             part = mixing.encode(self._queries, keys, values)
-        elif mix_by_cpu_kernels(self._implementation, keys):
+        elif mix_by_cpu_kernels(self._implementation, self._queries, keys, values):
             from flare_model.kernels.cpu import mixing as cpu_mixing
 
             part = cpu_mixing.encode(self._queries, keys, values)
@@ -72,7 +72,7 @@ class ChunkedMixing:
             from flare_model.kernels import mixing
 
             return mixing.decode(self._queries, keys, latents)[0]
-        if mix_by_cpu_kernels(self._implementation, keys):
+        if mix_by_cpu_kernels(self._implementation, self._queries, keys, keys):
             from flare_model.kernels.cpu import mixing as cpu_mixing
 
             return cpu_mixing.decode(self._queries, keys, latents)[0]

@@ -74,7 +74,7 @@ def mix_meshes(
     if layout.ranks is not None:
         keys, values = keys.to(dtype), values.to(dtype)
         return decode_divided(queries, keys, encode_divided(queries, keys, values, layout), layout)
-    if layout.mask is None and mix_by_cpu_kernels(implementation, keys):
+    if layout.mask is None and mix_by_cpu_kernels(implementation, queries, keys, values):
         from flare_model.kernels.cpu import mixing as cpu_mixing
 
         return layout.apply_joined(partial(cpu_mixing.mix, queries), keys, values)

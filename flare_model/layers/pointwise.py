@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flare_model.layers.backend import (
     compute_dtype,
+    is_array,
     network_by_cpu_kernels,
     network_by_kernels,
     residual_linear_by_kernel,
@@ -78,7 +79,7 @@ class ResMLP(nn.Module):
         """Returns x + the network of norm(x), in one kernel where `takes_norm` says so."""
         if self.takes_norm(x) and _holds_sums(x, compute_dtype(x)):
             return self._apply_kernel(x, norm, residual=True)
-        if self.leave.out_features == x.shape[-1] and self.takes_norm_on_cpu(norm, x):
+        if self.takes_norm_on_cpu(norm, x) and self.leave.out_features == x.shape[-1]:
             return self._apply_cpu_kernel(x, norm, residual=True)
         return x + self.after_norm(norm, x)
 
@@ -88,11 +89,16 @@ class ResMLP(nn.Module):
         When the model is compiled it does not: the compiler joins norms and residuals, and a step of a million points
         is then faster. Hooks of the network want its input, which is that behind the norm.
         """
-        return self.uses_kernel(x) and not torch.compiler.is_compiling() and not is_hooked(self)
+        return self.uses_kernel(x) and not torch.compiler.is_compiling() and self._is_plain()
 
     def takes_norm_on_cpu(self, norm: nn.LayerNorm, x: Tensor) -> bool:
         """Whether a kernel for CPUs does the network and its LayerNorm too."""
-        return self._uses_cpu_kernel(x) and not is_hooked(self) and _is_plain_norm(norm, x.shape[-1])
+        return self._uses_cpu_kernel(x) and self._is_plain() and _is_plain_norm(norm, x.shape[-1])
+
+    def _is_plain(self) -> bool:
+        """Whether a call is no more than the `forward` above."""
+        own = type(self).forward is ResMLP.forward and "forward" not in vars(self)
+        return own and self._compiled_call_impl is None and not is_hooked(self)
 
     def uses_kernel(self, x: Tensor) -> bool:
         """Whether one kernel does it all for such input."""
@@ -104,10 +110,12 @@ class ResMLP(nn.Module):
 
     def _uses_cpu_kernel(self, x: Tensor) -> bool:
         """Whether a kernel for CPUs does it all for such input."""
-        if self.gelu != "tanh" or not self._has_linear_layers() or x.shape[-1] != self.enter.in_features:
+        if self.gelu != "tanh" or not self._has_linear_layers():
             return False
-        widths = (self.enter.in_features, self.enter.out_features, self.leave.out_features)
-        return network_by_cpu_kernels(self.implementation, x, widths)
+        hidden = self.enter.out_features
+        fits = not self.input_residual or x.shape[-1] == hidden
+        fits = fits and (not self.output_residual or hidden == self.leave.out_features)
+        return fits and network_by_cpu_kernels(self.implementation, x, self._all_layers())
 
     def _has_linear_layers(self) -> bool:
         return all(_is_plain(layer) for layer in self._all_layers())
@@ -173,9 +181,9 @@ def add_linear(x: Tensor, layer: nn.Module, inputs: Tensor, implementation: Impl
 
         linear = cast("nn.Linear", layer)
         return residual_linear(x, inputs, linear.weight, linear.bias, dtype)
-    if _is_plain(layer) and x.shape[:-1] == inputs.shape[:-1] and x.dtype == torch.float32:
+    if _is_plain(layer) and x.shape[:-1] == inputs.shape[:-1]:
         linear = cast("nn.Linear", layer)
-        if network_by_cpu_kernels(implementation, inputs, (linear.in_features, linear.out_features)):
+        if linear.out_features == x.shape[-1] and network_by_cpu_kernels(implementation, inputs, [linear], x):
             from flare_model.kernels.cpu.pointwise import residual_linear as residual_linear_on_cpu
 
             return residual_linear_on_cpu(x, inputs, linear)
@@ -199,6 +207,8 @@ def _is_plain(layer: nn.Module) -> bool:
     """Whether a layer is no more than a product and a bias: it wasn't replaced, wrapped, compiled, or given hooks."""
     if type(layer) is not nn.Linear or layer.bias is None or is_hooked(layer):
         return False
+    if layer.weight.shape != (layer.out_features, layer.in_features) or layer.bias.shape != (layer.out_features,):
+        return False
     return "forward" not in vars(layer) and layer._compiled_call_impl is None
 
 
@@ -206,8 +216,9 @@ def _is_plain_norm(norm: nn.Module, channels: int) -> bool:
     """Whether a norm is PyTorch's LayerNorm of so many channels, with scales and shifts and nothing else."""
     if type(norm) is not nn.LayerNorm or norm.normalized_shape != (channels,) or is_hooked(norm):
         return False
-    plain = "forward" not in vars(norm) and norm._compiled_call_impl is None
-    return plain and norm.weight is not None and norm.bias is not None
+    if "forward" in vars(norm) or norm._compiled_call_impl is not None or norm.weight is None or norm.bias is None:
+        return False
+    return all(is_array(vector) and vector.shape == (channels,) for vector in (norm.weight, norm.bias))
 
 
 def _holds_sums(x: Tensor, dtype: torch.dtype) -> bool:

@@ -243,6 +243,14 @@ def test_a_worker_that_is_starting_is_waited_for(monkeypatch: pytest.MonkeyPatch
         assert list(engine.map(_die_once, [str(tmp_path / "marker")])) != [os.getpid()]
 
 
+def test_workers_that_never_join_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "_is_worker_starting", lambda _: True)
+    engine = Engine()
+    engine._look_after_workers(599.0, waiting=False)
+    with pytest.raises(UsageError, match="for 601 s: all of them died and those that were started didn't join"):
+        engine._look_after_workers(601.0, waiting=False)
+
+
 def test_groups_of_a_cluster_do_not_follow_its_first_worker(tmp_path: Path) -> None:
     """Few cases and one worker, that more will join: groups must be so many that all have work."""
     locations = [_fake(i) for i in range(100)]

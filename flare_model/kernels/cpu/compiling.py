@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -45,6 +47,25 @@ def compile_kernel(name: str, arrays: int, integers: int, describe: Callable[[Co
     call.engine = engine  # which owns the code
     kernel: Kernel = call
     return kernel
+
+
+def check_executable_memory() -> None:
+    """Ask the system for memory that can be executed, as compiled code needs.
+
+    LLVM doesn't notice where that is refused (by systemd's MemoryDenyWriteExecute or SELinux), and the first call of a
+    kernel would end the process.
+
+    Raises:
+        OSError: If it is refused.
+    """
+    if os.name != "posix":
+        return
+    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    change = ctypes.CDLL(None, use_errno=True).mprotect
+    change.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    if change(address, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_EXEC) != 0:
+        raise OSError(ctypes.get_errno(), "this system allows no memory that can be executed")
 
 
 def pointers(*tensors: Tensor) -> Sequence[int]:

@@ -98,7 +98,8 @@ class _Slices:
 
     @classmethod
     def of(cls, mesh_bounds: Sequence[int]) -> _Slices:
-        """Cut meshes, of which the first point of each and the end of the last are given."""
+        """Cut meshes, of which the first point of each and the end of the last are given; each has a point."""
+        assert all(first < end for first, end in itertools.pairwise(mesh_bounds))
         slices = cls([], [], [])
         for mesh, (first, end) in enumerate(itertools.pairwise(mesh_bounds)):
             length = max(_LENGTH, -(-(end - first) // (_SLICES * BLOCK)) * BLOCK)

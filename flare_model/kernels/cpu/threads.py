@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 import torch
@@ -40,17 +41,31 @@ def run(work: Work, items: int, make_scratch: Callable[[], Tensor]) -> None:
     numbers = itertools.count()
     scratch = [make_scratch() for _ in range(threads)]
 
+    stop = threading.Event()
+
     def take_blocks(thread: int) -> None:
-        while (block := next(numbers)) < blocks:
+        while not stop.is_set() and (block := next(numbers)) < blocks:
             work(scratch[thread], items * block // blocks, items * (block + 1) // blocks)
 
-    pool = _executor(threads - 1)
-    others = [pool.submit(take_blocks, thread) for thread in range(1, threads)]
+    others = _submit(take_blocks, threads - 1)
     try:
         take_blocks(0)
+    except BaseException:  # Ctrl-C, say
+        stop.set()
+        raise
     finally:
         for other in others:
             other.result()
+
+
+def _submit(take_blocks: Callable[[int], None], workers: int) -> list[Future[None]]:
+    """Let so many workers, from 1 on, take blocks; fewer where Python is ending, which starts no threads any more."""
+    submitted: list[Future[None]] = []
+    with contextlib.suppress(RuntimeError):
+        pool = _executor(workers)
+        for thread in range(1, workers + 1):
+            submitted.append(pool.submit(take_blocks, thread))  # noqa: PERF401 (those before a refusal stay)
+    return submitted
 
 
 def _executor(workers: int) -> ThreadPoolExecutor:
