@@ -13,7 +13,7 @@ if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from tests.data_fixtures import hub, own_cache, published_dataset, small_cases, small_dataset
-from tests.flare_model.flare_fixtures import box_dataset, shared_cache, trained_run
+from tests.flare_model.flare_fixtures import box_dataset, four_threads, shared_cache, trained_run
 from tests.flushes import leave_out_flushes
 from tests.pipelines.report_fixtures import browser, built, no_pictures_of_parts
 
@@ -27,6 +27,7 @@ __all__ = [
     "box_dataset",
     "browser",
     "built",
+    "four_threads",
     "hub",
     "no_pictures_of_parts",
     "own_cache",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Final
 
@@ -142,9 +141,11 @@ def mix_by_cpu_kernels(implementation: Implementation, queries: Tensor, keys: Te
         keys: [..., H, D].
         values: As the keys.
     """
+    if not considers_cpu_kernels(implementation, keys, keys.shape[-2:].numel()):
+        return False
     heads, latents, depth = queries.shape
     fits = latents > 0 and keys.shape == values.shape and keys.shape[-2:] == (heads, depth) and depth in _CPU_DEPTHS
-    return fits and _takes_cpu_kernels(implementation, keys, heads * depth, (queries, keys, values))
+    return fits and _cpu_kernels_read(queries, keys, values)
 
 
 def network_by_cpu_kernels(
@@ -158,24 +159,29 @@ def network_by_cpu_kernels(
         layers: Layers that are no more than a product and a bias.
         added: What is added to the result.
     """
-    widths = [x.shape[-1], *(layer.out_features for layer in layers)]
-    fits = [(layer.out_features, layer.in_features) for layer in layers] == [(b, a) for a, b in pairwise(widths)]
-    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
-    if not fits or max(widths) > _CPU_WIDTH:
+    if not considers_cpu_kernels(implementation, x, x.shape[-1]):
         return False
-    return _takes_cpu_kernels(implementation, x, x.shape[-1], (x, *parameters, *added))
+    widths = [x.shape[-1], *(layer.out_features for layer in layers)]
+    if [layer.in_features for layer in layers] != widths[:-1] or max(widths) > _CPU_WIDTH:
+        return False
+    return _cpu_kernels_read(x, *(parameter for layer in layers for parameter in (layer.weight, layer.bias)), *added)
 
 
-def _takes_cpu_kernels(implementation: Implementation, x: Tensor, width: int, arrays: Iterable[Tensor]) -> bool:
-    """Whether kernels for CPUs compute something of x, which has so many numbers a point, from arrays.
+def considers_cpu_kernels(implementation: Implementation, x: Tensor, width: int) -> bool:
+    """Whether kernels for CPUs may compute something of x, which has so many numbers a point.
 
-    The call alone decides, and not what was called before, so that the same call gives the same bits.
+    The call alone decides, and not what was called before, so that the same call gives the same bits. It is asked in
+    every call, also of few points, on GPUs, and in training.
     """
     if implementation != "auto" or torch.compiler.is_compiling() or torch.is_grad_enabled():
         return False
-    if x.numel() < CPU_POINTS * width or not all(is_array(one) for one in arrays):
-        return False
-    return compute_dtype(x) == torch.float32 and not _is_transformed() and _has_cpu_kernels()
+    return x.device.type == "cpu" and x.numel() >= CPU_POINTS * width
+
+
+def _cpu_kernels_read(*arrays: Tensor) -> bool:
+    """Whether kernels for CPUs can read tensors, nothing else follows what is computed, and the kernels run here."""
+    plain = all(is_array(one) for one in arrays) and compute_dtype(arrays[0]) == torch.float32
+    return plain and not _is_transformed() and _has_cpu_kernels()
 
 
 def is_array(tensor: Tensor) -> bool:

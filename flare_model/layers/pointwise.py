@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flare_model.layers.backend import (
     compute_dtype,
+    considers_cpu_kernels,
     is_array,
     network_by_cpu_kernels,
     network_by_kernels,
@@ -97,8 +98,7 @@ class ResMLP(nn.Module):
 
     def _is_plain(self) -> bool:
         """Whether a call is no more than the `forward` above."""
-        own = type(self).forward is ResMLP.forward and "forward" not in vars(self)
-        return own and self._compiled_call_impl is None and not is_hooked(self)
+        return type(self).forward is ResMLP.forward and not _is_wrapped(self)
 
     def uses_kernel(self, x: Tensor) -> bool:
         """Whether one kernel does it all for such input."""
@@ -110,6 +110,8 @@ class ResMLP(nn.Module):
 
     def _uses_cpu_kernel(self, x: Tensor) -> bool:
         """Whether a kernel for CPUs does it all for such input."""
+        if not considers_cpu_kernels(self.implementation, x, x.shape[-1]):
+            return False
         if self.gelu != "tanh" or not self._has_linear_layers():
             return False
         hidden = self.enter.out_features
@@ -203,20 +205,23 @@ def is_hooked(module: nn.Module) -> bool:
     return any(len(hooks) > 0 for hooks in (*own, *of_all))
 
 
+def _is_wrapped(module: nn.Module) -> bool:
+    """Whether a call of a module does more than the `forward` of its class, or something else."""
+    return is_hooked(module) or "forward" in vars(module) or module._compiled_call_impl is not None
+
+
 def _is_plain(layer: nn.Module) -> bool:
     """Whether a layer is no more than a product and a bias: it wasn't replaced, wrapped, compiled, or given hooks."""
-    if type(layer) is not nn.Linear or layer.bias is None or is_hooked(layer):
+    if type(layer) is not nn.Linear or layer.bias is None or _is_wrapped(layer):
         return False
-    if layer.weight.shape != (layer.out_features, layer.in_features) or layer.bias.shape != (layer.out_features,):
-        return False
-    return "forward" not in vars(layer) and layer._compiled_call_impl is None
+    return layer.weight.shape == (layer.out_features, layer.in_features) and layer.bias.shape == (layer.out_features,)
 
 
 def _is_plain_norm(norm: nn.Module, channels: int) -> bool:
     """Whether a norm is PyTorch's LayerNorm of so many channels, with scales and shifts and nothing else."""
-    if type(norm) is not nn.LayerNorm or norm.normalized_shape != (channels,) or is_hooked(norm):
+    if type(norm) is not nn.LayerNorm or norm.normalized_shape != (channels,):
         return False
-    if "forward" in vars(norm) or norm._compiled_call_impl is not None or norm.weight is None or norm.bias is None:
+    if _is_wrapped(norm) or norm.weight is None or norm.bias is None:
         return False
     return all(is_array(vector) and vector.shape == (channels,) for vector in (norm.weight, norm.bias))
 

@@ -221,9 +221,9 @@ class Engine:
 
     def _look_after_workers(self, seconds: float, *, waiting: bool) -> None:
         """Refuse to wait longer when there has been no worker for so many seconds; start anew those that hang."""
-        if seconds > self._longest_without_workers(seconds):
-            late = seconds > _WORKER_STARTS and not self._may_grow
-            joined = "those that were started didn't join" if late else "none was started again"
+        limit = self._longest_without_workers(seconds)
+        if seconds > limit:
+            joined = "those that were started didn't join" if limit == _WORKER_STARTS else "none was started again"
             raise UsageError(
                 f"no worker process has been there for {seconds:.0f} s: all of them died and {joined}; "
                 "run the same command again, it continues (--workers 0 works without them)"

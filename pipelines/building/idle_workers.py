@@ -54,7 +54,7 @@ class WorkerProcesses:
 
     def any_alive(self) -> bool:
         """Whether there is one, which may not have joined the scheduler yet."""
-        return any(process.is_running() for process in self._running())
+        return next(self._running(), None) is not None
 
     def kill(self) -> None:
         """End them at once: one that hangs may listen to nothing else."""

@@ -6,7 +6,7 @@ import ctypes
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,29 +15,21 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from flare_model.kernels.cpu import mixing, pointwise, threads
+from flare_model.kernels.cpu import threads
 from flare_model.layers import backend
 from flare_model.layers.layout import Layout
 from flare_model.layers.mixer import mix_meshes
 from flare_model.layers.pointwise import ResMLP, add_linear
 from flare_model.models.flare import Flare
 from flare_model.sizes import FlareConfig
+from tests.flare_model.cpu_kernel_support import record_calls
 
 
 @pytest.fixture(autouse=True)
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the kernels were asked to compute; they take few points too."""
     monkeypatch.setattr(backend, "CPU_POINTS", 1)
-    seen: list[str] = []
-    for module, name in ((mixing, "mix"), (pointwise, "network"), (pointwise, "residual_linear")):
-        original = getattr(module, name)
-
-        def counted(*arguments: Any, original: Callable[..., Any] = original, name: str = name, **more: Any) -> Any:
-            seen.append(name)
-            return original(*arguments, **more)
-
-        monkeypatch.setattr(module, name, counted)
-    return seen
+    return record_calls(monkeypatch)
 
 
 def outcome(call: Callable[[], Tensor]) -> Tensor | type[Exception]:
@@ -258,14 +250,6 @@ def test_another_pytorch_that_does_not_tell_what_it_follows_computes(
     monkeypatch.delattr(torch._C, "_len_torch_function_stack")
     assert isinstance(outcome(lambda: network()(sample())), Tensor)
     assert not calls
-
-
-@pytest.fixture
-def four_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_where_no_thread_starts_any_more_this_one_computes(monkeypatch: pytest.MonkeyPatch, four_threads: None) -> None:

@@ -27,6 +27,7 @@ from flare_model.layers.mixer import mix_by
 from flare_model.layers.pointwise import ResMLP
 from flare_model.models import chunked_forward
 from flare_model.models.spectra import spectra
+from tests.flare_model.cpu_kernel_support import record_calls
 from tests.flare_model.kernel_support import explicit_mixing, mix_by_attention_calls, sample
 
 pytestmark = pytest.mark.numeric
@@ -259,17 +260,7 @@ def all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch, all_sizes: None) -> list[str]:
     """What the kernels were asked to compute."""
-    seen: list[str] = []
-    for module, name in ((mixing, "mix"), (mixing, "encode"), (mixing, "decode"), (pointwise, "network"),
-                         (pointwise, "residual_linear")):  # fmt: skip
-        original = getattr(module, name)
-
-        def counted(*arguments: Any, original: Callable[..., Any] = original, name: str = name, **more: Any) -> Any:
-            seen.append(name)
-            return original(*arguments, **more)
-
-        monkeypatch.setattr(module, name, counted)
-    return seen
+    return record_calls(monkeypatch)
 
 
 def flare(**more: Any) -> Flare:
@@ -425,14 +416,6 @@ def test_spectra_are_those_of_attention_calls(all_sizes: None) -> None:
     mix_by(model, "sdpa")
     for one, other in zip(ours, spectra(model, points, features), strict=True):
         np.testing.assert_allclose(one.eigenvalues, other.eigenvalues, rtol=1e-3, atol=1e-5)
-
-
-@pytest.fixture
-def four_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_results_do_not_depend_on_the_number_of_threads(four_threads: None) -> None:

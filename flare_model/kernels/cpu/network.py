@@ -57,19 +57,18 @@ def _network(code: Code) -> None:
         with code.only_if(code.integer(1) - normed), code.loop(0, inputs) as channel:
             scratch.store(places + channel * LANES, scratch.load(tile + channel * LANES))
         with code.loop(0, layers) as layer:
-            entering = code.integer(1) - layer.at_most(1)
-            size = (code.either(entering, inputs, hidden), hidden)
+            follows = layer.at_most(1)  # 0 for the first layer
+            size = (code.either(follows, hidden, inputs), hidden)
             source, target = places + layer % 2 * region, places + (layer + 1) % 2 * region
-            before = (layer - (code.integer(1) - entering)) * hidden  # rows of residual layers before this one
-            weight = (code.integer(1) - entering) * (inputs * hidden) + before * hidden
-            residual = code.either(code.integer(1) - entering, code.integer(1), first_residual)
+            weight = follows * (inputs * hidden) + (layer - follows) * hidden * hidden
+            residual = code.either(follows, code.integer(1), first_residual)
             layer_arrays = (weights.part(weight), biases.part(layer * hidden))
             addition = code.either(residual, source, zeros)
             _apply_linear(code, layer_arrays, size, scratch, (source, addition, target), activated=True)
-        some = layers.at_most(1)
-        width = code.either(some, hidden, inputs)
+        follows = layers.at_most(1)
+        width = code.either(follows, hidden, inputs)
         source, target = places + layers % 2 * region, places + (layers + 1) % 2 * region
-        weight = some * (inputs * hidden + (layers - some) * hidden * hidden)
+        weight = follows * (inputs * hidden) + (layers - follows) * hidden * hidden
         addition = code.either(last_residual, source, zeros)
         last_arrays = (weights.part(weight), biases.part(layers * hidden))
         _apply_linear(code, last_arrays, (width, outputs), scratch, (source, addition, target), activated=False)

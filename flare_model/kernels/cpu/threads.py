@@ -40,7 +40,6 @@ def run(work: Work, items: int, make_scratch: Callable[[], Tensor]) -> None:
     blocks = min(items, threads * _BLOCKS)
     numbers = itertools.count()
     scratch = [make_scratch() for _ in range(threads)]
-
     stop = threading.Event()
 
     def take_blocks(thread: int) -> None:
