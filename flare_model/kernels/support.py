@@ -23,7 +23,7 @@ MAX_LAYERS: Final = 5
 
 _SHARED_MEMORY: Final = {64: 192_512, 128: 229_376}
 """Bytes of a multiprocessor that the network's kernels need, by channels: GPUs of the H100's class have them."""
-_HOPPER_SHARED_MEMORY: Final = 219_136
+_HOPPER_SHARED_MEMORY: Final = 226_952
 """The same of the gradient's kernel for GPUs of compute capability 9.0."""
 _MIN_CAPABILITY: Final = (8, 0)
 _HOPPER: Final = (9, 0)

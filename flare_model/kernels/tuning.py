@@ -129,7 +129,7 @@ def network_tiles(channels: int, networks: int = 1) -> NetworkTiles:
     return NetworkTiles(points=64, warps=4, stages=2, programs=4 if networks == 1 else 2)
 
 
-HOPPER_GRADIENT: Final = NetworkTiles(points=128, warps=8)
+HOPPER_GRADIENT: Final = NetworkTiles(points=128, warps=4)
 """Of hopper_network_gradient.py, whose layouts are made for these; they fill the shared memory of a multiprocessor."""
 
 

@@ -61,21 +61,24 @@ def test_it_compiles_within_the_memory_that_is_asked_of_a_gpu(
     assert done.returncode == 0, done.stderr[-3000:]
     shared, stack = map(int, done.stdout.split())
     assert shared <= support._HOPPER_SHARED_MEMORY
-    assert stack <= 300, "bytes of a thread that don't fit into its registers"
+    assert stack <= 100, "bytes of a thread that don't fit into its registers"
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("norm", "add"), [*product([True, False], repeat=2)])
-@pytest.mark.parametrize("points", [1, 127, 5000])
+@pytest.mark.parametrize(
+    ("points", "layers"), [(1, 5), (127, 5), (5000, 5), (70_001, 5), (70_001, 4), (300, 3), (300, 2)]
+)
 def test_it_gives_what_the_kernel_for_all_gpus_gives(
-    monkeypatch: pytest.MonkeyPatch, points: int, norm: bool, add: bool, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, points: int, layers: int, norm: bool, add: bool, dtype: torch.dtype
 ) -> None:
-    if not support.takes_hopper_gradient(torch.device("cuda", 0), 64, 5):
+    """With most points each program takes several tiles."""
+    if not support.takes_hopper_gradient(torch.device("cuda", 0), 64, layers):
         pytest.skip("no GPU of compute capability 9.0")
     torch.manual_seed(0)
-    weights = torch.randn(5, 64, 64, device=DEVICE) / 8
-    vectors = torch.randn(5 + 2 * norm, 64, device=DEVICE)
+    weights = torch.randn(layers, 64, 64, device=DEVICE) / 8
+    vectors = torch.randn(layers + 2 * norm, 64, device=DEVICE)
     x, added = torch.randn(2, points, 64, device=DEVICE)
     gradient = torch.randn(points, 64, device=DEVICE, dtype=torch.float32 if add else dtype)
     parameters, found = Parameters(weights, vectors, 1e-5, dtype), []
