@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from flare_model.data.batches import Batch
@@ -42,6 +44,26 @@ class Recording:
         return self.result.clone()
 
 
+@functools.cache
+def recording_stream(device: int) -> torch.cuda.Stream:
+    """The stream of a GPU that everything is recorded on, and done on once before.
+
+    cuBLAS keeps memory for each stream and thread that multiplied matrices, for ever. Products ask for it here,
+    where nothing else has been computed yet: later it would be cut out of a block that large tensors left, maybe of a
+    recording's memory, and that block could never be given back. It is one stream, so that this memory is there once.
+
+    Args:
+        device: Number of the GPU.
+    """
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.ones(16, 16, device=f"cuda:{device}", dtype=dtype, requires_grad=True)
+            (F.linear(x, x, x[0]) @ x).sum().backward()  # type: ignore[no-untyped-call]
+    stream.synchronize()
+    return stream
+
+
 @contextlib.contextmanager
 def recording(pool: Any, what: str = "a training step") -> Iterator[torch.cuda.CUDAGraph]:
     """Record what is done within as a graph.
@@ -53,10 +75,10 @@ def recording(pool: Any, what: str = "a training step") -> Iterator[torch.cuda.C
     Raises:
         UsageError: If something can't be recorded.
     """
-    graph = torch.cuda.CUDAGraph()
+    graph, stream = torch.cuda.CUDAGraph(), recording_stream(torch.cuda.current_device())
     try:
         # Other threads, such as the one that reads ahead and pins memory, may call CUDA meanwhile.
-        with no_collection(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with no_collection(), torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             yield graph
     except BaseException as error:
         _leave_recording()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flare_model.data.batches import Batch
 from flare_model.training.averaged_gradients import AveragedGradients
-from flare_model.training.recorded.recording import Recording, recording
+from flare_model.training.recorded.recording import Recording, recording, recording_stream
 from flare_model.training.recorded.recordings import Recordings, size_of
 
 MAX_SIZES: Final = 256
@@ -122,7 +122,7 @@ class StepGraphs:
 
     def _warm_up(self, static: Batch) -> None:
         """Let libraries and kernels load; weights, buffers, averages and random numbers stay as they are."""
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside = recording_stream(torch.cuda.current_device())
         aside.wait_stream(torch.cuda.current_stream())
         with unchanged(self._model, self._optimizer):
             try:
