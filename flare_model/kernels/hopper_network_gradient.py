@@ -267,9 +267,9 @@ def _sum_up(
                 new_dw = (matrix,) + new_dw
             else:
                 sums = warpgroup_mma_wait(0, [_add_column(sums, tile, ones.index(event + zero))])
-            if (NORM and event == 1) or event == EVENTS - 1:
+            if event == EVENTS - 1 or (NORM and event == 1):
                 _wait_for_others()
-                mbarrier.arrive(read.index(0 if event == 1 and event < EVENTS - 1 else 1), count=1)
+                mbarrier.arrive(read.index(1 if event == EVENTS - 1 else 0), count=1)
         dw = new_dw
     _store_shares(grad_weights, grad_vectors, dw, sums, LAYERS, EVENTS)
 
@@ -320,7 +320,11 @@ def _tiles(NUMBER: gl.constexpr, TYPE: gl.constexpr):
 
 @gluon.jit
 def _barriers(NUMBER: gl.constexpr):
-    """Barriers, [NUMBER, 1]; one thread arrives at each."""
+    """Barriers, [NUMBER, 1]; one thread arrives at each.
+
+    At those called written arrive the warps that follow the points, one batch of tiles each. At those called read
+    arrive the ones that sum up: at the first when the tiles of the first batch are read, at the second when all are.
+    """
     barriers = gl.allocate_shared_memory(gl.int64, [NUMBER, 1], mbarrier.MBarrierLayout())
     for number in gl.static_range(NUMBER):
         mbarrier.init(barriers.index(number), count=1)

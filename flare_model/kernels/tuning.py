@@ -130,7 +130,9 @@ def network_tiles(channels: int, networks: int = 1) -> NetworkTiles:
 
 
 HOPPER_GRADIENT: Final = NetworkTiles(points=128, warps=4)
-"""Of hopper_network_gradient.py, whose layouts are made for these; they fill the shared memory of a multiprocessor."""
+"""Of hopper_network_gradient.py, whose layouts are made for these; they fill the shared memory of a multiprocessor.
+
+These warps sum up; those that follow the points come on top, and a launch doesn't count them."""
 
 
 def gradient_tiles(channels: int, *, norm: bool) -> NetworkTiles:
