@@ -20,7 +20,8 @@ from pipelines.simulation.physics.elements import elastic_element, elasticity_ma
 from pipelines.simulation.physics.floating_pieces import free_motions
 from pipelines.simulation.physics.mechanics import Mechanics
 from pipelines.simulation.physics.moved_elements import MovedElements, elements_of, moved_elements, moved_mesh
-from pipelines.simulation.physics.stiffness import Multigrid, PlaneCholesky
+from pipelines.simulation.physics.multigrid.solver import Multigrid
+from pipelines.simulation.physics.plane_cholesky import PlaneCholesky
 from tests.pipelines.test_simulation_mechanics import POISSON, YOUNG, block, no_strain, overhang
 
 pytestmark = pytest.mark.numeric

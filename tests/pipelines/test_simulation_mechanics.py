@@ -24,7 +24,8 @@ from pipelines.simulation.physics.floating_pieces import free_motions, rigid_bod
 from pipelines.simulation.physics.iterations import Preconditioning, SolverError, conjugate_gradients
 from pipelines.simulation.physics.layers import LayerGroup
 from pipelines.simulation.physics.mechanics import Mechanics, rigid_body_motion
-from pipelines.simulation.physics.stiffness import Multigrid, PlaneCholesky
+from pipelines.simulation.physics.multigrid.solver import Multigrid
+from pipelines.simulation.physics.plane_cholesky import PlaneCholesky
 
 pytestmark = pytest.mark.numeric
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from lpbf_data.geometry.voxel_mesh import VoxelMesh, mesh_of_mask
 from pipelines.simulation.physics.elements import elastic_element
-from pipelines.simulation.physics.stiffness import BaseConstraint, PlaneCholesky
+from pipelines.simulation.physics.equations import BaseConstraint
+from pipelines.simulation.physics.plane_cholesky import PlaneCholesky
 from pipelines.simulation.physics.thermal import PLATE_LEVELS
 
 _COLUMNS: Final = 64  # of the block's cells, about

@@ -33,10 +33,11 @@ from numpy.typing import NDArray
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.physics.base_constraint import ElasticPlate, clamped, cut_free
 from pipelines.simulation.physics.elements import ElasticElement
+from pipelines.simulation.physics.equations import BaseConstraint, Stiffness, plane_starts
 from pipelines.simulation.physics.floating_pieces import free_motions, rigid_body_modes
 from pipelines.simulation.physics.iterations import SolverError, conjugate_gradients
 from pipelines.simulation.physics.moved_elements import MovedElements
-from pipelines.simulation.physics.stiffness import BaseConstraint, Stiffness, make_stiffness, plane_starts
+from pipelines.simulation.physics.stiffness import make_stiffness
 
 MAX_IMBALANCE: Final = 1e-4
 """Largest relative force out of balance that a solution may leave."""

@@ -25,9 +25,9 @@ from lpbf_data.geometry.hexahedra import HEX8_FACES
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.materials.material import Material, Process
 from pipelines.simulation.physics.elements import thermal_element
+from pipelines.simulation.physics.equations import plane_starts
 from pipelines.simulation.physics.iterations import SolverError
 from pipelines.simulation.physics.layers import LayerGroup
-from pipelines.simulation.physics.stiffness import plane_starts
 
 PLATE_LEVELS: Final = (-25.0, -12.5, -6.25, -3.125, 0.0)
 """Heights of the build plate's planes of nodes, mm."""
