@@ -40,8 +40,12 @@ ALLOWED: Final = {
 BROUGHT_ALONG: Final = {"markupsafe": "jinja2", "vtkmodules": "pyvista"}
 """Modules that are always installed by another package: its module."""
 
-SUBSTITUTED: Final = {"lightning-fabric", "llvmlite", "triton"}
-"""Packages of the extra `model` that commands can do without: `lightning` has Fabric too, PyTorch computes FLARE."""
+SUBSTITUTED: Final[Mapping[str, set[str]]] = {
+    "model": {"lightning-fabric", "llvmlite", "triton"},
+    "serve": {"lightning-fabric", "llvmlite", "triton"},
+    "pipelines": set(),
+}
+"""Packages of an extra that its commands can do without: `lightning` has Fabric too, PyTorch computes FLARE."""
 
 
 def requirements(extra: str | None = None) -> set[str]:
@@ -120,7 +124,7 @@ def test_the_model_needs_no_server_beyond_its_page() -> None:
 @pytest.mark.parametrize("extra", MODULES_OF_EXTRAS)
 def test_commands_look_for_all_that_their_extra_brings(extra: str) -> None:
     found = [packages_of(module) for module in MODULES_OF_EXTRAS[extra]]
-    expected = requirements(extra) - SUBSTITUTED
+    expected = requirements(extra) - SUBSTITUTED[extra]
     assert all(names & expected for names in found)
     assert expected <= set().union(*found)
 

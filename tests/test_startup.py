@@ -31,9 +31,9 @@ COMPILER: Final = ("torch._dynamo", "torch._inductor", "sympy")
 
 HEAVY: Final = (
     *COMPILER, "PIL", "dask", "datasets", "distributed", "fsspec", "httpx2", "huggingface_hub", "jinja2", "lightning",
-    "lightning_fabric", "llvmlite", "matplotlib", "meshio", "networkx", "numcodecs", "pandas", "pyamg", "pyarrow",
-    "pyvista", "scipy", "skfem", "starlette", "tensorboard", "torch", "torch_geometric", "trimesh", "triton", "uvicorn",
-    "vtkmodules", "zarr",
+    "lightning_fabric", "llvmlite", "matplotlib", "meshio", "networkx", "numba", "numcodecs", "pandas", "pyamg",
+    "pyarrow", "pyvista", "scipy", "skfem", "starlette", "tensorboard", "torch", "torch_geometric", "trimesh", "triton",
+    "uvicorn", "vtkmodules", "zarr",
 )  # fmt: skip
 
 LOADED: Final = """

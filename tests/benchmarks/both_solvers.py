@@ -168,7 +168,7 @@ def main() -> None:
         result: dict[str, Any] = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
         rows = result.get("parts", {}) | {str(number): found}
         worst = max(one["largest_difference_mm"] for one in rows.values())
-        machine = describe_machine(("numpy", "scipy", "pyamg", "manifold3d"))
+        machine = describe_machine(("numpy", "scipy", "pyamg", "numba", "manifold3d"))
         result = {
             "machine": machine,
             "simulator": VERSION,

@@ -123,7 +123,7 @@ def main() -> None:
         for draw in (BALANCED, PUBLISHED)
     }
     content = {
-        "machine": describe_machine(("numpy", "scipy", "pyamg", "manifold3d")),
+        "machine": describe_machine(("numpy", "scipy", "pyamg", "numba", "manifold3d")),
         "simulator": VERSION,
         "points": options.points,
         "draws": draws,

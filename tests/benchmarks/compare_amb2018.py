@@ -119,7 +119,7 @@ def main() -> None:
     save_result(
         "compare_amb2018",
         {
-            "machine": describe_machine(("numpy", "scipy", "pyamg")),
+            "machine": describe_machine(("numpy", "scipy", "pyamg", "numba")),
             "simulator": VERSION,
             "process": dataclasses.asdict(PROCESS),
             "x_mm": RIDGES,

@@ -145,7 +145,9 @@ def main() -> None:
         results[name], panels = compare_part(name, Path(samples, place))
         render_panels(panels, PICTURE.with_name(f"netfabb_{name}.png"), panel_size=(460, 360))
     results["step2"]["netfabb_recoater_clearance_percent"] = [69.719, 103.954]  # its recoater file
-    save_result("compare_netfabb", {"machine": describe_machine(("numpy", "scipy", "pyamg")), "parts": results})
+    save_result(
+        "compare_netfabb", {"machine": describe_machine(("numpy", "scipy", "pyamg", "numba")), "parts": results}
+    )
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def main() -> None:
     candidates = len(found.measures) + sum(found.passed_over.values())
     simulated = candidates - sum(found.passed_over[reason] for reason in _BEFORE_IT_BEGAN)
     content = {
-        "machine": describe_machine(("numpy", "scipy", "pyamg", "manifold3d")),
+        "machine": describe_machine(("numpy", "scipy", "pyamg", "numba", "manifold3d")),
         "simulator": VERSION,
         "draw": "published",
         "calibration": "netfabb",

@@ -103,7 +103,7 @@ def main() -> None:
     with (folder / "validation.csv").open(encoding="utf-8") as file:
         validation = [{"epoch": int(row["epoch"]), "relative_l2": float(row["mean"])} for row in csv.DictReader(file)]
     result = {
-        "machine": describe_machine(("numpy", "torch", "pyamg", "scikit-fem")),
+        "machine": describe_machine(("numpy", "torch", "pyamg", "numba", "scikit-fem")),
         "simulation": list(SIMULATION),
         "commands": [{**one, "command": shorten(one["command"], work, src)} for one in commands],
         "data": describe_data(data),

@@ -101,7 +101,7 @@ def main() -> None:
     exponent = float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
     ends = float((logs[-1, 1] - logs[0, 1]) / (logs[-1, 0] - logs[0, 0]))
     result = {
-        "machine": describe_machine(("numpy", "scipy", "pyamg", "scikit-fem", "manifold3d")),
+        "machine": describe_machine(("numpy", "scipy", "pyamg", "numba", "scikit-fem", "manifold3d")),
         "cases": rows,
         "exponent_of_all_sizes": round(exponent, 3),
         "exponent_between_the_ends": round(ends, 3),

@@ -316,7 +316,7 @@ def main() -> None:
         # Read only now: another piece may have been measured meanwhile.
         result: dict[str, Any] = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
         result[piece] = found
-        machine = describe_machine(("numpy", "scipy", "pyamg"))
+        machine = describe_machine(("numpy", "scipy", "pyamg", "numba"))
         seconds_taken = round(time.perf_counter() - started)
         result.setdefault("measured", {})[piece] = {"simulator": VERSION, "seconds": seconds_taken, "machine": machine}
         if all(one in result for one in (*bridge.STEELS, "program")):

@@ -120,10 +120,11 @@ def test_the_largest_batch_is_recorded_before_the_first_step(
     monkeypatch.setattr("flare_model.training.stepper.StepGraphs", Steps)
     monkeypatch.setattr("flare_model.training.validation.ForwardGraphs", ComputedPasses)
     recipe = Recipe(epochs=3, batch_size=2, step_graphs=True, round_points=32, precision="32-true")
-    plain = run_training(box_dataset, tmp_path / "plain", recipe=replace(recipe, step_graphs=False))
+    where: dict[str, Any] = {"accelerator": "cpu"}  # where steps are computed in place of recorded
+    plain = run_training(box_dataset, tmp_path / "plain", recipe=replace(recipe, step_graphs=False), **where)
     for resident in (False, True):
         given.clear()
-        run = run_training(box_dataset, tmp_path / f"resident {resident}", recipe=recipe, resident=resident)
+        run = run_training(box_dataset, tmp_path / f"resident {resident}", recipe=recipe, resident=resident, **where)
         taken = [points for what, points in given if what == "taken"]
         recorded = [points for what, points in given if what == "recorded"]
         assert given[0] == ("recorded", max(taken))
@@ -132,7 +133,7 @@ def test_the_largest_batch_is_recorded_before_the_first_step(
         assert_same_losses(run, plain)
     monkeypatch.setattr(Steps, "_record", raise_out_of_memory)
     with pytest.raises(StepFailedError, match="recording a step of the largest batch doesn't fit into memory, with ca"):
-        run_training(box_dataset, tmp_path / "none", recipe=recipe)
+        run_training(box_dataset, tmp_path / "none", recipe=recipe, **where)
 
 
 def raise_out_of_memory(*_: Any) -> None:

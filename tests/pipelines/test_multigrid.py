@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +25,7 @@ from pipelines.simulation.physics.multigrid import block_kernels, transfer
 from pipelines.simulation.physics.multigrid.block_rows import LANES, BlockRows, Product, Smoother
 from pipelines.simulation.physics.multigrid.hierarchy import Hierarchy
 from pipelines.simulation.physics.multigrid.solver import Multigrid
+from pipelines.simulation.physics.plane_cholesky import PlaneCholesky
 
 
 def random_matrix(size: int, nodes: int, seed: int) -> sp.bsr_matrix:
@@ -156,4 +161,111 @@ def test_the_cycle_is_symmetric_and_near_the_inverse(stretched: bool) -> None:
 def test_a_kernel_is_compiled_where_nothing_can_be_kept() -> None:
     space: dict[str, Any] = {}
     exec("def twice(x):\n    return 2 * x", space)  # of no file: Numba has no place to keep it
-    assert block_kernels.compiled(space["twice"])(4) == 8
+    assert block_kernels.kernel(space["twice"])(4) == 8
+
+
+def test_rows_are_equal_only_with_equal_values_and_as_many_blocks() -> None:
+    rng = np.random.default_rng(3)
+    own, beside = 9 * np.eye(3), rng.standard_normal((3, 3))
+    dense = np.kron(np.eye(6), own)
+    for node, value in ((1, beside), (3, beside), (5, beside + 1e-12)):
+        dense[3 * node : 3 * node + 3, 3 * node - 3 : 3 * node] = value
+    plain = sp.bsr_matrix(dense, blocksize=(3, 3))
+    # Row 2 has a block of zeros more than row 0, and the same values else.
+    blocks = np.insert(plain.data, plain.indptr[3], 0.0, axis=0)
+    columns = np.insert(plain.indices, plain.indptr[3], 5)
+    starts = plain.indptr + (np.arange(7) > 2)
+    matrix = sp.bsr_matrix((blocks, columns, starts), shape=(18, 18))
+    rows = BlockRows.of(matrix)
+    kinds = rows.kind.tolist()
+    assert kinds[0] == kinds[4] != kinds[2]
+    assert kinds[1] == kinds[3] != kinds[5]
+    moved = rng.standard_normal((6, 3))
+    assert np.allclose(Product(rows)(moved).ravel(), matrix @ moved.ravel(), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (1.0, 1.0, 0.3)])
+def test_cells_of_different_stiffness_are_solved_for_as_by_cholesky(spacing: tuple[float, float, float]) -> None:
+    mesh = mesh_of_mask(np.ones((5, 4, 12), dtype=bool), (0, 0, 0), spacing)
+    base = int(np.count_nonzero(mesh.point_levels == 0))
+    stiffness = elastic_element(mesh.spacing, 1e5, 0.3).stiffness
+    shares = np.random.default_rng(4).uniform(0.5, 2.0, mesh.num_cells)
+    solvers = [
+        kind(mesh, shares[:, None, None] * stiffness, clamped(mesh, base)) for kind in (Multigrid, PlaneCholesky)
+    ]
+    for planes in (4, 12):
+        for solver in solvers:
+            solver.extend(planes)
+        forces = np.random.default_rng(planes).standard_normal((30 * (planes + 1), 3))
+        found, wanted = (solver.solve(forces, 1e-9) for solver in solvers)
+        assert np.abs(found - wanted).max() < 1e-6 * np.abs(wanted).max()
+
+
+def test_stretched_cells_are_aggregated_by_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    plain = Hierarchy.__init__
+
+    def tell(self: Hierarchy, *arguments: Any, stretched: bool) -> None:
+        plain(self, *arguments, stretched=stretched)
+        told.append((stretched, self._turns, self._levels[0][1].aggregates))
+
+    monkeypatch.setattr(Hierarchy, "__init__", tell)
+    for spacing in ((1.0, 1.0, 1.0), (1.0, 1.0, 0.3)):
+        mesh = mesh_of_mask(np.ones((8, 8, 8), dtype=bool), (0, 0, 0), spacing)
+        base = int(np.count_nonzero(mesh.point_levels == 0))
+        Multigrid(mesh, elastic_element(mesh.spacing, 1e5, 0.3).stiffness, clamped(mesh, base)).extend(8)
+    assert [(stretched, turns) for stretched, turns, _ in told] == [(False, (False,)), (True, (False, True))]
+    assert told[1][2] > 1.2 * told[0][2]
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1e60])
+def test_forces_of_any_size_are_solved_for(scale: float) -> None:
+    matrix, modes = part()
+    hierarchy = Hierarchy(matrix, BlockRows.of(matrix), modes, stretched=False)
+    forces = np.random.default_rng(5).standard_normal((matrix.shape[0] // 3, 3))
+    assert np.allclose(hierarchy.cycle(scale * forces) / scale, hierarchy.cycle(forces), rtol=1e-4, atol=1e-12)
+
+
+def test_floating_pieces_are_held_in_the_hierarchy(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[sp.bsr_matrix, BlockRows]] = []
+    plain = Hierarchy.__init__
+
+    def keep(self: Hierarchy, matrix: sp.bsr_matrix, rows: BlockRows, *arguments: Any, stretched: bool) -> None:
+        given.append((matrix, rows))
+        plain(self, matrix, rows, *arguments, stretched=stretched)
+
+    monkeypatch.setattr(Hierarchy, "__init__", keep)
+    mask = np.ones((9, 5, 7), dtype=bool)
+    mask[5:7] = False
+    mask[7:, :, :3] = False  # a piece in powder
+    mesh = mesh_of_mask(mask, (0, 0, 0), (1, 1, 1))
+    base = int(np.count_nonzero(mesh.point_levels == 0))
+    solver = Multigrid(mesh, elastic_element(mesh.spacing, 1e5, 0.3).stiffness, clamped(mesh, base))
+    solver.extend(7)
+    (held, rows), free = given[0], solver._matrix
+    springs = (held - free).tocsr().diagonal()
+    assert np.count_nonzero(springs) == 3 * np.count_nonzero(mesh.points[:, 0] >= 7)
+    moved = np.random.default_rng(6).standard_normal((mesh.num_points, 3))
+    assert np.allclose(Product(rows)(moved).ravel(), held @ moved.ravel())
+    assert np.allclose(solver._product(moved).ravel(), free @ moved.ravel())
+
+
+def test_a_kernel_whose_kept_code_is_broken_is_compiled_anew(tmp_path: Path) -> None:
+    """In processes of their own: code is kept for whole programs."""
+    source = """
+from pipelines.simulation.physics.multigrid.block_kernels import kernel
+
+@kernel
+def twice(x):
+    return 2 * x
+"""
+    (tmp_path / "kept.py").write_text(source, encoding="utf-8")
+    command = [sys.executable, "-c", "import kept; print(kept.twice(4))"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "NUMBA_CACHE_DIR": ""}
+    for spoil in (b"", b"\x80", None):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout == "8\n"
+        kept = [path for path in tmp_path.rglob("*") if path.suffix in {".nbi", ".nbc"}]
+        assert len(kept) == 2
+        for path in kept:
+            path.write_bytes(path.read_bytes()[:60] if spoil is None else spoil)

@@ -2,15 +2,17 @@
 
 A block couples two nodes: 3 x 3 numbers on the finest level, 6 x 6 on those below it, 3 x 6 between the two. Vectors
 are padded to 4 numbers a node on the finest level and to 8 below, and blocks are stored column by column with the same
-padding, so that a column times a number is one vector instruction. Compiled code is kept on disk where Numba finds a
-folder for it (beside this file, or the user's cache), and is made anew in each process where it doesn't.
+padding, so that a column times a number is one vector instruction. Compiled code is kept on disk, beside this file or
+in the user's cache; where nothing can be written or what is there can't be read, each process compiles anew.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg"
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from pickle import UnpicklingError
+from typing import Any, Final
 
 import numba
 import numpy as np
@@ -19,15 +21,28 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+_OPTIONS: Final[dict[str, Any]] = {"fastmath": True, "error_model": "numpy", "boundscheck": False}
+_part: Final[Callable[..., Any]] = numba.njit(**_OPTIONS)
+"""Compiles what kernels call."""
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a kernel when it is first called."""
-    options: dict[str, Any] = {"fastmath": True, "error_model": "numpy", "boundscheck": False}
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is compiled when it is first called."""
     try:
-        kernel: Callable[..., Any] = numba.njit(cache=True, **options)(function)
+        chosen: Callable[..., Any] = numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # there is no folder that can be written to
-        kernel = numba.njit(**options)(function)
-    return kernel
+        chosen = _part(function)
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        nonlocal chosen
+        try:
+            return chosen(*arguments)
+        except (OSError, EOFError, UnpicklingError):  # of Numba's cache: a full disk, a file that was cut short
+            chosen = _part(function)
+            return chosen(*arguments)
+
+    return call
 
 
 def _data(context, builder, kind, array):
@@ -122,7 +137,7 @@ def _add_three(typing_context, target, to, source, at, x0, x1, x2):  # noqa: ARG
     return signature, generate
 
 
-@compiled
+@kernel
 def sweep_threes(start, row, column, value, kind, inverse, x, b, backward):
     """A Gauss-Seidel sweep over a matrix of 3 x 3 blocks, from the first number to the last or backward.
 
@@ -149,7 +164,7 @@ def sweep_threes(start, row, column, value, kind, inverse, x, b, backward):
         x[4 * i + 2] += own[2, 0] * r0 + own[2, 1] * r1 + own[2, 2] * r2
 
 
-@compiled
+@kernel
 def sweep_sixes(start, row, column, value, kind, inverse, x, b, backward):
     """The same over a matrix of 6 x 6 blocks; columns of blocks and vectors padded to 8."""
     n = len(row) - 1
@@ -165,9 +180,9 @@ def sweep_sixes(start, row, column, value, kind, inverse, x, b, backward):
                 x[8 * i + t] += own[t, s] * rest[s]
 
 
-@compiled
+@kernel
 def residual_threes(start, row, column, value, x, b, rest):
-    """Rest = b - A x; arguments as for `sweep_threes`."""
+    """Set rest to b - A x; arguments as for `sweep_threes`."""
     sums = np.zeros(4, x.dtype)
     for i in range(len(row) - 1):
         _row_of_threes(sums, value, start[i], column, row[i], row[i + 1] - row[i], x)
@@ -175,9 +190,9 @@ def residual_threes(start, row, column, value, x, b, rest):
             rest[4 * i + t] = b[4 * i + t] - sums[t]
 
 
-@compiled
+@kernel
 def product_threes(start, row, column, value, x, found):
-    """Found = A x; arguments as for `sweep_threes`."""
+    """Set found to A x; arguments as for `sweep_threes`."""
     sums = np.zeros(4, x.dtype)
     for i in range(len(row) - 1):
         _row_of_threes(sums, value, start[i], column, row[i], row[i + 1] - row[i], x)
@@ -185,9 +200,9 @@ def product_threes(start, row, column, value, x, found):
             found[4 * i + t] = sums[t]
 
 
-@compiled
+@kernel
 def residual_sixes(start, row, column, value, x, b, rest):
-    """Rest = b - A x; arguments as for `sweep_sixes`."""
+    """Set rest to b - A x; arguments as for `sweep_sixes`."""
     sums = np.zeros(8, x.dtype)
     for i in range(len(row) - 1):
         _row_of_sixes(sums, value, start[i], column, row[i], row[i + 1] - row[i], x)
@@ -195,9 +210,9 @@ def residual_sixes(start, row, column, value, x, b, rest):
             rest[8 * i + t] = b[8 * i + t] - sums[t]
 
 
-@compiled
+@kernel
 def restrict(row, column, value, size, fine, coarse):
-    """Coarse = P' fine.
+    """Set coarse to P' fine.
 
     Args:
         row: Where the blocks of each node begin, [n + 1].
@@ -216,9 +231,9 @@ def restrict(row, column, value, size, fine, coarse):
                 _add_three(coarse, 8 * column[k], value, 8 * (size * k + first), x0, x1, x2)
 
 
-@compiled
+@kernel
 def prolong_threes(row, column, value, coarse, fine):
-    """Fine += P coarse; arguments as for `restrict`, but for the blocks: each of six columns of 4."""
+    """Add P coarse to fine; arguments as for `restrict`, but for the blocks: each of six columns of 4."""
     sums = np.zeros(4, fine.dtype)
     for i in range(len(row) - 1):
         _row_between(sums, value, 24 * row[i], column, row[i], row[i + 1] - row[i], coarse)
@@ -226,9 +241,9 @@ def prolong_threes(row, column, value, coarse, fine):
             fine[4 * i + t] += sums[t]
 
 
-@compiled
+@kernel
 def prolong_sixes(row, column, value, coarse, fine):
-    """Fine += P coarse; arguments as for `restrict`, but for the blocks: each of six columns of 8."""
+    """Add P coarse to fine; arguments as for `restrict`, but for the blocks: each of six columns of 8."""
     sums = np.zeros(8, fine.dtype)
     for i in range(len(row) - 1):
         _row_of_sixes(sums, value, 48 * row[i], column, row[i], row[i + 1] - row[i], coarse)
@@ -236,9 +251,9 @@ def prolong_sixes(row, column, value, coarse, fine):
             fine[8 * i + t] += sums[t]
 
 
-@compiled
+@kernel
 def count_aggregates(row, column, group):
-    """Of how many aggregates each node and its neighbours are, [n].
+    """How many aggregates each node's neighbours, itself included, belong to, [n].
 
     Args:
         row: Where the neighbours of each row begin in `column`, [n + 1].
@@ -256,7 +271,7 @@ def count_aggregates(row, column, group):
     return counts
 
 
-@compiled
+@_part
 def _add_block(target, to, source, at, block):
     """Add a block, of 3 x 3 or 6 x 6, times rows of 8 of `source` to as many of `target`."""
     size = len(block)
@@ -265,7 +280,7 @@ def _add_block(target, to, source, at, block):
             _add_three(target, to + 8 * r, source, at + 8 * c, block[r, c], block[r, c + 1], block[r, c + 2])
 
 
-@compiled
+@kernel
 def smooth_prolongator(row, column, begin, block, tentative, weight, group, starts, columns, values):
     """P = T - w A T of a tentative prolongator T that has one block a node.
 
@@ -304,7 +319,7 @@ def smooth_prolongator(row, column, begin, block, tentative, weight, group, star
             values[wide * at + t] += tentative[wide * i + t]
 
 
-@compiled
+@_part
 def _place_of(key, table, keys):
     """Where the table has a key, or the first free place."""
     mask = len(table) - 1
@@ -314,7 +329,7 @@ def _place_of(key, table, keys):
     return h
 
 
-@compiled
+@_part
 def _larger(table, keys, found):
     """The table with twice the room, and its keys and blocks."""
     count = len(keys)
@@ -326,7 +341,7 @@ def _larger(table, keys, found):
     return more, more_keys, more_found
 
 
-@compiled
+@kernel
 def triple_product(row, column, begin, block, starts, columns, values, room):
     """P' A P, block by block as they are met.
 
@@ -388,7 +403,7 @@ def triple_product(row, column, begin, block, starts, columns, values, room):
     return keys[:total], found[: 48 * total]
 
 
-@compiled
+@kernel
 def add_cells(block_of, stiffness, blocks, there):
     """Add the stiffness of cells to a matrix of 3 x 3 blocks.
 

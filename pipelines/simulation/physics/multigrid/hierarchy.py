@@ -1,7 +1,7 @@
 """A multigrid hierarchy by smoothed aggregation, and its V-cycle.
 
 pyamg says what is aggregated; prolongators, products and smoothing are this project's kernels, which give what pyamg's
-do, but for rounding, in less than half the time. Smoothing is Gauss-Seidel in float32 on all levels:
+do, but for rounding, in less time. Smoothing is Gauss-Seidel in float32 on all levels:
 half the memory to go through, and conjugate gradients around it are in float64.
 """
 

@@ -79,7 +79,10 @@ class Multigrid:
     def _base_matrix(
         self, rows: NDArray[np.int64], columns: NDArray[np.int64], blocks: NDArray[np.float64]
     ) -> sp.bsr_matrix:
-        """What couples the lowest plane, in the base's unknowns, with what resists these: the same at all heights."""
+        """What couples the lowest plane, in the base's unknowns, with what resists these: the same at all heights.
+
+        The arguments are those of a part of one plane of cells or more.
+        """
         if self._low is None:
             low = _block_matrix(rows, columns, blocks, int(self._nodes[2]))
             nodes = int(self._nodes[2] - self._nodes[1])

@@ -20,7 +20,7 @@ MODES: Final = 6
 
 _OMEGA: Final = 4 / 3
 _COARSE: Final = LANES[MODES]
-_ROOM: Final = 40  # neighbours of an aggregate, for a start
+_ROOM: Final = 40  # neighbours of an aggregate that there is room for at first
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ def coarsen(
         matrix: In blocks of s x s, n nodes; s is 3 or 6.
         rows: The same.
         modes: Rigid-body motions of the nodes, [s n, 6].
-        theta: Share of a row's largest coupling above which nodes are aggregated.
+        theta: Nodes i and j are aggregated only if |A_ij| is more than theta times the root of |A_ii| |A_jj|.
     """
     aggregates, _ = standard_aggregation(symmetric_strength_of_connection(matrix, theta))
     tentative, coarse_modes = fit_candidates(aggregates, modes)
     starts, columns, values = _smoothed(rows, tentative)
-    coarse = _product(rows, starts, columns, values, aggregates.shape[1])
+    coarse = _coarse_matrix(rows, starts, columns, values, aggregates.shape[1])
     size = rows.size
-    lying = values.astype(np.float32)
-    standing = np.zeros((len(columns), MODES, LANES[size]), dtype=np.float32)
-    standing[:, :, :size] = lying.reshape(-1, size, _COARSE)[:, :, :MODES].transpose(0, 2, 1)
-    transfer = Transfer(starts, columns, lying, standing.ravel(), size, aggregates.shape[1])
+    by_rows = values.astype(np.float32)
+    by_columns = np.zeros((len(columns), MODES, LANES[size]), dtype=np.float32)
+    by_columns[:, :, :size] = by_rows.reshape(-1, size, _COARSE)[:, :, :MODES].transpose(0, 2, 1)
+    transfer = Transfer(starts, columns, by_rows, by_columns.ravel(), size, aggregates.shape[1])
     return transfer, coarse, coarse_modes
 
 
@@ -97,7 +97,7 @@ def _smoothed(rows: BlockRows, tentative: Any) -> tuple[NDArray[np.int64], NDArr
     return starts, columns, values
 
 
-def _product(
+def _coarse_matrix(
     rows: BlockRows, starts: NDArray[np.int64], columns: NDArray[np.int64], values: NDArray[np.float64], size: int
 ) -> sp.bsr_matrix:
     """P' A P, [6 m, 6 m]."""
