@@ -40,11 +40,8 @@ ALLOWED: Final = {
 BROUGHT_ALONG: Final = {"markupsafe": "jinja2", "vtkmodules": "pyvista"}
 """Modules that are always installed by another package: its module."""
 
-SUBSTITUTED: Final[Mapping[str, set[str]]] = {
-    "model": {"lightning-fabric", "llvmlite", "triton"},
-    "serve": {"lightning-fabric", "llvmlite", "triton"},
-    "pipelines": set(),
-}
+OF_MODEL: Final = {"lightning-fabric", "llvmlite", "triton"}
+SUBSTITUTED: Final[Mapping[str, set[str]]] = {"model": OF_MODEL, "serve": OF_MODEL, "pipelines": set()}
 """Packages of an extra that its commands can do without: `lightning` has Fabric too, PyTorch computes FLARE."""
 
 

@@ -181,16 +181,6 @@ def sweep_sixes(start, row, column, value, kind, inverse, x, b, backward):
 
 
 @kernel
-def residual_threes(start, row, column, value, x, b, rest):
-    """Set rest to b - A x; arguments as for `sweep_threes`."""
-    sums = np.zeros(4, x.dtype)
-    for i in range(len(row) - 1):
-        _row_of_threes(sums, value, start[i], column, row[i], row[i + 1] - row[i], x)
-        for t in range(4):
-            rest[4 * i + t] = b[4 * i + t] - sums[t]
-
-
-@kernel
 def product_threes(start, row, column, value, x, found):
     """Set found to A x; arguments as for `sweep_threes`."""
     sums = np.zeros(4, x.dtype)
@@ -201,13 +191,13 @@ def product_threes(start, row, column, value, x, found):
 
 
 @kernel
-def residual_sixes(start, row, column, value, x, b, rest):
-    """Set rest to b - A x; arguments as for `sweep_sixes`."""
+def product_sixes(start, row, column, value, x, found):
+    """Set found to A x; arguments as for `sweep_sixes`."""
     sums = np.zeros(8, x.dtype)
     for i in range(len(row) - 1):
         _row_of_sixes(sums, value, start[i], column, row[i], row[i + 1] - row[i], x)
         for t in range(8):
-            rest[8 * i + t] = b[8 * i + t] - sums[t]
+            found[8 * i + t] = sums[t]
 
 
 @kernel

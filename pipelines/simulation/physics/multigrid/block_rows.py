@@ -116,7 +116,7 @@ class Smoother:
         self._forward, self._backward = _inverse(np.tril(own)), _inverse(np.triu(own))
         threes = size == 3
         self._sweep = block_kernels.sweep_threes if threes else block_kernels.sweep_sixes
-        self._residual = block_kernels.residual_threes if threes else block_kernels.residual_sixes
+        self._product = block_kernels.product_threes if threes else block_kernels.product_sixes
 
     def sweep(self, moved: NDArray[np.float32], right: NDArray[np.float32], *, backward: bool) -> None:
         """Improve a solution by a sweep over all numbers.
@@ -136,10 +136,9 @@ class Smoother:
             moved: The solution, [n, 4] or [n, 8], flat.
             right: Right-hand side, padded with zeros in the same way.
         """
-        rest = np.empty_like(right)
-        rows = self._rows
-        self._residual(self._start, rows.row, rows.column, self._value, moved, right, rest)
-        return rest
+        rows, found = self._rows, np.empty_like(right)
+        self._product(self._start, rows.row, rows.column, self._value, moved, found)
+        return right - found
 
 
 def _padded(rows: BlockRows, dtype: type[np.float32 | np.float64]) -> tuple[NDArray[np.int64], NDArray[Any]]:

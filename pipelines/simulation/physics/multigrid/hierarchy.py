@@ -1,8 +1,8 @@
 """A multigrid hierarchy by smoothed aggregation, and its V-cycle.
 
 pyamg says what is aggregated; prolongators, products and smoothing are this project's kernels, which give what pyamg's
-do, but for rounding, in less time. Smoothing is Gauss-Seidel in float32 on all levels:
-half the memory to go through, and conjugate gradients around it are in float64.
+do, but for rounding, in less time. Smoothing is Gauss-Seidel in float32 on all levels: half the memory to go through,
+and conjugate gradients around it are in float64.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Hierarchy:
         self._turns = (False, True) if stretched else (False,)  # of the sweeps before the correction: backward?
         self._levels: list[tuple[Smoother, Transfer]] = []
         while matrix.shape[0] // matrix.blocksize[0] > _MAX_COARSE:
-            rows = rows if not self._levels else BlockRows.of(matrix)
             smoother = Smoother(rows)
             transfer, matrix, modes = coarsen(matrix, rows, modes, theta)
             self._levels.append((smoother, transfer))
+            rows = BlockRows.of(matrix)
         self._lowest, self._solve_lowest = matrix, coarse_grid_solver("splu")
 
     def cycle(self, forces: NDArray[np.float64]) -> NDArray[np.float64]:

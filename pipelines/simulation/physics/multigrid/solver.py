@@ -123,14 +123,13 @@ class Multigrid:
         return (self._matrix + sp.diags(np.repeat(springs, 3))).tobsr((3, 3))
 
     def solve(self, forces: NDArray[np.float64], goal: float) -> NDArray[np.float64]:
-        apply = self._product
         if self._loose is None:
-            return conjugate_gradients(apply, self.approximate, forces, goal, known=self.known)
+            return conjugate_gradients(self._product, self.approximate, forces, goal, known=self.known)
         # Floating pieces are in balance as a whole before the iterations, all through them and, to rounding, after.
         moved = self._loose.move(forces.ravel()).reshape(-1, 3)
-        rest = forces - apply(moved)
-        moved += conjugate_gradients(apply, self.approximate, rest, goal, known=self.known)
-        moved += self._loose.move((forces - apply(moved)).ravel()).reshape(-1, 3)
+        rest = forces - self._product(moved)
+        moved += conjugate_gradients(self._product, self.approximate, rest, goal, known=self.known)
+        moved += self._loose.move((forces - self._product(moved)).ravel()).reshape(-1, 3)
         return moved
 
     def approximate(self, forces: NDArray[np.float64]) -> NDArray[np.float64]:
