@@ -119,11 +119,29 @@ def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> t
         strategy="auto" if launcher == "LightningEnvironment" else "ddp",
         plugins=[precision, environment],
     )
+    if launcher != "LightningEnvironment":
+        _end_process_group_at_exit()
     fabric.launch()
-    # At exit, before Fabric destroys the process group: a wrapped model in a reference cycle is collected first. Where
-    # such a model holds the last reference to the group, destroying it can wait for ever (PyTorch 2.13, gloo).
-    atexit.register(gc.collect)
     return fabric, precision
+
+
+def _end_process_group_at_exit() -> None:
+    """Let the process group that is made next end, with its threads, before Python does.
+
+    A thread of gloo that lets go of a finished exchange while Python ends aborts the process (PyTorch 2.13), and Fabric
+    destroys groups of NCCL alone. A group that is held lives on: functions of torch.distributed.nn hold one that
+    there is when that module is imported, as it is where a model is wrapped, and wrapped models do, which are in
+    reference cycles. If such a model is the last to hold it, its end can wait for ever: a thread of the group waits for
+    Python's lock, which the collector has.
+    """
+    importlib.import_module("torch.distributed.nn")
+
+    def end() -> None:
+        gc.collect()
+        if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+            torch.distributed.destroy_process_group()
+
+    atexit.register(end)
 
 
 def in_process_group(fabric: Fabric) -> bool:

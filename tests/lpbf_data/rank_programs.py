@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.nn
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -42,7 +43,9 @@ def train(folder: str, uneven: Any) -> None:
     gradient = float(model.module.weight.grad.sum())
     report({"epoch": loader.epoch, "rank": loader.rank, "world_size": loader.world_size, "gradient": gradient})
     # Before the group: where the model is the last to hold it, its end waits for gloo's threads with Python's lock
-    # held, and now and then one of them waits for that lock (PyTorch 2.13).
+    # held, and now and then one of them waits for that lock. torch.distributed.nn, which wrapping a model imports, is
+    # imported above: its functions' defaults hold a group that there is by then, and a thread that still runs when
+    # Python ends can abort the process (PyTorch 2.13).
     del model
     torch.distributed.destroy_process_group()
 

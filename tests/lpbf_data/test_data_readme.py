@@ -25,6 +25,8 @@ def blocks_of(text: str) -> list[str]:
 BLOCKS = blocks_of(TEXT.replace(PAGE, ""))
 SCRIPTS = dict(zip(("none", "accelerate", "torchrun"), blocks_of(PAGE), strict=True))
 """Programs of their own, by what starts them."""
+GROUP = "    import weakref\n    group = weakref.ref(torch.distributed.group.WORLD)\n"
+ENDED = '    assert group() is None, "the group lives on"\n'
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -55,7 +57,10 @@ def test_what_the_readme_says_of_launchers_runs(tmp_path: Path, launcher: str) -
     place = tmp_path / "run"
     (place / "lpbf").mkdir(parents=True)
     write_dataset(place / "lpbf", {name: [make_case(seed) for seed in range(4)] for name in ("train", "validation")})
-    (place / "train.py").write_text(SCRIPTS[launcher], encoding="utf-8")
+    script = SCRIPTS[launcher]
+    if launcher == "torchrun":
+        script = script.replace("    del model", f"{GROUP}    del model") + ENDED
+    (place / "train.py").write_text(script, encoding="utf-8")
     command = launch_command(launcher, ranks=2 if launcher != "none" else 1)
     said = run_program([*command, str(place / "train.py")], place, {"ACCELERATE_USE_CPU": "true"})
     assert "RanksWarning" not in said
