@@ -119,29 +119,24 @@ def open_fabric(recipe: Recipe, accelerator: Literal["auto", "cpu", "gpu"]) -> t
         strategy="auto" if launcher == "LightningEnvironment" else "ddp",
         plugins=[precision, environment],
     )
-    if launcher != "LightningEnvironment":
-        _end_process_group_at_exit()
     fabric.launch()
+    if in_process_group(fabric):  # After launching: what is registered last runs first, so before Fabric's own handler.
+        atexit.register(_end_process_group)
     return fabric, precision
 
 
-def _end_process_group_at_exit() -> None:
-    """Let the process group that is made next end, with its threads, before Python does.
+def _end_process_group() -> None:
+    """End the process group, with its threads, before Python ends.
 
     A thread of gloo that lets go of a finished exchange while Python ends aborts the process (PyTorch 2.13), and Fabric
-    destroys groups of NCCL alone. A group that is held lives on: functions of torch.distributed.nn hold one that
-    there is when that module is imported, as it is where a model is wrapped, and wrapped models do, which are in
-    reference cycles. If such a model is the last to hold it, its end can wait for ever: a thread of the group waits for
-    Python's lock, which the collector has.
+    destroys groups of NCCL alone. Wrapped models hold the group as well, and are in reference cycles: they are
+    collected first. Where such a model is the last to hold it, its end can wait for ever, since a thread of the group
+    waits for Python's lock, which the collector has. Functions of torch.distributed.nn would keep a group that there is
+    when that module is imported; Fabric imports it earlier.
     """
-    importlib.import_module("torch.distributed.nn")
-
-    def end() -> None:
-        gc.collect()
-        if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
-            torch.distributed.destroy_process_group()
-
-    atexit.register(end)
+    gc.collect()
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
 
 
 def in_process_group(fabric: Fabric) -> bool:

@@ -7,6 +7,7 @@ takes too long says where it stands, and ends.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import os
 import sys
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.nn
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -34,6 +34,8 @@ def report(found: Any, rank: int | None = None) -> None:
 
 def train(folder: str, uneven: Any) -> None:
     """Train in step: a backward pass hangs unless all ranks take part."""
+    # Before the group, which its functions would keep: a thread that still runs when Python ends can abort the process.
+    importlib.import_module("torch.distributed.nn")
     torch.distributed.init_process_group("gloo")
     loader = make_loader(folder, batch_size=2, shuffle=True, fields=[], uneven=uneven)
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 1))
@@ -43,9 +45,7 @@ def train(folder: str, uneven: Any) -> None:
     gradient = float(model.module.weight.grad.sum())
     report({"epoch": loader.epoch, "rank": loader.rank, "world_size": loader.world_size, "gradient": gradient})
     # Before the group: where the model is the last to hold it, its end waits for gloo's threads with Python's lock
-    # held, and now and then one of them waits for that lock. torch.distributed.nn, which wrapping a model imports, is
-    # imported above: its functions' defaults hold a group that there is by then, and a thread that still runs when
-    # Python ends can abort the process (PyTorch 2.13).
+    # held, and now and then one of them waits for that lock (PyTorch 2.13).
     del model
     torch.distributed.destroy_process_group()
 
