@@ -57,8 +57,8 @@ class ElasticElement:
     strain: NDArray[np.float64]
     elasticity: NDArray[np.float64]
 
-    def forces(self, moved: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Forces [e, 24] that displacements of the corners of cells, [e, 24], take."""
+    def forces(self, moved: NDArray[np.float64], first: int = 0) -> NDArray[np.float64]:  # noqa: ARG002 (equal cells)
+        """Forces [e, 24] that displacements of the corners of cells, [e, 24], take; number `first` is the first."""
         return moved @ self.stiffness
 
     def initial_strain_forces(self, strains: NDArray[np.float64]) -> NDArray[np.float64]:

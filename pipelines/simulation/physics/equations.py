@@ -70,6 +70,14 @@ class Stiffness(Protocol):
         """
         ...
 
+    def push(self, moved: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Forces [q + above, 3] that displacements of the base's unknowns and the nodes above take, without springs.
+
+        Args:
+            moved: [q + above, 3].
+        """
+        ...
+
     def solve(self, forces: NDArray[np.float64], goal: float) -> NDArray[np.float64]:
         """Displacements [q + above, 3] of the base's unknowns and the nodes above under as many forces.
 
@@ -84,6 +92,18 @@ class Stiffness(Protocol):
 
     def approximate(self, forces: NDArray[np.float64]) -> NDArray[np.float64]:
         """What `solve` gives, or something near to it at less cost: a symmetric preconditioner."""
+        ...
+
+    def approximate_halved(self, forces: NDArray[np.float64], plane: int) -> NDArray[np.float64]:
+        """A symmetric preconditioner for when a plane of cells has half of its stiffness and those above have none.
+
+        Args:
+            forces: On the unknowns and the nodes above, [q + above, 3]; 0 on nodes above the plane.
+            plane: The plane of cells, one of those that the last extension added.
+
+        Raises:
+            SolverError: If there is none.
+        """
         ...
 
 

@@ -101,7 +101,9 @@ class Mechanics:
         self._constraint: BaseConstraint = clamped(mesh) if plate is None else plate.constraint
         self._base_moved = np.zeros((self._constraint.size, 3))
         self._plate_free = np.zeros((0 if plate is None else plate.block.num_points, 3))
-        self._stiffness: Stiffness = make_stiffness(mesh, element.stiffness, self._constraint, len(layer_ends))
+        self._stiffness: Stiffness = make_stiffness(
+            mesh, element.stiffness, self._constraint, len(layer_ends), halves=not at_once
+        )
         self._displacement = np.zeros((mesh.num_points, 3))
         self._rise = np.zeros(mesh.num_points)
         self._birth = np.zeros((mesh.num_cells, 8, 3))
@@ -185,7 +187,8 @@ class Mechanics:
         there = int(self._node_planes[plane + 2])  # nodes on cells with any stiffness
         forces = self._residual()
         forces[there - self._base + self._constraint.size :] = 0.0
-        moved = self._solve_softened(forces, share, free_motions(self._mesh, plane + 1, self._element.stiffness))
+        free = free_motions(self._mesh, plane + 1, self._element.stiffness)
+        moved = self._solve_softened(forces, share, free, plane)
         motion = self._constraint.expand(moved)
         stretch = self._stretch() + share * motion[self._mesh.cells[: self.num_cells]].reshape(-1, 24)
         # The top of the plane and what is above it are laid at their heights after this motion.
@@ -271,9 +274,9 @@ class Mechanics:
         cells = self._mesh.cells[: self.num_cells]
         return (self._displacement[cells] - self._birth[: self.num_cells]).reshape(-1, 24)
 
-    def _at_nodes(self, forces: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Forces of cells [e, 24], of the first cells, summed at the nodes, [n, 3]."""
-        flat = self._mesh.cells[: len(forces)].ravel()
+    def _at_nodes(self, forces: NDArray[np.float64], first: int = 0) -> NDArray[np.float64]:
+        """Forces of as many cells [e, 24], from the first one or a later one on, summed at the nodes, [n, 3]."""
+        flat = self._mesh.cells[first : first + len(forces)].ravel()
         summed = [np.bincount(flat, weights=forces[:, axis::3].ravel(), minlength=self.num_points) for axis in range(3)]
         return np.stack(summed, axis=1)
 
@@ -290,38 +293,44 @@ class Mechanics:
         self._largest_load = max(self._largest_load, largest)
         return residual
 
+    def _without(self, free: sp.csr_matrix | None, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Forces or displacements [q + above, 3] without those along motions of nodes, orthonormal, [3 n, k]."""
+        if free is None:
+            return values
+        unresisted, whole = free[3 * self._base : 3 * self.num_points], values.copy()
+        part = whole[self._constraint.size :]
+        part -= (unresisted @ (unresisted.T @ part.ravel())).reshape(-1, 3)
+        return whole
+
     def _solve_softened(
-        self, forces: NDArray[np.float64], share: NDArray[np.float64], free: sp.csr_matrix | None = None
+        self,
+        forces: NDArray[np.float64],
+        share: NDArray[np.float64],
+        free: sp.csr_matrix | None = None,
+        plane: int | None = None,
     ) -> NDArray[np.float64]:
         """Displacement [q + above, 3] when cells have only a share of their stiffness, [e, 1].
 
-        Conjugate gradients, with the whole stiffness as preconditioner. Where there is no stiffness nothing pulls, and
-        motions of nodes that nothing resists, `free`, [3 n, k], aren't made.
+        Conjugate gradients. The preconditioner is the whole stiffness or, if it is a `plane` of cells that has half of
+        it, what the solver makes of that. Where there is no stiffness nothing pulls, and motions of nodes that nothing
+        resists, `free`, [3 n, k], aren't made.
         """
-        above = slice(3 * self._base, 3 * self.num_points)
-        unresisted = None if free is None else free[above]
+        changed = np.flatnonzero(share != 1)
+        first, end = (int(changed[0]), int(changed[-1]) + 1) if len(changed) else (0, 0)
+        cells, lost = self._mesh.cells[first:end], 1 - share[first:end]
 
         def apply(moved: NDArray[np.float64]) -> NDArray[np.float64]:
-            corners = self._constraint.expand(moved)[self._mesh.cells[: self.num_cells]].reshape(-1, 24)
-            result = self._constraint.reduce(self._at_nodes(share * self._element.forces(corners)))
-            if self._constraint.stiffness is not None:
-                held = self._constraint.stiffness @ moved[: self._constraint.size].ravel()
-                result[: self._constraint.size] += held.reshape(-1, 3)
-            return result
-
-        def without_free(values: NDArray[np.float64]) -> NDArray[np.float64]:
-            if unresisted is None:
-                return values
-            whole = values.copy()
-            part = whole[self._constraint.size :]
-            part -= (unresisted @ (unresisted.T @ part.ravel())).reshape(-1, 3)
-            return whole
+            corners = self._constraint.expand(moved)[cells].reshape(-1, 24)
+            missing = self._at_nodes(lost * self._element.forces(corners, first), first)
+            return self._stiffness.push(moved) - self._constraint.reduce(missing)
 
         def approximate(rest: NDArray[np.float64]) -> NDArray[np.float64]:
-            return without_free(self._stiffness.approximate(rest))
+            known = self._stiffness
+            guess = known.approximate(rest) if plane is None else known.approximate_halved(rest, plane)
+            return self._without(free, guess)
 
         known = self._stiffness.known
-        return conjugate_gradients(apply, approximate, without_free(forces), 0.0, _MIN_MOVE, known)
+        return conjugate_gradients(apply, approximate, self._without(free, forces), 0.0, _MIN_MOVE, known)
 
     def _move(self, moved: NDArray[np.float64]) -> None:
         self._base_moved += moved[: self._constraint.size]

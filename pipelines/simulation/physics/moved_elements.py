@@ -90,9 +90,9 @@ class MovedElements:
     corners: NDArray[np.float64]
     elasticity: NDArray[np.float64]
 
-    def forces(self, moved: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Forces [e, 24] that displacements of the corners, [e, 24], take."""
-        return _each(self.stiffness, moved)
+    def forces(self, moved: NDArray[np.float64], first: int = 0) -> NDArray[np.float64]:
+        """Forces [e, 24] that displacements of the corners, [e, 24], take; number `first` is the first."""
+        return _each(self.stiffness[first:], moved)
 
     def initial_strain_forces(self, strains: NDArray[np.float64]) -> NDArray[np.float64]:
         """Nodal forces [e, 24] that stress-free strains [e, 6] exert where all nodes are held."""

@@ -24,7 +24,7 @@ _MAX_BLOCKS: Final = 4e9  # bytes
 
 
 def make_stiffness(
-    mesh: VoxelMesh, stiffness: NDArray[np.float64], constraint: BaseConstraint, layers: int
+    mesh: VoxelMesh, stiffness: NDArray[np.float64], constraint: BaseConstraint, layers: int, *, halves: bool = False
 ) -> Stiffness:
     """The cheaper of the two solvers for a part.
 
@@ -33,6 +33,7 @@ def make_stiffness(
         stiffness: Stiffness of a cell, [24, 24], or of each, [e, 24, 24].
         constraint: What it stands on.
         layers: How often the stiffness will be extended.
+        halves: Whether planes of cells will be solved for with half of their stiffness.
     """
     size = 3.0 * np.diff(plane_starts(mesh.point_levels))
     size[0] = 3.0 * constraint.size
@@ -41,7 +42,7 @@ def make_stiffness(
     memory = 8.0 * float((size**2).sum() + (size[:-1] * size[1:]).sum())
     cheaper = dense / _DENSE_RATE <= multigrid and memory <= _MAX_BLOCKS
     if cheaper:
-        return PlaneCholesky(mesh, stiffness, constraint)
+        return PlaneCholesky(mesh, stiffness, constraint, halves=halves)
     from pipelines.simulation.physics.multigrid.solver import Multigrid  # loads Numba
 
     return Multigrid(mesh, stiffness, constraint)

@@ -202,8 +202,6 @@ class ResultWriter:
             else:
                 self._write_geometry(f"mechanical_{number}.geo", part.points.astype(np.float32), part.cells)
         for name, values in self._fields(frame, with_plate=with_plate).items():
-            if name not in self._suffixes:
-                continue
             self._write_variable(name, frame.number, values)
             ranges = _ranges(values)
             self._extremes[name] = _widen(self._extremes.get(name, ranges), ranges)
@@ -216,9 +214,8 @@ class ResultWriter:
         self._least_clearance = least if earlier is None else np.minimum(earlier, least)
 
     def _fields(self, frame: Frame, *, with_plate: bool) -> dict[str, NDArray[np.float32]]:
-        """Every field of a frame, plate first; stresses in the plate aren't computed and are zero."""
+        """The fields that are written of a frame, plate first; stresses in the plate aren't computed and are zero."""
         state = frame.state
-        principal, directions = principal_stresses(state.stress)
         of_part: dict[str, NDArray[Any]] = {
             "displacement": state.displacement,
             "cauchy_stress": state.stress,
@@ -229,19 +226,22 @@ class ResultWriter:
             "recoater_clearance": frame.clearance,
             "recoater_status": frame.clearance < self.simulation.process.recoater_tolerance,
         }
-        for k, size in enumerate(("max", "mid", "min")):
-            of_part[f"principal_stress_{size}"] = principal[:, k]
-            of_part[f"principal_stress_direction_{size}"] = directions[:, k]
+        if self.results == "whole":
+            principal, directions = principal_stresses(state.stress)
+            for k, size in enumerate(("max", "mid", "min")):
+                of_part[f"principal_stress_{size}"] = principal[:, k]
+                of_part[f"principal_stress_direction_{size}"] = directions[:, k]
         if not with_plate:
             types = np.full(frame.num_cells, _PART, dtype=np.float32)
-            return {n: of_part.get(n, types).astype(np.float32) for n in _SUFFIXES}
+            return {n: of_part.get(n, types).astype(np.float32) for n in self._suffixes}
         of_plate = self._plate_fields(frame)
         whole = {
             name: np.concatenate([of_plate.get(name, np.zeros((self._plate_size, *values.shape[1:]))), values])
             for name, values in of_part.items()
+            if name in self._suffixes
         }
         whole["structure_type"] = self._types(frame.num_cells)
-        return {name: whole[name].astype(np.float32) for name in _SUFFIXES}
+        return {name: whole[name].astype(np.float32) for name in self._suffixes}
 
     @property
     def _plate_size(self) -> int:

@@ -51,6 +51,12 @@ class Multigrid:
         self.known: Preconditioning | None = None
 
     @cached_property
+    def _added(self) -> tuple[NDArray[np.float64], NDArray[np.bool_], int]:
+        """Blocks of the whole matrix, without springs, which of them there are, and how many cells they are of."""
+        number = len(self._pattern[0])
+        return np.zeros((number, 3, 3)), np.zeros(number, dtype=bool), 0
+
+    @cached_property
     def _pattern(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Rows and columns of the blocks of the whole matrix, and the block of each pair of corners of each cell."""
         cells = self._mesh.cells.astype(np.int64)
@@ -61,12 +67,13 @@ class Multigrid:
 
     def _assemble(self, num_cells: int, num_points: int) -> sp.bsr_matrix:
         rows, columns, block_of = self._pattern
-        corners = self._stiffness[:num_cells] if self._stiffness.ndim == 3 else self._stiffness[None]
-        corners = corners.reshape(-1, 8, 3, 8, 3).transpose(0, 1, 3, 2, 4).reshape(-1, 64, 3, 3)
-        blocks, chosen = np.zeros((len(rows), 3, 3)), np.zeros(len(rows), dtype=bool)
-        block_kernels.add_cells(block_of[:num_cells], corners, blocks, chosen)
-        blocks = blocks[chosen]
-        rows, columns = rows[chosen], columns[chosen]
+        blocks, there, before = self._added
+        own = self._stiffness[before:num_cells] if self._stiffness.ndim == 3 else self._stiffness[None]
+        own = own.reshape(-1, 8, 3, 8, 3).transpose(0, 1, 3, 2, 4).reshape(-1, 64, 3, 3)
+        block_kernels.add_cells(block_of[before:num_cells], own, blocks, there)
+        self._added = blocks, there, num_cells
+        chosen = np.flatnonzero(there)
+        rows, columns, blocks = rows[chosen], columns[chosen], blocks[chosen]
         blocks[rows == columns] += self._spring * np.eye(3)
         base = int(self._nodes[1])
         above = (rows >= base) & (columns >= base)
@@ -122,6 +129,10 @@ class Multigrid:
         springs[np.concatenate(pieces)] = self._spring * (_LOOSE_SPRING / SPRING)
         return (self._matrix + sp.diags(np.repeat(springs, 3))).tobsr((3, 3))
 
+    def push(self, moved: NDArray[np.float64]) -> NDArray[np.float64]:
+        of_springs = self._constraint.reduce(self._spring * self._constraint.expand(moved))
+        return self._product(moved) - of_springs
+
     def solve(self, forces: NDArray[np.float64], goal: float) -> NDArray[np.float64]:
         if self._loose is None:
             return conjugate_gradients(self._product, self.approximate, forces, goal, known=self.known)
@@ -141,6 +152,9 @@ class Multigrid:
 
         return self._loose.precondition(forces.ravel(), cycle).reshape(-1, 3)
 
+    def approximate_halved(self, forces: NDArray[np.float64], plane: int) -> NDArray[np.float64]:  # noqa: ARG002
+        return self.approximate(forces)
+
 
 def _block_matrix(
     rows: NDArray[np.int64], columns: NDArray[np.int64], blocks: NDArray[np.float64], size: int
@@ -157,13 +171,18 @@ def _joined(low: sp.bsr_matrix, above: sp.bsr_matrix) -> sp.bsr_matrix:
         low: A matrix of the first rows and columns.
         above: The whole matrix without those.
     """
-    starts = np.concatenate([low.indptr, np.full(len(above.indptr) - len(low.indptr), low.indptr[-1])])
-    places = [
-        np.arange(len(part.indices)) + np.repeat(before, np.diff(part.indptr))
-        for part, before in ((low, above.indptr[: len(low.indptr) - 1]), (above, starts[1:]))
-    ]
-    columns = np.empty(len(low.indices) + len(above.indices), dtype=np.int32)
+    lines, width = len(low.indptr) - 1, len(low.indices)
+    starts = np.concatenate([low.indptr, np.full(len(above.indptr) - len(low.indptr), width)]) + above.indptr
+    columns = np.empty(width + len(above.indices), dtype=np.int32)
     blocks = np.empty((len(columns), 3, 3))
-    for part, place in zip((low, above), places, strict=True):
-        columns[place], blocks[place] = part.indices, part.data
-    return sp.bsr_matrix((blocks, columns, starts + above.indptr), shape=above.shape)
+    shared = slice(0, int(above.indptr[lines]))  # blocks of `above` in the rows of `low`
+    alone = slice(shared.stop, None)
+    columns[width:][alone], blocks[width:][alone] = above.indices[alone], above.data[alone]
+    for part, first, until in (
+        (low, starts[:lines], slice(0, width)),
+        (above, starts[:lines] + np.diff(low.indptr), shared),
+    ):
+        begins = part.indptr[:lines]
+        place = np.arange(until.stop) + np.repeat(first - begins, np.diff(part.indptr[: lines + 1]))
+        columns[place], blocks[place] = part.indices[until], part.data[until]
+    return sp.bsr_matrix((blocks, columns, starts), shape=above.shape)
