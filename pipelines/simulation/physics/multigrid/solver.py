@@ -52,54 +52,50 @@ class Multigrid:
 
     @cached_property
     def _added(self) -> tuple[NDArray[np.float64], NDArray[np.bool_], int]:
-        """Blocks of the whole matrix, without springs, which of them there are, and how many cells they are of."""
-        number = len(self._pattern[0])
-        return np.zeros((number, 3, 3)), np.zeros(number, dtype=bool), 0
+        """Blocks of the whole matrix, which of them there are, and how many cells they are of; springs are in them."""
+        rows, columns, _, _ = self._pattern
+        blocks = np.zeros((len(rows), 3, 3))
+        blocks[rows == columns] = self._spring * np.eye(3)
+        return blocks, np.zeros(len(rows), dtype=bool), 0
 
     @cached_property
-    def _pattern(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Rows and columns of the blocks of the whole matrix, and the block of each pair of corners of each cell."""
+    def _pattern(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """The blocks of the whole matrix.
+
+        Their rows and columns, the block of each pair of corners of each cell, [e, 64], and which blocks couple nodes
+        above the lowest plane alone.
+        """
         cells = self._mesh.cells.astype(np.int64)
         pairs = cells[:, :, None] * self._mesh.num_points + cells[:, None, :]
         keys, block_of = np.unique(pairs, return_inverse=True)
         rows, columns = np.divmod(keys, self._mesh.num_points)
-        return rows, columns, block_of.reshape(-1, 64)
+        base = int(self._nodes[1])
+        return rows, columns, block_of.reshape(-1, 64), (rows >= base) & (columns >= base)
 
     def _assemble(self, num_cells: int, num_points: int) -> sp.bsr_matrix:
-        rows, columns, block_of = self._pattern
+        rows, columns, block_of, above = self._pattern
         blocks, there, before = self._added
         own = self._stiffness[before:num_cells] if self._stiffness.ndim == 3 else self._stiffness[None]
         own = own.reshape(-1, 8, 3, 8, 3).transpose(0, 1, 3, 2, 4).reshape(-1, 64, 3, 3)
         block_kernels.add_cells(block_of[before:num_cells], own, blocks, there)
         self._added = blocks, there, num_cells
-        chosen = np.flatnonzero(there)
-        rows, columns, blocks = rows[chosen], columns[chosen], blocks[chosen]
-        blocks[rows == columns] += self._spring * np.eye(3)
-        base = int(self._nodes[1])
-        above = (rows >= base) & (columns >= base)
-        shift, size = self._constraint.size - base, num_points - base + self._constraint.size
-        return _joined(
-            self._base_matrix(rows[~above], columns[~above], blocks[~above]),
-            _block_matrix(rows[above] + shift, columns[above] + shift, blocks[above], size),
-        )
-
-    def _base_matrix(
-        self, rows: NDArray[np.int64], columns: NDArray[np.int64], blocks: NDArray[np.float64]
-    ) -> sp.bsr_matrix:
-        """What couples the lowest plane, in the base's unknowns, with what resists these: the same at all heights.
-
-        The arguments are those of a part of one plane of cells or more.
-        """
         if self._low is None:
-            low = _block_matrix(rows, columns, blocks, int(self._nodes[2]))
-            nodes = int(self._nodes[2] - self._nodes[1])
-            whole = sp.kron(sp.block_diag([self._constraint.weights, sp.eye(nodes)]), sp.eye(3), format="csr")
-            mapped = whole.T @ low.tocsr() @ whole
-            if self._constraint.stiffness is not None:
-                mapped = mapped + sp.block_diag([self._constraint.stiffness, sp.csr_matrix((3 * nodes, 3 * nodes))])
-            self._low = mapped.tobsr((3, 3))
-            self._low.sort_indices()
-        return self._low
+            low = np.flatnonzero(there & ~above)
+            self._low = self._base_matrix(_block_matrix(rows[low], columns[low], blocks[low], int(self._nodes[2])))
+        kept = np.flatnonzero(there & above)
+        shift = self._constraint.size - int(self._nodes[1])
+        return _joined(self._low, rows[kept] + shift, columns[kept] + shift, blocks, kept, num_points + shift)
+
+    def _base_matrix(self, low: sp.bsr_matrix) -> sp.bsr_matrix:
+        """What couples the lowest plane, in the base's unknowns, with what resists these: the same at all heights."""
+        nodes = int(self._nodes[2] - self._nodes[1])
+        whole = sp.kron(sp.block_diag([self._constraint.weights, sp.eye(nodes)]), sp.eye(3), format="csr")
+        mapped = whole.T @ low.tocsr() @ whole
+        if self._constraint.stiffness is not None:
+            mapped = mapped + sp.block_diag([self._constraint.stiffness, sp.csr_matrix((3 * nodes, 3 * nodes))])
+        found = mapped.tobsr((3, 3))
+        found.sort_indices()
+        return found
 
     def extend(self, cell_planes: int) -> None:
         num_points, num_cells = int(self._nodes[cell_planes + 1]), int(self._cells[cell_planes])
@@ -164,25 +160,33 @@ def _block_matrix(
     return sp.bsr_matrix((blocks, columns, starts), shape=(3 * size, 3 * size))
 
 
-def _joined(low: sp.bsr_matrix, above: sp.bsr_matrix) -> sp.bsr_matrix:
-    """The sum of two matrices whose blocks lie apart, those of the first before those of the second in each row.
+def _joined(
+    low: sp.bsr_matrix,
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    blocks: NDArray[np.float64],
+    chosen: NDArray[np.int64],
+    size: int,
+) -> sp.bsr_matrix:
+    """A matrix of the first rows and columns, and blocks behind its own in each row; blocks are copied once.
 
     Args:
-        low: A matrix of the first rows and columns.
-        above: The whole matrix without those.
+        low: That matrix.
+        rows: Rows of the other blocks, in order.
+        columns: Their columns, in order in each row.
+        blocks: Blocks to choose from, [b, 3, 3].
+        chosen: Which of them these are.
+        size: Rows of the whole.
     """
     lines, width = len(low.indptr) - 1, len(low.indices)
-    starts = np.concatenate([low.indptr, np.full(len(above.indptr) - len(low.indptr), width)]) + above.indptr
-    columns = np.empty(width + len(above.indices), dtype=np.int32)
-    blocks = np.empty((len(columns), 3, 3))
-    shared = slice(0, int(above.indptr[lines]))  # blocks of `above` in the rows of `low`
-    alone = slice(shared.stop, None)
-    columns[width:][alone], blocks[width:][alone] = above.indices[alone], above.data[alone]
-    for part, first, until in (
-        (low, starts[:lines], slice(0, width)),
-        (above, starts[:lines] + np.diff(low.indptr), shared),
-    ):
-        begins = part.indptr[:lines]
-        place = np.arange(until.stop) + np.repeat(first - begins, np.diff(part.indptr[: lines + 1]))
-        columns[place], blocks[place] = part.indices[until], part.data[until]
-    return sp.bsr_matrix((blocks, columns, starts), shape=above.shape)
+    own = np.searchsorted(rows, np.arange(size + 1))
+    starts = own + np.concatenate([low.indptr, np.full(size - lines, width)])
+    all_columns, all_blocks = np.empty(width + len(rows), dtype=np.int32), np.empty((width + len(rows), 3, 3))
+    shared = int(own[lines])  # blocks in the rows that `low` has too
+    all_columns[width + shared :] = columns[shared:]
+    np.take(blocks, chosen[shared:], axis=0, out=all_blocks[width + shared :], mode="clip")
+    place = np.arange(width) + np.repeat(starts[:lines] - low.indptr[:-1], np.diff(low.indptr))
+    all_columns[place], all_blocks[place] = low.indices, low.data
+    place = np.arange(shared) + np.repeat(low.indptr[1:], np.diff(own[: lines + 1]))
+    all_columns[place], all_blocks[place] = columns[:shared], blocks[chosen[:shared]]
+    return sp.bsr_matrix((all_blocks, all_columns, starts), shape=(3 * size, 3 * size))
