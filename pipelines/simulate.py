@@ -21,7 +21,15 @@ from lpbf_data.errors import UsageError
 from lpbf_data.geometry.surface_formats import UNIT_SPELLINGS, Units
 from lpbf_data.remarks import Remark
 from pipelines.building.engine import Resources, open_engine
-from pipelines.simulation.choices import FAMILY_NAMES, CalibrationName, DrawName, EncodingName, Naming, Results
+from pipelines.simulation.choices import (
+    FAMILY_NAMES,
+    CalibrationName,
+    DeviceName,
+    DrawName,
+    EncodingName,
+    Naming,
+    Results,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,6 +61,7 @@ def simulate(
     archive: bool = False,
     failure_rate: float = 0.0,
     results: Results = "whole",
+    device: DeviceName = "cpu",
     workers: int | None = None,
     scheduler: str | None = None,
     cluster: str | None = None,
@@ -83,6 +92,7 @@ def simulate(
         failure_rate: Share of cases that fail on purpose, in the ways of NetFabb's failed runs.
         results: Every result that NetFabb writes (whole), or those alone that a data set is built from (lean), a
             quarter of the bytes.
+        device: Where factors of the stiffness are worked on: cpu, or cuda for this machine's GPU, which workers share.
         workers: Worker processes on this machine, one per core by default; 0 works in this process.
         scheduler: Address of a running Dask scheduler to use instead, such as tcp://node1:8786.
         cluster: Start a Dask cluster instead: slurm, or a YAML file with class, init and workers or adapt.
@@ -111,6 +121,7 @@ def simulate(
         parts_of,
         results,
         tuple(part),
+        device,
     )
     request = check_request(out, options)
     outcomes = run_simulation(request, resources)
@@ -234,6 +245,7 @@ def _plan_tasks(
                 ready.absolute(),
                 (work / "outcomes").absolute(),
                 options.results,
+                options.device,
             )
         )
     return tasks, outcomes

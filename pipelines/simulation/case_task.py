@@ -32,7 +32,7 @@ from pipelines.measuring.measure import measure_case
 from pipelines.netfabb.run import BuildReduction
 from pipelines.netfabb.solver_log import PartOrigin, write_origin
 from pipelines.selection.filters import Filters, active_limits, reject
-from pipelines.simulation.choices import EncodingName, Results
+from pipelines.simulation.choices import DeviceName, EncodingName, Results
 from pipelines.simulation.materials.material import Material
 from pipelines.simulation.parts.corpus import MIN_PLANES, PartPlan, part_surface
 from pipelines.simulation.parts.draws import MAX_CANDIDATES, CandidateStream
@@ -107,6 +107,7 @@ class CaseTask:
     target: Path
     outcomes: Path
     results: Results = "whole"
+    device: DeviceName = "cpu"
 
 
 class _StoppedError(Exception):
@@ -245,7 +246,7 @@ class _Run:
             self.trial.check_mesh(mesh, self.task.part)
         known = self.task.material.calibration
         refinement = choose_refinement(mesh.num_planes, mesh.spacing[2], known.group_thickness, known.fewest_groups)
-        simulation = BuildSimulation(mesh, self.task.material, refinement=refinement)
+        simulation = BuildSimulation(mesh, self.task.material, refinement=refinement, device=self.task.device)
         writer = ResultWriter(self.folder, self.names, simulation, self.task.encoding, self.task.results)
         self._write_setup(writer, surface)
         try:

@@ -9,6 +9,7 @@ CalibrationName = Literal["measured", "netfabb"]
 Naming = Literal["batch", "interactive"]
 DrawName = Literal["published", "balanced"]
 Results = Literal["whole", "lean"]
+DeviceName = Literal["cpu", "cuda"]
 
 POINT_LIMITS: Final = (50, 200_000)
 """Least and largest number of points that `--points` may ask for."""

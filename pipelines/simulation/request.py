@@ -15,7 +15,7 @@ from lpbf_data.geometry.surface_files import load_bodies
 from lpbf_data.geometry.surface_formats import MILLIMETRES, SURFACE_SUFFIXES, Units, cad_advice
 from lpbf_data.remarks import Remark, merge_remarks
 from pipelines.simulation.case_task import KnownPart, SurfacePart
-from pipelines.simulation.choices import POINT_LIMITS, DrawName, EncodingName, Naming, Results
+from pipelines.simulation.choices import POINT_LIMITS, DeviceName, DrawName, EncodingName, Naming, Results
 from pipelines.simulation.materials.material import Material
 from pipelines.simulation.materials.material_files import choose_material, material_values
 from pipelines.simulation.parts.corpus import PartPlan, plan_corpus
@@ -50,6 +50,7 @@ class SimulationOptions:
         parts_of: Folder of an earlier simulation, whose accepted parts are meshed with other numbers of points.
         results: All result files, or those alone that a data set is built from.
         part: Parts that are known by name, to simulate instead of drawn ones.
+        device: Where factors of the stiffness are worked on.
     """
 
     cases: int = 24
@@ -68,6 +69,7 @@ class SimulationOptions:
     parts_of: str | None = None
     results: Results = "whole"
     part: tuple[str, ...] = ()
+    device: DeviceName = "cpu"
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,14 @@ class SimulationRequest:
         content["families"] = [] if self.surface_digests else list(self.options.families)
         del content["cases"]
         content["parts_of"] = None if self.accepted is None else dict(self.accepted)  # not where they lie
-        for name, before in (("units", None), ("part", ()), ("draw", None), ("parts_of", None), ("results", "whole")):
+        for name, before in (
+            ("units", None),
+            ("part", ()),
+            ("draw", None),
+            ("parts_of", None),
+            ("results", "whole"),
+            ("device", "cpu"),
+        ):
             if content[name] == before:
                 del content[name]  # folders of earlier versions had no such option
         return content
@@ -119,6 +128,7 @@ def check_request(out: str, options: SimulationOptions) -> SimulationRequest:
     """
     _check_numbers(options)
     _check_draw(options)
+    _check_device(options.device)
     material = choose_material(options.material, options.calibration)
     known = ", ".join(FAMILIES)
     if unknown := sorted(set(options.families) - set(FAMILIES)):
@@ -151,6 +161,15 @@ def _check_numbers(options: SimulationOptions) -> None:
         raise UsageError(f"--points must be {POINT_LIMITS[0]} to {POINT_LIMITS[1]:,}, not {options.points}")
     if not (math.isfinite(options.failure_rate) and 0 <= options.failure_rate <= 1):
         raise UsageError(f"--failure_rate must be 0 to 1, not {options.failure_rate}")
+
+
+def _check_device(device: DeviceName) -> None:
+    if device == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError("--device cuda: PyTorch finds no GPU of NVIDIA here; simulate with --device cpu")
 
 
 def _check_draw(options: SimulationOptions) -> None:

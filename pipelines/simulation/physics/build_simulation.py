@@ -22,6 +22,7 @@ from pipelines.simulation.materials.inherent_strain import cell_strains
 from pipelines.simulation.materials.material import Material, Process
 from pipelines.simulation.physics.base_constraint import ElasticPlate, kept_by_cut
 from pipelines.simulation.physics.blade_pass import RecoaterPass, clearance_percent, pass_over
+from pipelines.simulation.physics.dense_blocks import blocks_on
 from pipelines.simulation.physics.layers import COOLING, LayerGroup, plan_layers
 from pipelines.simulation.physics.mechanics import MechanicalState, Mechanics
 from pipelines.simulation.physics.moved_elements import elements_of
@@ -70,12 +71,19 @@ class BuildSimulation:
         material: Its material.
         process: Process parameters; those of the material by default.
         refinement: A group of layers holds 2^refinement planes of cells.
+        device: Where equations are solved: `cpu`, or a device of PyTorch such as `cuda`.
     """
 
     def __init__(
-        self, mesh: VoxelMesh, material: Material, process: Process | None = None, *, refinement: int = 0
+        self,
+        mesh: VoxelMesh,
+        material: Material,
+        process: Process | None = None,
+        *,
+        refinement: int = 0,
+        device: str = "cpu",
     ) -> None:
-        self.mesh, self.material = mesh, material
+        self.mesh, self.material, self.device = mesh, material, device
         self.process = material.process if process is None else process
         self.refinement = refinement
         self.groups = plan_layers(mesh, self.process, refinement)
@@ -110,7 +118,7 @@ class BuildSimulation:
             SolverError: If a temperature or a displacement isn't found.
         """
         self.passes.clear()
-        self.temperatures = temperature_history(self.mesh, self.groups, self.material, self.process)
+        self.temperatures = temperature_history(self.mesh, self.groups, self.material, self.process, self.device)
         calibration = self.material.calibration
         mechanics = Mechanics(
             self.mesh,
@@ -119,6 +127,7 @@ class BuildSimulation:
             tuple(group.end_plane for group in self.groups),
             self.plate,
             at_once=calibration.at_once,
+            blocks=blocks_on(self.device),
         )
         for group, heat in zip(self.groups, self.temperatures, strict=True):
             yield from self._build_group(mechanics, group, heat)

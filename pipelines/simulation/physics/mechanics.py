@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.physics.base_constraint import ElasticPlate, clamped, cut_free
+from pipelines.simulation.physics.dense_blocks import HOST, Blocks
 from pipelines.simulation.physics.elements import ElasticElement
 from pipelines.simulation.physics.equations import BaseConstraint, Stiffness, plane_starts
 from pipelines.simulation.physics.floating_pieces import free_motions, rigid_body_modes
@@ -80,6 +81,7 @@ class Mechanics:
         layer_ends: For each group of layers, the plane of cells above it.
         plate: The block of plate below it; clamped without one.
         at_once: Whether a group shrinks at once, as NetFabb's do, instead of layer by layer.
+        blocks: Where dense blocks of the stiffness lie and are worked on.
     """
 
     def __init__(
@@ -91,7 +93,9 @@ class Mechanics:
         plate: ElasticPlate | None = None,
         *,
         at_once: bool = False,
+        blocks: Blocks = HOST,
     ) -> None:
+        self._blocks = blocks
         self._mesh, self._element, self._inherent, self._plate = mesh, element, inherent, plate
         self._layer_ends, self._at_once = layer_ends, at_once
         self._planes_of_a_group = int(np.diff((0, *layer_ends)).max())
@@ -102,7 +106,7 @@ class Mechanics:
         self._base_moved = np.zeros((self._constraint.size, 3))
         self._plate_free = np.zeros((0 if plate is None else plate.block.num_points, 3))
         self._stiffness: Stiffness = make_stiffness(
-            mesh, element.stiffness, self._constraint, len(layer_ends), halves=not at_once
+            mesh, element.stiffness, self._constraint, len(layer_ends), halves=not at_once, blocks=blocks
         )
         self._displacement = np.zeros((mesh.num_points, 3))
         self._rise = np.zeros(mesh.num_points)
@@ -236,7 +240,7 @@ class Mechanics:
         """
         self._constraint, self._plate = cut_free(self._mesh, held), None
         self._base_moved = np.zeros((self._constraint.size, 3))
-        self._stiffness = make_stiffness(self._mesh, self._element.stiffness, self._constraint, 1)
+        self._stiffness = make_stiffness(self._mesh, self._element.stiffness, self._constraint, 1, blocks=self._blocks)
         self._stiffness.extend(self._layer_ends[self._layers - 1])
         if kept is not None and kept.min() < 1.0:
             self._soften(np.where(self._on_held(held), 1.0, kept[: self.num_cells])[:, None])

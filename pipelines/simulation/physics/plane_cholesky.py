@@ -13,11 +13,11 @@ from typing import Any, Final
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
+from pipelines.simulation.physics.dense_blocks import HOST, Array, Blocks, Carried, Factor
 from pipelines.simulation.physics.equations import BaseConstraint, plane_starts, spring_of
-from pipelines.simulation.physics.iterations import Preconditioning, SolverError, conjugate_gradients
+from pipelines.simulation.physics.iterations import Preconditioning, conjugate_gradients
 
 _LEAST_MOVE: Final = 1e-8
 """mm; iterations of two levels cost little, so they go on until no forces are left to balance afterwards."""
@@ -30,26 +30,22 @@ def _dofs(nodes: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class _GrownPlane:
-    """A plane of cells, and what the nodes below it felt before it was there.
+class _CellPlane:
+    """Stiffness of a plane of cells.
 
     Attributes:
-        below: Stiffness of its lower nodes without it, [l, l].
-        lower: What it adds to them, sparse, [l, l].
-        upper: Its stiffness at its upper nodes, sparse, [u, u].
+        lower: At its lower nodes, sparse, [l, l].
+        upper: At its upper nodes, sparse, [u, u].
         coupling: Between upper and lower nodes, sparse, [u, l].
     """
 
-    below: NDArray[np.float64]
     lower: sp.csr_matrix
     upper: sp.csr_matrix
     coupling: sp.csr_matrix
 
-    def push_halved(self, moved: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Forces on its nodes, [l + u], when it has half of its stiffness, from their displacements."""
-        low, high = np.split(moved, [len(self.below)])
-        pushed = self.below @ low + 0.5 * (self.lower @ low + self.coupling.T @ high)
-        return np.concatenate([pushed, 0.5 * (self.coupling @ low + self.upper @ high)])
+    def push(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+        """Forces on its lower and its upper nodes from their displacements."""
+        return self.lower @ low + self.coupling.T @ high, self.coupling @ low + self.upper @ high
 
 
 class PlaneCholesky:
@@ -62,6 +58,7 @@ class PlaneCholesky:
         springs: What ties nodes above the lowest plane to where they are, N/mm along each axis, [n, 3]; nothing by
             default.
         halves: Whether `approximate_halved` will be asked for the planes of the last extension; what it needs is kept.
+        blocks: Where the dense blocks lie and are worked on.
     """
 
     def __init__(
@@ -72,55 +69,56 @@ class PlaneCholesky:
         springs: NDArray[np.float64] | None = None,
         *,
         halves: bool = False,
+        blocks: Blocks = HOST,
     ) -> None:
-        self._mesh, self._stiffness, self._halves = mesh, stiffness, halves
+        self._mesh, self._stiffness, self._halves, self._at = mesh, stiffness, halves, blocks
         self._nodes = plane_starts(mesh.point_levels)
         self._cells = plane_starts(mesh.indices[:, 2])
         self._springs = np.full((mesh.num_points, 3), spring_of(stiffness))
         if springs is not None:
             self._springs += springs
         self._ends = 3 * np.concatenate([[0], self._nodes[1:] - self._nodes[1] + constraint.size])
-        self._ties = np.full((constraint.size, 3), spring_of(stiffness))  # as in what is factored, unknowns first
-        self._ties = np.concatenate([self._ties, self._springs[self._nodes[1] :]])
         self._weights = sp.kron(constraint.weights, sp.eye(3), format="csr")
-        self._factors: list[NDArray[np.float64]] = []
-        self._couplings: list[NDArray[np.float64]] = []
-        self._open = np.diag(self._ties[: constraint.size].ravel())
+        self._factors: list[Factor] = []
+        self._couplings: list[Carried] = []
+        self._planes: list[_CellPlane] = []
+        self._resisted = constraint.stiffness
+        base = np.diag(np.full(3 * constraint.size, spring_of(stiffness)))
         if constraint.stiffness is not None:
-            self._open += constraint.stiffness
-        self._top: NDArray[np.float64] = np.empty((0, 0))
-        self._grown: dict[int, _GrownPlane] = {}  # of the last extension
+            base += constraint.stiffness
+        self._open: Array = blocks.array(base)
+        self._top: Factor
+        # Of the last extension: what lower nodes of a plane felt before it was there, and factors of that.
+        self._before: dict[int, Array] = {}
+        self._tops: dict[int, Factor] = {}
         self.known: Preconditioning | None = None
 
     @property
     def top_stiffness(self) -> NDArray[np.float64]:
         """What the nodes of the uppermost plane feel when all below them are in equilibrium."""
-        return self._open
+        return self._at.host(self._open)
 
     def extend(self, cell_planes: int) -> None:
-        self._grown.clear()
-        try:
-            for plane in range(len(self._factors), cell_planes):
-                self._eliminate(plane)
-            self._top = self._factor_of(self._open)
-        except LinAlgError as error:
-            raise SolverError(f"the stiffness can't be factored ({error})") from error
+        self._before.clear()
+        self._tops.clear()
+        for plane in range(len(self._factors), cell_planes):
+            self._eliminate(plane)
+        self._top = self._at.factor(self._open + 0.0)
 
     def _eliminate(self, plane: int) -> None:
         """Factor a plane of nodes and carry it over to the one above."""
-        lower, upper, coupling = self._blocks(plane)
+        grown = self._cell_plane(plane)
         if self._halves:
-            self._grown[plane] = _GrownPlane(self._open, lower, upper, coupling)
-        factor = cholesky(self._open + lower.toarray(), lower=True, overwrite_a=True, check_finite=False)
-        carried = solve_triangular(factor, coupling.toarray().T, lower=True, overwrite_b=True, check_finite=False)
+            self._before[plane] = self._open
+        factor = self._at.factor(self._open + self._at.dense(grown.lower))
+        carried = factor.carry(grown.coupling)
+        self._planes.append(grown)
         self._factors.append(factor)
         self._couplings.append(carried)
-        self._open = upper.toarray() - carried.T @ carried
         tied = self._springs[self._nodes[plane + 1] : self._nodes[plane + 2]]
-        self._open[np.diag_indices_from(self._open)] += tied.ravel()
+        self._open = self._at.dense(grown.upper + sp.diags(tied.ravel())) - carried.taken()
 
-    def _blocks(self, plane: int) -> tuple[sp.csr_matrix, sp.csr_matrix, sp.csr_matrix]:
-        """Stiffness of a plane of cells: lower nodes, upper nodes, upper with lower."""
+    def _cell_plane(self, plane: int) -> _CellPlane:
         cells = self._mesh.cells[self._cells[plane] : self._cells[plane + 1]]
         dofs = _dofs(cells - self._nodes[plane])
         size, lower = (3 * int(self._nodes[plane + k] - self._nodes[plane]) for k in (2, 1))
@@ -133,81 +131,88 @@ class PlaneCholesky:
         below, coupling = matrix[:lower, :lower], matrix[lower:, :lower]
         if plane == 0:
             below, coupling = self._weights.T @ below @ self._weights, coupling @ self._weights
-        return below, matrix[lower:, lower:], coupling
+        return _CellPlane(below.tocsr(), matrix[lower:, lower:], coupling.tocsr())
 
     def push(self, moved: NDArray[np.float64]) -> NDArray[np.float64]:
-        # L (L' u): each level's part of L' u, then of L times that.
-        flat, factors = moved.ravel(), [*self._factors, self._top]
-        levels = [flat[start:end] for start, end in itertools.pairwise(self._ends[: len(factors) + 1])]
-        parts = [factor.T @ own for factor, own in zip(factors, levels, strict=True)]
-        for level, carried in enumerate(self._couplings):
-            parts[level] += carried @ levels[level + 1]
-        pushed = [factor @ part for factor, part in zip(factors, parts, strict=True)]
-        for level, carried in enumerate(self._couplings):
-            pushed[level + 1] += carried.T @ parts[level]
-        return np.concatenate(pushed).reshape(-1, 3) - self._ties[: len(moved)] * moved
+        pushed = np.zeros(moved.size)
+        levels, forces = (self._levels_of(numbers.ravel()) for numbers in (moved, pushed))
+        if self._resisted is not None:
+            forces[0] += self._resisted @ levels[0]
+        for level, plane in enumerate(self._planes):
+            low, high = plane.push(levels[level], levels[level + 1])
+            forces[level] += low
+            forces[level + 1] += high
+        return pushed.reshape(-1, 3)
 
     def solve(self, forces: NDArray[np.float64], goal: float = 0.0) -> NDArray[np.float64]:  # noqa: ARG002 (exact)
         return self.approximate(forces)
 
     def approximate(self, forces: NDArray[np.float64]) -> NDArray[np.float64]:
-        factors, wanted = [*self._factors, self._top], forces.ravel()
-        parts = self._eliminated(wanted, len(factors) - 1)
-        parts.append(_solve_transposed(factors[-1], _solve(factors[-1], self._left(wanted, parts))))
-        return self._completed(parts).reshape(-1, 3)
+        wanted = self._levels(forces)
+        parts = self._eliminated(wanted, len(self._factors))
+        parts.append(self._top.solve_transposed(self._top.solve(self._left(wanted, parts))))
+        return self._at.host(self._at.joined(self._completed(parts))).reshape(-1, 3)
 
     def approximate_halved(self, forces: NDArray[np.float64], plane: int) -> NDArray[np.float64]:
         # Exact but for the springs. Nodes above the plane, on which nothing pulls, stay where they are.
-        wanted = forces.ravel()
+        wanted = self._levels(forces)
         parts = self._eliminated(wanted, plane)
-        right = np.concatenate([self._left(wanted, parts), wanted[self._ends[plane + 1] : self._ends[plane + 2]]])
-        factor, carried = self._factors[plane], self._couplings[plane]
-        top = self._top if plane + 1 == len(self._factors) else self._factor_of(self._grown[plane + 1].below)
+        factor, carried, top = self._factors[plane], self._couplings[plane], self._top_of(plane)
+        before, halved = self._before[plane], self._planes[plane]
+        low = self._at.host(self._left(wanted, parts))
+        size = len(low)
+
+        def apply(moved: NDArray[np.float64]) -> NDArray[np.float64]:
+            pushed = 0.5 * np.concatenate(halved.push(moved[:size], moved[size:]))
+            pushed[:size] += self._at.host(before @ self._at.array(moved[:size]))
+            return pushed
 
         def approximate(rest: NDArray[np.float64]) -> NDArray[np.float64]:
-            low = _solve(factor, rest[: len(factor)])
-            high = _solve_transposed(top, _solve(top, rest[len(factor) :] - carried.T @ low))
-            return np.concatenate([_solve_transposed(factor, low - carried @ high), high])
+            low = factor.solve(self._at.array(rest[:size]))
+            high = top.solve_transposed(top.solve(self._at.array(rest[size:]) - carried.times_transposed(low)))
+            return self._at.host(self._at.joined([factor.solve_transposed(low - carried.times(high)), high]))
 
-        moved = conjugate_gradients(self._grown[plane].push_halved, approximate, right, 0.0, _LEAST_MOVE)
-        low, high = np.split(moved, [len(factor)])
-        found = np.zeros_like(wanted)
-        found[: self._ends[plane + 1]] = self._completed([*parts, low])
-        found[self._ends[plane + 1] : self._ends[plane + 2]] = high
+        high = forces.ravel()[self._ends[plane + 1] : self._ends[plane + 2]]
+        moved = conjugate_gradients(apply, approximate, np.concatenate([low, high]), 0.0, _LEAST_MOVE)
+        completed = self._completed([*parts, self._at.array(moved[:size])])
+        found = np.zeros(forces.size)
+        found[: self._ends[plane + 1]] = self._at.host(self._at.joined(completed))
+        found[self._ends[plane + 1] : self._ends[plane + 2]] = moved[size:]
         return found.reshape(-1, 3)
 
-    def _factor_of(self, stiffness: NDArray[np.float64]) -> NDArray[np.float64]:
-        try:
-            factor: NDArray[np.float64] = cholesky(stiffness, lower=True, check_finite=False)
-        except LinAlgError as error:
-            raise SolverError(f"the stiffness can't be factored ({error})") from error
-        return factor
+    def _top_of(self, plane: int) -> Factor:
+        """Factor of what the upper nodes of a plane of cells feel when none is above it."""
+        if plane + 1 == len(self._factors):
+            return self._top
+        if plane not in self._tops:
+            self._tops[plane] = self._at.factor(self._before[plane + 1] + 0.0)
+        return self._tops[plane]
 
-    def _eliminated(self, wanted: NDArray[np.float64], levels: int) -> list[NDArray[np.float64]]:
+    def _levels_of(self, numbers: Array) -> list[Array]:
+        """Numbers of the unknowns and the nodes above, flat, level by level."""
+        ends = self._ends[: len(self._factors) + 2]
+        return [numbers[start:end] for start, end in itertools.pairwise(ends)]
+
+    def _levels(self, numbers: NDArray[np.float64]) -> list[Array]:
+        """The same where they are worked on, from [q + above, 3]."""
+        return self._levels_of(self._at.array(numbers.ravel()))
+
+    def _eliminated(self, wanted: list[Array], levels: int) -> list[Array]:
         """Forward substitution on the lowest levels of nodes."""
-        parts: list[NDArray[np.float64]] = []
+        parts: list[Array] = []
         for level in range(levels):
-            parts.append(_solve(self._factors[level], self._left(wanted, parts)))
+            parts.append(self._factors[level].solve(self._left(wanted, parts)))
         return parts
 
-    def _left(self, wanted: NDArray[np.float64], parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    def _left(self, wanted: list[Array], parts: list[Array]) -> Array:
         """Forces on the level above those that are eliminated."""
         level = len(parts)
-        right = wanted[self._ends[level] : self._ends[level + 1]]
-        return right - self._couplings[level - 1].T @ parts[-1] if level else right
+        return wanted[level] - self._couplings[level - 1].times_transposed(parts[-1]) if level else wanted[level]
 
-    def _completed(self, parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    def _completed(self, parts: list[Array]) -> list[Array]:
         """Backward substitution: displacements of all levels, from the uppermost's and what is eliminated below it."""
         found = [parts[-1]]
         for level in reversed(range(len(parts) - 1)):
-            right = parts[level] - self._couplings[level] @ found[-1]
-            found.append(_solve_transposed(self._factors[level], right))
-        return np.concatenate(found[::-1])
-
-
-def _solve(factor: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(solve_triangular(factor, right, lower=True, check_finite=False))
-
-
-def _solve_transposed(factor: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(solve_triangular(factor, right, lower=True, trans=1, check_finite=False))
+            right = parts[level] - self._couplings[level].times(found[-1])
+            found.append(self._factors[level].solve_transposed(right))
+        return found[::-1]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -24,6 +25,7 @@ from scipy.sparse.linalg import cg
 from lpbf_data.geometry.hexahedra import HEX8_FACES
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.materials.material import Material, Process
+from pipelines.simulation.physics.dense_blocks import sparse_tensor
 from pipelines.simulation.physics.elements import thermal_element
 from pipelines.simulation.physics.equations import plane_starts
 from pipelines.simulation.physics.iterations import SolverError
@@ -34,6 +36,7 @@ PLATE_LEVELS: Final = (-25.0, -12.5, -6.25, -3.125, 0.0)
 
 _STEPS: Final = 1  # a group of layers
 _TOLERANCE: Final = 1e-9
+_UNWATCHED: Final = 10  # iterations on a device between two looks at what is left
 _NEIGHBOURS: Final = np.array([[0, 0, -1], [0, 0, 1], [0, -1, 0], [1, 0, 0], [0, 1, 0], [-1, 0, 0]])
 """Steps in the grid through the faces of `HEX8_FACES`."""
 
@@ -64,10 +67,12 @@ class Heat:
         mesh: The whole part.
         material: Material of part and plate.
         process: Process parameters.
+        device: Where temperatures are solved for: `cpu`, or a device of PyTorch such as `cuda`.
     """
 
-    def __init__(self, mesh: VoxelMesh, material: Material, process: Process) -> None:
+    def __init__(self, mesh: VoxelMesh, material: Material, process: Process, device: str = "cpu") -> None:
         self._mesh, self._material, self._process = mesh, material, process
+        self._solve = _solve if device == "cpu" else partial(_solve_on, device)
         self._element = thermal_element(mesh.spacing)
         self._cells_at = plane_starts(mesh.indices[:, 2])
         self._nodes_at = plane_starts(mesh.point_levels)
@@ -112,7 +117,7 @@ class Heat:
         matrix = (conduction + sp.diags(heat_capacity / step + convection)).tocsr()
         for _ in range(_STEPS):
             right = heat_capacity / step * self._temperature + convection * self._process.ambient + source
-            self._temperature = _solve(matrix, right, self._temperature)
+            self._temperature = self._solve(matrix, right, self._temperature)
             lost += step * float(convection @ (self._temperature - self._process.ambient))
         stored = float(heat_capacity @ (self._temperature - start))
         nodes = self._temperature[self._unknown[: self._nodes_at[group.end_plane + 1]]]
@@ -176,8 +181,38 @@ def _solve(matrix: sp.csr_matrix, right: NDArray[np.float64], guess: NDArray[np.
     return np.asarray(solution)
 
 
+def _solve_on(
+    device: str, matrix: sp.csr_matrix, right: NDArray[np.float64], guess: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The same by PyTorch; the device isn't waited for in every iteration."""
+    import torch
+
+    def there(numbers: NDArray[np.float64]) -> torch.Tensor:
+        return torch.from_numpy(numbers).to(device)
+
+    whole = sparse_tensor(matrix, torch.device(device))
+    wanted, found, scaling = there(right), there(guess), there(1 / matrix.diagonal())
+    rest = wanted - whole @ found
+    direction = scaled = scaling * rest
+    size, goal = rest @ scaled, (_TOLERANCE * torch.linalg.vector_norm(wanted)) ** 2
+    for turn in range(20 * len(right) + 100):
+        if turn % _UNWATCHED == 0 and not bool(rest @ rest > goal):
+            break
+        pushed = whole @ direction
+        step = size / (direction @ pushed)
+        found = found + step * direction
+        rest = rest - step * pushed
+        scaled = scaling * rest
+        size, before = rest @ scaled, size
+        direction = scaled + size / before * direction
+    solution = np.asarray(found.cpu().numpy())
+    if not np.linalg.norm(right - matrix @ solution) <= 10 * _TOLERANCE * np.linalg.norm(right):
+        raise SolverError("the temperatures did not converge")
+    return solution
+
+
 def temperature_history(
-    mesh: VoxelMesh, groups: Sequence[LayerGroup], material: Material, process: Process
+    mesh: VoxelMesh, groups: Sequence[LayerGroup], material: Material, process: Process, device: str = "cpu"
 ) -> tuple[LayerTemperature, ...]:
     """Temperatures at the end of every group of layers.
 
@@ -186,9 +221,10 @@ def temperature_history(
         groups: Its groups of layers.
         material: Material of part and plate.
         process: Process parameters.
+        device: Where temperatures are solved for: `cpu`, or a device of PyTorch such as `cuda`.
 
     Raises:
         SolverError: If a temperature isn't found.
     """
-    heat = Heat(mesh, material, process)
+    heat = Heat(mesh, material, process, device)
     return tuple(heat.build(group) for group in groups)

@@ -1,0 +1,257 @@
+"""Dense blocks of a factor in double precision: by LAPACK on a processor core, or by PyTorch on a GPU.
+
+On a GPU a triangular system of one right-hand side would wait for one row after the other; the inverse of a factor,
+made once, takes a product instead. What that loses is lost again in the corrections of the iterations around it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from scipy.linalg import LinAlgError, cholesky, solve_triangular
+
+from pipelines.simulation.physics.iterations import SolverError
+
+if TYPE_CHECKING:
+    import torch
+
+Array = Any
+"""Numbers where they are worked on: NumPy's or PyTorch's arrays, of float64."""
+
+
+class Factor(Protocol):
+    """A lower triangular matrix L of a positive definite one, L L'."""
+
+    def solve(self, right: Array) -> Array:
+        """L⁻¹ times numbers, [n]."""
+        ...
+
+    def solve_transposed(self, right: Array) -> Array:
+        """L'⁻¹ times numbers, [n]."""
+        ...
+
+    def carry(self, coupling: sp.csr_matrix) -> Carried:
+        """L⁻¹ C', [n, m], of a coupling C, [m, n]."""
+        ...
+
+
+class Carried(Protocol):
+    """What a level of nodes hands on to the one above, L⁻¹ C', [n, m]."""
+
+    def times(self, numbers: Array) -> Array:
+        """It times numbers of the level above, [m]."""
+        ...
+
+    def times_transposed(self, numbers: Array) -> Array:
+        """Its transpose times numbers of the level, [n]."""
+        ...
+
+    def taken(self) -> Array:
+        """Its transpose times itself, [m, m]: what the level above loses of its stiffness. Asked for once, at first."""
+        ...
+
+
+class Blocks(Protocol):
+    """Where dense blocks lie and are worked on."""
+
+    bytes_a_level: float
+    """For each number of a level's matrix."""
+    bytes_between: float
+    """For each number of a matrix between two levels."""
+
+    def array(self, numbers: NDArray[np.float64]) -> Array:
+        """Numbers brought there."""
+        ...
+
+    def dense(self, matrix: sp.csr_matrix) -> Array:
+        """A sparse matrix, brought there in full."""
+        ...
+
+    def host(self, numbers: Array) -> NDArray[np.float64]:
+        """Numbers brought back."""
+        ...
+
+    def joined(self, parts: list[Array]) -> Array:
+        """Parts one behind the other."""
+        ...
+
+    def factor(self, matrix: Array) -> Factor:
+        """The factor of a positive definite matrix, which may be overwritten.
+
+        Raises:
+            SolverError: If it isn't positive definite.
+        """
+        ...
+
+
+def _not_factored(error: object) -> SolverError:
+    return SolverError(f"the stiffness can't be factored ({error})")
+
+
+class _HostFactor:
+    def __init__(self, lower: NDArray[np.float64]) -> None:
+        self._lower = lower
+
+    def solve(self, right: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(solve_triangular(self._lower, right, lower=True, check_finite=False))
+
+    def solve_transposed(self, right: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(solve_triangular(self._lower, right, lower=True, trans=1, check_finite=False))
+
+    def carry(self, coupling: sp.csr_matrix) -> Carried:
+        whole = coupling.toarray().T
+        return _HostCarried(solve_triangular(self._lower, whole, lower=True, overwrite_b=True, check_finite=False))
+
+
+class _HostCarried:
+    def __init__(self, matrix: NDArray[np.float64]) -> None:
+        self._matrix = matrix
+
+    def times(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self._matrix @ numbers
+
+    def times_transposed(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self._matrix.T @ numbers
+
+    def taken(self) -> NDArray[np.float64]:
+        return self._matrix.T @ self._matrix
+
+
+class _HostBlocks:
+    """Blocks in this machine's memory."""
+
+    bytes_a_level, bytes_between = 8.0, 8.0
+
+    def array(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        return numbers
+
+    def dense(self, matrix: sp.csr_matrix) -> NDArray[np.float64]:
+        return np.asarray(matrix.toarray())
+
+    def host(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        return numbers
+
+    def joined(self, parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+        return np.concatenate(parts)
+
+    def factor(self, matrix: NDArray[np.float64]) -> Factor:
+        try:
+            return _HostFactor(cholesky(matrix, lower=True, overwrite_a=True, check_finite=False))
+        except LinAlgError as error:
+            raise _not_factored(error) from error
+
+
+class _TorchFactor:
+    def __init__(self, lower: torch.Tensor) -> None:
+        import torch
+
+        unit = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+        self._inverse = torch.linalg.solve_triangular(lower, unit, upper=False)
+
+    def solve(self, right: torch.Tensor) -> Array:
+        return self._inverse @ right
+
+    def solve_transposed(self, right: torch.Tensor) -> Array:
+        return self._inverse.T @ right
+
+    def carry(self, coupling: sp.csr_matrix) -> Carried:
+        return _TorchCarried(self._inverse, coupling)
+
+
+class _TorchCarried:
+    """Kept as its two factors: the inverse is there anyway, and the coupling is sparse."""
+
+    def __init__(self, inverse: torch.Tensor, coupling: sp.csr_matrix) -> None:
+        self._inverse, self._coupling = inverse, coupling
+        self._up, self._down = (sparse_tensor(one, inverse.device) for one in (coupling, coupling.T.tocsr()))
+
+    def times(self, numbers: torch.Tensor) -> Array:
+        return self._inverse @ (self._down @ numbers)
+
+    def times_transposed(self, numbers: torch.Tensor) -> Array:
+        return self._up @ (self._inverse.T @ numbers)
+
+    def taken(self) -> Array:
+        whole = self._inverse @ _dense_tensor(self._coupling, self._inverse.device).T
+        return whole.T @ whole
+
+
+class _TorchBlocks:
+    """Blocks on a device of PyTorch.
+
+    Args:
+        device: Its name, such as `cuda`.
+    """
+
+    bytes_a_level, bytes_between = 8.0, 0.0
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._device = torch.device(device)
+
+    def array(self, numbers: NDArray[np.float64]) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(numbers)).to(self._device)
+
+    def dense(self, matrix: sp.csr_matrix) -> torch.Tensor:
+        return _dense_tensor(matrix, self._device)
+
+    def host(self, numbers: torch.Tensor) -> NDArray[np.float64]:
+        return np.asarray(numbers.cpu().numpy())
+
+    def joined(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        import torch
+
+        return torch.cat(parts)
+
+    def factor(self, matrix: torch.Tensor) -> Factor:
+        import torch
+
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+        if row := int(failed):
+            raise _not_factored(f"row {row} of {len(matrix)} leaves nothing positive")
+        return _TorchFactor(lower)
+
+
+def _dense_tensor(matrix: sp.csr_matrix, device: torch.device) -> torch.Tensor:
+    """A sparse matrix in full; its numbers travel, not its zeros."""
+    import torch
+
+    entries = matrix.tocoo()
+    whole = torch.zeros(matrix.shape, dtype=torch.float64, device=device)
+    places = torch.from_numpy(entries.row.astype(np.int64) * matrix.shape[1] + entries.col).to(device)
+    whole.view(-1).index_add_(0, places, torch.from_numpy(entries.data).to(device))
+    return whole
+
+
+def sparse_tensor(matrix: sp.csr_matrix, device: torch.device) -> torch.Tensor:
+    """A sparse matrix on a device.
+
+    Args:
+        matrix: The matrix.
+        device: The device.
+    """
+    import torch
+
+    rows, columns, values = (torch.from_numpy(one).to(device) for one in (matrix.indptr, matrix.indices, matrix.data))
+    with warnings.catch_warnings():  # PyTorch calls its sparse matrices a beta version
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.sparse_csr_tensor(rows, columns, values, size=matrix.shape)
+
+
+HOST: Final[Blocks] = _HostBlocks()
+
+
+def blocks_on(device: str) -> Blocks:
+    """Where dense blocks are worked on.
+
+    Args:
+        device: `cpu` for this processor, else a device of PyTorch, such as `cuda`.
+    """
+    return HOST if device == "cpu" else _TorchBlocks(device)
