@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from filelock import FileLock
 
@@ -25,10 +26,11 @@ from pipelines.build import build
 from pipelines.building.engine import SERIAL, Resources
 from pipelines.netfabb.run import NetfabbRun
 from pipelines.simulate import run_simulation, simulate
+from pipelines.simulation.materials.material import MATERIALS
 from pipelines.simulation.parts.outcomes import CaseOutcome
 from pipelines.simulation.physics import iterations
 from pipelines.simulation.physics import stiffness as stiffness_module
-from pipelines.simulation.request import SimulationOptions, check_request
+from pipelines.simulation.request import SimulationOptions, SimulationRequest, check_request
 from pipelines.simulation.results.archives import plan_archives
 from pipelines.simulation.results.failures import FailureKind, plan_failure
 from pipelines.sources.case_files import open_case
@@ -347,6 +349,20 @@ def test_impossible_options_are_refused(tmp_path: Path, change: dict[str, object
     with pytest.raises(UsageError, match=words):
         check_request(str(tmp_path / "out"), options(**change))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="PyTorch finds no GPU of NVIDIA here"):
+        check_request(str(tmp_path / "out"), options(device="cuda"))
+
+
+def test_where_it_is_solved_is_part_of_what_a_folder_was_simulated_with() -> None:
+    plain, there = (
+        SimulationRequest(Path("out"), options(device=name), MATERIALS["Ti64"], (), {}).configuration
+        for name in ("cpu", "cuda")
+    )
+    assert there == plain | {"device": "cuda"} != plain
 
 
 def test_two_surfaces_of_one_name_are_refused(tmp_path: Path) -> None:

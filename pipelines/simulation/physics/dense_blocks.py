@@ -7,6 +7,8 @@ made once, takes a product instead. What that loses is lost again in the correct
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -145,6 +147,21 @@ class _HostBlocks:
             raise _not_factored(error) from error
 
 
+def _in_memory(method: Callable[..., Array]) -> Callable[..., Array]:
+    """What a device's memory is too small for ends the build with a sentence."""
+
+    @wraps(method)
+    def tried(*arguments: Any) -> Array:
+        import torch
+
+        try:
+            return method(*arguments)
+        except torch.OutOfMemoryError as error:
+            raise SolverError("the GPU's memory is used up; simulate with fewer --workers, or --device cpu") from error
+
+    return tried
+
+
 class _TorchFactor:
     def __init__(self, lower: torch.Tensor) -> None:
         import torch
@@ -175,6 +192,7 @@ class _TorchCarried:
     def times_transposed(self, numbers: torch.Tensor) -> Array:
         return self._up @ (self._inverse.T @ numbers)
 
+    @_in_memory
     def taken(self) -> Array:
         whole = self._inverse @ _dense_tensor(self._coupling, self._inverse.device).T
         return whole.T @ whole
@@ -199,7 +217,8 @@ class _TorchBlocks:
 
         return torch.from_numpy(np.ascontiguousarray(numbers)).to(self._device)
 
-    def dense(self, matrix: sp.csr_matrix) -> torch.Tensor:
+    @_in_memory
+    def dense(self, matrix: sp.csr_matrix) -> Array:
         return _dense_tensor(matrix, self._device)
 
     def host(self, numbers: torch.Tensor) -> NDArray[np.float64]:
@@ -210,6 +229,7 @@ class _TorchBlocks:
 
         return torch.cat(parts)
 
+    @_in_memory
     def factor(self, matrix: torch.Tensor) -> Factor:
         import torch
 
