@@ -64,6 +64,8 @@ class Blocks(Protocol):
     """For each number of a level's matrix."""
     bytes_between: float
     """For each number of a matrix between two levels."""
+    bytes_meanwhile: float
+    """For each number of the largest level's matrix, while it is factored."""
 
     def array(self, numbers: NDArray[np.float64]) -> Array:
         """Numbers brought there."""
@@ -126,7 +128,7 @@ class _HostCarried:
 class _HostBlocks:
     """Blocks in this machine's memory."""
 
-    bytes_a_level, bytes_between = 8.0, 8.0
+    bytes_a_level, bytes_between, bytes_meanwhile = 8.0, 8.0, 0.0
 
     def array(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
         return numbers
@@ -205,7 +207,7 @@ class _TorchBlocks:
         device: Its name, such as `cuda`.
     """
 
-    bytes_a_level, bytes_between = 8.0, 0.0
+    bytes_a_level, bytes_between, bytes_meanwhile = 8.0, 0.0, 40.0
 
     def __init__(self, device: str) -> None:
         import torch

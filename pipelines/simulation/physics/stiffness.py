@@ -50,6 +50,7 @@ def make_stiffness(
     dense = float((1 / 3 * size**3).sum() + (size[:-1] ** 2 * size[1:] + size[:-1] * size[1:] ** 2).sum())
     multigrid = float(size.sum()) * (layers + 1) / 2 / _MULTIGRID_RATE
     memory = blocks.bytes_a_level * float((size**2).sum()) + blocks.bytes_between * float((size[:-1] * size[1:]).sum())
+    memory += blocks.bytes_meanwhile * float((size**2).max())
     rate, largest = (_DENSE_RATE, _MAX_BLOCKS) if blocks is HOST else (_GPU_RATE, _MAX_GPU_BLOCKS)
     if dense / rate <= multigrid and memory <= largest:
         return PlaneCholesky(mesh, stiffness, constraint, halves=halves, blocks=blocks)
