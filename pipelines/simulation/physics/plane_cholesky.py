@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,10 +17,7 @@ from numpy.typing import NDArray
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.physics.dense_blocks import HOST, Array, Blocks, Carried, Factor
 from pipelines.simulation.physics.equations import BaseConstraint, plane_starts, spring_of
-from pipelines.simulation.physics.iterations import Preconditioning, conjugate_gradients
-
-_LEAST_MOVE: Final = 1e-8
-"""mm; iterations of two levels cost little, so they go on until no forces are left to balance afterwards."""
+from pipelines.simulation.physics.iterations import Preconditioning
 
 
 def _dofs(nodes: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
@@ -46,6 +43,10 @@ class _CellPlane:
     def push(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
         """Forces on its lower and its upper nodes from their displacements."""
         return self.lower @ low + self.coupling.T @ high, self.coupling @ low + self.upper @ high
+
+    def matrices(self) -> tuple[sp.csr_matrix, ...]:
+        """At lower nodes, at upper ones, upper with lower and lower with upper."""
+        return self.lower, self.upper, self.coupling, self.coupling.T.tocsr()
 
 
 class PlaneCholesky:
@@ -158,26 +159,25 @@ class PlaneCholesky:
         wanted = self._levels(forces)
         parts = self._eliminated(wanted, plane)
         factor, carried, top = self._factors[plane], self._couplings[plane], self._top_of(plane)
-        before, halved = self._before[plane], self._planes[plane]
-        low = self._at.host(self._left(wanted, parts))
-        size = len(low)
+        size = int(self._ends[plane + 1] - self._ends[plane])
+        lower, upper, coupling, transposed = (self._at.sparse(one) for one in self._planes[plane].matrices())
+        before = self._before[plane]
 
-        def apply(moved: NDArray[np.float64]) -> NDArray[np.float64]:
-            pushed = 0.5 * np.concatenate(halved.push(moved[:size], moved[size:]))
-            pushed[:size] += self._at.host(before @ self._at.array(moved[:size]))
-            return pushed
+        def apply(moved: Array) -> Array:
+            low, high = moved[:size], moved[size:]
+            pushed = before @ low + 0.5 * (lower @ low + transposed @ high)
+            return self._at.joined([pushed, 0.5 * (coupling @ low + upper @ high)])
 
-        def approximate(rest: NDArray[np.float64]) -> NDArray[np.float64]:
-            low = factor.solve(self._at.array(rest[:size]))
-            high = top.solve_transposed(top.solve(self._at.array(rest[size:]) - carried.times_transposed(low)))
-            return self._at.host(self._at.joined([factor.solve_transposed(low - carried.times(high)), high]))
+        def approximate(rest: Array) -> Array:
+            low = factor.solve(rest[:size])
+            high = top.solve_transposed(top.solve(rest[size:] - carried.times_transposed(low)))
+            return self._at.joined([factor.solve_transposed(low - carried.times(high)), high])
 
-        high = forces.ravel()[self._ends[plane + 1] : self._ends[plane + 2]]
-        moved = conjugate_gradients(apply, approximate, np.concatenate([low, high]), 0.0, _LEAST_MOVE)
-        completed = self._completed([*parts, self._at.array(moved[:size])])
+        right = self._at.joined([self._left(wanted, parts), wanted[plane + 1]])
+        moved = self._at.iterate(apply, approximate, right)
+        completed = [*self._completed([*parts, moved[:size]]), moved[size:]]
         found = np.zeros(forces.size)
-        found[: self._ends[plane + 1]] = self._at.host(self._at.joined(completed))
-        found[self._ends[plane + 1] : self._ends[plane + 2]] = moved[size:]
+        found[: self._ends[plane + 2]] = self._at.host(self._at.joined(completed))
         return found.reshape(-1, 3)
 
     def _top_of(self, plane: int) -> Factor:

@@ -36,7 +36,7 @@ PLATE_LEVELS: Final = (-25.0, -12.5, -6.25, -3.125, 0.0)
 
 _STEPS: Final = 1  # a group of layers
 _TOLERANCE: Final = 1e-9
-_UNWATCHED: Final = 10  # iterations on a device between two looks at what is left
+_UNWATCHED: Final = 50  # iterations on a device between two looks at what is left
 _NEIGHBOURS: Final = np.array([[0, 0, -1], [0, 0, 1], [0, -1, 0], [1, 0, 0], [0, 1, 0], [-1, 0, 0]])
 """Steps in the grid through the faces of `HEX8_FACES`."""
 
@@ -199,12 +199,12 @@ def _solve_on(
         if turn % _UNWATCHED == 0 and not bool(rest @ rest > goal):
             break
         pushed = whole @ direction
-        step = size / (direction @ pushed)
+        step = torch.nan_to_num(size / (direction @ pushed))  # 0 / 0 where nothing is left
         found = found + step * direction
         rest = rest - step * pushed
         scaled = scaling * rest
         size, before = rest @ scaled, size
-        direction = scaled + size / before * direction
+        direction = scaled + torch.nan_to_num(size / before) * direction
     solution = np.asarray(found.cpu().numpy())
     if not np.linalg.norm(right - matrix @ solution) <= 10 * _TOLERANCE * np.linalg.norm(right):
         raise SolverError("the temperatures did not converge")
