@@ -118,6 +118,7 @@ class BuildSimulation:
             SolverError: If a temperature or a displacement isn't found.
         """
         self.passes.clear()
+        blocks = blocks_on(self.device)  # before anything else uses a GPU
         self.temperatures = temperature_history(self.mesh, self.groups, self.material, self.process, self.device)
         calibration = self.material.calibration
         mechanics = Mechanics(
@@ -127,7 +128,7 @@ class BuildSimulation:
             tuple(group.end_plane for group in self.groups),
             self.plate,
             at_once=calibration.at_once,
-            blocks=blocks_on(self.device),
+            blocks=blocks,
         )
         for group, heat in zip(self.groups, self.temperatures, strict=True):
             yield from self._build_group(mechanics, group, heat)
