@@ -18,7 +18,7 @@ from lpbf_data.case.case import Case
 from lpbf_data.case.record import CaseRecord, SourceRef
 from lpbf_data.case.schema import FULL_CLEARANCE
 from lpbf_data.durable import flush_tree
-from lpbf_data.errors import GeometryError
+from lpbf_data.errors import GeometryError, UsageError
 from lpbf_data.geometry.closed_surface import Surface, on_build_plate
 from lpbf_data.geometry.faithful_mesh import mesh_faithfully, remarks_on
 from lpbf_data.geometry.layer_groups import choose_refinement
@@ -254,6 +254,11 @@ class _Run:
         except SolverError as error:
             writer.write_results()
             raise _StoppedError(_SOLVING, f"The solver gave up: {error}") from error
+        except RuntimeError as error:
+            # Not the part's fault, and no outcome of it: the same command goes on with what isn't done.
+            if self.task.device == "cpu" or type(error).__name__ != "OutOfMemoryError":
+                raise
+            raise UsageError("the GPU's memory is used up; run the same command with fewer --workers") from error
         outcome = self._outcome(simulation, last[-1])
         if outcome.origin is not None:
             self.logs["mechanical"] += write_origin(outcome.origin)

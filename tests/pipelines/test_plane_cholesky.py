@@ -104,7 +104,7 @@ def test_a_build_by_pytorch_is_that_by_lapack(device: str, monkeypatch: pytest.M
     monkeypatch.setattr(stiffness_module, "_GPU_RATE", 1e30)
     filled = np.ones((4, 4, 8), dtype=bool)
     filled[:2, :, :4] = False
-    filled[0, 0, 1:3] = True  # hangs on nothing until the fifth plane
+    filled[0, 0, 1:4] = True  # hangs on nothing until the fifth plane
     mesh = mesh_of_mask(filled, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     one, other = (
         list(BuildSimulation(mesh, MATERIALS["Ti64"], refinement=1, device=name).frames()) for name in ("cpu", device)

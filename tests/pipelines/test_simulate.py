@@ -357,6 +357,18 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.
         check_request(str(tmp_path / "out"), options(device="cuda"))
 
 
+def test_a_gpu_whose_memory_is_used_up_leaves_no_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    asked = options(cases=1, device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("pipelines.simulation.physics.build_simulation.BuildSimulation.frames", full)
+    with pytest.raises(UsageError, match="memory is used up; run the same command with fewer --workers"):
+        run_small(tmp_path / "out", asked)
+    assert not list((tmp_path / "out/.simulate").rglob("outcomes/*.json"))
+
+
 def test_where_it_is_solved_is_part_of_what_a_folder_was_simulated_with() -> None:
     plain, there = (
         SimulationRequest(Path("out"), options(device=name), MATERIALS["Ti64"], (), {}).configuration

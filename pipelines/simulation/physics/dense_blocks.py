@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import warnings
 from collections.abc import Callable
-from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -102,8 +101,10 @@ class Blocks(Protocol):
     def iterate(self, apply: Operation, approximate: Operation, right: Array) -> Array:
         """Conjugate gradients for a matrix that its preconditioner is at most twice: to rounding, nearly.
 
+        On a device it isn't checked whether they converge: the iterations around these do.
+
         Raises:
-            SolverError: If they don't converge.
+            SolverError: If they don't converge on a processor.
         """
         ...
 
@@ -179,21 +180,6 @@ class _HostBlocks:
             raise _not_factored(error) from error
 
 
-def _in_memory(method: Callable[..., Array]) -> Callable[..., Array]:
-    """What a device's memory is too small for ends the build with a sentence."""
-
-    @wraps(method)
-    def tried(*arguments: Any) -> Array:
-        import torch
-
-        try:
-            return method(*arguments)
-        except torch.OutOfMemoryError as error:
-            raise SolverError("the GPU's memory is used up; simulate with fewer --workers, or --device cpu") from error
-
-    return tried
-
-
 class _TorchFactor:
     def __init__(self, lower: torch.Tensor) -> None:
         import torch
@@ -224,7 +210,6 @@ class _TorchCarried:
     def times_transposed(self, numbers: torch.Tensor) -> Array:
         return self._up @ (self._inverse.T @ numbers)
 
-    @_in_memory
     def taken(self) -> Array:
         whole = self._up @ self._inverse.T
         return whole @ whole.T
@@ -253,7 +238,6 @@ class _TorchBlocks:
 
         return torch.from_numpy(np.ascontiguousarray(numbers)).to(self._device)
 
-    @_in_memory
     def dense(self, matrix: sp.csr_matrix) -> Array:
         return _dense_tensor(matrix, self._device)
 
@@ -276,13 +260,12 @@ class _TorchBlocks:
         for _ in range(_TURNS):
             guess = approximate(rest)
             size, before = rest @ guess, size
-            direction = guess + torch.nan_to_num(size / before) * direction
+            direction = guess + torch.nan_to_num(size / before, posinf=0.0) * direction
             pushed = apply(direction)
-            step = torch.nan_to_num(size / (direction @ pushed))  # 0 / 0 where nothing is left
+            step = torch.nan_to_num(size / (direction @ pushed), posinf=0.0)  # 0 / 0 where nothing is left
             moved, rest = moved + step * direction, rest - step * pushed
         return moved
 
-    @_in_memory
     def factor(self, matrix: torch.Tensor) -> Factor:
         import torch
 

@@ -329,8 +329,8 @@ class Mechanics:
             return self._stiffness.push(moved) - self._constraint.reduce(missing)
 
         def approximate(rest: NDArray[np.float64]) -> NDArray[np.float64]:
-            known = self._stiffness
-            guess = known.approximate(rest) if plane is None else known.approximate_halved(rest, plane)
+            solver = self._stiffness
+            guess = solver.approximate(rest) if plane is None else solver.approximate_halved(rest, plane)
             return self._without(free, guess)
 
         known = self._stiffness.known

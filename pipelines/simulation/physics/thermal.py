@@ -199,12 +199,12 @@ def _solve_on(
         if turn % _UNWATCHED == 0 and not bool(rest @ rest > goal):
             break
         pushed = whole @ direction
-        step = torch.nan_to_num(size / (direction @ pushed))  # 0 / 0 where nothing is left
+        step = torch.nan_to_num(size / (direction @ pushed), posinf=0.0)  # 0 / 0 where nothing is left
         found = found + step * direction
         rest = rest - step * pushed
         scaled = scaling * rest
         size, before = rest @ scaled, size
-        direction = scaled + torch.nan_to_num(size / before) * direction
+        direction = scaled + torch.nan_to_num(size / before, posinf=0.0) * direction
     solution = np.asarray(found.cpu().numpy())
     if not np.linalg.norm(right - matrix @ solution) <= 10 * _TOLERANCE * np.linalg.norm(right):
         raise SolverError("the temperatures did not converge")
