@@ -92,7 +92,7 @@ def simulate(
         failure_rate: Share of cases that fail on purpose, in the ways of NetFabb's failed runs.
         results: Every result that NetFabb writes (whole), or those alone that a data set is built from (lean), a
             quarter of the bytes.
-        device: Where factors of the stiffness are worked on: cpu, or cuda for this machine's GPU, which workers share.
+        device: Where equations are solved: cpu, or cuda for this machine's GPU, which workers share.
         workers: Worker processes on this machine, one per core by default; 0 works in this process.
         scheduler: Address of a running Dask scheduler to use instead, such as tcp://node1:8786.
         cluster: Start a Dask cluster instead: slurm, or a YAML file with class, init and workers or adapt.

@@ -50,7 +50,7 @@ class SimulationOptions:
         parts_of: Folder of an earlier simulation, whose accepted parts are meshed with other numbers of points.
         results: All result files, or those alone that a data set is built from.
         part: Parts that are known by name, to simulate instead of drawn ones.
-        device: Where factors of the stiffness are worked on.
+        device: Where equations are solved.
     """
 
     cases: int = 24

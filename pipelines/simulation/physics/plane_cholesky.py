@@ -92,6 +92,7 @@ class PlaneCholesky:
         # Of the last extension: what lower nodes of a plane felt before it was there, and factors of that.
         self._before: dict[int, Array] = {}
         self._tops: dict[int, Factor] = {}
+        self._sent: dict[int, tuple[Array, ...]] = {}  # matrices of a plane, where they are worked on
         self.known: Preconditioning | None = None
 
     @property
@@ -100,8 +101,8 @@ class PlaneCholesky:
         return self._at.host(self._open)
 
     def extend(self, cell_planes: int) -> None:
-        self._before.clear()
-        self._tops.clear()
+        for known in (self._before, self._tops, self._sent):
+            known.clear()
         for plane in range(len(self._factors), cell_planes):
             self._eliminate(plane)
         self._top = self._at.factor(self._open + 0.0)
@@ -160,7 +161,9 @@ class PlaneCholesky:
         parts = self._eliminated(wanted, plane)
         factor, carried, top = self._factors[plane], self._couplings[plane], self._top_of(plane)
         size = int(self._ends[plane + 1] - self._ends[plane])
-        lower, upper, coupling, transposed = (self._at.sparse(one) for one in self._planes[plane].matrices())
+        if plane not in self._sent:
+            self._sent[plane] = tuple(map(self._at.sparse, self._planes[plane].matrices()))
+        lower, upper, coupling, transposed = self._sent[plane]
         before = self._before[plane]
 
         def apply(moved: Array) -> Array:

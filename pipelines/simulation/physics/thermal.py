@@ -25,7 +25,7 @@ from scipy.sparse.linalg import cg
 from lpbf_data.geometry.hexahedra import HEX8_FACES
 from lpbf_data.geometry.voxel_mesh import VoxelMesh
 from pipelines.simulation.materials.material import Material, Process
-from pipelines.simulation.physics.dense_blocks import sparse_tensor
+from pipelines.simulation.physics.dense_blocks import iterate_on_device, sparse_tensor
 from pipelines.simulation.physics.elements import thermal_element
 from pipelines.simulation.physics.equations import plane_starts
 from pipelines.simulation.physics.iterations import SolverError
@@ -36,7 +36,6 @@ PLATE_LEVELS: Final = (-25.0, -12.5, -6.25, -3.125, 0.0)
 
 _STEPS: Final = 1  # a group of layers
 _TOLERANCE: Final = 1e-9
-_UNWATCHED: Final = 50  # iterations on a device between two looks at what is left
 _NEIGHBOURS: Final = np.array([[0, 0, -1], [0, 0, 1], [0, -1, 0], [1, 0, 0], [0, 1, 0], [-1, 0, 0]])
 """Steps in the grid through the faces of `HEX8_FACES`."""
 
@@ -191,21 +190,10 @@ def _solve_on(
         return torch.from_numpy(numbers).to(device)
 
     whole = sparse_tensor(matrix, torch.device(device))
-    wanted, found, scaling = there(right), there(guess), there(1 / matrix.diagonal())
-    rest = wanted - whole @ found
-    direction = scaled = scaling * rest
-    size, goal = rest @ scaled, (_TOLERANCE * torch.linalg.vector_norm(wanted)) ** 2
-    for turn in range(20 * len(right) + 100):
-        if turn % _UNWATCHED == 0 and not bool(rest @ rest > goal):
-            break
-        pushed = whole @ direction
-        step = torch.nan_to_num(size / (direction @ pushed), posinf=0.0)  # 0 / 0 where nothing is left
-        found = found + step * direction
-        rest = rest - step * pushed
-        scaled = scaling * rest
-        size, before = rest @ scaled, size
-        direction = scaled + torch.nan_to_num(size / before, posinf=0.0) * direction
-    solution = np.asarray(found.cpu().numpy())
+    wanted, start, scaling = there(right), there(guess), there(1 / matrix.diagonal())
+    goal, turns = (_TOLERANCE * torch.linalg.vector_norm(wanted)) ** 2, 20 * len(right) + 100
+    moved = iterate_on_device(whole.__matmul__, scaling.__mul__, wanted - whole @ start, turns, goal)
+    solution = np.asarray((start + moved).cpu().numpy())
     if not np.linalg.norm(right - matrix @ solution) <= 10 * _TOLERANCE * np.linalg.norm(right):
         raise SolverError("the temperatures did not converge")
     return solution
